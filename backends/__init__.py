@@ -1,0 +1,1 @@
+"""The runtimes that programs are lowered to: one file, or one folder, each."""

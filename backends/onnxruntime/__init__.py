@@ -1,0 +1,1 @@
+"""ONNX Runtime: export, lowering of the dialect, engine."""

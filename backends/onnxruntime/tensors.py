@@ -1,0 +1,51 @@
+"""Lazy weights as onnx_ir tensors: written to external data block by block, never held whole."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from moec.weights import Weight
+
+DTYPES = {
+    torch.float64: ir.DataType.DOUBLE, torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64, torch.int32: ir.DataType.INT32, torch.uint8: ir.DataType.UINT8, torch.int8: ir.DataType.INT8, torch.bool: ir.DataType.BOOL,
+}  # fmt: skip
+
+
+class WeightTensor(ir.LazyTensor):
+    """An ONNX initializer whose bytes come from a `Weight` when they are asked for, and are never kept."""
+
+    def __init__(self, weight: Weight, name: str) -> None:
+        super().__init__(self._materialize, dtype=DTYPES[weight.dtype], shape=ir.Shape(weight.shape), name=name)
+        self.weight = weight
+
+    def _materialize(self) -> ir.TensorProtocol:
+        return ir.tensor(self.weight.load().contiguous(), name=self.name)
+
+    def tobytes(self) -> bytes:
+        return b"".join(as_bytes(block) for block in self.weight.blocks())
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Stream the bytes into a file, one block in memory at a time."""
+        for block in self.weight.blocks():
+            file.write(as_bytes(block))
+
+
+def as_bytes(block: Tensor) -> memoryview:
+    """A contiguous CPU tensor's bytes, little-endian as ONNX and safetensors have them, without a copy."""
+    return memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def add_initializer(graph: ir.Graph, weight: Weight, name: str) -> ir.Value:
+    """Enter a weight as an initializer of a graph under a free name; returns its value."""
+    free, n = name, 1
+    while free in graph.initializers:
+        free, n = f"{name}_{n}", n + 1
+    tensor = WeightTensor(weight, free)
+    value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value

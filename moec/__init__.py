@@ -1,0 +1,1 @@
+"""moec: a compiler for mixture-of-experts. A PyTorch model goes in, a verified engine comes out."""

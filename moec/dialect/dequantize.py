@@ -1,0 +1,44 @@
+"""`moec::dequantize`: the weight that a packed tensor stands for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """Pack unsigned integers `[..., K]` of 2, 4 or 8 bits into uint8 `[..., K*bits/8]`, lowest bits first.
+
+    The layout of ONNX Runtime's MatMulNBits and QMoE and, byte for byte, of compressed-tensors' pack-quantized.
+    """
+    per_byte = 8 // bits
+    grouped = values.to(torch.uint8).unflatten(-1, (-1, per_byte))
+    shifts = torch.arange(per_byte, dtype=torch.uint8, device=values.device) * bits
+    return (grouped << shifts).sum(-1, dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor, bits: int) -> Tensor:
+    shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
+    return ((packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+
+
+@torch.library.custom_op("moec::dequantize", mutates_args=())
+def dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits: int) -> Tensor:
+    """`(q - zero) * scale`, blockwise along the last dimension.
+
+    Args:
+        packed: uint8 `[..., K*bits/8]`, see `pack`; bits is 2, 4 or 8.
+        scale: `[..., K/block]` float; the block size follows from the shapes.
+        zero: unsigned zero points `[..., K/block]`; absent means `2**(bits-1)`, the symmetric grid.
+
+    Returns:
+        `[..., K]` in scale's dtype.
+    """
+    q = _unpack(packed, bits).unflatten(-1, (scale.shape[-1], -1)).to(scale.dtype)
+    offset = float(2 ** (bits - 1)) if zero is None else zero.to(scale.dtype).unsqueeze(-1)
+    return ((q - offset) * scale.unsqueeze(-1)).flatten(-2)
+
+
+@dequantize.register_fake
+def _(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits: int) -> Tensor:
+    return scale.new_empty((*packed.shape[:-1], packed.shape[-1] * 8 // bits))

@@ -1,0 +1,98 @@
+"""`moec::moe`: router projection, routing and experts in one operator, as ONNX Runtime's MoE and TensorRT's MoE layer take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moec.dialect.activation import Activation
+from moec.dialect.experts import dense_expert, experts_reference, scatter_gradients
+from moec.dialect.routing import Routing, route_reference
+
+
+def moe_reference(
+    x: Tensor,
+    router_weight: Tensor,
+    router_bias: Tensor | None,
+    selection_bias: Tensor | None,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None,
+    b_out: Tensor | None,
+    routing: Routing,
+    activation: Activation,
+    score_before: bool,
+) -> Tensor:
+    """`moec::moe` in plain PyTorch: linear, `route_reference`, `experts_reference`."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    logits = F.linear(x.to(exact), router_weight.to(exact), None if router_bias is None else router_bias.to(exact))
+    weights, ids = route_reference(logits, selection_bias, routing)
+    return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, activation), w_in.shape[0], score_before)
+
+
+@torch.library.custom_op("moec::moe", mutates_args=())
+def moe(
+    x: Tensor,
+    router_weight: Tensor,
+    router_bias: Tensor | None,
+    selection_bias: Tensor | None,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    *,
+    top_k: int,
+    score: str = "softmax",
+    combine: str = "renormalize",
+    groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "max",
+    scale: float = 1.0,
+    epsilon: float = 0.0,
+    activation: str = "silu",
+    gated: bool = True,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    limit: float = 0.0,
+    clamp_after: bool = False,
+    score_before: bool = False,
+) -> Tensor:
+    """A whole mixture-of-experts block without shared experts.
+
+    Args:
+        x: tokens `[..., H]`.
+        router_weight: `[E, H]`; logits are computed in float32 whatever x's dtype. router_bias: `[E]`, part of the logits.
+        selection_bias: `[E]`, added to the scores for the choice only.
+        w_in `[E, F*I, H]`, w_out `[E, H, I]`, b_in `[E, F*I]`, b_out `[E, H]`: as in `moec::experts`.
+        top_k … epsilon: see `Routing`. activation … clamp_after: see `Activation`. score_before: see `moec::experts`.
+
+    Returns:
+        `[..., H]` in x's dtype.
+    """
+    routing = Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon)
+    rule = Activation(activation, gated, alpha, beta, limit, clamp_after)
+    return moe_reference(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing, rule, score_before)
+
+
+@moe.register_fake
+def _(x: Tensor, *_tensors: Any, **_rule: Any) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.kwargs = keyword_only_inputs
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    with torch.enable_grad():
+        leaves = [None if t is None else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        kwargs = ctx.kwargs
+        y = moe_reference(*leaves, Routing.of(kwargs), Activation.of(kwargs), kwargs["score_before"])  # type: ignore[arg-type]
+    return scatter_gradients(y, grad, leaves)
+
+
+torch.library.register_autograd("moec::moe", _backward, setup_context=_setup)

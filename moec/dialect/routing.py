@@ -1,0 +1,141 @@
+"""`moec::route`: which experts a token goes to, and how much each counts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCORES = ("softmax", "sigmoid", "identity")
+COMBINES = ("scores", "renormalize", "softmax", "ones")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A routing rule as data.
+
+    Attributes:
+        top_k: experts a token, K.
+        score: `softmax` (Switch, Mixtral, Qwen), `sigmoid` (DeepSeek-V3, Llama 4) or `identity` (the raw logits).
+        combine: how the chosen experts' scores become weights: `scores` as they are (Qwen2-MoE, OLMoE), `renormalize` to sum 1
+            (Mixtral, Qwen3-MoE), `softmax` of the chosen logits (gpt-oss, Granite), `ones` (carved experts).
+        groups, top_groups: experts are cut into `groups` equal groups and only the best `top_groups` may be chosen from
+            (DeepSeek-V2: arXiv 2405.04434, V3: arXiv 2412.19437); `groups` 1 means no limit.
+        group_score: a group's score: its `max` (V2) or the sum of its `top2` (V3).
+        scale: factor of the weights at the end.
+        epsilon: added to the sum in `renormalize`.
+    """
+
+    top_k: int
+    score: str = "softmax"
+    combine: str = "renormalize"
+    groups: int = 1
+    top_groups: int = 1
+    group_score: str = "max"
+    scale: float = 1.0
+    epsilon: float = 0.0
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `moec::route` and `moec::moe` that say this rule."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, kwargs: dict[str, Any]) -> Routing:
+        """Read it back from a node's keyword arguments."""
+        return cls(**{key: kwargs[key] for key in cls.__dataclass_fields__ if key in kwargs})
+
+
+def _scores(logits: Tensor, score: str) -> Tensor:
+    if score == "softmax":
+        return torch.softmax(logits, dim=-1)
+    if score == "sigmoid":
+        # not torch.sigmoid: ONNX Runtime's CPU Sigmoid has an absolute error of 6e-8, which renormalising small scores amplifies
+        return torch.reciprocal(1.0 + torch.exp(-logits))
+    return logits
+
+
+def _limit_to_groups(choice: Tensor, rule: Routing) -> Tensor:
+    """Scores for the choice `[T, E]` with the groups that were not chosen at minus infinity."""
+    grouped = choice.unflatten(-1, (rule.groups, choice.shape[-1] // rule.groups))
+    best = grouped.amax(-1) if rule.group_score == "max" else grouped.topk(2, dim=-1).values.sum(-1)
+    chosen = best.topk(rule.top_groups, dim=-1).indices
+    closed = torch.ones_like(best).scatter(-1, chosen, 0.0).bool()
+    return grouped.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+def route_reference(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple[Tensor, Tensor]:
+    """`moec::route` in plain PyTorch, without data-dependent shapes: exporters may trace it."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # choosing by logits and by their softmax is the same choice; the logits have no ties that underflow made
+    by_logits = rule.combine == "softmax" and bias is None and rule.groups == 1
+    scores = logits if by_logits else _scores(logits, rule.score)
+    choice = scores if bias is None else scores + bias
+    if rule.groups > 1:
+        choice = _limit_to_groups(choice, rule)
+    picked, ids = choice.topk(rule.top_k, dim=-1)
+    weights = picked if bias is None else scores.gather(-1, ids)
+    if rule.combine == "renormalize":
+        total = weights.sum(-1, keepdim=True)
+        weights = weights / (total + rule.epsilon if rule.epsilon else total)
+    elif rule.combine == "softmax":
+        weights = torch.softmax(weights if by_logits else logits.gather(-1, ids), dim=-1)
+    elif rule.combine == "ones":
+        weights = torch.ones_like(weights)
+    return (weights * rule.scale if rule.scale != 1.0 else weights), ids
+
+
+@torch.library.custom_op("moec::route", mutates_args=())
+def route(
+    logits: Tensor,
+    bias: Tensor | None = None,
+    *,
+    top_k: int,
+    score: str = "softmax",
+    combine: str = "renormalize",
+    groups: int = 1,
+    top_groups: int = 1,
+    group_score: str = "max",
+    scale: float = 1.0,
+    epsilon: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Choose K experts a token.
+
+    Args:
+        logits: `[..., E]`, any float dtype; computed with in float32 (float64 stays).
+        bias: `[E]`, added to the scores for the choice only, never to the weights (DeepSeek-V3).
+        top_k, score, combine, groups, top_groups, group_score, scale, epsilon: see `Routing`.
+
+    Returns:
+        weights `[..., K]` in float32 (float64 for float64 logits) and expert ids `[..., K]` in int64.
+    """
+    weights, ids = route_reference(logits, bias, Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon))
+    return weights.clone(), ids.clone()
+
+
+@route.register_fake
+def _(logits: Tensor, bias: Tensor | None = None, *, top_k: int, **_rule: Any) -> tuple[Tensor, Tensor]:
+    shape = (*logits.shape[:-1], top_k)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=torch.int64)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
+    logits, bias = inputs
+    ctx.save_for_backward(logits, bias)
+    ctx.rule = Routing.of(keyword_only_inputs)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, grad_weights: Tensor, _grad_ids: Tensor | None) -> tuple[Tensor | None, None]:
+    # the choice is piecewise constant, so only the weights carry a gradient; the correction bias gets none by design
+    logits, bias = ctx.saved_tensors
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        weights, _ = route_reference(leaf, bias, ctx.rule)
+    grad = torch.autograd.grad(weights, leaf, grad_weights)[0] if weights.requires_grad else None
+    return grad, None
+
+
+torch.library.register_autograd("moec::route", _backward, setup_context=_setup)

@@ -1,0 +1,140 @@
+"""Engines and backends: the two protocols that everything after compilation works with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.pipeline import Pipeline
+from moec.program import Input, Program
+from moec.target import Target
+
+
+class Engine(ABC):
+    """Something that runs: named inputs to named outputs, numpy or torch in, the same kind out.
+
+    Attributes:
+        name: for tables.
+        inputs, outputs: signature.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run on tensors that have been checked against the signature."""
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        """Run by name. Raises M211 on a missing, unknown or ill-shaped input."""
+        as_numpy = any(isinstance(v, np.ndarray) for v in inputs.values())
+        result = self.run(self.check(inputs))
+        return {k: v.numpy() for k, v in result.items()} if as_numpy else result
+
+    def check(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inputs as tensors in the signature's order; dtypes must agree exactly, dynamic dimensions with each other."""
+        names = [i.name for i in self.inputs]
+        for name in inputs:
+            if name not in names:
+                raise MoecError("M211", f"no input is called {name!r}", self.name, f"the inputs are {', '.join(names)}")
+        sizes: dict[str, int] = {}
+        return {spec.name: _fit(spec, inputs, sizes, self.name) for spec in self.inputs}
+
+    def close(self) -> None:  # noqa: B027  # most engines have nothing to close
+        """Free the runtime's resources."""
+
+
+def _fit(spec: Input, inputs: Mapping[str, Any], sizes: dict[str, int], engine: str) -> Tensor:
+    want = f"{str(spec.dtype)[6:]}{list(spec.shape)}"
+    if spec.name not in inputs:
+        raise MoecError("M211", f"input {spec.name!r} is missing", engine, f"pass {spec.name} as {want}")
+    value = torch.as_tensor(inputs[spec.name])
+    fits = value.dtype == spec.dtype and value.dim() == len(spec.shape)
+    for size, dim in zip(value.shape, spec.shape, strict=False):
+        fits = fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+    if not fits:
+        got = f"{str(value.dtype)[6:]}{list(value.shape)}"
+        raise MoecError("M211", f"input {spec.name!r} is {got}", engine, f"pass {want}; equal names are equal sizes")
+    return value
+
+
+class EagerEngine(Engine):
+    """A program in eager PyTorch, weights loaded once."""
+
+    def __init__(self, program: Program, device: str = "cpu") -> None:
+        self.name, self.inputs, self.outputs = "eager", program.inputs, program.outputs
+        self._module = program.module(device)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            values = self._module(*(inputs[i.name] for i in self.inputs))
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One reason why a target cannot take a program.
+
+    Attributes:
+        reason: what is not supported.
+        where: the node or option.
+        fix: the way out.
+    """
+
+    reason: str
+    where: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a backend finds on this machine.
+
+    Attributes:
+        available: whether engines can be built and run here.
+        versions: package -> version.
+        devices: what the runtime offers (execution providers, GPUs).
+        missing: what is not here, empty when available.
+        install: the command that installs it.
+    """
+
+    available: bool
+    versions: dict[str, str] = field(default_factory=dict)
+    devices: tuple[str, ...] = ()
+    missing: str = ""
+    install: str = ""
+
+
+class Backend(ABC):
+    """A runtime that programs are lowered to. One class a file in `backends/`, named as the runtime."""
+
+    name: str
+
+    @abstractmethod
+    def probe(self, target: Target) -> Probe:
+        """What is installed here; never raises."""
+
+    @abstractmethod
+    def supports(self, program: Program, target: Target) -> list[Refusal]:
+        """Why this program cannot be built for the target; empty means it can."""
+
+    @abstractmethod
+    def legalize(self, target: Target) -> Pipeline:
+        """The passes that bring a program into the form that `build` takes."""
+
+    @abstractmethod
+    def build(self, program: Program, target: Target, folder: Path) -> dict[str, Any]:
+        """Write the engine's files into an existing empty folder; returns facts for the report."""
+
+    @abstractmethod
+    def load(self, folder: Path, target: Target) -> Engine:
+        """An engine from the files that `build` wrote."""

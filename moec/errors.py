@@ -1,0 +1,64 @@
+"""Every failure that a user can cause or meet: a code, what happened, where, and how to fix it.
+
+The exit code of the command line follows from the error's code, so that a script can tell a wrong engine (1) from a wrong
+command (2), a missing runtime (3) and a bug of ours (70).
+"""
+
+from __future__ import annotations
+
+EXIT_CODES = {"M1": 1, "M2": 2, "M3": 3, "M7": 70}
+
+# One line a code; `moec explain CODE` prints it. Add a code here before raising it.
+CODES: dict[str, str] = {
+    "M101": "The engine's outputs differ from the untouched model's by more than the tolerance. No engine was published.",
+    "M102": "A pass broke its contract: an exact pass changed the numbers, or an approximate one exceeded its error budget.",
+    "M103": "A pass that was named changed nothing. moec never reports success for work that was not done.",
+    "M104": "An expert could not be reached by any input that was tried, so the engine cannot be proven.",
+    "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
+    "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest.",
+    "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
+    "M202": "No pass, target or preset has this name.",
+    "M203": "The configuration of a pass is not valid for this model.",
+    "M204": "The source of the model could not be read.",
+    "M205": "A safetensors file is missing, truncated, or lacks a weight that the model needs.",
+    "M206": "moec does not know this architecture, or a part of it, well enough to prove a conversion.",
+    "M207": "torch.export could not capture the model as one graph.",
+    "M208": "The target cannot express an operation of the model.",
+    "M209": "Code from the model's own repository or a pickle would have to be run; moec does that only when told to.",
+    "M210": "The output folder cannot be written.",
+    "M211": "The inputs given to an engine do not fit its signature.",
+    "M301": "The runtime of this target, or a package that it needs, is not installed.",
+    "M302": "The hardware that this target needs is not in this machine.",
+    "M701": "A pass lied: the count of rewrites that it returned does not agree with what happened to the graph.",
+    "M702": "A program is malformed after a pass.",
+    "M799": "An unexpected error inside moec.",
+}
+
+
+class MoecError(Exception):
+    """A failure with a code, what happened, where, and how to fix it.
+
+    Args:
+        code: a key of `CODES`; its first two characters decide the exit code.
+        what: one sentence, without advice.
+        where: the file, node, option or weight that is concerned.
+        fix: what the user can do now.
+    """
+
+    def __init__(self, code: str, what: str, where: str, fix: str) -> None:
+        if code not in CODES:
+            raise KeyError(f"unknown error code {code}")
+        super().__init__(what)
+        self.code, self.what, self.where, self.fix = code, what, where, fix
+
+    @property
+    def exit_code(self) -> int:
+        """Exit status of the command line: 1 not acceptable, 2 usage or unsupported, 3 missing, 70 bug."""
+        return EXIT_CODES[self.code[:2]]
+
+    def __str__(self) -> str:
+        return f"error[{self.code}]: {self.what}\n  where: {self.where}\n  fix:   {self.fix}"
+
+    def to_dict(self) -> dict[str, str | int]:
+        """The same as plain data, for `--json`."""
+        return {"code": self.code, "what": self.what, "where": self.where, "fix": self.fix, "exit_code": self.exit_code}

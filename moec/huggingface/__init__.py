@@ -1,0 +1,1 @@
+"""Reading models of the transformers library: the one place where it is imported."""

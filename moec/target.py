@@ -1,0 +1,44 @@
+"""A target names a runtime, a device and its options, as plain data: `onnxruntime`, `onnxruntime:cuda,precision=fp16`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from moec.errors import MoecError
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an engine is to run.
+
+    Attributes:
+        backend: name of the backend, the part before the colon.
+        device: the backend's device or architecture (`cpu`, `cuda`, `sm90`); empty means the backend's default.
+        options: `key=value` pairs; a backend refuses those that it does not know.
+    """
+
+    backend: str
+    device: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read `backend[:device[,key=value…]]`; raises M201 on anything else. `str(target)` prints it back."""
+        backend, _, rest = text.strip().partition(":")
+        device, options = "", {}
+        for part in filter(None, (p.strip() for p in rest.split(","))):
+            key, equals, value = part.partition("=")
+            if equals and key and value:
+                options[key] = value
+            elif not equals and not device and not options:
+                device = part
+            else:
+                raise MoecError("M201", f"{part!r} is not a device or a key=value option", f"target {text!r}", "write backend[:device[,key=value…]]")
+        if not backend.replace("-", "").replace("_", "").isalnum():
+            raise MoecError("M201", f"{text!r} names no backend", "--target", "write for example --target onnxruntime")
+        return cls(backend, device, options)
+
+    def __str__(self) -> str:
+        parts = [self.device] if self.device else []
+        parts += [f"{k}={v}" for k, v in self.options.items()]
+        return self.backend + (":" + ",".join(parts) if parts else "")

@@ -1,0 +1,173 @@
+"""Lazy weights: a shape, a dtype and a way to read rows, so that a program never holds what it does not compute with.
+
+A weight is read by blocks of its leading dimension. All expressions that compilation needs (stacking experts, joining gate and
+up, transposing, casting, copying) commute with that slicing or cut it into pieces, so a backend can write the experts of a 47 B
+model with one block in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A tensor that is not there yet.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype.
+        origin: the expression that it stands for, as text; equal text means equal content within one program.
+        read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+    read: Callable[[int, int], Tensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> Tensor:
+        """The whole tensor."""
+        return self.read(0, self.shape[0] if self.shape else 1)
+
+    def meta(self) -> Tensor:
+        """A meta tensor of the same shape and dtype, for the graph."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
+        """The tensor as consecutive blocks of rows of about `block_bytes` each (at least one row)."""
+        if not self.shape:
+            yield self.load()
+            return
+        row_bytes = max(1, self.size_bytes // max(1, self.shape[0]))
+        step = max(1, block_bytes // row_bytes)
+        for start in range(0, self.shape[0], step):
+            yield self.read(start, min(start + step, self.shape[0]))
+
+
+def from_tensor(tensor: Tensor, name: str) -> Weight:
+    """A weight that is in memory already; `name` is its origin's text."""
+    value = tensor.detach()
+    return Weight(tuple(value.shape), value.dtype, name, lambda a, b: value[a:b] if value.dim() else value)
+
+
+@lru_cache(maxsize=64)
+def _open(path: str):  # type: ignore[no-untyped-def]  # safetensors has no public type for a handle
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt")
+
+
+def from_file(path: str | Path, name: str) -> Weight:
+    """The tensor `name` of a safetensors file, memory-mapped: reading rows touches only their pages.
+
+    Spec: https://huggingface.co/docs/safetensors. Raises whatever safetensors raises on a broken file.
+    """
+    view = _open(str(path)).get_slice(name)
+    shape, dtype = tuple(view.get_shape()), _SAFETENSORS_DTYPES[view.get_dtype()]
+
+    def read(start: int, stop: int) -> Tensor:
+        handle = _open(str(path))
+        return handle.get_slice(name)[start:stop] if shape else handle.get_tensor(name)
+
+    return Weight(shape, dtype, f"{Path(path).name}:{name}", read)
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def rowwise(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weight:
+    """A function of weights that commutes with slicing their common leading dimension.
+
+    The result's shape and dtype are found by running `function` on meta tensors.
+    """
+    probe = function(*(w.meta() for w in inputs))
+    origin = f"{text}({', '.join(w.origin for w in inputs)})"
+    return Weight(tuple(probe.shape), probe.dtype, origin, lambda a, b: function(*(w.read(a, b) for w in inputs)))
+
+
+def whole(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weight:
+    """Any function of weights: reading a part of the result computes all of it."""
+    probe = function(*(w.meta() for w in inputs))
+    origin = f"{text}({', '.join(w.origin for w in inputs)})"
+
+    def read(start: int, stop: int) -> Tensor:
+        value = function(*(w.load() for w in inputs))
+        return value[start:stop] if value.dim() else value
+
+    return Weight(tuple(probe.shape), probe.dtype, origin, read)
+
+
+def stack(weights: Sequence[Weight]) -> Weight:
+    """`torch.stack(weights)`: one row a weight."""
+    first = weights[0]
+    same = all(w is first for w in weights)
+    text = f"{first.origin} x {len(weights)}" if same else ", ".join(w.origin for w in weights)
+    read = lambda a, b: torch.stack([w.load() for w in weights[a:b]]) if b > a else first.load()[None][:0]  # noqa: E731
+    return Weight((len(weights), *first.shape), first.dtype, f"stack({text})", read)
+
+
+def concat(weights: Sequence[Weight], dim: int) -> Weight:
+    """`torch.cat(weights, dim)`; `dim` 0 reads only the pieces that a block touches."""
+    if dim != 0:
+        return rowwise(f"concat[{dim}]", lambda *parts: torch.cat(parts, dim), *weights)
+    starts = [0]
+    for w in weights:
+        starts.append(starts[-1] + w.shape[0])
+
+    def read(start: int, stop: int) -> Tensor:
+        parts = [
+            w.read(max(start - at, 0), min(stop - at, w.shape[0]))
+            for w, at in zip(weights, starts, strict=False)
+            if start < at + w.shape[0] and stop > at
+        ]
+        return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+    origin = f"concat({', '.join(w.origin for w in weights)})"
+    return Weight((starts[-1], *weights[0].shape[1:]), weights[0].dtype, origin, read)
+
+
+def select(weight: Weight, index: int) -> Weight:
+    """`weight[index]`: one expert of a stack."""
+    row = lambda: weight.read(index, index + 1)[0]  # noqa: E731
+    return Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", lambda a, b: row()[a:b] if weight.shape[1:] else row())
+
+
+def rows(weight: Weight, start: int, stop: int) -> Weight:
+    """`weight[start:stop]`."""
+    shape = (stop - start, *weight.shape[1:])
+    return Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b))
+
+
+def transpose(weight: Weight, dim0: int, dim1: int) -> Weight:
+    """`weight.transpose(dim0, dim1)`, contiguous; by rows when the leading dimension stays in place."""
+    make = rowwise if 0 not in (dim0 % len(weight.shape), dim1 % len(weight.shape)) else whole
+    return make(f"transpose[{dim0},{dim1}]", lambda t: t.transpose(dim0, dim1).contiguous(), weight)
+
+
+def cast(weight: Weight, dtype: torch.dtype) -> Weight:
+    """The weight in another dtype; itself when it has that dtype already."""
+    return weight if weight.dtype == dtype else rowwise(f"cast[{str(dtype)[6:]}]", lambda t: t.to(dtype), weight)
+
+
+def scale(weight: Weight, factor: float) -> Weight:
+    """`weight * factor`; exact in every binary float format when `factor` is a power of two and nothing over- or underflows."""
+    return weight if factor == 1.0 else rowwise(f"scale[{factor:g}]", lambda t: t * factor, weight)
