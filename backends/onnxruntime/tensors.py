@@ -20,11 +20,9 @@ class WeightTensor(ir.LazyTensor):
     """An ONNX initializer whose bytes come from a `Weight` when they are asked for, and are never kept."""
 
     def __init__(self, weight: Weight, name: str) -> None:
-        super().__init__(self._materialize, dtype=DTYPES[weight.dtype], shape=ir.Shape(weight.shape), name=name)
+        read = lambda: ir.tensor(weight.load().contiguous(), name=name)  # noqa: E731  # not a method: LazyTensor's repr would recurse
+        super().__init__(read, dtype=DTYPES[weight.dtype], shape=ir.Shape(weight.shape), name=name)
         self.weight = weight
-
-    def _materialize(self) -> ir.TensorProtocol:
-        return ir.tensor(self.weight.load().contiguous(), name=self.name)
 
     def tobytes(self) -> bytes:
         return b"".join(as_bytes(block) for block in self.weight.blocks())
