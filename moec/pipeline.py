@@ -153,6 +153,10 @@ class Pipeline:
         """From plain data, as TOML's `[[pass]]` tables give it: each a `name` and the pass's fields."""
         return cls(tuple(make_pass(str(i["name"]), {k: v for k, v in i.items() if k != "name"}) for i in items))
 
+    def all_optional(self) -> Pipeline:
+        """The same passes, each allowed to change nothing."""
+        return Pipeline(self.passes, frozenset(p.name for p in self.passes))
+
     def __add__(self, other: Pipeline) -> Pipeline:
         return Pipeline(self.passes + other.passes, self.optional | other.optional)
 

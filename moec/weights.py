@@ -28,12 +28,14 @@ class Weight:
         dtype: its dtype.
         origin: the expression that it stands for, as text; equal text means equal content within one program.
         read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
+        atomic: a part costs as much as the whole, so `blocks` does not cut it.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     origin: str
     read: Callable[[int, int], Tensor]
+    atomic: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -50,7 +52,7 @@ class Weight:
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
         """The tensor as consecutive blocks of rows of about `block_bytes` each (at least one row)."""
-        if not self.shape:
+        if not self.shape or self.atomic:
             yield self.load()
             return
         row_bytes = max(1, self.size_bytes // max(1, self.shape[0]))
@@ -113,7 +115,7 @@ def whole(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weight
         value = function(*(w.load() for w in inputs))
         return value[start:stop] if value.dim() else value
 
-    return Weight(tuple(probe.shape), probe.dtype, origin, read)
+    return Weight(tuple(probe.shape), probe.dtype, origin, read, atomic=True)
 
 
 def stack(weights: Sequence[Weight]) -> Weight:
@@ -158,9 +160,23 @@ def rows(weight: Weight, start: int, stop: int) -> Weight:
 
 
 def transpose(weight: Weight, dim0: int, dim1: int) -> Weight:
-    """`weight.transpose(dim0, dim1)`, contiguous; by rows when the leading dimension stays in place."""
-    make = rowwise if 0 not in (dim0 % len(weight.shape), dim1 % len(weight.shape)) else whole
-    return make(f"transpose[{dim0},{dim1}]", lambda t: t.transpose(dim0, dim1).contiguous(), weight)
+    """`weight.transpose(dim0, dim1)`, contiguous. Moving the leading dimension reads the source once for every block of the result."""
+    dim0, dim1 = sorted((dim0 % len(weight.shape), dim1 % len(weight.shape)))
+    text = f"transpose[{dim0},{dim1}]"
+    if dim0 != 0:
+        return rowwise(text, lambda t: t.transpose(dim0, dim1).contiguous(), weight)
+    shape = list(weight.shape)
+    shape[0], shape[dim1] = shape[dim1], shape[0]
+
+    def read(start: int, stop: int) -> Tensor:
+        block = torch.empty([stop - start, *shape[1:]], dtype=weight.dtype)
+        at = 0
+        for part in weight.blocks():  # one block of the source and one of the result in memory
+            block.narrow(dim1, at, len(part)).copy_(part.narrow(dim1, start, stop - start).transpose(0, dim1))
+            at += len(part)
+        return block
+
+    return Weight(tuple(shape), weight.dtype, f"{text}({weight.origin})", read)
 
 
 def cast(weight: Weight, dtype: torch.dtype) -> Weight:

@@ -1,0 +1,81 @@
+"""The ONNX Runtime backend: probe, refusals, legalization, build and load."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moec.engine import Backend, Engine, Probe, Refusal
+from moec.errors import MoecError
+from moec.pipeline import Pipeline
+from moec.program import Program
+from moec.target import Target
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+OPTIONS = {"precision": tuple(PRECISIONS), "threads": ()}
+PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
+
+
+class Onnxruntime(Backend):
+    """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`, `threads=N`."""
+
+    name = "onnxruntime"
+
+    def probe(self, target: Target) -> Probe:
+        try:
+            import onnxruntime as ort
+
+            versions = {p: version(p) for p in PACKAGES}
+        except (ImportError, PackageNotFoundError) as error:
+            return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
+        return Probe(True, versions, devices=tuple(usable_providers(ort)))
+
+    def supports(self, program: Program, target: Target) -> list[Refusal]:
+        refusals = []
+        if target.device not in ("", "cpu", "cuda"):
+            refusals.append(Refusal(f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"))
+        for key, value in target.options.items():
+            allowed = OPTIONS.get(key)
+            if allowed is None or (allowed and value not in allowed):
+                refusals.append(Refusal(f"no option {key}={value}", str(target), f"options are precision={'|'.join(PRECISIONS)}, threads=N"))
+        return refusals
+
+    def precision(self, target: Target) -> torch.dtype:
+        """The floating dtype of the engine; float32 unless the target says otherwise."""
+        return PRECISIONS.get(target.options.get("precision", "fp32"), torch.float32)
+
+    def legalize(self, target: Target) -> Pipeline:
+        return Pipeline.parse("find-moe, fuse-moe").all_optional()
+
+    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency") -> dict[str, Any]:
+        import onnx_ir as ir
+
+        from moec.backends.onnxruntime.engine import MODEL_FILE
+        from moec.backends.onnxruntime.export import to_onnx
+        from moec.backends.onnxruntime.lower import lower
+        from moec.backends.onnxruntime.optimize import optimize
+
+        model = to_onnx(program)
+        blocks = lower(model, optimize_for)
+        optimize(model)
+        try:
+            ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024)
+        except OSError as error:
+            raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out") from error
+        return {"blocks": blocks, "opset": dict(model.opset_imports)}
+
+    def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
+        from moec.backends.onnxruntime.engine import OnnxruntimeEngine
+
+        return OnnxruntimeEngine(folder, target, prepack)
+
+
+def usable_providers(ort: Any) -> list[str]:
+    """Providers whose libraries load and whose hardware is here: the list that onnxruntime prints names what was compiled in."""
+    found = ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
+        found.insert(0, "CUDAExecutionProvider")
+    return found

@@ -1,0 +1,67 @@
+"""An ONNX Runtime session as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moec.engine import Engine
+from moec.errors import MoecError
+from moec.program import Input
+from moec.target import Target
+
+MODEL_FILE = "model.onnx"
+_DTYPES = {
+    "tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16,
+    "tensor(int64)": torch.int64, "tensor(int32)": torch.int32, "tensor(uint8)": torch.uint8, "tensor(int8)": torch.int8, "tensor(bool)": torch.bool,
+}  # fmt: skip
+PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+
+
+class OnnxruntimeEngine(Engine):
+    """Runs `model.onnx` of an engine folder.
+
+    Args:
+        folder: where `model.onnx` lies.
+        target: its device chooses the execution provider; the option `threads` sets the intra-op threads (default: all cores).
+        prepack: let the runtime copy weights into its kernels' own layout; without it they stay memory-mapped.
+    """
+
+    def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
+        self.name = f"onnxruntime:{target.device or 'cpu'}"
+        self._session = open_session(folder / MODEL_FILE, target, prepack)
+        self.inputs = tuple(Input(i.name, _DTYPES[i.type], tuple(d if isinstance(d, int) else str(d) for d in i.shape)) for i in self._session.get_inputs())
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
+        values = self._session.run(list(self.outputs), feeds)
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
+
+    def close(self) -> None:
+        self._session = None
+
+
+def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
+    """An `onnxruntime.InferenceSession`; raises M302 when the device's provider is not there, M106 when the file does not load."""
+    import onnxruntime as ort
+
+    device = target.device or "cpu"
+    providers = PROVIDERS[device]
+    if providers[0] not in ort.get_available_providers():
+        raise MoecError("M302", f"{providers[0]} is not available here", str(target), "run on a machine with a CUDA 13 GPU, or use --target onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = int(target.options.get("threads", 0))
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MoecError("M106", f"ONNX Runtime cannot load the engine: {reason[:300]}", str(path), "compile it again") from error

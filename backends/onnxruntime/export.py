@@ -1,0 +1,154 @@
+"""From a Program to an ONNX graph in memory: torch.onnx translates ATen, moec's own operators stay opaque nodes of domain `moec`.
+
+Nothing is loaded: the program is traced again on the meta device and every initializer is a lazy `WeightTensor`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from moec.backends.onnxruntime.kernel import is_native
+from moec.backends.onnxruntime.tensors import WeightTensor
+from moec.backends.onnxruntime.translate import translations
+from moec.dialect import Activation, Routing, route_reference
+from moec.errors import MoecError
+from moec.program import Program
+from moec.version import __version__
+
+OPSET = 20
+# sizes of dynamic dimensions while tracing: large enough and odd enough that torch.export specialises none of them
+TRACE_SIZES = (3, 11, 7, 13, 17, 19)
+
+
+def to_onnx(program: Program) -> ir.Model:
+    """The program as an ONNX model with lazy initializers and opaque `moec::Moe` and `moec::Experts` nodes.
+
+    Raises:
+        MoecError: M208 when torch.onnx has no translation for an operator of the program.
+    """
+    exported = _trace(program)
+    with _quiet():
+        try:
+            onnx_program = torch.onnx.export(
+                exported, optimize=False, opset_version=OPSET, custom_translation_table=translations(), verbose=False,
+                input_names=[i.name for i in program.inputs], output_names=list(program.outputs),
+            )  # fmt: skip
+        except Exception as error:
+            reason = _root_cause(error)
+            raise MoecError("M208", f"torch.onnx cannot translate the program: {reason}", "export to ONNX", "report the operator; `moec inspect` shows where it is used") from error
+    assert onnx_program is not None
+    model = onnx_program.model
+    _bind_weights(model.graph, program)
+    _name_dimensions(model.graph, program)
+    _strip_traces(model)
+    return model
+
+
+# ---------------------------------------------------------------------- tracing
+def _trace(program: Program) -> torch.export.ExportedProgram:
+    module = program.module("meta")
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            _decompose(node)
+    module.recompile()
+    dims = list(dict.fromkeys(d for i in program.inputs for d in i.shape if isinstance(d, str)))
+    sizes = dict(zip(dims, TRACE_SIZES, strict=False))
+    symbols = {d: torch.export.Dim(d, min=1) for d in dims}
+    inputs = tuple(torch.zeros(i.resolve(sizes), dtype=i.dtype, device="meta") for i in program.inputs)
+    shapes = tuple({n: symbols[d] for n, d in enumerate(i.shape) if isinstance(d, str)} for i in program.inputs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
+    except Exception as error:
+        raise MoecError("M799", f"the program cannot be traced again: {_root_cause(error)}", "export to ONNX", "report this with `moec compile --dump DIR`") from error
+
+
+def _decompose(node: fx.Node) -> None:
+    """Routing becomes plain ATen by tracing its reference; a `moec::moe` stays whole only if the kernel's own routing is its rule."""
+    if node.target is torch.ops.moec.route.default:
+        node.target = partial(_route, rule=Routing.of(node.kwargs))
+        node.kwargs = {}
+    elif node.target is torch.ops.moec.moe.default:
+        routing, activation = Routing.of(node.kwargs), Activation.of(node.kwargs)
+        before = bool(node.kwargs.get("score_before", False))
+        if not is_native(routing, node.args[3] is not None, activation, before):
+            node.target = partial(_route_then_experts, routing=routing, activation=activation, score_before=before)
+            node.kwargs = {}
+
+
+def _route(logits: Tensor, bias: Tensor | None = None, *, rule: Routing) -> tuple[Tensor, Tensor]:
+    return route_reference(logits, bias, rule)
+
+
+def _route_then_experts(
+    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None,
+    *weights: Tensor | None, routing: Routing, activation: Activation, score_before: bool,
+) -> Tensor:  # fmt: skip
+    f32 = torch.float32
+    logits = F.linear(x.to(f32), router_weight.to(f32), None if router_bias is None else router_bias.to(f32))
+    mixing, ids = route_reference(logits, selection_bias, routing)
+    return torch.ops.moec.experts(x, ids, mixing.to(x.dtype), *weights, **activation.arguments(), score_before=score_before)  # type: ignore[no-any-return]
+
+
+# ---------------------------------------------------------------------- after translation
+def _bind_weights(graph: ir.Graph, program: Program) -> None:
+    """Give every initializer its lazy weight; names that share a weight share one initializer."""
+    first: dict[int, ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        weight = program.weights.get(name)
+        if weight is None:
+            continue  # a constant that tracing made, with its value in it
+        if id(weight) in first:
+            ir.convenience.replace_all_uses_with(value, first[id(weight)])
+            del graph.initializers[name]
+        else:
+            first[id(weight)] = value
+            value.const_value = WeightTensor(weight, name)
+
+
+def _name_dimensions(graph: ir.Graph, program: Program) -> None:
+    """Write the program's own names of dynamic dimensions into the signature."""
+    for value, spec in zip(graph.inputs, program.inputs, strict=True):
+        value.shape = ir.Shape(spec.shape)
+
+
+def _strip_traces(model: ir.Model) -> None:
+    """Drop the exporter's stack traces: they hold paths of this machine, and equal inputs must make equal files."""
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version = "moec", __version__
+    for graph in (model.graph, *model.graph.subgraphs()):
+        graph.metadata_props.clear()
+        for node in graph:
+            node.metadata_props.clear()
+            for value in node.outputs:
+                value.metadata_props.clear()
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx prints progress and warns about our operators' missing signatures; neither is news for a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,59 @@
+"""Translations of torch operators to ONNX nodes that torch.onnx lacks: moec's dialect, as opaque nodes of domain `moec`.
+
+torch.onnx looks a node's schema up in onnx's registry, so the opaque operators are registered there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+DOMAIN = "moec"
+
+
+@cache
+def translations() -> dict[Any, Callable[..., Any]]:
+    """torch operator -> function that emits its opaque node, for torch.onnx's `custom_translation_table`."""
+    from onnxscript import values
+
+    opset = values.Opset(DOMAIN, 1)
+    _register("Experts", ("x", "ids", "weights", "w_in", "w_out"), ("b_in", "b_out"), torch.ops.moec.experts.default)
+    _register("Moe", ("x", "router_weight"), ("router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"), torch.ops.moec.moe.default)
+
+    def emit_experts(x, ids, weights, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
+        return opset.Experts(x, ids, weights, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.experts.default, rule))
+
+    def emit_moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
+        return opset.Moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.moe.default, rule))
+
+    return {torch.ops.moec.experts.default: emit_experts, torch.ops.moec.moe.default: emit_moe}
+
+
+def _attributes(op: torch._ops.OpOverload, rule: dict[str, Any]) -> dict[str, Any]:
+    """Every keyword argument, defaults put in (the exported graph drops them); ONNX has no boolean attributes."""
+    given = {a.name: rule.get(a.name, a.default_value) for a in op._schema.arguments if a.kwarg_only}
+    return {k: int(v) if isinstance(v, bool) else v for k, v in given.items()}
+
+
+def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], op: torch._ops.OpOverload) -> None:
+    """Register an operator's schema with onnx, its attributes read off the torch operator's own schema."""
+    import onnx.defs as defs
+
+    if defs.has(name, 1, DOMAIN):
+        return
+    option = defs.OpSchema.FormalParameterOption
+    single = [defs.OpSchema.FormalParameter(n, "I" if n == "ids" else "T", "") for n in required]
+    maybe = [defs.OpSchema.FormalParameter(n, "T", "", param_option=option.Optional) for n in optional]
+    kinds = {"str": defs.OpSchema.AttrType.STRING, "float": defs.OpSchema.AttrType.FLOAT}
+    attributes = [
+        defs.OpSchema.Attribute(a.name, kinds.get(str(a.type), defs.OpSchema.AttrType.INT), "", required=False)
+        for a in op._schema.arguments if a.kwarg_only
+    ]  # fmt: skip
+    floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
+    types = [("T", floats, "")] + ([("I", ["tensor(int64)"], "")] if "ids" in required else [])
+    defs.register_schema(
+        defs.OpSchema(name, DOMAIN, 1, "", inputs=single + maybe, outputs=[defs.OpSchema.FormalParameter("y", "T", "")], type_constraints=types, attributes=attributes)
+    )
