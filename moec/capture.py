@@ -163,6 +163,15 @@ def _output_names(exported: ExportedProgram, graph_module: fx.GraphModule) -> tu
     return tuple(str(n) for n in picked)
 
 
+def named_outputs(value: Any) -> dict[str, Tensor]:
+    """A model's own output as named tensors, with the names that a captured program gives them."""
+    leaves = pytree.tree_flatten_with_path(value)[0]
+    names = [_leaf_name(path) for path, _ in leaves]
+    if len(names) == 1 and not names[0]:
+        names = ["output"]
+    return {name or f"output_{i}": leaf for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True)) if isinstance(leaf, Tensor)}
+
+
 def _leaf_name(path: tuple[Any, ...]) -> str:
     """`.logits` for a mapping's or dataclass' entry, empty for a bare tuple's."""
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]

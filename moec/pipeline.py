@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
-import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
 from torch import fx
 
+from moec import registry
 from moec.errors import MoecError
 from moec.program import Program, Step
 
@@ -87,36 +84,13 @@ def kebab(name: str) -> str:
 
 
 # ---------------------------------------------------------------------- names
-def pass_names() -> list[str]:
-    """All passes that can be named: the files of `moec.passes` and the entry points of the group `moec.passes`."""
-    import moec.passes
-
-    own = [m.name.replace("_", "-") for m in pkgutil.iter_modules(moec.passes.__path__)]
-    return sorted({*own, *(e.name for e in entry_points(group="moec.passes"))})
-
-
-def find_pass(name: str) -> type[Pass]:
-    """The class of a pass. Raises M202 with the nearest names."""
-    if name not in pass_names():
-        near = get_close_matches(name, pass_names(), n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(pass_names())}"
-        raise MoecError("M202", f"no pass is called {name!r}", "the pipeline", f"{hint} `moec ls passes` lists them")
-    for entry in entry_points(group="moec.passes"):
-        if entry.name == name:
-            return entry.load()  # type: ignore[no-any-return]
-    module = importlib.import_module(f"moec.passes.{name.replace('-', '_')}")
-    return getattr(module, "".join(part.capitalize() for part in name.split("-")))  # type: ignore[no-any-return]
-
-
 def make_pass(name: str, config: dict[str, Any]) -> Pass:
     """A pass from its name and fields. Raises M202 for an unknown name, M201 for an unknown field."""
-    cls = find_pass(name)
+    cls: type[Pass] = registry.find("passes", name)
     known = [f.name for f in dataclasses.fields(cls)]
     for key in config:
         if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"its options are {', '.join(known) or 'none'}"
-            raise MoecError("M201", f"{name} has no option {key!r}", f"{name}(…)", hint)
+            raise MoecError("M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, known))
     return cls(**config)
 
 

@@ -1,0 +1,98 @@
+"""What stands at each place inside a program, or inside a module, for given inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from moec.dialect import Routing, route_reference
+from moec.program import Program
+from moec.streaming import StreamingInterpreter, router_logits
+from moec.weights import Weight
+
+EXPERTS, MOE, ROUTE = torch.ops.moec.experts.default, torch.ops.moec.moe.default, torch.ops.moec.route.default
+Watch = Callable[[fx.Node, Any, tuple[Any, ...], dict[str, Any]], None]
+
+
+class Tracer(StreamingInterpreter):
+    """Runs a program and shows `watch(node, value, args, kwargs)` each operator's result and what it was computed from."""
+
+    def __init__(self, program: Program, watch: Watch) -> None:
+        super().__init__(program)
+        self._watch, self._current = watch, None
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function":
+            self._watch(n, value, *self.fetch_args_kwargs_from_env(n))
+        return value
+
+
+def trace(program: Program, inputs: Mapping[str, Tensor], watch: Watch) -> None:
+    """Run a program once and show every operator's result to `watch`; weights are read one at a time."""
+    with torch.inference_mode():
+        Tracer(program, watch).run(*(inputs[i.name] for i in program.inputs), enable_io_processing=False)
+
+
+def moe_nodes(program: Program) -> list[fx.Node]:
+    """The program's mixture-of-experts operators, in graph order."""
+    return program.nodes(EXPERTS, MOE)
+
+
+def choice(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
+    """What a MoE operator chose: weights `[T, K]`, ids `[T, K]` and the number of experts."""
+    if node.target is EXPERTS:
+        ids, weights, count = args[1], args[2], args[3].shape[0]
+    else:
+        bias = args[3].load() if isinstance(args[3], Weight) else args[3]
+        weights, ids = route_reference(router_logits(args[0], args[1], args[2]), bias, Routing.of(kwargs))
+        count = args[4].shape[0]
+    return weights.reshape(-1, ids.shape[-1]), ids.reshape(-1, ids.shape[-1]), count
+
+
+def logits_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Routing] | None:
+    """The router's logits `[..., E]`, correction bias and rule, where a node routes; None for any other node."""
+    if node.target is ROUTE:
+        logits, bias = args[0], args[1] if len(args) > 1 else kwargs.get("bias")
+    elif node.target is MOE:
+        logits, bias = router_logits(args[0], args[1], args[2]), args[3]
+    else:
+        return None
+    return logits, bias.load() if isinstance(bias, Weight) else bias, Routing.of(kwargs)
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted name of the innermost module that a node came from, empty when that is not known."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def module_paths(node: fx.Node) -> list[str]:
+    """The dotted names of all modules around a node, outermost first."""
+    return [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+
+
+def trace_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The output of each submodule in its last call, by dotted name, in the order in which they finish; tuples give their first tensor."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(value, Tensor):
+                found.pop(name, None)
+                found[name] = value.detach()
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(name)) for name, m in module.named_modules() if name]
+    try:
+        with torch.inference_mode():
+            module(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
