@@ -15,6 +15,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.pipeline import Pipeline
 from moec.program import Input, Program
+from moec.progress import Progress
 from moec.target import Target
 
 
@@ -124,6 +125,14 @@ class Backend(ABC):
         """What is installed here; never raises."""
 
     @abstractmethod
+    def options(self, target: Target) -> list[Refusal]:
+        """What of the target's own text is not understood; asked before any work is done."""
+
+    def precision(self, target: Target) -> torch.dtype:
+        """The floating dtype that the target computes in."""
+        return torch.float32
+
+    @abstractmethod
     def supports(self, program: Program, target: Target) -> list[Refusal]:
         """Why this program cannot be built for the target; empty means it can."""
 
@@ -132,9 +141,10 @@ class Backend(ABC):
         """The passes that bring a program into the form that `build` takes."""
 
     @abstractmethod
-    def build(self, program: Program, target: Target, folder: Path) -> dict[str, Any]:
-        """Write the engine's files into an existing empty folder; returns facts for the report."""
+    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
+        operator with the lowering that it got and why."""
 
     @abstractmethod
-    def load(self, folder: Path, target: Target) -> Engine:
-        """An engine from the files that `build` wrote."""
+    def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
+        """An engine from the files that `build` wrote. Without `prepack` its weights stay memory-mapped where the runtime can."""

@@ -12,6 +12,7 @@ from moec.engine import Backend, Engine, Probe, Refusal
 from moec.errors import MoecError
 from moec.pipeline import Pipeline
 from moec.program import Program
+from moec.progress import Progress
 from moec.target import Target
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
@@ -33,7 +34,7 @@ class Onnxruntime(Backend):
             return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
         return Probe(True, versions, devices=tuple(usable_providers(ort)))
 
-    def supports(self, program: Program, target: Target) -> list[Refusal]:
+    def options(self, target: Target) -> list[Refusal]:
         refusals = []
         if target.device not in ("", "cpu", "cuda"):
             refusals.append(Refusal(f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"))
@@ -43,14 +44,16 @@ class Onnxruntime(Backend):
                 refusals.append(Refusal(f"no option {key}={value}", str(target), f"options are precision={'|'.join(PRECISIONS)}, threads=N"))
         return refusals
 
+    def supports(self, program: Program, target: Target) -> list[Refusal]:
+        return []  # every operator of the dialect has a composition; ATen that torch.onnx lacks is refused by `build`
+
     def precision(self, target: Target) -> torch.dtype:
-        """The floating dtype of the engine; float32 unless the target says otherwise."""
         return PRECISIONS.get(target.options.get("precision", "fp32"), torch.float32)
 
     def legalize(self, target: Target) -> Pipeline:
         return Pipeline.parse("find-moe, fuse-moe").all_optional()
 
-    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency") -> dict[str, Any]:
+    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         import onnx_ir as ir
 
         from moec.backends.onnxruntime.engine import MODEL_FILE
@@ -61,8 +64,11 @@ class Onnxruntime(Backend):
         model = to_onnx(program)
         blocks = lower(model, optimize_for)
         optimize(model)
+        progress = progress or Progress()
+        written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
+        total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         try:
-            ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024)
+            ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024, callback=written)
         except OSError as error:
             raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out") from error
         return {"blocks": blocks, "opset": dict(model.opset_imports)}

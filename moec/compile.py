@@ -1,0 +1,162 @@
+"""The compile driver: source -> program -> passes -> engine -> proof -> folder. Each stage may end it; only the last publishes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from moec import registry
+from moec.compare import Comparison, Tolerance, compare
+from moec.coverage import Coverage, reach_experts
+from moec.engine import Backend, Engine, Refusal
+from moec.errors import MoecError
+from moec.pipeline import Context, Hook, Pipeline, StepReport
+from moec.program import Program
+from moec.progress import Progress
+from moec.report import Report, environment, hash_artefacts
+from moec.source import Source
+from moec.streaming import StreamingEngine, check_finite
+from moec.target import Target
+
+Verify = Literal["auto", "full", "streamed"]
+MANIFEST, PAGE = "moec.json", "report.html"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile.
+
+    Attributes:
+        target: where the engine is to run.
+        pipeline: passes that the user named; the target's own follow them.
+        optimize_for: `latency` (few tokens a call) or `throughput` (many).
+        verify: `full` compares with the untouched model in memory; `streamed` with the captured graph, one weight in memory at a
+            time, for models that do not fit; `auto` decides by size.
+        tolerance: bound of max|d|/std(reference); the dtype's default when None. An approximate pass's budget.
+        seed: for everything random.
+        inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the engine.
+    """
+
+    target: Target
+    pipeline: Pipeline = field(default_factory=Pipeline)
+    optimize_for: str = "latency"
+    verify: Verify = "auto"
+    tolerance: float | None = None
+    seed: int = 0
+    inputs: tuple[str, ...] = ()
+
+
+def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
+    """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well.
+
+    Raises:
+        MoecError: with the code of the stage that ended the compilation.
+    """
+    progress = progress or Progress()
+    backend = find_backend(options.target)
+    with staging(out) as folder:
+        progress.stage("capture")
+        captured = source.capture(backend.precision(options.target))
+        progress.done(f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, {sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB")
+        progress.stage("weights")
+        check_finite(captured)
+        progress.done("all finite")
+        program, steps, misses = run_passes(captured, options, backend, hooks, progress)
+        progress.stage("build")
+        facts = backend.build(program, options.target, folder, options.optimize_for, progress)
+        progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
+        progress.stage("verify")
+        comparison, coverage = prove(source, captured, program, backend, options, folder)
+        progress.done(f"{comparison}; {coverage}")
+        report = make_report(source, options, steps, misses, facts, comparison, coverage, backend, folder)
+        comparison.require()
+        (folder / MANIFEST).write_text(report.to_json())
+        (folder / PAGE).write_text(report.to_html())
+    return report
+
+
+def find_backend(target: Target) -> Backend:
+    """The target's backend, ready. Raises M202 for an unknown one, M301 when its runtime is not installed, M208 for bad options."""
+    backend: Backend = registry.find("backends", target.backend)()
+    probe = backend.probe(target)
+    if not probe.available:
+        raise MoecError("M301", f"{target.backend} is not installed: {probe.missing}", str(target), probe.install)
+    refuse(backend.options(target))
+    return backend
+
+
+def refuse(refusals: Sequence[Refusal]) -> None:
+    """Raise M208 with the first reason, if there is any."""
+    if refusals:
+        raise MoecError("M208", refusals[0].reason, refusals[0].where, refusals[0].fix)
+
+
+def run_passes(captured: Program, options: Options, backend: Backend, hooks: Sequence[Hook], progress: Progress) -> tuple[Program, list[StepReport], list[Any]]:
+    """The user's passes, then the target's. The latter may find nothing to do."""
+    context = Context(seed=options.seed)
+    progress.stage("passes")
+    program, steps = options.pipeline.run(captured, context, hooks)
+    legal, more = backend.legalize(options.target).run(program, context, hooks)
+    refuse(backend.supports(legal, options.target))
+    progress.done(", ".join(f"{s.name} {s.rewrites}" for s in steps + more))
+    return legal, steps + more, context.misses
+
+
+def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> tuple[Comparison, Coverage]:
+    """Compare the built engine with the untouched model on inputs that reach every expert."""
+    samples, coverage = reach_experts(program, source, verification_sizes(source.inputs), options.seed)
+    streamed = options.verify == "streamed" or (options.verify == "auto" and not fits_in_memory(source, captured))
+    reference: Engine = StreamingEngine(captured) if streamed else source.reference()
+    engine = backend.load(folder, options.target, prepack=not streamed)
+    try:
+        tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(backend.precision(options.target))
+        return compare(reference, engine, samples, tolerance), coverage
+    finally:
+        engine.close()
+
+
+def fits_in_memory(source: Source, captured: Program) -> bool:
+    """Whether the untouched model and the engine fit beside each other in the memory that is free now."""
+    needed = source.size_bytes + 2 * sum(w.size_bytes for w in captured.weights.values())
+    return needed < available_bytes()
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping, as the kernel estimates it."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well and vanishes when it does not."""
+    check_out(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise MoecError("M210", f"cannot write there: {error.strerror}", str(out.parent), "choose another --out") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        folder.rename(out)
+    except OSError as error:
+        raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(out), "free space there, or choose another --out") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_out(out: Path) -> None:
+    """Raise M210 unless `out` is free, empty, or an engine folder that may be replaced."""
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).exists())):
+        raise MoecError("M210", "there is something that moec did not write", str(out), "choose another --out, or remove it")
