@@ -11,11 +11,13 @@ from torch import Tensor
 
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.program import Program
 
 Sample = Mapping[str, Tensor]
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+_APPROXIMATE = 0.5  # the default budget of all approximate passes together, in the same unit
 _FEW = 16  # a spread of fewer elements than this says nothing
 
 
@@ -30,9 +32,12 @@ class Tolerance:
     deviation: float
 
     @classmethod
-    def of(cls, dtype: torch.dtype) -> Tolerance:
-        """The tolerance of an exact conversion that computes in `dtype`."""
-        return cls(_ROUNDING[dtype])
+    def of(cls, program: Program, given: float | None = None) -> Tolerance:
+        """The tolerance for an engine of `program`: what the user gave; else by its least precise dtype, or the budget of approximate passes."""
+        if given is not None:
+            return cls(given)
+        rounding = max((_ROUNDING[w.dtype] for w in program.weights.values() if w.dtype in _ROUNDING), default=_ROUNDING[torch.float32])
+        return cls(_APPROXIMATE if any(s.contract == "approximate" for s in program.history) else rounding)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,12 @@ class Comparison:
         """The output that deviates most."""
         return max(self.outputs, key=lambda o: (not o.ok, o.deviation))
 
-    def require(self) -> None:
+    def summary(self) -> str:
+        """The worst figure in a line."""
+        w = self.worst
+        return f"max |d|/std {w.deviation:.2g} of {self.tolerance:g} allowed" + (f" in {w.name}" if len(self.outputs) > 1 else "")
+
+    def raise_unless_ok(self) -> None:
         """Raise M101 with the worst output's figures unless `ok`."""
         if self.ok:
             return
@@ -110,14 +120,14 @@ def compare(reference: Engine, candidate: Engine, samples: Iterable[Sample], tol
 
     Everything is compared, padded positions too. Raises M105 when the reference itself yields NaN or infinity.
     """
-    found: dict[str, list[_Difference]] = {name: [] for name in reference.outputs}
+    found: dict[str, list[_Difference]] = {}
     count = 0
     for count, sample in enumerate(samples, 1):  # noqa: B007  # the count is wanted after the loop
         want, got = reference(**sample), candidate(**sample)
-        for name, differences in found.items():
-            differences.append(_difference(name, want[name], got.get(name), tolerance))
-    if not count:
-        raise MoecError("M799", "two engines were to be compared on no samples", candidate.name, "report this")
+        for name, value in want.items():
+            found.setdefault(name, []).append(_difference(name, value, got.get(name), tolerance))
+    if not found:
+        raise MoecError("M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this")
     outputs = tuple(_summary(name, differences, tolerance) for name, differences in found.items())
     return Comparison(reference.name, candidate.name, tolerance.deviation, count, outputs)
 

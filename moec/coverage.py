@@ -1,0 +1,211 @@
+"""Which experts a set of inputs reaches, and a search for inputs that reach all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from moec.compare import Sample
+from moec.dialect import Routing, route_reference
+from moec.program import Input, Program
+from moec.source import Source
+from moec.trace import EXPERTS, MOE, choice, logits_of, module_path, moe_nodes, trace
+
+# (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one long
+_SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
+_NOISE = 1e-5  # of the largest logit: what rounding in float32 may add to a router's logits
+_FLIPS = 4  # perturbations by which a token's choice is tried
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """What one mixture-of-experts block was given.
+
+    Attributes:
+        node: the operator's name in the graph. module: the dotted name of the module that it came from.
+        assignments: how many (token, expert) pairs with a weight other than 0 each expert got, over all samples.
+    """
+
+    node: str
+    module: str
+    assignments: tuple[int, ...]
+
+    @property
+    def missed(self) -> tuple[int, ...]:
+        """Experts that no input reached."""
+        return tuple(e for e, n in enumerate(self.assignments) if n == 0)
+
+    @property
+    def reached(self) -> int:
+        """How many experts were reached."""
+        return len(self.assignments) - len(self.missed)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which experts the samples of a verification reached.
+
+    Attributes:
+        loads: one entry a block, in graph order; none for a program without experts.
+        samples: inputs that were kept. tried: inputs that were looked at.
+        tokens: tokens that the blocks routed, over all blocks and kept samples.
+        undecided: of these, tokens whose choice flips when the router's logits change by 1e-5 of the largest: there, the reference
+            itself depends on rounding. Counted where the program holds the routing as an operator.
+    """
+
+    loads: tuple[ExpertLoad, ...]
+    samples: int
+    tried: int
+    tokens: int
+    undecided: int
+
+    @property
+    def reached(self) -> int:
+        """Experts reached, over all blocks."""
+        return sum(load.reached for load in self.loads)
+
+    @property
+    def total(self) -> int:
+        """Experts, over all blocks."""
+        return sum(len(load.assignments) for load in self.loads)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every expert of every block was reached."""
+        return self.reached == self.total
+
+    def summary(self) -> str:
+        """How many experts were reached, and those that were not."""
+        if not self.loads:
+            return "no experts"
+        missed = "; ".join(f"{load.module or load.node}: {', '.join(map(str, load.missed))}" for load in self.loads if load.missed)
+        return f"{self.reached}/{self.total} experts reached with {self.samples} inputs" + (f", not reached: {missed}" if missed else "")
+
+
+@dataclass
+class _Record:
+    """Counts of one run: expert assignments by node name, tokens, and tokens whose choice hangs on rounding."""
+
+    assignments: dict[str, Tensor]
+    tokens: int = 0
+    undecided: int = 0
+
+    def adds_to(self, others: Sequence[_Record]) -> bool:
+        """Whether this run reached an expert that the others did not."""
+        seen = _total(others)
+        return any(bool(((n > 0) & (seen[name] == 0)).any()) for name, n in self.assignments.items())
+
+
+def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
+    """Sizes of the dynamic dimensions to verify at, all unlike the capture's.
+
+    The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different lengths get
+    different sizes, so that a mix-up of two cannot go unnoticed.
+    """
+    names = list(dict.fromkeys(d for i in inputs for d in i.shape if isinstance(d, str)))
+    sizes = [{n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)} for batch, length in _SIZES]
+    return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
+
+
+def reach_experts(program: Program, source: Source, seed: int = 0, sizes: Sequence[Mapping[str, int]] = (), tries: int = 24) -> tuple[Coverage, list[Sample]]:
+    """Find inputs that together reach every expert of a program.
+
+    One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the fewest choices
+    that hang on rounding. Then up to `tries` more are looked at (other seeds, one token repeated, scaled floats) and kept when they
+    reach an expert that none did before.
+    """
+    sizes = sizes or verification_sizes(source.inputs)
+    kept = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
+    samples, records, tried = [s for s, _ in kept], [r for _, r in kept], len(kept)
+    for candidate in _candidates(source, sizes[-1], seed, tries):
+        if not _missed(records):
+            break
+        record, tried = _run(program, candidate), tried + 1
+        if record.adds_to(records):
+            samples.append(candidate)
+            records.append(record)
+    return _summary(program, records, tried), samples
+
+
+def measure_load(program: Program, samples: Sequence[Sample]) -> Coverage:
+    """Which experts these samples reach, and how often."""
+    return _summary(program, [_run(program, sample) for sample in samples], len(samples))
+
+
+def _total(records: Sequence[_Record]) -> dict[str, Tensor]:
+    return {name: torch.stack([r.assignments[name] for r in records]).sum(0) for name in records[0].assignments}
+
+
+def _missed(records: Sequence[_Record]) -> bool:
+    return any(bool((n == 0).any()) for n in _total(records).values())
+
+
+def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> tuple[Sample, _Record]:
+    """The first of three seeds without a choice that hangs on rounding, else the one with the fewest."""
+    best: tuple[Sample, _Record] | None = None
+    for attempt in range(3):
+        sample = source.sample(sizes, seed + attempt)
+        record = _run(program, sample)
+        if best is None or record.undecided < best[1].undecided:
+            best = sample, record
+        if not record.undecided:
+            break
+    assert best is not None
+    return best
+
+
+def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int) -> Iterator[Sample]:
+    """Inputs unlike each other: random ones, ones of a single repeated token, and floats of other magnitudes."""
+    floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
+    tokens = [i.name for i in source.inputs if i.name in source.domains and source.domains[i.name].kind == "token"]
+    for attempt in range(tries):
+        sample = source.sample(sizes, seed + 1000 + attempt)
+        if attempt % 2 and tokens:
+            sample |= {name: sample[name][..., :1].expand_as(sample[name]).contiguous() for name in tokens}
+        if attempt % 2 and floats:
+            sample |= {name: sample[name] * (0.1, 3.0, 10.0)[attempt // 2 % 3] for name in floats}
+        yield sample
+
+
+def _run(program: Program, sample: Sample) -> _Record:
+    """Run a program and count what its MoE operators choose."""
+    record = _Record({})
+
+    def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if routing := logits_of(node, args, kwargs):
+            record.undecided += undecided(*routing)
+        if node.target in (EXPERTS, MOE):
+            weights, ids, count = choice(node, args, kwargs)
+            record.assignments[node.name] = torch.bincount(ids[weights != 0].flatten(), minlength=count)
+            record.tokens += ids.shape[0]
+
+    if moe_nodes(program):
+        trace(program, sample, watch)
+    return record
+
+
+def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
+    """How many tokens choose other experts when their logits change by what rounding may change them."""
+    chosen = _choice_mask(logits, bias, rule)
+    flipped = torch.zeros(chosen.shape[:-1], dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    noise = _NOISE * logits.float().abs().amax(-1, keepdim=True)
+    for _ in range(_FLIPS):
+        signs = torch.randint(0, 2, logits.shape, generator=generator) * 2 - 1
+        flipped |= (_choice_mask(logits.float() + signs * noise, bias, rule) != chosen).any(-1)
+    return int(flipped.sum())
+
+
+def _choice_mask(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
+    _, ids = route_reference(logits, bias, rule)
+    return torch.zeros(logits.shape, dtype=torch.bool).scatter(-1, ids, True)
+
+
+def _summary(program: Program, records: Sequence[_Record], tried: int) -> Coverage:
+    total = _total(records)
+    loads = tuple(ExpertLoad(n.name, module_path(n), tuple(int(c) for c in total[n.name])) for n in moe_nodes(program))
+    return Coverage(loads, len(records), tried, sum(r.tokens for r in records), sum(r.undecided for r in records))

@@ -1,0 +1,110 @@
+"""Prove an engine: against the untouched model, on sizes and tokens that the capture never saw, on inputs that reach every expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from moec.compare import Comparison, Sample, Tolerance, compare
+from moec.coverage import Coverage, reach_experts, verification_sizes
+from moec.engine import Engine
+from moec.errors import MoecError
+from moec.program import Input, Program
+from moec.source import Source
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Sizes at which the reference runs and the candidate does not, with the first line of its error."""
+
+    sizes: dict[str, int]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The proof of an engine, as plain data.
+
+    Attributes:
+        comparison: errors of each output.
+        coverage: the experts that the samples reached.
+        sizes: dynamic dimensions of each sample that was compared.
+        refused: sizes that the candidate cannot run. A dimension of 1 there is a limitation that is reported, since exporters
+            specialise it; any other refusal is a failure.
+        seed: of the samples.
+    """
+
+    comparison: Comparison
+    coverage: Coverage
+    sizes: tuple[dict[str, int], ...]
+    refused: tuple[Refused, ...]
+    seed: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether all outputs agree and no size but those with a 1 was refused."""
+        return self.comparison.ok and not self.failures
+
+    @property
+    def failures(self) -> tuple[Refused, ...]:
+        """Refusals that are not about a dimension of 1."""
+        return tuple(r for r in self.refused if 1 not in r.sizes.values())
+
+    def raise_unless_ok(self) -> None:
+        """Raise M101 unless `ok`."""
+        for failure in self.failures:
+            where = ", ".join(f"{k}={v}" for k, v in failure.sizes.items())
+            fix = "fix the dimension with --input name=shape:dtype, or report this with `moec compile --dump DIR`"
+            raise MoecError("M101", f"{self.comparison.candidate} cannot run at {where}: {failure.reason}", where, fix)
+        self.comparison.raise_unless_ok()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def verify(source: Source, engine: Engine, program: Program, tolerance: Tolerance, seed: int = 0, reference: Engine | None = None) -> Verification:
+    """Compare an engine with the untouched model.
+
+    Args:
+        source: where the model comes from.
+        engine: what is to be proven.
+        program: what the engine was built from; tells which experts an input reaches.
+        tolerance: what may differ, see `Tolerance.of`.
+        seed: of the samples.
+        reference: an engine to use instead of `source.reference()`, for a model that doesn't fit into memory.
+
+    Raises:
+        MoecError: M105 when the untouched model yields NaN or infinity.
+    """
+    reference = reference or source.reference()
+    possible = [s for s in verification_sizes(source.inputs) if _runs(reference, source.sample(s, seed)) is None]
+    if not possible:
+        reason = _runs(reference, source.sample(verification_sizes(source.inputs)[0], seed))
+        raise MoecError("M204", f"the untouched model runs at no size that was tried: {reason}", source.text, "give sample inputs that fit the model")
+    reasons = [_runs(engine, source.sample(s, seed)) for s in possible]
+    refused = tuple(Refused(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None)
+    sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
+    if not sizes:
+        raise MoecError("M101", f"{engine.name} runs at no size that was tried: {refused[0].reason}", engine.name, "report this with `moec compile --dump DIR`")
+    coverage, samples = reach_experts(program, source, seed, sizes)
+    return Verification(compare(reference, engine, samples, tolerance), coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed)
+
+
+def _runs(engine: Engine, sample: Sample) -> str | None:
+    """Why an engine cannot run a sample, None when it can."""
+    try:
+        engine(**sample)
+    except Exception as error:  # runtimes raise whatever they like; the reason is reported
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
+    return None
+
+
+def _sizes_of(inputs: Sequence[Input], sample: Mapping[str, object]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for spec in inputs:
+        for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
+            if isinstance(name, str):
+                found[name] = int(size)
+    return found
