@@ -11,7 +11,6 @@ from torch import Tensor
 
 from moec.engine import Engine
 from moec.errors import MoecError
-from moec.program import Program
 
 Sample = Mapping[str, Tensor]
 
@@ -32,12 +31,9 @@ class Tolerance:
     deviation: float
 
     @classmethod
-    def of(cls, program: Program, given: float | None = None) -> Tolerance:
-        """The tolerance for an engine of `program`: what the user gave; else by its least precise dtype, or the budget of approximate passes."""
-        if given is not None:
-            return cls(given)
-        rounding = max((_ROUNDING[w.dtype] for w in program.weights.values() if w.dtype in _ROUNDING), default=_ROUNDING[torch.float32])
-        return cls(_APPROXIMATE if any(s.contract == "approximate" for s in program.history) else rounding)
+    def of(cls, dtype: torch.dtype, approximate: bool = False) -> Tolerance:
+        """The tolerance of a conversion that computes in `dtype`; with approximate passes in it, the default budget of all of them together."""
+        return cls(_APPROXIMATE if approximate else _ROUNDING[dtype])
 
 
 @dataclass(frozen=True)
@@ -100,12 +96,11 @@ class Comparison:
         """The output that deviates most."""
         return max(self.outputs, key=lambda o: (not o.ok, o.deviation))
 
-    def summary(self) -> str:
-        """The worst figure in a line."""
+    def __str__(self) -> str:
         w = self.worst
         return f"max |d|/std {w.deviation:.2g} of {self.tolerance:g} allowed" + (f" in {w.name}" if len(self.outputs) > 1 else "")
 
-    def raise_unless_ok(self) -> None:
+    def require(self) -> None:
         """Raise M101 with the worst output's figures unless `ok`."""
         if self.ok:
             return

@@ -78,8 +78,7 @@ class Coverage:
         """Whether every expert of every block was reached."""
         return self.reached == self.total
 
-    def summary(self) -> str:
-        """How many experts were reached, and those that were not."""
+    def __str__(self) -> str:
         if not self.loads:
             return "no experts"
         missed = "; ".join(f"{load.module or load.node}: {', '.join(map(str, load.missed))}" for load in self.loads if load.missed)
@@ -128,7 +127,7 @@ def reach_experts(program: Program, source: Source, seed: int = 0, sizes: Sequen
         if record.adds_to(records):
             samples.append(candidate)
             records.append(record)
-    return _summary(program, records, tried), samples
+    return samples, _summary(program, records, tried)
 
 
 def measure_load(program: Program, samples: Sequence[Sample]) -> Coverage:

@@ -37,11 +37,11 @@ class StreamingInterpreter(fx.Interpreter):
         handler = _HANDLERS.get(target)
         if handler and any(isinstance(a, Weight) for a in (*args, *kwargs.values())):
             return handler(*args, **kwargs)
-        args, kwargs = fx.node.map_aggregate((args, kwargs), _loaded)  # type: ignore[misc,arg-type]
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _loaded)
         return super().call_function(target, args, kwargs)
 
     def output(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().output(target, fx.node.map_aggregate(args, _loaded), kwargs)  # type: ignore[arg-type]
+        return super().output(target, fx.node.map_aggregate(args, _loaded), kwargs)
 
 
 class StreamingEngine(Engine):
@@ -79,7 +79,7 @@ def _loaded(value: Any) -> Any:
 # ---------------------------------------------------------------------- operators that need only a part of a weight at a time
 def _embedding(weight: Weight, ids: Tensor, *_options: Any, **_named: Any) -> Tensor:
     """Reads only the rows that are asked for."""
-    rows, places = ids.unique(return_inverse=True)
+    rows, places = torch.unique(ids, return_inverse=True)
     return torch.cat([weight.read(int(r), int(r) + 1) for r in rows])[places] if rows.numel() else weight.read(0, 0)[ids]
 
 

@@ -50,13 +50,13 @@ class Verification:
         """Refusals that are not about a dimension of 1."""
         return tuple(r for r in self.refused if 1 not in r.sizes.values())
 
-    def raise_unless_ok(self) -> None:
+    def require(self) -> None:
         """Raise M101 unless `ok`."""
         for failure in self.failures:
             where = ", ".join(f"{k}={v}" for k, v in failure.sizes.items())
             fix = "fix the dimension with --input name=shape:dtype, or report this with `moec compile --dump DIR`"
             raise MoecError("M101", f"{self.comparison.candidate} cannot run at {where}: {failure.reason}", where, fix)
-        self.comparison.raise_unless_ok()
+        self.comparison.require()
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -87,7 +87,7 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:
         raise MoecError("M101", f"{engine.name} runs at no size that was tried: {refused[0].reason}", engine.name, "report this with `moec compile --dump DIR`")
-    coverage, samples = reach_experts(program, source, seed, sizes)
+    samples, coverage = reach_experts(program, source, sizes, seed)
     return Verification(compare(reference, engine, samples, tolerance), coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed)
 
 
