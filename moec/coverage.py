@@ -110,7 +110,7 @@ def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
     return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
 
 
-def reach_experts(program: Program, source: Source, seed: int = 0, sizes: Sequence[Mapping[str, int]] = (), tries: int = 24) -> tuple[Coverage, list[Sample]]:
+def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 24) -> tuple[list[Sample], Coverage]:
     """Find inputs that together reach every expert of a program.
 
     One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the fewest choices

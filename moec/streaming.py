@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
 def _dequantize(packed: Any, scale: Any, zero: Any = None, *, bits: int) -> Any:
     """Stays lazy: it commutes with slicing rows."""
     parts = [p for p in (packed, scale, zero) if p is not None]
-    function = lambda *t: torch.ops.moec.dequantize(*t, bits=bits)  # noqa: E731
+    function = partial(torch.ops.moec.dequantize, bits=bits)
     return rowwise("dequantize", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
 
 
