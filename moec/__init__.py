@@ -1,1 +1,36 @@
-"""moec: a compiler for mixture-of-experts. A PyTorch model goes in, a verified engine comes out."""
+"""moec: a compiler for mixture-of-experts. A PyTorch model goes in, a verified engine comes out.
+
+The public names are loaded when they are first used, so that `import moec` and `moec --help` need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from moec.errors import MoecError
+from moec.version import __version__
+
+if TYPE_CHECKING:
+    from moec.api import bench, capture, compile, inspect, load, open_source, verify
+    from moec.engine import Engine
+    from moec.pipeline import Pass, Pipeline
+    from moec.program import Program
+    from moec.report import Report
+    from moec.target import Target
+
+_HOMES = {
+    "bench": "api", "capture": "api", "compile": "api", "inspect": "api", "load": "api", "open_source": "api", "verify": "api",
+    "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
+}  # fmt: skip
+
+__all__ = [
+    "Engine", "MoecError", "Pass", "Pipeline", "Program", "Report", "Target", "__version__", "bench", "capture", "compile", "inspect", "load",
+    "open_source", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"moec.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'moec' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m moec` is `moec`."""
+
+from moec.cli import main
+
+main()

@@ -1,0 +1,117 @@
+"""The public functions: one for each verb of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from moec.capture import Dynamic, capture
+from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend, prove_again
+from moec.engine import Engine
+from moec.errors import MoecError
+from moec.inspection import Inspection, inspect_program
+from moec.pipeline import Hook, Pipeline
+from moec.progress import Progress
+from moec.report import Report, check_artefacts
+from moec.source import Source
+from moec.sources import open_source
+from moec.target import Target
+
+__all__ = ["bench", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
+
+Model = str | Path | nn.Module | Source
+
+
+def compile(
+    model: Model,
+    *,
+    out: str | Path,
+    target: str | Target = "onnxruntime",
+    pipeline: str | Pipeline = "",
+    inputs: Mapping[str, Tensor] | Sequence[str] | None = None,
+    dynamic: Dynamic | None = None,
+    optimize_for: str = "latency",
+    verify: Verify = "auto",
+    tolerance: float | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    hooks: Sequence[Hook] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Compile a model into a verified engine folder.
+
+    Args:
+        model: see `moec.sources.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code` and `allow_pickle` too.
+        out: the engine folder; it appears only when everything went well.
+        target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
+        pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
+        optimize_for, verify, tolerance, seed: see `moec.driver.Options`.
+        hooks: watchers of the pipeline, see `moec.hooks`.
+
+    Returns:
+        The report that was also written to `moec.json` and `report.html`.
+
+    Raises:
+        MoecError: with the code of whatever ended the compilation; then nothing was published.
+    """
+    goal = target if isinstance(target, Target) else Target.parse(target)
+    passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
+    find_backend(goal)  # before any work: a missing runtime must not cost a capture
+    source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
+    return compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, texts), Path(out), hooks, progress)
+
+
+def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
+    """Compile again from an engine's `moec.json`: same source, pipeline, target and seed. Raises M106 when the source has changed."""
+    report = Report.read(Path(manifest))
+    source = open_source(report.source, inputs=report.inputs or None, **sources)
+    if source.hashes != report.source_hashes:
+        changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
+        raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
+    options = Options(
+        Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, report.verify, report.tolerance_asked, report.seed, tuple(report.inputs)
+    )
+    return compile_source(source, options, Path(out), progress=progress)
+
+
+def load(folder: str | Path, *, check: str = "hash") -> Engine:
+    """An engine from its folder.
+
+    Args:
+        folder: what `compile` wrote.
+        check: `hash` compares every file with the manifest's SHA-256, `size` only the sizes.
+
+    Raises:
+        MoecError: M106 when a file is missing or was changed, M302 when the engine's hardware is not here.
+    """
+    path = Path(folder)
+    report = Report.read(path / MANIFEST)
+    check_artefacts(report, path, check)
+    target = Target.parse(report.target)
+    return find_backend(target).load(path, target)
+
+
+def verify(engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, **sources: Any) -> Report:
+    """Prove an engine again: against its source (default), another engine's folder, or another model.
+
+    Returns a report with the new comparison; its `ok` says whether it holds. Other inputs than the compile's are used (`seed`).
+    """
+    return prove_again(Path(engine), against, seed, tolerance, sources)
+
+
+def inspect(model: Model, **sources: Any) -> Inspection:
+    """What a model holds: blocks, layouts, routing, total and active parameters, FLOPs. Loads no weights."""
+    return inspect_program(open_source(model, **sources).capture())
+
+
+def bench(engines: Sequence[str | Path | Engine], **settings: Any) -> Any:
+    """Time engines beside each other, see `moec.benchmark.bench`."""
+    from moec.benchmark import bench_engines
+
+    opened = [e if isinstance(e, Engine) else load(e) for e in engines]
+    return bench_engines(opened, **settings)

@@ -1,0 +1,82 @@
+"""The command line: `moec VERB …`, the same program as `python -m moec`.
+
+Nothing heavy is imported here: torch takes seconds, and `moec --help` must not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from moec.cli.console import fail
+from moec.errors import MoecError
+from moec.version import __version__
+
+# verb -> module of moec.cli that defines it; imported when the verb is used
+VERBS = {
+    "compile": "build", "verify": "prove", "bench": "prove", "run": "prove",
+    "inspect": "look", "ls": "look", "explain": "look", "doctor": "look",
+}  # fmt: skip
+SUMMARIES = {
+    "compile": "Compile MODEL into a verified engine folder.",
+    "verify": "Prove an engine against its source again, or against another engine.",
+    "bench": "Time engines beside each other.",
+    "run": "Run an engine on inputs from a file or on random ones.",
+    "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
+    "ls": "List passes, targets or presets.",
+    "explain": "Explain a pass or an error code.",
+    "doctor": "Show what this machine can build and run.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module only when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"moec.cli.{VERBS[cmd_name]}"), f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="moec")
+def cli() -> None:
+    """A compiler for mixture-of-experts: a PyTorch model in, a verified engine out.
+
+    Exit status: 0 ok, 1 the result is not acceptable, 2 usage or unsupported model, 3 missing runtime or hardware, 70 a bug of moec.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with the status that the error's code says."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    arguments = sys.argv[1:] if argv is None else argv
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    try:
+        status: Any = cli.main(arguments, standalone_mode=False)
+    except MoecError as error:
+        status = fail(error, as_json, debug)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "moec"
+        status = fail(MoecError("M201", error.format_message(), where, f"see `{where} --help`"), as_json, debug)
+    except (KeyboardInterrupt, click.Abort):
+        status = fail(None, as_json, debug)
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        status = fail(MoecError("M799", what, " ".join(["moec", *arguments]), "run it again with --debug and report the traceback"), as_json, debug)
+    sys.exit(status if isinstance(status, int) else 0)

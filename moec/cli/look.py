@@ -1,0 +1,113 @@
+"""`moec inspect`, `moec ls`, `moec explain`, `moec doctor`: what can be known without building anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moec import registry
+from moec.cli.console import common, emit, model_options
+from moec.errors import CODES, EXIT_CODES, MoecError
+
+
+@click.command("inspect")
+@click.argument("model")
+@model_options
+@common
+def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> None:
+    """Show what MODEL (or an engine's folder) holds: blocks, routing, parameters, FLOPs. Loads no weights."""
+    from moec import api
+
+    if (Path(model) / "moec.json").exists():
+        report = api.read_report(model)
+        emit(report.to_dict()) if as_json else click.echo(report.to_markdown())
+        return
+    found = api.inspect(model, **opening)
+    if as_json:
+        emit(found.to_dict())
+        return
+    for block in found.blocks:
+        rule = block.routing
+        routing = f"{rule['score']} top-{rule['top_k']} {rule['combine']}" + (f", {rule['groups']} groups" if rule["groups"] > 1 else "") if rule else f"top-{block.top_k}"
+        mixture = f"{block.experts} experts, {routing}" if block.kind != "ffn" else "dense"
+        gate = "gated " if block.activation["gated"] else ""
+        click.echo(f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} {gate}{block.activation['name']}  {_millions(block.parameters)}")
+    click.echo(
+        f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)} ({_millions(found.active_without_embedding)} without the input"
+        f" embedding), {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
+    )
+    for miss in found.misses:
+        click.echo(f"not matched: {miss.pass_name} at {miss.node}: {miss.reason}")
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"
+
+
+@click.command("ls")
+@click.argument("what", type=click.Choice(["passes", "targets", "presets"]))
+@common
+def ls_command(what: str, as_json: bool, quiet: bool) -> None:
+    """List passes, targets or presets, each with one line."""
+    from moec.cli.settings import presets
+
+    if what == "presets":
+        rows = presets()
+    else:
+        group: registry.Group = "passes" if what == "passes" else "backends"
+        rows = {name: _first_line(registry.find(group, name)) for name in registry.names(group)}
+    emit(rows) if as_json else click.echo("\n".join(f"{name:<16} {line}" for name, line in rows.items()))
+
+
+def _first_line(thing: Any) -> str:
+    return (inspect.getdoc(thing) or "").splitlines()[0]
+
+
+@click.command("explain")
+@click.argument("name")
+@common
+def explain_command(name: str, as_json: bool, quiet: bool) -> None:
+    """Explain a pass (its options and contract) or an error code."""
+    if name in CODES:
+        data: dict[str, Any] = {"code": name, "meaning": CODES[name], "exit_code": EXIT_CODES[name[:2]]}
+        text = f"{name} (exit status {data['exit_code']}): {data['meaning']}"
+    else:
+        cls = registry.find("passes", name)
+        fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}
+        data = {"pass": name, "contract": cls.contract, "after": list(cls.after), "options": fields, "doc": inspect.getdoc(cls)}
+        options = ", ".join(f"{k}={v!r}" for k, v in fields.items())
+        text = f"{name}({options})\ncontract: {cls.contract}\n\n{data['doc']}"
+    emit(data) if as_json else click.echo(text)
+
+
+@click.command("doctor")
+@common
+def doctor_command(as_json: bool, quiet: bool) -> int:
+    """Show what this machine can build and run. Exit status 3 when no target is usable."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from moec.target import Target
+
+    packages = {}
+    for package in ("moec", "torch", "transformers", "safetensors", "numpy"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = "missing"
+    probes = {name: dataclasses.asdict(registry.find("backends", name)().probe(Target(name))) for name in registry.names("backends")}
+    usable = any(p["available"] for p in probes.values())
+    if as_json:
+        emit({"python": platform.python_version(), "machine": platform.machine(), "packages": packages, "targets": probes})
+        return 0 if usable else 3
+    click.echo(f"python {platform.python_version()} on {platform.machine()}, " + ", ".join(f"{k} {v}" for k, v in packages.items()))
+    for name, probe in probes.items():
+        state = f"ok: {', '.join(probe['devices'])}" if probe["available"] else f"missing: {probe['missing']}; {probe['install']}"
+        click.echo(f"{name:<12} {state}")
+    if not usable:
+        raise MoecError("M301", "no target can be used here", "moec doctor", next(iter(probes.values()))["install"])
+    return 0
