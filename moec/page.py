@@ -1,0 +1,92 @@
+"""A report as text: Markdown, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moec.compare import OutputError
+    from moec.report import Report
+
+_BAR, _GAP, _HEIGHT = 14, 4, 56  # pixels: an expert's bar, the space after it, the tallest bar
+_WIDTH = 720
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, verdict first."""
+    lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
+    header = ("output", "max\\|d\\|/std", "allowed", "max\\|d\\|", "mean\\|d\\|", "relative", "cosine", "top-1")
+    lines += _table(header, [(o.name, *figures(o, report.comparison.tolerance)) for o in report.comparison.outputs])
+    if report.coverage.loads:
+        loads = [(load.module or load.node, f"{load.reached}/{len(load.assignments)}", _listed(load.missed)) for load in report.coverage.loads]
+        lines += _table(("block", "experts reached", "not reached"), loads)
+    lines += _table(("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps])
+    lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
+    lines += [f"- cannot run at {sizes(r)}: {r['reason']}" for r in report.refused]
+    lines += ["", *_table(("file", "bytes", "SHA-256"), [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts])]
+    lines += _table(("environment", ""), list(report.environment.items()))
+    return "\n".join(lines)
+
+
+def html(report: Report) -> str:
+    """The report as a page without external resources, for light and dark screens; values are escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = files("moec").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters |= {"sizes": sizes, "listed": _listed, "mib": lambda n: f"{n / 2**20:.2f}"}
+    charts = [(load, bars(load.assignments)) for load in report.coverage.loads]
+    blocks, columns = block_table(report.facts.get("blocks") or [])
+    return env.from_string(template).render(
+        r=report, verdict=verdict(report), charts=charts, figures=figures, blocks=blocks, columns=columns, width=_WIDTH, height=_HEIGHT
+    )
+
+
+def verdict(report: Report) -> str:
+    """One sentence: what was proven, or what was not."""
+    if not report.ok:
+        worst = report.comparison.worst
+        return f"Not equal to the untouched model: {worst.name} {worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
+    if not report.coverage.complete:
+        missed = report.coverage.total - report.coverage.reached
+        return f"Equal to the untouched model on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
+    return "Equal to the untouched model" + (", every expert reached" if report.coverage.loads else "")
+
+
+def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:
+    """An output's errors, as texts for a table row."""
+    top1 = "–" if o.top1 is None else f"{100 * o.top1:.4g} %" + (f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else "")
+    return (f"{o.deviation:.2e}", f"{tolerance:g}", f"{o.max_abs:.2e}", f"{o.mean_abs:.2e}", f"{o.relative:.2e}", f"{o.cosine:.7f}", top1)
+
+
+def bars(assignments: tuple[int, ...]) -> list[dict[str, float]]:
+    """Rectangles of a bar chart, an expert each: x, y, width and height in pixels, its number and its count; an empty one is 1 pixel high."""
+    step = min(_BAR + _GAP, _WIDTH / max(1, len(assignments)))
+    top = max([*assignments, 1])
+    heights = [max(1.0, round(_HEIGHT * n / top, 2)) for n in assignments]
+    return [
+        {"x": round(e * step, 2), "y": _HEIGHT - h, "width": round(step * _BAR / (_BAR + _GAP), 2), "height": h, "expert": e, "count": n}
+        for e, (n, h) in enumerate(zip(assignments, heights, strict=True))
+    ]
+
+
+def block_table(blocks: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
+    """Rows and column names of a backend's facts about the blocks, whatever they are."""
+    columns = list(dict.fromkeys(key for block in blocks for key in block))
+    return [[str(block.get(c, "")) for c in columns] for block in blocks], columns
+
+
+def sizes(refused: dict[str, Any]) -> str:
+    """`batch=1, sequence=1`."""
+    return ", ".join(f"{k}={v}" for k, v in refused["sizes"].items())
+
+
+def _listed(experts: tuple[int, ...]) -> str:
+    return ", ".join(map(str, experts)) or "–"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    if not rows:
+        return []
+    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(r) + " |" for r in rows), ""]
