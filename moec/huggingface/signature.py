@@ -1,0 +1,92 @@
+"""Which inputs a Hugging Face model takes and which outputs moec compares."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.program import Input
+from moec.source import Domain
+
+# odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
+CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7}
+_NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs in order, with the values that each may take."""
+
+    inputs: tuple[Input, ...]
+    domains: dict[str, Domain]
+
+    def dynamic(self) -> dict[str, tuple[str | None, ...]]:
+        """The dynamic dimensions in the form that `capture` takes."""
+        return {i.name: tuple(d if isinstance(d, str) else None for d in i.shape) for i in self.inputs}
+
+
+def signature_of(model: Any) -> Signature:
+    """The signature of a `PreTrainedModel`, from its main input and its forward's parameters. Raises M206 for other modalities."""
+    main: str = model.main_input_name
+    if main == "input_ids":
+        return _text(model)
+    if main == "pixel_values":
+        return _image(model)
+    raise MoecError(
+        "M206", f"{type(model).__name__} takes {main!r}; moec knows models of token ids and of pixel values", "main_input_name",
+        "wrap the model in an nn.Module and pass sample inputs",
+    )  # fmt: skip
+
+
+def _text(model: Any) -> Signature:
+    config, parameters = model.config.get_text_config(), inspect.signature(model.forward).parameters
+    vocabulary = Domain("token", int(config.vocab_size))
+    fields = {"input_ids": vocabulary, "attention_mask": Domain("mask")}
+    if "token_type_ids" in parameters and getattr(config, "type_vocab_size", 0) > 1:
+        fields["token_type_ids"] = Domain("type", int(config.type_vocab_size))
+    inputs = [Input(name, torch.int64, ("batch", "sequence")) for name in fields]
+    if model.config.is_encoder_decoder and "decoder_input_ids" in parameters:
+        fields["decoder_input_ids"] = vocabulary
+        inputs.append(Input("decoder_input_ids", torch.int64, ("batch", "decoder_sequence")))
+    return Signature(tuple(inputs), fields)
+
+
+def _image(model: Any) -> Signature:
+    config = getattr(model.config, "vision_config", model.config)
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = ("batch", int(getattr(config, "num_channels", 3)), int(height), int(width))
+    return Signature((Input("pixel_values", torch.float32, shape),), {"pixel_values": Domain("number")})
+
+
+def named_call(forward: Callable[..., Any]) -> Callable[..., dict[str, Tensor]]:
+    """A model's forward, without cache, that returns its tensors by name: no losses, caches or router logits."""
+    fixed = {"use_cache": False} if "use_cache" in inspect.signature(forward).parameters else {}
+
+    def call(**inputs: Tensor) -> dict[str, Tensor]:
+        return results(forward(**inputs, **fixed))
+
+    return call
+
+
+def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a `ModelOutput` that are results."""
+    return {k: v for k, v in output.items() if isinstance(v, Tensor) and not any(word in k for word in _NOT_RESULTS)}
+
+
+def expose(model: Any, signature: Signature) -> None:
+    """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and no others."""
+    forward = named_call(model.forward)
+    names = [inspect.Parameter(i.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for i in signature.inputs]
+
+    def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
+        return forward(**dict(zip([i.name for i in signature.inputs], args, strict=False)), **kwargs)
+
+    exposed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
+    model.forward = exposed
