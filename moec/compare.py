@@ -167,7 +167,7 @@ def _measure(want: Tensor, got: Tensor, tolerance: Tolerance) -> _Difference:
     error, norm = (got - want).abs(), float(want.norm())
     spread = float(want.std(correction=0))
     product = norm * float(got.norm())
-    cosine = float((want * got).sum()) / product if product else float(norm == float(got.norm()))
+    cosine = min(1.0, float((want * got).sum()) / product) if product else float(norm == float(got.norm()))
     relative = float(error.norm()) / norm if norm else (math.inf if float(error.max()) else 0.0)
     rows = _top1(want, got, tolerance.deviation * spread) if want.dim() and want.shape[-1] > 1 else (0, 0, 0)
     sums = float(want.sum()), float(want.square().sum())

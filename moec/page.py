@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +46,14 @@ def html(report: Report) -> str:
 
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
+    reference = "the untouched model" if report.comparison.reference == "eager" else report.comparison.reference
     if not report.ok:
         worst = report.comparison.worst
-        return f"Not equal to the untouched model: {worst.name} {worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
+        return f"Not equal to {reference}: {worst.name} {worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
     if not report.coverage.complete:
         missed = report.coverage.total - report.coverage.reached
-        return f"Equal to the untouched model on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
-    return "Equal to the untouched model" + (", every expert reached" if report.coverage.loads else "")
+        return f"Equal to {reference} on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
+    return f"Equal to {reference}" + (", every expert reached" if report.coverage.loads else "")
 
 
 def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:
@@ -86,7 +88,7 @@ def _listed(experts: tuple[int, ...]) -> str:
     return ", ".join(map(str, experts)) or "–"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
     return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(r) + " |" for r in rows), ""]

@@ -111,9 +111,7 @@ class Report:
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
         except OSError as error:
-            raise MoecError(
-                "M106", f"the report cannot be read: {error.strerror}", str(path), "give an engine folder that moec wrote, or compile again"
-            ) from error
+            raise MoecError("M106", f"the report cannot be read: {error.strerror}", str(path), "give an engine folder, or compile again") from error
 
     # ------------------------------------------------------------------ text
     def to_markdown(self) -> str:
