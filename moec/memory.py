@@ -1,0 +1,36 @@
+"""What this process and this machine have in memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_rss_bytes() -> int:
+    """The most that was resident at once, since the start or since `reset_peak`; mapped files count while their pages are touched."""
+    if _STATUS.exists():
+        return _status("VmHWM")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, other systems KiB
+
+
+def rss_bytes() -> int:
+    """What is resident now; on systems without /proc, the peak."""
+    return _status("VmRSS") if _STATUS.exists() else peak_rss_bytes()
+
+
+def reset_peak() -> bool:
+    """Let the peak start again from what is resident now; False where the system has no such thing."""
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(key: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key + ":"))
+    return int(line.split()[1]) * 1024
