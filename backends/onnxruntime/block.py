@@ -1,0 +1,107 @@
+"""One opaque `moec::Experts` or `moec::Moe` node, read: its tensors in the graph, its lazy weights, its rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from moec.backends.onnxruntime.tensors import DTYPES, WeightTensor
+from moec.dialect import Activation, Routing
+from moec.errors import MoecError
+from moec.weights import Weight, from_tensor
+
+# where the tensors of each operator stand
+INPUTS = {
+    "Experts": ("x", "ids", "weights", "w_in", "w_out", "b_in", "b_out"),
+    "Moe": ("x", "router_weight", "router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """The experts of one layer, and how tokens reach them.
+
+    Attributes:
+        x: tokens `[..., H]`.
+        ids, weights: `[..., K]` of a `moec::Experts` node, else None.
+        router_weight, router_bias: `[E, H]`, `[E]` of a `moec::Moe` node, else None.
+        w_in, w_out, b_in, b_out: as in `moec::experts`.
+        activation: between the two products.
+        routing: the rule of a `moec::Moe` node, else None.
+        score_before: weights multiply the experts' input.
+        top_k: experts a token, K.
+        dtype: of x and of the experts' weights.
+    """
+
+    x: ir.Value
+    ids: ir.Value | None
+    weights: ir.Value | None
+    router_weight: ir.Value | None
+    router_bias: ir.Value | None
+    w_in: Weight
+    w_out: Weight
+    b_in: Weight | None
+    b_out: Weight | None
+    activation: Activation
+    routing: Routing | None
+    score_before: bool
+    top_k: int
+    dtype: ir.DataType
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return self.w_in.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.w_in.shape[2]
+
+    @property
+    def wide(self) -> ir.DataType:
+        """The dtype in which weights multiply and outputs add up: float32, or float64 for a float64 block."""
+        return ir.DataType.DOUBLE if self.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
+
+
+def read(node: ir.Node) -> Block:
+    """Read a node of domain `moec`. Raises M208 when the experts' weights are not initializers or K is not static."""
+    at = dict(zip(INPUTS[node.op_type], node.inputs, strict=False))
+    rule = {name: attribute.value for name, attribute in node.attributes.items()}
+    for flag in ("gated", "clamp_after", "score_before"):
+        rule[flag] = bool(rule.get(flag, flag == "gated"))
+    lazy = {name: _weight(node, at.get(name)) for name in ("w_in", "w_out", "b_in", "b_out")}
+    w_in, w_out = lazy["w_in"], lazy["w_out"]
+    assert at["x"] is not None
+    if w_in is None or w_out is None:
+        raise _refusal(node, "w_in and w_out must be there")
+    if at.get("selection_bias") is not None:
+        raise _refusal(node, "a selection bias is not the kernel's rule; the exporter decomposes such blocks")
+    routing = Routing.of(rule) if node.op_type == "Moe" else None
+    return Block(
+        at["x"], at.get("ids"), at.get("weights"), at.get("router_weight"), at.get("router_bias"), w_in, w_out, lazy["b_in"], lazy["b_out"],
+        Activation.of(rule), routing, rule["score_before"], routing.top_k if routing else _top_k(node), DTYPES[w_in.dtype],
+    )  # fmt: skip
+
+
+def _weight(node: ir.Node, value: ir.Value | None) -> Weight | None:
+    if value is None:
+        return None
+    if isinstance(value.const_value, WeightTensor):
+        return value.const_value.weight
+    if value.const_value is None:
+        raise _refusal(node, f"{value.name} is computed, not a weight")
+    return from_tensor(torch.from_numpy(value.const_value.numpy().copy()), str(value.name))
+
+
+def _top_k(node: ir.Node) -> int:
+    for value in node.inputs[1:3]:
+        if value is not None and value.shape is not None and isinstance(value.shape[-1], int):
+            return value.shape[-1]
+    raise _refusal(node, "the number of experts a token is not static")
+
+
+def _refusal(node: ir.Node, what: str) -> MoecError:
+    return MoecError("M208", f"moec::{node.op_type} cannot be lowered: {what}", str(node.name), "report this with `moec compile --dump DIR`")

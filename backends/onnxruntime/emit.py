@@ -1,0 +1,79 @@
+"""Putting ONNX nodes in the place of one node of a graph, under names that say where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from moec.backends.onnxruntime.tensors import add_initializer
+from moec.weights import Weight
+
+MICROSOFT = "com.microsoft"
+
+
+class Emitter:
+    """Emits nodes in front of one node, in the order of the calls, and finally lets the last of them take its place.
+
+    Calling it emits a node: `emit("Gather", x, index, axis=0)` returns its output.
+    Names are `<node>/<op>_<n>`: equal graphs get equal names.
+
+    Args:
+        graph: the graph that the node stands in.
+        node: the node to be replaced.
+    """
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self.graph, self.node = graph, node
+        self.name = node.name or str(node.outputs[0].name)
+        self._count = 0
+
+    def __call__(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        return self.several(1, op, *inputs, domain=domain, **attributes)[0]
+
+    def several(self, outputs: int, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> tuple[ir.Value, ...]:
+        """Emit a node with several outputs."""
+        name = f"{self.name}/{op}_{self._count}"
+        self._count += 1
+        values = tuple(ir.Value(name=name if outputs == 1 else f"{name}.{n}") for n in range(outputs))
+        self.graph.insert_before(self.node, ir.node(op, inputs, attributes, domain=domain, outputs=values, name=name))
+        return values
+
+    def constant(self, value: int | Sequence[int] | np.ndarray[Any, Any], dtype: Any = np.int64) -> ir.Value:
+        """A small constant, int64 unless told; equal constants are one initializer."""
+        array = np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value, dtype)
+        text = f"moec/{array.dtype}{list(array.shape)}:{','.join(map(repr, array.reshape(-1).tolist()))}"
+        if text not in self.graph.initializers:
+            tensor = ir.tensor(array, name=text)
+            self.graph.register_initializer(ir.Value(name=text, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor))
+        return self.graph.initializers[text]
+
+    def number(self, value: float, dtype: ir.DataType) -> ir.Value:
+        """A scalar constant of a float dtype (bfloat16 too, which numpy lacks)."""
+        text = f"moec/{dtype.name.lower()}[]:{value!r}"
+        if text not in self.graph.initializers:
+            tensor = ir.Tensor(np.asarray(value, dtype.numpy()), dtype=dtype, name=text)
+            self.graph.register_initializer(ir.Value(name=text, type=ir.TensorType(dtype), shape=ir.Shape(()), const_value=tensor))
+        return self.graph.initializers[text]
+
+    def weight(self, weight: Weight, role: str) -> ir.Value:
+        """A lazy weight as an initializer named after the node and its role there."""
+        return add_initializer(self.graph, weight, f"{self.name}.{role}")
+
+    def cast(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
+        """The value in another dtype; itself when it has that already."""
+        return value if have == want else self("Cast", value, to=int(want))
+
+    def replace(self, result: ir.Value) -> None:
+        """Let a value that was emitted take the place, the name and the type of the node's output; removes the node."""
+        old = self.node.outputs[0]
+        result.name, result.type, result.shape = old.name, old.type, old.shape
+        old.name = None
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+        inputs = [v for v in self.node.inputs if v is not None]
+        self.graph.remove(self.node, safe=True)
+        for value in inputs:
+            if value.is_initializer() and not value.uses() and not value.is_graph_output():
+                self.graph.initializers.pop(str(value.name), None)

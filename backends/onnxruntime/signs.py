@@ -1,0 +1,52 @@
+"""What a graph proves about routing weights and ids, by how they are computed: never negative; no expert twice for a token."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+ALWAYS = {"Softmax", "Sigmoid", "Exp", "Relu", "Abs", "Sqrt", "Softplus"}
+# first input's signs survive
+MOVES = {
+    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Gather", "GatherElements", "GatherND", "Slice", "Split",
+    "TopK", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "Reciprocal",
+}  # fmt: skip
+COMBINES = {"Add", "Mul", "Div", "Max", "Min", "Concat", "Sum", "Where", "Pow"}
+SMALL = 4096  # elements of a constant that is worth reading
+
+
+def nonnegative(value: ir.Value | None, depth: int = 64) -> bool:
+    """Whether no element can be negative, whatever the graph's inputs. False also means "not proven"."""
+    if value is None or depth == 0:
+        return False
+    if value.const_value is not None:
+        return value.const_value.size <= SMALL and bool((value.const_value.numpy() >= 0).all())
+    node = value.producer()
+    if node is None or node.domain != "":
+        return False
+    if node.op_type in ALWAYS:
+        return True
+    if node.op_type == "Constant":
+        held = ir.convenience.get_const_tensor(value)
+        return held is not None and bool((held.numpy() >= 0).all())
+    if node.op_type in MOVES:
+        return nonnegative(node.inputs[0], depth - 1)
+    parts = node.inputs[1:] if node.op_type == "Where" else node.inputs
+    return node.op_type in COMBINES and all(nonnegative(v, depth - 1) for v in parts)
+
+
+def distinct(ids: ir.Value | None, top_k: int) -> bool:
+    """Whether a row of `ids` never names an expert twice: its K columns are the indices of one `TopK`."""
+    while ids is not None and (node := ids.producer()) is not None:
+        if node.op_type == "TopK":
+            axis = node.attributes.get_int("axis", -1)
+            return ids is node.outputs[1] and (axis == -1 or (ids.shape is not None and axis == len(ids.shape) - 1))
+        kept = ids.shape is not None and len(ids.shape) > 0 and ids.shape[-1] == top_k
+        if node.op_type not in ("Identity", "Cast") and not (node.op_type == "Reshape" and kept and _width(node.inputs[0]) == top_k):
+            return False
+        ids = node.inputs[0]
+    return False
+
+
+def _width(value: ir.Value | None) -> int | None:
+    last = value.shape[-1] if value is not None and value.shape is not None and len(value.shape) else None
+    return last if isinstance(last, int) else None

@@ -1,0 +1,105 @@
+"""The grouped form against `moec::experts` itself, on every activation and every shape of routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moec.dialect import Activation
+from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, lowered, ops, run, tokens
+
+experts_op = torch.ops.moec.experts.default
+LIMIT = 1e-5
+
+
+def grouped(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False) -> torch.Tensor:
+    model, fact = lowered(experts_model(e, x.dim(), ids.shape[-1], score_before), "throughput")
+    assert fact["formulation"] == "grouped"
+    assert "If" not in ops(model)
+    return run(model, x=x, ids=ids, weights=weights)
+
+
+def expected(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False) -> torch.Tensor:
+    return experts_op(x, ids, weights, *e.tensors, **e.activation.arguments(), score_before=score_before)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("biases", [False, True], ids=["", "biases"])
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_every_activation(activation: Activation, biases: bool) -> None:
+    e, x, routed = Experts(activation=activation, biases=biases), tokens(9), choice(9)
+    assert error(grouped(e, x, *routed), expected(e, x, *routed)) < LIMIT
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_another_activation_is_seen(activation: Activation) -> None:
+    e, x, routed = Experts(activation=activation), tokens(9), choice(9)
+    others = [a for a in ACTIVATIONS if a != activation and a.gated == activation.gated]
+    got = grouped(e, x, *routed)
+    for other in others:
+        e.activation = other
+        assert error(got, expected(e, x, *routed)) > 3 * LIMIT
+
+
+@pytest.mark.parametrize("leading", [(1,), (7,), (2, 5), (1, 1), (2, 2, 3), (0,), (2, 0)], ids=str)
+@pytest.mark.parametrize("top_k", [1, 2, 6])
+@pytest.mark.parametrize("score_before", [False, True], ids=["", "score_before"])
+def test_every_shape(leading: tuple[int, ...], top_k: int, score_before: bool) -> None:
+    e, x, routed = Experts(biases=True), tokens(*leading), choice(*leading, top_k=top_k)
+    if x.numel():
+        assert error(grouped(e, x, *routed, score_before), expected(e, x, *routed, score_before)) < LIMIT
+    else:
+        assert grouped(e, x, *routed, score_before).shape == x.shape
+
+
+def test_score_before_is_not_score_after() -> None:
+    e, x, routed = Experts(), tokens(7), choice(7)
+    assert error(grouped(e, x, *routed, True), expected(e, x, *routed, False)) > 0.1
+
+
+def test_gate_and_up_swapped_is_seen() -> None:
+    e, x, routed = Experts(), tokens(7), choice(7)
+    want = expected(e, x, *routed)
+    e.w_in = e.w_in.unflatten(1, (2, -1)).flip(1).flatten(1, 2)
+    assert error(grouped(e, x, *routed), want) > 0.1
+
+
+def test_weights_as_they_are() -> None:
+    """Negative, zero and large weights count as they stand."""
+    e, x = Experts(), tokens(7)
+    ids, weights = choice(7)
+    weights = weights * 5 - 2
+    weights[0] = 0
+    assert error(grouped(e, x, ids, weights), expected(e, x, ids, weights)) < LIMIT
+    assert error(grouped(e, x, ids, weights), expected(e, x, ids, weights.abs())) > 0.1
+
+
+def test_an_expert_named_twice_counts_twice() -> None:
+    e, x, ids = Experts(), tokens(3), torch.tensor([[1, 1], [2, 0], [5, 5]])
+    weights = torch.tensor([[0.2, 0.5], [0.1, 0.3], [0.4, 0.4]])
+    assert error(grouped(e, x, ids, weights), expected(e, x, ids, weights)) < LIMIT
+
+
+def test_all_tokens_on_one_expert_and_nothing_computed_elsewhere() -> None:
+    """NaN weights of experts that nobody chose do not reach the result, so they were not multiplied with anything."""
+    e, x = Experts(), tokens(5)
+    ids, weights = torch.full((5, 1), 3), torch.ones(5, 1)
+    want = expected(e, x, ids, weights)
+    others = [n for n in range(e.experts) if n != 3]
+    e.w_in[others] = e.w_out[others] = float("nan")
+    assert error(grouped(e, x, ids, weights), want) < LIMIT
+    ids[0] = 0
+    assert grouped(e, x, ids, weights)[0].isnan().all()
+
+
+def test_one_expert() -> None:
+    e, x, routed = Experts(experts=1), tokens(4), choice(4, experts=1, top_k=1)
+    assert error(grouped(e, x, *routed), expected(e, x, *routed)) < LIMIT
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-2), (torch.float64, 1e-12)], ids=["float16", "float64"])
+def test_other_dtypes(dtype: torch.dtype, limit: float) -> None:
+    e, x = Experts(dtype=dtype, activation=Activation("silu", alpha=1.7, beta=1.0, limit=0.7), biases=True), tokens(2, 5).to(dtype)
+    ids, weights = choice(2, 5)
+    for before in (False, True):
+        assert error(grouped(e, x, ids, weights.to(dtype), before), expected(e, x, ids, weights.to(dtype), before)) < limit
+    assert error(grouped(e, x, ids, weights.to(dtype)), expected(e, x, ids, 1.1 * weights.to(dtype))) > 3 * limit

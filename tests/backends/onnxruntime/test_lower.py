@@ -1,0 +1,110 @@
+"""Which form a block gets, what is said about it, and what stays in the graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from moec.backends.onnxruntime.lower import lower
+from moec.backends.onnxruntime.tensors import WeightTensor
+from moec.dialect import Activation, Routing
+from moec.errors import MoecError
+from tests.backends.onnxruntime.blocks import Experts, error, experts_model, lowered, moe_model, ops, run, tokens, value
+
+
+@pytest.mark.parametrize(
+    ("activation", "provider", "optimize_for", "formulation"),
+    [
+        (Activation(), "cpu", "latency", "kernel"),
+        (Activation(), "cpu", "throughput", "grouped"),
+        (Activation(), "cuda", "throughput", "kernel"),
+        (Activation("gelu"), "cpu", "latency", "grouped"),
+        (Activation("relu2", gated=False), "cpu", "latency", "grouped"),
+        (Activation("gelu_tanh", gated=False), "cpu", "latency", "kernel"),
+        (Activation("gelu_tanh", gated=False), "cuda", "latency", "grouped"),
+    ],
+)
+def test_the_form_and_its_reason(activation: Activation, provider: str, optimize_for: str, formulation: str) -> None:
+    model, fact = lowered(moe_model(Experts(activation=activation), 2, Routing(2)), optimize_for, provider)
+    assert fact["formulation"] == formulation and fact["node"] == "layer" and fact["op"] == "Moe" and fact["why"]
+    assert ("MoE" in ops(model)) == (formulation == "kernel")
+    assert "moec" not in model.opset_imports and not any(n.domain == "moec" for n in model.graph)
+
+
+def test_odd_sizes_do_not_go_to_the_cuda_kernel() -> None:
+    assert lowered(moe_model(Experts(inner=20), 2, Routing(2)), "latency", "cuda")[1]["formulation"] == "grouped"
+
+
+def test_weights_of_unknown_sign_are_not_given_to_the_kernel() -> None:
+    _, fact = lowered(experts_model(Experts(), 2, 2), "latency")
+    assert fact["formulation"] == "grouped" and "non-negative" in fact["why"]
+    _, fact = lowered(experts_model(Experts(), 2, 2, weights_op="Tanh"), "latency")
+    assert fact["formulation"] == "grouped"
+
+
+def test_ids_that_may_repeat_are_not_given_to_the_kernel() -> None:
+    model = experts_model(Experts(), 2, 2, weights_op="Softmax")
+    node, ids = next(n for n in model.graph if n.domain == "moec"), value("ids", torch.int64, ["d0", 2])
+    model.graph.inputs.append(ids)
+    node.replace_input_with(1, ids)
+    _, fact = lowered(model, "latency")
+    assert fact["formulation"] == "grouped" and "distinct" in fact["why"]
+
+
+def test_score_before_with_two_experts_a_token_is_grouped() -> None:
+    assert lowered(experts_model(Experts(), 2, 2, True, "Softmax"), "latency")[1]["formulation"] == "grouped"
+
+
+@pytest.mark.parametrize("optimize_for", ["latency", "throughput"])
+def test_only_weights_that_are_read_stay_and_they_stay_lazy(optimize_for: str) -> None:
+    e = Experts(biases=True)
+    model, _ = lowered(moe_model(e, 2, Routing(2)), optimize_for)
+    assert all(v.uses() for v in model.graph.initializers.values())
+    large = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size > 1000]
+    assert all(isinstance(t, WeightTensor) for t in large)
+    assert sum(t.size for t in large) == e.w_in.numel() + e.w_out.numel() if optimize_for == "latency" else True
+
+
+def test_a_weight_with_another_reader_stays() -> None:
+    model = moe_model(Experts(), 2, Routing(2))
+    shape = ir.node("Shape", [model.graph.initializers["w_out"]])
+    shape.outputs[0].type, shape.outputs[0].shape = ir.TensorType(ir.DataType.INT64), ir.Shape([3])
+    shape.outputs[0].name = "size"
+    model.graph.insert_before(model.graph[0], shape)
+    model.graph.outputs.append(shape.outputs[0])
+    lower(model, "throughput")
+    assert "w_out" in model.graph.initializers and "w_in" not in model.graph.initializers
+
+
+def test_two_layers_in_a_row_keep_their_names_apart() -> None:
+    e, x = Experts(), tokens(5)
+    model = moe_model(e, 2, Routing(2))
+    first = model.graph[0]
+    y, z = first.outputs[0], ir.Value(name="z", type=first.outputs[0].type, shape=first.outputs[0].shape)
+    second = ir.node("Moe", [y, *first.inputs[1:]], dict(first.attributes), domain="moec", outputs=[z], name="layer2")
+    model.graph.append(second)
+    y.name, z.name = "middle", "y"
+    model.graph.outputs[0] = z
+    assert [f["node"] for f in lower(model, "throughput")] == ["layer", "layer2"]
+    op = lambda t: torch.ops.moec.moe(t, e.router, None, None, *e.tensors, top_k=2)  # noqa: E731
+    assert error(run(model, x=x), op(op(x))) < 1e-5
+    assert error(run(model, x=x), op(x)) > 0.1
+
+
+def test_a_graph_without_blocks_is_left_alone() -> None:
+    x = value("x", torch.float32, ["n"])
+    node = ir.node("Relu", [x])
+    model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}), ir_version=10)
+    assert lower(model) == [] and dict(model.opset_imports) == {"": 20}
+
+
+def test_computed_weights_are_refused() -> None:
+    model = moe_model(Experts(), 2, Routing(2))
+    node, w = model.graph[0], model.graph.initializers["w_in"]
+    computed = ir.node("Neg", [w])
+    model.graph.insert_before(node, computed)
+    node.replace_input_with(4, computed.outputs[0])
+    with pytest.raises(MoecError) as caught:
+        lower(model)
+    assert caught.value.code == "M208" and caught.value.where == "layer"
