@@ -159,6 +159,16 @@ def rows(weight: Weight, start: int, stop: int) -> Weight:
     return Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b))
 
 
+def columns(weight: Weight, start: int, stop: int) -> Weight:
+    """`weight[..., start:stop]`, contiguous: the shard of a matrix along its inputs."""
+    return rowwise(f"columns[{start}:{stop}]", lambda t: t[..., start:stop].contiguous(), weight)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
+    """`torch.zeros(shape)`, made when it is read."""
+    return Weight(shape, dtype, f"zeros{list(shape)}", lambda a, b: torch.zeros((b - a, *shape[1:]), dtype=dtype))
+
+
 def transpose(weight: Weight, dim0: int, dim1: int) -> Weight:
     """`weight.transpose(dim0, dim1)`, contiguous. Moving the leading dimension reads the source once for every block of the result."""
     dim0, dim1 = sorted((dim0 % len(weight.shape), dim1 % len(weight.shape)))
