@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from moec.capture import Dynamic, capture
-from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend, prove_again
+from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.inspection import Inspection, inspect_program
@@ -19,6 +19,7 @@ from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
 from moec.target import Target
+from moec.verification import Verification
 
 __all__ = ["bench", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
@@ -74,8 +75,9 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
         changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
     options = Options(
-        Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, report.verify, report.tolerance_asked, report.seed, tuple(report.inputs)
-    )
+        Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
+        report.inputs,
+    )  # fmt: skip
     return compile_source(source, options, Path(out), progress=progress)
 
 
@@ -96,12 +98,32 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     return find_backend(target).load(path, target)
 
 
-def verify(engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, **sources: Any) -> Report:
+def verify(engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, **opening: Any) -> Verification:
     """Prove an engine again: against its source (default), another engine's folder, or another model.
 
-    Returns a report with the new comparison; its `ok` says whether it holds. Other inputs than the compile's are used (`seed`).
+    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds.
     """
-    return prove_again(Path(engine), against, seed, tolerance, sources)
+    from moec.again import prove_again
+
+    return prove_again(Path(engine), against, seed, tolerance, opening)
+
+
+def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Any:
+    """The first pass, layer and expert at which an engine's making departs from the untouched model, see `moec.bisect`."""
+    from moec.again import bisect_engine
+
+    return bisect_engine(Path(engine), seed, opening)
+
+
+def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:
+    """Random valid inputs for an engine, from its source's domains."""
+    report = read_report(folder)
+    return open_source(report.source, inputs=report.inputs or None).sample({"batch": 2, "sequence": 16}, seed)
+
+
+def read_report(folder: str | Path) -> Report:
+    """The report in an engine's folder. Raises M106 when it is missing or not one."""
+    return Report.read(Path(folder) / MANIFEST)
 
 
 def inspect(model: Model, **sources: Any) -> Inspection:

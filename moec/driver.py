@@ -7,22 +7,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from moec import registry
-from moec.compare import Comparison, Tolerance, compare
-from moec.coverage import Coverage, reach_experts
-from moec.engine import Backend, Engine, Refusal
+from moec.compare import Tolerance
+from moec.engine import Backend, Refusal
 from moec.errors import MoecError
 from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
 from moec.progress import Progress
-from moec.report import Report, environment, hash_artefacts
+from moec.report import Report, environment, hash_artefacts, step_facts
 from moec.source import Source
 from moec.streaming import StreamingEngine, check_finite
 from moec.target import Target
+from moec.verification import Verification, verify
 
 Verify = Literal["auto", "full", "streamed"]
 MANIFEST, PAGE = "moec.json", "report.html"
@@ -67,17 +67,17 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")
-        program, steps, misses = run_passes(captured, options, backend, hooks, progress)
+        program, steps = run_passes(captured, options, backend, hooks, progress)
         progress.stage("build")
         facts = backend.build(program, options.target, folder, options.optimize_for, progress)
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
         progress.stage("verify")
-        comparison, coverage = prove(source, captured, program, backend, options, folder)
-        progress.done(f"{comparison}; {coverage}")
-        report = make_report(source, options, steps, misses, facts, comparison, coverage, backend, folder)
-        comparison.require()
-        (folder / MANIFEST).write_text(report.to_json())
-        (folder / PAGE).write_text(report.to_html())
+        proof = prove(source, captured, program, backend, options, folder)
+        proof.require()
+        progress.done(f"{proof.comparison}; {proof.coverage}")
+        report = make_report(source, options, program, steps, facts, proof, backend, folder)
+        (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
+        (folder / PAGE).write_text(report.to_html(), encoding="utf-8")
     return report
 
 
@@ -97,7 +97,7 @@ def refuse(refusals: Sequence[Refusal]) -> None:
         raise MoecError("M208", refusals[0].reason, refusals[0].where, refusals[0].fix)
 
 
-def run_passes(captured: Program, options: Options, backend: Backend, hooks: Sequence[Hook], progress: Progress) -> tuple[Program, list[StepReport], list[Any]]:
+def run_passes(captured: Program, options: Options, backend: Backend, hooks: Sequence[Hook], progress: Progress) -> tuple[Program, list[StepReport]]:
     """The user's passes, then the target's. The latter may find nothing to do."""
     context = Context(seed=options.seed)
     progress.stage("passes")
@@ -105,20 +105,31 @@ def run_passes(captured: Program, options: Options, backend: Backend, hooks: Seq
     legal, more = backend.legalize(options.target).run(program, context, hooks)
     refuse(backend.supports(legal, options.target))
     progress.done(", ".join(f"{s.name} {s.rewrites}" for s in steps + more))
-    return legal, steps + more, context.misses
+    return legal, steps + more
 
 
-def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> tuple[Comparison, Coverage]:
+def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:
     """Compare the built engine with the untouched model on inputs that reach every expert."""
-    samples, coverage = reach_experts(program, source, verification_sizes(source.inputs), options.seed)
     streamed = options.verify == "streamed" or (options.verify == "auto" and not fits_in_memory(source, captured))
-    reference: Engine = StreamingEngine(captured) if streamed else source.reference()
+    reference = StreamingEngine(captured) if streamed else None
+    tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(backend.precision(options.target))
     engine = backend.load(folder, options.target, prepack=not streamed)
     try:
-        tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(backend.precision(options.target))
-        return compare(reference, engine, samples, tolerance), coverage
+        return verify(source, engine, program, tolerance, options.seed, reference)
     finally:
         engine.close()
+
+
+def make_report(
+    source: Source, options: Options, program: Program, steps: list[StepReport], facts: dict[str, Any], proof: Verification, backend: Backend, folder: Path
+) -> Report:
+    """Everything that is known of the engine, without anything that changes from run to run."""
+    return Report(
+        source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
+        inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, source_hashes=source.hashes,
+        steps=step_facts(steps), facts=facts, refused=tuple(asdict(r) for r in proof.refused),
+        environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
+    )  # fmt: skip
 
 
 def fits_in_memory(source: Source, captured: Program) -> bool:
