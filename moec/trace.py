@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from moec.dialect import Routing, route_reference
 from moec.program import Program
@@ -75,16 +76,15 @@ def module_paths(node: fx.Node) -> list[str]:
     return [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
 
-def trace_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The output of each submodule in its last call, by dotted name, in the order in which they finish; tuples give their first tensor."""
-    found: dict[str, Tensor] = {}
+def trace_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """The floating-point outputs of each submodule in its last call, by dotted name, in the order in which they finish."""
+    found: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(value, Tensor):
-                found.pop(name, None)
-                found[name] = value.detach()
+            values = [v.detach() for v in tree_leaves(output) if isinstance(v, Tensor) and v.is_floating_point()]
+            found.pop(name, None)
+            found[name] = values
 
         return hook
 
