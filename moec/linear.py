@@ -13,7 +13,7 @@ from moec.program import Program
 from moec.weights import Weight
 
 aten = torch.ops.aten
-_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default)
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default, aten.mT.default)
 _VIEWS = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
     aten.squeeze.default, aten.squeeze.dim, aten.unsqueeze.default,
