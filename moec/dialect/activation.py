@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "tanh": lambda x, _: torch.tanh(x),
     "sigmoid": lambda x, _: torch.sigmoid(x),
     "identity": lambda x, _: x,
+}
+
+# name -> derivative(x, alpha) of the function above
+_SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "silu": lambda x, alpha: (s := torch.sigmoid(alpha * x)) * (1 + alpha * x * (1 - s)),
+    "gelu": lambda x, _: torch.ops.aten.gelu_backward(torch.ones_like(x), x),
+    "gelu_tanh": lambda x, _: torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate="tanh"),
+    "relu": lambda x, _: (x > 0).to(x.dtype),
+    "relu2": lambda x, _: 2 * F.relu(x),
+    "tanh": lambda x, _: 1 - torch.tanh(x).square(),
+    "sigmoid": lambda x, _: (s := torch.sigmoid(x)) * (1 - s),
+    "identity": lambda x, _: torch.ones_like(x),
 }
 
 
@@ -47,16 +59,33 @@ class Activation:
 
     def __call__(self, h: Tensor) -> Tensor:
         """Apply to `[..., F*I]`; returns `[..., I]` (F is 2 when gated, else 1)."""
-        function = ACTIVATIONS[self.name]
         if not self.gated:
-            return function(h, self.alpha)
+            return ACTIVATIONS[self.name](h, self.alpha)
         gate, up = h.chunk(2, dim=-1)
+        return self._gate(gate) * self._up(up)
+
+    def _gate(self, gate: Tensor) -> Tensor:
+        function = ACTIVATIONS[self.name]
+        if not self.limit:
+            return function(gate, self.alpha)
+        return function(gate, self.alpha).clamp(max=self.limit) if self.clamp_after else function(gate.clamp(max=self.limit), self.alpha)
+
+    def _up(self, up: Tensor) -> Tensor:
+        up = up.clamp(-self.limit, self.limit) if self.limit else up
+        return up + self.beta if self.beta else up
+
+    def pull_back(self, h: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of `h` `[..., F*I]` from that of the result `[..., I]`."""
+        slope = _SLOPES[self.name]
+        if not self.gated:
+            return grad * slope(h, self.alpha)
+        gate, up = h.chunk(2, dim=-1)
+        d_gate, d_up = grad * self._up(up) * slope(gate, self.alpha), grad * self._gate(gate)
         if self.limit:
-            up = up.clamp(-self.limit, self.limit)
-            gate = function(gate, self.alpha).clamp(max=self.limit) if self.clamp_after else function(gate.clamp(max=self.limit), self.alpha)
-        else:
-            gate = function(gate, self.alpha)
-        return gate * (up + self.beta if self.beta else up)
+            # where a clamp holds a value, nothing flows back; elsewhere it changes nothing
+            free = ACTIVATIONS[self.name](gate, self.alpha) if self.clamp_after else gate
+            d_gate, d_up = d_gate * (free <= self.limit), d_up * (up.abs() <= self.limit)
+        return torch.cat([d_gate, d_up], dim=-1)
 
     @property
     def rows_per_neuron(self) -> int:
@@ -69,7 +98,7 @@ class Activation:
         return {"activation": values.pop("name"), **values}
 
     @classmethod
-    def of(cls, kwargs: dict[str, Any]) -> Activation:
+    def of(cls, kwargs: Mapping[str, Any]) -> Activation:
         """Read it back from a node's keyword arguments."""
         names = {"activation": "name", "gated": "gated", "alpha": "alpha", "beta": "beta", "limit": "limit", "clamp_after": "clamp_after"}
         return cls(**{field: kwargs[key] for key, field in names.items() if key in kwargs})

@@ -12,7 +12,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
     The layout of ONNX Runtime's MatMulNBits and QMoE and, byte for byte, of compressed-tensors' pack-quantized.
     """
     per_byte = 8 // bits
-    grouped = values.to(torch.uint8).unflatten(-1, (-1, per_byte))
+    grouped = values.to(torch.uint8).reshape(*values.shape[:-1], values.shape[-1] // per_byte, per_byte)
     shifts = torch.arange(per_byte, dtype=torch.uint8, device=values.device) * bits
     return (grouped << shifts).sum(-1, dtype=torch.uint8)
 
@@ -34,7 +34,8 @@ def dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bit
     Returns:
         `[..., K]` in scale's dtype.
     """
-    q = _unpack(packed, bits).unflatten(-1, (scale.shape[-1], -1)).to(scale.dtype)
+    q = _unpack(packed, bits).to(scale.dtype)
+    q = q.reshape(*scale.shape, q.shape[-1] // scale.shape[-1])
     offset = float(2 ** (bits - 1)) if zero is None else zero.to(scale.dtype).unsqueeze(-1)
     return ((q - offset) * scale.unsqueeze(-1)).flatten(-2)
 

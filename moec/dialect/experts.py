@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect.activation import Activation
+from moec.dialect.experts_backward import experts_backward
 
 
 def experts_reference(
@@ -20,7 +22,7 @@ def experts_reference(
     count: int,
     score_before: bool = False,
 ) -> Tensor:
-    """Run only the experts that some token chose, one after the other, and sum in float32.
+    """Sort the routed tokens by expert, run the experts that some token chose one after the other, and sum in float32.
 
     Args:
         x: tokens `[..., H]`. ids, weights: `[..., K]`.
@@ -28,20 +30,19 @@ def experts_reference(
         count: number of experts E.
         score_before: multiply the rows by their weights before the expert instead of after it (Llama 4).
     """
-    rows, flat_ids, flat_weights = x.reshape(-1, x.shape[-1]), ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, ids.shape[-1])
-    total = torch.zeros(rows.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    for e in range(count):
-        token, slot = torch.where(flat_ids == e)
-        if token.numel() == 0:
-            continue
-        weight = flat_weights[token, slot, None]
-        picked = rows[token]
-        if score_before:
-            result = expert(e, (picked * weight).to(x.dtype)).to(total.dtype)
-        else:
-            result = expert(e, picked) * weight.to(total.dtype)
-        total = total.index_add(0, token, result.to(total.dtype))
-    return total.to(x.dtype).reshape(x.shape)
+    chosen, top_k = ids.reshape(-1), ids.shape[-1]
+    order = chosen.argsort(stable=True)
+    scale = weights.reshape(-1, 1)[order]
+    rows = x.reshape(-1, x.shape[-1])[order // top_k]
+    if score_before:
+        rows = (rows * scale).to(x.dtype)
+    sizes = chosen.bincount(minlength=count).tolist()
+    parts = [expert(e, part) if len(part) else part for e, part in enumerate(torch.split(rows, sizes))]
+    result = torch.cat(parts).to(torch.promote_types(x.dtype, torch.float32))
+    if not score_before:
+        result = result * scale
+    by_token = result[order.argsort()].reshape(len(order) // top_k, top_k, x.shape[-1])
+    return by_token.sum(1).to(x.dtype).reshape(x.shape)
 
 
 def dense_expert(w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None, activation: Activation) -> Callable[[int, Tensor], Tensor]:
@@ -52,11 +53,6 @@ def dense_expert(w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor
         return F.linear(hidden, w_out[e], None if b_out is None else b_out[e])
 
     return expert
-
-
-def _run(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None, kwargs: dict[str, Any]) -> Tensor:
-    expert = dense_expert(w_in, w_out, b_in, b_out, Activation.of(kwargs))
-    return experts_reference(x, ids, weights, expert, w_in.shape[0], kwargs["score_before"])
 
 
 @torch.library.custom_op("moec::experts", mutates_args=())
@@ -91,8 +87,7 @@ def experts(
         `[..., H]` in x's dtype, summed in float32.
     """
     rule = Activation(activation, gated, alpha, beta, limit, clamp_after)
-    y = experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, rule), w_in.shape[0], score_before)
-    return y.clone() if y is x else y
+    return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, rule), w_in.shape[0], score_before)
 
 
 @experts.register_fake
@@ -101,28 +96,15 @@ def _(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, b_in
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
-    x, ids, *rest = inputs
-    ctx.save_for_backward(x, ids, *rest)
-    ctx.kwargs = keyword_only_inputs
+    ctx.save_for_backward(*inputs)
+    ctx.rule = json.dumps(keyword_only_inputs)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # recompute under autograd: the reference is the definition, so its derivative is the derivative
-    x, ids, *rest = ctx.saved_tensors
-    with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in (x, *rest)]
-        y = _run(leaves[0], ids, *leaves[1:], ctx.kwargs)  # type: ignore[arg-type]
-    return scatter_gradients(y, grad, leaves, gap=1)
-
-
-def scatter_gradients(y: Tensor, grad: Tensor, leaves: list[Tensor | None], gap: int | None = None) -> tuple[Tensor | None, ...]:
-    """Gradients of `y` for the leaves that are there, None for the others; `gap` is the place of a non-differentiable input."""
-    present = [t for t in leaves if t is not None]
-    found = iter(torch.autograd.grad(y, present, grad, allow_unused=True) if y.requires_grad else [None] * len(present))
-    result: list[Tensor | None] = [None if t is None else next(found) for t in leaves]
-    if gap is not None:
-        result.insert(gap, None)
-    return tuple(result)
+    saved, train_experts = ctx.saved_tensors, any(ctx.needs_input_grad[3:])
+    d_x, d_weights, *d_experts = experts_backward(grad, *saved, ctx.rule, train_experts)
+    own = iter(d_experts)
+    return d_x, None, d_weights, *(next(own) if train_experts and t is not None else None for t in saved[3:])
 
 
 torch.library.register_autograd("moec::experts", _backward, setup_context=_setup)

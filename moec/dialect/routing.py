@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-SCORES = ("softmax", "sigmoid", "identity")
+SCORES = ("softmax", "sigmoid", "sqrt_softplus", "identity")
 COMBINES = ("scores", "renormalize", "softmax", "ones")
 
 
@@ -18,14 +20,18 @@ class Routing:
 
     Attributes:
         top_k: experts a token, K.
-        score: `softmax` (Switch, Mixtral, Qwen), `sigmoid` (DeepSeek-V3, Llama 4) or `identity` (the raw logits).
+        score: `softmax` (Switch, Mixtral, Qwen), `sigmoid` (DeepSeek-V3, Llama 4), `sqrt_softplus` (DeepSeek-V4) or `identity`
+            (the raw logits).
         combine: how the chosen experts' scores become weights: `scores` as they are (Qwen2-MoE, OLMoE), `renormalize` to sum 1
             (Mixtral, Qwen3-MoE), `softmax` of the chosen logits (gpt-oss, Granite), `ones` (carved experts).
         groups, top_groups: experts are cut into `groups` equal groups and only the best `top_groups` may be chosen from
             (DeepSeek-V2: arXiv 2405.04434, V3: arXiv 2412.19437); `groups` 1 means no limit.
         group_score: a group's score: its `max` (V2) or the sum of its `top2` (V3).
         scale: factor of the weights at the end.
-        epsilon: added to the sum in `renormalize`.
+        epsilon: added to the sum in `renormalize` (DeepSeek-V3: 1e-20).
+        floor: the sum in `renormalize` is at least this (ERNIE 4.5: 1e-12).
+        closed_as_zero: experts of closed groups take part in the choice with a score of 0 instead of not at all, as DeepSeek's
+            first code had it; it matters where a correction bias makes an open expert's score negative.
     """
 
     top_k: int
@@ -36,13 +42,15 @@ class Routing:
     group_score: str = "max"
     scale: float = 1.0
     epsilon: float = 0.0
+    floor: float = 0.0
+    closed_as_zero: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of `moec::route` and `moec::moe` that say this rule."""
         return asdict(self)
 
     @classmethod
-    def of(cls, kwargs: dict[str, Any]) -> Routing:
+    def of(cls, kwargs: Mapping[str, Any]) -> Routing:
         """Read it back from a node's keyword arguments."""
         return cls(**{key: kwargs[key] for key in cls.__dataclass_fields__ if key in kwargs})
 
@@ -53,16 +61,18 @@ def _scores(logits: Tensor, score: str) -> Tensor:
     if score == "sigmoid":
         # not torch.sigmoid: ONNX Runtime's CPU Sigmoid has an absolute error of 6e-8, which renormalising small scores amplifies
         return torch.reciprocal(1.0 + torch.exp(-logits))
+    if score == "sqrt_softplus":
+        return F.softplus(logits).sqrt()
     return logits
 
 
 def _limit_to_groups(choice: Tensor, rule: Routing) -> Tensor:
-    """Scores for the choice `[T, E]` with the groups that were not chosen at minus infinity."""
-    grouped = choice.unflatten(-1, (rule.groups, choice.shape[-1] // rule.groups))
+    """Scores for the choice `[..., E]` in which the groups that were not chosen are closed."""
+    grouped = choice.view(*choice.shape[:-1], rule.groups, choice.shape[-1] // rule.groups)
     best = grouped.amax(-1) if rule.group_score == "max" else grouped.topk(2, dim=-1).values.sum(-1)
     chosen = best.topk(rule.top_groups, dim=-1).indices
     closed = torch.ones_like(best).scatter(-1, chosen, 0.0).bool()
-    return grouped.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(-2)
+    return grouped.masked_fill(closed.unsqueeze(-1), 0.0 if rule.closed_as_zero else float("-inf")).flatten(-2)
 
 
 def route_reference(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple[Tensor, Tensor]:
@@ -75,15 +85,21 @@ def route_reference(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple
     if rule.groups > 1:
         choice = _limit_to_groups(choice, rule)
     picked, ids = choice.topk(rule.top_k, dim=-1)
-    weights = picked if bias is None else scores.gather(-1, ids)
+    weights = scores.gather(-1, ids) if bias is not None or rule.groups > 1 else picked
     if rule.combine == "renormalize":
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / (total + rule.epsilon if rule.epsilon else total)
+        weights = weights / _total(weights, rule)
     elif rule.combine == "softmax":
         weights = torch.softmax(weights if by_logits else logits.gather(-1, ids), dim=-1)
     elif rule.combine == "ones":
         weights = torch.ones_like(weights)
     return (weights * rule.scale if rule.scale != 1.0 else weights), ids
+
+
+def _total(weights: Tensor, rule: Routing) -> Tensor:
+    """What `renormalize` divides by, `[..., 1]`."""
+    total = weights.sum(-1, keepdim=True)
+    total = total + rule.epsilon if rule.epsilon else total
+    return total.clamp(min=rule.floor) if rule.floor else total
 
 
 @torch.library.custom_op("moec::route", mutates_args=())
@@ -99,18 +115,20 @@ def route(
     group_score: str = "max",
     scale: float = 1.0,
     epsilon: float = 0.0,
+    floor: float = 0.0,
+    closed_as_zero: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Choose K experts a token.
 
     Args:
         logits: `[..., E]`, any float dtype; computed with in float32 (float64 stays).
         bias: `[E]`, added to the scores for the choice only, never to the weights (DeepSeek-V3).
-        top_k, score, combine, groups, top_groups, group_score, scale, epsilon: see `Routing`.
+        top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero: see `Routing`.
 
     Returns:
         weights `[..., K]` in float32 (float64 for float64 logits) and expert ids `[..., K]` in int64.
     """
-    weights, ids = route_reference(logits, bias, Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon))
+    weights, ids = route_reference(logits, bias, Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero))
     return weights.clone(), ids.clone()
 
 
