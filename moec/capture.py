@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -17,6 +19,8 @@ from moec.weights import Weight, from_tensor
 
 Dynamic = Mapping[str, Sequence[str | int | None]]
 
+# how torch.export words the bound that it found
+_BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=\d+)?, max=(?P<max>\d+)\)")
 # bookkeeping that torch.export leaves in a graph; none of it computes anything
 _ASSERTS = (
     torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg,
@@ -59,21 +63,31 @@ def _by_name(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> ExportedProgram:
-    """`torch.export.export` with named dynamic dimensions; inputs follow the model to the meta device. Raises M207."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(t.device == META for t in tensors):
+    """`torch.export.export` with named dynamic dimensions; inputs follow the model to the meta device.
+
+    A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets it.
+    Raises M207 when the model cannot be captured as one graph.
+    """
+    if any(t.device == META for t in (*model.parameters(), *model.buffers())):
         inputs = {name: t.to(META) for name, t in inputs.items()}
     dims = {d: Dim(d, min=1) for shape in dynamic.values() for d in shape if isinstance(d, str)}
-    shapes = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
-    try:
-        with torch.no_grad():
-            return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
-    except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise MoecError(
-            "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {reason[:300]}",
-            "capture", "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype",
-        ) from error  # fmt: skip
+    shapes: Any = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
+    for attempt in (1, 2):
+        try:
+            with torch.no_grad():
+                return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
+        except Exception as error:
+            if attempt == 1 and isinstance(error, UserError) and "Suggested fixes" in str(error):
+                bounds = {m["name"]: int(m["max"]) for m in _BOUND.finditer(str(error))}
+                dims = {d: Dim(d, min=1, max=bounds.get(d)) for d in dims}
+                shapes = {name: {i: dims[d.__name__] for i, d in spec.items()} for name, spec in shapes.items()}
+                continue
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise MoecError(
+                "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {reason[:300]}",
+                "capture", "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype",
+            ) from error  # fmt: skip
+    raise AssertionError("unreachable")
 
 
 def from_exported(
@@ -147,6 +161,8 @@ def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None
     shape: list[int | str] = []
     for i, size in enumerate(value.shape):
         given = dims[i] if dims is not None and i < len(dims) else None
+        if isinstance(given, str) and isinstance(size, int):
+            raise MoecError("M207", f"the model fixes dimension {given!r} at {size}", f"input {name!r}", f"give it as {size} in --input, or make the model take other sizes")
         shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
     return Input(name, value.dtype, tuple(shape))
 

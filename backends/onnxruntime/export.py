@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from moec.backends.onnxruntime.kernel import is_native
 from moec.backends.onnxruntime.tensors import WeightTensor
 from moec.backends.onnxruntime.translate import translations
+from moec.capture import export
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
 from moec.program import Program
@@ -62,41 +63,35 @@ def _trace(program: Program) -> torch.export.ExportedProgram:
     module.recompile()
     dims = list(dict.fromkeys(d for i in program.inputs for d in i.shape if isinstance(d, str)))
     sizes = dict(zip(dims, TRACE_SIZES, strict=False))
-    symbols = {d: torch.export.Dim(d, min=1) for d in dims}
-    inputs = tuple(torch.zeros(i.resolve(sizes), dtype=i.dtype, device="meta") for i in program.inputs)
-    shapes = tuple({n: symbols[d] for n, d in enumerate(i.shape) if isinstance(d, str)} for i in program.inputs)
-    try:
-        with torch.no_grad():
-            return torch.export.export(module, inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
-    except Exception as error:
-        raise MoecError("M799", f"the program cannot be traced again: {_root_cause(error)}", "export to ONNX", "report this with `moec compile --dump DIR`") from error
+    inputs = {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype, device="meta") for i in program.inputs}
+    dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in program.inputs}
+    return export(module, inputs, dynamic)
 
 
 def _decompose(node: fx.Node) -> None:
     """Routing becomes plain ATen by tracing its reference; a `moec::moe` stays whole only if the kernel's own routing is its rule."""
     if node.target is torch.ops.moec.route.default:
-        node.target = partial(_route, rule=Routing.of(node.kwargs))
-        node.kwargs = {}
+        node.target = route_plainly
     elif node.target is torch.ops.moec.moe.default:
-        routing, activation = Routing.of(node.kwargs), Activation.of(node.kwargs)
         before = bool(node.kwargs.get("score_before", False))
-        if not is_native(routing, node.args[3] is not None, activation, before):
-            node.target = partial(_route_then_experts, routing=routing, activation=activation, score_before=before)
-            node.kwargs = {}
+        if not is_native(Routing.of(node.kwargs), node.args[3] is not None, Activation.of(node.kwargs), before):
+            node.target = route_then_experts
 
 
-def _route(logits: Tensor, bias: Tensor | None = None, *, rule: Routing) -> tuple[Tensor, Tensor]:
-    return route_reference(logits, bias, rule)
+def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
+    """`moec::route` as plain ATen when traced."""
+    return route_reference(logits, bias, Routing.of(rule))
 
 
-def _route_then_experts(
-    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None,
-    *weights: Tensor | None, routing: Routing, activation: Activation, score_before: bool,
+def route_then_experts(
+    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None, *weights: Tensor | None, **rule: Any
 ) -> Tensor:  # fmt: skip
+    """`moec::moe` as a linear layer, plain routing and `moec::experts` when traced."""
     f32 = torch.float32
     logits = F.linear(x.to(f32), router_weight.to(f32), None if router_bias is None else router_bias.to(f32))
-    mixing, ids = route_reference(logits, selection_bias, routing)
-    return torch.ops.moec.experts(x, ids, mixing.to(x.dtype), *weights, **activation.arguments(), score_before=score_before)  # type: ignore[no-any-return]
+    mixing, ids = route_reference(logits, selection_bias, Routing.of(rule))
+    activation, before = Activation.of(rule).arguments(), rule.get("score_before", False)
+    return torch.ops.moec.experts(x, ids, mixing.to(x.dtype), *weights, **activation, score_before=before)  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------- after translation
