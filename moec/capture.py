@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from moec.errors import MoecError
+from moec.functional import functionalize
 from moec.program import META, Input, Program, attach, place
 from moec.weights import Weight, from_tensor
 
@@ -129,6 +130,7 @@ def from_exported(
             flat = [a for a in pytree.tree_leaves(copied.args) if isinstance(a, fx.Node)]
             copied.args = (tuple(flat),)
     program = Program(fx.GraphModule(root, place(graph, META)), table, signature, outputs, source)
+    functionalize(program.graph)
     program.finish()
     program.check()
     return program

@@ -16,7 +16,7 @@ LAYERS = [
     {"errors", "version", "progress"},
     {"registry", "target", "weights", "dialect"},
     {"program"},
-    {"frontend", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "pipeline"},
+    {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "pipeline"},
     {"engine", "source", "module_source", "hooks"},
     {"streaming", "trace", "compare", "coverage", "proof", "bisect", "benchmark", "inspection", "report", "artefacts"},
     {"huggingface", "sources"},
