@@ -40,11 +40,11 @@ def unknown_experts(model: nn.Module) -> tuple[str, nn.Module] | None:
     return None
 
 
-def explain(model: nn.Module, error: MoecError) -> MoecError:
-    """A failed capture (M207), said better when the reason is a loop over experts that moec has no adapter for."""
+def explain(model: nn.Module, error: MoecError) -> MoecError | None:
+    """A better error (M206) for a failed capture (M207), when the reason is a loop over experts that moec has no adapter for."""
     found = unknown_experts(model)
     if error.code != "M207" or found is None:
-        return error
+        return None
     return refuse(*found, "is outside transformers' experts interface, and moec has no adapter for it")
 
 
@@ -102,8 +102,8 @@ def _prove(path: str, module: nn.Module) -> None:
         table: dict[str, Weight] = {}
         values = {n: p.detach().transpose(1, 2) for n, p in small.experts.named_parameters()}  # type: ignore[union-attr]
         _input_scaled("", small, table)
-        for name, value in values.items():
-            setattr(small.experts, name, nn.Parameter(value))
+        for name, weight in values.items():
+            setattr(small.experts, name, nn.Parameter(weight))
         difference = float((small(x)[0] - wanted).abs().max() / wanted.std())
     if not difference <= _PROOF_TOLERANCE:
         raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")

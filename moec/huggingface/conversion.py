@@ -44,7 +44,7 @@ def convert(model: Any, stored: Mapping[str, Weight]) -> dict[str, Weight]:
     return result
 
 
-def _collect(model: Any, stored: Mapping[str, Weight], state: Mapping[str, Tensor]) -> dict[str, tuple[Any, Pieces]]:
+def _collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) -> dict[str, tuple[Any, Pieces]]:
     """Model name -> (converter or None, its sources by pattern), in the order of transformers' `convert_and_load_state_dict_in_model`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -60,7 +60,7 @@ def _collect(model: Any, stored: Mapping[str, Weight], state: Mapping[str, Tenso
             key, pattern = rename_source_key(original, [], [], model.base_model_prefix, state)
         if key not in state:
             continue
-        converter, pieces = groups.setdefault(key, (deepcopy(by_pattern[pattern]) if pattern else None, {}))
+        _, pieces = groups.setdefault(key, (deepcopy(by_pattern[pattern]) if pattern else None, {}))
         sources = pieces.setdefault(pattern or original, [])
         assert isinstance(sources, list)
         sources.append(cast(stored[original], state[key].dtype))
@@ -116,7 +116,8 @@ def _opaque(operation: Any, pieces: Pieces, probe: Mapping[str, Any], facts: dic
             left = iter(tensors)
             given = {k: [next(left) for _ in range(n)] if n else next(left) for k, n in counts.items()}
             value = operation.convert(given, **facts)[name]
-            return (value[0] if isinstance(value, list) else value).contiguous()
+            result: Tensor = value[0] if isinstance(value, list) else value
+            return result.contiguous()
 
         return function
 

@@ -60,9 +60,7 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
     bias_in, bias_out = (getattr(self, first + suffix), getattr(self, "down_proj" + suffix)) if self.has_bias else (None, None)
     rule: Activation = self._moec_activation
-    result: Tensor = torch.ops.moec.experts(
-        hidden_states, ids, top_k_weights, getattr(self, first), self.down_proj, bias_in, bias_out, **rule.arguments()
-    )
+    result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, getattr(self, first), self.down_proj, bias_in, bias_out, **rule.arguments())
     return result
 
 

@@ -102,17 +102,17 @@ def _refuse_quantized(raw: dict[str, Any], folder: Path) -> None:
 def _check_architecture(raw: dict[str, Any], folder: Path) -> None:
     """Raise M209 when only code from the folder knows this model, M206 when nothing does."""
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto import configuration_auto
 
-    where, kind = str(folder / "config.json"), raw.get("model_type")
+    known, where, kind = set(configuration_auto.CONFIG_MAPPING_NAMES), str(folder / "config.json"), raw.get("model_type")
     names = raw.get("architectures") or []
-    if kind in CONFIG_MAPPING_NAMES and all(hasattr(transformers, n) for n in names[:1]):
+    if kind in known and all(hasattr(transformers, n) for n in names[:1]):
         return
     if raw.get("auto_map"):
-        raise MoecError("M209", f"the architecture {kind!r} needs Python code from the model's own folder", where, "read that code, then pass --trust-remote-code")
-    if kind in CONFIG_MAPPING_NAMES:
+        raise MoecError("M209", f"{kind!r} needs Python code from the model's own folder", where, "read that code, then pass --trust-remote-code")
+    if kind in known:
         raise MoecError("M206", f"transformers {transformers.__version__} has no class {names[0]!r}", where, "correct `architectures`, or upgrade transformers")
-    near = difflib.get_close_matches(str(kind), CONFIG_MAPPING_NAMES, n=3)
+    near = difflib.get_close_matches(str(kind), sorted(known), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise MoecError("M206", f"transformers {transformers.__version__} knows no architecture {kind!r}", where, f"{hint}upgrade transformers if it is new")
 

@@ -57,7 +57,8 @@ def canonical(tensor: Tensor, order: Order, dim: int) -> Tensor:
     """The gate rows before the up rows, along `dim` of size 2*I."""
     half = tensor.shape[dim] // 2
     if order == "interleaved":
-        return tensor.unflatten(dim, (half, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()
+        pairs = tensor.reshape(*tensor.shape[:dim], half, 2, *tensor.shape[dim + 1 :])
+        return pairs.transpose(dim, dim + 1).reshape(tensor.shape).contiguous()
     return torch.roll(tensor, half, dim) if order == "up_gate" else tensor
 
 

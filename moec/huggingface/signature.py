@@ -83,6 +83,9 @@ def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
 def expose(model: Any, signature: Signature) -> None:
     """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and no others."""
     forward = named_call(model.forward)
+    for module in model.modules():  # some forwards take use_cache only from the config
+        if hasattr(getattr(module, "config", None), "use_cache"):
+            module.config.use_cache = False
     names = [inspect.Parameter(i.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for i in signature.inputs]
 
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:

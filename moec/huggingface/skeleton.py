@@ -47,7 +47,7 @@ def _parameters_on_meta() -> Iterator[None]:
         placed = value if value is None or value.device == META else nn.Parameter(value.detach().to(META), requires_grad=False)
         original(module, name, placed)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -102,14 +102,17 @@ class HuggingFaceSource(Source):
         try:
             return capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)
         except MoecError as error:
-            raise explain(model, error) from error
+            better = explain(model, error)
+            if better is None:
+                raise
+            raise better from error
 
 
 class UntouchedEngine(Engine):
     """A model exactly as transformers runs it."""
 
     def __init__(self, model: Any, source: HuggingFaceSource) -> None:
-        self.name, self.inputs = "eager (transformers)", source.inputs
+        self.name, self.inputs, self.module = "eager (transformers)", source.inputs, model
         self._call = named_call(model)
         self.outputs = tuple(self.run(source.sample(CAPTURE_SIZES)))
 
