@@ -104,8 +104,8 @@ class Upcycle(Pass):
     def _choose(self, count: int) -> list[int]:
         if self.layers == "all":
             return list(range(count))
-        if isinstance(self.layers, str):
-            kind, _, step = self.layers.partition(":")
+        if not isinstance(self.layers, list | tuple):
+            kind, _, step = str(self.layers).partition(":")
             if kind != "every" or not step.isdecimal() or int(step) < 1:
                 raise self._refuse(f"layers={self.layers!r} is not a choice of layers", 'write "all", "every:2" or a list of indices')
             return list(range(int(step) - 1, count, int(step)))

@@ -14,6 +14,7 @@ from moec.capture import capture
 from moec.huggingface.source import HuggingFaceSource
 from moec.matching import Ffn, find_ffns
 from moec.program import Program
+from moec.weights import Weight
 from tests import zoo
 
 H, I = 12, 20  # noqa: E741  # hidden, intermediate
@@ -47,7 +48,7 @@ def packed(x: Tensor, w: Tensor, down: Tensor) -> Tensor:
 
 
 def packed_up_first(x: Tensor, w: Tensor, bias: Tensor, down: Tensor) -> Tensor:
-    up, gate = F.linear(x, w, bias).split(I, dim=-1)
+    up, gate = torch.split(F.linear(x, w, bias), I, dim=-1)
     return F.linear(F.gelu(gate) * up, down)
 
 
@@ -90,9 +91,12 @@ FOUND: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]], str, bool]]
 }
 
 
+def load(weight: Weight | None) -> Tensor | None:
+    return None if weight is None else weight.load()
+
+
 def run_ffn(ffn: Ffn, x: Tensor) -> Tensor:
     """The FFN as its description says it."""
-    load = lambda w: None if w is None else w.load()  # noqa: E731
     return F.linear(ffn.activation(F.linear(x, ffn.w_in.load(), load(ffn.b_in))), ffn.w_out.load(), load(ffn.b_out))
 
 
