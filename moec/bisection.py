@@ -169,7 +169,7 @@ def _everything(program: Program, sample: Sample) -> Values:
 
 def _module_outputs(reference: Engine, sample: Sample) -> Values:
     module = getattr(reference, "module", None)
-    return {path: list(values) for path, values in trace_module(module, sample).items()} if isinstance(module, torch.nn.Module) else {}
+    return trace_module(module, lambda: reference(**sample)) if isinstance(module, torch.nn.Module) else {}
 
 
 def _engine_values(engine: Engine, program: Program, sample: Sample) -> Values:

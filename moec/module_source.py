@@ -28,12 +28,12 @@ class ModuleEngine(Engine):
     """An untouched module in eager PyTorch."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Input, ...]) -> None:
-        self.name, self.inputs, self._module = "eager", inputs, module.eval()
+        self.name, self.inputs, self.module = "eager", inputs, module.eval()
         self.outputs: tuple[str, ...] = ()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return named_outputs(self._module(**inputs))
+            return named_outputs(self.module(**inputs))
 
 
 class ModuleSource(Source):

@@ -46,7 +46,7 @@ def html(report: Report) -> str:
 
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
-    reference = "the untouched model" if report.comparison.reference == "eager" else report.comparison.reference
+    reference = "the untouched model" if report.comparison.reference.startswith("eager") else report.comparison.reference
     if not report.ok:
         worst = report.comparison.worst
         return f"Not equal to {reference}: {worst.name} {worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"

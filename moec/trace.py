@@ -76,8 +76,8 @@ def module_paths(node: fx.Node) -> list[str]:
     return [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
 
 
-def trace_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-    """The floating-point outputs of each submodule in its last call, by dotted name, in the order in which they finish."""
+def trace_module(module: nn.Module, run: Callable[[], Any]) -> dict[str, list[Tensor]]:
+    """The floating-point outputs of each submodule while `run()` runs it, by dotted name, in the order of their last calls' ends."""
     found: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -90,8 +90,7 @@ def trace_module(module: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, l
 
     handles = [m.register_forward_hook(keep(name)) for name, m in module.named_modules() if name]
     try:
-        with torch.inference_mode():
-            module(**inputs)
+        run()
     finally:
         for handle in handles:
             handle.remove()
