@@ -67,7 +67,7 @@ def test_markdown_has_the_tables() -> None:
     text = markdown(report)
     for part in ("| logits |", "| blocks.1 | 4/4 | – |", "| fuse-moe | exact | 2 |", "| model.onnx | 1,234 |", "used <b>twice</b>"):
         assert part in text
-    widths = [line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("| logits") or line.startswith("| output")]
+    widths = [line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith(("| logits", "| output"))]
     assert len(set(widths)) == 1
 
 
