@@ -1,0 +1,94 @@
+"""`fuse-moe`: a router's projection, its routing and the experts behind it become one `moec::moe`."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from moec.dialect import Activation, Routing
+from moec.linear import Linear, find_linears, passes_through, value_of
+from moec.pipeline import Context, Pass
+from moec.program import Program
+from moec.rewriting import call_like
+
+ops, aten = torch.ops.moec, torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FuseMoe(Pass):
+    """Fuse `linear -> moec::route -> moec::experts` where router and experts read the same rows.
+
+    The logits are then computed in float32 whatever the model's dtype. Whatever else reads the logits, the ids or the weights (a
+    load-balancing loss, an output) keeps its own nodes.
+    """
+
+    def apply(self, program: Program, context: Context) -> int:
+        """Returns the number of blocks that were fused."""
+        linears = find_linears(program)
+        return sum(self._fuse(program, node, linears, context) for node in program.nodes(ops.experts))
+
+    def _fuse(self, program: Program, node: fx.Node, linears: dict[fx.Node, Linear], context: Context) -> bool:
+        x, ids, weights, *matrices = node.args
+        route = _route(ids, weights)
+        projection = _projection(route, linears) if route is not None else None
+        if route is None or projection is None:
+            context.miss(node, "its router is not a moec::route" if route is None else "its router's logits are not one linear layer")
+            return False
+        if not _same_rows(x, projection.x):  # type: ignore[arg-type]
+            context.miss(node, f"its router reads {projection.x.name}, its experts read {x}")
+            return False
+        rules = {**Routing.of(route.kwargs).arguments(), **Activation.of(node.kwargs).arguments()}
+        with program.graph.inserting_before(node):
+            router = _router(program, projection)
+            selection_bias = route.args[1] if len(route.args) > 1 else None
+            score_before = node.kwargs.get("score_before", False)
+            fused = call_like(program, node, self.name, ops.moe.default, x, *router, selection_bias, *matrices, **rules, score_before=score_before)
+        node.replace_all_uses_with(fused)
+        program.graph.erase_node(node)
+        return True
+
+
+def _route(ids: Any, weights: Any) -> fx.Node | None:
+    """The `moec::route` whose two outputs these are."""
+    if any(n.target is not operator.getitem or n.args[1] != place for n, place in ((weights, 0), (ids, 1))):
+        return None
+    source: fx.Node = ids.args[0]
+    return source if source is weights.args[0] and source.target is ops.route.default else None
+
+
+def _projection(route: fx.Node, linears: dict[fx.Node, Linear]) -> Linear | None:
+    """The linear layer that the logits come from, through casts and views that keep the experts' dimension."""
+    return next((linears[n] for n in _chain(route.args[0]) if n in linears), None)
+
+
+def _chain(node: Any) -> list[fx.Node]:
+    """The node, and what it comes from through casts, copies and views that keep the last dimension."""
+    found = [node]
+    while found[-1].op == "call_function" and passes_through(found[-1]):
+        found.append(found[-1].args[0])
+    return found
+
+
+def _same_rows(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes hold the same rows in the same order, none of them rounded to a narrower dtype on the way."""
+    left, right = _chain(a), _chain(b)
+    common = next((n for n in left if n in right), None)
+    if common is None:
+        return False
+    own = [*left[: left.index(common)], *right[: right.index(common)]]
+    return all(value_of(n).dtype.itemsize >= value_of(common).dtype.itemsize for n in own)
+
+
+def _router(program: Program, linear: Linear) -> tuple[fx.Node, fx.Node | None]:
+    """Nodes of the router's weight `[E, H]` and bias `[E]`: the model's own where they stand in this layout, whatever they are cast to."""
+    if linear.product is linear.node and linear.node.target == aten.linear.default:
+        own = [_chain(n)[-1] for n in linear.node.args[1:] if isinstance(n, fx.Node)]
+        if all(n.op == "get_attr" for n in own):
+            return (own[0], own[1] if len(own) > 1 else None)
+    name = f"{linear.node.name}.router"
+    weight = program.read_weight(program.add_weight(f"{name}.weight", linear.weight))
+    return weight, None if linear.bias is None else program.read_weight(program.add_weight(f"{name}.bias", linear.bias))
