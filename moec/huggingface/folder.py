@@ -102,9 +102,8 @@ def _refuse_quantized(raw: dict[str, Any], folder: Path) -> None:
 def _check_architecture(raw: dict[str, Any], folder: Path) -> None:
     """Raise M209 when only code from the folder knows this model, M206 when nothing does."""
     import transformers
-    from transformers.models.auto import configuration_auto
 
-    known, where, kind = set(configuration_auto.CONFIG_MAPPING_NAMES), str(folder / "config.json"), raw.get("model_type")
+    known, where, kind = set(transformers.CONFIG_MAPPING.keys()), str(folder / "config.json"), raw.get("model_type")
     names = raw.get("architectures") or []
     if kind in known and all(hasattr(transformers, n) for n in names[:1]):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -33,7 +34,9 @@ class Gate:
 
 
 def identify(function: Callable[[Tensor], Tensor], gated: bool, owners: tuple[Any, ...]) -> Gate | None:
-    """The gate that agrees with `function` on random values that reach the clamps, or None when none or several do.
+    """The gate that agrees best with `function` on random values that reach the clamps, or None when none agrees.
+
+    Rules that agree equally are the same in floating point (gelu clamped at 7 before and after); the simpler one is taken.
 
     Args:
         function: `[N, 2*I] -> [N, I]` (`[N, I] -> [N, I]` when not gated), in float32.
@@ -41,16 +44,15 @@ def identify(function: Callable[[Tensor], Tensor], gated: bool, owners: tuple[An
         owners: objects (the module, its config) whose numeric attributes may be clamp limits or factors.
     """
     numbers = _numbers(owners)
-    x = _probe(2 * _NEURONS if gated else _NEURONS, max([1.0, *(n for n in numbers if n < 1e3)]))
+    x = _probe(2 * _NEURONS if gated else _NEURONS, max(numbers))
     try:
         with torch.no_grad():
             wanted = function(x)
     except (RuntimeError, TypeError, AttributeError):
         return None
-    found = [gate for gate in _candidates(gated, numbers) if _agrees(gate, x, wanted)]
-    # a rule without clamps that agrees makes clamps that are never reached superfluous
-    simple = [gate for gate in found if not gate.activation.limit] or found
-    return simple[0] if len(simple) == 1 else None
+    errors = {gate: _error(gate, x, wanted) for gate in _candidates(gated, numbers)}
+    best = min(errors, key=lambda gate: errors[gate])
+    return best if errors[best] <= _TOLERANCE else None
 
 
 def canonical(tensor: Tensor, order: Order, dim: int) -> Tensor:
@@ -67,7 +69,7 @@ def _numbers(owners: tuple[Any, ...]) -> list[float]:
     found = {1.0, 1.702}
     for owner in owners:
         for name, value in vars(owner).items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and _NAMES_OF_NUMBERS.search(name) and value > 0:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and _NAMES_OF_NUMBERS.search(name) and 0 < value < math.inf:
                 found.add(float(value))
     return sorted(found)
 
@@ -100,6 +102,10 @@ def _rules(gated: bool, numbers: list[float]) -> Iterator[Activation]:
                     yield replace(plain, beta=beta, limit=limit, clamp_after=True)
 
 
-def _agrees(gate: Gate, x: Tensor, wanted: Tensor) -> bool:
+def _error(gate: Gate, x: Tensor, wanted: Tensor) -> float:
+    """Largest difference, relative for values above 1."""
     value = gate.activation(canonical(x, gate.order, 1) if gate.activation.gated else x)
-    return value.shape == wanted.shape and torch.allclose(value, wanted, rtol=_TOLERANCE, atol=_TOLERANCE)
+    if value.shape != wanted.shape:
+        return math.inf
+    error = float(((value - wanted).abs() / wanted.abs().clamp(min=1.0)).max())
+    return math.inf if math.isnan(error) else error

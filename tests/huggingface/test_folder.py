@@ -1,0 +1,87 @@
+"""Folders that cannot be opened say why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moec.errors import MoecError
+from moec.huggingface.source import open_source
+from tests import zoo
+from tests.huggingface.conftest import Saved
+
+
+def refused(path: object) -> MoecError:
+    with pytest.raises(MoecError) as error:
+        open_source(str(path))
+    return error.value
+
+
+def test_a_hub_id_that_is_not_cached() -> None:
+    error = refused("nobody/no-such-model")
+    assert error.code == "M204" and "cache" in error.what and error.exit_code == 2
+
+
+def test_a_folder_without_config(tmp_path: Path) -> None:
+    assert refused(tmp_path).code == "M204"
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_config_that_is_no_object(text: str, copied: Saved) -> None:
+    folder = copied("llama")
+    (folder / "config.json").write_text(text)
+    assert refused(folder).code == "M204"
+
+
+def test_an_unknown_architecture_with_near_names(copied: Saved) -> None:
+    folder = copied("llama")
+    zoo.edit_config(folder, model_type="lama")
+    error = refused(folder)
+    assert error.code == "M206" and "llama" in error.fix
+
+
+def test_an_unknown_class(copied: Saved) -> None:
+    folder = copied("llama")
+    zoo.edit_config(folder, architectures=["LlamaForNothing"])
+    error = refused(folder)
+    assert error.code == "M206" and "LlamaForNothing" in error.what
+
+
+def test_no_class_falls_back_to_the_bare_model(copied: Saved) -> None:
+    folder = copied("bert")
+    zoo.edit_config(folder, architectures=None)
+    source = open_source(str(folder))
+    assert source.capture().outputs == ("last_hidden_state", "pooler_output")
+
+
+def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
+    folder = copied("llama")
+    (folder / "modeling_own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    zoo.edit_config(folder, model_type="own", architectures=["OwnModel"], auto_map={
+        "AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"})  # fmt: skip
+    error = refused(folder)
+    assert error.code == "M209" and "--trust-remote-code" in error.fix
+    source = open_source(str(folder), trust_remote_code=True)
+    inputs = source.sample({"batch": 2, "sequence": 5})
+    found, wanted = source.capture().run(**inputs)["logits"], source.reference()(**inputs)["logits"]
+    assert (found - wanted).abs().max() <= 1e-4 * wanted.std()
+
+
+def test_a_quantized_checkpoint(copied: Saved) -> None:
+    folder = copied("llama")
+    zoo.edit_config(folder, quantization_config={"quant_method": "fp8"})
+    error = refused(folder)
+    assert error.code == "M206" and "fp8" in error.what
+
+
+def test_an_encoder_without_text_or_pixels(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    transformers.Wav2Vec2Model(config).save_pretrained(tmp_path)
+    error = refused(tmp_path)
+    assert error.code == "M206" and "input_values" in error.what

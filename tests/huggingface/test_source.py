@@ -1,0 +1,95 @@
+"""Captured programs against the untouched model, on sizes, tokens and padding other than the capture's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec.huggingface.source import open_source
+from moec.program import Program
+from moec.source import Source
+from moec.weights import scale
+from tests import zoo
+from tests.huggingface.conftest import Saved
+
+TOLERANCE = 1e-4
+# one token; longer than the capture, than every zoo model's sliding window and than its attention chunk
+SIZES = ({"batch": 2, "sequence": 17}, {"batch": 4, "sequence": 1})
+EXPERTS = dict.fromkeys(zoo.moe_configs(), 2) | {"deepseek_v2": 1, "deepseek_v3": 1, "glm4_moe": 1}
+
+
+def difference(program: Program, source: Source) -> float:
+    """max |d| / std of the reference over all outputs and sizes."""
+    reference, worst = source.reference(), 0.0
+    for seed, sizes in enumerate(SIZES):
+        inputs = source.sample(sizes, seed)
+        found, wanted = program.run(**inputs), reference(**inputs)
+        assert list(found) == list(wanted)
+        worst = max([worst, *(relative(found[k], wanted[k]) for k in wanted)])
+    return worst
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    assert found.shape == wanted.shape and wanted.isfinite().all() and wanted.std() > 0.1
+    return float((found - wanted).abs().max() / wanted.std())
+
+
+def spoil(program: Program, name: str) -> None:
+    program.weights[name] = scale(program.weights[name], 1.02)
+
+
+@pytest.mark.parametrize("name", zoo.moe_configs())
+def test_moe_models(name: str, saved: Saved) -> None:
+    source = open_source(str(saved(name)))
+    program = source.capture()
+    assert len(program.nodes(torch.ops.moec.experts)) == EXPERTS[name]
+    assert difference(program, source) <= TOLERANCE
+    w_in = program.nodes(torch.ops.moec.experts)[-1].args[3]
+    assert isinstance(w_in, torch.fx.Node)
+    spoil(program, str(w_in.target))
+    assert difference(program, source) > TOLERANCE
+
+
+@pytest.mark.parametrize("name", zoo.dense_configs())
+def test_dense_models(name: str, saved: Saved) -> None:
+    source = open_source(str(saved(name)))
+    program = source.capture()
+    assert difference(program, source) <= TOLERANCE
+    spoil(program, next(n for n, w in program.weights.items() if ".1." in n and len(w.shape) == 2))
+    assert difference(program, source) > TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gemma2", "gpt_oss"])
+def test_left_padding(name: str, saved: Saved) -> None:
+    source = open_source(str(saved(name)))
+    inputs = source.sample({"batch": 3, "sequence": 9})
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    found, wanted = source.capture().run(**inputs)["logits"], source.reference()(**inputs)["logits"]
+    real = inputs["attention_mask"].bool()
+    assert relative(found[real], wanted[real]) <= TOLERANCE
+    turned = source.capture().run(**{**inputs, "attention_mask": torch.ones_like(inputs["attention_mask"])})["logits"]
+    assert relative(turned[real], wanted[real]) > TOLERANCE, "the mask has no effect"
+
+
+def test_half_precision_capture_keeps_canonical_layouts(saved: Saved) -> None:
+    program = open_source(str(saved("gpt_oss"))).capture(torch.bfloat16)
+    node = program.nodes(torch.ops.moec.experts)[0]
+    shapes = [tuple(a.meta["val"].shape) for a in node.args[3:7]]  # type: ignore[union-attr, index]
+    assert shapes == [(8, 48, 32), (8, 32, 24), (8, 48), (8, 32)]
+    assert program.weights[str(node.args[3].target)].dtype == torch.bfloat16  # type: ignore[union-attr, index]
+
+
+def test_names_are_the_models_own_and_ties_share_one_weight(saved: Saved) -> None:
+    program = open_source(str(saved("llama"))).capture()
+    assert program.weights["model.embed_tokens.weight"] is program.weights["lm_head.weight"]
+    assert "model.layers.1.mlp.down_proj.weight" in program.weights
+
+
+def test_the_same_folder_gives_the_same_program(saved: Saved) -> None:
+    first, second = (open_source(str(saved("qwen3_moe"))).capture() for _ in range(2))
+    assert first.text() == second.text()
+
+
+def test_hashes_name_the_files(saved: Saved) -> None:
+    assert sorted(open_source(str(saved("llama"))).hashes) == ["config.json", "model.safetensors"]
