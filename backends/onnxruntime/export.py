@@ -76,6 +76,8 @@ def _decompose(node: fx.Node) -> None:
         before = bool(node.kwargs.get("score_before", False))
         if not is_native(Routing.of(node.kwargs), node.args[3] is not None, Activation.of(node.kwargs), before):
             node.target = route_then_experts
+    elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
+        node.target = unsqueeze_complex
 
 
 def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
@@ -92,6 +94,11 @@ def route_then_experts(
     mixing, ids = route_reference(logits, selection_bias, Routing.of(rule))
     activation, before = Activation.of(rule).arguments(), rule.get("score_before", False)
     return torch.ops.moec.experts(x, ids, mixing.to(x.dtype), *weights, **activation, score_before=before)  # type: ignore[no-any-return]
+
+
+def unsqueeze_complex(x: Tensor, dim: int) -> Tensor:
+    """`unsqueeze` of a complex tensor, which torch.onnx has only for its real view (rotary embeddings of DeepSeek-V2 and Llama 4)."""
+    return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim if dim >= 0 else dim - 1))
 
 
 # ---------------------------------------------------------------------- after translation
