@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def bisect(
         samples: inputs on which the error shows.
         tolerance: what may differ.
         engine: what was built from the last program. Named "the backend's lowering" in the result. When it has a method
-            `intermediates(inputs, names) -> values by name`, it can be bisected to a layer too.
+            `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
     """
     stages: list[Stage] = []
     for k, (name, program) in enumerate(programs):
@@ -90,7 +90,8 @@ def bisect(
     if stages[-1].ok:
         return Divergence(tuple(stages))
     sample, program = _worst(reference, engine, samples, tolerance), programs[-1][1]
-    return _inside(tuple(stages), _outputs(program, sample), _engine_values(engine, program, sample), program, sample, tolerance)
+    good = _outputs(program, sample)
+    return _inside(tuple(stages), good, _engine_values(engine, sample, good), program, sample, tolerance)
 
 
 def _stage(name: str, reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance) -> Stage:
@@ -172,17 +173,11 @@ def _module_outputs(reference: Engine, sample: Sample) -> Values:
     return trace_module(module, lambda: reference(**sample)) if isinstance(module, torch.nn.Module) else {}
 
 
-def _engine_values(engine: Engine, program: Program, sample: Sample) -> Values:
+def _engine_values(engine: Engine, sample: Sample, paths: Iterable[str]) -> Values:
+    """Everything inside an engine, for each module: a runtime's graph doesn't know modules, and a value is known by its numbers."""
     intermediates = getattr(engine, "intermediates", None)
-    if intermediates is None:
-        return {}
-    nodes = {n.name: n for n in program.graph.nodes if n.op == "call_function"}
-    found: Values = {}
-    values: Mapping[str, Tensor] = intermediates(sample, list(nodes))
-    for name, value in values.items():
-        for path in module_paths(nodes[name]):
-            found.setdefault(path, []).append(value)
-    return found
+    values = list(intermediates(sample).values()) if intermediates else []
+    return dict.fromkeys(paths, values)
 
 
 def _is_real(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,16 +52,16 @@ def spoil(program: Program, block: int, expert: int) -> None:
 
 
 class Transparent(EagerEngine):
-    """Shows its intermediate values by the names that they have in the program."""
+    """Shows its intermediate values, under names of its own."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program)
         self._program = program
 
-    def intermediates(self, inputs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        trace(self._program, inputs, lambda node, value, args, kwargs: found.update({node.name: value}) if node.name in names else None)
-        return {k: v for k, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: list[Tensor] = []
+        trace(self._program, inputs, lambda node, value, args, kwargs: found.append(value))
+        return {f"v{i}": v.flatten() for i, v in enumerate(found) if isinstance(v, Tensor) and v.is_floating_point()}
 
 
 def made(*passes: Pass) -> tuple[list[tuple[str, Program]], object, list[dict[str, Tensor]]]:

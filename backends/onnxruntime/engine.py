@@ -33,7 +33,8 @@ class OnnxruntimeEngine(Engine):
 
     def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
         self.name = f"onnxruntime:{target.device or 'cpu'}"
-        self._session = open_session(folder / MODEL_FILE, target, prepack)
+        self._path, self._providers = folder / MODEL_FILE, PROVIDERS[target.device or "cpu"]
+        self._session = open_session(self._path, target, prepack)
         self.inputs = tuple(Input(i.name, _DTYPES[i.type], tuple(d if isinstance(d, int) else str(d) for d in i.shape)) for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -41,6 +42,12 @@ class OnnxruntimeEngine(Engine):
         feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
         values = self._session.run(list(self.outputs), feeds)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
+
+    def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every floating-point value inside, for `moec.bisection`."""
+        from moec.backends.onnxruntime.intermediates import intermediates
+
+        return intermediates(self._path, self._providers, inputs)
 
     def close(self) -> None:
         self._session = None

@@ -1,0 +1,34 @@
+"""Values inside an engine: the same ONNX graph with more outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_FOLDER = "session.model_external_initializers_file_folder_path"  # where the weights lie, for a model that comes from memory
+
+
+def intermediates(path: Path, providers: list[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run a model file and return every floating-point value of its main graph by name, in graph order.
+
+    The runtime's own optimisations are off, so that no value of the file is fused away.
+    """
+    import onnx
+    import onnxruntime as ort
+
+    model = onnx.load(str(path), load_external_data=False)
+    known = {o.name for o in model.graph.output}
+    values = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry(_FOLDER, str(path.parent))
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    types = {o.name: o.type for o in session.get_outputs()}
+    wanted = [name for name in values if types[name] in ("tensor(float)", "tensor(float16)", "tensor(double)")]
+    feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
+    return {name: torch.from_numpy(value) for name, value in zip(wanted, session.run(wanted, feeds), strict=True)}
