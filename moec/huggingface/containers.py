@@ -84,6 +84,12 @@ def _biases(config: Any) -> str | None:
     return None
 
 
+def _slides(config: Any) -> set[bool]:
+    """Whether the layers have a sliding window: one answer if they agree."""
+    kinds = getattr(config, "layer_types", None)
+    return {kind == "sliding_attention" for kind in kinds} if kinds else {getattr(config, "sliding_window", None) is not None}
+
+
 def _ties(model: Upcycled) -> str | None:
     # routers in the activations' dtype: in 16 bits the logits of two groups tie in about 1 % of the tokens, and shards get mixed
     if model.routing.groups > 1 and model.dtype.itemsize < 4:
@@ -100,13 +106,13 @@ def _refuse_mixtral(config: Any, model: Upcycled) -> str | None:
 
 
 def _refuse_qwen3_moe(config: Any, model: Upcycled) -> str | None:
-    if len(set(config.layer_types)) > 1:
+    if len(_slides(config)) > 1:
         return "its layers share one kind of attention, but some of these slide and some don't"
     return _ties(model)
 
 
 def _refuse_glm4_moe(config: Any, model: Upcycled) -> str | None:
-    if getattr(config, "sliding_window", None) is not None:
+    if True in _slides(config):
         return "it has no sliding window"
     if getattr(config, "attention_bias", False):
         return "its attention has no bias on the output (attention_bias)"
@@ -123,10 +129,11 @@ def _mixtral(_config: Any, model: Upcycled) -> dict[str, Any]:
     return {"intermediate_size": model.intermediate, "num_local_experts": model.experts, "num_experts_per_tok": model.routing.top_k}
 
 
-def _qwen3_moe(_config: Any, model: Upcycled) -> dict[str, Any]:
+def _qwen3_moe(config: Any, model: Upcycled) -> dict[str, Any]:
     return {
         "moe_intermediate_size": model.intermediate, "num_experts": model.experts, "num_experts_per_tok": model.routing.top_k,
         "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": model.dense_layers,
+        "use_sliding_window": True in _slides(config),
     }  # fmt: skip
 
 

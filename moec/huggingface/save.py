@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from moec import weights
+from moec import weights as lazy
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.huggingface.containers import Block, Container, Upcycled, choose
@@ -119,7 +120,8 @@ def _read_block(program: Program, node: fx.Node) -> tuple[int, tuple[Block, Rout
 
 # ---------------------------------------------------------------------- the checkpoint
 def _target_config(config: Any, container: Container, model: Upcycled) -> Any:
-    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASS_NAMES
 
     target_class = CONFIG_MAPPING[container.model_type]
     if not any(name.endswith("ForCausalLM") for name in config.architectures or ["ForCausalLM"]):
@@ -130,7 +132,7 @@ def _target_config(config: Any, container: Container, model: Upcycled) -> Any:
         raise MoecError("M206", f"{container.model_type} has no place for {', '.join(lost)}", "config.json", "remove these entries if they mean nothing")
     carried = {k: v for k, v in given.items() if k in known and (k not in _NOT_CARRIED or k in _ATTENTION)}
     target = target_class(**{**carried, **container.entries(config, model)})
-    target.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[target_class].__name__]
+    target.architectures = [CLASS_NAMES[container.model_type]]
     target.dtype = model.dtype
     return target
 
@@ -142,8 +144,9 @@ def _plan(program: Program, target: Any, container: Container, model: Upcycled) 
     """Name in the files -> lazy weight, for every weight that the target architecture has."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device(META):
-        state = AutoModelForCausalLM.from_config(target, dtype=model.dtype).state_dict()
+    with torch.device(META), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GLM-4's shared experts of width 0 have nothing to initialize
+        state = AutoModelForCausalLM.from_config(target, dtype=model.dtype).state_dict()  # type: ignore[no-untyped-call]
     stored: dict[str, Weight] = {}
     for name, value in state.items():
         layer = re.match(r"model\.layers\.(\d+)\.mlp\.(.+)", name)
@@ -154,7 +157,7 @@ def _plan(program: Program, target: Any, container: Container, model: Upcycled) 
             continue
         else:
             made = {name: _dense_weight(program, name, tuple(value.shape))}
-        stored |= {key: weights.cast(w, value.dtype) for key, w in made.items()}
+        stored |= {key: lazy.cast(w, value.dtype) for key, w in made.items()}
     return stored
 
 
@@ -163,15 +166,15 @@ def _expert_weights(path: str, part: str, block: Block, container: Container, mo
     gate, up, down = container.expert
     i = model.intermediate
     if part == "experts.gate_up_proj":
-        experts = [weights.select(block.w_in, e) for e in range(model.experts)]
+        experts = [lazy.select(block.w_in, e) for e in range(model.experts)]
         halves = {gate: (0, i), up: (i, 2 * i)}
-        return {f"{path}.experts.{e}.{n}.weight": weights.rows(w, a, b) for e, w in enumerate(experts) for n, (a, b) in halves.items()}
+        return {f"{path}.experts.{e}.{n}.weight": lazy.rows(w, a, b) for e, w in enumerate(experts) for n, (a, b) in halves.items()}
     if part == "experts.down_proj":
-        return {f"{path}.experts.{e}.{down}.weight": weights.select(block.w_out, e) for e in range(model.experts)}
+        return {f"{path}.experts.{e}.{down}.weight": lazy.select(block.w_out, e) for e in range(model.experts)}
     if part == "gate.weight":
         return {f"{path}.{part}": block.router}
     # GLM-4's correction bias, and its shared experts of width 0
-    return {f"{path}.{part}": weights.zeros(shape, torch.float32)}
+    return {f"{path}.{part}": lazy.zeros(shape, torch.float32)}
 
 
 def _dense_weight(program: Program, name: str, shape: tuple[int, ...]) -> Weight:
