@@ -8,6 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from moec.again import bisect_engine, prove_again
+from moec.benchmark import Benchmark, bench_engines
+from moec.bisection import Divergence
 from moec.capture import Dynamic, capture
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
@@ -70,7 +73,7 @@ def compile(
 def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
     """Compile again from an engine's `moec.json`: same source, pipeline, target and seed. Raises M106 when the source has changed."""
     report = Report.read(Path(manifest))
-    source = open_source(report.source, inputs=report.inputs or None, **sources)
+    source = open_source(report.source, **{**sources, "inputs": report.inputs or None})
     if source.hashes != report.source_hashes:
         changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
@@ -103,15 +106,11 @@ def verify(engine: str | Path, against: Model | None = None, *, seed: int = 1, t
 
     Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds.
     """
-    from moec.again import prove_again
-
     return prove_again(Path(engine), against, seed, tolerance, opening)
 
 
-def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Any:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model, see `moec.bisect`."""
-    from moec.again import bisect_engine
-
+def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
+    """The first pass, layer and expert at which an engine's making departs from the untouched model, see `moec.bisection`."""
     return bisect_engine(Path(engine), seed, opening)
 
 
@@ -131,9 +130,21 @@ def inspect(model: Model, **sources: Any) -> Inspection:
     return inspect_program(open_source(model, **sources).capture())
 
 
-def bench(engines: Sequence[str | Path | Engine], **settings: Any) -> Any:
-    """Time engines beside each other, see `moec.benchmark.bench`."""
-    from moec.benchmark import bench_engines
+def bench(
+    engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | None = None, runs: int = 30, eager: bool = False, **opening: Any
+) -> Benchmark:
+    """Time engines beside each other, in turns, on the same inputs.
 
+    Args:
+        engines: folders or engines; ratios refer to the first.
+        sizes, runs: see `moec.benchmark.bench_engines`.
+        eager: put the first folder's untouched model in eager PyTorch beside them.
+    """
     opened = [e if isinstance(e, Engine) else load(e) for e in engines]
-    return bench_engines(opened, **settings)
+    if eager:
+        folder = next((e for e in engines if not isinstance(e, Engine)), None)
+        if folder is None:
+            raise MoecError("M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder")
+        report = read_report(folder)
+        opened.append(open_source(report.source, **{**opening, "inputs": report.inputs or None}).reference())
+    return bench_engines(opened, sizes=sizes, runs=runs)

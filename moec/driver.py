@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from moec import registry
 from moec.compare import Tolerance
-from moec.engine import Backend, Refusal
+from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
 from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
@@ -110,10 +110,9 @@ def run_passes(captured: Program, options: Options, backend: Backend, hooks: Seq
 
 def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:
     """Compare the built engine with the untouched model on inputs that reach every expert."""
-    streamed = options.verify == "streamed" or (options.verify == "auto" and not fits_in_memory(source, captured))
-    reference = StreamingEngine(captured) if streamed else None
+    reference, prepack = reference_of(source, captured, options.verify)
     tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(backend.precision(options.target))
-    engine = backend.load(folder, options.target, prepack=not streamed)
+    engine = backend.load(folder, options.target, prepack)
     try:
         return verify(source, engine, program, tolerance, options.seed, reference)
     finally:
@@ -130,6 +129,13 @@ def make_report(
         steps=step_facts(steps), facts=facts, refused=tuple(asdict(r) for r in proof.refused),
         environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
+
+
+def reference_of(source: Source, captured: Program, how: str) -> tuple[Engine | None, bool]:
+    """What to compare with, and whether the engine may copy weights: None and True for the untouched model in memory, else the captured
+    program streamed one weight at a time."""
+    streamed = how == "streamed" or (how == "auto" and not fits_in_memory(source, captured))
+    return (StreamingEngine(captured), False) if streamed else (None, True)
 
 
 def fits_in_memory(source: Source, captured: Program) -> bool:

@@ -58,6 +58,11 @@ class Verification:
             raise MoecError("M101", f"{self.comparison.candidate} cannot run at {where}: {failure.reason}", where, fix)
         self.comparison.require()
 
+    def __str__(self) -> str:
+        lines = [f"{'equal' if self.ok else 'DIFFERS'}: {self.comparison.candidate} against {self.comparison.reference}: {self.comparison}", str(self.coverage)]
+        lines += [f"cannot run at {', '.join(f'{k}={v}' for k, v in r.sizes.items())}: {r.reason}" for r in self.refused]
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)

@@ -36,17 +36,24 @@ def verify_command(engine: Path, against: str | None, bisect: bool, tolerance: f
 
 @click.command("bench")
 @click.argument("engines", nargs=-1, required=True)
-@click.option("--batch", type=int, default=1, show_default=True, help="Size of the dimension called batch.")
-@click.option("--sequence", type=int, multiple=True, help="Sizes of the dimension called sequence; repeatable.  [default: 1, 128]")
-@click.option("--repeats", type=int, default=20, show_default=True, help="Timed runs of each engine and size.")
+@click.option("--size", "sizes", multiple=True, metavar="DIM=N", help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default.")
+@click.option("--runs", type=int, default=30, show_default=True, help="Timed runs of each engine.")
 @click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
 @common
-def bench_command(engines: tuple[str, ...], batch: int, sequence: tuple[int, ...], repeats: int, eager: bool, as_json: bool, quiet: bool) -> None:
+def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], runs: int, eager: bool, as_json: bool, quiet: bool) -> None:
     """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine."""
     from moec import api
 
-    result = api.bench(engines, batch=batch, sequences=sequence or (1, 128), repeats=repeats, eager=eager)
+    result = api.bench(engines, sizes=_sizes(sizes), runs=runs, eager=eager)
     emit(result.to_dict()) if as_json else click.echo(str(result))
+
+
+def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
+    pairs = [text.partition("=") for text in texts]
+    bad = next((text for text, (name, _, size) in zip(texts, pairs, strict=True) if not name or not size.isdigit() or int(size) < 1), None)
+    if bad is not None:
+        raise MoecError("M201", f"cannot read the size {bad!r}", "--size", "write DIM=N with N of 1 or more, e.g. --size batch=4")
+    return {name: int(size) for name, _, size in pairs}
 
 
 @click.command("run")

@@ -1,0 +1,102 @@
+"""An engine that exists already: prove it again, or find where its making departs from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moec.bisection import Divergence, bisect
+from moec.compare import Tolerance, compare
+from moec.coverage import measure_load, reach_experts, verification_sizes
+from moec.driver import MANIFEST, find_backend, reference_of
+from moec.engine import Backend, Engine
+from moec.errors import MoecError
+from moec.hooks import KeepHook
+from moec.pipeline import Context, Pipeline
+from moec.program import Program
+from moec.report import Report, check_artefacts
+from moec.source import Source
+from moec.sources import open_source
+from moec.target import Target
+from moec.verification import Verification, verify
+
+
+class Made:
+    """An engine folder with everything that its manifest says about its making."""
+
+    def __init__(self, folder: Path, opening: Mapping[str, Any]) -> None:
+        self.folder, self.report = folder, Report.read(folder / MANIFEST)
+        check_artefacts(self.report, folder)
+        self.target = Target.parse(self.report.target)
+        self.backend: Backend = find_backend(self.target)
+        self._opening = opening
+
+    def source(self) -> Source:
+        """The model, opened again. Raises M106 when its files are not those that the engine was made from."""
+        source = open_source(self.report.source, **{**self._opening, "inputs": self.report.inputs or None})
+        changed = sorted(k for k in {*source.hashes, *self.report.source_hashes} if source.hashes.get(k) != self.report.source_hashes.get(k))
+        if changed:
+            raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", self.report.source, "compile it anew")
+        return source
+
+    def remake(self, source: Source, hooks: tuple[KeepHook, ...] = ()) -> tuple[Program, Program]:
+        """The captured program, and the one that the engine was built from."""
+        captured, context = source.capture(self.backend.precision(self.target)), Context(seed=self.report.seed)
+        program, _ = Pipeline.parse(self.report.pipeline).run(captured, context, hooks)
+        program, _ = self.backend.legalize(self.target).run(program, context, hooks)
+        return captured, program
+
+    def engine(self, prepack: bool = True) -> Engine:
+        """The engine, loaded."""
+        return self.backend.load(self.folder, self.target, prepack)
+
+    def tolerance(self, asked: float | None) -> Tolerance:
+        """What was asked for now, else at the compile, else the precision's own."""
+        given = asked if asked is not None else self.report.tolerance_asked
+        return Tolerance(given) if given is not None else Tolerance.of(self.backend.precision(self.target))
+
+
+def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any]) -> Verification:
+    """Compare an engine with its source (`against` None), with another engine's folder, or with another model."""
+    made = Made(folder, opening)
+    source = made.source() if against is None or _is_engine(against) else open_source(against, **opening)
+    captured, program = made.remake(source if against is None else made.source())
+    if _is_engine(against):
+        return _prove_engines(made, Made(Path(against), opening), source, program, seed, tolerance)
+    reference, prepack = reference_of(source, captured, made.report.verify)
+    engine = made.engine(prepack)
+    try:
+        return verify(source, engine, program, made.tolerance(tolerance), seed, reference)
+    finally:
+        engine.close()
+
+
+def _is_engine(thing: Any) -> bool:
+    return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
+
+
+def _prove_engines(made: Made, other: Made, source: Source, program: Program, seed: int, tolerance: float | None) -> Verification:
+    samples, _ = reach_experts(program, source, verification_sizes(source.inputs), seed)
+    first, second = made.engine(), other.engine()
+    try:
+        comparison = compare(second, first, samples, made.tolerance(tolerance))
+    finally:
+        first.close()
+        second.close()
+    return Verification(comparison, measure_load(program, samples), (), (), seed)
+
+
+def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
+    """The first pass, layer and expert at which an engine's making departs from the untouched model."""
+    made, keep = Made(folder, opening), KeepHook()
+    source = made.source()
+    captured, program = made.remake(source, (keep,))
+    programs = keep.programs or [("capture", captured)]
+    reference, prepack = reference_of(source, captured, made.report.verify)
+    samples, _ = reach_experts(program, source, verification_sizes(source.inputs)[:2], seed)
+    engine = made.engine(prepack)
+    try:
+        return bisect(reference or source.reference(), programs, samples, made.tolerance(None), engine)
+    finally:
+        engine.close()
