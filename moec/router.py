@@ -82,6 +82,13 @@ def hands_on(node: fx.Node) -> bool:
     return node.op == "call_function" and (node.target in _COPIES or (is_view(node) and not is_in_place(node)) or node.target is aten._to_copy.default)
 
 
+def is_routed(ids: fx.Node) -> bool:
+    """Whether ids come from a `moec::route` already."""
+    while hands_on(ids):
+        ids = ids.args[0]  # type: ignore[assignment]
+    return ids.target is operator.getitem and ids.args[0].target is torch.ops.moec.route.default  # type: ignore[union-attr]
+
+
 def _selection(ids: fx.Node) -> fx.Node:
     node = ids
     while node.target not in SELECTIONS:

@@ -31,9 +31,9 @@ _FORM_ONLY = (aten.type_as.default, aten.to.other)
 
 def identify(program: Program, region: Region) -> Routing:
     """The rule that a region computes. Raises NotARouter when it is none that `Routing` can say."""
-    probes = list(_probe(program, region))
+    wanted = list(probes(program, region))
     for rule in candidates(region):
-        if all(_agrees(rule, *probe) for probe in probes):
+        if all(agrees(rule, *probe) for probe in wanted):
             return rule
     names = ", ".join(dict.fromkeys(str(n.target).split(".")[1] for n in region.nodes if n.op == "call_function" and "." in str(n.target)))
     raise NotARouter(f"no routing rule computes what it computes ({names})")
@@ -42,14 +42,19 @@ def identify(program: Program, region: Region) -> Routing:
 # ---------------------------------------------------------------------- candidates
 def candidates(region: Region) -> Iterator[Routing]:
     """Every rule that the operators and constants of a region allow, the likelier ones first."""
-    numbers = lambda *targets: [float(a) for n in region.nodes if n.target in targets for a in n.args[1:] if isinstance(a, int | float)]  # noqa: E731
-    scale = math.prod(numbers(aten.mul.Tensor, aten.mul.Scalar)) / math.prod(numbers(aten.div.Tensor, aten.div.Scalar) or [1.0])
-    epsilons = dict.fromkeys([*numbers(aten.add.Tensor, aten.add.Scalar), 0.0])
-    floors = dict.fromkeys([*numbers(aten.clamp.default, aten.clamp_min.default), 0.0])
+    scale = math.prod([1.0, *_numbers(region, aten.mul)]) / math.prod([1.0, *_numbers(region, aten.div)])
+    epsilons = dict.fromkeys([*_numbers(region, aten.add), 0.0])
+    floors = dict.fromkeys([*_numbers(region, aten.clamp, aten.clamp_min), 0.0])
     zeros = (False, True) if _groups(region) else (False,)
     for score, combine, epsilon, floor, zero in itertools.product(_scores(region), ("renormalize", "scores", "softmax", "ones"), epsilons, floors, zeros):
         if combine == "renormalize" or not (epsilon or floor):
             yield Routing(region.top_k, score, combine, scale=scale, epsilon=epsilon, floor=floor, closed_as_zero=zero, **_groups(region))
+
+
+def _numbers(region: Region, *packets: Any) -> list[float]:
+    """Number arguments of these operators."""
+    nodes = [n for n in region.nodes if getattr(n.target, "overloadpacket", None) in packets]
+    return [float(a) for n in nodes for a in n.args[1:] if isinstance(a, int | float) and not isinstance(a, bool)]
 
 
 def _scores(region: Region) -> list[str]:
@@ -62,7 +67,7 @@ def _scores(region: Region) -> list[str]:
 def _groups(region: Region) -> dict[str, Any]:
     """Options of group-limited routing; empty without it."""
     others = [n for n in region.nodes if n.target is aten.topk.default and n is not region.selection]
-    limits = [n for n in others if _width(n) < region.experts and region.experts % _width(n) == 0 and _used(n, 1)]
+    limits = [n for n in others if 1 < _width(n) < region.experts and region.experts % _width(n) == 0 and _used(n, 1)]
     if not limits:
         return {}
     top2 = any(n.args[1] == 2 and _used(n, 0) and n is not limits[-1] for n in others)
@@ -79,17 +84,16 @@ def _used(topk: fx.Node, output: int) -> bool:
 
 
 # ---------------------------------------------------------------------- proof
-def _probe(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """Logits `[T, E]`, bias `[E]` and the weight `[T, E]` of every expert, 0 for those that were not chosen."""
     size = _sizes()
     shape = [size(s) for s in value_of(region.logits).shape]
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     for spread, shift, bias_shift in _PROBES:
-        logits, bias = draw(*shape) * spread + shift, None
+        logits, bias = _draw(shape, generator) * spread + shift, None
         given: dict[fx.Node, Any] = {region.logits: logits}
         if region.bias is not None:
-            bias = draw(region.experts) * _BIAS_SPREAD + bias_shift
+            bias = _draw([region.experts], generator) * _BIAS_SPREAD + bias_shift
             given[region.bias] = bias.reshape(value_of(region.bias).shape)
         try:
             values = run(program, region.nodes, given, size)
@@ -98,7 +102,12 @@ def _probe(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | 
         yield logits.reshape(-1, region.experts), bias, _by_expert(values[region.weights], values[region.ids], region.experts)
 
 
-def _agrees(rule: Routing, logits: Tensor, bias: Tensor | None, expected: Tensor) -> bool:
+def _draw(shape: list[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def agrees(rule: Routing, logits: Tensor, bias: Tensor | None, expected: Tensor) -> bool:
+    """Whether a rule gives every expert the expected weight `[T, E]`."""
     try:
         weights, ids = route_reference(logits, bias, rule)
     except RuntimeError:  # a candidate that does not fit the shapes

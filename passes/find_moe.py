@@ -12,7 +12,7 @@ from moec.linear import value_of
 from moec.pipeline import Context, Pass
 from moec.program import Program
 from moec.rewriting import call_like
-from moec.router import NotARouter, Region, find_region, own_vector
+from moec.router import NotARouter, Region, find_region, is_routed, own_vector
 from moec.router_probe import identify
 
 ops, aten = torch.ops.moec, torch.ops.aten
@@ -33,7 +33,7 @@ class FindMoe(Pass):
     def _route(self, program: Program, node: fx.Node, context: Context) -> bool:
         ids, weights = node.args[1], node.args[2]
         assert isinstance(ids, fx.Node) and isinstance(weights, fx.Node)
-        if ids.target is operator.getitem and ids.args[0].target is ops.route.default:  # type: ignore[union-attr]
+        if is_routed(ids):
             return False
         try:
             region = find_region(program, ids, weights)

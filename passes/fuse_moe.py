@@ -54,10 +54,11 @@ class FuseMoe(Pass):
 
 def _route(ids: Any, weights: Any) -> fx.Node | None:
     """The `moec::route` whose two outputs these are."""
-    if any(n.target is not operator.getitem or n.args[1] != place for n, place in ((weights, 0), (ids, 1))):
+    outputs = [_chain(weights)[-1], _chain(ids)[-1]]
+    if any(n.target is not operator.getitem or n.args[1] != place for place, n in enumerate(outputs)):
         return None
-    source: fx.Node = ids.args[0]
-    return source if source is weights.args[0] and source.target is ops.route.default else None
+    source, other = (n.args[0] for n in outputs)
+    return source if source is other and source.target is ops.route.default else None  # type: ignore[union-attr, return-value]
 
 
 def _projection(route: fx.Node, linears: dict[fx.Node, Linear]) -> Linear | None:
