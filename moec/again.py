@@ -48,8 +48,8 @@ class Made:
         return captured, program
 
     def engine(self, prepack: bool = True) -> Engine:
-        """The engine, loaded."""
-        return self.backend.load(self.folder, self.target, prepack)
+        """The engine, loaded; where its hardware is missing, on what stands in for it."""
+        return self.backend.load(self.folder, self.backend.stand_in(self.target) or self.target, prepack)
 
     def tolerance(self, asked: float | None) -> Tolerance:
         """What was asked for now, else at the compile, else the precision's own."""

@@ -15,6 +15,7 @@ from moec.capture import Dynamic, capture
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.hooks import KeepHook
 from moec.inspection import Inspection, inspect_program
 from moec.pipeline import Hook, Pipeline
 from moec.progress import Progress
@@ -43,6 +44,7 @@ def compile(
     seed: int = 0,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    save_hf: str | Path | None = None,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -54,6 +56,7 @@ def compile(
         target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
         optimize_for, verify, tolerance, seed: see `moec.driver.Options`.
+        save_hf: also write the model after the named passes as a checkpoint that transformers loads, see `moec.huggingface.save`.
         hooks: watchers of the pipeline, see `moec.hooks`.
 
     Returns:
@@ -67,7 +70,13 @@ def compile(
     find_backend(goal)  # before any work: a missing runtime must not cost a capture
     source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
-    return compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, texts), Path(out), hooks, progress)
+    keep = KeepHook()
+    report = compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, texts), Path(out), (*hooks, keep), progress)
+    if save_hf is not None:
+        from moec.huggingface.save import save_hf as write_checkpoint
+
+        write_checkpoint(keep.programs[len(passes.passes)][1], source.text, save_hf)
+    return report
 
 
 def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:

@@ -112,7 +112,7 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
     """Compare the built engine with the untouched model on inputs that reach every expert."""
     reference, prepack = reference_of(source, captured, options.verify)
     tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(backend.precision(options.target))
-    engine = backend.load(folder, options.target, prepack)
+    engine = backend.load(folder, backend.stand_in(options.target) or options.target, prepack)
     try:
         return verify(source, engine, program, tolerance, options.seed, reference)
     finally:
@@ -126,7 +126,7 @@ def make_report(
     return Report(
         source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, source_hashes=source.hashes,
-        steps=step_facts(steps), facts=facts, refused=tuple(asdict(r) for r in proof.refused),
+        steps=step_facts(steps), facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)}, refused=tuple(asdict(r) for r in proof.refused),
         environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 

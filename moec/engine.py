@@ -145,6 +145,11 @@ class Backend(ABC):
         """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
         operator with the lowering that it got and why."""
 
+    def stand_in(self, target: Target) -> Target | None:
+        """A target of this machine that runs the same files, for the proof where the target's own hardware is missing; None where it is
+        here, or nothing else runs them."""
+        return None
+
     @abstractmethod
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         """An engine from the files that `build` wrote. Without `prepack` its weights stay memory-mapped where the runtime can."""

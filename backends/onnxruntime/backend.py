@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Onnxruntime(Backend):
         from moec.backends.onnxruntime.optimize import optimize
 
         model = to_onnx(program)
-        blocks = lower(model, optimize_for)
+        blocks = lower(model, optimize_for, target.device or "cpu")
         optimize(model)
         progress = progress or Progress()
         written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
@@ -73,6 +74,12 @@ class Onnxruntime(Backend):
             raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out") from error
         return {"blocks": blocks, "opset": dict(model.opset_imports)}
 
+    def stand_in(self, target: Target) -> Target | None:
+        import onnxruntime as ort
+
+        here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers(ort)
+        return None if here else replace(target, device="cpu")
+
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         from moec.backends.onnxruntime.engine import OnnxruntimeEngine
 
@@ -81,7 +88,5 @@ class Onnxruntime(Backend):
 
 def usable_providers(ort: Any) -> list[str]:
     """Providers whose libraries load and whose hardware is here: the list that onnxruntime prints names what was compiled in."""
-    found = ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available():
-        found.insert(0, "CUDAExecutionProvider")
-    return found
+    cuda = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]

@@ -59,8 +59,8 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
 
     device = target.device or "cpu"
     providers = PROVIDERS[device]
-    if providers[0] not in ort.get_available_providers():
-        raise MoecError("M302", f"{providers[0]} is not available here", str(target), "run on a machine with a CUDA 13 GPU, or use --target onnxruntime")
+    if device == "cuda" and not torch.cuda.is_available():  # onnxruntime itself would run on the CPU without a word
+        raise MoecError("M302", "there is no CUDA device here", str(target), "run on a machine with a CUDA 13 GPU, or use --target onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = int(target.options.get("threads", 0))

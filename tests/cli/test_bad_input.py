@@ -1,0 +1,211 @@
+"""Bad input: three lines (what, where, how to fix), the right exit status, no traceback, and never a half-written engine."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moec.cli import main
+from tests.zoo import edit_config
+
+
+def moec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Run the command line in this process; returns exit status and stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def assert_three_lines(err: str, code: str) -> None:
+    lines = [line for line in err.splitlines() if line and not line.startswith("  ") or line.startswith(("  where:", "  fix:"))]
+    assert lines[-3].startswith(f"error[{code}]: "), err
+    assert lines[-2].startswith("  where: ")
+    assert lines[-1].startswith("  fix:   ")
+    assert "Traceback" not in err
+
+
+def assert_nothing_published(folder: Path) -> None:
+    assert not (folder / "engine").exists()
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".engine.")] == []
+
+
+@pytest.fixture
+def model(mixtral: Path, tmp_path: Path) -> Path:
+    """A copy of the Mixtral folder that a test may break."""
+    return Path(shutil.copytree(mixtral, tmp_path / "model"))
+
+
+def edit_weights(model: Path, change: str) -> None:
+    path = model / "model.safetensors"
+    weights = load_file(path)
+    if change == "nan":
+        name = next(n for n in sorted(weights) if "experts" in n)
+        weights[name].view(-1)[3] = torch.nan
+    else:
+        del weights[change]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_missing_safetensors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "model.safetensors").unlink()
+    status, err = moec(capsys, "compile", model, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M205")
+    assert_nothing_published(tmp_path)
+
+
+def test_truncated_safetensors(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    status, err = moec(capsys, "compile", model, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M205")
+    assert "model.safetensors" in err
+    assert_nothing_published(tmp_path)
+
+
+def test_missing_weight_is_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_weights(model, "model.norm.weight")
+    status, err = moec(capsys, "compile", model, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M205")
+    assert "model.norm.weight" in err
+
+
+def test_nan_weight_is_named(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_weights(model, "nan")
+    status, err = moec(capsys, "compile", model, "-o", tmp_path / "engine")
+    assert status == 1
+    assert_three_lines(err, "M105")
+    assert "experts" in err
+    assert_nothing_published(tmp_path)
+
+
+def test_unknown_architecture(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_config(model, model_type="mixtrel", architectures=["MixtrelForCausalLM"])
+    status, err = moec(capsys, "compile", model, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M206")
+
+
+def test_no_such_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, err = moec(capsys, "compile", tmp_path / "nowhere", "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M204")
+
+
+def test_remote_code_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_config(model, auto_map={"AutoModelForCausalLM": "modeling_evil.EvilForCausalLM"}, model_type="evil")
+    status, err = moec(capsys, "compile", model, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M209")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "code", "hint"),
+    [
+        ("upcyle(experts=8)", "M202", "did you mean upcycle?"),
+        ("upcycle(expert=8)", "M201", "did you mean experts?"),
+        ("upcycle(experts=2, top_k=4)", "M203", ""),
+        ("upcycle(experts=", "M201", ""),
+        ("upcycle(experts=__import__('os'))", "M201", ""),
+    ],
+)
+def test_bad_pipelines(pipeline: str, code: str, hint: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, err = moec(capsys, "compile", llama, "--pass", pipeline, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, code)
+    assert hint in err
+    assert_nothing_published(tmp_path)
+
+
+def test_a_named_pass_that_changes_nothing(mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, err = moec(capsys, "compile", mixtral, "--pass", "upcycle(experts=4, top_k=2)", "-o", tmp_path / "engine")
+    assert status == 1
+    assert_three_lines(err, "M103")
+    assert_nothing_published(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["onnxruntme", "onnxruntime:tpu", "onnxruntime:cpu,precison=fp16", "onnxruntime:precision=fp12"])
+def test_bad_targets_are_refused_before_any_work(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, err = moec(capsys, "compile", tmp_path / "no-model-is-read", "--target", target, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M202" if "runtme" in target else "M208")
+
+
+def test_a_folder_that_moec_did_not_write_is_left_alone(mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "thesis.tex").write_text("years of work")
+    status, err = moec(capsys, "compile", mixtral, "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M210")
+    assert (tmp_path / "engine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_changed_engine_does_not_load(mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Path(shutil.copytree(mixtral_engine, tmp_path / "broken"))
+    data = bytearray((broken / "model.onnx.data").read_bytes())
+    data[100] ^= 1
+    (broken / "model.onnx.data").write_bytes(data)
+    status, err = moec(capsys, "run", broken)
+    assert status == 1
+    assert_three_lines(err, "M106")
+
+
+def test_json_carries_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compile", str(tmp_path / "nowhere"), "-o", str(tmp_path / "engine"), "--json"])
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is False
+    assert data["error"]["code"] == "M204"
+    assert data["error"]["exit_code"] == 2
+
+
+def test_usage_errors_are_three_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["compile"], ["no-such-verb"], ["compile", "m", "-o", "x", "--no-such-flag"]):
+        status, err = moec(capsys, *arguments)
+        assert status == 2
+        assert_three_lines(err, "M201")
+
+
+# ---------------------------------------------------------------------- a process of its own: limits and signals
+def start(*arguments: object, file_limit_bytes: int | None = None) -> subprocess.Popen[str]:
+    def limit() -> None:
+        if file_limit_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
+
+    command = [sys.executable, "-m", "moec", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
+
+
+def test_full_disk(mixtral: Path, tmp_path: Path) -> None:
+    """The operating system refuses to write past 64 KiB, as it does on a full disk."""
+    process = start("compile", mixtral, "-o", tmp_path / "engine", file_limit_bytes=64 * 1024)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert_three_lines(err, "M210")
+    assert_nothing_published(tmp_path)
+
+
+def test_ctrl_c_leaves_nothing(mixtral: Path, tmp_path: Path) -> None:
+    process = start("compile", mixtral, "-o", tmp_path / "engine")
+    deadline = time.monotonic() + 120
+    while not any(p.name.startswith(".engine.") for p in tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-3:][0] == "interrupted"
+    assert "Traceback" not in err
+    assert_nothing_published(tmp_path)

@@ -1,0 +1,34 @@
+"""Engines that several tests share: built once a worker, never changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.zoo import save
+
+torch.set_num_threads(1)  # pytest runs one worker a core
+
+
+@pytest.fixture(scope="session")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Mixtral as a Hugging Face folder."""
+    return Path(save("mixtral", tmp_path_factory.mktemp("models") / "mixtral"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random dense Llama as a Hugging Face folder."""
+    return Path(save("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="session")
+def mixtral_engine(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The engine of `mixtral`."""
+    import moec
+
+    out = tmp_path_factory.mktemp("engines") / "mixtral"
+    moec.compile(str(mixtral), out=out)
+    return out
