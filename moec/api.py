@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moec.again import bisect_engine, prove_again
 from moec.benchmark import Benchmark, bench_engines
 from moec.bisection import Divergence
-from moec.capture import Dynamic, capture
+from moec.frontend import Dynamic, capture
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.capture import Dynamic, capture, from_exported, named_outputs
+from moec.frontend import Dynamic, capture, from_exported, named_outputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input, Program

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from moec.capture import Dynamic
+from moec.frontend import Dynamic
 from moec.errors import MoecError
 from moec.module_source import ExportedSource, ModuleSource, from_file
 from moec.source import Source

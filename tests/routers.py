@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture import capture
 from moec.dialect import Routing
+from moec.frontend import capture
 from moec.program import Program
 
 HIDDEN, EXPERTS, INNER = 16, 8, 12

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.functional import functionalize, is_in_place
 
 

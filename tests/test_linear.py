@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.linear import find_linears, without_views
 from moec.program import Program
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.huggingface.source import HuggingFaceSource
 from moec.matching import Ffn, find_ffns
 from moec.program import Program

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.dialect import Activation
 from moec.probe import candidates, identify, is_split
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.rewriting import call_like
 
 

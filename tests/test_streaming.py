@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.dialect import pack
 from moec.engine import EagerEngine
 from moec.errors import MoecError

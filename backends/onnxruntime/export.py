@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from moec.backends.onnxruntime.kernel import is_native
 from moec.backends.onnxruntime.tensors import WeightTensor
 from moec.backends.onnxruntime.translate import translations
-from moec.capture import export
+from moec.frontend import export
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
 from moec.program import Program

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moec.capture import capture
+from moec.frontend import capture
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.huggingface import skeleton

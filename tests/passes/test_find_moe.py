@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture import capture
 from moec.dialect import Routing
+from moec.frontend import capture
 from moec.passes.find_moe import FindMoe
 from moec.pipeline import Context, Pipeline
 from moec.program import Program

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec import weights
-from moec.capture import capture
+from moec.frontend import capture
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
 from moec.matching import find_ffns
