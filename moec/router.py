@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -70,9 +71,9 @@ def find_region(program: Program, ids: fx.Node, weights: fx.Node) -> Region:
     nodes = _between(logits, ids, weights)
     constants = _constants(nodes)
     bias = _bias(constants, nodes, int(value_of(logits).shape[-1]))
-    changed = next((n for n in (logits, *nodes) if any(is_in_place(u) for u in n.users)), None)
-    if changed is not None:
-        raise NotARouter(f"{changed.name} is changed in place")
+    changes = [n.name for n in (logits, *nodes) if _is_changed(n)]
+    if changes:
+        raise NotARouter(f"{changes[0]} is changed in place")
     order = [n for n in program.graph.nodes if n in nodes and n is not bias and not _only_feeds(n, bias)]
     return Region(ids, weights, selection, logits, bias, tuple(order))
 
@@ -109,9 +110,14 @@ def _logits(selection: fx.Node) -> fx.Node:
         if node.target in SCORES:
             found = floats[0]
         node = floats[0]
-    while hands_on(found) and value_of(found).shape == value_of(found.args[0]).shape and value_of(found.args[0]).is_floating_point():
+    while hands_on(found) and _form(found) == _form(found.args[0]) and value_of(found.args[0]).is_floating_point():
         found = found.args[0]  # type: ignore[assignment]
     return found
+
+
+def _form(node: Any) -> list[str]:
+    """The shape as text: comparing symbolic sizes themselves would add guards to the capture's."""
+    return [str(size) for size in value_of(node).shape]
 
 
 def _is_constant(node: fx.Node) -> bool:
@@ -156,9 +162,14 @@ def _bias(constants: list[fx.Node], nodes: set[fx.Node], experts: int) -> fx.Nod
     return bias
 
 
+def _is_changed(node: fx.Node) -> bool:
+    """Whether something writes to a node's result, itself or through a view."""
+    return any(is_in_place(user) or (is_view(user) and _is_changed(user)) for user in node.users)
+
+
 def own_vector(node: fx.Node) -> fx.Node:
     """The weight behind a constant `[N]`, where only operators that change nothing stand between."""
-    while hands_on(node) and value_of(node).dtype == value_of(node.args[0]).dtype and value_of(node).shape == value_of(node.args[0]).shape:
+    while hands_on(node) and value_of(node).dtype == value_of(node.args[0]).dtype and _form(node) == _form(node.args[0]):
         node = node.args[0]  # type: ignore[assignment]
     return node
 

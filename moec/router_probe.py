@@ -21,10 +21,9 @@ from moec.program import CPU, META, Program
 from moec.router import NotARouter, Region, inputs_of
 
 aten = torch.ops.aten
-# spread and shift of the logits, shift of the bias: ordinary; sharp, with negative choices; all scores small; sharp and small.
-# No logit is so large that its sigmoid would round to 1
-_PROBES = ((1.0, 0.0, 0.0), (4.0, 0.0, -0.7), (1.0, -25.0, 0.0), (8.0, -60.0, -0.7))
-_BIAS_SPREAD = 0.3
+# spread and shift of the logits, then of the bias: ordinary; sharp, with negative choices; all scores small; all scores tiny and
+# the choice left to the bias. No logit is so large that its sigmoid would round to 1
+_PROBES = ((1.0, 0.0, 0.3, 0.0), (4.0, 0.0, 0.3, -0.7), (1.0, -25.0, 0.3, 0.0), (16.0, -100.0, 4.0, 0.0))
 _TOLERANCE = 1e-6  # relative; rules that differ do so by 1e-3 and more on some probe
 _FORM_ONLY = (aten.type_as.default, aten.to.other)
 
@@ -89,11 +88,11 @@ def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | 
     size = _sizes()
     shape = [size(s) for s in value_of(region.logits).shape]
     generator = torch.Generator().manual_seed(0)
-    for spread, shift, bias_shift in _PROBES:
+    for spread, shift, bias_spread, bias_shift in _PROBES:
         logits, bias = _draw(shape, generator) * spread + shift, None
         given: dict[fx.Node, Any] = {region.logits: logits}
         if region.bias is not None:
-            bias = _draw([region.experts], generator) * _BIAS_SPREAD + bias_shift
+            bias = _draw([region.experts], generator) * bias_spread + bias_shift
             given[region.bias] = bias.reshape(value_of(region.bias).shape)
         try:
             values = run(program, region.nodes, given, size)
