@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.frontend import capture
 from moec.dialect import pack
 from moec.engine import EagerEngine
 from moec.errors import MoecError
+from moec.frontend import capture
 from moec.program import Program
 from moec.streaming import StreamingEngine, check_finite
 from moec.weights import Weight
