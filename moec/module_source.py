@@ -42,7 +42,7 @@ class ModuleSource(Source):
     Args:
         module: any `nn.Module`; it is never modified.
         inputs: sample inputs by name; their sizes are the capture's.
-        dynamic: names of dynamic dimensions by input, see `moec.capture.capture`.
+        dynamic: names of dynamic dimensions by input, see `moec.frontend.capture`.
         text: how the user named it.
         hashes: of the files that it was built from.
         domains: values that the inputs may take; integers default to those below the sample's maximum.

@@ -72,7 +72,7 @@ class Program:
     # ------------------------------------------------------------------ weights
     def weight_of(self, node: Any) -> Weight | None:
         """The weight that a `get_attr` node reads, None for any other node."""
-        return self.weights.get(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+        return self.weights.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "get_attr" else None
 
     def add_weight(self, name: str, weight: Weight) -> str:
         """Enter a weight under a name that is not taken; returns the name."""
@@ -136,7 +136,7 @@ class Program:
 
     def _problems(self) -> Iterator[str]:
         try:
-            self.graph.lint()
+            self.graph.lint()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             yield str(error)
         placeholders = [n.target for n in self.graph.nodes if n.op == "placeholder"]

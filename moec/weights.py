@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,10 +69,10 @@ def from_tensor(tensor: Tensor, name: str) -> Weight:
 
 
 @lru_cache(maxsize=64)
-def _open(path: str):  # type: ignore[no-untyped-def]  # safetensors has no public type for a handle
+def _open(path: str) -> Any:  # safetensors has no public type for a handle
     from safetensors import safe_open
 
-    return safe_open(path, framework="pt")
+    return safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
 
 
 def from_file(path: str | Path, name: str) -> Weight:

@@ -66,8 +66,8 @@ class Onnxruntime(Backend):
         blocks = lower(model, optimize_for, target.device or "cpu")
         optimize(model)
         progress = progress or Progress()
+        total: int = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
-        total = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         try:
             ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024, callback=written)
         except OSError as error:

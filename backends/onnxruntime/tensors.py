@@ -35,7 +35,7 @@ class WeightTensor(ir.LazyTensor):
 
 def as_bytes(block: Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, little-endian as ONNX and safetensors have them, without a copy."""
-    return memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())
+    return memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def add_initializer(graph: ir.Graph, weight: Weight, name: str) -> ir.Value:
