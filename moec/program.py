@@ -166,7 +166,10 @@ class Program:
 
 def place(graph: fx.Graph, device: torch.device) -> fx.Graph:
     """Point every `device` argument of a graph at `device`, in place."""
-    swap = lambda a: device if isinstance(a, torch.device) else a  # noqa: E731
+
+    def swap(argument: Any) -> Any:
+        return device if isinstance(argument, torch.device) else argument
+
     for node in graph.nodes:
         if any(isinstance(a, torch.device) for a in [*node.args, *node.kwargs.values()]):
             node.args, node.kwargs = tuple(swap(a) for a in node.args), {k: swap(a) for k, a in node.kwargs.items()}

@@ -150,8 +150,12 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
 
 def select(weight: Weight, index: int) -> Weight:
     """`weight[index]`: one expert of a stack."""
-    row = lambda: weight.read(index, index + 1)[0]  # noqa: E731
-    return Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", lambda a, b: row()[a:b] if weight.shape[1:] else row())
+
+    def read(start: int, stop: int) -> Tensor:
+        row = weight.read(index, index + 1)[0]
+        return row[start:stop] if row.dim() else row
+
+    return Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", read)
 
 
 def rows(weight: Weight, start: int, stop: int) -> Weight:
