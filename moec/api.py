@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from moec.again import bisect_engine, prove_again
 from moec.benchmark import Benchmark, bench_engines
 from moec.bisection import Divergence
-from moec.frontend import Dynamic, capture
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.frontend import Dynamic, capture
 from moec.hooks import KeepHook
 from moec.inspection import Inspection, inspect_program
 from moec.pipeline import Hook, Pipeline
@@ -75,7 +75,7 @@ def compile(
     if save_hf is not None:
         from moec.huggingface.save import save_hf as write_checkpoint
 
-        write_checkpoint(keep.programs[len(passes.passes)][1], source.text, save_hf)
+        write_checkpoint(keep.programs[len(passes.passes)][1], source, save_hf)
     return report
 
 
@@ -139,9 +139,7 @@ def inspect(model: Model, **sources: Any) -> Inspection:
     return inspect_program(open_source(model, **sources).capture())
 
 
-def bench(
-    engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | None = None, runs: int = 30, eager: bool = False, **opening: Any
-) -> Benchmark:
+def bench(engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | None = None, runs: int = 30, eager: bool = False, **opening: Any) -> Benchmark:
     """Time engines beside each other, in turns, on the same inputs.
 
     Args:

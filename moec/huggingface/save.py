@@ -47,7 +47,7 @@ def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtyp
 
     Args:
         program: captured from a Hugging Face model and upcycled, not yet fused.
-        source: the dense model's folder (its tokenizer files are copied) or its config.
+        source: the dense model: its folder, its config, or the `HuggingFaceSource` that was captured. Tokenizer files are copied from a folder.
         folder: to write; must not exist.
         dtype: to store in; None means the program's.
         max_shard_bytes: of one weight file.
@@ -72,11 +72,18 @@ def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtyp
 
 
 def _config(source: Any) -> tuple[Any, Path | None]:
-    from transformers import AutoConfig
+    """The dense model's config, and its folder if it has one."""
+    origin = getattr(source, "origin", None)
+    if origin is not None:
+        return origin.template.config, getattr(origin, "path", None)
+    if hasattr(source, "to_dict"):
+        return source, None
+    if isinstance(source, str | Path) and (Path(source) / "config.json").exists():
+        from transformers import AutoConfig
 
-    if isinstance(source, str | Path):
         return AutoConfig.from_pretrained(source, local_files_only=True), Path(source)
-    return source, None
+    where = str(getattr(source, "text", source))
+    raise MoecError("M206", "only a model of the transformers library can be saved as a checkpoint for it", where, "compile it without saving")
 
 
 # ---------------------------------------------------------------------- the program

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.huggingface.save import save_hf
-from moec.huggingface.source import HuggingFaceSource
+from moec.huggingface.source import HuggingFaceSource, open_source
 from moec.pipeline import Pipeline
 from moec.program import Program
 from moec.weights import Weight, rowwise
@@ -128,6 +128,21 @@ def test_a_folder_as_source_gives_its_tokenizer_and_other_dtypes(tmp_path: Path)
     assert saved.dtype == torch.bfloat16
     assert gap(logits(saved), logits(model.__class__(model.config).eval().requires_grad_(False))) > 0.5  # another model
     assert gap(logits(saved.float()), logits(model)) < 0.1
+
+
+def test_a_source_knows_its_config_and_folder(tmp_path: Path) -> None:
+    folder = Path(zoo.save("qwen3", tmp_path / "dense"))
+    (folder / "vocab.json").write_text("{}")
+    source = open_source(str(folder))
+    assert save_hf(upcycled(source.capture(), "upcycle"), source, tmp_path / "out") == "qwen3_moe"
+    assert (tmp_path / "out" / "vocab.json").exists()
+
+
+@pytest.mark.parametrize("source", ["model.py:make", object()])
+def test_a_model_from_elsewhere_is_refused(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        save_hf(upcycled(dense("llama")[1], "upcycle"), source, tmp_path / "out")
+    assert caught.value.code == "M206" and "transformers library" in caught.value.what
 
 
 def test_sixteen_bit_shards_go_where_the_router_is_float32(tmp_path: Path) -> None:
