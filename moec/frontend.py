@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,7 +77,7 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
     shapes: Any = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
     for attempt in (1, 2):
         try:
-            with torch.no_grad():
+            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where torch prints its whole partial graph when it fails
                 return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
         except Exception as error:
             if attempt == 1 and isinstance(error, UserError) and "Suggested fixes" in str(error):
@@ -83,12 +85,19 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
                 dims = {d: Dim(d, min=1, max=bounds.get(d)) for d in dims}
                 shapes = {name: {i: dims[d.__name__] for i, d in spec.items()} for name, spec in shapes.items()}
                 continue
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise MoecError(
-                "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {reason[:300]}",
+                "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {_reason(error)[:400]}",
                 "capture", "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype",
             ) from error  # fmt: skip
     raise AssertionError("unreachable")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of torch's message, and the first item of the list that follows where it only announces one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    head, announces, _ = lines[0].partition("! For more information")
+    detail = next((line for line in lines[1:] if line.startswith("- ")), "") if announces else ""
+    return f"{head} {detail}".strip()
 
 
 def from_exported(
@@ -164,7 +173,9 @@ def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None
     for i, size in enumerate(value.shape):
         given = dims[i] if dims is not None and i < len(dims) else None
         if isinstance(given, str) and isinstance(size, int):
-            raise MoecError("M207", f"the model fixes dimension {given!r} at {size}", f"input {name!r}", f"give it as {size} in --input, or make the model take other sizes")
+            raise MoecError(
+                "M207", f"the model fixes dimension {given!r} at {size}", f"input {name!r}", f"give it as {size} in --input, or make the model take other sizes"
+            )
         shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
     return Input(name, value.dtype, tuple(shape))
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moec.frontend import capture
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.frontend import capture
 from moec.huggingface import skeleton
 from moec.huggingface.adapters import adapt, explain
 from moec.huggingface.experts import use_moec_experts
@@ -83,13 +83,15 @@ class HuggingFaceSource(Source):
             MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export cannot take.
         """
         try:
-            return self._capture(dtype, attention=None)
+            return self._capture(dtype)
         except MoecError as error:
+            if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
+                return self._capture(dtype, device="cpu")
             if error.code != "M207":
                 raise
             return self._capture(dtype, attention="eager")
 
-    def _capture(self, dtype: torch.dtype, attention: str | None) -> Program:
+    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
         model, weights = self.origin.captured(dtype)
         if attention:
             model.set_attn_implementation(attention)
@@ -98,6 +100,8 @@ class HuggingFaceSource(Source):
         adapt(model, weights)
         use_moec_experts(model, weights)
         expose(model, self.signature)
+        if device != "meta":
+            model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(CAPTURE_SIZES).items()}
         try:
             return capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)

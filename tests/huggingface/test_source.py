@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from moec.huggingface.source import open_source
@@ -91,6 +94,15 @@ def test_names_are_the_models_own_and_tied_weights_are_one(saved: Saved) -> None
 def test_the_same_folder_gives_the_same_program(saved: Saved) -> None:
     first, second = (open_source(str(saved("qwen3_moe"))).capture() for _ in range(2))
     assert first.text() == second.text()
+
+
+def test_constants_that_the_model_makes_of_python_values(tmp_path: Path) -> None:
+    config = transformers.FalconConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    model = transformers.FalconForCausalLM(config)  # indexes with [-2], a tensor that has no value on the meta device
+    zoo.randomize(model, 0)
+    model.save_pretrained(tmp_path)
+    source = open_source(str(tmp_path))
+    assert difference(source.capture(), source) <= TOLERANCE
 
 
 def test_hashes_name_the_files(saved: Saved) -> None:
