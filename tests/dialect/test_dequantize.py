@@ -1,0 +1,50 @@
+"""`moec::dequantize` and `pack`: bits, blocks, zero points."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec.dialect import dequantize, pack
+
+ROWS, WIDTH = 3, 16
+
+
+def numbers(bits: int) -> Tensor:
+    return torch.randint(0, 2**bits, (2, ROWS, WIDTH), generator=torch.Generator().manual_seed(bits))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_lowest_bits_come_first(bits: int) -> None:
+    q, per_byte = numbers(bits), 8 // bits
+    packed = pack(q, bits)
+    assert packed.dtype == torch.uint8 and packed.shape == (2, ROWS, WIDTH // per_byte)
+    for k in range(WIDTH):
+        byte = packed[..., k // per_byte].int()
+        assert torch.equal((byte >> (k % per_byte * bits)) % 2**bits, q[..., k].int())
+
+
+@pytest.mark.parametrize("block", [4, 8, WIDTH])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_value(bits: int, zeros: bool, block: int) -> None:
+    q, generator = numbers(bits), torch.Generator().manual_seed(0)
+    scale = torch.rand(2, ROWS, WIDTH // block, generator=generator)
+    zero = torch.randint(0, 2**bits, scale.shape, generator=generator).to(torch.uint8) if zeros else None
+    got = dequantize(pack(q, bits), scale, zero, bits=bits)
+    assert got.shape == q.shape and got.dtype == scale.dtype
+    for e, r, k in [(e, r, k) for e in range(2) for r in range(ROWS) for k in range(WIDTH)]:
+        offset = 2 ** (bits - 1) if zero is None else int(zero[e, r, k // block])
+        assert float(got[e, r, k]) == float((int(q[e, r, k]) - offset) * scale[e, r, k // block])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_in_the_dtype_of_the_scale(dtype: torch.dtype) -> None:
+    assert dequantize(pack(numbers(4), 4), torch.ones(2, ROWS, 2, dtype=dtype), None, bits=4).dtype == dtype
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_operator_is_well_formed(zeros: bool) -> None:
+    zero = torch.ones(2, ROWS, 2, dtype=torch.uint8) if zeros else None
+    torch.library.opcheck(torch.ops.moec.dequantize.default, (pack(numbers(4), 4), torch.rand(2, ROWS, 2), zero), {"bits": 4})
