@@ -138,9 +138,7 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
 
     def read(start: int, stop: int) -> Tensor:
         parts = [
-            w.read(max(start - at, 0), min(stop - at, w.shape[0]))
-            for w, at in zip(weights, starts, strict=False)
-            if start < at + w.shape[0] and stop > at
+            w.read(max(start - at, 0), min(stop - at, w.shape[0])) for w, at in zip(weights, starts, strict=False) if start < at + w.shape[0] and stop > at
         ]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.frontend import capture
 from moec.dialect import Activation
+from moec.frontend import capture
 from moec.probe import candidates, identify, is_split
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec import weights
-from moec.frontend import capture
 from moec.errors import MoecError
+from moec.frontend import capture
 from moec.huggingface.source import HuggingFaceSource
 from moec.matching import find_ffns
 from moec.passes.upcycle import Upcycle
