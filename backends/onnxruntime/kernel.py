@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 CLOSED = -1e4  # a logit whose exponential is zero beside any other
 TINY = 1e-30  # keeps log and division defined; an expert with a smaller share of the weight adds nothing in float32
-PLAIN = {"relu": "relu", "silu": "silu", "gelu_tanh": "gelu", "identity": "identity"}
+PLAIN = ("relu", "silu", "identity")  # not "gelu": it is the tanh form on CPU and some GPUs, the erf form on others
 
 
 def kernel_activation(rule: Activation) -> dict[str, Any] | None:
     """The operator's attributes for an activation, or None when it has none that computes the same."""
     if not rule.gated:
-        return {"activation_type": PLAIN[rule.name]} if rule.name in PLAIN and (rule.name != "silu" or rule.alpha == 1.0) else None
+        return {"activation_type": rule.name} if rule.name in PLAIN and (rule.name != "silu" or rule.alpha == 1.0) else None
     if rule.name != "silu" or (rule.clamp_after and rule.limit):
         return None
     found = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": float(rule.alpha), "activation_beta": float(rule.beta)}
@@ -39,7 +39,7 @@ def is_native(routing: Routing, selection_bias: bool, activation: Activation, sc
     That is softmax over all experts, top-k, weights as they are or renormalised; also softmax over the chosen, which is the same
     number. A scale is multiplied onto the output.
     """
-    if selection_bias or routing.groups > 1 or routing.epsilon or score_before or kernel_activation(activation) is None:
+    if selection_bias or routing.groups > 1 or routing.epsilon or routing.floor or score_before or kernel_activation(activation) is None:
         return False
     return routing.combine == "softmax" or (routing.score == "softmax" and routing.combine in ("renormalize", "scores"))
 
