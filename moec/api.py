@@ -15,7 +15,6 @@ from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.frontend import Dynamic, capture
-from moec.hooks import KeepHook
 from moec.inspection import Inspection, inspect_program
 from moec.pipeline import Hook, Pipeline
 from moec.progress import Progress
@@ -70,13 +69,8 @@ def compile(
     find_backend(goal)  # before any work: a missing runtime must not cost a capture
     source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
-    keep = KeepHook()
-    report = compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, texts), Path(out), (*hooks, keep), progress)
-    if save_hf is not None:
-        from moec.huggingface.save import save_hf as write_checkpoint
-
-        write_checkpoint(keep.programs[len(passes.passes)][1], source, save_hf)
-    return report
+    checkpoint = Path(save_hf) if save_hf is not None else None
+    return compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts), Path(out), hooks, progress)
 
 
 def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
@@ -88,7 +82,7 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
     options = Options(
         Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
-        report.inputs,
+        inputs=report.inputs,
     )  # fmt: skip
     return compile_source(source, options, Path(out), progress=progress)
 

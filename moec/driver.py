@@ -6,15 +6,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from moec import registry
 from moec.compare import Tolerance
+from moec.coverage import verification_sizes
 from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
+from moec.hooks import VerifyHook
 from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
 from moec.progress import Progress
@@ -40,6 +42,7 @@ class Options:
             time, for models that do not fit; `auto` decides by size.
         tolerance: bound of max|d|/std(reference); the dtype's default when None. An approximate pass's budget.
         seed: for everything random.
+        save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.save`.
         inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the engine.
     """
 
@@ -49,6 +52,7 @@ class Options:
     verify: Verify = "auto"
     tolerance: float | None = None
     seed: int = 0
+    save_hf: Path | None = None
     inputs: tuple[str, ...] = ()
 
 
@@ -60,14 +64,17 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     """
     progress = progress or Progress()
     backend = find_backend(options.target)
-    with staging(out) as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(staging(out))
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
         progress.done(f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, {sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB")
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")
-        program, steps = run_passes(captured, options, backend, hooks, progress)
+        checks = contract_checks(source, captured, options, backend)
+        named, program, steps = run_passes(captured, options, backend, (*checks, *hooks), progress)
+        stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
         facts = backend.build(program, options.target, folder, options.optimize_for, progress)
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
@@ -97,23 +104,57 @@ def refuse(refusals: Sequence[Refusal]) -> None:
         raise MoecError("M208", refusals[0].reason, refusals[0].where, refusals[0].fix)
 
 
-def run_passes(captured: Program, options: Options, backend: Backend, hooks: Sequence[Hook], progress: Progress) -> tuple[Program, list[StepReport]]:
-    """The user's passes, then the target's. The latter may find nothing to do."""
+def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[Hook]:
+    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the end only."""
+    if reference_of(source, captured, options.verify)[0] is not None:
+        return []
+    precision = backend.precision(options.target)
+    budget = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(precision, approximate=True)
+    sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
+    sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
+    return [VerifyHook([sample], Tolerance.of(precision), budget)]
+
+
+def run_passes(captured: Program, options: Options, backend: Backend, hooks: Sequence[Hook], progress: Progress) -> tuple[Program, Program, list[StepReport]]:
+    """The user's passes, then the target's, which may find nothing to do. Returns the program after either, and what was done."""
     context = Context(seed=options.seed)
     progress.stage("passes")
     program, steps = options.pipeline.run(captured, context, hooks)
     legal, more = backend.legalize(options.target).run(program, context, hooks)
     refuse(backend.supports(legal, options.target))
     progress.done(", ".join(f"{s.name} {s.rewrites}" for s in steps + more))
-    return legal, steps + more
+    return program, legal, steps + more
+
+
+@contextmanager
+def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iterator[None]:
+    """Write the program as a checkpoint for transformers, early, so that a refusal costs nothing; take it back if the block fails."""
+    if folder is None:
+        yield
+        return
+    from moec.huggingface.save import save_hf
+
+    save_hf(program, source, folder)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:
-    """Compare the built engine with the untouched model on inputs that reach every expert."""
+    """Compare the built engine with the untouched model on inputs that reach every expert.
+
+    After approximate passes the engine must also equal the rewritten program exactly, lest their budget hide a wrong lowering.
+    """
     reference, prepack = reference_of(source, captured, options.verify)
-    tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(backend.precision(options.target))
+    precision = backend.precision(options.target)
+    approximate = any(step.contract == "approximate" for step in program.history)
+    tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(precision, approximate)
     engine = backend.load(folder, backend.stand_in(options.target) or options.target, prepack)
     try:
+        if approximate:
+            verify(source, engine, program, Tolerance.of(precision), options.seed, StreamingEngine(program)).require()
         return verify(source, engine, program, tolerance, options.seed, reference)
     finally:
         engine.close()
