@@ -58,7 +58,10 @@ def _fit(spec: Input, inputs: Mapping[str, Any], sizes: dict[str, int], engine: 
     want = f"{str(spec.dtype)[6:]}{list(spec.shape)}"
     if spec.name not in inputs:
         raise MoecError("M211", f"input {spec.name!r} is missing", engine, f"pass {spec.name} as {want}")
-    value = torch.as_tensor(inputs[spec.name])
+    try:
+        value = torch.as_tensor(inputs[spec.name])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MoecError("M211", f"input {spec.name!r} is a {type(inputs[spec.name]).__name__}, not an array", engine, f"pass {want}") from error
     fits = value.dtype == spec.dtype and value.dim() == len(spec.shape)
     for size, dim in zip(value.shape, spec.shape, strict=False):
         fits = fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)

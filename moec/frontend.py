@@ -56,6 +56,11 @@ def capture(
     model.eval()
     named = dict(inputs) if isinstance(inputs, Mapping) else _by_name(model, inputs)
     dynamic = dynamic or {}
+    other = next((name for name, value in named.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise MoecError(
+            "M207", f"input {other!r} is a {type(named[other]).__name__}, not a tensor", "capture", "pass tensors only; fix other arguments in a wrapper"
+        )
     exported = export(model, named, dynamic)
     return from_exported(exported, weights=weights, dynamic=dynamic, source=source or type(model).__name__, inputs=named)
 

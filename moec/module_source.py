@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from moec.frontend import Dynamic, capture, from_exported, named_outputs
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.frontend import Dynamic, capture, from_exported, named_outputs
 from moec.program import Input, Program
 from moec.source import Domain, Source
 
@@ -80,7 +80,7 @@ class ExportedSource(Source):
         self.text, self.hashes = str(path), {path.name: file_hash(path)}
         self._program = from_exported(self._exported, source=str(path))
         self.inputs = self._program.inputs
-        self.domains = {i.name: _named_domain(i.name) for i in self.inputs}
+        self.domains = {i.name: _named_domain(i.name) for i in self.inputs} | token_domains(self._program)
         self.size_bytes = sum(w.size_bytes for w in self._program.weights.values())
 
     def reference(self) -> Engine:
@@ -89,6 +89,12 @@ class ExportedSource(Source):
         return EagerEngine(self._program)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
+        dtypes = {w.dtype for w in self._program.weights.values() if w.dtype.is_floating_point}
+        if dtypes and dtype not in dtypes:  # its operators name their dtypes, so weights alone cannot be converted
+            held = ", ".join(sorted(str(d)[6:] for d in dtypes))
+            raise MoecError(
+                "M208", f"the .pt2 computes in {held}, the target in {str(dtype)[6:]}", self.text, "choose the target's precision=…, or export it anew"
+            )
         return self._program.clone()
 
 
@@ -128,7 +134,9 @@ def parse_inputs(specs: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, tup
         match = _INPUT.match(spec)
         dtype = getattr(torch, match["dtype"], None) if match else None
         if match is None or not isinstance(dtype, torch.dtype):
-            raise MoecError("M201", f"cannot read the input {spec!r}", "--input", "write name=dims:dtype, e.g. ids=batch,sequence:int64<1000 or x=batch,64:float32")
+            raise MoecError(
+                "M201", f"cannot read the input {spec!r}", "--input", "write name=dims:dtype, e.g. ids=batch,sequence:int64<1000 or x=batch,64:float32"
+            )
         dims = [d for d in match["shape"].split(",") if d]
         sizes.update({d: next(spare) for d in dims if not d.isdigit() and d not in sizes})
         shape = [int(d) if d.isdigit() else sizes[d] for d in dims]
@@ -158,6 +166,16 @@ def _named_domain(name: str, high: int = 2) -> Domain:
     kinds = {"mask": "mask", "position": "position", "type": "type"}
     kind: Any = next((k for part, k in kinds.items() if part in name), "number")
     return Domain(kind, high)
+
+
+def token_domains(program: Program) -> dict[str, Domain]:
+    """Inputs that an embedding looks up directly are token ids below its number of rows."""
+    found = {}
+    for node in program.nodes(torch.ops.aten.embedding.default):
+        table, ids = program.weight_of(node.args[0]), node.args[1]
+        if table is not None and isinstance(ids, fx.Node) and ids.op == "placeholder":
+            found[str(ids.target)] = Domain("token", table.shape[0])
+    return found
 
 
 def file_hash(path: Path) -> str:

@@ -161,16 +161,20 @@ class Pipeline:
         context.current, already = item.name, len(context.misses)
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, context)
+        program.history.append(Step(item.name, rewrites, item.contract_of()))
+        program.check()  # `finish` takes only what is well formed
         program.finish()
         seconds = time.perf_counter() - start
-        program.history.append(Step(item.name, rewrites, item.contract_of()))
-        program.check()
         digest, misses = program.digest(), context.misses[already:]
         if (digest != before) != (rewrites > 0):
-            raise MoecError("M701", f"{item.name} says {rewrites} rewrites, the program says otherwise", str(item), "report this with `moec compile --dump DIR`")
+            raise MoecError(
+                "M701", f"{item.name} says {rewrites} rewrites, the program says otherwise", str(item), "report this with `moec compile --dump DIR`"
+            )
         if rewrites == 0 and item.name not in self.optional:
             why = "; ".join(f"{m.node}: {m.reason}" for m in misses[:3]) or "nothing in the graph looks like what it rewrites"
-            raise MoecError("M103", f"{item.name} changed nothing: {why}", str(item), "leave the pass out, or see `moec inspect MODEL` for what the model holds")
+            raise MoecError(
+                "M103", f"{item.name} changed nothing: {why}", str(item), "leave the pass out, or see `moec inspect MODEL` for what the model holds"
+            )
         for hook in hooks:
             hook.after(number, item, program, rewrites, seconds)
         return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, [dataclasses.asdict(m) for m in misses])

@@ -137,8 +137,8 @@ class Program:
     def _problems(self) -> Iterator[str]:
         try:
             self.graph.lint()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            yield str(error)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            yield str(error).splitlines()[0]
         placeholders = [n.target for n in self.graph.nodes if n.op == "placeholder"]
         if placeholders != [i.name for i in self.inputs]:
             yield f"placeholders {placeholders} are not the inputs"

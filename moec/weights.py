@@ -69,7 +69,7 @@ def from_tensor(tensor: Tensor, name: str) -> Weight:
 
 
 @lru_cache(maxsize=64)
-def _open(path: str) -> Any:  # safetensors has no public type for a handle
+def _open(path: str, _version: tuple[int, int]) -> Any:  # safetensors has no public type for a handle
     from safetensors import safe_open
 
     return safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
@@ -80,11 +80,12 @@ def from_file(path: str | Path, name: str) -> Weight:
 
     Spec: https://huggingface.co/docs/safetensors. Raises whatever safetensors raises on a broken file.
     """
-    view = _open(str(path)).get_slice(name)
+    version = Path(path).stat().st_ino, Path(path).stat().st_mtime_ns  # a file that was replaced is opened anew
+    view = _open(str(path), version).get_slice(name)
     shape, dtype = tuple(view.get_shape()), _SAFETENSORS_DTYPES[view.get_dtype()]
 
     def read(start: int, stop: int) -> Tensor:
-        handle = _open(str(path))
+        handle = _open(str(path), version)
         return handle.get_slice(name)[start:stop] if shape else handle.get_tensor(name)
 
     return Weight(shape, dtype, f"{Path(path).name}:{name}", read)

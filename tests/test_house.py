@@ -16,16 +16,24 @@ LAYERS = [
     {"errors", "version", "progress"},
     {"registry", "target", "weights", "dialect"},
     {"program"},
-    {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "pipeline"},
+    {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline"},
     {"engine", "source", "module_source"},
     {"streaming", "trace", "compare", "coverage", "verification", "bisection", "hooks", "memory", "benchmark", "inspection", "report", "page"},
     {"huggingface", "sources"},
     {"backends"},
     {"driver"},
+    {"again"},
     {"api"},
     {"cli"},
 ]
-RUNTIMES = {"onnx": "backends", "onnx_ir": "backends", "onnxscript": "backends", "onnxruntime": "backends", "tensorrt": "backends", "transformers": "moec/huggingface"}
+RUNTIMES = {
+    "onnx": "backends",
+    "onnx_ir": "backends",
+    "onnxscript": "backends",
+    "onnxruntime": "backends",
+    "tensorrt": "backends",
+    "transformers": "moec/huggingface",
+}
 
 
 def imports_of(path: Path) -> list[str]:

@@ -1,0 +1,52 @@
+"""The name is the registry: a file, its class and its name on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moec import registry
+from moec.errors import MoecError
+from moec.pipeline import Pass, kebab
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_file_of_passes_is_a_pass_of_its_name() -> None:
+    files = {p.stem.replace("_", "-") for p in (ROOT / "passes").glob("*.py") if p.stem != "__init__"}
+    assert files <= set(registry.names("passes"))
+    for name in files:
+        cls = registry.find("passes", name)
+        assert issubclass(cls, Pass) and kebab(cls.__name__) == name
+
+
+def test_backends() -> None:
+    assert "onnxruntime" in registry.names("backends")
+    assert registry.find("backends", "onnxruntime")().name == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "hint"), [("passes", "fuse_moe", "fuse-moe"), ("passes", "upcyle", "upcycle"), ("backends", "onxruntime", "onnxruntime")]
+)
+def test_a_near_name_is_hinted_at(group: registry.Group, name: str, hint: str) -> None:
+    with pytest.raises(MoecError) as caught:
+        registry.find(group, name)
+    assert caught.value.code == "M202"
+    assert f"did you mean {hint}" in caught.value.fix
+
+
+def test_without_a_near_name_all_are_listed() -> None:
+    assert registry.did_you_mean("zzz", ["alpha", "beta"]) == "there are alpha, beta"
+    assert registry.did_you_mean("zzz", []) == "there are none"
+
+
+def test_a_third_partys_entry_point_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs.py").write_text("class Prune: pass\n")
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[moec.passes]\nprune = theirs:Prune\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "prune" in registry.names("passes")
+    assert registry.find("passes", "prune").__module__ == "theirs"
