@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,36 @@ class Emitter:
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
         self.graph, self.node = graph, node
         self.name = node.name or str(node.outputs[0].name)
-        self._count = 0
+        self._count = count()
+        self._body: ir.Graph | None = None  # of a branch
 
     def __call__(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         return self.several(1, op, *inputs, domain=domain, **attributes)[0]
 
     def several(self, outputs: int, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> tuple[ir.Value, ...]:
         """Emit a node with several outputs."""
-        name = f"{self.name}/{op}_{self._count}"
-        self._count += 1
+        name = f"{self.name}/{op}_{next(self._count)}"
         values = tuple(ir.Value(name=name if outputs == 1 else f"{name}.{n}") for n in range(outputs))
-        self.graph.insert_before(self.node, ir.node(op, inputs, attributes, domain=domain, outputs=values, name=name))
+        node = ir.node(op, inputs, attributes, domain=domain, outputs=values, name=name)
+        if self._body is None:
+            self.graph.insert_before(self.node, node)
+        else:
+            self._body.append(node)
         return values
+
+    def branch(self, name: str) -> Emitter:
+        """An emitter into a new subgraph; constants and weights go to the main graph, where all branches read them."""
+        inner = Emitter(self.graph, self.node)
+        inner._count = self._count
+        inner._body = ir.Graph([], [], nodes=[], name=f"{self.name}/{name}_{next(self._count)}")
+        return inner
+
+    def choose(self, condition: ir.Value, then: tuple[Emitter, ir.Value], otherwise: tuple[Emitter, ir.Value]) -> ir.Value:
+        """Emit an `If` over two branches, each given with its result."""
+        for branch, result in (then, otherwise):
+            assert branch._body is not None
+            branch._body.outputs.append(result)
+        return self("If", condition, then_branch=then[0]._body, else_branch=otherwise[0]._body)
 
     def constant(self, value: int | Sequence[int] | np.ndarray[Any, Any], dtype: Any = np.int64) -> ir.Value:
         """A small constant, int64 unless told; equal constants are one initializer."""

@@ -1,67 +1,95 @@
-"""The experts as one pair of matrix products each, over exactly the rows that chose them.
+"""The experts as plain matrix products, each over exactly the rows that chose it.
 
-Rows are sorted by expert once, cut into E pieces by one `Split`, run through E plain `Gemm`s, joined, put back in the tokens'
-order and mixed by one batched product `weights [T,1,K] x outputs [T,K,H]`. An expert that no token chose gets zero rows and
-returns at once, so no `If` is needed; the weights are constants of ordinary `Gemm`s, so the runtime packs them once at load.
+Rows are sorted by expert once and cut by `Split`; every expert is a chain of ordinary `Gemm`s whose weights the runtime packs at
+load; the outputs are joined, put back in the tokens' order and mixed by one batched product `weights [T,1,K] x outputs [T,K,H]`.
+An expert that no token chose gets zero rows and returns at once.
+
+More than `GROUP` experts go into branches of at most that many, each behind an `If` that asks whether any of them was chosen. The
+runtime's memory planner takes time with the square of a graph's nodes (512 experts in one graph: 20 s), and with few tokens
+whole branches are skipped.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
+from moec.backends.onnxruntime.activation import emit_gated, emit_plain
 from moec.backends.onnxruntime.block import Block
-from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
-from moec.dialect import Activation
-from moec.weights import Weight, select
+from moec.backends.onnxruntime.emit import Emitter
+from moec.weights import Weight, rows, select
+
+GROUP = 16  # experts in one branch at most
 
 
-def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> ir.Value:
-    """Emit the experts for `ids` and `weights` `[..., K]`; returns `[..., H]` in the block's dtype. Any number of tokens, also none."""
-    flat = emit("Reshape", ids, emit.constant([-1]))
-    order, counts = _sort(emit, flat, block.experts)
-    tokens = order if block.top_k == 1 else emit("Div", order, emit.constant(block.top_k))
-    rows = emit("Gather", emit("Reshape", block.x, emit.constant([-1, block.hidden])), tokens)
-    weights = emit.cast(weights, weights_dtype, block.wide)
-    if block.score_before:
-        factors = emit("Gather", emit("Reshape", weights, emit.constant([-1, 1])), order)
-        rows = emit.cast(emit("Mul", emit.cast(rows, block.dtype, block.wide), factors), block.wide, block.dtype)
-    outputs = _experts(emit, block, rows, counts)
+@dataclass(frozen=True)
+class _Plan:
+    """How a block is cut.
+
+    Attributes:
+        x: rows `[T, H]`.
+        joined: one activation for all experts of a branch, else one for each.
+        gathers: each expert gathers its own rows of x, else pieces are cut from rows that were gathered and scaled before.
+        groups, size: branches, and experts in each; the last may have fewer.
+    """
+
+    block: Block
+    x: ir.Value
+    joined: bool
+    gathers: bool
+    groups: int
+    size: int
+
+
+def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, joined: bool = True) -> ir.Value:
+    """Emit the experts for `ids` and `weights` `[..., K]`. Any number of tokens, also none.
+
+    Args:
+        joined: apply the activation once to the rows of all experts of a branch (fewest nodes: for few tokens) instead of to each
+            expert's own (nothing is copied and data stays in the cache: for many).
+
+    Returns:
+        `[..., H]` in the block's dtype.
+    """
+    groups = -(-block.experts // GROUP)
+    x = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
+    plan = _Plan(block, x, joined, not joined and not block.score_before, groups, -(-block.experts // groups))
+    weights, flat = emit.cast(weights, weights_dtype, block.wide), emit("Reshape", ids, emit.constant([-1]))
+    order, counts = _sort(emit, plan, flat)
+    outputs = _run(emit, plan, _source(emit, plan, order, weights), counts)
     outputs = emit.cast(emit("Gather", outputs, _inverse(emit, flat, order)), block.dtype, block.wide)
     mixed = emit.cast(_mix(emit, block, outputs, weights), block.wide, block.dtype)
     return emit("Reshape", mixed, emit("Shape", block.x), allowzero=1)
 
 
-def _sort(emit: Emitter, flat: ir.Value, experts: int) -> tuple[ir.Value, ir.Value]:
-    """The routed rows' order by expert `[N]`, and how many each expert has `[E]`."""
-    chosen = emit("Equal", flat, emit.constant(np.arange(experts).reshape(-1, 1)))  # [E, N]
+# ---------------------------------------------------------------------- rows to experts and back
+def _sort(emit: Emitter, plan: _Plan, flat: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The routed rows' order by expert `[N]`, and how many each expert of each group has `[groups, size]`."""
+    chosen = emit("Equal", flat, emit.constant(np.arange(plan.groups * plan.size).reshape(-1, 1)))  # [experts, N]
     counts = emit("ReduceSum", emit("Cast", chosen, to=int(ir.DataType.INT64)), emit.constant([1]), keepdims=0)
-    return emit("Gather", emit("NonZero", chosen), emit.constant(1), axis=0), counts
+    order = emit("Gather", emit("NonZero", chosen), emit.constant(1), axis=0)
+    return order, emit("Reshape", counts, emit.constant([plan.groups, plan.size]))
+
+
+def _source(emit: Emitter, plan: _Plan, order: ir.Value, weights: ir.Value) -> ir.Value:
+    """What is cut into pieces: the sorted tokens `[N]` if experts gather, else their rows `[N, H]`."""
+    block = plan.block
+    tokens = order if block.top_k == 1 else emit("Div", order, emit.constant(block.top_k))
+    if plan.gathers:
+        return tokens
+    picked = emit("Gather", plan.x, tokens)
+    if not block.score_before:
+        return picked
+    factors = emit("Gather", emit("Reshape", weights, emit.constant([-1, 1])), order)
+    return emit.cast(emit("Mul", emit.cast(picked, block.dtype, block.wide), factors), block.wide, block.dtype)
 
 
 def _inverse(emit: Emitter, flat: ir.Value, order: ir.Value) -> ir.Value:
     """Where each routed row went: the inverse permutation of `order`."""
     places = emit("Range", emit.constant(0), emit("Squeeze", emit("Shape", flat)), emit.constant(1))
     return emit("ScatterElements", order, order, places, axis=0)
-
-
-def _experts(emit: Emitter, block: Block, rows: ir.Value, counts: ir.Value) -> ir.Value:
-    if block.experts == 1:
-        return _expert(emit, block, 0, rows)
-    pieces = emit.several(block.experts, "Split", rows, counts, axis=0)
-    return emit("Concat", *(_expert(emit, block, e, piece) for e, piece in enumerate(pieces)), axis=0)
-
-
-def _expert(emit: Emitter, block: Block, e: int, rows: ir.Value) -> ir.Value:
-    hidden = _linear(emit, rows, block.w_in, block.b_in, e, "in")
-    return _linear(emit, emit_activation(emit, block, hidden), block.w_out, block.b_out, e, "out")
-
-
-def _linear(emit: Emitter, rows: ir.Value, weight: Weight, bias: Weight | None, e: int, role: str) -> ir.Value:
-    inputs = [rows, emit.weight(select(weight, e), f"{e}.w_{role}")]
-    if bias is not None:
-        inputs.append(emit.weight(select(bias, e), f"{e}.b_{role}"))
-    return emit("Gemm", *inputs, transB=1)
 
 
 def _mix(emit: Emitter, block: Block, outputs: ir.Value, weights: ir.Value) -> ir.Value:
@@ -74,39 +102,58 @@ def _mix(emit: Emitter, block: Block, outputs: ir.Value, weights: ir.Value) -> i
     return emit("MatMul", emit("Reshape", weights, emit.constant([-1, 1, block.top_k])), stacked)
 
 
-def emit_activation(emit: Emitter, block: Block, hidden: ir.Value) -> ir.Value:
-    """`Activation` on `[N, F*I]` in ONNX operators; returns `[N, I]`."""
-    rule = block.activation
-    if not rule.gated:
-        return _function(emit, rule, hidden, block.dtype)
-    half = block.w_out.shape[2]
-    gate, up = emit.several(2, "Split", hidden, emit.constant([half, half]), axis=-1)
-    if rule.limit:
-        top = emit.number(rule.limit, block.dtype)
-        up = emit("Clip", up, emit.number(-rule.limit, block.dtype), top)
-        gate = gate if rule.clamp_after else emit("Min", gate, top)
-        gate = _function(emit, rule, gate, block.dtype)
-        gate = emit("Min", gate, top) if rule.clamp_after else gate
+# ---------------------------------------------------------------------- experts
+def _run(emit: Emitter, plan: _Plan, source: ir.Value, counts: ir.Value) -> ir.Value:
+    """The outputs of all experts, sorted as the source is."""
+    if plan.groups == 1:
+        return _group(emit, plan, 0, source, emit("Reshape", counts, emit.constant([-1])))
+    totals = emit("ReduceSum", counts, emit.constant([1]), keepdims=0)
+    hits = emit.several(plan.groups, "Split", emit("Greater", totals, emit.constant(0)), axis=0, num_outputs=plan.groups)
+    pieces = emit.several(plan.groups, "Split", source, totals, axis=0)
+    return emit("Concat", *(_branch(emit, plan, g, hits[g], pieces[g], counts) for g in range(plan.groups)), axis=0)
+
+
+def _branch(emit: Emitter, plan: _Plan, g: int, hit: ir.Value, source: ir.Value, counts: ir.Value) -> ir.Value:
+    then, otherwise = emit.branch("then"), emit.branch("else")
+    some = _group(then, plan, g, source, then("Gather", counts, then.constant(g), axis=0))
+    none = otherwise("Gather", plan.x, source) if plan.gathers else otherwise("Identity", source)  # zero rows
+    return emit.choose(hit, (then, some), (otherwise, none))
+
+
+def _group(emit: Emitter, plan: _Plan, g: int, source: ir.Value, counts: ir.Value) -> ir.Value:
+    """The outputs of one group's experts; the places after the last expert of all have no rows."""
+    experts = range(g * plan.size, min((g + 1) * plan.size, plan.block.experts))
+    pieces = emit.several(plan.size, "Split", source, counts, axis=0)[: len(experts)]
+    outputs = _joined(emit, plan, experts, pieces, counts) if plan.joined else [_apart(emit, plan, e, p) for e, p in zip(experts, pieces, strict=True)]
+    return emit("Concat", *outputs, axis=0)
+
+
+def _joined(emit: Emitter, plan: _Plan, experts: range, pieces: tuple[ir.Value, ...], counts: ir.Value) -> list[ir.Value]:
+    block, inner = plan.block, plan.block.w_out.shape[2]
+    hidden = emit("Concat", *(_linear(emit, p, block.w_in, block.b_in, f"{e}.in", e) for e, p in zip(experts, pieces, strict=True)), axis=0)
+    if block.activation.gated:
+        gate, up = emit.several(2, "Split", hidden, emit.constant([inner, inner]), axis=-1)
+        active = emit_gated(emit, block.activation, gate, up, block.dtype)
     else:
-        gate = _function(emit, rule, gate, block.dtype)
-    return emit("Mul", gate, emit("Add", up, emit.number(rule.beta, block.dtype)) if rule.beta else up)
+        active = emit_plain(emit, block.activation, hidden, block.dtype)
+    pieces = emit.several(plan.size, "Split", active, counts, axis=0)[: len(experts)]
+    return [_linear(emit, p, block.w_out, block.b_out, f"{e}.out", e) for e, p in zip(experts, pieces, strict=True)]
 
 
-def _function(emit: Emitter, rule: Activation, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-    if rule.name == "identity":
-        return x
-    if rule.name == "silu":
-        return _silu(emit, rule.alpha, x, dtype)
-    if rule.name == "relu2":
-        positive = emit("Relu", x)
-        return emit("Mul", positive, positive)
-    if rule.name.startswith("gelu"):
-        return emit("Gelu", x, approximate="tanh" if rule.name == "gelu_tanh" else "none")
-    return emit({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[rule.name], x)
+def _apart(emit: Emitter, plan: _Plan, e: int, piece: ir.Value) -> ir.Value:
+    block, inner = plan.block, plan.block.w_out.shape[2]
+    x = emit("Gather", plan.x, piece) if plan.gathers else piece
+    if block.activation.gated:  # two products: cutting one product's columns in halves would copy them
+        gate = _linear(emit, x, block.w_in, block.b_in, f"{e}.gate", e, (0, inner))
+        up = _linear(emit, x, block.w_in, block.b_in, f"{e}.up", e, (inner, 2 * inner))
+        active = emit_gated(emit, block.activation, gate, up, block.dtype)
+    else:
+        active = emit_plain(emit, block.activation, _linear(emit, x, block.w_in, block.b_in, f"{e}.in", e), block.dtype)
+    return _linear(emit, active, block.w_out, block.b_out, f"{e}.out", e)
 
 
-def _silu(emit: Emitter, alpha: float, x: ir.Value, dtype: ir.DataType) -> ir.Value:
-    if dtype != ir.DataType.DOUBLE:  # one kernel; it has no float64 form on CPU
-        return emit("QuickGelu", x, domain=MICROSOFT, alpha=alpha)
-    scaled = x if alpha == 1.0 else emit("Mul", x, emit.number(alpha, dtype))
-    return emit("Mul", x, emit("Sigmoid", scaled))
+def _linear(emit: Emitter, x: ir.Value, weight: Weight, bias: Weight | None, name: str, e: int, part: tuple[int, int] | None = None) -> ir.Value:
+    """A product with expert e's weight `[out, in]` and bias, or with rows `part` of them."""
+    given = [select(t, e) for t in (weight, bias) if t is not None]
+    tensors = [emit.weight(t if part is None else rows(t, *part), f"{name}.{kind}") for t, kind in zip(given, ("weight", "bias"), strict=False)]
+    return emit("Gemm", x, *tensors, transB=1)

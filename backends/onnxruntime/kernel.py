@@ -39,7 +39,8 @@ def is_native(routing: Routing, selection_bias: bool, activation: Activation, sc
     That is softmax over all experts, top-k, weights as they are or renormalised; also softmax over the chosen, which is the same
     number. A scale is multiplied onto the output.
     """
-    if selection_bias or routing.groups > 1 or routing.epsilon or routing.floor or score_before or kernel_activation(activation) is None:
+    plain = Routing(routing.top_k, routing.score, routing.combine, scale=routing.scale)
+    if routing != plain or selection_bias or score_before or kernel_activation(activation) is None:
         return False
     return routing.combine == "softmax" or (routing.score == "softmax" and routing.combine in ("renormalize", "scores"))
 

@@ -13,10 +13,15 @@ LIMIT = 1e-5
 
 
 def grouped(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False) -> torch.Tensor:
-    model, fact = lowered(experts_model(e, x.dim(), ids.shape[-1], score_before), "throughput")
-    assert fact["formulation"] == "grouped"
-    assert "If" not in ops(model)
-    return run(model, x=x, ids=ids, weights=weights)
+    """Both arrangements, which must agree; returns one of them."""
+    found = []
+    for optimize_for in ("latency", "throughput"):
+        model, fact = lowered(experts_model(e, x.dim(), ids.shape[-1], score_before), optimize_for)
+        assert fact["formulation"] == "grouped"
+        found.append(run(model, x=x, ids=ids, weights=weights))
+    if not found[0].isnan().any() and x.numel():
+        assert error(found[0], found[1]) < {torch.float16: 1e-2, torch.float64: 1e-12}.get(e.dtype, LIMIT)
+    return found[1]
 
 
 def expected(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False) -> torch.Tensor:
@@ -91,9 +96,24 @@ def test_all_tokens_on_one_expert_and_nothing_computed_elsewhere() -> None:
     assert grouped(e, x, ids, weights)[0].isnan().all()
 
 
-def test_one_expert() -> None:
-    e, x, routed = Experts(experts=1), tokens(4), choice(4, experts=1, top_k=1)
-    assert error(grouped(e, x, *routed), expected(e, x, *routed)) < LIMIT
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (16, 3), (17, 3), (35, 1), (48, 5)])
+@pytest.mark.parametrize("leading", [(1,), (40,), (0,)], ids=str)
+def test_any_number_of_experts(experts: int, top_k: int, leading: tuple[int, ...]) -> None:
+    """More than 16 are cut into branches, the last of them not full."""
+    e, x, routed = Experts(experts=experts, biases=True), tokens(*leading), choice(*leading, experts=experts, top_k=top_k)
+    for before in (False, True):
+        got = grouped(e, x, *routed, before)
+        assert error(got, expected(e, x, *routed, before) if x.numel() else x) < LIMIT
+
+
+def test_branches_that_nobody_chose_are_skipped() -> None:
+    e, x, ids = Experts(experts=32), tokens(3), torch.tensor([[1, 3], [2, 15], [0, 4]])
+    model, _ = lowered(experts_model(e, 2, 2), "latency")
+    assert ops(model).count("If") == 2 and "Gemm" not in ops(model)
+    weights = torch.full((3, 2), 0.5)
+    want = expected(e, x, ids, weights)
+    e.w_in[16:] = float("nan")
+    assert error(run(lowered(experts_model(e, 2, 2), "latency")[0], x=x, ids=ids, weights=weights), want) < LIMIT
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-2), (torch.float64, 1e-12)], ids=["float16", "float64"])
