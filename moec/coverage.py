@@ -17,6 +17,7 @@ from moec.trace import EXPERTS, MOE, choice, logits_of, module_path, moe_nodes, 
 
 # (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one long
 _SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
+_ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
 _NOISE = 1e-5  # of the largest logit: what rounding in float32 may add to a router's logits
 
 
@@ -109,12 +110,12 @@ def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
     return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
 
 
-def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 24) -> tuple[list[Sample], Coverage]:
+def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 48) -> tuple[list[Sample], Coverage]:
     """Find inputs that together reach every expert of a program.
 
     One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the fewest choices
-    that hang on rounding. Then up to `tries` more are looked at (other seeds, one token repeated, scaled floats) and kept when they
-    reach an expert that none did before.
+    that hang on rounding. Then up to `tries` more are looked at, larger ones (sweeps over the vocabulary, one token repeated, scaled
+    floats), until all are reached, and kept when they reach an expert that none did before.
     """
     sizes = sizes or verification_sizes(source.inputs)
     kept = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
@@ -157,16 +158,26 @@ def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: i
 
 
 def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int) -> Iterator[Sample]:
-    """Inputs unlike each other: random ones, ones of a single repeated token, and floats of other magnitudes."""
+    """Inputs unlike each other: sweeps over the vocabulary, single repeated tokens, floats of other magnitudes, random ones."""
     floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
     tokens = [i.name for i in source.inputs if i.name in source.domains and source.domains[i.name].kind == "token"]
+    wide = {name: _ROWS if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
     for attempt in range(tries):
-        sample = source.sample(sizes, seed + 1000 + attempt)
-        if attempt % 2 and tokens:
+        sample = source.sample(wide, seed + 1000 + attempt)
+        if attempt % 3 != 2:
+            sample |= {name: _sweep(sample[name], source.domains[name].high, attempt, seed) for name in tokens}
+        if attempt % 3 == 1:  # one token a row: what an expert gets may hang on the token alone
             sample |= {name: sample[name][..., :1].expand_as(sample[name]).contiguous() for name in tokens}
-        if attempt % 2 and floats:
+        if attempt % 2:
             sample |= {name: sample[name] * (0.1, 3.0, 10.0)[attempt // 2 % 3] for name in floats}
         yield sample
+
+
+def _sweep(like: Tensor, vocabulary: int, number: int, seed: int) -> Tensor:
+    """The `number`-th block of a random order of the whole vocabulary: no token twice before all were there once."""
+    order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(seed + number * like.numel() // vocabulary))
+    place = torch.arange(number * like.numel(), (number + 1) * like.numel()) % vocabulary
+    return order[place].view_as(like).to(like.dtype)
 
 
 def _run(program: Program, sample: Sample) -> _Record:

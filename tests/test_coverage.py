@@ -120,3 +120,13 @@ def test_an_expert_whose_weight_is_zero_was_not_reached() -> None:
     source = source_of(Muted())
     coverage = measure_load(source.capture(), [source.sample({"batch": 2, "sequence": 5})])
     assert coverage.loads[0].assignments == (10, 0)
+
+
+def test_a_search_sweeps_the_whole_vocabulary_before_any_token_comes_again() -> None:
+    """One token of a thousand reaches the second expert; random draws miss it more often than not."""
+    experts_of = torch.zeros(1000, dtype=torch.int64)
+    experts_of[torch.arange(100) * 10 + 3] = torch.arange(100) % 50
+    source = by_token(experts_of.tolist(), 50)
+    program = source.capture()
+    tried = [reach_experts(program, source, [{"batch": 1, "sequence": 40}], seed)[1] for seed in range(4)]
+    assert all(c.complete and c.tried <= 12 for c in tried)  # 320 tokens an input, two of three of them sweep

@@ -1,0 +1,176 @@
+"""The driver: an engine folder appears only when everything went well, and options mean what they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moec import driver
+from moec.driver import Options, available_bytes, check_out, compile_source, find_backend, staging
+from moec.errors import MoecError
+from moec.module_source import ModuleSource
+from moec.pipeline import Context, Contract, Hook, Pass, Pipeline
+from moec.program import Program
+from moec.progress import Progress
+from moec.streaming import StreamingEngine
+from moec.target import Target
+from moec.weights import scale
+from tests.moe_module import MoeModel, source_of
+
+TARGET = Target("onnxruntime")
+
+
+def source(seed: int = 0) -> ModuleSource:
+    return source_of(MoeModel(seed=seed))
+
+
+@dataclass(frozen=True)
+class ScaleHead(Pass):
+    """Multiplies the head's matrix: wrong by as much as a test asks for."""
+
+    factor: float = 1.5
+    approximate: bool = False
+
+    def contract_of(self) -> Contract:
+        return "approximate" if self.approximate else "exact"
+
+    def apply(self, program: Program, context: Context) -> int:
+        program.weights["head.weight"] = scale(program.weights["head.weight"], self.factor)
+        return 1
+
+
+class Stops(Hook):
+    """Ends the compilation in the middle."""
+
+    def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+
+# ---------------------------------------------------------------------- staging
+def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "engine"
+    with staging(out) as folder:
+        (folder / "moec.json").write_text("{}")
+        assert not out.exists()
+    assert [p.name for p in out.iterdir()] == ["moec.json"]
+    assert [p.name for p in out.parent.iterdir()] == ["engine"] and oct(out.stat().st_mode)[-3:] == "755"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_is_left_after_an_error_and_what_was_there_stays(error: type[BaseException], tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    out.mkdir()
+    (out / "moec.json").write_text("old")
+    with pytest.raises(error), staging(out) as folder:
+        (folder / "moec.json").write_text("new")
+        raise error
+    assert (out / "moec.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+def test_an_engine_may_be_replaced_but_nothing_else(tmp_path: Path) -> None:
+    empty, engine, other, file = (tmp_path / n for n in ("empty", "engine", "other", "file"))
+    for folder in (empty, engine, other):
+        folder.mkdir()
+    (engine / "moec.json").write_text("{}")
+    (other / "thesis.tex").write_text("years of work")
+    file.write_text("text")
+    for free in (tmp_path / "new", empty, engine):
+        check_out(free)
+    for taken in (other, file):
+        with pytest.raises(MoecError) as caught:
+            check_out(taken)
+        assert caught.value.code == "M210"
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(MoecError) as caught, staging(tmp_path / "file" / "engine"):
+        pass
+    assert caught.value.code == "M210"
+
+
+# ---------------------------------------------------------------------- compiling
+class Stages(Progress):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def stage(self, name: str) -> None:
+        self.names.append(name)
+
+
+def test_compile_publishes_a_proven_engine(tmp_path: Path) -> None:
+    stages = Stages()
+    report = compile_source(source(), Options(TARGET, seed=3), tmp_path / "engine", progress=stages)
+    assert report.ok and report.coverage.complete and report.coverage.total == 8
+    assert stages.names == ["capture", "weights", "passes", "build", "verify"]
+    written = json.loads((tmp_path / "engine" / "moec.json").read_text())
+    assert (written["target"], written["seed"], written["pipeline"]) == ("onnxruntime", 3, "")
+    assert {p.name for p in (tmp_path / "engine").iterdir()} == {"model.onnx", "model.onnx.data", "moec.json", "report.html"}
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (Options(TARGET, Pipeline((ScaleHead(1.5),))), "M102"),
+        (Options(TARGET, Pipeline((ScaleHead(1.5, approximate=True),)), tolerance=1e-3), "M102"),
+        (Options(TARGET, Pipeline((ScaleHead(1.5),)), verify="streamed"), "M101"),
+        (Options(TARGET, tolerance=1e-12), "M101"),
+    ],
+    ids=["exact pass that is not", "budget exceeded", "streamed: proven at the end", "tolerance below rounding"],
+)
+def test_a_wrong_engine_is_not_published(options: Options, code: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        compile_source(source(), options, tmp_path / "engine")
+    assert caught.value.code == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_approximate_pass_within_its_budget(tmp_path: Path) -> None:
+    report = compile_source(source(), Options(TARGET, Pipeline((ScaleHead(1.01, approximate=True),)), tolerance=0.1), tmp_path / "engine")
+    assert report.ok and 1e-3 < report.comparison.worst.deviation < 0.1
+    assert report.steps[0]["contract"] == "approximate"
+
+
+def test_nothing_is_left_when_it_is_interrupted(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        compile_source(source(), Options(TARGET, Pipeline((ScaleHead(1.0001, True),))), tmp_path / "engine", hooks=[Stops()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_end_it_early(tmp_path: Path) -> None:
+    model = MoeModel()
+    model.blocks[1].w_in.data[2, 3, 1] = torch.nan  # type: ignore[union-attr,index]
+    with pytest.raises(MoecError, match=r"blocks\.1\.w_in") as caught:
+        compile_source(source_of(model), Options(TARGET), tmp_path / "engine")
+    assert caught.value.code == "M105"
+
+
+# ---------------------------------------------------------------------- parts
+def test_backends_are_found_or_refused() -> None:
+    assert find_backend(TARGET).name == "onnxruntime"
+    for target, code in ((Target("onxruntime"), "M202"), (Target("onnxruntime", "tpu"), "M208"), (replace(TARGET, options={"precision": "int3"}), "M208")):
+        with pytest.raises(MoecError) as caught:
+            find_backend(target)
+        assert caught.value.code == code
+
+
+def test_the_reference_is_streamed_when_asked_or_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = source()
+    captured = model.capture()
+    found: dict[tuple[str, int], Any] = {}
+    for free in (100, 2**40):
+        monkeypatch.setattr(driver, "available_bytes", lambda free=free: free)
+        found |= {(how, free): driver.reference_of(model, captured, how) for how in ("auto", "full", "streamed")}
+    streamed = {key for key, (reference, prepack) in found.items() if isinstance(reference, StreamingEngine) and not prepack}
+    assert streamed == {("auto", 100), ("streamed", 100), ("streamed", 2**40)}
+    assert all(value == (None, True) for key, value in found.items() if key not in streamed)
+
+
+def test_available_memory_is_plausible() -> None:
+    assert 2**20 < available_bytes() < 2**50
