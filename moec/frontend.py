@@ -92,9 +92,15 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
                 continue
             raise MoecError(
                 "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {_reason(error)[:400]}",
-                "capture", "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype",
+                "capture", _way_out(error),
             ) from error  # fmt: skip
     raise AssertionError("unreachable")
+
+
+def _way_out(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return "a loop over experts depends on data: write it with torch.ops.moec.route and torch.ops.moec.experts, or without branches on tensor values"
+    return "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype"
 
 
 def _reason(error: Exception) -> str:

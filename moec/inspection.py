@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from moec.dialect import Activation, Routing
-from moec.matching import find_ffns
+from moec.matching import Ffn, find_ffns
 from moec.pipeline import Context, Miss, Pipeline
 from moec.program import Program
 from moec.trace import module_path, moe_nodes
@@ -28,7 +28,6 @@ class Block:
         hidden, intermediate: widths H and I.
         activation, routing: the rules, as their dataclasses' fields; routing is empty where it was not recognised.
         parameters, active_parameters: of the block; active ones are those that one token uses.
-        source_dtype: dtype of the weights in the checkpoint's program.
     """
 
     module: str
@@ -127,7 +126,6 @@ def _moe_block(program: Program, node: fx.Node) -> Block:
     )  # fmt: skip
 
 
-def _dense_block(ffn: Any) -> Block:
-    weights = [w for w in (ffn.gate, ffn.up, ffn.down, ffn.gate_bias, ffn.up_bias, ffn.down_bias) if w is not None]
-    count = sum(_count(w) for w in weights)
-    return Block(ffn.module, "ffn", 1, 1, ffn.hidden, ffn.intermediate, asdict(ffn.activation), {}, count, count)
+def _dense_block(ffn: Ffn) -> Block:
+    count = sum(_count(w) for w in (ffn.w_in, ffn.w_out, ffn.b_in, ffn.b_out) if w is not None)
+    return Block(ffn.path, "ffn", 1, 1, ffn.hidden, ffn.intermediate, asdict(ffn.activation), {}, count, count)
