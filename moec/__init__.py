@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from moec.pipeline import Pass, Pipeline
     from moec.program import Program
     from moec.report import Report
+    from moec.storage import load_program, save_program
     from moec.target import Target
 
 _HOMES = {
     "bench": "api", "capture": "api", "compile": "api", "inspect": "api", "load": "api", "open_source": "api", "verify": "api",
-    "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
+    "load_program": "storage", "save_program": "storage", "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
 }  # fmt: skip
 
 __all__ = [
     "Engine", "MoecError", "Pass", "Pipeline", "Program", "Report", "Target", "__version__", "bench", "capture", "compile", "inspect", "load",
-    "open_source", "verify",
+    "load_program", "open_source", "save_program", "verify",
 ]  # fmt: skip
 
 

@@ -14,10 +14,10 @@ SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT /
 # a module may import those of its own layer and of earlier ones
 LAYERS = [
     {"errors", "version", "progress"},
-    {"registry", "target", "weights", "dialect"},
+    {"registry", "target", "weights", "shards", "dialect"},
     {"program"},
     {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline"},
-    {"engine", "source", "module_source"},
+    {"engine", "source", "module_source", "storage"},
     {"streaming", "trace", "compare", "coverage", "verification", "bisection", "hooks", "memory", "benchmark", "inspection", "report", "page"},
     {"huggingface", "sources"},
     {"backends"},

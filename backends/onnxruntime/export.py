@@ -19,15 +19,13 @@ from torch.nn import functional as F
 from moec.backends.onnxruntime.kernel import is_native
 from moec.backends.onnxruntime.tensors import WeightTensor
 from moec.backends.onnxruntime.translate import translations
-from moec.frontend import export
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
 from moec.program import Program
+from moec.storage import retrace
 from moec.version import __version__
 
 OPSET = 20
-# sizes of dynamic dimensions while tracing: large enough and odd enough that torch.export specialises none of them
-TRACE_SIZES = (3, 11, 7, 13, 17, 19)
 
 
 def to_onnx(program: Program) -> ir.Model:
@@ -45,7 +43,9 @@ def to_onnx(program: Program) -> ir.Model:
             )  # fmt: skip
         except Exception as error:
             reason = _root_cause(error)
-            raise MoecError("M208", f"torch.onnx cannot translate the program: {reason}", "export to ONNX", "report the operator; `moec inspect` shows where it is used") from error
+            raise MoecError(
+                "M208", f"torch.onnx cannot translate the program: {reason}", "export to ONNX", "report the operator; `moec inspect` shows where it is used"
+            ) from error
     assert onnx_program is not None
     model = onnx_program.model
     _bind_weights(model.graph, program)
@@ -61,11 +61,7 @@ def _trace(program: Program) -> torch.export.ExportedProgram:
         if node.op == "call_function":
             _decompose(node)
     module.recompile()
-    dims = list(dict.fromkeys(d for i in program.inputs for d in i.shape if isinstance(d, str)))
-    sizes = dict(zip(dims, TRACE_SIZES, strict=False))
-    inputs = {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype, device="meta") for i in program.inputs}
-    dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in program.inputs}
-    return export(module, inputs, dynamic)
+    return retrace(program, module)
 
 
 def _decompose(node: fx.Node) -> None:

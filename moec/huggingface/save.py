@@ -16,7 +16,7 @@ from moec import weights as lazy
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.huggingface.containers import Block, Container, Upcycled, choose
-from moec.huggingface.shards import write_shards
+from moec.shards import write_shards
 from moec.program import META, Program
 from moec.weights import Weight
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from moec import weights
-from moec.huggingface.shards import write_shards
+from moec.shards import write_shards
 from moec.weights import Weight
 
 TENSORS = {
