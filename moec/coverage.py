@@ -165,7 +165,7 @@ def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int)
     for attempt in range(tries):
         sample = source.sample(wide, seed + 1000 + attempt)
         if attempt % 3 != 2:
-            sample |= {name: _sweep(sample[name], source.domains[name].high, attempt, seed) for name in tokens}
+            sample |= {name: _sweep(sample[name], source.domains[name].high, attempt // 3, seed) for name in tokens}
         if attempt % 3 == 1:  # one token a row: what an expert gets may hang on the token alone
             sample |= {name: sample[name][..., :1].expand_as(sample[name]).contiguous() for name in tokens}
         if attempt % 2:

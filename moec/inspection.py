@@ -50,7 +50,7 @@ class Inspection:
         source: how the model was named.
         inputs, outputs: signature, as text.
         blocks: its feed-forward blocks in graph order.
-        parameters: all, shared ones once. active_parameters: those that one token uses, the whole input embedding counted.
+        parameters: all, shared ones once, floating buffers (rotary frequencies) among them. active_parameters: those that one token uses, the whole input embedding counted.
         active_without_embedding: the same without the input embedding, which a token only looks a row up in.
         flops_per_token: 2 × the active parameters of matrix products; attention's own products, which grow with the context, are not in it.
         size_bytes: of the weights as captured.

@@ -39,9 +39,7 @@ def html(report: Report) -> str:
     env.filters |= {"sizes": sizes, "listed": _listed, "mib": lambda n: f"{n / 2**20:.2f}"}
     charts = [(load, bars(load.assignments)) for load in report.coverage.loads]
     blocks, columns = block_table(report.facts.get("blocks") or [])
-    return env.from_string(template).render(
-        r=report, verdict=verdict(report), charts=charts, figures=figures, blocks=blocks, columns=columns, width=_WIDTH, height=_HEIGHT
-    )
+    return env.from_string(template).render(r=report, verdict=verdict(report), charts=charts, figures=figures, blocks=blocks, columns=columns, height=_HEIGHT)
 
 
 def verdict(report: Report) -> str:

@@ -1,0 +1,141 @@
+"""Every verb's happy path: pure JSON on stdout with --json, nothing on stderr with --quiet, the right exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moec.cli import SUMMARIES, VERBS, main
+from moec.errors import CODES
+from tests.spoiling import spoil
+
+
+class Cli:
+    """The command line in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object, status: int = 0) -> str:
+        """Run; returns stdout and keeps stderr in `err`."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        out, self.err = self.capsys.readouterr()
+        assert int(stop.value.code or 0) == status, self.err
+        return str(out)
+
+    def json(self, *arguments: object, status: int = 0) -> Any:
+        return json.loads(self(*arguments, "--json", status=status))
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+# ---------------------------------------------------------------------- compile
+def test_compile_says_what_was_proven(cli: Cli, mixtral: Path, tmp_path: Path) -> None:
+    data = cli.json("compile", mixtral, "-o", tmp_path / "engine", "--dump", tmp_path / "dump")
+    assert data["ok"] and data["folder"] == str(tmp_path / "engine")
+    assert data["report"] == json.loads((tmp_path / "engine" / "moec.json").read_text())
+    assert "verify" in cli.err and "experts reached" in cli.err
+    assert any("moec.moe" in p.read_text() for p in (tmp_path / "dump").iterdir())
+
+
+def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    cli("compile", llama, "-o", tmp_path / "first", "--config", "upcycle-8x2", "--seed", 3)
+    again = ["compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "second", "--quiet"]
+    done = subprocess.run([sys.executable, "-m", "moec", *map(str, again)], capture_output=True, text=True, check=True)
+    assert done.stderr == "" and "verified" in done.stdout and len(done.stdout.splitlines()) == 1
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("first", "second"))
+    assert first == second and len(first) == 4
+    report = json.loads(first["moec.json"])
+    assert (report["seed"], report["pipeline"]) == (3, "upcycle") and report["coverage"]["loads"][0]["assignments"][7] > 0
+
+
+def test_a_config_file(cli: Cli, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('seed = 1\n[[pass]]\nname = "upcycle"\nexperts = 2\ntop_k = 1\n')
+    report = cli.json("compile", llama, "-o", tmp_path / "engine", "--config", tmp_path / "mine.toml", "--seed", 2)["report"]
+    assert (report["seed"], report["pipeline"]) == (2, "upcycle(experts=2, top_k=1)")
+
+
+# ---------------------------------------------------------------------- engines
+def test_verify(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
+    data = cli.json("verify", mixtral_engine)
+    assert data["ok"] and data["bisect"] is None and data["verification"]["seed"] == 1
+    spoiled = spoil(mixtral_engine, tmp_path / "spoiled")
+    data = cli.json("verify", spoiled, "--bisect", status=1)
+    assert not data["ok"] and data["bisect"]["experts"] == [5] and "layers.1" in data["bisect"]["layer"]
+    assert "DIFFERS" in cli("verify", spoiled, "--against", mixtral_engine, status=1)
+
+
+def test_run_on_inputs_from_a_file(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
+    import moec
+
+    ids = np.random.default_rng(0).integers(0, 90, (2, 6))
+    np.savez(tmp_path / "in.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    rows = cli.json("run", mixtral_engine, "--inputs", tmp_path / "in.npz", "--output", tmp_path / "out.npz")["outputs"]
+    assert rows["logits"]["shape"] == [2, 6, 96] and rows["logits"]["dtype"] == "float32"
+    want = moec.load(mixtral_engine)(input_ids=ids, attention_mask=np.ones_like(ids))["logits"]
+    assert np.array_equal(np.load(tmp_path / "out.npz")["logits"], want)
+    assert cli("run", mixtral_engine, "--seed", 1).startswith("logits: float32[2, 16, 96] mean ")
+    np.savez(tmp_path / "bad.npz", input_ids=ids)
+    cli("run", mixtral_engine, "--inputs", tmp_path / "bad.npz", status=2)
+    assert "M211" in cli.err
+
+
+def test_bench(cli: Cli, mixtral_engine: Path) -> None:
+    data = cli.json("bench", mixtral_engine, "--eager", "--runs", 2, "--size", "sequence=8")
+    assert [t["engine"] for t in data["timings"]] == ["onnxruntime:cpu", "eager (transformers)"] and data["sizes"] == {"batch": 1, "sequence": 8}
+    assert "ratio" in cli("bench", mixtral_engine, "--runs", 1)
+    cli("bench", mixtral_engine, "--size", "height=8", status=2)
+
+
+# ---------------------------------------------------------------------- what can be known
+def test_inspect_a_model_and_an_engine(cli: Cli, mixtral: Path, mixtral_engine: Path) -> None:
+    data = cli.json("inspect", mixtral)
+    assert [(b["kind"], b["experts"], b["top_k"]) for b in data["blocks"]] == [("moe", 8, 2)] * 2
+    assert data["active_parameters"] < data["parameters"]
+    assert "8 experts, softmax top-2" in cli("inspect", mixtral)
+    assert cli.json("inspect", mixtral_engine)["coverage"]["loads"]
+    assert cli("inspect", mixtral_engine).startswith("# ")
+
+
+@pytest.mark.parametrize(("what", "name"), [("passes", "upcycle"), ("targets", "onnxruntime"), ("presets", "upcycle-8x2")])
+def test_ls(cli: Cli, what: str, name: str) -> None:
+    rows = cli.json("ls", what)
+    assert rows[name] and name in cli("ls", what)
+
+
+def test_explain(cli: Cli) -> None:
+    data = cli.json("explain", "upcycle")
+    assert data["contract"] == "exact" and data["options"]["experts"] == 8
+    assert "top_k=2" in cli("explain", "upcycle")
+    assert cli.json("explain", "M101") == {"code": "M101", "meaning": CODES["M101"], "exit_code": 1}
+    cli("explain", "M998", status=2)
+
+
+def test_doctor(cli: Cli) -> None:
+    data = cli.json("doctor")
+    assert data["targets"]["onnxruntime"]["available"] and data["packages"]["torch"]
+    assert "onnxruntime" in cli("doctor")
+
+
+# ---------------------------------------------------------------------- the program
+def test_help_names_every_verb(cli: Cli) -> None:
+    assert set(VERBS) == set(SUMMARIES)
+    text = cli("--help")
+    for verb in VERBS:
+        assert verb in text and "--json" in cli(verb, "--help")
+
+
+def test_python_m_moec() -> None:
+    done = subprocess.run([sys.executable, "-m", "moec", "ls", "passes", "--json"], capture_output=True, text=True, check=True)
+    assert "upcycle" in json.loads(done.stdout) and done.stderr == ""
