@@ -50,7 +50,8 @@ class Inspection:
         source: how the model was named.
         inputs, outputs: signature, as text.
         blocks: its feed-forward blocks in graph order.
-        parameters: all, shared ones once, floating buffers (rotary frequencies) among them. active_parameters: those that one token uses, the whole input embedding counted.
+        parameters: all, shared ones once, floating buffers (rotary frequencies) among them.
+        active_parameters: those that one token uses, the whole input embedding counted.
         active_without_embedding: the same without the input embedding, which a token only looks a row up in.
         flops_per_token: 2 × the active parameters of matrix products; attention's own products, which grow with the context, are not in it.
         size_bytes: of the weights as captured.
@@ -78,7 +79,7 @@ def inspect_program(program: Program) -> Inspection:
     context = Context()
     found, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program, context)
     blocks = [_moe_block(found, node) for node in moe_nodes(found)]
-    ffns, misses = find_ffns(found)
+    ffns, left = find_ffns(found)
     blocks += [_dense_block(ffn) for ffn in ffns]
     unique = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point}.values()
     total = sum(_count(w) for w in unique)
@@ -88,7 +89,7 @@ def inspect_program(program: Program) -> Inspection:
     signature = [f"{i.name}: {str(i.dtype)[6:]}[{', '.join(map(str, i.shape))}]" for i in program.inputs]
     return Inspection(
         program.source, signature, list(program.outputs), blocks, total, active, active - embedding, flops,
-        sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values()), context.misses + [Miss("dense FFN", n.name, why) for n, why in misses],
+        sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values()), context.misses + [Miss("dense FFN", n.name, why) for n, why in left],
     )  # fmt: skip
 
 

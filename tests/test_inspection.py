@@ -67,7 +67,7 @@ def test_experts_behind_a_router_of_any_kind() -> None:
 def test_no_weight_is_loaded() -> None:
     with torch.device("meta"):
         model = MoeModel()
-    weights = {n: p for n, p in MoeModel().named_parameters()}
+    weights = dict(MoeModel().named_parameters())
     from moec.frontend import capture
     from moec.weights import Weight
 
