@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moec.again import bisect_engine, prove_again
 from moec.benchmark import Benchmark, bench_engines
 from moec.bisection import Divergence
+from moec.coverage import verification_sizes
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
@@ -120,7 +121,8 @@ def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
 def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:
     """Random valid inputs for an engine, from its source's domains."""
     report = read_report(folder)
-    return open_source(report.source, inputs=report.inputs or None).sample({"batch": 2, "sequence": 16}, seed)
+    source = open_source(report.source, inputs=report.inputs or None)
+    return source.sample({name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}, seed)
 
 
 def read_report(folder: str | Path) -> Report:

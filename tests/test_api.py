@@ -79,6 +79,13 @@ def test_bench_times_engines_and_folders(engine: Path) -> None:
         moec.bench([moec.load(engine)], eager=True)
 
 
+def test_samples_take_dimensions_of_any_name(tmp_path: Path) -> None:
+    batch = torch.export.Dim("rows")
+    torch.export.save(torch.export.export(nn.Linear(4, 2), (torch.randn(3, 4),), dynamic_shapes={"input": {0: batch}}), tmp_path / "model.pt2")
+    assert moec.compile(tmp_path / "model.pt2", out=tmp_path / "engine").ok
+    assert api.sample(tmp_path / "engine")["input"].shape == (2, 4)
+
+
 def test_a_source_is_a_model_too(tmp_path: Path) -> None:
     source = source_of(MoeModel())
     assert moec.compile(source, out=tmp_path / "engine").ok
