@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -61,7 +61,10 @@ def write_checkpoint(folder: Path, layers: int) -> int:
             index.update(dict.fromkeys(shard, name))
             shard, shards = {}, shards + 1
 
-    ends = {"model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN, generator=generator).bfloat16(), "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16)}
+    ends = {
+        "model.embed_tokens.weight": torch.randn(VOCAB, HIDDEN, generator=generator).bfloat16(),
+        "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+    }
     ends["lm_head.weight"] = (torch.randn(VOCAB, HIDDEN, generator=generator) * HIDDEN**-0.5).bfloat16()
     for name, value in [*ends.items(), *(t for layer in range(layers) for t in tensors(layer, generator))]:
         shard[name] = value
@@ -119,7 +122,11 @@ def main() -> None:
         rows = run(options.folder or Path(temporary), options.layers)
     if options.json:
         versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu", "onnx-ir")}
-        print(json.dumps({"machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads", "versions": versions, "rows": rows}, indent=2))
+        print(
+            json.dumps(
+                {"machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads", "versions": versions, "rows": rows}, indent=2
+            )
+        )
         return
     for row in rows:
         value = f"{row['value'] / 2**30:.2f} GiB" if row["unit"] == "B" else f"{row['value']:.3g} {row['unit']}"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "bench": "api", "capture": "api", "compile": "api", "inspect": "api", "load": "api", "open_source": "api", "verify": "api",
-    "load_program": "storage", "save_program": "storage", "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
+    "load_program": "storage", "save_program": "storage",
+    "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
 }  # fmt: skip
 
 __all__ = [

@@ -68,7 +68,9 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         folder = stack.enter_context(staging(out))
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
-        progress.done(f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, {sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB")
+        progress.done(
+            f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, {sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
+        )
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")
@@ -167,8 +169,8 @@ def make_report(
     return Report(
         source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, source_hashes=source.hashes,
-        steps=step_facts(steps), facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)}, refused=tuple(asdict(r) for r in proof.refused),
-        environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
+        steps=step_facts(steps), facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
+        refused=tuple(asdict(r) for r in proof.refused), environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 
 

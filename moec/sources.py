@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from moec.frontend import Dynamic
 from moec.errors import MoecError
+from moec.frontend import Dynamic
 from moec.module_source import ExportedSource, ModuleSource, from_file
 from moec.source import Source
 

@@ -94,7 +94,7 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:
         raise MoecError("M101", f"{engine.name} runs at no size that was tried: {refused[0].reason}", engine.name, "report this with `moec compile --dump DIR`")
-    samples, coverage = reach_experts(program, source, sizes, seed, tries=4 if streamed else 24)
+    samples, coverage = reach_experts(program, source, sizes, seed, tries=4 if streamed else 48)
     return Verification(compare(reference, engine, samples, tolerance), coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed)
 
 

@@ -71,7 +71,9 @@ class Onnxruntime(Backend):
         try:
             ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024, callback=written)
         except OSError as error:
-            raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out") from error
+            raise MoecError(
+                "M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out"
+            ) from error
         return {"blocks": blocks, "opset": dict(model.opset_imports)}
 
     def stand_in(self, target: Target) -> Target | None:

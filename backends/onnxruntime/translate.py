@@ -55,5 +55,7 @@ def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], o
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
     types = [("T", floats, "")] + ([("I", ["tensor(int64)"], "")] if "ids" in required else [])
     defs.register_schema(
-        defs.OpSchema(name, DOMAIN, 1, "", inputs=single + maybe, outputs=[defs.OpSchema.FormalParameter("y", "T", "")], type_constraints=types, attributes=attributes)
+        defs.OpSchema(
+            name, DOMAIN, 1, "", inputs=single + maybe, outputs=[defs.OpSchema.FormalParameter("y", "T", "")], type_constraints=types, attributes=attributes
+        )
     )

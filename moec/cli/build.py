@@ -19,7 +19,9 @@ from moec.errors import MoecError
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file, or the name of a preset, with target, seed and [[pass]] tables.")
 @click.option("--from", "manifest", type=click.Path(path_type=Path), help="Rebuild the engine of this moec.json.")
 @click.option("--optimize-for", type=click.Choice(["latency", "throughput"]), default=None, help="Few tokens a call, or many.  [default: latency]")
-@click.option("--verify", type=click.Choice(["auto", "full", "streamed"]), default="auto", show_default=True, help="How the untouched model is run for the proof.")
+@click.option(
+    "--verify", type=click.Choice(["auto", "full", "streamed"]), default="auto", show_default=True, help="How the untouched model is run for the proof."
+)
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference); the precision's own by default.")
 @click.option("--seed", type=int, default=None, help="For everything random.  [default: 0]")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the program after every pass as Python text.")

@@ -28,7 +28,9 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of verbs that open a model."""
     function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
     function = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
-    return click.option("--input", "inputs", multiple=True, metavar="NAME=DIMS:DTYPE", help="A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.")(function)
+    return click.option(
+        "--input", "inputs", multiple=True, metavar="NAME=DIMS:DTYPE", help="A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000."
+    )(function)
 
 
 def emit(data: Any) -> None:

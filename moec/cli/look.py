@@ -33,13 +33,19 @@ def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> N
         return
     for block in found.blocks:
         rule = block.routing
-        routing = f"{rule['score']} top-{rule['top_k']} {rule['combine']}" + (f", {rule['groups']} groups" if rule["groups"] > 1 else "") if rule else f"top-{block.top_k}"
+        routing = (
+            f"{rule['score']} top-{rule['top_k']} {rule['combine']}" + (f", {rule['groups']} groups" if rule["groups"] > 1 else "")
+            if rule
+            else f"top-{block.top_k}"
+        )
         mixture = f"{block.experts} experts, {routing}" if block.kind != "ffn" else "dense"
         gate = "gated " if block.activation["gated"] else ""
-        click.echo(f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} {gate}{block.activation['name']}  {_millions(block.parameters)}")
+        click.echo(
+            f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} {gate}{block.activation['name']}  {_millions(block.parameters)}"
+        )
     click.echo(
-        f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)} ({_millions(found.active_without_embedding)} without the input"
-        f" embedding), {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
+        f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)}"
+        f" ({_millions(found.active_without_embedding)} without the input embedding), {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
     )
     for miss in found.misses:
         click.echo(f"not matched: {miss.pass_name} at {miss.node}: {miss.reason}")

@@ -36,7 +36,9 @@ def verify_command(engine: Path, against: str | None, bisect: bool, tolerance: f
 
 @click.command("bench")
 @click.argument("engines", nargs=-1, required=True)
-@click.option("--size", "sizes", multiple=True, metavar="DIM=N", help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default.")
+@click.option(
+    "--size", "sizes", multiple=True, metavar="DIM=N", help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default."
+)
 @click.option("--runs", type=int, default=30, show_default=True, help="Timed runs of each engine.")
 @click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
 @common

@@ -16,8 +16,8 @@ from moec import weights as lazy
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.huggingface.containers import Block, Container, Upcycled, choose
-from moec.shards import write_shards
 from moec.program import META, Program
+from moec.shards import write_shards
 from moec.weights import Weight
 
 ops = torch.ops.moec

@@ -27,7 +27,7 @@ def moec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 
 def assert_three_lines(err: str, code: str) -> None:
-    lines = [line for line in err.splitlines() if line and not line.startswith("  ") or line.startswith(("  where:", "  fix:"))]
+    lines = [line for line in err.splitlines() if (line and not line.startswith("  ")) or line.startswith(("  where:", "  fix:"))]
     assert lines[-3].startswith(f"error[{code}]: "), err
     assert lines[-2].startswith("  where: ")
     assert lines[-1].startswith("  fix:   ")
