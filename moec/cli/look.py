@@ -45,7 +45,8 @@ def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> N
         )
     click.echo(
         f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)}"
-        f" ({_millions(found.active_without_embedding)} without the input embedding), {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
+        f" ({_millions(found.active_without_embedding)} without the input embedding),"
+        f" {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
     )
     for miss in found.misses:
         click.echo(f"not matched: {miss.pass_name} at {miss.node}: {miss.reason}")
