@@ -34,7 +34,7 @@ class Made:
 
     def source(self) -> Source:
         """The model, opened again. Raises M106 when its files are not those that the engine was made from."""
-        source = open_source(self.report.source, **{**self._opening, "inputs": self.report.inputs or None})
+        source = open_source(self.report.source, **{**self._opening, **self.report.opening})
         changed = sorted(k for k in {*source.hashes, *self.report.source_hashes} if source.hashes.get(k) != self.report.source_hashes.get(k))
         if changed:
             raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", self.report.source, "compile it anew")

@@ -44,6 +44,7 @@ def compile(
     seed: int = 0,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    cache: bool = True,
     save_hf: str | Path | None = None,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
@@ -51,7 +52,7 @@ def compile(
     """Compile a model into a verified engine folder.
 
     Args:
-        model: see `moec.sources.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code` and `allow_pickle` too.
+        model: see `moec.sources.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`, `allow_pickle` and `cache` too.
         out: the engine folder; it appears only when everything went well.
         target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
@@ -68,22 +69,22 @@ def compile(
     goal = target if isinstance(target, Target) else Target.parse(target)
     passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     find_backend(goal)  # before any work: a missing runtime must not cost a capture
-    source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
     checkpoint = Path(save_hf) if save_hf is not None else None
-    return compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts), Path(out), hooks, progress)
+    return compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache), Path(out), hooks, progress)
 
 
 def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
     """Compile again from an engine's `moec.json`: same source, pipeline, target and seed. Raises M106 when the source has changed."""
     report = Report.read(Path(manifest))
-    source = open_source(report.source, **{**sources, "inputs": report.inputs or None})
+    source = open_source(report.source, **{**sources, **report.opening})
     if source.hashes != report.source_hashes:
         changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
     options = Options(
         Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
-        inputs=report.inputs,
+        inputs=report.inputs, cache=report.cache,
     )  # fmt: skip
     return compile_source(source, options, Path(out), progress=progress)
 
@@ -121,7 +122,7 @@ def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
 def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:
     """Random valid inputs for an engine, from its source's domains."""
     report = read_report(folder)
-    source = open_source(report.source, inputs=report.inputs or None)
+    source = open_source(report.source, **report.opening)
     return source.sample({name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}, seed)
 
 
@@ -149,5 +150,5 @@ def bench(engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | 
         if folder is None:
             raise MoecError("M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder")
         report = read_report(folder)
-        opened.append(open_source(report.source, **{**opening, "inputs": report.inputs or None}).reference())
+        opened.append(open_source(report.source, **{**opening, **report.opening}).reference())
     return bench_engines(opened, sizes=sizes, runs=runs)

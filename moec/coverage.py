@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, fx
 
 from moec.compare import Sample
+from moec.decoder import PAST, SEQUENCE, cache_inputs
 from moec.dialect import Routing, route_reference
-from moec.program import Input, Program
+from moec.program import Input, Program, dynamic_dimensions
 from moec.source import Source
 from moec.trace import EXPERTS, MOE, choice, logits_of, module_path, moe_nodes, trace
 
 # (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one long
 _SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
+# (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with and without a cache,
+# and a prompt long enough for the kernels that engines keep for those
+_DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (4, 5, 0), (2, 37, 0), (2, 131, 0))
 _ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
 _NOISE = 1e-5  # of the largest logit: what rounding in float32 may add to a router's logits
 
@@ -105,7 +109,9 @@ def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
     The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different lengths get
     different sizes, so that a mix-up of two cannot go unnoticed.
     """
-    names = list(dict.fromkeys(d for i in inputs for d in i.shape if isinstance(d, str)))
+    if cache_inputs(inputs):
+        return [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
+    names = dynamic_dimensions(inputs)
     sizes = [{n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)} for batch, length in _SIZES]
     return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
 

@@ -44,6 +44,7 @@ class Options:
         seed: for everything random.
         save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.save`.
         inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the engine.
+        cache: whether a decoder was opened with its cache of keys and values; recorded too.
     """
 
     target: Target
@@ -54,6 +55,7 @@ class Options:
     seed: int = 0
     save_hf: Path | None = None
     inputs: tuple[str, ...] = ()
+    cache: bool = True
 
 
 def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
@@ -168,8 +170,8 @@ def make_report(
     """Everything that is known of the engine, without anything that changes from run to run."""
     return Report(
         source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
-        inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, source_hashes=source.hashes,
-        steps=step_facts(steps), facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
+        inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
+        source_hashes=source.hashes, steps=step_facts(steps), facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
         refused=tuple(asdict(r) for r in proof.refused), environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moec.decoder import complete
 from moec.errors import MoecError
 from moec.pipeline import Pipeline
-from moec.program import Input, Program
+from moec.program import PLUS, Input, Program
 from moec.progress import Progress
 from moec.target import Target
 
@@ -42,8 +43,11 @@ class Engine(ABC):
         return {k: v.numpy() for k, v in result.items()} if as_numpy else result
 
     def check(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The inputs as tensors in the signature's order; dtypes must agree exactly, dynamic dimensions with each other."""
-        names = [i.name for i in self.inputs]
+        """The inputs as tensors in the signature's order; dtypes must agree exactly, dynamic dimensions with each other.
+
+        A decoder's absent cache is an empty one, its absent mask all ones.
+        """
+        names, inputs = [i.name for i in self.inputs], complete(self.inputs, inputs)
         for name in inputs:
             if name not in names:
                 raise MoecError("M211", f"no input is called {name!r}", self.name, f"the inputs are {', '.join(names)}")
@@ -64,11 +68,22 @@ def _fit(spec: Input, inputs: Mapping[str, Any], sizes: dict[str, int], engine: 
         raise MoecError("M211", f"input {spec.name!r} is a {type(inputs[spec.name]).__name__}, not an array", engine, f"pass {want}") from error
     fits = value.dtype == spec.dtype and value.dim() == len(spec.shape)
     for size, dim in zip(value.shape, spec.shape, strict=False):
-        fits = fits and size == (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+        fits = fits and size == _size(dim, size, sizes)
     if not fits:
         got = f"{str(value.dtype)[6:]}{list(value.shape)}"
         raise MoecError("M211", f"input {spec.name!r} is {got}", engine, f"pass {want}; equal names are equal sizes")
     return value
+
+
+def _size(dim: int | str, found: int, sizes: dict[str, int]) -> int:
+    """What a dimension must be; a name takes the first size that it meets, and of a sum the missing part."""
+    if isinstance(dim, int):
+        return dim
+    parts = dim.split(PLUS)
+    unknown = [p for p in parts if p not in sizes]
+    if len(unknown) == 1:
+        sizes[unknown[0]] = found - sum(sizes[p] for p in parts if p in sizes)
+    return sum(sizes.get(p, found) for p in parts)
 
 
 class EagerEngine(Engine):

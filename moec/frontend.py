@@ -15,15 +15,16 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from moec.decoder import PAST
 from moec.errors import MoecError
 from moec.functional import functionalize
-from moec.program import META, Input, Program, attach, place
+from moec.program import META, PLUS, Input, Program, attach, identifier, place
 from moec.weights import Weight, from_tensor
 
 Dynamic = Mapping[str, Sequence[str | int | None]]
 
 # how torch.export words the bound that it found
-_BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=\d+)?, max=(?P<max>\d+)\)")
+_BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
 # bookkeeping that torch.export leaves in a graph; none of it computes anything
 _ASSERTS = (
     torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg,
@@ -78,7 +79,9 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
     """
     if any(t.device == META for t in (*model.parameters(), *model.buffers())):
         inputs = {name: t.to(META) for name, t in inputs.items()}
-    dims = {d: Dim(d, min=1) for shape in dynamic.values() for d in shape if isinstance(d, str)}
+    inputs = {identifier(name): value for name, value in inputs.items()}
+    dynamic = {identifier(name): shape for name, shape in dynamic.items()}
+    dims = {d: _bounded(d) for shape in dynamic.values() for d in shape if isinstance(d, str)}
     shapes: Any = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
     for attempt in (1, 2):
         try:
@@ -86,15 +89,21 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
                 return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
         except Exception as error:
             if attempt == 1 and isinstance(error, UserError) and "Suggested fixes" in str(error):
-                bounds = {m["name"]: int(m["max"]) for m in _BOUND.finditer(str(error))}
-                dims = {d: Dim(d, min=1, max=bounds.get(d)) for d in dims}
-                shapes = {name: {i: dims[d.__name__] for i, d in spec.items()} for name, spec in shapes.items()}
+                bounds = {m["name"]: m for m in _BOUND.finditer(str(error))}
+                dims = {d: _bounded(d, bounds.get(identifier(d))) for d in dims}
+                shapes = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
                 continue
             raise MoecError(
                 "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {_reason(error)[:400]}",
                 "capture", _way_out(error),
             ) from error  # fmt: skip
     raise AssertionError("unreachable")
+
+
+def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:
+    """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it."""
+    least = int(found["min"]) if found and found["min"] and PLUS in name else 0 if name == PAST else 1
+    return Dim(identifier(name), min=least, max=int(found["max"]) if found and found["max"] else None)
 
 
 def _way_out(error: Exception) -> str:
@@ -138,7 +147,7 @@ def from_exported(
         copied = graph.node_copy(node, lambda n: mapping[n])
         mapping[node] = copied
         if node.op == "placeholder":
-            copied.target = copied.name = signature[placeholders.index(node)].name
+            copied.target = copied.name = signature[placeholders.index(node)].identifier
             copied.args = ()
         elif node.op == "get_attr":
             tensor = _attribute(graph_module, str(node.target))

@@ -16,19 +16,38 @@ from moec.errors import MoecError
 from moec.weights import Weight
 
 META, CPU = torch.device("meta"), torch.device("cpu")
+PLUS = " + "  # between the names of a dimension that is a sum
 
 
 @dataclass(frozen=True)
 class Input:
-    """One named input: its dtype and its shape, in which a dynamic dimension is a name and a fixed one a number."""
+    """One named input: its dtype and its shape.
+
+    A dynamic dimension is a name or a sum of names (`past_sequence + sequence`), a fixed one a number.
+    """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
 
+    @property
+    def identifier(self) -> str:
+        """The name as Python can write it: what the graph's placeholder is called."""
+        return identifier(self.name)
+
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with the dynamic dimensions' sizes put in."""
-        return tuple(sizes[d] if isinstance(d, str) else d for d in self.shape)
+        return tuple(sum(sizes[part] for part in d.split(PLUS)) if isinstance(d, str) else d for d in self.shape)
+
+
+def identifier(name: str) -> str:
+    """A name of an input or a dimension as Python can write it."""
+    return name.replace(PLUS, "_plus_").replace(".", "_")
+
+
+def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
+    """Names of the dynamic dimensions in order of appearance; a sum counts as its parts."""
+    return list(dict.fromkeys(part for i in inputs for d in i.shape if isinstance(d, str) for part in d.split(PLUS)))
 
 
 @dataclass(frozen=True)
@@ -140,7 +159,7 @@ class Program:
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             yield str(error).splitlines()[0]
         placeholders = [n.target for n in self.graph.nodes if n.op == "placeholder"]
-        if placeholders != [i.name for i in self.inputs]:
+        if placeholders != [i.identifier for i in self.inputs]:
             yield f"placeholders {placeholders} are not the inputs"
         for node in self.graph.nodes:
             if node.op == "get_attr" and node.target not in self.weights:

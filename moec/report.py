@@ -45,7 +45,7 @@ class Report:
 
     Attributes:
         source: the model as it was named. source_hashes: SHA-256 of the files that it was read from.
-        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked: the settings, which `moec compile --from` takes again.
+        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked, cache: the settings, which `moec compile --from` takes again.
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
         comparison, coverage: the proof, and the experts that its inputs reached.
@@ -65,6 +65,7 @@ class Report:
     optimize_for: str = "latency"
     verify: str = "auto"
     tolerance_asked: float | None = None
+    cache: bool = True
     source_hashes: dict[str, str] = field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +78,11 @@ class Report:
     def ok(self) -> bool:
         """Whether the engine was proven equal to the untouched model within the tolerance."""
         return self.comparison.ok
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """How the source was opened, as arguments of `open_source`."""
+        return {"inputs": self.inputs or None, "cache": self.cache}
 
     def headline(self) -> str:
         """The verdict in a line."""

@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moec.decoder import PAST
 from moec.engine import Engine
 from moec.program import Input, Program
 
-Kind = Literal["token", "mask", "position", "type", "number"]
+Kind = Literal["token", "mask", "padding", "position", "type", "number"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Domain:
     """Which values an input may take, so that samples of it make sense.
 
     Attributes:
-        kind: `token` ids, an attention `mask` of ones with padding, `position` ids counting up, `type` ids, or a plain `number`.
+        kind: `token` ids, an attention `mask` of ones with padding on the right, one with `padding` on either side, `position` ids
+            counting up, `type` ids, or a plain `number`.
         high: exclusive upper bound of integer values.
     """
 
@@ -57,6 +59,7 @@ class Source(ABC):
     def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
         """Random valid inputs of these sizes; every mask has padding in all rows but the first where there is room for it."""
         generator = torch.Generator().manual_seed(seed)
+        sizes = {PAST: 0, **sizes}
         return {i.name: sample_input(i, self.domains.get(i.name), sizes, generator) for i in self.inputs}
 
 
@@ -64,10 +67,13 @@ def sample_input(spec: Input, domain: Domain | None, sizes: Mapping[str, int], g
     """One random input. Without a domain: normal floats, and integers below 2."""
     shape = spec.resolve(sizes)
     kind = domain.kind if domain else "number"
-    if kind == "mask":
+    if kind in ("mask", "padding"):
         mask = torch.ones(shape, dtype=spec.dtype)
-        for row in range(1, shape[0]):  # right padding, a different amount in each row
-            mask[row, max(1, shape[-1] - row) :] = 0
+        for row in range(1, shape[0]):  # a different amount in each row
+            if kind == "padding" and row % 2:
+                mask[row, : min(row, shape[-1] - 1)] = 0
+            else:
+                mask[row, max(1, shape[-1] - row) :] = 0
         return mask
     if kind == "position":
         return torch.arange(shape[-1]).expand(shape).to(spec.dtype).clone()

@@ -20,6 +20,7 @@ def open_source(
     dynamic: Dynamic | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    cache: bool = True,
 ) -> Source:
     """Open a model without loading its weights.
 
@@ -28,6 +29,8 @@ def open_source(
         inputs: sample tensors by name for a module, or `name=dims:dtype` texts for `file.py:callable`.
         dynamic: names of dynamic dimensions, for a module.
         trust_remote_code, allow_pickle: run code that came with the model; refused by default.
+        cache: give a Hugging Face model that generates text a cache of keys and values as inputs and outputs, so that one graph serves
+            the prompt and every token after it.
 
     Raises:
         MoecError: M204, M205, M206 or M209, when there is no such model or moec must not or cannot read it.
@@ -35,7 +38,7 @@ def open_source(
     if isinstance(model, Source):
         return model
     if isinstance(model, nn.Module):
-        return _open_module(model, inputs, dynamic)
+        return _open_module(model, inputs, dynamic, cache)
     text = str(model)
     specs = [str(i) for i in inputs] if inputs is not None and not isinstance(inputs, Mapping) else []
     if ".py:" in text:
@@ -44,14 +47,14 @@ def open_source(
         return ExportedSource(Path(text))
     from moec.huggingface.source import open_source as open_huggingface
 
-    return open_huggingface(text, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    return open_huggingface(text, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
 
 
-def _open_module(model: nn.Module, inputs: Mapping[str, Tensor] | Sequence[str] | None, dynamic: Dynamic | None) -> Source:
+def _open_module(model: nn.Module, inputs: Mapping[str, Tensor] | Sequence[str] | None, dynamic: Dynamic | None, cache: bool) -> Source:
     if inputs is None and hasattr(model, "config") and hasattr(model, "base_model_prefix"):
         from moec.huggingface.source import HuggingFaceSource
 
-        return HuggingFaceSource.from_model(model)
+        return HuggingFaceSource.from_model(model, cache)
     if not isinstance(inputs, Mapping):
         raise MoecError("M201", f"{type(model).__name__} needs sample inputs", "inputs", "pass inputs={'name': tensor, …}")
     return ModuleSource(model, inputs, dynamic, text=type(model).__name__)

@@ -10,7 +10,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.frontend import export, from_exported
-from moec.program import META, Input, Program, Step
+from moec.program import META, Input, Program, Step, dynamic_dimensions
 from moec.shards import write_shards
 from moec.weights import Weight, from_file
 
@@ -20,8 +20,7 @@ TRACE_SIZES = (3, 11, 7, 13, 17, 19)  # of dynamic dimensions; torch.export spec
 
 def retrace(program: Program, module: torch.nn.Module | None = None) -> torch.export.ExportedProgram:
     """The program (or its module on the meta device, edited) through torch.export once more, with its own dynamic dimensions."""
-    dims = list(dict.fromkeys(d for i in program.inputs for d in i.shape if isinstance(d, str)))
-    sizes = dict(zip(dims, TRACE_SIZES, strict=False))
+    sizes = dict(zip(dynamic_dimensions(program.inputs), TRACE_SIZES, strict=False))
     inputs = {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype, device=META) for i in program.inputs}
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in program.inputs}
     return export(module or program.module(META), inputs, dynamic)
@@ -64,6 +63,7 @@ def load_program(folder: str | Path) -> Program:
     inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
     weights = {name: files[of] for name, of in facts["weights"].items()}
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in inputs}
-    program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"])
+    named = {i.name: torch.empty(0) for i in inputs}
+    program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"], inputs=named)
     program.outputs, program.history = tuple(facts["outputs"]), [Step(**s) for s in facts["history"]]
     return program

@@ -57,12 +57,14 @@ class Onnxruntime(Backend):
     def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         import onnx_ir as ir
 
+        from moec.backends.onnxruntime.attention import lower_attention
         from moec.backends.onnxruntime.engine import MODEL_FILE
         from moec.backends.onnxruntime.export import to_onnx
         from moec.backends.onnxruntime.lower import lower
         from moec.backends.onnxruntime.optimize import optimize
 
         model = to_onnx(program)
+        attentions = lower_attention(model, target.device or "cpu")
         blocks = lower(model, optimize_for, target.device or "cpu")
         optimize(model)
         progress = progress or Progress()
@@ -74,7 +76,7 @@ class Onnxruntime(Backend):
             raise MoecError(
                 "M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out"
             ) from error
-        return {"blocks": blocks, "opset": dict(model.opset_imports)}
+        return {"blocks": blocks, "attention": attentions, "opset": dict(model.opset_imports)}
 
     def stand_in(self, target: Target) -> Target | None:
         import onnxruntime as ort

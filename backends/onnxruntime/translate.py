@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 DOMAIN = "moec"
+_KINDS = {"ids": "I", "mask": "M"}  # inputs whose type is not that of the others
 
 
 @cache
@@ -23,13 +24,19 @@ def translations() -> dict[Any, Callable[..., Any]]:
     _register("Experts", ("x", "ids", "weights", "w_in", "w_out"), ("b_in", "b_out"), torch.ops.moec.experts.default)
     _register("Moe", ("x", "router_weight"), ("router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"), torch.ops.moec.moe.default)
 
+    _register("Attention", ("query", "key", "value"), ("mask", "sinks"), torch.ops.moec.attention.default)
+
     def emit_experts(x, ids, weights, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Experts(x, ids, weights, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.experts.default, rule))
 
     def emit_moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.moe.default, rule))
 
-    return {torch.ops.moec.experts.default: emit_experts, torch.ops.moec.moe.default: emit_moe}
+    def emit_attention(query, key, value, mask=None, sinks=None, **rule):  # type: ignore[no-untyped-def]
+        return opset.Attention(query, key, value, mask, sinks, **_attributes(torch.ops.moec.attention.default, rule))
+
+    ops = torch.ops.moec
+    return {ops.experts.default: emit_experts, ops.moe.default: emit_moe, ops.attention.default: emit_attention}
 
 
 def _attributes(op: torch._ops.OpOverload, rule: dict[str, Any]) -> dict[str, Any]:
@@ -45,15 +52,16 @@ def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], o
     if defs.has(name, 1, DOMAIN):
         return
     option = defs.OpSchema.FormalParameterOption
-    single = [defs.OpSchema.FormalParameter(n, "I" if n == "ids" else "T", "") for n in required]
-    maybe = [defs.OpSchema.FormalParameter(n, "T", "", param_option=option.Optional) for n in optional]
+    single = [defs.OpSchema.FormalParameter(n, _KINDS.get(n, "T"), "") for n in required]
+    maybe = [defs.OpSchema.FormalParameter(n, _KINDS.get(n, "T"), "", param_option=option.Optional) for n in optional]
     kinds = {"str": defs.OpSchema.AttrType.STRING, "float": defs.OpSchema.AttrType.FLOAT}
     attributes = [
         defs.OpSchema.Attribute(a.name, kinds.get(str(a.type), defs.OpSchema.AttrType.INT), "", required=False)
         for a in op._schema.arguments if a.kwarg_only
     ]  # fmt: skip
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
-    types = [("T", floats, "")] + ([("I", ["tensor(int64)"], "")] if "ids" in required else [])
+    allowed = {"T": floats, "I": ["tensor(int64)"], "M": [*floats, "tensor(bool)"]}
+    types = [(kind, allowed[kind], "") for kind in dict.fromkeys(["T", *(_KINDS[n] for n in (*required, *optional) if n in _KINDS)])]
     defs.register_schema(
         defs.OpSchema(
             name, DOMAIN, 1, "", inputs=single + maybe, outputs=[defs.OpSchema.FormalParameter("y", "T", "")], type_constraints=types, attributes=attributes

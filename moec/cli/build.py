@@ -38,11 +38,12 @@ def compile_command(model: str | None, out: Path, manifest: Path | None, config:
     from moec.cli.settings import settings_of
 
     opening = {"trust_remote_code": options.pop("trust_remote_code"), "allow_pickle": options.pop("allow_pickle")}
+    cache = options.pop("cache")
     if manifest:
         report = api.rebuild(manifest, out, progress=progress(quiet), **opening)
     elif model:
         settings = settings_of(config, options)
-        report = api.compile(model, out=out, progress=progress(quiet), **settings, **opening)
+        report = api.compile(model, out=out, progress=progress(quiet), cache=cache, **settings, **opening)
     else:
         raise MoecError("M201", "no MODEL was given", "moec compile", "moec compile MODEL -o FOLDER, or moec compile --from moec.json -o FOLDER")
     if as_json:

@@ -26,6 +26,7 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of verbs that open a model."""
+    function = click.option("--cache/--no-cache", default=True, help="A decoder's keys and values as inputs and outputs.  [default: cache]")(function)
     function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
     function = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
     return click.option(

@@ -1,4 +1,4 @@
-"""moec's own operators: `moec::route`, `moec::experts`, `moec::moe` and `moec::dequantize`.
+"""moec's own operators: `moec::route`, `moec::experts`, `moec::moe`, `moec::attention` and `moec::dequantize`.
 
 Each is one opaque `torch.library` operator with an eager reference, a fake kernel and autograd, so that a graph with
 data-dependent routing stays static, exports with dynamic shapes, and can always be run and trained in PyTorch as it is.
@@ -6,12 +6,13 @@ Importing this package registers them.
 """
 
 from moec.dialect.activation import ACTIVATIONS, Activation
+from moec.dialect.attention import attention, attention_reference
 from moec.dialect.dequantize import dequantize, pack
 from moec.dialect.experts import experts, experts_reference
 from moec.dialect.moe import moe, moe_reference
 from moec.dialect.routing import Routing, route, route_reference
 
 __all__ = [
-    "ACTIVATIONS", "Activation", "Routing", "dequantize", "experts", "experts_reference", "moe", "moe_reference", "pack",
+    "ACTIVATIONS", "Activation", "Routing", "attention", "attention_reference", "dequantize", "experts", "experts_reference", "moe", "moe_reference", "pack",
     "route", "route_reference",
 ]  # fmt: skip

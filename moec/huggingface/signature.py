@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moec.decoder import IDS, MASK, SEQUENCE, TOTAL, cache_inputs
 from moec.errors import MoecError
+from moec.huggingface.cache import cached_call
 from moec.program import Input
 from moec.source import Domain
 
 # odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
-CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7}
+CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5}
 _NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
 
 
@@ -31,11 +33,14 @@ class Signature:
         return {i.name: tuple(d if isinstance(d, str) else None for d in i.shape) for i in self.inputs}
 
 
-def signature_of(model: Any) -> Signature:
-    """The signature of a `PreTrainedModel`, from its main input and its forward's parameters. Raises M206 for other modalities."""
+def signature_of(model: Any, caches: Sequence[Input] = ()) -> Signature:
+    """The signature of a `PreTrainedModel`, from its main input, its forward's parameters and the cache inputs that it is to have.
+
+    Raises M206 for other modalities.
+    """
     main: str = model.main_input_name
-    if main == "input_ids":
-        return _text(model)
+    if main == IDS:
+        return _text(model, caches)
     if main == "pixel_values":
         return _image(model)
     raise MoecError(
@@ -44,10 +49,14 @@ def signature_of(model: Any) -> Signature:
     )  # fmt: skip
 
 
-def _text(model: Any) -> Signature:
+def _text(model: Any, caches: Sequence[Input]) -> Signature:
     config, parameters = model.config.get_text_config(), inspect.signature(model.forward).parameters
     vocabulary = Domain("token", int(config.vocab_size))
-    fields = {"input_ids": vocabulary, "attention_mask": Domain("mask")}
+    if caches:
+        mask = Input(MASK, torch.int64, ("batch", TOTAL))
+        domains = {IDS: vocabulary, MASK: Domain("padding"), **{c.name: Domain("number") for c in caches}}
+        return Signature((Input(IDS, torch.int64, ("batch", SEQUENCE)), mask, *caches), domains)
+    fields = {IDS: vocabulary, MASK: Domain("mask")}
     if "token_type_ids" in parameters and getattr(config, "type_vocab_size", 0) > 1:
         fields["token_type_ids"] = Domain("type", int(config.type_vocab_size))
     inputs = [Input(name, torch.int64, ("batch", "sequence")) for name in fields]
@@ -75,6 +84,12 @@ def named_call(forward: Callable[..., Any]) -> Callable[..., dict[str, Tensor]]:
     return call
 
 
+def call_of(model: Any, signature: Signature) -> Callable[..., dict[str, Tensor]]:
+    """The model's forward as a function of the signature's inputs by name."""
+    caches = cache_inputs(signature.inputs)
+    return cached_call(model.forward, caches) if caches else named_call(model.forward)
+
+
 def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a `ModelOutput` that are results."""
     return {k: v for k, v in output.items() if isinstance(v, Tensor) and not any(word in k for word in _NOT_RESULTS)}
@@ -82,14 +97,16 @@ def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def expose(model: Any, signature: Signature) -> None:
     """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and no others."""
-    forward = named_call(model.forward)
+    forward = call_of(model, signature)
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
-            module.config.use_cache = False
-    names = [inspect.Parameter(i.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for i in signature.inputs]
+            module.config.use_cache = bool(cache_inputs(signature.inputs))
+    names = [inspect.Parameter(i.identifier, inspect.Parameter.POSITIONAL_OR_KEYWORD) for i in signature.inputs]
+    original = {i.identifier: i.name for i in signature.inputs}
 
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
-        return forward(**dict(zip([i.name for i in signature.inputs], args, strict=False)), **kwargs)
+        given = dict(zip(original, args, strict=False)) | kwargs
+        return forward(**{original[k]: v for k, v in given.items()})
 
     exposed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
     model.forward = exposed

@@ -14,12 +14,14 @@ from moec.errors import MoecError
 from moec.frontend import capture
 from moec.huggingface import skeleton
 from moec.huggingface.adapters import adapt, explain
+from moec.huggingface.attention import use_moec_attention
+from moec.huggingface.cache import cache_signature, has_cache
 from moec.huggingface.experts import use_moec_experts
 from moec.huggingface.folder import Folder
 from moec.huggingface.loaded import Loaded
-from moec.huggingface.signature import CAPTURE_SIZES, expose, named_call, signature_of
-from moec.program import Program
-from moec.source import Source
+from moec.huggingface.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
+from moec.program import Input, Program
+from moec.source import Domain, Source
 from moec.weights import Weight
 
 
@@ -44,28 +46,45 @@ class Origin(Protocol):
         """The untouched model in float32."""
 
 
-def open_source(text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> HuggingFaceSource:
+def open_source(text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, cache: bool = True) -> HuggingFaceSource:
     """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
+
+    With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs.
 
     Raises:
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without permission.
     """
-    return HuggingFaceSource(text, Folder(text, trust_remote_code, allow_pickle))
+    return HuggingFaceSource(text, Folder(text, trust_remote_code, allow_pickle), cache)
 
 
 class HuggingFaceSource(Source):
     """A model of the transformers library."""
 
-    def __init__(self, text: str, origin: Origin) -> None:
+    def __init__(self, text: str, origin: Origin, cache: bool = True) -> None:
         self.text, self.origin = text, origin
         self.size_bytes = origin.size_bytes
-        self.signature = signature_of(origin.template)
-        self.inputs, self.domains = self.signature.inputs, self.signature.domains
+        self._cache = cache and has_cache(origin.template)
 
     @classmethod
-    def from_model(cls, model: Any) -> HuggingFaceSource:
+    def from_model(cls, model: Any, cache: bool = True) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not copied."""
-        return cls(type(model).__name__, Loaded(model))
+        return cls(type(model).__name__, Loaded(model), cache)
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Inputs and their domains; those of a cache are found by a run on the meta device."""
+        caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
+        return signature_of(self.origin.template, caches)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
+        """The model's inputs."""
+        return self.signature.inputs
+
+    @property
+    def domains(self) -> dict[str, Domain]:  # type: ignore[override]
+        """Which values each input may take."""
+        return self.signature.domains
 
     @cached_property
     def hashes(self) -> dict[str, str]:  # type: ignore[override]  # the files are read only when somebody asks
@@ -92,13 +111,9 @@ class HuggingFaceSource(Source):
             return self._capture(dtype, attention="eager")
 
     def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
-        model, weights = self.origin.captured(dtype)
+        model, weights = self._private(dtype)
         if attention:
             model.set_attn_implementation(attention)
-        skeleton.take_buffers(model, weights)
-        skeleton.share(model, weights)
-        adapt(model, weights)
-        use_moec_experts(model, weights)
         expose(model, self.signature)
         if device != "meta":
             model.to_empty(device=device)  # address space only: torch.export never touches the values
@@ -111,13 +126,24 @@ class HuggingFaceSource(Source):
                 raise
             raise better from error
 
+    def _private(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
+        """A model on the meta device in which moec's operators stand for experts and attention, and its lazy weights."""
+        model, weights = self.origin.captured(dtype)
+        skeleton.take_buffers(model, weights)
+        skeleton.share(model, weights)
+        adapt(model, weights)
+        use_moec_experts(model, weights)
+        if self._cache:
+            use_moec_attention(model)
+        return model, weights
+
 
 class UntouchedEngine(Engine):
     """A model exactly as transformers runs it."""
 
     def __init__(self, model: Any, source: HuggingFaceSource) -> None:
         self.name, self.inputs, self.module = "eager (transformers)", source.inputs, model
-        self._call = named_call(model)
+        self._call = call_of(model, source.signature)
         self.outputs = tuple(self.run(source.sample(CAPTURE_SIZES)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,90 @@
+"""`moec::attention`: scaled dot-product attention over grouped heads, as transformers' attention interface calls it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float = 0.0
+) -> Tensor:  # fmt: skip
+    """The operator in plain PyTorch; see `attention`. Scores and their softmax are computed in float32."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (key, value))
+    scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * scale
+    if softcap:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        lowest = torch.finfo(query.dtype).min  # finite: a row of padding that sees nothing stays a number
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
+    if sinks is not None:
+        column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, column], -1)
+    shares = scores.softmax(-1)
+    if sinks is not None:
+        shares = shares[..., :-1]
+    return (shares.to(query.dtype) @ value).transpose(1, 2).contiguous()
+
+
+@torch.library.custom_op("moec::attention", mutates_args=())
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None,
+    *, scale: float, softcap: float = 0.0, causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """Attention of S new tokens to T keys, T - S of them from a cache.
+
+    Args:
+        query: `[B, N, S, D]`. key: `[B, G, T, D]`. value: `[B, G, T, V]`; N is a multiple of G, head n reads key-value head `n // (N/G)`.
+        mask: `[B or 1, N or 1, S, T]`; bool, true where a token may look, or floating, added to the scores. None: everywhere.
+        sinks: `[N]`, one more score in each head's softmax that no value belongs to (gpt-oss).
+        scale: of the scores. softcap: scores become `tanh(score / softcap) * softcap`, 0 for none (Gemma 2).
+        causal: a promise that the mask lets no token look at a later one, so that a kernel may leave those out.
+
+    Returns:
+        `[B, S, N, V]` in query's dtype.
+    """
+    return attention_reference(query, key, value, mask, sinks, scale, softcap)
+
+
+@attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, **_rule: Any) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+@torch.library.custom_op("moec::attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, rule: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of `attention` by query, key, value and sinks (empty without sinks), through its reference. rule: scale and softcap as JSON."""
+    with torch.enable_grad():
+        inputs = [t.detach().requires_grad_() for t in (query, key, value, *([] if sinks is None else [sinks]))]
+        q, k, v, *rest = inputs
+        output = attention_reference(q, k, v, mask, rest[0] if rest else None, **json.loads(rule))
+    found = torch.autograd.grad(output, inputs, grad)
+    return found[0], found[1], found[2], found[3] if sinks is not None else grad.new_empty(0)
+
+
+@attention_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, rule: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    like = torch.empty_like
+    return like(query), like(key), like(value), grad.new_empty(0) if sinks is None else like(sinks)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.rule = json.dumps({k: v for k, v in keyword_only_inputs.items() if k != "causal"})
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, mask, sinks = ctx.saved_tensors
+    d_query, d_key, d_value, d_sinks = torch.ops.moec.attention_backward(grad, query, key, value, mask, sinks, ctx.rule)
+    return d_query, d_key, d_value, None, d_sinks if sinks is not None else None
+
+
+torch.library.register_autograd("moec::attention", _backward, setup_context=_setup)

@@ -1,0 +1,69 @@
+"""One attention implementation for transformers: every attention of the interface becomes a single `moec::attention`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from moec.errors import MoecError
+
+IMPLEMENTATION = "moec"
+# what transformers passes for kernels that make their own masks; our mask holds all of it already
+_IN_THE_MASK = ("sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "attention_dropout", "chunk_size")
+
+
+def use_moec_attention(model: Any) -> bool:
+    """Switch a captured copy to `moec::attention`; returns whether the model has the interface.
+
+    Masks keep being made by transformers, as booleans, so that windows, chunks and whatever else a model puts into them are right.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    if not getattr(model, "_supports_attention_backend", False):
+        return False
+    AttentionInterface.register(IMPLEMENTATION, _forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+    model.set_attn_implementation(IMPLEMENTATION)
+    return True
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor:
+    """transformers' own mask, always written out, that remembers whether it lets a token look at a later one."""
+    from transformers.masking_utils import sdpa_mask
+
+    made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
+    assert made is not None
+    made.moec_causal = _is_causal(kwargs.get("mask_function"))  # type: ignore[attr-defined]
+    return made
+
+
+def _is_causal(allows: Any) -> bool:
+    """Whether a mask function forbids every later token, as far as a few tokens tell; one that reads the inputs is not asked."""
+    if allows is None:
+        return True
+    try:
+        with _disable_current_modes():  # torch.export is tracing
+            first = torch.zeros((), dtype=torch.int64)
+            token, other = torch.arange(9)[:, None], torch.arange(9)[None]
+            return not bool((allows(first, first, token, other) & (other > token)).any())
+    except Exception:  # it depends on the batch
+        return False
+
+
+def _forward(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, dropout: float = 0.0,
+    softcap: float | None = None, s_aux: Tensor | None = None, **others: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """The attention implementation: what transformers calls instead of its own. Raises M206 for an argument that the operator cannot honour."""
+    odd = [k for k, v in others.items() if isinstance(v, Tensor) and k not in _IN_THE_MASK]
+    if odd:
+        raise MoecError("M206", f"{type(module).__name__} passes {odd[0]!r} to its attention", "attention", "compile it with --no-cache")
+    if attention_mask is None and getattr(module, "is_causal", False):
+        raise MoecError("M206", f"{type(module).__name__} relies on a causal mask of the kernel's own", "attention", "compile it with --no-cache")
+    causal = bool(getattr(attention_mask, "moec_causal", False))
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    result = torch.ops.moec.attention(query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal)
+    return result, None

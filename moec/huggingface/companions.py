@@ -1,0 +1,91 @@
+"""The files that belong beside an engine: config, tokenizer, chat template; and what they say of the model as plain facts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moec.decoder import cache_inputs
+from moec.layouts.facts import ModelFacts, model_name
+from moec.program import Input
+
+# copied byte by byte: what a client reads, never weights, pickles or code
+FILES = (
+    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    "chat_template*", "additional_chat_templates/*", "*preprocessor_config.json", "processor_config.json", "LICENSE*",
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]*_*/config.json",
+)  # fmt: skip
+SUFFIXES = ("", ".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".md")
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def write_companions(source: Any, folder: Path) -> None:
+    """Put the model's own files into an engine folder: copies where the source is a folder, else its config as transformers writes it.
+
+    A source that is no model of the transformers library has none.
+    """
+    origin = getattr(source, "origin", None)
+    if origin is None:
+        return
+    path = getattr(origin, "path", None)
+    if path is not None:
+        _copy(path, folder)
+        return
+    model = origin.template
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _copy(path: Path, folder: Path) -> None:
+    found = sorted({f for pattern in FILES for f in path.glob(pattern) if f.is_file() and f.suffix in SUFFIXES})
+    for file in found:
+        target = folder / file.relative_to(path)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def describe(source: Any) -> ModelFacts:
+    """The facts of a source's model; nothing but its name where it is no model of the transformers library."""
+    origin, name = getattr(source, "origin", None), model_name(source.text)
+    if origin is None:
+        return ModelFacts(name)
+    model, path = origin.template, getattr(origin, "path", None)
+    stored = path is not None and (path / "generation_config.json").is_file()
+    return facts_of(name, model.config, _stored_generation(path) if stored else getattr(model, "generation_config", None), source.inputs)
+
+
+def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -> ModelFacts:
+    """Facts from a model's config, its generation config (or None) and its signature; the cache's sizes are those of the signature."""
+    text, caches = config.get_text_config(), cache_inputs(inputs)
+    first = caches[0].shape if caches else (0, 0, 0, 0)
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    return ModelFacts(
+        name=name,
+        model_type=config.model_type,
+        vocabulary=int(getattr(text, "vocab_size", 0) or 0),
+        context=int(getattr(text, "max_position_embeddings", 0) or 0),
+        hidden=int(getattr(text, "hidden_size", 0) or 0),
+        heads=heads,
+        layers=len(caches) // 2 or int(getattr(text, "num_hidden_layers", 0) or 0),
+        key_value_heads=int(first[1]),
+        head_width=int(first[3]),
+        bos=_ids(generation, text, "bos_token_id")[0],
+        eos=tuple(i for i in _ids(generation, text, "eos_token_id") if i is not None),
+        pad=_ids(generation, text, "pad_token_id")[0],
+        sampling={k: float(v) for k in SAMPLING if isinstance(v := getattr(generation, k, None), int | float)},
+    )
+
+
+def _stored_generation(path: Path) -> Any:
+    from transformers import GenerationConfig
+
+    return GenerationConfig.from_pretrained(path, local_files_only=True)
+
+
+def _ids(generation: Any, config: Any, name: str) -> list[int | None]:
+    """The token ids that generation uses under this name: the generation config's, else the model's own; `[None]` where there is none."""
+    found = next((v for v in (getattr(c, name, None) for c in (generation, config)) if v is not None), None)
+    return list(found) if isinstance(found, list | tuple) else [found]
