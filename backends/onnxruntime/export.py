@@ -21,7 +21,7 @@ from moec.backends.onnxruntime.tensors import WeightTensor
 from moec.backends.onnxruntime.translate import translations
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
-from moec.program import Program
+from moec.program import PLUS, Program
 from moec.storage import retrace
 from moec.version import __version__
 
@@ -114,9 +114,19 @@ def _bind_weights(graph: ir.Graph, program: Program) -> None:
 
 
 def _name_dimensions(graph: ir.Graph, program: Program) -> None:
-    """Write the program's own names of dynamic dimensions into the signature."""
+    """Write the program's own names of dynamic dimensions into the signature, where the exporter has symbols and sums of symbols."""
+    names: dict[str, str] = {}
     for value, spec in zip(graph.inputs, program.inputs, strict=True):
+        names |= {_text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)}
         value.shape = ir.Shape(spec.shape)
+    sums = {frozenset(new.split(PLUS)): new for new in names.values()}  # the exporter writes a sum in any order
+    for value in graph.outputs:
+        terms = [[names.get(term, term) for term in _text(dim).split(PLUS)] for dim in value.shape or ()]
+        value.shape = ir.Shape([d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t)) for d, t in zip(value.shape or (), terms, strict=True)])
+
+
+def _text(dim: int | ir.SymbolicDim) -> str:
+    return str(dim if isinstance(dim, int) else dim.value)
 
 
 def _strip_traces(model: ir.Model) -> None:

@@ -1,0 +1,50 @@
+"""Choose a layout and lay an engine folder out in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moec.errors import MoecError
+from moec.layouts import genai, triton
+from moec.layouts.facts import ModelFacts
+from moec.program import Input
+from moec.registry import did_you_mean
+
+LAYOUTS = ("plain", "genai", "triton")
+
+
+def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts) -> str:
+    """The layout that was asked for; by default `genai` for a decoder that onnxruntime-genai can run, else `plain`.
+
+    Raises:
+        MoecError: M202 for a name that is no layout, M208 for `genai` where its runtime cannot run the model.
+    """
+    if layout is not None and layout not in LAYOUTS:
+        raise MoecError("M202", f"no layout is called {layout!r}", "layout", did_you_mean(layout, list(LAYOUTS)))
+    reason = genai.refusal(inputs, facts) if layout in (None, "genai") else None
+    if layout == "genai" and reason:
+        raise MoecError("M208", f"onnxruntime-genai cannot run this model: {reason}", "layout genai", "use --layout plain: ONNX Runtime itself runs it")
+    return layout or ("plain" if reason else "genai")
+
+
+def arrange(layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> None:
+    """Write and move files so that `folder`, which holds an engine and the files beside it, is laid out for its clients.
+
+    Args:
+        layout: one of `LAYOUTS`.
+        folder: holds `model.onnx` or `model.plan`.
+        inputs, outputs: the engine's signature.
+        facts: the model's.
+        device: `cpu` or `cuda`, where the engine is to run.
+    """
+    if layout == "genai":
+        genai.write(folder, inputs, outputs, facts, device)
+    elif layout == "triton":
+        triton.write(folder, inputs, outputs, facts, device)
+
+
+def model_folder(folder: Path) -> Path:
+    """Where the engine's own files lie in a folder of any layout; the folder itself where there are none."""
+    holds = (path.parent for name in triton.BACKENDS for path in [*folder.glob(name), *sorted(folder.glob(f"*/{triton.VERSION}/{name}"))])
+    return next(holds, folder)

@@ -1,0 +1,43 @@
+"""What the files beside an engine say of its model: plain facts, wherever they were read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as its clients need to know it; 0, None or nothing where it is not known or has no meaning.
+
+    Attributes:
+        name: for servers, as they allow it in a path.
+        model_type: the architecture as transformers calls it.
+        vocabulary, context: entries, and the most tokens that a text may have.
+        hidden, heads, layers: width, attention heads and blocks.
+        key_value_heads, head_width: of the cache, which is `[batch, key_value_heads, past_sequence, head_width]`.
+        bos, eos, pad: token ids; each of several `eos` ends a text.
+        sampling: entries of the model's generation config that every client knows by the same name.
+    """
+
+    name: str
+    model_type: str = ""
+    vocabulary: int = 0
+    context: int = 0
+    hidden: int = 0
+    heads: int = 0
+    layers: int = 0
+    key_value_heads: int = 0
+    head_width: int = 0
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+    pad: int | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+def model_name(source: str) -> str:
+    """A name for servers and paths from how the user named the model: a folder, a hub id, `file.py:callable` or a `.pt2`."""
+    last = source.split(":")[-1] if ".py:" in source else Path(source).name.removesuffix(".pt2")
+    return re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-") or "model"

@@ -1,0 +1,76 @@
+"""`genai_config.json`: what onnxruntime-genai must know to generate text with an engine.
+
+Its runtime pads prompts of a batch on the right and masks what it padded; the engine counts positions from the mask, so that a text
+comes out as it does alone. Keys and values are concatenated by the graph, so no buffer is shared between past and present.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moec.decoder import IDS, MASK, cache_inputs, past_names, present_name
+from moec.layouts.facts import ModelFacts
+from moec.program import Input
+
+CONFIG = "genai_config.json"
+LOGITS, POSITIONS = "logits", "position_ids"
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
+def refusal(inputs: Sequence[Input], facts: ModelFacts) -> str | None:
+    """Why onnxruntime-genai cannot run an engine with these inputs; None when it can."""
+    caches = {i.name: i.shape for i in cache_inputs(inputs)}
+    strange = [i.name for i in inputs if i.name not in (IDS, MASK, POSITIONS, *caches)]
+    if not caches:
+        return "it has no key-value cache"
+    if strange:
+        return f"its runtime does not feed {', '.join(strange)}"
+    for name, shape in caches.items():
+        if name.endswith(".key") and caches.get(name.removesuffix("key") + "value") != shape:
+            return f"keys and values differ in width ({name}), as in multi-head latent attention"
+    return None if facts.context and facts.vocabulary else "the model's config names no context length or vocabulary"
+
+
+def config(inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu") -> dict[str, Any]:
+    """The content of `genai_config.json`: greedy search by default, the model's own sampling settings where a client turns sampling on.
+
+    The model's type is the generic `decoder`: the runtime needs to know none of the architectures.
+    """
+    eos = list(facts.eos)
+    pad = facts.pad if facts.pad is not None else next(iter(eos), 0)  # as transformers' generate does
+    ends = {"eos_token_id": eos[0] if len(eos) == 1 else eos} if eos else {}
+    return {
+        "model": {
+            "type": "decoder", "vocab_size": facts.vocabulary, "context_length": facts.context,
+            **({} if facts.bos is None else {"bos_token_id": facts.bos}), **ends, "pad_token_id": pad,
+            "decoder": _decoder(inputs, outputs, facts, file, device),
+        },
+        "search": {
+            "do_sample": False, "num_beams": 1, "max_length": facts.context, "past_present_share_buffer": False,
+            **{k: facts.sampling[k] for k in SAMPLING if k in facts.sampling},
+        },
+    }  # fmt: skip
+
+
+def _decoder(inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str) -> dict[str, Any]:
+    key, value = (name.replace("0", "%d") for name in past_names(0))
+    named = {n: n for n in (IDS, MASK, POSITIONS) if any(i.name == n for i in inputs)}
+    return {
+        "filename": file, "session_options": {"provider_options": [{"cuda": {}}] if device == "cuda" else []},
+        "hidden_size": facts.hidden, "head_size": facts.head_width, "num_attention_heads": facts.heads,
+        "num_key_value_heads": facts.key_value_heads, "num_hidden_layers": facts.layers,
+        "inputs": {**named, "past_key_names": key, "past_value_names": value},
+        "outputs": {
+            LOGITS: LOGITS if LOGITS in outputs else outputs[0],
+            "present_key_names": present_name(key), "present_value_names": present_name(value),
+        },
+    }  # fmt: skip
+
+
+def write(folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> None:
+    """Put `genai_config.json` beside the engine."""
+    content: Mapping[str, Any] = config(inputs, [o.name for o in outputs], facts, device=device)
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

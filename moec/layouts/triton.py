@@ -1,0 +1,120 @@
+"""A model repository of Triton Inference Server: `<model>/config.pbtxt`, `<model>/1/model.onnx`, `<model>/warmup/`.
+
+`tritonserver --model-repository=ENGINE` serves it. The reports stay at the top, where Triton looks only for folders. The format is
+`model_config.proto` of triton-inference-server/common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moec.decoder import PAST, SEQUENCE
+from moec.layouts.facts import ModelFacts
+from moec.layouts.pbtxt import Name, pbtxt
+from moec.program import Input, dynamic_dimensions
+
+BACKENDS = {"model.onnx": ("onnxruntime", "onnxruntime_onnx"), "model.plan": ("tensorrt", "tensorrt_plan")}
+VERSION, WARMUP = "1", "warmup"
+MAX_BATCH, PREFERRED, MAX_DELAY_US = 8, (4, 8), 1000
+PREFILL, OTHER = 32, 4  # sizes of warm-up requests: tokens, and every other dynamic dimension
+TYPES = {
+    torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float64: "FP64", torch.bool: "BOOL",
+    torch.int64: "INT64", torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8",
+}  # fmt: skip
+BATCHED = f"""\
+# Requests whose inputs have equal shapes run as one batch of up to {MAX_BATCH}; Triton runs others one after the other, so clients that want
+# batches pad to a few common lengths and mask what they padded.
+"""
+ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
+CACHE = """\
+# The server keeps nothing between requests: a client sends the keys and values of earlier tokens as past_key_values.* and gets them back,
+# longer by the new tokens, as present.*. The first request sends them with 0 past tokens; a client that cannot send empty tensors sends
+# one token of zeros and masks it.
+"""
+
+
+def write(folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> None:
+    """Turn an engine folder into a repository with one model, which is named `facts.name`; all files of the folder move into its version 1."""
+    staged = folder / ".version"
+    files = list(folder.iterdir())
+    staged.mkdir()
+    for file in files:
+        file.rename(staged / file.name)
+    model = folder / facts.name
+    (model / WARMUP).mkdir(parents=True)
+    staged.rename(model / VERSION)
+    file = next(name for name in BACKENDS if (model / VERSION / name).exists())
+    (model / "config.pbtxt").write_text(config(inputs, outputs, facts, file, device), encoding="utf-8")
+    for mask in _masks(inputs):
+        most = max(prod(mask.resolve(sizes)) for _, sizes in warmups(inputs, facts))
+        (model / WARMUP / _ones(mask)).write_bytes(torch.ones(most, dtype=mask.dtype).numpy().tobytes())
+
+
+def config(inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu") -> str:
+    """The text of `config.pbtxt`.
+
+    Args:
+        inputs, outputs: the engine's signature; a dynamic dimension becomes -1, the batch dimension is Triton's own.
+        facts: names the model, and bounds the warm-up by its context.
+        file: the engine, a key of `BACKENDS`.
+        device: `cpu` or `cuda`.
+    """
+    backend, platform = BACKENDS[file]
+    batched = is_batched((*inputs, *outputs))
+    fields: dict[str, Any] = {
+        "name": facts.name, "backend": backend, "platform": platform, "max_batch_size": MAX_BATCH if batched else 0,
+        "input": [_tensor(i, batched) for i in inputs], "output": [_tensor(o, batched) for o in outputs],
+        "instance_group": [{"count": 1, "kind": Name("KIND_GPU" if device == "cuda" or backend == "tensorrt" else "KIND_CPU")}],
+    }  # fmt: skip
+    if batched:
+        fields["dynamic_batching"] = {"preferred_batch_size": list(PREFERRED), "max_queue_delay_microseconds": MAX_DELAY_US}
+    fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts)]
+    return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + pbtxt(fields)
+
+
+def is_batched(tensors: Sequence[Input]) -> bool:
+    """Whether all tensors have one dynamic dimension as their first: then requests can be joined along it."""
+    first = {t.shape[0] if t.shape else 0 for t in tensors}
+    return len(first) == 1 and all(isinstance(d, str) for d in first)
+
+
+def _has_cache(inputs: Sequence[Input]) -> bool:
+    return PAST in dynamic_dimensions(inputs)
+
+
+def _masks(inputs: Sequence[Input]) -> list[Input]:
+    return [i for i in inputs if i.name.endswith("mask") and not i.dtype.is_floating_point]
+
+
+def _ones(mask: Input) -> str:
+    return f"ones.{TYPES[mask.dtype].lower()}"
+
+
+def _tensor(spec: Input, batched: bool) -> dict[str, Any]:
+    dims = [d if isinstance(d, int) else -1 for d in spec.shape[1 if batched else 0 :]]
+    tensor: dict[str, Any] = {"name": spec.name, "data_type": Name(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1]}
+    return tensor if dims else {**tensor, "reshape": {"shape": []}}  # dims may not be empty
+
+
+def warmups(inputs: Sequence[Input], facts: ModelFacts) -> list[tuple[str, Mapping[str, int]]]:
+    """Name and sizes of the requests that each instance runs before it is ready: for a decoder a prompt, then a token after it."""
+    length = min(PREFILL, facts.context // 2 or PREFILL)
+    sizes = {name: 1 if k == 0 else OTHER for k, name in enumerate(dynamic_dimensions(inputs))}
+    if not _has_cache(inputs):
+        return [("request", {**sizes, SEQUENCE: length})]
+    return [("prefill", {**sizes, SEQUENCE: length, PAST: 0}), ("decode", {**sizes, SEQUENCE: 1, PAST: length})]
+
+
+def _warmup(name: str, sizes: Mapping[str, int], inputs: Sequence[Input], batched: bool) -> dict[str, Any]:
+    """One sample: zeros everywhere, which is a valid token, type and position, but ones in a mask."""
+    masks, entries = _masks(inputs), []
+    for spec in inputs:
+        data = {"input_data_file": _ones(spec)} if spec in masks else {"zero_data": True}
+        dims = list(spec.resolve(sizes)[1 if batched else 0 :])
+        entries.append({"key": spec.name, "value": {"data_type": Name(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1], **data}})
+    return {"name": name, "batch_size": 1, "inputs": entries}
