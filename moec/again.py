@@ -13,6 +13,7 @@ from moec.driver import MANIFEST, find_backend, reference_of
 from moec.engine import Backend, Engine
 from moec.errors import MoecError
 from moec.hooks import KeepHook
+from moec.layouts import model_folder
 from moec.pipeline import Context, Pipeline
 from moec.program import Program
 from moec.report import Report, check_artefacts
@@ -49,7 +50,7 @@ class Made:
 
     def engine(self, prepack: bool = True) -> Engine:
         """The engine, loaded; where its hardware is missing, on what stands in for it."""
-        return self.backend.load(self.folder, self.backend.stand_in(self.target) or self.target, prepack)
+        return self.backend.load(model_folder(self.folder), self.backend.stand_in(self.target) or self.target, prepack)
 
     def tolerance(self, asked: float | None) -> Tolerance:
         """What was asked for now, else at the compile, else the precision's own."""

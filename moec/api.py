@@ -17,6 +17,7 @@ from moec.engine import Engine
 from moec.errors import MoecError
 from moec.frontend import Dynamic, capture
 from moec.inspection import Inspection, inspect_program
+from moec.layouts import model_folder
 from moec.pipeline import Hook, Pipeline
 from moec.progress import Progress
 from moec.report import Report, check_artefacts
@@ -46,6 +47,7 @@ def compile(
     allow_pickle: bool = False,
     cache: bool = True,
     save_hf: str | Path | None = None,
+    layout: str | None = None,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -58,6 +60,7 @@ def compile(
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
         optimize_for, verify, tolerance, seed: see `moec.driver.Options`.
         save_hf: also write the model after the named passes as a checkpoint that transformers loads, see `moec.huggingface.save`.
+        layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
         hooks: watchers of the pipeline, see `moec.hooks`.
 
     Returns:
@@ -72,7 +75,8 @@ def compile(
     source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
     checkpoint = Path(save_hf) if save_hf is not None else None
-    return compile_source(source, Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache), Path(out), hooks, progress)
+    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout)
+    return compile_source(source, options, Path(out), hooks, progress)
 
 
 def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
@@ -84,7 +88,7 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
     options = Options(
         Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
-        inputs=report.inputs, cache=report.cache,
+        inputs=report.inputs, cache=report.cache, layout=report.layout,
     )  # fmt: skip
     return compile_source(source, options, Path(out), progress=progress)
 
@@ -103,7 +107,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report, path, check)
     target = Target.parse(report.target)
-    return find_backend(target).load(path, target)
+    return find_backend(target).load(model_folder(path), target)
 
 
 def verify(engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, **opening: Any) -> Verification:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from moec.coverage import verification_sizes
 from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
 from moec.hooks import VerifyHook
+from moec.huggingface.companions import describe, write_companions
+from moec.layouts import arrange, choose, model_folder
 from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
 from moec.progress import Progress
@@ -45,6 +47,7 @@ class Options:
         save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.save`.
         inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the engine.
         cache: whether a decoder was opened with its cache of keys and values; recorded too.
+        layout: of the engine folder, see `moec.layouts`; what suits the model when None.
     """
 
     target: Target
@@ -56,6 +59,7 @@ class Options:
     save_hf: Path | None = None
     inputs: tuple[str, ...] = ()
     cache: bool = True
+    layout: str | None = None
 
 
 def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
@@ -66,6 +70,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     """
     progress = progress or Progress()
     backend = find_backend(options.target)
+    options = replace(options, layout=choose(options.layout, source.inputs, describe(source)))
     with ExitStack() as stack:
         folder = stack.enter_context(staging(out))
         progress.stage("capture")
@@ -82,6 +87,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         progress.stage("build")
         facts = backend.build(program, options.target, folder, options.optimize_for, progress)
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
+        lay_out(source, program, options, backend, folder)
         progress.stage("verify")
         proof = prove(source, captured, program, backend, options, folder)
         proof.require()
@@ -146,6 +152,13 @@ def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iter
         raise
 
 
+def lay_out(source: Source, program: Program, options: Options, backend: Backend, folder: Path) -> None:
+    """Put the model's own files beside a built engine, and lay the folder out for the software that is to run it."""
+    write_companions(source, folder)
+    outputs = backend.outputs(folder)
+    arrange(options.layout or "plain", folder, program.inputs, outputs, describe(source), options.target.device or "cpu")
+
+
 def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:
     """Compare the built engine with the untouched model on inputs that reach every expert.
 
@@ -155,7 +168,7 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
     precision = backend.precision(options.target)
     approximate = any(step.contract == "approximate" for step in program.history)
     tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(precision, approximate)
-    engine = backend.load(folder, backend.stand_in(options.target) or options.target, prepack)
+    engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
     try:
         if approximate:
             verify(source, engine, program, Tolerance.of(precision), options.seed, StreamingEngine(program)).require()
@@ -171,7 +184,8 @@ def make_report(
     return Report(
         source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
-        source_hashes=source.hashes, steps=step_facts(steps), facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
+        layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
+        facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
         refused=tuple(asdict(r) for r in proof.refused), environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 

@@ -163,6 +163,10 @@ class Backend(ABC):
         """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
         operator with the lowering that it got and why."""
 
+    @abstractmethod
+    def outputs(self, folder: Path) -> tuple[Input, ...]:
+        """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs' are; reads no weights."""
+
     def stand_in(self, target: Target) -> Target | None:
         """A target of this machine that runs the same files, for the proof where the target's own hardware is missing; None where it is
         here, or nothing else runs them."""

@@ -19,7 +19,7 @@ LAYERS = [
     {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline"},
     {"engine", "source", "module_source", "storage"},
     {"streaming", "trace", "compare", "coverage", "verification", "bisection", "hooks", "memory", "benchmark", "inspection", "report", "page"},
-    {"huggingface", "sources"},
+    {"layouts", "huggingface", "sources"},
     {"backends"},
     {"driver"},
     {"again"},

@@ -12,7 +12,7 @@ import torch
 from moec.engine import Backend, Engine, Probe, Refusal
 from moec.errors import MoecError
 from moec.pipeline import Pipeline
-from moec.program import Program
+from moec.program import Input, Program
 from moec.progress import Progress
 from moec.target import Target
 
@@ -77,6 +77,19 @@ class Onnxruntime(Backend):
                 "M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out"
             ) from error
         return {"blocks": blocks, "attention": attentions, "opset": dict(model.opset_imports)}
+
+    def outputs(self, folder: Path) -> tuple[Input, ...]:
+        import onnx_ir as ir
+
+        from moec.backends.onnxruntime.engine import MODEL_FILE
+        from moec.backends.onnxruntime.tensors import DTYPES
+
+        dtypes = {theirs: ours for ours, theirs in DTYPES.items()}
+        found = []
+        for value in ir.load(folder / MODEL_FILE).graph.outputs:
+            assert value.dtype is not None and value.shape is not None
+            found.append(Input(str(value.name), dtypes[value.dtype], tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)))
+        return tuple(found)
 
     def stand_in(self, target: Target) -> Target | None:
         import onnxruntime as ort

@@ -24,6 +24,7 @@ from moec.errors import MoecError
 )
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference); the precision's own by default.")
 @click.option("--seed", type=int, default=None, help="For everything random.  [default: 0]")
+@click.option("--layout", type=click.Choice(["plain", "genai", "triton"]), default=None, help="For which clients.  [default: genai for decoders, else plain]")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the program after every pass as Python text.")
 @click.option("--save-hf", type=click.Path(path_type=Path), help="Also write the upcycled model as a checkpoint for transformers.")
 @model_options

@@ -12,7 +12,7 @@ from moec.hooks import DumpHook
 from moec.pipeline import Pipeline
 from moec.registry import did_you_mean
 
-KEYS = ("target", "pass", "optimize_for", "verify", "tolerance", "seed", "inputs")
+KEYS = ("target", "pass", "optimize_for", "verify", "tolerance", "seed", "inputs", "layout")
 
 
 def presets() -> dict[str, str]:

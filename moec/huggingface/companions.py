@@ -53,8 +53,8 @@ def describe(source: Any) -> ModelFacts:
     if origin is None:
         return ModelFacts(name)
     model, path = origin.template, getattr(origin, "path", None)
-    stored = path is not None and (path / "generation_config.json").is_file()
-    return facts_of(name, model.config, _stored_generation(path) if stored else getattr(model, "generation_config", None), source.inputs)
+    generation = getattr(model, "generation_config", None) if path is None else _stored_generation(path)
+    return facts_of(name, model.config, generation, source.inputs)
 
 
 def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -> ModelFacts:
@@ -82,6 +82,8 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
 def _stored_generation(path: Path) -> Any:
     from transformers import GenerationConfig
 
+    if not (path / "generation_config.json").is_file():
+        return None
     return GenerationConfig.from_pretrained(path, local_files_only=True)
 
 

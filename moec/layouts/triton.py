@@ -48,8 +48,8 @@ def write(folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts
     model = folder / facts.name
     (model / WARMUP).mkdir(parents=True)
     staged.rename(model / VERSION)
-    file = next(name for name in BACKENDS if (model / VERSION / name).exists())
-    (model / "config.pbtxt").write_text(config(inputs, outputs, facts, file, device), encoding="utf-8")
+    engine = next(name for name in BACKENDS if (model / VERSION / name).exists())
+    (model / "config.pbtxt").write_text(config(inputs, outputs, facts, engine, device), encoding="utf-8")
     for mask in _masks(inputs):
         most = max(prod(mask.resolve(sizes)) for _, sizes in warmups(inputs, facts))
         (model / WARMUP / _ones(mask)).write_bytes(torch.ones(most, dtype=mask.dtype).numpy().tobytes())
