@@ -22,7 +22,7 @@ with torch.no_grad():
     dense = llama(**inputs).logits
 
 # one graph with symbolic batch and sequence; weights stay where they are until somebody reads them
-source = HuggingFaceSource.from_model(llama)
+source = HuggingFaceSource.from_model(llama, cache=False)  # training needs no cache of keys and values
 program = source.capture()
 
 # each feed-forward block becomes 4 copies, each cut in 2 experts; a token uses 2 copies, so 4 of 8 experts

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.program import PLUS, Input
+from moec.signature import PLUS, Input
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
@@ -26,6 +26,11 @@ def past_names(layer: int) -> tuple[str, str]:
 def present_name(past: str) -> str:
     """The output that continues a cache input: the same heads, `past_sequence + sequence` long."""
     return past.replace("past_key_values", "present")
+
+
+def is_present(output: str) -> bool:
+    """Whether an output continues the cache."""
+    return output.startswith("present.")
 
 
 def cache_inputs(inputs: Sequence[Input]) -> list[Input]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,42 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 import moec.dialect  # noqa: F401  # registers the operators that a graph may hold
+from moec.decoder import complete
 from moec.errors import MoecError
+from moec.signature import PLUS as PLUS
+from moec.signature import Input as Input
+from moec.signature import dynamic_dimensions as dynamic_dimensions
+from moec.signature import identifier as identifier
 from moec.weights import Weight
 
 META, CPU = torch.device("meta"), torch.device("cpu")
-PLUS = " + "  # between the names of a dimension that is a sum
-
-
-@dataclass(frozen=True)
-class Input:
-    """One named input: its dtype and its shape.
-
-    A dynamic dimension is a name or a sum of names (`past_sequence + sequence`), a fixed one a number.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | str, ...]
-
-    @property
-    def identifier(self) -> str:
-        """The name as Python can write it: what the graph's placeholder is called."""
-        return identifier(self.name)
-
-    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with the dynamic dimensions' sizes put in."""
-        return tuple(sum(sizes[part] for part in d.split(PLUS)) if isinstance(d, str) else d for d in self.shape)
-
-
-def identifier(name: str) -> str:
-    """A name of an input or a dimension as Python can write it."""
-    return name.replace(PLUS, "_plus_").replace(".", "_")
-
-
-def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
-    """Names of the dynamic dimensions in order of appearance; a sum counts as its parts."""
-    return list(dict.fromkeys(part for i in inputs for d in i.shape if isinstance(d, str) for part in d.split(PLUS)))
 
 
 @dataclass(frozen=True)
@@ -129,9 +102,10 @@ class Program:
         return fx.GraphModule(root, place(copy.deepcopy(self.graph), device))
 
     def run(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Run once in eager PyTorch, loading all weights. For repeated runs keep an `EagerEngine`."""
+        """Run once in eager PyTorch, loading all weights; a decoder's absent cache is empty. For repeated runs keep an `EagerEngine`."""
+        given = complete(self.inputs, inputs)
         with torch.inference_mode():
-            values = self.module()(*(inputs[i.name] for i in self.inputs))
+            values = self.module()(*(given[i.name] for i in self.inputs))
         return dict(zip(self.outputs, values, strict=True))
 
     # ------------------------------------------------------------------ text, checks, copies

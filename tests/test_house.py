@@ -14,7 +14,8 @@ SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT /
 # a module may import those of its own layer and of earlier ones
 LAYERS = [
     {"errors", "version", "progress"},
-    {"registry", "target", "weights", "shards", "dialect"},
+    {"registry", "target", "weights", "shards", "dialect", "signature"},
+    {"decoder"},
     {"program"},
     {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline"},
     {"engine", "source", "module_source", "storage"},

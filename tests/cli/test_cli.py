@@ -86,7 +86,7 @@ def test_run_on_inputs_from_a_file(cli: Cli, mixtral_engine: Path, tmp_path: Pat
     want = moec.load(mixtral_engine)(input_ids=ids, attention_mask=np.ones_like(ids))["logits"]
     assert np.array_equal(np.load(tmp_path / "out.npz")["logits"], want)
     assert cli("run", mixtral_engine, "--seed", 1).startswith("logits: float32[2, 16, 96] mean ")
-    np.savez(tmp_path / "bad.npz", input_ids=ids)
+    np.savez(tmp_path / "bad.npz", attention_mask=np.ones_like(ids))
     cli("run", mixtral_engine, "--inputs", tmp_path / "bad.npz", status=2)
     assert "M211" in cli.err
 
