@@ -17,7 +17,7 @@ CODES: dict[str, str] = {
     "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
     "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
-    "M202": "No pass, target or preset has this name.",
+    "M202": "No pass, target, preset or layout has this name.",
     "M203": "The configuration of a pass is not valid for this model.",
     "M204": "The source of the model could not be read.",
     "M205": "A safetensors file is missing, truncated, or lacks a weight that the model needs.",

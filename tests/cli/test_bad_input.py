@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moec.cli import main
-from tests.zoo import edit_config
+from tests.zoo import edit_config, save
 
 
 def moec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -172,10 +172,18 @@ def test_json_carries_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_usage_errors_are_three_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["compile"], ["no-such-verb"], ["compile", "m", "-o", "x", "--no-such-flag"]):
+    for arguments in (["compile"], ["no-such-verb"], ["compile", "m", "-o", "x", "--no-such-flag"], ["compile", "m", "-o", "x", "--layout", "nonsense"]):
         status, err = moec(capsys, *arguments)
         assert status == 2
         assert_three_lines(err, "M201")
+
+
+def test_an_encoder_has_no_layout_for_text_generation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = save("bert", tmp_path / "model")
+    status, err = moec(capsys, "compile", encoder, "-o", tmp_path / "engine", "--layout", "genai")
+    assert status == 2
+    assert_three_lines(err, "M208")
+    assert_nothing_published(tmp_path)
 
 
 # ---------------------------------------------------------------------- a process of its own: limits and signals
