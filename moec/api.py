@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +12,12 @@ from moec.again import bisect_engine, prove_again
 from moec.benchmark import Benchmark, bench_engines
 from moec.bisection import Divergence
 from moec.coverage import verification_sizes
+from moec.decoder_benchmark import DecoderBenchmark, bench_decoders
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.frontend import Dynamic, capture
+from moec.generation import GREEDY, Sampling, is_decoder
 from moec.inspection import Inspection, inspect_program
 from moec.layouts import model_folder
 from moec.pipeline import Hook, Pipeline
@@ -24,6 +26,7 @@ from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
 from moec.target import Target
+from moec.text import Writer, Written
 from moec.verification import Verification
 
 __all__ = ["bench", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
@@ -140,13 +143,35 @@ def inspect(model: Model, **sources: Any) -> Inspection:
     return inspect_program(open_source(model, **sources).capture())
 
 
-def bench(engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | None = None, runs: int = 30, eager: bool = False, **opening: Any) -> Benchmark:
-    """Time engines beside each other, in turns, on the same inputs.
+def write(
+    folder: str | Path, prompt: str | Sequence[int], *, max_tokens: int = 64, sampling: Sampling = GREEDY, check: str = "hash"
+) -> tuple[Written, Iterator[str]]:
+    """Continue a prompt with a decoder's engine folder.
+
+    Args:
+        folder, check: see `load`.
+        prompt, max_tokens, sampling: see `moec.text.Writer.write`. On an engine that is loaded, use `moec.generation.generate`.
+
+    Returns:
+        A record of tokens, text and times that grows, and the pieces of text, which make it grow.
+    """
+    writer = Writer(load(folder, check=check), Path(folder), read_report(folder).source)
+    return writer.write(prompt, max_tokens, sampling)
+
+
+def bench(
+    engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | None = None, runs: int | None = None, eager: bool = False,
+    forward: bool = False, max_tokens: int = 32, **opening: Any,
+) -> Benchmark | DecoderBenchmark:  # fmt: skip
+    """Time engines beside each other, in turns, on the same inputs. Decoders write text, if all of them are, others run forward.
 
     Args:
         engines: folders or engines; ratios refer to the first.
-        sizes, runs: see `moec.benchmark.bench_engines`.
+        sizes: see `moec.benchmark.bench_engines` and `moec.decoder_benchmark.bench_decoders`.
+        runs: timed runs of each; by default 30 forward or 10 texts.
         eager: put the first folder's untouched model in eager PyTorch beside them.
+        forward: time single forward passes of decoders too.
+        max_tokens: new tokens of a text.
     """
     opened = [e if isinstance(e, Engine) else load(e) for e in engines]
     if eager:
@@ -155,4 +180,6 @@ def bench(engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | 
             raise MoecError("M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder")
         report = read_report(folder)
         opened.append(open_source(report.source, **{**opening, **report.opening}).reference())
-    return bench_engines(opened, sizes=sizes, runs=runs)
+    if forward or not all(map(is_decoder, opened)):
+        return bench_engines(opened, sizes=sizes, runs=30 if runs is None else runs)
+    return bench_decoders(opened, sizes, max_tokens, 10 if runs is None else runs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from torch import Tensor
 
 from moec.compare import Sample
 from moec.coverage import verification_sizes
+from moec.decoder import PAST
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.memory import peak_rss_bytes, reset_peak, rss_bytes
 from moec.program import Input
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -82,20 +86,21 @@ def bench_engines(
         raise MoecError("M201", "nothing to time", "moec bench", "give at least one engine and one run")
     chosen = sizes_of(engines[0].inputs, sizes or {}) if sample is None else _measured(engines[0].inputs, sample)
     sample = sample if sample is not None else default_sample(engines[0].inputs, chosen)
-    growth = [_warm(engine, sample, warmup) for engine in engines]
-    times = np.array([_round(engines, sample, r) for r in range(runs)])
+    clocks = [partial(_seconds, engine, sample) for engine in engines]
+    growth = [growth_bytes(clock, warmup) for clock in clocks]
+    times = np.array([rotated(clocks, r) for r in range(runs)])
     batch, length = (*[*chosen.values()][:2], None, None)[:2]
     timings = [_timing(e.name, times[:, i], times[:, 0], growth[i], batch or 1, length) for i, e in enumerate(engines)]
     return Benchmark(tuple(timings), chosen, torch.get_num_threads())
 
 
 def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int]:
-    """A size for every dynamic dimension: what is given, else batch 1 and a length of 128. Raises M201 for an unknown name."""
+    """A size for every dynamic dimension: what is given, else batch 1, nothing in the cache, and lengths of 128. Raises M201 for an unknown name."""
     names = list(verification_sizes(inputs)[0])
     unknown = [n for n in given if n not in names]
     if unknown:
         raise MoecError("M201", f"no dimension is called {unknown[0]!r}", "moec bench", f"the dynamic dimensions are {', '.join(names) or 'none'}")
-    return {n: given.get(n, 1 if k == 0 else 128) for k, n in enumerate(names)}
+    return {n: given.get(n, 0 if n == PAST else 1 if k == 0 else 128) for k, n in enumerate(names)}
 
 
 def default_sample(inputs: Sequence[Input], sizes: Mapping[str, int]) -> dict[str, Tensor]:
@@ -115,23 +120,24 @@ def _measured(inputs: Sequence[Input], sample: Sample) -> dict[str, int]:
     return {d: int(size) for i in inputs for d, size in zip(i.shape, sample[i.name].shape, strict=True) if isinstance(d, str)}
 
 
-def _warm(engine: Engine, sample: Sample, warmup: int) -> int:
-    """Run untimed; returns how far the peak of resident memory rose."""
+def growth_bytes(run: Callable[[], object], times: int) -> int:
+    """Run untimed, once at least; returns how far the peak of resident memory rose."""
     before = rss_bytes() if reset_peak() else peak_rss_bytes()
-    for _ in range(max(1, warmup)):
-        engine(**sample)
+    for _ in range(max(1, times)):
+        run()
     return max(0, peak_rss_bytes() - before)
 
 
-def _round(engines: Sequence[Engine], sample: Sample, number: int) -> list[float]:
-    """Seconds of one run of each engine; the order rotates with the round's number."""
-    seconds = [0.0] * len(engines)
-    for k in range(len(engines)):
-        i = (k + number) % len(engines)
-        start = time.perf_counter()
-        engines[i](**sample)
-        seconds[i] = time.perf_counter() - start
-    return seconds
+def rotated(runs: Sequence[Callable[[], Result]], number: int) -> list[Result]:
+    """The result of each, in their order, called in one that rotates with the round's number."""
+    found = {(k + number) % len(runs): runs[(k + number) % len(runs)]() for k in range(len(runs))}
+    return [found[i] for i in range(len(runs))]
+
+
+def _seconds(engine: Engine, sample: Sample) -> float:
+    start = time.perf_counter()
+    engine(**sample)
+    return time.perf_counter() - start
 
 
 def _timing(name: str, seconds: np.ndarray, first: np.ndarray, growth_bytes: int, batch: int, length: int | None) -> Timing:

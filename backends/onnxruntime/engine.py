@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation, refusals
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input
@@ -40,8 +41,15 @@ class OnnxruntimeEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
-        values = self._session.run(list(self.outputs), feeds)
+        with refusals(self.name):
+            values = self._session.run(list(self.outputs), feeds)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}
+
+    def continuation(self) -> HostContinuation:
+        """A new text, see `moec.generation`: its cache stays where the runtime keeps it."""
+        if self._providers == PROVIDERS["cpu"]:
+            return HostContinuation(self._session, self.inputs, self.name)
+        return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
 
     def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every floating-point value inside, for `moec.bisection`."""

@@ -18,14 +18,14 @@ from moec.version import __version__
 
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
-    "compile": "build", "verify": "prove", "bench": "prove", "run": "prove",
+    "compile": "build", "verify": "prove", "bench": "prove", "run": "run",
     "inspect": "look", "ls": "look", "explain": "look", "doctor": "look",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
     "verify": "Prove an engine against its source again, or against another engine.",
     "bench": "Time engines beside each other.",
-    "run": "Run an engine on inputs from a file or on random ones.",
+    "run": "Continue a prompt with a decoder, or run any engine once.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
     "ls": "List passes, targets or presets.",
     "explain": "Explain a pass or an error code.",

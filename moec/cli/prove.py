@@ -1,4 +1,4 @@
-"""`moec verify`, `moec bench`, `moec run`: what is done with engines."""
+"""`moec verify`, `moec bench`: is an engine right, and how fast is it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,19 @@ def verify_command(engine: Path, against: str | None, bisect: bool, tolerance: f
 @click.option(
     "--size", "sizes", multiple=True, metavar="DIM=N", help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default."
 )
-@click.option("--runs", type=int, default=30, show_default=True, help="Timed runs of each engine.")
+@click.option("--max-tokens", type=int, default=32, show_default=True, help="Decoders: tokens that follow the prompt, whose length is sequence.")
+@click.option("--forward", is_flag=True, help="Time single forward passes of decoders too.")
+@click.option("--runs", type=int, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
 @click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
 @common
-def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], runs: int, eager: bool, as_json: bool, quiet: bool) -> None:
-    """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine."""
+def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+    """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine.
+
+    Decoders continue a prompt: time to the first token, then tokens a second. Other engines run forward.
+    """
     from moec import api
 
-    result = api.bench(engines, sizes=_sizes(sizes), runs=runs, eager=eager)
+    result = api.bench(engines, sizes=_sizes(sizes), **options)
     emit(result.to_dict()) if as_json else click.echo(str(result))
 
 
@@ -56,34 +61,3 @@ def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
     if bad is not None:
         raise MoecError("M201", f"cannot read the size {bad!r}", "--size", "write DIM=N with N of 1 or more, e.g. --size batch=4")
     return {name: int(size) for name, _, size in pairs}
-
-
-@click.command("run")
-@click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--inputs", "file", type=click.Path(path_type=Path), help="An .npz with one array an input; random inputs by default.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the outputs into this .npz.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random inputs.")
-@common
-def run_command(engine: Path, file: Path | None, output: Path | None, seed: int, as_json: bool, quiet: bool) -> None:
-    """Run ENGINE once and print the shape, mean and spread of each output."""
-    import numpy as np
-
-    from moec import api
-
-    opened = api.load(engine)
-    if file:
-        try:
-            inputs = dict(np.load(file))
-        except (OSError, ValueError) as error:
-            raise MoecError("M211", f"not a readable .npz: {error}", str(file), "write it with numpy.savez(file, name=array, …)") from error
-    else:
-        inputs = {k: v.numpy() for k, v in api.sample(engine, seed).items()}
-    outputs = opened(**inputs)
-    if output:
-        np.savez(output, **outputs)
-    rows = {k: {"shape": list(v.shape), "dtype": str(v.dtype), "mean": float(v.mean()), "std": float(v.std())} for k, v in outputs.items()}
-    if as_json:
-        emit({"outputs": rows})
-    else:
-        for name, row in rows.items():
-            click.echo(f"{name}: {row['dtype']}{row['shape']} mean {row['mean']:.4g} std {row['std']:.4g}")
