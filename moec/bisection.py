@@ -148,10 +148,10 @@ def _outputs(program: Program, sample: Sample) -> Values:
     """The values that leave each module, by the order of the last one. Keys and values for the cache say nothing of a module's own output."""
     found: Values = {}
     results = next(n for n in program.graph.nodes if n.op == "output").args[0]
-    cached = {node for name, node in zip(program.outputs, results, strict=True) if is_present(name)}
+    cached = {node.name for name, node in zip(program.outputs, results, strict=True) if is_present(name)}
 
     def watch(node: fx.Node, value: Any, _args: Any, _kwargs: Any) -> None:
-        for path in module_paths(node) if _is_real(value) and node not in cached else ():
+        for path in module_paths(node) if _is_real(value) and node.name not in cached else ():
             if any(path not in module_paths(user) for user in node.users):
                 found[path] = [*found.pop(path, []), value]
 

@@ -136,6 +136,11 @@ def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str,
     return samples, _summary(program, records, tried)
 
 
+def decided_sample(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> Sample:
+    """A random input of these sizes; of three seeds, the one with the fewest choices of experts that hang on rounding."""
+    return _decided(program, source, sizes, seed)[0]
+
+
 def measure_load(program: Program, samples: Sequence[Sample]) -> Coverage:
     """Which experts these samples reach, and how often."""
     return _summary(program, [_run(program, sample) for sample in samples], len(samples))

@@ -24,6 +24,7 @@ def markdown(report: Report) -> str:
         lines += _table(("block", "experts reached", "not reached"), loads)
     lines += _table(("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps])
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
+    lines += [f"- one text in one go and as {report.consistency}"] if report.consistency else []
     lines += [f"- cannot run at {sizes(r)}: {r['reason']}" for r in report.refused]
     lines += ["", *_table(("file", "bytes", "SHA-256"), [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts])]
     lines += _table(("environment", ""), list(report.environment.items()))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from moec.compare import Comparison, OutputError
+from moec.consistency import Consistency, Way
 from moec.coverage import Coverage, ExpertLoad
 from moec.errors import MoecError
 from moec.pipeline import StepReport
@@ -50,6 +51,7 @@ class Report:
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
         comparison, coverage: the proof, and the experts that its inputs reached.
         refused: sizes that the engine cannot run although the model can, each with a reason.
+        consistency: of a decoder: one text in one go against chunks and single tokens.
         environment: versions and processor type.
         artefacts: the engine's files.
         schema: version of this form.
@@ -71,6 +73,7 @@ class Report:
     steps: tuple[dict[str, Any], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     refused: tuple[dict[str, Any], ...] = ()
+    consistency: Consistency | None = None
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
     schema: int = SCHEMA
@@ -194,5 +197,11 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "comparison": Comparison(**{**comparison, "outputs": outputs}), "coverage": Coverage(**{**coverage, "loads": loads}),
         "artefacts": tuple(Artefact(**a) for a in data["artefacts"]), "inputs": tuple(data["inputs"]),
-        "steps": tuple(data["steps"]), "refused": tuple(data["refused"]),
+        "steps": tuple(data["steps"]), "refused": tuple(data["refused"]), "consistency": _consistency(data.get("consistency")),
     }  # fmt: skip
+
+
+def _consistency(data: Mapping[str, Any] | None) -> Consistency | None:
+    if data is None:
+        return None
+    return Consistency(data["tolerance"], tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]))

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from moec.compare import Comparison, Sample, Tolerance, compare
-from moec.coverage import Coverage, reach_experts, verification_sizes
+from moec.consistency import SIZES, Consistency, check_consistency
+from moec.coverage import Coverage, decided_sample, reach_experts, verification_sizes
+from moec.decoder import cache_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input, Program
@@ -32,6 +34,7 @@ class Verification:
         refused: sizes that the candidate cannot run. A dimension of 1 there is a limitation that is reported, since exporters
             specialise it; any other refusal is a failure.
         seed: of the samples.
+        consistency: of a decoder with a cache: one text in one go, in chunks, and token by token.
     """
 
     comparison: Comparison
@@ -39,11 +42,12 @@ class Verification:
     sizes: tuple[dict[str, int], ...]
     refused: tuple[Refused, ...]
     seed: int
+    consistency: Consistency | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs agree and no size but those with a 1 was refused."""
-        return self.comparison.ok and not self.failures
+        """Whether all outputs agree, no size but those with a 1 was refused, and a decoder's cache makes no difference."""
+        return self.comparison.ok and not self.failures and (self.consistency is None or self.consistency.ok)
 
     @property
     def failures(self) -> tuple[Refused, ...]:
@@ -57,9 +61,13 @@ class Verification:
             fix = "fix the dimension with --input name=shape:dtype, or report this with `moec compile --dump DIR`"
             raise MoecError("M101", f"{self.comparison.candidate} cannot run at {where}: {failure.reason}", where, fix)
         self.comparison.require()
+        if self.consistency is not None:
+            self.consistency.require(self.comparison.candidate)
 
     def __str__(self) -> str:
         lines = [f"{'equal' if self.ok else 'DIFFERS'}: {self.comparison.candidate} against {self.comparison.reference}: {self.comparison}", str(self.coverage)]
+        if self.consistency is not None:
+            lines.append(f"one text in one go and as {self.consistency}")
         lines += [f"cannot run at {', '.join(f'{k}={v}' for k, v in r.sizes.items())}: {r.reason}" for r in self.refused]
         return "\n".join(lines)
 
@@ -95,7 +103,11 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
     if not sizes:
         raise MoecError("M101", f"{engine.name} runs at no size that was tried: {refused[0].reason}", engine.name, "report this with `moec compile --dump DIR`")
     samples, coverage = reach_experts(program, source, sizes, seed, tries=4 if streamed else 48)
-    return Verification(compare(reference, engine, samples, tolerance), coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed)
+    comparison = compare(reference, engine, samples, tolerance)
+    consistency = None
+    if cache_inputs(engine.inputs):
+        consistency = check_consistency(engine, decided_sample(program, source, SIZES, seed + 7), tolerance)
+    return Verification(comparison, coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed, consistency)
 
 
 def _runs(engine: Engine, sample: Sample) -> str | None:

@@ -1,0 +1,88 @@
+"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from moec.compare import Sample, Tolerance
+from moec.decoder import IDS, MASK, cache_inputs, present_name, without_padding
+from moec.engine import Engine
+from moec.errors import MoecError
+
+SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
+WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those of the text in one go."""
+
+    name: str
+    steps: tuple[int, ...]
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How far the ways of feeding one text are apart.
+
+    Attributes:
+        tolerance: what `deviation` may be.
+        ways: each compared with one go.
+    """
+
+    tolerance: float
+    ways: tuple[Way, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every way says the same."""
+        return all(way.deviation <= self.tolerance for way in self.ways)
+
+    def require(self, engine: str) -> None:
+        """Raise M101 unless `ok`."""
+        wrong = next((way for way in self.ways if not way.deviation <= self.tolerance), None)
+        if wrong is not None:
+            what = f"{engine} says something else when a text comes as {wrong.name}: max |d|/std {wrong.deviation:.2g} of {self.tolerance:g} allowed"
+            raise MoecError("M101", what, f"calls of {', '.join(map(str, wrong.steps))} tokens", "report this, and compile with --no-cache meanwhile")
+
+    def __str__(self) -> str:
+        return "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}" for way in self.ways)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def check_consistency(engine: Engine, sample: Sample, tolerance: Tolerance) -> Consistency:
+    """Feed one text to a decoder in several ways.
+
+    Args:
+        engine: with the signature of `moec.decoder`.
+        sample: `input_ids [B, 12]` and `attention_mask [B, 12]`; what it holds of a cache is left out.
+        tolerance: what may differ.
+    """
+    ids, mask = sample[IDS], sample[MASK]
+    empty: dict[str, Tensor] = {}
+    whole = _logits(engine, ids, mask, (ids.shape[1],), empty)
+    spread = float(whole.std(correction=0)) or 1.0
+    ways = []
+    for name, steps in WAYS.items():
+        error = (_logits(engine, ids, mask, steps, empty) - whole).abs()
+        ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))
+    return Consistency(tolerance.deviation, tuple(ways))
+
+
+def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cache: Mapping[str, Tensor]) -> Tensor:
+    """Logits `[tokens that are not padding, vocabulary]` of the text fed in these steps, in float64."""
+    found, end = [], 0
+    for step in steps:
+        start, end = end, end + step
+        outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
+        cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
+        found.append(outputs["logits"].double())
+    return without_padding(torch.cat(found, 1), {IDS: ids, MASK: mask, **cache})

@@ -1,0 +1,79 @@
+"""The cache of keys and values makes no difference, and a cache that does is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec import api
+from moec.compare import Tolerance
+from moec.consistency import SIZES, WAYS, check_consistency
+from moec.decoder import cache_inputs
+from moec.engine import Engine
+from moec.errors import MoecError
+
+TOLERANCE = Tolerance(1e-3)
+
+
+class Spoiled(Engine):
+    """An engine behind a cache that somebody shifts by one token, or scales."""
+
+    def __init__(self, engine: Engine, how: str) -> None:
+        self.name, self.inputs, self.outputs, self.engine, self.how = "spoiled", engine.inputs, engine.outputs, engine, how
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = dict(inputs)
+        for spec in cache_inputs(self.inputs):
+            given[spec.name] = given[spec.name].roll(1, 2) if self.how == "shifted" else given[spec.name] * 1.01
+        return self.engine.run(given)
+
+
+@pytest.fixture(scope="module")
+def engine(mixtral_engine: Path) -> Engine:
+    return api.load(mixtral_engine)
+
+
+@pytest.fixture(scope="module")
+def sample(mixtral_engine: Path) -> dict[str, Tensor]:
+    source = api.open_source(api.read_report(mixtral_engine).source)
+    return source.sample(SIZES, 3)
+
+
+def test_every_way_covers_the_text_and_the_sample_is_padded_on_both_sides(sample: dict[str, Tensor]) -> None:
+    assert all(sum(steps) == SIZES["sequence"] for steps in WAYS.values())
+    mask = sample["attention_mask"]
+    assert mask[0].all() and mask[1, 0] == 0 and mask[2, -1] == 0
+
+
+def test_a_right_cache_makes_no_difference(engine: Engine, sample: dict[str, Tensor]) -> None:
+    found = check_consistency(engine, sample, TOLERANCE)
+    assert found.ok and max(way.deviation for way in found.ways) < 1e-4 and len(found.ways) == len(WAYS)
+    found.require(engine.name)
+
+
+@pytest.mark.parametrize("how", ["shifted", "scaled"])
+def test_a_wrong_cache_is_found(engine: Engine, sample: dict[str, Tensor], how: str) -> None:
+    found = check_consistency(Spoiled(engine, how), sample, TOLERANCE)
+    assert not found.ok and "chunks" in str(found)
+    with pytest.raises(MoecError, match="something else") as caught:
+        found.require("spoiled")
+    assert caught.value.code == "M101"
+
+
+def test_nan_is_not_equal(engine: Engine, sample: dict[str, Tensor]) -> None:
+    class Broken(Spoiled):
+        def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            outputs = self.engine.run(inputs)
+            return {**outputs, "logits": torch.full_like(outputs["logits"], torch.nan)} if inputs["input_ids"].shape[1] == 1 else outputs
+
+    assert not check_consistency(Broken(engine, ""), sample, TOLERANCE).ok
+
+
+def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> None:
+    report = api.read_report(mixtral_engine)
+    assert report.consistency is not None and report.consistency.ok and [w.steps for w in report.consistency.ways] == list(WAYS.values())
+    assert "token by token" in report.to_markdown() and "token by token" in report.to_html()
