@@ -186,7 +186,8 @@ def make_report(
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
         layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
         facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
-        refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
+        refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency,
+        environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, provider: str, biases: dict[ir.V
     block, emit = _read(node), Emitter(graph, node)
     bias = None
     if block.mask is not None:  # layers share their masks
-        bias = biases[block.mask] = biases.get(block.mask) or _bias(emit, block.mask)
+        bias = biases[block.mask] = biases.get(block.mask) or _bias(emit, block.mask, block.dtype)
     refusal = block.why_plain or ("half precision only on CUDA" if provider == "cuda" and block.dtype == FLOAT else "")
     if refusal or bias is None:
         y, why = _plain(emit, block, bias), refusal
@@ -107,11 +107,12 @@ def _size(value: ir.Value, axis: int) -> int:
     return size
 
 
-def _bias(emit: Emitter, mask: ir.Value) -> ir.Value:
-    """What is added to the scores, in float32: 0 where a token may look. Finite, so that a row of padding stays a number."""
+def _bias(emit: Emitter, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """What is added to the scores, in float32: 0 where a token may look. Finite even after a score is added in the operator's own dtype,
+    so that a row of padding, which may see nothing, stays a number: the next layer would spread a NaN."""
     if mask.dtype != ir.DataType.BOOL:
         return emit.cast(mask, mask.dtype or FLOAT, FLOAT)
-    return emit("Where", mask, emit.number(0.0, FLOAT), emit.number(float(np.finfo(np.float32).min), FLOAT))
+    return emit("Where", mask, emit.number(0.0, FLOAT), emit.number(-3e4 if dtype == ir.DataType.FLOAT16 else -3e38, FLOAT))
 
 
 # ---------------------------------------------------------------------- plain products

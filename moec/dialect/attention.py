@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -15,19 +14,24 @@ def attention_reference(
     """The operator in plain PyTorch; see `attention`. Scores and their softmax are computed in float32."""
     groups = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (key, value))
+    shares = _shares(_scores(query, key, scale, softcap), mask, sinks, query.dtype)
+    return (shares[..., : key.shape[2]].to(query.dtype) @ value).transpose(1, 2).contiguous()
+
+
+def _scores(query: Tensor, key: Tensor, scale: float, softcap: float) -> Tensor:
     scores = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32)) * scale
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
+    return torch.tanh(scores / softcap) * softcap if softcap else scores
+
+
+def _shares(scores: Tensor, mask: Tensor | None, sinks: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`[B, N, S, T]`, with a last column for the sinks where there are any."""
     if mask is not None:
-        lowest = torch.finfo(query.dtype).min  # finite: a row of padding that sees nothing stays a number
+        lowest = torch.finfo(dtype).min  # finite: a row of padding that sees nothing stays a number
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     if sinks is not None:
         column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], -1)
-    shares = scores.softmax(-1)
-    if sinks is not None:
-        shares = shares[..., :-1]
-    return (shares.to(query.dtype) @ value).transpose(1, 2).contiguous()
+    return scores.softmax(-1)
 
 
 @torch.library.custom_op("moec::attention", mutates_args=())
@@ -57,20 +61,30 @@ def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, sin
 
 @torch.library.custom_op("moec::attention_backward", mutates_args=())
 def attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, rule: str
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of `attention` by query, key, value and sinks (empty without sinks), through its reference. rule: scale and softcap as JSON."""
-    with torch.enable_grad():
-        inputs = [t.detach().requires_grad_() for t in (query, key, value, *([] if sinks is None else [sinks]))]
-        q, k, v, *rest = inputs
-        output = attention_reference(q, k, v, mask, rest[0] if rest else None, **json.loads(rule))
-    found = torch.autograd.grad(output, inputs, grad)
-    return found[0], found[1], found[2], found[3] if sinks is not None else grad.new_empty(0)
+    """Gradients of `attention` by query, key, value and sinks (empty without sinks), in float32 inside."""
+    groups, wide = query.shape[1] // key.shape[1], torch.promote_types(query.dtype, torch.float32)
+    q, k, v, g = (t.to(wide) for t in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), grad.transpose(1, 2)))
+    scores = _scores(q, k, scale, softcap)
+    shares = _shares(scores, mask, sinks, query.dtype)
+    seen = shares[..., : key.shape[2]]
+    d_shares = g @ v.mT
+    inner = (d_shares * seen).sum(-1, keepdim=True)
+    d_scores = seen * (d_shares - inner)
+    if mask is not None and mask.dtype == torch.bool:
+        d_scores = d_scores.masked_fill(~mask, 0.0)
+    if softcap:
+        d_scores = d_scores * (1 - (scores / softcap).square())
+    by_head = lambda t: t.unflatten(1, (-1, groups)).sum(2)  # noqa: E731  # the query heads of one key-value head
+    d_key, d_value = by_head(d_scores.mT @ q) * scale, by_head(seen.mT @ g)
+    d_sinks = -(shares[..., -1:] * inner).sum((0, 2, 3)).to(sinks.dtype) if sinks is not None else grad.new_empty(0)
+    return (d_scores @ k * scale).to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_sinks
 
 
 @attention_backward.register_fake
 def _(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, rule: str
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     like = torch.empty_like
     return like(query), like(key), like(value), grad.new_empty(0) if sinks is None else like(sinks)
@@ -78,12 +92,12 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
-    ctx.rule = json.dumps({k: v for k, v in keyword_only_inputs.items() if k != "causal"})
+    ctx.rule = keyword_only_inputs["scale"], keyword_only_inputs["softcap"]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, mask, sinks = ctx.saved_tensors
-    d_query, d_key, d_value, d_sinks = torch.ops.moec.attention_backward(grad, query, key, value, mask, sinks, ctx.rule)
+    d_query, d_key, d_value, d_sinks = torch.ops.moec.attention_backward(grad, query, key, value, mask, sinks, *ctx.rule)
     return d_query, d_key, d_value, None, d_sinks if sinks is not None else None
 
 

@@ -1,0 +1,22 @@
+"""Named inputs with sums of dimensions."""
+
+from __future__ import annotations
+
+import torch
+
+from moec.signature import Input, dynamic_dimensions, identifier
+
+
+def test_a_dimension_may_be_a_sum() -> None:
+    mask = Input("attention_mask", torch.int64, ("batch", "past + new", 3))
+    assert mask.resolve({"batch": 2, "past": 4, "new": 5}) == (2, 9, 3)
+
+
+def test_dimensions_in_order_a_sum_by_its_parts() -> None:
+    inputs = [Input("a", torch.int64, ("batch", "new")), Input("b", torch.int64, ("batch", "past + new")), Input("c", torch.int64, (1,))]
+    assert dynamic_dimensions(inputs) == ["batch", "new", "past"]
+
+
+def test_names_that_python_can_write() -> None:
+    assert identifier("past_key_values.0.key").isidentifier() and identifier("past + new").isidentifier()
+    assert Input("a.b", torch.int64, ()).identifier == "a_b"
