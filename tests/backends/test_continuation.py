@@ -1,0 +1,88 @@
+"""The cache stays with the runtime: the same logits as the engine's ordinary call, step by step, on the host's form and on the device's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import moec
+from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation
+from moec.errors import MoecError
+from moec.generation import Continuation, TensorContinuation, pad
+
+CHUNKS = (4, 1, 3, 1, 1)  # new tokens of each step
+
+
+@pytest.fixture(scope="module")
+def engine(mixtral_engine: Path) -> Any:
+    return moec.load(mixtral_engine)
+
+
+FORMS: dict[str, Callable[[Any], Continuation]] = {
+    "host": lambda e: HostContinuation(e._session, e.inputs, e.name),
+    "device": lambda e: DeviceContinuation(e._session, e.inputs, e.name, "cpu"),
+    "tensors": TensorContinuation,
+}
+
+
+def logits(text: Continuation, ids: Tensor, mask: Tensor) -> Tensor:
+    found, done = [], 0
+    for chunk in CHUNKS:
+        done += chunk
+        found.append(text.step(ids[:, done - chunk : done], mask[:, :done]))
+    return torch.stack(found, dim=1)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    ids, mask = pad([[*range(5, 15)], [*range(20, 27)]])
+    return ids, mask
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_give_the_logits_of_the_whole_text(engine: Any, form: str) -> None:
+    ids, mask = batch()
+    want = engine(input_ids=ids, attention_mask=mask)["logits"]
+    ends = torch.tensor(CHUNKS).cumsum(0) - 1
+    found = logits(FORMS[form](engine), ids, mask)
+    assert found.device.type == "cpu" and found.shape == (2, len(CHUNKS), 96)
+    assert (found - want[:, ends]).abs().max() < 1e-4 * want.std()
+    other = logits(FORMS[form](engine), ids.flip(1), mask)  # the twin: another text
+    assert (other - want[:, ends]).abs().max() > 0.1 * want.std()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_texts_do_not_mix(engine: Any, form: str) -> None:
+    ids, mask = batch()
+    first, second = FORMS[form](engine), FORMS[form](engine)
+    alone = logits(FORMS[form](engine), ids, mask)
+    first.step(ids[:, :4], mask[:, :4])
+    second.step(ids[:, 3:6], mask[:, 3:6])
+    assert torch.equal(first.step(ids[:, 4:5], mask[:, :5]), alone[:, 1])
+
+
+def test_the_engine_offers_the_form_of_its_device(engine: Any) -> None:
+    assert type(engine.continuation()) is HostContinuation
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_cache_stays_there(mixtral: Path, tmp_path: Path) -> None:
+    moec.compile(str(mixtral), target="onnxruntime:cuda", out=tmp_path / "engine")
+    engine: Any = moec.load(tmp_path / "engine")
+    text = engine.continuation()
+    ids, mask = batch()
+    want = engine(input_ids=ids, attention_mask=mask)["logits"][:, -1]
+    assert (logits(text, ids, mask)[:, -1] - want).abs().max() < 1e-3 * want.std()
+    assert {value.device_name() for value in text._past.values()} == {"cuda"}
+
+
+@pytest.mark.parametrize("form", ["host", "tensors"])
+def test_values_that_the_runtime_refuses(engine: Any, form: str) -> None:
+    with pytest.raises(MoecError) as error:
+        FORMS[form](engine).step(torch.tensor([[96]]), torch.ones((1, 1), dtype=torch.int64))
+    assert error.value.code == "M211" and "out of data bounds" in error.value.what
