@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -160,6 +161,77 @@ def test_a_changed_engine_does_not_load(mixtral_engine: Path, tmp_path: Path, ca
     status, err = moec(capsys, "run", broken)
     assert status == 1
     assert_three_lines(err, "M106")
+
+
+def other_manifest(engine: Path, copy: Path, **changes: object) -> Path:
+    """A copy of an engine whose manifest says something else."""
+    shutil.copytree(engine, copy)
+    manifest = json.loads((copy / "moec.json").read_text())
+    (copy / "moec.json").write_text(json.dumps({**manifest, **changes}))
+    return copy
+
+
+RUNS = (("run", "--tokens", "5,6"), ("run",), ("bench", "--runs", 1), ("verify",))
+
+
+@pytest.mark.parametrize("verb", RUNS, ids=["write", "run", "bench", "verify"])
+def test_an_engine_of_a_newer_moec(verb: tuple[object, ...], mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newer = other_manifest(mixtral_engine, tmp_path / "newer", schema=99)
+    status, err = moec(capsys, verb[0], newer, *verb[1:])
+    assert status == 2
+    assert_three_lines(err, "M201")
+    assert "schema 99" in err and "upgrade" in err
+
+
+@pytest.mark.parametrize("verb", RUNS, ids=["write", "run", "bench", "verify"])
+@pytest.mark.parametrize("missing", ["model.onnx", "model.onnx.data", "config.json", "moec.json"])
+def test_an_engine_with_a_file_missing(
+    missing: str, verb: tuple[object, ...], mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(mixtral_engine, tmp_path / "broken"))
+    (broken / missing).unlink()
+    status, err = moec(capsys, verb[0], broken, *verb[1:])
+    assert status == 1
+    assert_three_lines(err, "M106")
+    assert missing in err
+
+
+def npz(engine: Path, path: Path, **changes: object) -> Path:
+    """Inputs of a decoder in a file: two texts of three tokens after four, and what is to be wrong with them."""
+    import moec as package
+
+    specs = package.load(engine).inputs
+    right = {i.name: np.ones(i.resolve({"batch": 2, "sequence": 3, "past_sequence": 4}), str(i.dtype)[6:]) for i in specs}
+    np.savez(path, **{**right, **changes})  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"past_key_values.1.key": np.ones((2, 2, 5, 8), np.float32)},
+        {"past_key_values.1.key": np.ones((2, 3, 4, 8), np.float32)},
+        {"past_key_values.1.key": np.ones((2, 2, 4, 8), np.float16)},
+        {"attention_mask": np.ones((2, 3), np.int64)},
+        {"input_ids": np.ones((2, 3), np.int32)},
+        {"input_ids": np.full((2, 3), 96)},
+        {"past_key_values.7.key": np.ones((2, 2, 4, 8), np.float32)},
+    ],
+    ids=["cache length", "cache heads", "cache dtype", "mask length", "ids dtype", "ids beyond the vocabulary", "no such layer"],
+)
+def test_wrong_inputs_of_a_decoder(changes: dict[str, object], mixtral_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    status, err = moec(capfd, "run", mixtral_engine, "--inputs", npz(mixtral_engine, tmp_path / "right.npz"))
+    assert status == 0, err
+    status, err = moec(capfd, "run", mixtral_engine, "--inputs", npz(mixtral_engine, tmp_path / "wrong.npz", **changes))
+    assert status == 2
+    assert_three_lines(err, "M211")
+
+
+def test_a_prompt_beyond_the_context(mixtral_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, err = moec(capsys, "run", mixtral_engine, "--tokens", ",".join(["5"] * 300))
+    assert status == 2
+    assert_three_lines(err, "M211")
+    assert "300 tokens" in err and "a context of 256" in err
 
 
 def test_json_carries_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
