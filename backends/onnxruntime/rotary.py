@@ -1,0 +1,77 @@
+"""Rotary embeddings become ONNX Runtime's own operator, whatever way a model has of scaling its angles."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import onnx_ir as ir
+
+from moec.backends.onnxruntime.emit import MICROSOFT
+
+
+def fuse_rotary(model: ir.Model) -> int:
+    """Replace `x * cos + (-x2, x1) * sin` by `RotaryEmbedding`, in place; returns how many there were.
+
+    The operator wants tables of cosines and sines by position. The graph computes them for its own tokens only, so each token gets a
+    position of its own in a table that is as long as the batch has tokens: right for every scaling that changes with the length.
+    """
+    count: int = _rules().apply_to_model(model)
+    if count:
+        model.opset_imports.setdefault(MICROSOFT, 1)
+    return count
+
+
+@cache
+def _rules() -> Any:
+    from onnxscript.rewriter import pattern
+
+    return pattern.RewriteRuleSet([pattern.RewriteRule(_by_hand, _at_once, _is_rotary)])
+
+
+def _by_hand(op: Any, x: Any, cos: Any, sin: Any, low: Any, half: Any, middle: Any, high: Any, axis: Any, step: Any, axis_2: Any, step_2: Any) -> Any:
+    turned = op.Concat(op.Neg(op.Slice(x, middle, high, axis, step)), op.Slice(x, low, half, axis_2, step_2), axis=-1)
+    return op.Add(op.Mul(x, cos), op.Mul(turned, sin))
+
+
+def _is_rotary(context: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, low: ir.Value, half: ir.Value, middle: ir.Value, **values: ir.Value) -> bool:
+    """Whether x is `[B, N, S, D]`, the tables `[B, 1, S, D]`, and the halves halves."""
+    size = x.shape[3] if x.shape is not None and len(x.shape) == 4 else None
+    if not isinstance(size, int) or size % 2 or not all(_is_table(v, size) for v in (cos, sin)):
+        return False
+    last = all(_number(values[name]) in (3, -1) for name in ("axis", "axis_2")) and all(_number(values[name]) == 1 for name in ("step", "step_2"))
+    return last and _number(low) == 0 and _number(half) == _number(middle) == size // 2 and (_number(values["high"]) or 0) >= size
+
+
+def _is_table(value: ir.Value, size: int) -> bool:
+    """Whether a value is `[B, 1, S, size]` and the second half of its rows their first half once more, as its making shows."""
+    made = value.producer()
+    if made is None or made.op_type != "Unsqueeze" or _number(made.inputs[1]) != 1 or value.shape is None or value.shape[3] != size:
+        return False
+    table = made.inputs[0]
+    return table is not None and _repeats(table)
+
+
+def _number(value: ir.Value | None) -> int | None:
+    held = value.const_value if value is not None else None
+    return int(held.numpy().item()) if held is not None and held.size == 1 else None
+
+
+def _repeats(table: ir.Value) -> bool:
+    """Whether the second half of a table's rows is their first half once more, as its making shows."""
+    node = table.producer()
+    while node is not None and node.op_type in ("Cast", "Cos", "Sin", "Mul"):
+        parts = [v for v in node.inputs if v is not None and (v.const_value is None or v.const_value.size != 1)]
+        if len(parts) != 1:
+            return False
+        node = parts[0].producer()
+    return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+
+
+def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_: Any) -> Any:
+    numbers = lambda *n: op.Constant(value_ints=list(n))  # noqa: E731
+    size = _number(half)
+    tables = [op.Reshape(op.Slice(table, numbers(0), numbers(size), numbers(3)), numbers(-1, size)) for table in (cos, sin)]
+    rows = op.Gather(op.Shape(cos), numbers(0, 2))
+    places = op.Range(op.Constant(value_int=0), op.ReduceProd(rows, keepdims=0), op.Constant(value_int=1))
+    return op.RotaryEmbedding(x, op.Reshape(places, rows), *tables, _domain=MICROSOFT)

@@ -1,0 +1,67 @@
+"""Rotary embeddings written out become one operator, and only those that are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from moec.backends.onnxruntime.rotary import fuse_rotary
+from tests.backends.onnxruntime.blocks import error, ops, run, value
+
+B, N, S, D = 2, 3, 5, 8
+POSITIONS = torch.tensor([[3, 4, 5, 6, 7], [0, 0, 1, 2, 3]])
+
+
+def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0) -> ir.Model:
+    """Rotation as transformers writes it; `half` is where the rows are cut, `factor` scales the tables as YaRN does."""
+    x, angles = value("x", torch.float32, ["b", N, "s", D]), value("angles", torch.float32, ["b", "s", D // 2])
+    graph = ir.Graph([x, angles], [], nodes=[], opset_imports={"": 20}, name="rotary")
+
+    def number(*values: float, dtype: type = np.int64) -> ir.Value:
+        name = f"c{len(graph.initializers)}"
+        tensor = ir.tensor(np.array(values if len(values) > 1 else values[:1], dtype), name=name)
+        graph.register_initializer(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+        return graph.initializers[name]
+
+    def add(op: str, *inputs: ir.Value, shape: list[object], **attributes: object) -> ir.Value:
+        node = ir.node(op, inputs, attributes, name=f"{op}{len(graph)}")
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"v{len(graph)}", ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+        graph.append(node)
+        return node.outputs[0]
+
+    second = angles if repeated else add("Neg", angles, shape=["b", "s", D // 2])
+    both = add("Concat", angles, second, shape=["b", "s", D], axis=-1)
+    tables = []
+    for name in ("Cos", "Sin"):
+        scaled = add("Mul", add(name, both, shape=["b", "s", D]), number(factor, dtype=np.float32), shape=["b", "s", D])
+        tables.append(add("Unsqueeze", scaled, number(1), shape=["b", 1, "s", D]))
+    last = add("Slice", x, number(half), number(2**60), number(3), number(1), shape=["b", N, "s", D - half])
+    first = add("Slice", x, number(0), number(half), number(3), number(1), shape=["b", N, "s", half])
+    turned = add("Concat", add("Neg", last, shape=["b", N, "s", D - half]), first, shape=["b", N, "s", D], axis=-1)
+    whole = ["b", N, "s", D]
+    y = add("Add", add("Mul", x, tables[0], shape=whole), add("Mul", turned, tables[1], shape=whole), shape=whole)
+    y.name = "y"
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=10)
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    frequencies = 10.0 ** -torch.arange(D // 2)
+    return {"x": torch.randn(B, N, S, D, generator=torch.Generator().manual_seed(0)), "angles": POSITIONS[..., None] * frequencies}
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+def test_it_is_the_operator(factor: float) -> None:
+    given, want = inputs(), run(model_of(factor=factor), **inputs())
+    model = model_of(factor=factor)
+    assert fuse_rotary(model) == 1 and ops(model).count("RotaryEmbedding") == 1 and "Neg" not in ops(model)
+    assert error(run(model, **given), want) < 1e-6
+    assert error(run(model_of(factor=factor * 1.01), **given), want) > 1e-3, "the tables matter"
+
+
+@pytest.mark.parametrize("other", [{"half": 2}, {"repeated": False}], ids=str)
+def test_something_else_is_left_alone(other: dict[str, object]) -> None:
+    model = model_of(**other)  # type: ignore[arg-type]
+    assert fuse_rotary(model) == 0 and "RotaryEmbedding" not in ops(model)
