@@ -1,0 +1,124 @@
+"""A long run: thousands of generations in one process. Does memory stay flat, and is every text the one that its prompt got first?
+
+usage: python benchmarks/long_run.py [--generations 2000] [--engine DIR] [--seed 0] [--json]
+
+By default a small random Qwen3-MoE (4 layers, hidden 128, 8 experts, top-2) is compiled first. Each generation takes 1 to 4 prompts out of 60 (1 to
+120 tokens), in one padded batch, and writes a random number of tokens, up to 80. A row has to agree with the longest text that its
+prompt has got so far, in whatever company that was. Resident memory is read after each generation; the quarters' means are compared.
+Exit status 1 when a text differs or memory grew by more than 2 % between the first and the last quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moec
+from moec.generation import generate, pad
+from moec.memory import rss_bytes
+
+PROMPTS, PROMPT, NEW, BATCHES = 60, 120, 80, (1, 2, 3, 4)
+VOCABULARY, GROWTH = 512, 1.02
+
+
+def compile_small(folder: Path) -> Path:
+    """A small random decoder, weights large enough that its texts do not repeat one token."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32, moe_intermediate_size=128,
+        num_experts=8, num_experts_per_tok=2, norm_topk_prob=True, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=False,
+    )  # fmt: skip
+    moec.compile(Qwen3MoeForCausalLM(config).eval(), target="onnxruntime:cpu,threads=1", out=folder)
+    return folder
+
+
+def run(folder: Path, generations: int, seed: int) -> dict[str, Any]:
+    """Everything that was counted and measured."""
+    engine, chance = moec.load(folder), random.Random(seed)
+    prompts = [[chance.randrange(3, VOCABULARY) for _ in range(chance.randint(1, PROMPT))] for _ in range(PROMPTS)]
+    longest: dict[int, list[int]] = {}
+    batches, resident, tokens, different, repeated = Counter[int](), list[int](), 0, list[str](), 0
+    start = time.monotonic()
+    for number in range(generations):
+        chosen = [chance.randrange(PROMPTS) for _ in range(chance.choice(BATCHES))]
+        ids, mask = pad([prompts[c] for c in chosen])
+        rows = torch.stack(list(generate(engine, ids, mask, max_tokens=chance.randint(1, NEW))), dim=1).tolist()
+        for prompt, row in zip(chosen, rows, strict=True):
+            known = longest.setdefault(prompt, row)
+            both = min(len(known), len(row))
+            repeated += known is not row
+            if known[:both] != row[:both]:
+                different.append(f"generation {number}, prompt {prompt}, batch {len(chosen)}")
+            longest[prompt] = max(known, row, key=len)
+        batches[len(chosen)] += 1
+        tokens += sum(map(len, rows))
+        resident.append(rss_bytes())
+    seconds = time.monotonic() - start
+    variety = statistics.mean(len(set(text)) for text in longest.values())
+    return {
+        "generations": generations, "texts": sum(size * count for size, count in batches.items()), "compared": repeated, "different": different,
+        "batches": dict(sorted(batches.items())), "tokens": tokens, "seconds": seconds, "variety": variety, "resident": resident,
+    }  # fmt: skip
+
+
+def quarters(resident: list[int]) -> list[float]:
+    """The mean of each quarter, in bytes."""
+    size = max(1, len(resident) // 4)
+    return [statistics.mean(resident[k * size : (k + 1) * size] or resident[-1:]) for k in range(4)]
+
+
+def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+    means = quarters(found["resident"])
+    figures = {
+        "generations": (found["generations"], "runs"), "texts": (found["texts"], "texts"), "texts compared with an earlier one": (found["compared"], "texts"),
+        "texts that differ": (len(found["different"]), "texts"), "tokens": (found["tokens"], "tokens"), "time": (found["seconds"], "s"),
+        "speed": (found["tokens"] / found["seconds"], "tokens/s"), "different tokens in a text": (found["variety"], "tokens"),
+        **{f"RSS, quarter {k + 1}": (mean, "B") for k, mean in enumerate(means)},
+        "RSS, most": (max(found["resident"]), "B"), "RSS, last quarter / first": (means[3] / means[0], "ratio"),
+    }  # fmt: skip
+    return [{"case": name, "who": "moec", "value": value, "unit": unit} for name, (value, unit) in figures.items()]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--generations", type=int, default=2000)
+    parser.add_argument("--engine", type=Path, help="an engine folder with at least 512 tokens in its vocabulary, instead of the small model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        found = run(options.engine or compile_small(Path(temporary) / "engine"), options.generations, options.seed)
+    rows = rows_of(found)
+    if options.json:
+        versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu")}
+        machine = f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads"
+        print(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=2))
+    else:
+        print("\n".join(f"{r['case']:<38}{_figure(r)}" for r in rows))
+    for text in found["different"][:10]:
+        print(f"differs: {text}", file=sys.stderr)
+    return int(bool(found["different"]) or rows[-1]["value"] > GROWTH)
+
+
+def _figure(row: dict[str, Any]) -> str:
+    if row["unit"] == "B":
+        return f"{row['value'] / 2**20:>10.1f} MiB"
+    return f"{row['value']:>10.5g} {row['unit']}" if isinstance(row["value"], float) else f"{row['value']:>10} {row['unit']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
