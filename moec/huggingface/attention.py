@@ -34,10 +34,25 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor:
     """transformers' own mask, always written out, that remembers whether it lets a token look at a later one."""
     from transformers.masking_utils import sdpa_mask
 
+    allows, padding = kwargs.get("mask_function"), kwargs.get("attention_mask")
+    causal = _is_causal(allows)
+    if allows is not None and padding is not None and kwargs.get("local_size") is not None:
+        kwargs["mask_function"] = _among_tokens(allows, padding)
     made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     assert made is not None
-    made.moec_causal = _is_causal(kwargs.get("mask_function"))  # type: ignore[attr-defined]
+    made.moec_causal = causal  # type: ignore[attr-defined]
     return made
+
+
+def _among_tokens(allows: Any, padding: Tensor) -> Any:
+    """A window or chunk that counts a text's own tokens only.
+
+    onnxruntime-genai pads prompts on the right, so padding lies between a prompt and what follows it; it must take no room in the window.
+    With padding on the left, as transformers has it, every token keeps its place.
+    """
+    seen = padding.to(torch.int64).cumsum(-1)
+    place = seen - 1 + (seen == 0).sum(-1, keepdim=True)
+    return lambda batch, head, token, other: allows(batch, head, place[batch, token], place[batch, other])
 
 
 def _is_causal(allows: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from transformers.masking_utils import and_masks, causal_mask_function, sliding_window_causal_mask_function
 
 from moec.errors import MoecError
-from moec.huggingface.attention import _forward, _is_causal
+from moec.huggingface.attention import _among_tokens, _forward, _is_causal
 from moec.huggingface.source import HuggingFaceSource
 from tests.zoo import build
 
@@ -36,6 +36,15 @@ def test_what_counts_as_causal() -> None:
     assert not _is_causal(lambda b, h, q, k: q >= 0) and not _is_causal(lambda b, h, q, k: k <= q + 1)
     batch = torch.zeros(2, 4, dtype=torch.bool, device="meta")
     assert not _is_causal(and_masks(causal_mask_function, lambda b, h, q, k: batch[b, k])), "it reads the inputs, so nobody knows"
+
+
+def test_padding_takes_no_room_in_a_window() -> None:
+    """The last token sees itself and the two tokens before it, wherever padding lies; padding on the left leaves every place as it was."""
+    window, batch = sliding_window_causal_mask_function(3), torch.arange(3)
+    padding = torch.tensor([[1, 1, 1, 0, 0, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    seen = [_among_tokens(window, padding)(b, 0, torch.tensor(5), torch.arange(6)) & (padding[b] > 0) for b in batch]
+    assert [s.nonzero().flatten().tolist() for s in seen] == [[1, 2, 5], [3, 4, 5], [3, 4, 5]]
+    assert (window(0, 0, torch.tensor(5), torch.arange(6)) & (padding[0] > 0)).nonzero().flatten().tolist() == [5], "what it would see else"
 
 
 @pytest.mark.parametrize(("extra", "reason"), [({"position_bias": torch.zeros(1)}, "position_bias"), ({}, "causal mask of the kernel's own")])

@@ -1,12 +1,14 @@
-"""A tiny Llama that has a tokenizer, and its engine folder for onnxruntime-genai; never changed."""
+"""Tiny decoders whose texts are varied, one with a tokenizer, and their engine folders for onnxruntime-genai; never changed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.zoo import VOCAB, save
+from tests.test_generation import talkative
+from tests.zoo import VOCAB
 
 LINES = ("def quicksort(items):", "    if len(items) <= 1:", "        return items", "    pivot = items[0]", "    less = [i for i in items if i < pivot]")
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
@@ -18,7 +20,8 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    folder = Path(save("llama", tmp_path_factory.mktemp("models") / "speaking-llama"))
+    folder = tmp_path_factory.mktemp("models") / "speaking-llama"
+    talkative("llama").save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False))
@@ -37,3 +40,24 @@ def speaking_engine(speaking: Path, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("engines") / "speaking-llama"
     assert moec.compile(speaking, out=out).layout == "genai"
     return out
+
+
+Decoder = Callable[[str], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="session")
+def decoder(speaking: Path, speaking_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """`decoder(name)`: a zoo model's folder and its engine's, each made once."""
+    import moec
+
+    made = {"llama": (speaking, speaking_engine)}
+
+    def get(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            model, engine = tmp_path_factory.mktemp("models") / name, tmp_path_factory.mktemp("engines") / name
+            talkative(name).save_pretrained(model)  # type: ignore[operator]  # a PreTrainedModel
+            moec.compile(model, out=engine)
+            made[name] = model, engine
+        return made[name]
+
+    return get

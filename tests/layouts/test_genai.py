@@ -15,7 +15,7 @@ from moec.decoder import IDS, MASK, TOTAL, past_names
 from moec.layouts import ModelFacts
 from moec.layouts.genai import config, refusal
 from moec.program import Input
-from tests.layouts.conftest import LINES
+from tests.layouts.conftest import LINES, Decoder
 
 TOKENS = 64
 FACTS = ModelFacts("tiny", "llama", 96, 128, 32, 4, 2, 2, 8, bos=1, eos=(2,), pad=0)
@@ -99,13 +99,13 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("lengths", [(1,), (7,), (40,), (5, 9, 3), (1, 30, 12)])
-@pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_greedy_text_is_transformers_own(name: str, lengths: tuple[int, ...], request: pytest.FixtureRequest) -> None:
-    model, engine = ("speaking", "speaking_engine") if name == "llama" else ("mixtral", "mixtral_engine")
+@pytest.mark.parametrize("name", ["llama", "mixtral", "mistral"])  # the last has a window of 5 tokens
+def test_greedy_text_is_transformers_own(name: str, lengths: tuple[int, ...], decoder: Decoder) -> None:
+    model, engine = decoder(name)
     asked = prompts(*lengths)
-    want = expected(request.getfixturevalue(model), asked)
-    assert generate(request.getfixturevalue(engine), asked) == want
-    assert max(map(len, want)) > 4
+    want = expected(model, asked)
+    assert generate(engine, asked) == want
+    assert len({token for text in want for token in text}) > 2
 
 
 def test_another_model_says_something_else(speaking: Path, speaking_engine: Path) -> None:
