@@ -4,9 +4,8 @@ Rows are sorted by expert once and cut by `Split`; every expert is a chain of or
 load; the outputs are joined, put back in the tokens' order and mixed by one batched product `weights [T,1,K] x outputs [T,K,H]`.
 An expert that no token chose gets zero rows and returns at once.
 
-More than `GROUP` experts go into branches of at most that many, each behind an `If` that asks whether any of them was chosen. The
-runtime's memory planner takes time with the square of a graph's nodes (512 experts in one graph: 20 s), and with few tokens
-whole branches are skipped.
+More than `FLAT` experts go into branches, each behind an `If` that asks whether any of them was chosen: the runtime's memory planner takes
+time with the square of a graph's nodes (512 experts in one graph: 20 s), and with few tokens whole branches are skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from moec.backends.onnxruntime.block import Block
 from moec.backends.onnxruntime.emit import Emitter
 from moec.weights import Weight, rows, select
 
-GROUP = 16  # experts in one branch at most
+FLAT = 16  # experts that stand in the main graph at most
+# experts in one branch at most: entering a branch takes as long as passing some 16 experts that nobody chose, if each is two nodes
+BRANCH = {True: 64, False: 16}  # joined, apart
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class _Plan:
         x: rows `[T, H]`.
         joined: one activation for all experts of a branch, else one for each.
         gathers: each expert gathers its own rows of x, else pieces are cut from rows that were gathered and scaled before.
-        groups, size: branches, and experts in each; the last may have fewer.
+        groups, size: branches (0: none, all experts in the main graph), and experts in each; the last may have fewer.
     """
 
     block: Block
@@ -53,9 +54,9 @@ def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, 
     Returns:
         `[..., H]` in the block's dtype.
     """
-    groups = -(-block.experts // GROUP)
+    groups = branches(block.experts, joined)
     x = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
-    plan = _Plan(block, x, joined, not joined and not block.score_before, groups, -(-block.experts // groups))
+    plan = _Plan(block, x, joined, not joined and not block.score_before, groups, -(-block.experts // max(groups, 1)))
     weights, flat = emit.cast(weights, weights_dtype, block.wide), emit("Reshape", ids, emit.constant([-1]))
     order, counts = _sort(emit, plan, flat)
     outputs = _run(emit, plan, _source(emit, plan, order, weights), counts)
@@ -64,13 +65,18 @@ def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, 
     return emit("Reshape", mixed, emit("Shape", block.x), allowzero=1)
 
 
+def branches(experts: int, joined: bool) -> int:
+    """How many branches the experts go into; 0 when they stand in the main graph."""
+    return 0 if experts <= FLAT else -(-experts // BRANCH[joined])
+
+
 # ---------------------------------------------------------------------- rows to experts and back
 def _sort(emit: Emitter, plan: _Plan, flat: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The routed rows' order by expert `[N]`, and how many each expert of each group has `[groups, size]`."""
-    chosen = emit("Equal", flat, emit.constant(np.arange(plan.groups * plan.size).reshape(-1, 1)))  # [experts, N]
+    """The routed rows' order by expert `[N]`, and how many each expert has `[experts]`, or each of each group `[groups, size]`."""
+    chosen = emit("Equal", flat, emit.constant(np.arange(max(plan.groups, 1) * plan.size).reshape(-1, 1)))  # [experts, N]
     counts = emit("ReduceSum", emit("Cast", chosen, to=int(ir.DataType.INT64)), emit.constant([1]), keepdims=0)
     order = emit("Gather", emit("NonZero", chosen), emit.constant(1), axis=0)
-    return order, emit("Reshape", counts, emit.constant([plan.groups, plan.size]))
+    return order, counts if plan.groups < 2 else emit("Reshape", counts, emit.constant([plan.groups, plan.size]))
 
 
 def _source(emit: Emitter, plan: _Plan, order: ir.Value, weights: ir.Value) -> ir.Value:
@@ -105,8 +111,10 @@ def _mix(emit: Emitter, block: Block, outputs: ir.Value, weights: ir.Value) -> i
 # ---------------------------------------------------------------------- experts
 def _run(emit: Emitter, plan: _Plan, source: ir.Value, counts: ir.Value) -> ir.Value:
     """The outputs of all experts, sorted as the source is."""
+    if plan.groups == 0:
+        return _group(emit, plan, 0, source, counts)
     if plan.groups == 1:
-        return _group(emit, plan, 0, source, emit("Reshape", counts, emit.constant([-1])))
+        return _branch(emit, plan, 0, emit("Greater", emit("Size", source), emit.constant(0)), source, counts)
     totals = emit("ReduceSum", counts, emit.constant([1]), keepdims=0)
     hits = emit.several(plan.groups, "Split", emit("Greater", totals, emit.constant(0)), axis=0, num_outputs=plan.groups)
     pieces = emit.several(plan.groups, "Split", source, totals, axis=0)
@@ -115,7 +123,7 @@ def _run(emit: Emitter, plan: _Plan, source: ir.Value, counts: ir.Value) -> ir.V
 
 def _branch(emit: Emitter, plan: _Plan, g: int, hit: ir.Value, source: ir.Value, counts: ir.Value) -> ir.Value:
     then, otherwise = emit.branch("then"), emit.branch("else")
-    some = _group(then, plan, g, source, then("Gather", counts, then.constant(g), axis=0))
+    some = _group(then, plan, g, source, counts if plan.groups == 1 else then("Gather", counts, then.constant(g), axis=0))
     none = otherwise("Gather", plan.x, source) if plan.gathers else otherwise("Identity", source)  # zero rows
     return emit.choose(hit, (then, some), (otherwise, none))
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from moec.backends.onnxruntime.block import Block, read
 from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
-from moec.backends.onnxruntime.grouped import emit_grouped
+from moec.backends.onnxruntime.grouped import branches, emit_grouped
 from moec.backends.onnxruntime.kernel import emit_native, emit_portable, is_native, kernel_activation
 from moec.backends.onnxruntime.routing import emit_choice, emit_logits
 from moec.backends.onnxruntime.signs import distinct, nonnegative
@@ -28,7 +28,8 @@ def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu")
         provider: `cpu` or `cuda`.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, portable routing` or `grouped`) and `why`.
+        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, portable routing` or `grouped`) and `why`, with the arrangement of
+        grouped experts.
 
     Raises:
         MoecError: M208 when a node's weights are not initializers.
@@ -41,7 +42,7 @@ def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu")
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str) -> dict[str, str]:
-    block, emit = read(node), Emitter(graph, node)
+    block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
     refusal = why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
     logits = emit_logits(emit, block) if block.routing else None
     if logits is not None and not refusal:
@@ -51,11 +52,19 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
         assert ids is not None and weights is not None
         dtype = block.wide if logits is not None else weights.dtype or block.dtype
         if refusal:
-            formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined=optimize_for == "latency")
+            formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined)
         else:
             formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype)
     emit.replace(y)
-    return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": refusal or "one operator computes all experts"}
+    why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else "one operator computes all experts"
+    return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": why}
+
+
+def arrangement(experts: int, joined: bool) -> str:
+    """How grouped experts stand in the graph, in a few words."""
+    count = branches(experts, joined)
+    where = f"{count} branch{'es' if count > 1 else ''}" if count else "no branch"
+    return f"{'one activation for all (few tokens)' if joined else 'one activation for each (many tokens)'}, {where}"
 
 
 def why_not_kernel(block: Block) -> str:

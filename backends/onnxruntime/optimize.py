@@ -5,19 +5,26 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moec import weights as lazy
+from moec.backends.onnxruntime.fusions import fuse
+from moec.backends.onnxruntime.packing import pack_products
+from moec.backends.onnxruntime.rotary import fuse_rotary
 from moec.backends.onnxruntime.tensors import WeightTensor, add_initializer
 
 FOLD_LIMIT = 4096  # elements: masks and scalars of the graph are folded, weights are not
 
 
 def optimize(model: ir.Model) -> None:
-    """Fold weight transposes lazily and small constants eagerly, then drop what nobody reads. In place."""
+    """Fold weight transposes lazily and small constants eagerly, fuse, then drop what nobody reads. In place."""
     import onnxscript.optimizer as optimizer
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
     _fold_transposes(model.graph)
     optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False)
     CommonSubexpressionEliminationPass()(model)
+    fuse(model)
+    if fuse_rotary(model):
+        CommonSubexpressionEliminationPass()(model)  # every layer made the same tables
+    pack_products(model.graph)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
 

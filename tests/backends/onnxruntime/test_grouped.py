@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moec.backends.onnxruntime.grouped import branches
 from moec.dialect import Activation
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, lowered, ops, run, tokens
 
@@ -96,7 +97,7 @@ def test_all_tokens_on_one_expert_and_nothing_computed_elsewhere() -> None:
     assert grouped(e, x, ids, weights)[0].isnan().all()
 
 
-@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (16, 3), (17, 3), (35, 1), (48, 5)])
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (16, 3), (17, 3), (35, 1), (48, 5), (70, 3)])
 @pytest.mark.parametrize("leading", [(1,), (40,), (0,)], ids=str)
 def test_any_number_of_experts(experts: int, top_k: int, leading: tuple[int, ...]) -> None:
     """More than 16 are cut into branches, the last of them not full."""
@@ -106,14 +107,20 @@ def test_any_number_of_experts(experts: int, top_k: int, leading: tuple[int, ...
         assert error(got, expected(e, x, *routed, before) if x.numel() else x) < LIMIT
 
 
-def test_branches_that_nobody_chose_are_skipped() -> None:
-    e, x, ids = Experts(experts=32), tokens(3), torch.tensor([[1, 3], [2, 15], [0, 4]])
-    model, _ = lowered(experts_model(e, 2, 2), "latency")
-    assert ops(model).count("If") == 2 and "Gemm" not in ops(model)
+@pytest.mark.parametrize(("joined", "counts"), [(True, [0, 0, 1, 1, 2, 8]), (False, [0, 0, 2, 4, 5, 32])], ids=["joined", "apart"])
+def test_branches(joined: bool, counts: list[int]) -> None:
+    assert [branches(n, joined) for n in (1, 16, 17, 64, 65, 512)] == counts
+
+
+@pytest.mark.parametrize(("optimize_for", "experts"), [("latency", 80), ("throughput", 32)])
+def test_branches_that_nobody_chose_are_skipped(optimize_for: str, experts: int) -> None:
+    e, x, ids = Experts(experts=experts), tokens(3), torch.tensor([[1, 3], [2, 15], [0, 4]])
+    model, fact = lowered(experts_model(e, 2, 2), optimize_for)
+    assert ops(model).count("If") == 2 and "Gemm" not in ops(model) and "2 branches" in fact["why"]
     weights = torch.full((3, 2), 0.5)
     want = expected(e, x, ids, weights)
-    e.w_in[16:] = float("nan")
-    assert error(run(lowered(experts_model(e, 2, 2), "latency")[0], x=x, ids=ids, weights=weights), want) < LIMIT
+    e.w_in[experts // 2 :] = float("nan")
+    assert error(run(lowered(experts_model(e, 2, 2), optimize_for)[0], x=x, ids=ids, weights=weights), want) < LIMIT
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-2), (torch.float64, 1e-12)], ids=["float16", "float64"])

@@ -31,6 +31,13 @@ def test_the_form_and_its_reason(activation: Activation, provider: str, formulat
     assert "moec" not in model.opset_imports and not any(n.domain == "moec" for n in model.graph)
 
 
+@pytest.mark.parametrize(("optimize_for", "said"), [("latency", "few tokens"), ("throughput", "many tokens")])
+@pytest.mark.parametrize(("experts", "where"), [(6, "no branch"), (40, "branch")])
+def test_the_arrangement_is_said(optimize_for: str, said: str, experts: int, where: str) -> None:
+    _, fact = lowered(moe_model(Experts(experts=experts), 2, Routing(2)), optimize_for)
+    assert fact["formulation"] == "grouped" and said in fact["why"] and where in fact["why"]
+
+
 def test_odd_sizes_do_not_go_to_the_cuda_kernel() -> None:
     assert lowered(moe_model(Experts(inner=20), 2, Routing(2)), "latency", "cuda")[1]["formulation"] == "grouped"
 
