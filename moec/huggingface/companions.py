@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.decoder import cache_inputs
+from moec.errors import MoecError
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program import Input
 
@@ -48,7 +49,11 @@ def _copy(path: Path, folder: Path) -> None:
 
 
 def describe(source: Any) -> ModelFacts:
-    """The facts of a source's model; nothing but its name where it is no model of the transformers library."""
+    """The facts of a source's model; nothing but its name where it is no model of the transformers library.
+
+    Raises:
+        MoecError: M204 when its generation config is broken.
+    """
     origin, name = getattr(source, "origin", None), model_name(source.text)
     if origin is None:
         return ModelFacts(name)
@@ -84,7 +89,12 @@ def _stored_generation(path: Path) -> Any:
 
     if not (path / "generation_config.json").is_file():
         return None
-    return GenerationConfig.from_pretrained(path, local_files_only=True)
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # its own validation may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        where = str(path / "generation_config.json")
+        raise MoecError("M204", f"generation_config.json is not a valid configuration: {reason}", where, "correct the file, or remove it") from error
 
 
 def _ids(generation: Any, config: Any, name: str) -> list[int | None]:

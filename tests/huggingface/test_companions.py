@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from moec.errors import MoecError
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import ModelFacts
 from moec.sources import open_source
@@ -61,6 +64,14 @@ def test_without_a_generation_config_the_models_own_tokens_hold(copied: Saved) -
     edit_config(model, eos_token_id=[3, 4], bos_token_id=None, pad_token_id=None)
     facts = describe(open_source(model))
     assert (facts.bos, facts.eos, facts.pad, dict(facts.sampling)) == (None, (3, 4), None, {})
+
+
+def test_a_broken_generation_config_is_refused(copied: Saved) -> None:
+    model = copied("qwen3_moe")
+    (model / "generation_config.json").write_text("{")
+    with pytest.raises(MoecError, match="generation_config") as caught:
+        describe(open_source(model))
+    assert caught.value.code == "M204"
 
 
 def test_encoders_have_no_cache(saved: Saved) -> None:
