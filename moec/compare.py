@@ -12,6 +12,7 @@ from torch import Tensor
 from moec.decoder import without_padding
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.signature import converted
 
 Sample = Mapping[str, Tensor]
 
@@ -120,7 +121,7 @@ def compare(reference: Engine, candidate: Engine, samples: Iterable[Sample], tol
     found: dict[str, list[_Difference]] = {}
     count = 0
     for count, sample in enumerate(samples, 1):  # noqa: B007  # the count is wanted after the loop
-        want, got = reference(**sample), candidate(**sample)
+        want, got = (engine(**converted(engine.inputs, sample)) for engine in (reference, candidate))
         for name, value in want.items():
             found.setdefault(name, []).append(_difference(name, *_told(value, got.get(name), sample), tolerance))
     if not found:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 PLUS = " + "  # between the names of a dimension that is a sum
 
@@ -39,3 +40,9 @@ def identifier(name: str) -> str:
 def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
     """Names of the dynamic dimensions in order of appearance; a sum counts as its parts."""
     return list(dict.fromkeys(part for i in inputs for d in i.shape if isinstance(d, str) for part in d.split(PLUS)))
+
+
+def converted(inputs: Iterable[Input], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with the floating ones in the dtypes that these inputs have, so that one sample serves engines of every precision."""
+    dtypes = {i.name: i.dtype for i in inputs if i.dtype.is_floating_point}
+    return {name: value.to(dtypes[name]) if name in dtypes and value.is_floating_point() else value for name, value in given.items()}

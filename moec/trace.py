@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from moec.dialect import Routing, route_reference
 from moec.program import Program
+from moec.signature import converted
 from moec.streaming import StreamingInterpreter, router_logits
 from moec.weights import Weight
 
@@ -34,8 +35,9 @@ class Tracer(StreamingInterpreter):
 
 def trace(program: Program, inputs: Mapping[str, Tensor], watch: Watch) -> None:
     """Run a program once and show every operator's result to `watch`; weights are read one at a time."""
+    given = converted(program.inputs, inputs)
     with torch.inference_mode():
-        Tracer(program, watch).run(*(inputs[i.name] for i in program.inputs), enable_io_processing=False)
+        Tracer(program, watch).run(*(given[i.name] for i in program.inputs), enable_io_processing=False)
 
 
 def moe_nodes(program: Program) -> list[fx.Node]:

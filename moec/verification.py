@@ -12,6 +12,7 @@ from moec.decoder import cache_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input, Program
+from moec.signature import converted
 from moec.source import Source
 
 
@@ -113,7 +114,7 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
 def _runs(engine: Engine, sample: Sample) -> str | None:
     """Why an engine cannot run a sample, None when it can."""
     try:
-        engine(**sample)
+        engine(**converted(engine.inputs, sample))
     except Exception as error:  # runtimes raise whatever they like; the reason is reported
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return f"{type(error).__name__}: {lines[0][:200] if lines else ''}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moec.signature import Input, dynamic_dimensions, identifier
+from moec.signature import Input, converted, dynamic_dimensions, identifier
 
 
 def test_a_dimension_may_be_a_sum() -> None:
@@ -20,3 +20,9 @@ def test_dimensions_in_order_a_sum_by_its_parts() -> None:
 def test_names_that_python_can_write() -> None:
     assert identifier("past_key_values.0.key").isidentifier() and identifier("past + new").isidentifier()
     assert Input("a.b", torch.int64, ()).identifier == "a_b"
+
+
+def test_one_sample_serves_every_precision() -> None:
+    spec = [Input("ids", torch.int64, ("batch",)), Input("cache", torch.float16, ("batch",))]
+    found = converted(spec, {"ids": torch.ones(2, dtype=torch.int64), "cache": torch.ones(2), "other": torch.ones(2)})
+    assert [t.dtype for t in found.values()] == [torch.int64, torch.float16, torch.float32]
