@@ -36,7 +36,7 @@ def test_an_absent_cache_is_empty_and_an_absent_mask_all_ones() -> None:
 def test_half_a_cache_is_not_filled_in() -> None:
     given = {"input_ids": torch.zeros(1, 2, dtype=torch.int64), CACHE[0].name: torch.zeros(1, 2, 3, 4)}
     assert CACHE[1].name not in complete(INPUTS, given)
-    with pytest.raises(MoecError, match="past_key_values.0.value' is missing"):
+    with pytest.raises(MoecError, match="missing"):
         Echo()(**given)
 
 

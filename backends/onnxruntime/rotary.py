@@ -69,9 +69,10 @@ def _repeats(table: ir.Value) -> bool:
 
 
 def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_: Any) -> Any:
-    numbers = lambda *n: op.Constant(value_ints=list(n))  # noqa: E731
     size = _number(half)
-    tables = [op.Reshape(op.Slice(table, numbers(0), numbers(size), numbers(3)), numbers(-1, size)) for table in (cos, sin)]
-    rows = op.Gather(op.Shape(cos), numbers(0, 2))
+    numbers: Any = [op.Constant(value_ints=n) for n in ([0], [size], [3], [-1, size], [0, 2])]
+    start, end, axis, shape, batch_and_length = numbers
+    tables = [op.Reshape(op.Slice(table, start, end, axis), shape) for table in (cos, sin)]
+    rows = op.Gather(op.Shape(cos), batch_and_length)
     places = op.Range(op.Constant(value_int=0), op.ReduceProd(rows, keepdims=0), op.Constant(value_int=1))
     return op.RotaryEmbedding(x, op.Reshape(places, rows), *tables, _domain=MICROSOFT)

@@ -76,8 +76,7 @@ def attention_backward(
         d_scores = d_scores.masked_fill(~mask, 0.0)
     if softcap:
         d_scores = d_scores * (1 - (scores / softcap).square())
-    by_head = lambda t: t.unflatten(1, (-1, groups)).sum(2)  # noqa: E731  # the query heads of one key-value head
-    d_key, d_value = by_head(d_scores.mT @ q) * scale, by_head(seen.mT @ g)
+    d_key, d_value = (t.reshape(t.shape[0], -1, groups, *t.shape[2:]).sum(2) for t in (d_scores.mT @ q * scale, seen.mT @ g))
     d_sinks = -(shares[..., -1:] * inner).sum((0, 2, 3)).to(sinks.dtype) if sinks is not None else grad.new_empty(0)
     return (d_scores @ k * scale).to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_sinks
 
