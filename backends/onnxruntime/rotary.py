@@ -73,6 +73,8 @@ def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_:
     numbers: Any = [op.Constant(value_ints=n) for n in ([0], [size], [3], [-1, size], [0, 2])]
     start, end, axis, shape, batch_and_length = numbers
     tables = [op.Reshape(op.Slice(table, start, end, axis), shape) for table in (cos, sin)]
+    if cos.shape is not None and cos.shape[0] == 1:  # one table for all texts: the operator counts from a first position
+        return op.RotaryEmbedding(x, op.Constant(value_ints=[0]), *tables, _domain=MICROSOFT)
     rows = op.Gather(op.Shape(cos), batch_and_length)
     places = op.Range(op.Constant(value_int=0), op.ReduceProd(rows, keepdims=0), op.Constant(value_int=1))
     return op.RotaryEmbedding(x, op.Reshape(places, rows), *tables, _domain=MICROSOFT)

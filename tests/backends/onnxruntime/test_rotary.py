@@ -14,9 +14,9 @@ B, N, S, D = 2, 3, 5, 8
 POSITIONS = torch.tensor([[3, 4, 5, 6, 7], [0, 0, 1, 2, 3]])
 
 
-def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0) -> ir.Model:
-    """Rotation as transformers writes it; `half` is where the rows are cut, `factor` scales the tables as YaRN does."""
-    x, angles = value("x", torch.float32, ["b", N, "s", D]), value("angles", torch.float32, ["b", "s", D // 2])
+def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0, batch: str | int = "b") -> ir.Model:
+    """Rotation as transformers writes it; `half` is where the rows are cut, `factor` scales the tables as YaRN does, `batch` is theirs."""
+    x, angles = value("x", torch.float32, ["b", N, "s", D]), value("angles", torch.float32, [batch, "s", D // 2])
     graph = ir.Graph([x, angles], [], nodes=[], opset_imports={"": 20}, name="rotary")
 
     def number(*values: float, dtype: type = np.int64) -> ir.Value:
@@ -31,12 +31,12 @@ def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0) -> 
         graph.append(node)
         return node.outputs[0]
 
-    second = angles if repeated else add("Neg", angles, shape=["b", "s", D // 2])
-    both = add("Concat", angles, second, shape=["b", "s", D], axis=-1)
+    second = angles if repeated else add("Neg", angles, shape=[batch, "s", D // 2])
+    both = add("Concat", angles, second, shape=[batch, "s", D], axis=-1)
     tables = []
     for name in ("Cos", "Sin"):
-        scaled = add("Mul", add(name, both, shape=["b", "s", D]), number(factor, dtype=np.float32), shape=["b", "s", D])
-        tables.append(add("Unsqueeze", scaled, number(1), shape=["b", 1, "s", D]))
+        scaled = add("Mul", add(name, both, shape=[batch, "s", D]), number(factor, dtype=np.float32), shape=[batch, "s", D])
+        tables.append(add("Unsqueeze", scaled, number(1), shape=[batch, 1, "s", D]))
     last = add("Slice", x, number(half), number(2**60), number(3), number(1), shape=["b", N, "s", D - half])
     first = add("Slice", x, number(0), number(half), number(3), number(1), shape=["b", N, "s", half])
     turned = add("Concat", add("Neg", last, shape=["b", N, "s", D - half]), first, shape=["b", N, "s", D], axis=-1)
@@ -59,6 +59,15 @@ def test_it_is_the_operator(factor: float) -> None:
     assert fuse_rotary(model) == 1 and ops(model).count("RotaryEmbedding") == 1 and "Neg" not in ops(model)
     assert error(run(model, **given), want) < 1e-6
     assert error(run(model_of(factor=factor * 1.01), **given), want) > 1e-3, "the tables matter"
+
+
+def test_one_table_for_several_texts() -> None:
+    given = inputs()
+    given["angles"] = given["angles"][:1]
+    model = model_of(batch=1)
+    assert fuse_rotary(model) == 1 and "Range" not in ops(model)
+    assert error(run(model, **given), run(model_of(batch=1), **given)) < 1e-6
+    assert error(run(model, **given), run(model_of(), **inputs())) > 1e-3, "the other text has positions of its own"
 
 
 @pytest.mark.parametrize("other", [{"half": 2}, {"repeated": False}], ids=str)
