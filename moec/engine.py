@@ -154,6 +154,11 @@ class Backend(ABC):
     def supports(self, program: Program, target: Target) -> list[Refusal]:
         """Why this program cannot be built for the target; empty means it can."""
 
+    def deviation(self, program: Program, target: Target) -> float | None:
+        """How far the target's own kernels may be from the program that they run, as `max |d|/std`, where the user chose inexact ones; None
+        for kernels that only round in their precision."""
+        return None
+
     @abstractmethod
     def legalize(self, target: Target) -> Pipeline:
         """The passes that bring a program into the form that `build` takes."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import torch
 
-from moec.backends.onnxruntime.tensors import DTYPES, WeightTensor
+from moec.backends.onnxruntime.quantized import Quantized, read_quantized
+from moec.backends.onnxruntime.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
-from moec.weights import Weight, from_tensor
+from moec.weights import Weight
 
 # where the tensors of each operator stand
 INPUTS = {
@@ -27,7 +27,7 @@ class Block:
         x: tokens `[..., H]`.
         ids, weights: `[..., K]` of a `moec::Experts` node, else None.
         router_weight, router_bias: `[E, H]`, `[E]` of a `moec::Moe` node, else None.
-        w_in, w_out, b_in, b_out: as in `moec::experts`.
+        w_in, w_out, b_in, b_out: as in `moec::experts`; the two matrices may be packed.
         activation: between the two products.
         routing: the rule of a `moec::Moe` node, else None.
         score_before: weights multiply the experts' input.
@@ -40,8 +40,8 @@ class Block:
     weights: ir.Value | None
     router_weight: ir.Value | None
     router_bias: ir.Value | None
-    w_in: Weight
-    w_out: Weight
+    w_in: Weight | Quantized
+    w_out: Weight | Quantized
     b_in: Weight | None
     b_out: Weight | None
     activation: Activation
@@ -72,8 +72,8 @@ def read(node: ir.Node) -> Block:
     rule = {name: attribute.value for name, attribute in node.attributes.items()}
     for flag in ("gated", "clamp_after", "score_before"):
         rule[flag] = bool(rule.get(flag, flag == "gated"))
-    lazy = {name: _weight(node, at.get(name)) for name in ("w_in", "w_out", "b_in", "b_out")}
-    w_in, w_out = lazy["w_in"], lazy["w_out"]
+    w_in, w_out = (_matrices(node, at.get(name)) for name in ("w_in", "w_out"))
+    b_in, b_out = (_weight(node, at.get(name)) for name in ("b_in", "b_out"))
     assert at["x"] is not None
     if w_in is None or w_out is None:
         raise _refusal(node, "w_in and w_out must be there")
@@ -81,19 +81,20 @@ def read(node: ir.Node) -> Block:
         raise _refusal(node, "a selection bias is not the kernel's rule; the exporter decomposes such blocks")
     routing = Routing.of(rule) if node.op_type == "Moe" else None
     return Block(
-        at["x"], at.get("ids"), at.get("weights"), at.get("router_weight"), at.get("router_bias"), w_in, w_out, lazy["b_in"], lazy["b_out"],
+        at["x"], at.get("ids"), at.get("weights"), at.get("router_weight"), at.get("router_bias"), w_in, w_out, b_in, b_out,
         Activation.of(rule), routing, rule["score_before"], routing.top_k if routing else _top_k(node), DTYPES[w_in.dtype],
     )  # fmt: skip
 
 
+def _matrices(node: ir.Node, value: ir.Value | None) -> Weight | Quantized | None:
+    return read_quantized(value.producer() if value is not None else None) or _weight(node, value)
+
+
 def _weight(node: ir.Node, value: ir.Value | None) -> Weight | None:
-    if value is None:
-        return None
-    if isinstance(value.const_value, WeightTensor):
-        return value.const_value.weight
-    if value.const_value is None:
+    found = weight_of(value)
+    if value is not None and found is None:
         raise _refusal(node, f"{value.name} is computed, not a weight")
-    return from_tensor(torch.from_numpy(value.const_value.numpy().copy()), str(value.name))
+    return found
 
 
 def _top_k(node: ir.Node) -> int:

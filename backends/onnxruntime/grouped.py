@@ -18,6 +18,7 @@ import onnx_ir as ir
 from moec.backends.onnxruntime.activation import emit_gated, emit_plain
 from moec.backends.onnxruntime.block import Block
 from moec.backends.onnxruntime.emit import Emitter
+from moec.backends.onnxruntime.quantized import Quantized, emit_product, kernel_inputs
 from moec.weights import Weight, rows, select
 
 FLAT = 16  # experts that stand in the main graph at most
@@ -160,8 +161,15 @@ def _apart(emit: Emitter, plan: _Plan, e: int, piece: ir.Value) -> ir.Value:
     return _linear(emit, active, block.w_out, block.b_out, f"{e}.out", e)
 
 
-def _linear(emit: Emitter, x: ir.Value, weight: Weight, bias: Weight | None, name: str, e: int, part: tuple[int, int] | None = None) -> ir.Value:
+def _linear(emit: Emitter, x: ir.Value, weight: Weight | Quantized, bias: Weight | None, name: str, e: int, part: tuple[int, int] | None = None) -> ir.Value:
     """A product with expert e's weight `[out, in]` and bias, or with rows `part` of them."""
-    given = [select(t, e) for t in (weight, bias) if t is not None]
-    tensors = [emit.weight(t if part is None else rows(t, *part), f"{name}.{kind}") for t, kind in zip(given, ("weight", "bias"), strict=False)]
-    return emit("Gemm", x, *tensors, transB=1)
+
+    def cut(t: Weight) -> Weight:
+        return select(t, e) if part is None else rows(select(t, e), *part)
+
+    biases = [] if bias is None else [emit.weight(cut(bias), f"{name}.bias")]
+    if isinstance(weight, Quantized):
+        own = weight.each(cut)
+        y = emit_product(emit, x, own, kernel_inputs(emit.graph, own, f"{emit.name}.{name}"))
+        return emit("Add", y, *biases) if biases else y
+    return emit("Gemm", x, emit.weight(cut(weight), f"{name}.weight"), *biases, transB=1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moec.dialect import Activation, Routing
-from moec.weights import Weight, rowwise
+from moec.weights import Weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -83,19 +83,17 @@ def _scatter(emit: Emitter, block: Block, ids: ir.Value, logs: ir.Value) -> ir.V
 
 def _operator(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, normalize: bool) -> ir.Value:
     from moec.backends.onnxruntime.emit import MICROSOFT
+    from moec.backends.onnxruntime.qmoe import emit_qmoe, interleave
 
+    logits = emit.cast(logits, block.wide, block.dtype)  # the operators want x's dtype
+    if not isinstance(block.w_in, Weight) or not isinstance(block.w_out, Weight):
+        return emit_qmoe(emit, block, x, logits)
     attributes = kernel_activation(block.activation)
     assert attributes is not None
     gated = block.activation.gated
-    rows = [None if w is None else _interleave(w) if gated else w for w in (block.w_in, block.b_in)]
+    rows = [None if w is None else interleave(w) if gated else w for w in (block.w_in, block.b_in)]
     given = [(rows[0], "w_in"), (rows[1], "b_in"), (block.w_out, "w_out"), (block.b_out, "b_out")]
     tensors = [None if w is None else emit.weight(w, role) for w, role in given]
     while tensors[-1] is None:
         tensors.pop()
-    logits = emit.cast(logits, block.wide, block.dtype)  # the operator wants x's dtype
     return emit("MoE", x, logits, *tensors, domain=MICROSOFT, k=block.top_k, normalize_routing_weights=int(normalize), **attributes)
-
-
-def _interleave(weight: Weight) -> Weight:
-    """Gate and up rows `[E, 2I, …]` (or biases `[E, 2I]`) in turns, as `swiglu_fusion=1` wants them."""
-    return rowwise("interleave", lambda t: t.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2).contiguous(), weight)

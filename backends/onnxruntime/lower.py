@@ -3,49 +3,57 @@
 CPU: the grouped form. It is even with the MoE operator at one token and 1.3 to 1.6 times faster from 16 on (benchmarks/moe_cpu.py),
 because plain products get their weights packed and use all threads for one expert.
 CUDA: the MoE operator wherever it is right; the grouped form would launch small kernels for every expert.
+Packed weights: the QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.block import Block, read
+from moec.backends.onnxruntime.block import INPUTS, Block, read
 from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
 from moec.backends.onnxruntime.grouped import branches, emit_grouped
 from moec.backends.onnxruntime.kernel import emit_native, emit_portable, is_native, kernel_activation
+from moec.backends.onnxruntime.qmoe import emit_weighted, why_not_qmoe
+from moec.backends.onnxruntime.quantized import Quantized
 from moec.backends.onnxruntime.routing import emit_choice, emit_logits
 from moec.backends.onnxruntime.signs import distinct, nonnegative
 
 DOMAIN = "moec"
 
 
-def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu") -> list[dict[str, str]]:
-    """Replace every `moec` node of the main graph, in place; weights stay lazy, those that nobody reads any more are dropped.
+def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False) -> list[dict[str, Any]]:
+    """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that nobody reads any more are dropped.
 
     Args:
         model: opset 20 or newer in the standard domain (`Gelu`).
         optimize_for: `latency` (few tokens a call) or `throughput`: see `emit_grouped`.
         provider: `cpu` or `cuda`.
+        rounded: whether kernels with packed weights may round activations to 8 bits.
 
     Returns:
         One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, portable routing` or `grouped`) and `why`, with the arrangement of
-        grouped experts.
+        grouped experts; for packed weights `bits`, `block` and `bytes` of each matrix too.
 
     Raises:
         MoecError: M208 when a node's weights are not initializers.
     """
-    facts = [_lower_node(model.graph, node, optimize_for, provider) for node in list(model.graph) if node.domain == DOMAIN]
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in INPUTS]
+    facts = [_lower_node(model.graph, node, optimize_for, provider, rounded) for node in nodes]
     if facts:
         model.opset_imports[MICROSOFT] = 1
+    if not any(node.domain == DOMAIN for node in model.graph):
         model.opset_imports.pop(DOMAIN, None)
     return facts
 
 
-def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str) -> dict[str, str]:
+def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool) -> dict[str, Any]:
     block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
-    refusal = why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
+    refusal = _why_grouped(block, provider, rounded)
     logits = emit_logits(emit, block) if block.routing else None
-    if logits is not None and not refusal:
+    if logits is not None and not refusal and _renormalizes(block):
         formulation, y = "kernel", emit_native(emit, block, logits)
     else:
         ids, weights = emit_choice(emit, block, logits) if logits is not None else (block.ids, block.weights)
@@ -53,11 +61,38 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
         dtype = block.wide if logits is not None else weights.dtype or block.dtype
         if refusal:
             formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined)
+        elif provider == "cpu" and not block.score_before:
+            formulation, y = "kernel, weights given", emit_weighted(emit, block, ids, weights, dtype)
         else:
             formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype)
     emit.replace(y)
     why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else "one operator computes all experts"
-    return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": why}
+    return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": why, **_packed_facts(block, not refusal)}
+
+
+def _why_grouped(block: Block, provider: str, rounded: bool) -> str:
+    """Why a block's experts become plain products, in a few words; empty for one operator."""
+    if is_packed(block):
+        return _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block)
+    return why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
+
+
+def is_packed(block: Block) -> bool:
+    """Whether one of the experts' matrices is quantized."""
+    return isinstance(block.w_in, Quantized) or isinstance(block.w_out, Quantized)
+
+
+def _renormalizes(block: Block) -> bool:
+    """Whether logits alone tell the operator all; QMoE on the CPU renormalises whatever its attribute says."""
+    return not is_packed(block) or (block.routing is not None and block.routing.combine != "scores")
+
+
+def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
+    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+    if not packed:
+        return {}
+    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
+    return {"kernel": "QMoE" if kernel else "MatMulNBits", "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
 
 
 def arrangement(experts: int, joined: bool) -> str:
@@ -69,16 +104,25 @@ def arrangement(experts: int, joined: bool) -> str:
 
 def why_not_kernel(block: Block) -> str:
     """Why the MoE operator would be wrong for a block, in a few words; empty when it is right."""
+    return _why_not_activation(block) or _why_not_sizes(block) or _why_not_routing(block)
+
+
+def _why_not_activation(block: Block) -> str:
     rule = block.activation
     if kernel_activation(rule) is None:
         return f"the MoE operator has no {'gated ' if rule.gated else ''}{rule.name}{' with this clamp' if rule.limit else ''}"
-    if block.dtype == ir.DataType.DOUBLE:
-        return "the MoE operator has no float64"
+    return "the MoE operator has no float64" if block.dtype == ir.DataType.DOUBLE else ""
+
+
+def _why_not_sizes(block: Block) -> str:
     sizes = (block.hidden, block.w_out.shape[2])
-    if any(size < 16 or size % 8 for size in sizes):
-        return f"the CUDA kernel needs sizes of 16 or more, multiples of 8, not {sizes}"
+    wrong = any(size < 16 or size % 8 for size in sizes)
+    return f"the CUDA kernel needs sizes of 16 or more, multiples of 8, not {sizes}" if wrong else ""
+
+
+def _why_not_routing(block: Block) -> str:
     if block.routing is not None:
-        return "" if is_native(block.routing, False, rule, block.score_before) else "the MoE operator's routing is another"
+        return "" if is_native(block.routing, False, block.activation, block.score_before) else "the MoE operator's routing is another"
     if block.top_k == 1:
         return ""
     if block.score_before:

@@ -10,47 +10,64 @@ from moec.backends.onnxruntime.tensors import WeightTensor, add_initializer
 
 
 def pack_products(graph: ir.Graph) -> int:
-    """Join the `MatMul`s of one value with lazy weights `[in, out]` of one depth, in place; returns how many values had several.
+    """Join the `MatMul`s of one value with lazy weights `[in, out]` of one depth, and its `MatMulNBits` of one kind, in place.
 
-    Measured for one token on two cores: three products of 768 x 768 in 0.81 of their time, no difference from 128 tokens on.
+    Returns how many values had several. Measured for one token on two cores: three products of 768 x 768 in 0.81 of their time,
+    no difference from 128 tokens on.
     """
     values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
-    return sum(_pack(graph, value) for value in values)
+    return sum(_pack(graph, siblings) for value in values for siblings in _families(graph, value))
 
 
-def _pack(graph: ir.Graph, value: ir.Value) -> bool:
-    siblings = [node for node, index in value.uses() if index == 0 and _weight(node) is not None and node.graph is graph]
-    if len(siblings) < 2 or len({_weight(node).dtype for node in siblings}) != 1:  # type: ignore[union-attr]
-        return False
+def _families(graph: ir.Graph, value: ir.Value) -> list[list[ir.Node]]:
+    """The products of one value that can be one, in graph order."""
+    kinds = {node: kind for node, index in value.uses() if index == 0 and node.graph is graph and (kind := _kind(node)) is not None}
+    if len(kinds) < 2:
+        return []
     place = {node: n for n, node in enumerate(graph)}
-    siblings.sort(key=place.__getitem__)
-    weights = [w for node in siblings if (w := _weight(node)) is not None]
-    name = "+".join(str(node.inputs[1].name) for node in siblings if node.inputs[1] is not None)
-    packed = add_initializer(graph, lazy.concat(weights, 1), name)
-    first = siblings[0]
-    product = ir.node("MatMul", [value, packed], name=f"{first.name}/packed")
+    found: dict[object, list[ir.Node]] = {}
+    for node in sorted(kinds, key=place.__getitem__):
+        found.setdefault(kinds[node], []).append(node)
+    return [siblings for siblings in found.values() if len(siblings) > 1]
+
+
+def _kind(node: ir.Node) -> object:
+    """Equal for products that can be one; None for anything else."""
+    weights = _weights(node)
+    if node.op_type == "MatMul" and node.domain == "" and len(weights) == 1 and len(weights[0].shape) == 2:
+        return weights[0].dtype
+    if node.op_type != "MatMulNBits" or len(weights) != len(node.inputs) - 1 or len(weights) > 3:
+        return None
+    rule = {name: attribute.value for name, attribute in node.attributes.items() if name != "N"}
+    return (*sorted(rule.items()), weights[1].dtype, len(weights))
+
+
+def _pack(graph: ir.Graph, siblings: list[ir.Node]) -> bool:
+    first, dim = siblings[0], 1 if siblings[0].op_type == "MatMul" else 0
+    held, sizes = [_weights(node) for node in siblings], [_weights(node)[0].shape[dim] for node in siblings]
+    names = ["+".join(str(node.inputs[n].name) for node in siblings) for n in range(1, len(first.inputs))]  # type: ignore[union-attr]
+    packed = [add_initializer(graph, lazy.concat(parts, dim), name) for parts, name in zip(zip(*held, strict=True), names, strict=True)]
+    attributes = {**first.attributes, "N": ir.AttrInt64("N", sum(sizes))} if dim == 0 else {}
+    product = ir.node(first.op_type, [first.inputs[0], *packed], attributes, domain=first.domain, name=f"{first.name}/packed")
     product.outputs[0].name = f"{first.outputs[0].name}/packed"
     product.outputs[0].type = first.outputs[0].type
-    sizes = add_initializer(graph, lazy.from_tensor(_sizes(weights), f"{name}/sizes"), f"{name}/sizes")
-    split = ir.node("Split", [product.outputs[0], sizes], {"axis": -1}, num_outputs=len(siblings), name=f"{first.name}/split")
+    counts = add_initializer(graph, lazy.from_tensor(torch.tensor(sizes), f"{names[0]}/sizes"), f"{names[0]}/sizes")
+    split = ir.node("Split", [product.outputs[0], counts], {"axis": -1}, num_outputs=len(siblings), name=f"{first.name}/split")
     graph.insert_before(first, [product, split])
     for node, output in zip(siblings, split.outputs, strict=True):
         old = node.outputs[0]
         output.name, output.type, output.shape = old.name, old.type, old.shape
         old.name = None
         ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
-        held = node.inputs[1]
+        read = node.inputs[1:]
         graph.remove(node, safe=True)
-        if held is not None and not held.uses():
-            graph.initializers.pop(str(held.name), None)
+        for value in read:
+            if value is not None and not value.uses():
+                graph.initializers.pop(str(value.name), None)
     return True
 
 
-def _weight(node: ir.Node) -> lazy.Weight | None:
-    """The lazy matrix of a product, None where the node is none."""
-    held = node.inputs[1].const_value if node.op_type == "MatMul" and node.domain == "" and node.inputs[1] is not None else None
-    return held.weight if isinstance(held, WeightTensor) and len(held.weight.shape) == 2 else None
-
-
-def _sizes(weights: list[lazy.Weight]) -> torch.Tensor:
-    return torch.tensor([w.shape[1] for w in weights])
+def _weights(node: ir.Node) -> list[lazy.Weight]:
+    """The lazy weights among a product's inputs, in order."""
+    held = (v.const_value for v in node.inputs[1:] if v is not None)
+    return [tensor.weight for tensor in held if isinstance(tensor, WeightTensor)]

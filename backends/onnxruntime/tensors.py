@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from moec.weights import Weight
+from moec.weights import Weight, from_tensor
 
 DTYPES = {
     torch.float64: ir.DataType.DOUBLE, torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16,
@@ -36,6 +36,15 @@ class WeightTensor(ir.LazyTensor):
 def as_bytes(block: Tensor) -> memoryview:
     """A contiguous CPU tensor's bytes, little-endian as ONNX and safetensors have them, without a copy."""
     return memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def weight_of(value: ir.Value | None) -> Weight | None:
+    """The lazy weight of an initializer; None for a value that is computed, or absent."""
+    if value is None or value.const_value is None:
+        return None
+    if isinstance(value.const_value, WeightTensor):
+        return value.const_value.weight
+    return from_tensor(torch.from_numpy(value.const_value.numpy().copy()), str(value.name))
 
 
 def add_initializer(graph: ir.Graph, weight: Weight, name: str) -> ir.Value:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 DOMAIN = "moec"
-_KINDS = {"ids": "I", "mask": "M"}  # inputs whose type is not that of the others
+_KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q"}  # inputs whose type is not that of the others
 
 
 @cache
@@ -25,6 +25,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     _register("Moe", ("x", "router_weight"), ("router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"), torch.ops.moec.moe.default)
 
     _register("Attention", ("query", "key", "value"), ("mask", "sinks"), torch.ops.moec.attention.default)
+    _register("Dequantize", ("packed", "scale"), ("zero",), torch.ops.moec.dequantize.default)
 
     def emit_experts(x, ids, weights, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Experts(x, ids, weights, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.experts.default, rule))
@@ -35,8 +36,13 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def emit_attention(query, key, value, mask=None, sinks=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Attention(query, key, value, mask, sinks, **_attributes(torch.ops.moec.attention.default, rule))
 
+    def emit_dequantize(packed, scale, zero=None, **rule):  # type: ignore[no-untyped-def]
+        return opset.Dequantize(packed, scale, zero, **_attributes(torch.ops.moec.dequantize.default, rule))
+
     ops = torch.ops.moec
-    return {ops.experts.default: emit_experts, ops.moe.default: emit_moe, ops.attention.default: emit_attention}
+    return {
+        ops.experts.default: emit_experts, ops.moe.default: emit_moe, ops.attention.default: emit_attention, ops.dequantize.default: emit_dequantize,
+    }  # fmt: skip
 
 
 def _attributes(op: torch._ops.OpOverload, rule: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], o
         for a in op._schema.arguments if a.kwarg_only
     ]  # fmt: skip
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
-    allowed = {"T": floats, "I": ["tensor(int64)"], "M": [*floats, "tensor(bool)"]}
+    allowed = {"T": floats, "I": ["tensor(int64)"], "M": [*floats, "tensor(bool)"], "Q": ["tensor(uint8)"]}
     types = [(kind, allowed[kind], "") for kind in dict.fromkeys(["T", *(_KINDS[n] for n in (*required, *optional) if n in _KINDS)])]
     defs.register_schema(
         defs.OpSchema(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnxruntime.lower import lower
+from moec.backends.onnxruntime.quantized import lower_quantized
 from moec.backends.onnxruntime.tensors import DTYPES, add_initializer
 from moec.dialect import Activation, Routing
 from moec.weights import from_tensor
@@ -103,6 +104,7 @@ def value(name: str, dtype: torch.dtype, shape: list[Any]) -> ir.Value:
 
 def lowered(model: ir.Model, optimize_for: str, provider: str = "cpu") -> tuple[ir.Model, dict[str, str]]:
     (fact,) = lower(model, optimize_for, provider)
+    lower_quantized(model)
     return model, fact
 
 

@@ -1,0 +1,75 @@
+"""Weights rounded to nearest, for tests of engines that read packed bytes; in ONNX models of one node and in captured programs."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, fx
+
+from moec.backends.onnxruntime.tensors import add_initializer, weight_of
+from moec.dialect import pack
+from moec.program import Program
+from moec.weights import from_tensor
+
+
+def rounded(weight: Tensor, bits: int, block: int, zeros: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """packed, scale and zero of a weight `[..., out, in]`."""
+    parts, top = weight.float().unflatten(-1, (-1, block)), 2**bits - 1
+    if zeros:
+        low, high = parts.amin(-1, keepdim=True).clamp(max=0), parts.amax(-1, keepdim=True).clamp(min=0)
+        scale = ((high - low) / top).clamp(min=1e-8)
+        zero = (-low / scale).round().clamp(0, top)
+    else:
+        scale = (parts.abs().amax(-1, keepdim=True) / 2 ** (bits - 1)).clamp(min=1e-8)
+        zero = torch.full_like(scale, 2 ** (bits - 1))
+    q = (parts / scale + zero).round().clamp(0, top).flatten(-2)
+    return pack(q, bits), scale[..., 0].to(weight.dtype), zero[..., 0].to(torch.uint8) if zeros else None
+
+
+def meant(parts: tuple[Tensor, Tensor, Tensor | None], bits: int) -> Tensor:
+    """The weight that they stand for."""
+    return torch.ops.moec.dequantize(*parts, bits=bits)  # type: ignore[no-any-return]
+
+
+def quantize_model(model: ir.Model, names: list[str], bits: int, block: int, zeros: bool) -> dict[str, Tensor]:
+    """Put `moec::Dequantize` nodes where initializers stood, in place; returns what they stand for."""
+    found = {}
+    for name in names:
+        old = model.graph.initializers[name]
+        weight = weight_of(old)
+        assert weight is not None
+        parts = rounded(weight.load(), bits, block, zeros)
+        found[name] = meant(parts, bits)
+        held = [add_initializer(model.graph, from_tensor(t, f"{name}.{k}"), f"{name}.{k}") for t, k in zip(parts, KINDS, strict=True) if t is not None]
+        node = ir.node("Dequantize", held, {"bits": bits}, domain="moec", name=f"{name}.dequantize")
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{name}.value", old.type, old.shape
+        model.graph.insert_before(model.graph[0], node)
+        ir.convenience.replace_all_uses_with(old, node.outputs[0])
+        model.graph.initializers.pop(name)
+    model.graph.opset_imports["moec"] = 1
+    return found
+
+
+def quantize_program(program: Program, bits: int, block: int, zeros: bool, keep: tuple[str, ...] = ("router", "norm", "bias", "b_in", "b_out")) -> int:
+    """Put `moec::dequantize` where a program reads float matrices, in place; returns how many. Names that hold a word of `keep` stay."""
+    reads = [n for n in program.graph.nodes if n.op == "get_attr" and not any(word in str(n.target) for word in keep)]
+    reads = [n for n in reads if len(program.weights[n.target].shape) >= 2 and program.weights[n.target].dtype.is_floating_point]
+    done: dict[str, fx.Node] = {}
+    for node in reads:
+        if node.target not in done:
+            parts = rounded(program.weights[node.target].load(), bits, block, zeros)
+            with program.graph.inserting_before(node):
+                inputs = [None if t is None else _read(program, f"{node.target}.{k}", t) for t, k in zip(parts, KINDS, strict=True)]
+                done[node.target] = program.graph.call_function(torch.ops.moec.dequantize.default, tuple(inputs), {"bits": bits})
+                done[node.target].meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(done[node.target])
+    program.finish()
+    return len(done)
+
+
+def _read(program: Program, name: str, tensor: Tensor) -> fx.Node:
+    # a dotted name below one that holds a tensor cannot be attached
+    return program.read_weight(program.add_weight(name.replace(".weight.", ".weight_"), from_tensor(tensor, name)))
+
+
+KINDS = ("packed", "scale", "zero")
