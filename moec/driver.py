@@ -171,7 +171,9 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
     engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
     try:
         if approximate:
-            verify(source, engine, program, Tolerance.of(precision), options.seed, StreamingEngine(program)).require()
+            inexact = backend.deviation(program, options.target)
+            own = Tolerance.of(precision) if inexact is None else Tolerance(inexact)
+            verify(source, engine, program, own, options.seed, StreamingEngine(program)).require()
         return verify(source, engine, program, tolerance, options.seed, reference)
     finally:
         engine.close()
