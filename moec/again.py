@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from moec.coverage import measure_load, reach_experts, verification_sizes
 from moec.driver import MANIFEST, find_backend, reference_of
 from moec.engine import Backend, Engine
 from moec.errors import MoecError
+from moec.examination import allowed, examine, open_exam
 from moec.hooks import KeepHook
 from moec.layouts import model_folder
 from moec.pipeline import Context, Pipeline
 from moec.program import Program
+from moec.quality import Exam, Quality
 from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
@@ -52,40 +55,69 @@ class Made:
         """The engine, loaded; where its hardware is missing, on what stands in for it."""
         return self.backend.load(model_folder(self.folder), self.backend.stand_in(self.target) or self.target, prepack)
 
-    def tolerance(self, asked: float | None) -> Tolerance:
-        """What was asked for now, else at the compile, else the precision's own."""
+    def tolerance(self, asked: float | None, approximate: bool) -> Tolerance:
+        """What was asked for now, else at the compile, else the precision's own; wider after `approximate` passes."""
         given = asked if asked is not None else self.report.tolerance_asked
-        return Tolerance(given) if given is not None else Tolerance.of(self.backend.precision(self.target))
+        return allowed(self.backend.precision(self.target), given, self.report.quality.exam if self.report.quality else None, approximate)
+
+    def budget(self, exam: Exam) -> Exam:
+        """An exam with the budget of the compile's, unless it sets one itself."""
+        if exam.bounded or self.report.quality is None:
+            return exam
+        asked = self.report.quality.exam
+        return replace(exam, max_kl=asked.max_kl, max_perplexity_ratio=asked.max_perplexity_ratio)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the engine's files."""
+        return sum(a.size_bytes for a in self.report.artefacts)
 
 
-def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any]) -> Verification:
-    """Compare an engine with its source (`against` None), with another engine's folder, or with another model."""
+def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any], exam: Exam | None = None) -> Verification:
+    """Compare an engine with its source (`against` None), with another engine's folder, or with another model; with an exam, on its text too."""
     made = Made(folder, opening)
-    source = made.source() if against is None or _is_engine(against) else open_source(against, **opening)
-    captured, program = made.remake(source if against is None else made.source())
     if _is_engine(against):
-        return _prove_engines(made, Made(Path(against), opening), source, program, seed, tolerance)
+        return _prove_engines(made, Made(Path(against), opening), seed, tolerance, exam)
+    source = made.source() if against is None else open_source(against, **opening)
+    corpus = open_exam(exam, source, model_folder(folder)) if exam else None
+    captured, program = made.remake(source if against is None else made.source())
     reference, prepack = reference_of(source, captured, made.report.verify)
     engine = made.engine(prepack)
     try:
-        return verify(source, engine, program, made.tolerance(tolerance), seed, reference)
+        proof = verify(source, engine, program, made.tolerance(tolerance, _approximate(program)), seed, reference)
+        if exam is None or corpus is None:
+            return proof
+        before = captured if against is None else source.capture(made.backend.precision(made.target))
+        quality = examine(made.budget(exam), corpus, source, reference or source.reference(), engine, before, program)
+        return replace(proof, quality=replace(quality, engine_bytes=made.size_bytes))
     finally:
         engine.close()
+
+
+def _approximate(program: Program) -> bool:
+    return any(step.contract == "approximate" for step in program.history)
 
 
 def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
-def _prove_engines(made: Made, other: Made, source: Source, program: Program, seed: int, tolerance: float | None) -> Verification:
+def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, exam: Exam | None) -> Verification:
+    source = made.source()
+    corpus = open_exam(exam, source, model_folder(made.folder)) if exam else None
+    _, program = made.remake(source)
     samples, _ = reach_experts(program, source, verification_sizes(source.inputs), seed)
     first, second = made.engine(), other.engine()
     try:
-        comparison = compare(second, first, samples, made.tolerance(tolerance))
+        comparison = compare(second, first, samples, made.tolerance(tolerance, _approximate(program)))
+        quality: Quality | None = None
+        if exam is not None and corpus is not None:
+            quality = examine(made.budget(exam), corpus, source, second, first, other.remake(other.source())[1], program)
+            quality = replace(quality, engine_bytes=made.size_bytes, source_bytes=other.size_bytes)
     finally:
         first.close()
         second.close()
-    return Verification(comparison, measure_load(program, samples), (), (), seed)
+    return Verification(comparison, measure_load(program, samples), (), (), seed, quality=quality)
 
 
 def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
@@ -98,6 +130,6 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Diverg
     samples, _ = reach_experts(program, source, verification_sizes(source.inputs)[:2], seed)
     engine = made.engine(prepack)
     try:
-        return bisect(reference or source.reference(), programs, samples, made.tolerance(None), engine)
+        return bisect(reference or source.reference(), programs, samples, made.tolerance(None, approximate=False), engine)
     finally:
         engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,14 @@ from moec.decoder_benchmark import DecoderBenchmark, bench_decoders
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.examination import require_same_text
 from moec.frontend import Dynamic, capture
 from moec.generation import GREEDY, Sampling, is_decoder
 from moec.inspection import Inspection, inspect_program
 from moec.layouts import model_folder
 from moec.pipeline import Hook, Pipeline
 from moec.progress import Progress
+from moec.quality import Exam
 from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
@@ -51,6 +54,11 @@ def compile(
     cache: bool = True,
     save_hf: str | Path | None = None,
     layout: str | None = None,
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -64,6 +72,7 @@ def compile(
         optimize_for, verify, tolerance, seed: see `moec.driver.Options`.
         save_hf: also write the model after the named passes as a checkpoint that transformers loads, see `moec.huggingface.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
+        text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.quality.Exam`.
         hooks: watchers of the pipeline, see `moec.hooks`.
 
     Returns:
@@ -72,13 +81,14 @@ def compile(
     Raises:
         MoecError: with the code of whatever ended the compilation; then nothing was published.
     """
+    exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
     goal = target if isinstance(target, Target) else Target.parse(target)
     passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     find_backend(goal)  # before any work: a missing runtime must not cost a capture
     source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
     checkpoint = Path(save_hf) if save_hf is not None else None
-    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout)
+    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam)
     return compile_source(source, options, Path(out), hooks, progress)
 
 
@@ -89,9 +99,11 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
     if source.hashes != report.source_hashes:
         changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
+    if report.quality is not None:
+        require_same_text(report.quality)
     options = Options(
         Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
-        inputs=report.inputs, cache=report.cache, layout=report.layout,
+        inputs=report.inputs, cache=report.cache, layout=report.layout, exam=report.quality.exam if report.quality else None,
     )  # fmt: skip
     return compile_source(source, options, Path(out), progress=progress)
 
@@ -113,12 +125,29 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     return find_backend(target).load(model_folder(path), target)
 
 
-def verify(engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, **opening: Any) -> Verification:
+def verify(
+    engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, text: str | Path | None = None,
+    tokens: int | None = None, window: int | None = None, max_kl: float | None = None, max_perplexity_ratio: float | None = None, **opening: Any,
+) -> Verification:  # fmt: skip
     """Prove an engine again: against its source (default), another engine's folder, or another model.
 
-    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds.
+    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`, its `quality` is
+    there too, see `moec.quality.Exam`; the error budget is the compile's unless one is given.
     """
-    return prove_again(Path(engine), against, seed, tolerance, opening)
+    exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
+    return prove_again(Path(engine), against, seed, tolerance, opening, exam)
+
+
+def page(engine: str | Path, proof: Verification) -> str:
+    """An engine's report as an HTML page, with a later proof in the place of the compile's."""
+    later: dict[str, Any] = {
+        "comparison": proof.comparison,
+        "coverage": proof.coverage,
+        "seed": proof.seed,
+        "consistency": proof.consistency,
+        "quality": proof.quality,
+    }
+    return replace(read_report(engine), **later).to_html()
 
 
 def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:

@@ -13,15 +13,18 @@ from typing import Any, Literal
 
 from moec import registry
 from moec.compare import Tolerance
+from moec.corpus import Corpus
 from moec.coverage import verification_sizes
 from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
+from moec.examination import allowed, examine, open_exam
 from moec.hooks import VerifyHook
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange, choose, model_folder
 from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
 from moec.progress import Progress
+from moec.quality import Exam, Quality, require_text_model
 from moec.report import Report, environment, hash_artefacts, step_facts
 from moec.source import Source
 from moec.streaming import StreamingEngine, check_finite
@@ -48,6 +51,8 @@ class Options:
         inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the engine.
         cache: whether a decoder was opened with its cache of keys and values; recorded too.
         layout: of the engine folder, see `moec.layouts`; what suits the model when None.
+        exam: a text to judge the engine on, with the error budget. One that is set stands in the place of the approximate passes' default
+            budget in max|d|/std.
     """
 
     target: Target
@@ -60,6 +65,7 @@ class Options:
     inputs: tuple[str, ...] = ()
     cache: bool = True
     layout: str | None = None
+    exam: Exam | None = None
 
 
 def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
@@ -71,6 +77,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     progress = progress or Progress()
     backend = find_backend(options.target)
     options = replace(options, layout=choose(options.layout, source.inputs, describe(source)))
+    corpus = open_exam(options.exam, source) if options.exam else None
     with ExitStack() as stack:
         folder = stack.enter_context(staging(out))
         progress.stage("capture")
@@ -78,6 +85,8 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         progress.done(
             f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, {sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
         )
+        if corpus:
+            require_text_model(captured.inputs, captured.outputs, source.text)
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")
@@ -92,6 +101,11 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         proof = prove(source, captured, program, backend, options, folder)
         proof.require()
         progress.done(f"{proof.comparison}; {proof.coverage}")
+        if options.exam and corpus:
+            progress.stage("text")
+            proof = replace(proof, quality=judge(source, captured, program, backend, options.exam, corpus, options, folder))
+            proof.require()
+            progress.done("; ".join(f"{name} {figure}" for name, figure in proof.quality.rows()) if proof.quality else "")
         report = make_report(source, options, program, steps, facts, proof, backend, folder)
         (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (folder / PAGE).write_text(report.to_html(), encoding="utf-8")
@@ -119,7 +133,7 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     if reference_of(source, captured, options.verify)[0] is not None:
         return []
     precision = backend.precision(options.target)
-    budget = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(precision, approximate=True)
+    budget = allowed(precision, options.tolerance, options.exam, approximate=True)
     sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
     return [VerifyHook([sample], Tolerance.of(precision), budget)]
@@ -167,7 +181,7 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
     reference, prepack = reference_of(source, captured, options.verify)
     precision = backend.precision(options.target)
     approximate = any(step.contract == "approximate" for step in program.history)
-    tolerance = Tolerance(options.tolerance) if options.tolerance is not None else Tolerance.of(precision, approximate)
+    tolerance = allowed(precision, options.tolerance, options.exam, approximate)
     engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
     try:
         if approximate:
@@ -179,6 +193,17 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
         engine.close()
 
 
+def judge(source: Source, captured: Program, program: Program, backend: Backend, exam: Exam, corpus: Corpus, options: Options, folder: Path) -> Quality:
+    """The built engine's quality on a text, beside the untouched model."""
+    reference, prepack = reference_of(source, captured, options.verify)
+    engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
+    try:
+        quality = examine(exam, corpus, source, reference or source.reference(), engine, captured, program)
+    finally:
+        engine.close()
+    return replace(quality, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)))
+
+
 def make_report(
     source: Source, options: Options, program: Program, steps: list[StepReport], facts: dict[str, Any], proof: Verification, backend: Backend, folder: Path
 ) -> Report:
@@ -188,7 +213,7 @@ def make_report(
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
         layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
         facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
-        refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency,
+        refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
         environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 

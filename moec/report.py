@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 
+from moec.agreement import Agreement, BlockAgreement, LayerError
 from moec.compare import Comparison, OutputError
 from moec.consistency import Consistency, Way
 from moec.coverage import Coverage, ExpertLoad
 from moec.errors import MoecError
 from moec.pipeline import StepReport
+from moec.quality import Exam, Quality
 from moec.version import __version__
 
 SCHEMA = 1
@@ -52,6 +54,7 @@ class Report:
         comparison, coverage: the proof, and the experts that its inputs reached.
         refused: sizes that the engine cannot run although the model can, each with a reason.
         consistency: of a decoder: one text in one go against chunks and single tokens.
+        quality: on a text, when one was given; its `exam` is a setting, too.
         environment: versions and processor type.
         artefacts: the engine's files.
         schema: version of this form.
@@ -74,14 +77,15 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     refused: tuple[dict[str, Any], ...] = ()
     consistency: Consistency | None = None
+    quality: Quality | None = None
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
     schema: int = SCHEMA
 
     @property
     def ok(self) -> bool:
-        """Whether the engine was proven equal to the untouched model within the tolerance."""
-        return self.comparison.ok
+        """Whether the engine was proven equal to the untouched model within the tolerance, and keeps its budget on a text."""
+        return self.comparison.ok and (self.quality is None or self.quality.ok)
 
     @property
     def opening(self) -> dict[str, Any]:
@@ -91,7 +95,8 @@ class Report:
     def headline(self) -> str:
         """The verdict in a line."""
         size = sum(a.size_bytes for a in self.artefacts) / 2**20
-        return f"{'verified' if self.ok else 'DIFFERS'}: {self.comparison}; {self.coverage}; {size:.1f} MiB"
+        text = f"; KL {self.quality.kl_mean:.2g} nats, perplexity x {self.quality.perplexity_ratio:.4f}" if self.quality else ""
+        return f"{'verified' if self.ok else 'DIFFERS'}: {self.comparison}; {self.coverage}{text}; {size:.1f} MiB"
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
@@ -198,6 +203,7 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
         "comparison": Comparison(**{**comparison, "outputs": outputs}), "coverage": Coverage(**{**coverage, "loads": loads}),
         "artefacts": tuple(Artefact(**a) for a in data["artefacts"]), "inputs": tuple(data["inputs"]),
         "steps": tuple(data["steps"]), "refused": tuple(data["refused"]), "consistency": _consistency(data.get("consistency")),
+        "quality": _quality(data.get("quality")),
     }  # fmt: skip
 
 
@@ -205,3 +211,12 @@ def _consistency(data: Mapping[str, Any] | None) -> Consistency | None:
     if data is None:
         return None
     return Consistency(data["tolerance"], tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]))
+
+
+def _quality(data: Mapping[str, Any] | None) -> Quality | None:
+    if data is None:
+        return None
+    inside = data["agreement"]
+    blocks = tuple(BlockAgreement(**{**b, "load": tuple(b["load"]), "load_after": tuple(b["load_after"])}) for b in inside["blocks"]) if inside else ()
+    agreement = Agreement(inside["tokens"], blocks, tuple(LayerError(**layer) for layer in inside["layers"])) if inside else None
+    return Quality(**{**data, "exam": Exam(**data["exam"]), "agreement": agreement})

@@ -12,6 +12,7 @@ from moec.decoder import cache_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input, Program
+from moec.quality import Quality
 from moec.signature import converted
 from moec.source import Source
 
@@ -36,6 +37,7 @@ class Verification:
             specialise it; any other refusal is a failure.
         seed: of the samples.
         consistency: of a decoder with a cache: one text in one go, in chunks, and token by token.
+        quality: on a text, when one was given.
     """
 
     comparison: Comparison
@@ -44,11 +46,13 @@ class Verification:
     refused: tuple[Refused, ...]
     seed: int
     consistency: Consistency | None = None
+    quality: Quality | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs agree, no size but those with a 1 was refused, and a decoder's cache makes no difference."""
-        return self.comparison.ok and not self.failures and (self.consistency is None or self.consistency.ok)
+        """Whether all outputs agree, no size but those with a 1 was refused, a decoder's cache makes no difference, and a text's budget is kept."""
+        parts = (self.consistency, self.quality)
+        return self.comparison.ok and not self.failures and all(part.ok for part in parts if part is not None)
 
     @property
     def failures(self) -> tuple[Refused, ...]:
@@ -64,17 +68,20 @@ class Verification:
         self.comparison.require()
         if self.consistency is not None:
             self.consistency.require(self.comparison.candidate)
+        if self.quality is not None:
+            self.quality.require()
 
     def __str__(self) -> str:
         lines = [f"{'equal' if self.ok else 'DIFFERS'}: {self.comparison.candidate} against {self.comparison.reference}: {self.comparison}", str(self.coverage)]
         if self.consistency is not None:
             lines.append(f"one text in one go and as {self.consistency}")
         lines += [f"cannot run at {', '.join(f'{k}={v}' for k, v in r.sizes.items())}: {r.reason}" for r in self.refused]
+        lines += [str(self.quality)] if self.quality is not None else []
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "quality": self.quality.to_dict() if self.quality else None}
 
 
 def verify(source: Source, engine: Engine, program: Program, tolerance: Tolerance, seed: int = 0, reference: Engine | None = None) -> Verification:

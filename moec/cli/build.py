@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, model_options, progress
+from moec.cli.console import common, emit, model_options, progress, text_options
 from moec.errors import MoecError
 
 
@@ -27,6 +27,7 @@ from moec.errors import MoecError
 @click.option("--layout", type=click.Choice(["plain", "genai", "triton"]), default=None, help="For which clients.  [default: genai for decoders, else plain]")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the program after every pass as Python text.")
 @click.option("--save-hf", type=click.Path(path_type=Path), help="Also write the upcycled model as a checkpoint for transformers.")
+@text_options
 @model_options
 @common
 def compile_command(model: str | None, out: Path, manifest: Path | None, config: Path | None, as_json: bool, quiet: bool, **options: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, model_options
+from moec.cli.console import common, emit, model_options, text_options
 from moec.errors import MoecError
 
 
@@ -17,14 +17,23 @@ from moec.errors import MoecError
 @click.option("--bisect", is_flag=True, help="Name the first pass, layer and expert that diverge.")
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the inputs; the compile used 0.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the engine's report with this proof in it, a page with plots.")
+@text_options
 @model_options
 @common
-def verify_command(engine: Path, against: str | None, bisect: bool, tolerance: float | None, seed: int, as_json: bool, quiet: bool, **opening: Any) -> int:
-    """Prove ENGINE again: against the source in its manifest, or against another engine or model. Exit status 1 when it differs."""
+def verify_command(engine: Path, against: str | None, bisect: bool, html: Path | None, as_json: bool, quiet: bool, **options: Any) -> int:
+    """Prove ENGINE again: against the source in its manifest, or against another engine or model. Exit status 1 when it differs.
+
+    With --text, say how good it is too: perplexity, KL divergence, top-1 agreement, agreement of the routers, error of each layer. Routers
+    and layers are compared between the untouched model and the program that the engine was built from, since an engine shows outputs only.
+    """
     from moec import api
 
-    result = api.verify(engine, against, seed=seed, tolerance=tolerance, **opening)
-    culprit = api.bisect(engine, seed=seed, **opening) if bisect else None
+    result = api.verify(engine, against, **options)
+    opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
+    culprit = api.bisect(engine, seed=options["seed"], **opening) if bisect else None
+    if html:
+        _publish(html, api.page(engine, result))
     if as_json:
         emit({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
     else:
@@ -32,6 +41,13 @@ def verify_command(engine: Path, against: str | None, bisect: bool, tolerance: f
         if culprit:
             click.echo(str(culprit))
     return 0 if result.ok else 1
+
+
+def _publish(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MoecError("M210", f"the page cannot be written: {error.strerror}", str(path), "choose another --html") from error
 
 
 @click.command("bench")
