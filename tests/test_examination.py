@@ -1,0 +1,65 @@
+"""An exam bounds its windows by the model's context, takes the source's tokens only, and decides in the place of other budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moec.compare import Tolerance
+from moec.engine import EagerEngine
+from moec.errors import MoecError
+from moec.examination import BUDGET_ON_TEXT, allowed, examine, open_exam, require_same_text
+from moec.quality import Exam
+from moec.sources import open_source
+from tests.zoo import save
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "tokens.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 96, 700))
+    return path
+
+
+def test_windows_fit_the_context_and_the_limit(mixtral: Path, tokens: Path) -> None:
+    source, exam = open_source(str(mixtral)), Exam(str(tokens), window=1000, tokens=600)
+    captured, corpus = source.capture(), open_exam(exam, source)
+    quality = examine(exam, corpus, source, source.reference(), EagerEngine(captured), captured, captured)
+    assert (quality.exam.window, quality.windows, quality.tokens) == (256, 3, 597)  # max_position_embeddings is 256
+    assert quality.agreement is not None and quality.agreement.tokens == 600 and len(quality.agreement.blocks) == 2
+    assert quality.source_bytes == source.size_bytes and quality.sha256 == corpus.sha256
+
+
+def test_tokens_that_the_source_lacks_and_sources_without_tokens(mixtral: Path, tokens: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "high.npy", np.array([1, 2, 96]))
+    with pytest.raises(MoecError, match="no token 96"):
+        open_exam(Exam(str(tmp_path / "high.npy")), open_source(str(mixtral)))
+    for name in ("bert", "vit"):
+        with pytest.raises(MoecError, match="no quality on text") as caught:
+            open_exam(Exam(str(tokens)), open_source(save(name, tmp_path / name)))
+        assert caught.value.code == "M211"
+
+
+def test_a_changed_text_is_noticed(mixtral: Path, tokens: Path, tmp_path: Path) -> None:
+    source, exam = open_source(str(mixtral)), Exam(str(tmp_path / "t.npy"), window=8, tokens=16)
+    captured = source.capture()
+    np.save(tmp_path / "t.npy", np.load(tokens))
+    quality = examine(exam, open_exam(exam, source), source, source.reference(), EagerEngine(captured), captured, captured)
+    require_same_text(quality)
+    np.save(tmp_path / "t.npy", np.load(tokens)[::-1])
+    for change in (lambda: None, (tmp_path / "t.npy").unlink):
+        change()
+        with pytest.raises(MoecError) as caught:
+            require_same_text(quality)
+        assert caught.value.code == "M106"
+
+
+def test_what_may_deviate() -> None:
+    precision, bounded, free = torch.float32, Exam("t", max_kl=0.1), Exam("t")
+    exact, budget = Tolerance.of(precision), Tolerance.of(precision, approximate=True)
+    assert allowed(precision, None, bounded, approximate=False) == exact and allowed(precision, None, None, approximate=True) == budget
+    assert allowed(precision, None, free, approximate=True) == budget and allowed(precision, None, bounded, approximate=True).deviation == BUDGET_ON_TEXT
+    assert allowed(precision, 0.2, bounded, approximate=True) == allowed(precision, 0.2, None, approximate=False) == Tolerance(0.2)
