@@ -7,9 +7,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from moec.coverage import ExpertLoad
-from moec.page import bars, block_table, html, markdown, verdict
+from moec.page import bars, block_table, html, layer_plots, markdown, verdict
+from moec.quality import Exam
 from moec.report import Artefact
-from tests.test_report import make
+from tests.test_report import INSIDE, QUALITY, make
 
 
 class Tags(HTMLParser):
@@ -50,6 +51,38 @@ def test_bars_are_in_proportion_and_inside_the_drawing() -> None:
     assert many[-1]["x"] + many[-1]["width"] <= 720 and len({b["x"] for b in many}) == 256
 
 
+def test_bars_of_two_charts_have_one_scale() -> None:
+    after, before = bars((4, 2), 8), bars((8, 1), 4)
+    assert after[0]["height"] == 4 * before[1]["height"] and after[0]["height"] * 2 == before[0]["height"]
+
+
+def test_the_quality_is_drawn() -> None:
+    plain, report = make(), replace(make(), quality=QUALITY)
+    tags, text = Tags(html(report)), html(report)
+    assert tags.counts["polyline"] == 3 and tags.counts["circle"] == 6 and tags.counts["rect"] == 8 + 2 * 2 * 2 and "polyline points" not in html(plain)
+    for part in (
+        "Quality on text",
+        "prose.txt",
+        "mean 0.02, 99 % 0.3, max 1.5",
+        "blocks.1: 93.00%",
+        "blocks.1: 4.00e-02",
+        "1,000, source 4,000",
+        "allowed: 0.05",
+    ):
+        assert part in text
+    assert tags.loads == [] and all(p in markdown(report) for p in ("| blocks.0 | 96.00 % | 93.00 % |", "| blocks.1 | 4.00e-02 |"))
+
+
+def test_lines_are_in_proportion_and_inside_the_drawing() -> None:
+    agreement, error = layer_plots(INSIDE)
+    assert (agreement["low"], agreement["high"], error["low"], error["high"]) == ("90%", "100%", "0", "0.04")
+    first, last = error["lines"]["‖d‖ / ‖untouched‖"]
+    assert last["y"] == 6 and first["y"] == 6 + 28 and first["x"] < last["x"] < error["width"]  # 0.04 at the top, 0.02 half-way
+    many = replace(INSIDE, layers=INSIDE.layers * 200, blocks=())
+    assert len(layer_plots(many)) == 1 and layer_plots(many)[0]["width"] <= 720
+    assert layer_plots(replace(INSIDE, blocks=(), layers=(replace(INSIDE.layers[0], relative=0.0),)))[0]["lines"]
+
+
 def test_texts_are_escaped() -> None:
     report = replace(make(), source="<script>alert(1)</script>")
     assert "<script>" not in html(report) and "&lt;script&gt;" in html(report)
@@ -60,6 +93,14 @@ def test_the_verdict_follows_the_figures() -> None:
     good, bad = make(), make(seed=-1)
     assert verdict(good) == "Equal to the untouched model, every expert reached" and verdict(good) in html(good)
     assert verdict(bad).startswith("Not equal") and "verdict bad" in html(bad) and "verdict bad" not in html(good)
+
+
+def test_the_verdict_on_an_approximation() -> None:
+    step = {**make().steps[0], "contract": "approximate"}
+    close = replace(make(), quality=QUALITY, steps=(step,))
+    assert verdict(close).startswith("Close to the untouched model: KL divergence 0.02")
+    far = replace(close, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01)))
+    assert verdict(far).startswith("Not close enough") and "0.01 allowed" in verdict(far) and "verdict bad" in html(far)
 
 
 def test_markdown_has_the_tables() -> None:

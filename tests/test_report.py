@@ -10,15 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from moec.agreement import Agreement, BlockAgreement, LayerError
 from moec.compare import Tolerance
 from moec.engine import EagerEngine
 from moec.errors import MoecError
 from moec.pipeline import StepReport
+from moec.quality import Exam, Quality
 from moec.report import SCHEMA, Report, check_artefacts, environment, hash_artefacts, step_facts
 from moec.verification import verify
 from tests.moe_module import MoeModel, source_of
 
 STEP = StepReport("fuse-moe", "exact", 2, 1.25, "abcd", [{"pass_name": "fuse-moe", "node": "linear_3", "reason": "used <b>twice</b>", "source_line": ""}])
+
+INSIDE = Agreement(
+    70, tuple(BlockAgreement(f"blocks.{n}", 0.96, 0.93, (5, 3), (4, 4)) for n in (0, 1)), (LayerError("blocks.0", 0.02), LayerError("blocks.1", 0.04))
+)
+QUALITY = Quality(Exam("prose.txt", max_kl=0.05), "ab", 7, 70, 20.0, 21.0, 0.04879, 0.02, 0.3, 1.5, 0.97, INSIDE, 1000, 4000)
 
 
 def make(folder: Path | None = None, seed: int = 0) -> Report:
@@ -40,6 +47,16 @@ def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
     (tmp_path / "moec.json").write_text(text)
     again = Report.read(tmp_path / "moec.json")
     assert again.ok and again.coverage.complete and again.comparison.outputs[0].name == "logits" and again.artefacts[0].size_bytes == 3
+
+
+def test_the_quality_is_read_back_and_decides() -> None:
+    report = replace(make(), quality=QUALITY)
+    again = Report.from_json(report.to_json())
+    assert again.quality == QUALITY and again.ok and "perplexity x 1.0500" in again.headline()
+    assert not replace(report, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01))).ok
+    older = json.loads(make().to_json())
+    del older["quality"]  # as reports were before there was one
+    assert Report.from_json(json.dumps(older)).quality is None
 
 
 def test_equal_inputs_give_equal_bytes_and_other_seeds_do_not() -> None:
