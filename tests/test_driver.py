@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from moec.module_source import ModuleSource
 from moec.pipeline import Context, Contract, Hook, Pass, Pipeline
 from moec.program import Program
 from moec.progress import Progress
+from moec.quality import Exam
 from moec.streaming import StreamingEngine
 from moec.target import Target
 from moec.weights import scale
@@ -135,6 +137,39 @@ def test_an_approximate_pass_within_its_budget(tmp_path: Path) -> None:
     report = compile_source(source(), Options(TARGET, Pipeline((ScaleHead(1.01, approximate=True),)), tolerance=0.1), tmp_path / "engine")
     assert report.ok and 1e-3 < report.comparison.worst.deviation < 0.1
     assert report.steps[0]["contract"] == "approximate"
+
+
+@pytest.fixture
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text") / "tokens.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 50, 300))
+    return str(path)
+
+
+def test_a_budget_on_a_text_decides_about_approximate_passes(tokens: str, tmp_path: Path) -> None:
+    wide, narrow = (Options(TARGET, Pipeline((ScaleHead(1.3, approximate=True),)), exam=Exam(tokens, window=32, max_kl=kl)) for kl in (1.0, 1e-4))
+    stages = Stages()
+    report = compile_source(source(), wide, tmp_path / "engine", progress=stages)
+    assert stages.names[-1] == "text" and report.ok and report.comparison.worst.deviation > 0.5  # more than the default budget
+    assert report.quality is not None and 1e-4 < report.quality.kl_mean < 1 and report.quality.engine_bytes == sum(a.size_bytes for a in report.artefacts)
+    with pytest.raises(MoecError) as caught:
+        compile_source(source(), narrow, tmp_path / "second")
+    assert caught.value.code == "M107" and [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+def test_a_broken_budget_keeps_the_engine_that_was_there(tokens: str, tmp_path: Path) -> None:
+    compile_source(source(), Options(TARGET), tmp_path / "engine")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "engine").iterdir()}
+    with pytest.raises(MoecError, match="perplexity"):
+        compile_source(source(), Options(TARGET, exam=Exam(tokens, window=32, max_perplexity_ratio=0.9)), tmp_path / "engine")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "engine").iterdir()}
+
+
+def test_a_text_that_cannot_be_read_ends_it_before_any_work(tmp_path: Path) -> None:
+    stages = Stages()
+    with pytest.raises(MoecError) as caught:
+        compile_source(source(), Options(TARGET, exam=Exam(str(tmp_path / "gone.npy"))), tmp_path / "engine", progress=stages)
+    assert caught.value.code == "M211" and stages.names == [] and list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_when_it_is_interrupted(tmp_path: Path) -> None:

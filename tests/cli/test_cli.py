@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 
 from moec.cli import SUMMARIES, VERBS, main
 from moec.errors import CODES
+from tests.byte_tokenizer import write_tokenizer
 from tests.spoiling import spoil
+from tests.zoo import save
 
 
 class Cli:
@@ -107,6 +110,57 @@ def test_bench_of_forward_passes(cli: Cli, mixtral_engine: Path) -> None:
     assert data["sizes"] == {"batch": 1, "sequence": 8, "past_sequence": 0}
     assert "samples/s" in cli("bench", mixtral_engine, "--forward", "--runs", 1)
     cli("bench", mixtral_engine, "--forward", "--size", "height=8", status=2)
+
+
+# ---------------------------------------------------------------------- text
+@pytest.fixture(scope="module")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "prose.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog, and nobody knows why. " * 20)
+    return path
+
+
+def test_verify_on_a_text(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path: Path) -> None:
+    engine = write_tokenizer(Path(shutil.copytree(mixtral_engine, tmp_path / "engine")))
+    text = ("--text", prose, "--window", 64, "--tokens", 400)
+    data = cli.json("verify", engine, *text, "--html", tmp_path / "page.html")
+    quality = data["verification"]["quality"]
+    assert data["ok"] and quality["kl_mean"] < 1e-9 and quality["perplexity_ratio"] == pytest.approx(1, abs=1e-6) and quality["top1"] == 1
+    assert (quality["windows"], quality["tokens"], len(quality["agreement"]["blocks"])) == (7, 393, 2)
+    assert "Quality on text" in (tmp_path / "page.html").read_text()
+    out = cli("verify", spoil(engine, tmp_path / "spoiled"), *text, "--max-kl", 1e-6, status=1)
+    assert "NOT ALLOWED: mean KL divergence" in out and "perplexity" in out and "bytes on disk" in out
+    assert "NOT ALLOWED" not in cli("verify", tmp_path / "spoiled", *text, "--max-kl", 10, status=1)  # the outputs differ all the same
+    same = cli.json("verify", tmp_path / "spoiled", *text, "--max-kl", 1e-6, "--against", tmp_path / "spoiled")
+    assert same["ok"] and same["verification"]["quality"]["kl_max"] < 1e-12  # the twin: against itself
+
+
+def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, tmp_path: Path) -> None:
+    model = write_tokenizer(Path(save("llama", tmp_path / "model")))
+    options = ("compile", model, "--pass", "upcycle(experts=4, top_k=2)", "--text", prose, "--window", 64, "--tokens", 256)
+    cli(*options, "-o", tmp_path / "none", "--max-perplexity-ratio", 0.5, status=1)
+    assert "error[M107]" in cli.err and [p.name for p in tmp_path.iterdir()] == ["model"]
+    report = cli.json(*options, "-o", tmp_path / "first", "--max-perplexity-ratio", 1.001)["report"]
+    assert report["quality"]["exam"]["max_perplexity_ratio"] == 1.001 and report["quality"]["kl_mean"] < 1e-6
+    again = cli.json("compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "second")["report"]
+    assert again["quality"] == report["quality"]
+    assert cli.json("verify", tmp_path / "first", "--text", prose)["verification"]["quality"]["exam"]["max_perplexity_ratio"] == 1.001
+    kept = prose.read_text()
+    prose.write_text(kept + "No more.")
+    cli("compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "third", status=1)
+    prose.write_text(kept)
+    assert "error[M106]" in cli.err and not (tmp_path / "third").exists()
+
+
+def test_text_options_are_refused_where_they_mean_nothing(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path: Path) -> None:
+    encoder = save("bert", tmp_path / "bert")
+    for arguments, code in (
+        (("verify", mixtral_engine, "--max-kl", 0.1), "M201"),
+        (("verify", mixtral_engine, "--text", prose), "M204"),  # no tokenizer
+        (("compile", encoder, "-o", tmp_path / "engine", "--text", prose), "M211"),
+    ):
+        cli(*arguments, status=2)
+        assert f"error[{code}]" in cli.err and len(cli.err.splitlines()) == 3
 
 
 # ---------------------------------------------------------------------- what can be known
