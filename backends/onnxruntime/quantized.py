@@ -154,7 +154,7 @@ def set_accuracy(model: ir.Model, level: int) -> None:
 def _lower_node(graph: ir.Graph, node: ir.Node) -> list[dict[str, Any]]:
     weight, output = read_quantized(node), node.outputs[0]
     source = node.inputs[0]
-    name = str(source.name if source is not None else node.name).removesuffix(".packed")
+    name = str(source.name if source is not None else node.name).removesuffix("packed").rstrip("._")
     found: list[tuple[str, str]] = []
     if weight is not None and len(weight.shape) == 2 and not weight.why_not():
         products, gathers = _products(output), _gathers(output)
@@ -228,6 +228,6 @@ def _compute(emit: Emitter, node: ir.Node) -> None:
 
 def _unpack(emit: Emitter, packed: ir.Value, bits: int) -> ir.Value:
     """Numbers `[..., K * bits / 8, 8 / bits]` from bytes, lowest bits first."""
-    byte = lambda n: emit.constant(n, np.uint8)  # noqa: E731
-    parts = [emit("BitwiseAnd", emit("BitShift", packed, byte(at), direction="RIGHT"), byte(2**bits - 1)) for at in range(0, 8, bits)]
+    mask, places = emit.constant(2**bits - 1, np.uint8), [emit.constant(at, np.uint8) for at in range(0, 8, bits)]
+    parts = [emit("BitwiseAnd", emit("BitShift", packed, place, direction="RIGHT"), mask) for place in places]
     return emit("Concat", *(emit("Unsqueeze", p, emit.constant([-1])) for p in parts), axis=-1)

@@ -50,26 +50,26 @@ def quantize_model(model: ir.Model, names: list[str], bits: int, block: int, zer
     return found
 
 
-def quantize_program(program: Program, bits: int, block: int, zeros: bool, keep: tuple[str, ...] = ("router", "norm", "bias", "b_in", "b_out")) -> int:
-    """Put `moec::dequantize` where a program reads float matrices, in place; returns how many. Names that hold a word of `keep` stay."""
-    reads = [n for n in program.graph.nodes if n.op == "get_attr" and not any(word in str(n.target) for word in keep)]
+def quantize_program(program: Program, bits: int, block: int, zeros: bool, only: str = "") -> int:
+    """Put `moec::dequantize` where a program reads float matrices whose names hold `only`, in place; returns how many."""
+    reads = [n for n in program.graph.nodes if n.op == "get_attr" and only in str(n.target)]
     reads = [n for n in reads if len(program.weights[n.target].shape) >= 2 and program.weights[n.target].dtype.is_floating_point]
-    done: dict[str, fx.Node] = {}
+    done: dict[int, fx.Node] = {}  # a tied weight stays one
     for node in reads:
-        if node.target not in done:
-            parts = rounded(program.weights[node.target].load(), bits, block, zeros)
+        weight = program.weights[node.target]
+        if id(weight) not in done:
+            parts = rounded(weight.load(), bits, block, zeros)
             with program.graph.inserting_before(node):
-                inputs = [None if t is None else _read(program, f"{node.target}.{k}", t) for t, k in zip(parts, KINDS, strict=True)]
-                done[node.target] = program.graph.call_function(torch.ops.moec.dequantize.default, tuple(inputs), {"bits": bits})
-                done[node.target].meta["val"] = node.meta["val"]
-        node.replace_all_uses_with(done[node.target])
+                inputs = [None if t is None else _read(program, f"{node.target}_{k}", t) for t, k in zip(parts, KINDS, strict=True)]
+                new = done[id(weight)] = program.graph.call_function(torch.ops.moec.dequantize.default, tuple(inputs), {"bits": bits})
+                new.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(done[id(weight)])
     program.finish()
     return len(done)
 
 
 def _read(program: Program, name: str, tensor: Tensor) -> fx.Node:
-    # a dotted name below one that holds a tensor cannot be attached
-    return program.read_weight(program.add_weight(name.replace(".weight.", ".weight_"), from_tensor(tensor, name)))
+    return program.read_weight(program.add_weight(name, from_tensor(tensor, name)))
 
 
 KINDS = ("packed", "scale", "zero")
