@@ -36,10 +36,12 @@ class Context:
     Attributes:
         seed: for anything random; equal seeds make equal programs.
         misses: why near-matches were left alone; filled by `miss`.
+        facts: what the pass that runs now has to say of its work, as plain data for the report.
     """
 
     seed: int = 0
     misses: list[Miss] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
     current: str = ""
 
     def miss(self, node: fx.Node, reason: str) -> None:
@@ -158,7 +160,7 @@ class Pipeline:
     def _step(self, number: int, item: Pass, program: Program, context: Context, hooks: Sequence[Hook]) -> StepReport:
         for hook in hooks:
             hook.before(number, item, program)
-        context.current, already = item.name, len(context.misses)
+        context.current, context.facts, already = item.name, {}, len(context.misses)
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, context)
         program.history.append(Step(item.name, rewrites, item.contract_of()))
@@ -177,7 +179,7 @@ class Pipeline:
             )
         for hook in hooks:
             hook.after(number, item, program, rewrites, seconds)
-        return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, [dataclasses.asdict(m) for m in misses])
+        return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, [dataclasses.asdict(m) for m in misses], context.facts)
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class StepReport:
     time_ms: float
     digest: str
     misses: list[dict[str, str]]
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def _parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -14,10 +14,10 @@ SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT /
 # a module may import those of its own layer and of earlier ones
 LAYERS = [
     {"errors", "version", "progress"},
-    {"registry", "target", "weights", "shards", "dialect", "signature"},
+    {"registry", "target", "weights", "shards", "dialect", "signature", "quantization"},
     {"decoder"},
     {"program"},
-    {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline"},
+    {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline", "roles"},
     {"engine", "source", "module_source", "storage"},
     {"memory", "generation"},
     {"streaming", "trace", "compare", "agreement", "quality", "consistency", "coverage", "verification", "bisection", "hooks", "inspection", "report", "page"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,14 +34,33 @@ def dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bit
         zero: unsigned zero points `[..., K/block]`; absent means `2**(bits-1)`, the symmetric grid.
 
     Returns:
-        `[..., K]` in scale's dtype.
+        `[..., K]` in scale's dtype. Gradients reach the scale; packed integers and zero points are constants.
     """
+    return _centred(packed, scale, zero, bits).mul_(scale.unsqueeze(-1)).flatten(-2)
+
+
+def _centred(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    """`q - zero` as `[..., K/block, block]` in scale's dtype."""
     q = _unpack(packed, bits).to(scale.dtype)
     q = q.reshape(*scale.shape, q.shape[-1] // scale.shape[-1])
     offset = float(2 ** (bits - 1)) if zero is None else zero.to(scale.dtype).unsqueeze(-1)
-    return ((q - offset) * scale.unsqueeze(-1)).flatten(-2)
+    return q - offset
 
 
 @dequantize.register_fake
 def _(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits: int) -> Tensor:
     return scale.new_empty((*packed.shape[:-1], packed.shape[-1] * 8 // bits))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.bits = keyword_only_inputs["bits"]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    packed, scale, zero = ctx.saved_tensors
+    places = _centred(packed, scale, zero, ctx.bits)
+    return None, (grad.reshape(places.shape) * places).sum(-1), None
+
+
+dequantize.register_autograd(_backward, setup_context=_setup_context)

@@ -47,4 +47,12 @@ def test_in_the_dtype_of_the_scale(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("zeros", [False, True])
 def test_operator_is_well_formed(zeros: bool) -> None:
     zero = torch.ones(2, ROWS, 2, dtype=torch.uint8) if zeros else None
-    torch.library.opcheck(torch.ops.moec.dequantize.default, (pack(numbers(4), 4), torch.rand(2, ROWS, 2), zero), {"bits": 4})
+    scale = torch.rand(2, ROWS, 2, requires_grad=True)
+    torch.library.opcheck(torch.ops.moec.dequantize.default, (pack(numbers(4), 4), scale, zero), {"bits": 4})
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_gradients_reach_the_scale(zeros: bool) -> None:
+    scale = torch.rand(2, ROWS, 2, dtype=torch.float64, requires_grad=True)
+    zero = torch.ones(2, ROWS, 2, dtype=torch.uint8) if zeros else None
+    assert torch.autograd.gradcheck(lambda s: dequantize(pack(numbers(4), 4), s, zero, bits=4), scale)
