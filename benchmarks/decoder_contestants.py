@@ -1,0 +1,215 @@
+"""What `decoder_cpu.py` compares: one causal language model, and every way to continue a text with it.
+
+Each contestant is `make(folder) -> prefill, step`: `prefill(ids)` starts a text and returns the logits of its last token, `step(token)`
+appends one token and returns the next logits, both as numpy `[vocabulary]`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Run = tuple[Callable[[Any], Any], Callable[[int], Any]]
+VOCABULARY = 32_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A decoder of 12 layers, hidden 768, 12 heads on 4 key-value heads of 64, tied embeddings of 32,000 tokens."""
+
+    title: str
+    experts: int
+
+    def save(self, folder: Path) -> None:
+        """Write the random model as a Hugging Face folder; the same weights every time."""
+        from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        torch.manual_seed(0)
+        shape: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64}
+        shape |= {"num_key_value_heads": 4, "max_position_embeddings": 4096, "tie_word_embeddings": True, "initializer_range": 0.05}
+        shape |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        if self.experts:
+            moe = {"num_experts": self.experts, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True, "intermediate_size": 1024}
+            model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **moe))
+        else:
+            model = Qwen3ForCausalLM(Qwen3Config(**shape, intermediate_size=1024))
+        model.save_pretrained(folder)
+
+
+CASES = {"moe": Case("Qwen3-MoE, 32 experts of 256, top-4: 0.27 B parameters, 0.07 B active", 32), "dense": Case("Qwen3, its dense twin of 1024", 0)}
+
+
+# ---------------------------------------------------------------------- PyTorch
+def load(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def eager(folder: Path, implementation: str = "") -> Run:
+    """transformers as it is, with its own cache; `implementation` of the experts, or its default."""
+    from transformers import DynamicCache
+
+    model, state = load(folder), {}
+    if implementation:
+        model.set_experts_implementation(implementation)
+
+    def forward(ids: torch.Tensor) -> Any:
+        output = model(input_ids=ids, past_key_values=state["cache"], use_cache=True)
+        return output.logits[0, -1].numpy()
+
+    def prefill(ids: Any) -> Any:
+        state["cache"] = DynamicCache(config=model.config)
+        return forward(torch.from_numpy(ids))
+
+    return prefill, lambda token: forward(torch.tensor([[token]]))
+
+
+def compiled(folder: Path) -> Run:
+    """`torch.compile` as transformers documents it: a cache of fixed size, one graph for the prompt and one for a token."""
+    from transformers import StaticCache
+
+    model = load(folder)
+    cache, state = StaticCache(config=model.config, max_cache_len=640), {"at": 0}
+    graph = torch.compile(model.forward, dynamic=False)
+
+    def forward(ids: torch.Tensor) -> Any:
+        places = torch.arange(state["at"], state["at"] + ids.shape[1])
+        state["at"] += ids.shape[1]
+        return graph(input_ids=ids, past_key_values=cache, position_ids=places[None], use_cache=True).logits[0, -1].numpy()
+
+    def prefill(ids: Any) -> Any:
+        cache.reset()
+        state["at"] = 0
+        return forward(torch.from_numpy(ids))
+
+    return prefill, lambda token: forward(torch.tensor([[token]]))
+
+
+# ---------------------------------------------------------------------- ONNX Runtime
+def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
+    """What a user gets from `moec.compile`."""
+    import moec
+    from moec.generation import continuation
+
+    out = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"
+    moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain")
+    engine, state = moec.load(out), {}
+
+    def step(ids: torch.Tensor) -> Any:
+        state["length"] += ids.shape[1]
+        return state["text"].step(ids, torch.ones((1, state["length"]), dtype=torch.int64))[0].numpy()
+
+    def prefill(ids: Any) -> Any:
+        state.update(text=continuation(engine), length=0)
+        return step(torch.from_numpy(ids))
+
+    return prefill, lambda token: step(torch.tensor([[token]]))
+
+
+def transformers_engine(folder: Path) -> Run:
+    """transformers' exporter with its fusions for the CPU: one graph for the prompt, another for a token."""
+    import onnxruntime as ort
+    from transformers.exporters import exporter_onnx
+
+    exporter: Any = exporter_onnx
+    ids = torch.arange(3, 12)[None]
+    config = exporter.OnnxConfig(dynamic=True, ort_fusions="cpu")
+    exported = exporter.OnnxExporter().export_for_generation(load(folder), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
+    out = tempfile.mkdtemp(prefix="moec-bench-")
+    exported.save_pretrained(out)
+    sessions = {name: ort.InferenceSession(f"{out}/{name}.onnx", providers=["CPUExecutionProvider"]) for name in ("prefill", "decode")}
+    names = [o.name.replace("output.", "input.") for o in sessions["decode"].get_outputs()]
+    state: dict[str, Any] = {}
+
+    def run(name: str, ids: Any) -> Any:
+        places = np.arange(state["at"], state["at"] + ids.shape[1])[None]
+        feeds = {"input_ids": ids, "position_ids": places, **(state["cache"] if name == "decode" else {})}
+        wanted = {i.name for i in sessions[name].get_inputs()}
+        values = sessions[name].run(None, {k: v for k, v in feeds.items() if k in wanted})
+        state["at"] += ids.shape[1]
+        state["cache"] = dict(zip(names[1:], values[1:], strict=True))
+        return values[0][0, -1]
+
+    def prefill(ids: Any) -> Any:
+        state["at"] = 0
+        return run("prefill", ids)
+
+    return prefill, lambda token: run("decode", np.array([[token]]))
+
+
+def genai(folder: Path, builder: bool) -> Run:
+    """onnxruntime-genai, on the model of its own builder or on moec's engine."""
+    import onnxruntime_genai as og
+
+    out = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"
+    if builder:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", out, "-p", "fp32", "-e", "cpu", "-c", out.parent]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    else:
+        import moec
+
+        moec.compile(str(folder), out=out)
+    model, state = og.Model(str(out)), {}
+
+    def prefill(ids: Any) -> Any:
+        params = og.GeneratorParams(model)
+        params.set_search_options(max_length=640, do_sample=False)
+        state["text"] = og.Generator(model, params)
+        state["text"].append_tokens(ids.astype(np.int32))
+        return np.asarray(state["text"].get_logits()).reshape(-1, VOCABULARY)[-1]
+
+    def step(token: int) -> Any:
+        state["text"].append_tokens(np.array([[token]], np.int32))
+        return np.asarray(state["text"].get_logits()).reshape(-1, VOCABULARY)[-1]
+
+    return prefill, step
+
+
+def llama_cpp(folder: Path) -> Run:
+    """llama.cpp on the same weights in float32, with every core."""
+    from gguf_of_folder import write_gguf
+    from llama_cpp import Llama
+
+    path = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "model.gguf"
+    write_gguf(folder, path)
+    cores = os.cpu_count() or 1
+    model = Llama(
+        str(path), n_ctx=640, n_batch=512, n_ubatch=512, n_threads=cores, n_threads_batch=cores, type_k=0, type_v=0, logits_all=False, verbose=False
+    )  # type 0: float32
+
+    def step(ids: list[int]) -> Any:
+        model.eval(ids)
+        return np.ctypeslib.as_array(model._ctx.get_logits(), (VOCABULARY,)).copy()
+
+    def prefill(ids: Any) -> Any:
+        model.reset()
+        model._ctx.kv_cache_clear()
+        return step(ids[0].tolist())
+
+    return prefill, lambda token: step([token])
+
+
+CONTESTANTS: dict[str, Callable[[Path], Run]] = {
+    "moec": moec_engine,
+    "moec throughput": lambda folder: moec_engine(folder, "throughput"),
+    "moec in genai": lambda folder: genai(folder, builder=False),
+    "eager": eager,
+    "grouped_mm": lambda folder: eager(folder, "grouped_mm"),
+    "compile": compiled,
+    "OnnxExporter": transformers_engine,
+    "genai builder": lambda folder: genai(folder, builder=True),
+    "llama.cpp": llama_cpp,
+}
+DENSE_ONLY, MOE_ONLY = ("genai builder",), ("grouped_mm", "moec throughput")

@@ -1,0 +1,174 @@
+"""Decoders on this machine's CPU: moec's engine beside PyTorch, transformers' exporter, onnxruntime-genai's builder and llama.cpp.
+
+usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 7] [--patience 1] [--json] [--save]
+
+Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and its dense twin. `prefill` is a prompt of
+512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a second, greedy, the same text for everybody.
+
+Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. A ratio is the median over
+the rounds of (that contestant's time / moec's): above 1, moec is faster. Each contestant's logits are compared with eager's; one that is
+wrong by more than 1 % of their standard deviation has no figures. One that is not installed is named with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from decoder_contestants import CASES, CONTESTANTS, DENSE_ONLY, MOE_ONLY, VOCABULARY
+from moe_cpu import environment, wait_for_quiet
+
+RESULTS = Path(__file__).with_name("results")
+PROMPT, SHORT, TOKENS = 512, 64, 24
+ALLOWED = 1e-2  # of the logits' standard deviation; llama.cpp's sums are in another order
+
+
+def worker(pipe: Any, who: str, folder: Path) -> None:
+    """Serve one contestant: (what, ids, tokens to feed) in, (seconds, last logits) out."""
+    import torch
+
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():
+        try:
+            prefill, step = CONTESTANTS[who](folder)
+            pipe.send("")
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}")
+            return
+        while (job := pipe.recv()) is not None:
+            ids, tokens = job
+            start = time.perf_counter()
+            logits = prefill(ids)
+            seconds = [time.perf_counter() - start]
+            for token in tokens:
+                start = time.perf_counter()
+                logits = step(token)
+                seconds.append(time.perf_counter() - start)
+            pipe.send((seconds, np.array(logits, np.float32)))
+
+
+class Contestant:
+    """A process that runs one implementation; `problem` says why it cannot."""
+
+    def __init__(self, who: str, folder: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.who, (self.pipe, other) = who, context.Pipe()
+        self.process = context.Process(target=worker, args=(other, who, folder), daemon=True)
+        self.process.start()
+        other.close()
+        self.problem = self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            return f"died with exit status {self.process.exitcode}"
+
+    def run(self, ids: Any, tokens: list[int]) -> tuple[list[float], Any]:
+        self.pipe.send((ids, tokens))
+        answer = self._receive()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.who} {answer}")
+        return answer
+
+    def close(self) -> None:
+        if not self.problem:
+            self.pipe.send(None)
+        self.process.join()
+
+
+def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+    """Seconds of the prompt and of a token, round by round, and each contestant's error against eager."""
+    rng = np.random.default_rng(0)
+    times: dict[str, dict[str, list[float]]] = {who: {"prefill": [], "decode": []} for who in people}
+    errors = dict.fromkeys(people, 0.0)
+    for n in range(-1, rounds):  # round -1 warms up and compiles
+        text = rng.integers(3, VOCABULARY, (1, PROMPT))
+        tokens = rng.integers(3, VOCABULARY, TOKENS).tolist()
+        logits: dict[tuple[str, str], Any] = {}
+        order = list(people)
+        for who in order[n % len(order) :] + order[: n % len(order)]:
+            for what, ids, more in (("prefill", text, []), ("decode", text[:, :SHORT], tokens)):
+                wait_for_quiet(patience)
+                seconds, logits[who, what] = people[who].run(ids, more)
+                if n >= 0:
+                    times[who][what].append(seconds[0] if what == "prefill" else statistics.median(seconds[1:]))
+        for who, what in logits:
+            want = logits["eager", what]
+            errors[who] = max(errors[who], float(abs(logits[who, what] - want).max() / want.std()))
+    return times, errors
+
+
+def rows_of(case: str, times: dict[str, dict[str, list[float]]], errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()]
+    for who, found in times.items():
+        rows.append({"case": case, "who": who, "value": float(f"{errors[who]:.2g}"), "unit": "std from eager"})
+        for what, seconds in found.items():
+            if errors[who] > ALLOWED:
+                continue
+            tokens = PROMPT if what == "prefill" else 1
+            ratios = [s / m for s, m in zip(seconds, times["moec"][what], strict=True)]
+            rows.append({"case": f"{case} {what}", "who": who, "value": round(tokens / statistics.median(seconds), 2), "unit": "tokens/s"})
+            rows.append({"case": f"{case} {what}", "who": who, "value": round(statistics.median(ratios), 3), "unit": "x moec"})
+    return rows
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people, as Markdown."""
+    rows = report["rows"]
+    value = {(r["case"], r["who"], r["unit"]): r["value"] for r in rows}
+    cases = list(dict.fromkeys(r["case"] for r in rows if r["unit"] == "tokens/s"))
+    people = list(dict.fromkeys(r["who"] for r in rows if r["unit"] == "tokens/s"))
+    lines = ["| tokens/s (moec is faster by) | " + " | ".join(cases) + " |", "|---|" + "---|" * len(cases)]
+    for who in people:
+        cells = [f"{value[c, who, 'tokens/s']:.1f} ({value[c, who, 'x moec']:.2f})" if (c, who, "tokens/s") in value else "–" for c in cases]
+        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+    lines += ["", *(f"- {r['case']}: {r['who']} {r['unit']}" for r in rows if r["value"] is None)]
+    lines += [f"- {r['case']}: {r['who']} is {r['value']:g} standard deviations from eager" for r in rows if r["unit"] == "std from eager"]
+    machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
+    return "\n".join([f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants besides moec and eager")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/decoder_cpu.json and .md")
+    options = parser.parse_args()
+    report: dict[str, Any] = {**environment(), "rows": []}
+    for name in options.case:
+        folder = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "model"
+        CASES[name].save(folder)
+        unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
+        wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
+        people, absent = {}, {}
+        for who in wanted:
+            person = Contestant(who, folder)
+            if person.problem:
+                absent[who] = person.problem
+            else:
+                people[who] = person
+            print(f"{name}: {who} {person.problem or 'is ready'}", file=sys.stderr)
+        report["rows"] += rows_of(name, *measure(people, options.rounds, options.patience), absent)
+        for person in people.values():
+            person.close()
+    if options.save:
+        RESULTS.joinpath("decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
+        RESULTS.joinpath("decoder_cpu.md").write_text(table(report) + "\n")
+    print(json.dumps(report) if options.json else table(report))
+
+
+if __name__ == "__main__":
+    main()
