@@ -69,6 +69,11 @@ def test_default_options_are_not_printed_and_underscores_are_dashes() -> None:
     assert str(Pipeline.parse("find_moe,fuse_moe( )")) == "find-moe, fuse-moe"
 
 
+def test_words_need_no_quotes() -> None:
+    pipeline = Pipeline.parse("quantize(method=hqq)")
+    assert pipeline == Pipeline.parse("quantize(method='hqq')") and str(pipeline) == "quantize(method='hqq')"
+
+
 def test_toml_says_the_same_as_text() -> None:
     data = tomllib.loads('[[pass]]\nname = "upcycle"\nexperts = 8\ntop_k = 2\n[[pass]]\nname = "fuse-moe"\n')
     assert Pipeline.of(data["pass"]) == Pipeline.parse("upcycle(experts=8, top_k=2), fuse-moe")
