@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch.nn import functional as F
 
 from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
 from moec.backends.onnxruntime.tensors import add_initializer, weight_of
+from moec.backends.onnxruntime.unpacking import emit_formula, emit_numbers
 from moec.dialect import pack
 from moec.engine import Refusal
 from moec.program import Program
@@ -212,22 +212,11 @@ def _drop_transposes(graph: ir.Graph, weight: ir.Value) -> None:
         graph.remove(reader, safe=True)
 
 
-# ---------------------------------------------------------------------- the formula
 def _compute(emit: Emitter, node: ir.Node) -> None:
-    """`(q - zero) * scale` in standard operators; the runtime folds it into a plain weight when it loads."""
     packed, scale, zero = (*node.inputs, None)[:3]
     assert packed is not None and packed.shape is not None and scale is not None and scale.shape is not None and scale.dtype is not None
     bits, groups = node.attributes.get_int("bits"), [int(d) for d in scale.shape if isinstance(d, int)]
-    depth, last = int(packed.shape[-1]) * 8 // bits, emit.constant([-1])  # type: ignore[arg-type]
-    numbers = packed if bits == 8 else _unpack(emit, packed, bits)
-    q = emit("Reshape", emit("Cast", numbers, to=int(scale.dtype)), emit.constant([*groups, depth // groups[-1]]))
-    zeros = emit.number(2.0 ** (bits - 1), scale.dtype) if zero is None else emit("Unsqueeze", emit("Cast", zero, to=int(scale.dtype)), last)
-    product = emit("Mul", emit("Sub", q, zeros), emit("Unsqueeze", scale, last))
-    emit.replace(emit("Reshape", product, emit.constant([*groups[:-1], depth])))
-
-
-def _unpack(emit: Emitter, packed: ir.Value, bits: int) -> ir.Value:
-    """Numbers `[..., K * bits / 8, 8 / bits]` from bytes, lowest bits first."""
-    mask, places = emit.constant(2**bits - 1, np.uint8), [emit.constant(at, np.uint8) for at in range(0, 8, bits)]
-    parts = [emit("BitwiseAnd", emit("BitShift", packed, place, direction="RIGHT"), mask) for place in places]
-    return emit("Concat", *(emit("Unsqueeze", p, emit.constant([-1])) for p in parts), axis=-1)
+    depth = int(packed.shape[-1]) * 8 // bits  # type: ignore[arg-type]
+    numbers = emit_numbers(emit, packed, bits, [*groups, depth // groups[-1]])
+    zeros = emit.number(2.0 ** (bits - 1), scale.dtype) if zero is None else zero
+    emit.replace(emit_formula(emit, numbers, scale, zeros, [*groups[:-1], depth]))

@@ -17,6 +17,7 @@ from moec.backends.onnxruntime.backend import Onnxruntime
 from moec.backends.onnxruntime.engine import MODEL_FILE
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.quantized import lower_quantized
+from moec.backends.onnxruntime.unpacking import UNPACKED
 from moec.dialect import pack
 from moec.frontend import capture
 from moec.program import Program
@@ -85,8 +86,13 @@ def test_every_grid(tmp_path: Path) -> None:
     for n, grid in enumerate(GRIDS * 2):
         assert error(got[n], want[n]) < LIMIT, grid
         assert error(got[n], plain[n]) > 10 * LIMIT, "the weights were rounded"
-    for op in ("GatherBlockQuantized", "MatMulNBits"):
-        assert sorted((f["bits"], f["block"]) for f in facts["packed"] if f["op"] == op) == sorted(grid[:2] for grid in GRIDS)
+    assert sorted((f["bits"], f["block"]) for f in facts["packed"] if f["op"] == "GatherBlockQuantized") == sorted(grid[:2] for grid in GRIDS)
+    assert {(f["op"], f["bits"]) for f in facts["packed"]} == {
+        *(("GatherBlockQuantized", b) for b in (2, 4, 8)),
+        (UNPACKED, 2),
+        (UNPACKED, 8),
+        ("MatMulNBits", 4),
+    }
 
 
 @pytest.mark.parametrize(("where", "bits"), [("table", 2), ("a", 4)])
@@ -224,7 +230,7 @@ def test_rounding_of_these_tests_is_near() -> None:
     assert errors[0] < 0.02 < errors[1] < 0.3 < errors[2] < 2
 
 
-@pytest.mark.parametrize(("bits", "kernel"), [(4, "QMoE"), (8, "MatMulNBits")])
+@pytest.mark.parametrize(("bits", "kernel"), [(4, "QMoE"), (8, UNPACKED)])
 def test_a_whole_decoder_equals_its_program(bits: int, kernel: str, mixtral: Path, tmp_path: Path) -> None:
     """Through the command's own way: the driver compares the engine with the quantized program, too."""
     import moec
@@ -233,4 +239,5 @@ def test_a_whole_decoder_equals_its_program(bits: int, kernel: str, mixtral: Pat
         str(mixtral), out=tmp_path / "engine", pipeline=f"quantize(bits={bits}, group=16, embeddings={bits})", tolerance=100.0
     )  # of rounding: untrained
     assert [b["kernel"] for b in report.facts["blocks"]] == [kernel] * 2 and {b["bits"] for b in report.facts["blocks"]} == {str(bits)}
-    assert {f["op"] for f in report.facts["packed"]} == {"MatMulNBits", "GatherBlockQuantized"} and len(report.facts["packed"]) == 2 * 4 + 2
+    assert {f["op"] for f in report.facts["packed"]} == {"GatherBlockQuantized", UNPACKED, *(["MatMulNBits"] if bits == 4 else [])}, "the head has 8 bits"
+    assert len(report.facts["packed"]) == 2 * 4 + 2
