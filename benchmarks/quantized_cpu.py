@@ -3,10 +3,11 @@
 usage: python benchmarks/quantized_cpu.py [--case A B] [--tokens 1 16 128] [--seconds 10] [--patience 1] [--json] [--save]
 
 Blocks, processes and timing are those of `moe_cpu.py`; experts are rounded to nearest in groups of 64, symmetric, and nothing else is
-quantized. `grouped` is one product an expert (MatMulNBits), `QMoE` the one operator; with `rounded` activations are rounded to 8 bits (the
-target's `accuracy=int8`), else the engine computes in float32: from the packed bytes at 4 bits, from a matrix that is unpacked at load at 8, for
-which there is no exact kernel. The compiler's own choice is QMoE for 4 bits and grouped for 8, and QMoE for both when rounded. Ratios are medians over the rounds of (that engine's time / the float32 engine's in the same
-round): below 1, the quantized engine is faster. `read` sums as many bytes as the chosen experts have in float32, `read 4` when packed.
+quantized. `grouped` is one product an expert (MatMulNBits), `QMoE` the one operator. With `rounded` activations are rounded to 8 bits (the
+target's `accuracy=int8`); else the engine computes in float32, at 4 bits from the packed bytes, at 8 from matrices that are unpacked at load,
+there being no exact kernel. The compiler's own choice is QMoE for 4 bits and grouped for 8, and QMoE for both when rounded. Ratios are
+medians over the rounds of (that engine's time / the float32 engine's in the same round): below 1, the quantized engine is faster. `read` sums
+as many bytes as the chosen experts have in float32, `read 4` when packed to 4 bits.
 """
 
 from __future__ import annotations
