@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moec.compare import OutputError
     from moec.report import Report
 
+_FORMS = {"blocks": "How each block runs", "attention": "How attention runs", "packed": "Packed weights"}  # facts of the backend
 _BAR, _GAP, _HEIGHT = 14, 4, 56  # pixels: an expert's bar, the space after it, the tallest bar
 _WIDTH = 720
 _STEP, _AXIS, _ROOM = 28, 48, 6  # pixels of a line chart: between two points, for the axis's labels, and around the drawing
@@ -49,9 +50,9 @@ def html(report: Report) -> str:
     env.filters |= {"sizes": sizes, "listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
     inside = report.quality.agreement if report.quality else None
     charts = [(load, bars(load.assignments)) for load in report.coverage.loads]
-    blocks, columns = block_table(report.facts.get("blocks") or [])
+    forms = [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
     plots, loads = (layer_plots(inside), [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]) if inside else ([], [])
-    shown = {"charts": charts, "plots": plots, "loads": loads, "blocks": blocks, "columns": columns, "height": _HEIGHT, "axis": _AXIS, "room": _ROOM}
+    shown = {"charts": charts, "plots": plots, "loads": loads, "forms": forms, "height": _HEIGHT, "axis": _AXIS, "room": _ROOM}
     return env.from_string(template).render(r=report, verdict=verdict(report), figures=figures, **shown)
 
 

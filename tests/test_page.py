@@ -115,3 +115,9 @@ def test_markdown_has_the_tables() -> None:
 def test_facts_of_any_shape_become_a_table() -> None:
     rows, columns = block_table([{"module": "a", "kernel": "MoE"}, {"module": "b", "why": "wide"}])
     assert columns == ["module", "kernel", "why"] and rows == [["a", "MoE", ""], ["b", "", "wide"]]
+
+
+def test_what_the_backend_says_of_attention_is_shown() -> None:
+    shown = replace(make(), facts={"attention": [{"node": "attention_3", "why": "sinks & all"}]}).to_html()
+    assert "How attention runs" in shown and "attention_3" in shown and "sinks &amp; all" in shown
+    assert "How attention runs" not in replace(make(), facts={}).to_html()
