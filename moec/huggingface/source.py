@@ -64,6 +64,8 @@ class HuggingFaceSource(Source):
         self.text, self.origin = text, origin
         self.size_bytes = origin.size_bytes
         self._cache = cache and has_cache(origin.template)
+        if not self._cache:
+            self.signature = signature_of(origin.template)  # refuses other modalities at once
 
     @classmethod
     def from_model(cls, model: Any, cache: bool = True) -> HuggingFaceSource:

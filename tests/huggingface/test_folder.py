@@ -65,7 +65,7 @@ def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
         "AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"})  # fmt: skip
     error = refused(folder)
     assert error.code == "M209" and "--trust-remote-code" in error.fix
-    source = open_source(str(folder), trust_remote_code=True)
+    source = open_source(str(folder), trust_remote_code=True, cache=False)
     inputs = source.sample({"batch": 2, "sequence": 5})
     found, wanted = source.capture().run(**inputs)["logits"], source.reference()(**inputs)["logits"]
     assert (found - wanted).abs().max() <= 1e-4 * wanted.std()

@@ -15,7 +15,7 @@ from tests.huggingface.test_source import TOLERANCE, difference, relative
 def test_model_in_memory(name: str) -> None:
     model = zoo.build(name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    source = HuggingFaceSource.from_model(model)
+    source = HuggingFaceSource.from_model(model, cache=False)
     program = source.capture()
     assert difference(program, source) <= TOLERANCE
     inputs = source.sample({"batch": 2, "sequence": 5})
