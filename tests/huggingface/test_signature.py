@@ -12,8 +12,11 @@ from tests.huggingface.conftest import Saved
 
 def test_causal_language_models(saved: Saved) -> None:
     source = open_source(str(saved("llama")))
-    assert [(i.name, i.dtype, i.shape) for i in source.inputs] == [
+    assert [(i.name, i.dtype, i.shape) for i in open_source(str(saved("llama")), cache=False).inputs] == [
         ("input_ids", torch.int64, ("batch", "sequence")), ("attention_mask", torch.int64, ("batch", "sequence"))]  # fmt: skip
+    assert [(i.name, i.shape) for i in source.inputs][:3] == [
+        ("input_ids", ("batch", "sequence")), ("attention_mask", ("batch", "past_sequence + sequence")),
+        ("past_key_values.0.key", ("batch", 2, "past_sequence", 8))]  # fmt: skip
     assert (source.domains["input_ids"].kind, source.domains["input_ids"].high) == ("token", zoo.VOCAB)
 
 
