@@ -15,6 +15,13 @@ from moec.weights import Weight
 MICROSOFT = "com.microsoft"
 
 
+def take_place(new: ir.Value, old: ir.Value) -> None:
+    """Let a value take the name, the type and every use of another, a graph's output included."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old.name = None
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 class Emitter:
     """Emits nodes in front of one node, in the order of the calls, and finally lets the last of them take its place.
 
@@ -87,10 +94,7 @@ class Emitter:
 
     def replace(self, result: ir.Value) -> None:
         """Let a value that was emitted take the place, the name and the type of the node's output; removes the node."""
-        old = self.node.outputs[0]
-        result.name, result.type, result.shape = old.name, old.type, old.shape
-        old.name = None
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+        take_place(result, self.node.outputs[0])
         inputs = [v for v in self.node.inputs if v is not None]
         self.graph.remove(self.node, safe=True)
         for value in inputs:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.emit import Emitter
+from moec.backends.onnxruntime.emit import Emitter, take_place
 
 EXACT_BITS = 4  # the one width with an exact product on the CPU that reads packed bytes
 UNPACKED = "MatMul, unpacked when loaded"
@@ -47,11 +47,8 @@ def unpack_products(model: ir.Model) -> int:
         if held not in done:
             done[held] = _matrix(model.graph, node)
         product = ir.node("MatMul", [node.inputs[0], done[held]], name=node.name)
-        new, old = product.outputs[0], node.outputs[0]
-        new.name, new.type, new.shape = old.name, old.type, old.shape
-        old.name = None
         node.graph.insert_before(node, product)
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        take_place(product.outputs[0], node.outputs[0])
         node.graph.remove(node, safe=True)
     return len(found)
 
