@@ -84,7 +84,7 @@ def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, 
     reference, prepack = reference_of(source, captured, made.report.verify)
     engine = made.engine(prepack)
     try:
-        proof = verify(source, engine, program, made.tolerance(tolerance, _approximate(program)), seed, reference)
+        proof = verify(source, engine, program, made.tolerance(tolerance, program.approximate), seed, reference)
         if exam is None or corpus is None:
             return proof
         before = captured if against is None else source.capture(made.backend.precision(made.target))
@@ -92,10 +92,6 @@ def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, 
         return replace(proof, quality=replace(quality, engine_bytes=made.size_bytes))
     finally:
         engine.close()
-
-
-def _approximate(program: Program) -> bool:
-    return any(step.contract == "approximate" for step in program.history)
 
 
 def _is_engine(thing: Any) -> bool:
@@ -109,7 +105,7 @@ def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, 
     samples, _ = reach_experts(program, source, verification_sizes(source.inputs), seed)
     first, second = made.engine(), other.engine()
     try:
-        comparison = compare(second, first, samples, made.tolerance(tolerance, _approximate(program)))
+        comparison = compare(second, first, samples, made.tolerance(tolerance, program.approximate))
         quality: Quality | None = None
         if exam is not None and corpus is not None:
             quality = examine(made.budget(exam), corpus, source, second, first, other.remake(other.source())[1], program)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from moec.compare import Sample
-from moec.decoder import IDS, is_present
+from moec.decoder import IDS
 from moec.program import Program
-from moec.trace import EXPERTS, MOE, choice, module_path, module_paths, moe_nodes, trace
+from moec.trace import EXPERTS, MOE, cached_values, choice, module_path, module_paths, moe_nodes, trace
 
 
 @dataclass(frozen=True)
@@ -136,18 +136,14 @@ def _block_names(program: Program) -> dict[str, str]:
 
 
 def _layer_outputs(program: Program) -> dict[str, str]:
-    """Node name -> path of the layer that it is the last value of. A layer is the outermost module whose name is a number.
-
-    Keys and values on their way into the cache are not what a layer says.
-    """
-    results = next(n for n in program.graph.nodes if n.op == "output").args[0]
-    cached = {node for name, node in zip(program.outputs, results, strict=True) if is_present(name)}
+    """Node name -> path of the layer that it is the last value of. A layer is the outermost module whose name is a number."""
+    cached = cached_values(program)
     last: dict[str, str] = {}
     for node in program.graph.nodes:
         layer = _layer(node)
         example = node.meta.get("val")
         real = isinstance(example, Tensor) and example.is_floating_point()
-        if layer and real and node not in cached and any(_layer(user) != layer for user in node.users):
+        if layer and real and node.name not in cached and any(_layer(user) != layer for user in node.users):
             last[layer] = node.name
     return {name: layer for layer, name in last.items()}
 

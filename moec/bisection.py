@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from moec.compare import Sample, Tolerance, compare
-from moec.decoder import is_present
 from moec.engine import Engine
 from moec.program import Program
 from moec.streaming import StreamingEngine
-from moec.trace import EXPERTS, MOE, choice, module_path, module_paths, trace, trace_module
+from moec.trace import EXPERTS, MOE, cached_values, choice, module_path, module_paths, trace, trace_module
 
 Values = dict[str, list[Tensor]]  # by a module's dotted name
 
@@ -145,10 +144,9 @@ def _distance(want: Tensor, got: Tensor) -> float:
 
 
 def _outputs(program: Program, sample: Sample) -> Values:
-    """The values that leave each module, by the order of the last one. Keys and values for the cache say nothing of a module's own output."""
+    """The values that leave each module, by the order of the last one."""
     found: Values = {}
-    results = next(n for n in program.graph.nodes if n.op == "output").args[0]
-    cached = {node.name for name, node in zip(program.outputs, results, strict=True) if is_present(name)}
+    cached = cached_values(program)
 
     def watch(node: fx.Node, value: Any, _args: Any, _kwargs: Any) -> None:
         for path in module_paths(node) if _is_real(value) and node.name not in cached else ():

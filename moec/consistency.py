@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moec.compare import Sample, Tolerance
-from moec.decoder import IDS, MASK, cache_inputs, present_name, without_padding
+from moec.decoder import IDS, LOGITS, MASK, cache_inputs, present_name, without_padding
 from moec.engine import Engine
 from moec.errors import MoecError
 
@@ -84,5 +84,5 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cac
         start, end = end, end + step
         outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
         cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
-        found.append(outputs["logits"].double())
+        found.append(outputs[LOGITS].double())
     return without_padding(torch.cat(found, 1), {IDS: ids, MASK: mask, **cache})

@@ -15,7 +15,7 @@ from moec.signature import PLUS, Input
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
-IDS, MASK = "input_ids", "attention_mask"
+IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 
 
 def past_names(layer: int) -> tuple[str, str]:

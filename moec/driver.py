@@ -180,11 +180,10 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
     """
     reference, prepack = reference_of(source, captured, options.verify)
     precision = backend.precision(options.target)
-    approximate = any(step.contract == "approximate" for step in program.history)
-    tolerance = allowed(precision, options.tolerance, options.exam, approximate)
+    tolerance = allowed(precision, options.tolerance, options.exam, program.approximate)
     engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
     try:
-        if approximate:
+        if program.approximate:
             inexact = backend.deviation(program, options.target)
             own = Tolerance.of(precision) if inexact is None else Tolerance(inexact)
             verify(source, engine, program, own, options.seed, StreamingEngine(program)).require()

@@ -11,10 +11,9 @@ import torch
 from moec.agreement import measure_agreement
 from moec.compare import Tolerance
 from moec.corpus import Corpus, read_corpus
-from moec.decoder import IDS
+from moec.decoder import IDS, LOGITS
 from moec.engine import Engine
 from moec.errors import MoecError
-from moec.generation import LOGITS
 from moec.huggingface.companions import describe
 from moec.program import Program
 from moec.quality import Exam, Quality, measure, require_text_model, text_inputs

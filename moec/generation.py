@@ -13,12 +13,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from moec.decoder import IDS, MASK, cache_inputs, present_name
+from moec.decoder import IDS, LOGITS, MASK, cache_inputs, present_name
 from moec.engine import Engine
 from moec.errors import MoecError
 
 Item = TypeVar("Item")
-LOGITS = "logits"
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class Program:
         """All call nodes of these operators, in graph order. An overload packet stands for all its overloads."""
         return [n for n in self.graph.nodes if n.op == "call_function" and (n.target in targets or getattr(n.target, "overloadpacket", None) in targets)]
 
+    @property
+    def approximate(self) -> bool:
+        """Whether a pass that changes the numbers was applied."""
+        return any(step.contract == "approximate" for step in self.history)
+
     # ------------------------------------------------------------------ weights
     def weight_of(self, node: Any) -> Weight | None:
         """The weight that a `get_attr` node reads, None for any other node."""

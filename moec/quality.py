@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from moec.agreement import Agreement
-from moec.decoder import IDS, MASK, cache_inputs, complete
+from moec.decoder import IDS, LOGITS, MASK, cache_inputs, complete
 from moec.engine import Engine
 from moec.errors import MoecError
-from moec.generation import LOGITS
 from moec.program import Input
 
 

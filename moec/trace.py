@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from moec.decoder import is_present
 from moec.dialect import Routing, route_reference
 from moec.program import Program
 from moec.signature import converted
@@ -38,6 +39,12 @@ def trace(program: Program, inputs: Mapping[str, Tensor], watch: Watch) -> None:
     given = converted(program.inputs, inputs)
     with torch.inference_mode():
         Tracer(program, watch).run(*(given[i.name] for i in program.inputs), enable_io_processing=False)
+
+
+def cached_values(program: Program) -> set[str]:
+    """Names of the nodes whose values go into the cache: keys and values say nothing of a module's own output."""
+    results = next(n for n in program.graph.nodes if n.op == "output").args[0]
+    return {node.name for name, node in zip(program.outputs, results, strict=True) if is_present(name)}
 
 
 def moe_nodes(program: Program) -> list[fx.Node]:

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moec.decoder import IDS, MASK, PAST, cache_inputs, present_name
+from moec.decoder import IDS, LOGITS, MASK, PAST, cache_inputs, present_name
 from moec.errors import MoecError
 from moec.program import Input
-
-LOGITS = "logits"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.decoder import IDS, MASK, PAST, past_names, positions, present_name
+from moec.decoder import IDS, LOGITS, MASK, PAST, past_names, positions, present_name
 from moec.errors import MoecError
 from moec.program import META, Input
 
@@ -88,6 +88,6 @@ def cached_call(forward: Callable[..., Any], caches: Sequence[Input]) -> Callabl
         for spec in caches:
             layer = cache.layers[int(spec.name.split(".")[1])]
             present[present_name(spec.name)] = layer.keys if spec.name.endswith("key") else layer.values
-        return {"logits": output.logits, **present}
+        return {LOGITS: output.logits, **present}
 
     return call

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.decoder import IDS, MASK, cache_inputs, past_names, present_name
+from moec.decoder import IDS, LOGITS, MASK, cache_inputs, past_names, present_name
 from moec.layouts.facts import ModelFacts
 from moec.program import Input
 
 CONFIG = "genai_config.json"
-LOGITS, POSITIONS = "logits", "position_ids"
+POSITIONS = "position_ids"
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
