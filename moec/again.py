@@ -33,12 +33,12 @@ class Made:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
         check_artefacts(self.report, folder)
         self.target = Target.parse(self.report.target)
-        self.backend: Backend = find_backend(self.target)
+        self.backend: Backend = find_backend(self.target, runtime=False)
         self._opening = opening
 
-    def source(self) -> Source:
-        """The model, opened again. Raises M106 when its files are not those that the engine was made from."""
-        source = open_source(self.report.source, **{**self._opening, **self.report.opening})
+    def source(self, model: str | None = None) -> Source:
+        """The model, opened again, from another place if one is given. Raises M106 when its files are not those that the engine was made from."""
+        source = open_source(model or self.report.source, **{**self._opening, **self.report.opening})
         changed = sorted(k for k in {*source.hashes, *self.report.source_hashes} if source.hashes.get(k) != self.report.source_hashes.get(k))
         if changed:
             raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", self.report.source, "compile it anew")
@@ -53,7 +53,7 @@ class Made:
 
     def engine(self, prepack: bool = True) -> Engine:
         """The engine, loaded; where its hardware is missing, on what stands in for it."""
-        return self.backend.load(model_folder(self.folder), self.backend.stand_in(self.target) or self.target, prepack)
+        return self.backend.load(model_folder(self.folder), self.backend.stand_in(self.target, self.report.built) or self.target, prepack)
 
     def tolerance(self, asked: float | None, approximate: bool) -> Tolerance:
         """What was asked for now, else at the compile, else the precision's own; wider after `approximate` passes."""

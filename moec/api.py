@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from moec.again import bisect_engine, prove_again
 from moec.benchmark import Benchmark, bench_engines
 from moec.bisection import Divergence
+from moec.completion import complete_engine, options_of
 from moec.coverage import verification_sizes
 from moec.decoder_benchmark import DecoderBenchmark, bench_decoders
 from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
@@ -32,7 +33,7 @@ from moec.target import Target
 from moec.text import Writer, Written
 from moec.verification import Verification
 
-__all__ = ["bench", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
+__all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
 Model = str | Path | nn.Module | Source
 
@@ -59,6 +60,7 @@ def compile(
     window: int | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    build: bool = True,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -73,6 +75,7 @@ def compile(
         save_hf: also write the model after the named passes as a checkpoint that transformers loads, see `moec.huggingface.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
         text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.quality.Exam`.
+        build: False writes what `moec.api.build` finishes on the machine that has the target's runtime and hardware.
         hooks: watchers of the pipeline, see `moec.hooks`.
 
     Returns:
@@ -84,11 +87,11 @@ def compile(
     exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
     goal = target if isinstance(target, Target) else Target.parse(target)
     passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
-    find_backend(goal)  # before any work: a missing runtime must not cost a capture
+    find_backend(goal, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
     checkpoint = Path(save_hf) if save_hf is not None else None
-    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam)
+    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam, build)
     return compile_source(source, options, Path(out), hooks, progress)
 
 
@@ -101,11 +104,13 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
     if report.quality is not None:
         require_same_text(report.quality)
-    options = Options(
-        Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
-        inputs=report.inputs, cache=report.cache, layout=report.layout, exam=report.quality.exam if report.quality else None,
-    )  # fmt: skip
-    return compile_source(source, options, Path(out), progress=progress)
+    return compile_source(source, options_of(report), Path(out), progress=progress)
+
+
+def build(engine: str | Path, *, model: str | None = None, progress: Progress | None = None, **opening: Any) -> Report:
+    """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware; or build one again
+    for the runtime that is here. `model` says where the source lies here. See `moec.completion.complete_engine`."""
+    return complete_engine(Path(engine), opening, model, progress)
 
 
 def load(folder: str | Path, *, check: str = "hash") -> Engine:

@@ -53,6 +53,7 @@ class Options:
         layout: of the engine folder, see `moec.layouts`; what suits the model when None.
         exam: a text to judge the engine on, with the error budget. One that is set stands in the place of the approximate passes' default
             budget in max|d|/std.
+        build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its stand-in's.
     """
 
     target: Target
@@ -66,6 +67,7 @@ class Options:
     cache: bool = True
     layout: str | None = None
     exam: Exam | None = None
+    build: bool = True
 
 
 def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
@@ -75,8 +77,8 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
-    backend = find_backend(options.target)
-    options = replace(options, layout=choose(options.layout, source.inputs, describe(source)))
+    backend = find_backend(options.target, options.build)
+    options = replace(options, layout=choose(options.layout, source.inputs, describe(source), backend.layouts(options.target) if options.build else ("plain",)))
     corpus = open_exam(options.exam, source) if options.exam else None
     with ExitStack() as stack:
         folder = stack.enter_context(staging(out))
@@ -94,7 +96,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         named, program, steps = run_passes(captured, options, backend, (*checks, *hooks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
-        facts = backend.build(program, options.target, folder, options.optimize_for, progress)
+        facts = (backend.build if options.build else backend.export)(program, options.target, folder, options.optimize_for, progress)
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
         lay_out(source, program, options, backend, folder)
         progress.stage("verify")
@@ -112,14 +114,23 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     return report
 
 
-def find_backend(target: Target) -> Backend:
-    """The target's backend, ready. Raises M202 for an unknown one, M301 when its runtime is not installed, M208 for bad options."""
+def find_backend(target: Target, runtime: bool = True) -> Backend:
+    """The target's backend, ready; without `runtime`, where something stands in for it, too.
+
+    Raises:
+        MoecError: M202 for an unknown one, M208 for bad options, M301 or M302 when its runtime or hardware is not here.
+    """
     backend: Backend = registry.find("backends", target.backend)()
     probe = backend.probe(target)
-    if not probe.available:
-        raise MoecError("M301", f"{target.backend} is not installed: {probe.missing}", str(target), probe.install)
+    if not probe.available and (runtime or backend.stand_in(target) is None):
+        raise MoecError(probe.code, f"{target.backend} cannot be used here: {probe.missing}", str(target), probe.install)
     refuse(backend.options(target))
     return backend
+
+
+def runner(backend: Backend, options: Options) -> Target:
+    """What runs the engine for the proof."""
+    return backend.stand_in(options.target, options.build) or options.target
 
 
 def refuse(refusals: Sequence[Refusal]) -> None:
@@ -181,7 +192,7 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
     reference, prepack = reference_of(source, captured, options.verify)
     precision = backend.precision(options.target)
     tolerance = allowed(precision, options.tolerance, options.exam, program.approximate)
-    engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
+    engine = backend.load(model_folder(folder), runner(backend, options), prepack)
     try:
         if program.approximate:
             inexact = backend.deviation(program, options.target)
@@ -195,7 +206,7 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
 def judge(source: Source, captured: Program, program: Program, backend: Backend, exam: Exam, corpus: Corpus, options: Options, folder: Path) -> Quality:
     """The built engine's quality on a text, beside the untouched model."""
     reference, prepack = reference_of(source, captured, options.verify)
-    engine = backend.load(model_folder(folder), backend.stand_in(options.target) or options.target, prepack)
+    engine = backend.load(model_folder(folder), runner(backend, options), prepack)
     try:
         quality = examine(exam, corpus, source, reference or source.reference(), engine, captured, program)
     finally:
@@ -211,7 +222,7 @@ def make_report(
         source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
         layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
-        facts={**facts, "verified_on": str(backend.stand_in(options.target) or options.target)},
+        facts={**facts, "verified_by": str(runner(backend, options))}, built=options.build,
         refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
         environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip

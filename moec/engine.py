@@ -123,7 +123,8 @@ class Probe:
         versions: package -> version.
         devices: what the runtime offers (execution providers, GPUs).
         missing: what is not here, empty when available.
-        install: the command that installs it.
+        install: the command that installs it, or another way out.
+        code: of the error that says so: M301 for software, M302 for hardware.
     """
 
     available: bool
@@ -131,6 +132,7 @@ class Probe:
     devices: tuple[str, ...] = ()
     missing: str = ""
     install: str = ""
+    code: str = "M301"
 
 
 class Backend(ABC):
@@ -168,13 +170,33 @@ class Backend(ABC):
         """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
         operator with the lowering that it got and why."""
 
+    def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        """The part of `build` that needs neither the target's runtime nor its hardware, for `moec compile --no-build`; facts as `build`'s.
+
+        Raises:
+            MoecError: M208 where building has no such part.
+        """
+        raise MoecError("M208", f"building for {self.name} needs no other machine", str(target), "compile without --no-build")
+
+    def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        """The rest of `build`, on what `export` wrote, or again on what `build` wrote; facts that take the place of older ones.
+
+        Raises:
+            MoecError: M208 where building has no such part.
+        """
+        raise MoecError("M208", f"an engine for {self.name} is built already", str(target), "compile it anew with `moec compile --from moec.json`")
+
+    def layouts(self, target: Target) -> tuple[str, ...]:
+        """The layouts of `moec.layouts` whose clients can run this target's engines."""
+        return ("plain", "genai", "triton")
+
     @abstractmethod
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs' are; reads no weights."""
 
-    def stand_in(self, target: Target) -> Target | None:
-        """A target of this machine that runs the same files, for the proof where the target's own hardware is missing; None where it is
-        here, or nothing else runs them."""
+    def stand_in(self, target: Target, built: bool = True) -> Target | None:
+        """A target of this machine that runs the same files, for the proof where the target's own hardware is missing, or the engine is not
+        `built` yet; None where all is here, or nothing else runs them. Asked also where the runtime is not installed."""
         return None
 
     @abstractmethod

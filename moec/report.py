@@ -48,7 +48,7 @@ class Report:
 
     Attributes:
         source: the model as it was named. source_hashes: SHA-256 of the files that it was read from.
-        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked, cache, layout: the settings, which `moec compile --from` takes again.
+        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked, cache, layout, built: the settings, which `moec compile --from` takes again.
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
         comparison, coverage: the proof, and the experts that its inputs reached.
@@ -72,6 +72,7 @@ class Report:
     tolerance_asked: float | None = None
     cache: bool = True
     layout: str = "plain"
+    built: bool = True
     source_hashes: dict[str, str] = field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)

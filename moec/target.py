@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from moec.errors import MoecError
+
+_ARCHITECTURES = re.compile(r"sm\d+(,sm\d+)*")
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,8 @@ class Target:
 
     Attributes:
         backend: name of the backend, the part before the colon.
-        device: the backend's device or architecture (`cpu`, `cuda`, `sm90`); empty means the backend's default.
+        device: the backend's device or architecture (`cpu`, `cuda`, `sm90`), or several architectures (`sm86,sm89`); empty means the
+            backend's default.
         options: `key=value` pairs; a backend refuses those that it does not know.
     """
 
@@ -30,8 +34,8 @@ class Target:
             key, equals, value = part.partition("=")
             if equals and key and value:
                 options[key] = value
-            elif not equals and not device and not options:
-                device = part
+            elif not equals and not options and (not device or _ARCHITECTURES.fullmatch(f"{device},{part}")):
+                device = f"{device},{part}" if device else part
             else:
                 raise MoecError("M201", f"{part!r} is not a device or a key=value option", f"target {text!r}", "write backend[:device[,key=value…]]")
         if not backend.replace("-", "").replace("_", "").isalnum():

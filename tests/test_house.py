@@ -15,6 +15,7 @@ SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT /
 LAYERS = [
     {"errors", "version", "progress"},
     {"registry", "target", "weights", "shards", "dialect", "signature", "quantization"},
+    {"kernels"},
     {"decoder"},
     {"program"},
     {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline", "roles"},
@@ -28,6 +29,7 @@ LAYERS = [
     {"backends"},
     {"driver"},
     {"again", "text"},
+    {"completion", "junit"},
     {"api"},
     {"cli"},
 ]
@@ -37,7 +39,9 @@ RUNTIMES = {
     "onnxscript": "backends",
     "onnxruntime": "backends",
     "tensorrt": "backends",
+    "tensorrt_rtx": "backends",
     "transformers": "moec/huggingface",
+    "triton": "moec/kernels",
 }
 
 

@@ -111,7 +111,9 @@ class Onnxruntime(Backend):
             found.append(Input(str(value.name), dtypes[value.dtype], tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)))
         return tuple(found)
 
-    def stand_in(self, target: Target) -> Target | None:
+    def stand_in(self, target: Target, built: bool = True) -> Target | None:
+        if not self.probe(target).available:
+            return None
         import onnxruntime as ort
 
         here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers(ort)

@@ -18,11 +18,12 @@ from moec.version import __version__
 
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
-    "compile": "build", "verify": "prove", "bench": "prove", "run": "run",
+    "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
     "inspect": "look", "ls": "look", "explain": "look", "doctor": "look",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
+    "build": "Finish an engine of --no-build with the runtime of this machine.",
     "verify": "Prove an engine against its source again, or against another engine.",
     "bench": "Time engines beside each other.",
     "run": "Continue a prompt with a decoder, or run any engine once.",

@@ -1,4 +1,4 @@
-"""`moec compile`."""
+"""`moec compile`, `moec build`: engines, from a model or from what was left unfinished."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from moec.errors import MoecError
 @click.option("--seed", type=int, default=None, help="For everything random.  [default: 0]")
 @click.option("--layout", type=click.Choice(["plain", "genai", "triton"]), default=None, help="For which clients.  [default: genai for decoders, else plain]")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the program after every pass as Python text.")
+@click.option("--no-build", is_flag=True, help="Leave the part that needs the target's runtime or GPU to `moec build`, on the machine that has it.")
 @click.option("--save-hf", type=click.Path(path_type=Path), help="Also write the upcycled model as a checkpoint for transformers.")
 @text_options
 @model_options
@@ -40,15 +41,36 @@ def compile_command(model: str | None, out: Path, manifest: Path | None, config:
     from moec.cli.settings import settings_of
 
     opening = {"trust_remote_code": options.pop("trust_remote_code"), "allow_pickle": options.pop("allow_pickle")}
-    cache = options.pop("cache")
+    cache, build = options.pop("cache"), not options.pop("no_build")
     if manifest:
         report = api.rebuild(manifest, out, progress=progress(quiet), **opening)
     elif model:
         settings = settings_of(config, options)
-        report = api.compile(model, out=out, progress=progress(quiet), cache=cache, **settings, **opening)
+        report = api.compile(model, out=out, progress=progress(quiet), cache=cache, build=build, **settings, **opening)
     else:
         raise MoecError("M201", "no MODEL was given", "moec compile", "moec compile MODEL -o FOLDER, or moec compile --from moec.json -o FOLDER")
+    _say(out, report, as_json)
+
+
+@click.command("build")
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--model", help="Where the model lies on this machine, if not where it was compiled; its files must be the same.")
+@click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@common
+def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, **opening: Any) -> None:
+    """Finish ENGINE, which `moec compile --no-build` wrote, with the runtime and the GPU of this machine, and prove it there.
+
+    An engine that was finished before is built again, for the runtime that is here. ENGINE stays as it was unless everything went well.
+    """
+    from moec import api
+
+    report = api.build(engine, model=model, progress=progress(quiet), **opening)
+    _say(engine, report, as_json)
+
+
+def _say(folder: Path, report: Any, as_json: bool) -> None:
     if as_json:
-        emit({"ok": True, "folder": str(out), "report": report.to_dict()})
+        emit({"ok": True, "folder": str(folder), "report": report.to_dict()})
     else:
-        click.echo(f"{out}  {report.headline()}")
+        click.echo(f"{folder}  {report.headline()}")

@@ -14,14 +14,19 @@ from moec.registry import did_you_mean
 LAYOUTS = ("plain", "genai", "triton")
 
 
-def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts) -> str:
+def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possible: Sequence[str] = LAYOUTS) -> str:
     """The layout that was asked for; by default `genai` for a decoder that onnxruntime-genai can run, else `plain`.
 
     Raises:
-        MoecError: M202 for a name that is no layout, M208 for `genai` where its runtime cannot run the model.
+        MoecError: M202 for a name that is no layout, M208 for one that the target's engines are not `possible` in, and for `genai` where
+            its runtime cannot run the model.
     """
     if layout is not None and layout not in LAYOUTS:
         raise MoecError("M202", f"no layout is called {layout!r}", "layout", did_you_mean(layout, list(LAYOUTS)))
+    if layout is not None and layout not in possible:
+        raise MoecError("M208", f"clients of the layout {layout!r} cannot run this engine", f"layout {layout}", f"use --layout {' or '.join(possible)}")
+    if "genai" not in possible:
+        return layout or "plain"
     reason = genai.refusal(inputs, facts) if layout in (None, "genai") else None
     if layout == "genai" and reason:
         raise MoecError("M208", f"onnxruntime-genai cannot run this model: {reason}", "layout genai", "use --layout plain: ONNX Runtime itself runs it")

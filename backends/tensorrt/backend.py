@@ -1,0 +1,159 @@
+"""The TensorRT backends: probe, refusals, export, build in a process of its own, load."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moec import registry
+from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
+from moec.backends.tensorrt.gpu import find_gpu
+from moec.backends.tensorrt.profiles import PREFIX, limits_of, profiles
+from moec.engine import Backend, Engine, Probe, Refusal
+from moec.pipeline import Pipeline
+from moec.program import Input, Program, dynamic_dimensions
+from moec.progress import Progress
+from moec.target import Target
+
+MODEL_FILE, PLAN_FILE, FACTS_FILE = "model.onnx", "model.plan", "model.plan.json"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+STAND_IN = Target("onnxruntime")
+_LATER = "`moec compile --no-build` writes here what `moec build` finishes there"
+
+
+class Tensorrt(Backend):
+    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options `precision=fp32|fp16`, `max_DIMENSION=N`, `workspace=MiB`."""
+
+    name = "tensorrt"
+    edition: Edition = TENSORRT
+
+    def probe(self, target: Target) -> Probe:
+        edition, version, gpu = self.edition, self.edition.version(), find_gpu()
+        if version is None:
+            return Probe(False, missing=f"{edition.title} is not installed", install=self._way_out(edition.install))
+        if not edition.knows(version):
+            oldest = ".".join(map(str, edition.oldest))
+            return Probe(False, missing=f"{edition.title} is {version}, moec needs {oldest} or newer", install=f"{edition.install} --upgrade")
+        versions = {edition.backend: version}
+        if edition.builds_on_gpu and gpu is None:
+            return Probe(False, versions, missing="there is no NVIDIA GPU here", install=self._way_out("run on the GPU's machine"), code="M302")
+        wanted = architectures(target)
+        if edition.builds_on_gpu and gpu and wanted and gpu.sm not in wanted:
+            missing = f"the GPU here is sm{gpu.sm}, and plans are built on the GPU that they are for"
+            return Probe(False, versions, missing=missing, install=self._way_out("run on that GPU's machine"), code="M302")
+        return Probe(True, versions, devices=(f"sm{gpu.sm} {gpu.name}",) if gpu else ("builds without a GPU",))
+
+    def _way_out(self, first: str) -> str:
+        return f"{first}; {_LATER}" if self.edition.builds_on_gpu else first
+
+    def options(self, target: Target) -> list[Refusal]:
+        edition, refusals = self.edition, []
+        known = ", ".join(f"sm{sm}" for sm in edition.architectures)
+        for device in target.device.split(",") if target.device else []:
+            if device not in known.split(", "):
+                refusals.append(Refusal(f"{edition.title} builds no engine for {device!r}", str(target), f"architectures are {known}"))
+        if edition.builds_on_gpu and "," in target.device:
+            refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
+        for key, value in target.options.items():
+            counted = (key == "workspace" or key.startswith(PREFIX)) and value.isdigit() and int(value) > 0
+            if not counted and not (key == "precision" and value in PRECISIONS):
+                fix = f"options are precision={'|'.join(PRECISIONS)}, workspace=MiB, {PREFIX}DIMENSION=N"
+                refusals.append(Refusal(f"no option {key}={value}", str(target), fix))
+        return refusals
+
+    def supports(self, program: Program, target: Target) -> list[Refusal]:
+        names = dynamic_dimensions(program.inputs)
+        unknown = [name for name in limits_of(target.options) if name not in names]
+        fix = f"its dynamic dimensions are {', '.join(names) or 'none'}"
+        return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
+
+    def precision(self, target: Target) -> torch.dtype:
+        return PRECISIONS[target.options.get("precision", "fp32")]
+
+    def legalize(self, target: Target) -> Pipeline:
+        return Pipeline.parse("find-moe, fuse-moe").all_optional()
+
+    def layouts(self, target: Target) -> tuple[str, ...]:
+        return ("plain", "triton") if self.edition.builds_on_gpu else ("plain",)
+
+    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        facts = self.export(program, target, folder, optimize_for, progress)
+        return {**facts, **self.finish(folder, target, optimize_for, progress)}
+
+    def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        from moec.backends.tensorrt.export import write_onnx
+
+        found = profiles(program.inputs, limits_of(target.options), optimize_for)
+        facts = write_onnx(program, folder / MODEL_FILE, target, found)
+        described = {"inputs": [_plain(i) for i in program.inputs], "profiles": [p.to_dict() for p in found]}
+        (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
+        return {**facts, "profiles": [p.row() for p in found]}
+
+    def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        from moec.backends.tensorrt.worker import call
+
+        described = json.loads((folder / FACTS_FILE).read_text())
+        beside = folder / f".{PLAN_FILE}"
+        request = {
+            "edition": self.edition.backend, "onnx": str(folder / MODEL_FILE), "plan": str(beside), "profiles": described["profiles"],
+            "architectures": [] if self.edition.builds_on_gpu else architectures(target),
+            "workspace_bytes": int(target.options.get("workspace", 0)) << 20, "timing_cache": self._timing_cache(),
+        }  # fmt: skip
+        built = call(request)
+        beside.replace(folder / PLAN_FILE)
+        described |= {"edition": self.edition.backend, "version": built["version"], "architectures": self._for(target)}
+        write_beside(folder / FACTS_FILE, json.dumps(described, indent=1) + "\n")
+        return built
+
+    def _for(self, target: Target) -> list[int]:
+        """The architectures that the plan runs on; all that the library knows when empty."""
+        gpu = find_gpu()
+        return [gpu.sm] if self.edition.builds_on_gpu and gpu else architectures(target)
+
+    def _timing_cache(self) -> str:
+        gpu = find_gpu()
+        if not self.edition.builds_on_gpu or gpu is None:
+            return ""
+        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        return str(home / "moec" / f"{self.edition.backend}-{self.edition.version()}-sm{gpu.sm}-{gpu.cuda}.timing")
+
+    def outputs(self, folder: Path) -> tuple[Input, ...]:
+        return registry.find("backends", STAND_IN.backend)().outputs(folder)
+
+    def stand_in(self, target: Target, built: bool = True) -> Target | None:
+        here = built and self.probe(target).available and find_gpu() is not None and torch.cuda.is_available()
+        return None if here else STAND_IN
+
+    def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
+        if target.backend == STAND_IN.backend:
+            return registry.find("backends", target.backend)().load(folder, target, prepack)
+        from moec.backends.tensorrt.engine import TensorrtEngine
+
+        return TensorrtEngine(folder, target, self.edition)
+
+
+class TensorrtRtx(Tensorrt):
+    """TensorRT-RTX 1.7 or newer, built without a GPU: `tensorrt-rtx[:sm86,sm89,sm120]`, options as `tensorrt`'s."""
+
+    name = "tensorrt-rtx"
+    edition = RTX
+
+
+def architectures(target: Target) -> list[int]:
+    """The architectures that a target names, e.g. `[86, 120]`."""
+    return [int(device.removeprefix("sm")) for device in target.device.split(",") if device.removeprefix("sm").isdigit()]
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Replace a file as a whole: it may be linked from the engine that this one replaces."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def _plain(spec: Input) -> list[Any]:
+    return [spec.name, str(spec.dtype).removeprefix("torch."), list(spec.shape)]

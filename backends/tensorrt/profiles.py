@@ -1,0 +1,119 @@
+"""Optimization profiles: for which sizes of the dynamic dimensions an engine is built, and which of them fits a call.
+
+A decoder gets `decode` (one new token a text) and `prefill` (many), any other model with a dynamic batch `single` and `batch`: kernels are
+chosen for each profile, and what is best for one token is far from that for a thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moec.decoder import PAST, SEQUENCE
+from moec.errors import MoecError
+from moec.signature import PLUS, Input, dynamic_dimensions
+
+LARGEST = {"batch": 8, SEQUENCE: 1024, PAST: 4096}  # unless the target says max_NAME=N
+OTHER = 1024
+PREFIX = "max_"
+Range = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One range of shapes.
+
+    Attributes:
+        name: `decode`, `prefill`, `single` or `batch`.
+        sizes: dimension -> smallest, tuned for, largest.
+        shapes: input with a dynamic dimension -> its shape at these three.
+    """
+
+    name: str
+    sizes: dict[str, Range]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+
+    @property
+    def tokens(self) -> int:
+        """The most tokens of one call: the product of all largest sizes but the cache's."""
+        product = 1
+        for name, (_, _, largest) in self.sizes.items():
+            product *= 1 if name == PAST else largest
+        return product
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, which `of` reads."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Profile:
+        """From plain data."""
+        shapes = {name: tuple(tuple(shape) for shape in shapes) for name, shapes in data["shapes"].items()}
+        return cls(data["name"], {name: tuple(sizes) for name, sizes in data["sizes"].items()}, shapes)  # type: ignore[arg-type]  # JSON has lists
+
+    def row(self) -> dict[str, str]:
+        """For tables: the profile's name, and each dimension as `smallest … tuned for … largest`."""
+        return {"profile": self.name, **{name: " … ".join(map(str, dict.fromkeys(sizes))) for name, sizes in self.sizes.items()}}
+
+
+def profiles(inputs: Sequence[Input], limits: Mapping[str, int], optimize_for: str = "latency") -> list[Profile]:
+    """The profiles of a signature; none where all is static.
+
+    Args:
+        inputs: the program's.
+        limits: largest size of dimensions, by name; `LARGEST` and `OTHER` for the rest.
+        optimize_for: `latency` tunes for a batch of 1, `throughput` for the largest.
+    """
+    names = dynamic_dimensions(inputs)
+    most = {name: limits.get(name, LARGEST.get(name, OTHER)) for name in names}
+    whole = {name: _range(name, largest, optimize_for, first=k == 0) for k, (name, largest) in enumerate(most.items())}
+    if not whole:
+        return []
+    if PAST in whole and SEQUENCE in whole:
+        few, many = {**whole, SEQUENCE: (1, 1, 1), PAST: (0, max(1, most[PAST] // 4), most[PAST])}, {**whole, PAST: (0, 0, most[PAST])}
+        return [_profile("decode", few, inputs), _profile("prefill", many, inputs)]
+    first = names[0]
+    return [_profile("single", {**whole, first: (1, 1, 1)}, inputs), _profile("batch", whole, inputs)]
+
+
+def _range(name: str, largest: int, optimize_for: str, first: bool) -> Range:
+    if first:
+        return 1, 1 if optimize_for == "latency" else largest, largest
+    return 0 if name == PAST else 1, max(1, largest // 4), largest
+
+
+def _profile(name: str, sizes: dict[str, Range], inputs: Sequence[Input]) -> Profile:
+    at = [{dim: sizes[dim][k] for dim in sizes} for k in range(3)]
+    shapes = {i.name: (i.resolve(at[0]), i.resolve(at[1]), i.resolve(at[2])) for i in inputs if any(isinstance(d, str) for d in i.shape)}
+    return Profile(name, sizes, shapes)
+
+
+def fitting(found: Sequence[Profile], inputs: Sequence[Input], shapes: Mapping[str, Sequence[int]], engine: str) -> int:
+    """The index of the first profile that holds all shapes; 0 where there are none.
+
+    Raises:
+        MoecError: M211 when no profile does, with the range of the widest.
+    """
+    if not found:
+        return 0
+    for index, profile in enumerate(found):
+        if all(_outside(profile, spec, shapes[spec.name]) is None for spec in inputs):
+            return index
+    spec, dim = next((spec, dim) for spec in inputs if (dim := _outside(found[-1], spec, shapes[spec.name])) is not None)
+    low, _, high = found[-1].shapes[spec.name]
+    fix = f"pass {list(low)} to {list(high)}, or compile with the target's option {PREFIX}{dim.split(PLUS)[0]}=N"
+    raise MoecError("M211", f"input {spec.name!r} is {list(shapes[spec.name])}, outside of the engine's profiles", engine, fix)
+
+
+def _outside(profile: Profile, spec: Input, shape: Sequence[int]) -> str | None:
+    """The dimension that a profile does not hold."""
+    if spec.name not in profile.shapes:
+        return None
+    low, _, high = profile.shapes[spec.name]
+    return next((str(dim) for dim, a, n, b in zip(spec.shape, low, shape, high, strict=True) if not a <= n <= b), None)
+
+
+def limits_of(options: Mapping[str, str]) -> dict[str, int]:
+    """The options `max_NAME=N` of a target."""
+    return {key.removeprefix(PREFIX): int(value) for key, value in options.items() if key.startswith(PREFIX)}
