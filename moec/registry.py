@@ -1,5 +1,6 @@
 """The name is the registry: `fuse-moe` is the class `FuseMoe` of `moec.passes.fuse_moe`, `onnxruntime` is `moec.backends.onnxruntime.Onnxruntime`.
 
+A folder without `backend.py` is what several backends share.
 Third parties add their own with entry points of the groups `moec.passes` and `moec.backends`.
 """
 
@@ -9,6 +10,7 @@ import importlib
 import pkgutil
 from difflib import get_close_matches
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from moec.errors import MoecError
@@ -20,7 +22,9 @@ _SINGULAR = {"passes": "pass", "backends": "target"}
 def names(group: Group) -> list[str]:
     """All names of a group, sorted."""
     package = importlib.import_module(f"moec.{group}")
-    own = [m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__)]
+    folders = [m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
+    shared = {name for name in folders if not any((Path(path) / name / "backend.py").is_file() for path in package.__path__)}
+    own = [m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name not in shared]
     return sorted({*own, *(e.name for e in entry_points(group=f"moec.{group}"))})
 
 

@@ -50,3 +50,10 @@ def test_a_third_partys_entry_point_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(tmp_path)
     assert "prune" in registry.names("passes")
     assert registry.find("passes", "prune").__module__ == "theirs"
+
+
+def test_what_backends_share_is_no_target() -> None:
+    assert not {"onnx"} & set(registry.names("backends"))
+    with pytest.raises(MoecError) as caught:
+        registry.find("backends", "onnx")
+    assert caught.value.code == "M202"

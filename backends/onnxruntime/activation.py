@@ -1,42 +1,25 @@
-"""An expert's activation in ONNX operators."""
+"""An expert's activation, with ONNX Runtime's own operator for silu."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
+from moec.backends.onnx import activation
+from moec.backends.onnx.emit import MICROSOFT, Emitter
 from moec.dialect import Activation
 
 
 def emit_gated(emit: Emitter, rule: Activation, gate: ir.Value, up: ir.Value, dtype: ir.DataType) -> ir.Value:
     """`f(gate) * (up + beta)` with its clamps, see `Activation`; all of one shape."""
-    if rule.limit:
-        top = emit.number(rule.limit, dtype)
-        up = emit("Clip", up, emit.number(-rule.limit, dtype), top)
-        gate = gate if rule.clamp_after else emit("Min", gate, top)
-        gate = emit_plain(emit, rule, gate, dtype)
-        gate = emit("Min", gate, top) if rule.clamp_after else gate
-    else:
-        gate = emit_plain(emit, rule, gate, dtype)
-    return emit("Mul", gate, emit("Add", up, emit.number(rule.beta, dtype)) if rule.beta else up)
+    return activation.emit_gated(emit, rule, gate, up, dtype, _silu)
 
 
 def emit_plain(emit: Emitter, rule: Activation, x: ir.Value, dtype: ir.DataType) -> ir.Value:
     """`f(x)`, elementwise."""
-    if rule.name == "identity":
-        return x
-    if rule.name == "silu":
-        return _silu(emit, rule.alpha, x, dtype)
-    if rule.name == "relu2":
-        positive = emit("Relu", x)
-        return emit("Mul", positive, positive)
-    if rule.name.startswith("gelu"):
-        return emit("Gelu", x, approximate="tanh" if rule.name == "gelu_tanh" else "none")
-    return emit({"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid"}[rule.name], x)
+    return activation.emit_plain(emit, rule, x, dtype, _silu)
 
 
 def _silu(emit: Emitter, alpha: float, x: ir.Value, dtype: ir.DataType) -> ir.Value:
     if dtype != ir.DataType.DOUBLE:  # one kernel; it has no float64 form on CPU
         return emit("QuickGelu", x, domain=MICROSOFT, alpha=alpha)
-    scaled = x if alpha == 1.0 else emit("Mul", x, emit.number(alpha, dtype))
-    return emit("Mul", x, emit("Sigmoid", scaled))
+    return activation.silu(emit, alpha, x, dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
+from moec.backends.onnx.emit import MICROSOFT, Emitter
 
 DOMAIN, OPERATOR = "moec", "Attention"
 PROMPT = 128  # new tokens from which on the operator for long prompts wins

@@ -101,8 +101,8 @@ class Onnxruntime(Backend):
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         import onnx_ir as ir
 
+        from moec.backends.onnx.tensors import DTYPES
         from moec.backends.onnxruntime.engine import MODEL_FILE
-        from moec.backends.onnxruntime.tensors import DTYPES
 
         dtypes = {theirs: ours for ours, theirs in DTYPES.items()}
         found = []

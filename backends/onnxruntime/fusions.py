@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.emit import MICROSOFT
+from moec.backends.onnx.emit import MICROSOFT
 
 
 def fuse(model: ir.Model) -> dict[str, int]:

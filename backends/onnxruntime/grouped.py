@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from moec.backends.onnx.block import Block
+from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.packed import Quantized
 from moec.backends.onnxruntime.activation import emit_gated, emit_plain
-from moec.backends.onnxruntime.block import Block
-from moec.backends.onnxruntime.emit import Emitter
-from moec.backends.onnxruntime.quantized import Quantized, emit_product, kernel_inputs
+from moec.backends.onnxruntime.quantized import emit_product, kernel_inputs
 from moec.weights import Weight, rows, select
 
 FLAT = 16  # experts that stand in the main graph at most

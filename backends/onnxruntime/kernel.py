@@ -15,8 +15,8 @@ from moec.weights import Weight
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from moec.backends.onnxruntime.block import Block
-    from moec.backends.onnxruntime.emit import Emitter
+    from moec.backends.onnx.block import Block
+    from moec.backends.onnx.emit import Emitter
 
 CLOSED = -1e4  # a logit whose exponential is zero beside any other
 TINY = 1e-30  # keeps log and division defined; an expert with a smaller share of the weight adds nothing in float32
@@ -82,7 +82,7 @@ def _scatter(emit: Emitter, block: Block, ids: ir.Value, logs: ir.Value) -> ir.V
 
 
 def _operator(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, normalize: bool) -> ir.Value:
-    from moec.backends.onnxruntime.emit import MICROSOFT
+    from moec.backends.onnx.emit import MICROSOFT
     from moec.backends.onnxruntime.qmoe import emit_qmoe, interleave
 
     logits = emit.cast(logits, block.wide, block.dtype)  # the operators want x's dtype

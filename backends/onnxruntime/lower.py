@@ -12,14 +12,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.block import INPUTS, Block, read
-from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
+from moec.backends.onnx.block import INPUTS, Block, read
+from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.packed import Quantized
+from moec.backends.onnx.signs import distinct, nonnegative
 from moec.backends.onnxruntime.grouped import branches, emit_grouped
 from moec.backends.onnxruntime.kernel import emit_native, emit_portable, is_native, kernel_activation
 from moec.backends.onnxruntime.qmoe import emit_weighted, why_not_qmoe
-from moec.backends.onnxruntime.quantized import Quantized
 from moec.backends.onnxruntime.routing import emit_choice, emit_logits
-from moec.backends.onnxruntime.signs import distinct, nonnegative
 
 DOMAIN = "moec"
 

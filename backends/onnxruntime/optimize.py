@@ -1,47 +1,23 @@
-"""Clean-up of a translated graph that never touches a large weight."""
+"""Clean-up of a translated graph, and the fusions that ONNX Runtime gains from. Never touches a large weight."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec import weights as lazy
+from moec.backends.onnx.folding import fold
 from moec.backends.onnxruntime.fusions import fuse
 from moec.backends.onnxruntime.packing import pack_products
 from moec.backends.onnxruntime.rotary import fuse_rotary
-from moec.backends.onnxruntime.tensors import WeightTensor, add_initializer
-
-FOLD_LIMIT = 4096  # elements: masks and scalars of the graph are folded, weights are not
 
 
 def optimize(model: ir.Model) -> None:
     """Fold weight transposes lazily and small constants eagerly, fuse, then drop what nobody reads. In place."""
-    import onnxscript.optimizer as optimizer
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-    _fold_transposes(model.graph)
-    optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False)
-    CommonSubexpressionEliminationPass()(model)
+    fold(model)
     fuse(model)
     if fuse_rotary(model):
         CommonSubexpressionEliminationPass()(model)  # every layer made the same tables
     pack_products(model.graph)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
-
-
-def _fold_transposes(graph: ir.Graph) -> None:
-    """`Transpose(weight)` becomes a transposed lazy weight, so that the runtime need not do it at load time."""
-    done: dict[str, ir.Value] = {}
-    for node in list(graph):
-        source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
-        if source is None or not isinstance(source.const_value, WeightTensor):
-            continue
-        weight = source.const_value.weight
-        moved = [i for i, p in enumerate(node.attributes.get_ints("perm", list(range(len(weight.shape)))[::-1])) if i != p]
-        if len(moved) != 2:
-            continue
-        name = f"{source.name}.T{moved[0]}{moved[1]}" if len(weight.shape) != 2 else f"{source.name}.T"
-        if name not in done:
-            done[name] = add_initializer(graph, lazy.transpose(weight, *moved), name)
-        ir.convenience.replace_all_uses_with(node.outputs[0], done[name])
-        graph.remove(node, safe=True)

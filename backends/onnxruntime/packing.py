@@ -6,8 +6,8 @@ import onnx_ir as ir
 import torch
 
 from moec import weights as lazy
-from moec.backends.onnxruntime.emit import take_place
-from moec.backends.onnxruntime.tensors import WeightTensor, add_initializer
+from moec.backends.onnx.emit import take_place
+from moec.backends.onnx.tensors import WeightTensor, add_initializer
 
 
 def pack_products(graph: ir.Graph) -> int:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.quantized import Quantized, packed_zeros
+from moec.backends.onnx.packed import Quantized, packed_zeros
 from moec.weights import Weight, rowwise
 
 if TYPE_CHECKING:
-    from moec.backends.onnxruntime.block import Block
-    from moec.backends.onnxruntime.emit import Emitter
+    from moec.backends.onnx.block import Block
+    from moec.backends.onnx.emit import Emitter
 
 CUDA_BLOCKS = (32, 64, 128)
 
@@ -54,7 +54,7 @@ def emit_qmoe(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weight
         x, logits: in the block's dtype.
         weights: `[T, E]` to mix by instead, zero where not chosen; only the CPU reads it.
     """
-    from moec.backends.onnxruntime.emit import MICROSOFT
+    from moec.backends.onnx.emit import MICROSOFT
     from moec.backends.onnxruntime.kernel import kernel_activation
 
     w_in, w_out, rule = block.w_in, block.w_out, kernel_activation(block.activation)

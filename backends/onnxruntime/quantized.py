@@ -6,21 +6,18 @@ numbers that `moec::dequantize` defines. Any other reader gets the formula itsel
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch.nn import functional as F
 
-from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
-from moec.backends.onnxruntime.tensors import add_initializer, weight_of
+from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
+from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.unpacking import emit_formula, emit_numbers
-from moec.dialect import pack
 from moec.engine import Refusal
 from moec.program import Program
-from moec.weights import Weight, rowwise
+from moec.weights import rowwise
 
 BITS = (2, 4, 8)
 BLOCKS = (16, 32, 64, 128, 256)  # elements with one scale: what the runtime's kernels are made for
@@ -28,57 +25,11 @@ READERS = (torch.ops.aten.linear.default, torch.ops.aten.embedding.default, torc
 KERNEL_DTYPES = (torch.float32, torch.float16)
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """A lazy weight `[..., out, in]` that is packed, as `moec::dequantize` defines it.
-
-    Attributes:
-        packed: uint8 `[..., out, in * bits / 8]`.
-        scale: `[..., out, in / block]`.
-        zero: uint8 like scale, or None for the symmetric grid.
-        bits: 2, 4 or 8.
-    """
-
-    packed: Weight
-    scale: Weight
-    zero: Weight | None
-    bits: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight that it stands for."""
-        return (*self.packed.shape[:-1], self.packed.shape[-1] * 8 // self.bits)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weight that it stands for."""
-        return self.scale.dtype
-
-    @property
-    def block(self) -> int:
-        """Elements along `in` that share a scale."""
-        return self.shape[-1] // self.scale.shape[-1]
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes in a file."""
-        zeros = 0 if self.zero is None else packed_zeros(self.zero, self.bits).size_bytes
-        return self.packed.size_bytes + self.scale.size_bytes + zeros
-
-    @property
-    def kind(self) -> str:
-        """`4 bits in blocks of 64, symmetric`, for reports."""
-        return f"{self.bits} bits in blocks of {self.block}, {'symmetric' if self.zero is None else 'with zero points'}"
-
-    def each(self, function: Callable[[Weight], Weight]) -> Quantized:
-        """The same function of all parts: one that selects or moves whole rows."""
-        return Quantized(function(self.packed), function(self.scale), None if self.zero is None else function(self.zero), self.bits)
-
-    def why_not(self) -> str:
-        """Why the runtime's kernels cannot read it, in a few words; empty when they can."""
-        if self.block not in BLOCKS:
-            return f"no kernel reads blocks of {self.block}, only of {', '.join(map(str, BLOCKS))}"
-        return "" if self.dtype in KERNEL_DTYPES else f"no kernel scales in {str(self.dtype)[6:]}"
+def why_not_packed(weight: Quantized) -> str:
+    """Why the runtime's kernels cannot read a packed weight, in a few words; empty when they can."""
+    if weight.block not in BLOCKS:
+        return f"no kernel reads blocks of {weight.block}, only of {', '.join(map(str, BLOCKS))}"
+    return "" if weight.dtype in KERNEL_DTYPES else f"no kernel scales in {str(weight.dtype)[6:]}"
 
 
 def unreadable(program: Program) -> list[Refusal]:
@@ -90,24 +41,11 @@ def unreadable(program: Program) -> list[Refusal]:
             continue
         bits = node.kwargs["bits"]
         assert isinstance(bits, int)
-        reason = Quantized(packed, scale, zero, bits).why_not()
+        reason = why_not_packed(Quantized(packed, scale, zero, bits))
         if reason:
             fix = f"quantize to bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}"
             found.append(Refusal(f"onnxruntime cannot read this quantized weight: {reason}", str(node.args[0]), fix))
     return found
-
-
-def read_quantized(node: ir.Node | None) -> Quantized | None:
-    """What a node stands for if it is a `moec::Dequantize` of weights, else None."""
-    if node is None or node.domain != "moec" or node.op_type != "Dequantize":
-        return None
-    packed, scale, zero = (weight_of(v) for v in (*node.inputs, None)[:3])
-    return None if packed is None or scale is None else Quantized(packed, scale, zero, node.attributes.get_int("bits"))
-
-
-def packed_zeros(zero: Weight, bits: int) -> Weight:
-    """Zero points `[..., out, blocks]` packed along the blocks, as the kernels read them; the last byte of a row is filled up."""
-    return rowwise(f"pack[{bits}]", lambda t: pack(F.pad(t, (0, -t.shape[-1] % (8 // bits))), bits), zero)
 
 
 def kernel_inputs(graph: ir.Graph, weight: Quantized, name: str) -> list[ir.Value]:
@@ -156,7 +94,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> list[dict[str, Any]]:
     source = node.inputs[0]
     name = str(source.name if source is not None else node.name).removesuffix("packed").rstrip("._")
     found: list[tuple[str, str]] = []
-    if weight is not None and len(weight.shape) == 2 and not weight.why_not():
+    if weight is not None and len(weight.shape) == 2 and not why_not_packed(weight):
         products, gathers = _products(output), _gathers(output)
         inputs = kernel_inputs(graph, weight, name) if products or gathers else []
         found += [(str(n.name), "MatMulNBits") for n in products] + [(str(n.name), "GatherBlockQuantized") for n in gathers]

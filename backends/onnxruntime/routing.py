@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.block import Block
-from moec.backends.onnxruntime.emit import Emitter
+from moec.backends.onnx.block import Block
+from moec.backends.onnx.emit import Emitter
 
 
 def emit_logits(emit: Emitter, block: Block) -> ir.Value:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.emit import Emitter, take_place
+from moec.backends.onnx.emit import Emitter, take_place
 
 EXACT_BITS = 4  # the one width with an exact product on the CPU that reads packed bytes
 UNPACKED = "MatMul, unpacked when loaded"

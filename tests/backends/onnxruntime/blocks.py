@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from moec.backends.onnx.tensors import DTYPES, add_initializer
 from moec.backends.onnxruntime.lower import lower
 from moec.backends.onnxruntime.quantized import lower_quantized
-from moec.backends.onnxruntime.tensors import DTYPES, add_initializer
 from moec.dialect import Activation, Routing
 from moec.weights import from_tensor
 

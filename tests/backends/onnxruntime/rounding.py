@@ -6,7 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from moec.backends.onnxruntime.tensors import add_initializer, weight_of
+from moec.backends.onnx.tensors import add_initializer, weight_of
 from moec.dialect import pack
 from moec.program import Program
 from moec.weights import from_tensor

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from moec.backends.onnx.emit import MICROSOFT, Emitter
 from moec.backends.onnxruntime.activation import emit_gated, emit_plain
-from moec.backends.onnxruntime.emit import MICROSOFT, Emitter
 from moec.dialect import Activation
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, run, value
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from moec.backends.onnx.tensors import DTYPES
 from moec.backends.onnxruntime.attention import PROMPT, lower_attention
-from moec.backends.onnxruntime.tensors import DTYPES
 from tests.backends.onnxruntime.blocks import error, ops, run
 
 LIMIT = 1e-5

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.onnxruntime.lower import lower
-from moec.backends.onnxruntime.tensors import WeightTensor
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import Experts, error, experts_model, lowered, moe_model, ops, run, tokens, value

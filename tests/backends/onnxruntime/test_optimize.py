@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.optimize import optimize
-from moec.backends.onnxruntime.tensors import WeightTensor
 from moec.frontend import capture
 from moec.program import Program
 from moec.weights import Weight

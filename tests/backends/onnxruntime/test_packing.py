@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from moec.backends.onnx.tensors import WeightTensor, add_initializer
 from moec.backends.onnxruntime.packing import pack_products
-from moec.backends.onnxruntime.tensors import WeightTensor, add_initializer
 from moec.weights import from_tensor
 from tests.backends.onnxruntime.blocks import error, ops, run, value
 

@@ -6,8 +6,9 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnxruntime.emit import Emitter
-from moec.backends.onnxruntime.quantized import Quantized, emit_product, kernel_inputs
+from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.packed import Quantized
+from moec.backends.onnxruntime.quantized import emit_product, kernel_inputs
 from moec.backends.onnxruntime.unpacking import told, unpack_products
 from moec.dialect import Routing
 from moec.weights import from_tensor

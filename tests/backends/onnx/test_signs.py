@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnxruntime.signs import distinct, nonnegative
+from moec.backends.onnx.signs import distinct, nonnegative
 from tests.backends.onnxruntime.blocks import value
 
 

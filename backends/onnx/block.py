@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.quantized import Quantized, read_quantized
-from moec.backends.onnxruntime.tensors import DTYPES, weight_of
+from moec.backends.onnx.packed import Quantized, read_quantized
+from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from moec.weights import Weight

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnxruntime.tensors import add_initializer
+from moec.backends.onnx.tensors import add_initializer
 from moec.weights import Weight
 
 MICROSOFT = "com.microsoft"

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnxruntime.emit import Emitter
+from moec.backends.onnx.emit import Emitter
 from moec.dialect import Routing
 from tests.backends.onnxruntime.blocks import Experts, moe_model
 

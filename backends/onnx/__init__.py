@@ -1,0 +1,1 @@
+"""What backends that speak ONNX share: export of a program, lazy initializers, emitting nodes. It is no target itself."""

@@ -1,0 +1,42 @@
+"""Folding: transposed weights stay lazy, whatever axes they swap."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from moec.backends.onnx.folding import fold
+from moec.backends.onnx.tensors import WeightTensor, add_initializer
+from moec.weights import Weight, from_tensor
+
+
+def model(weight: Weight, perm: list[int]) -> ir.Model:
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 23}, name="fold")
+    held = add_initializer(graph, weight, "w")
+    node = ir.node("Transpose", [held], {"perm": perm})
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "t", held.type, ir.Shape([weight.shape[p] for p in perm])
+    use = ir.node("Relu", [node.outputs[0]])
+    use.outputs[0].name, use.outputs[0].type, use.outputs[0].shape = "y", held.type, node.outputs[0].shape
+    graph.extend([node, use])
+    graph.outputs.append(use.outputs[0])
+    return ir.Model(graph, ir_version=10)
+
+
+@pytest.mark.parametrize("perm", [[0, 2, 1], [1, 0, 2], [2, 1, 0]])
+def test_a_swap_of_two_axes_is_a_lazy_weight(perm: list[int]) -> None:
+    value = torch.randn(20, 17, 16)
+    made = model(from_tensor(value, "w"), perm)
+    fold(made)
+    (held,) = made.graph.initializers.values()
+    assert isinstance(held.const_value, WeightTensor) and torch.equal(held.const_value.weight.load(), value.permute(perm))
+    assert [n.op_type for n in made.graph] == ["Relu"]
+
+
+def test_a_swap_reads_nothing() -> None:
+    def refuse(start: int, stop: int) -> torch.Tensor:
+        raise AssertionError("a weight was read")
+
+    made = model(Weight((20, 17, 16), torch.float32, "w", refuse), [0, 2, 1])
+    fold(made)
+    assert [n.op_type for n in made.graph] == ["Relu"]
