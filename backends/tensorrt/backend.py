@@ -11,6 +11,7 @@ import torch
 
 from moec import registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
+from moec.backends.tensorrt.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.profiles import PREFIX, limits_of, profiles
 from moec.engine import Backend, Engine, Probe, Refusal
@@ -19,7 +20,7 @@ from moec.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
 from moec.target import Target
 
-MODEL_FILE, PLAN_FILE, FACTS_FILE = "model.onnx", "model.plan", "model.plan.json"
+MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 STAND_IN = Target("onnxruntime")
 _LATER = "`moec compile --no-build` writes here what `moec build` finishes there"
@@ -89,7 +90,7 @@ class Tensorrt(Backend):
 
         found = profiles(program.inputs, limits_of(target.options), optimize_for)
         facts = write_onnx(program, folder / MODEL_FILE, target, found)
-        described = {"inputs": [_plain(i) for i in program.inputs], "profiles": [p.to_dict() for p in found]}
+        described = {"inputs": [_plain(i) for i in program.inputs], "outputs": list(program.outputs), "profiles": [p.to_dict() for p in found]}
         (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
         return {**facts, "profiles": [p.row() for p in found]}
 
@@ -131,8 +132,6 @@ class Tensorrt(Backend):
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         if target.backend == STAND_IN.backend:
             return registry.find("backends", target.backend)().load(folder, target, prepack)
-        from moec.backends.tensorrt.engine import TensorrtEngine
-
         return TensorrtEngine(folder, target, self.edition)
 
 
