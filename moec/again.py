@@ -9,11 +9,12 @@ from typing import Any
 
 from moec.bisection import Divergence, bisect
 from moec.compare import Tolerance, compare
+from moec.corpus import corpus_of, read_calibration
 from moec.coverage import measure_load, reach_experts, verification_sizes
 from moec.driver import MANIFEST, find_backend, reference_of
 from moec.engine import Backend, Engine
 from moec.errors import MoecError
-from moec.examination import allowed, examine, open_exam
+from moec.examination import allowed, calibration_of, examine
 from moec.hooks import KeepHook
 from moec.layouts import model_folder
 from moec.pipeline import Context, Pipeline
@@ -46,7 +47,9 @@ class Made:
 
     def remake(self, source: Source, hooks: tuple[KeepHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""
-        captured, context = source.capture(self.backend.precision(self.target)), Context(seed=self.report.seed)
+        text = calibration_of(self.report)
+        calibration = read_calibration(text, source, self.report.seed) if text else None
+        captured, context = source.capture(self.backend.precision(self.target)), Context(seed=self.report.seed, calibration=calibration)
         program, _ = Pipeline.parse(self.report.pipeline).run(captured, context, hooks)
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program
@@ -79,7 +82,7 @@ def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, 
     if _is_engine(against):
         return _prove_engines(made, Made(Path(against), opening), seed, tolerance, exam)
     source = made.source() if against is None else open_source(against, **opening)
-    corpus = open_exam(exam, source, model_folder(folder)) if exam else None
+    corpus = corpus_of(exam.text, source, model_folder(folder)) if exam else None
     captured, program = made.remake(source if against is None else made.source())
     reference, prepack = reference_of(source, captured, made.report.verify)
     engine = made.engine(prepack)
@@ -100,7 +103,7 @@ def _is_engine(thing: Any) -> bool:
 
 def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, exam: Exam | None) -> Verification:
     source = made.source()
-    corpus = open_exam(exam, source, model_folder(made.folder)) if exam else None
+    corpus = corpus_of(exam.text, source, model_folder(made.folder)) if exam else None
     _, program = made.remake(source)
     samples, _ = reach_experts(program, source, verification_sizes(source.inputs), seed)
     first, second = made.engine(), other.engine()

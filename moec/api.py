@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moec.again import bisect_engine, prove_again
 from moec.benchmark import Benchmark, bench_engines
 from moec.bisection import Divergence
+from moec.calibration import CalibrationText
 from moec.completion import complete_engine, options_of
 from moec.coverage import verification_sizes
 from moec.decoder_benchmark import DecoderBenchmark, bench_decoders
@@ -60,6 +61,8 @@ def compile(
     window: int | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    calibration: str | Path | None = None,
+    calibration_tokens: int | None = None,
     build: bool = True,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
@@ -75,6 +78,7 @@ def compile(
         save_hf: also write the model after the named passes as a checkpoint that transformers loads, see `moec.huggingface.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
         text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.quality.Exam`.
+        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see `moec.calibration.CalibrationText`.
         build: False writes what `moec.api.build` finishes on the machine that has the target's runtime and hardware.
         hooks: watchers of the pipeline, see `moec.hooks`.
 
@@ -85,13 +89,14 @@ def compile(
         MoecError: with the code of whatever ended the compilation; then nothing was published.
     """
     exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
+    data = CalibrationText.of(calibration, calibration_tokens)
     goal = target if isinstance(target, Target) else Target.parse(target)
     passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     find_backend(goal, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
     checkpoint = Path(save_hf) if save_hf is not None else None
-    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam, build)
+    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam, build, data)
     return compile_source(source, options, Path(out), hooks, progress)
 
 
@@ -103,7 +108,7 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
         changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
         raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
     if report.quality is not None:
-        require_same_text(report.quality)
+        require_same_text(report.quality.exam.text, report.quality.sha256, "judged")
     return compile_source(source, options_of(report), Path(out), progress=progress)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from moec.again import Made
+from moec.corpus import corpus_of
 from moec.driver import MANIFEST, PAGE, Options, Verify, find_backend, judge, make_report, prove, staging
-from moec.examination import open_exam
+from moec.examination import calibration_of
 from moec.layouts import model_folder
 from moec.pipeline import Pipeline
 from moec.progress import Progress
@@ -24,6 +25,7 @@ def options_of(report: Report) -> Options:
     return Options(
         Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
         inputs=report.inputs, cache=report.cache, layout=report.layout, exam=report.quality.exam if report.quality else None, build=report.built,
+        calibration=calibration_of(report),
     )  # fmt: skip
 
 
@@ -45,7 +47,7 @@ def complete_engine(folder: Path, opening: Mapping[str, Any], model: str | None 
     options = replace(options_of(made.report), build=True)
     source = made.source(model)
     captured, program = made.remake(source)
-    corpus = open_exam(options.exam, source) if options.exam else None
+    corpus = corpus_of(options.exam.text, source) if options.exam else None
     with staging(folder) as new:
         copy_artefacts(made.report, folder, new)
         progress.stage("build")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moec.calibration import Calibration, CalibrationText
+from moec.decoder import IDS, LOGITS
 from moec.errors import MoecError
+from moec.huggingface.companions import describe
 from moec.huggingface.tokenizer import load_tokenizer
+from moec.quality import require_text_model
+from moec.source import Source
 
 ARRAYS = (".npy", ".npz", ".safetensors")
 _FIX = f"give a UTF-8 text, or token ids in a file that ends in {', '.join(ARRAYS)}"
@@ -49,6 +54,32 @@ class Corpus:
         pieces = [rows[k : k + batch] for k in range(0, whole, batch)]
         for piece in [*pieces, *([rest[None]] if len(rest) and len(rest) + len(self.start) > 1 else [])]:
             yield torch.cat([torch.tensor(self.start, dtype=torch.int64).expand(len(piece), -1), piece], dim=1)
+
+
+def corpus_of(text: str, source: Source, folder: Path | None = None) -> Corpus:
+    """A text in a source's tokens.
+
+    Args:
+        folder: of an engine, where there is one; its tokenizer is taken first.
+
+    Raises:
+        MoecError: M211 when the source takes no tokens, else see `read_corpus`.
+    """
+    require_text_model(source.inputs, (LOGITS,), source.text)
+    domain = source.domains.get(IDS)
+    vocabulary = domain.high if domain is not None and domain.kind == "token" else 0
+    return read_corpus(Path(text), folder or Path(source.text), source.text, vocabulary)
+
+
+def read_calibration(text: CalibrationText, source: Source, seed: int) -> Calibration:
+    """The text for passes that need data, in a source's tokens; windows are cut to the source's context.
+
+    Raises:
+        MoecError: M211 when the text is shorter than one window, else see `corpus_of`.
+    """
+    corpus = corpus_of(text.file, source)
+    window = min(text.window, describe(source).context or text.window)
+    return Calibration(replace(text, window=window), corpus.sha256, corpus.tokens, corpus.start, seed)
 
 
 def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> Corpus:

@@ -63,6 +63,12 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     return filled
 
 
+def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:
+    """What a language model is given for tokens `[B, S]` without padding; an absent cache is an empty one."""
+    dtypes = {i.name: i.dtype for i in inputs if i.name in (IDS, MASK)}
+    return complete(inputs, {name: (ids if name == IDS else torch.ones_like(ids)).to(dtype) for name, dtype in dtypes.items()})
+
+
 def positions(mask: Tensor, length: int) -> Tensor:
     """Positions `[batch, length]` of the last `length` tokens: how many tokens that are not padding come before each.
 

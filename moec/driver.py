@@ -8,16 +8,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from moec import registry
+from moec.calibration import Calibration, CalibrationText
 from moec.compare import Tolerance
-from moec.corpus import Corpus
+from moec.corpus import Corpus, corpus_of, read_calibration
 from moec.coverage import verification_sizes
 from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
-from moec.examination import allowed, examine, open_exam
+from moec.examination import allowed, examine
 from moec.hooks import VerifyHook
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange, choose, model_folder
@@ -54,6 +56,7 @@ class Options:
         exam: a text to judge the engine on, with the error budget. One that is set stands in the place of the approximate passes' default
             budget in max|d|/std.
         build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its stand-in's.
+        calibration: a text for the passes that need data.
     """
 
     target: Target
@@ -68,6 +71,7 @@ class Options:
     layout: str | None = None
     exam: Exam | None = None
     build: bool = True
+    calibration: CalibrationText | None = None
 
 
 def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
@@ -79,7 +83,8 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
     options = replace(options, layout=choose(options.layout, source.inputs, describe(source), backend.layouts(options.target) if options.build else ("plain",)))
-    corpus = open_exam(options.exam, source) if options.exam else None
+    corpus = corpus_of(options.exam.text, source) if options.exam else None
+    calibration = read_calibration(options.calibration, source, options.seed) if options.calibration else None
     with ExitStack() as stack:
         folder = stack.enter_context(staging(out))
         progress.stage("capture")
@@ -93,7 +98,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         check_finite(captured)
         progress.done("all finite")
         checks = contract_checks(source, captured, options, backend)
-        named, program, steps = run_passes(captured, options, backend, (*checks, *hooks), progress)
+        named, program, steps = run_passes(captured, options, backend, calibration, (*checks, *hooks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(program, options.target, folder, options.optimize_for, progress)
@@ -150,9 +155,11 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     return [VerifyHook([sample], Tolerance.of(precision), budget)]
 
 
-def run_passes(captured: Program, options: Options, backend: Backend, hooks: Sequence[Hook], progress: Progress) -> tuple[Program, Program, list[StepReport]]:
+def run_passes(
+    captured: Program, options: Options, backend: Backend, calibration: Calibration | None, hooks: Sequence[Hook], progress: Progress
+) -> tuple[Program, Program, list[StepReport]]:
     """The user's passes, then the target's, which may find nothing to do. Returns the program after either, and what was done."""
-    context = Context(seed=options.seed)
+    context = Context(seed=options.seed, calibration=calibration)
     progress.stage("passes")
     program, steps = options.pipeline.run(captured, context, hooks)
     legal, more = backend.legalize(options.target).run(program, context, hooks)
@@ -223,9 +230,15 @@ def make_report(
         inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
         layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
         facts={**facts, "verified_by": str(runner(backend, options))}, built=options.build,
-        refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
+        calibration=given_calibration(options), refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
         environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
+
+
+def given_calibration(options: Options) -> dict[str, Any] | None:
+    """The calibration text as a manifest keeps it, with its hash: an engine can be made again only from the same."""
+    text = options.calibration
+    return None if text is None else {**asdict(text), "sha256": sha256(Path(text.file).read_bytes()).hexdigest()}
 
 
 def reference_of(source: Source, captured: Program, how: str) -> tuple[Engine | None, bool]:

@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from moec.agreement import measure_agreement
+from moec.calibration import CalibrationText
 from moec.compare import Tolerance
-from moec.corpus import Corpus, read_corpus
-from moec.decoder import IDS, LOGITS
+from moec.corpus import Corpus
+from moec.decoder import text_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.huggingface.companions import describe
 from moec.program import Program
-from moec.quality import Exam, Quality, measure, require_text_model, text_inputs
+from moec.quality import Exam, Quality, measure
+from moec.report import Report
 from moec.source import Source
 
 INSIDE_TOKENS = 2048  # of the text, for choices of experts and errors of layers: two runs in PyTorch that read every weight anew
 BUDGET_ON_TEXT = 1e6  # the max|d|/std that is allowed where a budget on a text decides: finite, so that NaN still fails
 
 
-def open_exam(exam: Exam, source: Source, folder: Path | None = None) -> Corpus:
-    """The exam's text in the source's tokens; read before any other work is done.
-
-    Args:
-        folder: of the engine, where there is one; its tokenizer is taken first.
-
-    Raises:
-        MoecError: M211 when the source takes no tokens, else see `moec.corpus.read_corpus`.
-    """
-    require_text_model(source.inputs, (LOGITS,), source.text)
-    domain = source.domains.get(IDS)
-    vocabulary = domain.high if domain is not None and domain.kind == "token" else 0
-    return read_corpus(Path(exam.text), folder or Path(source.text), source.text, vocabulary)
-
-
 def examine(exam: Exam, corpus: Corpus, source: Source, reference: Engine, engine: Engine, captured: Program, program: Program) -> Quality:
     """Judge an engine.
 
     Args:
-        exam, corpus: what `open_exam` read.
+        exam, corpus: the text, and its tokens.
         source: its context bounds the windows.
         reference, engine: whose logits are compared.
         captured, program: whose insides are: the graph of the reference, and the one that the engine was built from.
@@ -54,13 +42,20 @@ def examine(exam: Exam, corpus: Corpus, source: Source, reference: Engine, engin
     return replace(quality, agreement=inside, source_bytes=source.size_bytes)
 
 
-def require_same_text(quality: Quality) -> None:
-    """Raise M106 when the text is not the one that an engine was judged on."""
-    from hashlib import sha256
+def require_same_text(file: str, digest: str, purpose: str) -> None:
+    """Raise M106 when a text is not the one that an engine was judged on, or calibrated on."""
+    path = Path(file)
+    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != digest:
+        raise MoecError("M106", f"the text that the engine was {purpose} on has changed, or is missing", str(path), "put it back, or compile anew")
 
-    path = Path(quality.exam.text)
-    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != quality.sha256:
-        raise MoecError("M106", "the text that the engine was judged on has changed, or is missing", str(path), "compile it anew instead of --from")
+
+def calibration_of(report: Report) -> CalibrationText | None:
+    """The text that an engine was calibrated on, None without one. Raises M106 when it is not the same any more."""
+    if report.calibration is None:
+        return None
+    given = dict(report.calibration)
+    require_same_text(given["file"], given.pop("sha256"), "calibrated")
+    return CalibrationText(**given)
 
 
 def allowed(precision: torch.dtype, asked: float | None, exam: Exam | None, approximate: bool) -> Tolerance:

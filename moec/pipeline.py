@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import fx
 
 from moec import registry
+from moec.calibration import Calibration
 from moec.errors import MoecError
 from moec.program import Program, Step
 
@@ -37,12 +38,22 @@ class Context:
         seed: for anything random; equal seeds make equal programs.
         misses: why near-matches were left alone; filled by `miss`.
         facts: what the pass that runs now has to say of its work, as plain data for the report.
+        calibration: text for passes that need data; None when none was given.
+        unquantized: the program as it was before the first pass that made its weights coarser; None before that.
     """
 
     seed: int = 0
     misses: list[Miss] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     current: str = ""
+    calibration: Calibration | None = None
+    unquantized: Program | None = None
+
+    def require_calibration(self) -> Calibration:
+        """The text for a pass that cannot work without. Raises M203 when none was given."""
+        if self.calibration is None:
+            raise MoecError("M203", f"{self.current} needs a text to calibrate on", self.current, "name one with --calibration FILE")
+        return self.calibration
 
     def miss(self, node: fx.Node, reason: str) -> None:
         """Record that `node` looked like a match and was left alone."""

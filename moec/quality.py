@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.agreement import Agreement
-from moec.decoder import IDS, LOGITS, MASK, cache_inputs, complete
+from moec.decoder import IDS, LOGITS, MASK, cache_inputs, text_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input
@@ -150,12 +150,6 @@ def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: st
     if IDS not in names or not set(names) <= known or LOGITS not in outputs:
         what = f"no quality on text: it maps {', '.join(names[:3])} to {', '.join(outputs[:3])}"
         raise MoecError("M211", what, name, f"--text is for causal language models, with {IDS} in and {LOGITS} over the vocabulary out")
-
-
-def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:
-    """What a language model is given for tokens `[B, S]` without padding; an absent cache is an empty one."""
-    dtypes = {i.name: i.dtype for i in inputs if i.name in (IDS, MASK)}
-    return complete(inputs, {name: (ids if name == IDS else torch.ones_like(ids)).to(dtype) for name, dtype in dtypes.items()})
 
 
 def measure(reference: Engine, engine: Engine, windows: Iterable[Tensor], exam: Exam, sha256: str = "") -> Quality:

@@ -55,6 +55,7 @@ class Report:
         refused: sizes that the engine cannot run although the model can, each with a reason.
         consistency: of a decoder: one text in one go against chunks and single tokens.
         quality: on a text, when one was given; its `exam` is a setting, too.
+        calibration: the text for passes that need data, and its SHA-256; a setting.
         environment: versions and processor type.
         artefacts: the engine's files.
         schema: version of this form.
@@ -79,6 +80,7 @@ class Report:
     refused: tuple[dict[str, Any], ...] = ()
     consistency: Consistency | None = None
     quality: Quality | None = None
+    calibration: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
     schema: int = SCHEMA

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from moec.compare import Tolerance
+from moec.corpus import corpus_of
 from moec.engine import EagerEngine
 from moec.errors import MoecError
-from moec.examination import BUDGET_ON_TEXT, allowed, examine, open_exam, require_same_text
+from moec.examination import BUDGET_ON_TEXT, allowed, examine, require_same_text
 from moec.quality import Exam
 from moec.sources import open_source
 from tests.zoo import save
@@ -26,7 +27,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_windows_fit_the_context_and_the_limit(mixtral: Path, tokens: Path) -> None:
     source, exam = open_source(str(mixtral)), Exam(str(tokens), window=1000, tokens=600)
-    captured, corpus = source.capture(), open_exam(exam, source)
+    captured, corpus = source.capture(), corpus_of(exam.text, source)
     quality = examine(exam, corpus, source, source.reference(), EagerEngine(captured), captured, captured)
     assert (quality.exam.window, quality.windows, quality.tokens) == (256, 3, 597)  # max_position_embeddings is 256
     assert quality.agreement is not None and quality.agreement.tokens == 600 and len(quality.agreement.blocks) == 2
@@ -36,10 +37,10 @@ def test_windows_fit_the_context_and_the_limit(mixtral: Path, tokens: Path) -> N
 def test_tokens_that_the_source_lacks_and_sources_without_tokens(mixtral: Path, tokens: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "high.npy", np.array([1, 2, 96]))
     with pytest.raises(MoecError, match="no token 96"):
-        open_exam(Exam(str(tmp_path / "high.npy")), open_source(str(mixtral)))
+        corpus_of(str(tmp_path / "high.npy"), open_source(str(mixtral)))
     for name in ("bert", "vit"):
         with pytest.raises(MoecError, match="no quality on text") as caught:
-            open_exam(Exam(str(tokens)), open_source(save(name, tmp_path / name)))
+            corpus_of(str(tokens), open_source(save(name, tmp_path / name)))
         assert caught.value.code == "M211"
 
 
@@ -47,13 +48,13 @@ def test_a_changed_text_is_noticed(mixtral: Path, tokens: Path, tmp_path: Path) 
     source, exam = open_source(str(mixtral)), Exam(str(tmp_path / "t.npy"), window=8, tokens=16)
     captured = source.capture()
     np.save(tmp_path / "t.npy", np.load(tokens))
-    quality = examine(exam, open_exam(exam, source), source, source.reference(), EagerEngine(captured), captured, captured)
-    require_same_text(quality)
+    quality = examine(exam, corpus_of(exam.text, source), source, source.reference(), EagerEngine(captured), captured, captured)
+    require_same_text(exam.text, quality.sha256, "judged")
     np.save(tmp_path / "t.npy", np.load(tokens)[::-1])
     for change in (lambda: None, (tmp_path / "t.npy").unlink):
         change()
         with pytest.raises(MoecError) as caught:
-            require_same_text(quality)
+            require_same_text(exam.text, quality.sha256, "judged")
         assert caught.value.code == "M106"
 
 

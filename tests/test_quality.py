@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from moec.decoder import text_inputs
 from moec.engine import EagerEngine, Engine
 from moec.errors import MoecError
 from moec.program import Input
-from moec.quality import Exam, Quality, measure, require_text_model, text_inputs
+from moec.quality import Exam, Quality, measure, require_text_model
 from moec.sources import open_source
 from tests.moe_module import VOCAB, MoeModel, source_of
 

@@ -12,7 +12,23 @@ from moec.hooks import DumpHook
 from moec.pipeline import Pipeline
 from moec.registry import did_you_mean
 
-KEYS = ("target", "pass", "optimize_for", "verify", "tolerance", "seed", "inputs", "layout", "text", "tokens", "window", "max_kl", "max_perplexity_ratio")
+KEYS = (
+    "target",
+    "pass",
+    "optimize_for",
+    "verify",
+    "tolerance",
+    "seed",
+    "inputs",
+    "layout",
+    "text",
+    "tokens",
+    "window",
+    "max_kl",
+    "max_perplexity_ratio",
+    "calibration",
+    "calibration_tokens",
+)
 
 
 def presets() -> dict[str, str]:
