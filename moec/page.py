@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from moec.compare import OutputError
     from moec.report import Report
 
-_FORMS = {"blocks": "How each block runs", "attention": "How attention runs", "packed": "Packed weights"}  # facts of the backend
+_FORMS = {
+    "engine": "The engine", "profiles": "Sizes that it is built for", "blocks": "How each block runs", "attention": "How attention runs",
+    "packed": "Packed weights", "layers": "Layers",
+}  # fmt: skip  # facts of the backend
 _BAR, _GAP, _HEIGHT = 14, 4, 56  # pixels: an expert's bar, the space after it, the tallest bar
 _WIDTH = 720
 _STEP, _AXIS, _ROOM = 28, 48, 6  # pixels of a line chart: between two points, for the axis's labels, and around the drawing
@@ -36,6 +39,9 @@ def markdown(report: Report) -> str:
         lines += _table(("block", "the same experts", "the same sets"), choices)
         lines += _table(("layer", "error"), [(layer.module, f"{layer.relative:.2e}") for layer in inside.layers] if inside else [])
     lines += [f"- cannot run at {sizes(r)}: {r['reason']}" for r in report.refused]
+    lines += [f"- {note}" for note in [proof_note(report)] if note]
+    for title, rows, columns in forms_of(report):
+        lines += ["", f"## {title}", "", *_table(tuple(columns), [tuple(row) for row in rows])]
     lines += ["", *_table(("file", "bytes", "SHA-256"), [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts])]
     lines += _table(("environment", ""), list(report.environment.items()))
     return "\n".join(lines)
@@ -50,9 +56,17 @@ def html(report: Report) -> str:
     env.filters |= {"sizes": sizes, "listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
     inside = report.quality.agreement if report.quality else None
     charts = [(load, bars(load.assignments)) for load in report.coverage.loads]
-    forms = [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
     plots, loads = (layer_plots(inside), [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]) if inside else ([], [])
-    shown = {"charts": charts, "plots": plots, "loads": loads, "forms": forms, "height": _HEIGHT, "axis": _AXIS, "room": _ROOM}
+    shown = {
+        "charts": charts,
+        "plots": plots,
+        "loads": loads,
+        "forms": forms_of(report),
+        "note": proof_note(report),
+        "height": _HEIGHT,
+        "axis": _AXIS,
+        "room": _ROOM,
+    }
     return env.from_string(template).render(r=report, verdict=verdict(report), figures=figures, **shown)
 
 
@@ -71,6 +85,20 @@ def verdict(report: Report) -> str:
         missed = report.coverage.total - report.coverage.reached
         return f"Equal to {reference} on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
     return f"Equal to {reference}" + (", every expert reached" if report.coverage.loads else "")
+
+
+def proof_note(report: Report) -> str:
+    """What ran the engine's files for the proof, where it was not the target's own runtime; else empty."""
+    ran = str(report.facts.get("verified_by", report.target))
+    if ran.partition(":")[0] == report.target.partition(":")[0]:
+        return ""
+    built = "the target's own runtime has not run it; `moec verify` on a machine that has its GPU proves that"
+    return f"verified by {ran}, which ran the graph that the engine is made from: {built if report.built else 'it is not built yet, `moec build` does that'}"
+
+
+def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
+    """Title, rows and columns of each table that the backend's facts give."""
+    return [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
 
 
 def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:

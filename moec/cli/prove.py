@@ -18,18 +18,29 @@ from moec.errors import MoecError
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the inputs; the compile used 0.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the engine's report with this proof in it, a page with plots.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write the proof as JUnit XML, one test case a check, for continuous integration.")
 @text_options
 @model_options
 @common
-def verify_command(engine: Path, against: str | None, bisect: bool, html: Path | None, as_json: bool, quiet: bool, **options: Any) -> int:
+def verify_command(
+    engine: Path, against: str | None, bisect: bool, html: Path | None, junit: Path | None, as_json: bool, quiet: bool, **options: Any
+) -> int:  # fmt: skip
     """Prove ENGINE again: against the source in its manifest, or against another engine or model. Exit status 1 when it differs.
 
     With --text, say how good it is too: perplexity, KL divergence, top-1 agreement, agreement of the routers, error of each layer. Routers
     and layers are compared between the untouched model and the program that the engine was built from, since an engine shows outputs only.
     """
     from moec import api
+    from moec.junit import junit as as_junit
 
-    result = api.verify(engine, against, **options)
+    try:
+        result = api.verify(engine, against, **options)
+    except MoecError as error:
+        if junit:
+            _publish(junit, as_junit(str(engine), error))
+        raise
+    if junit:
+        _publish(junit, as_junit(str(engine), result))
     opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
     culprit = api.bisect(engine, seed=options["seed"], **opening) if bisect else None
     if html:
@@ -47,7 +58,7 @@ def _publish(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise MoecError("M210", f"the page cannot be written: {error.strerror}", str(path), "choose another --html") from error
+        raise MoecError("M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file") from error
 
 
 @click.command("bench")
