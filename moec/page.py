@@ -57,17 +57,8 @@ def html(report: Report) -> str:
     inside = report.quality.agreement if report.quality else None
     charts = [(load, bars(load.assignments)) for load in report.coverage.loads]
     plots, loads = (layer_plots(inside), [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]) if inside else ([], [])
-    shown = {
-        "charts": charts,
-        "plots": plots,
-        "loads": loads,
-        "forms": forms_of(report),
-        "note": proof_note(report),
-        "height": _HEIGHT,
-        "axis": _AXIS,
-        "room": _ROOM,
-    }
-    return env.from_string(template).render(r=report, verdict=verdict(report), figures=figures, **shown)
+    shown = {"charts": charts, "plots": plots, "loads": loads, "forms": forms_of(report), "height": _HEIGHT, "axis": _AXIS, "room": _ROOM}
+    return env.from_string(template).render(r=report, verdict=verdict(report), note=proof_note(report), figures=figures, **shown)
 
 
 def verdict(report: Report) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from moec.coverage import ExpertLoad
-from moec.page import bars, block_table, html, layer_plots, markdown, verdict
+from moec.page import bars, block_table, html, layer_plots, markdown, proof_note, verdict
 from moec.quality import Exam
 from moec.report import Artefact
 from tests.test_report import INSIDE, QUALITY, make
@@ -121,3 +121,19 @@ def test_what_the_backend_says_of_attention_is_shown() -> None:
     shown = replace(make(), facts={"attention": [{"node": "attention_3", "why": "sinks & all"}]}).to_html()
     assert "How attention runs" in shown and "attention_3" in shown and "sinks &amp; all" in shown
     assert "How attention runs" not in replace(make(), facts={}).to_html()
+
+
+def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() -> None:
+    report = make()
+    assert proof_note(report) == "" and proof_note(replace(report, target="onnxruntime:cuda", facts={"verified_by": "onnxruntime:cpu"})) == ""
+    stood_in = replace(report, target="tensorrt-rtx:sm86", facts={"verified_by": "onnxruntime"})
+    assert "verified by onnxruntime" in proof_note(stood_in) and "moec verify" in proof_note(stood_in)
+    assert "moec build" in proof_note(replace(stood_in, built=False))
+    assert proof_note(stood_in) in markdown(stood_in) and "which ran the graph that the engine is made from" in html(stood_in)
+
+
+def test_the_backends_tables_are_in_the_text() -> None:
+    report = replace(make(), facts={"blocks": [{"module": "blocks.0", "why": "few tokens"}], "profiles": [{"profile": "decode", "sequence": "1"}]})
+    text = markdown(report)
+    assert "## How each block runs" in text and "| blocks.0 | few tokens |" in text and "| decode | 1 |" in text
+    assert "few tokens" in html(report) and "Sizes that it is built for" in html(report)
