@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Tensorrt(Backend):
         beside.replace(folder / PLAN_FILE)
         described |= {"edition": self.edition.backend, "version": built["version"], "architectures": self._for(target)}
         write_beside(folder / FACTS_FILE, json.dumps(described, indent=1) + "\n")
-        return built
+        return tables(self.edition, built, described["architectures"], (folder / PLAN_FILE).stat().st_size, target)
 
     def _for(self, target: Target) -> list[int]:
         """The architectures that the plan runs on; all that the library knows when empty."""
@@ -145,6 +146,18 @@ class TensorrtRtx(Tensorrt):
 def architectures(target: Target) -> list[int]:
     """The architectures that a target names, e.g. `[86, 120]`."""
     return [int(device.removeprefix("sm")) for device in target.device.split(",") if device.removeprefix("sm").isdigit()]
+
+
+def tables(edition: Edition, built: Mapping[str, Any], wanted: list[int], plan_bytes: int, target: Target) -> dict[str, Any]:
+    """What the builder says, as facts for the report: `engine` in one row, `layers` of the network by kind, and the library's `messages`."""
+    row = {
+        "library": f"{edition.title} {built['version']}", "architectures": ", ".join(f"sm{sm}" for sm in wanted) or "all that the library knows",
+        "layers": sum(built["layers"].values()), "plan MiB": f"{plan_bytes / 2**20:.1f}", "workspace MiB": target.options.get("workspace", "the library's own"),
+    }  # fmt: skip
+    if "memory_bytes" in built:  # there was a GPU to ask
+        row |= {"kernels": built["kernels"], "intermediates MiB, by profile": ", ".join(f"{n / 2**20:.1f}" for n in built["memory_bytes"])}
+    layers = [{"layer": kind.lower(), "count": count} for kind, count in built["layers"].items()]
+    return {"engine": [row], "layers": layers, "messages": built["messages"]}
 
 
 def write_beside(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
             `workspace_bytes`, 0 for the library's own limit; `timing_cache`, a path, or empty for none.
 
     Returns:
-        Facts: `version`, `layers` (kind -> count), `workspace_bytes`, `tensors`, `messages`.
+        Facts: `version`, `layers` (kind -> count), `workspace_bytes`, `messages`.
 
     Raises:
         MoecError: M208 when the parser or the builder refuses the graph.
@@ -51,6 +51,21 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _BUILD_FIX = "use another precision or smaller max_… options; report it with `moec compile --dump DIR` if nothing helps"
+
+
+def inspect_plan(trt: Any, plan: Path) -> dict[str, Any]:
+    """What only a GPU can say of a plan: that it loads, its `kernels` (layers after fusion), and `memory_bytes` of each profile's intermediates.
+
+    Raises:
+        MoecError: M303 when the plan that was just built cannot be loaded.
+    """
+    logger = _logger(trt)
+    runtime = _made(trt.Runtime(logger), "a runtime", logger)
+    engine = runtime.deserialize_cuda_engine(plan.read_bytes())
+    if engine is None:
+        raise MoecError("M303", f"the plan that was built cannot be loaded: {logger.reason()}", str(plan), "check the driver with nvidia-smi")
+    memory = [int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(engine.num_optimization_profiles)]
+    return {"kernels": int(engine.num_layers), "memory_bytes": memory}
 
 
 def configure(trt: Any, config: Any, request: Mapping[str, Any], logger: Any) -> None:

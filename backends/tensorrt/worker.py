@@ -52,7 +52,7 @@ def _last(stderr: str) -> str:
 
 def main() -> None:
     """Build what stdin says."""
-    from moec.backends.tensorrt.builder import build_plan
+    from moec.backends.tensorrt.builder import build_plan, inspect_plan
     from moec.backends.tensorrt.edition import EDITIONS
     from moec.backends.tensorrt.gpu import find_gpu
 
@@ -61,7 +61,10 @@ def main() -> None:
     try:
         if edition.builds_on_gpu and find_gpu() is None:  # the library itself would not say it so well
             raise MoecError("M302", f"{edition.title} builds on an NVIDIA GPU, and there is none here", edition.backend, "build on the GPU's machine")
-        answer = build_plan(edition.load(), request)
+        library = edition.load()
+        answer = build_plan(library, request)
+        if find_gpu() is not None:
+            answer |= inspect_plan(library, Path(request["plan"]))
     except MoecError as error:
         answer = {"error": {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}}
     Path(os.environ["MOEC_ANSWER"]).write_text(json.dumps(answer))
