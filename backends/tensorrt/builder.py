@@ -115,9 +115,9 @@ def layers(network: Any) -> dict[str, int]:
 
 def _refused(parser: Any, path: str) -> MoecError:
     found = [parser.get_error(index) for index in range(parser.num_errors)]
-    first = found[0] if found else None
-    reason = first.desc().strip().splitlines()[0][:300] if first and first.desc().strip() else "no reason given"
-    where = f"{first.node_operator()} {first.node_name()}".strip() if first else ""
+    error = found[0] if found else None
+    reason = error.desc().strip().splitlines()[0][:300] if error and error.desc().strip() else "no reason given"
+    where = f"{error.node_operator()} {error.node_name()}".strip() if error else ""
     return MoecError("M208", f"the ONNX parser refuses the graph: {reason}", where or path, "report the operator; `moec compile --dump DIR` shows the graph")
 
 

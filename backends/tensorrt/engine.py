@@ -104,13 +104,13 @@ class Continuation:
     """A text whose cache stays on the GPU. `step` is that of `moec.generation.Continuation`."""
 
     def __init__(self, engine: TensorrtEngine) -> None:
-        self._engine, self._past = engine, dict[str, Tensor]()
+        self._owner, self._past = engine, dict[str, Tensor]()
 
     def step(self, ids: Tensor, mask: Tensor) -> Tensor:
-        caches = cache_inputs(self._engine.inputs)
+        caches = cache_inputs(self._owner.inputs)
         sizes = {"batch": ids.shape[0], PAST: 0}
         past = self._past or {c.name: torch.zeros(c.resolve(sizes), dtype=c.dtype, device="cuda") for c in caches}
-        outputs = self._engine.run_on_gpu({IDS: ids, MASK: mask, **past})
+        outputs = self._owner.run_on_gpu({IDS: ids, MASK: mask, **past})
         self._past = {c.name: outputs[present_name(c.name)] for c in caches}
         return outputs[LOGITS][:, -1].cpu()
 

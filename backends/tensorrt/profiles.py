@@ -42,6 +42,12 @@ class Profile:
             product *= 1 if name == PAST else largest
         return product
 
+    @property
+    def length(self) -> int:
+        """The most new tokens of one text: the same without the first dimension."""
+        first = next(iter(self.sizes), "")
+        return self.tokens // self.sizes[first][2] if first else 1
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, which `of` reads."""
         return asdict(self)
@@ -72,9 +78,11 @@ def profiles(inputs: Sequence[Input], limits: Mapping[str, int], optimize_for: s
         return []
     if PAST in whole and SEQUENCE in whole:
         few, many = {**whole, SEQUENCE: (1, 1, 1), PAST: (0, max(1, most[PAST] // 4), most[PAST])}, {**whole, PAST: (0, 0, most[PAST])}
-        return [_profile("decode", few, inputs), _profile("prefill", many, inputs)]
+        decode = _profile("decode", few, inputs)
+        return [decode, _profile("prefill", many, inputs)] if most[SEQUENCE] > 1 else [decode]
     first = names[0]
-    return [_profile("single", {**whole, first: (1, 1, 1)}, inputs), _profile("batch", whole, inputs)]
+    single = _profile("single", {**whole, first: (1, 1, 1)}, inputs)
+    return [single, _profile("batch", whole, inputs)] if most[first] > 1 else [single]
 
 
 def _range(name: str, largest: int, optimize_for: str, first: bool) -> Range:

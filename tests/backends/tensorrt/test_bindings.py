@@ -1,0 +1,105 @@
+"""Every call that we make of TensorRT's bindings is one that they take: of 11.4 and 10.16 from a list, of TensorRT-RTX from the library itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moec.backends.tensorrt.edition import RTX
+from moec.backends.tensorrt.engine import _DTYPES
+from tests.backends.tensorrt.bindings import Use, installed, problem, uses
+from tests.backends.tensorrt.tiny import needs_rtx
+
+ROOT = Path(__file__).parents[3]
+LIST = json.loads((ROOT / "tests/data/tensorrt_api.json").read_text())
+SOURCES = [path for path in sorted((ROOT / "backends/tensorrt").glob("*.py")) if re.search(r"\b_?trt\b", path.read_text())]
+ON_GPU_ONLY = {"execute_async_v3", "set_tensor_address", "set_input_shape", "infer_shapes", "deserialize_cuda_engine", "set_optimization_profile_async"}
+
+
+def every_use() -> list[Use]:
+    return [use for path in SOURCES for use in uses(path.read_text())]
+
+
+def known(edition: str = "tensorrt") -> dict[str, Any]:
+    more = LIST["tensorrt-rtx adds"] if edition == "tensorrt-rtx" else {}
+    return {owner: {**LIST["11.4"].get(owner, {}), **more.get(owner, {})} for owner in {*LIST["11.4"], *more}}
+
+
+def only_rtx(use: Use) -> bool:
+    return use.name in {name for members in LIST["tensorrt-rtx adds"].values() for name in members}
+
+
+def test_the_walk_sees_what_we_call() -> None:
+    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py"}
+    assert {use.name for use in every_use()} >= ON_GPU_ONLY | {"build_serialized_network", "parse_from_file", "add_optimization_profile", "STRONGLY_TYPED"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
+def test_11_4_takes_every_call(path: Path) -> None:
+    assert {str(use): why for use in uses(path.read_text()) if not only_rtx(use) and (why := problem(use, known()))} == {}
+
+
+def test_10_16_has_everything_that_we_use() -> None:
+    assert [str(use) for use in every_use() if f"{use.owner}.{use.name}" in LIST["10.16 lacks"]] == []
+
+
+def test_what_only_rtx_has_is_asked_of_nothing_else() -> None:
+    lines = (ROOT / "backends/tensorrt/builder.py").read_text().splitlines()
+    guard = next(n for n, line in enumerate(lines, 1) if line.strip() == "if architectures:")
+    assert all(guard < use.line <= guard + 6 for use in every_use() if only_rtx(use))
+
+
+@needs_rtx
+def test_rtx_takes_every_call() -> None:
+    wanted = [use for use in every_use() if use.name != "add_moe"]
+    signatures = installed(RTX.load(), wanted)
+    assert {str(use): why for use in wanted if (why := problem(use, signatures))} == {}
+
+
+@needs_rtx
+def test_the_list_says_what_the_library_says() -> None:
+    """Where both have a method, the list's arguments are the library's: it was made from another release."""
+    signatures, differs = installed(RTX.load(), every_use()), []
+    for owner, members in known("tensorrt-rtx").items():
+        for name, listed in members.items():
+            if isinstance(listed, list) and name in signatures.get(owner, {}) and not set(listed) & set(signatures[owner][name]):
+                differs.append(f"{owner}.{name}: {listed}, {signatures[owner][name]}")
+    assert differs == []
+
+
+@needs_rtx
+def test_dtypes_are_names_of_the_library() -> None:
+    trt = RTX.load()
+    assert all(isinstance(getattr(trt, name), trt.DataType) for name in _DTYPES)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "builder.build_engine(network, config)",
+        "builder.build_serialized_network(network)",
+        "builder.build_serialized_network(network, config, 1, 2)",
+        "config.set_memory_pool_limit(pool=1, limit=2)",
+        "config.clear_flag()",
+        "config.set_timing_cache(cache)",
+        "self._context.execute_async_v2(stream)",
+        "self._context.infer_shapes = 1",
+        "network.num_layers = 3",
+        "network.num_layers()",
+        "trt.BuilderFlag.FP16",
+        "trt.NoSuchClass(1)",
+        "trt.Builder()",
+        "engine.max_batch_size",
+    ],
+)
+def test_a_wrong_call_is_seen(wrong: str) -> None:
+    assert any(problem(use, known()) for use in uses(wrong))
+
+
+def test_right_calls_are_let_pass() -> None:
+    right = "config.set_timing_cache(cache, ignore_mismatch=False)\nbuilder.create_network(flags=1)\nbuilder.create_network()\nnumber = network.num_layers"
+    assert [problem(use, known()) for use in uses(right)] == [""] * 4
