@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@# without its dependencies: it asks for onnxruntime, whose files would replace those of onnxruntime-gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt onnxruntime-genai \
 		|| echo "onnxruntime-genai is not to be had here; the tests that run it will be skipped"
+	@# NVIDIA's, under its own licence (docs/tensorrt.md): nothing but the tests of the target tensorrt-rtx needs it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorrt-rtx \
+		|| echo "TensorRT-RTX is not to be had here; the tests that build with it will be skipped"
 	touch $(STAMP)
 
 clean:
