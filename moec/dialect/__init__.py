@@ -5,6 +5,7 @@ data-dependent routing stays static, exports with dynamic shapes, and can always
 Importing this package registers them.
 """
 
+from moec.dialect import cuda as _cuda  # noqa: F401
 from moec.dialect.activation import ACTIVATIONS, Activation
 from moec.dialect.attention import attention, attention_reference
 from moec.dialect.dequantize import dequantize, pack

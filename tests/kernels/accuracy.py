@@ -1,0 +1,74 @@
+"""How far a kernel is from float64, beside PyTorch's own error at the same dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moec.dialect import Activation
+from moec.dialect.experts import dense_expert, experts_reference
+from moec.kernels.packed import Packed
+
+MARGIN = 2.0  # times the error of the same computation in PyTorch
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of `moec::experts`."""
+
+    x: Tensor
+    ids: Tensor
+    weights: Tensor
+    w_in: Tensor | Packed
+    w_out: Tensor | Packed
+    b_in: Tensor | None
+    b_out: Tensor | None
+
+    def tensors(self) -> tuple[Any, ...]:
+        return self.x, self.ids, self.weights, self.w_in, self.w_out, self.b_in, self.b_out
+
+    def reference(self, rule: Activation, dtype: torch.dtype, before: bool = False) -> Tensor:
+        """The dialect's reference with everything in `dtype`; weights that are packed are unpacked first."""
+        dense = [t.unpacked() if isinstance(t, Packed) else t for t in self.tensors()]
+        x, ids, weights, w_in, w_out, b_in, b_out = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in dense)
+        weights = weights if dtype == torch.float64 else self.weights
+        return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, rule), w_in.shape[0], before)
+
+
+def problem(
+    rule: Activation = Activation(), tokens: int = 5, top_k: int = 2, experts: int = 6, hidden: int = 40, inner: int = 24,  # noqa: B008  # immutable
+    dtype: torch.dtype = torch.float32, biases: bool = False, seed: int = 0,
+) -> Problem:  # fmt: skip
+    """A random one. Values are such that every clamp of 1 is reached."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    wide = rule.rows_per_neuron * inner
+    ids = draw(tokens, experts).topk(top_k).indices
+    b_in, b_out = (draw(experts, wide).to(dtype), draw(experts, hidden).to(dtype)) if biases else (None, None)
+    w_in, w_out = draw(experts, wide, hidden) / hidden**0.5, draw(experts, hidden, inner) / inner**0.5
+    return Problem(draw(tokens, hidden).to(dtype), ids, draw(tokens, top_k).softmax(-1), w_in.to(dtype), w_out.to(dtype), b_in, b_out)
+
+
+def distance(got: Tensor, exact: Tensor) -> float:
+    """Relative error in the 2-norm; infinite where a NaN or an infinity is."""
+    value = float((got.double() - exact).norm() / exact.norm().clamp(min=1e-300))
+    return value if value == value else float("inf")
+
+
+def ratio(got: Tensor, given: Problem, rule: Activation, before: bool = False) -> float:
+    """The kernel's error against float64 in units of PyTorch's at the same dtype.
+
+    In float32 PyTorch's is taken as 2**-23 at least: with a dozen numbers it may be less by chance.
+    """
+    exact, plain = given.reference(rule, torch.float64, before), given.reference(rule, given.x.dtype, before)
+    return distance(got, exact) / max(distance(plain, exact), 2.0**-23 if given.x.dtype == torch.float32 else 0.0)
+
+
+def with_x(given: Problem, x: Tensor) -> Problem:
+    return replace(given, x=x)

@@ -1,0 +1,88 @@
+"""The kernels as machine code of every GPU generation: they compile, stay in registers and fit into shared memory.
+
+What they compute is in `tests/kernels/test_launch.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from moec.dialect import Activation, Routing
+from moec.kernels import launch
+from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled, compile_ahead
+from moec.kernels.packed import Packed
+from moec.kernels.starting import recording
+from tests.kernels.conftest import Interpret
+
+UNITS = {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}
+SMS = [80, 89, 90, 100, 120]
+# tokens, experts, top-k, hidden, inner: Mixtral-8x7B, Qwen3-30B-A3B and gpt-oss-120b
+SHAPES = {"mixtral": (4096, 8, 2, 4096, 14336), "qwen3": (1, 128, 8, 2048, 768), "gpt-oss": (512, 128, 4, 2880, 2880)}
+CASES = {
+    "one token": ("qwen3", "bf16", Activation()),
+    "many tokens": ("mixtral", "bf16", Activation()),
+    "clamped, with biases, odd depth": ("gpt-oss", "bf16", Activation("silu", alpha=1.702, beta=1.0, limit=7.0)),
+    "one token, int4": ("qwen3", "int4", Activation()),
+    "many tokens, int4": ("mixtral", "int4", Activation()),
+    "many tokens, fp8": ("mixtral", "fp8", Activation()),
+    "many tokens, float32": ("gpt-oss", "fp32", Activation("relu2", gated=False)),
+}
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def weights(kind: str, *shape: int) -> torch.Tensor | Packed:
+    experts, rows, depth = shape
+    if kind == "int4":
+        return Packed(empty(experts, rows, depth // 2, dtype=torch.uint8), empty(experts, rows, depth // 128))
+    if kind == "fp8":
+        return Packed(empty(*shape, dtype=torch.float8_e4m3fn), empty(experts, -(-rows // 128), -(-depth // 128), dtype=torch.float32), group=128, rows=128)
+    return empty(*shape, dtype=torch.float32 if kind == "fp32" else torch.bfloat16)
+
+
+def built(case: str, sm: int, change: dict[str, Any] | None = None) -> list[Compiled]:
+    """Every kernel of one case; runs where `compiler` says."""
+    shape, kind, rule = CASES[case]
+    tokens, experts, top_k, hidden, inner = SHAPES[shape]
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    biases = (empty(experts, rule.rows_per_neuron * inner), empty(experts, hidden)) if shape == "gpt-oss" else (None, None)
+    with recording(sm) as found:
+        weights_, ids = launch.route(empty(tokens, experts), None, Routing(top_k))
+        matrices = weights(kind, experts, rule.rows_per_neuron * inner, hidden), weights(kind, experts, hidden, inner)
+        launch.experts(empty(tokens, hidden, dtype=dtype), ids, weights_, *matrices, *biases, rule=rule)
+    wanted = ["route", *(["align"] if tokens > 16 else []), "rows_in", "rows_out", "combine"]
+    assert [x.kernel.__name__ for x in found.launches] == [f"{name}_kernel" for name in wanted]
+    launches = [replace(x, options={**x.options, **(change or {})}) for x in found.launches]
+    return [compile_ahead(x, sm) for x in launches if "rows" in x.kernel.__name__ or case in ("one token", "many tokens")]
+
+
+@pytest.mark.parametrize("sm", SMS)
+@pytest.mark.parametrize("case", CASES)
+def test_every_gpu(compiler: Interpret, case: str, sm: int) -> None:
+    for kernel in compiler(built, case, sm):
+        assert f".target sm_{sm}" in kernel.ptx and f".visible .entry {kernel.name}(" in kernel.ptx
+        assert kernel.scratch_bytes == 0, kernel.name
+        assert kernel.spilled_bytes == 0 and kernel.registers <= 255, kernel.name
+        assert kernel.registers * 32 * kernel.warps <= 65536, kernel.name
+        assert kernel.shared_bytes <= SHARED_LIMIT_BYTES[sm], kernel.name
+        assert "\ttrap;" not in kernel.ptx, kernel.name  # what is left of a kernel that needs more tensor memory than there is
+        assert "float32" in case or "rows" not in kernel.name or any(unit in kernel.ptx for unit in UNITS.values()), kernel.name
+
+
+def test_a_kernel_that_is_too_large_is_seen(compiler: Interpret) -> None:
+    kernels = compiler(built, "many tokens", 89, {"num_stages": 8})
+    assert any(kernel.shared_bytes > SHARED_LIMIT_BYTES[89] for kernel in kernels)
+    assert any(kernel.spilled_bytes > 0 for kernel in compiler(built, "many tokens", 89, {"num_warps": 2}))
+
+
+def test_matrices_are_multiplied_by_matrix_units(compiler: Interpret) -> None:
+    """wgmma on Hopper, tcgen05 on Blackwell, mma elsewhere; the weights come by asynchronous copies."""
+    for sm, instruction in UNITS.items():
+        first = next(k for k in compiler(built, "many tokens", sm) if k.name.startswith("rows_in"))
+        assert instruction in first.ptx and "cp.async" in first.ptx
