@@ -14,6 +14,7 @@ from moec.version import __version__
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
     from moec.engine import Engine
+    from moec.huggingface.accelerate import accelerate
     from moec.pipeline import Pass, Pipeline
     from moec.program import Program
     from moec.report import Report
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from moec.target import Target
 
 _HOMES = {
+    "accelerate": "huggingface.accelerate",
     "bench": "api", "capture": "api", "compile": "api", "inspect": "api", "load": "api", "open_source": "api", "verify": "api",
     "load_program": "storage", "save_program": "storage",
     "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
 }  # fmt: skip
 
 __all__ = [
-    "Engine", "MoecError", "Pass", "Pipeline", "Program", "Report", "Target", "__version__", "bench", "capture", "compile", "inspect", "load",
+    "Engine", "MoecError", "Pass", "Pipeline", "Program", "Report", "Target", "__version__", "accelerate", "bench", "capture", "compile", "inspect", "load",
     "load_program", "open_source", "save_program", "verify",
 ]  # fmt: skip
 

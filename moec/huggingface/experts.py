@@ -13,7 +13,7 @@ from moec.dialect import Activation
 from moec.errors import MoecError
 from moec.huggingface.gate import Gate, canonical, identify
 from moec.program import META
-from moec.weights import Weight, rowwise, transpose
+from moec.weights import Weight, rearranged, transpose
 
 IMPLEMENTATION = "moec"
 _WAY_OUT = "compile another model, or give moec the model as a .pt2 with the experts written in plain PyTorch"
@@ -69,6 +69,8 @@ def _canonicalize(path: str, module: Any, weights: dict[str, Weight]) -> None:
         raise refuse(path, module, "normalises the output of each expert, which moec::experts cannot express")
     if module._is_expert_parallel:
         raise refuse(path, module, "is one rank of an expert-parallel model")
+    if getattr(module, "_moec_rearranged", False):
+        raise MoecError("M206", "moec.accelerate has put this block's rows in order", path, "compile the model before it is accelerated, or load it anew")
     gate = identify(module._apply_gate if module.has_gate else module.act_fn, module.has_gate, (module, module.config))
     if gate is None:
         raise refuse(path, module, "has a gate that is none of those that moec knows")
@@ -106,4 +108,4 @@ def _layout(weight: Weight, gate: Gate | None, transposed: bool) -> Weight:
     if gate is None or gate.order == "gate_up":
         return result
     order = gate.order
-    return rowwise(order, lambda t: canonical(t, order, 1), result)
+    return rearranged(order, lambda t: canonical(t, order, 1), result)

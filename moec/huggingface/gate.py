@@ -64,6 +64,15 @@ def canonical(tensor: Tensor, order: Order, dim: int) -> Tensor:
     return torch.roll(tensor, half, dim) if order == "up_gate" else tensor
 
 
+def stored(tensor: Tensor, order: Order, dim: int) -> Tensor:
+    """The inverse of `canonical`."""
+    half = tensor.shape[dim] // 2
+    if order == "interleaved":
+        pairs = tensor.reshape(*tensor.shape[:dim], 2, half, *tensor.shape[dim + 1 :])
+        return pairs.transpose(dim, dim + 1).reshape(tensor.shape).contiguous()
+    return torch.roll(tensor, half, dim) if order == "up_gate" else tensor
+
+
 def _numbers(owners: tuple[Any, ...]) -> list[float]:
     """Positive numbers that the owners keep under a name that speaks of a limit or factor, and the two usual factors."""
     found = {1.0, 1.702}

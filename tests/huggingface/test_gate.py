@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-from moec.huggingface.gate import Gate, Order, canonical, identify
+from moec.huggingface.gate import Gate, Order, canonical, identify, stored
 
 RULES = [
     Activation("silu"), Activation("gelu"), Activation("gelu_tanh"), Activation("relu2"), Activation("silu", alpha=1.702),
@@ -54,3 +54,11 @@ def test_canonical_puts_gates_first(order: Order) -> None:
     lines = {"gate_up": [0, 1, 2, 10, 11, 12], "interleaved": [0, 10, 1, 11, 2, 12], "up_gate": [10, 11, 12, 0, 1, 2]}
     stored = torch.tensor(lines[order]).view(1, 6, 1)
     assert canonical(stored, order, 1).flatten().tolist() == [0, 1, 2, 10, 11, 12]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("order", ORDERS)
+def test_stored_is_the_way_back(order: Order, dim: int) -> None:
+    x = torch.arange(24).reshape(4, 6)
+    assert torch.equal(stored(canonical(x, order, dim), order, dim), x)
+    assert order == "gate_up" or not torch.equal(canonical(x, order, dim), x)

@@ -58,9 +58,9 @@ def sorted_tile(ids_or_tiles, order, offsets, tile, ROWS: tl.constexpr):
     e = tl.maximum(expert, 0)
     begin, end = tl.load(offsets + e), tl.load(offsets + e + 1)
     row = begin + (tile - begin // ROWS - e) * ROWS + tl.arange(0, ROWS)
-    live = (row < end) & (expert >= 0)
+    live = row < tl.where(expert >= 0, end, 0)
     # rows beyond the end repeat one that is there: loads stay inside and nothing foreign is read
-    pairs = tl.load(order + tl.maximum(tl.minimum(row, end - 1), 0), mask=expert >= 0, other=0)
+    pairs = tl.load(order + tl.maximum(tl.minimum(row, end - 1), 0))
     return expert, pairs, live
 
 
@@ -76,7 +76,6 @@ def token_tile(ids, pair, tokens, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE
     same = everyone == own
     leader = tl.min(tl.where(same, token * K + k, ROWS * K))
     first = tl.min(tl.where(same, k, K_WIDE), axis=1)
-    live = first < K_WIDE
-    row = tl.arange(0, ROWS)
+    pairs = tl.where(first < K_WIDE, tl.arange(0, ROWS) * K + first, pair)
     expert = tl.where((leader == pair) & (own >= 0) & (own < EXPERTS), own, -1).to(tl.int32)
-    return expert, tl.where(live, row * K + first, pair), live & (expert >= 0)
+    return expert, pairs, tl.where(expert >= 0, first, K_WIDE) < K_WIDE

@@ -141,7 +141,7 @@ def combine_kernel(
         own = tl.load(ids + token * K + k)
         first = tl.min(tl.where(all_ids == own, slot, K_WIDE))
         known = (own >= 0) & (own < EXPERTS)
-        y = tl.load(result + (token * K + first) * WIDTH + n, mask=known & (n < WIDTH), other=0.0).to(tl.float32)
+        y = tl.load(result + (token * K + first) * WIDTH + n, mask=n < tl.where(known, WIDTH, 0), other=0.0).to(tl.float32)
         if not BEFORE:
             y *= tl.load(route_weights + token * K + k).to(tl.float32)
         acc += tl.where(known, y, 0.0)

@@ -1,0 +1,131 @@
+"""`moec.accelerate`: a transformers model's experts on moec's CUDA kernels, in place."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from moec.errors import MoecError
+from moec.huggingface.experts import in_interface, refuse
+from moec.huggingface.gate import Gate, canonical, identify, stored
+from moec.kernels.checks import DTYPES, check_ids
+from moec.kernels.starting import interpreting
+
+IMPLEMENTATION = "moec-kernels"
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def accelerate(model: _Model, *, check: bool = False) -> _Model:
+    """Switch every experts block of a transformers model to `moec::experts`, whose CUDA implementation are moec's kernels.
+
+    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph, trained (the backward is a plain
+    one) and saved. Weights are not copied. Those of gpt-oss, whose rows are interleaved, are put in order, one block after the
+    other: its `state_dict` still shows them as they were, but it cannot go back to another experts implementation.
+
+    Args:
+        model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32.
+        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert. Without it such
+            a choice adds nothing to its token.
+
+    Returns:
+        The same model.
+
+    Raises:
+        MoecError: M302 off CUDA, M301 without Triton, M212 for another dtype, M206 for a block that moec doesn't know; then nothing
+            has been changed.
+    """
+    if not hasattr(model, "set_experts_implementation"):
+        raise MoecError("M206", f"{type(model).__name__} is not a model of transformers", "moec.accelerate", "call torch.ops.moec.experts in its forward")
+    found = {path: module for path, module in model.named_modules() if in_interface(module)}
+    if not found:
+        fix = "accelerate a model whose experts use that interface, such as Mixtral, Qwen3-MoE, DeepSeek-V3 or gpt-oss"
+        raise MoecError("M206", f"no block of {type(model).__name__} is in transformers' experts interface", "moec.accelerate", fix)
+    gates = _gates(found)
+    for path, module in found.items():
+        _check(path, module)
+    for path, module in found.items():
+        _arrange(path, module, gates[path], check)
+    _register()
+    model.set_experts_implementation(IMPLEMENTATION)
+    return model
+
+
+def _register() -> None:
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
+
+
+def _gates(found: dict[str, Any]) -> dict[str, Gate]:
+    """Each block's gate; blocks of one class and one configuration share it. Raises M206."""
+    known: dict[Any, Gate | None] = {}
+    gates: dict[str, Gate] = {}
+    for path, module in found.items():
+        if module.has_post_expert_norm:
+            raise refuse(path, module, "normalises the output of each expert, which moec::experts cannot express")
+        if module._is_expert_parallel:
+            raise refuse(path, module, "is one rank of an expert-parallel model")
+        key = type(module), id(module.config), repr(getattr(module, "act_fn", None))
+        if key not in known:
+            known[key] = identify(module._apply_gate if module.has_gate else module.act_fn, module.has_gate, (module, module.config))
+        gate = known[key]
+        if gate is None:
+            raise refuse(path, module, "has a gate that is none of those that moec knows")
+        gates[path] = gate
+    return gates
+
+
+def _check(path: str, module: nn.Module) -> None:
+    """Raise M302, M301 or M212 unless the kernels take this block's parameters."""
+    for name, parameter in module.named_parameters():
+        if parameter.device.type != "cuda" and not interpreting():
+            fix = 'move the model first: model.to("cuda")' if torch.cuda.is_available() else "run on a machine with an NVIDIA GPU, or compile with moec.compile"
+            raise MoecError("M302", f"the experts are on {parameter.device}, and the kernels run on CUDA", f"{path}.{name}", fix)
+        if parameter.dtype not in DTYPES:
+            fix = "load the model in float16, bfloat16 or float32"
+            raise MoecError("M212", f"the parameter is {parameter.dtype}, which the kernels don't take", f"{path}.{name}", fix)
+    if find_spec("triton") is None:
+        raise MoecError("M301", "Triton is not installed", "moec.accelerate", "pip install moec[triton]")
+
+
+def _arrange(path: str, module: Any, gate: Gate, check: bool) -> None:
+    """Say the rule, and bring interleaved rows into order, once."""
+    if hasattr(module, "_moec_gate"):
+        module._moec_check = check
+        return
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    if gate.order != "gate_up":
+        for name in (first, f"{first}_bias") if module.has_bias else (first,):
+            parameter = getattr(module, name)
+            dim = 2 if parameter.dim() == 3 and module.is_transposed else 1
+            parameter.data = canonical(parameter.data, gate.order, dim)
+        module.register_state_dict_post_hook(_as_stored)
+        module._moec_rearranged = True
+    module._moec_gate, module._moec_first, module._moec_check = gate, first, check
+
+
+def _as_stored(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """What a checkpoint must hold: rows in the order that the architecture has."""
+    first = module._moec_first
+    for name in (first, f"{first}_bias"):
+        if (value := state.get(prefix + name)) is not None:
+            dim = 2 if value.dim() == 3 and module.is_transposed else 1
+            state[prefix + name] = stored(value, module._moec_gate.order, dim)
+
+
+def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The experts implementation: what transformers calls in place of the module's own forward."""
+    first = self._moec_first
+    w_in, w_out = getattr(self, first), self.down_proj
+    if self.is_transposed:
+        w_in, w_out = w_in.mT, w_out.mT
+    bias_in, bias_out = (getattr(self, f"{first}_bias"), self.down_proj_bias) if self.has_bias else (None, None)
+    ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
+    if self._moec_check:
+        check_ids(ids, w_in.shape[0])
+    rule = self._moec_gate.activation.arguments()
+    result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)
+    return result
