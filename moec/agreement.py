@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from moec.compare import Sample
 from moec.decoder import IDS
 from moec.program import Program
-from moec.trace import EXPERTS, MOE, cached_values, choice, module_path, module_paths, moe_nodes, trace
+from moec.trace import EXPERTS, MOE, cached_values, chosen, module_path, module_paths, moe_nodes, trace
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,7 @@ def _look(program: Program, sample: Sample) -> _Inside:
 
     def watch(node: fx.Node, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if node.target in (EXPERTS, MOE):
-            weights, ids, count = choice(node, args, kwargs)
-            found.chosen[names[node.name]] = torch.zeros(len(ids), count).scatter_add(-1, ids, weights.ne(0).float()) > 0
+            found.chosen[names[node.name]] = chosen(node, args, kwargs)
         if node.name in last:
             found.layers[last[node.name]] = value
 

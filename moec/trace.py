@@ -63,6 +63,12 @@ def choice(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return weights.reshape(-1, ids.shape[-1]), ids.reshape(-1, ids.shape[-1]), count
 
 
+def chosen(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The experts that a MoE operator gives each token to, bool `[T, E]`; one with a weight of 0 is none."""
+    weights, ids, count = choice(node, args, kwargs)
+    return torch.zeros(len(ids), count).scatter_add(-1, ids, weights.ne(0).float()) > 0
+
+
 def logits_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Routing] | None:
     """The router's logits `[..., E]`, correction bias and rule, where a node routes; None for any other node."""
     if node.target is ROUTE:

@@ -1,0 +1,109 @@
+"""`calibrate-router`: routers are fitted anew to a model whose weights became coarser, so that tokens go to the experts that they went to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from moec.calibration import BATCH
+from moec.compare import Sample
+from moec.decoder import text_inputs
+from moec.errors import MoecError
+from moec.linear import find_linears
+from moec.pipeline import Context, Contract, Pass
+from moec.program import Program
+from moec.router import NotARouter
+from moec.router_calibration import Block, Settings, calibrate
+from moec.router_place import find_router
+from moec.trace import module_path, moe_nodes
+
+_HELD_BACK = 10  # one window in ten judges what the others fitted
+_USUAL = {"top": "0 chooses by the model", "ridge": "0.01 is usual", "floor": "500 is usual"}
+
+
+@dataclass(frozen=True)
+class CalibrateRouter(Pass):
+    """Fit routers anew after `quantize` (EAC-MoE's expert-selection calibration, arXiv 2508.01625, in the closed form of `moec.router_fit`).
+
+    Rounded weights move what routers read, and a token that lands at other experts is computed by weights that were trained for other
+    tokens. In graph order, each router is fitted to give the untouched model's logits on what the quantized model hands it, with all
+    routers before it fitted already. Every tenth window of the calibration text is held back: a router whose error does not fall there
+    stays as it is. Correction biases and biases of logits stay in any case.
+
+    Attributes:
+        top: K, how many of a token's best logits are fitted; 0 for four times the experts a token or a third of all, whichever is more.
+        ridge: how strongly a row is drawn to what it was, in units of the mean squared activation.
+        floor: rows that count for fewer calibration tokens stay as they are.
+    """
+
+    contract: ClassVar[Contract] = "approximate"
+
+    top: int = 0
+    ridge: float = 0.01
+    floor: int = 500
+
+    def apply(self, program: Program, context: Context) -> int:
+        """Returns the number of routers that were changed. Raises M203 on settings that are none or fit no block, without a calibration
+        text of two windows, and when no pass before this one made weights coarser."""
+        self._check()
+        lessons, judges = self._texts(program, context.require_calibration().windows())
+        untouched = self._untouched(program, context)
+        blocks = self._blocks(program, untouched, context)
+        calibrate(program, untouched, blocks, lessons, judges, Settings(self.top, self.ridge, self.floor))
+        context.facts["blocks"] = [b.facts() for b in blocks]
+        return sum(self._settle(program, context, b) for b in blocks)
+
+    # ------------------------------------------------------------------ what is given
+    def _check(self) -> None:
+        for name, possible in (("top", self.top >= 0), ("ridge", self.ridge > 0), ("floor", self.floor >= 1)):
+            if not possible:
+                raise MoecError("M203", f"{name}={getattr(self, name)} is not possible", str(self), _USUAL[name])
+
+    def _texts(self, program: Program, windows: Tensor) -> tuple[list[Sample], list[Sample]]:
+        """The inputs to fit on, and those to judge by."""
+        if len(windows) < 2:
+            what = "the calibration text is one window, and a fit needs another to be judged by"
+            raise MoecError("M203", what, str(self), "give a longer text, or more of it with --calibration-tokens")
+        held = max(1, len(windows) // _HELD_BACK)
+        lessons, judges = (torch.split(part, BATCH) for part in (windows[:-held], windows[-held:]))  # type: ignore[no-untyped-call]
+        return [text_inputs(program.inputs, ids) for ids in lessons], [text_inputs(program.inputs, ids) for ids in judges]
+
+    def _untouched(self, program: Program, context: Context) -> Program:
+        if context.unquantized is None:
+            raise MoecError("M203", "no pass before it made weights coarser, so routers have lost nothing", str(self), "put quantize before it")
+        now, then = len(moe_nodes(program)), len(moe_nodes(context.unquantized))
+        if now != then:
+            what = f"the model has {now} mixture-of-experts blocks, and had {then} before it was quantized"
+            raise MoecError("M203", what, str(self), "put passes that make or remove blocks before quantize")
+        return context.unquantized
+
+    # ------------------------------------------------------------------ blocks
+    def _blocks(self, program: Program, untouched: Program, context: Context) -> list[Block]:
+        """The blocks that can be worked on; of the others is said why not."""
+        linears, before, found = find_linears(program), find_linears(untouched), []
+        for node, twin in zip(moe_nodes(program), moe_nodes(untouched), strict=True):
+            try:
+                block = Block(find_router(program, node, linears), find_router(untouched, twin, before))
+                if block.place.weight.shape != block.twin.weight.shape:
+                    raise NotARouter(f"it chooses among {block.place.experts} experts, and chose among {block.twin.experts} before")
+            except NotARouter as reason:
+                context.miss(node, f"its router stays as it is: {reason}")
+                continue
+            if self.top and not block.place.top_k <= self.top <= block.place.experts:
+                what = f"top={self.top} does not fit a block that chooses {block.place.top_k} of {block.place.experts} experts"
+                raise MoecError("M203", what, module_path(node) or node.name, "leave top out, or take a number between the two")
+            found.append(block)
+        return found
+
+    def _settle(self, program: Program, context: Context, block: Block) -> int:
+        """Write a block's new router into the program, or say why it stays; returns how many were written."""
+        assert block.fit is not None
+        if block.fitted is None:
+            context.miss(block.place.block, f"its router stays as it is: {block.fit.reason}")
+            return 0
+        text = context.require_calibration()
+        block.place.write(program, block.fitted, f"calibrated[{self}, {text.sha256[:16]} {text.text.tokens} {text.seed}]")
+        return 1
