@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from typing import Literal
 from xml.etree import ElementTree
 
@@ -99,7 +100,7 @@ def _quality(proof: Verification) -> Iterator[Case]:
     budgets = {"mean KL divergence": (quality.kl_mean, quality.exam.max_kl), "perplexity ratio": (quality.perplexity_ratio, quality.exam.max_perplexity_ratio)}
     for name, (figure, allowed) in budgets.items():
         bound = f"{allowed:g} allowed" if allowed is not None else "no bound given"
-        kept = quality.ok if allowed is None else figure <= allowed
+        kept = isfinite(figure) if allowed is None else figure <= allowed
         yield Case("quality", name, "passed" if kept else "failure", f"{figure:.4g}, {bound}; {quality.exam.text}, {quality.tokens:,} tokens")
 
 

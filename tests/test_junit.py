@@ -77,7 +77,10 @@ def test_what_was_not_found_out_is_skipped(proof: Verification) -> None:
 
 
 def test_a_kept_budget_is_said(proof: Verification) -> None:
-    _, root = found(replace(proof, quality=QUALITY))
+    verdicts, root = found(replace(proof, quality=QUALITY))
+    assert verdicts["quality mean KL divergence"] == verdicts["quality perplexity ratio"] == "passed"
+    over, _ = found(broken(proof, "quality"))
+    assert (over["quality mean KL divergence"], over["quality perplexity ratio"]) == ("failure", "passed")
     said = [str(c.text) for c in root.iter("system-out")]
     assert any("0.02, 0.05 allowed" in text for text in said) and any("no bound given" in text for text in said)
 

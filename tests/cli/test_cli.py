@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -73,12 +74,17 @@ def test_a_config_file(cli: Cli, llama: Path, tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------- engines
 def test_verify(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
-    data = cli.json("verify", mixtral_engine)
+    junit = tmp_path / "report.xml"
+    data = cli.json("verify", mixtral_engine, "--junit", junit)
+    assert ElementTree.parse(junit).getroot()[0].attrib["failures"] == "0"
     assert data["ok"] and data["bisect"] is None and data["verification"]["seed"] == 1
     spoiled = spoil(mixtral_engine, tmp_path / "spoiled")
-    data = cli.json("verify", spoiled, "--bisect", status=1)
+    data = cli.json("verify", spoiled, "--bisect", "--junit", junit, status=1)
+    assert {c.attrib["classname"] for c in ElementTree.parse(junit).iter("testcase") if c.find("failure") is not None} >= {"moec.verify.outputs"}
     assert not data["ok"] and data["bisect"]["experts"] == [5] and "layers.1" in data["bisect"]["layer"]
     assert "DIFFERS" in cli("verify", spoiled, "--against", mixtral_engine, status=1)
+    cli("verify", tmp_path / "nothing", "--junit", junit, status=1)
+    assert ElementTree.parse(junit).getroot().attrib["errors"] == "1"
 
 
 def test_run_on_inputs_from_a_file(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
