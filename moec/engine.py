@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,26 +59,33 @@ class Engine(ABC):
 
 
 def _fit(spec: Input, inputs: Mapping[str, Any], sizes: dict[str, int], engine: str) -> Tensor:
-    want = f"{str(spec.dtype)[6:]}{list(spec.shape)}"
     if spec.name not in inputs:
-        raise MoecError("M211", f"input {spec.name!r} is missing", engine, f"pass {spec.name} as {want}")
+        raise MoecError("M211", f"input {spec.name!r} is missing", engine, f"pass {spec.name} as {_form(spec.dtype, spec.shape)}")
+    value = inputs[spec.name]
     try:
-        value = torch.as_tensor(inputs[spec.name])
+        value = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise MoecError("M211", f"input {spec.name!r} is a {type(inputs[spec.name]).__name__}, not an array", engine, f"pass {want}") from error
+        fix = f"pass {_form(spec.dtype, spec.shape)}"
+        raise MoecError("M211", f"input {spec.name!r} is a {type(value).__name__}, not an array", engine, fix) from error
     fits = value.dtype == spec.dtype and value.dim() == len(spec.shape)
     for size, dim in zip(value.shape, spec.shape, strict=False):
         fits = fits and size == _size(dim, size, sizes)
     if not fits:
-        got = f"{str(value.dtype)[6:]}{list(value.shape)}"
-        raise MoecError("M211", f"input {spec.name!r} is {got}", engine, f"pass {want}; equal names are equal sizes")
+        fix = f"pass {_form(spec.dtype, spec.shape)}; equal names are equal sizes"
+        raise MoecError("M211", f"input {spec.name!r} is {_form(value.dtype, value.shape)}", engine, fix)
     return value
+
+
+def _form(dtype: torch.dtype, shape: Sequence[int | str]) -> str:
+    return f"{str(dtype)[6:]}{list(shape)}"
 
 
 def _size(dim: int | str, found: int, sizes: dict[str, int]) -> int:
     """What a dimension must be; a name takes the first size that it meets, and of a sum the missing part."""
     if isinstance(dim, int):
         return dim
+    if PLUS not in dim:
+        return sizes.setdefault(dim, found)
     parts = dim.split(PLUS)
     unknown = [p for p in parts if p not in sizes]
     if len(unknown) == 1:

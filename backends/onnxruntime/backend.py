@@ -84,7 +84,7 @@ class Onnxruntime(Backend):
         blocks = lower(model, optimize_for, target.device or "cpu", rounded)
         packed = lower_quantized(model)
         set_accuracy(model, 4 if rounded else 0)
-        optimize(model)
+        optimize(model, optimize_for)
         if not rounded and target.device != "cuda" and unpack_products(model):
             blocks, packed = told(blocks, "kernel"), told(packed, "op")
         progress = progress or Progress()

@@ -40,7 +40,7 @@ class OnnxruntimeEngine(Engine):
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
+        feeds = {name: value.numpy(force=True) for name, value in inputs.items()}
         with refusals(self.name):
             values = self._session.run(list(self.outputs), feeds)
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, values, strict=True)}

@@ -32,7 +32,7 @@ class _Plan:
     """How a block is cut.
 
     Attributes:
-        x: rows `[T, H]`.
+        x: rows `[T, H]`. flat: the expert of each routed row `[N]`.
         joined: one activation for all experts of a branch, else one for each.
         gathers: each expert gathers its own rows of x, else pieces are cut from rows that were gathered and scaled before.
         groups, size: branches (0: none, all experts in the main graph), and experts in each; the last may have fewer.
@@ -40,6 +40,7 @@ class _Plan:
 
     block: Block
     x: ir.Value
+    flat: ir.Value
     joined: bool
     gathers: bool
     groups: int
@@ -58,13 +59,20 @@ def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, 
     """
     groups = branches(block.experts, joined)
     x = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
-    plan = _Plan(block, x, joined, not joined and not block.score_before, groups, -(-block.experts // max(groups, 1)))
     weights, flat = emit.cast(weights, weights_dtype, block.wide), emit("Reshape", ids, emit.constant([-1]))
+    flat.shape = _routed(block)
+    plan = _Plan(block, x, flat, joined, not joined and not block.score_before, groups, -(-block.experts // max(groups, 1)))
     order, counts = _sort(emit, plan, flat)
     outputs = _run(emit, plan, _source(emit, plan, order, weights), counts)
     outputs = emit.cast(emit("Gather", outputs, _inverse(emit, flat, order)), block.dtype, block.wide)
     mixed = emit.cast(_mix(emit, block, outputs, weights), block.wide, block.dtype)
     return emit("Reshape", mixed, emit("Shape", block.x), allowzero=1)
+
+
+def _routed(block: Block) -> ir.Shape:
+    """The shape `[N]` of the routed rows, by a name that layers with as many tokens share; they then share what follows from N alone."""
+    sizes = None if block.x.shape is None else [str(d) for d in block.x.shape[:-1]]
+    return ir.Shape([None if sizes is None or "None" in sizes else "*".join([*sizes, str(block.top_k)])])
 
 
 def branches(experts: int, joined: bool) -> int:
@@ -116,7 +124,7 @@ def _run(emit: Emitter, plan: _Plan, source: ir.Value, counts: ir.Value) -> ir.V
     if plan.groups == 0:
         return _group(emit, plan, 0, source, counts)
     if plan.groups == 1:
-        return _branch(emit, plan, 0, emit("Greater", emit("Size", source), emit.constant(0)), source, counts)
+        return _branch(emit, plan, 0, emit("Greater", emit("Size", plan.flat), emit.constant(0)), source, counts)
     totals = emit("ReduceSum", counts, emit.constant([1]), keepdims=0)
     hits = emit.several(plan.groups, "Split", emit("Greater", totals, emit.constant(0)), axis=0, num_outputs=plan.groups)
     pieces = emit.several(plan.groups, "Split", source, totals, axis=0)

@@ -7,17 +7,25 @@ import onnx_ir as ir
 from moec.backends.onnx.folding import fold
 from moec.backends.onnxruntime.fusions import fuse
 from moec.backends.onnxruntime.packing import pack_products
+from moec.backends.onnxruntime.reshapes import spare_reshapes
 from moec.backends.onnxruntime.rotary import fuse_rotary
+from moec.backends.onnxruntime.sizes import share_sizes
 
 
-def optimize(model: ir.Model) -> None:
-    """Fold weight transposes lazily and small constants eagerly, fuse, then drop what nobody reads. In place."""
+def optimize(model: ir.Model, optimize_for: str = "latency") -> None:
+    """Fold weight transposes lazily and small constants eagerly, fuse, then drop what nobody reads. In place.
+
+    For `latency` products of one value become one, which pays with few tokens and costs with many, see `pack_products`.
+    """
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
     fold(model)
     fuse(model)
-    if fuse_rotary(model):
-        CommonSubexpressionEliminationPass()(model)  # every layer made the same tables
-    pack_products(model.graph)
+    fuse_rotary(model)
+    if optimize_for == "latency":
+        pack_products(model.graph)
+    spare_reshapes(model.graph)
+    share_sizes(model.graph)
+    CommonSubexpressionEliminationPass()(model)  # every layer made the same tables, and asked the same of its sizes
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)

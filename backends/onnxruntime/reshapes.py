@@ -1,0 +1,89 @@
+"""Reshapes copy nothing, but with few tokens every kernel costs as much as a small product: those that can be spared are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from moec.backends.onnx.emit import take_place
+from moec.backends.onnx.tensors import add_initializer
+from moec.weights import from_tensor
+
+
+def spare_reshapes(graph: ir.Graph) -> int:
+    """Join reshapes that follow each other, and let heads be told apart once instead of in each of a product's pieces. In place.
+
+    Returns how many nodes there are less.
+    """
+    before = len(graph)
+    for node in list(graph):
+        if _is(node, "Reshape"):
+            _join(graph, node)
+    for node in list(graph):
+        if _is(node, "Split"):
+            _cut_heads(graph, node)
+    return before - len(graph)
+
+
+def _is(node: ir.Node | None, op: str) -> bool:
+    return node is not None and node.op_type == op and node.domain == ""
+
+
+def _join(graph: ir.Graph, node: ir.Node) -> None:
+    """`Reshape(Reshape(x, a), b)` is `Reshape(x, b)` unless b takes sizes over from what it is given."""
+    source = node.inputs[0]
+    first = source.producer() if source is not None else None
+    if first is None or not _is(first, "Reshape") or first.graph is not graph or not _stands_alone(node):
+        return
+    node.replace_input_with(0, first.inputs[0])
+    if not first.outputs[0].uses() and not first.outputs[0].is_graph_output():
+        graph.remove(first, safe=True)
+
+
+def _stands_alone(reshape: ir.Node) -> bool:
+    """Whether no size of the result is copied from the input's: none is written as 0, or 0 means 0."""
+    shape = reshape.inputs[1]
+    if reshape.attributes.get_int("allowzero", 0) == 1:
+        return True
+    sizes = _constant(shape)
+    return sizes is not None and 0 not in sizes
+
+
+def _constant(value: ir.Value | None) -> list[int] | None:
+    tensor = None if value is None else value.const_value
+    return None if tensor is None else [int(n) for n in np.asarray(tensor.numpy()).reshape(-1)]
+
+
+def _cut_heads(graph: ir.Graph, split: ir.Node) -> None:
+    """Pieces `[B, S, N*D]` of one product that one shape `[b, s, -1, D]` makes `[B, S, N, D]`: reshape the product, then cut its heads."""
+    counts = _constant(split.inputs[1]) if len(split.inputs) > 1 else None
+    users = [user for piece in split.outputs if (user := _only_reshape(piece)) is not None]
+    size = _heads_of(users[0].inputs[1]) if users else None
+    if split.attributes.get_int("axis", 0) != -1 or counts is None or len(users) != len(counts) or len({u.inputs[1] for u in users}) > 1:
+        return
+    if size is None or any(n % size for n in counts):
+        return
+    name = f"{split.name}/heads"
+    whole = ir.node("Reshape", [split.inputs[0], users[0].inputs[1]], dict(users[0].attributes), name=name)
+    whole.outputs[0].name = name
+    heads = add_initializer(graph, from_tensor(torch.tensor([n // size for n in counts]), f"{name}/sizes"), f"{name}/sizes")
+    cut = ir.node("Split", [whole.outputs[0], heads], {"axis": 2}, num_outputs=len(users), name=f"{name}/split")
+    graph.insert_before(split, [whole, cut])
+    for user, piece in zip(users, cut.outputs, strict=True):
+        take_place(piece, user.outputs[0])
+        graph.remove(user, safe=True)
+    graph.remove(split, safe=True)
+
+
+def _only_reshape(piece: ir.Value) -> ir.Node | None:
+    """The reshape that is all that reads a value."""
+    uses = list(piece.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and _is(uses[0].node, "Reshape") and not piece.is_graph_output() else None
+
+
+def _heads_of(shape: ir.Value | None) -> int | None:
+    """D of a shape `[b, s, -1, D]`, where b and s may be computed; None for any other shape."""
+    node = shape.producer() if shape is not None else None
+    parts = [_constant(v) for v in node.inputs] if node is not None and _is(node, "Concat") else [[n] for n in _constant(shape) or []]
+    return parts[3][0] if len(parts) == 4 and parts[2] == [-1] and parts[3] and len(parts[3]) == 1 and parts[3][0] > 0 else None
