@@ -84,7 +84,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     backend = find_backend(options.target, options.build)
     options = replace(options, layout=choose(options.layout, source.inputs, describe(source), backend.layouts(options.target) if options.build else ("plain",)))
     corpus = corpus_of(options.exam.text, source) if options.exam else None
-    calibration = read_calibration(options.calibration, source, options.seed) if options.calibration else None
+    calibration = calibration_for(options, source)
     with ExitStack() as stack:
         folder = stack.enter_context(staging(out))
         progress.stage("capture")
@@ -117,6 +117,14 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (folder / PAGE).write_text(report.to_html(), encoding="utf-8")
     return report
+
+
+def calibration_for(options: Options, source: Source) -> Calibration | None:
+    """The calibration text, where one was given. Raises M203 when a pass cannot work without, M211 when it is of no use."""
+    asking = next((p for p in options.pipeline if p.needs_calibration()), None)
+    if asking is not None and options.calibration is None:
+        raise MoecError("M203", f"{asking.name} needs a text to calibrate on", str(asking), "name one with --calibration FILE")
+    return read_calibration(options.calibration, source, options.seed) if options.calibration else None
 
 
 def find_backend(target: Target, runtime: bool = True) -> Backend:

@@ -68,10 +68,16 @@ class Pass(ABC):
     Class attributes:
         contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error budget.
         after: names of passes that must have run before this one.
+        prepared_by: names of passes whose work this one looks for. The pipeline runs those that have not run yet, with their default
+            options, just before it; they may find nothing, and are hooked, checked and reported like any other.
+        by_call: whether the pass makes what a model says of a token depend on what else comes in the same call, so that a text in
+            chunks and in one go are no longer the same.
     """
 
     contract: ClassVar[Contract] = "exact"
     after: ClassVar[tuple[str, ...]] = ()
+    prepared_by: ClassVar[tuple[str, ...]] = ()
+    by_call: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, program: Program, context: Context) -> int:
@@ -80,6 +86,10 @@ class Pass(ABC):
     def contract_of(self) -> Contract:
         """The contract of this configuration; differs from the class's where an option makes a pass approximate."""
         return self.contract
+
+    def needs_calibration(self) -> bool:
+        """Whether this configuration cannot work without a calibration text; asked before any work."""
+        return False
 
     @property
     def name(self) -> str:
@@ -162,25 +172,29 @@ class Pipeline:
     def run(self, program: Program, context: Context | None = None, hooks: Sequence[Hook] = ()) -> tuple[Program, list[StepReport]]:
         """Apply all passes to a copy of the program.
 
-        Returns the new program and a report a pass. Raises M103 when a named pass changed nothing, M701 when a pass's count
-        disagrees with what it did, M702 when a pass left a malformed program, M201 when the order is wrong.
+        Returns the new program and a report a pass, those that others are `prepared_by` among them. Raises M103 when a named pass
+        changed nothing, M701 when a pass's count disagrees with what it did, M702 when a pass left a malformed program, M201 when the
+        order is wrong.
         """
         program, context = program.clone(), context or Context()
-        reports = []
-        for number, item in enumerate(self.passes):
-            missing = [name for name in item.after if name not in {s.name for s in program.history}]
+        reports: list[StepReport] = []
+        for item in self.passes:
+            missing = [name for name in item.after if not _has_run(name, program)]
             if missing:
                 raise MoecError("M201", f"{item.name} must run after {missing[0]}", "the pipeline", f"put {missing[0]} before {item.name}")
-            reports.append(self._step(number, item, program, context, hooks))
+            for name in item.prepared_by:
+                if not _has_run(name, program):
+                    reports.append(self._step(len(reports), make_pass(name, {}), program, context, hooks, may_rest=True))
+            reports.append(self._step(len(reports), item, program, context, hooks, item.name in self.optional))
         return program, reports
 
-    def _step(self, number: int, item: Pass, program: Program, context: Context, hooks: Sequence[Hook]) -> StepReport:
+    def _step(self, number: int, item: Pass, program: Program, context: Context, hooks: Sequence[Hook], may_rest: bool) -> StepReport:
         for hook in hooks:
             hook.before(number, item, program)
         context.current, context.facts, already = item.name, {}, len(context.misses)
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, context)
-        program.history.append(Step(item.name, rewrites, item.contract_of()))
+        program.history.append(Step(item.name, rewrites, item.contract_of(), item.by_call))
         program.check()  # `finish` takes only what is well formed
         program.finish()
         seconds = time.perf_counter() - start
@@ -189,7 +203,7 @@ class Pipeline:
             raise MoecError(
                 "M701", f"{item.name} says {rewrites} rewrites, the program says otherwise", str(item), "report this with `moec compile --dump DIR`"
             )
-        if rewrites == 0 and item.name not in self.optional:
+        if rewrites == 0 and not may_rest:
             why = "; ".join(f"{m.node}: {m.reason}" for m in misses[:3]) or "nothing in the graph looks like what it rewrites"
             raise MoecError(
                 "M103", f"{item.name} changed nothing: {why}", str(item), "leave the pass out, or see `moec inspect MODEL` for what the model holds"
@@ -197,6 +211,10 @@ class Pipeline:
         for hook in hooks:
             hook.after(number, item, program, rewrites, seconds)
         return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, [dataclasses.asdict(m) for m in misses], context.facts)
+
+
+def _has_run(name: str, program: Program) -> bool:
+    return any(step.name == name for step in program.history)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Numbers on small integer grids: round to nearest, and half-quadratic refinement, as lazy weights that hold one block in memory.
 
 A weight `[..., out, in]` is cut along `in` into groups with one scale each (and one zero point on asymmetric grids). What comes out is
-what `moec::dequantize` reads; no method here needs data.
+what `moec::dequantize` reads. No method here needs data; the one that does is `moec.gptq`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from moec.dialect import pack
 from moec.weights import BLOCK_BYTES, Weight
 
-BITS, GROUPS, METHODS = (2, 4, 8), (16, 32, 64, 128), ("rtn", "hqq")
+BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
+_STORED = {3: 4}  # widths that no packed layout has, and the one whose bytes they take
 _CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
 _REMEMBERED_BYTES = 32 * 2**20
 _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the exponent p, and beta's start and growth
@@ -29,15 +30,21 @@ class Grid:
     """How a weight is to be quantized.
 
     Attributes:
-        bits: 2, 4 or 8. group: elements along `in` that share a scale; a power of two from 16 to 128.
-        symmetric: the zero point is `2**(bits-1)` everywhere and not stored; else every group has its own.
-        method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`.
+        bits: 2, 3, 4 or 8; 3 has the error of 3 bits and the bytes of 4, no kernel storing it: it is there to be compared with.
+        group: elements along `in` that share a scale; a power of two from 16 to 128.
+        symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
+        method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.gptq`.
     """
 
     bits: int
     group: int
     symmetric: bool = True
     method: str = "rtn"
+
+    @property
+    def stored(self) -> int:
+        """The width of the codes in memory: 2, 4 or 8."""
+        return _STORED.get(self.bits, self.bits)
 
     @property
     def problem(self) -> str:
@@ -56,7 +63,8 @@ class Grid:
         return ""
 
     def __str__(self) -> str:
-        return f"{self.bits} bit, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
+        wide = "" if self.stored == self.bits else f" in {self.stored}"
+        return f"{self.bits} bit{wide}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
 
     groups = width // grid.group
     zero = None if grid.symmetric else part(2, groups, torch.uint8, "zero")
-    return Packed(part(0, width * grid.bits // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero)
+    return Packed(part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,14 +118,14 @@ class _Job:
 def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
     *inner, width = job.weight.shape[1:]
     groups = width // job.grid.group
-    columns = [width * job.grid.bits // 8, groups] + ([] if job.grid.symmetric else [groups])
+    columns = [width * job.grid.stored // 8, groups] + ([] if job.grid.symmetric else [groups])
     dtypes = (torch.uint8, job.weight.dtype, torch.uint8)
     count = (stop - start) * math.prod(inner)
     found = [torch.empty(count, n, dtype=dtype) for n, dtype in zip(columns, dtypes, strict=False)]
     at = 0
     for piece in job.pieces(start, stop):
         codes, *rest = encode(piece, job.grid)
-        for whole, part in zip(found, (pack(codes, job.grid.bits), *rest), strict=False):
+        for whole, part in zip(found, (pack(codes, job.grid.stored), *rest), strict=False):
             if part is not None:
                 whole[at : at + len(piece)] = part
         at += len(piece)
@@ -145,11 +153,27 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     """
     exact = torch.promote_types(values.dtype, torch.float32)
     groups = values.to(exact).reshape(*values.shape[:-1], -1, grid.group)
-    scale, zero = _rounding(groups, grid, values.dtype)
-    if grid.method == "hqq":
-        scale, zero = _refined(groups, scale, zero, grid, values.dtype)
-    codes = _codes(groups, scale, zero, grid.bits).to(torch.uint8).flatten(-2)
-    return codes, scale.squeeze(-1).to(values.dtype), None if grid.symmetric else zero.squeeze(-1).to(torch.uint8)
+    scale, zero = fit(groups, grid, values.dtype)
+    return kept(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
+
+
+def fit(groups: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point `[…, 1]` of numbers `[…, group]` in float32 or wider: by rounding, or refined unless the method is `rtn`.
+
+    Args:
+        dtype: that scales are kept in; they are rounded to it.
+        importance: `[group]`, not negative: what a number's squared error counts; all the same when None.
+    """
+    scale, zero = _rounding(groups, grid, dtype)
+    return (scale, zero) if grid.method == "rtn" else _refined(groups, scale, zero, grid, dtype, importance)
+
+
+def kept(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes `[…, in]`, scales and zero points `[…, groups, 1]` as they are stored, see `encode`."""
+    scale = scale.squeeze(-1).to(dtype)
+    if grid.symmetric:
+        return (codes + (2 ** (grid.stored - 1) - 2 ** (grid.bits - 1))).to(torch.uint8), scale, None
+    return codes.to(torch.uint8), scale, zero.squeeze(-1).to(torch.uint8)
 
 
 def _rounding(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -168,35 +192,42 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale == 0, 1, scale)  # a group of zeros, or one below the dtype's smallest number
 
 
-def _codes(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+def nearest(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The nearest codes, as floats."""
     return (groups / _divisor(scale)).round_().add_(zero).clamp_(0, 2**bits - 1)
 
 
-def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of all scales and zero points that the solver comes through, each group's with the smallest squared error."""
+
+    def total(parts: Tensor) -> Tensor:
+        return (parts if importance is None else parts * importance).sum(-1, keepdim=True)
+
     best, least = (scale, zero), torch.full_like(scale, math.inf)
     for start in _STARTS:
         s, z, beta = (scale * start).to(dtype).to(scale.dtype), zero, _BETA
         for _ in range(_STEPS + 1):
-            codes = _codes(groups, s, z, grid.bits)
+            codes = nearest(groups, s, z, grid.bits)
             error = groups - (codes - z) * s
-            squares = error.square().sum(-1, keepdim=True)
+            squares = total(error.square())
             better = squares < least
             best = torch.where(better, s, best[0]), torch.where(better, z, best[1])
             least = torch.where(better, squares, least)
-            s, z = _step(groups, codes, error, s, z, beta, grid)
+            s, z = _step(groups, codes, error, s, z, beta, grid, total)
             s, beta = s.to(dtype).to(scale.dtype), beta * _KAPPA
     return best
 
 
-def _step(groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid) -> tuple[Tensor, Tensor]:
+def _step(
+    groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid, total: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """The next scale and zero point, once what shrinkage takes for sparse is left out of the numbers."""
     steps = error / _divisor(scale)
     size = steps.abs()
     sparse = steps.sign() * (size - size.clamp(min=1e-6).pow(_NORM - 1) / beta).clamp_(min=0)
     dense = groups - sparse * scale
     if not grid.symmetric:
-        zero = (codes - dense / _divisor(scale)).mean(-1, keepdim=True).round_().clamp_(0, 2**grid.bits - 1)
+        zero = (total(codes - dense / _divisor(scale)) / total(torch.ones_like(codes))).round_().clamp_(0, 2**grid.bits - 1)
     places = codes - zero
-    weight = places.square().sum(-1, keepdim=True)
-    return torch.where(weight == 0, scale, (dense * places).sum(-1, keepdim=True) / _divisor(weight)), zero
+    weight = total(places.square())
+    return torch.where(weight == 0, scale, total(dense * places) / _divisor(weight)), zero

@@ -11,12 +11,13 @@ import torch
 from torch import fx
 
 from moec.errors import MoecError
+from moec.hessians import coverage, enough_text
 from moec.pipeline import Context, Contract, Pass
 from moec.program import Program
-from moec.quantization import BITS, GROUPS, Grid, quantize_weight
+from moec.quantization import BITS, GROUPS, Grid, Packed, quantize_weight
 from moec.rewriting import call_like
 from moec.roles import PACKED, Use, weight_uses
-from moec.weights import Weight
+from moec.sequential import Key, Sequential, key_of
 
 aten, ops = torch.ops.aten, torch.ops.moec
 KEEP = 16  # the number of bits that leaves a weight as it is
@@ -26,7 +27,7 @@ _FINE = ("router", "gate")
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Replace weights by `moec::dequantize(packed, scale, zero)`; nothing else in the graph changes, and no data is needed.
+    """Replace weights by `moec::dequantize(packed, scale, zero)`; nothing else in the graph changes. Only `gptq` needs data.
 
     Matrices are told apart by structure: `experts`, `attention` (its projections), `dense` (all other linear layers), `embeddings` and
     `lm_head`. Routers, gates of shared experts, norms and biases stay as they are, whatever is asked: a router of 4 bits sends one
@@ -36,15 +37,18 @@ class Quantize(Pass):
     Packed weights are constants: gradients reach the scales, never the integers.
 
     Attributes:
-        bits: 2, 4 or 8, of everything that no other option names; 16 leaves it as it is.
+        bits: 2, 4 or 8, of everything that no other option names; 16 leaves it as it is. 3 is a grid of 3 bits in the bytes of 4.
         group: neighbours along a row that share a scale: 16, 32, 64 or 128. A weight whose rows it does not divide is left and reported;
             with experts that is an error, they being what there is to save.
-        method: `rtn` (round to nearest) or `hqq` (scales refined by half-quadratic splitting; slower, never further off).
+        method: `rtn` (round to nearest), `hqq` (scales refined by half-quadratic splitting; slower, never further off) or `gptq` (layer by
+            layer, errors of the outputs on a calibration text made small, see `moec.gptq` and `moec.hessians`; it holds the results in
+            memory). Embeddings, and heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
         symmetric: no zero points. This grid is the one that every target has.
         experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at least 8 (its error
             goes straight into the logits) and embeddings stay, being read a row a token.
         rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method` and `symmetric`; the first that
             fits decides, before the options of the kinds: `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
+        floor: tokens that are to reach every expert. `gptq` reads up to four times the calibration text that was allowed for it.
     """
 
     contract: ClassVar[Contract] = "approximate"
@@ -59,19 +63,30 @@ class Quantize(Pass):
     embeddings: int | None = None
     lm_head: int | None = None
     rules: Mapping[str, int | Mapping[str, Any]] | None = None
+    floor: int = 256
+
+    def needs_calibration(self) -> bool:
+        """Whether anything is to be done by `gptq`."""
+        return "gptq" in {self.method, *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule)}
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit no weight."""
+        """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit no weight, and where
+        a calibration text is missing."""
         self._check()
+        if self.needs_calibration():  # before any work
+            context.require_calibration()
         uses = weight_uses(program)
         grids = self._choose(uses)
         self._check_asked(uses, grids)
         before = _size_bytes(program)
-        done = self._rewrite(program, context, [(u, g) for u, g in zip(uses, grids, strict=True) if g is not None and u.weight is not None])
+        todo = _fitting(context, [(u, g) for u, g in zip(uses, grids, strict=True) if g is not None and u.weight is not None])
+        made = self._calibrated(program, context, todo)
+        context.unquantized = context.unquantized or program.clone()
+        self._rewrite(program, todo, made)
         program.graph.eliminate_dead_code()
         program.drop_unused_weights()
-        context.facts.update(_facts(program, uses, done, before))
-        return len(done)
+        context.facts.update(_facts(program, uses, todo, before))
+        return len(todo)
 
     # ------------------------------------------------------------------ settings
     def _refuse(self, what: str, fix: str) -> MoecError:
@@ -80,6 +95,8 @@ class Quantize(Pass):
     def _check(self) -> None:
         if self.rules is not None and not isinstance(self.rules, Mapping):
             raise self._refuse(f"rules={self.rules!r} is not a table of patterns", 'write for example rules={"*.layers.0.*": 8}')
+        if type(self.floor) is not int or self.floor < 0:
+            raise self._refuse(f"floor={self.floor!r} is not a number of tokens", "0 takes the text that was allowed, and no more")
         given = [self.bits, *(getattr(self, k) for k in _KINDS), *(self.rules or {}).values()]
         for setting in (g for g in given if g is not None):
             unknown = sorted(set(setting) - {"bits", "group", "method", "symmetric"}) if isinstance(setting, Mapping) else []
@@ -100,7 +117,8 @@ class Quantize(Pass):
         """Each use's grid; None where the weight is to stay."""
         heads = {u.name: self._own(u) for u in uses if u.kind == "lm_head"}
         follows = [u.kind == "embeddings" and u.name in heads and self.embeddings is None and self._rule(u) is None for u in uses]
-        return [heads[u.name] if tied else self._own(u) for u, tied in zip(uses, follows, strict=True)]
+        shared = {u.name for u, tied in zip(uses, follows, strict=True) if tied}
+        return [_by_rows(heads[u.name] if u.name in shared else self._own(u), u, shared) for u in uses]
 
     def _own(self, use: Use) -> Grid | None:
         if use.kind in _FINE:
@@ -139,27 +157,37 @@ class Quantize(Pass):
         if misfits and all(reason for _, reason in misfits):
             raise self._refuse(f"{what} fits nothing that can be quantized: {': '.join(misfits[0])}", "choose another group")
 
+    # ------------------------------------------------------------------ data
+    def _calibrated(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> dict[Key, Packed]:
+        """What is made of the weights where some need data."""
+        if not any(g.method == "gptq" for _, g in todo):
+            return {}
+        calibration, counts = enough_text(program, context.require_calibration(), self.floor)
+        windows = calibration.windows()
+        job = Sequential(program, todo, f"text {calibration.sha256[:12]}, {windows.numel()} tokens, seed {calibration.seed}")
+        job.run(calibration.batches(program.inputs))
+        context.facts["calibration"] = {"tokens": windows.numel(), "floor": self.floor, "rounded": job.rounded, "blocks": coverage(counts)}
+        for node, few in ((n, [e for e, c in enumerate(c.tolist()) if c < self.floor]) for n, c in counts.items()):
+            if few:
+                context.miss(node, f"fewer than {self.floor} tokens of the calibration text reached experts {', '.join(map(str, few))}")
+        for use in {u.name: u for u, _ in todo if any(r.partition("[")[0] == u.name for r in job.rounded)}.values():
+            context.miss(use.node, f"rounded to nearest, its inputs giving no Hessian: {', '.join(r for r in job.rounded if r.startswith(use.name))}")
+        return job.made
+
     # ------------------------------------------------------------------ graph
-    def _rewrite(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> list[tuple[Use, Grid]]:
-        made: dict[tuple[str, str, Grid], fx.Node] = {}
-        done = []
+    def _rewrite(self, program: Program, todo: list[tuple[Use, Grid]], made: dict[Key, Packed]) -> None:
+        nodes: dict[Key, fx.Node] = {}
         for use, grid in todo:
             assert use.weight is not None
-            misfit = grid.misfit(use.weight)
-            if misfit:
-                context.miss(use.node, f"left as it is: {misfit}")
-                continue
-            key = (use.name, use.weight.origin, grid)  # equal origins are equal contents
+            key = key_of(use, grid)
             with program.graph.inserting_before(use.node):
-                made[key] = made.get(key) or self._dequantize(program, use, use.weight, grid)
-                self._put(program, use, made[key])
-            done.append((use, grid))
-        return done
+                nodes[key] = nodes.get(key) or self._dequantize(program, use, made.get(key) or quantize_weight(use.weight, grid), grid)
+                self._put(program, use, nodes[key])
 
-    def _dequantize(self, program: Program, use: Use, weight: Weight, grid: Grid) -> fx.Node:
-        parts = zip(quantize_weight(weight, grid).parts(), (PACKED, "_scale", "_zero_point"), strict=False)
+    def _dequantize(self, program: Program, use: Use, packed: Packed, grid: Grid) -> fx.Node:
+        parts = zip(packed.parts(), (PACKED, "_scale", "_zero_point"), strict=False)
         arguments = [program.read_weight(program.add_weight(use.name + ending, part)) for part, ending in parts]
-        return call_like(program, use.node, self.name, ops.dequantize.default, *arguments, bits=grid.bits)
+        return call_like(program, use.node, self.name, ops.dequantize.default, *arguments, bits=grid.stored)
 
     def _put(self, program: Program, use: Use, weight: fx.Node) -> None:
         """Let a node read the new weight; a product that takes its matrix transposed becomes a linear layer."""
@@ -173,6 +201,25 @@ class Quantize(Pass):
 
 
 _LEAVE = f"leave experts with experts={KEEP}: no group divides it"
+
+
+def _by_rows(grid: Grid | None, use: Use, shared: set[str]) -> Grid | None:
+    """A table's grid: no product makes up for one row's error, so data are of no use."""
+    table = use.kind == "embeddings" or use.name in shared
+    return replace(grid, method="hqq") if table and grid is not None and grid.method == "gptq" else grid
+
+
+def _fitting(context: Context, wanted: list[tuple[Use, Grid]]) -> list[tuple[Use, Grid]]:
+    """Those that fit their grids; the others are left."""
+    found = []
+    for use, grid in wanted:
+        assert use.weight is not None
+        misfit = grid.misfit(use.weight)
+        if misfit:
+            context.miss(use.node, f"left as it is: {misfit}")
+        else:
+            found.append((use, grid))
+    return found
 
 
 # ---------------------------------------------------------------------- facts

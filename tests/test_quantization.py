@@ -59,6 +59,15 @@ def test_error_is_bounded_by_the_width(bits: int, symmetric: bool, method: str) 
         assert error(value, Grid(bits // 2, 32, symmetric, method)) > bound
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_three_bits_have_their_own_error_and_the_bytes_of_four(symmetric: bool) -> None:
+    grid, value = Grid(3, 32, symmetric), normal(64, 256)
+    parts = quantize_weight(from_tensor(value, "w"), grid)
+    assert parts.packed.shape == (64, 128) and "3 bit in 4" in str(grid)
+    found = float((decoded(parts, grid.stored) - value).norm() / value.norm())
+    assert error(value, Grid(4, 32, symmetric)) * 1.5 < found < error(value, Grid(2, 32, symmetric)) / 1.5
+
+
 def test_smaller_groups_are_closer() -> None:
     errors = [error(normal(64, 256), Grid(4, group)) for group in (16, 32, 64, 128)]
     assert errors == sorted(errors) and errors[-1] > 1.2 * errors[0]
@@ -137,7 +146,7 @@ def test_equal_origins_mean_equal_content() -> None:
 
 @pytest.mark.parametrize(
     ("grid", "word"),
-    [(Grid(3, 32), "bits=3"), (Grid(4, 24), "group=24"), (Grid(4, 256), "group=256"), (Grid(4, 32, True, "x"), "method='x'"), (Grid(True, 32), "bits=True")],
+    [(Grid(5, 32), "bits=5"), (Grid(4, 24), "group=24"), (Grid(4, 256), "group=256"), (Grid(4, 32, True, "x"), "method='x'"), (Grid(True, 32), "bits=True")],
 )
 def test_settings_that_are_none(grid: Grid, word: str) -> None:
     assert word in grid.problem and not Grid(4, 32).problem

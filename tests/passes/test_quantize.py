@@ -234,12 +234,12 @@ def test_beside_other_passes(after: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("mixtral", "bits=3", "bits=3 is not one of 2, 4, 8"),
+        ("mixtral", "bits=5", "bits=5 is not one of 2, 3, 4, 8"),
         ("mixtral", "bits=True", "bits=True"),
         ("mixtral", "group=48", "group=48"),
         ("mixtral", "method='gptq2'", "method='gptq2'"),
         ("mixtral", "symmetric=1", "symmetric=1"),
-        ("mixtral", "group=16, experts=5", "bits=5"),
+        ("mixtral", "group=16, experts=6", "bits=6"),
         ("mixtral", "group=16, rules={'*': 7}", "bits=7"),
         ("mixtral", "group=16, rules={'*': {'bit': 4}}", "no setting 'bit'"),
         ("mixtral", "group=16, rules=['*']", "not a table"),
