@@ -25,11 +25,12 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass did to a program."""
+    """What one pass did to a program; `by_call`: see `moec.pipeline.Pass`."""
 
     name: str
     rewrites: int
     contract: str
+    by_call: bool = False
 
 
 @dataclass
@@ -65,6 +66,11 @@ class Program:
     def approximate(self) -> bool:
         """Whether a pass that changes the numbers was applied."""
         return any(step.contract == "approximate" for step in self.history)
+
+    @property
+    def by_call(self) -> bool:
+        """Whether what it says of a token depends on what else comes in the same call, as a pass declared."""
+        return any(step.by_call for step in self.history)
 
     # ------------------------------------------------------------------ weights
     def weight_of(self, node: Any) -> Weight | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.functional import is_in_place, is_view
-from moec.linear import value_of
+from moec.linear import passes_through, value_of
 from moec.program import Program
 
 aten = torch.ops.aten
@@ -88,6 +88,23 @@ def is_routed(ids: fx.Node) -> bool:
     while hands_on(ids):
         ids = ids.args[0]  # type: ignore[assignment]
     return ids.target is operator.getitem and ids.args[0].target is torch.ops.moec.route.default  # type: ignore[union-attr]
+
+
+def handed_on(node: Any) -> list[fx.Node]:
+    """The node, and what it comes from through casts, copies and views that keep the last dimension."""
+    found = [node]
+    while found[-1].op == "call_function" and passes_through(found[-1]):
+        found.append(found[-1].args[0])
+    return found
+
+
+def route_behind(ids: Any, weights: Any) -> fx.Node | None:
+    """The `moec::route` whose two outputs these are; None where something else stands between, or no such operator."""
+    outputs = [handed_on(weights)[-1], handed_on(ids)[-1]]
+    if any(n.target is not operator.getitem or n.args[1] != place for place, n in enumerate(outputs)):
+        return None
+    source, other = (n.args[0] for n in outputs)
+    return source if source is other and source.target is torch.ops.moec.route.default else None  # type: ignore[union-attr, return-value]
 
 
 def _selection(ids: fx.Node) -> fx.Node:

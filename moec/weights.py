@@ -163,6 +163,20 @@ def rows(weight: Weight, start: int, stop: int) -> Weight:
     return Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b))
 
 
+def take(weight: Weight, indices: Sequence[int]) -> Weight:
+    """`weight[indices]`: some experts of a stack, in this order; neighbours are read together."""
+    wanted = list(indices)
+
+    def read(start: int, stop: int) -> Tensor:
+        part = wanted[start:stop]
+        if weight.atomic or not part:
+            return weight.load()[part] if part else weight.read(0, 0)
+        firsts = [k for k, e in enumerate(part) if k == 0 or part[k - 1] + 1 != e]
+        return torch.cat([weight.read(part[a], part[b - 1] + 1) for a, b in zip(firsts, [*firsts[1:], len(part)], strict=True)])
+
+    return Weight((len(wanted), *weight.shape[1:]), weight.dtype, f"{weight.origin}{wanted}", read, weight.atomic)
+
+
 def columns(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[..., start:stop]`, contiguous: the shard of a matrix along its inputs."""
     return rowwise(f"columns[{start}:{stop}]", lambda t: t[..., start:stop].contiguous(), weight)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx
 
 from moec.dialect import Activation, Routing
-from moec.linear import Linear, find_linears, passes_through, value_of
+from moec.linear import Linear, find_linears, value_of
 from moec.pipeline import Context, Pass
 from moec.program import Program
 from moec.rewriting import call_like
+from moec.router import handed_on, route_behind
 
 ops, aten = torch.ops.moec, torch.ops.aten
 
@@ -33,7 +32,7 @@ class FuseMoe(Pass):
 
     def _fuse(self, program: Program, node: fx.Node, linears: dict[fx.Node, Linear], context: Context) -> bool:
         x, ids, weights, *matrices = node.args
-        route = _route(ids, weights)
+        route = route_behind(ids, weights)
         projection = _projection(route, linears) if route is not None else None
         if route is None or projection is None:
             context.miss(node, "its router is not a moec::route" if route is None else "its router's logits are not one linear layer")
@@ -52,31 +51,14 @@ class FuseMoe(Pass):
         return True
 
 
-def _route(ids: Any, weights: Any) -> fx.Node | None:
-    """The `moec::route` whose two outputs these are."""
-    outputs = [_chain(weights)[-1], _chain(ids)[-1]]
-    if any(n.target is not operator.getitem or n.args[1] != place for place, n in enumerate(outputs)):
-        return None
-    source, other = (n.args[0] for n in outputs)
-    return source if source is other and source.target is ops.route.default else None  # type: ignore[union-attr, return-value]
-
-
 def _projection(route: fx.Node, linears: dict[fx.Node, Linear]) -> Linear | None:
     """The linear layer that the logits come from, through casts and views that keep the experts' dimension."""
-    return next((linears[n] for n in _chain(route.args[0]) if n in linears), None)
-
-
-def _chain(node: Any) -> list[fx.Node]:
-    """The node, and what it comes from through casts, copies and views that keep the last dimension."""
-    found = [node]
-    while found[-1].op == "call_function" and passes_through(found[-1]):
-        found.append(found[-1].args[0])
-    return found
+    return next((linears[n] for n in handed_on(route.args[0]) if n in linears), None)
 
 
 def _same_rows(a: fx.Node, b: fx.Node) -> bool:
     """Whether two nodes hold the same rows in the same order, none of them rounded to a narrower dtype on the way."""
-    left, right = _chain(a), _chain(b)
+    left, right = handed_on(a), handed_on(b)
     common = next((n for n in left if n in right), None)
     if common is None:
         return False
@@ -87,7 +69,7 @@ def _same_rows(a: fx.Node, b: fx.Node) -> bool:
 def _router(program: Program, linear: Linear) -> tuple[fx.Node, fx.Node | None]:
     """Nodes of the router's weight `[E, H]` and bias `[E]`: the model's own where they stand in this layout, whatever they are cast to."""
     if linear.product is linear.node and linear.node.target == aten.linear.default:
-        own = [_chain(n)[-1] for n in linear.node.args[1:] if isinstance(n, fx.Node)]
+        own = [handed_on(n)[-1] for n in linear.node.args[1:] if isinstance(n, fx.Node)]
         if all(n.op == "get_attr" for n in own):
             return (own[0], own[1] if len(own) > 1 else None)
     name = f"{linear.node.name}.router"

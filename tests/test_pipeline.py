@@ -151,6 +151,43 @@ def test_a_pass_that_must_run_after_another() -> None:
     assert caught.value.code == "M201"
 
 
+@dataclass(frozen=True)
+class AfterRouters(DropRelu):
+    prepared_by = ("find-moe", "fuse-moe")
+
+
+def test_passes_that_prepare_another_run_before_it_once_and_may_find_nothing() -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Watch(Hook):
+        def before(self, step: int, item: Pass, program: Program) -> None:
+            seen.append((item.name, step))
+
+    done, steps = Pipeline((DropRelu(1, 1), AfterRouters(1, 1))).run(make(), hooks=[Watch()])
+    assert [s.name for s in done.history] == [s.name.partition("(")[0] for s in steps] == ["drop-relu", "find-moe", "fuse-moe", "after-routers"]
+    assert seen == [("drop-relu", 0), ("find-moe", 1), ("fuse-moe", 2), ("after-routers", 3)] and [s.rewrites for s in steps] == [1, 0, 0, 1]
+    again, _ = Pipeline((AfterRouters(0, 0),)).all_optional().run(done)
+    assert [s.name for s in again.history[4:]] == ["after-routers"]
+    assert str(Pipeline((AfterRouters(1, 1),))) == "after-routers(count=1, removes=1)"
+
+
+def test_a_pass_that_is_named_must_still_change_something_though_it_prepares_another() -> None:
+    with pytest.raises(MoecError, match="find-moe changed nothing"):
+        Pipeline((make_pass("find-moe", {}), AfterRouters(1, 1))).run(make())
+
+
+@dataclass(frozen=True)
+class ByCall(DropRelu):
+    by_call = True
+
+
+def test_a_program_knows_that_its_results_depend_on_the_call() -> None:
+    done, _ = Pipeline((DropRelu(1, 1),)).run(make())
+    assert not done.by_call
+    done, _ = Pipeline((ByCall(1, 1),)).run(done)
+    assert done.by_call and [s.by_call for s in done.history] == [False, True]
+
+
 def test_pipelines_add_up() -> None:
     both = Pipeline((DropRelu(1, 1),)) + Pipeline((AfterDrop(0, 0),)).all_optional()
     assert both.optional == {"after-drop"} and [p.name for p in both] == ["drop-relu", "after-drop"]

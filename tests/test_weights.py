@@ -27,6 +27,8 @@ EXPRESSIONS: dict[str, tuple[Callable[[], Weight], Tensor]] = {
     "select of a stack": (lambda: lazy.select(lazy.stack([WA, WB]), 1), B),
     "rows": (lambda: lazy.rows(WA, 2, 6), A[2:6]),
     "rows of rows": (lambda: lazy.rows(lazy.rows(WA, 2, 6), 1, 3), A[3:5]),
+    "take": (lambda: lazy.take(WA, (1, 2, 5)), A[[1, 2, 5]]),
+    "take of an atomic weight": (lambda: lazy.take(lazy.whole("copy", lambda t: t, WA), (5, 0)), A[[5, 0]]),
     "columns": (lambda: lazy.columns(WC, 1, 3), C[..., 1:3]),
     "zeros": (lambda: lazy.zeros((5, 2), torch.float16), torch.zeros(5, 2, dtype=torch.float16)),
     "transpose": (lambda: lazy.transpose(WA, 0, 1), A.T),
