@@ -16,13 +16,14 @@ from moec.corpus import Corpus
 from moec.decoder import text_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.expert_shift import measure_shift
 from moec.huggingface.companions import describe
 from moec.program import Program
 from moec.quality import Exam, Quality, measure
 from moec.report import Report
 from moec.source import Source
 
-INSIDE_TOKENS = 2048  # of the text, for choices of experts and errors of layers: two runs in PyTorch that read every weight anew
+INSIDE_TOKENS = 2048  # of the text, for choices of experts and errors of layers: runs in PyTorch that read every weight anew
 BUDGET_ON_TEXT = 1e6  # the max|d|/std that is allowed where a budget on a text decides: finite, so that NaN still fails
 
 
@@ -37,9 +38,10 @@ def examine(exam: Exam, corpus: Corpus, source: Source, reference: Engine, engin
     """
     exam = replace(exam, window=min(exam.window, describe(source).context or sys.maxsize))
     quality = measure(reference, engine, corpus.windows(exam.window, exam.tokens), exam, corpus.sha256)
-    few = corpus.windows(exam.window, min(exam.tokens or INSIDE_TOKENS, INSIDE_TOKENS), batch=1)
+    few = list(corpus.windows(exam.window, min(exam.tokens or INSIDE_TOKENS, INSIDE_TOKENS), batch=1))
     inside = measure_agreement(captured, program, (text_inputs(captured.inputs, ids) for ids in few))
-    return replace(quality, agreement=inside, source_bytes=source.size_bytes)
+    shift = measure_shift(captured, program, few) if program.approximate else None
+    return replace(quality, agreement=inside, shift=shift, source_bytes=source.size_bytes)
 
 
 def require_same_text(file: str, digest: str, purpose: str) -> None:

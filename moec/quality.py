@@ -12,8 +12,10 @@ from torch import Tensor
 
 from moec.agreement import Agreement
 from moec.decoder import IDS, LOGITS, MASK, cache_inputs, text_inputs
+from moec.divergence import divergence
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.expert_shift import ExpertShift
 from moec.program import Input
 
 
@@ -67,7 +69,7 @@ class Quality:
             means in nats a token, so that `exp(likelihood_loss)` is the ratio of the perplexities.
         kl_mean, kl_p99, kl_max: of KL(reference ‖ engine) over the tokens, in nats, in float64.
         top1: share of the tokens for which both find the same token the likeliest.
-        agreement: the inside, see `moec.agreement`.
+        agreement: the inside, see `moec.agreement`. shift: what of the damage is the weights' and what the routes', see `moec.expert_shift`.
         engine_bytes, source_bytes: of the engine's folder, without its reports, and of the source's weights.
     """
 
@@ -85,6 +87,7 @@ class Quality:
     agreement: Agreement | None = None
     engine_bytes: int = 0
     source_bytes: int = 0
+    shift: ExpertShift | None = None
 
     @property
     def perplexity_ratio(self) -> float:
@@ -129,6 +132,8 @@ class Quality:
             same = sum(b.identical for b in blocks) / len(blocks)
             least = f", least in {worst.module}" if worst.shared < shared else ""
             figures.append(("router agreement", f"{100 * shared:.2f} % of the choices, {100 * same:.2f} % of the sets{least}"))
+        if self.shift:
+            figures.append(("KL divergence by its cause", str(self.shift)))
         if self.engine_bytes:
             figures.append(("bytes on disk", f"{self.engine_bytes:,}, source {self.source_bytes:,}"))
         return figures
@@ -205,9 +210,7 @@ def _row(want: Tensor, got: Tensor, ids: Tensor) -> Tensor:
     target = ids[1:, None]
     same = (p.argmax(-1) == q.argmax(-1)).double()
     nll = [-log.gather(-1, target)[:, 0] for log in (p, q)]
-    share = p.exp()
-    terms = torch.where(share > 0, share * (p - q), 0.0)  # a token that the model rules out costs nothing
-    return torch.stack([*nll, terms.sum(-1).clamp(min=0), same])  # below 0 by rounding only
+    return torch.stack([*nll, divergence(p, q), same])
 
 
 def _exp(x: float) -> float:

@@ -24,6 +24,7 @@ from moec.compare import Comparison, OutputError
 from moec.consistency import Consistency, Way
 from moec.coverage import Coverage, ExpertLoad
 from moec.errors import MoecError
+from moec.expert_shift import ExpertShift
 from moec.pipeline import StepReport
 from moec.quality import Exam, Quality
 from moec.version import __version__
@@ -222,4 +223,6 @@ def _quality(data: Mapping[str, Any] | None) -> Quality | None:
     inside = data["agreement"]
     blocks = tuple(BlockAgreement(**{**b, "load": tuple(b["load"]), "load_after": tuple(b["load_after"])}) for b in inside["blocks"]) if inside else ()
     agreement = Agreement(inside["tokens"], blocks, tuple(LayerError(**layer) for layer in inside["layers"])) if inside else None
-    return Quality(**{**data, "exam": Exam(**data["exam"]), "agreement": agreement})
+    given = data.get("shift")
+    shift = ExpertShift(given["tokens"], *(float(given[part]) for part in ("weights", "routes", "both"))) if given else None
+    return Quality(**{**data, "exam": Exam(**data["exam"]), "agreement": agreement, "shift": shift})
