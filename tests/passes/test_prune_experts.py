@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from moec.calibration import Calibration, CalibrationText
-from moec.dialect import Routing
 from moec.errors import MoecError
+from moec.frontend import capture
 from moec.huggingface.source import HuggingFaceSource
-from moec.passes.prune_experts import PruneExperts
 from moec.pipeline import Context, Pipeline
 from moec.program import Program
 from moec.trace import moe_nodes
 from tests import zoo
-from tests.routers import KNOWN, Block, Router, captured, deepseek_v3, other_input, scaled_per_expert
+from tests.routers import Block, captured, mixtral, scaled_per_expert
 
-ops = torch.ops.moec
 COUNT = {"mixtral": "num_local_experts", "deepseek_v3": "n_routed_experts", "gpt_oss": "num_local_experts", "qwen2_moe": "num_experts"}
 GROUPED = {"deepseek_v3": {"n_group": 2, "topk_group": 1}}  # in groups of two, no expert can go
 
@@ -93,3 +91,103 @@ def test_it_is_the_model_without_these_experts(name: str, fused: bool) -> None:
     assert error(program, with_experts(model, name, kept), sample) <= 1e-4
     others = [sorted({*k} - {k[0]} | {d[0]}) for k, d in ((b["kept"], b["dropped"]) for b in blocks)]
     assert error(program, with_experts(model, name, others), sample) > 0.05
+
+
+@pytest.fixture(scope="module")
+def model() -> Program:
+    return HuggingFaceSource.from_model(zoo.build("mixtral")).capture()
+
+
+def kept(program: Program, text: str, **given: Any) -> list[list[int]]:
+    return [b["kept"] for b in pruned(program, text, **given)[1]]
+
+
+def test_seeds_and_scores_decide(model: Program) -> None:
+    by_score = {score: kept(model, f"prune-experts(keep=0.5, score={score})") for score in ("reap", "activation", "frequency", "random")}
+    assert by_score["random"] != by_score["reap"]
+    assert by_score["random"] != kept(model, "prune-experts(keep=0.5, score=random)", seed=1)
+    assert by_score["random"] == kept(model, "prune-experts(keep=0.5, score=random)", calibration=None), "chance needs no text"
+    assert by_score["frequency"] == kept(model, "prune-experts(keep=0.5, score=frequency)")
+
+
+def test_what_is_kept_is_what_is_used(model: Program) -> None:
+    """The text's most frequent experts stay: what is dropped was chosen less often, and the report says how often."""
+    _, blocks = pruned(model, "prune-experts(score=frequency)")
+    for block in blocks:
+        assert block["frequency_dropped_most"] <= block["frequency_kept_least"] and 0 < block["choices_dropped"] < 0.25
+        assert block["tokens_least"] > 0
+
+
+def test_layers_may_keep_different_numbers(model: Program) -> None:
+    sizes = [len(k) for k in kept(model, "prune-experts(keep=0.4375, score=activation, per_layer=False)")]
+    assert sum(sizes) == 7 and all(n >= 2 for n in sizes)
+    assert [len(k) for k in kept(model, "prune-experts(keep=0.4375)")] == [4, 4]  # a part of an expert does not go
+
+
+def test_it_composes_with_quantize(model: Program) -> None:
+    program, steps = Pipeline.parse("prune-experts, quantize(bits=8, group=16)").run(model, context())
+    assert [s.name.partition("(")[0] for s in steps] == ["find-moe", "prune-experts", "quantize"]
+    packed = program.weights["model.layers.0.mlp.experts.gate_up_proj_packed"]
+    assert packed.shape[0] == 6 and program.weights["model.layers.0.mlp.gate.weight"].shape == (6, 32)
+    again, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program)
+    assert len(again.nodes(torch.ops.moec.moe)) == 2, "what remains is a mixture like any other"
+
+
+# ---------------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("keep=0", "no share"), ("keep=1.5", "no share"), ("keep=-0.5", "no share"), ("keep=True", "no share"), ("keep='half'", "no share"),
+        ("score=luck", "no score 'luck'"), ("keep=0.125", "leaves 1 of 8 experts, where a token goes to 2"),
+    ],
+)  # fmt: skip
+def test_settings_that_mean_nothing(model: Program, text: str, what: str) -> None:
+    error = refused(model, f"prune-experts({text})")
+    assert error.code == "M203" and what in error.what
+    assert "keep at least 0.25" in error.fix or "leaves" not in what
+
+
+def test_keeping_all_changes_nothing_and_says_so(model: Program) -> None:
+    for keep in (1, 0.9):
+        error = refused(model, f"prune-experts(keep={keep})")
+        assert error.code == "M103" and "of its 8 experts is all of them" in error.what
+
+
+def test_it_needs_a_text_unless_chance_decides(model: Program) -> None:
+    error = refused(model, "prune-experts", calibration=None)
+    assert error.code == "M203" and "needs a text" in error.what
+
+
+def test_experts_that_the_text_never_reaches_may_go_but_not_stay(model: Program) -> None:
+    one = Calibration(CalibrationText("text", 0, 2), "", torch.tensor([5, 5]))
+    error = refused(model, "prune-experts", calibration=one)
+    assert error.code == "M203" and "never reached experts" in error.what and error.where == "model.layers.0.mlp.experts"
+    _, blocks = pruned(model, "prune-experts(keep=0.25)", calibration=one)
+    assert all(b["tokens_least"] > 0 and b["choices_dropped"] < 1 for b in blocks)
+
+
+def test_groups_that_cannot_lose_an_expert() -> None:
+    program = HuggingFaceSource.from_model(zoo.build("deepseek_v3"), cache=False).capture()
+    error = refused(program, "prune-experts(keep=0.5)")
+    assert "leaves 4 of 8 experts, where a token goes to 3 within 2 of 4 groups" in error.what and "needs them all" in error.fix
+    assert "in groups" in refused(program, "prune-experts(per_layer=False)").what
+
+
+def test_a_router_that_was_not_recognised() -> None:
+    error = refused(captured(Block(scaled_per_expert)), "prune-experts(score=random)")
+    assert error.code == "M203" and "no routing rule computes what it computes" in error.what and error.where == "experts"
+
+
+def test_after_quantize_there_is_nothing_to_score(model: Program) -> None:
+    assert "put it before quantize" in refused(model, "quantize(bits=8, group=16), prune-experts").fix
+
+
+def test_twice_prunes_twice_and_nothing_else_runs_again(model: Program) -> None:
+    program, steps = Pipeline.parse("prune-experts, prune-experts(keep=0.5)").run(model, context())
+    assert [s.name.partition("(")[0] for s in steps] == ["find-moe", "prune-experts", "prune-experts"]
+    assert [n.args[3].meta["val"].shape[0] for n in moe_nodes(program)] == [3, 3]  # type: ignore[union-attr]
+
+
+def test_blocks_without_routers_of_their_own() -> None:
+    assert "nothing in the graph" in refused(capture(torch.nn.Linear(16, 16), {"input": torch.randn(3, 16)}, {}), "prune-experts(score=random)").what
+    assert pruned(captured(Block(mixtral)), "prune-experts(score=random)")[1][0]["module"] == "experts"
