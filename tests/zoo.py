@@ -70,19 +70,19 @@ def dense_configs() -> dict[str, Any]:
     return {name: _config(name) for name in _DENSE}
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
-    """The random model in memory, in eval mode and float32."""
+def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
+    """The random model in memory, in eval mode and float32; `changes` are entries of its config."""
     import transformers
 
-    config = _config(name)
+    config = _config(name, **changes)
     model: nn.Module = getattr(transformers, config.architectures[0])(config)
     randomize(model, seed)
     return model.eval()
 
 
-def save(name: str, folder: str | Path, seed: int = 0) -> str:
+def save(name: str, folder: str | Path, seed: int = 0, **changes: Any) -> str:
     """Write the random model as a Hugging Face directory (config.json, model.safetensors); returns the folder's path."""
-    build(name, seed).save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
+    build(name, seed, **changes).save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
     return str(folder)
 
 
@@ -115,10 +115,10 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
-def _config(name: str) -> Any:
+def _config(name: str, **more: Any) -> Any:
     import transformers
 
     config_class, model_class, changes = {**_MOE, **_DENSE}[name]
-    config = getattr(transformers, config_class)(**{**({} if name == "vit" else _TEXT), **changes})
+    config = getattr(transformers, config_class)(**{**({} if name == "vit" else _TEXT), **changes, **more})
     config.architectures = [model_class]
     return config
