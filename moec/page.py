@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+
+from moec.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
 
 if TYPE_CHECKING:
     from moec.agreement import Agreement
@@ -16,9 +17,6 @@ _FORMS = {
     "engine": "The engine", "profiles": "Sizes that it is built for", "blocks": "How each block runs", "attention": "How attention runs",
     "packed": "Packed weights", "layers": "Layers",
 }  # fmt: skip  # facts of the backend
-_BAR, _GAP, _HEIGHT = 14, 4, 56  # pixels: an expert's bar, the space after it, the tallest bar
-_WIDTH = 720
-_STEP, _AXIS, _ROOM = 28, 48, 6  # pixels of a line chart: between two points, for the axis's labels, and around the drawing
 
 
 def markdown(report: Report) -> str:
@@ -35,9 +33,7 @@ def markdown(report: Report) -> str:
     if report.quality:
         lines += ["", *_table((f"on {report.quality.exam.text}", f"{report.quality.tokens:,} tokens"), report.quality.rows())]
         inside = report.quality.agreement
-        choices = [(b.module, f"{100 * b.shared:.2f} %", f"{100 * b.identical:.2f} %") for b in inside.blocks] if inside else []
-        lines += _table(("block", "the same experts", "the same sets"), choices)
-        lines += _table(("layer", "error"), [(layer.module, f"{layer.relative:.2e}") for layer in inside.layers] if inside else [])
+        lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside)) if inside else []
     lines += [f"- cannot run at {sizes(r)}: {r['reason']}" for r in report.refused]
     lines += [f"- {note}" for note in [proof_note(report)] if note]
     for title, rows, columns in forms_of(report):
@@ -54,11 +50,16 @@ def html(report: Report) -> str:
     template = files("moec").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"sizes": sizes, "listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
-    inside = report.quality.agreement if report.quality else None
-    charts = [(load, bars(load.assignments)) for load in report.coverage.loads]
-    plots, loads = (layer_plots(inside), [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]) if inside else ([], [])
-    shown = {"charts": charts, "plots": plots, "loads": loads, "forms": forms_of(report), "height": _HEIGHT, "axis": _AXIS, "room": _ROOM}
-    return env.from_string(template).render(r=report, verdict=verdict(report), note=proof_note(report), figures=figures, **shown)
+    inside, shift = (report.quality.agreement, report.quality.shift) if report.quality else (None, None)
+    drawn = {
+        "charts": [(load, bars(load.assignments)) for load in report.coverage.loads],
+        "plots": layer_plots(inside) if inside else [],
+        "loads": [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks] if inside else [],
+        "shift": share_bars({"changed weights alone": shift.weights, "changed choices alone": shift.routes, "both": shift.both}) if shift else [],
+        "calibration": calibration_plots(report.steps),
+    }
+    shown = {"forms": forms_of(report), "layers": layer_rows(inside) if inside else [], "height": HEIGHT, "axis": AXIS, "room": ROOM, "span_text": span_text}
+    return env.from_string(template).render(r=report, verdict=verdict(report), note=proof_note(report), figures=figures, **drawn, **shown)
 
 
 def verdict(report: Report) -> str:
@@ -88,8 +89,26 @@ def proof_note(report: Report) -> str:
 
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
-    """Title, rows and columns of each table that the backend's facts give."""
-    return [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
+    """Title, rows and columns of each table that the facts of the backend and of the passes give."""
+    found = [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
+    for step in report.steps:
+        name = str(step["name"]).partition("(")[0]
+        tables = ((key, _as_table(value)) for key, value in (step.get("facts") or {}).items())
+        found += [(f"{name}: {key.replace('_', ' ')}", *block_table(rows)) for key, rows in tables if rows]
+    return found
+
+
+def _as_table(fact: Any) -> list[dict[str, Any]]:
+    """A list of rows, or rows by name; empty for any other fact."""
+    if isinstance(fact, Mapping) and all(isinstance(row, Mapping) for row in fact.values()):
+        return [{"": name, **row} for name, row in fact.items()]
+    return list(fact) if isinstance(fact, list | tuple) and all(isinstance(row, Mapping) for row in fact) else []
+
+
+def layer_rows(inside: Agreement) -> list[tuple[str, str, str, str]]:
+    """Of each block and each layer, in this order: name, the share of the same experts and of the same sets, and the error."""
+    blocks = [(b.module, f"{100 * b.shared:.2f} %", f"{100 * b.identical:.2f} %", "") for b in inside.blocks]
+    return blocks + [(layer.module, "", "", f"{layer.relative:.2e}") for layer in inside.layers]
 
 
 def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:
@@ -98,50 +117,18 @@ def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:
     return (f"{o.deviation:.2e}", f"{tolerance:g}", f"{o.max_abs:.2e}", f"{o.mean_abs:.2e}", f"{o.relative:.2e}", f"{o.cosine:.7f}", top1)
 
 
-def bars(assignments: tuple[int, ...], top: int = 1) -> list[dict[str, float]]:
-    """Rectangles of a bar chart, an expert each: x, y, width and height in pixels, its number and its count; an empty one is 1 pixel high.
-
-    The tallest bar stands for `top` or for the largest count, whichever is more.
-    """
-    step = min(_BAR + _GAP, _WIDTH / max(1, len(assignments)))
-    top = max([*assignments, top])
-    heights = [max(1.0, round(_HEIGHT * n / top, 2)) for n in assignments]
-    return [
-        {"x": round(e * step, 2), "y": _HEIGHT - h, "width": round(step * _BAR / (_BAR + _GAP), 2), "height": h, "expert": e, "count": n}
-        for e, (n, h) in enumerate(zip(assignments, heights, strict=True))
-    ]
-
-
-def layer_plots(inside: Agreement) -> list[dict[str, Any]]:
-    """Line charts over the layers: the agreement of the routers, and the error. Each has a title, axis labels, a width, and named series."""
-    found, blocks = [], inside.blocks
-    if blocks:
-        low = min(0.9, math.floor(10 * min(b.identical for b in blocks)) / 10)
-        series = {"the same experts": [b.shared for b in blocks], "the same sets": [b.identical for b in blocks]}
-        found.append(_plot("Agreement of the routers", series, [b.module for b in blocks], (low, 1.0), "{:.0%}", "{:.2%}"))
-    if inside.layers:
-        errors = [layer.relative for layer in inside.layers]
-        found.append(_plot("Error of each layer", {"‖d‖ / ‖untouched‖": errors}, [e.module for e in inside.layers], (0.0, max(errors)), "{:.2g}", "{:.2e}"))
-    return found
-
-
-def _plot(title: str, series: dict[str, list[float]], names: list[str], span: tuple[float, float], label: str, exact: str) -> dict[str, Any]:
-    step = min(_STEP, (_WIDTH - _AXIS) / len(names))
-    low, high = span
-    lines = {
-        of: [
-            {"x": round(_AXIS + k * step, 2), "y": round(_ROOM + _HEIGHT * (high - v) / ((high - low) or 1), 2), "text": f"{name}: {exact.format(v)}"}
-            for k, (name, v) in enumerate(zip(names, values, strict=True))
-        ]
-        for of, values in series.items()
-    }
-    return {"title": title, "low": label.format(low), "high": label.format(high), "lines": lines, "width": round(_AXIS + len(names) * step, 2)}
-
-
 def block_table(blocks: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
     """Rows and column names of a backend's facts about the blocks, whatever they are."""
     columns = list(dict.fromkeys(key for block in blocks for key in block))
-    return [[str(block.get(c, "")) for c in columns] for block in blocks], columns
+    return [[_cell(block.get(c, "")) for c in columns] for block in blocks], columns
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def sizes(refused: dict[str, Any]) -> str:

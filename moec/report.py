@@ -222,7 +222,7 @@ def _quality(data: Mapping[str, Any] | None) -> Quality | None:
         return None
     inside = data["agreement"]
     blocks = tuple(BlockAgreement(**{**b, "load": tuple(b["load"]), "load_after": tuple(b["load_after"])}) for b in inside["blocks"]) if inside else ()
-    agreement = Agreement(inside["tokens"], blocks, tuple(LayerError(**layer) for layer in inside["layers"])) if inside else None
+    agreement = Agreement(inside["tokens"], blocks, tuple(LayerError(e["module"], float(e["relative"])) for e in inside["layers"])) if inside else None
     given = data.get("shift")
     shift = ExpertShift(given["tokens"], *(float(given[part]) for part in ("weights", "routes", "both"))) if given else None
     return Quality(**{**data, "exam": Exam(**data["exam"]), "agreement": agreement, "shift": shift})

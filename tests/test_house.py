@@ -37,6 +37,7 @@ LAYERS = [
         "expert_scores",
         "expert_cut",
         "report",
+        "charts",
         "page",
         "hessians",
         "sequential",

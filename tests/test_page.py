@@ -7,7 +7,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from moec.coverage import ExpertLoad
-from moec.page import bars, block_table, html, layer_plots, markdown, proof_note, verdict
+from moec.expert_shift import ExpertShift
+from moec.page import block_table, html, markdown, proof_note, verdict
 from moec.quality import Exam
 from moec.report import Artefact
 from tests.test_report import INSIDE, QUALITY, make
@@ -44,18 +45,6 @@ def test_every_expert_has_a_bar_and_missed_ones_are_marked() -> None:
     assert "did not reach 1 of 3 experts" in verdict(partly)
 
 
-def test_bars_are_in_proportion_and_inside_the_drawing() -> None:
-    few, many = bars((4, 2, 0)), bars((1,) * 256)
-    assert few[0]["height"] == 2 * few[1]["height"] and few[2]["height"] == 1
-    assert all(b["y"] + b["height"] == few[0]["height"] for b in few)
-    assert many[-1]["x"] + many[-1]["width"] <= 720 and len({b["x"] for b in many}) == 256
-
-
-def test_bars_of_two_charts_have_one_scale() -> None:
-    after, before = bars((4, 2), 8), bars((8, 1), 4)
-    assert after[0]["height"] == 4 * before[1]["height"] and after[0]["height"] * 2 == before[0]["height"]
-
-
 def test_the_quality_is_drawn() -> None:
     plain, report = make(), replace(make(), quality=QUALITY)
     tags, text = Tags(html(report)), html(report)
@@ -70,17 +59,43 @@ def test_the_quality_is_drawn() -> None:
         "allowed: 0.05",
     ):
         assert part in text
-    assert tags.loads == [] and all(p in markdown(report) for p in ("| blocks.0 | 96.00 % | 93.00 % |", "| blocks.1 | 4.00e-02 |"))
+    assert tags.loads == [] and all(p in markdown(report) for p in ("| blocks.0 | 96.00 % | 93.00 % |  |", "| blocks.1 |  |  | 4.00e-02 |"))
 
 
-def test_lines_are_in_proportion_and_inside_the_drawing() -> None:
-    agreement, error = layer_plots(INSIDE)
-    assert (agreement["low"], agreement["high"], error["low"], error["high"]) == ("90%", "100%", "0", "0.04")
-    first, last = error["lines"]["‖d‖ / ‖untouched‖"]
-    assert last["y"] == 6 and first["y"] == 6 + 28 and first["x"] < last["x"] < error["width"]  # 0.04 at the top, 0.02 half-way
-    many = replace(INSIDE, layers=INSIDE.layers * 200, blocks=())
-    assert len(layer_plots(many)) == 1 and layer_plots(many)[0]["width"] <= 720
-    assert layer_plots(replace(INSIDE, blocks=(), layers=(replace(INSIDE.layers[0], relative=0.0),)))[0]["lines"]
+def test_charts_say_in_words_what_they_show() -> None:
+    text = html(replace(make(), quality=QUALITY))
+    for part in ("the same sets: 93.00%", "‖d‖ / ‖untouched‖: 2.00e-02 to 4.00e-02", "tokens of each expert on the text: 4; in the untouched model: 3 to 5"):
+        assert f"{part}" in text
+    assert text.count("<svg") == text.count('role="img" aria-label="') and "<details><summary>" in text
+
+
+def test_the_cause_of_the_damage_is_shown() -> None:
+    shift = ExpertShift(60, 0.012, 0.004, 0.02)
+    plain, report = replace(make(), quality=QUALITY), replace(make(), quality=replace(QUALITY, shift=shift))
+    tags = Tags(html(report))
+    assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3 and "What the damage comes from" not in html(plain)
+    for text in (html(report), markdown(report)):
+        assert "weights alone 0.012, changed choices alone 0.004, both 0.02" in text
+    assert "weights alone 0.012" in str(report.quality) and "weights alone" not in str(plain.quality)
+
+
+def test_what_passes_say_of_their_work_is_shown() -> None:
+    rows = [{"module": "blocks.<0>", "calibrated": True, "identical_before": 0.81, "identical_after": 0.92345678}]
+    facts = {"blocks": rows, "kinds": {"experts": {"kept": 0, "grids": ["4 bit", "8 bit"]}}, "bytes": 7, "empty": [], "names": ["a"]}
+    step = {**make().steps[0], "name": "calibrate-router(floor=9)", "facts": facts}
+    text = html(replace(make(), steps=(step,)))
+    for part in (
+        "Routers fitted anew",
+        "blocks.&lt;0&gt;: 92.35%",
+        "calibrate-router: blocks",
+        "<td>0.9235",
+        "<td>yes",
+        "calibrate-router: kinds",
+        "4 bit, 8 bit",
+    ):
+        assert part in text
+    assert "calibrate-router: empty" not in text and "calibrate-router: names" not in text and "Routers fitted anew" not in html(make())
+    assert "| experts | 0 | 4 bit, 8 bit |" in markdown(replace(make(), steps=(step,)))
 
 
 def test_texts_are_escaped() -> None:

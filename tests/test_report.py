@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from moec.agreement import Agreement, BlockAgreement, LayerError
 from moec.compare import Tolerance
 from moec.engine import EagerEngine
 from moec.errors import MoecError
+from moec.expert_shift import ExpertShift
 from moec.pipeline import StepReport
 from moec.quality import Exam, Quality
 from moec.report import SCHEMA, Report, check_artefacts, environment, hash_artefacts, step_facts
@@ -54,9 +56,14 @@ def test_the_quality_is_read_back_and_decides() -> None:
     again = Report.from_json(report.to_json())
     assert again.quality == QUALITY and again.ok and "perplexity x 1.0500" in again.headline()
     assert not replace(report, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01))).ok
+    moved = replace(report, quality=replace(QUALITY, shift=ExpertShift(60, 0.01, math.inf, 0.02)))
+    assert Report.from_json(moved.to_json()).quality == moved.quality
     older = json.loads(make().to_json())
     del older["quality"]  # as reports were before there was one
     assert Report.from_json(json.dumps(older)).quality is None
+    unsplit = json.loads(report.to_json())
+    del unsplit["quality"]["shift"]
+    assert Report.from_json(json.dumps(unsplit)).quality == QUALITY
 
 
 def test_equal_inputs_give_equal_bytes_and_other_seeds_do_not() -> None:
