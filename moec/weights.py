@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from moec.dialect import dequantize
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -30,6 +32,8 @@ class Weight:
         origin: the expression that it stands for, as text; equal text means equal content within one program.
         read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
         atomic: a part costs as much as the whole, so `blocks` does not cut it.
+        coded: the integers and scales that it is decoded from, for a weight of a checkpoint that is quantized already. Expressions that
+            only move whole rows keep it, all others lose it.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +41,7 @@ class Weight:
     origin: str
     read: Callable[[int, int], Tensor]
     atomic: bool = False
+    coded: Coded | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -60,6 +65,30 @@ class Weight:
         step = max(1, block_bytes // row_bytes)
         for start in range(0, self.shape[0], step):
             yield self.read(start, min(start + step, self.shape[0]))
+
+
+@dataclass(frozen=True)
+class Coded:
+    """What `moec::dequantize` reads: `packed` uint8 `[..., out, in*bits/8]`, `scale` and `zero` (uint8, or None) `[..., out, in/group]`."""
+
+    packed: Weight
+    scale: Weight
+    zero: Weight | None
+    bits: int
+
+    def parts(self) -> list[Weight]:
+        """Those that there are."""
+        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
+
+
+def _keeping(weight: Weight, sources: Sequence[Weight], move: Callable[[list[Weight]], Weight]) -> Weight:
+    """The weight with the codes of its sources, put through the same movement of rows; without where they do not fit each other."""
+    codes = [w.coded for w in sources if w.coded is not None]
+    kinds = {(c.bits, *((p.shape[-1], p.dtype) for p in c.parts())) for c in codes}
+    if len(codes) != len(sources) or len(kinds) != 1:
+        return weight
+    packed, scale, *zero = (move(list(same)) for same in zip(*(c.parts() for c in codes), strict=True))
+    return replace(weight, coded=Coded(packed, scale, zero[0] if zero else None, codes[0].bits))
 
 
 def from_tensor(tensor: Tensor, name: str) -> Weight:
@@ -108,6 +137,17 @@ def rowwise(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weig
     return Weight(tuple(probe.shape), probe.dtype, origin, lambda a, b: function(*(w.read(a, b) for w in inputs)))
 
 
+def rearranged(text: str, function: Callable[[Tensor], Tensor], weight: Weight) -> Weight:
+    """`rowwise` of a function that only moves rows, so that it may be applied to a weight's codes as well."""
+    return _keeping(rowwise(text, function, weight), [weight], lambda parts: rowwise(text, function, parts[0]))
+
+
+def decoded(coded: Coded) -> Weight:
+    """The weight that codes stand for, in the dtype of the scales."""
+    function = partial(dequantize, bits=coded.bits)
+    return replace(rowwise(f"decoded[{coded.bits}]", function, *coded.parts()), coded=coded)
+
+
 def whole(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weight:
     """Any function of weights: reading a part of the result computes all of it."""
     probe = function(*(w.meta() for w in inputs))
@@ -126,13 +166,15 @@ def stack(weights: Sequence[Weight]) -> Weight:
     same = all(w is first for w in weights)
     text = f"{first.origin} x {len(weights)}" if same else ", ".join(w.origin for w in weights)
     read = lambda a, b: torch.stack([w.load() for w in weights[a:b]]) if b > a else first.load()[None][:0]  # noqa: E731
-    return Weight((len(weights), *first.shape), first.dtype, f"stack({text})", read)
+    return _keeping(Weight((len(weights), *first.shape), first.dtype, f"stack({text})", read), weights, stack)
 
 
 def concat(weights: Sequence[Weight], dim: int) -> Weight:
     """`torch.cat(weights, dim)`; `dim` 0 reads only the pieces that a block touches."""
     if dim != 0:
-        return rowwise(f"concat[{dim}]", lambda *parts: torch.cat(parts, dim), *weights)
+        joined = rowwise(f"concat[{dim}]", lambda *parts: torch.cat(parts, dim), *weights)
+        last = dim % len(joined.shape) == len(joined.shape) - 1
+        return joined if last else _keeping(joined, weights, lambda parts: concat(parts, dim))
     starts = [0]
     for w in weights:
         starts.append(starts[-1] + w.shape[0])
@@ -144,7 +186,8 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     origin = f"concat({', '.join(w.origin for w in weights)})"
-    return Weight((starts[-1], *weights[0].shape[1:]), weights[0].dtype, origin, read)
+    joined = Weight((starts[-1], *weights[0].shape[1:]), weights[0].dtype, origin, read)
+    return joined if len(joined.shape) < 2 else _keeping(joined, weights, lambda parts: concat(parts, 0))
 
 
 def select(weight: Weight, index: int) -> Weight:
@@ -154,13 +197,15 @@ def select(weight: Weight, index: int) -> Weight:
         row = weight.read(index, index + 1)[0]
         return row[start:stop] if row.dim() else row
 
-    return Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", read)
+    one = Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", read)
+    return one if len(one.shape) < 2 else _keeping(one, [weight], lambda parts: select(parts[0], index))
 
 
 def rows(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[start:stop]`."""
     shape = (stop - start, *weight.shape[1:])
-    return Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b))
+    some = Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b))
+    return _keeping(some, [weight], lambda parts: rows(parts[0], start, stop))
 
 
 def take(weight: Weight, indices: Sequence[int]) -> Weight:
@@ -174,7 +219,20 @@ def take(weight: Weight, indices: Sequence[int]) -> Weight:
         firsts = [k for k, e in enumerate(part) if k == 0 or part[k - 1] + 1 != e]
         return torch.cat([weight.read(part[a], part[b - 1] + 1) for a, b in zip(firsts, [*firsts[1:], len(part)], strict=True)])
 
-    return Weight((len(wanted), *weight.shape[1:]), weight.dtype, f"{weight.origin}{wanted}", read, weight.atomic)
+    some = Weight((len(wanted), *weight.shape[1:]), weight.dtype, f"{weight.origin}{wanted}", read, weight.atomic)
+    return _keeping(some, [weight], lambda parts: take(parts[0], wanted))
+
+
+def merged(weight: Weight) -> Weight:
+    """`weight.flatten(0, 1)`: `[A, B, …]` as `[A * B, …]`, still read by rows."""
+    count, inner, *rest = weight.shape
+
+    def read(start: int, stop: int) -> Tensor:
+        first = start // inner
+        part = weight.read(first, max(first, -(-stop // inner))).reshape(-1, *rest)
+        return part[start - first * inner : stop - first * inner]
+
+    return Weight((count * inner, *rest), weight.dtype, f"merged({weight.origin})", read, weight.atomic)
 
 
 def columns(weight: Weight, start: int, stop: int) -> Weight:
@@ -209,7 +267,10 @@ def transpose(weight: Weight, dim0: int, dim1: int) -> Weight:
 
 def cast(weight: Weight, dtype: torch.dtype) -> Weight:
     """The weight in another dtype; itself when it has that dtype already."""
-    return weight if weight.dtype == dtype else rowwise(f"cast[{str(dtype)[6:]}]", lambda t: t.to(dtype), weight)
+    if weight.dtype == dtype:
+        return weight
+    changed = rowwise(f"cast[{str(dtype)[6:]}]", lambda t: t.to(dtype), weight)
+    return changed if weight.coded is None else decoded(replace(weight.coded, scale=cast(weight.coded.scale, dtype)))
 
 
 def scale(weight: Weight, factor: float) -> Weight:

@@ -30,6 +30,8 @@ EXPRESSIONS: dict[str, tuple[Callable[[], Weight], Tensor]] = {
     "take": (lambda: lazy.take(WA, (1, 2, 5)), A[[1, 2, 5]]),
     "take of an atomic weight": (lambda: lazy.take(lazy.whole("copy", lambda t: t, WA), (5, 0)), A[[5, 0]]),
     "columns": (lambda: lazy.columns(WC, 1, 3), C[..., 1:3]),
+    "merged": (lambda: lazy.merged(WC), C.flatten(0, 1)),
+    "merged, a vector": (lambda: lazy.merged(WA), A.flatten()),
     "zeros": (lambda: lazy.zeros((5, 2), torch.float16), torch.zeros(5, 2, dtype=torch.float16)),
     "transpose": (lambda: lazy.transpose(WA, 0, 1), A.T),
     "transpose inner": (lambda: lazy.transpose(WC, 1, 2), C.transpose(1, 2)),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnx.tensors import add_initializer
+from moec.backends.onnx.tensors import WeightTensor, add_initializer
 from moec.weights import Weight
 
 MICROSOFT = "com.microsoft"
@@ -84,9 +84,9 @@ class Emitter:
             self.graph.register_initializer(ir.Value(name=text, type=ir.TensorType(dtype), shape=ir.Shape(()), const_value=tensor))
         return self.graph.initializers[text]
 
-    def weight(self, weight: Weight, role: str) -> ir.Value:
+    def weight(self, weight: Weight, role: str, kind: type[WeightTensor] = WeightTensor) -> ir.Value:
         """A lazy weight as an initializer named after the node and its role there."""
-        return add_initializer(self.graph, weight, f"{self.name}.{role}")
+        return add_initializer(self.graph, weight, f"{self.name}.{role}", kind)
 
     def cast(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
         """The value in another dtype; itself when it has that already."""

@@ -47,12 +47,12 @@ def weight_of(value: ir.Value | None) -> Weight | None:
     return from_tensor(torch.from_numpy(value.const_value.numpy().copy()), str(value.name))
 
 
-def add_initializer(graph: ir.Graph, weight: Weight, name: str) -> ir.Value:
-    """Enter a weight as an initializer of a graph under a free name; returns its value."""
+def add_initializer(graph: ir.Graph, weight: Weight, name: str, kind: type[WeightTensor] = WeightTensor) -> ir.Value:
+    """Enter a weight as an initializer of a graph under a free name, as a tensor of some `kind`; returns its value."""
     free, n = name, 1
     while free in graph.initializers:
         free, n = f"{name}_{n}", n + 1
-    tensor = WeightTensor(weight, free)
+    tensor = kind(weight, free)
     value = ir.Value(name=free, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     graph.register_initializer(value)
     return value

@@ -1,0 +1,220 @@
+"""From opaque `moec::Experts` nodes to standard operators without data-dependent shapes, in the form that the policy chose.
+
+`gathered`: each token's matrices are copied out of the stack and multiplied with it, `[T, K, I, H] x [T, 1, H, 1]`.
+`dense`: all experts are one wide hidden layer, `[T, H] -> [T, E * I] -> [T, H]`. Between the two products each expert's neurons are
+multiplied by the token's weight for that expert, zero where it was not chosen; the second product then sums over experts too, so that no
+`[E, T, H]` is ever there. These are plain products, for which TensorRT has its best kernels, packed weights included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from moec import weights as lazy
+from moec.backends.onnx.activation import emit_gated, emit_plain
+from moec.backends.onnx.block import Block, read
+from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.packed import Quantized
+from moec.backends.onnx.signs import distinct
+from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
+from moec.backends.tensorrt.quantized import emit_weight
+from moec.engine import Refusal
+from moec.errors import MoecError
+from moec.weights import Weight
+
+FLOAT = ir.DataType.FLOAT
+Part = Callable[[Weight], Weight]
+
+
+def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
+    """Replace every `moec::Experts` node of the main graph, in place; weights stay lazy.
+
+    Returns:
+        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `bits`, `block` and
+        `bytes`, and for a native block `native`: the tensors between which the layer is spliced in, see `native`.
+
+    Raises:
+        MoecError: M208 when the policy refuses a block.
+    """
+    nodes = [node for node in model.graph if node.domain == "moec" and node.op_type == "Experts"]
+    return [_lower_node(model.graph, node, plan) for node in nodes]
+
+
+def shape_of(block: Block) -> Shape:
+    """What the policy wants to know of a block."""
+    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+    biases = {(False, False): "", (True, True): "all"}.get((block.b_in is not None, block.b_out is not None), "some")
+    return Shape(
+        block.experts, block.top_k, block.hidden, block.w_out.shape[2], block.activation, block.score_before,
+        block.w_in.dtype.itemsize, min((w.bits for w in packed), default=0), biases,
+    )  # fmt: skip
+
+
+def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
+    block, emit = read(node), Emitter(graph, node)
+    choice = choose(shape_of(block), plan, emit.name)
+    if isinstance(choice, Refusal):
+        raise MoecError("M208", choice.reason, choice.where, choice.fix)
+    name = str(node.outputs[0].name)
+    layer = _Layer.of(emit, block, distinct(block.ids, block.top_k))
+    y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
+    emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
+    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(block), **_native_facts(layer, choice, name)}
+
+
+def _packed_facts(block: Block) -> dict[str, Any]:
+    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+    if not packed:
+        return {}
+    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
+    return {"bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+
+
+def _native_facts(layer: _Layer, choice: Choice, y: str) -> dict[str, Any]:
+    """What the native layer is to be made of: tensors of the network by name, and sizes."""
+    if choice.lowering != "native":
+        return {}
+    block = layer.block
+    assert block.ids is not None and block.weights is not None
+    ends = {"x": block.x.name, "ids": block.ids.name, "weights": block.weights.name, "y": y}
+    return {"native": {**ends, "experts": block.experts, "hidden": block.hidden, "inner": block.w_out.shape[2], "weights_of": dict(layer.held)}}
+
+
+@dataclass
+class _Layer:
+    """One block while it is emitted.
+
+    Attributes:
+        x: tokens `[T, H]`.
+        ids, weights: `[T, K]`; weights in float32.
+        distinct: whether the graph proves that no token names an expert twice.
+        held: role -> name of the initializer, for matrices and biases.
+    """
+
+    emit: Emitter
+    block: Block
+    x: ir.Value
+    ids: ir.Value
+    weights: ir.Value
+    distinct: bool
+    held: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, emit: Emitter, block: Block, distinct: bool) -> _Layer:
+        assert block.ids is not None and block.weights is not None
+        width = emit.constant([-1, block.top_k])
+        weights = emit.cast(emit("Reshape", block.weights, width), block.weights.dtype or block.dtype, FLOAT)
+        return cls(emit, block, emit("Reshape", block.x, emit.constant([-1, block.hidden])), emit("Reshape", block.ids, width), weights, distinct)
+
+    @property
+    def roles(self) -> list[tuple[str, Part]]:
+        """The products of the first layer: gate and up, or one that is called up; and which rows of its stack each has."""
+        inner = self.block.w_out.shape[2]
+        if not self.block.activation.gated:
+            return [("up", lambda w: w)]
+        return [("gate", lambda w: _rows(w, 0, inner)), ("up", lambda w: _rows(w, inner, 2 * inner))]
+
+    def activate(self, hidden: list[ir.Value]) -> ir.Value:
+        """The activation of what the first layer's products gave."""
+        rule, dtype = self.block.activation, self.block.dtype
+        return emit_gated(self.emit, rule, hidden[0], hidden[1], dtype) if rule.gated else emit_plain(self.emit, rule, hidden[0], dtype)
+
+    def matrix(self, weight: Weight | Quantized, role: str, part: Part) -> ir.Value:
+        """A weight, or rows of every expert's, as the graph reads it."""
+        value = emit_weight(self.emit, weight.each(part) if isinstance(weight, Quantized) else part(weight), role)
+        self.held[role] = str(value.name)
+        return value
+
+    def bias(self, weight: Weight, role: str) -> ir.Value:
+        """A bias as an initializer."""
+        value = self.emit.weight(weight, f"{role}.bias")
+        self.held[f"{role}.bias"] = str(value.name)
+        return value
+
+    def to(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
+        return self.emit.cast(value, have, want)
+
+
+def _rows(weight: Weight, start: int, stop: int) -> Weight:
+    """Rows of every expert's matrix, or numbers of its bias: `[E, F*I, …]` to `[E, stop - start, …]`."""
+    return lazy.rowwise(f"rows[{start}:{stop}]", lambda t: t[:, start:stop].contiguous(), weight)
+
+
+# ---------------------------------------------------------------------- gathered
+def _gathered(layer: _Layer) -> ir.Value:
+    """`[T, H]` in float32."""
+    emit, block = layer.emit, layer.block
+    x = emit("Reshape", layer.x, emit.constant([-1, 1, block.hidden, 1]))
+    factors = emit("Reshape", layer.weights, emit.constant([-1, block.top_k, 1, 1]))
+    if block.score_before:
+        x = layer.to(emit("Mul", layer.to(x, block.dtype, FLOAT), factors), FLOAT, block.dtype)
+    hidden = []
+    for role, part in layer.roles:
+        product = emit("MatMul", emit("Gather", layer.matrix(block.w_in, role, part), layer.ids, axis=0), x)
+        hidden.append(product if block.b_in is None else _add_own(layer, product, part(block.b_in), role))
+    y = emit("MatMul", emit("Gather", layer.matrix(block.w_out, "down", lambda w: w), layer.ids, axis=0), layer.activate(hidden))
+    y = layer.to(y if block.b_out is None else _add_own(layer, y, block.b_out, "down"), block.dtype, FLOAT)
+    return emit("ReduceSum", y if block.score_before else emit("Mul", y, factors), emit.constant([1, 3]), keepdims=0)
+
+
+def _add_own(layer: _Layer, product: ir.Value, bias: Weight, role: str) -> ir.Value:
+    """Each chosen expert's bias `[E, N]` added to its `[T, K, N, 1]`."""
+    emit = layer.emit
+    return emit("Add", product, emit("Unsqueeze", emit("Gather", layer.bias(bias, role), layer.ids, axis=0), emit.constant([3])))
+
+
+# ---------------------------------------------------------------------- dense
+def _dense(layer: _Layer) -> ir.Value:
+    """`[T, H]` in the block's dtype, cast to float32 so that both forms end alike."""
+    emit, block, inner = layer.emit, layer.block, layer.block.w_out.shape[2]
+    chosen = emit("OneHot", layer.ids, emit.constant([block.experts]), emit.constant(_ZERO_ONE), axis=-1)  # [T, K, E]
+    mix = emit("ReduceSum", emit("Mul", chosen, emit("Unsqueeze", layer.weights, emit.constant([2]))), emit.constant([1]), keepdims=0)
+    open_ = emit("ReduceSum", chosen, emit.constant([1]), keepdims=0) if block.score_before else mix
+    if block.score_before and block.top_k > 1 and not layer.distinct:
+        fix = "choose experts by a top-k, or take lowering=gathered"
+        raise MoecError("M208", "weights come before the experts, and a token might name one twice", emit.name, fix)
+    hidden = [_all_experts(layer, role, part, mix) for role, part in layer.roles]
+    active = emit("Reshape", layer.activate(hidden), emit.constant([-1, block.experts, inner]))
+    share = layer.to(emit("Unsqueeze", open_, emit.constant([2])), FLOAT, block.dtype)
+    active = emit("Reshape", emit("Mul", active, share), emit.constant([-1, block.experts * inner]))
+    y = _second(layer, active)
+    if block.b_out is not None:
+        y = emit("Add", y, emit("MatMul", layer.to(open_, FLOAT, block.dtype), layer.bias(block.b_out, "down")))
+    return layer.to(y, block.dtype, FLOAT)
+
+
+_ZERO_ONE = torch.tensor([0.0, 1.0]).numpy()
+
+
+def _all_experts(layer: _Layer, role: str, part: Part, mix: ir.Value) -> ir.Value:
+    """One product of the first layer for every expert, `[T, E * I]`; weights before the experts scale it, which is linear, and not its bias."""
+    emit, block, inner = layer.emit, layer.block, layer.block.w_out.shape[2]
+    y = emit("Gemm", layer.x, layer.matrix(block.w_in, role, lambda w: lazy.merged(part(w))), transB=1)
+    if block.score_before:
+        apart = emit("Reshape", layer.to(y, block.dtype, FLOAT), emit.constant([-1, block.experts, inner]))
+        wide = emit("Mul", apart, emit("Unsqueeze", mix, emit.constant([2])))
+        y = layer.to(emit("Reshape", wide, emit.constant([-1, block.experts * inner])), FLOAT, block.dtype)
+    return y if block.b_in is None else emit("Add", y, layer.bias(_flat(part(block.b_in)), role))
+
+
+def _second(layer: _Layer, active: ir.Value) -> ir.Value:
+    """`[T, E * I]` times all second matrices below each other, `[T, H]`."""
+    emit, block = layer.emit, layer.block
+    if isinstance(block.w_out, Quantized):  # its blocks lie along I, so it stays `[out, in]`: [H, E * I]
+        return emit("Gemm", active, layer.matrix(block.w_out, "down", _beside), transB=1)
+    return emit("MatMul", active, layer.matrix(block.w_out, "down", lambda w: lazy.merged(lazy.transpose(w, 1, 2))))
+
+
+def _beside(weight: Weight) -> Weight:
+    """`[E, H, N]` as `[H, E * N]`: the experts' rows beside each other."""
+    return lazy.rowwise("flat", lambda t: t.flatten(1), lazy.transpose(weight, 0, 1))
+
+
+def _flat(weight: Weight) -> Weight:
+    """Biases `[E, I]` as `[E * I]`."""
+    return lazy.whole("flat", lambda t: t.flatten(), weight)

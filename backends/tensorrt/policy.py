@@ -1,0 +1,176 @@
+"""Which lowering a MoE block gets, decided before anything is built: by library, GPU, dtype, quantization, shape and tokens of a call.
+
+There are three.
+
+- `native`: TensorRT's own MoE layer, spliced into the network after parsing (see `native`). It exists for gated SiLU on SM 10.0, 10.3 and
+  11.0, and in the enterprise library alone. The library does not refuse other GPUs when the layer is added, it fails in the middle of a
+  build: that is why moec asks first.
+- standard operators without data-dependent shapes, in one of two forms. `gathered` copies the chosen experts' matrices for every token and
+  multiplies by those; `dense` computes all experts for all tokens as three plain products and masks what was not chosen.
+- `kernels`: grouped products of moec's own as plugins. This build has none; `kernels_missing` says why.
+
+One form holds for the whole engine, also where it has two optimization profiles (few tokens and many). TensorRT's `If` would hold both
+forms' weights as constants of their own and keeps each branch from being fused with what stands around it; two engines in one folder would
+hold all weights twice. So the most tokens of a call decide: an engine that is only to continue texts is compiled for few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moec.dialect import Activation
+from moec.engine import Refusal
+
+NATIVE = (100, 103, 110)  # compute capabilities of the MoE layer
+KERNELS = ((80, 86, 87, 89, 90, 120, 121), "this build of moec has no TensorRT plugins")  # where they would run, and why they don't
+LOWERINGS = ("auto", "native", "gathered", "dense", "kernels")
+COPIES = 3  # passes over memory of a gathered matrix: read, written, read again; a dense one is read once
+MEMORY_BYTES = 16 * 2**30
+NATIVE_TOKENS = 16  # new tokens a text above which the library itself warns of its MoE layer's speed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an engine is built for, as far as the graph depends on it.
+
+    Attributes:
+        edition: `tensorrt` or `tensorrt-rtx`.
+        version: of the library, `11.4` or longer; empty for the newest that moec has a table of.
+        architectures: compute capabilities, `90` for SM 9.0; none means all that the library knows.
+        tokens: the most tokens of a call, over all profiles.
+        length: the most new tokens of one text.
+        memory_bytes: what the intermediates of one MoE block may take.
+        lowering: one of `LOWERINGS`.
+    """
+
+    edition: str = "tensorrt"
+    version: str = ""
+    architectures: tuple[int, ...] = ()
+    tokens: int = 8192
+    length: int = 1024
+    memory_bytes: int = MEMORY_BYTES
+    lowering: str = "auto"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A MoE block, as far as the choice depends on it.
+
+    Attributes:
+        experts, top_k, hidden, inner: E, K, H, I.
+        activation: between the two products.
+        score_before: weights multiply the experts' input.
+        item_bytes: of an activation and of an unpacked weight.
+        bits: of packed weights, 0 for plain ones.
+        biases: whether only some of the experts' products have one (`some`), all (`all`) or none (empty).
+    """
+
+    experts: int
+    top_k: int
+    hidden: int
+    inner: int
+    activation: Activation
+    score_before: bool = False
+    item_bytes: int = 2
+    bits: int = 0
+    biases: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a block gets.
+
+    Attributes:
+        lowering: `native`, `gathered`, `dense` or `kernels`.
+        form: which standard operators stand in the ONNX file, `gathered` or `dense`; of a native block they are what it is checked by.
+        why: in words.
+        memory_bytes: bound of the form's intermediates at the most tokens.
+    """
+
+    lowering: str
+    form: str
+    why: str
+    memory_bytes: int
+
+    def facts(self) -> dict[str, Any]:
+        """For the report."""
+        return {"formulation": self.lowering, "form": self.form, "why": self.why, "memory_bytes": self.memory_bytes}
+
+
+def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
+    """The lowering of one block, or why there is none. `where` names the block."""
+    form = plan.lowering if plan.lowering in ("gathered", "dense") else _form(shape, plan)
+    need = memory_bytes(shape, form, plan.tokens)
+    if need > plan.memory_bytes:
+        return _too_large(shape, plan, form, need, where)
+    refused = {"native": why_not_native(shape, plan), "kernels": kernels_missing(plan)}
+    if plan.lowering in refused:
+        why = refused[plan.lowering]
+        if why:
+            return Refusal(f"the lowering {plan.lowering!r} cannot be had: {why}", where, "leave the choice to moec (auto), or take gathered or dense")
+        return Choice(plan.lowering, form, "asked for", need)
+    if plan.lowering == form:
+        return Choice(form, form, "asked for", need)
+    if not refused["native"] and plan.length <= NATIVE_TOKENS:
+        return Choice("native", form, "TensorRT's MoE layer has this activation on this GPU", need)
+    slow = f"TensorRT's MoE layer is made for {NATIVE_TOKENS} new tokens a text, not {plan.length}"
+    return Choice(form, form, f"{_why(shape, plan, form)}; {refused['native'] or slow}; {refused['kernels']}", need)
+
+
+def memory_bytes(shape: Shape, form: str, tokens: int) -> int:
+    """Bound of what a form's intermediates take for so many tokens: float32 copies of the mix, and packed weights unpacked if they are gathered."""
+    rows, wide = shape.activation.rows_per_neuron, 4
+    if form == "dense":
+        return tokens * shape.experts * (shape.inner * (rows + 1) * shape.item_bytes + 2 * wide)
+    matrices = (rows + 1) * shape.inner * shape.hidden * shape.item_bytes
+    unpacked = shape.experts * matrices if shape.bits else 0
+    return unpacked + tokens * shape.top_k * (matrices + (rows + 1) * shape.inner * shape.item_bytes + shape.hidden * wide)
+
+
+def why_not_native(shape: Shape, plan: Plan) -> str:
+    """Why TensorRT's MoE layer would be wrong or is not there, in a few words; empty when it is right."""
+    if plan.edition != "tensorrt":
+        return "TensorRT-RTX has no MoE layer that it can build"
+    wrong = [sm for sm in plan.architectures if sm not in NATIVE]
+    if wrong or not plan.architectures:
+        return f"TensorRT's MoE layer is for {_named(NATIVE)}, not {_named(wrong) or 'a GPU that is not named'}"
+    if shape.activation != Activation("silu"):
+        return "TensorRT's MoE layer has gated SiLU only, without a clamp or a factor"
+    if shape.bits:
+        return f"TensorRT's MoE layer reads no weights of {shape.bits} bits"
+    if shape.score_before:
+        return "TensorRT's MoE layer applies weights after the experts"
+    return "TensorRT's MoE layer takes all biases or none" if shape.biases == "some" else ""
+
+
+def kernels_missing(plan: Plan) -> str:
+    """Why moec's own kernels cannot be had for a plan, in a few words; empty when they can."""
+    architectures, missing = KERNELS
+    if plan.edition != "tensorrt":
+        return "TensorRT-RTX takes no plugins"
+    wrong = [sm for sm in plan.architectures if sm not in architectures]
+    return f"there are none for {_named(wrong)}" if wrong else missing
+
+
+def _named(architectures: Sequence[int]) -> str:
+    return " and ".join(f"sm{sm}" for sm in architectures)
+
+
+def _form(shape: Shape, plan: Plan) -> str:
+    return "gathered" if COPIES * plan.tokens * shape.top_k <= shape.experts else "dense"
+
+
+def _why(shape: Shape, plan: Plan, form: str) -> str:
+    copied = f"{plan.tokens} tokens would copy {plan.tokens * shape.top_k} of {shape.experts} experts" if form == "dense" else ""
+    return copied or f"{plan.tokens} tokens choose at most {plan.tokens * shape.top_k} of {shape.experts} experts"
+
+
+def _too_large(shape: Shape, plan: Plan, form: str, need: int, where: str) -> Refusal:
+    fixed = memory_bytes(shape, form, 0)
+    fitting = (plan.memory_bytes - fixed) // max(1, memory_bytes(shape, form, 1) - fixed)
+    reason = (
+        f"the {form} form of a block needs {need / 2**30:.1f} GiB for {plan.tokens} tokens, more than the {plan.memory_bytes / 2**30:.1f} GiB that it may take"
+    )
+    return Refusal(reason, where, f"compile for {fitting} tokens a call or fewer (max_batch=…, max_sequence=…)" if fitting > 0 else "give it more memory")

@@ -1,0 +1,123 @@
+"""Packed weights as `DequantizeLinear` of signed integers, which TensorRT folds into the product that reads them.
+
+TensorRT wants a zero point of 0 and scales that are strictly positive, while moec's symmetric grids have negative scales wherever a
+group's largest number is positive. Codes cannot simply be turned around: the lowest one, -8, has no counterpart. So the magnitude goes into
+`DequantizeLinear` and the signs follow as a product, which is exact; where all scales are positive there is none, and only then can
+TensorRT read packed bytes inside its product. Four bits are blocks along the last axis; eight are rows `[out * groups, block]` with a scale
+each, since blocks of INT8 are not in TensorRT's documentation; two are stored as four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from moec import weights as lazy
+from moec.backends.onnx.emit import Emitter, take_place
+from moec.backends.onnx.packed import Quantized, read_quantized
+from moec.backends.onnx.tensors import WeightTensor
+from moec.dialect import pack
+from moec.engine import Refusal
+from moec.program import Program
+from moec.weights import Weight
+
+BLOCKS = (64, 128)  # of four bits; what NVIDIA documents for weights alone
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Codes(WeightTensor):  # type: ignore[misc]  # onnx_ir is Any to mypy
+    """Signed integers of 4 bits whose bytes come from a lazy uint8 weight `[..., K/2]`, low nibble first."""
+
+    def __init__(self, weight: Weight, name: str) -> None:
+        shape = ir.Shape((*weight.shape[:-1], 2 * weight.shape[-1]))
+        read = lambda: ir.PackedTensor(weight.load().flatten().numpy(), ir.DataType.INT4, shape=shape, name=name)  # noqa: E731
+        ir.LazyTensor.__init__(self, read, dtype=ir.DataType.INT4, shape=shape, name=name)
+        self.weight = weight
+
+
+def why_not(weight: Quantized) -> str:
+    """Why TensorRT cannot read a packed weight, in a few words; empty when it can."""
+    if weight.zero is not None:
+        return "TensorRT has no zero points"
+    if weight.bits not in (2, 4, 8):
+        return f"there is no form for {weight.bits} bits"
+    if weight.bits < 8 and weight.block not in BLOCKS:
+        return f"TensorRT reads blocks of {' or '.join(map(str, BLOCKS))}, not of {weight.block}"
+    return "" if weight.dtype in DTYPES else f"TensorRT does not scale in {str(weight.dtype)[6:]}"
+
+
+def unreadable(program: Program) -> list[Refusal]:
+    """The quantized weights of a program whose grid TensorRT does not read."""
+    found = []
+    for node in program.nodes(torch.ops.moec.dequantize.default):
+        packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
+        bits = node.kwargs["bits"]
+        assert isinstance(bits, int)
+        reason = "it is computed" if packed is None or scale is None else why_not(Quantized(packed, scale, zero, bits))
+        if reason:
+            fix = f"quantize with symmetric=true and group={'|'.join(map(str, BLOCKS))}"
+            found.append(Refusal(f"TensorRT cannot read this quantized weight: {reason}", str(node.args[0]), fix))
+    return found
+
+
+def emit_weight(emit: Emitter, weight: Weight | Quantized, role: str) -> ir.Value:
+    """A weight as an initializer, or as what a packed one stands for."""
+    if not isinstance(weight, Quantized):
+        return emit.weight(weight, role)
+    signs = bool((weight.scale.load() < 0).any())
+    size = lazy.rowwise("magnitude", lambda s: torch.where(s == 0, 1, s.abs()), weight.scale)
+    value = _bytes(emit, weight, size, role) if weight.bits == 8 else _nibbles(emit, weight, size, role)
+    return _signed(emit, weight, value, role) if signs else value
+
+
+def _nibbles(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Value:
+    def signed(packed: Tensor, scale: Tensor) -> Tensor:
+        if weight.bits == 2:
+            places = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
+            packed = pack(((packed.unsqueeze(-1) >> places) & 3).flatten(-2) + 6, 4)  # 2 is the middle of two bits, 8 that of four
+        return _without_zeros(packed ^ 0x88, scale)  # from excess 8 to two's complement
+
+    codes = emit.weight(lazy.rowwise("signed", signed, weight.packed, weight.scale), f"{role}.codes", Codes)
+    return emit("DequantizeLinear", codes, emit.weight(size, f"{role}.scales"), axis=len(weight.shape) - 1, block_size=weight.block)
+
+
+def _bytes(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Value:
+    def signed(packed: Tensor, scale: Tensor) -> Tensor:
+        return _without_zeros(packed ^ 0x80, scale).view(torch.int8).reshape(-1, weight.block)
+
+    codes = lazy.merged(lazy.rowwise("signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.block), weight.packed, weight.scale))
+    scales = lazy.merged(lazy.rowwise("flat", lambda s: s.reshape(len(s), -1), size))
+    rows = emit("DequantizeLinear", emit.weight(codes, f"{role}.codes"), emit.weight(scales, f"{role}.scales"), axis=0)
+    return emit("Reshape", rows, emit.constant(list(weight.shape)))
+
+
+def _without_zeros(codes: Tensor, scale: Tensor) -> Tensor:
+    """Codes of 0 wherever the scale is 0 and 1 stands in for it."""
+    empty = (scale == 0).repeat_interleave(codes.shape[-1] // scale.shape[-1], -1)
+    return torch.where(empty, torch.zeros((), dtype=codes.dtype), codes)
+
+
+def _signed(emit: Emitter, weight: Quantized, value: ir.Value, role: str) -> ir.Value:
+    signs = lazy.rowwise("signs", lambda s: torch.where(s < 0, -1.0, 1.0).to(s.dtype).unsqueeze(-1), weight.scale)
+    cut = emit("Reshape", value, emit.constant([*weight.scale.shape, weight.block]))
+    return emit("Reshape", emit("Mul", cut, emit.weight(signs, f"{role}.signs")), emit.constant(list(weight.shape)))
+
+
+def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
+    """Replace every `moec::Dequantize` node of the main graph that is read, in place; weights stay lazy.
+
+    Returns:
+        One record a weight: `node`, `op`, `weight`, `bits`, `block`, `bytes`.
+    """
+    found = []
+    for node in [n for n in list(model.graph) if n.domain == "moec" and n.op_type == "Dequantize" and n.outputs[0].uses()]:
+        weight, emit = read_quantized(node), Emitter(model.graph, node)
+        assert weight is not None, "refused before: see `unreadable`"
+        name = str(node.inputs[0].name if node.inputs[0] is not None else emit.name)
+        take_place(emit_weight(emit, weight, "weight"), node.outputs[0])
+        model.graph.remove(node, safe=True)
+        found.append({"node": emit.name, "op": "DequantizeLinear", "weight": name, "bits": weight.bits, "block": weight.block, "bytes": weight.size_bytes})
+    return found

@@ -1,0 +1,111 @@
+"""Which lowering a block gets: by library, GPU, activation, quantization and tokens, always with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moec.backends.tensorrt.policy import LOWERINGS, Choice, Plan, Shape, choose, kernels_missing, memory_bytes, why_not_native
+from moec.dialect import Activation
+from moec.engine import Refusal
+
+MIXTRAL = Shape(8, 2, 4096, 14336, Activation())
+FINE = Shape(128, 8, 2048, 768, Activation())
+BLACKWELL = Plan("tensorrt", architectures=(100,), tokens=1, length=1)
+HOPPER = replace(BLACKWELL, architectures=(90,))
+
+
+def chosen(shape: Shape, plan: Plan) -> Choice:
+    found = choose(shape, plan)
+    assert isinstance(found, Choice), found
+    return found
+
+
+def refused(shape: Shape, plan: Plan) -> Refusal:
+    found = choose(shape, plan, "layer.0")
+    assert isinstance(found, Refusal), found
+    assert found.where == "layer.0" and found.fix
+    return found
+
+
+def test_few_tokens_gather_and_many_do_not() -> None:
+    assert chosen(MIXTRAL, HOPPER).lowering == "gathered"
+    assert chosen(FINE, replace(HOPPER, tokens=5)).lowering == "gathered"
+    assert chosen(FINE, replace(HOPPER, tokens=6)).lowering == "dense"
+    many = chosen(MIXTRAL, replace(HOPPER, tokens=8192))
+    assert many.lowering == "dense" and "16384 of 8 experts" in many.why
+
+
+@pytest.mark.parametrize("sm", [100, 103, 110])
+def test_the_native_layer_is_taken_where_it_is(sm: int) -> None:
+    found = chosen(MIXTRAL, replace(BLACKWELL, architectures=(sm,)))
+    assert (found.lowering, found.form) == ("native", "gathered")
+
+
+@pytest.mark.parametrize(
+    ("shape", "plan", "why"),
+    [
+        (MIXTRAL, HOPPER, "not sm90"),
+        (MIXTRAL, replace(BLACKWELL, architectures=(120,)), "not sm120"),
+        (MIXTRAL, replace(BLACKWELL, architectures=(100, 90)), "not sm90"),
+        (MIXTRAL, replace(BLACKWELL, architectures=()), "not named"),
+        (MIXTRAL, replace(BLACKWELL, edition="tensorrt-rtx"), "RTX"),
+        (replace(MIXTRAL, activation=Activation("gelu")), BLACKWELL, "gated SiLU"),
+        (replace(MIXTRAL, activation=Activation("silu", gated=False)), BLACKWELL, "gated SiLU"),
+        (replace(MIXTRAL, activation=Activation("silu", alpha=1.702, beta=1.0, limit=7.0)), BLACKWELL, "gated SiLU"),
+        (replace(MIXTRAL, bits=4), BLACKWELL, "4 bits"),
+        (replace(MIXTRAL, score_before=True), BLACKWELL, "after the experts"),
+        (replace(MIXTRAL, biases="some"), BLACKWELL, "all biases or none"),
+    ],
+)  # fmt: skip
+def test_the_native_layer_is_not_taken_where_it_would_be_wrong(shape: Shape, plan: Plan, why: str) -> None:
+    assert why in why_not_native(shape, plan)
+    found = chosen(shape, plan)
+    assert found.lowering != "native" and why in found.why
+    assert why in refused(shape, replace(plan, lowering="native")).reason
+
+
+def test_long_texts_do_not_take_the_native_layer_unless_told() -> None:
+    long = replace(BLACKWELL, tokens=512, length=512)
+    assert chosen(MIXTRAL, long).lowering == "dense" and "512" in chosen(MIXTRAL, long).why
+    assert chosen(MIXTRAL, replace(long, lowering="native")).lowering == "native"
+
+
+def test_kernels_of_our_own_are_named_and_not_there() -> None:
+    assert "no TensorRT plugins" in kernels_missing(HOPPER)
+    assert "sm100" in kernels_missing(BLACKWELL)
+    assert "no plugins" in kernels_missing(replace(HOPPER, edition="tensorrt-rtx"))
+    assert "kernels" in refused(MIXTRAL, replace(HOPPER, lowering="kernels")).reason
+
+
+def test_a_form_that_is_asked_for_is_taken() -> None:
+    for form in ("gathered", "dense"):
+        found = chosen(MIXTRAL, replace(HOPPER, lowering=form))
+        assert (found.lowering, found.form, found.why) == (form, form, "asked for")
+    assert set(LOWERINGS) == {"auto", "native", "gathered", "dense", "kernels"}
+
+
+def test_memory_is_bounded_by_the_most_tokens() -> None:
+    copied = 3 * 4096 * 14336 * 2  # three matrices of an expert in half precision
+    assert memory_bytes(MIXTRAL, "gathered", 1) == pytest.approx(2 * copied, rel=1e-3)
+    assert memory_bytes(replace(MIXTRAL, bits=4), "gathered", 1) == pytest.approx((8 + 2) * copied, rel=1e-3), "all experts are unpacked"
+    assert memory_bytes(MIXTRAL, "dense", 1000) == pytest.approx(1000 * 8 * 14336 * 3 * 2, rel=1e-3)
+    assert memory_bytes(replace(MIXTRAL, activation=Activation("relu", gated=False)), "dense", 1000) == pytest.approx(1000 * 8 * 14336 * 2 * 2, rel=1e-3)
+
+
+def test_too_much_memory_is_refused_with_the_tokens_that_fit() -> None:
+    plan = replace(HOPPER, tokens=8192, memory_bytes=2**30)
+    reason = refused(MIXTRAL, plan)
+    fitting = int(reason.fix.split()[2])
+    assert isinstance(choose(MIXTRAL, replace(plan, tokens=fitting)), Choice)
+    assert isinstance(choose(MIXTRAL, replace(plan, tokens=fitting + 1)), Refusal)
+    assert "more memory" in refused(replace(MIXTRAL, bits=4), replace(plan, tokens=1, lowering="gathered")).fix
+
+
+def test_every_choice_says_why_and_how_much() -> None:
+    for plan in (HOPPER, BLACKWELL, replace(HOPPER, tokens=4096, length=4096)):
+        for shape in (MIXTRAL, FINE, replace(FINE, bits=4)):
+            found = choose(shape, plan)
+            if isinstance(found, Choice):
+                assert found.why and found.facts()["memory_bytes"] == memory_bytes(shape, found.form, plan.tokens)
