@@ -67,20 +67,19 @@ class TensorrtEngine(Engine):
         """Run once; the outputs stay on the GPU. Raises M211 for shapes outside of the profiles."""
         index = fitting(self._profiles, self.inputs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name)
         context, handle = self._context, self._stream.cuda_stream
-        with torch.cuda.stream(self._stream):
-            given = {name: value.to("cuda", non_blocking=True).contiguous() for name, value in inputs.items()}
-            if index != self._profile:
-                self._require(context.set_optimization_profile_async(index, handle), "set_optimization_profile_async")
-                self._profile = index
-            for name, value in given.items():
-                self._require(context.set_input_shape(name, tuple(value.shape)), f"set_input_shape({name})")
-                self._require(context.set_tensor_address(name, _address(value)), f"set_tensor_address({name})")
-            missing = context.infer_shapes()
-            self._require(not missing, f"infer_shapes: {missing}")
-            outputs = {name: self._allocate(name) for name in self.outputs}
-            for name, value in outputs.items():
-                self._require(context.set_tensor_address(name, _address(value)), f"set_tensor_address({name})")
-            self._require(context.execute_async_v3(handle), "execute_async_v3")
+        given = {name: value.to("cuda").contiguous() for name, value in inputs.items()}
+        if index != self._profile:
+            self._require(context.set_optimization_profile_async(index, handle), "set_optimization_profile_async")
+            self._profile = index
+        for name, value in given.items():
+            self._require(context.set_input_shape(name, tuple(value.shape)), f"set_input_shape({name})")
+        missing = context.infer_shapes()
+        self._require(not missing, f"infer_shapes: {missing}")
+        outputs = {name: self._allocate(name) for name in self.outputs}
+        for name, value in {**given, **outputs}.items():
+            self._require(context.set_tensor_address(name, _address(value)), f"set_tensor_address({name})")
+        self._stream.wait_stream(torch.cuda.current_stream())  # whose tensors these are
+        self._require(context.execute_async_v3(handle), "execute_async_v3")
         self._stream.synchronize()
         return outputs
 
