@@ -118,3 +118,33 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
         save_file({"w": torch.full((2, 2), value)}, tmp_path / "new.safetensors")
         (tmp_path / "new.safetensors").replace(tmp_path / "model.safetensors")
         assert lazy.from_file(tmp_path / "model.safetensors", "w").load()[0, 0] == value
+
+
+# ---------------------------------------------------------------------- codes
+def coded(seed: int, bits: int = 4, rows_: int = 6, zeros: bool = True) -> Weight:
+    generator = torch.Generator().manual_seed(seed)
+    zero = torch.randint(0, 2**bits, (rows_, 2), generator=generator).to(torch.uint8) if zeros else None
+    parts = [torch.randint(0, 256, (rows_, 4 * bits), generator=generator).to(torch.uint8), torch.randn(rows_, 2, generator=generator), zero]
+    packed, scale, zero_ = (None if p is None else lazy.from_tensor(p, f"{seed}.{i}") for i, p in enumerate(parts))
+    assert packed is not None and scale is not None
+    return lazy.decoded(lazy.Coded(packed, scale, zero_, bits))
+
+
+def test_movements_of_rows_keep_codes() -> None:
+    a, b = coded(1), coded(2)
+    made = [
+        lazy.stack([a, b]), lazy.concat([a, b], 0), lazy.concat([lazy.stack([a, b]), lazy.stack([b, a])], 1), lazy.select(lazy.stack([a, b]), 1),
+        lazy.rows(a, 2, 5), lazy.cast(a, torch.float64), lazy.rearranged("flip", lambda t: t.flip(0), coded(1)), lazy.stack([coded(1, zeros=False)]),
+    ]  # fmt: skip
+    for weight in made:
+        assert weight.coded is not None and weight.coded.packed.dtype == torch.uint8
+        assert torch.equal(lazy.decoded(weight.coded).load(), weight.load()) and weight.dtype == weight.coded.scale.dtype
+
+
+def test_other_expressions_lose_codes() -> None:
+    a = coded(1)
+    lost = [
+        lazy.transpose(a, 0, 1), lazy.columns(a, 0, 8), lazy.concat([a, a], 1), lazy.scale(a, 2.0), lazy.stack([a, coded(1, bits=8)]),
+        lazy.stack([a, coded(1, zeros=False)]), lazy.concat([a, lazy.from_tensor(torch.ones(6, 32), "plain")], 0), lazy.whole("abs", torch.abs, a),
+    ]  # fmt: skip
+    assert all(weight.coded is None for weight in lost)

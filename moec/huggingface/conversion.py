@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.weights import Weight, cast, concat, rows, rowwise, stack, transpose, whole
+from moec.weights import Weight, cast, concat, rearranged, rows, rowwise, stack, transpose, whole
 
 Pieces = dict[str, list[Weight] | Weight]
 
@@ -32,7 +32,7 @@ def convert(model: Any, stored: Mapping[str, Weight]) -> dict[str, Weight]:
     """
     state: dict[str, Tensor] = model.state_dict()
     result: dict[str, Weight] = {}
-    for key, (converter, pieces) in _collect(model, stored, state).items():
+    for key, (converter, pieces) in collect(model, stored, state).items():
         made = {key: _only(pieces)} if converter is None else _run(converter, key, pieces, model)
         result.update({name: weight for name, weight in made.items() if name in state})
     for name, weight in result.items():
@@ -44,7 +44,7 @@ def convert(model: Any, stored: Mapping[str, Weight]) -> dict[str, Weight]:
     return result
 
 
-def _collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) -> dict[str, tuple[Any, Pieces]]:
+def collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) -> dict[str, tuple[Any, Pieces]]:
     """Model name -> (converter or None, its sources by pattern), in the order of transformers' `convert_and_load_state_dict_in_model`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -152,7 +152,8 @@ def _cut(operation: Any, pieces: Pieces, probe: Mapping[str, Tensor], _facts: di
 
 
 def _narrow(weight: Weight, dim: int, start: int, size: int) -> Weight:
-    return rowwise(f"narrow[{dim},{start}:{start + size}]", lambda t: torch.narrow(t, dim, start, size).contiguous(), weight)
+    make = rowwise if dim == len(weight.shape) - 1 else rearranged
+    return make(f"narrow[{dim},{start}:{start + size}]", lambda t: torch.narrow(t, dim, start, size).contiguous(), weight)
 
 
 # the operations whose result can be read in part; a name that transformers drops is only never met

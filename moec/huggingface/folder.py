@@ -13,7 +13,9 @@ import torch
 from moec.errors import MoecError
 from moec.huggingface import skeleton
 from moec.huggingface.checkpoint import Checkpoint, read_checkpoint
+from moec.huggingface.compressed_tensors import in_float32
 from moec.huggingface.conversion import convert
+from moec.huggingface.quantized import decode, decoder_of
 from moec.weights import Weight
 
 
@@ -32,13 +34,14 @@ class Folder:
     def __init__(self, text: str, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
         self.path = _resolve(text)
         raw = _read_config(self.path)
-        _refuse_quantized(raw, self.path)
+        decoder = decoder_of(raw, self.path)
         remote = raw.get("auto_map") if trust_remote_code else None
         if not remote:
             _check_architecture(raw, self.path)
         self.config = _config(self.path, bool(remote))
         self.model_class = _remote_class(raw["auto_map"], self.path) if remote else _class(raw, self.config, self.path)
-        self.checkpoint: Checkpoint = read_checkpoint(self.path, allow_pickle)
+        self.checkpoint: Checkpoint = decode(read_checkpoint(self.path, allow_pickle), decoder)
+        self.quantized = decoder is not None
 
     @property
     def size_bytes(self) -> int:
@@ -62,9 +65,15 @@ class Folder:
         return model, weights
 
     def loaded(self) -> Any:
-        """The untouched model with its weights, in float32, with transformers' own experts."""
+        """The untouched model with its weights, in float32, with transformers' own experts.
+
+        Of a checkpoint that is quantized, the weights are decoded first, since transformers itself would ask for the format's library.
+        """
         kwargs = {"config": self.config, "dtype": torch.float32, "experts_implementation": "eager", "local_files_only": True}
-        return self.model_class.from_pretrained(str(self.path), **kwargs).eval()
+        if not self.quantized:
+            return self.model_class.from_pretrained(str(self.path), **kwargs).eval()
+        state = {name: in_float32(weight) for name, weight in self.checkpoint.weights.items()}
+        return self.model_class.from_pretrained(None, state_dict=state, **kwargs).eval()
 
 
 def _resolve(text: str) -> Path:
@@ -93,12 +102,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _refuse_quantized(raw: dict[str, Any], folder: Path) -> None:
-    method = (raw.get("quantization_config") or {}).get("quant_method", "an unnamed method") if raw.get("quantization_config") else None
-    if method:
-        raise MoecError("M206", f"the checkpoint is quantized already ({method})", str(folder / "config.json"), "use the unquantized checkpoint")
-
-
 def _check_architecture(raw: dict[str, Any], folder: Path) -> None:
     """Raise M209 when only code from the folder knows this model, M206 when nothing does."""
     import transformers
@@ -120,10 +123,13 @@ def _config(folder: Path, remote: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=remote, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=remote, local_files_only=True)
     except Exception as error:  # a config's own validation may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MoecError("M204", f"config.json is not a valid configuration: {reason}", str(folder / "config.json"), "correct the entry it names") from error
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # the weights are decoded here, or refused
+    return config
 
 
 def _class(raw: dict[str, Any], config: Any, folder: Path) -> Any:

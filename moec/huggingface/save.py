@@ -1,4 +1,4 @@
-"""An upcycled program as a checkpoint folder that transformers loads, so that it can be trained further."""
+"""A program as a checkpoint folder: upcycled, so that transformers loads it and it can be trained further, or quantized, for a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch import fx
 from moec import weights as lazy
 from moec.dialect import Routing
 from moec.errors import MoecError
+from moec.huggingface import skeleton
 from moec.huggingface.containers import Block, Container, Upcycled, choose
+from moec.huggingface.save_packed import check_tied, in_packed_form, is_quantized, plan_same, with_plain_weights
 from moec.program import META, Program
 from moec.shards import write_shards
 from moec.weights import Weight
@@ -41,24 +43,42 @@ _NOT_CARRIED = {
 
 
 def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtype | None = None, max_shard_bytes: int = 5 * 10**9) -> str:
-    """Write an upcycled causal language model as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
+    """Write an upcycled or quantized causal language model as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
 
-    The checkpoint's experts and routers are the program's. It is written beside `folder` and renamed when it is whole.
+    The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which vLLM loads, with
+    the program's own integers; an embedding is written as the numbers that it stands for. The folder is written beside `folder` and
+    renamed when it is whole.
 
     Args:
-        program: captured from a Hugging Face model and upcycled, not yet fused.
-        source: the dense model: its folder, its config, or the `HuggingFaceSource` that was captured. Tokenizer files are copied from a folder.
+        program: captured from a Hugging Face model, then upcycled or quantized or both, not yet fused.
+        source: the model it was: its folder, its config, or the `HuggingFaceSource` that was captured. Tokenizer files are copied from a folder.
         folder: to write; must not exist.
-        dtype: to store in; None means the program's.
+        dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
 
     Returns:
-        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe`.
+        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model, else the source's own.
 
     Raises:
-        MoecError: M206 when no architecture of transformers holds the model exactly, with the reasons; M210 when the folder cannot be written.
+        MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the reasons; M210 when the
+            folder cannot be written.
     """
     config, beside = _config(source)
+    packed = is_quantized(program)
+    program = with_plain_weights(program) if packed else program
+    if packed and not any(step.name == "upcycle" for step in program.history):
+        target, stored = _plan_own(program, source, config, dtype)
+    else:
+        target, stored = _plan_upcycled(program, config, dtype)
+        if packed:
+            check_tied(program, target)
+    if packed:
+        target, stored = in_packed_form(target, stored, program.source)
+    _publish(Path(folder), lambda partial: _write(partial, target, stored, max_shard_bytes, beside))
+    return str(target.model_type)
+
+
+def _plan_upcycled(program: Program, config: Any, dtype: torch.dtype | None) -> tuple[Any, dict[str, Weight]]:
     upcycled = read_upcycled(program, config, dtype)
     container = choose(config, upcycled)
     if isinstance(container, str):
@@ -66,9 +86,21 @@ def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtyp
             "M206", f"the upcycled model has no place in transformers: {container}", program.source, "compile it without saving, or change the pass"
         )
     target = _target_config(config, container, upcycled)
-    stored = _plan(program, target, container, upcycled)
-    _publish(Path(folder), lambda partial: _write(partial, target, stored, max_shard_bytes, beside))
-    return container.model_type
+    return target, _plan(program, target, container, upcycled)
+
+
+def _plan_own(program: Program, source: Any, config: Any, dtype: torch.dtype | None) -> tuple[Any, dict[str, Weight]]:
+    """The config and the weights of a program that kept the architecture of its source."""
+    import transformers
+
+    origin = getattr(source, "origin", None)
+    model_class = type(origin.template) if origin is not None else getattr(transformers, config.architectures[0])
+    floats = [w.dtype for w in program.weights.values() if w.dtype.is_floating_point]
+    model = skeleton.build(model_class, config, dtype or floats[0])
+    stored = plan_same(program, model)
+    model.config.dtype = dtype or floats[0]
+    model.config.architectures = [model_class.__name__]
+    return model.config, stored
 
 
 def _config(source: Any) -> tuple[Any, Path | None]:

@@ -19,6 +19,7 @@ from moec.huggingface.cache import cache_signature, has_cache
 from moec.huggingface.experts import use_moec_experts
 from moec.huggingface.folder import Folder
 from moec.huggingface.loaded import Loaded
+from moec.huggingface.quantized import keep_packed
 from moec.huggingface.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
 from moec.program import Input, Program
 from moec.source import Domain, Source
@@ -121,12 +122,14 @@ class HuggingFaceSource(Source):
             model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(CAPTURE_SIZES).items()}
         try:
-            return capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)
+            program = capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)
         except MoecError as error:
             better = explain(model, error)
             if better is None:
                 raise
             raise better from error
+        keep_packed(program)
+        return program
 
     def _private(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
         """A model on the meta device in which moec's operators stand for experts and attention, and its lazy weights."""

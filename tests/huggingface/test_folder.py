@@ -71,13 +71,6 @@ def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
     assert (found - wanted).abs().max() <= 1e-4 * wanted.std()
 
 
-def test_a_quantized_checkpoint(copied: Saved) -> None:
-    folder = copied("llama")
-    zoo.edit_config(folder, quantization_config={"quant_method": "fp8"})
-    error = refused(folder)
-    assert error.code == "M206" and "fp8" in error.what
-
-
 def test_an_encoder_without_text_or_pixels(tmp_path: Path) -> None:
     import transformers
 
