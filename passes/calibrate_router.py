@@ -45,6 +45,9 @@ class CalibrateRouter(Pass):
     ridge: float = 0.01
     floor: int = 500
 
+    def needs_calibration(self) -> bool:
+        return True
+
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of routers that were changed. Raises M203 on settings that are none or fit no block, without a calibration
         text of two windows, and when no pass before this one made weights coarser."""

@@ -11,7 +11,7 @@ from moec.expert_shift import ExpertShift
 from moec.page import block_table, html, markdown, proof_note, verdict
 from moec.quality import Exam
 from moec.report import Artefact
-from tests.test_report import INSIDE, QUALITY, make
+from tests.test_report import QUALITY, make
 
 
 class Tags(HTMLParser):

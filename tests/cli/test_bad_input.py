@@ -120,12 +120,27 @@ def test_remote_code_is_refused(model: Path, tmp_path: Path, capsys: pytest.Capt
         ("upcycle(experts=2, top_k=4)", "M203", ""),
         ("upcycle(experts=", "M201", ""),
         ("upcycle(experts=__import__('os'))", "M201", ""),
+        ("calibrate-router", "M203", "--calibration FILE"),
     ],
 )
 def test_bad_pipelines(pipeline: str, code: str, hint: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, err = moec(capsys, "compile", llama, "--pass", pipeline, "-o", tmp_path / "engine")
     assert status == 2
     assert_three_lines(err, code)
+    assert hint in err
+    assert_nothing_published(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "tokens", "hint"),
+    [("calibrate-router", 1024, "put quantize before it"), ("quantize(bits=8, group=16), calibrate-router", 256, "--calibration-tokens")],
+    ids=["nothing quantized", "one window"],
+)
+def test_what_calibrate_router_needs(pipeline: str, tokens: int, hint: str, mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "text.npy", np.arange(tokens) % 90)
+    status, err = moec(capsys, "compile", mixtral, "--pass", pipeline, "--calibration", tmp_path / "text.npy", "-o", tmp_path / "engine")
+    assert status == 2
+    assert_three_lines(err, "M203")
     assert hint in err
     assert_nothing_published(tmp_path)
 
