@@ -14,7 +14,8 @@ from moec import registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
 from moec.backends.tensorrt.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.profiles import PREFIX, limits_of, profiles
+from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, Plan
+from moec.backends.tensorrt.profiles import PREFIX, Profile, limits_of, profiles
 from moec.engine import Backend, Engine, Probe, Refusal
 from moec.pipeline import Pipeline
 from moec.program import Input, Program, dynamic_dimensions
@@ -23,6 +24,7 @@ from moec.target import Target
 
 MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+CHOICES = {"precision": tuple(PRECISIONS), "lowering": LOWERINGS}
 STAND_IN = Target("onnxruntime")
 _LATER = "`moec compile --no-build` writes here what `moec build` finishes there"
 
@@ -35,12 +37,13 @@ class Tensorrt(Backend):
 
     def probe(self, target: Target) -> Probe:
         edition, version, gpu = self.edition, self.edition.version(), find_gpu()
+        versions = dict(stand_in().probe(STAND_IN).versions)  # these write the graph, and prove it where nothing else can
         if version is None:
-            return Probe(False, missing=f"{edition.title} is not installed", install=self._way_out(edition.install))
+            return Probe(False, versions, missing=f"{edition.title} is not installed", install=self._way_out(edition.install))
+        versions[edition.backend] = version
         if not edition.knows(version):
             oldest = ".".join(map(str, edition.oldest))
-            return Probe(False, missing=f"{edition.title} is {version}, moec needs {oldest} or newer", install=f"{edition.install} --upgrade")
-        versions = {edition.backend: version}
+            return Probe(False, versions, missing=f"{edition.title} is {version}, moec needs {oldest} or newer", install=f"{edition.install} --upgrade")
         if edition.builds_on_gpu and gpu is None:
             return Probe(False, versions, missing="there is no NVIDIA GPU here", install=self._way_out("run on the GPU's machine"), code="M302")
         wanted = architectures(target)
@@ -62,8 +65,8 @@ class Tensorrt(Backend):
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         for key, value in target.options.items():
             counted = (key == "workspace" or key.startswith(PREFIX)) and value.isdigit() and int(value) > 0
-            if not counted and not (key == "precision" and value in PRECISIONS):
-                fix = f"options are precision={'|'.join(PRECISIONS)}, workspace=MiB, {PREFIX}DIMENSION=N"
+            if not counted and value not in CHOICES.get(key, ()):
+                fix = f"options are {', '.join(k + '=' + '|'.join(v) for k, v in CHOICES.items())}, workspace=MiB, {PREFIX}DIMENSION=N"
                 refusals.append(Refusal(f"no option {key}={value}", str(target), fix))
         return refusals
 
@@ -80,7 +83,7 @@ class Tensorrt(Backend):
         return Pipeline.parse("find-moe, fuse-moe").all_optional()
 
     def layouts(self, target: Target) -> tuple[str, ...]:
-        return ("plain", "triton") if self.edition.builds_on_gpu else ("plain",)
+        return ("plain",)  # onnxruntime-genai reads no plans, and Triton would have to be told which profile each request is for
 
     def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         facts = self.export(program, target, folder, optimize_for, progress)
@@ -90,10 +93,20 @@ class Tensorrt(Backend):
         from moec.backends.tensorrt.export import write_onnx
 
         found = profiles(program.inputs, limits_of(target.options), optimize_for)
-        facts = write_onnx(program, folder / MODEL_FILE, target, found)
+        facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), self.plan(target, found), progress)
         described = {"inputs": [_plain(i) for i in program.inputs], "outputs": list(program.outputs), "profiles": [p.to_dict() for p in found]}
+        described["native"] = [block.pop("native") for block in facts["blocks"] if "native" in block]
         (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
         return {**facts, "profiles": [p.row() for p in found]}
+
+    def plan(self, target: Target, found: list[Profile]) -> Plan:
+        """What the graph depends on: the GPU that is named or here, and the most tokens that the profiles allow."""
+        gpu = find_gpu()
+        wanted = architectures(target) or ([gpu.sm] if gpu and self.edition.builds_on_gpu else [])
+        tokens, length = max((p.tokens for p in found), default=1), max((p.length for p in found), default=1)
+        memory_bytes = int(target.options.get("workspace", MEMORY_BYTES >> 20)) << 20
+        version, lowering = self.edition.version() or "", target.options.get("lowering", "auto")
+        return Plan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
 
     def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         from moec.backends.tensorrt.worker import call
@@ -124,7 +137,7 @@ class Tensorrt(Backend):
         return str(home / "moec" / f"{self.edition.backend}-{self.edition.version()}-sm{gpu.sm}-{gpu.cuda}.timing")
 
     def outputs(self, folder: Path) -> tuple[Input, ...]:
-        return registry.find("backends", STAND_IN.backend)().outputs(folder)
+        return stand_in().outputs(folder)
 
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         here = built and self.probe(target).available and find_gpu() is not None and torch.cuda.is_available()
@@ -132,7 +145,7 @@ class Tensorrt(Backend):
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         if target.backend == STAND_IN.backend:
-            return registry.find("backends", target.backend)().load(folder, target, prepack)
+            return stand_in().load(folder, target, prepack)
         return TensorrtEngine(folder, target, self.edition)
 
 
@@ -141,6 +154,12 @@ class TensorrtRtx(Tensorrt):
 
     name = "tensorrt-rtx"
     edition = RTX
+
+
+def stand_in() -> Backend:
+    """What runs `model.onnx` where the library or its GPU is missing."""
+    found: Backend = registry.find("backends", STAND_IN.backend)()
+    return found
 
 
 def architectures(target: Target) -> list[int]:
