@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from moec.dialect import Activation, Routing
+from moec.linear import value_of
 from moec.matching import Ffn, find_ffns
 from moec.pipeline import Context, Miss, Pipeline
 from moec.program import Program
@@ -93,7 +94,7 @@ def inspect_program(program: Program) -> Inspection:
     )  # fmt: skip
 
 
-def _count(weight: Weight) -> int:
+def _count(weight: Weight | torch.Tensor) -> int:
     return math.prod(weight.shape)
 
 
@@ -112,14 +113,14 @@ def _matrices(program: Program) -> list[Weight]:
 
 def _moe_block(program: Program, node: fx.Node) -> Block:
     fused = node.target is torch.ops.moec.moe.default
-    w_in, w_out = (program.weight_of(a) for a in (node.args[4:6] if fused else node.args[3:5]))
-    assert w_in is not None and w_out is not None
+    matrices = node.args[4:6] if fused else node.args[3:5]
+    w_in, w_out = (value_of(a) for a in matrices)  # they may be expressions of packed weights
     experts, _, hidden = w_in.shape
     routing = Routing.of(node.kwargs) if fused else None
     ids = node.args[1]
     top_k = routing.top_k if routing else int(ids.meta["val"].shape[-1]) if isinstance(ids, fx.Node) and "val" in ids.meta else 0
     each = _count(w_in) // experts + _count(w_out) // experts
-    extra = sum(_count(w) for a in node.args if isinstance(a, fx.Node) and (w := program.weight_of(a)) is not None) - experts * each
+    extra = sum(_count(w) for a in node.args if a not in matrices and (w := program.weight_of(a)) is not None)
     rule = asdict(Activation.of(node.kwargs))
     return Block(
         module_path(node), "moe" if fused else "experts", experts, top_k, hidden, w_out.shape[-1], rule, asdict(routing) if routing else {},

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from moec.dialect import pack
+from moec.mixture import Mixture, taken
 from moec.weights import BLOCK_BYTES, Weight
 
 BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
@@ -34,12 +35,24 @@ class Grid:
         group: elements along `in` that share a scale; a power of two from 16 to 128.
         symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
         method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.gptq`.
+        widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
     """
 
     bits: int
     group: int
     symmetric: bool = True
     method: str = "rtn"
+    widths: tuple[int, ...] = ()
+
+    def parts(self) -> list[tuple[Grid, tuple[int, ...] | None]]:
+        """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
+        if not self.widths:
+            return [(self, None)]
+        return [(replace(self, bits=bits, widths=()), experts) for bits, experts in Mixture(self.widths).parts]
+
+    def of(self, e: int) -> Grid:
+        """The grid of one expert of a stack."""
+        return replace(self, bits=self.widths[e], widths=()) if self.widths else self
 
     @property
     def stored(self) -> int:
@@ -64,7 +77,8 @@ class Grid:
 
     def __str__(self) -> str:
         wide = "" if self.stored == self.bits else f" in {self.stored}"
-        return f"{self.bits} bit{wide}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
+        bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
+        return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,9 @@ class Packed:
         return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
 
 
+Made = Packed | tuple[Packed, ...]  # the whole, or a part for each width of its grid, see `Grid.parts`
+
+
 def quantize_weight(weight: Weight, grid: Grid) -> Packed:
     """Put a floating-point weight `[..., out, in]` on a grid; scales have its dtype, and nothing is read before the result is."""
     *leading, width = weight.shape
@@ -92,6 +109,12 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
     groups = width // grid.group
     zero = None if grid.symmetric else part(2, groups, torch.uint8, "zero")
     return Packed(part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero)
+
+
+def quantize_stack(weight: Weight, grid: Grid) -> Made:
+    """The same of a stack whose experts may have several widths."""
+    found = tuple(quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts())
+    return found if grid.widths else found[0]
 
 
 @dataclass(frozen=True, eq=False)

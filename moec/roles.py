@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from moec.weights import Weight
 aten, ops = torch.ops.aten, torch.ops.moec
 PACKED = "_packed"  # how the name of a packed tensor ends; the weight that it stands for is called what stands before
 _EXPERTS: dict[Any, tuple[int, int]] = {ops.experts.default: (3, 4), ops.moe.default: (4, 5)}  # where the matrices stand among the arguments
+_WIDTH = re.compile(r"_\d+bit$")
 _CORES = (ops.attention, aten.scaled_dot_product_attention, aten.matmul, aten.bmm, aten.baddbmm)
 _LEVELS = 2  # projections one after another on an attention's side, as in multi-head latent attention
 
@@ -60,16 +62,32 @@ def _use(program: Program, node: fx.Node, place: int, kind: str, weight: Weight 
 
 def _stem(node: Any) -> str:
     """The name of the weight that a node hands on."""
-    packed = False
+    packed, mixed = _is_packed(node), is_mixed(node)
     while isinstance(node, fx.Node) and node.op == "call_function" and node.args:
         packed = packed or _is_packed(node)
-        node = node.args[0]
+        node = node.args[0][0] if node.target == aten.cat.default else node.args[0]  # type: ignore[index]
     name = str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
-    return name.removesuffix(PACKED) if packed else name
+    name = name.removesuffix(PACKED) if packed else name
+    return _WIDTH.sub("", name) if mixed else name
+
+
+def width_name(name: str, bits: int) -> str:
+    """How the part of a stack that has one of several widths is called."""
+    return f"{name}_{bits}bit"
 
 
 def _is_packed(node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target == ops.dequantize.default
+    return isinstance(node, fx.Node) and (node.target == ops.dequantize.default or is_mixed(node))
+
+
+def is_mixed(node: Any) -> bool:
+    """Whether a node is a stack of several widths: `index_select(cat([moec::dequantize(…), …]), 0, order)`."""
+    if not isinstance(node, fx.Node) or node.target != aten.index_select.default or node.args[1] != 0:
+        return False
+    parts = node.args[0]
+    if not isinstance(parts, fx.Node) or parts.target != aten.cat.default or (len(parts.args) > 1 and parts.args[1] != 0):
+        return False
+    return all(isinstance(p, fx.Node) and p.target == ops.dequantize.default for p in parts.args[0])  # type: ignore[union-attr]
 
 
 def _products(program: Program) -> dict[fx.Node, tuple[int, Weight | None]]:

@@ -15,12 +15,13 @@ from moec.dialect import Activation, dequantize, pack
 from moec.gptq import encode_with
 from moec.hessians import Arrivals, second_moments
 from moec.linear import without_views
+from moec.mixture import Mixture, taken
 from moec.program import Program
-from moec.quantization import Grid, Packed, encode
+from moec.quantization import Grid, Made, Packed, encode
 from moec.roles import Use
 from moec.trace import EXPERTS, MOE
 from moec.walk import Stop, walk
-from moec.weights import Weight, from_tensor, rowwise
+from moec.weights import Weight, concat, from_tensor, rowwise
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
@@ -49,7 +50,7 @@ class Sequential:
     program: Program
     todo: Sequence[tuple[Use, Grid]]
     label: str
-    made: dict[Key, Packed] = field(default_factory=dict)
+    made: dict[Key, Made] = field(default_factory=dict)
     rounded: list[str] = field(default_factory=list)
     _last: tuple[fx.Node | None, Tensor | None] = (None, None)
 
@@ -108,13 +109,13 @@ class Sequential:
             own = _of_expert(first, e)
             if at in missing:
                 use, grid, found = missing[at]
-                found.put(self._encode(own, partial(arrivals.first, e), grid, f"{use.name}[{e}]"), e)
+                found.put(self._encode(own, partial(arrivals.first, e), grid.of(e), f"{use.name}[{e}]"), e)
                 own = found.value(e)
             if at + 1 in missing:
                 use, grid, found = missing[at + 1]
                 hidden = partial(_hidden, own.float(), None if bias is None else _of_expert(bias, e).float(), rule)
                 assert use.weight is not None
-                found.put(self._encode(_of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid, f"{use.name}[{e}]"), e)
+                found.put(self._encode(_of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), f"{use.name}[{e}]"), e)
         self.made |= {key_of(u, g): found.packed(self.label) for u, g, found in missing.values()}
 
     def _encode(self, values: Tensor, moments: Callable[[], Tensor], grid: Grid, what: str) -> Codes:
@@ -131,39 +132,66 @@ class _Done(Exception):  # no error: it ends a walk
 
 
 class _Result:
-    """A packed weight that is filled expert by expert, or at once."""
+    """A packed weight that is filled expert by expert, or at once: one part for each width."""
 
     def __init__(self, weight: Weight, grid: Grid) -> None:
+        self._parts = [_Part(weight, own, experts) for own, experts in grid.parts()]
+        self._places = {e: (part, at) for part in self._parts for at, e in enumerate(part.experts or ())}
+
+    def put(self, codes: Codes, e: int | None = None) -> None:
+        part, at = self._place(e)
+        part.put(codes, at)
+
+    def value(self, e: int) -> Tensor:
+        """Expert e's matrix as the grid has it."""
+        part, at = self._place(e)
+        return part.value(at)
+
+    def packed(self, label: str) -> Made:
+        found = tuple(part.packed(label) for part in self._parts)
+        return found if self._places else found[0]
+
+    def _place(self, e: int | None) -> tuple[_Part, Any]:
+        if e is None:
+            return self._parts[0], slice(None)
+        return self._places.get(e, (self._parts[0], e))
+
+
+class _Part:
+    """The experts of one width, all of them when `experts` is None."""
+
+    def __init__(self, weight: Weight, grid: Grid, experts: tuple[int, ...] | None) -> None:
         *leading, width = weight.shape
+        leading = leading if experts is None else [len(experts), *leading[1:]]
         groups = width // grid.group
         with torch.inference_mode(False):  # these outlive the walk
             self._packed = torch.empty(*leading, width * grid.stored // 8, dtype=torch.uint8)
             self._scale = torch.empty(*leading, groups, dtype=weight.dtype)
             self._zero = None if grid.symmetric else torch.empty(*leading, groups, dtype=torch.uint8)
-        self._grid, self._origin = grid, weight.origin
+        self._grid, self._origin, self.experts = grid, weight.origin if experts is None else f"{weight.origin}{list(experts)}", experts
 
-    def put(self, codes: Codes, e: int | None = None) -> None:
-        at: Any = slice(None) if e is None else e
+    def put(self, codes: Codes, at: Any) -> None:
         self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]
         if self._zero is not None and codes[2] is not None:
             self._zero[at] = codes[2]
 
-    def value(self, e: int) -> Tensor:
-        """Expert e's matrix as the grid has it."""
-        return dequantize(self._packed[e], self._scale[e], None if self._zero is None else self._zero[e], bits=self._grid.stored)
+    def value(self, at: int) -> Tensor:
+        return dequantize(self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored)
 
     def packed(self, label: str) -> Packed:
         def part(value: Tensor, name: str) -> Weight:
-            data = f", {label}" if self._grid.method == "gptq" else ""
-            return from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
+            return from_tensor(value, f"{name} of [{self._grid}, {label}]({self._origin})")
 
         zero = None if self._zero is None else part(self._zero, "zero")
         return Packed(part(self._packed, "packed"), part(self._scale, "scale"), zero)
 
 
-def unpacked(packed: Packed, grid: Grid) -> Weight:
+def unpacked(packed: Made, grid: Grid) -> Weight:
     """The weight that a packed one stands for, read row by row."""
-    return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
+    if isinstance(packed, Packed):
+        return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
+    parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
+    return taken(concat(parts, 0), Mixture(grid.widths).order)
 
 
 def _matrices(stop: Stop, at: int) -> tuple[Any, Any, Any]:

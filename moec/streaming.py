@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from moec.dialect import Activation, Routing, experts_reference, route_reference
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.mixture import taken
 from moec.program import CPU, Program, place
-from moec.weights import Weight, rowwise
+from moec.weights import Weight, concat, rowwise
 
 Handler = Callable[..., Any]
 
@@ -36,7 +38,7 @@ class StreamingInterpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         handler = _HANDLERS.get(target)
-        if handler and any(isinstance(a, Weight) for a in (*args, *kwargs.values())):
+        if handler and any(isinstance(a, Weight) for a in tree_leaves((args, kwargs))):
             return handler(*args, **kwargs)
         args, kwargs = fx.node.map_aggregate((args, kwargs), _loaded)
         return super().call_function(target, args, kwargs)
@@ -100,6 +102,19 @@ def _dequantize(packed: Any, scale: Any, zero: Any = None, *, bits: int) -> Any:
     return rowwise("dequantize", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
 
 
+def _cat(parts: list[Any], dim: int = 0) -> Any:
+    """Stays lazy along the leading dimension."""
+    lazy = dim == 0 and all(isinstance(p, Weight) for p in parts)
+    return concat(parts, 0) if lazy else torch.cat([_loaded(p) for p in parts], dim)
+
+
+def _index_select(weight: Any, dim: int, index: Any) -> Any:
+    """Stays lazy along the leading dimension: rows in another order."""
+    if dim == 0 and isinstance(weight, Weight):
+        return taken(weight, _loaded(index).tolist())
+    return torch.index_select(_loaded(weight), dim, _loaded(index))
+
+
 def _experts(x: Any, ids: Any, weights: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any) -> Tensor:
     """One expert's matrices in memory at a time."""
     expert = lazy_expert(w_in, w_out, b_in, b_out, Activation.of(rule))
@@ -133,7 +148,9 @@ def lazy_expert(w_in: Any, w_out: Any, b_in: Any, b_out: Any, activation: Activa
 
 
 _HANDLERS: dict[Any, Handler] = {
+    torch.ops.aten.cat.default: _cat,
     torch.ops.aten.embedding.default: _embedding,
+    torch.ops.aten.index_select.default: _index_select,
     torch.ops.aten.linear.default: _linear,
     torch.ops.moec.dequantize.default: _dequantize,
     torch.ops.moec.experts.default: _experts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -12,12 +12,15 @@ from torch import fx
 
 from moec.errors import MoecError
 from moec.hessians import coverage, enough_text
+from moec.mixture import Mixture
 from moec.pipeline import Context, Contract, Pass
+from moec.precision import Budget
 from moec.program import Program
-from moec.quantization import BITS, GROUPS, Grid, Packed, quantize_weight
+from moec.quantization import BITS, GROUPS, Grid, Made, Packed, quantize_stack
 from moec.rewriting import call_like
-from moec.roles import PACKED, Use, weight_uses
+from moec.roles import PACKED, Use, weight_uses, width_name
 from moec.sequential import Key, Sequential, key_of
+from moec.weights import from_tensor
 
 aten, ops = torch.ops.aten, torch.ops.moec
 KEEP = 16  # the number of bits that leaves a weight as it is
@@ -48,6 +51,10 @@ class Quantize(Pass):
             goes straight into the logits) and embeddings stay, being read a row a token.
         rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method` and `symmetric`; the first that
             fits decides, before the options of the kinds: `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
+        budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`, decided for all
+            layers at once by what it costs the model on a calibration text. Experts that a rule names are left out of it.
+        widths: that an expert may have: two or more of 2, 4 and 8.
+        sensitivity: how the cost is measured: `fisher`, `error` or `frequency`, see `moec.sensitivity`.
         floor: tokens that are to reach every expert. `gptq` reads up to four times the calibration text that was allowed for it.
     """
 
@@ -63,11 +70,15 @@ class Quantize(Pass):
     embeddings: int | None = None
     lm_head: int | None = None
     rules: Mapping[str, int | Mapping[str, Any]] | None = None
+    budget_bits: float | None = None
+    widths: Sequence[int] = (2, 4)
+    sensitivity: str = "fisher"
     floor: int = 256
 
     def needs_calibration(self) -> bool:
-        """Whether anything is to be done by `gptq`."""
-        return "gptq" in {self.method, *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule)}
+        """Whether anything is to be done by `gptq`, or experts are to have several widths."""
+        methods = {self.method, *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule)}
+        return self.budget_bits is not None or "gptq" in methods
 
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit no weight, and where
@@ -80,6 +91,7 @@ class Quantize(Pass):
         self._check_asked(uses, grids)
         before = _size_bytes(program)
         todo = _fitting(context, [(u, g) for u, g in zip(uses, grids, strict=True) if g is not None and u.weight is not None])
+        todo = todo if self._budget is None else self._spend(program, context, self._budget, todo)
         made = self._calibrated(program, context, todo)
         context.unquantized = context.unquantized or program.clone()
         self._rewrite(program, todo, made)
@@ -89,6 +101,10 @@ class Quantize(Pass):
         return len(todo)
 
     # ------------------------------------------------------------------ settings
+    @property
+    def _budget(self) -> Budget | None:
+        return None if self.budget_bits is None else Budget(self.budget_bits, self.widths, self.sensitivity)
+
     def _refuse(self, what: str, fix: str) -> MoecError:
         return MoecError("M203", what, str(self), fix)
 
@@ -97,6 +113,11 @@ class Quantize(Pass):
             raise self._refuse(f"rules={self.rules!r} is not a table of patterns", 'write for example rules={"*.layers.0.*": 8}')
         if type(self.floor) is not int or self.floor < 0:
             raise self._refuse(f"floor={self.floor!r} is not a number of tokens", "0 takes the text that was allowed, and no more")
+        what, fix = ("", "") if self._budget is None else self._budget.problem
+        if what:
+            raise self._refuse(what, fix)
+        if self._budget is not None and self.experts is not None:
+            raise self._refuse("experts and budget_bits both say how many bits experts have", "leave one of them out")
         given = [self.bits, *(getattr(self, k) for k in _KINDS), *(self.rules or {}).values()]
         for setting in (g for g in given if g is not None):
             unknown = sorted(set(setting) - {"bits", "group", "method", "symmetric"}) if isinstance(setting, Mapping) else []
@@ -158,7 +179,7 @@ class Quantize(Pass):
             raise self._refuse(f"{what} fits nothing that can be quantized: {': '.join(misfits[0])}", "choose another group")
 
     # ------------------------------------------------------------------ data
-    def _calibrated(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> dict[Key, Packed]:
+    def _calibrated(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> dict[Key, Made]:
         """What is made of the weights where some need data."""
         if not any(g.method == "gptq" for _, g in todo):
             return {}
@@ -174,19 +195,39 @@ class Quantize(Pass):
             context.miss(use.node, f"rounded to nearest, its inputs giving no Hessian: {', '.join(r for r in job.rounded if r.startswith(use.name))}")
         return job.made
 
+    def _spend(self, program: Program, context: Context, budget: Budget, todo: list[tuple[Use, Grid]]) -> list[tuple[Use, Grid]]:
+        """The same with each expert's own width."""
+        free = [(u, g) for u, g in todo if u.kind == "experts" and self._rule(u) is None]
+        if not free:
+            raise self._refuse("budget_bits fits no experts of this model", "leave it out")
+        mixed, facts = budget.spend(program, context.require_calibration().batches(program.inputs), free)
+        context.facts["allocation"] = facts
+        own = {(u.node, u.place): g for u, g in mixed}
+        return [(u, own.get((u.node, u.place), g)) for u, g in todo]
+
     # ------------------------------------------------------------------ graph
-    def _rewrite(self, program: Program, todo: list[tuple[Use, Grid]], made: dict[Key, Packed]) -> None:
+    def _rewrite(self, program: Program, todo: list[tuple[Use, Grid]], made: dict[Key, Made]) -> None:
         nodes: dict[Key, fx.Node] = {}
         for use, grid in todo:
             assert use.weight is not None
             key = key_of(use, grid)
             with program.graph.inserting_before(use.node):
-                nodes[key] = nodes.get(key) or self._dequantize(program, use, made.get(key) or quantize_weight(use.weight, grid), grid)
+                nodes[key] = nodes.get(key) or self._stand_in(program, use, made.get(key) or quantize_stack(use.weight, grid), grid)
                 self._put(program, use, nodes[key])
 
-    def _dequantize(self, program: Program, use: Use, packed: Packed, grid: Grid) -> fx.Node:
+    def _stand_in(self, program: Program, use: Use, made: Made, grid: Grid) -> fx.Node:
+        """What stands for the weight: its numbers, or those of each width one after another and brought into their order."""
+        if isinstance(made, Packed):
+            return self._dequantize(program, use, use.name, made, grid)
+        own = [self._dequantize(program, use, width_name(use.name, g.bits), part, g) for part, (g, _) in zip(made, grid.parts(), strict=True)]
+        order = torch.tensor(Mixture(grid.widths).order)
+        places = program.read_weight(program.add_weight(f"{use.name}_order", from_tensor(order, f"order{order.tolist()}")))
+        joined = call_like(program, use.node, self.name, aten.cat.default, own)
+        return call_like(program, use.node, self.name, aten.index_select.default, joined, 0, places)
+
+    def _dequantize(self, program: Program, use: Use, name: str, packed: Packed, grid: Grid) -> fx.Node:
         parts = zip(packed.parts(), (PACKED, "_scale", "_zero_point"), strict=False)
-        arguments = [program.read_weight(program.add_weight(use.name + ending, part)) for part, ending in parts]
+        arguments = [program.read_weight(program.add_weight(name + ending, part)) for part, ending in parts]
         return call_like(program, use.node, self.name, ops.dequantize.default, *arguments, bits=grid.stored)
 
     def _put(self, program: Program, use: Use, weight: fx.Node) -> None:
