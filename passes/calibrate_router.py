@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from moec.router_place import find_router
 from moec.trace import module_path, moe_nodes
 
 _HELD_BACK = 10  # one window in ten judges what the others fitted
-_USUAL = {"top": "0 chooses by the model", "ridge": "0.01 is usual", "floor": "500 is usual"}
+_USUAL = {"top": "a number of logits, or 0 to choose by the model", "ridge": "a number above 0, 0.01 is usual", "floor": "a number of tokens, 500 is usual"}
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ class CalibrateRouter(Pass):
 
     # ------------------------------------------------------------------ what is given
     def _check(self) -> None:
-        for name, possible in (("top", self.top >= 0), ("ridge", self.ridge > 0), ("floor", self.floor >= 1)):
+        positive = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool) and 0 < self.ridge < math.inf
+        for name, possible in (("top", type(self.top) is int and self.top >= 0), ("ridge", positive), ("floor", type(self.floor) is int and self.floor >= 1)):
             if not possible:
-                raise MoecError("M203", f"{name}={getattr(self, name)} is not possible", str(self), _USUAL[name])
+                raise MoecError("M203", f"{name}={getattr(self, name)!r} is not possible", str(self), _USUAL[name])
 
     def _texts(self, program: Program, windows: Tensor) -> tuple[list[Sample], list[Sample]]:
         """The inputs to fit on, and those to judge by."""

@@ -162,7 +162,16 @@ def test_a_block_that_was_pruned_since_is_left() -> None:
 # ---------------------------------------------------------------------- bad input
 @pytest.mark.parametrize(
     ("options", "what"),
-    [({"top": -1}, "top=-1"), ({"top": 1}, "chooses 2 of 8"), ({"top": 9}, "chooses 2 of 8"), ({"ridge": 0.0}, "ridge=0"), ({"floor": 0}, "floor=0")],
+    [
+        ({"top": -1}, "top=-1"),
+        ({"top": 1}, "chooses 2 of 8"),
+        ({"top": 9}, "chooses 2 of 8"),
+        ({"ridge": 0.0}, "ridge=0"),
+        ({"ridge": float("nan")}, "ridge=nan"),
+        ({"floor": 0}, "floor=0"),
+        ({"floor": "many"}, "floor='many'"),
+        ({"top": 2.5}, "top=2.5"),
+    ],
     ids=str,
 )
 def test_settings_that_make_no_sense(options: dict[str, Any], what: str, case: tuple[Program, Program, Context]) -> None:
