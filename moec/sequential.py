@@ -180,7 +180,8 @@ class _Part:
 
     def packed(self, label: str) -> Packed:
         def part(value: Tensor, name: str) -> Weight:
-            return from_tensor(value, f"{name} of [{self._grid}, {label}]({self._origin})")
+            data = f", {label}" if self._grid.method == "gptq" else ""  # others look at no data
+            return from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
 
         zero = None if self._zero is None else part(self._zero, "zero")
         return Packed(part(self._packed, "packed"), part(self._scale, "scale"), zero)

@@ -1,0 +1,68 @@
+"""A small Mixtral that is trained on this machine's own Python library, for measurements that random weights say nothing about."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SKIP = ("/site-packages/", "/test/", "/tests/", "/idlelib/", "/encodings/", "/pydoc_data/")
+WINDOW, BATCH, HELD_BACK = 256, 8, 0.05
+
+
+def library_bytes() -> dict[str, np.ndarray]:
+    """The standard library's sources as bytes, each of them a token: `train`, and `val` from files that are in no other part."""
+    root = sysconfig.get_paths()["stdlib"]
+    files = sorted(p for p in Path(root).rglob("*.py") if not any(part in str(p) for part in SKIP))
+    random.Random(0).shuffle(files)
+    cut = int(len(files) * HELD_BACK)
+    return {name: np.frombuffer(b"\n".join(p.read_bytes() for p in part), np.uint8) for name, part in (("val", files[:cut]), ("train", files[cut:]))}
+
+
+def trained(folder: Path, minutes: float) -> Path:
+    """Train for so many minutes, unless that was done before: four layers of 8 experts, top-2, 3.7 M parameters; writes `train.npy` and `val.npy` too."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    if (folder / "config.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    text = library_bytes()
+    for name, part in text.items():
+        np.save(folder / f"{name}.npy", part)
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=256, tie_word_embeddings=True, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2, max_position_embeddings=1024, router_aux_loss_coef=0.01,
+        output_router_logits=True, sliding_window=None,
+    )  # fmt: skip
+    model = MixtralForCausalLM(config)
+    _train(model, torch.from_numpy(text["train"].astype(np.int64)), minutes * 60)
+    model.config.output_router_logits = False
+    model.eval().save_pretrained(folder)
+    return folder
+
+
+def _train(model: torch.nn.Module, tokens: Tensor, seconds: float) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    generator, start, step, done = torch.Generator().manual_seed(1), time.perf_counter(), 0, 0.0
+    while done < 1:
+        done = (time.perf_counter() - start) / seconds
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (0.475 * (1 + math.cos(math.pi * min(1, done))) + 0.05)
+        at = torch.randint(0, len(tokens) - WINDOW, (BATCH,), generator=generator)
+        ids = torch.stack([tokens[k : k + WINDOW] for k in at])
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 100 == 0:
+            print(f"training: step {step}, {seconds * (1 - done):.0f} s to go, loss {loss.item():.3f}", file=sys.stderr)
