@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from moec.errors import MoecError
-from moec.huggingface import compressed_tensors
+from moec.huggingface import compressed_tensors, fp8_checkpoint, gptq_checkpoint
 from moec.huggingface.checkpoint import Checkpoint
 from moec.program import Program
 from moec.rewriting import call_like
@@ -33,15 +33,21 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     if not given:
         return None
     method = str(given.get("quant_method", "an unnamed method"))
-    found = _METHODS.get(method)
-    reason = found[0](given) if found else f"moec reads {', '.join(sorted(_METHODS))}"
-    if found is None or reason:
+    why_not, decoder = _METHODS.get(method, (_unknown, None))
+    reason = why_not(given)
+    if decoder is None or reason:
         raise MoecError("M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT)
-    return found[1]
+    return decoder(given)
 
 
-_METHODS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Decode]] = {
-    compressed_tensors.METHOD: (compressed_tensors.why_not, compressed_tensors.decode),
+def _unknown(_config: Mapping[str, Any]) -> str:
+    return f"moec reads {', '.join(sorted(_METHODS))}"
+
+
+_METHODS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Mapping[str, Any]], Decode] | None]] = {
+    compressed_tensors.METHOD: (compressed_tensors.why_not, lambda _config: compressed_tensors.decode),
+    fp8_checkpoint.METHOD: (fp8_checkpoint.why_not, fp8_checkpoint.decoder),
+    **dict.fromkeys(gptq_checkpoint.METHODS, (gptq_checkpoint.why_not, gptq_checkpoint.decoder)),
 }
 
 
