@@ -116,7 +116,7 @@ class Tensorrt(Backend):
         request = {
             "edition": self.edition.backend, "onnx": str(folder / MODEL_FILE), "plan": str(beside), "profiles": described["profiles"],
             "architectures": [] if self.edition.builds_on_gpu else architectures(target),
-            "workspace_bytes": int(target.options.get("workspace", 0)) << 20, "timing_cache": self._timing_cache(),
+            "workspace_bytes": int(target.options.get("workspace", 0)) << 20, "timing_cache": self._timing_cache(), "native": described["native"],
         }  # fmt: skip
         built = call(request)
         beside.replace(folder / PLAN_FILE)

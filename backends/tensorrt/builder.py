@@ -21,7 +21,8 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         trt: the library.
         request: `onnx` and `plan`, paths; `profiles`, as `Profile.to_dict` gives them; `architectures` for TensorRT-RTX, else empty;
-            `workspace_bytes`, 0 for the library's own limit; `timing_cache`, a path, or empty for none.
+            `native`, blocks that get the library's own MoE layer; `workspace_bytes`, 0 for the library's own limit; `timing_cache`, a path, or
+            empty for none.
 
     Returns:
         Facts: `version`, `layers` (kind -> count), `workspace_bytes`, `messages`.
@@ -35,6 +36,10 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request["onnx"])):
         raise _refused(parser, str(request["onnx"]))
+    if request["native"]:
+        from moec.backends.tensorrt.native import splice
+
+        splice(trt, network, request["native"])
     config = _made(builder.create_builder_config(), "a configuration", logger)
     configure(trt, config, request, logger)
     for profile in request["profiles"]:
