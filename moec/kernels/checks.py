@@ -20,6 +20,22 @@ def check_route(logits: Tensor, bias: Tensor | None, rule: Routing) -> None:
     _of_dtype("moec::route", DTYPES, logits=logits, bias=bias)
     experts = logits.shape[-1] if logits.dim() else 0
     _demand(bias is None or bias.shape == (experts,), f"bias has shape {_of(bias)}, logits have {experts} experts", "moec::route")
+    _check_rule(experts, rule)
+
+
+def check_router(x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias: Tensor | None, rule: Routing) -> None:
+    """Raise M212 unless tokens and router fit together and are what the kernels take, M203 unless the rule fits."""
+    where, tensors = "moec::moe", {"x": x, "router_weight": weight, "router_bias": bias, "selection_bias": selection_bias}
+    _on_one_device(where, **tensors)
+    _of_dtype(where, DTYPES, **tensors)
+    _demand(x.dim() > 0 and weight.dim() == 2 and weight.shape[1] == x.shape[-1], f"router_weight is {_of(weight)}, x {_of(x)}", where)
+    for name in ("router_bias", "selection_bias"):
+        given = tensors[name]
+        _demand(given is None or given.shape == weight.shape[:1], f"{name} is {_of(given)}, not {[weight.shape[0]]}", where)
+    _check_rule(weight.shape[0], rule)
+
+
+def _check_rule(experts: int, rule: Routing) -> None:
     limits = 1 <= rule.top_groups <= rule.groups and experts % rule.groups == 0 and (rule.group_score == "max" or experts // rule.groups >= 2)
     if not (1 <= rule.top_k <= experts and limits):
         raise MoecError("M203", f"{rule} cannot choose among {experts} experts", "moec::route", "pass a rule whose top_k and groups fit the logits")

@@ -82,3 +82,8 @@ def _capability(device: torch.device) -> int:
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Makes x's device the current one, where kernels start."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def wide(n: int) -> int:
+    """The least power of two that is not below n: the sizes that Triton's ranges have."""
+    return 1 << max(n - 1, 0).bit_length()

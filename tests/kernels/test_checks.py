@@ -12,7 +12,7 @@ import torch
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from moec.kernels import launch
-from moec.kernels.checks import check_experts, check_ids, check_route
+from moec.kernels.checks import check_experts, check_ids, check_route, check_router
 from moec.kernels.packed import Packed
 from tests.kernels.accuracy import Problem, problem
 
@@ -104,3 +104,15 @@ def test_ids_are_checked_on_request() -> None:
     given: dict[str, Any] = {"rule": Activation(), "checked": True}
     with pytest.raises(MoecError, match="ids reach from 0 to 9"):
         launch.experts(*replace(problem(), ids=torch.tensor([[0, 9]] * 5)).tensors(), **given)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_wrong_routers() -> None:
+    x, w, b = torch.zeros(3, 8), torch.zeros(6, 8), torch.zeros(6)
+    check_router(x, w, b, b, Routing(2))
+    for wrong in ((x, w.mT, b, b), (x, w, b[:5], b), (x, w, b, w), (x.double(), w, b, b), (x, w.long(), b, b), (x[0, 0], w, b, b)):
+        with pytest.raises(MoecError) as caught:
+            check_router(*wrong, Routing(2))
+        assert caught.value.code == "M212"
+    with pytest.raises(MoecError, match="cannot choose among 6 experts"):
+        check_router(x, w, b, b, Routing(7))

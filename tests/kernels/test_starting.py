@@ -10,7 +10,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.kernels.checks import check_ids, check_route
-from moec.kernels.starting import capability, is_recording, on_device_of, recording, start
+from moec.kernels.starting import capability, is_recording, on_device_of, recording, start, wide
 
 
 class Kernel:
@@ -56,3 +56,7 @@ def test_meta_tensors_are_only_for_recordings() -> None:
     with pytest.raises(MoecError, match="run on CUDA"):
         check_route(*given)
     check_ids(torch.empty(0, 2), 6)
+
+
+def test_widths_are_powers_of_two() -> None:
+    assert [wide(n) for n in (0, 1, 2, 3, 8, 9, 128, 129)] == [1, 1, 2, 4, 8, 16, 128, 256]

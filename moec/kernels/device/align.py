@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["pairs", "tiles"])
-def align_kernel(ids, order, offsets, tile_expert, pairs, tiles, EXPERTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def align_kernel(ids, pairs, tiles, order, offsets, tile_expert, EXPERTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Grid: experts. Each scans all ids by itself, so that one launch without atomics gives a stable order.
 
     ids `[pairs]`; order `[pairs]` int32, pairs by expert; offsets `[EXPERTS + 1]` int32 into it; tile_expert `[tiles]` int32, -1 where a

@@ -1,6 +1,7 @@
 """The two grouped products of `moec::experts`: rows gathered and activation applied on the way in, rows summed by weight on the way out.
 
-Between the kernels, rows lie by pair (token * K + k), whatever order the tiles work in.
+Between the kernels, rows lie by pair (token * K + k), whatever order the tiles work in. Parameters are inputs, numbers, outputs, in this
+order, which is the one that TensorRT passes; inputs that are absent are None.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS: tl.conste
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def rows_in_kernel(
-    x, ids, order, offsets, tile_expert, route_weights, w, scale, zero, bias, hidden, tokens, tiles,
-    stride_x, stride_expert, stride_row, stride_k, stride_scale,
+    x, ids, order, offsets, tile_expert, route_weights, w, scale, zero, bias,
+    tokens, tiles, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
     EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr,
     GATED: tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr,
     HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
@@ -56,7 +57,9 @@ def rows_in_kernel(
     e = expert.to(tl.int64)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, INNER - 1).to(tl.int64)
-    own, own_scale, own_zero = w + e * stride_expert, scale + e * stride_scale, zero + e * stride_scale
+    own = w + e * stride_expert
+    own_scale = scale if FORMAT == "plain" else scale + e * stride_scale
+    own_zero = zero + e * stride_scale if HAS_ZERO else zero
     token = x + (pairs // K).to(tl.int64)[:, None] * stride_x
     gate = tl.zeros((ROWS, BLOCK_N), tl.float32)
     up = tl.zeros((ROWS, BLOCK_N), tl.float32)
@@ -91,8 +94,8 @@ def rows_in_kernel(
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def rows_out_kernel(
-    hidden, ids, order, offsets, tile_expert, w, scale, zero, bias, result, tokens, tiles,
-    stride_expert, stride_row, stride_k, stride_scale,
+    hidden, ids, order, offsets, tile_expert, w, scale, zero, bias,
+    tokens, tiles, stride_expert, stride_row, stride_k, stride_scale, result,
     EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH: tl.constexpr, FEW: tl.constexpr,
     HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
@@ -105,7 +108,9 @@ def rows_out_kernel(
     e = expert.to(tl.int64)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, WIDTH - 1).to(tl.int64)
-    own, own_scale, own_zero = w + e * stride_expert, scale + e * stride_scale, zero + e * stride_scale
+    own = w + e * stride_expert
+    own_scale = scale if FORMAT == "plain" else scale + e * stride_scale
+    own_zero = zero + e * stride_scale if HAS_ZERO else zero
     given = hidden + pairs.to(tl.int64)[:, None] * INNER
     acc = tl.zeros((ROWS, BLOCK_N), tl.float32)
     for k0 in range(0, INNER, BLOCK_K):

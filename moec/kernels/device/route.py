@@ -62,12 +62,15 @@ def combined(picked, logits, taken, scale, epsilon, floor, COMBINE: tl.constexpr
 
 @triton.jit(do_not_specialize=["tokens"])
 def route_kernel(
-    logits, bias, weights, ids, tokens, scale, epsilon, floor,
+    logits, router_bias, bias, tokens, scale, epsilon, floor, weights, ids,
     EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, PLACES_WIDE: tl.constexpr, GROUPS: tl.constexpr, GROUPS_WIDE: tl.constexpr,
     TOP_GROUPS: tl.constexpr, GROUP_SCORE: tl.constexpr, SCORE: tl.constexpr, COMBINE: tl.constexpr, CLOSED_AS_ZERO: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BY_LOGITS: tl.constexpr, SPLITS: tl.constexpr, FLOORED: tl.constexpr,
+    HAS_ROUTER_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr, BY_LOGITS: tl.constexpr, SPLITS: tl.constexpr, FLOORED: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tokens. logits `[SPLITS, tokens, EXPERTS]` are summed; weights and ids `[tokens, K]`; *_WIDE are powers of two that hold the rest."""
+    """Grid: tokens. logits `[SPLITS, tokens, EXPERTS]` and router_bias `[EXPERTS]` are summed; weights and ids `[tokens, K]`.
+
+    *_WIDE are powers of two that hold the rest.
+    """
     token = tl.program_id(0).to(tl.int64)
     PLACES: tl.constexpr = EXPERTS // GROUPS
     group, place = tl.arange(0, GROUPS_WIDE)[:, None], tl.arange(0, PLACES_WIDE)[None, :]
@@ -76,6 +79,8 @@ def route_kernel(
     x = tl.zeros((GROUPS_WIDE, PLACES_WIDE), tl.float32)
     for split in range(SPLITS):
         x += tl.load(logits + (split * tokens.to(tl.int64) + token) * EXPERTS + expert, mask=valid, other=0.0).to(tl.float32)
+    if HAS_ROUTER_BIAS:
+        x += tl.load(router_bias + expert, mask=valid, other=0.0).to(tl.float32)
     scores = x if BY_LOGITS else scores_of(x, valid, SCORE)
     choice = scores
     if HAS_BIAS:

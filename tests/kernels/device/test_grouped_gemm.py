@@ -53,10 +53,10 @@ def built(case: str, sm: int, change: dict[str, Any] | None = None) -> list[Comp
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
     biases = (empty(experts, rule.rows_per_neuron * inner), empty(experts, hidden)) if shape == "gpt-oss" else (None, None)
     with recording(sm) as found:
-        weights_, ids = launch.route(empty(tokens, experts), None, Routing(top_k))
         matrices = weights(kind, experts, rule.rows_per_neuron * inner, hidden), weights(kind, experts, hidden, inner)
-        launch.experts(empty(tokens, hidden, dtype=dtype), ids, weights_, *matrices, *biases, rule=rule)
-    wanted = ["route", *(["align"] if tokens > 16 else []), "rows_in", "rows_out", "combine"]
+        x, router = empty(tokens, hidden, dtype=dtype), empty(experts, hidden)
+        launch.moe(x, router, empty(experts), empty(experts), *matrices, *biases, routing=Routing(top_k), rule=rule)
+    wanted = ["logits", "route", *(["align"] if tokens > 16 else []), "rows_in", "rows_out", "combine"]
     assert [x.kernel.__name__ for x in found.launches] == [f"{name}_kernel" for name in wanted]
     launches = [replace(x, options={**x.options, **(change or {})}) for x in found.launches]
     return [compile_ahead(x, sm) for x in launches if "rows" in x.kernel.__name__ or case in ("one token", "many tokens")]
