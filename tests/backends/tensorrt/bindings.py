@@ -15,7 +15,7 @@ from typing import Any
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser", "error": "ParserError",
     "profile": "IOptimizationProfile", "cache": "ITimingCache", "runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext",
-    "layer": "ILayer", "tensor": "ITensor", "moe": "IMoELayer", "trt": "",
+    "layer": "ILayer", "tensor": "ITensor", "moe": "IMoELayer", "shuffle": "IShuffleLayer", "trt": "",
 }  # fmt: skip
 
 
