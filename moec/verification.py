@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from moec.compare import Comparison, Sample, Tolerance, compare
 from moec.consistency import SIZES, Consistency, check_consistency
-from moec.coverage import Coverage, decided_sample, reach_experts, verification_sizes
-from moec.decoder import cache_inputs
+from moec.coverage import Coverage, decided_sample, measure_load, reach_experts, verification_sizes
+from moec.decoder import PAST, SEQUENCE, cache_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input, Program
@@ -101,6 +101,7 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
     streamed = reference is not None  # every run reads all weights anew: two sizes, and a shorter search
     reference = reference or source.reference()
     wanted = verification_sizes(source.inputs)[:2] if streamed else verification_sizes(source.inputs)
+    wanted = [s for s in wanted if engine.holds(s)] or wanted[:1]
     possible = wanted if streamed else [s for s in wanted if _runs(reference, source.sample(s, seed)) is None]
     if not possible:
         reason = _runs(reference, source.sample(wanted[0], seed))
@@ -111,9 +112,12 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
     if not sizes:
         raise MoecError("M101", f"{engine.name} runs at no size that was tried: {refused[0].reason}", engine.name, "report this with `moec compile --dump DIR`")
     samples, coverage = reach_experts(program, source, sizes, seed, tries=4 if streamed else 48)
+    held = [sample for sample in samples if engine.holds(_sizes_of(source.inputs, sample))]
+    if len(held) < len(samples):  # the search for experts looks at larger ones
+        samples, coverage = held, measure_load(program, held)
     comparison = compare(reference, engine, samples, tolerance)
     consistency = None
-    if cache_inputs(engine.inputs):
+    if cache_inputs(engine.inputs) and engine.holds({**SIZES, PAST: SIZES[SEQUENCE]}):
         consistency = check_consistency(engine, decided_sample(program, source, SIZES, seed + 7), tolerance)
     return Verification(comparison, coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed, consistency)
 

@@ -32,6 +32,33 @@ class Picky(EagerEngine):
         return super().run(inputs)
 
 
+class Bounded(Picky):
+    """Made for a few tokens and texts, and says so."""
+
+    def __init__(self, program: Program, says_so: bool = True) -> None:
+        super().__init__(program, 0)
+        self._says_so = says_so
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        return not self._says_so or (sizes["batch"] <= 4 and sizes["sequence"] <= 10)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        batch, length = inputs["input_ids"].shape
+        if batch > 4 or length > 10:
+            raise RuntimeError("outside of the profile")
+        return super().run(inputs)
+
+
+def test_an_engine_is_proven_at_the_sizes_that_it_was_made_for() -> None:
+    source = source_of(MoeModel())
+    program = source.capture()
+    found = verify(source, Bounded(program), program, FP32)
+    assert found.ok and not found.refused and {"batch": 2, "sequence": 7} in found.sizes
+    assert all(s["batch"] <= 4 and s["sequence"] <= 10 for s in found.sizes) and found.coverage.samples == len(found.sizes)
+    with pytest.raises((RuntimeError, MoecError)):  # the twin: its refusals are failures
+        verify(source, Bounded(program, says_so=False), program, FP32).require()
+
+
 def test_the_captured_program_is_proven() -> None:
     source = source_of(MoeModel())
     program = source.capture()
