@@ -16,9 +16,11 @@ from torch import Tensor
 
 from moec.dialect import pack
 from moec.mixture import Mixture, taken
+from moec.small_floats import BLOCK, FORMATS, Floats, bits_of, quantize_floats
 from moec.weights import BLOCK_BYTES, Weight
 
 BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
+INTEGERS = "int"
 _STORED = {3: 4}  # widths that no packed layout has, and the one whose bytes they take
 _CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
 _REMEMBERED_BYTES = 32 * 2**20
@@ -36,6 +38,7 @@ class Grid:
         symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
         method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.gptq`.
         widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
+        format: `int`, or small floats: `fp8` or `nvfp4`, see `moec.small_floats`.
     """
 
     bits: int
@@ -43,6 +46,13 @@ class Grid:
     symmetric: bool = True
     method: str = "rtn"
     widths: tuple[int, ...] = ()
+    format: str = INTEGERS
+
+    def settled(self) -> Grid:
+        """With the width and the groups that a format of small floats fixes; `nvfp4` of 8 bits is `fp8`."""
+        if self.format == "nvfp4" and self.bits == 4:
+            return replace(self, group=BLOCK)
+        return replace(self, bits=8, format="fp8") if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
 
     def parts(self) -> list[tuple[Grid, tuple[int, ...] | None]]:
         """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
@@ -65,7 +75,12 @@ class Grid:
         for name, value, known in (("bits", self.bits, BITS), ("group", self.group, GROUPS), ("method", self.method, METHODS)):
             if isinstance(value, bool) or value not in known:
                 return f"{name}={value!r} is not one of {', '.join(map(str, known))}"
-        return "" if isinstance(self.symmetric, bool) else f"symmetric={self.symmetric!r} is not true or false"
+        if not isinstance(self.symmetric, bool):
+            return f"symmetric={self.symmetric!r} is not true or false"
+        if self.format not in (INTEGERS, *FORMATS):
+            return f"format={self.format!r} is not one of {', '.join((INTEGERS, *FORMATS))}"
+        plain = self.format == INTEGERS or (self.method == "rtn" and self.symmetric and self.bits == bits_of(self.format))
+        return "" if plain else f"format={self.format} has {bits_of(self.format)} bits, no zero points, and no method but rtn"
 
     def misfit(self, weight: Weight) -> str:
         """Why a weight cannot be put on the grid; empty when it can."""
@@ -76,6 +91,8 @@ class Grid:
         return ""
 
     def __str__(self) -> str:
+        if self.format != INTEGERS:
+            return f"{self.format}, group {self.group}"
         wide = "" if self.stored == self.bits else f" in {self.stored}"
         bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
         return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
@@ -111,8 +128,10 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
     return Packed(part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero)
 
 
-def quantize_stack(weight: Weight, grid: Grid) -> Made:
-    """The same of a stack whose experts may have several widths."""
+def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
+    """The same of a stack whose experts may have several widths, or of small floats."""
+    if grid.format != INTEGERS:
+        return quantize_floats(weight, grid.format, grid.group)
     found = tuple(quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts())
     return found if grid.widths else found[0]
 

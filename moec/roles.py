@@ -77,7 +77,7 @@ def width_name(name: str, bits: int) -> str:
 
 
 def _is_packed(node: Any) -> bool:
-    return isinstance(node, fx.Node) and (node.target == ops.dequantize.default or is_mixed(node))
+    return isinstance(node, fx.Node) and (node.target in (ops.dequantize.default, ops.dequantize_float.default) or is_mixed(node))
 
 
 def is_mixed(node: Any) -> bool:

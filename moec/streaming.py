@@ -102,6 +102,13 @@ def _dequantize(packed: Any, scale: Any, zero: Any = None, *, bits: int) -> Any:
     return rowwise("dequantize", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
 
 
+def _dequantize_float(codes: Any, scale: Any, overall: Any = None, *, format: str) -> Any:
+    """Stays lazy: it commutes with slicing rows, or matrices of a stack."""
+    parts = [p for p in (codes, scale, overall) if p is not None]
+    function = partial(torch.ops.moec.dequantize_float, format=format)
+    return rowwise("dequantize_float", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
+
+
 def _cat(parts: list[Any], dim: int = 0) -> Any:
     """Stays lazy along the leading dimension."""
     lazy = dim == 0 and all(isinstance(p, Weight) for p in parts)
@@ -153,6 +160,7 @@ _HANDLERS: dict[Any, Handler] = {
     torch.ops.aten.index_select.default: _index_select,
     torch.ops.aten.linear.default: _linear,
     torch.ops.moec.dequantize.default: _dequantize,
+    torch.ops.moec.dequantize_float.default: _dequantize_float,
     torch.ops.moec.experts.default: _experts,
     torch.ops.moec.moe.default: _moe,
 }

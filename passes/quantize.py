@@ -1,4 +1,4 @@
-"""`quantize`: weights become integers of 2, 4 or 8 bits with a scale a group; routers and gates never do."""
+"""`quantize`: weights become integers of 2, 4 or 8 bits, or small floats, with a scale a group; routers and gates never do."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from moec.mixture import Mixture
 from moec.pipeline import Context, Contract, Pass
 from moec.precision import Budget
 from moec.program import Program
-from moec.quantization import BITS, GROUPS, Grid, Made, Packed, quantize_stack
+from moec.quantization import BITS, GROUPS, INTEGERS, Grid, Made, Packed, quantize_stack
 from moec.rewriting import call_like
 from moec.roles import PACKED, Use, weight_uses, width_name
 from moec.sequential import Key, Sequential, key_of
+from moec.small_floats import Floats
 from moec.weights import from_tensor
 
 aten, ops = torch.ops.aten, torch.ops.moec
@@ -47,9 +48,11 @@ class Quantize(Pass):
             layer, errors of the outputs on a calibration text made small, see `moec.gptq` and `moec.hessians`; it holds the results in
             memory). Embeddings, and heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
         symmetric: no zero points. This grid is the one that every target has.
+        format: `int`; or small floats, which PyTorch runs and targets may refuse: `fp8` (E4M3), or `nvfp4` (E2M1, groups of 16) with
+            `fp8` where 8 bits are asked for. They have no method but `rtn`.
         experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at least 8 (its error
             goes straight into the logits) and embeddings stay, being read a row a token.
-        rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method` and `symmetric`; the first that
+        rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`, `format`; the first that
             fits decides, before the options of the kinds: `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
         budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`, decided for all
             layers at once by what it costs the model on a calibration text. Experts that a rule names are left out of it.
@@ -74,6 +77,7 @@ class Quantize(Pass):
     widths: Sequence[int] = (2, 4)
     sensitivity: str = "fisher"
     floor: int = 256
+    format: str = INTEGERS
 
     def needs_calibration(self) -> bool:
         """Whether anything is to be done by `gptq`, or experts are to have several widths."""
@@ -118,11 +122,13 @@ class Quantize(Pass):
             raise self._refuse(what, fix)
         if self._budget is not None and self.experts is not None:
             raise self._refuse("experts and budget_bits both say how many bits experts have", "leave one of them out")
+        if self._budget is not None and self.format != INTEGERS:
+            raise self._refuse(f"budget_bits shares out integers, not {self.format}", "leave one of them out")
         given = [self.bits, *(getattr(self, k) for k in _KINDS), *(self.rules or {}).values()]
         for setting in (g for g in given if g is not None):
-            unknown = sorted(set(setting) - {"bits", "group", "method", "symmetric"}) if isinstance(setting, Mapping) else []
+            unknown = sorted(set(setting) - {"bits", "group", "method", "symmetric", "format"}) if isinstance(setting, Mapping) else []
             if unknown:
-                raise self._refuse(f"a rule has no setting {unknown[0]!r}", "a rule's table may hold bits, group, method and symmetric")
+                raise self._refuse(f"a rule has no setting {unknown[0]!r}", "a rule's table may hold bits, group, method, symmetric and format")
             grid = self._grid(setting)
             if grid is not None and grid.problem:
                 fix = f"bits are {', '.join(map(str, BITS))}, or {KEEP} to leave weights as they are; groups are {', '.join(map(str, GROUPS))}"
@@ -131,8 +137,8 @@ class Quantize(Pass):
     def _grid(self, setting: int | Mapping[str, Any]) -> Grid | None:
         """The grid that a number of bits or a rule's table stands for; None for none."""
         own: Mapping[str, Any] = setting if isinstance(setting, Mapping) else {"bits": setting}
-        grid = replace(Grid(self.bits, self.group, self.symmetric, self.method), **own)
-        return None if type(grid.bits) is int and grid.bits == KEEP else grid
+        grid = replace(Grid(self.bits, self.group, self.symmetric, self.method, format=self.format), **own)
+        return None if type(grid.bits) is int and grid.bits == KEEP else grid.settled()
 
     def _choose(self, uses: list[Use]) -> list[Grid | None]:
         """Each use's grid; None where the weight is to stay."""
@@ -215,8 +221,12 @@ class Quantize(Pass):
                 nodes[key] = nodes.get(key) or self._stand_in(program, use, made.get(key) or quantize_stack(use.weight, grid), grid)
                 self._put(program, use, nodes[key])
 
-    def _stand_in(self, program: Program, use: Use, made: Made, grid: Grid) -> fx.Node:
+    def _stand_in(self, program: Program, use: Use, made: Made | Floats, grid: Grid) -> fx.Node:
         """What stands for the weight: its numbers, or those of each width one after another and brought into their order."""
+        if isinstance(made, Floats):
+            parts = zip(made.parts(), (PACKED, "_scale", "_overall"), strict=False)
+            arguments = [program.read_weight(program.add_weight(use.name + ending, part)) for part, ending in parts]
+            return call_like(program, use.node, self.name, ops.dequantize_float.default, *arguments, format=grid.format)
         if isinstance(made, Packed):
             return self._dequantize(program, use, use.name, made, grid)
         own = [self._dequantize(program, use, width_name(use.name, g.bits), part, g) for part, (g, _) in zip(made, grid.parts(), strict=True)]

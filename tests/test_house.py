@@ -14,7 +14,7 @@ SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT /
 # a module may import those of its own layer and of earlier ones
 LAYERS = [
     {"errors", "version", "progress"},
-    {"registry", "target", "weights", "shards", "dialect", "signature", "router_fit", "divergence", "quantization", "gptq"},
+    {"registry", "target", "weights", "shards", "dialect", "signature", "router_fit", "divergence", "quantization", "small_floats", "gptq"},
     {"kernels"},
     {"decoder"},
     {"calibration"},

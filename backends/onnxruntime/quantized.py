@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.floats import refuse_floats
 from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.unpacking import emit_formula, emit_numbers
@@ -34,7 +35,7 @@ def why_not_packed(weight: Quantized) -> str:
 
 def unreadable(program: Program) -> list[Refusal]:
     """The quantized matrices, embeddings and experts of a program whose grid no kernel reads."""
-    found = []
+    found = refuse_floats(program, "onnxruntime", f"format=int, bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}")
     for node in program.nodes(torch.ops.moec.dequantize.default):
         packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
         if packed is None or scale is None or not any(user.target in READERS for user in node.users):

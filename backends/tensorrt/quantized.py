@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moec import weights as lazy
 from moec.backends.onnx.emit import Emitter, take_place
+from moec.backends.onnx.floats import refuse_floats
 from moec.backends.onnx.packed import Quantized, read_quantized
 from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import pack
@@ -51,7 +52,7 @@ def why_not(weight: Quantized) -> str:
 
 def unreadable(program: Program) -> list[Refusal]:
     """The quantized weights of a program whose grid TensorRT does not read."""
-    found = []
+    found = refuse_floats(program, "TensorRT", f"format=int, symmetric=true, group={'|'.join(map(str, BLOCKS))}")
     for node in program.nodes(torch.ops.moec.dequantize.default):
         packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
         bits = node.kwargs["bits"]

@@ -1,6 +1,6 @@
-"""moec's own operators: `moec::route`, `moec::experts`, `moec::moe`, `moec::attention` and `moec::dequantize`.
+"""moec's own operators: `moec::route`, `moec::experts`, `moec::moe`, `moec::attention`, `moec::dequantize` and `moec::dequantize_float`.
 
-Each is one opaque `torch.library` operator with an eager reference, a fake kernel and autograd, so that a graph with
+Each is one opaque `torch.library` operator with an eager reference, a fake kernel and (but for the last) autograd, so that a graph with
 data-dependent routing stays static, exports with dynamic shapes, and can always be run and trained in PyTorch as it is.
 Importing this package registers them.
 """
@@ -9,11 +9,12 @@ from moec.dialect import cuda as _cuda  # noqa: F401
 from moec.dialect.activation import ACTIVATIONS, Activation
 from moec.dialect.attention import attention, attention_reference
 from moec.dialect.dequantize import dequantize, pack
+from moec.dialect.dequantize_float import dequantize_float
 from moec.dialect.experts import experts, experts_reference
 from moec.dialect.moe import moe, moe_reference
 from moec.dialect.routing import Routing, route, route_reference
 
 __all__ = [
-    "ACTIVATIONS", "Activation", "Routing", "attention", "attention_reference", "dequantize", "experts", "experts_reference", "moe", "moe_reference", "pack",
-    "route", "route_reference",
+    "ACTIVATIONS", "Activation", "Routing", "attention", "attention_reference", "dequantize", "dequantize_float", "experts", "experts_reference",
+    "moe", "moe_reference", "pack", "route", "route_reference",
 ]  # fmt: skip

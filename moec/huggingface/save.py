@@ -17,7 +17,7 @@ from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.huggingface import skeleton
 from moec.huggingface.containers import Block, Container, Upcycled, choose
-from moec.huggingface.save_packed import check_tied, in_packed_form, is_quantized, plan_same, with_plain_weights
+from moec.huggingface.save_packed import check_tied, in_packed_form, is_quantized, plan_same, refuse_floats, with_plain_weights
 from moec.program import META, Program
 from moec.shards import write_shards
 from moec.weights import Weight
@@ -64,6 +64,7 @@ def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtyp
             folder cannot be written.
     """
     config, beside = _config(source)
+    refuse_floats(program)
     packed = is_quantized(program)
     program = with_plain_weights(program) if packed else program
     if packed and not any(step.name == "upcycle" for step in program.history):

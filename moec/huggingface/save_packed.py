@@ -44,6 +44,12 @@ def is_quantized(program: Program) -> bool:
     return bool(program.nodes(ops.dequantize.default))
 
 
+def refuse_floats(program: Program) -> None:
+    """Raise M206 for weights in small floats, which are not written."""
+    if program.nodes(ops.dequantize_float.default):
+        raise _refuse(program, "its weights are small floats (fp8, nvfp4); moec writes integers of 2, 4 and 8 bits", "quantize with format=int")
+
+
 def with_plain_weights(program: Program) -> Program:
     """A copy in which every weight is read by its own name again; those that are packed know their codes (`Weight.coded`)."""
     plain = program.clone()

@@ -92,7 +92,7 @@ def test_a_tied_table_becomes_a_packed_head_and_a_plain_embedding_of_the_same_nu
     assert torch.equal(stored["model.embed_tokens.weight"], source.origin.checkpoint.weights["lm_head.weight"].load())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("llama", "mixtral"), ("qwen2", "glm4_moe")])
+@pytest.mark.parametrize(("name", "kind"), [("llama", "mixtral"), ("qwen3", "qwen3_moe")])
 def test_upcycled_and_quantized(name: str, kind: str, saved: Saved, tmp_path: Path) -> None:
     source, program = packed.write(saved(name), "upcycle(experts=2, top_k=1), quantize(bits=4, group=16)", tmp_path / "out")
     back = open_source(str(tmp_path / "out"))

@@ -1,0 +1,90 @@
+"""Small floats run in PyTorch, and are refused by every backend with what it takes instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import moec
+from moec.backends.onnx.floats import refuse_floats
+from moec.backends.tensorrt.quantized import unreadable
+from moec.errors import MoecError
+from moec.frontend import capture
+from moec.pipeline import Pipeline
+from moec.program import Program
+from moec.storage import load_program, save_program
+from moec.streaming import StreamingEngine
+
+X = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(64, 48), nn.Linear(48, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x)))
+
+
+def quantized(text: str) -> Program:
+    return Pipeline.parse(f"quantize({text})").run(capture(Net(), {"x": X}))[0]
+
+
+@pytest.mark.parametrize(("text", "kinds", "low", "high"), [("format=fp8, group=16", ["fp8"] * 2, 5e-3, 0.05), ("format=nvfp4", ["nvfp4"] * 2, 0.05, 0.3)])
+def test_eager_streamed_and_stored_programs_say_the_same(text: str, kinds: list[str], low: float, high: float, tmp_path: Path) -> None:
+    program, plain = quantized(text), Net()(X).detach()
+    assert [n.kwargs["format"] for n in program.nodes(torch.ops.moec.dequantize_float)] == kinds
+    y = program.run(x=X)["output"]
+    assert low < float((y - plain).norm() / plain.norm()) < high
+    torch.testing.assert_close(StreamingEngine(program).run({"x": X})["output"], y)
+    save_program(program, tmp_path)
+    torch.testing.assert_close(load_program(tmp_path).run(x=X)["output"], y)
+
+
+def test_eight_bits_beside_nvfp4_are_fp8() -> None:
+    program = quantized("format=nvfp4, rules={'b': 8}, group=16")
+    assert [n.kwargs["format"] for n in program.nodes(torch.ops.moec.dequantize_float)] == ["nvfp4", "fp8"]
+    mixed = quantized("rules={'b': {'format': 'nvfp4'}}, group=16")
+    assert len(mixed.nodes(torch.ops.moec.dequantize)) == len(mixed.nodes(torch.ops.moec.dequantize_float)) == 1
+
+
+def test_a_second_run_changes_nothing() -> None:
+    program = quantized("format=nvfp4")
+    again, (step,) = Pipeline.parse("quantize(format=nvfp4)").all_optional().run(program)
+    assert step.rewrites == 0 and again.text() == program.text()
+
+
+@pytest.mark.parametrize("kind", ["fp8", "nvfp4"])
+def test_onnxruntime_refuses_before_it_builds(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        moec.compile(Net(), inputs={"x": X}, out=tmp_path / "out", pipeline=f"quantize(format={kind}, group=16)")
+    assert caught.value.code == "M208" and kind in caught.value.what and "bits=2|4|8" in caught.value.fix and not (tmp_path / "out").exists()
+
+
+def test_every_weight_is_named() -> None:
+    program = quantized("format=nvfp4")
+    assert len({r.where for r in refuse_floats(program, "x", "y")}) == 2
+    assert "TensorRT" in unreadable(program)[0].reason and not refuse_floats(quantized("group=16"), "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("format=fp16", "format='fp16'"),
+        ("format=nvfp4, bits=2", "nvfp4 has 4 bits"),
+        ("format=fp8, method=hqq", "no method but rtn"),
+        ("format=fp8, symmetric=False", "no zero points"),
+        ("format=nvfp4, budget_bits=3.0", "shares out integers"),
+    ],
+)
+def test_settings_that_do_not_go_together(text: str, words: str) -> None:
+    with pytest.raises(MoecError) as caught:
+        quantized(text)
+    assert caught.value.code == "M203" and words in caught.value.what
