@@ -91,6 +91,10 @@ class TensorrtEngine(Engine):
         if not done:
             raise MoecError("M211", f"the engine refuses the inputs: {what}", self.name, "give inputs that fit its signature and its profiles")
 
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a profile holds these sizes; a dimension that is not named may be of any."""
+        return not self._profiles or any(p.holds(sizes) for p in self._profiles)
+
     def continuation(self) -> Continuation:
         """A new text, see `moec.generation`: its cache stays on the GPU."""
         return Continuation(self)

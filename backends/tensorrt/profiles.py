@@ -48,6 +48,10 @@ class Profile:
         first = next(iter(self.sizes), "")
         return self.tokens // self.sizes[first][2] if first else 1
 
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether these sizes of dimensions, by name, are inside."""
+        return all(low <= sizes.get(name, low) <= high for name, (low, _, high) in self.sizes.items())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, which `of` reads."""
         return asdict(self)

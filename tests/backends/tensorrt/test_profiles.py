@@ -55,6 +55,13 @@ def test_outside_of_all_is_an_error_with_the_option_that_helps(size: tuple[int, 
     assert caught.value.code == "M211" and advice in caught.value.fix
 
 
+def test_sizes_inside_and_outside() -> None:
+    decode, prefill = profiles(DECODER, {"past_sequence": 100, "batch": 4, "sequence": 50})
+    assert decode.holds({"batch": 4, "sequence": 1}) and not decode.holds({"batch": 4, "sequence": 2}) and prefill.holds({"sequence": 50, "past_sequence": 100})
+    assert not prefill.holds({"batch": 5}) and not prefill.holds({"past_sequence": 101})
+    assert [p.name for p in profiles(DECODER, {"sequence": 1})] == ["decode"] and [p.name for p in profiles(ENCODER, {"batch": 1})] == ["single"]
+
+
 def test_limits_are_read_from_the_target() -> None:
     assert limits_of({"precision": "fp16", "max_batch": "4", "max_sequence": "64"}) == {"batch": 4, "sequence": 64}
 

@@ -1,0 +1,59 @@
+"""Every architecture of the zoo becomes a TensorRT-RTX engine without a GPU: in fp16, and with experts of 4 bits, batch and length dynamic.
+
+What the graphs compute is proven in the tests of the lowering; here the library's own parser and builder have the last word.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moec import open_source, registry
+from moec.backends.tensorrt.engine import read_facts
+from moec.pipeline import Context, Pipeline
+from moec.program import Program
+from moec.target import Target
+from tests.backends.tensorrt.tiny import needs_rtx
+from tests.cases import Case, cases
+from tests.zoo import save
+
+pytestmark = [needs_rtx, pytest.mark.slow]
+BLOCK = 64  # TensorRT documents blocks of 64 and 128
+WIDE: dict[str, dict[str, Any]] = {  # inner widths that such blocks divide
+    "qwen2_moe": {"moe_intermediate_size": BLOCK, "shared_expert_intermediate_size": BLOCK}, "qwen3_moe": {"moe_intermediate_size": BLOCK},
+    "deepseek_v2": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0}, "deepseek_v3": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
+    "glm4_moe": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0}, "llama4": {"intermediate_size_mlp": BLOCK}, "gpt2": {"n_inner": BLOCK},
+}  # fmt: skip
+
+
+def built(folder: Path, captured: Program, passes: str) -> dict[str, Any]:
+    """Facts of an engine built from a captured model, after checks of what lies in `folder` then."""
+    goal = Target.parse("tensorrt-rtx:sm86,sm89,sm120,precision=fp16")
+    backend = registry.find("backends", goal.backend)()
+    program, _ = Pipeline.parse(passes).run(captured, Context(), [])
+    program, _ = backend.legalize(goal).run(program, Context(), [])
+    assert backend.supports(program, goal) == []
+    folder.mkdir()
+    facts: dict[str, Any] = backend.build(program, goal, folder)
+    assert (folder / "model.plan").stat().st_size > 100_000
+    sizes = read_facts(folder)["profiles"][-1]["sizes"]
+    assert sizes["batch"][2] > 1 and all(low < high for low, _, high in sizes.values()), sizes
+    assert facts["blocks"] and all(block["why"] for block in facts["blocks"]) and facts["precision"] == "float16"
+    return facts
+
+
+def layers(facts: dict[str, Any]) -> dict[str, int]:
+    return {row["layer"]: row["count"] for row in facts["layers"]}
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+def test_it_builds(case: Case, tmp_path: Path) -> None:
+    wide = {"hidden_size": BLOCK, "intermediate_size": BLOCK, "num_hidden_layers": 1, **WIDE.get(case.name, {})}
+    captured = open_source(save(case.name, tmp_path / "model", **wide)).capture(torch.float16)
+    plain = built(tmp_path / "fp16", captured, case.pipeline)
+    assert "dequantize" not in layers(plain)
+    packed = built(tmp_path / "int4", captured, ", ".join(filter(None, (case.pipeline, f"quantize(bits=4, group={BLOCK}, attention=16)"))))
+    assert {str(block["bits"]) for block in packed["blocks"]} == {"4"} and layers(packed)["dequantize"] >= 2
