@@ -13,6 +13,7 @@ from moec.corpus import corpus_of
 from moec.engine import EagerEngine
 from moec.errors import MoecError
 from moec.examination import BUDGET_ON_TEXT, allowed, examine, require_same_text
+from moec.pipeline import Pipeline
 from moec.quality import Exam
 from moec.sources import open_source
 from tests.zoo import save
@@ -31,7 +32,17 @@ def test_windows_fit_the_context_and_the_limit(mixtral: Path, tokens: Path) -> N
     quality = examine(exam, corpus, source, source.reference(), EagerEngine(captured), captured, captured)
     assert (quality.exam.window, quality.windows, quality.tokens) == (256, 3, 597)  # max_position_embeddings is 256
     assert quality.agreement is not None and quality.agreement.tokens == 600 and len(quality.agreement.blocks) == 2
+    assert quality.shift is None  # nothing was approximated
     assert quality.source_bytes == source.size_bytes and quality.sha256 == corpus.sha256
+
+
+def test_after_approximate_passes_the_damage_is_split(mixtral: Path, tokens: Path) -> None:
+    source, exam = open_source(str(mixtral)), Exam(str(tokens), window=50, tokens=200)
+    captured = source.capture()
+    program, _ = Pipeline.parse("quantize(bits=4, group=16), find-moe, fuse-moe").run(captured)
+    quality = examine(exam, corpus_of(exam.text, source), source, source.reference(), EagerEngine(program), captured, program)
+    assert quality.shift is not None and quality.shift.tokens == quality.tokens == 196
+    assert quality.shift.both == pytest.approx(quality.kl_mean, rel=1e-3) and 0 < quality.shift.routes < quality.kl_mean
 
 
 def test_tokens_that_the_source_lacks_and_sources_without_tokens(mixtral: Path, tokens: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def verify_command(
 
     With --text, say how good it is too: perplexity, KL divergence, top-1 agreement, agreement of the routers, error of each layer. Routers
     and layers are compared between the untouched model and the program that the engine was built from, since an engine shows outputs only.
+    After quantize, the divergence is split: what changed weights cost with the untouched model's choices of experts, and the other way.
     """
     from moec import api
     from moec.junit import junit as as_junit
