@@ -33,7 +33,7 @@ if "--toy" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
-from moe_gpu_contestants import CONTESTANTS, SHAPES, TOYS, Block, Shape
+from moe_gpu_contestants import CONTESTANTS, SHAPES, TOYS, Block, Shape, resources
 from torch import Tensor
 
 RESULTS = Path(__file__).with_name("results")
@@ -169,6 +169,10 @@ def table(report: dict[str, Any]) -> str:
             f"| {case} | " + " | ".join(cells) + "".join(f" | {100 * value.get((case, 'moec', u), 0):.0f} %" for u in ("bandwidth", "matrix rate")) + " |"
         )
     speed = report["limits"]
+    if "interpreter" in report["machine"]["gpu"]:
+        lines.insert(0, "These times mean nothing: small blocks, of which ours ran in an interpreter. The errors below are real.\n")
+        lines += ["", "| error | " + " | ".join(people) + " |", "|---|" + "---|" * len(people)]
+        lines += [f"| {c} | " + " | ".join(f"{value[c, w, 'error']:.1e}" if (c, w, "error") in value else "–" for w in people) + " |" for c in cases]
     head = f"{report['machine']['gpu']}; copy {speed['bytes_per_s'] / 1e12:.2f} TB/s, bfloat16 {speed['flop_per_s'] / 1e12:.0f} TFLOP/s; "
     return "\n".join([head + ", ".join(f"{k} {v}" for k, v in report["versions"].items()), "", *lines, *[f"left out: {c}" for c in report["left_out"]]])
 
@@ -216,9 +220,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=440.0, help="after which no new cell is begun")
     parser.add_argument("--toy", action="store_true", help="small blocks in Triton's interpreter, without a GPU")
+    parser.add_argument("--resources", action="store_true", help="registers and shared memory of the kernels on five GPU generations, without a GPU, and end")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_gpu.json and .md")
     options = parser.parse_args()
+    if options.resources:
+        print("\n".join(resources()))
+        return
     if options.toy and options.tokens == TOKENS:
         options.tokens = [1, 64]
         options.only = [who for who in options.only if who != "torch.compile"]  # which needs a C++ compiler here

@@ -16,9 +16,12 @@ from torch.nn import functional as F
 from moec.dialect import Activation, Routing, route_reference
 from moec.dialect.experts import dense_expert, experts_reference
 from moec.kernels import launch
+from moec.kernels.ahead import compile_ahead
 from moec.kernels.packed import Packed
+from moec.kernels.starting import recording
 
 Call = Callable[[Tensor], Tensor]
+SMS = (80, 89, 90, 100, 120)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Block:
 
     def __init__(self, shape: Shape, bits: int, device: str, dtype: torch.dtype) -> None:
         self.shape, self.bits, self.device, self.dtype = shape, bits, device, dtype
-        self.generator = torch.Generator(device).manual_seed(0)
+        self.generator = None if device == "meta" else torch.Generator(device).manual_seed(0)
         e, h, i = shape.experts, shape.hidden, shape.inner
         self.router, self.router_bias = self.draw(e, h) / h**0.5, torch.zeros(e, device=device, dtype=dtype)
         self.w_in, self.w_out = self.matrix(e, 2 * i, h), self.matrix(e, h, i)
@@ -235,3 +238,20 @@ CONTESTANTS: dict[str, Callable[[Block], Call]] = {
     "transformers batched_mm": transformers_experts("batched_mm"),
     "onnxruntime": onnxruntime,
 }
+
+
+def resources(tokens: int = 4096) -> list[str]:
+    """Registers a thread and KiB of shared memory a program of our kernels, compiled for five GPU generations; needs no GPU."""
+    lines = ["| kernel: registers, KiB, warps | " + " | ".join(f"sm_{sm}" for sm in SMS) + " |", "|---|" + "---|" * len(SMS)]
+    for shape in (SHAPES["mixtral"], SHAPES["gpt-oss"]):
+        for bits, count in ((16, 1), (16, tokens), (4, 1), (4, tokens)):
+            cells: dict[str, list[str]] = {}
+            for sm in SMS:
+                block = Block(shape, bits, "meta", torch.bfloat16)
+                with recording(sm) as found:
+                    ours(block)(torch.empty(count, shape.hidden, dtype=torch.bfloat16, device="meta"))
+                for start in found.launches:
+                    built = compile_ahead(start, sm)
+                    cells.setdefault(built.name, []).append(f"{built.registers}, {built.shared_bytes / 1024:.0f}, {built.warps}")
+            lines += [f"| {shape.title}, {bits}-bit, {count} tokens: {name} | " + " | ".join(values) + " |" for name, values in cells.items()]
+    return lines

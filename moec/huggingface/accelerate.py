@@ -49,7 +49,8 @@ def accelerate(model: _Model, *, check: bool = False) -> _Model:
     for path, module in found.items():
         _arrange(path, module, gates[path], check)
     _register()
-    model.set_experts_implementation(IMPLEMENTATION)
+    interface: Any = model
+    interface.set_experts_implementation(IMPLEMENTATION)
     return model
 
 
