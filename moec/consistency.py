@@ -1,4 +1,8 @@
-"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no difference."""
+"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no difference.
+
+A pass may make results depend on how a text is cut into calls (`moec.pipeline.Pass.by_call`). Then this cannot be asked; what must hold
+still is that the engine says in every call what the program says in PyTorch in the same call, with the cache of its own earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,13 @@ from moec.errors import MoecError
 
 SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
+# against the program in PyTorch, which may read all its weights anew in each call
+CALLS = {"one go": (12,), "chunks": (5, 4, 3), "prompt, then token by token": (9, 1, 1, 1)}
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those of the text in one go."""
+    """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those it is compared with."""
 
     name: str
     steps: tuple[int, ...]
@@ -32,11 +38,17 @@ class Consistency:
 
     Attributes:
         tolerance: what `deviation` may be.
-        ways: each compared with one go.
+        ways: each compared with one go; or, `by_call`, with the same calls of the program in PyTorch.
     """
 
     tolerance: float
     ways: tuple[Way, ...]
+    by_call: bool = False
+
+    @property
+    def title(self) -> str:
+        """What was compared with what, before the figures."""
+        return "one text, each call against the same call in PyTorch:" if self.by_call else "one text in one go and as"
 
     @property
     def ok(self) -> bool:
@@ -47,7 +59,8 @@ class Consistency:
         """Raise M101 unless `ok`."""
         wrong = next((way for way in self.ways if not way.deviation <= self.tolerance), None)
         if wrong is not None:
-            what = f"{engine} says something else when a text comes as {wrong.name}: max |d|/std {wrong.deviation:.2g} of {self.tolerance:g} allowed"
+            than = " than the program in PyTorch" if self.by_call else ""
+            what = f"{engine} says something else{than} when a text comes as {wrong.name}: max |d|/std {wrong.deviation:.2g} of {self.tolerance:g} allowed"
             raise MoecError("M101", what, f"calls of {', '.join(map(str, wrong.steps))} tokens", "report this, and compile with --no-cache meanwhile")
 
     def __str__(self) -> str:
@@ -58,23 +71,25 @@ class Consistency:
         return asdict(self)
 
 
-def check_consistency(engine: Engine, sample: Sample, tolerance: Tolerance) -> Consistency:
+def check_consistency(engine: Engine, sample: Sample, tolerance: Tolerance, program: Engine | None = None) -> Consistency:
     """Feed one text to a decoder in several ways.
 
     Args:
         engine: with the signature of `moec.decoder`.
         sample: `input_ids [B, 12]` and `attention_mask [B, 12]`; what it holds of a cache is left out.
         tolerance: what may differ.
+        program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then every way is
+            compared with the same way through it, and not with one go.
     """
     ids, mask = sample[IDS], sample[MASK]
     empty: dict[str, Tensor] = {}
-    whole = _logits(engine, ids, mask, (ids.shape[1],), empty)
-    spread = float(whole.std(correction=0)) or 1.0
+    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)
     ways = []
-    for name, steps in WAYS.items():
-        error = (_logits(engine, ids, mask, steps, empty) - whole).abs()
+    for name, steps in (WAYS if program is None else CALLS).items():
+        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)
+        error, spread = (_logits(engine, ids, mask, steps, empty) - want).abs(), float(want.std(correction=0)) or 1.0
         ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))
-    return Consistency(tolerance.deviation, tuple(ways))
+    return Consistency(tolerance.deviation, tuple(ways), program is not None)
 
 
 def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cache: Mapping[str, Tensor]) -> Tensor:

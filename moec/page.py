@@ -29,7 +29,7 @@ def markdown(report: Report) -> str:
         lines += _table(("block", "experts reached", "not reached"), loads)
     lines += _table(("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps])
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
-    lines += [f"- one text in one go and as {report.consistency}"] if report.consistency else []
+    lines += [f"- {report.consistency.title} {report.consistency}"] if report.consistency else []
     if report.quality:
         lines += ["", *_table((f"on {report.quality.exam.text}", f"{report.quality.tokens:,} tokens"), report.quality.rows())]
         inside = report.quality.agreement

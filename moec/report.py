@@ -214,7 +214,7 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
 def _consistency(data: Mapping[str, Any] | None) -> Consistency | None:
     if data is None:
         return None
-    return Consistency(data["tolerance"], tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]))
+    return Consistency(data["tolerance"], tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]), data.get("by_call", False))
 
 
 def _quality(data: Mapping[str, Any] | None) -> Quality | None:

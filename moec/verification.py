@@ -15,6 +15,7 @@ from moec.program import Input, Program
 from moec.quality import Quality
 from moec.signature import converted
 from moec.source import Source
+from moec.streaming import StreamingEngine
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Verification:
     def __str__(self) -> str:
         lines = [f"{'equal' if self.ok else 'DIFFERS'}: {self.comparison.candidate} against {self.comparison.reference}: {self.comparison}", str(self.coverage)]
         if self.consistency is not None:
-            lines.append(f"one text in one go and as {self.consistency}")
+            lines.append(f"{self.consistency.title} {self.consistency}")
         lines += [f"cannot run at {', '.join(f'{k}={v}' for k, v in r.sizes.items())}: {r.reason}" for r in self.refused]
         lines += [str(self.quality)] if self.quality is not None else []
         return "\n".join(lines)
@@ -118,7 +119,8 @@ def verify(source: Source, engine: Engine, program: Program, tolerance: Toleranc
     comparison = compare(reference, engine, samples, tolerance)
     consistency = None
     if cache_inputs(engine.inputs) and engine.holds({**SIZES, PAST: SIZES[SEQUENCE]}):
-        consistency = check_consistency(engine, decided_sample(program, source, SIZES, seed + 7), tolerance)
+        peer = StreamingEngine(program) if program.by_call else None
+        consistency = check_consistency(engine, decided_sample(program, source, SIZES, seed + 7), tolerance, peer)
     return Verification(comparison, coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed, consistency)
 
 

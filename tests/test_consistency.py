@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec import api
 from moec.compare import Tolerance
-from moec.consistency import SIZES, WAYS, check_consistency
+from moec.consistency import CALLS, SIZES, WAYS, check_consistency
 from moec.decoder import cache_inputs
 from moec.engine import Engine
 from moec.errors import MoecError
@@ -71,6 +71,30 @@ def test_nan_is_not_equal(engine: Engine, sample: dict[str, Tensor]) -> None:
             return {**outputs, "logits": torch.full_like(outputs["logits"], torch.nan)} if inputs["input_ids"].shape[1] == 1 else outputs
 
     assert not check_consistency(Broken(engine, ""), sample, TOLERANCE).ok
+
+
+class Hasty(Spoiled):
+    """An engine whose results depend on what else comes in the same call, as passes may make them."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self.engine.run(inputs)
+        return {**outputs, "logits": outputs["logits"] * (1 + 0.1 * inputs["input_ids"].shape[1])}
+
+
+def test_where_the_call_matters_each_call_is_compared_with_the_same_call(engine: Engine, sample: dict[str, Tensor]) -> None:
+    hasty = Hasty(engine, "")
+    assert not check_consistency(hasty, sample, TOLERANCE).ok
+    found = check_consistency(hasty, sample, TOLERANCE, hasty)
+    assert found.ok and found.by_call and [w.steps for w in found.ways] == list(CALLS.values()) and "PyTorch" in found.title
+    assert not check_consistency(engine, sample, TOLERANCE, hasty).ok, "another rule passes for this one"
+
+
+@pytest.mark.parametrize("how", ["shifted", "scaled"])
+def test_where_the_call_matters_a_wrong_cache_is_found_still(engine: Engine, sample: dict[str, Tensor], how: str) -> None:
+    found = check_consistency(Hasty(Spoiled(engine, how), ""), sample, TOLERANCE, Hasty(engine, ""))
+    assert not found.ok and found.ways[0].deviation < 1e-4 and all(way.deviation > 1e-3 for way in found.ways[1:])
+    with pytest.raises(MoecError, match="than the program in PyTorch when a text comes as chunks"):
+        found.require("spoiled")
 
 
 def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> None:

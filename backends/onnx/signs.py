@@ -7,8 +7,8 @@ import onnx_ir as ir
 ALWAYS = {"Softmax", "Sigmoid", "Exp", "Relu", "Abs", "Sqrt", "Softplus"}
 # first input's signs survive
 MOVES = {
-    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Gather", "GatherElements", "GatherND", "Slice", "Split",
-    "TopK", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "Reciprocal",
+    "Identity", "Cast", "CastLike", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Gather", "GatherElements", "GatherND", "Slice",
+    "Split", "TopK", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "Reciprocal",
 }  # fmt: skip
 COMBINES = {"Add", "Mul", "Div", "Max", "Min", "Concat", "Sum", "Where", "Pow"}
 SMALL = 4096  # elements of a constant that is worth reading
@@ -30,8 +30,29 @@ def nonnegative(value: ir.Value | None, depth: int = 64) -> bool:
         return held is not None and bool((held.numpy() >= 0).all())
     if node.op_type in MOVES:
         return nonnegative(node.inputs[0], depth - 1)
+    if node.op_type == "Clip":
+        _, lowest, highest, *_ = [*node.inputs, None, None]
+        return (nonnegative(lowest, depth - 1) or nonnegative(node.inputs[0], depth - 1)) and (highest is None or nonnegative(highest, depth - 1))
     parts = node.inputs[1:] if node.op_type == "Where" else node.inputs
     return node.op_type in COMBINES and all(nonnegative(v, depth - 1) for v in parts)
+
+
+def masked(weights: ir.Value | None) -> bool:
+    """Whether some weights are set to zero on their way, so that it is worth the while to leave out what they belong to."""
+    while weights is not None and (node := weights.producer()) is not None and node.domain == "":
+        if node.op_type == "Where":
+            return any(_is_zero(v) for v in node.inputs[1:])
+        if node.op_type not in ("Identity", "Cast", "Reshape", "Mul"):
+            return False
+        weights = node.inputs[0]
+    return False
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    while value is not None and (node := value.producer()) is not None and node.op_type in ("Cast", "CastLike", "Identity"):
+        value = node.inputs[0]
+    held = None if value is None else ir.convenience.get_const_tensor(value)
+    return held is not None and held.size <= SMALL and not held.numpy().any()
 
 
 def distinct(ids: ir.Value | None, top_k: int) -> bool:

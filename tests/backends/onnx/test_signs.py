@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnx.signs import distinct, nonnegative
+from moec.backends.onnx.signs import distinct, masked, nonnegative
 from tests.backends.onnxruntime.blocks import value
 
 
@@ -32,6 +32,8 @@ X = value("x", torch.float32, ["t", 6])
         lambda: op("Div", op("Softmax", X), op("Add", op("ReduceSum", op("Softmax", X)), const(1e-20))),
         lambda: ir.node("TopK", [op("Softmax", X), const(2.0)], num_outputs=2).outputs[0],
         lambda: op("Where", X, op("Sigmoid", X), const(0.0)),
+        lambda: op("Clip", op("Sigmoid", X)),
+        lambda: op("Clip", X, const(0.5), const(2.0)),
         lambda: const(0.0, 3.0),
     ],
 )
@@ -49,11 +51,19 @@ def test_never_negative(proven) -> None:  # type: ignore[no-untyped-def]
         lambda: op("Sub", op("Softmax", X), const(0.5)),
         lambda: op("Where", X, op("Sigmoid", X), const(float("-inf"))),
         lambda: op("Log", op("Softmax", X)),
+        lambda: op("Clip", X, const(-0.5)),
+        lambda: op("Clip", op("Sigmoid", X), const(-2.0), const(-1.0)),
         lambda: const(0.0, -1.0),
     ],
 )
 def test_not_proven(unknown) -> None:  # type: ignore[no-untyped-def]
     assert not nonnegative(unknown())
+
+
+def test_weights_that_are_set_to_zero_are_seen() -> None:
+    kept = op("Where", X, op("CastLike", const(0.0), X), op("Softmax", X))
+    assert masked(kept) and masked(op("Mul", op("Reshape", kept, const(1.0)), X))
+    assert not any(masked(v) for v in (X, op("Softmax", X), op("Where", X, const(1.0), op("Softmax", X)), op("ReduceSum", kept)))
 
 
 def test_ids_of_one_top_k_are_distinct() -> None:
