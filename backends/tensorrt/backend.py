@@ -74,7 +74,11 @@ class Tensorrt(Backend):
         names = dynamic_dimensions(program.inputs)
         unknown = [name for name in limits_of(target.options) if name not in names]
         fix = f"its dynamic dimensions are {', '.join(names) or 'none'}"
-        return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
+        if unknown:
+            return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
+        from moec.backends.tensorrt.refusals import refusals
+
+        return refusals(program, self.plan(target, profiles(program.inputs, limits_of(target.options))))
 
     def precision(self, target: Target) -> torch.dtype:
         return PRECISIONS[target.options.get("precision", "fp32")]

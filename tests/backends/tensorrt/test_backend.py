@@ -15,6 +15,7 @@ from moec.backends.tensorrt.engine import FACTS_FILE
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.engine import Backend
 from moec.errors import MoecError
+from moec.pipeline import Context
 from moec.report import hash_artefacts
 from moec.target import Target
 from tests.backends.tensorrt.tiny import needs_rtx
@@ -115,6 +116,16 @@ def test_layouts_of_other_clients_are_refused(model: str, tmp_path: Path) -> Non
     with pytest.raises(MoecError, match="cannot run this engine") as caught:
         api.compile(model, inputs=[INPUTS[1]], out=tmp_path / "engine", target="tensorrt:sm90", build=False, layout="genai")
     assert caught.value.code == "M208"
+
+
+@pytest.mark.parametrize(("option", "reason"), [("sm90,lowering=native", "'native' cannot be had"), ("sm90,workspace=1", "more than the")])
+def test_blocks_that_get_no_lowering_are_refused_before_the_build(mixtral: Path, tmp_path: Path, option: str, reason: str) -> None:
+    goal = Target.parse(f"tensorrt:{option}")
+    backend: Backend = registry.find("backends", goal.backend)()
+    program, _ = backend.legalize(goal).run(api.open_source(str(mixtral)).capture(), Context(), [])
+    refused = backend.supports(program, goal)
+    assert [reason in refusal.reason for refusal in refused] == [True, True] and all(refusal.fix for refusal in refused)
+    assert backend.supports(program, Target.parse("tensorrt:sm90")) == []
 
 
 # ---------------------------------------------------------------------- built elsewhere
