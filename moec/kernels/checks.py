@@ -64,8 +64,10 @@ def _check_shapes(
     x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor | Packed, w_out: Tensor | Packed, b_in: Tensor | None, b_out: Tensor | None, rule: Activation
 ) -> None:
     where = "moec::experts"
+    _demand(x.dim() > 0 and ids.dim() > 0 and ids.shape[-1] > 0, f"x is {_of(x)}, ids {_of(ids)}", where)
     _demand(len(w_in.shape) == 3 and len(w_out.shape) == 3, f"matrices have shapes {_of(w_in)} and {_of(w_out)}, not [E, F*I, H] and [E, H, I]", where)
     experts, inner, hidden = w_in.shape[0], w_out.shape[2], x.shape[-1]
+    _demand(min(experts, inner, hidden) > 0, f"matrices have shapes {_of(w_in)} and {_of(w_out)}: nothing to multiply", where)
     factor = rule.rows_per_neuron
     _demand(tuple(w_in.shape) == (experts, factor * inner, hidden), f"w_in is {_of(w_in)}, not {[experts, factor * inner, hidden]} (F = {factor})", where)
     _demand(tuple(w_out.shape) == (experts, hidden, inner), f"w_out is {_of(w_out)}, not {[experts, hidden, inner]}", where)

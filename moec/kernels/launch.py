@@ -50,7 +50,8 @@ def experts(
     Args:
         x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `Packed`, and strided.
         rule: the activation.
-        tile: sizes of the pieces instead of the table's. sort: whether to sort the pairs by expert, instead of by the number of tokens.
+        tile: sizes of the pieces instead of the table's.
+        sort: whether to sort the pairs by expert; by default, and whatever is said where a tile has too few rows, for more than a few tokens.
         checked: raise for ids that are no experts, which waits for the device. Otherwise such a choice adds nothing to its token.
 
     Raises:
@@ -65,7 +66,7 @@ def experts(
     if not len(rows):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     height = tile.rows if tile else rows_for(len(rows), top_k, w_in.shape[0])
-    few = len(rows) <= min(height, FEW_TOKENS) if sort is None else not sort
+    few = len(rows) <= (FEW_TOKENS if sort is None else height) and len(rows) <= height and not sort
     with on_device_of(x):
         order = Order(ids.numel(), ids, ids, ids) if few else align(ids, w_in.shape[0], height)
         call = _Call(rows, ids, weights, order, few, rule, score_before, height, tile, w_in.shape[0])

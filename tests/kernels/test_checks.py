@@ -53,6 +53,9 @@ WRONG: dict[str, tuple[Change, str]] = {
     "transposed": (lambda g: replace(g, w_in=g.w_in.mT), "w_in is [6, 40, 48], not [6, 48, 40]"),  # type: ignore[union-attr]
     "flat": (lambda g: replace(g, w_out=g.w_out[0]), "not [E, F*I, H]"),  # type: ignore[index]
     "other experts": (lambda g: replace(g, w_out=g.w_out[:5]), "w_out is [5, 40, 24], not [6, 40, 24]"),  # type: ignore[index]
+    "no choice": (lambda g: replace(g, ids=g.ids[:, :0], weights=g.weights[:, :0]), "ids [5, 0]"),
+    "a number": (lambda g: replace(g, x=g.x[0, 0]), "x is []"),
+    "no width": (lambda g: replace(g, w_in=torch.zeros(6, 0, 40), w_out=torch.zeros(6, 40, 0)), "nothing to multiply"),
     "short bias": (lambda g: replace(g, b_in=torch.zeros(6, 24)), "b_in is [6, 24]"),
     "long bias": (lambda g: replace(g, b_out=torch.zeros(6, 41)), "b_out is [6, 41]"),
     "2 bits": (lambda g: replace(g, w_in=packed(bits=2)), "2 bits"),

@@ -71,6 +71,12 @@ def test_one_expert_takes_all(interpret: Interpret, tokens: int) -> None:
     assert ratio(got, given, Activation()) < MARGIN < ratio(got, other, Activation())
 
 
+def test_too_many_tokens_are_sorted_whatever_is_said(interpret: Interpret) -> None:
+    given = problem(tokens=17)
+    got = interpret(launch.experts, *given.tensors(), rule=Activation(), tile=SMALL, sort=False)
+    assert ratio(got, given, Activation()) < MARGIN
+
+
 def test_the_table_s_tiles(interpret: Interpret) -> None:
     """Without a tile of the test's own, and more than a tile's rows."""
     given = problem(tokens=300, top_k=2, experts=3, dtype=torch.float16)
