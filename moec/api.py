@@ -75,7 +75,8 @@ def compile(
         target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
         optimize_for, verify, tolerance, seed: see `moec.driver.Options`.
-        save_hf: also write the model after the named passes as a checkpoint that transformers loads, see `moec.huggingface.save`.
+        save_hf: also write the model after the named passes as a checkpoint: upcycled for transformers, quantized for vLLM; see
+            `moec.huggingface.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
         text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.quality.Exam`.
         calibration, calibration_tokens: a text for the passes that need data, and how much of it, see `moec.calibration.CalibrationText`.

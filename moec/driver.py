@@ -258,7 +258,7 @@ def reference_of(source: Source, captured: Program, how: str) -> tuple[Engine | 
 
 def fits_in_memory(source: Source, captured: Program) -> bool:
     """Whether the untouched model and the engine fit beside each other in the memory that is free now."""
-    needed = source.size_bytes + 2 * sum(w.size_bytes for w in captured.weights.values())
+    needed = source.loaded_bytes + 2 * sum(w.size_bytes for w in captured.weights.values())
     return needed < available_bytes()
 
 

@@ -48,6 +48,11 @@ class Source(ABC):
     hashes: dict[str, str]
     size_bytes: int
 
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory that the reference takes; more than `size_bytes` where it has to be decoded."""
+        return self.size_bytes
+
     @abstractmethod
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch, weights loaded. Never the captured, patched or rewritten one."""

@@ -27,7 +27,7 @@ from moec.errors import MoecError
 @click.option("--layout", type=click.Choice(["plain", "genai", "triton"]), default=None, help="For which clients.  [default: genai for decoders, else plain]")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the program after every pass as Python text.")
 @click.option("--no-build", is_flag=True, help="Leave the part that needs the target's runtime or GPU to `moec build`, on the machine that has it.")
-@click.option("--save-hf", type=click.Path(path_type=Path), help="Also write the upcycled model as a checkpoint for transformers.")
+@click.option("--save-hf", type=click.Path(path_type=Path), help="Also write the upcycled or quantized model as a checkpoint.")
 @click.option("--calibration", help="A text for the passes that need data (UTF-8, or token ids in .npy, .npz, .safetensors).")
 @click.option("--calibration-tokens", type=int, help="Tokens of --calibration to use at most, 0 for all.  [default: 16384]")
 @text_options

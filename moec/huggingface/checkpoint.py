@@ -24,17 +24,19 @@ class Checkpoint:
     Attributes:
         folder: where.
         files: names of the files that were read, relative to `folder`.
-        weights: name -> lazy weight, in its stored dtype.
+        weights: name -> lazy weight, in its stored dtype; decoded where the checkpoint is quantized.
+        stored_bytes: of such a one in its files; None where weights are what is stored.
     """
 
     folder: Path
     files: tuple[str, ...]
     weights: dict[str, Weight]
+    stored_bytes: int | None = None
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all weights as stored."""
-        return sum(w.size_bytes for w in self.weights.values())
+        return sum(w.size_bytes for w in self.weights.values()) if self.stored_bytes is None else self.stored_bytes
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that was read, and of config.json, by name. Reads them whole."""

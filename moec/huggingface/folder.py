@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ class Folder:
     def size_bytes(self) -> int:
         """Bytes of the weights as stored."""
         return self.checkpoint.size_bytes
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory that `loaded` takes: of a quantized checkpoint the decoded tensors and the model's own, beside each other."""
+        if not self.quantized:
+            return self.size_bytes
+        return 2 * sum(math.prod(w.shape) * 4 for w in self.checkpoint.weights.values())
 
     @cached_property
     def template(self) -> Any:

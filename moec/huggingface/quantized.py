@@ -53,7 +53,7 @@ _METHODS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Mapping[
 
 def decode(checkpoint: Checkpoint, decoder: Decode | None) -> Checkpoint:
     """The checkpoint with plain names and lazily decoded weights."""
-    return checkpoint if decoder is None else replace(checkpoint, weights=decoder(checkpoint.weights))
+    return checkpoint if decoder is None else replace(checkpoint, weights=decoder(checkpoint.weights), stored_bytes=checkpoint.size_bytes)
 
 
 def keep_packed(program: Program) -> int:

@@ -89,6 +89,11 @@ class HuggingFaceSource(Source):
         """Which values each input may take."""
         return self.signature.domains
 
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory that the reference takes."""
+        return int(getattr(self.origin, "loaded_bytes", self.size_bytes))
+
     @cached_property
     def hashes(self) -> dict[str, str]:  # type: ignore[override]  # the files are read only when somebody asks
         """SHA-256 of the files by name."""
