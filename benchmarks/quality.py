@@ -24,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,29 +61,29 @@ class Row:
     data: bool = False
 
 
-def _widths() -> Iterator[Row]:
-    for bits in (8, 4, 3, 2):
-        common = f"bits={max(bits, 4)}, experts={bits}, group=GROUP"
-        yield Row(f"{bits} bits RTN", f"quantize({common})")
-        yield Row(f"{bits} bits RTN + router", f"quantize({common}), calibrate-router", data=True)
-        yield Row(f"{bits} bits HQQ", f"quantize({common}, method=hqq)")
-        yield Row(f"{bits} bits GPTQ", f"quantize({common}, method=gptq)", data=True)
-        yield Row(f"{bits} bits GPTQ + router", f"quantize({common}, method=gptq), calibrate-router", data=True)
+def _fitted(bits: int) -> Iterator[Row]:
+    common = f"bits={max(bits, 4)}, experts={bits}, group=GROUP, method=gptq"
+    yield Row(f"{bits} bits GPTQ", f"quantize({common})", data=True)
+    yield Row(f"{bits} bits GPTQ + router", f"quantize({common}), calibrate-router", data=True)
 
 
-ROWS = [
-    *_widths(),
-    Row("2 bits GPTQ, zero points", "quantize(bits=4, experts=2, group=GROUP, symmetric=False, method=gptq)", data=True),
+ROWS = [  # the quickest to say something first: `--save` writes after each
+    *(Row(f"{bits} bits RTN", f"quantize(bits={max(bits, 4)}, experts={bits}, group=GROUP)") for bits in (8, 4, 3, 2)),
+    *(row for bits in (4, 2, 3) for row in _fitted(bits)),
     Row("mix of 2 and 4, 3.0 bits", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq)", data=True),
     Row("mix of 2 and 4, 3.0 bits + router", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq), calibrate-router", data=True),
     Row("mix by frequency, 3.0 bits", "quantize(bits=4, budget_bits=3.0, sensitivity=frequency, group=GROUP, method=gptq)", data=True),
     Row("6 of 8 experts, REAP", "prune-experts(keep=0.75)", data=True),
     Row("6 of 8 experts, frequency", "prune-experts(keep=0.75, score=frequency)", data=True),
     Row("6 of 8 experts, random", "prune-experts(keep=0.75, score=random)", data=True),
-    Row("4 of 8 experts, REAP", "prune-experts(keep=0.5)", data=True),
-    Row("4 of 8 experts, frequency", "prune-experts(keep=0.5, score=frequency)", data=True),
     Row("PESF 0.3", "skip-experts(alpha=0.3)"),
     Row("PESF 0.7", "skip-experts(alpha=0.7)"),
+    *(Row(f"{bits} bits HQQ", f"quantize(bits={max(bits, 4)}, experts={bits}, group=GROUP, method=hqq)") for bits in (4, 3, 2)),
+    Row("4 of 8 experts, REAP", "prune-experts(keep=0.5)", data=True),
+    Row("4 of 8 experts, frequency", "prune-experts(keep=0.5, score=frequency)", data=True),
+    Row("4 bits RTN + router", "quantize(bits=4, group=GROUP), calibrate-router", data=True),
+    Row("2 bits RTN + router", "quantize(bits=4, experts=2, group=GROUP), calibrate-router", data=True),
+    Row("2 bits GPTQ, zero points", "quantize(bits=4, experts=2, group=GROUP, symmetric=False, method=gptq)", data=True),
 ]
 
 
@@ -153,6 +153,8 @@ class Harness:
         self.windows = list(corpus_of(text, source).windows(WINDOW, tokens, BATCH))
         self.windows = [w for w in self.windows if w.shape[1] == WINDOW]
         self.reference = read(self.captured, self.windows)
+        target = [ids[:, 1:, None] for ids in self.windows]
+        self.perplexity = math.exp(-float(torch.cat([p[:, :-1].gather(-1, t).flatten() for p, t in zip(self.reference[0], target, strict=True)]).mean()))
         self._last: dict[int, tuple[str, Program, Context]] = {}
 
     def make(self, pipeline: str, seed: int) -> Program:
@@ -165,15 +167,18 @@ class Harness:
         self._last[seed] = pipeline, program, context
         return program
 
-    def measure(self, row: Row, seeds: int) -> dict[str, Any]:
-        """Means over the seeds, and the spread."""
-        found, start = [], time.perf_counter()
-        for seed in range(seeds if row.data else 1):
-            program = self.make(row.pipeline, seed)
-            found.append({**compare(self.reference, read(program, self.windows), self.windows), "bytes": float(size_bytes(program, 2))})
-        means = {name: statistics.mean(f[name] for f in found) for name in FIGURES}
-        spread = statistics.stdev(f["kl"] for f in found) if len(found) > 1 else found[0]["spread"]
-        return {**means, "spread": spread, "seeds": len(found), "seconds": (time.perf_counter() - start) / len(found)}
+    def measure(self, pipeline: str, seed: int) -> dict[str, float]:
+        """The figures of a pipeline with one seed."""
+        start = time.perf_counter()
+        program = self.make(pipeline, seed)
+        figures = compare(self.reference, read(program, self.windows), self.windows)
+        return {**figures, "bytes": float(size_bytes(program, 2)), "seconds": time.perf_counter() - start}
+
+
+def summary(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The means over seeds, and the spread of the KL."""
+    means = {name: statistics.mean(f[name] for f in found) for name in found[0]}
+    return {**means, "spread": statistics.stdev(f["kl"] for f in found) if len(found) > 1 else found[0]["spread"], "seeds": len(found)}
 
 
 def size_bytes(program: Program, widest: int = 8) -> int:
@@ -218,11 +223,12 @@ def table(report: dict[str, Any]) -> str:
     rows = report["rows"]
     value = {(r["case"], r["who"]): r["value"] for r in rows if r["who"] in (*FIGURES, "spread", "seeds", "seconds")}
     untouched = report["bytes"]
-    lines = ["| | KL, nats a token | perplexity | top-1 | router sets | bytes | s |", "|---|---|---|---|---|---|---|"]
+    lines = ["| | KL, nats a token (seeds) | perplexity | top-1 | router sets | bytes | s |", "|---|---|---|---|---|---|---|"]
     for case in dict.fromkeys(case for case, _ in value):
         kl, ratio, top, sets, size = (value[case, f] for f in FIGURES)
+        kept = "–" if math.isnan(sets) else f"{100 * sets:.2f} %"
         lines.append(
-            f"| {case} | {kl:.5f} ± {value[case, 'spread']:.5f} | × {ratio:.4f} | {100 * top:.2f} % | {'–' if math.isnan(sets) else f'{100 * sets:.2f} %'} "
+            f"| {case} | {kl:.5f} ± {value[case, 'spread']:.5f} ({value[case, 'seeds']}) | × {ratio:.4f} | {100 * top:.2f} % | {kept} "
             f"| {untouched / size:.2f} times fewer | {value[case, 'seconds']:.0f} |"
         )
     built = [r for r in rows if r["who"] in ("file over arithmetic", "one token")]
@@ -311,28 +317,50 @@ def main() -> None:
     if not calibration or not text:
         sys.exit(f"{folder} has no train.npy and val.npy: name texts with --calibration and --text")
     harness = Harness(open_source(str(folder), cache=False), CalibrationText(calibration, options.calibration_tokens, WINDOW), text, options.tokens)
-    rows: list[dict[str, Any]] = []
-    for row in ROWS:
-        if options.only and not any(part in row.name for part in options.only):
-            continue
-        try:
-            found = harness.measure(Row(row.name, row.pipeline.replace("GROUP", str(options.group)), row.data), options.seeds)
-        except MoecError as error:
-            rows.append({"case": row.name, "who": "left out", "value": error.what, "unit": ""})
-            continue
-        rows += [{"case": row.name, "who": who, "value": value, "unit": _UNITS.get(who, "")} for who, value in found.items()]
-        print(f"{row.name}: KL {found['kl']:.5f} ± {found['spread']:.5f}, router sets {found['router set']:.4f}, {found['seconds']:.0f} s", file=sys.stderr)
-    if options.engines:
-        rows += engines(harness, options.group, 40)
     count = sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows)
     about = f"{'The model that was given' if options.model else 'The model that was trained here'}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, "
-    about += f"{len(harness.reference[1][0])} mixtures. {count:,} tokens judged, {options.calibration_tokens:,} calibrated on, {options.seeds} seeds, "
-    about += f"groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, scales in 16 too."
-    report = {**environment(), "about": about, "bytes": size_bytes(harness.captured, 2), "targets": verdicts(rows), "rows": rows}
-    if options.save:
+    about += (
+        f"{len(harness.reference[1][0])} mixtures, perplexity {harness.perplexity:.2f}. {count:,} tokens judged, {options.calibration_tokens:,} calibrated "
+    )
+    about += f"on, {options.seeds} seeds, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, scales in 16 too."
+    report: dict[str, Any] = {**environment(), "about": about, "bytes": size_bytes(harness.captured, 2), "targets": [], "rows": []}
+    chosen = [r for r in ROWS if not options.only or any(part in r.name for part in options.only)]
+    found: dict[str, list[dict[str, float]]] = {}
+    refused: dict[str, str] = {}
+    for seed in range(options.seeds):  # all rows with one seed first
+        for row in (r for r in chosen if r.name not in refused and (r.data or not seed)):
+            try:
+                figures = harness.measure(row.pipeline.replace("GROUP", str(options.group)), seed)
+            except MoecError as error:
+                refused[row.name] = error.what
+            else:
+                found.setdefault(row.name, []).append(figures)
+                print(f"{row.name}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}", file=sys.stderr, flush=True)
+            report["rows"] = rows_of(chosen, found, refused)
+            save(report, options.save)
+    if options.engines:
+        report["rows"] += engines(harness, options.group, 40)
+        save(report, options.save)
+    print(json.dumps(report) if options.json else table(report))
+
+
+def rows_of(chosen: Sequence[Row], found: Mapping[str, list[dict[str, float]]], refused: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Each pipeline's figures so far, or why there are none."""
+    rows: list[dict[str, Any]] = []
+    for row in chosen:
+        if row.name in found:
+            rows += [{"case": row.name, "who": who, "value": value, "unit": _UNITS.get(who, "")} for who, value in summary(found[row.name]).items()]
+        elif row.name in refused:
+            rows.append({"case": row.name, "who": "left out", "value": refused[row.name], "unit": ""})
+    return rows
+
+
+def save(report: dict[str, Any], wanted: bool) -> None:
+    """Judge what there is; write it where that was asked for."""
+    report["targets"] = verdicts(report["rows"])
+    if wanted:
         RESULTS.joinpath("quality.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("quality.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
 
 
 _UNITS = {"kl": "nats a token", "spread": "nats a token", "seconds": "s a seed", "bytes": "bytes"}
