@@ -36,7 +36,7 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
 
     Returns:
         One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `bits`, `block` and
-        `bytes`, and for a native block `native`: the tensors between which the layer is spliced in, see `native`.
+        `bytes`, and for a native block `native`: the tensors between which the layer belongs.
 
     Raises:
         MoecError: M208 when the policy refuses a block.

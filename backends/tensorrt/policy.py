@@ -2,16 +2,16 @@
 
 There are three.
 
-- `native`: TensorRT's own MoE layer, spliced into the network after parsing (see `native`). It exists for gated SiLU on SM 10.0, 10.3 and
-  11.0, and in the enterprise library alone. The library does not refuse other GPUs when the layer is added, it fails in the middle of a
-  build: that is why moec asks first.
+- `native`: TensorRT's own MoE layer, put into the network after parsing, where the builder does that (`Plan.splices`). It exists for gated
+  SiLU on SM 10.0, 10.3 and 11.0, and in the enterprise library alone. Elsewhere a build fails in the middle: that is why moec asks first.
 - standard operators without data-dependent shapes, in one of two forms. `gathered` copies the chosen experts' matrices for every token and
   multiplies by those; `dense` computes all experts for all tokens as three plain products and masks what was not chosen.
 - `kernels`: grouped products of moec's own as plugins. This build has none; `kernels_missing` says why.
 
-One form holds for the whole engine, also where it has two optimization profiles (few tokens and many). TensorRT's `If` would hold both
-forms' weights as constants of their own and keeps each branch from being fused with what stands around it; two engines in one folder would
-hold all weights twice. So the most tokens of a call decide: an engine that is only to continue texts is compiled for few tokens.
+One form holds for the whole engine, also where it has two optimization profiles (few tokens and many). A branch in the graph would keep
+each form from being fused with what stands around it, and two engines in one folder would hold all weights twice. So the most tokens of a
+call decide: an engine that is only to continue texts is compiled for few tokens (`max_sequence=1`). When gathering pays is a count of
+passes over memory, not a measurement.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Plan:
         length: the most new tokens of one text.
         memory_bytes: what the intermediates of one MoE block may take.
         lowering: one of `LOWERINGS`.
+        splices: whether whoever builds puts TensorRT's MoE layer into the network, between the tensors that `moe.lower_experts` names.
     """
 
     edition: str = "tensorrt"
@@ -52,6 +53,7 @@ class Plan:
     length: int = 1024
     memory_bytes: int = MEMORY_BYTES
     lowering: str = "auto"
+    splices: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ def why_not_native(shape: Shape, plan: Plan) -> str:
         return f"TensorRT's MoE layer reads no weights of {shape.bits} bits"
     if shape.score_before:
         return "TensorRT's MoE layer applies weights after the experts"
-    return "TensorRT's MoE layer takes all biases or none" if shape.biases == "some" else ""
+    if shape.biases == "some":
+        return "TensorRT's MoE layer takes all biases or none"
+    return "" if plan.splices else "this build of moec puts no MoE layer into a network"
 
 
 def kernels_missing(plan: Plan) -> str:
