@@ -32,7 +32,7 @@ def _shape(program: Program, node: fx.Node) -> Shape:
     top_k = node.kwargs["top_k"] if "top_k" in node.kwargs else _value(node.args[1]).shape[-1]
     biases = {(False, False): "", (True, True): "all"}.get((b_in is not None, b_out is not None), "some")
     before = bool(node.kwargs.get("score_before", False))
-    return Shape(experts, int(top_k), hidden, inner, Activation.of(node.kwargs), before, _value(w_in).dtype.itemsize, min(bits, default=0), biases)  # type: ignore[call-overload]
+    return Shape(experts, int(top_k), hidden, inner, Activation.of(node.kwargs), before, _value(w_in).dtype.itemsize, min(bits, default=0), biases)  # type: ignore[arg-type]
 
 
 def _value(node: Any) -> torch.Tensor:
