@@ -30,11 +30,16 @@ class Mixture:
     @property
     def order(self) -> tuple[int, ...]:
         """Where each expert stands in the parts one after another."""
-        stored = [e for _, experts in self.parts for e in experts]
-        return tuple(stored.index(e) for e in range(len(stored)))
+        return order_of([experts for _, experts in self.parts])
 
     def __str__(self) -> str:
         return " and ".join(f"{b} bit for {len(experts)}" for b, experts in self.parts)
+
+
+def order_of(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Where each of E experts stands when parts of them follow one another."""
+    stored = [e for experts in parts for e in experts]
+    return tuple(stored.index(e) for e in range(len(stored)))
 
 
 def taken(weight: Weight, places: Sequence[int]) -> Weight:

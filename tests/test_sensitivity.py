@@ -52,7 +52,7 @@ def inputs(of: Program) -> list[dict[str, Tensor]]:
 
 
 def measured(kind: str, of: Program) -> dict[fx.Node, Tensor]:
-    found = measure_sensitivity(of, inputs(of), {n: Grid(4, 16) for n in moe_nodes(of)}, WIDTHS, kind)
+    found = measure_sensitivity(of, inputs(of), {n: Grid(4, 8) for n in moe_nodes(of)}, WIDTHS, kind)
     assert found.kind == kind and not found.reason
     return found.costs
 
@@ -79,7 +79,7 @@ def changes(of: Program, node: fx.Node, e: int, bits: int) -> Tensor:
     instead = {}
     for place in (at, at + 1):
         weight = of.weights[str(node.args[place].target)]  # type: ignore[union-attr]
-        rounded, value = quantize_weight(weight, Grid(bits, 16)), weight.load().clone()
+        rounded, value = quantize_weight(weight, Grid(bits, 8)), weight.load().clone()
         value[e] = torch.ops.moec.dequantize(*(p.load() for p in rounded.parts()), bits=bits)[e]
         instead[place] = value
     return block_outputs(of, node, instead) - block_outputs(of, node, {})
@@ -141,14 +141,14 @@ def test_frequency_counts_tokens() -> None:
 
 def test_without_memory_or_logits_it_is_the_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
     of = captured("mixtral")
-    blocks = {n: Grid(4, 16) for n in moe_nodes(of)}
+    blocks = {n: Grid(4, 8) for n in moe_nodes(of)}
     monkeypatch.setattr(sensitivity, "available_bytes", lambda: 1000)
     found = measure_sensitivity(of, inputs(of), blocks, WIDTHS, "fisher")
     assert found.kind == "error" and "GiB" in found.reason
     monkeypatch.undo()
     other = of.clone()
     other.outputs = tuple("scores" if o == "logits" else o for o in of.outputs)
-    again = measure_sensitivity(other, inputs(other), {n: Grid(4, 16) for n in moe_nodes(other)}, WIDTHS, "fisher")
+    again = measure_sensitivity(other, inputs(other), {n: Grid(4, 8) for n in moe_nodes(other)}, WIDTHS, "fisher")
     assert again.kind == "error" and "no logits" in again.reason
     for a, b in zip(found.costs.values(), again.costs.values(), strict=True):
         assert torch.equal(a, b)
@@ -165,4 +165,4 @@ def test_infinite_outputs_are_no_costs() -> None:
     value[:, 0, 0] = float("inf")
     of.weights[name] = from_tensor(value, "broken")
     with pytest.raises(MoecError, match="M105"):
-        measure_sensitivity(of, inputs(of), {n: Grid(4, 16) for n in moe_nodes(of)}, WIDTHS, "error")
+        measure_sensitivity(of, inputs(of), {n: Grid(4, 8) for n in moe_nodes(of)}, WIDTHS, "error")

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from moec.backends.onnx.packed import Quantized, read_quantized
+from moec.backends.onnx.packed import Quantized, joined, read_quantized, read_shares
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
-from moec.weights import Weight
+from moec.weights import Weight, select
 
 # where the tensors of each operator stand
 INPUTS = {
     "Experts": ("x", "ids", "weights", "w_in", "w_out", "b_in", "b_out"),
     "Moe": ("x", "router_weight", "router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"),
 }
+
+
+@dataclass(frozen=True)
+class Part:
+    """The experts of a block that have one width."""
+
+    experts: tuple[int, ...]
+    w_in: Quantized
+    w_out: Quantized
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Block:
         score_before: weights multiply the experts' input.
         top_k: experts a token, K.
         dtype: of x and of the experts' weights.
+        parts: where experts have several widths, those of each; w_in and w_out then have all in the widest, which is the same numbers.
     """
 
     x: ir.Value
@@ -49,6 +60,13 @@ class Block:
     score_before: bool
     top_k: int
     dtype: ir.DataType
+    parts: tuple[Part, ...] = ()
+
+    def matrix(self, role: str, e: int) -> Weight | Quantized:
+        """Expert e's own `w_in` or `w_out`, in its own width."""
+        holder, at = next(((p, p.experts.index(e)) for p in self.parts if e in p.experts), (self, e))
+        stack: Weight | Quantized = getattr(holder, role)
+        return stack.each(lambda t: select(t, at)) if isinstance(stack, Quantized) else select(stack, at)
 
     @property
     def experts(self) -> int:
@@ -82,12 +100,23 @@ def read(node: ir.Node) -> Block:
     routing = Routing.of(rule) if node.op_type == "Moe" else None
     return Block(
         at["x"], at.get("ids"), at.get("weights"), at.get("router_weight"), at.get("router_bias"), w_in, w_out, b_in, b_out,
-        Activation.of(rule), routing, rule["score_before"], routing.top_k if routing else _top_k(node), DTYPES[w_in.dtype],
+        Activation.of(rule), routing, rule["score_before"], routing.top_k if routing else _top_k(node), DTYPES[w_in.dtype], _parts(at),
     )  # fmt: skip
 
 
 def _matrices(node: ir.Node, value: ir.Value | None) -> Weight | Quantized | None:
-    return read_quantized(value.producer() if value is not None else None) or _weight(node, value)
+    producer = value.producer() if value is not None else None
+    shares = read_shares(producer)
+    return joined(shares) if shares else read_quantized(producer) or _weight(node, value)
+
+
+def _parts(at: Mapping[str, ir.Value | None]) -> tuple[Part, ...]:
+    """The widths of experts whose two matrices have the same."""
+    first, second = (read_shares(v.producer() if v is not None else None) for v in (at.get("w_in"), at.get("w_out")))
+    if not first or [s.experts for s in first] != [s.experts for s in second]:
+        return ()
+    same = all((a.weight.bits, a.weight.block) == (b.weight.bits, b.weight.block) for a, b in zip(first, second, strict=True))
+    return tuple(Part(a.experts, a.weight, b.weight) for a, b in zip(first, second, strict=True)) if same else ()
 
 
 def _weight(node: ir.Node, value: ir.Value | None) -> Weight | None:

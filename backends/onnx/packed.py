@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from moec.backends.onnx.tensors import weight_of
 from moec.dialect import pack
-from moec.weights import Weight, rowwise
+from moec.mixture import order_of, taken
+from moec.weights import Weight, concat, rowwise
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,84 @@ class Quantized:
         """`4 bits in blocks of 64, symmetric`, for reports."""
         return f"{self.bits} bits in blocks of {self.block}, {'symmetric' if self.zero is None else 'with zero points'}"
 
+    @property
+    def parts(self) -> list[Weight]:
+        """Codes, scales, and zero points if there are any."""
+        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
+
     def each(self, function: Callable[[Weight], Weight]) -> Quantized:
         """The same function of all parts: one that selects or moves whole rows."""
         return Quantized(function(self.packed), function(self.scale), None if self.zero is None else function(self.zero), self.bits)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The experts of a stack that have one width, and their matrices in that order."""
+
+    experts: tuple[int, ...]
+    weight: Quantized
+
+
+def read_shares(node: ir.Node | None) -> tuple[Share, ...]:
+    """What a node stands for if it is a stack of several widths, `Gather(Concat(Dequantize, …), order)`, else nothing."""
+    joined = node.inputs[0].producer() if node is not None and node.op_type == "Gather" and node.inputs[0] is not None else None
+    if node is None or joined is None or joined.op_type != "Concat" or {n.attributes.get_int("axis", 0) for n in (node, joined)} != {0}:
+        return ()
+    parts = [read_quantized(v.producer()) for v in joined.inputs if v is not None]
+    order = _indices(node.inputs[1])
+    if order is None or any(p is None for p in parts):
+        return ()
+    expert_at = {int(place): e for e, place in enumerate(order.load())}
+    found, start = list[Share](), 0
+    for part in parts:
+        assert part is not None
+        stop = start + part.shape[0]
+        found.append(Share(tuple(expert_at[at] for at in range(start, stop)), part))
+        start = stop
+    return tuple(found)
+
+
+def _indices(value: ir.Value | None) -> Weight | None:
+    """Constant indices, which torch.onnx casts and reshapes to what they are already."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in ("Cast", "Reshape", "Identity"):
+        value = node.inputs[0]
+    return weight_of(value)
+
+
+def widened(weight: Quantized, bits: int) -> Quantized:
+    """The same numbers in wider codes."""
+    if weight.bits == bits:
+        return weight
+    middle = 0 if weight.zero is not None else 2 ** (bits - 1) - 2 ** (weight.bits - 1)
+    places = torch.arange(0, 8, weight.bits, dtype=torch.uint8)
+
+    def wider(packed: torch.Tensor) -> torch.Tensor:
+        codes = (packed.unsqueeze(-1) >> places.to(packed.device)) & (2**weight.bits - 1)
+        return pack(codes.flatten(-2) + middle, bits)
+
+    return Quantized(rowwise(f"widened[{bits}]", wider, weight.packed), weight.scale, weight.zero, bits)
+
+
+def joined(shares: Sequence[Share]) -> Quantized:
+    """All experts of a stack of several widths in the widest of them."""
+    order = order_of([share.experts for share in shares])
+    parts = [widened(share.weight, max(s.weight.bits for s in shares)) for share in shares]
+    whole = [taken(concat(same, 0), order) for same in zip(*(p.parts for p in parts), strict=True)]
+    return Quantized(whole[0], whole[1], whole[2] if len(whole) > 2 else None, parts[0].bits)
+
+
+def remove_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
+    """Drop the nodes that computed values which nobody reads any more, and what only these read."""
+    for value in values:
+        node = value.producer() if value is not None else None
+        if value is None or value.uses() or value.is_graph_output():
+            continue
+        if value.is_initializer():
+            graph.initializers.pop(str(value.name), None)
+        elif node is not None and node.graph is graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+            inputs = list(node.inputs)
+            graph.remove(node, safe=True)
+            remove_unread(graph, inputs)
 
 
 def read_quantized(node: ir.Node | None) -> Quantized | None:

@@ -11,6 +11,7 @@ time with the square of a graph's nodes (512 experts in one graph: 20 s), and wi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -148,37 +149,39 @@ def _group(emit: Emitter, plan: _Plan, g: int, source: ir.Value, counts: ir.Valu
 
 def _joined(emit: Emitter, plan: _Plan, experts: range, pieces: tuple[ir.Value, ...], counts: ir.Value) -> list[ir.Value]:
     block, inner = plan.block, plan.block.w_out.shape[2]
-    hidden = emit("Concat", *(_linear(emit, p, block.w_in, block.b_in, f"{e}.in", e) for e, p in zip(experts, pieces, strict=True)), axis=0)
+    hidden = emit("Concat", *(_linear(emit, p, block, "in", e) for e, p in zip(experts, pieces, strict=True)), axis=0)
     if block.activation.gated:
         gate, up = emit.several(2, "Split", hidden, emit.constant([inner, inner]), axis=-1)
         active = emit_gated(emit, block.activation, gate, up, block.dtype)
     else:
         active = emit_plain(emit, block.activation, hidden, block.dtype)
     pieces = emit.several(plan.size, "Split", active, counts, axis=0)[: len(experts)]
-    return [_linear(emit, p, block.w_out, block.b_out, f"{e}.out", e) for e, p in zip(experts, pieces, strict=True)]
+    return [_linear(emit, p, block, "out", e) for e, p in zip(experts, pieces, strict=True)]
 
 
 def _apart(emit: Emitter, plan: _Plan, e: int, piece: ir.Value) -> ir.Value:
     block, inner = plan.block, plan.block.w_out.shape[2]
     x = emit("Gather", plan.x, piece) if plan.gathers else piece
     if block.activation.gated:  # two products: cutting one product's columns in halves would copy them
-        gate = _linear(emit, x, block.w_in, block.b_in, f"{e}.gate", e, (0, inner))
-        up = _linear(emit, x, block.w_in, block.b_in, f"{e}.up", e, (inner, 2 * inner))
+        gate = _linear(emit, x, block, "gate", e, (0, inner))
+        up = _linear(emit, x, block, "up", e, (inner, 2 * inner))
         active = emit_gated(emit, block.activation, gate, up, block.dtype)
     else:
-        active = emit_plain(emit, block.activation, _linear(emit, x, block.w_in, block.b_in, f"{e}.in", e), block.dtype)
-    return _linear(emit, active, block.w_out, block.b_out, f"{e}.out", e)
+        active = emit_plain(emit, block.activation, _linear(emit, x, block, "in", e), block.dtype)
+    return _linear(emit, active, block, "out", e)
 
 
-def _linear(emit: Emitter, x: ir.Value, weight: Weight | Quantized, bias: Weight | None, name: str, e: int, part: tuple[int, int] | None = None) -> ir.Value:
-    """A product with expert e's weight `[out, in]` and bias, or with rows `part` of them."""
-
-    def cut(t: Weight) -> Weight:
-        return select(t, e) if part is None else rows(select(t, e), *part)
-
-    biases = [] if bias is None else [emit.weight(cut(bias), f"{name}.bias")]
+def _linear(emit: Emitter, x: ir.Value, block: Block, role: str, e: int, part: tuple[int, int] | None = None) -> ir.Value:
+    """A product with one of expert e's matrices `[out, in]` and its bias, or with rows `part` of them."""
+    weight, bias = block.matrix("w_out" if role == "out" else "w_in", e), block.b_out if role == "out" else block.b_in
+    name, cut = f"{e}.{role}", partial(_cut, part)
+    biases = [] if bias is None else [emit.weight(cut(select(bias, e)), f"{name}.bias")]
     if isinstance(weight, Quantized):
         own = weight.each(cut)
         y = emit_product(emit, x, own, kernel_inputs(emit.graph, own, f"{emit.name}.{name}"))
         return emit("Add", y, *biases) if biases else y
     return emit("Gemm", x, emit.weight(cut(weight), f"{name}.weight"), *biases, transB=1)
+
+
+def _cut(part: tuple[int, int] | None, weight: Weight) -> Weight:
+    return weight if part is None else rows(weight, *part)

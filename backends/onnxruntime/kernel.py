@@ -45,49 +45,67 @@ def is_native(routing: Routing, selection_bias: bool, activation: Activation, sc
     return routing.combine == "softmax" or (routing.score == "softmax" and routing.combine in ("renormalize", "scores"))
 
 
-def emit_native(emit: Emitter, block: Block, logits: ir.Value) -> ir.Value:
-    """Emit the operator on router logits `[T, E]` for a block whose rule is native; returns `[..., H]`."""
+def emit_native(emit: Emitter, block: Block, logits: ir.Value, bits: int = 0) -> ir.Value:
+    """Emit the operator on router logits `[T, E]` for a block whose rule is native; returns `[..., H]`. `bits`: see `emit_qmoe`."""
     assert block.routing is not None
     rows = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
-    y = _operator(emit, block, rows, logits, normalize=block.routing.combine != "scores")
+    y = _operator(emit, block, rows, logits, normalize=block.routing.combine != "scores", bits=bits)
     scale = block.routing.scale
     y = y if scale == 1.0 else emit("Mul", y, emit.number(scale, block.dtype))
     return emit("Reshape", y, emit("Shape", block.x), allowzero=1)
 
 
-def emit_portable(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> ir.Value:
+def emit_portable(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0) -> ir.Value:
     """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative unless K is 1), both `[..., K]`."""
-    width = [-1, block.top_k]
-    ids = emit("Reshape", ids, emit.constant(width))
-    weights = emit.cast(emit("Reshape", weights, emit.constant(width)), weights_dtype, block.wide)
-    rows = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
-    if block.score_before:  # K is 1: the only weight goes onto the input and none remains
-        rows = emit.cast(emit("Mul", emit.cast(rows, block.dtype, block.wide), weights), block.wide, block.dtype)
-    tiny = emit.number(TINY, block.wide)
-    # axis 1, never -1: ONNX Runtime's reductions take -1 wrongly when there are no tokens
-    most = emit("Max", emit("ReduceMax", weights, emit.constant([1])), tiny)
-    logs = emit("Log", emit("Max", emit("Div", weights, most), tiny))
-    y = _operator(emit, block, rows, _scatter(emit, block, ids, logs), normalize=True)
+    ids, weights, rows = _flat(emit, block, ids, weights, weights_dtype)
+    y = _operator(emit, block, rows, _scatter(emit, block, ids, log_shares(emit, block, weights), CLOSED), normalize=True, bits=bits)
     if not block.score_before:
         total = emit("ReduceSum", weights, emit.constant([1]))
         y = emit.cast(emit("Mul", emit.cast(y, block.dtype, block.wide), total), block.wide, block.dtype)
     return emit("Reshape", y, emit("Shape", block.x), allowzero=1)
 
 
-def _scatter(emit: Emitter, block: Block, ids: ir.Value, logs: ir.Value) -> ir.Value:
-    """Router logits `[T, E]` that choose exactly `ids`, with `logs` there."""
+def spread_weights(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
+    """Rows `[T, H]`, and what each expert's output is multiplied by, `[T, E]` in the wide dtype: zero where it was not chosen."""
+    ids, weights, rows = _flat(emit, block, ids, weights, weights_dtype)
+    if block.score_before:
+        weights = emit("Expand", emit.number(1.0, block.wide), emit("Shape", weights))
+    return rows, _scatter(emit, block, ids, weights, 0.0)
+
+
+def log_shares(emit: Emitter, block: Block, weights: ir.Value) -> ir.Value:
+    """Logits of which the operator makes these weights up to a factor a row; a row of zeros gives equal ones."""
+    tiny = emit.number(TINY, block.wide)
+    # axis 1, never -1: ONNX Runtime's reductions take -1 wrongly when there are no tokens
+    most = emit("Max", emit("ReduceMax", weights, emit.constant([1])), tiny)
+    return emit("Log", emit("Max", emit("Div", weights, most), tiny))
+
+
+def _flat(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Ids and weights `[T, K]`, and rows `[T, H]`, which are multiplied by the one weight where that comes before the experts."""
+    width = [-1, block.top_k]
+    ids = emit("Reshape", ids, emit.constant(width))
+    weights = emit.cast(emit("Reshape", weights, emit.constant(width)), weights_dtype, block.wide)
+    rows = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
+    if block.score_before:  # K is 1: the only weight goes onto the input and none remains
+        rows = emit.cast(emit("Mul", emit.cast(rows, block.dtype, block.wide), weights), block.wide, block.dtype)
+    return ids, weights, rows
+
+
+def _scatter(emit: Emitter, block: Block, ids: ir.Value, values: ir.Value, otherwise: float) -> ir.Value:
+    """`[T, E]` with values at `ids`."""
     tokens = emit("Shape", ids, start=0, end=1)
-    closed = emit("Expand", emit.number(CLOSED, block.wide), emit("Concat", tokens, emit.constant([block.experts]), axis=0))
-    return emit("ScatterElements", closed, ids, logs, axis=1)
+    closed = emit("Expand", emit.number(otherwise, block.wide), emit("Concat", tokens, emit.constant([block.experts]), axis=0))
+    return emit("ScatterElements", closed, ids, values, axis=1)
 
 
-def _operator(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, normalize: bool) -> ir.Value:
+def _operator(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, normalize: bool, bits: int) -> ir.Value:
     from moec.backends.onnx.emit import MICROSOFT
     from moec.backends.onnxruntime.qmoe import emit_qmoe, interleave
 
     logits = emit.cast(logits, block.wide, block.dtype)  # the operators want x's dtype
     if not isinstance(block.w_in, Weight) or not isinstance(block.w_out, Weight):
-        return emit_qmoe(emit, block, x, logits)
+        return emit_qmoe(emit, block, x, logits, bits=bits)
     attributes = kernel_activation(block.activation)
     assert attributes is not None
     gated = block.activation.gated

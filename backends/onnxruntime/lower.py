@@ -4,6 +4,7 @@ CPU: the grouped form. It is even with the MoE operator at one token and 1.3 to 
 because plain products get their weights packed and use all threads for one expert.
 CUDA: the MoE operator wherever it is right; the grouped form would launch small kernels for every expert.
 Packed weights: the QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py).
+Experts of several widths: one operator in the widest where nothing may be rounded, else an operator for each width, see `widths`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import onnx_ir as ir
 
 from moec.backends.onnx.block import INPUTS, Block, read
 from moec.backends.onnx.emit import MICROSOFT, Emitter
-from moec.backends.onnx.packed import Quantized
+from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.signs import distinct, nonnegative
 from moec.backends.onnxruntime.grouped import branches, emit_grouped
 from moec.backends.onnxruntime.kernel import emit_native, emit_portable, is_native, kernel_activation
-from moec.backends.onnxruntime.qmoe import emit_weighted, why_not_qmoe
+from moec.backends.onnxruntime.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.routing import emit_choice, emit_logits
+from moec.backends.onnxruntime.widths import emit_each_width
 
 DOMAIN = "moec"
 
@@ -34,8 +36,9 @@ def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu",
         rounded: whether kernels with packed weights may round activations to 8 bits.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, portable routing` or `grouped`) and `why`, with the arrangement of
-        grouped experts; for packed weights `bits`, `block` and `bytes` of each matrix too.
+        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`, `kernel for each width`
+        or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes` of each matrix too,
+        and for several widths how many `experts` have which.
 
     Raises:
         MoecError: M208 when a node's weights are not initializers.
@@ -51,23 +54,36 @@ def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu",
 
 def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool) -> dict[str, Any]:
     block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
-    refusal = _why_grouped(block, provider, rounded)
+    refusal, held = _why_grouped(block, provider, rounded), list(node.inputs)
+    bits = kernel_bits(block, provider, rounded) if is_packed(block) and not refusal else 0
+    apart = not refusal and each_width(block, provider, rounded)
     logits = emit_logits(emit, block) if block.routing else None
-    if logits is not None and not refusal and _renormalizes(block):
-        formulation, y = "kernel", emit_native(emit, block, logits)
+    if logits is not None and not refusal and not apart and _renormalizes(block):
+        formulation, y = "kernel", emit_native(emit, block, logits, bits)
     else:
         ids, weights = emit_choice(emit, block, logits) if logits is not None else (block.ids, block.weights)
         assert ids is not None and weights is not None
         dtype = block.wide if logits is not None else weights.dtype or block.dtype
         if refusal:
             formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined)
+        elif apart:
+            formulation, y = "kernel for each width", emit_each_width(emit, block, ids, weights, dtype, provider)
         elif provider == "cpu" and not block.score_before:
-            formulation, y = "kernel, weights given", emit_weighted(emit, block, ids, weights, dtype)
+            formulation, y = "kernel, weights given", emit_weighted(emit, block, ids, weights, dtype, bits)
         else:
-            formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype)
+            formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype, bits)
     emit.replace(y)
-    why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else "one operator computes all experts"
+    remove_unread(graph, held)
+    why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
     return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": why, **_packed_facts(block, not refusal)}
+
+
+def _why_kernel(block: Block, apart: bool, bits: int) -> str:
+    if apart:
+        return "one operator computes all experts of a width"
+    stored = sorted({part.w_in.bits for part in block.parts} or {block.w_in.bits} if isinstance(block.w_in, Quantized) else {bits})
+    wider = f"; {stored[0]} bits become {bits} when loaded" if stored[0] < bits else ""
+    return f"one operator computes all experts{wider}"
 
 
 def _why_grouped(block: Block, provider: str, rounded: bool) -> str:
@@ -88,11 +104,12 @@ def _renormalizes(block: Block) -> bool:
 
 
 def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
-    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+    packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, Quantized)]
     if not packed:
         return {}
     widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
-    return {"kernel": "QMoE" if kernel else "MatMulNBits", "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+    found = {"kernel": "QMoE" if kernel else "MatMulNBits", "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+    return {**found, "experts": {str(p.w_in.bits): len(p.experts) for p in block.parts}} if block.parts else found
 
 
 def arrangement(experts: int, joined: bool) -> str:

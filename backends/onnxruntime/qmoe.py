@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from moec.backends.onnx.packed import Quantized, packed_zeros
+from moec.backends.onnx.packed import Quantized
+from moec.backends.onnxruntime.widths import NARROW, WIDE, operands
 from moec.weights import Weight, rowwise
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from moec.backends.onnx.emit import Emitter
 
 CUDA_BLOCKS = (32, 64, 128)
+EXACT_NARROW = 16  # the one block size for which the CPU's kernel of 2 bits is exact
 
 
 def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
@@ -34,8 +36,7 @@ def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
         return "the QMoE operator has one width and one block size for both matrices"
     if provider == "cuda":
         return _why_not_cuda(block, w_in)
-    exact = w_in.bits == 4 or (w_in.bits == 2 and w_in.block == 16)
-    return "" if exact or rounded else f"the QMoE operator rounds activations to 8 bits for {w_in.bits} bits in blocks of {w_in.block}"
+    return "" if rounded or w_in.bits <= WIDE else f"the QMoE operator rounds activations to 8 bits for {w_in.bits} bits"
 
 
 def _why_not_cuda(block: Block, weight: Quantized) -> str:
@@ -47,48 +48,59 @@ def _why_not_cuda(block: Block, weight: Quantized) -> str:
     return "" if weight.block in CUDA_BLOCKS else f"the CUDA kernel of QMoE has no blocks of {weight.block}"
 
 
-def emit_qmoe(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None) -> ir.Value:
+def each_width(block: Block, provider: str, rounded: bool) -> bool:
+    """Whether the widths of a block's experts become operators of their own, instead of one in the widest."""
+    return bool(block.parts) and (provider == "cuda" or rounded)
+
+
+def kernel_bits(block: Block, provider: str, rounded: bool) -> int:
+    """The width of the codes that one operator reads."""
+    w_in = block.w_in
+    assert isinstance(w_in, Quantized)
+    narrow = w_in.bits == NARROW and w_in.block > EXACT_NARROW
+    return WIDE if provider == "cpu" and not rounded and narrow else w_in.bits
+
+
+def emit_qmoe(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None, bits: int = 0) -> ir.Value:
     """Emit the operator on rows `[T, H]`, which chooses the K largest of `logits [T, E]` and mixes by their softmax.
 
     Args:
         x, logits: in the block's dtype.
         weights: `[T, E]` to mix by instead, zero where not chosen; only the CPU reads it.
+        bits: of the codes that it reads, see `kernel_bits`; those that are stored when 0.
     """
     from moec.backends.onnx.emit import MICROSOFT
     from moec.backends.onnxruntime.kernel import kernel_activation
 
-    w_in, w_out, rule = block.w_in, block.w_out, kernel_activation(block.activation)
-    assert isinstance(w_in, Quantized) and isinstance(w_out, Quantized) and rule is not None
-    b_in = block.b_in
-    if block.activation.gated:
-        w_in, b_in = w_in.each(interleave), None if b_in is None else interleave(b_in)
-    zeros = [None if q.zero is None else (packed_zeros(q.zero, q.bits), f"{name}.zeros") for q, name in ((w_in, "w_in"), (w_out, "w_out"))]
-    given: list[tuple[Weight, str] | None] = [
-        (w_in.packed, "w_in.packed"), (w_in.scale, "w_in.scales"), None if b_in is None else (b_in, "b_in"),
-        (w_out.packed, "w_out.packed"), (w_out.scale, "w_out.scales"), None if block.b_out is None else (block.b_out, "b_out"),
-        None, None, None, *zeros, None,
-    ]  # fmt: skip
-    tensors = [None if pair is None else emit.weight(*pair) for pair in given] + [weights]
+    w_in, rule = block.w_in, kernel_activation(block.activation)
+    assert isinstance(w_in, Quantized) and rule is not None
+    turn = interleave if block.activation.gated else _as_it_is
+    bits, b_in = bits or w_in.bits, None if block.b_in is None else turn(block.b_in)
+    first, second = operands(emit, block, "w_in", bits, turn), operands(emit, block, "w_out", bits, _as_it_is)
+    biases = [None if b is None else emit.weight(b, role) for b, role in ((b_in, "b_in"), (block.b_out, "b_out"))]
+    tensors = [*first[:2], biases[0], *second[:2], biases[1], None, None, None, first[2], second[2], None, weights]
     while tensors[-1] is None:
         tensors.pop()
     return emit(
         "QMoE", x, logits, *tensors, domain=MICROSOFT, k=block.top_k, normalize_routing_weights=int(weights is None),
-        expert_weight_bits=w_in.bits, block_size=w_in.block, quant_type="int", weights_prepacked=0, accuracy_level=0, **rule,
+        expert_weight_bits=bits, block_size=w_in.block, quant_type="int", weights_prepacked=0, accuracy_level=0, **rule,
     )  # fmt: skip
 
 
-def emit_weighted(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> ir.Value:
+def _as_it_is(weight: Weight) -> Weight:
+    return weight
+
+
+def emit_weighted(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0) -> ir.Value:
     """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative), both `[..., K]`, on the CPU.
 
     The weights themselves serve as logits: the K largest are the chosen, or others with weight zero too.
     """
-    width = [-1, block.top_k]
-    ids = emit("Reshape", ids, emit.constant(width))
-    weights = emit.cast(emit("Reshape", weights, emit.constant(width)), weights_dtype, block.wide)
-    none = emit("Expand", emit.number(0.0, block.wide), emit("Concat", emit("Shape", ids, start=0, end=1), emit.constant([block.experts]), axis=0))
-    spread = emit.cast(emit("ScatterElements", none, ids, weights, axis=1), block.wide, block.dtype)
-    rows = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
-    return emit("Reshape", emit_qmoe(emit, block, rows, spread, spread), emit("Shape", block.x), allowzero=1)
+    from moec.backends.onnxruntime.kernel import spread_weights
+
+    rows, spread = spread_weights(emit, block, ids, weights, weights_dtype)
+    spread = emit.cast(spread, block.wide, block.dtype)
+    return emit("Reshape", emit_qmoe(emit, block, rows, spread, spread, bits), emit("Shape", block.x), allowzero=1)
 
 
 def interleave(weight: Weight) -> Weight:
