@@ -1,6 +1,8 @@
 """A quantized program as a checkpoint in the compressed-tensors form, which vLLM and other servers load: the same integers and scales.
 
 The architecture's own file names are used, its experts one by one. What the form has no place for is refused: moec never rounds anew.
+The form allows more than vLLM's kernels read, which is 4 and 8 bits in groups of 32, 64 or 128, for experts without zero points. Scales of
+symmetric grids may be negative, see `moec.quantization.encode`: reading is a product, whose sign they carry.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from moec.weights import Coded, Weight, decoded, from_tensor, rowwise, whole
 ops = torch.ops.moec
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # servers make one product of each of these
+_OWN_LAYOUT = re.compile(r"(interleaved|up_gate|transpose\[1,2\])\(")  # what capture does to experts that lie otherwise
 _FIX = "quantize everything in a layer alike, or compile without --save-hf"
 
 
@@ -128,12 +131,19 @@ def _file_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, list[list[
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     meta = {name: torch.empty(value.shape, dtype=value.dtype, device=META) for name, value in state.items() if name not in tied}
     files = {name: from_tensor(value, name) for name, value in revert_weight_conversion(model, meta).items()}
-    return {key: [[w.origin for w in ws] for ws in pieces.values()] for key, (_, pieces) in collect(model, files, dict(state)).items()}  # type: ignore[union-attr]
+    found = {}
+    for key, (converter, pieces) in collect(model, files, dict(state)).items():
+        order = [p for p in converter.source_patterns if p in pieces] if converter else list(pieces)
+        found[key] = [[w.origin for w in pieces[p]] for p in order]  # type: ignore[union-attr]
+    return found
 
 
 def _spread(program: Program, model: Any, key: str, weight: Weight, names: list[list[str]]) -> dict[str, Weight]:
-    """One weight of the model under its names in the files."""
-    if names == [[key]] or sum(map(len, names)) == 1:
+    """One weight of the model under its names in the files. Of experts it is the captured layout, gate rows before up rows, that must be theirs."""
+    own, single = _OWN_LAYOUT.search(weight.origin), sum(map(len, names)) == 1
+    if len(weight.shape) == 3 and (single or own):
+        raise _refuse(program, f"the files of {model.config.model_type} hold {key!r} in a layout of their own", "compile it without --save-hf")
+    if single:
         if weight.coded is not None and not isinstance(_owner(model, key), nn.Linear | nn.Embedding):
             raise _refuse(program, f"{key!r} is no linear layer in {model.config.model_type}'s files", "leave it as it is with a rule of 16 bits")
         return {names[0][0]: weight}

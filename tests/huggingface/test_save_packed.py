@@ -106,6 +106,7 @@ REFUSED = [
     ("mixtral", "quantize(bits=4, group=16, rules={'*.q_proj': 8})", "computed as one", "self_attn"),
     ("mixtral", "quantize(bits=4, group=16, rules={'*.1.mlp.experts.down_proj': 8})", "computed as one", "layers.1.block_sparse_moe.experts"),
     ("mixtral", "quantize(bits=4, group=16, rules={'*.v_proj': 16})", "unquantized", "self_attn"),
+    ("gpt_oss", "quantize(bits=8, group=16, experts=16)", "layout of their own", "mlp.experts"),
     ("gpt2", "quantize(bits=4, group=16)", "no linear layer", "c_attn"),
     ("llama", "upcycle, quantize(bits=4, group=16, embeddings=16)", "tied", "head"),
 ]
