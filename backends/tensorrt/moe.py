@@ -82,7 +82,16 @@ def _native_facts(layer: _Layer, choice: Choice, y: str) -> dict[str, Any]:
     block = layer.block
     assert block.ids is not None and block.weights is not None
     ends = {"x": block.x.name, "ids": block.ids.name, "weights": block.weights.name, "y": y}
-    return {"native": {**ends, "experts": block.experts, "hidden": block.hidden, "inner": block.w_out.shape[2], "weights_of": dict(layer.held)}}
+    return {
+        "native": {
+            **ends,
+            "experts": block.experts,
+            "top_k": block.top_k,
+            "hidden": block.hidden,
+            "inner": block.w_out.shape[2],
+            "weights_of": dict(layer.held),
+        }
+    }
 
 
 @dataclass
