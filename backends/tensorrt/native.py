@@ -7,26 +7,30 @@ there, and the builder drops them. Shapes that the layer wants: hidden states `[
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moec.errors import MoecError
 
 
-def splice(trt: Any, network: Any, block: Mapping[str, Any]) -> Any:
-    """Let the MoE layer compute a block's output.
+def splice(trt: Any, network: Any, blocks: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Let the MoE layer compute the output of every one of these blocks.
 
     Args:
         trt: the library.
         network: as parsed; changed in place.
-        block: `native` of one fact of `moe.lower_experts`.
+        blocks: `native` of facts of `moe.lower_experts`.
 
     Returns:
-        The layer.
+        The layers.
 
     Raises:
-        MoecError: M208 when the network lacks a tensor of the block, or the library gives no layer.
+        MoecError: M208 when the network lacks a tensor of a block, or the library gives no layer.
     """
+    return [_splice(trt, network, block) for block in blocks]
+
+
+def _splice(trt: Any, network: Any, block: Mapping[str, Any]) -> Any:
     tensors = _tensors(network)
     missing = [name for name in _names(block) if name not in tensors]
     if missing:

@@ -2,7 +2,7 @@
 
 There are three.
 
-- `native`: TensorRT's own MoE layer, put into the network after parsing, where the builder does that (`Plan.splices`). It exists for gated
+- `native`: TensorRT's own MoE layer, put into the network after parsing, see `native`. It exists for gated
   SiLU on SM 10.0, 10.3 and 11.0, and in the enterprise library alone. Elsewhere a build fails in the middle: that is why moec asks first.
 - standard operators without data-dependent shapes, in one of two forms. `gathered` copies the chosen experts' matrices for every token and
   multiplies by those; `dense` computes all experts for all tokens as three plain products and masks what was not chosen.
@@ -43,7 +43,6 @@ class Plan:
         length: the most new tokens of one text.
         memory_bytes: what the intermediates of one MoE block may take.
         lowering: one of `LOWERINGS`.
-        splices: whether whoever builds puts TensorRT's MoE layer into the network, between the tensors that `moe.lower_experts` names.
     """
 
     edition: str = "tensorrt"
@@ -53,7 +52,6 @@ class Plan:
     length: int = 1024
     memory_bytes: int = MEMORY_BYTES
     lowering: str = "auto"
-    splices: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,7 @@ def why_not_native(shape: Shape, plan: Plan) -> str:
         return f"TensorRT's MoE layer reads no weights of {shape.bits} bits"
     if shape.score_before:
         return "TensorRT's MoE layer applies weights after the experts"
-    if shape.biases == "some":
-        return "TensorRT's MoE layer takes all biases or none"
-    return "" if plan.splices else "this build of moec puts no MoE layer into a network"
+    return "TensorRT's MoE layer takes all biases or none" if shape.biases == "some" else ""
 
 
 def kernels_missing(plan: Plan) -> str:

@@ -98,7 +98,7 @@ def test_the_policy_is_obeyed_and_refuses() -> None:
 
 def test_a_native_block_says_between_which_tensors_it_stands() -> None:
     model = experts_model(Experts(biases=True), 3, 2)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(100,), tokens=8, length=1, splices=True))
+    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(100,), tokens=8, length=1))
     assert fact["formulation"] == "native"
     native = fact["native"]
     assert (native["x"], native["ids"], native["weights"], native["y"]) == ("x", "ids", "weights", "y")

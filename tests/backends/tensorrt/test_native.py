@@ -21,7 +21,7 @@ pytestmark = needs_rtx
 def parsed(tokens: int, biases: bool) -> tuple[Any, Any, dict[str, Any], list[Any]]:
     """The library, a network of one block of 6 experts, what is to be spliced, and what must outlive the network."""
     model = experts_model(Experts(biases=biases), 3, 2)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(100,), tokens=tokens, length=1, splices=True))
+    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(100,), tokens=tokens, length=1))
     model.opset_imports.pop("moec", None)
     trt = EDITIONS["tensorrt-rtx"].load()
     logger = trt.Logger(trt.Logger.ERROR)
@@ -36,7 +36,7 @@ def parsed(tokens: int, biases: bool) -> tuple[Any, Any, dict[str, Any], list[An
 @pytest.mark.parametrize(("tokens", "form"), [(1, "gathered"), (8, "dense")])
 def test_the_layer_stands_between_the_blocks_ends(tokens: int, form: str, biases: bool) -> None:
     trt, network, block, _held = parsed(tokens, biases)
-    layer = splice(trt, network, block)
+    (layer,) = splice(trt, network, [block])
     assert layer.type == trt.LayerType.MOE and layer.activation_type == trt.MoEActType.SILU
     inputs = [layer.get_input(n) for n in range(layer.num_inputs) if layer.get_input(n) is not None]
     shapes = [tuple(t.shape) for t in inputs]
@@ -51,4 +51,4 @@ def test_the_layer_stands_between_the_blocks_ends(tokens: int, form: str, biases
 def test_a_network_without_the_blocks_tensors_is_refused() -> None:
     trt, network, block, _held = parsed(1, False)
     with pytest.raises(MoecError, match="no tensor 'elsewhere'"):
-        splice(trt, network, {**block, "x": "elsewhere"})
+        splice(trt, network, [{**block, "x": "elsewhere"}])

@@ -12,7 +12,7 @@ from moec.engine import Refusal
 
 MIXTRAL = Shape(8, 2, 4096, 14336, Activation())
 FINE = Shape(128, 8, 2048, 768, Activation())
-BLACKWELL = Plan("tensorrt", architectures=(100,), tokens=1, length=1, splices=True)
+BLACKWELL = Plan("tensorrt", architectures=(100,), tokens=1, length=1)
 HOPPER = replace(BLACKWELL, architectures=(90,))
 
 
@@ -57,7 +57,6 @@ def test_the_native_layer_is_taken_where_it_is(sm: int) -> None:
         (replace(MIXTRAL, bits=4), BLACKWELL, "4 bits"),
         (replace(MIXTRAL, score_before=True), BLACKWELL, "after the experts"),
         (replace(MIXTRAL, biases="some"), BLACKWELL, "all biases or none"),
-        (MIXTRAL, replace(BLACKWELL, splices=False), "no MoE layer into a network"),
     ],
 )  # fmt: skip
 def test_the_native_layer_is_not_taken_where_it_would_be_wrong(shape: Shape, plan: Plan, why: str) -> None:
