@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.huggingface import skeleton
 from moec.huggingface.containers import Block, Container, Upcycled, choose
 from moec.huggingface.save_packed import check_tied, in_packed_form, is_quantized, plan_same, refuse_floats, with_plain_weights
+from moec.huggingface.save_pruned import is_pruned, pruned_config, refuse_by_call
 from moec.program import META, Program
 from moec.shards import write_shards
 from moec.weights import Weight
@@ -43,21 +44,21 @@ _NOT_CARRIED = {
 
 
 def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtype | None = None, max_shard_bytes: int = 5 * 10**9) -> str:
-    """Write an upcycled or quantized causal language model as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
+    """Write an upcycled, pruned or quantized causal language model as `config.json` and safetensors, streaming: one block of a weight in memory at a time.
 
     The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which vLLM loads, with
     the program's own integers; an embedding is written as the numbers that it stands for. The folder is written beside `folder` and
     renamed when it is whole.
 
     Args:
-        program: captured from a Hugging Face model, then upcycled or quantized or both, not yet fused.
+        program: captured from a Hugging Face model, then upcycled or pruned, and quantized or not; not yet fused.
         source: the model it was: its folder, its config, or the `HuggingFaceSource` that was captured. Tokenizer files are copied from a folder.
         folder: to write; must not exist.
         dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
 
     Returns:
-        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model, else the source's own.
+        The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model, else the source's own, which a pruned one keeps.
 
     Raises:
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the reasons; M210 when the
@@ -65,9 +66,11 @@ def save_hf(program: Program, source: Any, folder: str | Path, dtype: torch.dtyp
     """
     config, beside = _config(source)
     refuse_floats(program)
-    packed = is_quantized(program)
+    refuse_by_call(program)
+    packed, pruned = is_quantized(program), is_pruned(program)
     program = with_plain_weights(program) if packed else program
-    if packed and not any(step.name == "upcycle" for step in program.history):
+    config = pruned_config(program, config) if pruned else config
+    if pruned or (packed and not any(step.name == "upcycle" for step in program.history)):
         target, stored = _plan_own(program, source, config, dtype)
     else:
         target, stored = _plan_upcycled(program, config, dtype)
