@@ -18,10 +18,15 @@ CLASSES = {
     "layer": "ILayer", "tensor": "ITensor", "moe": "IMoELayer", "shuffle": "IShuffleLayer", "trt": "",
 }  # fmt: skip
 
+MADE = {"add_moe": "IMoELayer", "add_shuffle": "IShuffleLayer"}  # what a call gives, whatever it is called
+
 
 @dataclass(frozen=True)
 class Use:
-    """One use: `owner.name`, an enumeration's member where the owner is one; `arguments` of a call, keywords as `name=`; None of an attribute."""
+    """One use: `owner.name`, an enumeration's member where the owner is one; `arguments` of a call, keywords as `name=`; None of an attribute.
+
+    Arguments from a sequence, of which only the run knows how many there are, are `**`.
+    """
 
     owner: str
     name: str
@@ -37,27 +42,41 @@ def uses(source: str) -> list[Use]:
     """Every use in a source text, in order."""
     tree = ast.parse(source)
     calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return sorted(_uses(tree, calls), key=lambda use: use.line)
+    scopes: dict[int, dict[str, str]] = {}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        scopes |= dict.fromkeys(map(id, ast.walk(function)), CLASSES | _assigned(function))
+    return sorted(_uses(tree, calls, scopes), key=lambda use: use.line)
 
 
-def _uses(tree: ast.AST, calls: dict[int, ast.Call]) -> Iterator[Use]:
+def _assigned(function: ast.FunctionDef) -> dict[str, str]:
+    """Variables of a function that hold what a call of `MADE` gave."""
+    found = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+            made = MADE.get(node.value.func.attr)
+            found |= {target.id: made for target in node.targets if isinstance(target, ast.Name) and made}
+    return found
+
+
+def _uses(tree: ast.AST, calls: dict[int, ast.Call], scopes: dict[int, dict[str, str]]) -> Iterator[Use]:
     for node in ast.walk(tree):
-        owner = _owner(node.value) if isinstance(node, ast.Attribute) else None
+        owner = _owner(node.value, scopes.get(id(node), CLASSES)) if isinstance(node, ast.Attribute) else None
         if owner is None or node.attr.startswith("__"):
             continue
         call = calls.get(id(node))
-        arguments = None if call is None else (*("*" for _ in call.args), *(f"{k.arg}=" for k in call.keywords))
+        given = ["**" if isinstance(a, ast.Starred) else "*" for a in call.args] if call else []
+        arguments = None if call is None else (*given, *(f"{k.arg}=" for k in call.keywords))
         yield Use(owner, node.attr, arguments, isinstance(node.ctx, ast.Store), node.lineno)
 
 
-def _owner(value: ast.expr) -> str | None:
+def _owner(value: ast.expr, classes: dict[str, str]) -> str | None:
     """The class of what stands before the dot, None where it is none of TensorRT's."""
     if isinstance(value, ast.Name):
-        return CLASSES.get(value.id)
+        return classes.get(value.id)
     if isinstance(value, ast.Attribute):
         if isinstance(value.value, ast.Name) and value.value.id == "self":
-            return CLASSES.get(value.attr.removeprefix("_"))
-        outer = _owner(value.value)
+            return classes.get(value.attr.removeprefix("_"))
+        outer = _owner(value.value, classes)
         return f"{outer}.{value.attr}".strip(".") if outer is not None and value.attr[0].isupper() else None  # an enumeration
     return None
 
@@ -86,6 +105,8 @@ def problem(use: Use, signatures: dict[str, dict[str, Any]]) -> str:
 
 
 def _takes(parameters: list[str], given: tuple[str, ...]) -> bool:
+    if "**" in given:
+        return len(given) <= len(parameters) + 1
     positional, named = given.count("*"), [a for a in given if a != "*"]
     names = [p.rstrip("=") for p in parameters]
     filled = {*names[:positional], *(n.rstrip("=") for n in named)}
@@ -95,7 +116,8 @@ def _takes(parameters: list[str], given: tuple[str, ...]) -> bool:
 
 def installed(module: Any, wanted: list[Use]) -> dict[str, dict[str, Any]]:
     """The signatures of the classes that are used, read from the docstrings of installed bindings."""
-    found: dict[str, dict[str, Any]] = {"": {"__version__": "ro", "__name__": "ro"}}
+    plain = {u.name: "member" for u in wanted if u.owner == "" and not u.name[0].isupper() and hasattr(module, u.name)}
+    found: dict[str, dict[str, Any]] = {"": plain}
     for owner in {u.owner for u in wanted if u.owner} | {u.name for u in wanted if u.owner == "" and u.name[0].isupper()}:
         cls: Any = module
         for part in owner.split("."):

@@ -34,8 +34,8 @@ def only_rtx(use: Use) -> bool:
 
 
 def test_the_walk_sees_what_we_call() -> None:
-    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py"}
-    assert {use.name for use in every_use()} >= ON_GPU_ONLY | {"build_serialized_network", "parse_from_file", "add_optimization_profile", "STRONGLY_TYPED"}
+    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native.py"}
+    assert {use.name for use in every_use()} >= ON_GPU_ONLY | {"build_serialized_network", "parse_from_file", "add_optimization_profile", "set_gated_weights"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
@@ -55,7 +55,7 @@ def test_what_only_rtx_has_is_asked_of_nothing_else() -> None:
 
 @needs_rtx
 def test_rtx_takes_every_call() -> None:
-    wanted = [use for use in every_use() if use.name != "add_moe"]
+    wanted = every_use()
     signatures = installed(RTX.load(), wanted)
     assert {str(use): why for use in wanted if (why := problem(use, signatures))} == {}
 
@@ -94,6 +94,9 @@ def test_dtypes_are_names_of_the_library() -> None:
         "trt.NoSuchClass(1)",
         "trt.Builder()",
         "engine.max_batch_size",
+        "def f(network):\n    made = network.add_shuffle(x)\n    made.set_gated_weights(a, b, c, d)",
+        "def f(network):\n    made = network.add_moe(x)",
+        "def f(network):\n    made = network.add_moe(x, y, z)\n    made.reshape_dims = (1, 2)",
     ],
 )
 def test_a_wrong_call_is_seen(wrong: str) -> None:
