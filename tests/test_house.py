@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT / folder).rglob("*.py"))
 # a module may import those of its own layer and of earlier ones
 LAYERS = [
-    {"errors", "version", "progress"},
-    {"registry", "target", "weights", "shards", "dialect", "signature", "router_fit", "divergence", "quantization", "small_floats", "gptq"},
+    {"errors", "version", "progress", "allocation"},
+    {"registry", "target", "weights", "shards", "dialect", "signature", "router_fit", "divergence", "quantization", "small_floats", "mixture", "gptq"},
     {"kernels"},
     {"decoder"},
     {"calibration"},
@@ -41,6 +41,8 @@ LAYERS = [
         "page",
         "hessians",
         "sequential",
+        "sensitivity",
+        "precision",
         "router_place",
         "router_calibration",
         "expert_shift",
