@@ -90,14 +90,17 @@ def test_rules_that_do_not_fit(rule: Routing) -> None:
         check_route(torch.randn(2, 6), None, rule)
 
 
-_WRONG_LOGITS = ["float64", "a bias of another length", "a scalar"]
+WRONG_LOGITS = {
+    "float64": (torch.ones(2, 6).double(), None),
+    "a bias of another length": (torch.ones(2, 6), torch.zeros(5)),
+    "a scalar": (torch.tensor(1.0), None),
+}
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize(
-    ("logits", "bias"), [(torch.ones(2, 6).double(), None), (torch.ones(2, 6), torch.zeros(5)), (torch.tensor(1.0), None)], ids=_WRONG_LOGITS
-)
-def test_wrong_logits(logits: Any, bias: Any) -> None:
+@pytest.mark.parametrize("name", WRONG_LOGITS)
+def test_wrong_logits(name: str) -> None:
+    logits, bias = WRONG_LOGITS[name]
     with pytest.raises(MoecError):
         check_route(logits, bias, Routing(2))
 
