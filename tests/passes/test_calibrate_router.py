@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import moec
 from moec.agreement import measure_agreement
 from moec.calibration import Calibration, CalibrationText
 from moec.decoder import text_inputs
@@ -112,6 +114,20 @@ def test_biases_stay(name: str, tmp_path: Path) -> None:
     changed = {n.rpartition(".")[2] for n in after.weights if after.weights[n] is not before.weights[n]}
     assert facts["rewrites"] == len(moe_nodes(captured)) and changed == {"weight"}
     assert sum(agreement(captured, after)) > sum(agreement(captured, before))
+
+
+def test_an_engine_is_proven_again_from_the_same_text(mixtral: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "learn.npy", tokens(4096, 0))
+    np.save(tmp_path / "judge.npy", tokens(512, 1))
+    text: dict[str, Any] = {"text": tmp_path / "judge.npy", "window": 64, "max_kl": 0.5}  # in place of a bound that one other choice of an expert breaks
+    pipeline = "quantize(bits=8, group=16), calibrate-router(floor=100)"
+    report = moec.compile(str(mixtral), out=tmp_path / "engine", pipeline=pipeline, calibration=tmp_path / "learn.npy", **text)
+    assert [b["rows_fitted"] for b in report.steps[1]["facts"]["blocks"]] == [8, 8] and report.steps[1]["contract"] == "approximate"
+    proof = moec.verify(tmp_path / "engine", **text)
+    assert proof.ok and proof.quality is not None and report.quality is not None and proof.quality.shift is not None
+    assert proof.quality.kl_mean == pytest.approx(report.quality.kl_mean, rel=1e-2) and "changed choices alone" in str(proof)
+    page = (tmp_path / "engine" / "report.html").read_text()
+    assert "Routers fitted anew" in page and "What the damage comes from" in page
 
 
 # ---------------------------------------------------------------------- what it leaves
