@@ -2,7 +2,8 @@
 
 Rows are sorted by expert once and cut by `Split`; every expert is a chain of ordinary `Gemm`s whose weights the runtime packs at
 load; the outputs are joined, put back in the tokens' order and mixed by one batched product `weights [T,1,K] x outputs [T,K,H]`.
-An expert that no token chose gets zero rows and returns at once.
+An expert that no token chose gets zero rows and returns at once. Where weights have been set to zero on their way, what they belong to
+is no row of any expert.
 
 More than `FLAT` experts go into branches, each behind an `If` that asks whether any of them was chosen: the runtime's memory planner takes
 time with the square of a graph's nodes (512 experts in one graph: 20 s), and with few tokens whole branches are skipped.
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.packed import Quantized
+from moec.backends.onnx.signs import masked
 from moec.backends.onnxruntime.activation import emit_gated, emit_plain
 from moec.backends.onnxruntime.quantized import emit_product, kernel_inputs
 from moec.weights import Weight, rows, select
@@ -58,14 +60,19 @@ def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, 
     Returns:
         `[..., H]` in the block's dtype.
     """
-    groups = branches(block.experts, joined)
+    groups, left_out = branches(block.experts, joined), masked(weights) and not (block.score_before and (block.b_in or block.b_out))
     x = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
     weights, flat = emit.cast(weights, weights_dtype, block.wide), emit("Reshape", ids, emit.constant([-1]))
+    if left_out:  # to an expert that there is not
+        nothing = emit("Equal", emit("Reshape", weights, emit.constant([-1])), emit.number(0.0, block.wide))
+        flat = emit("Where", nothing, emit.constant(-1), flat)
     flat.shape = _routed(block)
     plan = _Plan(block, x, flat, joined, not joined and not block.score_before, groups, -(-block.experts // max(groups, 1)))
     order, counts = _sort(emit, plan, flat)
     outputs = _run(emit, plan, _source(emit, plan, order, weights), counts)
-    outputs = emit.cast(emit("Gather", outputs, _inverse(emit, flat, order)), block.dtype, block.wide)
+    if left_out:
+        outputs = emit("Concat", outputs, emit("Expand", emit.number(0.0, block.dtype), emit.constant([1, block.hidden])), axis=0)
+    outputs = emit.cast(emit("Gather", outputs, _inverse(emit, flat, order, bool(left_out))), block.dtype, block.wide)
     mixed = emit.cast(_mix(emit, block, outputs, weights), block.wide, block.dtype)
     return emit("Reshape", mixed, emit("Shape", block.x), allowzero=1)
 
@@ -103,10 +110,11 @@ def _source(emit: Emitter, plan: _Plan, order: ir.Value, weights: ir.Value) -> i
     return emit.cast(emit("Mul", emit.cast(picked, block.dtype, block.wide), factors), block.wide, block.dtype)
 
 
-def _inverse(emit: Emitter, flat: ir.Value, order: ir.Value) -> ir.Value:
-    """Where each routed row went: the inverse permutation of `order`."""
-    places = emit("Range", emit.constant(0), emit("Squeeze", emit("Shape", flat)), emit.constant(1))
-    return emit("ScatterElements", order, order, places, axis=0)
+def _inverse(emit: Emitter, flat: ir.Value, order: ir.Value, left_out: bool) -> ir.Value:
+    """Where each routed row went: the inverse permutation of `order`; the place behind the last for those that are left out."""
+    count = emit("Squeeze", emit("Shape", order if left_out else flat))
+    places = emit("Range", emit.constant(0), count, emit.constant(1))
+    return emit("ScatterElements", emit("Expand", count, emit("Shape", flat)) if left_out else order, order, places, axis=0)
 
 
 def _mix(emit: Emitter, block: Block, outputs: ir.Value, weights: ir.Value) -> ir.Value:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 import torch
 
+from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.grouped import branches
 from moec.dialect import Activation
+from moec.weights import from_tensor
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, lowered, ops, run, tokens
 
 experts_op = torch.ops.moec.experts.default
@@ -67,6 +70,41 @@ def test_gate_and_up_swapped_is_seen() -> None:
     want = expected(e, x, *routed)
     e.w_in = e.w_in.unflatten(1, (2, -1)).flip(1).flatten(1, 2)
     assert error(grouped(e, x, *routed), want) > 0.1
+
+
+def masked_model(e: Experts, top_k: int, score_before: bool) -> ir.Model:
+    """Weights below 0.3 are set to zero in the graph."""
+    model = experts_model(e, 2, top_k, score_before)
+    (node,) = model.graph
+    floor, none = (add_initializer(model.graph, from_tensor(torch.tensor(v), n), n) for v, n in ((0.3, "floor"), (0.0, "none")))
+    small = ir.node("Less", [node.inputs[2], floor])
+    kept = ir.node("Where", [small.outputs[0], none, node.inputs[2]])
+    kept.outputs[0].type, kept.outputs[0].shape = node.inputs[2].type, node.inputs[2].shape  # type: ignore[union-attr]
+    model.graph.insert_before(node, [small, kept])
+    node.replace_input_with(2, kept.outputs[0])
+    return model
+
+
+@pytest.mark.parametrize("experts", [6, 40])
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize(("biases", "score_before"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("optimize_for", ["latency", "throughput"])
+def test_what_weighs_nothing_is_not_computed(experts: int, top_k: int, biases: bool, score_before: bool, optimize_for: str) -> None:
+    e, x = Experts(experts=experts, biases=biases), tokens(9)
+    ids, weights = choice(9, top_k=top_k, experts=experts)
+    if top_k == 1:
+        weights = torch.linspace(0.1, 1, 9)[:, None]
+    weights[4] = 0.1  # all that this token has
+    small = weights < 0.3
+    want = expected(e, x, ids, weights.masked_fill(small, 0.0), score_before)
+    model, _ = lowered(masked_model(e, top_k, score_before), optimize_for)
+    assert error(run(model, x=x, ids=ids, weights=weights), want) < LIMIT < error(expected(e, x, ids, weights, score_before), want)
+    assert run(model, x=x[:0], ids=ids[:0], weights=weights[:0]).shape == x[:0].shape
+    if not (biases and score_before):
+        assert not run(model, x=x, ids=ids, weights=weights * 0 + 0.1).any(), "nothing is chosen, and something comes out"
+    x[4] = torch.nan
+    got = run(model, x=x, ids=ids, weights=weights)
+    assert bool(got[4].isnan().any()) is (biases and score_before), "what was left out was computed"
 
 
 def test_weights_as_they_are() -> None:
