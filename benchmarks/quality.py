@@ -8,7 +8,8 @@ and kept in the temporary folder. Calibration never sees the text that is judged
 
 Every row is a pipeline of passes on the captured program, computed in eager PyTorch in float32, so that rows differ in nothing but their
 weights and routers; the tokens are the same for all (KL is paired). Rows with a calibration text are run with several seeds, which draw
-other windows of it: the mean and the standard deviation over the seeds are given; for the others, the standard error over windows. Experts
+other windows of it, and no more than allowed (`floor=0`): the mean and the standard deviation over the seeds are given; for rows with one run,
+the standard error over windows. Experts
 have the bits that a row names, everything else at least 4 (a tied head 8), routers their own precision. `3` is a grid of 3 bits whose codes
 take 4 in memory, no kernel storing 3: its size is that of 4. A row whose pass or option is not there is named with the reason.
 
@@ -62,7 +63,7 @@ class Row:
 
 
 def _fitted(bits: int) -> Iterator[Row]:
-    common = f"bits={max(bits, 4)}, experts={bits}, group=GROUP, method=gptq"
+    common = f"bits={max(bits, 4)}, experts={bits}, group=GROUP, method=gptq, floor=0"
     yield Row(f"{bits} bits GPTQ", f"quantize({common})", data=True)
     yield Row(f"{bits} bits GPTQ + router", f"quantize({common}), calibrate-router", data=True)
 
@@ -70,9 +71,9 @@ def _fitted(bits: int) -> Iterator[Row]:
 ROWS = [  # the quickest to say something first: `--save` writes after each
     *(Row(f"{bits} bits RTN", f"quantize(bits={max(bits, 4)}, experts={bits}, group=GROUP)") for bits in (8, 4, 3, 2)),
     *(row for bits in (4, 2, 3) for row in _fitted(bits)),
-    Row("mix of 2 and 4, 3.0 bits", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq)", data=True),
-    Row("mix of 2 and 4, 3.0 bits + router", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq), calibrate-router", data=True),
-    Row("mix by frequency, 3.0 bits", "quantize(bits=4, budget_bits=3.0, sensitivity=frequency, group=GROUP, method=gptq)", data=True),
+    Row("mix of 2 and 4, 3.0 bits", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq, floor=0)", data=True),
+    Row("mix of 2 and 4, 3.0 bits + router", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq, floor=0), calibrate-router", data=True),
+    Row("mix by frequency, 3.0 bits", "quantize(bits=4, budget_bits=3.0, sensitivity=frequency, group=GROUP, method=gptq, floor=0)", data=True),
     Row("6 of 8 experts, REAP", "prune-experts(keep=0.75)", data=True),
     Row("6 of 8 experts, frequency", "prune-experts(keep=0.75, score=frequency)", data=True),
     Row("6 of 8 experts, random", "prune-experts(keep=0.75, score=random)", data=True),
@@ -83,7 +84,7 @@ ROWS = [  # the quickest to say something first: `--save` writes after each
     Row("4 of 8 experts, frequency", "prune-experts(keep=0.5, score=frequency)", data=True),
     Row("4 bits RTN + router", "quantize(bits=4, group=GROUP), calibrate-router", data=True),
     Row("2 bits RTN + router", "quantize(bits=4, experts=2, group=GROUP), calibrate-router", data=True),
-    Row("2 bits GPTQ, zero points", "quantize(bits=4, experts=2, group=GROUP, symmetric=False, method=gptq)", data=True),
+    Row("2 bits GPTQ, zero points", "quantize(bits=4, experts=2, group=GROUP, symmetric=False, method=gptq, floor=0)", data=True),
 ]
 
 
@@ -155,6 +156,7 @@ class Harness:
         self.reference = read(self.captured, self.windows)
         target = [ids[:, 1:, None] for ids in self.windows]
         self.perplexity = math.exp(-float(torch.cat([p[:, :-1].gather(-1, t).flatten() for p, t in zip(self.reference[0], target, strict=True)]).mean()))
+        self.loads = [torch.cat(block).float().mean(0) for block in zip(*self.reference[1], strict=True)]
         self._last: dict[int, tuple[str, Program, Context]] = {}
 
     def make(self, pipeline: str, seed: int) -> Program:
@@ -322,7 +324,10 @@ def main() -> None:
     about += (
         f"{len(harness.reference[1][0])} mixtures, perplexity {harness.perplexity:.2f}. {count:,} tokens judged, {options.calibration_tokens:,} calibrated "
     )
-    about += f"on, {options.seeds} seeds, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, scales in 16 too."
+    about += f"on, {options.seeds} seeds, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, scales in 16 too. Tokens that "
+    about += (
+        "reach the least and the most used expert of each mixture: " + ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads) + "."
+    )
     report: dict[str, Any] = {**environment(), "about": about, "bytes": size_bytes(harness.captured, 2), "targets": [], "rows": []}
     chosen = [r for r in ROWS if not options.only or any(part in r.name for part in options.only)]
     found: dict[str, list[dict[str, float]]] = {}

@@ -6,6 +6,8 @@ were seen; these enter as their second moments, the Hessian of the squared outpu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,13 +22,14 @@ def encode_with(values: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Te
     """What `moec.quantization.encode` gives, with the output error of inputs like those behind a Hessian made small.
 
     Column by column: a number is rounded, and its error, divided by what the Hessian's inverse says of it, is taken from the columns
-    that follow. A group's scale (and zero point) is fitted when its first column comes up, from what the errors have made of it by
-    then. Inputs that were never other than zero have nothing to make up for: their columns are rounded to nearest.
+    that follow. A group's scale (and zero point) is that of rounding, taken when its first column comes up from what the errors have made
+    of it by then. (Scales refined as by `hqq` have the smaller error of weights, and nearly twice the KL divergence on a small trained
+    model at 2 bits.) Inputs that were never other than zero have nothing to make up for: their columns are rounded to nearest.
 
     Args:
         values: `[out, in]`.
         hessian: `[in, in]`, the mean of `x xᵀ` over inputs x, up to a factor.
-        grid: with the method `gptq`, or another one's name to have its scales.
+        grid: its method is not looked at.
 
     Returns:
         uint8 codes `[out, in]`, scales and zero points; None when the Hessian cannot be factored whatever the damping.
@@ -70,8 +73,7 @@ def _descend(values: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor
         errors = torch.empty_like(work[start:stop])
         for at in range(start, stop):
             if at % grid.group == 0:
-                importance = factor.diagonal()[at : at + grid.group].square().reciprocal()
-                scale, zero = fit(work[at : at + grid.group].t().contiguous(), grid, values.dtype, importance)
+                scale, zero = fit(work[at : at + grid.group].t().contiguous(), replace(grid, method="gptq"), values.dtype)
                 fits.append((scale, zero))
                 s, z = scale[:, 0], zero[:, 0]
             codes[at] = nearest(work[at], s, z, grid.bits)

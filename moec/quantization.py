@@ -7,7 +7,7 @@ what `moec::dequantize` reads. No method here needs data; the one that does is `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
@@ -199,15 +199,11 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     return kept(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
 
 
-def fit(groups: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Scale and zero point `[…, 1]` of numbers `[…, group]` in float32 or wider: by rounding, or refined unless the method is `rtn`.
-
-    Args:
-        dtype: that scales are kept in; they are rounded to it.
-        importance: `[group]`, not negative: what a number's squared error counts; all the same when None.
-    """
+def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and zero point `[…, 1]` of numbers `[…, group]` in float32 or wider: by rounding, or refined with `hqq`; scales are rounded to
+    the dtype that they are kept in."""
     scale, zero = _rounding(groups, grid, dtype)
-    return (scale, zero) if grid.method == "rtn" else _refined(groups, scale, zero, grid, dtype, importance)
+    return _refined(groups, scale, zero, grid, dtype) if grid.method == "hqq" else (scale, zero)
 
 
 def kept(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -239,37 +235,31 @@ def nearest(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
     return (groups / _divisor(scale)).round_().add_(zero).clamp_(0, 2**bits - 1)
 
 
-def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: torch.dtype, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Of all scales and zero points that the solver comes through, each group's with the smallest squared error."""
-
-    def total(parts: Tensor) -> Tensor:
-        return (parts if importance is None else parts * importance).sum(-1, keepdim=True)
-
     best, least = (scale, zero), torch.full_like(scale, math.inf)
     for start in _STARTS:
         s, z, beta = (scale * start).to(dtype).to(scale.dtype), zero, _BETA
         for _ in range(_STEPS + 1):
             codes = nearest(groups, s, z, grid.bits)
             error = groups - (codes - z) * s
-            squares = total(error.square())
+            squares = error.square().sum(-1, keepdim=True)
             better = squares < least
             best = torch.where(better, s, best[0]), torch.where(better, z, best[1])
             least = torch.where(better, squares, least)
-            s, z = _step(groups, codes, error, s, z, beta, grid, total)
+            s, z = _step(groups, codes, error, s, z, beta, grid)
             s, beta = s.to(dtype).to(scale.dtype), beta * _KAPPA
     return best
 
 
-def _step(
-    groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid, total: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def _step(groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid) -> tuple[Tensor, Tensor]:
     """The next scale and zero point, once what shrinkage takes for sparse is left out of the numbers."""
     steps = error / _divisor(scale)
     size = steps.abs()
     sparse = steps.sign() * (size - size.clamp(min=1e-6).pow(_NORM - 1) / beta).clamp_(min=0)
     dense = groups - sparse * scale
     if not grid.symmetric:
-        zero = (total(codes - dense / _divisor(scale)) / total(torch.ones_like(codes))).round_().clamp_(0, 2**grid.bits - 1)
+        zero = (codes - dense / _divisor(scale)).mean(-1, keepdim=True).round_().clamp_(0, 2**grid.bits - 1)
     places = codes - zero
-    weight = total(places.square())
-    return torch.where(weight == 0, scale, total(dense * places) / _divisor(weight)), zero
+    weight = places.square().sum(-1, keepdim=True)
+    return torch.where(weight == 0, scale, (dense * places).sum(-1, keepdim=True) / _divisor(weight)), zero

@@ -47,7 +47,7 @@ def gptq(values: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_outputs_are_closer_than_rounded_ones(bits: int, group: int, symmetric: bool) -> None:
     grid, values = Grid(bits, group, symmetric, "gptq"), weight()
-    rounded = decoded(*encode(values, Grid(bits, group, symmetric, "hqq")), grid)
+    rounded = decoded(*encode(values, Grid(bits, group, symmetric)), grid)
     fitted = gptq(values, moments(correlated()), grid)
     other = gptq(values, moments(correlated()).flip(0, 1), grid)  # the moments of other inputs
     errors = [output_error(values, found, correlated(seed=5)) for found in (fitted, rounded, other)]  # rows that it was not fitted to
@@ -58,7 +58,7 @@ def test_outputs_are_closer_than_rounded_ones(bits: int, group: int, symmetric: 
 def test_without_correlation_it_is_rounding(symmetric: bool) -> None:
     grid = Grid(4, 32, symmetric, "gptq")
     codes, scale, zero = encode_with(weight(), torch.eye(IN), grid) or pytest.fail("an identity has an inverse")
-    want = encode(weight(), Grid(4, 32, symmetric, "hqq"))
+    want = encode(weight(), Grid(4, 32, symmetric))
     assert torch.equal(codes, want[0])
     torch.testing.assert_close(scale, want[1])
     assert (zero is None and want[2] is None) if symmetric else torch.equal(zero, want[2])  # type: ignore[arg-type]
