@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from moec import api
 from moec.calibration import Calibration, CalibrationText
 from moec.errors import MoecError
 from moec.frontend import capture
@@ -191,3 +194,15 @@ def test_twice_prunes_twice_and_nothing_else_runs_again(model: Program) -> None:
 def test_blocks_without_routers_of_their_own() -> None:
     assert "nothing in the graph" in refused(capture(torch.nn.Linear(16, 16), {"input": torch.randn(3, 16)}, {}), "prune-experts(score=random)").what
     assert pruned(captured(Block(mixtral)), "prune-experts(score=random)")[1][0]["module"] == "experts"
+
+
+def test_an_engine_of_it_is_proven_and_judged(mixtral: Path, tmp_path: Path) -> None:
+    """Against a model with more experts; and proven again from the manifest, with the same text."""
+    np.save(tmp_path / "text.npy", np.random.default_rng(0).integers(0, zoo.VOCAB, 1200))
+    given = {"text": str(tmp_path / "text.npy"), "tokens": 512, "max_kl": 50.0, "calibration": str(tmp_path / "text.npy")}
+    report = api.compile(str(mixtral), out=tmp_path / "engine", pipeline="prune-experts(keep=0.5), quantize(bits=8, group=16)", **given)
+    assert report.coverage.complete and [len(load.assignments) for load in report.coverage.loads] == [4, 4]
+    assert report.quality is not None and report.quality.agreement is not None and report.quality.kl_mean > 0.01
+    assert not report.quality.agreement.blocks and len(report.quality.agreement.layers) == 2, "choices among other experts can't agree"
+    assert next(s for s in report.steps if s["name"].startswith("prune-experts"))["facts"]["bytes_after"] > 0
+    assert api.verify(tmp_path / "engine").ok
