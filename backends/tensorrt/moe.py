@@ -19,7 +19,7 @@ from moec import weights as lazy
 from moec.backends.onnx.activation import emit_gated, emit_plain
 from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.packed import Quantized
+from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.signs import distinct
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
 from moec.backends.tensorrt.quantized import emit_weight
@@ -56,7 +56,7 @@ def shape_of(block: Block) -> Shape:
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
-    block, emit = read(node), Emitter(graph, node)
+    block, emit, held = read(node), Emitter(graph, node), list(node.inputs)
     choice = choose(shape_of(block), plan, emit.name)
     if isinstance(choice, Refusal):
         raise MoecError("M208", choice.reason, choice.where, choice.fix)
@@ -64,6 +64,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
     layer = _Layer.of(emit, block, distinct(block.ids, block.top_k))
     y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
+    remove_unread(graph, held)
     return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(block), **_native_facts(layer, choice, name)}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
 from moec.backends.onnx.tensors import add_initializer, weight_of
 from moec.dialect import pack
+from moec.mixture import Mixture
 from moec.program import Program
 from moec.weights import from_tensor
 
@@ -48,6 +51,30 @@ def quantize_model(model: ir.Model, names: list[str], bits: int, block: int, zer
         model.graph.initializers.pop(name)
     model.graph.opset_imports["moec"] = 1
     return found
+
+
+def mix(model: ir.Model, e: Any, bits: tuple[int, ...], block: int, zeros: bool, names: tuple[str, ...] = ("w_in", "w_out")) -> None:
+    """Put the expression of several widths where stacks stood, in place; `e` gets the numbers that it stands for."""
+    mixture = Mixture(bits)
+    for name in names:
+        old, value = model.graph.initializers[name], getattr(e, name)
+        dequantized, numbers = [], torch.empty_like(value)
+        for width, which in mixture.parts:
+            parts = rounded(value[list(which)], width, block, zeros)
+            numbers[list(which)] = meant(parts, width)
+            given = {f"{name}.{width}.{k}": from_tensor(t, k) for t, k in zip(parts, KINDS, strict=True) if t is not None}
+            held = [add_initializer(model.graph, weight, title) for title, weight in given.items()]
+            dequantized.append(ir.node("Dequantize", held, {"bits": width}, domain="moec", name=f"{name}.{width}"))
+        joined = ir.node("Concat", [n.outputs[0] for n in dequantized], {"axis": 0}, name=f"{name}.joined")
+        order = add_initializer(model.graph, from_tensor(torch.tensor(mixture.order), "order"), f"{name}.order")
+        gathered = ir.node("Gather", [joined.outputs[0], order], {"axis": 0}, name=f"{name}.gathered")
+        for node in [*dequantized, joined, gathered]:
+            node.outputs[0].name, node.outputs[0].type = f"{node.name}.value", old.type
+        gathered.outputs[0].shape = old.shape
+        model.graph.insert_before(model.graph[0], [*dequantized, joined, gathered])
+        ir.convenience.replace_all_uses_with(old, gathered.outputs[0])
+        model.graph.initializers.pop(name)
+        setattr(e, name, numbers)
 
 
 def quantize_program(program: Program, bits: int, block: int, zeros: bool, only: str = "") -> int:

@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.lower import lower
 from moec.backends.onnxruntime.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.unpacking import unpack_products
 from moec.dialect import Activation, Routing
-from moec.mixture import Mixture
-from moec.weights import from_tensor
 from tests.backends.onnxruntime.blocks import Experts, choice, error, experts_model, moe_model, ops, run, tokens
-from tests.backends.onnxruntime.rounding import KINDS, meant, rounded
+from tests.backends.onnxruntime.rounding import mix, quantize_model
 
 LIMIT, ROUNDED_LIMIT = 1e-5, 0.1
 MIXED = (4, 2, 2, 4, 2, 4)
@@ -26,30 +23,6 @@ THREE = (8, 2, 2, 4, 8, 4)
 
 def experts(**options: Any) -> Experts:
     return Experts(hidden=128, inner=64, **options)
-
-
-def mix(model: ir.Model, e: Experts, bits: tuple[int, ...], block: int, zeros: bool, names: tuple[str, ...] = ("w_in", "w_out")) -> None:
-    """Put the expression of several widths where stacks stood, in place; `e` gets the numbers that it stands for."""
-    mixture = Mixture(bits)
-    for name in names:
-        old, value = model.graph.initializers[name], getattr(e, name)
-        dequantized, numbers = [], torch.empty_like(value)
-        for width, which in mixture.parts:
-            parts = rounded(value[list(which)], width, block, zeros)
-            numbers[list(which)] = meant(parts, width)
-            given = {f"{name}.{width}.{k}": from_tensor(t, k) for t, k in zip(parts, KINDS, strict=True) if t is not None}
-            held = [add_initializer(model.graph, weight, title) for title, weight in given.items()]
-            dequantized.append(ir.node("Dequantize", held, {"bits": width}, domain="moec", name=f"{name}.{width}"))
-        joined = ir.node("Concat", [n.outputs[0] for n in dequantized], {"axis": 0}, name=f"{name}.joined")
-        order = add_initializer(model.graph, from_tensor(torch.tensor(mixture.order), "order"), f"{name}.order")
-        gathered = ir.node("Gather", [joined.outputs[0], order], {"axis": 0}, name=f"{name}.gathered")
-        for node in [*dequantized, joined, gathered]:
-            node.outputs[0].name, node.outputs[0].type = f"{node.name}.value", old.type
-        gathered.outputs[0].shape = old.shape
-        model.graph.insert_before(model.graph[0], [*dequantized, joined, gathered])
-        ir.convenience.replace_all_uses_with(old, gathered.outputs[0])
-        model.graph.initializers.pop(name)
-        setattr(e, name, numbers)
 
 
 def built(e: Experts, routing: Routing, bits: tuple[int, ...], block: int = 32, zeros: bool = False, **options: Any) -> tuple[ir.Model, dict[str, Any]]:
@@ -82,8 +55,6 @@ def test_two_and_four_bits_are_one_exact_operator(block: int, zeros: bool, routi
 
 @pytest.mark.parametrize("block", [32, 128])
 def test_experts_of_two_bits_alone_become_four_when_loaded(block: int) -> None:
-    from tests.backends.onnxruntime.rounding import quantize_model
-
     e, x = Experts(hidden=128, inner=128), tokens(9, hidden=128)
     model = moe_model(e, 2, Routing(2))
     for name, value in quantize_model(model, ["w_in", "w_out"], 2, block, True).items():

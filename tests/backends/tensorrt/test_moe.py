@@ -12,6 +12,7 @@ from moec.backends.tensorrt.policy import Plan
 from moec.dialect import Activation
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, ops, run, tokens
+from tests.backends.onnxruntime.rounding import mix
 
 FORMS = ("gathered", "dense")
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
@@ -104,3 +105,18 @@ def test_a_native_block_says_between_which_tensors_it_stands() -> None:
     assert (native["x"], native["ids"], native["weights"], native["y"]) == ("x", "ids", "weights", "y")
     assert set(native["weights_of"]) == {"gate", "up", "down", "gate.bias", "up.bias", "down.bias"}
     assert set(native["weights_of"].values()) <= set(model.graph.initializers)
+
+
+@pytest.mark.parametrize("form", ["gathered", "dense"])
+def test_experts_of_several_widths_are_one_stack_in_the_widest(form: str) -> None:
+    e, x, (ids, weights) = Experts(hidden=128, inner=64), tokens(9, hidden=128), choice(9)
+    model = experts_model(e, 2, 2)
+    model.graph.opset_imports[""] = 21
+    mix(model, e, (4, 2, 2, 4, 2, 4), 64, False)
+    lowered(model, form)
+    codes = [t.const_value for n, t in model.graph.initializers.items() if n.endswith(".codes")]
+    assert len(codes) == 3 and {c.dtype for c in codes if c is not None} == {ir.DataType.INT4}
+    got = run(model, x=x, ids=ids, weights=weights)
+    assert error(got, want(e, x, ids, weights)) < BOUNDS[torch.float32]
+    e.w_in = e.w_in.flip(0)
+    assert error(got, want(e, x, ids, weights)) > 0.1
