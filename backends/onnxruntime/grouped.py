@@ -66,7 +66,7 @@ def emit_grouped(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, 
     if left_out:  # to an expert that there is not
         nothing = emit("Equal", emit("Reshape", weights, emit.constant([-1])), emit.number(0.0, block.wide))
         flat = emit("Where", nothing, emit.constant(-1), flat)
-    flat.shape = _routed(block)
+    flat.shape, flat.type = _routed(block), ir.TensorType(ids.dtype or ir.DataType.INT64)
     plan = _Plan(block, x, flat, joined, not joined and not block.score_before, groups, -(-block.experts // max(groups, 1)))
     order, counts = _sort(emit, plan, flat)
     outputs = _run(emit, plan, _source(emit, plan, order, weights), counts)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from moec.cli.console import fail
+from moec.cli.console import INTERRUPTION, fail
 from moec.errors import MoecError
 from moec.version import __version__
 
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     arguments = sys.argv[1:] if argv is None else argv
     debug, as_json = "--debug" in arguments, "--json" in arguments
+    INTERRUPTION.install()
     try:
         status: Any = cli.main(arguments, standalone_mode=False)
     except MoecError as error:

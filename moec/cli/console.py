@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import traceback
@@ -61,6 +62,41 @@ def fail(error: MoecError | None, as_json: bool, debug: bool) -> int:
     return error.exit_code
 
 
+class Interruption:
+    """Ctrl-C that cannot get lost. Where PyTorch catches everything it swallows this too, so it is asked for when a stage ends or begins."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def install(self) -> None:
+        """Note interrupts from now on; where they are ignored, as in a shell's background jobs, they stay so."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, *_: Any) -> None:
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one was noted and swallowed."""
+        if self._asked:
+            self._asked = False
+            raise KeyboardInterrupt
+
+
+INTERRUPTION = Interruption()
+
+
+class QuietProgress(Progress):
+    """Says nothing, and can be interrupted."""
+
+    def stage(self, name: str) -> None:
+        INTERRUPTION.check()
+
+    def done(self, detail: str = "") -> None:
+        INTERRUPTION.check()
+
+
 class ConsoleProgress(Progress):
     """Stages as lines on stderr; on a terminal the running one shows its bytes."""
 
@@ -68,6 +104,7 @@ class ConsoleProgress(Progress):
         self._live, self._name, self._start, self._shown = sys.stderr.isatty(), "", 0.0, 0.0
 
     def stage(self, name: str) -> None:
+        INTERRUPTION.check()
         self._name, self._start = name, time.perf_counter()
         if self._live:
             click.echo(f"\r\033[K  {name:<10} …", nl=False, err=True)
@@ -80,10 +117,11 @@ class ConsoleProgress(Progress):
             click.echo(f"\r\033[K  {self._name:<10} {amount}  {what[:60]}", nl=False, err=True)
 
     def done(self, detail: str = "") -> None:
+        INTERRUPTION.check()
         start = "\r\033[K" if self._live else ""
         click.echo(f"{start}  {self._name:<10} {detail}  ({time.perf_counter() - self._start:.1f} s)", err=True)
 
 
 def progress(quiet: bool) -> Progress:
     """Progress on stderr, or none."""
-    return Progress() if quiet else ConsoleProgress()
+    return QuietProgress() if quiet else ConsoleProgress()

@@ -276,6 +276,7 @@ def test_an_encoder_has_no_layout_for_text_generation(tmp_path: Path, capsys: py
 # ---------------------------------------------------------------------- a process of its own: limits and signals
 def start(*arguments: object, file_limit_bytes: int | None = None) -> subprocess.Popen[str]:
     def limit() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored in a shell's background jobs
         if file_limit_bytes:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
 
