@@ -119,7 +119,10 @@ def reader(case: Case) -> Prepare:
     return lambda count: memory[: int(count) * case.expert_bytes // 4].sum
 
 
+# who comes first has the slowest memory on some machines, so that is nobody whose time is compared
 CONTESTANTS: dict[str, Callable[[Case], Prepare]] = {
+    "reference": reference,
+    "read": reader,
     "moec latency": lambda case: moec_engine(case, "latency"),
     "moec throughput": lambda case: moec_engine(case, "throughput"),
     "MoE operator": lambda case: moec_engine(case, "latency", "onnxruntime:cuda"),
@@ -129,6 +132,4 @@ CONTESTANTS: dict[str, Callable[[Case], Prepare]] = {
     "compile": lambda case: torch_model(case, "grouped_mm", compiled=True),
     "compile batched_mm": lambda case: torch_model(case, "batched_mm", compiled=True),
     "OnnxExporter": transformers_engine,
-    "read": reader,
-    "reference": reference,
 }
