@@ -123,7 +123,7 @@ def test_what_shares_a_weight_is_done_once() -> None:
 def test_what_cannot_be_fitted_is_rounded_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     of = program("mixtral")
     pair = uses(of, "experts")[:2]
-    monkeypatch.setattr("moec.hessians.Arrivals.first", lambda self, e: torch.full((32, 32), float("nan")) if e == 3 else torch.eye(32))
+    monkeypatch.setattr("moec.hessians.Arrivals.first", lambda self, e: torch.full((32, 32), float("nan")) if e == 3 else torch.eye(32) + 0.9)
     job = done(of, [(u, GPTQ) for u in pair])
     assert job.rounded == [f"{pair[0].name}[3]"] and pair[0].weight is not None
     scales = job.made[key_of(pair[0], GPTQ)].scale.load()
