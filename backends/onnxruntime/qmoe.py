@@ -15,11 +15,11 @@ from moec.backends.onnxruntime.widths import NARROW, WIDE, operands
 from moec.weights import Weight, rowwise
 
 if TYPE_CHECKING:
-    from moec.backends.onnx.block import Block
+    from moec.backends.onnx.block import Block, Part
     from moec.backends.onnx.emit import Emitter
 
 CUDA_BLOCKS = (32, 64, 128)
-EXACT_NARROW = 16  # the one block size for which the CPU's kernel of 2 bits is exact
+SLOW_NARROW = 16  # the block size at which the CPU's kernel of 2 bits rounds nothing, and takes 15 times as long for one token as that of 4
 
 
 def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
@@ -50,15 +50,21 @@ def _why_not_cuda(block: Block, weight: Quantized) -> str:
 
 def each_width(block: Block, provider: str, rounded: bool) -> bool:
     """Whether the widths of a block's experts become operators of their own, instead of one in the widest."""
-    return bool(block.parts) and (provider == "cuda" or rounded)
+    return bool(block.parts) and (
+        provider == "cuda" or (rounded and kernel_bits(_narrowest(block), provider, rounded) != kernel_bits(block, provider, rounded))
+    )
 
 
-def kernel_bits(block: Block, provider: str, rounded: bool) -> int:
-    """The width of the codes that one operator reads."""
+def _narrowest(block: Block) -> Part:
+    return min(block.parts, key=lambda p: p.w_in.bits)
+
+
+def kernel_bits(block: Block | Part, provider: str, rounded: bool) -> int:
+    """The width of the codes that one operator reads: not less than 4 on the CPU, unless its kernel of 2 bits is one that rounds activations."""
     w_in = block.w_in
     assert isinstance(w_in, Quantized)
-    narrow = w_in.bits == NARROW and w_in.block > EXACT_NARROW
-    return WIDE if provider == "cpu" and not rounded and narrow else w_in.bits
+    wider = provider == "cpu" and w_in.bits == NARROW and (not rounded or w_in.block <= SLOW_NARROW)
+    return WIDE if wider else w_in.bits
 
 
 def emit_qmoe(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None, bits: int = 0) -> ir.Value:

@@ -53,7 +53,7 @@ def test_two_and_four_bits_are_one_exact_operator(block: int, zeros: bool, routi
     assert error(got, reference(e, x, routing)) > 0.01, "experts in another order are seen"
 
 
-@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize("block", [16, 32, 128])
 def test_experts_of_two_bits_alone_become_four_when_loaded(block: int) -> None:
     e, x = Experts(hidden=128, inner=128), tokens(9, hidden=128)
     model = moe_model(e, 2, Routing(2))
@@ -87,11 +87,17 @@ def test_where_rounding_is_allowed_each_width_is_an_operator(bits: tuple[int, ..
     assert error(got, reference(e, x, Routing(3))) > 2 * ROUNDED_LIMIT
 
 
+@pytest.fixture
+def as_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 in both forms on the CPU, where 2 bits are exact too, if slow; CUDA's form computes the same there."""
+    monkeypatch.setattr("moec.backends.onnxruntime.qmoe._why_not_cuda", lambda *_: "")
+    monkeypatch.setattr("moec.backends.onnxruntime.qmoe.SLOW_NARROW", 0)
+
+
+@pytest.mark.usefixtures("as_stored")
 @pytest.mark.parametrize("combine", ["softmax", "scores"])
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
-def test_operators_of_one_width_add_up_exactly(provider: str, combine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both forms on the CPU, with blocks of 16, where 2 bits are exact too; CUDA's is computed the same there."""
-    monkeypatch.setattr("moec.backends.onnxruntime.qmoe._why_not_cuda", lambda *_: "")
+def test_operators_of_one_width_add_up_exactly(provider: str, combine: str) -> None:
     routing = Routing(2, combine=combine)
     e, x = experts(biases=True), tokens(9, hidden=128)
     model, fact = built(e, routing, MIXED, 16, rounded=True, provider=provider)
@@ -102,9 +108,9 @@ def test_operators_of_one_width_add_up_exactly(provider: str, combine: str, monk
     assert error(got, want) < LIMIT
 
 
+@pytest.mark.usefixtures("as_stored")
 @pytest.mark.parametrize("provider", ["cpu", "cuda"])
-def test_tokens_whose_experts_all_have_one_width(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.backends.onnxruntime.qmoe._why_not_cuda", lambda *_: "")
+def test_tokens_whose_experts_all_have_one_width(provider: str) -> None:
     e, x = experts(), tokens(6, hidden=128)
     model = experts_model(e, 2, 2, weights_op="Softplus")
     mix(model, e, MIXED, 16, False)
@@ -138,6 +144,17 @@ def test_no_tokens() -> None:
         model, _ = built(experts(), Routing(2), MIXED, 16, **options)
         assert run(model, x=tokens(0, hidden=128)).shape == (0, 128)
     assert e.hidden == 128
+
+
+def test_blocks_of_sixteen_never_meet_the_slow_kernel_of_two_bits() -> None:
+    e, x = experts(), tokens(9, hidden=128)
+    model, fact = built(e, Routing(2), MIXED, 16, rounded=True)
+    assert ops(model).count("QMoE") == 1 and "2 bits become 4" in fact["why"]
+    model, _ = built(experts(), Routing(2), THREE, 16, rounded=True)
+    assert [n.attributes.get_int("expert_weight_bits") for n in model.graph if n.op_type == "QMoE"] == [4, 4, 8]
+    want = experts()
+    mix(moe_model(want, 2, Routing(2)), want, THREE, 16, False)
+    assert error(run(model, x=x), reference(want, x, Routing(2))) < ROUNDED_LIMIT
 
 
 def test_matrices_of_different_mixtures_are_one_operator_in_the_widest() -> None:
