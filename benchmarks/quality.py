@@ -324,8 +324,8 @@ def main() -> None:
     about += (
         f"{len(harness.reference[1][0])} mixtures, perplexity {harness.perplexity:.2f}. {count:,} tokens judged, {options.calibration_tokens:,} calibrated "
     )
-    about += f"on, {options.seeds} seeds, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 "
-    about += "bits, scales in 16 too. Tokens that "
+    about += f"on, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 "
+    about += "bits, scales in 16 too. In parentheses: runs, each with a seed; after ± their deviation, or one run's standard error over windows. Tokens that "
     about += (
         "reach the least and the most used expert of each mixture: " + ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads) + "."
     )
