@@ -82,8 +82,16 @@ def why_plain(block: Attention) -> str:
 # ---------------------------------------------------------------------- long prompts
 def _is_long_prompt(emit: Emitter, block: Attention) -> ir.Value:
     new, total = (emit("Shape", v, start=2, end=3) for v in (block.query, block.key))
-    both = emit("And", emit("Equal", new, total), emit("GreaterOrEqual", new, emit.constant([PROMPT])))
-    return emit("Squeeze", both)
+    long, lengths = emit("GreaterOrEqual", new, emit.constant([PROMPT])), [_length(v) for v in (block.query, block.key)]
+    if lengths[0] is None or lengths[0] != lengths[1]:  # there may be a cache
+        long = emit("And", emit("Equal", new, total), long)
+    return emit("Squeeze", long)
+
+
+def _length(value: ir.Value) -> str | None:
+    """The name or number of the dimension that counts tokens, where it has one."""
+    name = None if value.shape is None else str(value.shape[2])
+    return None if name == "None" else name
 
 
 def _grouped_query(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:

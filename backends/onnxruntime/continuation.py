@@ -7,8 +7,7 @@ on the device, which only I/O binding says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,14 @@ from moec.errors import MoecError
 from moec.program import Input
 
 
-@contextmanager
-def refusals(engine: str) -> Iterator[None]:
-    """What the runtime calls an invalid argument, such as a token that is not in the vocabulary, as M211."""
+def refuse(error: Exception, engine: str) -> None:
+    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary; any other error is left alone."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-    try:
-        yield
-    except InvalidArgument as error:
+    if isinstance(error, InvalidArgument):
         reason = str(error).strip().splitlines()[0]
-        raise MoecError(
-            "M211", f"ONNX Runtime refuses the values: {reason[:300]}", engine, "give values that the model knows, ids below its vocabulary"
-        ) from error
+        fix = "give values that the model knows, ids below its vocabulary"
+        raise MoecError("M211", f"ONNX Runtime refuses the values: {reason[:300]}", engine, fix) from error
 
 
 class HostContinuation:
@@ -50,8 +45,11 @@ class HostContinuation:
 
     def step(self, ids: Tensor, mask: Tensor) -> Tensor:
         feeds = {IDS: ids.contiguous().numpy(), MASK: mask.contiguous().numpy()}
-        with refusals(self._name):
+        try:
             logits, *present = self._run(feeds, self._past or self._empty(ids.shape[0]))
+        except Exception as error:
+            refuse(error, self._name)
+            raise
         self._past = {c.name: value for c, value in zip(self._caches, present, strict=True)}
         return torch.from_numpy(logits[:, -1])
 

@@ -68,13 +68,27 @@ def _repeats(table: ir.Value) -> bool:
     return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
 
 
+def _half(op: Any, table: Any) -> Any:
+    """The first half of a table's rows `[B, S, size / 2]`, made of what its making repeats: nothing is computed twice to be cut away."""
+    node = table.producer()
+    if node.op_type == "Concat":
+        return node.inputs[0]
+    at = next(n for n, v in enumerate(node.inputs) if v is not None and (v.const_value is None or v.const_value.size != 1))
+    inputs = [_half(op, v) if n == at else v for n, v in enumerate(node.inputs)]
+    return getattr(op, node.op_type)(*inputs, **{a.name: a for a in node.attributes.values()})
+
+
 def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_: Any) -> Any:
-    size = _number(half)
-    numbers: Any = [op.Constant(value_ints=n) for n in ([0], [size], [3], [-1, size], [0, 2])]
-    start, end, axis, shape, batch_and_length = numbers
-    tables = [op.Reshape(op.Slice(table, start, end, axis), shape) for table in (cos, sin)]
+    halves = [_half(op, _producer(table).inputs[0]) for table in (cos, sin)]
+    tables = [op.Reshape(h, op.Constant(value_ints=[-1, _number(half)])) for h in halves]
     if cos.shape is not None and cos.shape[0] == 1:  # one table for all texts: the operator counts from a first position
         return op.RotaryEmbedding(x, op.Constant(value_ints=[0]), *tables, _domain=MICROSOFT)
-    rows = op.Gather(op.Shape(cos), batch_and_length)
-    places = op.Range(op.Constant(value_int=0), op.ReduceProd(rows, keepdims=0), op.Constant(value_int=1))
-    return op.RotaryEmbedding(x, op.Reshape(places, rows), *tables, _domain=MICROSOFT)
+    count = op.Squeeze(op.Shape(tables[0], end=1))
+    places = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
+    return op.RotaryEmbedding(x, op.Reshape(places, op.Shape(halves[0], end=2)), *tables, _domain=MICROSOFT)
+
+
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None, "`_is_table` has seen it"
+    return node

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from moec.errors import MoecError
 
 IMPLEMENTATION = "moec"
+ATTENTION = "attention"  # where an error says that it comes from
 # what transformers passes for kernels that make their own masks; our mask holds all of it already
 _IN_THE_MASK = ("sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "attention_dropout", "chunk_size")
 
@@ -38,10 +39,24 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor:
     causal = _is_causal(allows)
     if allows is not None and padding is not None and kwargs.get("local_size") is not None:
         kwargs["mask_function"] = _among_tokens(allows, padding)
+    seen = _seen(padding, **kwargs)
+    if seen is not None:
+        kwargs["attention_mask"] = None
     made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     assert made is not None
+    made = made if seen is None else made & seen
     made.moec_causal = causal  # type: ignore[attr-defined]
     return made
+
+
+def _seen(padding: Tensor | None, kv_length: int = 0, kv_offset: int = 0, **_: Any) -> Tensor | None:
+    """Padding `[B, T]` as a view `[B, 1, 1, T]` of what may be seen; transformers would look each element up by index, a dozen nodes in a graph.
+
+    None where the mask is not of the keys' own length, which is left to transformers.
+    """
+    if padding is None or padding.dim() != 2 or not (isinstance(kv_offset, int) and kv_offset == 0) or padding.shape[1] != kv_length:
+        return None
+    return padding.to(torch.bool)[:, None, None, :]
 
 
 def _among_tokens(allows: Any, padding: Tensor) -> Any:
@@ -75,9 +90,9 @@ def _forward(
     """The attention implementation: what transformers calls instead of its own. Raises M206 for an argument that the operator cannot honour."""
     odd = [k for k, v in others.items() if isinstance(v, Tensor) and k not in _IN_THE_MASK]
     if odd:
-        raise MoecError("M206", f"{type(module).__name__} passes {odd[0]!r} to its attention", "attention", "compile it with --no-cache")
+        raise MoecError("M206", f"{type(module).__name__} passes {odd[0]!r} to its attention", ATTENTION, "compile it with --no-cache")
     if attention_mask is None and getattr(module, "is_causal", False):
-        raise MoecError("M206", f"{type(module).__name__} relies on a causal mask of the kernel's own", "attention", "compile it with --no-cache")
+        raise MoecError("M206", f"{type(module).__name__} relies on a causal mask of the kernel's own", ATTENTION, "compile it with --no-cache")
     causal = bool(getattr(attention_mask, "moec_causal", False))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     result = torch.ops.moec.attention(query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal)

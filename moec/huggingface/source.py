@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.frontend import capture
 from moec.huggingface import skeleton
 from moec.huggingface.adapters import adapt, explain
-from moec.huggingface.attention import use_moec_attention
+from moec.huggingface.attention import ATTENTION, use_moec_attention
 from moec.huggingface.cache import cache_signature, has_cache
 from moec.huggingface.experts import use_moec_experts
 from moec.huggingface.folder import Folder
@@ -64,7 +64,8 @@ class HuggingFaceSource(Source):
     def __init__(self, text: str, origin: Origin, cache: bool = True) -> None:
         self.text, self.origin = text, origin
         self.size_bytes = origin.size_bytes
-        self._cache = cache and has_cache(origin.template)
+        decoder = has_cache(origin.template)
+        self._cache, self._own_attention = cache and decoder, not cache and decoder
         if not self._cache:
             self.signature = signature_of(origin.template)  # refuses other modalities at once
 
@@ -114,6 +115,9 @@ class HuggingFaceSource(Source):
         except MoecError as error:
             if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
                 return self._capture(dtype, device="cpu")
+            if error.code == "M206" and error.where == ATTENTION and not self._cache:  # an argument that our operator cannot honour
+                self._own_attention = True
+                return self.capture(dtype)
             if error.code != "M207":
                 raise
             return self._capture(dtype, attention="eager")
@@ -143,7 +147,7 @@ class HuggingFaceSource(Source):
         skeleton.share(model, weights)
         adapt(model, weights)
         use_moec_experts(model, weights)
-        if self._cache:
+        if not self._own_attention:
             use_moec_attention(model)
         return model, weights
 
