@@ -21,6 +21,7 @@ class Tile:
         depth: how far one step goes along the inner dimension.
         band: how many tiles in turn read the same weights.
         warps, stages: Triton's num_warps and num_stages.
+        resident: programs a multiprocessor that stay and take piece after piece (`moec.kernels.device.persistent`); 0: a program a piece.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Tile:
     band: int = 1
     warps: int = 4
     stages: int = 3
+    resident: int = 0
 
     def options(self, gated: bool = False) -> dict[str, int]:
         """Keyword arguments of a launch."""
