@@ -27,8 +27,8 @@ def accelerate(model: _Model, *, check: bool = False) -> _Model:
 
     Args:
         model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32.
-        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert. Without it such
-            a choice adds nothing to its token.
+        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert. Without it, and in
+            what is compiled, exported or captured in a CUDA graph, where nobody can look, such a choice adds nothing to its token.
 
     Returns:
         The same model.
@@ -125,7 +125,7 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
         w_in, w_out = w_in.mT, w_out.mT
     bias_in, bias_out = (getattr(self, f"{first}_bias"), self.down_proj_bias) if self.has_bias else (None, None)
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
-    if self._moec_check:
+    if self._moec_check and not torch.compiler.is_compiling() and not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_ids(ids, w_in.shape[0])
     rule = self._moec_gate.activation.arguments()
     result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)
