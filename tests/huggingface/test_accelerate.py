@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_leaves
 
 import moec
+import moec.dialect
 from moec.errors import MoecError
 from moec.huggingface.accelerate import IMPLEMENTATION
 from tests import zoo
@@ -77,6 +78,30 @@ def through_kernels(name: str) -> tuple[float, int]:
 def test_on_the_kernels(interpret: Interpret, name: str) -> None:
     found, started = interpret(through_kernels, name)
     assert found < 1e-5 and started == 2 * 3
+
+
+def tuned() -> tuple[float, list[tuple[int, str, int]], list[str]]:
+    """Error of a model whose tiles were measured first, the lines that were, and what was said; runs where `interpret` says."""
+    from moec.kernels import dispatch, tiles, tuning
+
+    model, said, committed = zoo.build("gpt_oss", num_hidden_layers=2), [], dict(tiles.table())
+    wanted, measure = eager(model), tuning.tune
+    moec.dialect.experts.register_kernel("cpu")(dispatch.experts)
+    tuning.tune = lambda blocks, **options: measure(blocks, **{**options, "rows": (16,), "tell": said.append})  # large tiles take the interpreter minutes
+    try:
+        moec.accelerate(model, tune=2.0)
+        changed = [key for key, tile in tiles.table().items() if committed.get(key) != tile]
+        return error(model, wanted), changed, said
+    finally:
+        tuning.tune = measure
+        tiles.table.cache_clear()
+        tiles.tile_for.cache_clear()
+
+
+def test_tiles_are_measured_on_request(interpret: Interpret) -> None:
+    found, changed, said = interpret(tuned)
+    assert found < 1e-5 and set(changed) <= {(80, "single", 16)}
+    assert len(said) == 1 and "tiles tried" in said[0]
 
 
 @pytest.mark.usefixtures("on_cpu")
