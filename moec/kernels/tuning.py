@@ -155,12 +155,14 @@ def tune(
 
     Args:
         blocks: experts; those of one kind share their lines.
-        seconds: after which no other tile is tried. rows: which lines.
+        seconds: after which no other tile is tried, shared out among the lines. rows: which lines.
         clock: milliseconds of a call; by default events on CUDA with the L2 cache overwritten, elsewhere (in the interpreter) the clock on the wall.
         tell: gets a sentence a line.
     """
     end, found = time.monotonic() + seconds, {}
-    for kind, count in ((kind, count) for kind in dict.fromkeys(b.kind for b in blocks) for count in rows):
+    lines = [(kind, count) for kind in dict.fromkeys(b.kind for b in blocks) for count in rows]
+    for n, (kind, count) in enumerate(lines):
+        share = time.monotonic() + (end - time.monotonic()) / (len(lines) - n)
         own = [block for block in blocks if block.kind == kind]
         sm = capability(own[0].device)
         calls = [call for block in own for call in block.calls(count)] if time.monotonic() < end else []
@@ -168,7 +170,7 @@ def tune(
             tell(f"sm_{sm} {kind} {count}: not measured")
             continue
         first = tile_for(sm, kind, count)
-        best, known = choose(first, candidates(sm, kind, count), relative(calls, first, clock or clock_of(own[0].device)), end)
+        best, known = choose(first, candidates(sm, kind, count), relative(calls, first, clock or clock_of(own[0].device)), share)
         tell(f"sm_{sm} {kind} {count}: {len(known)} tiles tried, {best} takes {known[best]:.2f} of the table's time")
         if best != first:
             found[sm, kind, count] = best
