@@ -24,13 +24,15 @@ def rows_in_persistent_kernel(
 ):  # fmt: skip
     """`rows_in_kernel` with any number of programs. Grid: programs."""
     COLUMNS: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
-    for piece in range(tl.program_id(0), tiles * COLUMNS, tl.num_programs(0)):
+    piece = tl.program_id(0)
+    while piece < tiles * COLUMNS:
         tile, column = place_of(piece, tiles, COLUMNS, BAND)
         expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
         if expert >= 0:
             rows_in_tile(expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k, stride_scale,
                          hidden, K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE,
                          PRECISION, ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
+        piece += tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
@@ -43,9 +45,11 @@ def rows_out_persistent_kernel(
 ):  # fmt: skip
     """`rows_out_kernel` with any number of programs. Grid: programs."""
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
-    for piece in range(tl.program_id(0), tiles * COLUMNS, tl.num_programs(0)):
+    piece = tl.program_id(0)
+    while piece < tiles * COLUMNS:
         tile, column = place_of(piece, tiles, COLUMNS, BAND)
         expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
         if expert >= 0:
             rows_out_tile(expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale, result,
                           INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
+        piece += tl.num_programs(0)
