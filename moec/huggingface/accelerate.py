@@ -22,9 +22,10 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Model:
     """Switch every experts block of a transformers model to `moec::experts`, whose CUDA implementation are moec's kernels.
 
-    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph, trained (the backward is a plain
-    one) and saved. Weights are not copied. Those of gpt-oss, whose rows are interleaved, are put in order, one block after the
-    other: its `state_dict` still shows them as they were, but it cannot go back to another experts implementation.
+    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in which the
+    kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of gpt-oss, whose rows are
+    interleaved, are put in order, one block after the other: its `state_dict` still shows them as they were, but it cannot go back
+    to another experts implementation.
 
     Args:
         model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32.

@@ -89,7 +89,7 @@ def tuned() -> tuple[float, list[tuple[int, str, int]], list[str]]:
     moec.dialect.experts.register_kernel("cpu")(dispatch.experts)
     tuning.tune = lambda blocks, **options: measure(blocks, **{**options, "rows": (16,), "tell": said.append})  # large tiles take the interpreter minutes
     try:
-        moec.accelerate(model, tune=2.0)
+        moec.accelerate(model, tune=0.5)
         changed = [key for key, tile in tiles.table().items() if committed.get(key) != tile]
         return error(model, wanted), changed, said
     finally:
@@ -200,7 +200,7 @@ def watched(name: str, implementation: str) -> float | str:
     return float((got - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
 def test_nothing_waits(interpret: Interpret, name: str) -> None:
     """Of a block. transformers' own code for attention masks waits, where it is not compiled."""
     found = interpret(watched, name, IMPLEMENTATION)

@@ -131,7 +131,7 @@ def test_what_computes_something_else_or_does_not_run_is_not_chosen() -> None:
 def tuned() -> tuple[Any, list[str], float]:
     """A search in the interpreter, by the clock on the wall, and how far its result is from the table's; runs where `interpret` says."""
     said: list[str] = []
-    found = tune([block("packed")], seconds=1.0, rows=(16,), tell=said.append)
+    found = tune([block("packed")], seconds=0.3, rows=(16,), tell=said.append)
     call = block("packed").calls(16)[1]
     before = call(tile_for(80, "packed", 16))
     after = call(found.get((80, "packed", 16), tile_for(80, "packed", 16)))

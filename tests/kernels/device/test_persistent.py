@@ -21,20 +21,19 @@ SMALL, STAYING = Tile(16, 32, 32), Tile(16, 32, 32, resident=1)
 IDS = {
     "one token": torch.tensor([[3, 1]]),
     "empty experts": torch.tensor([[1, 4]] * 20),
-    "one expert takes all": torch.full((40, 2), 5),
+    "one expert takes all": torch.full((33, 1), 5),
     "nobody's": torch.full((18, 2), -1),
     "a tile and one": torch.tensor([[0, 2]] * 17),
-    "wild": torch.tensor([[0, 2**40], [-7, 5], [6, 1]] * 7),
 }
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_the_same_bits(interpret: Interpret, name: str) -> None:
-    """Two programs in turn for all pieces, in any layout of work; and again."""
+    """Two programs in turn for all pieces, in any layout of work; wild ids are in `tests/kernels/test_bounds.py`."""
     ids, rule = IDS[name], Activation("gelu", limit=1.0)
-    given = replace(problem(rule, tokens=len(ids), biases=True, dtype=torch.bfloat16), ids=ids)
-    come, stay, again = (interpret(launch.experts, *given.tensors(), rule=rule, tile=tile) for tile in (SMALL, STAYING, STAYING))
-    assert torch.equal(come, stay) and torch.equal(stay, again)
+    given = replace(problem(rule, tokens=len(ids), top_k=ids.shape[1], biases=True, dtype=torch.bfloat16), ids=ids)
+    come, stay = (interpret(launch.experts, *given.tensors(), rule=rule, tile=tile) for tile in (SMALL, STAYING))
+    assert torch.equal(come, stay)
     if name != "nobody's":
         known = (ids >= 0) & (ids < 6)
         meant = replace(given, ids=ids.where(known, 0), weights=given.weights * known)
@@ -75,8 +74,7 @@ def grids(tokens: int, resident: int) -> list[int]:
     return [x.grid[0] for x in rows]
 
 
-@pytest.mark.parametrize("sm", SMS)
-@pytest.mark.parametrize("case", ["many tokens", "many tokens, int4"])
+@pytest.mark.parametrize(("case", "sm"), [*(("many tokens", sm) for sm in SMS), ("many tokens, int4", 90), ("many tokens, int4", 100)])
 def test_every_gpu(compiler: Interpret, case: str, sm: int) -> None:
     for kernel in compiler(built, case, sm, None, "rows", resident=1):
         assert "persistent" in kernel.name and f".target sm_{sm}" in kernel.ptx
