@@ -1,16 +1,23 @@
 """Mixture-of-experts blocks on this machine's GPU: moec's kernels beside PyTorch's, transformers', ONNX Runtime's and the hardware's own limits.
 
 usage: python benchmarks/moe_gpu.py [--shape mixtral qwen3] [--tokens 1 16 4096] [--bits 16 4] [--seconds 450] [--toy] [--json] [--save]
+       python benchmarks/moe_gpu.py --tune tiles.toml [--shape …] [--bits …] [--seconds 450]
 
 Whole blocks, router included, of Mixtral-8x7B, Qwen3-30B-A3B, gpt-oss-120b and DeepSeek-V3, with random weights in bfloat16, or 4-bit
 integers in groups of 128 (eager PyTorch then has the unpacked weights in bfloat16, ONNX Runtime its QMoE). Routing is uniform, or skewed as
 Zipf has it (without ONNX Runtime). Every output is compared with the same block in float64 before it is timed: ours must be within twice eager PyTorch's
 error, or the run ends with status 1.
 
+`moec staying` is the same by programs that stay (one a multiprocessor), for more than a few tokens; `moec compiled` is the operator under
+`torch.compile`. Before ours is timed, PyTorch is told to raise where a call waits for the GPU.
+
 A time is the median of calls between two events, with the L2 cache overwritten before each; `graph` is the same call captured in a
 CUDA graph, without Python's part, where it can be captured. `bandwidth` is (chosen experts' bytes + router + tokens in and out) / time
 over the speed of a device-to-device copy, `matrix rate` the experts' floating-point operations / time over that of a large bfloat16
 product, both measured in the same run. Cells beyond the `--seconds` are left out and named.
+
+`--tune` measures no peers: it looks for faster tiles for these shapes on this GPU, and writes lines that `MOEC_TILES=tiles.toml` puts to use,
+or that a person puts into `moec/kernels/tiles.toml`.
 
 `--toy` runs everything on small blocks through Triton's interpreter, on the CPU: the script's own test, whose times mean nothing.
 """
@@ -33,8 +40,11 @@ if "--toy" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
-from moe_gpu_contestants import CONTESTANTS, SHAPES, TOYS, Block, Shape, resources
+from moe_gpu_contestants import CONTESTANTS, SHAPES, TOYS, Block, Shape, for_tuning, resources
 from torch import Tensor
+
+from moec.kernels import tuning
+from moec.kernels.tiles import FEW_TOKENS, ROWS, read, written
 
 RESULTS = Path(__file__).with_name("results")
 TOKENS = [1, 16, 4096, 4, 64, 256, 1024]  # the ends first: what is left out at the deadline is the middle
@@ -101,13 +111,24 @@ def error(got: Tensor, exact: Tensor) -> float:
     return value if value == value else float("inf")
 
 
+def never_waits(call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Raises where a call that has been made before makes the host wait for the GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def check(block: Block, people: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> dict[str, float]:
     """Each contestant's relative error on 64 of the tokens. Raises unless ours is within the margin of eager PyTorch's."""
     some = torch.linspace(0, len(x) - 1, min(64, len(x)), device=x.device).long()
     exact = block.reference(x[some], True)
     plain, found = error(block.reference(x[some], False), exact), {who: error(call(x)[some], exact) for who, call in people.items()}
-    if "moec" in found and not found["moec"] <= MARGIN * plain:
-        raise SystemExit(f"{block.shape.title}, {len(x)} tokens: moec's error is {found['moec']:.2e}, eager PyTorch's {plain:.2e}")
+    for who in (who for who in found if who.startswith("moec") and not found[who] <= MARGIN * plain):
+        raise SystemExit(f"{block.shape.title}, {len(x)} tokens: the error of {who} is {found[who]:.2e}, eager PyTorch's {plain:.2e}")
+    for who in (who for who in found if who.startswith("moec") and x.is_cuda):
+        never_waits(people[who], x)
     return found
 
 
@@ -116,6 +137,7 @@ def measure(name: str, block: Block, people: dict[str, Any], tokens: int, skewed
     case, x = f"{name} {block.bits}-bit T={tokens} {'skewed' if skewed else 'uniform'}", block.draw(tokens, block.shape.hidden)
     copies = tokens * block.shape.routing.top_k * 3 * block.shape.hidden * block.shape.inner * 2
     here = {who: call for who, call in people.items() if copies <= COPIES_LIMIT_BYTES or "batched_mm" not in who}
+    here = {who: call for who, call in here.items() if tokens > FEW_TOKENS or who != "moec staying"}
     rows = [{"case": case, "who": who, "value": value, "unit": "error"} for who, value in check(block, here, x).items()]
     for who, call in here.items():
         ms, graph = timer.median_ms(lambda call=call: call(x)), None if who in WAITING else timer.graph_ms(lambda call=call: call(x))
@@ -131,8 +153,8 @@ def contestants(block: Block, names: list[str]) -> dict[str, Any]:
     """Those that this machine and this block allow; the others are named on stderr."""
     found: dict[str, Any] = {}
     for who in names:
-        if block.bits == 4 and ("torch" in who or "transformers" in who):
-            continue  # they have no packed weights; eager stands for them
+        if block.bits == 4 and ("torch" in who or "transformers" in who or who == "moec compiled"):
+            continue  # they have no packed weights; eager, and moec, stand for them
         if who == "onnxruntime" and (block.shape.biases or block.shape.experts > 128 or block.shape.routing.groups > 1):
             continue  # its operator has no groups, and these files would take minutes to write
         try:
@@ -158,12 +180,14 @@ def environment(toy: bool) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people, as Markdown: milliseconds (as a graph, where there is one) and the fractions of the limits for ours."""
+    """The report for people, as Markdown: milliseconds (ours with and without a graph, the peers' better one) and the fractions of the limits for ours."""
     value = {(r["case"], r["who"], r["unit"]): r["value"] for r in report["rows"]}
-    cases, people = list(dict.fromkeys(r["case"] for r in report["rows"])), list(dict.fromkeys(r["who"] for r in report["rows"]))
-    lines = ["| ms | " + " | ".join(people) + " | moec: bandwidth | matrix rate |", "|---|" + "---|" * (len(people) + 2)]
+    cases, people = list(dict.fromkeys(r["case"] for r in report["rows"])), [who for who in CONTESTANTS if who in {r["who"] for r in report["rows"]}]
+    columns = [c for who in people for c in ([(who, ["ms"]), (who, ["ms graph"])] if who.startswith("moec") else [(who, ["ms", "ms graph"])])]
+    heads = [f"{who}, graph" if units == ["ms graph"] else who for who, units in columns]
+    lines = ["| ms | " + " | ".join(heads) + " | moec: bandwidth | matrix rate |", "|---|" + "---|" * (len(heads) + 2)]
     for case in cases:
-        ms = [min((value[case, who, u] for u in ("ms", "ms graph") if (case, who, u) in value), default=None) for who in people]
+        ms = [min((value[case, who, u] for u in units if (case, who, u) in value), default=None) for who, units in columns]
         cells = ["–" if m is None else f"{m:.4f}" for m in ms]
         lines.append(
             f"| {case} | " + " | ".join(cells) + "".join(f" | {100 * value.get((case, 'moec', u), 0):.0f} %" for u in ("bandwidth", "matrix rate")) + " |"
@@ -212,6 +236,16 @@ def block_rows(
     return rows
 
 
+def tune(options: argparse.Namespace) -> str:
+    """Look for faster tiles, and write the file with what it had before and what was found."""
+    shapes, device = (TOYS, "cpu") if options.toy else (SHAPES, "cuda")
+    blocks = [for_tuning(Block(shapes[n], bits, device, torch.bfloat16)) for n in options.shape if n in shapes for bits in options.bits]
+    found = tuning.tune(blocks, seconds=options.seconds, rows=ROWS[:1] if options.toy else ROWS, tell=lambda line: print(line, file=sys.stderr))
+    text = written({**(read(options.tune) if options.tune.exists() else {}), **found})
+    options.tune.write_text(text)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES), default=list(SHAPES))
@@ -220,6 +254,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=440.0, help="after which no new cell is begun")
     parser.add_argument("--toy", action="store_true", help="small blocks in Triton's interpreter, without a GPU")
+    parser.add_argument("--tune", type=Path, metavar="FILE", help="look for faster tiles on this GPU instead, and write them to FILE")
     parser.add_argument("--resources", action="store_true", help="registers and shared memory of the kernels on five GPU generations, without a GPU, and end")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_gpu.json and .md")
@@ -233,6 +268,9 @@ def main() -> None:
     if not options.toy and not torch.cuda.is_available():
         raise SystemExit("needs an NVIDIA GPU; --toy runs without one")
     with torch.inference_mode():
+        if options.tune:
+            print(tune(options))
+            return
         report = run(options)
     if options.save:
         RESULTS.joinpath("moe_gpu.json").write_text(json.dumps(report, indent=1) + "\n")

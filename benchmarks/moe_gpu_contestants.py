@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.dialect import Activation, Routing, route_reference
+from moec.dialect import Activation, Routing, moe, route_reference
 from moec.dialect.experts import dense_expert, experts_reference
-from moec.kernels import launch
+from moec.kernels import dispatch, launch, tuning
 from moec.kernels.ahead import compile_ahead
 from moec.kernels.packed import Packed
 from moec.kernels.starting import recording
@@ -110,10 +110,32 @@ def tensors_of(weight: Tensor | Packed) -> list[Tensor]:
 
 
 # ---------------------------------------------------------------------- contestants: each returns a function of x
-def ours(block: Block) -> Call:
+def ours(block: Block, resident: int | None = None) -> Call:
     shape = block.shape
     given = block.router, block.router_bias, None, block.w_in, block.w_out, block.b_in, block.b_out
-    return lambda x: launch.moe(x, *given, routing=shape.routing, rule=shape.rule)
+    return lambda x: launch.moe(x, *given, routing=shape.routing, rule=shape.rule, resident=resident)
+
+
+def ours_staying(block: Block) -> Call:
+    """The same tiles by one program a multiprocessor."""
+    return ours(block, resident=1)
+
+
+def ours_compiled(block: Block) -> Call:
+    """`torch.compile` of the operator: as a node in somebody's graph. Without a GPU the CPU's tensors go to the kernels too."""
+    if isinstance(block.w_in, Packed):
+        raise TypeError("the operator takes unpacked weights")
+    if block.device == "cpu":
+        moe.register_kernel("cpu")(dispatch.moe)
+    rule = {**block.shape.routing.arguments(), **block.shape.rule.arguments()}
+    given = block.router, block.router_bias, None, block.w_in, block.w_out, block.b_in, block.b_out
+    run = lambda x: torch.ops.moec.moe(x, *given, **rule)  # noqa: E731
+    return torch.compile(run, dynamic=True, fullgraph=True, backend="aot_eager" if block.device == "cpu" else "inductor")
+
+
+def for_tuning(block: Block) -> tuning.Block:
+    """The block as `moec.kernels.tuning` takes it."""
+    return tuning.Block(block.w_in, block.w_out, block.b_in, block.b_out, block.shape.rule, block.shape.routing.top_k, block.dtype)
 
 
 def eager(block: Block) -> Call:
@@ -231,6 +253,8 @@ def onnxruntime(block: Block) -> Call:
 
 CONTESTANTS: dict[str, Callable[[Block], Call]] = {
     "moec": ours,
+    "moec staying": ours_staying,
+    "moec compiled": ours_compiled,
     "eager": eager,
     "torch._grouped_mm": plain_grouped,
     "torch.compile": compiled,
@@ -241,17 +265,23 @@ CONTESTANTS: dict[str, Callable[[Block], Call]] = {
 
 
 def resources(tokens: int = 4096) -> list[str]:
-    """Registers a thread and KiB of shared memory a program of our kernels, compiled for five GPU generations; needs no GPU."""
+    """Registers a thread and KiB of shared memory a program of our kernels, compiled for five GPU generations; needs no GPU.
+
+    For many tokens also those by programs that stay; bytes that a thread spills are added where there are any.
+    """
     lines = ["| kernel: registers, KiB, warps | " + " | ".join(f"sm_{sm}" for sm in SMS) + " |", "|---|" + "---|" * len(SMS)]
     for shape in (SHAPES["mixtral"], SHAPES["gpt-oss"]):
-        for bits, count in ((16, 1), (16, tokens), (4, 1), (4, tokens)):
+        for bits, count, resident in ((16, 1, 0), (16, tokens, 0), (16, tokens, 1), (4, 1, 0), (4, tokens, 0), (4, tokens, 1)):
             cells: dict[str, list[str]] = {}
             for sm in SMS:
                 block = Block(shape, bits, "meta", torch.bfloat16)
                 with recording(sm) as found:
-                    ours(block)(torch.empty(count, shape.hidden, dtype=torch.bfloat16, device="meta"))
+                    ours(block, resident)(torch.empty(count, shape.hidden, dtype=torch.bfloat16, device="meta"))
                 for start in found.launches:
+                    if resident and "persistent" not in start.kernel.__name__:
+                        continue
                     built = compile_ahead(start, sm)
-                    cells.setdefault(built.name, []).append(f"{built.registers}, {built.shared_bytes / 1024:.0f}, {built.warps}")
+                    spilled = f", spills {built.spilled_bytes} bytes" if built.spilled_bytes else ""
+                    cells.setdefault(built.name, []).append(f"{built.registers}, {built.shared_bytes / 1024:.0f}, {built.warps}{spilled}")
             lines += [f"| {shape.title}, {bits}-bit, {count} tokens: {name} | " + " | ".join(values) + " |" for name, values in cells.items()]
     return lines

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from moec.dialect.activation import Activation
 from moec.dialect.experts_backward import experts_backward
+from moec.errors import MoecError
 
 
 def experts_reference(
@@ -29,7 +30,11 @@ def experts_reference(
         expert: `expert(e, rows)` maps rows `[N, H]` through expert e.
         count: number of experts E.
         score_before: multiply the rows by their weights before the expert instead of after it (Llama 4).
+
+    Raises:
+        MoecError: M212 for an id that is no expert.
     """
+    check_ids(ids, count)
     chosen, top_k = ids.reshape(-1), ids.shape[-1]
     order = chosen.argsort(stable=True)
     scale = weights.reshape(-1, 1)[order]
@@ -43,6 +48,15 @@ def experts_reference(
         result = result * scale
     by_token = result[order.argsort()].reshape(len(order) // top_k, top_k, x.shape[-1])
     return by_token.sum(1).to(x.dtype).reshape(x.shape)
+
+
+def check_ids(ids: Tensor, experts: int) -> None:
+    """Raise M212 for an id outside of [0, experts). Waits for the device."""
+    if ids.numel():
+        low, high = (int(v) for v in torch.stack(torch.aminmax(ids)).tolist())
+        if low < 0 or high >= experts:
+            what, fix = f"ids reach from {low} to {high}, experts from 0 to {experts - 1}", "pass ids as moec::route returns them"
+            raise MoecError("M212", what, "moec::experts", fix)
 
 
 def dense_expert(w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None, activation: Activation) -> Callable[[int, Tensor], Tensor]:
@@ -77,7 +91,8 @@ def experts(
 
     Args:
         x: `[..., H]`.
-        ids: `[..., K]` int64 in [0, E). weights: `[..., K]`.
+        ids: `[..., K]` int64 in [0, E). weights: `[..., K]`. Elsewhere an id that is no expert raises M212; on CUDA, where looking at ids
+            would wait for the device, that choice adds nothing to its token, and no memory outside of the experts is read.
         w_in: `[E, F*I, H]`, F = 2 with gate rows before up rows when gated, else 1. b_in: `[E, F*I]`.
         w_out: `[E, H, I]`. b_out: `[E, H]`.
         activation, gated, alpha, beta, limit, clamp_after: see `Activation`.

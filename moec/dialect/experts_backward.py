@@ -33,15 +33,21 @@ def experts_backward(
         gradients of x and weights; with `train_experts` also of w_in, w_out and those of b_in, b_out that are there.
     """
     top_k, hidden, exact = ids.shape[-1], x.shape[-1], torch.promote_types(x.dtype, torch.float32)
-    order = ids.reshape(-1).argsort(stable=True)
+    count = w_in.shape[0]
+    # what is no expert added nothing to the forward on CUDA; it comes last here, and gets zeros
+    chosen = ids.reshape(-1).where((ids.reshape(-1) >= 0) & (ids.reshape(-1) < count), count)
+    order = chosen.argsort(stable=True)
     token, back = order // top_k, order.argsort()
-    sizes = ids.reshape(-1).bincount(minlength=w_in.shape[0]).tolist()
+    sizes = chosen.bincount(minlength=count + 1).tolist()
     routed = [torch.split(t.to(exact), sizes) for t in (grad.reshape(-1, hidden)[token], x.reshape(-1, hidden)[token], weights.reshape(-1, 1)[order])]
 
     totals = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (w_in, w_out, b_in, b_out) if t is not None] if train_experts else []
-    rows, scales = [routed[1][0][:0]], [routed[2][0][:0]]
+    rows: list[Tensor] = []
+    scales: list[Tensor] = []
     for e, parts in enumerate(zip(*routed, strict=True)):
-        if len(parts[0]) == 0:
+        if len(parts[0]) == 0 or e == count:
+            rows.append(torch.zeros_like(parts[1]))
+            scales.append(torch.zeros_like(parts[2]))
             continue
         own = [None if t is None else t[e].to(exact) for t in (w_in, w_out, b_in, b_out)]
         d_rows, d_scale, *d_own = _one_expert(*parts, *own, json.loads(rule))  # type: ignore[arg-type, call-arg]

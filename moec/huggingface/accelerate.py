@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -18,17 +19,20 @@ IMPLEMENTATION = "moec-kernels"
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-def accelerate(model: _Model, *, check: bool = False) -> _Model:
+def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Model:
     """Switch every experts block of a transformers model to `moec::experts`, whose CUDA implementation are moec's kernels.
 
-    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph, trained (the backward is a plain
-    one) and saved. Weights are not copied. Those of gpt-oss, whose rows are interleaved, are put in order, one block after the
-    other: its `state_dict` still shows them as they were, but it cannot go back to another experts implementation.
+    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in which the
+    kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of gpt-oss, whose rows are
+    interleaved, are put in order, one block after the other: its `state_dict` still shows them as they were, but it cannot go back
+    to another experts implementation.
 
     Args:
         model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32.
-        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert. Without it such
-            a choice adds nothing to its token.
+        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert. Without it, and in
+            what is compiled, exported or captured in a CUDA graph, where nobody can look, such a choice adds nothing to its token.
+        tune: seconds that may be spent on measuring, with this model's experts on this GPU, how the work is best cut; what is found is
+            used in this process, and said on stderr. `benchmarks/moe_gpu.py --tune` measures for good. 0: the committed table.
 
     Returns:
         The same model.
@@ -51,7 +55,23 @@ def accelerate(model: _Model, *, check: bool = False) -> _Model:
     _register()
     interface: Any = model
     interface.set_experts_implementation(IMPLEMENTATION)
+    if tune:
+        _tune(list(found.values()), tune)
     return model
+
+
+def _tune(modules: list[Any], seconds: float) -> None:
+    """Measure on one block of each shape, and let what is found come before the table."""
+    from moec.kernels import tuning
+    from moec.kernels.tiles import adopt
+
+    blocks = {}
+    for module in modules:
+        w_in, w_out, b_in, b_out = _operands(module)
+        top_k = getattr(module.config, "num_experts_per_tok", None) or 1  # only says how many tokens are tried
+        blocks[w_in.shape, w_in.dtype] = tuning.Block(w_in, w_out, b_in, b_out, module._moec_gate.activation, top_k, w_in.dtype)
+    with torch.no_grad():
+        adopt(tuning.tune(list(blocks.values()), seconds=seconds, tell=lambda line: print(line, file=sys.stderr)))
 
 
 def _register() -> None:
@@ -117,15 +137,20 @@ def _as_stored(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) 
             state[prefix + name] = stored(value, module._moec_gate.order, dim)
 
 
-def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The experts implementation: what transformers calls in place of the module's own forward."""
+def _operands(self: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The matrices and biases of a block, as `moec::experts` takes them."""
     first = self._moec_first
     w_in, w_out = getattr(self, first), self.down_proj
     if self.is_transposed:
         w_in, w_out = w_in.mT, w_out.mT
-    bias_in, bias_out = (getattr(self, f"{first}_bias"), self.down_proj_bias) if self.has_bias else (None, None)
+    return (w_in, w_out, getattr(self, f"{first}_bias"), self.down_proj_bias) if self.has_bias else (w_in, w_out, None, None)
+
+
+def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The experts implementation: what transformers calls in place of the module's own forward."""
+    w_in, w_out, bias_in, bias_out = _operands(self)
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
-    if self._moec_check:
+    if self._moec_check and not torch.compiler.is_compiling() and not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_ids(ids, w_in.shape[0])
     rule = self._moec_gate.activation.arguments()
     result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from moec.dialect import Activation, Routing
+from moec.dialect.experts import check_ids
 from moec.errors import MoecError
 from moec.kernels.packed import Packed
 from moec.kernels.starting import interpreting, is_recording
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_LARGEST = 2**31 - 1  # pairs, and elements of one expert's row, are counted in 32 bits
+LARGEST = 2**31 - 2**16  # what the kernels count in 32 bits: pairs, tokens, elements of one expert; a block's lanes beyond the last are counted too
+__all__ = ["DTYPES", "LARGEST", "check_experts", "check_ids", "check_route", "check_router"]
 
 
 def check_route(logits: Tensor, bias: Tensor | None, rule: Routing) -> None:
@@ -20,6 +22,7 @@ def check_route(logits: Tensor, bias: Tensor | None, rule: Routing) -> None:
     _of_dtype("moec::route", DTYPES, logits=logits, bias=bias)
     experts = logits.shape[-1] if logits.dim() else 0
     _demand(bias is None or bias.shape == (experts,), f"bias has shape {_of(bias)}, logits have {experts} experts", "moec::route")
+    _demand(logits.numel() <= LARGEST * max(experts, 1), "more tokens than 32 bits count", "moec::route")
     _check_rule(experts, rule)
 
 
@@ -32,6 +35,7 @@ def check_router(x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias:
     for name in ("router_bias", "selection_bias"):
         given = tensors[name]
         _demand(given is None or given.shape == weight.shape[:1], f"{name} is {_of(given)}, not {[weight.shape[0]]}", where)
+    _demand(max(weight.numel(), x.numel() // max(x.shape[-1], 1)) <= LARGEST, "more tokens, or a larger router, than 32 bits count", where)
     _check_rule(weight.shape[0], rule)
 
 
@@ -74,7 +78,10 @@ def _check_shapes(
     _demand(b_in is None or b_in.shape == (experts, factor * inner), f"b_in is {_of(b_in)}, not {[experts, factor * inner]}", where)
     _demand(b_out is None or b_out.shape == (experts, hidden), f"b_out is {_of(b_out)}, not {[experts, hidden]}", where)
     _demand(ids.shape == weights.shape and ids.shape[:-1] == x.shape[:-1], f"x {_of(x)}, ids {_of(ids)} and weights {_of(weights)} don't fit", where)
-    _demand(ids.numel() <= _LARGEST and max(factor * inner, 1) * hidden <= _LARGEST, "more pairs or more weights an expert than 32 bits count", where)
+    _demand(ids.numel() <= LARGEST and factor * inner * hidden <= LARGEST, "more pairs or more weights an expert than 32 bits count", where)
+    for name, w in {"w_in": w_in, "w_out": w_out}.items():
+        values = w if isinstance(w, Tensor) else w.values
+        _demand(values.shape[2] * values.stride(2) <= LARGEST, f"{name}'s rows reach further than 32 bits count: strides {list(values.stride())}", where)
 
 
 def _check_packed(weight: Packed, where: str) -> None:
@@ -92,17 +99,12 @@ def _check_packed(weight: Packed, where: str) -> None:
     _demand(weight.format != "int4" or weight.group % 2 == 0, f"groups of {weight.group} end inside a byte", where)
 
 
-def check_ids(ids: Tensor, experts: int) -> None:
-    """Raise M212 for an id outside of [0, experts). Waits for the device."""
-    if ids.numel():
-        low, high = (int(v) for v in torch.stack(torch.aminmax(ids)).tolist())
-        _demand(low >= 0 and high < experts, f"ids reach from {low} to {high}, experts from 0 to {experts - 1}", "moec::experts")
-
-
 def _on_one_device(where: str, **tensors: Tensor | None) -> None:
     found = {name: t.device for name, t in tensors.items() if t is not None}
     _demand(len(set(found.values())) == 1, "tensors are on different devices: " + ", ".join(f"{n} on {d}" for n, d in found.items()), where)
     device = next(iter(found.values()))
+    layouts = {name: t.layout for name, t in tensors.items() if t is not None and t.layout != torch.strided}
+    _demand(not layouts, ", ".join(f"{n} is {layout}" for n, layout in layouts.items()) + ": not a dense tensor", where)
     _demand(device.type == "cuda" or interpreting() or is_recording(), f"the tensors are on {device}, and the kernels run on CUDA", where)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from moec.dialect import Activation, Routing
 from moec.kernels.checks import check_experts, check_ids, check_router
 from moec.kernels.packed import Packed
 from moec.kernels.routing import route, routed, router_parts
-from moec.kernels.starting import capability, on_device_of, start, wide
+from moec.kernels.starting import capability, multiprocessors, on_device_of, start, wide
 from moec.kernels.tiles import FEW_TOKENS, Tile, rows_for, tile_for
 
 _COMBINE_BLOCK, _ALIGN_BLOCK = 1024, 1024
@@ -44,6 +44,7 @@ def align(ids: Tensor, experts: int, rows: int) -> Order:
 def experts(
     x: Tensor, ids: Tensor, weights: Tensor, w_in: _Weight, w_out: _Weight, b_in: Tensor | None = None, b_out: Tensor | None = None, *,
     rule: Activation, score_before: bool = False, tile: Tile | None = None, sort: bool | None = None, checked: bool = False,
+    resident: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows.
 
@@ -53,6 +54,7 @@ def experts(
         tile: sizes of the pieces instead of the table's.
         sort: whether to sort the pairs by expert; by default, and whatever is said where a tile has too few rows, for more than a few tokens.
         checked: raise for ids that are no experts, which waits for the device. Otherwise such a choice adds nothing to its token.
+        resident: `Tile.resident` instead of the tile's.
 
     Raises:
         MoecError: M212 for a device, dtype, shape or layout that it does not take, or with `checked` for an id.
@@ -69,13 +71,14 @@ def experts(
     few = len(rows) <= (FEW_TOKENS if sort is None else height) and len(rows) <= height and not sort
     with on_device_of(x):
         order = Order(ids.numel(), ids, ids, ids) if few else align(ids, w_in.shape[0], height)
-        call = _Call(rows, ids, weights, order, few, rule, score_before, height, tile, w_in.shape[0])
+        call = _Call(rows, ids, weights, order, few, rule, score_before, height, tile, resident, w_in.shape[0])
         return _combine(call, _rows_out(call, _rows_in(call, w_in, b_in), w_out, b_out)).reshape(x.shape)
 
 
 def moe(
     x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None, w_in: _Weight, w_out: _Weight,
     b_in: Tensor | None, b_out: Tensor | None, *, routing: Routing, rule: Activation, score_before: bool = False,
+    resident: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`moec::moe` in five kernels, or six for many tokens: the router's product in float32, `route`, `experts`."""
     check_router(x, router_weight, router_bias, selection_bias, routing)
@@ -84,7 +87,7 @@ def moe(
     if not len(rows):
         return torch.empty_like(x, memory_format=torch.contiguous_format)
     weights, ids = routed(router_parts(rows, router_weight), router_bias, selection_bias, routing, x.shape[:-1])
-    return experts(x, ids, weights, w_in, w_out, b_in, b_out, rule=rule, score_before=score_before)
+    return experts(x, ids, weights, w_in, w_out, b_in, b_out, rule=rule, score_before=score_before, resident=resident)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class _Call:
     before: bool
     height: int
     tile: Tile | None
+    resident: int | None
     count: int
 
     def tables(self) -> tuple[Tensor, ...]:
@@ -107,7 +111,13 @@ class _Call:
 
     def cut(self, weight: _Weight) -> Tile:
         kind, group = ("packed", weight.group) if isinstance(weight, Packed) else ("single" if weight.dtype == torch.float32 else "half", 0)
-        return self.tile or tile_for(capability(self.x.device), kind, self.height, group)
+        tile = self.tile or tile_for(capability(self.x.device), kind, self.height, group)
+        return tile if self.resident is None else replace(tile, resident=self.resident)
+
+    def programs(self, tile: Tile, columns: int) -> tuple[int]:
+        """The grid for so many blocks of columns: a program a piece of work, or as many as stay on the device."""
+        pieces = self.order.tiles * columns
+        return (min(pieces, tile.resident * multiprocessors(self.x.device)) if tile.resident else pieces,)
 
     def shared(self) -> dict[str, Any]:
         top_k = self.ids.shape[-1]
@@ -118,14 +128,16 @@ class _Call:
 
 
 def _rows_in(call: _Call, w: _Weight, bias: Tensor | None) -> Tensor:
-    from moec.kernels.device.grouped_gemm import rows_in_kernel
-
     rule, tile = call.rule, call.cut(w)
+    if tile.resident:
+        from moec.kernels.device.persistent import rows_in_persistent_kernel as rows_in_kernel
+    else:
+        from moec.kernels.device.grouped_gemm import rows_in_kernel
     inner = w.shape[1] // rule.rows_per_neuron
     hidden = call.x.new_empty(call.ids.numel(), inner)
     values, scale, zero, strides, packing = _operands(w, tile)
     options = tile.options(rule.gated)
-    grid = (call.order.tiles * -(-inner // options["BLOCK_N"]),)
+    grid = call.programs(tile, -(-inner // options["BLOCK_N"]))
     start(
         rows_in_kernel, grid, call.x, *call.tables(), call.weights, values, scale, zero, None if bias is None else bias.contiguous(),
         len(call.x), call.order.tiles, call.x.stride(0), *strides, hidden,
@@ -136,12 +148,14 @@ def _rows_in(call: _Call, w: _Weight, bias: Tensor | None) -> Tensor:
 
 
 def _rows_out(call: _Call, hidden: Tensor, w: _Weight, bias: Tensor | None) -> Tensor:
-    from moec.kernels.device.grouped_gemm import rows_out_kernel
-
     tile, width = call.cut(w), w.shape[1]
+    if tile.resident:
+        from moec.kernels.device.persistent import rows_out_persistent_kernel as rows_out_kernel
+    else:
+        from moec.kernels.device.grouped_gemm import rows_out_kernel
     result = call.x.new_empty(len(hidden), width)
     values, scale, zero, strides, packing = _operands(w, tile)
-    grid = (call.order.tiles * -(-width // tile.columns),)
+    grid = call.programs(tile, -(-width // tile.columns))
     start(
         rows_out_kernel, grid, hidden, *call.tables(), values, scale, zero, None if bias is None else bias.contiguous(),
         len(call.x), call.order.tiles, *strides, result,

@@ -79,9 +79,19 @@ def _capability(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def multiprocessors(device: torch.device) -> int:
+    """How many the device has. Where there is no GPU: 2, so that in the interpreter programs take turns; compiled code doesn't depend on it."""
+    return 2 if is_recording() or device.type != "cuda" else _multiprocessors(device)
+
+
+@lru_cache(None)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
     """Makes x's device the current one, where kernels start."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    return torch.cuda.device(x.device) if x.is_cuda and not is_recording() else nullcontext()
 
 
 def wide(n: int) -> int:

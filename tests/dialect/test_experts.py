@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from moec.dialect import Activation
+from moec.errors import MoecError
 from tests.dialect.experts_case import ACTIVATIONS, EXPERTS, HIDDEN, Case, case
 
 
@@ -82,3 +83,12 @@ def test_operator_is_well_formed(biases: bool) -> None:
     given = case(biases=biases, shape=(2, 3))
     leaves = tuple(t.requires_grad_() if t is not None and t.is_floating_point() else t for t in given.tensors())
     assert set(torch.library.opcheck(torch.ops.moec.experts.default, leaves, {"score_before": biases}).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("bad", [-1, EXPERTS, 2**40])
+def test_an_id_that_is_no_expert_is_named(bad: int) -> None:
+    given = case()
+    given.ids.view(-1)[2] = bad
+    with pytest.raises(MoecError, match=f"ids reach from .*{bad}.*, experts from 0 to {EXPERTS - 1}") as caught:
+        torch.ops.moec.experts(*given.tensors())
+    assert caught.value.code == "M212"

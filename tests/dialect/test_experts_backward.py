@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -41,3 +43,18 @@ def test_backward_is_well_formed(train_experts: bool) -> None:
     arguments = (torch.ones_like(given.x), *given.tensors(), '{"score_before": false}', train_experts)
     torch.library.opcheck(torch.ops.moec.experts_backward.default, arguments)
     assert len(torch.ops.moec.experts_backward(*arguments)) == (6 if train_experts else 2)
+
+
+def test_what_is_no_expert_has_no_gradient() -> None:
+    """The forward on CUDA lets such a choice add nothing; all other gradients are those without it."""
+    given = case(shape=(4,), biases=True)
+    wild, rule = given.ids.clone(), '{"score_before": false}'
+    wild[0, 0], wild[3, 1] = -1, 2**40
+    known = (wild >= 0) & (wild < given.w_in.shape[0])
+    got = torch.ops.moec.experts_backward(torch.ones_like(given.x), given.x, wild, *given.tensors()[2:], rule, True)
+    silent = replace(given, ids=wild.where(known, 0), weights=given.weights * known)
+    want = torch.ops.moec.experts_backward(torch.ones_like(given.x), *silent.tensors(), rule, True)
+    assert (got[1][~known] == 0).all() and (want[1][~known] != 0).all()
+    for n in (0, 2, 3, 4, 5):
+        torch.testing.assert_close(got[n], want[n])
+    torch.testing.assert_close(got[1][known], want[1][known])

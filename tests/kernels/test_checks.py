@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from moec.errors import MoecError
 from moec.kernels import launch
 from moec.kernels.checks import check_experts, check_ids, check_route, check_router
 from moec.kernels.packed import Packed
+from moec.kernels.starting import recording
 from tests.kernels.accuracy import Problem, problem
 
 
@@ -58,6 +60,8 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no width": (lambda g: replace(g, w_in=torch.zeros(6, 0, 40), w_out=torch.zeros(6, 40, 0)), "nothing to multiply"),
     "short bias": (lambda g: replace(g, b_in=torch.zeros(6, 24)), "b_in is [6, 24]"),
     "long bias": (lambda g: replace(g, b_out=torch.zeros(6, 41)), "b_out is [6, 41]"),
+    "sparse x": (lambda g: replace(g, x=g.x.to_sparse()), "x is torch.sparse_coo"),
+    "sparse matrices": (lambda g: replace(g, w_out=g.w_out.to_sparse()), "w_out is torch.sparse_coo"),  # type: ignore[union-attr]
     "2 bits": (lambda g: replace(g, w_in=packed(bits=2)), "2 bits"),
     "odd groups": (lambda g: replace(g, w_in=packed(group=5)), "end inside a byte"),
     "scales": (lambda g: replace(g, w_in=replace(packed(), scale=torch.ones(6, 47, 5))), "scales are [6, 47, 5], not [6, 48, 5]"),
@@ -127,3 +131,27 @@ def test_wrong_routers() -> None:
         assert caught.value.code == "M212"
     with pytest.raises(MoecError, match="cannot choose among 6 experts"):
         check_router(x, w, b, b, Routing(7))
+
+
+def test_more_than_32_bits_count() -> None:
+    """On tensors without memory."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    few, many = 2**30, 2**30 + 2**29
+    with recording(90):
+        for tokens, says in ((few - 2**15, None), (many, "more pairs")):
+            given = empty(tokens, 4), empty(tokens, 2, dtype=torch.int64), empty(tokens, 2), empty(6, 8, 4), empty(6, 4, 4), None, None, Activation()
+            with pytest.raises(MoecError, match=says) if says else nullcontext():
+                check_experts(*given)
+        ids, weights = empty(3, 2, dtype=torch.int64), empty(3, 2)
+        with pytest.raises(MoecError, match="more pairs or more weights an expert"):
+            check_experts(empty(3, 2**16), ids, weights, empty(6, 2**16, 2**16), empty(6, 2**16, 2**15), None, None, Activation())
+        far = torch.empty_strided((6, 8, 4), (0, 0, 2**30), dtype=torch.float16, device="meta")
+        with pytest.raises(MoecError, match="w_in's rows reach further"):
+            check_experts(empty(3, 4), ids, weights, far, empty(6, 4, 4), None, None, Activation())
+        with pytest.raises(MoecError, match="more tokens"):
+            check_route(empty(2**31, 6), None, Routing(2))
+        with pytest.raises(MoecError, match="larger router"):
+            check_router(empty(3, 2**16), empty(2**16, 2**16), None, None, Routing(2))

@@ -10,7 +10,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.kernels.checks import check_ids, check_route
-from moec.kernels.starting import capability, is_recording, on_device_of, recording, start, wide
+from moec.kernels.starting import capability, is_recording, multiprocessors, on_device_of, recording, start, wide
 
 
 class Kernel:
@@ -47,6 +47,13 @@ def test_a_recording_has_the_device_it_was_asked_for(monkeypatch: pytest.MonkeyP
     assert capability(torch.device("cuda:7")) == 103
     with on_device_of(torch.empty(1)):
         pass
+
+
+def test_how_many_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=148))
+    assert multiprocessors(torch.device("cpu")) == 2 and multiprocessors(torch.device("cuda:6")) == 148
+    with recording(90):
+        assert multiprocessors(torch.device("cuda:6")) == 2
 
 
 def test_meta_tensors_are_only_for_recordings() -> None:

@@ -16,9 +16,8 @@ from moec.kernels.device.weights import halves, times_weights
 
 
 @triton.jit
-def place_of_program(tiles, COLUMNS: tl.constexpr, BAND: tl.constexpr):
-    """(tile, block of columns) of this program: BAND tiles after each other read the same weights, which then come from the cache."""
-    program = tl.program_id(0)
+def place_of(program, tiles, COLUMNS: tl.constexpr, BAND: tl.constexpr):
+    """(tile, block of columns) of a piece of work: BAND tiles after each other read the same weights, which then come from the cache."""
     band = program // (BAND * COLUMNS)
     height = tl.minimum(tiles - band * BAND, BAND)
     inside = program - band * BAND * COLUMNS
@@ -36,24 +35,15 @@ def find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS: tl.conste
     return expert, pairs, live
 
 
-@triton.jit(do_not_specialize=["tokens", "tiles"])
-def rows_in_kernel(
-    x, ids, order, offsets, tile_expert, route_weights, w, scale, zero, bias,
-    tokens, tiles, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
-    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr,
+@triton.jit
+def rows_in_tile(
+    expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
+    K: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, BEFORE: tl.constexpr,
     GATED: tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr,
     HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`hidden[pair] = activation(x[token] @ w[expert].T + bias[expert])`, `[pairs, INNER]` in hidden's dtype.
-
-    Grid: tiles * ceil(INNER / BLOCK_N). x `[tokens, DEPTH]`; w `[EXPERTS, F*INNER, DEPTH]`, gate rows before up rows. BEFORE: rows are
-    multiplied by their routing weight first.
-    """
-    tile, column = place_of_program(tiles, (INNER + BLOCK_N - 1) // BLOCK_N, BAND)
-    expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
-    if expert < 0:
-        return
+    """One tile of `rows_in_kernel`: the rows of `pairs` by one block of the columns of one expert."""
     e = expert.to(tl.int64)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, INNER - 1).to(tl.int64)
@@ -93,18 +83,36 @@ def rows_in_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
-def rows_out_kernel(
-    hidden, ids, order, offsets, tile_expert, w, scale, zero, bias,
-    tokens, tiles, stride_expert, stride_row, stride_k, stride_scale, result,
-    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH: tl.constexpr, FEW: tl.constexpr,
+def rows_in_kernel(
+    x, ids, order, offsets, tile_expert, route_weights, w, scale, zero, bias,
+    tokens, tiles, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
+    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr,
+    GATED: tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr,
     HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """`result[pair] = hidden[pair] @ w[expert].T + bias[expert]`, `[pairs, WIDTH]`. Grid: tiles * ceil(WIDTH / BLOCK_N)."""
-    tile, column = place_of_program(tiles, (WIDTH + BLOCK_N - 1) // BLOCK_N, BAND)
+    """`hidden[pair] = activation(x[token] @ w[expert].T + bias[expert])`, `[pairs, INNER]` in hidden's dtype.
+
+    Grid: tiles * ceil(INNER / BLOCK_N). x `[tokens, DEPTH]`; w `[EXPERTS, F*INNER, DEPTH]`, gate rows before up rows. BEFORE: rows are
+    multiplied by their routing weight first.
+    """
+    tile, column = place_of(tl.program_id(0), tiles, (INNER + BLOCK_N - 1) // BLOCK_N, BAND)
     expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
     if expert < 0:
         return
+    rows_in_tile(expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
+                 K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+                 ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
+
+
+@triton.jit
+def rows_out_tile(
+    expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale, result,
+    INNER: tl.constexpr, WIDTH: tl.constexpr,
+    HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of `rows_out_kernel`."""
     e = expert.to(tl.int64)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.minimum(n, WIDTH - 1).to(tl.int64)
@@ -126,6 +134,23 @@ def rows_out_kernel(
         acc += tl.load(bias + e * WIDTH + row).to(tl.float32)[None, :]
     out = result + pairs.to(tl.int64)[:, None] * WIDTH + n[None, :]
     tl.store(out, rounded(acc, result.dtype.element_ty), mask=live[:, None] & (n < WIDTH)[None, :])
+
+
+@triton.jit(do_not_specialize=["tokens", "tiles"])
+def rows_out_kernel(
+    hidden, ids, order, offsets, tile_expert, w, scale, zero, bias,
+    tokens, tiles, stride_expert, stride_row, stride_k, stride_scale, result,
+    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH: tl.constexpr, FEW: tl.constexpr,
+    HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+):  # fmt: skip
+    """`result[pair] = hidden[pair] @ w[expert].T + bias[expert]`, `[pairs, WIDTH]`. Grid: tiles * ceil(WIDTH / BLOCK_N)."""
+    tile, column = place_of(tl.program_id(0), tiles, (WIDTH + BLOCK_N - 1) // BLOCK_N, BAND)
+    expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
+    if expert < 0:
+        return
+    rows_out_tile(expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale, result,
+                  INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
 
 
 @triton.jit

@@ -46,7 +46,7 @@ def weights(kind: str, *shape: int) -> torch.Tensor | Packed:
     return empty(*shape, dtype=torch.float32 if kind == "fp32" else torch.bfloat16)
 
 
-def built(case: str, sm: int, change: dict[str, Any] | None = None, only: str = "") -> list[Compiled]:
+def built(case: str, sm: int, change: dict[str, Any] | None = None, only: str = "", resident: int | None = None) -> list[Compiled]:
     """Every kernel of one case, or those with `only` in their names; runs where `compiler` says."""
     shape, kind, rule = CASES[case]
     tokens, experts, top_k, hidden, inner = SHAPES[shape]
@@ -55,8 +55,9 @@ def built(case: str, sm: int, change: dict[str, Any] | None = None, only: str = 
     with recording(sm) as found:
         matrices = weights(kind, experts, rule.rows_per_neuron * inner, hidden), weights(kind, experts, hidden, inner)
         x, router = empty(tokens, hidden, dtype=dtype), empty(experts, hidden)
-        launch.moe(x, router, empty(experts), empty(experts), *matrices, *biases, routing=Routing(top_k), rule=rule)
-    wanted = ["logits", "route", *(["align"] if tokens > 16 else []), "rows_in", "rows_out", "combine"]
+        launch.moe(x, router, empty(experts), empty(experts), *matrices, *biases, routing=Routing(top_k), rule=rule, resident=resident)
+    staying = "_persistent" if resident else ""
+    wanted = ["logits", "route", *(["align"] if tokens > 16 else []), f"rows_in{staying}", f"rows_out{staying}", "combine"]
     assert [x.kernel.__name__ for x in found.launches] == [f"{name}_kernel" for name in wanted]
     launches = [replace(x, options={**x.options, **(change or {})}) for x in found.launches]
     wanted = only or ("" if case in ("one token", "many tokens") else "rows")  # the small ones don't depend on the weights
