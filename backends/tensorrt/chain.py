@@ -67,11 +67,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel of a chain before it is compiled: how it would be started, and the sizes of that."""
+    """One kernel of a chain before it is compiled: how it would be started, and the sizes of that; numbers by the kernel's own names."""
 
     launch: Launch
     inputs: tuple[str, ...]
-    numbers: tuple[Size, ...]
+    numbers: dict[str, Size]
     outputs: tuple[Made, ...]
     grid: tuple[Size, ...]
 
@@ -128,8 +128,8 @@ def _kernel(sizes: Sizes, started: Launch) -> Kernel:
     tensors = [key for key, value in arguments.items() if isinstance(value, Tensor)]
     names = _NAMES.get(name, {})
     inputs = tuple(names.get(key, key) for key in tensors[: len(tensors) - len(made)])
-    kernel = Kernel(replace(started, arguments=arguments), inputs, tuple(numbers.values()), made, grid)
-    _demand_agreement(sizes, kernel, numbers, tensors)
+    kernel = Kernel(replace(started, arguments=arguments), inputs, numbers, made, grid)
+    _demand_agreement(sizes, kernel, tensors)
     return kernel
 
 
@@ -148,17 +148,15 @@ def _layout(sizes: Sizes, name: str, arguments: Mapping[str, Any], few: bool, ro
     return {"tokens": tokens, "tiles": tiles}, (made,), (replace(tiles, columns=across),)
 
 
-def _demand_agreement(sizes: Sizes, kernel: Kernel, numbers: Mapping[str, Size], tensors: Sequence[str]) -> None:
+def _demand_agreement(sizes: Sizes, kernel: Kernel, tensors: Sequence[str]) -> None:
     """Raise unless plugin and launch are the same for the tokens that the launch was written down for."""
-    started, at = kernel.launch, sizes.tokens
-    changing = [p.name for p in started.kernel.params if p.do_not_specialize and not p.is_constexpr]
-    wanted = [*tensors[: len(kernel.inputs)], *changing, *tensors[len(kernel.inputs) :]]
-    order = [key for key in started.arguments if key in wanted]
+    started, at, inputs = kernel.launch, sizes.tokens, len(kernel.inputs)
+    wanted = [*tensors[:inputs], *kernel.numbers, *tensors[inputs:]]
     made = [(tuple(size.of(at) for size in m.shape), getattr(torch, m.dtype)) for m in kernel.outputs]
     same = (
-        order == wanted and changing == list(numbers) and tuple(s.of(at) for s in kernel.grid) == started.grid
-        and [n.of(at) for n in numbers.values()] == [started.arguments[key] for key in changing]
-        and made == [(tuple(t.shape), t.dtype) for t in (started.arguments[key] for key in tensors[len(kernel.inputs) :])]
+        [key for key in started.arguments if key in wanted] == wanted and tuple(size.of(at) for size in kernel.grid) == started.grid
+        and all(size.of(at) == started.arguments[key] for key, size in kernel.numbers.items())
+        and made == [(tuple(t.shape), t.dtype) for t in (started.arguments[key] for key in tensors[inputs:])]
     )  # fmt: skip
     if not same:
         raise _refused(started.kernel.__name__, "is started otherwise than its plugin would be")
@@ -179,10 +177,11 @@ def _compiled(kernel: Kernel, sm: int) -> tuple[Step, str, Compiled]:
     code = compile_ahead(kernel.launch, sm, fixed=True, isa=ISA[sm])
     demand_plain(code, sm)
     ptx = for_plugin(code.ptx, code.name, len(kernel.inputs) + len(kernel.numbers) + len(kernel.outputs))
-    described = repr((kernel.inputs, kernel.numbers, kernel.outputs, kernel.grid, code.warps, code.shared_bytes, ptx))
+    numbers = tuple(kernel.numbers.values())
+    described = repr((kernel.inputs, numbers, kernel.outputs, kernel.grid, code.warps, code.shared_bytes, ptx))
     plugin = f"{code.name.removesuffix('_kernel')}_{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     step = Step(
-        plugin, code.name, f"{plugin}.ptx", kernel.inputs, kernel.numbers, kernel.outputs, kernel.grid, 32 * code.warps, code.shared_bytes
+        plugin, code.name, f"{plugin}.ptx", kernel.inputs, numbers, kernel.outputs, kernel.grid, 32 * code.warps, code.shared_bytes
     )  # fmt: skip
     return step, ptx, code
 

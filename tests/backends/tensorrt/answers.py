@@ -157,25 +157,18 @@ def load() -> tuple[Any, Any]:
 
 def chain(trt: Any, block: dict[str, Any], folder: str, tokens: int) -> dict[str, Any]:
     """Every plugin of one block, asked for so many tokens."""
-    kinds = {"float": trt.float32, "half": trt.float16, "bfloat16": trt.bfloat16}
-    inputs = [Tensor(n, getattr(trt, kinds_name(kind), kinds.get(kind)), tuple(shape)) for n, (kind, shape) in block["tensors"].items()]
+    inputs = [Tensor(name, getattr(trt, dtype), tuple(shape)) for name, (dtype, shape) in block["tensors"].items()]
     network = Network(trt, tokens, inputs)
     splice(trt, network, [block], Path(folder))
     assert network.last.given is not None
     return {"asked": network.asked, "last": list(network.last.given.shape)}
 
 
-def kinds_name(kind: str) -> str:
-    return kind
-
-
-def refused(trt: Any, plugin: Any, data: dict[str, Any]) -> str:
-    """What the validators say of a plugin that is spoiled; empty when nothing."""
+def said(trt: Any, data: dict[str, Any], given: int) -> str:
+    """What the validators say when a plugin is registered and called with so many inputs; empty when nothing."""
     try:
         step = Step.from_dict(data)
-        register(trt, step, "")
-        operator = getattr(plugin.op.moec, step.plugin)
-        operator(*(Tensor(name, trt.float32, (1,)) for name in step.inputs))
+        register(trt, step, "")(*(Tensor("", trt.float32, (1,)) for _ in range(given)))
     except ValueError as error:
         return str(error)
     return ""
@@ -197,8 +190,8 @@ def main() -> None:
     trt, plugin = load()
     if request["ask"] == "chain":
         answer: dict[str, Any] = {str(t): chain(trt, request["block"], request["folder"], t) for t in request["tokens"]}
-    elif request["ask"] == "refused":
-        answer = {"said": [refused(trt, plugin, step) for step in request["steps"]]}
+    elif request["ask"] == "said":
+        answer = {"said": [said(trt, step, given) for step, given in request["steps"]]}
     else:
         answer = {"plugin": signatures(plugin, request["names"]), "add_plugin": trt.INetworkDefinition.add_plugin.__doc__, "version": trt.__version__}
     print(json.dumps(answer))

@@ -107,6 +107,24 @@ def test_a_native_block_says_between_which_tensors_it_stands() -> None:
     assert set(native["weights_of"].values()) <= set(model.graph.initializers)
 
 
+@pytest.mark.parametrize("activation", [Activation("silu", alpha=1.702, beta=1.0, limit=0.7), Activation("relu2", gated=False)], ids=str)
+@pytest.mark.parametrize(("tokens_", "form"), [(1, "gathered"), (40, "dense")])
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+def test_a_block_with_kernels_is_proven_by_standard_operators(tokens_: int, form: str, activation: Activation, before: bool) -> None:
+    """Gate and up are one matrix there, which the kernels read too; the twin has them swapped, or neurons where there is no gate."""
+    e, x, (ids, weights) = Experts(activation=activation, biases=True), tokens(3, 5), choice(3, 5)
+    model = experts_model(e, 3, 2, score_before=before)
+    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(90,), tokens=tokens_, lowering="kernels"))
+    found = fact["kernels"]
+    assert (fact["formulation"], fact["form"]) == ("kernels", "gathered" if before else form), "the same expert twice would be wrong in the other"
+    assert found["weights_of"] == {name: f"layer.{name}" for name in ("w_in", "w_out", "b_in", "b_out")} and found["sm"] == 90
+    assert set(found["weights_of"].values()) <= set(model.graph.initializers) and found["sizes"]["turned"] == (fact["form"] == "dense")
+    got = run(model, x=x, ids=ids, weights=weights)
+    assert error(got, want(e, x, ids, weights, before)) < 1e-4
+    e.w_in = e.w_in.roll(e.inner if activation.gated else 1, 1)
+    assert error(got, want(e, x, ids, weights, before)) > 0.1
+
+
 @pytest.mark.parametrize("form", ["gathered", "dense"])
 def test_experts_of_several_widths_are_one_stack_in_the_widest(form: str) -> None:
     e, x, (ids, weights) = Experts(hidden=128, inner=64), tokens(9, hidden=128), choice(9)

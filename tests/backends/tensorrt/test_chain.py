@@ -1,0 +1,150 @@
+"""The chain computes what `moec::experts` does, for every number of tokens up to the most, and compiles for every GPU that the policy names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moec.backends.tensorrt.chain import ISA, SHARED_BYTES, Sizes, compile_chains, compiled, demand_plain, kernels
+from moec.backends.tensorrt.policy import KERNELS
+from moec.backends.tensorrt.ptx import parameters
+from moec.dialect import Activation
+from moec.errors import MoecError
+from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled
+from tests.backends.tensorrt.chains import FUSED, block, computed, sizes_of
+from tests.dialect.experts_case import ACTIVATIONS
+from tests.kernels.accuracy import MARGIN, problem, ratio
+from tests.kernels.conftest import Interpret
+
+CASES = {
+    "few": Sizes(6, 2, 64, 48, 4, "bfloat16", Activation(), turned=True),
+    "many": Sizes(128, 8, 2048, 768, 4096, "float16", Activation()),
+    "odd": Sizes(5, 3, 33, 7, 40, "float32", Activation("relu2", gated=False), score_before=True),
+    "with biases": Sizes(32, 4, 2880, 2880, 512, "bfloat16", FUSED, b_in="bfloat16", b_out="float32", turned=True),
+}
+
+
+# ---------------------------------------------------------------------- what it computes
+@pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
+@pytest.mark.parametrize(("dtype", "tokens"), [(torch.float32, (1, 16)), (torch.float16, (9,)), (torch.bfloat16, (9,))], ids=["fp32", "fp16", "bf16"])
+def test_it_is_the_reference_for_any_number_of_tokens(interpret: Interpret, dtype: torch.dtype, tokens: tuple[int, ...], most: int) -> None:
+    for count in tokens:
+        given = problem(FUSED, count, biases=True, dtype=dtype)
+        got = interpret(computed, sizes_of(given, FUSED, most), given)
+        swapped = replace(given, w_in=given.w_in.roll(24, 1), b_in=given.b_in.roll(24, 1))
+        assert got.dtype == dtype and got.shape == given.x.shape
+        assert ratio(got, given, FUSED) < MARGIN < ratio(got, swapped, FUSED), "the twin has gate and up swapped"
+
+
+@pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
+def test_weights_before_the_experts_odd_widths_and_a_turned_matrix(interpret: Interpret, most: int) -> None:
+    given = problem(Activation(), 11, hidden=33, inner=7)
+    got = interpret(computed, sizes_of(given, Activation(), most, before=True, turned=True), given)
+    assert ratio(got, given, Activation(), before=True) < MARGIN < ratio(got, given, Activation())
+    assert ratio(interpret(computed, sizes_of(given, Activation(), most, turned=True), given), given, Activation()) < MARGIN
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation(interpret: Interpret, name: str) -> None:
+    rule = ACTIVATIONS[name]
+    given = problem(rule, biases=True)
+    got = interpret(computed, sizes_of(given, rule, 8), given)
+    other = replace(rule, name="tanh" if rule.name != "tanh" else "silu")
+    assert ratio(got, given, rule) < MARGIN < ratio(got, given, other)
+
+
+def test_with_tiles_of_its_own(interpret: Interpret) -> None:
+    """Those that are compiled, cut to fit into every launch's shared memory."""
+    given = problem(tokens=150, top_k=2, experts=2, dtype=torch.float16)
+    got = interpret(computed, sizes_of(given, Activation(), 300), given, 90, None)
+    assert ratio(got, given, Activation()) < MARGIN < ratio(got, given, Activation("gelu"))
+
+
+# ---------------------------------------------------------------------- compiled
+def described(sizes: Sizes, sm: int) -> list[tuple[Any, ...]]:
+    return [(step, ptx, code, parameters(ptx, step.kernel), assembled(ptx, sm)) for step, ptx, code in compiled(sizes, sm)]
+
+
+def assembled(ptx: str, sm: int) -> str:
+    """What NVIDIA's assembler, which comes with Triton, says of the PTX as it is handed over; empty when it takes it."""
+    import triton
+
+    tool, suffix = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas", "a" if sm >= 90 else ""
+    done = subprocess.run([tool, f"--gpu-name=sm_{sm}{suffix}", "-o", "/dev/null", "/dev/stdin"], input=ptx, capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
+
+
+GPUS = {80: "with biases", 86: "odd", 87: "few", 89: "odd", 90: "many", 120: "with biases", 121: "few"}
+
+
+@pytest.mark.parametrize("sm", KERNELS)
+def test_every_gpu(compiler: Interpret, sm: int) -> None:
+    case = GPUS[sm]
+    chain = compiler(described, CASES[case], sm)
+    names = ["rows_in", "rows_out", "combine"] if case == "few" else ["align", "rows_in", "rows_out", "combine"]
+    assert [step.kernel for step, *_ in chain] == [f"{name}_kernel" for name in names]
+    for step, ptx, code, found, said in chain:
+        assert said == "" and re.search(rf"\.target sm_{sm}a?$", ptx, re.MULTILINE) and f".version {ISA[sm] / 10}" in ptx
+        wanted = [*["u64"] * len(step.inputs), *["u32"] * len(step.numbers), *["u64"] * len(step.outputs)]
+        assert found == wanted and code.scratch_bytes == 0 and code.spilled_bytes == 0
+        assert step.threads == 32 * code.warps and step.shared_bytes == code.shared_bytes <= min(SHARED_BYTES, SHARED_LIMIT_BYTES[sm])
+        assert ".loc" not in ptx and "/" not in re.sub(r"//.*", "", ptx), "no folder of this machine"
+
+
+def test_the_assembler_sees_a_wrong_parameter(compiler: Interpret) -> None:
+    (step, ptx, *_), *_ = compiler(described, CASES["few"], 80)
+    assert "_param_3" in ptx
+    assert "_param_3" in compiler(assembled, re.sub(rf"(\.u\d+) ([^,]*){step.kernel}_param_3", r"\1 \2other", ptx, count=1), 80)
+
+
+def test_equal_sizes_are_one_file_and_others_are_not(compiler: Interpret, tmp_path: Path) -> None:
+    same, other = compiler(block, tmp_path), compiler(block, tmp_path, hidden=64)
+    again = compiler(block, tmp_path)
+    assert same["steps"] == again["steps"] and "sizes" not in same
+    assert {step["ptx"] for step in same["steps"]} & {step["ptx"] for step in other["steps"]} <= {same["steps"][0]["ptx"]}, "align alone"
+    assert all((tmp_path / step["ptx"]).stat().st_size > 1000 for step in same["steps"])
+
+
+# ---------------------------------------------------------------------- refused
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"scratch_bytes": 16}, "16 bytes of scratch"),
+        ({"shared_bytes": SHARED_BYTES + 1}, "shared memory"),
+        ({"warps": 8}, "256 threads"),
+    ],
+)
+def test_what_a_plugin_cannot_have(change: dict[str, int], reason: str) -> None:
+    code = Compiled("k", ".visible .entry k(\n)\n.reqntid 128\n{}", 32, 0, SHARED_BYTES, 0, 4)
+    demand_plain(code, 90)
+    with pytest.raises(MoecError, match=reason) as caught:
+        demand_plain(replace(code, **change), 90)
+    assert caught.value.code == "M208"
+
+
+def test_kernels_that_would_be_started_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels are another folder's; what a plugin says of them is compared with what they say themselves."""
+    from moec.kernels import launch
+
+    assert len(kernels(CASES["many"], 80)) == 4
+    start = launch.start
+    monkeypatch.setattr(launch, "start", lambda kernel, grid, *rest, **named: start(kernel, (grid[0] + 1, *grid[1:]), *rest, **named))
+    with pytest.raises(MoecError, match="otherwise than its plugin"):
+        kernels(CASES["many"], 80)
+
+
+def test_more_tokens_than_a_few_are_sorted_whatever_comes(interpret: Interpret) -> None:
+    """The most tokens of an engine is not what a call has: one more than a tile's rows, and many fewer than the most."""
+    given = problem(tokens=40, dtype=torch.float32)
+    got = interpret(computed, sizes_of(given, Activation(), 4096), given)
+    assert ratio(got, given, Activation()) < MARGIN
+
+
+def test_no_blocks_are_no_files(tmp_path: Path) -> None:
+    assert compile_chains([], tmp_path) == ([], []) and list(tmp_path.iterdir()) == []
