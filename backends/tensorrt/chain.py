@@ -84,7 +84,7 @@ def kernels(sizes: Sizes, sm: int, tile: Tile | None = None) -> list[Kernel]:
     return [_kernel(sizes, started) for started in found.launches]
 
 
-def _tensors(sizes: Sizes) -> list[Tensor | None]:
+def _tensors(sizes: Sizes) -> list[Any]:
     def empty(*shape: int, dtype: str = sizes.dtype) -> Tensor:
         return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
 

@@ -79,10 +79,13 @@ class Step:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Step:
         """Read what `to_dict` gave."""
-        sizes = lambda found: tuple(Size(**size) for size in found)  # noqa: E731
-        outputs = tuple(Made(made["name"], made["dtype"], sizes(made["shape"])) for made in data["outputs"])
-        plain = {"inputs": tuple(data["inputs"]), "numbers": sizes(data["numbers"]), "outputs": outputs, "grid": sizes(data["grid"])}
+        outputs = tuple(Made(made["name"], made["dtype"], _sizes(made["shape"])) for made in data["outputs"])
+        plain = {"inputs": tuple(data["inputs"]), "numbers": _sizes(data["numbers"]), "outputs": outputs, "grid": _sizes(data["grid"])}
         return cls(**{**data, **plain})
+
+
+def _sizes(found: Sequence[Mapping[str, int]]) -> tuple[Size, ...]:
+    return tuple(Size(**size) for size in found)
 
 
 def register(trt: Any, step: Step, ptx: str) -> Any:
@@ -104,7 +107,7 @@ def _description(trt: Any, plugin: Any, step: Step) -> Any:
         made = [plugin.from_shape_expr(tuple(size.of(tokens) for size in out.shape), getattr(trt, out.dtype)) for out in step.outputs]
         return tuple(made)
 
-    _signed(describe, {name: plugin.TensorDesc for name in step.inputs}, _several(plugin, step))
+    _signed(describe, dict.fromkeys(step.inputs, plugin.TensorDesc), _several(plugin, step))
     return describe
 
 
@@ -120,7 +123,7 @@ def _implementation(plugin: Any, step: Step, ptx: str) -> Any:
             numbers[n] = plugin.SymInt32(size.of(tokens))
         return step.kernel, ptx, launch, numbers
 
-    arguments = {**{name: plugin.TensorDesc for name in step.inputs}, "outputs": _several(plugin, step), "tactic": int}
+    arguments = {**dict.fromkeys(step.inputs, plugin.TensorDesc), "outputs": _several(plugin, step), "tactic": int}
     _signed(implement, arguments, tuple[str, str, plugin.KernelLaunchParams, plugin.SymExprs])
     return implement
 
@@ -182,8 +185,6 @@ def _ends(trt: Any, network: Any, block: Mapping[str, Any]) -> dict[str, Any]:
     held = {role: output_of(name) for role, name in block["weights_of"].items()}
     names = {name: str(block[name]) for name in ("x", "ids", "weights")} | held
     tensors = tensors_of(network, [*names.values(), str(block["y"])], "the plugins")
-    x, ids, weights = (
-        shuffled(network, tensors[names[name]], (-1, block[width])) for name, width in (("x", "hidden"), ("ids", "top_k"), ("weights", "top_k"))
-    )
+    x, ids, weights = (shuffled(network, tensors[names[name]], (-1, block[width])) for name, width in (("x", "hidden"), ("ids", "top_k"), ("weights", "top_k")))
     ids, weights = (network.add_cast(t, d).get_output(0) for t, d in ((ids, trt.int32), (weights, trt.float32)))
     return {"x": x, "ids": ids, "route_weights": weights, **{role: tensors[name] for role, name in held.items()}}

@@ -60,7 +60,8 @@ def compile_ahead(launch: Launch, sm: int, fixed: bool = False, isa: int = 0) ->
 
     signature, constants, attributes = _specialize(launch, fixed)
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options={**launch.options, **({"ptx_version": isa} if isa else {})})
+    options = {"enable_fp_fusion": True, **launch.options, **({"ptx_version": isa} if isa else {})}  # said, since Triton's default changes
+    built = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     registers, stack = _usage(built.asm["cubin"])
     scratch = built.metadata.global_scratch_size + (getattr(built.metadata, "profile_scratch_size", 0) or 0)
     return Compiled(built.metadata.name, built.asm["ptx"], registers, stack, built.metadata.shared, scratch, built.metadata.num_warps)

@@ -39,7 +39,7 @@ def changed(sm: int, fixed: bool, isa: int) -> tuple[int, int, str]:
         ids, weights = torch.empty(4, 2, dtype=torch.int64, device="meta"), torch.empty(4, 2, device="meta")
         launch.experts(made(4, 64), ids, weights, made(8, 96, 64), made(8, 64, 48), rule=Activation())
     (started,) = (x for x in found.launches if x.kernel.__name__ == "rows_out_kernel")
-    tables = {name: None for name in ("order", "offsets", "tile_expert")}
+    tables = dict.fromkeys(("order", "offsets", "tile_expert"))
     built = compile_ahead(replace(started, arguments={**started.arguments, **tables}), sm, fixed, isa)
     entry = built.ptx[built.ptx.index(".entry") : built.ptx.index(")", built.ptx.index(".entry"))]
     return entry.count(".param .u64"), entry.count(".param .u32"), re.findall(r"\.version (\S+)", built.ptx)[0]

@@ -32,7 +32,8 @@ _SOURCE = "\n".join([*(f"void *{name}(void) {{ return 0; }}" for name in _NULL),
 def write_libraries(folder: Path) -> Path:
     """Compile the libraries that the bindings are linked to."""
     (folder / "null.c").write_text(_SOURCE)
-    for library in ("libnvinfer.so.11", "libnvinfer_plugin.so.11", "libnvonnxparser.so.11"):
+    names = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
+    for library in (f"{name}.so.{major}" for major in (10, 11) for name in names):
         command = ["cc", "-shared", "-fPIC", str(folder / "null.c"), f"-Wl,-soname,{library}", "-o", str(folder / library)]
         subprocess.run(command, check=True, capture_output=True)
     return folder

@@ -134,9 +134,7 @@ def parsed(tokens: int, gives: bool = True) -> tuple[Any, Recorder, dict[str, An
 
 @needs_rtx
 @pytest.mark.parametrize(("tokens", "form"), [(1, "gathered"), (40, "dense")])
-def test_the_chain_stands_between_the_blocks_ends(
-    compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, form: str
-) -> None:
+def test_the_chain_stands_between_the_blocks_ends(compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, form: str) -> None:
     from moec.backends.tensorrt.chain import compile_chains
 
     trt, network, found, _held = parsed(tokens)
