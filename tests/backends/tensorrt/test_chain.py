@@ -73,10 +73,10 @@ def described(sizes: Sizes, sm: int) -> list[tuple[Any, ...]]:
 
 def assembled(ptx: str, sm: int) -> str:
     """What NVIDIA's assembler, which comes with Triton, says of the PTX as it is handed over; empty when it takes it."""
-    import triton
+    from triton.backends.nvidia.compiler import get_ptxas
 
-    tool, suffix = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas", "a" if sm >= 90 else ""
-    done = subprocess.run([tool, f"--gpu-name=sm_{sm}{suffix}", "-o", "/dev/null", "/dev/stdin"], input=ptx, capture_output=True, text=True)
+    suffix = "a" if sm >= 90 else ""
+    done = subprocess.run([get_ptxas(sm).path, f"--gpu-name=sm_{sm}{suffix}", "-o", "/dev/null", "/dev/stdin"], input=ptx, capture_output=True, text=True)
     return done.stderr if done.returncode else ""
 
 
