@@ -36,12 +36,13 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request["onnx"])):
         raise _refused(parser, str(request["onnx"]))
-    _replace_blocks(trt, network, request)
+    kept = _replace_blocks(trt, network, request)
     config = _made(builder.create_builder_config(), "a configuration", logger)
     configure(trt, config, request, logger)
     for profile in request["profiles"]:
         _add_profile(builder, config, profile)
     plan = builder.build_serialized_network(network, config)
+    del kept
     if plan is None:
         raise MoecError("M208", f"{trt.__name__} cannot build the graph: {logger.reason()}", str(request["onnx"]), _BUILD_FIX)
     Path(request["plan"]).write_bytes(plan)
@@ -52,14 +53,12 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _replace_blocks(trt: Any, network: Any, request: Mapping[str, Any]) -> None:
-    """Put what is no standard operator into the network."""
+def _replace_blocks(trt: Any, network: Any, request: Mapping[str, Any]) -> list[Any]:
+    """Put what is no standard operator into the network; returns what must outlive the build."""
     from moec.backends.tensorrt import native, plugins
 
-    if request["native"]:
-        native.splice(trt, network, request["native"])
-    if request["kernels"]:
-        plugins.splice(trt, network, request["kernels"], Path(request["onnx"]).parent)
+    layers = native.splice(trt, network, request["native"]) if request["native"] else []
+    return layers + (plugins.splice(trt, network, request["kernels"], Path(request["onnx"]).parent) if request["kernels"] else [])
 
 
 _BUILD_FIX = "use another precision or smaller max_… options; report it with `moec compile --dump DIR` if nothing helps"

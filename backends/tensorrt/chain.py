@@ -20,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.backends.tensorrt import carried
 from moec.backends.tensorrt.plugins import Made, Size, Step
 from moec.backends.tensorrt.ptx import for_plugin
 from moec.dialect import Activation
 from moec.errors import MoecError
 from moec.kernels import launch
 from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled, compile_ahead
+from moec.kernels.packed import Packed
 from moec.kernels.starting import Launch, recording
 from moec.kernels.tiles import Tile, rows_for, tile_for
 
@@ -44,6 +46,7 @@ class Sizes:
         dtype: of tokens and matrices, `float16`.
         activation: between the two products. score_before: weights multiply the experts' input.
         b_in, b_out: dtypes of the biases, empty where there are none.
+        packed_in, packed_out: bits and group of packed matrices, whose scales are of `dtype`; empty for plain ones.
         turned: whether the second matrix stands as `[E, I, H]`, not `[E, H, I]`.
     """
 
@@ -57,12 +60,15 @@ class Sizes:
     score_before: bool = False
     b_in: str = ""
     b_out: str = ""
+    packed_in: tuple[int, ...] = ()
+    packed_out: tuple[int, ...] = ()
     turned: bool = False
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Sizes:
         """Read what `dataclasses.asdict` gave."""
-        return cls(**{**data, "activation": Activation(**data["activation"])})
+        packed = {name: tuple(data[name]) for name in ("packed_in", "packed_out")}
+        return cls(**{**data, "activation": Activation(**data["activation"]), **packed})
 
 
 @dataclass(frozen=True)
@@ -88,16 +94,24 @@ def _tensors(sizes: Sizes) -> list[Any]:
     def empty(*shape: int, dtype: str = sizes.dtype) -> Tensor:
         return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
 
+    def matrix(packed: tuple[int, ...], *shape: int) -> Tensor | Packed:
+        if not packed:
+            return empty(*shape)
+        (bits, group), (*rows, depth) = packed, shape
+        return Packed(empty(*rows, depth * bits // 8, dtype="uint8"), empty(*rows, depth // group), bits=bits, group=group)
+
     experts, top_k, hidden, inner, wide = sizes.experts, sizes.top_k, sizes.hidden, sizes.inner, sizes.activation.rows_per_neuron * sizes.inner
-    w_out = empty(experts, inner, hidden).transpose(1, 2) if sizes.turned else empty(experts, hidden, inner)
+    w_out = empty(experts, inner, hidden).transpose(1, 2) if sizes.turned else matrix(sizes.packed_out, experts, hidden, inner)
     biases = (empty(experts, n, dtype=d) if d else None for n, d in ((wide, sizes.b_in), (hidden, sizes.b_out)))
     ids, weights = (empty(sizes.tokens, top_k, dtype=dtype) for dtype in ("int64", "float32"))
-    return [empty(sizes.tokens, hidden), ids, weights, empty(experts, wide, hidden), w_out, *biases]
+    return [empty(sizes.tokens, hidden), ids, weights, matrix(sizes.packed_in, experts, wide, hidden), w_out, *biases]
 
 
 def _tile(sizes: Sizes, sm: int) -> Tile:
     item = getattr(torch, sizes.dtype).itemsize
-    tile = tile_for(sm, "single" if item == 4 else "half", rows_for(sizes.tokens, sizes.top_k, sizes.experts))
+    packed = [*sizes.packed_in[1:], *sizes.packed_out[1:]]
+    kind = "packed" if packed else "single" if item == 4 else "half"
+    tile = tile_for(sm, kind, rows_for(sizes.tokens, sizes.top_k, sizes.experts), min(packed, default=0))
     while (tile.rows + tile.columns) * tile.depth * item * tile.stages > SHARED_BYTES:
         tile = _smaller(tile)
     return tile
@@ -112,7 +126,9 @@ def _smaller(tile: Tile) -> Tile:
 
 
 # ---------------------------------------------------------------------- one kernel
-_NAMES = {"rows_in_kernel": {"w": "w_in", "bias": "b_in"}, "rows_out_kernel": {"w": "w_out", "bias": "b_out"}}
+_NAMES = {
+    "rows_in_kernel": {"w": "w_in", "scale": "s_in", "bias": "b_in"}, "rows_out_kernel": {"w": "w_out", "scale": "s_out", "bias": "b_out"},
+}  # fmt: skip
 _TABLES = ("order", "offsets", "tile_expert")
 
 
@@ -201,16 +217,17 @@ def _refused(name: str, what: str) -> MoecError:
 
 
 def compile_chains(blocks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Compile the chains of blocks, and write their PTX into a folder.
+    """Compile the chains of blocks, and write their PTX and packed weights into a folder.
 
     Args:
-        blocks: `kernels` of facts of `moe.lower_experts`; equal sizes are compiled once.
+        blocks: `kernels` of facts of `moe.lower_experts`, whose `packed` weights are lazy; equal sizes are compiled once.
 
     Returns:
         The blocks with `steps` for `plugins.splice` instead of `sizes`; and a row a kernel for the report.
     """
     found, rows = [], {}
-    for block in blocks:
+    packed = carried.write(folder, [block["packed"] for block in blocks])
+    for block, records in zip(blocks, packed, strict=True):
         chain = compiled(Sizes.from_dict(block["sizes"]), block["sm"])
         for step, ptx, code in chain:
             (folder / step.ptx).write_text(ptx)
@@ -218,5 +235,5 @@ def compile_chains(blocks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[l
                 "kernel": step.kernel, "file": step.ptx, "threads": step.threads, "registers": code.registers, "spilled bytes": code.spilled_bytes,
                 "shared bytes": step.shared_bytes,
             }  # fmt: skip
-        found.append({**{k: v for k, v in block.items() if k != "sizes"}, "steps": [step.to_dict() for step, _, _ in chain]})
+        found.append({**{k: v for k, v in block.items() if k != "sizes"}, "packed": records, "steps": [step.to_dict() for step, _, _ in chain]})
     return found, list(rows.values())

@@ -19,7 +19,7 @@ from moec import weights as lazy
 from moec.backends.onnx.activation import emit_gated, emit_plain
 from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.packed import Quantized, remove_unread
+from moec.backends.onnx.packed import Quantized, remove_unread, widened
 from moec.backends.onnx.signs import distinct
 from moec.backends.tensorrt.chain import Sizes
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
@@ -80,7 +80,7 @@ def _packed_facts(block: Block) -> dict[str, Any]:
 
 
 def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
-    """What takes the place of the standard operators in the network: between which tensors, by name, and of which sizes."""
+    """What takes the place of the standard operators in the network: between which tensors, by name, and of which sizes; packed weights lazy."""
     block = layer.block
     if choice.lowering not in ("native", "kernels"):
         return {}
@@ -89,14 +89,17 @@ def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str,
     widths = {"top_k": block.top_k, "hidden": block.hidden}
     if choice.lowering == "native":
         return {"native": {**ends, **widths, "experts": block.experts, "inner": block.w_out.shape[2]}}
-    return {"kernels": {**ends, **widths, "sizes": asdict(_sizes(block, choice, plan.tokens)), "sm": plan.architectures[0]}}
+    sizes = asdict(_sizes(layer, choice, plan.tokens))
+    return {"kernels": {**ends, **widths, "sizes": sizes, "packed": layer.packed, "sm": plan.architectures[0]}}
 
 
-def _sizes(block: Block, choice: Choice, tokens: int) -> Sizes:
+def _sizes(layer: _Layer, choice: Choice, tokens: int) -> Sizes:
+    block = layer.block
+    grids = [(w.bits, w.block) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
     biases = ["" if b is None else str(b.dtype).removeprefix("torch.") for b in (block.b_in, block.b_out)]
     return Sizes(
         block.experts, block.top_k, block.hidden, block.w_out.shape[2], tokens, str(block.w_in.dtype).removeprefix("torch."), block.activation,
-        block.score_before, *biases, turned=choice.form == "dense",
+        block.score_before, *biases, *grids, turned=choice.form == "dense" and "w_out" not in layer.packed,
     )  # fmt: skip
 
 
@@ -110,6 +113,7 @@ class _Layer:
         distinct: whether the graph proves that no token names an expert twice.
         whole: gate and up are one product of one matrix, as moec's kernels read it, under the dialect's names.
         held: role -> name of the initializer, for matrices and biases.
+        packed: role -> packed matrix, of those that moec's kernels are to read; not in `held`.
     """
 
     emit: Emitter
@@ -120,6 +124,7 @@ class _Layer:
     distinct: bool
     whole: bool = False
     held: dict[str, str] = field(default_factory=dict)
+    packed: dict[str, Quantized] = field(default_factory=dict)
 
     @classmethod
     def of(cls, emit: Emitter, block: Block, distinct: bool, whole: bool = False) -> _Layer:
@@ -148,7 +153,10 @@ class _Layer:
         """A weight, or rows of every expert's, as the graph reads it."""
         role = {"up": "w_in", "down": "w_out"}[role] if self.whole else role
         value = emit_weight(self.emit, weight.each(part) if isinstance(weight, Quantized) else part(weight), role)
-        self.held[role] = str(value.name)
+        if self.whole and isinstance(weight, Quantized):
+            self.packed[role] = widened(weight, max(weight.bits, 4))
+        else:
+            self.held[role] = str(value.name)
         return value
 
     def bias(self, weight: Weight, role: str) -> ir.Value:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moec.backends.tensorrt.carried import constants
 from moec.backends.tensorrt.gpu import Gpu
 from moec.backends.tensorrt.wiring import output_of, producer, shuffled, tensors_of
 from moec.errors import MoecError
@@ -156,19 +157,20 @@ def splice(trt: Any, network: Any, blocks: Sequence[Mapping[str, Any]], folder: 
         trt: the library.
         network: as parsed; changed in place.
         blocks: `kernels` of facts of `moe.lower_experts`, with `steps`, see `chain.compile_chains`.
-        folder: of the engine, where the PTX files are.
+        folder: of the engine, where the PTX files and packed weights are.
 
     Returns:
-        The layers.
+        What must outlive the build: the layers, and pages of the file of packed weights.
 
     Raises:
         MoecError: M208 when the network lacks a tensor of a block, or the library gives no layer.
     """
-    return [layer for block in blocks for layer in _splice(trt, network, block, folder)]
+    return [kept for block in blocks for kept in _splice(trt, network, block, folder)]
 
 
 def _splice(trt: Any, network: Any, block: Mapping[str, Any], folder: Path) -> list[Any]:
-    known, layers = _ends(trt, network, block), []
+    packed, layers = constants(trt, network, block["packed"], folder)
+    known = _ends(trt, network, block) | packed
     for step in map(Step.from_dict, block["steps"]):
         operator = register(trt, step, (folder / step.ptx).read_text())
         layer = network.add_plugin(operator(*(known[name] for name in step.inputs)), aot=True)

@@ -157,8 +157,8 @@ def why_not_kernels(shape: Shape, plan: Plan) -> str:
     wrong = [sm for sm in plan.architectures if sm not in KERNELS]
     if wrong or len(plan.architectures) != 1:
         return f"there are no kernels of moec for {_named(wrong) or 'a GPU that is not named'}"
-    if shape.bits:
-        return f"moec's kernels are given to TensorRT for plain weights only, not for {shape.bits} bits"
+    if shape.bits and (shape.bits not in (2, 4, 8) or shape.hidden % 8 or shape.inner % 8):
+        return f"moec's kernels read packed integers of 2, 4 or 8 bits in rows of whole 32-bit words, not {shape.bits} bits of {shape.hidden} by {shape.inner}"
     if shape.item_bytes not in (2, 4):
         return "moec's kernels compute in 16 or 32 bits"
     numbers = max(plan.tokens * shape.top_k, shape.activation.rows_per_neuron * shape.inner * shape.hidden)

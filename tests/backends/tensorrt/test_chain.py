@@ -14,9 +14,10 @@ import torch
 from moec.backends.tensorrt.chain import ISA, SHARED_BYTES, Sizes, compile_chains, compiled, demand_plain, kernels
 from moec.backends.tensorrt.policy import KERNELS
 from moec.backends.tensorrt.ptx import parameters
-from moec.dialect import Activation
+from moec.dialect import Activation, pack
 from moec.errors import MoecError
 from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled
+from moec.kernels.packed import Packed
 from tests.backends.tensorrt.chains import FUSED, block, computed, sizes_of
 from tests.dialect.experts_case import ACTIVATIONS
 from tests.kernels.accuracy import MARGIN, problem, ratio
@@ -26,6 +27,7 @@ CASES = {
     "few": Sizes(6, 2, 64, 48, 4, "bfloat16", Activation(), turned=True),
     "many": Sizes(128, 8, 2048, 768, 4096, "float16", Activation()),
     "odd": Sizes(5, 3, 33, 7, 40, "float32", Activation("relu2", gated=False), score_before=True),
+    "packed": Sizes(8, 2, 256, 128, 300, "float16", Activation(), packed_in=(4, 128), packed_out=(8, 64)),
     "with biases": Sizes(32, 4, 2880, 2880, 512, "bfloat16", FUSED, b_in="bfloat16", b_out="float32", turned=True),
 }
 
@@ -59,6 +61,24 @@ def test_every_activation(interpret: Interpret, name: str) -> None:
     assert ratio(got, given, rule) < MARGIN < ratio(got, given, other)
 
 
+@pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights(interpret: Interpret, bits: int, most: int) -> None:
+    """Unpacked in registers, with scales of both signs, as moec's symmetric grid has them; the twin has their signs lost."""
+    given = problem(tokens=11, hidden=64, inner=32, dtype=torch.float16)
+    packed = replace(given, w_in=quantized(given.w_in, bits), w_out=quantized(given.w_out, bits))
+    got = interpret(computed, sizes_of(packed, Activation(), most), packed)
+    unsigned = replace(packed, w_in=replace(packed.w_in, scale=packed.w_in.scale.abs()))
+    assert ratio(got, packed, Activation()) < MARGIN < ratio(got, unsigned, Activation())
+
+
+def quantized(weight: torch.Tensor, bits: int) -> Packed:
+    generator = torch.Generator().manual_seed(bits)
+    signs = torch.where(torch.rand(*weight.shape[:2], weight.shape[2] // 32, generator=generator) < 0.5, -1.0, 1.0)
+    codes = torch.randint(0, 2**bits, weight.shape, generator=generator)
+    return Packed(pack(codes, bits), (signs * 2.0 ** (2 - bits) / weight.shape[2] ** 0.5).to(weight.dtype), bits=bits)
+
+
 def test_with_tiles_of_its_own(interpret: Interpret) -> None:
     """Those that are compiled, cut to fit into every launch's shared memory."""
     given = problem(tokens=150, top_k=2, experts=2, dtype=torch.float16)
@@ -80,7 +100,7 @@ def assembled(ptx: str, sm: int) -> str:
     return done.stderr if done.returncode else ""
 
 
-GPUS = {80: "with biases", 86: "odd", 87: "few", 89: "odd", 90: "many", 120: "with biases", 121: "few"}
+GPUS = {80: "with biases", 86: "odd", 87: "few", 89: "packed", 90: "many", 120: "with biases", 121: "few"}
 
 
 @pytest.mark.parametrize("sm", KERNELS)

@@ -21,7 +21,9 @@ from moec.backends.tensorrt.moe import lower_experts
 from moec.backends.tensorrt.plugins import Made, Size, Step, demand_gpu_of, splice
 from moec.backends.tensorrt.policy import Plan
 from moec.errors import MoecError
+from moec.kernels.dispatch import has_triton
 from tests.backends.onnxruntime.blocks import Experts, experts_model
+from tests.backends.onnxruntime.rounding import quantize_model
 from tests.backends.tensorrt.chains import block
 from tests.backends.tensorrt.stubs import ask, needs_bindings, write_libraries
 from tests.backends.tensorrt.tiny import needs_rtx
@@ -118,9 +120,12 @@ class Layer:
         return self.network.network.add_input(f"{self.step.plugin}.{made.name}", getattr(self.network.trt, made.dtype), shape)
 
 
-def parsed(tokens: int, gives: bool = True) -> tuple[Any, Recorder, dict[str, Any], list[Any]]:
+def parsed(tokens: int, gives: bool = True, bits: int = 0) -> tuple[Any, Recorder, dict[str, Any], list[Any]]:
     """The library, a network of one block, what is to be spliced, and what must outlive the network."""
-    model = experts_model(Experts(biases=True), 3, 2)
+    model = experts_model(Experts(biases=not bits, hidden=128 if bits else 32, inner=64 if bits else 24), 3, 2)
+    if bits:
+        model.graph.opset_imports[""] = 21
+        quantize_model(model, ["w_in", "w_out"], bits, 64, False)
     (fact,) = lower_experts(model, Plan("tensorrt", architectures=(90,), tokens=tokens, lowering="kernels"))
     model.opset_imports.pop("moec", None)
     trt = RTX.load()
@@ -151,6 +156,21 @@ def test_the_chain_stands_between_the_blocks_ends(compiler: Interpret, monkeypat
         assert dtype == trt.float32 and _product(shape) == count
     last = next(g for n in range(network.num_layers) if (g := network.get_layer(n)).get_output(0).name == "y")
     assert last.get_input(0).name == f"{network.added[-1][0].plugin}.out"
+
+
+@needs_rtx
+@pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
+def test_packed_weights_come_from_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from moec.backends.tensorrt.chain import compile_chains
+
+    trt, network, found, _held = parsed(40, bits=4)
+    ((spliced,), _) = compile_chains([found], tmp_path)  # here, since lazy weights don't travel
+    assert json.loads(json.dumps(spliced)) and set(spliced["packed"]) == {"w_in", "s_in", "w_out", "s_out"}
+    monkeypatch.setattr(plugins, "register", lambda _trt, step, _ptx: lambda *inputs: (step, inputs))
+    splice(trt, network, [spliced], tmp_path)
+    given = {name: value for _, inputs in network.added for name, value in inputs.items()}
+    assert given["w_in"] == (trt.int32, (6, 128, 16)) and given["s_in"] == (trt.float32, (6, 128, 2))
+    assert given["w_out"] == (trt.int32, (6, 128, 8)) and given["s_out"] == (trt.float32, (6, 128, 1))
 
 
 @needs_rtx

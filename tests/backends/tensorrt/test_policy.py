@@ -80,6 +80,11 @@ def test_kernels_of_our_own_are_taken_when_asked_for(sm: int) -> None:
     assert (many.lowering, many.form) == ("kernels", "dense")
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_they_read_packed_weights(bits: int) -> None:
+    assert chosen(replace(MIXTRAL, bits=bits), replace(HOPPER, tokens=8192, lowering="kernels")).lowering == "kernels"
+
+
 def test_they_are_not_taken_untried() -> None:
     for tokens in (1, 8192):
         found = chosen(MIXTRAL, replace(HOPPER, tokens=tokens))
@@ -92,8 +97,8 @@ def test_they_are_not_taken_untried() -> None:
         (MIXTRAL, BLACKWELL, "sm100"),
         (MIXTRAL, replace(HOPPER, architectures=()), "not named"),
         (MIXTRAL, replace(HOPPER, edition="tensorrt-rtx"), "no plugins"),
-        (replace(MIXTRAL, bits=4), HOPPER, "not for 4 bits"),
-        (replace(MIXTRAL, bits=8), HOPPER, "not for 8 bits"),
+        (replace(MIXTRAL, bits=3), HOPPER, "not 3 bits"),
+        (replace(MIXTRAL, bits=4, hidden=4092), HOPPER, "whole 32-bit words"),
         (replace(MIXTRAL, item_bytes=8), HOPPER, "16 or 32 bits"),
         (replace(MIXTRAL, inner=2**20), HOPPER, "more than moec's kernels count"),
         (replace(MIXTRAL, hidden=8, inner=8), replace(HOPPER, tokens=2**30), "more than moec's kernels count"),
