@@ -52,13 +52,13 @@ def test_weights_before_the_experts_odd_widths_and_a_turned_matrix(interpret: In
     assert ratio(interpret(computed, sizes_of(given, Activation(), most, turned=True), given), given, Activation()) < MARGIN
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_every_activation(interpret: Interpret, name: str) -> None:
+@pytest.mark.parametrize("name", ["gelu_tanh", "relu2", "tanh"])
+def test_other_activations(interpret: Interpret, name: str) -> None:
+    """All of them are in the kernels' own tests."""
     rule = ACTIVATIONS[name]
     given = problem(rule, biases=True)
     got = interpret(computed, sizes_of(given, rule, 8), given)
-    other = replace(rule, name="tanh" if rule.name != "tanh" else "silu")
-    assert ratio(got, given, rule) < MARGIN < ratio(got, given, other)
+    assert ratio(got, given, rule) < MARGIN < ratio(got, given, replace(rule, name="silu"))
 
 
 @pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
@@ -100,7 +100,7 @@ def assembled(ptx: str, sm: int) -> str:
     return done.stderr if done.returncode else ""
 
 
-GPUS = {80: "with biases", 86: "odd", 87: "few", 89: "packed", 90: "many", 120: "with biases", 121: "few"}
+GPUS = {80: "with biases", 86: "few", 87: "few", 89: "packed", 90: "many", 120: "odd", 121: "few"}
 
 
 @pytest.mark.parametrize("sm", KERNELS)
@@ -124,10 +124,11 @@ def test_the_assembler_sees_a_wrong_parameter(compiler: Interpret) -> None:
 
 
 def test_equal_sizes_are_one_file_and_others_are_not(compiler: Interpret, tmp_path: Path) -> None:
-    same, other = compiler(block, tmp_path), compiler(block, tmp_path, hidden=64)
-    again = compiler(block, tmp_path)
+    same, other = (compiler(block, tmp_path, tokens=8, inner=inner) for inner in (24, 40))
+    again = compiler(block, tmp_path, tokens=8)
     assert same["steps"] == again["steps"] and "sizes" not in same
-    assert {step["ptx"] for step in same["steps"]} & {step["ptx"] for step in other["steps"]} <= {same["steps"][0]["ptx"]}, "align alone"
+    shared = {step["ptx"] for step in same["steps"]} & {step["ptx"] for step in other["steps"]}
+    assert shared == {same["steps"][2]["ptx"]}, "of the sum alone, which does not depend on the inner width"
     assert all((tmp_path / step["ptx"]).stat().st_size > 1000 for step in same["steps"])
 
 
@@ -157,13 +158,6 @@ def test_kernels_that_would_be_started_otherwise_are_refused(monkeypatch: pytest
     monkeypatch.setattr(launch, "start", lambda kernel, grid, *rest, **named: start(kernel, (grid[0] + 1, *grid[1:]), *rest, **named))
     with pytest.raises(MoecError, match="otherwise than its plugin"):
         kernels(CASES["many"], 80)
-
-
-def test_more_tokens_than_a_few_are_sorted_whatever_comes(interpret: Interpret) -> None:
-    """The most tokens of an engine is not what a call has: one more than a tile's rows, and many fewer than the most."""
-    given = problem(tokens=40, dtype=torch.float32)
-    got = interpret(computed, sizes_of(given, Activation(), 4096), given)
-    assert ratio(got, given, Activation()) < MARGIN
 
 
 def test_no_blocks_are_no_files(tmp_path: Path) -> None:
