@@ -15,6 +15,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.backends.tensorrt import plugins
+from moec.backends.tensorrt.builder import _replace_blocks
 from moec.backends.tensorrt.edition import RTX
 from moec.backends.tensorrt.gpu import Gpu
 from moec.backends.tensorrt.moe import lower_experts
@@ -167,7 +168,8 @@ def test_packed_weights_come_from_their_file(monkeypatch: pytest.MonkeyPatch, tm
     ((spliced,), _) = compile_chains([found], tmp_path)  # here, since lazy weights don't travel
     assert json.loads(json.dumps(spliced)) and set(spliced["packed"]) == {"w_in", "s_in", "w_out", "s_out"}
     monkeypatch.setattr(plugins, "register", lambda _trt, step, _ptx: lambda *inputs: (step, inputs))
-    splice(trt, network, [spliced], tmp_path)
+    kept = _replace_blocks(trt, network, {"native": [], "kernels": [spliced], "onnx": str(tmp_path / "model.onnx")})
+    assert len(kept) == 4 + 4, "pages of the file and layers, as long as the builder needs them"
     given = {name: value for _, inputs in network.added for name, value in inputs.items()}
     assert given["w_in"] == (trt.int32, (6, 128, 16)) and given["s_in"] == (trt.float32, (6, 128, 2))
     assert given["w_out"] == (trt.int32, (6, 128, 8)) and given["s_out"] == (trt.float32, (6, 128, 1))
