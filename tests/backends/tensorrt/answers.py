@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -77,6 +78,10 @@ class Network:
 
     def add_cast(self, tensor: Tensor, dtype: Any) -> Layer:
         return Layer([Tensor("", dtype, tensor.shape)])
+
+    def add_constant(self, shape: tuple[int, ...], weights: Any) -> Layer:
+        assert isinstance(weights, self.trt.Weights) and weights.size == math.prod(shape)
+        return Layer([Tensor("", weights.dtype, shape)])
 
     def add_plugin(self, function: Any, aot: bool) -> Layer:
         assert aot

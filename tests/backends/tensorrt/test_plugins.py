@@ -13,9 +13,11 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
 
 from moec.backends.tensorrt import plugins
 from moec.backends.tensorrt.builder import _replace_blocks
+from moec.backends.tensorrt.chain import compile_chains
 from moec.backends.tensorrt.edition import RTX
 from moec.backends.tensorrt.gpu import Gpu
 from moec.backends.tensorrt.moe import lower_experts
@@ -30,6 +32,7 @@ from tests.backends.tensorrt.stubs import ask, needs_bindings, write_libraries
 from tests.backends.tensorrt.tiny import needs_rtx
 from tests.kernels.conftest import Interpret
 
+needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
 STEP = Step(
     "double", "double_kernel", "double.ptx", ("x", "ids"), (Size(1), Size(2, 16, 6)), (Made("out", "float16", (Size(1), Size(plus=32))),),
     (Size(2, 16, 6, 3),), 128, 1024,
@@ -88,6 +91,19 @@ def test_the_bindings_take_every_plugin(compiler: Interpret, libraries: Path, tm
 
 
 @needs_bindings
+@needs_triton
+def test_the_bindings_take_packed_weights(libraries: Path, tmp_path: Path) -> None:
+    model = experts_model(Experts(hidden=128, inner=64, dtype=torch.float16), 3, 2)
+    quantize_model(model, ["w_in", "w_out"], 4, 64, False)
+    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(89,), tokens=40, lowering="kernels"))
+    ((spliced,), _) = compile_chains([fact["kernels"]], tmp_path)
+    spliced["tensors"] = {"x": ["float16", (1, -1, 128)], "ids": ["int64", (1, -1, 2)], "weights": ["float16", (1, -1, 2)]}
+    _, first, second, last = ask(libraries, {"ask": "chain", "block": spliced, "folder": str(tmp_path), "tokens": [11]})["11"]["asked"]
+    assert first["inputs"] == second["inputs"] == 7 and first["parameters"] == second["parameters"] == 10, "codes and scales are two"
+    assert first["outputs"] == [["HALF", [22, 64]]] and second["outputs"] == [["HALF", [22, 128]]] and last["outputs"] == [["HALF", [11, 128]]]
+
+
+@needs_bindings
 def test_the_bindings_refuse_what_is_wrong(libraries: Path) -> None:
     right, dotted = STEP.to_dict(), {**STEP.to_dict(), "plugin": "do.uble"}
     said = ask(libraries, {"ask": "said", "steps": [(right, 2), (right, 1), (dotted, 2)]})["said"]
@@ -141,8 +157,6 @@ def parsed(tokens: int, gives: bool = True, bits: int = 0) -> tuple[Any, Recorde
 @needs_rtx
 @pytest.mark.parametrize(("tokens", "form"), [(1, "gathered"), (40, "dense")])
 def test_the_chain_stands_between_the_blocks_ends(compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, form: str) -> None:
-    from moec.backends.tensorrt.chain import compile_chains
-
     trt, network, found, _held = parsed(tokens)
     assert found["sizes"]["turned"] == (form == "dense")
     ((spliced,), rows) = compiler(compile_chains, [found], tmp_path)
@@ -160,10 +174,8 @@ def test_the_chain_stands_between_the_blocks_ends(compiler: Interpret, monkeypat
 
 
 @needs_rtx
-@pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
+@needs_triton
 def test_packed_weights_come_from_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from moec.backends.tensorrt.chain import compile_chains
-
     trt, network, found, _held = parsed(40, bits=4)
     ((spliced,), _) = compile_chains([found], tmp_path)  # here, since lazy weights don't travel
     assert json.loads(json.dumps(spliced)) and set(spliced["packed"]) == {"w_in", "s_in", "w_out", "s_out"}
@@ -177,8 +189,6 @@ def test_packed_weights_come_from_their_file(monkeypatch: pytest.MonkeyPatch, tm
 
 @needs_rtx
 def test_what_cannot_be_spliced(compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from moec.backends.tensorrt.chain import compile_chains
-
     trt, network, found, _held = parsed(1, gives=False)
     ((spliced,), _) = compiler(compile_chains, [found], tmp_path)
     monkeypatch.setattr(plugins, "register", lambda _trt, step, _ptx: lambda *inputs: (step, inputs))
