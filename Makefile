@@ -26,6 +26,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@# NVIDIA's, under its own licence (docs/tensorrt.md): nothing but the tests of the target tensorrt-rtx needs it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt tensorrt-rtx \
 		|| echo "TensorRT-RTX is not to be had here; the tests that build with it will be skipped"
+	@# NVIDIA's too: the Python half of TensorRT, 1.3 MB, without its libraries: our plugins must pass its validators
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt tensorrt_cu13_bindings \
+		|| echo "TensorRT's Python bindings are not to be had here; the tests of plugins by their validators will be skipped"
 	touch $(STAMP)
 
 clean:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _FORMS = {
     "engine": "The engine", "profiles": "Sizes that it is built for", "blocks": "How each block runs", "attention": "How attention runs",
-    "packed": "Packed weights", "layers": "Layers",
+    "packed": "Packed weights", "kernels": "Kernels of moec's own", "layers": "Layers",
 }  # fmt: skip  # facts of the backend
 
 

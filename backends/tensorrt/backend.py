@@ -100,8 +100,18 @@ class Tensorrt(Backend):
         facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), self.plan(target, found), progress)
         described = {"inputs": [_plain(i) for i in program.inputs], "outputs": list(program.outputs), "profiles": [p.to_dict() for p in found]}
         described["native"] = [block.pop("native") for block in facts["blocks"] if "native" in block]
+        described["kernels"] = self._compile([block.pop("kernels") for block in facts["blocks"] if "kernels" in block], folder, facts)
         (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
         return {**facts, "profiles": [p.row() for p in found]}
+
+    def _compile(self, blocks: list[dict[str, Any]], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+        """Kernels of moec's own are compiled where the graph is written: the machine that builds needs no Triton."""
+        if not blocks:
+            return []
+        from moec.backends.tensorrt.chain import compile_chains
+
+        found, facts["kernels"] = compile_chains(blocks, folder)
+        return found
 
     def plan(self, target: Target, found: list[Profile]) -> Plan:
         """What the graph depends on: the GPU that is named or here, and the most tokens that the profiles allow."""
@@ -113,6 +123,7 @@ class Tensorrt(Backend):
         return Plan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
 
     def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+        from moec.backends.tensorrt.plugins import demand_gpu_of
         from moec.backends.tensorrt.worker import call
 
         described = json.loads((folder / FACTS_FILE).read_text())
@@ -121,7 +132,9 @@ class Tensorrt(Backend):
             "edition": self.edition.backend, "onnx": str(folder / MODEL_FILE), "plan": str(beside), "profiles": described["profiles"],
             "architectures": [] if self.edition.builds_on_gpu else architectures(target),
             "workspace_bytes": int(target.options.get("workspace", 0)) << 20, "timing_cache": self._timing_cache(), "native": described["native"],
+            "kernels": described.get("kernels", []),
         }  # fmt: skip
+        demand_gpu_of(request["kernels"], find_gpu())
         built = call(request)
         beside.replace(folder / PLAN_FILE)
         described |= {"edition": self.edition.backend, "version": built["version"], "architectures": self._for(target)}

@@ -21,8 +21,8 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         trt: the library.
         request: `onnx` and `plan`, paths; `profiles`, as `Profile.to_dict` gives them; `architectures` for TensorRT-RTX, else empty;
-            `native`, blocks that get the library's own MoE layer; `workspace_bytes`, 0 for the library's own limit; `timing_cache`, a path, or
-            empty for none.
+            `native`, blocks that get the library's own MoE layer; `kernels`, blocks that get moec's own, whose PTX is beside the ONNX file;
+            `workspace_bytes`, 0 for the library's own limit; `timing_cache`, a path, or empty for none.
 
     Returns:
         Facts: `version`, `layers` (kind -> count), `workspace_bytes`, `messages`.
@@ -36,15 +36,13 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request["onnx"])):
         raise _refused(parser, str(request["onnx"]))
-    if request["native"]:
-        from moec.backends.tensorrt.native import splice
-
-        splice(trt, network, request["native"])
+    kept = _replace_blocks(trt, network, request)
     config = _made(builder.create_builder_config(), "a configuration", logger)
     configure(trt, config, request, logger)
     for profile in request["profiles"]:
         _add_profile(builder, config, profile)
     plan = builder.build_serialized_network(network, config)
+    del kept
     if plan is None:
         raise MoecError("M208", f"{trt.__name__} cannot build the graph: {logger.reason()}", str(request["onnx"]), _BUILD_FIX)
     Path(request["plan"]).write_bytes(plan)
@@ -53,6 +51,14 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
         "version": str(trt.__version__), "layers": layers(network), "messages": logger.warnings()[:_KEPT],
         "workspace_bytes": int(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)),
     }  # fmt: skip
+
+
+def _replace_blocks(trt: Any, network: Any, request: Mapping[str, Any]) -> list[Any]:
+    """Put what is no standard operator into the network; returns what must outlive the build."""
+    from moec.backends.tensorrt import native, plugins
+
+    layers = native.splice(trt, network, request["native"]) if request["native"] else []
+    return layers + (plugins.splice(trt, network, request["kernels"], Path(request["onnx"]).parent) if request["kernels"] else [])
 
 
 _BUILD_FIX = "use another precision or smaller max_… options; report it with `moec compile --dump DIR` if nothing helps"

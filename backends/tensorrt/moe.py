@@ -9,7 +9,7 @@ multiplied by the token's weight for that expert, zero where it was not chosen; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -19,8 +19,9 @@ from moec import weights as lazy
 from moec.backends.onnx.activation import emit_gated, emit_plain
 from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.packed import Quantized, remove_unread
+from moec.backends.onnx.packed import Quantized, remove_unread, widened
 from moec.backends.onnx.signs import distinct
+from moec.backends.tensorrt.chain import Sizes
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
 from moec.backends.tensorrt.quantized import emit_weight
 from moec.engine import Refusal
@@ -36,7 +37,7 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
 
     Returns:
         One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `bits`, `block` and
-        `bytes`, and for a native block `native`: the tensors between which the layer belongs.
+        `bytes`, and for a native block `native`, for one with kernels `kernels`: the tensors between which these belong, and their sizes.
 
     Raises:
         MoecError: M208 when the policy refuses a block.
@@ -60,12 +61,14 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
     choice = choose(shape_of(block), plan, emit.name)
     if isinstance(choice, Refusal):
         raise MoecError("M208", choice.reason, choice.where, choice.fix)
+    if choice.lowering == "kernels" and block.score_before and not distinct(block.ids, block.top_k):
+        choice = replace(choice, form="gathered")  # the other would be wrong, and nothing but the proof runs it
     name = str(node.outputs[0].name)
-    layer = _Layer.of(emit, block, distinct(block.ids, block.top_k))
+    layer = _Layer.of(emit, block, distinct(block.ids, block.top_k), whole=choice.lowering == "kernels")
     y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
     remove_unread(graph, held)
-    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(block), **_native_facts(layer, choice, name)}
+    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(block), **_other_facts(layer, choice, name, plan)}
 
 
 def _packed_facts(block: Block) -> dict[str, Any]:
@@ -76,23 +79,28 @@ def _packed_facts(block: Block) -> dict[str, Any]:
     return {"bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
 
 
-def _native_facts(layer: _Layer, choice: Choice, y: str) -> dict[str, Any]:
-    """What the native layer is to be made of: tensors of the network by name, and sizes."""
-    if choice.lowering != "native":
-        return {}
+def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
+    """What takes the place of the standard operators in the network: between which tensors, by name, and of which sizes; packed weights lazy."""
     block = layer.block
+    if choice.lowering not in ("native", "kernels"):
+        return {}
     assert block.ids is not None and block.weights is not None
-    ends = {"x": block.x.name, "ids": block.ids.name, "weights": block.weights.name, "y": y}
-    return {
-        "native": {
-            **ends,
-            "experts": block.experts,
-            "top_k": block.top_k,
-            "hidden": block.hidden,
-            "inner": block.w_out.shape[2],
-            "weights_of": dict(layer.held),
-        }
-    }
+    ends = {"x": block.x.name, "ids": block.ids.name, "weights": block.weights.name, "y": y, "weights_of": dict(layer.held)}
+    widths = {"top_k": block.top_k, "hidden": block.hidden}
+    if choice.lowering == "native":
+        return {"native": {**ends, **widths, "experts": block.experts, "inner": block.w_out.shape[2]}}
+    sizes = asdict(_sizes(layer, choice, plan.tokens))
+    return {"kernels": {**ends, **widths, "sizes": sizes, "packed": layer.packed, "sm": plan.architectures[0]}}
+
+
+def _sizes(layer: _Layer, choice: Choice, tokens: int) -> Sizes:
+    block = layer.block
+    grids = [(w.bits, w.block) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
+    biases = ["" if b is None else str(b.dtype).removeprefix("torch.") for b in (block.b_in, block.b_out)]
+    return Sizes(
+        block.experts, block.top_k, block.hidden, block.w_out.shape[2], tokens, str(block.w_in.dtype).removeprefix("torch."), block.activation,
+        block.score_before, *biases, *grids, turned=choice.form == "dense" and "w_out" not in layer.packed,
+    )  # fmt: skip
 
 
 @dataclass
@@ -103,7 +111,9 @@ class _Layer:
         x: tokens `[T, H]`.
         ids, weights: `[T, K]`; weights in float32.
         distinct: whether the graph proves that no token names an expert twice.
+        whole: gate and up are one product of one matrix, as moec's kernels read it, under the dialect's names.
         held: role -> name of the initializer, for matrices and biases.
+        packed: role -> packed matrix, of those that moec's kernels are to read; not in `held`.
     """
 
     emit: Emitter
@@ -112,38 +122,48 @@ class _Layer:
     ids: ir.Value
     weights: ir.Value
     distinct: bool
+    whole: bool = False
     held: dict[str, str] = field(default_factory=dict)
+    packed: dict[str, Quantized] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, emit: Emitter, block: Block, distinct: bool) -> _Layer:
+    def of(cls, emit: Emitter, block: Block, distinct: bool, whole: bool = False) -> _Layer:
         assert block.ids is not None and block.weights is not None
         width = emit.constant([-1, block.top_k])
         weights = emit.cast(emit("Reshape", block.weights, width), block.weights.dtype or block.dtype, FLOAT)
-        return cls(emit, block, emit("Reshape", block.x, emit.constant([-1, block.hidden])), emit("Reshape", block.ids, width), weights, distinct)
+        return cls(emit, block, emit("Reshape", block.x, emit.constant([-1, block.hidden])), emit("Reshape", block.ids, width), weights, distinct, whole)
 
     @property
     def roles(self) -> list[tuple[str, Part]]:
         """The products of the first layer: gate and up, or one that is called up; and which rows of its stack each has."""
         inner = self.block.w_out.shape[2]
-        if not self.block.activation.gated:
+        if self.whole or not self.block.activation.gated:
             return [("up", lambda w: w)]
         return [("gate", lambda w: _rows(w, 0, inner)), ("up", lambda w: _rows(w, inner, 2 * inner))]
 
     def activate(self, hidden: list[ir.Value]) -> ir.Value:
-        """The activation of what the first layer's products gave."""
+        """The activation of what the first layer's products gave; a product of both has gates before ups along the axis of neurons, 2."""
         rule, dtype = self.block.activation, self.block.dtype
+        if rule.gated and self.whole:
+            first, middle, end, axis = (self.emit.constant([n]) for n in (0, self.block.w_out.shape[2], 2 * self.block.w_out.shape[2], 2))
+            hidden = [self.emit("Slice", hidden[0], *ends, axis) for ends in ((first, middle), (middle, end))]
         return emit_gated(self.emit, rule, hidden[0], hidden[1], dtype) if rule.gated else emit_plain(self.emit, rule, hidden[0], dtype)
 
     def matrix(self, weight: Weight | Quantized, role: str, part: Part) -> ir.Value:
         """A weight, or rows of every expert's, as the graph reads it."""
+        role = {"up": "w_in", "down": "w_out"}[role] if self.whole else role
         value = emit_weight(self.emit, weight.each(part) if isinstance(weight, Quantized) else part(weight), role)
-        self.held[role] = str(value.name)
+        if self.whole and isinstance(weight, Quantized):
+            self.packed[role] = widened(weight, max(weight.bits, 4))
+        else:
+            self.held[role] = str(value.name)
         return value
 
     def bias(self, weight: Weight, role: str) -> ir.Value:
         """A bias as an initializer."""
-        value = self.emit.weight(weight, f"{role}.bias")
-        self.held[f"{role}.bias"] = str(value.name)
+        name = {"up": "b_in", "down": "b_out"}[role] if self.whole else f"{role}.bias"
+        value = self.emit.weight(weight, name)
+        self.held[name] = str(value.name)
         return value
 
     def to(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
@@ -202,14 +222,17 @@ _ZERO_ONE = torch.tensor([0.0, 1.0]).numpy()
 
 
 def _all_experts(layer: _Layer, role: str, part: Part, mix: ir.Value) -> ir.Value:
-    """One product of the first layer for every expert, `[T, E * I]`; weights before the experts scale it, which is linear, and not its bias."""
-    emit, block, inner = layer.emit, layer.block, layer.block.w_out.shape[2]
+    """One product of the first layer for every expert, `[T, E * I]`, of both halves `[T, E, 2 * I]`; weights before the experts scale it, which
+    is linear, and not its bias."""
+    emit, block = layer.emit, layer.block
+    inner = block.w_out.shape[2] * (block.activation.rows_per_neuron if layer.whole else 1)
     y = emit("Gemm", layer.x, layer.matrix(block.w_in, role, lambda w: lazy.merged(part(w))), transB=1)
     if block.score_before:
         apart = emit("Reshape", layer.to(y, block.dtype, FLOAT), emit.constant([-1, block.experts, inner]))
         wide = emit("Mul", apart, emit("Unsqueeze", mix, emit.constant([2])))
         y = layer.to(emit("Reshape", wide, emit.constant([-1, block.experts * inner])), FLOAT, block.dtype)
-    return y if block.b_in is None else emit("Add", y, layer.bias(_flat(part(block.b_in)), role))
+    y = y if block.b_in is None else emit("Add", y, layer.bias(_flat(part(block.b_in)), role))
+    return emit("Reshape", y, emit.constant([-1, block.experts, inner])) if layer.whole else y
 
 
 def _second(layer: _Layer, active: ir.Value) -> ir.Value:

@@ -6,7 +6,7 @@ There are three.
   SiLU on SM 10.0, 10.3 and 11.0, and in the enterprise library alone. Elsewhere a build fails in the middle: that is why moec asks first.
 - standard operators without data-dependent shapes, in one of two forms. `gathered` copies the chosen experts' matrices for every token and
   multiplies by those; `dense` computes all experts for all tokens as three plain products and masks what was not chosen.
-- `kernels`: grouped products of moec's own as plugins. This build has none; `kernels_missing` says why.
+- `kernels`: grouped products of moec's own as plugins, see `plugins`; only where they are asked for, until they have been measured.
 
 One form holds for the whole engine, also where it has two optimization profiles (few tokens and many). A branch in the graph would keep
 each form from being fused with what stands around it, and two engines in one folder would hold all weights twice. So the most tokens of a
@@ -22,9 +22,11 @@ from typing import Any
 
 from moec.dialect import Activation
 from moec.engine import Refusal
+from moec.kernels.dispatch import has_triton
 
 NATIVE = (100, 103, 110)  # compute capabilities of the MoE layer
-KERNELS = ((80, 86, 87, 89, 90, 120, 121), "this build of moec has no TensorRT plugins")  # where they would run, and why they don't
+KERNELS = (80, 86, 87, 89, 90, 120, 121)  # those that moec's own kernels are compiled for
+UNTRIED = "moec's own kernels would fit, and nobody has measured them under TensorRT: ask for them with lowering=kernels"
 LOWERINGS = ("auto", "native", "gathered", "dense", "kernels")
 COPIES = 3  # passes over memory of a gathered matrix: read, written, read again; a dense one is read once
 MEMORY_BYTES = 16 * 2**30
@@ -84,7 +86,7 @@ class Choice:
 
     Attributes:
         lowering: `native`, `gathered`, `dense` or `kernels`.
-        form: which standard operators stand in the ONNX file, `gathered` or `dense`; of a native block they are what it is checked by.
+        form: which standard operators stand in the ONNX file, `gathered` or `dense`; of `native` and `kernels` they are what it is checked by.
         why: in words.
         memory_bytes: bound of the form's intermediates at the most tokens.
     """
@@ -102,10 +104,11 @@ class Choice:
 def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
     """The lowering of one block, or why there is none. `where` names the block."""
     form = plan.lowering if plan.lowering in ("gathered", "dense") else _form(shape, plan)
-    need = memory_bytes(shape, form, plan.tokens)
+    held = "kernels" if plan.lowering == "kernels" else form
+    need = memory_bytes(shape, held, plan.tokens)
     if need > plan.memory_bytes:
-        return _too_large(shape, plan, form, need, where)
-    refused = {"native": why_not_native(shape, plan), "kernels": kernels_missing(plan)}
+        return _too_large(shape, plan, held, need, where)
+    refused = {"native": why_not_native(shape, plan), "kernels": why_not_kernels(shape, plan)}
     if plan.lowering in refused:
         why = refused[plan.lowering]
         if why:
@@ -116,12 +119,14 @@ def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
     if not refused["native"] and plan.length <= NATIVE_TOKENS:
         return Choice("native", form, "TensorRT's MoE layer has this activation on this GPU", need)
     slow = f"TensorRT's MoE layer is made for {NATIVE_TOKENS} new tokens a text, not {plan.length}"
-    return Choice(form, form, f"{_why(shape, plan, form)}; {refused['native'] or slow}; {refused['kernels']}", need)
+    return Choice(form, form, f"{_why(shape, plan, form)}; {refused['native'] or slow}; {refused['kernels'] or UNTRIED}", need)
 
 
 def memory_bytes(shape: Shape, form: str, tokens: int) -> int:
     """Bound of what a form's intermediates take for so many tokens: float32 copies of the mix, and packed weights unpacked if they are gathered."""
     rows, wide = shape.activation.rows_per_neuron, 4
+    if form == "kernels":
+        return tokens * shape.top_k * ((shape.inner + shape.hidden) * shape.item_bytes + 2 * wide) + 2 * wide * shape.experts
     if form == "dense":
         return tokens * shape.experts * (shape.inner * (rows + 1) * shape.item_bytes + 2 * wide)
     matrices = (rows + 1) * shape.inner * shape.hidden * shape.item_bytes
@@ -145,13 +150,21 @@ def why_not_native(shape: Shape, plan: Plan) -> str:
     return "TensorRT's MoE layer takes all biases or none" if shape.biases == "some" else ""
 
 
-def kernels_missing(plan: Plan) -> str:
-    """Why moec's own kernels cannot be had for a plan, in a few words; empty when they can."""
-    architectures, missing = KERNELS
+def why_not_kernels(shape: Shape, plan: Plan) -> str:
+    """Why moec's own kernels cannot be had, in a few words; empty when they can."""
     if plan.edition != "tensorrt":
         return "TensorRT-RTX takes no plugins"
-    wrong = [sm for sm in plan.architectures if sm not in architectures]
-    return f"there are none for {_named(wrong)}" if wrong else missing
+    wrong = [sm for sm in plan.architectures if sm not in KERNELS]
+    if wrong or len(plan.architectures) != 1:
+        return f"there are no kernels of moec for {_named(wrong) or 'a GPU that is not named'}"
+    if shape.bits and (shape.bits not in (2, 4, 8) or shape.hidden % 8 or shape.inner % 8):
+        return f"moec's kernels read packed integers of 2, 4 or 8 bits in rows of whole 32-bit words, not {shape.bits} bits of {shape.hidden} by {shape.inner}"
+    if shape.item_bytes not in (2, 4):
+        return "moec's kernels compute in 16 or 32 bits"
+    numbers = max(plan.tokens * shape.top_k, shape.activation.rows_per_neuron * shape.inner * shape.hidden)
+    if numbers >= 2**31:
+        return "an expert's weights, or a call's tokens, are more than moec's kernels count"
+    return "" if has_triton() else "moec's kernels are compiled by Triton, which is not installed (pip install 'moec[triton]')"
 
 
 def _named(architectures: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser", "error": "ParserError",
     "profile": "IOptimizationProfile", "cache": "ITimingCache", "runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext",
-    "layer": "ILayer", "tensor": "ITensor", "moe": "IMoELayer", "shuffle": "IShuffleLayer", "trt": "",
+    "layer": "ILayer", "tensor": "ITensor", "moe": "IMoELayer", "shuffle": "IShuffleLayer", "plugin": "plugin", "trt": "",
 }  # fmt: skip
 
 MADE = {"add_moe": "IMoELayer", "add_shuffle": "IShuffleLayer"}  # what a call gives, whatever it is called

@@ -15,6 +15,7 @@ from moec.backends.tensorrt.engine import FACTS_FILE
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.engine import Backend
 from moec.errors import MoecError
+from moec.kernels.dispatch import has_triton
 from moec.pipeline import Context
 from moec.report import hash_artefacts
 from moec.target import Target
@@ -29,6 +30,7 @@ def make():
 """
 INPUTS = ("--input", "input=batch,sequence:int64<96")
 without_tensorrt = pytest.mark.skipif(TENSORRT.version() is not None, reason="TensorRT is installed")
+needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
 without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU here")
 
 
@@ -118,17 +120,40 @@ def test_layouts_of_other_clients_are_refused(model: str, tmp_path: Path) -> Non
     assert caught.value.code == "M208"
 
 
-@pytest.mark.parametrize(("option", "reason"), [("sm90,lowering=native", "'native' cannot be had"), ("sm90,workspace=1", "more than the")])
-def test_blocks_that_get_no_lowering_are_refused_before_the_build(mixtral: Path, tmp_path: Path, option: str, reason: str) -> None:
-    goal = Target.parse(f"tensorrt:{option}")
-    backend: Backend = registry.find("backends", goal.backend)()
-    program, _ = backend.legalize(goal).run(api.open_source(str(mixtral)).capture(), Context(), [])
-    refused = backend.supports(program, goal)
-    assert [reason in refusal.reason for refusal in refused] == [True, True] and all(refusal.fix for refusal in refused)
-    assert backend.supports(program, Target.parse("tensorrt:sm90")) == []
+REFUSED = {
+    "tensorrt:sm90,lowering=native": "'native' cannot be had", "tensorrt:sm90,workspace=1": "more than the",
+    "tensorrt:sm100,lowering=kernels": "'kernels' cannot be had", "tensorrt-rtx:sm86,lowering=kernels": "takes no plugins",
+}  # fmt: skip
+
+
+def test_blocks_that_get_no_lowering_are_refused_before_the_build(mixtral: Path) -> None:
+    found = lambda target: registry.find("backends", target.backend)()  # noqa: E731
+    allowed = [Target.parse("tensorrt:sm90"), *([Target.parse("tensorrt:sm90,lowering=kernels")] if has_triton() else [])]
+    program, _ = found(allowed[0]).legalize(allowed[0]).run(api.open_source(str(mixtral)).capture(), Context(), [])
+    for text, reason in REFUSED.items():
+        target = Target.parse(text)
+        refused = found(target).supports(program, target)
+        assert [reason in refusal.reason for refusal in refused] == [True, True] and all(refusal.fix for refusal in refused)
+    assert [found(target).supports(program, target) for target in allowed] == [[]] * len(allowed)
 
 
 # ---------------------------------------------------------------------- built elsewhere
+@needs_triton
+def test_kernels_are_compiled_where_the_graph_is_written(mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "engine"
+    report = api.compile(str(mixtral), out=out, target="tensorrt:sm90,precision=fp16,lowering=kernels,max_sequence=64", build=False)
+    assert report.ok and [b["formulation"] for b in report.facts["blocks"]] == ["kernels", "kernels"] and report.facts["verified_by"] == "onnxruntime"
+    blocks = json.loads((out / FACTS_FILE).read_text())["kernels"]
+    files = {step["ptx"] for block in blocks for step in block["steps"]}
+    assert {a.name for a in report.artefacts if a.name.endswith(".ptx")} == files == {row["file"] for row in report.facts["kernels"]}
+    assert [len(block["steps"]) for block in blocks] == [4, 4] and len(files) == 4, "both layers have the same sizes"
+    assert all(".target sm_90a" in (out / file).read_text() for file in files)
+    assert moec(capsys, "inspect", out)[0] == 0 and "rows_in_kernel" in report.to_markdown()
+    (out / min(files)).write_text("")
+    with pytest.raises(MoecError, match=r"\.ptx has 0 bytes"):
+        api.verify(out)
+
+
 def test_what_no_build_writes(unbuilt: Path) -> None:
     report = api.read_report(unbuilt)
     assert report.ok and not report.built and report.facts["verified_by"] == "onnxruntime" and "onnxruntime-gpu" in report.environment

@@ -12,6 +12,7 @@ import pytest
 from moec.backends.tensorrt.edition import RTX
 from moec.backends.tensorrt.engine import _DTYPES
 from tests.backends.tensorrt.bindings import Use, installed, problem, uses
+from tests.backends.tensorrt.stubs import ask, needs_bindings, write_libraries
 from tests.backends.tensorrt.tiny import needs_rtx
 
 ROOT = Path(__file__).parents[3]
@@ -33,8 +34,14 @@ def only_rtx(use: Use) -> bool:
     return use.name in {name for members in LIST["tensorrt-rtx adds"].values() for name in members}
 
 
+def without_rtx(use: Use) -> bool:
+    """A use of what TensorRT-RTX has not: plugins."""
+    return not {use.owner, use.name, f"{use.owner}.{use.name}"}.isdisjoint(LIST["tensorrt-rtx lacks"])
+
+
 def test_the_walk_sees_what_we_call() -> None:
-    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native.py"}
+    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native.py", "plugins.py"}
+    assert {use.name for use in every_use() if without_rtx(use)} >= {"register", "aot_impl", "KernelLaunchParams", "SymInt32", "add_plugin"}
     assert {use.name for use in every_use()} >= ON_GPU_ONLY | {"build_serialized_network", "parse_from_file", "add_optimization_profile", "set_gated_weights"}
 
 
@@ -53,9 +60,23 @@ def test_what_only_rtx_has_is_asked_of_nothing_else() -> None:
     assert all(guard < use.line <= guard + 6 for use in every_use() if only_rtx(use))
 
 
+def test_what_rtx_lacks_is_asked_in_one_file() -> None:
+    found = {path.name for path in SOURCES if any(map(without_rtx, uses(path.read_text())))}
+    assert found == {"plugins.py"}, "the policy never chooses plugins for TensorRT-RTX, see test_policy"
+
+
+@needs_bindings
+def test_the_list_says_what_the_bindings_of_plugins_say(tmp_path: Path) -> None:
+    listed = LIST["11.4"]["plugin"]
+    answer = ask(write_libraries(tmp_path), {"ask": "signatures", "names": [name for name, kind in listed.items() if isinstance(kind, list)]})
+    assert answer["plugin"] == {name: kind for name, kind in listed.items() if isinstance(kind, list)}
+    overloads = re.findall(r"add_plugin\(self: \S+, (.*)\) -> ", answer["add_plugin"])
+    assert [re.sub(r": [^,]+", "", text).replace(",", "") for text in overloads] == LIST["11.4"]["INetworkDefinition"]["add_plugin"]
+
+
 @needs_rtx
 def test_rtx_takes_every_call() -> None:
-    wanted = every_use()
+    wanted = [use for use in every_use() if not without_rtx(use)]
     signatures = installed(RTX.load(), wanted)
     assert {str(use): why for use in wanted if (why := problem(use, signatures))} == {}
 
@@ -89,6 +110,10 @@ def test_dtypes_are_names_of_the_library() -> None:
         "self._context.execute_async_v2(stream)",
         "self._context.infer_shapes = 1",
         "network.num_layers = 3",
+        "network.add_plugin(f, ahead=True)",
+        "plugin.register()",
+        "plugin.KernelLaunchParams(grid=1)",
+        "plugin.SymInt64(1)",
         "network.num_layers()",
         "trt.BuilderFlag.FP16",
         "trt.NoSuchClass(1)",

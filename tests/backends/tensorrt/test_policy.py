@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from moec.backends.tensorrt.policy import LOWERINGS, Choice, Plan, Shape, choose, kernels_missing, memory_bytes, why_not_native
+from moec.backends.tensorrt.policy import KERNELS, LOWERINGS, UNTRIED, Choice, Plan, Shape, choose, memory_bytes, why_not_kernels, why_not_native
 from moec.dialect import Activation
 from moec.engine import Refusal
 
@@ -72,11 +72,54 @@ def test_long_texts_do_not_take_the_native_layer_unless_told() -> None:
     assert chosen(MIXTRAL, replace(long, lowering="native")).lowering == "native"
 
 
-def test_kernels_of_our_own_are_named_and_not_there() -> None:
-    assert "no TensorRT plugins" in kernels_missing(HOPPER)
-    assert "sm100" in kernels_missing(BLACKWELL)
-    assert "no plugins" in kernels_missing(replace(HOPPER, edition="tensorrt-rtx"))
-    assert "kernels" in refused(MIXTRAL, replace(HOPPER, lowering="kernels")).reason
+@pytest.mark.parametrize("sm", KERNELS)
+def test_kernels_of_our_own_are_taken_when_asked_for(sm: int) -> None:
+    plan = replace(HOPPER, architectures=(sm,), lowering="kernels")
+    assert (chosen(MIXTRAL, plan).lowering, chosen(MIXTRAL, plan).form) == ("kernels", "gathered")
+    many = chosen(replace(MIXTRAL, activation=Activation("gelu"), biases="some", score_before=True, item_bytes=4), replace(plan, tokens=8192))
+    assert (many.lowering, many.form) == ("kernels", "dense")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_they_read_packed_weights(bits: int) -> None:
+    assert chosen(replace(MIXTRAL, bits=bits), replace(HOPPER, tokens=8192, lowering="kernels")).lowering == "kernels"
+
+
+def test_they_are_not_taken_untried() -> None:
+    for tokens in (1, 8192):
+        found = chosen(MIXTRAL, replace(HOPPER, tokens=tokens))
+        assert found.lowering in ("gathered", "dense") and UNTRIED in found.why and "lowering=kernels" in found.why
+
+
+@pytest.mark.parametrize(
+    ("shape", "plan", "why"),
+    [
+        (MIXTRAL, BLACKWELL, "sm100"),
+        (MIXTRAL, replace(HOPPER, architectures=()), "not named"),
+        (MIXTRAL, replace(HOPPER, edition="tensorrt-rtx"), "no plugins"),
+        (replace(MIXTRAL, bits=3), HOPPER, "not 3 bits"),
+        (replace(MIXTRAL, bits=4, hidden=4092), HOPPER, "whole 32-bit words"),
+        (replace(MIXTRAL, item_bytes=8), HOPPER, "16 or 32 bits"),
+        (replace(MIXTRAL, inner=2**20), HOPPER, "more than moec's kernels count"),
+        (replace(MIXTRAL, hidden=8, inner=8), replace(HOPPER, tokens=2**30), "more than moec's kernels count"),
+    ],
+)  # fmt: skip
+def test_kernels_are_not_taken_where_they_would_be_wrong(shape: Shape, plan: Plan, why: str) -> None:
+    assert why in why_not_kernels(shape, plan) and not why_not_kernels(MIXTRAL, HOPPER)
+    assert why in refused(shape, replace(plan, lowering="kernels", memory_bytes=2**60)).reason
+
+
+def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moec.backends.tensorrt.policy.has_triton", lambda: False)
+    assert "moec[triton]" in refused(MIXTRAL, replace(HOPPER, lowering="kernels")).reason
+
+
+def test_kernels_need_no_more_than_the_rows_of_what_was_chosen() -> None:
+    plan = replace(HOPPER, tokens=8192, lowering="kernels", memory_bytes=2**30)
+    assert memory_bytes(MIXTRAL, "kernels", 1000) == pytest.approx(1000 * 2 * (4096 + 14336) * 2, rel=1e-3)
+    assert chosen(MIXTRAL, plan).memory_bytes < 2**30 < memory_bytes(MIXTRAL, "dense", 8192)
+    fix = refused(MIXTRAL, replace(plan, memory_bytes=2**28)).fix
+    assert isinstance(choose(MIXTRAL, replace(plan, memory_bytes=2**28, tokens=int(fix.split()[2]))), Choice)
 
 
 def test_a_form_that_is_asked_for_is_taken() -> None:

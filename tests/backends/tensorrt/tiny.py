@@ -31,4 +31,4 @@ def request(folder: Path, **changes: Any) -> dict[str, Any]:
     """What the worker is asked: build `model.onnx` of a folder with TensorRT-RTX."""
     onnx_file = changes.pop("onnx", None) or write(folder / "model.onnx")
     asked = {"edition": RTX.backend, "onnx": str(onnx_file), "plan": str(folder / "model.plan"), "profiles": [PROFILE], "architectures": []}
-    return {**asked, "workspace_bytes": 0, "timing_cache": "", "native": [], **changes}
+    return {**asked, "workspace_bytes": 0, "timing_cache": "", "native": [], "kernels": [], **changes}
