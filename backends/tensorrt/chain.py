@@ -112,6 +112,7 @@ def _tile(sizes: Sizes, sm: int) -> Tile:
     packed = [*sizes.packed_in[1:], *sizes.packed_out[1:]]
     kind = "packed" if packed else "single" if item == 4 else "half"
     tile = tile_for(sm, kind, rows_for(sizes.tokens, sizes.top_k, sizes.experts), min(packed, default=0))
+    tile = replace(tile, resident=0)  # a plugin's grid is a formula of the tokens, not of the GPU's multiprocessors
     while (tile.rows + tile.columns) * tile.depth * item * tile.stages > SHARED_BYTES:
         tile = _smaller(tile)
     return tile
