@@ -135,8 +135,7 @@ def test_routers_and_gates_stay_whatever_is_asked(name: str) -> None:
 
 
 def test_a_pass_that_quantizes_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.passes.quantize._FINE", ())
-    monkeypatch.setattr(Quantize, "router", None, raising=False)
+    monkeypatch.setattr("moec.quantization_settings.FINE", ())
     assert len(below_16_bits(quantized("mixtral", "bits=2, group=16")[0])) == 2
 
 
