@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moec.dialect import pack
 from moec.mixture import Mixture, taken
-from moec.small_floats import BLOCK, FORMATS, Floats, bits_of, quantize_floats
+from moec.small_floats import BLOCK, FORMATS, WHOLE, Floats, bits_of, quantize_floats
 from moec.weights import BLOCK_BYTES, Weight
 
 BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
@@ -34,7 +34,7 @@ class Grid:
 
     Attributes:
         bits: 2, 3, 4 or 8; 3 has the error of 3 bits and the bytes of 4, no kernel storing it: it is there to be compared with.
-        group: elements along `in` that share a scale; a power of two from 16 to 128.
+        group: elements along `in` that share a scale; a power of two from 16 to 128. Small floats have their own, see `settled`.
         symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
         method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.gptq`.
         widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
@@ -49,10 +49,10 @@ class Grid:
     format: str = INTEGERS
 
     def settled(self) -> Grid:
-        """With the width and the groups that a format of small floats fixes; `nvfp4` of 8 bits is `fp8`."""
+        """With the width and the groups that a format of small floats fixes: `fp8` has one scale a weight. `nvfp4` of 8 bits is `fp8`."""
         if self.format == "nvfp4" and self.bits == 4:
             return replace(self, group=BLOCK)
-        return replace(self, bits=8, format="fp8") if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
+        return replace(self, bits=8, format="fp8", group=WHOLE) if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
 
     def parts(self) -> list[tuple[Grid, tuple[int, ...] | None]]:
         """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
@@ -72,7 +72,8 @@ class Grid:
     @property
     def problem(self) -> str:
         """What of the settings themselves is not possible; empty when all is well."""
-        for name, value, known in (("bits", self.bits, BITS), ("group", self.group, GROUPS), ("method", self.method, METHODS)):
+        groups = GROUPS if self.format not in FORMATS else (self.group,)
+        for name, value, known in (("bits", self.bits, BITS), ("group", self.group, groups), ("method", self.method, METHODS)):
             if isinstance(value, bool) or value not in known:
                 return f"{name}={value!r} is not one of {', '.join(map(str, known))}"
         if not isinstance(self.symmetric, bool):
@@ -86,13 +87,13 @@ class Grid:
         """Why a weight cannot be put on the grid; empty when it can."""
         if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
             return f"its weight is {str(weight.dtype)[6:]} already"
-        if weight.shape[-1] % self.group:
+        if self.group != WHOLE and weight.shape[-1] % self.group:
             return f"groups of {self.group} do not divide the {weight.shape[-1]} inputs of its weight"
         return ""
 
     def __str__(self) -> str:
         if self.format != INTEGERS:
-            return f"{self.format}, group {self.group}"
+            return f"{self.format}, {'one scale' if self.group == WHOLE else f'group {self.group}'}"
         wide = "" if self.stored == self.bits else f" in {self.stored}"
         bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
         return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
@@ -131,7 +132,7 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
 def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
     """The same of a stack whose experts may have several widths, or of small floats."""
     if grid.format != INTEGERS:
-        return quantize_floats(weight, grid.format, grid.group)
+        return quantize_floats(weight, grid.format)
     found = tuple(quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts())
     return found if grid.widths else found[0]
 

@@ -44,8 +44,8 @@ class Quantize(Pass):
             layer, errors of the outputs on a calibration text made small, see `moec.gptq` and `moec.hessians`; it holds the results in
             memory). Embeddings, and heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
         symmetric: no zero points. This grid is the one that every target has.
-        format: `int`; or small floats, which PyTorch runs and targets may refuse: `fp8` (E4M3), or `nvfp4` (E2M1, groups of 16) with
-            `fp8` where 8 bits are asked for. They have no method but `rtn`.
+        format: `int`; or small floats, which PyTorch and TensorRT run, the latter on GPUs that have them: `fp8` (E4M3, one scale a weight),
+            or `nvfp4` (E2M1, groups of 16) with `fp8` where 8 bits are asked for. They have no method but `rtn`, and no other groups.
         experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at least 8 (its error
             goes straight into the logits) and embeddings stay, being read a row a token.
         rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`, `format`; the first that
@@ -139,7 +139,7 @@ class Quantize(Pass):
         if isinstance(made, Floats):
             parts = zip(made.parts(), (PACKED, "_scale", "_overall"), strict=False)
             arguments = [program.read_weight(program.add_weight(use.name + ending, part)) for part, ending in parts]
-            return call_like(program, use.node, self.name, ops.dequantize_float.default, *arguments, format=grid.format)
+            return call_like(program, use.node, self.name, ops.dequantize_float.default, *arguments, format=grid.format, dtype=made.dtype)
         if isinstance(made, Packed):
             return self._dequantize(program, use, use.name, made, grid)
         own = [self._dequantize(program, use, width_name(use.name, g.bits), part, g) for part, (g, _) in zip(made, grid.parts(), strict=True)]

@@ -126,7 +126,8 @@ class Tensorrt(Backend):
         beside.replace(folder / PLAN_FILE)
         described |= {"edition": self.edition.backend, "version": built["version"], "architectures": self._for(target)}
         write_beside(folder / FACTS_FILE, json.dumps(described, indent=1) + "\n")
-        return tables(self.edition, built, described["architectures"], (folder / PLAN_FILE).stat().st_size, target)
+        facts = tables(self.edition, built, described["architectures"], (folder / PLAN_FILE).stat().st_size, target)
+        return facts if self.stand_in(target) else {**facts, "unproven": []}
 
     def _for(self, target: Target) -> list[int]:
         """The architectures that the plan runs on; all that the library knows when empty."""
@@ -149,7 +150,9 @@ class Tensorrt(Backend):
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         if target.backend == STAND_IN.backend:
-            return stand_in().load(folder, target, prepack)
+            from moec.backends.tensorrt.stand_in import runnable
+
+            return runnable(folder, lambda path: stand_in().load(path, target, prepack))
         return TensorrtEngine(folder, target, self.edition)
 
 

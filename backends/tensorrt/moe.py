@@ -22,7 +22,7 @@ from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.signs import distinct
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
-from moec.backends.tensorrt.quantized import emit_weight
+from moec.backends.tensorrt.quantized import emit_weight, unfolded
 from moec.engine import Refusal
 from moec.errors import MoecError
 from moec.weights import Weight
@@ -35,8 +35,8 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
     """Replace every `moec::Experts` node of the main graph, in place; weights stay lazy.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `bits`, `block` and
-        `bytes`, and for a native block `native`: the tensors between which the layer belongs.
+        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `kind`, `bits`,
+        `block`, `bytes` and `unfolded`, and for a native block `native`: the tensors between which the layer belongs.
 
     Raises:
         MoecError: M208 when the policy refuses a block.
@@ -65,15 +65,16 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
     y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
     remove_unread(graph, held)
-    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(block), **_native_facts(layer, choice, name)}
+    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(layer), **_native_facts(layer, choice, name)}
 
 
-def _packed_facts(block: Block) -> dict[str, Any]:
-    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+def _packed_facts(layer: _Layer) -> dict[str, Any]:
+    packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, Quantized)]
     if not packed:
         return {}
-    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
-    return {"bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+    kinds, widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block"))
+    why = "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
+    return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
 
 
 def _native_facts(layer: _Layer, choice: Choice, y: str) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class _Layer:
         ids, weights: `[T, K]`; weights in float32.
         distinct: whether the graph proves that no token names an expert twice.
         held: role -> name of the initializer, for matrices and biases.
+        unfolded: of each packed matrix, see `quantized.unfolded`.
     """
 
     emit: Emitter
@@ -113,6 +115,7 @@ class _Layer:
     weights: ir.Value
     distinct: bool
     held: dict[str, str] = field(default_factory=dict)
+    unfolded: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, emit: Emitter, block: Block, distinct: bool) -> _Layer:
@@ -136,7 +139,9 @@ class _Layer:
 
     def matrix(self, weight: Weight | Quantized, role: str, part: Part) -> ir.Value:
         """A weight, or rows of every expert's, as the graph reads it."""
-        value = emit_weight(self.emit, weight.each(part) if isinstance(weight, Quantized) else part(weight), role)
+        whole = weight.each(part) if isinstance(weight, Quantized) else part(weight)
+        value = emit_weight(self.emit, whole, role)
+        self.unfolded.append(unfolded(value, whole))
         self.held[role] = str(value.name)
         return value
 
