@@ -39,6 +39,7 @@ class Grid:
         method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.gptq`.
         widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
         format: `int`, or small floats: `fp8` or `nvfp4`, see `moec.small_floats`.
+        positive_scales: symmetric grids have no scale below or at 0, see `encode`; all others have none anyway.
     """
 
     bits: int
@@ -47,6 +48,7 @@ class Grid:
     method: str = "rtn"
     widths: tuple[int, ...] = ()
     format: str = INTEGERS
+    positive_scales: bool = False
 
     def settled(self) -> Grid:
         """With the width and the groups that a format of small floats fixes: `fp8` has one scale a weight. `nvfp4` of 8 bits is `fp8`."""
@@ -76,8 +78,9 @@ class Grid:
         for name, value, known in (("bits", self.bits, BITS), ("group", self.group, groups), ("method", self.method, METHODS)):
             if isinstance(value, bool) or value not in known:
                 return f"{name}={value!r} is not one of {', '.join(map(str, known))}"
-        if not isinstance(self.symmetric, bool):
-            return f"symmetric={self.symmetric!r} is not true or false"
+        for name in ("symmetric", "positive_scales"):
+            if not isinstance(getattr(self, name), bool):
+                return f"{name}={getattr(self, name)!r} is not true or false"
         if self.format not in (INTEGERS, *FORMATS):
             return f"format={self.format!r} is not one of {', '.join((INTEGERS, *FORMATS))}"
         plain = self.format == INTEGERS or (self.method == "rtn" and self.symmetric and self.bits == bits_of(self.format))
@@ -96,7 +99,8 @@ class Grid:
             return f"{self.format}, {'one scale' if self.group == WHOLE else f'group {self.group}'}"
         wide = "" if self.stored == self.bits else f" in {self.stored}"
         bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
-        return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
+        signs = ", positive scales" if self.positive_scales and self.symmetric else ""
+        return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}{signs}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,8 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scales and zero points of `values [..., in]`, such that `(code - zero) * scale` is near them.
 
     Rounding to nearest (`rtn`) lets each group's number of largest magnitude be the lowest code of a symmetric grid, by a scale that is
-    negative where that number is positive: the lowest code lies one step further out than the highest, so this wastes nothing. An
+    negative where that number is positive: the lowest code lies one step further out than the highest, so this wastes nothing.
+    With `positive_scales` the larger side decides, in steps of its own; TensorRT reads only such scales inside its products. An
     asymmetric grid spans from the smallest to the largest number, and 0 is always on it.
 
     `hqq` takes turns, from several scales: it splits each group's error into a part that is sparse and dropped, by the shrinkage that
@@ -220,8 +225,9 @@ def _rounding(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, T
     low, high = groups.aminmax(dim=-1, keepdim=True)
     middle = 2 ** (grid.bits - 1)
     if grid.symmetric:
-        scale = torch.where(high > -low, high, low) / -middle
-        return scale.to(dtype).to(groups.dtype), torch.full_like(scale, middle)
+        scale = torch.maximum(high / (middle - 1), low / -middle) if grid.positive_scales else torch.where(high > -low, high, low) / -middle
+        scale = scale.to(dtype).to(groups.dtype)
+        return _divisor(scale) if grid.positive_scales else scale, torch.full_like(scale, middle)
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / (2**grid.bits - 1)).to(dtype).to(groups.dtype)
     return scale, (-low / _divisor(scale)).round().clamp(0, 2**grid.bits - 1)
@@ -245,7 +251,7 @@ def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: tor
             codes = nearest(groups, s, z, grid.bits)
             error = groups - (codes - z) * s
             squares = error.square().sum(-1, keepdim=True)
-            better = squares < least
+            better = (squares < least) & (s > 0) if grid.positive_scales and grid.symmetric else squares < least
             best = torch.where(better, s, best[0]), torch.where(better, z, best[1])
             least = torch.where(better, squares, least)
             s, z = _step(groups, codes, error, s, z, beta, grid)

@@ -16,7 +16,7 @@ KEEP = 16  # the number of bits that leaves a weight as it is
 KINDS = ("experts", "attention", "dense", "embeddings", "lm_head")
 FINE = ("router", "gate")  # kinds that are never quantized
 Setting = int | Mapping[str, Any]
-_OWN = ("bits", "group", "method", "symmetric", "format")  # what a rule's table may hold
+_OWN = ("bits", "group", "method", "symmetric", "format", "positive_scales")  # what a rule's table may hold
 _LEAVE = f"leave experts with experts={KEEP}: no group divides it"
 
 

@@ -44,12 +44,16 @@ class Quantize(Pass):
             layer, errors of the outputs on a calibration text made small, see `moec.gptq` and `moec.hessians`; it holds the results in
             memory). Embeddings, and heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
         symmetric: no zero points. This grid is the one that every target has.
+        positive_scales: symmetric grids without negative scales, as TensorRT reads them inside its products. They waste the step by which
+            the lowest code lies further out than the highest: the weights' error grows by 5 to 8 % at 4 bits, by 0.3 % at 8, and at 2 by
+            two thirds, or a tenth with `hqq`.
         format: `int`; or small floats, which PyTorch and TensorRT run, the latter on GPUs that have them: `fp8` (E4M3, one scale a weight),
             or `nvfp4` (E2M1, groups of 16) with `fp8` where 8 bits are asked for. They have no method but `rtn`, and no other groups.
         experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at least 8 (its error
             goes straight into the logits) and embeddings stay, being read a row a token.
-        rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`, `format`; the first that
-            fits decides, before the options of the kinds: `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
+        rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`, `format`,
+            `positive_scales`; the first that fits decides, before the options of the kinds:
+            `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
         budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`, decided for all
             layers at once by what it costs the model on a calibration text. Experts that a rule names are left out of it.
         widths: that an expert may have: two or more of 2, 4 and 8.
@@ -74,6 +78,7 @@ class Quantize(Pass):
     sensitivity: str = "fisher"
     floor: int = 256
     format: str = INTEGERS
+    positive_scales: bool = False
 
     def needs_calibration(self) -> bool:
         """Whether anything is to be done by `gptq`, or experts are to have several widths."""
@@ -103,7 +108,7 @@ class Quantize(Pass):
 
     @property
     def _settings(self) -> Settings:
-        default = Grid(self.bits, self.group, self.symmetric, self.method, format=self.format)
+        default = Grid(self.bits, self.group, self.symmetric, self.method, format=self.format, positive_scales=self.positive_scales)
         budget = None if self.budget_bits is None else Budget(self.budget_bits, self.widths, self.sensitivity)
         return Settings(default, {kind: getattr(self, kind) for kind in KINDS}, self.rules, budget, self.floor, str(self))
 

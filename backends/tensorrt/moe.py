@@ -65,15 +65,18 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
     y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
     remove_unread(graph, held)
-    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(layer), **_native_facts(layer, choice, name)}
+    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(layer, choice), **_native_facts(layer, choice, name)}
 
 
-def _packed_facts(layer: _Layer) -> dict[str, Any]:
+GATHERED = "it is unpacked as a whole before experts are gathered from it"
+
+
+def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
     packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, Quantized)]
     if not packed:
         return {}
     kinds, widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block"))
-    why = "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
+    why = GATHERED if choice.form == "gathered" else "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
     return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
 
 

@@ -64,7 +64,7 @@ def unreadable(program: Program, plan: Plan) -> list[Refusal]:
     return found
 
 
-_FIX = f"quantize with format=int, symmetric=true and group={'|'.join(map(str, BLOCKS))}"
+_FIX = f"quantize with format=int, symmetric=True and group={'|'.join(map(str, BLOCKS))}"
 
 
 def _why_not_read(program: Program, node: fx.Node, plan: Plan) -> tuple[str, str]:
@@ -123,30 +123,34 @@ def _signed(emit: Emitter, weight: Quantized, value: ir.Value, role: str) -> ir.
     return emit("Reshape", emit("Mul", cut, emit.weight(signs, f"{role}.signs")), emit.constant(list(weight.shape)))
 
 
-SIGNS = "its scales have signs, which are a product of their own; quantize with positive_scales=true"
-BYTES = "its 8-bit integers are in blocks; small floats (format=fp8) are not"
+SIGNS = "its scales have signs, which are a product of their own; quantize with positive_scales=True"
+BYTES = "its 8-bit integers are in blocks, and products read one scale a row; format=fp8 has one for all"
+FP4 = "products with activations of 16 bits or more do not read 4-bit floats; its bytes are saved, no time"
 
 
 def unfolded(value: ir.Value, weight: Weight | Quantized) -> str:
-    """Why TensorRT makes a plain constant of what `emit_weight` gave, in place of reading its bytes inside a product; empty when it need not.
+    """Why TensorRT does not read what `emit_weight` gave inside the product, as far as TensorRT-RTX 1.7 shows; empty when it seems to.
 
-    Measured with TensorRT-RTX 1.7, by the size of its plans: products with signs, and one scale for less than a row, become 16 bits a number.
+    Nothing could be run, but plans have sizes. Where weights are read packed, a plan is little more than they are. Else a kernel of 140 kB or
+    more lies beside them, which unpacks them; or small ones are constants of 16 bits a number.
     """
+    if not isinstance(weight, Quantized):
+        return ""
+    if isinstance(weight, SmallFloats) and weight.overall is not None:
+        return FP4
     node = value.producer()
     while node is not None and node.op_type in ("Reshape", "Cast"):
         node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None or not isinstance(weight, Quantized):
-        return ""
-    codes = node.inputs[0]
-    in_parts = node.op_type == "DequantizeLinear" and codes is not None and codes.shape is not None and codes.shape[-1] != weight.shape[-1]
-    return SIGNS if node.op_type == "Mul" else BYTES if in_parts else ""
+    codes = node.inputs[0] if node is not None else None
+    in_parts = codes is not None and codes.shape is not None and codes.shape[-1] != weight.shape[-1]
+    return SIGNS if node is not None and node.op_type == "Mul" else BYTES if in_parts else ""
 
 
 def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
     """Replace every `moec::Dequantize` and `moec::DequantizeFloat` node of the main graph that is read, in place; weights stay lazy.
 
     Returns:
-        One record a weight: `node`, `op`, `weight`, `kind`, `bits`, `block`, `bytes`, and `unfolded` where TensorRT will not read it packed.
+        One record a weight: `node`, `op`, `weight`, `kind`, `bits`, `block`, `bytes`, and `unfolded`, why TensorRT will not read it packed.
     """
     kinds, found = ("Dequantize", "DequantizeFloat"), []
     for node in [n for n in list(model.graph) if n.domain == "moec" and n.op_type in kinds and n.outputs[0].uses()]:

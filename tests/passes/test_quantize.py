@@ -238,6 +238,7 @@ def test_beside_other_passes(after: str) -> None:
         ("mixtral", "group=48", "group=48"),
         ("mixtral", "method='gptq2'", "method='gptq2'"),
         ("mixtral", "symmetric=1", "symmetric=1"),
+        ("mixtral", "positive_scales=1", "positive_scales=1"),
         ("mixtral", "group=16, experts=6", "bits=6"),
         ("mixtral", "group=16, rules={'*': 7}", "bits=7"),
         ("mixtral", "group=16, rules={'*': {'bit': 4}}", "no setting 'bit'"),
