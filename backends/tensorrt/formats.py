@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from moec.backends.tensorrt.edition import EDITIONS
 
-FIRST = {"bf16": 80, "fp8": 89, "nvfp4": 100}  # the compute capability that each came with; all later ones have it
+FIRST = {"fp8": 89, "nvfp4": 100}  # the compute capability that each came with; all later ones have it
 
 
 def lacking(kind: str, edition: str, architectures: Sequence[int]) -> tuple[str, str] | None:

@@ -20,7 +20,6 @@ from tests.backends.tensorrt.tiny import needs_rtx, request, write_floats
         ("nvfp4", "tensorrt-rtx", (75, 89, 120), ("sm75 and sm89 have no nvfp4", "tensorrt-rtx:sm120,sm121")),
         ("nvfp4", "tensorrt", (90,), ("sm90 has no nvfp4", "one of the GPUs that have it, --target tensorrt:sm100,sm103")),
         ("fp8", "tensorrt", (), ("sm80, which is not ruled out, has no fp8", "tensorrt:sm89,sm90")),
-        ("bf16", "tensorrt-rtx", (), ("sm75, which is not ruled out", "sm80,sm86")),
     ],
 )
 def test_gpus_without_it_are_named(kind: str, edition: str, architectures: tuple[int, ...], words: tuple[str, str]) -> None:
@@ -32,7 +31,6 @@ def test_gpus_with_it_are_not() -> None:
     for edition in EDITIONS.values():
         for kind, first in FIRST.items():
             assert lacking(kind, edition.backend, [sm for sm in edition.architectures if sm >= first]) is None
-    assert lacking("bf16", "tensorrt", ()) is None, "every GPU of that library has it"
 
 
 @needs_rtx
