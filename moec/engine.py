@@ -179,7 +179,8 @@ class Backend(ABC):
     @abstractmethod
     def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
-        operator with the lowering that it got and why."""
+        operator with the lowering that it got and why. Where a stand-in runs them for the proof, `stand_in` says in phrases what that does
+        otherwise, and `unproven` what it leaves open."""
 
     def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         """The part of `build` that needs neither the target's runtime nor its hardware, for `moec compile --no-build`; facts as `build`'s.

@@ -85,7 +85,9 @@ def proof_note(report: Report) -> str:
     if ran.partition(":")[0] == report.target.partition(":")[0]:
         return ""
     built = "the target's own runtime has not run it; `moec verify` on a machine that has its GPU proves that"
-    return f"verified by {ran}, which ran the graph that the engine is made from: {built if report.built else 'it is not built yet, `moec build` does that'}"
+    built = built if report.built else "it is not built yet, `moec build` does that"
+    left = report.facts.get("unproven") or []
+    return f"verified by {ran}, which ran the graph that the engine is made from: {built}" + "".join(f"; not proven: {what}" for what in left)
 
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:

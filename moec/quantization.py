@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moec.dialect import pack
 from moec.mixture import Mixture, taken
-from moec.small_floats import BLOCK, FORMATS, Floats, bits_of, quantize_floats
+from moec.small_floats import BLOCK, FORMATS, WHOLE, Floats, bits_of, quantize_floats
 from moec.weights import BLOCK_BYTES, Weight
 
 BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
@@ -34,11 +34,12 @@ class Grid:
 
     Attributes:
         bits: 2, 3, 4 or 8; 3 has the error of 3 bits and the bytes of 4, no kernel storing it: it is there to be compared with.
-        group: elements along `in` that share a scale; a power of two from 16 to 128.
+        group: elements along `in` that share a scale; a power of two from 16 to 128. Small floats have their own, see `settled`.
         symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
         method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.gptq`.
         widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
         format: `int`, or small floats: `fp8` or `nvfp4`, see `moec.small_floats`.
+        positive_scales: symmetric grids have no scale below or at 0, see `encode`; all others have none anyway.
     """
 
     bits: int
@@ -47,12 +48,13 @@ class Grid:
     method: str = "rtn"
     widths: tuple[int, ...] = ()
     format: str = INTEGERS
+    positive_scales: bool = False
 
     def settled(self) -> Grid:
-        """With the width and the groups that a format of small floats fixes; `nvfp4` of 8 bits is `fp8`."""
+        """With the width and the groups that a format of small floats fixes: `fp8` has one scale a weight. `nvfp4` of 8 bits is `fp8`."""
         if self.format == "nvfp4" and self.bits == 4:
             return replace(self, group=BLOCK)
-        return replace(self, bits=8, format="fp8") if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
+        return replace(self, bits=8, format="fp8", group=WHOLE) if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
 
     def parts(self) -> list[tuple[Grid, tuple[int, ...] | None]]:
         """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
@@ -72,11 +74,13 @@ class Grid:
     @property
     def problem(self) -> str:
         """What of the settings themselves is not possible; empty when all is well."""
-        for name, value, known in (("bits", self.bits, BITS), ("group", self.group, GROUPS), ("method", self.method, METHODS)):
+        groups = GROUPS if self.format not in FORMATS else (self.group,)
+        for name, value, known in (("bits", self.bits, BITS), ("group", self.group, groups), ("method", self.method, METHODS)):
             if isinstance(value, bool) or value not in known:
                 return f"{name}={value!r} is not one of {', '.join(map(str, known))}"
-        if not isinstance(self.symmetric, bool):
-            return f"symmetric={self.symmetric!r} is not true or false"
+        for name in ("symmetric", "positive_scales"):
+            if not isinstance(getattr(self, name), bool):
+                return f"{name}={getattr(self, name)!r} is not true or false"
         if self.format not in (INTEGERS, *FORMATS):
             return f"format={self.format!r} is not one of {', '.join((INTEGERS, *FORMATS))}"
         plain = self.format == INTEGERS or (self.method == "rtn" and self.symmetric and self.bits == bits_of(self.format))
@@ -86,16 +90,17 @@ class Grid:
         """Why a weight cannot be put on the grid; empty when it can."""
         if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
             return f"its weight is {str(weight.dtype)[6:]} already"
-        if weight.shape[-1] % self.group:
+        if self.group != WHOLE and weight.shape[-1] % self.group:
             return f"groups of {self.group} do not divide the {weight.shape[-1]} inputs of its weight"
         return ""
 
     def __str__(self) -> str:
         if self.format != INTEGERS:
-            return f"{self.format}, group {self.group}"
+            return f"{self.format}, {'one scale' if self.group == WHOLE else f'group {self.group}'}"
         wide = "" if self.stored == self.bits else f" in {self.stored}"
         bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
-        return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}"
+        signs = ", positive scales" if self.positive_scales and self.symmetric else ""
+        return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}{signs}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
 def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
     """The same of a stack whose experts may have several widths, or of small floats."""
     if grid.format != INTEGERS:
-        return quantize_floats(weight, grid.format, grid.group)
+        return quantize_floats(weight, grid.format)
     found = tuple(quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts())
     return found if grid.widths else found[0]
 
@@ -182,7 +187,8 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scales and zero points of `values [..., in]`, such that `(code - zero) * scale` is near them.
 
     Rounding to nearest (`rtn`) lets each group's number of largest magnitude be the lowest code of a symmetric grid, by a scale that is
-    negative where that number is positive: the lowest code lies one step further out than the highest, so this wastes nothing. An
+    negative where that number is positive: the lowest code lies one step further out than the highest, so this wastes nothing.
+    With `positive_scales` the larger side decides, in steps of its own; TensorRT reads only such scales inside its products. An
     asymmetric grid spans from the smallest to the largest number, and 0 is always on it.
 
     `hqq` takes turns, from several scales: it splits each group's error into a part that is sparse and dropped, by the shrinkage that
@@ -219,8 +225,9 @@ def _rounding(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, T
     low, high = groups.aminmax(dim=-1, keepdim=True)
     middle = 2 ** (grid.bits - 1)
     if grid.symmetric:
-        scale = torch.where(high > -low, high, low) / -middle
-        return scale.to(dtype).to(groups.dtype), torch.full_like(scale, middle)
+        scale = torch.maximum(high / (middle - 1), low / -middle) if grid.positive_scales else torch.where(high > -low, high, low) / -middle
+        scale = scale.to(dtype).to(groups.dtype)
+        return _divisor(scale) if grid.positive_scales else scale, torch.full_like(scale, middle)
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / (2**grid.bits - 1)).to(dtype).to(groups.dtype)
     return scale, (-low / _divisor(scale)).round().clamp(0, 2**grid.bits - 1)
@@ -244,7 +251,7 @@ def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: tor
             codes = nearest(groups, s, z, grid.bits)
             error = groups - (codes - z) * s
             squares = error.square().sum(-1, keepdim=True)
-            better = squares < least
+            better = (squares < least) & (s > 0) if grid.positive_scales and grid.symmetric else squares < least
             best = torch.where(better, s, best[0]), torch.where(better, z, best[1])
             least = torch.where(better, squares, least)
             s, z = _step(groups, codes, error, s, z, beta, grid)

@@ -102,10 +102,10 @@ def _dequantize(packed: Any, scale: Any, zero: Any = None, *, bits: int) -> Any:
     return rowwise("dequantize", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
 
 
-def _dequantize_float(codes: Any, scale: Any, overall: Any = None, *, format: str) -> Any:
+def _dequantize_float(codes: Any, scale: Any, overall: Any = None, *, format: str, dtype: torch.dtype | None = None) -> Any:
     """Stays lazy: it commutes with slicing rows, or matrices of a stack."""
     parts = [p for p in (codes, scale, overall) if p is not None]
-    function = partial(torch.ops.moec.dequantize_float, format=format)
+    function = partial(torch.ops.moec.dequantize_float, format=format, dtype=dtype)
     return rowwise("dequantize_float", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
 
 

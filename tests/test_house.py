@@ -43,6 +43,7 @@ LAYERS = [
         "sequential",
         "sensitivity",
         "precision",
+        "quantization_settings",
         "router_place",
         "router_calibration",
         "expert_shift",

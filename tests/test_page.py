@@ -144,6 +144,8 @@ def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() 
     stood_in = replace(report, target="tensorrt-rtx:sm86", facts={"verified_by": "onnxruntime"})
     assert "verified by onnxruntime" in proof_note(stood_in) and "moec verify" in proof_note(stood_in)
     assert "moec build" in proof_note(replace(stood_in, built=False))
+    open_ = replace(stood_in, facts={"verified_by": "onnxruntime, otherwise", "unproven": ["how fast", "how exact"]})
+    assert "verified by onnxruntime, otherwise, which" in proof_note(open_) and proof_note(open_).endswith("; not proven: how fast; not proven: how exact")
     assert proof_note(stood_in) in markdown(stood_in) and "which ran the graph that the engine is made from" in html(stood_in)
 
 

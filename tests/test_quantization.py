@@ -84,6 +84,26 @@ def test_the_largest_number_is_exact_whatever_its_sign() -> None:
     assert float((unsigned[:8, 3] - value[:8, 3]).abs().min()) > 0.1
 
 
+@pytest.mark.parametrize("method", ["rtn", "hqq"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_positive_scales_are_positive_and_cost_a_little(bits: int, method: str) -> None:
+    value = normal(64, 256)
+    value[:, :32] = 0
+    signed, positive = Grid(bits, 32, method=method), Grid(bits, 32, method=method, positive_scales=True)
+    scale = quantize_weight(from_tensor(value, "w"), positive).scale.load()
+    assert bool((scale > 0).all()) and not bool((quantize_weight(from_tensor(value, "w"), signed).scale.load() > 0).all())
+    assert "positive scales" in str(positive) and "positive" not in str(signed)
+    assert 0.99 * error(value, signed) < error(value, positive) < {8: 1.02, 4: 1.15, 2: 1.9 if method == "rtn" else 1.3}[bits] * error(value, signed)
+    assert bool((decoded(quantize_weight(from_tensor(value, "w"), positive), bits)[:, :32] == 0).all())
+
+
+def test_positive_scales_of_tiny_numbers() -> None:
+    value = torch.full((2, 32), 6e-8, dtype=torch.float16)
+    for method in ("rtn", "hqq"):
+        parts = quantize_weight(from_tensor(value, "w"), Grid(4, 32, method=method, positive_scales=True))
+        assert bool((parts.scale.load() > 0).all()) and bool((decoded(parts, 4).abs() <= 1e-6).all())
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_refinement_is_nowhere_worse_and_mostly_better(bits: int, symmetric: bool) -> None:
@@ -146,7 +166,14 @@ def test_equal_origins_mean_equal_content() -> None:
 
 @pytest.mark.parametrize(
     ("grid", "word"),
-    [(Grid(5, 32), "bits=5"), (Grid(4, 24), "group=24"), (Grid(4, 256), "group=256"), (Grid(4, 32, True, "x"), "method='x'"), (Grid(True, 32), "bits=True")],
+    [
+        (Grid(5, 32), "bits=5"),
+        (Grid(4, 24), "group=24"),
+        (Grid(4, 256), "group=256"),
+        (Grid(4, 32, True, "x"), "method='x'"),
+        (Grid(True, 32), "bits=True"),
+        (Grid(4, 32, positive_scales=2), "positive_scales=2"),
+    ],  # type: ignore[arg-type]
 )
 def test_settings_that_are_none(grid: Grid, word: str) -> None:
     assert word in grid.problem and not Grid(4, 32).problem

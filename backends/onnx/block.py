@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from moec.backends.onnx.floats import read_floats
 from moec.backends.onnx.packed import Quantized, joined, read_quantized, read_shares
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
@@ -107,7 +108,7 @@ def read(node: ir.Node) -> Block:
 def _matrices(node: ir.Node, value: ir.Value | None) -> Weight | Quantized | None:
     producer = value.producer() if value is not None else None
     shares = read_shares(producer)
-    return joined(shares) if shares else read_quantized(producer) or _weight(node, value)
+    return joined(shares) if shares else read_quantized(producer) or read_floats(producer) or _weight(node, value)
 
 
 def _parts(at: Mapping[str, ir.Value | None]) -> tuple[Part, ...]:

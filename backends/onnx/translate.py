@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from moec.backends.onnx.tensors import DTYPES
+
 DOMAIN = "moec"
-_KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q"}  # inputs whose type is not that of the others
+# inputs whose type is not that of the others
+_KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q", "codes": "Q", "steps": "S", "overall": "O"}
 
 
 @cache
@@ -26,6 +29,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     _register("Attention", ("query", "key", "value"), ("mask", "sinks"), torch.ops.moec.attention.default)
     _register("Dequantize", ("packed", "scale"), ("zero",), torch.ops.moec.dequantize.default)
+    _register("DequantizeFloat", ("codes", "steps"), ("overall",), torch.ops.moec.dequantize_float.default)
 
     def emit_experts(x, ids, weights, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Experts(x, ids, weights, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.experts.default, rule))
@@ -39,9 +43,13 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def emit_dequantize(packed, scale, zero=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Dequantize(packed, scale, zero, **_attributes(torch.ops.moec.dequantize.default, rule))
 
+    def emit_dequantize_float(codes, scale, overall=None, *, format, dtype=None):  # type: ignore[no-untyped-def]
+        return opset.DequantizeFloat(codes, scale, overall, format=format, dtype=int(DTYPES.get(dtype, dtype or 0)))
+
     ops = torch.ops.moec
     return {
         ops.experts.default: emit_experts, ops.moe.default: emit_moe, ops.attention.default: emit_attention, ops.dequantize.default: emit_dequantize,
+        ops.dequantize_float.default: emit_dequantize_float,
     }  # fmt: skip
 
 
@@ -66,7 +74,8 @@ def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], o
         for a in op._schema.arguments if a.kwarg_only
     ]  # fmt: skip
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
-    allowed = {"T": floats, "I": ["tensor(int64)"], "M": [*floats, "tensor(bool)"], "Q": ["tensor(uint8)"]}
+    numbers = {"I": ["tensor(int64)"], "M": [*floats, "tensor(bool)"], "Q": ["tensor(uint8)"], "S": [*floats, "tensor(uint8)"], "O": floats}
+    allowed = {"T": floats, **numbers}
     types = [(kind, allowed[kind], "") for kind in dict.fromkeys(["T", *(_KINDS[n] for n in (*required, *optional) if n in _KINDS)])]
     defs.register_schema(
         defs.OpSchema(

@@ -26,6 +26,7 @@ MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 CHOICES = {"precision": tuple(PRECISIONS), "lowering": LOWERINGS}
 STAND_IN = Target("onnxruntime")
+_NO_BF16 = "an engine in bfloat16 could not be proven: ONNX Runtime's CPU multiplies nothing in it, and its rounding alone changes which experts tokens choose"
 _LATER = "`moec compile --no-build` writes here what `moec build` finishes there"
 
 
@@ -65,7 +66,9 @@ class Tensorrt(Backend):
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         for key, value in target.options.items():
             counted = (key == "workspace" or key.startswith(PREFIX)) and value.isdigit() and int(value) > 0
-            if not counted and value not in CHOICES.get(key, ()):
+            if (key, value) == ("precision", "bf16"):
+                refusals.append(Refusal(_NO_BF16, str(target), "take precision=fp16, or fp32"))
+            elif not counted and value not in CHOICES.get(key, ()):
                 fix = f"options are {', '.join(k + '=' + '|'.join(v) for k, v in CHOICES.items())}, workspace=MiB, {PREFIX}DIMENSION=N"
                 refusals.append(Refusal(f"no option {key}={value}", str(target), fix))
         return refusals
@@ -139,7 +142,8 @@ class Tensorrt(Backend):
         beside.replace(folder / PLAN_FILE)
         described |= {"edition": self.edition.backend, "version": built["version"], "architectures": self._for(target)}
         write_beside(folder / FACTS_FILE, json.dumps(described, indent=1) + "\n")
-        return tables(self.edition, built, described["architectures"], (folder / PLAN_FILE).stat().st_size, target)
+        facts = tables(self.edition, built, described["architectures"], (folder / PLAN_FILE).stat().st_size, target)
+        return facts if self.stand_in(target) else {**facts, "unproven": []}
 
     def _for(self, target: Target) -> list[int]:
         """The architectures that the plan runs on; all that the library knows when empty."""
@@ -162,7 +166,9 @@ class Tensorrt(Backend):
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         if target.backend == STAND_IN.backend:
-            return stand_in().load(folder, target, prepack)
+            from moec.backends.tensorrt.stand_in import runnable
+
+            return runnable(folder, lambda path: stand_in().load(path, target, prepack))
         return TensorrtEngine(folder, target, self.edition)
 
 

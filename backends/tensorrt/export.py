@@ -16,11 +16,14 @@ from moec.backends.tensorrt.moe import lower_experts
 from moec.backends.tensorrt.operators import check, table_of
 from moec.backends.tensorrt.policy import Plan
 from moec.backends.tensorrt.quantized import lower_quantized
+from moec.backends.tensorrt.small_floats import OPSET as FLOATS_OPSET
+from moec.backends.tensorrt.stand_in import DECODED
 from moec.errors import MoecError
 from moec.program import Program
 from moec.progress import Progress
 
 OPSET = 21  # packed weights need it; from 23 on torch.onnx writes `Attention`, which TensorRT builds only where it has a fused kernel
+FLOATS_IR_VERSION = 11  # of the file format, for the same floats
 EXTERNAL_BYTES = 1024  # initializers from this size on go into the file beside
 
 
@@ -35,7 +38,8 @@ def write_onnx(program: Program, path: Path, precision: torch.dtype, plan: Plan,
 
     Returns:
         Facts: `blocks` (one a MoE block: the lowering that it got and why, the bound of its memory in bytes), `attention`, `packed`, `opset`,
-        `precision` and `operators`, the table that the graph was checked against.
+        `precision`, `operators`, the table that the graph was checked against, `stand_in`, what ONNX Runtime computes otherwise, and `unproven`,
+        what its proof leaves open.
 
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator, the policy refuses a block, or the parser would refuse a node.
@@ -56,6 +60,7 @@ def lowered(program: Program, plan: Plan) -> tuple[ir.Model, dict[str, Any]]:
     model = to_onnx(program, OPSET)
     facts: dict[str, Any] = {"attention": lower_attention(model), "blocks": lower_experts(model, plan), "packed": lower_quantized(model)}
     model.opset_imports.pop("moec", None)
+    admit_small_floats(model)
     tidy(model)
     table = table_of(plan.edition, plan.version)
     violations = check(model, table)
@@ -63,7 +68,23 @@ def lowered(program: Program, plan: Plan) -> tuple[ir.Model, dict[str, Any]]:
         first, more = violations[0], f"; {len(violations) - 1} more" if len(violations) > 1 else ""
         raise MoecError("M208", f"{table.title} cannot take this graph: {first.reason}{more}", first.where, first.fix)
     strip_traces(model)
-    return model, {**facts, "opset": dict(model.opset_imports), "operators": table.name}
+    return model, {**facts, "opset": dict(model.opset_imports), "operators": table.name, **_open_questions(model)}
+
+
+def _open_questions(model: ir.Model) -> dict[str, list[str]]:
+    """What a proof of the graph by ONNX Runtime does otherwise, and what it cannot say."""
+    kinds = {v.dtype for v in model.graph.initializers.values()}
+    packed = any(node.op_type == "DequantizeLinear" for node in model.graph)
+    found = ["that TensorRT's kernels read the packed weights inside their products, and how exactly they then multiply"] if packed else []
+    return {"stand_in": [DECODED] if ir.DataType.FLOAT4E2M1 in kinds else [], "unproven": found}
+
+
+def admit_small_floats(model: ir.Model) -> None:
+    """Raise the version of the standard domain to the first that has 4-bit floats, where there are any: what else changed since `OPSET` is that
+    operators take more types."""
+    if any(v.dtype == ir.DataType.FLOAT4E2M1 for v in model.graph.initializers.values()):
+        model.opset_imports[""] = FLOATS_OPSET
+        model.ir_version = max(model.ir_version or 0, FLOATS_IR_VERSION)
 
 
 def sum_in_float(model: ir.Model) -> int:

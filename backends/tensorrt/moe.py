@@ -19,11 +19,12 @@ from moec import weights as lazy
 from moec.backends.onnx.activation import emit_gated, emit_plain
 from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.floats import SmallFloats
 from moec.backends.onnx.packed import Quantized, remove_unread, widened
 from moec.backends.onnx.signs import distinct
 from moec.backends.tensorrt.chain import Sizes
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
-from moec.backends.tensorrt.quantized import emit_weight
+from moec.backends.tensorrt.quantized import emit_weight, unfolded
 from moec.engine import Refusal
 from moec.errors import MoecError
 from moec.weights import Weight
@@ -36,8 +37,9 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
     """Replace every `moec::Experts` node of the main graph, in place; weights stay lazy.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `bits`, `block` and
-        `bytes`, and for a native block `native`, for one with kernels `kernels`: the tensors between which these belong, and their sizes.
+        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `kind`, `bits`,
+        `block`, `bytes` and `unfolded`, and for a native block `native`, for one with kernels `kernels`: the tensors between which these
+        belong, and their sizes.
 
     Raises:
         MoecError: M208 when the policy refuses a block.
@@ -52,7 +54,7 @@ def shape_of(block: Block) -> Shape:
     biases = {(False, False): "", (True, True): "all"}.get((block.b_in is not None, block.b_out is not None), "some")
     return Shape(
         block.experts, block.top_k, block.hidden, block.w_out.shape[2], block.activation, block.score_before,
-        block.w_in.dtype.itemsize, min((w.bits for w in packed), default=0), biases,
+        block.w_in.dtype.itemsize, min((w.bits for w in packed), default=0), biases, any(isinstance(w, SmallFloats) for w in packed),
     )  # fmt: skip
 
 
@@ -68,15 +70,19 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
     y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
     remove_unread(graph, held)
-    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(block), **_other_facts(layer, choice, name, plan)}
+    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(layer, choice), **_other_facts(layer, choice, name, plan)}
 
 
-def _packed_facts(block: Block) -> dict[str, Any]:
-    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+GATHERED = "it is unpacked as a whole before experts are gathered from it"
+
+
+def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
+    packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, Quantized)]
     if not packed:
         return {}
-    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
-    return {"bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+    kinds, widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block"))
+    why = GATHERED if choice.form == "gathered" else "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
+    return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
 
 
 def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
@@ -114,6 +120,7 @@ class _Layer:
         whole: gate and up are one product of one matrix, as moec's kernels read it, under the dialect's names.
         held: role -> name of the initializer, for matrices and biases.
         packed: role -> packed matrix, of those that moec's kernels are to read; not in `held`.
+        unfolded: of each packed matrix, see `quantized.unfolded`.
     """
 
     emit: Emitter
@@ -125,6 +132,7 @@ class _Layer:
     whole: bool = False
     held: dict[str, str] = field(default_factory=dict)
     packed: dict[str, Quantized] = field(default_factory=dict)
+    unfolded: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, emit: Emitter, block: Block, distinct: bool, whole: bool = False) -> _Layer:
@@ -152,7 +160,9 @@ class _Layer:
     def matrix(self, weight: Weight | Quantized, role: str, part: Part) -> ir.Value:
         """A weight, or rows of every expert's, as the graph reads it."""
         role = {"up": "w_in", "down": "w_out"}[role] if self.whole else role
-        value = emit_weight(self.emit, weight.each(part) if isinstance(weight, Quantized) else part(weight), role)
+        own = weight.each(part) if isinstance(weight, Quantized) else part(weight)
+        value = emit_weight(self.emit, own, role)
+        self.unfolded.append(unfolded(value, own))
         if self.whole and isinstance(weight, Quantized):
             self.packed[role] = widened(weight, max(weight.bits, 4))
         else:

@@ -33,6 +33,7 @@ class Rule:
         constant: indices of inputs that must be constants.
         most: index of a constant input -> its largest value.
         zero: index of a constant input that must be zero everywhere, where it is given.
+        double: types of the first input with which a constant input may also be a `DequantizeLinear` of constants.
         attributes: name -> allowed values.
         blocks: allowed sizes of `block_size`, by the first input's type.
         outputs: how many outputs may be used; 0 for any.
@@ -43,6 +44,7 @@ class Rule:
     constant: tuple[int, ...] = ()
     most: dict[int, int] = field(default_factory=dict)
     zero: tuple[int, ...] = ()
+    double: tuple[str, ...] = ()
     attributes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     blocks: dict[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: int = 0
@@ -107,7 +109,8 @@ def _rule(raw: dict[str, Any], sets: dict[str, list[str]]) -> Rule:
     types = tuple(t for part in raw["types"] for t in sets.get(part, [part]))
     return Rule(
         types, tuple(raw.get("same", ())), tuple(raw.get("constant", ())), {int(k): v for k, v in raw.get("most", {}).items()}, tuple(raw.get("zero", ())),
-        {k: tuple(v) for k, v in raw.get("attributes", {}).items()}, {k: tuple(v) for k, v in raw.get("blocks", {}).items()}, raw.get("outputs", 0),
+        tuple(raw.get("double", ())), {k: tuple(v) for k, v in raw.get("attributes", {}).items()}, {k: tuple(v) for k, v in raw.get("blocks", {}).items()},
+        raw.get("outputs", 0),
     )  # fmt: skip
 
 
@@ -153,6 +156,8 @@ def _of_constants(node: ir.Node, rule: Rule) -> list[str]:
         if value is None:
             continue
         held = value.const_value
+        if held is None and _type(node.inputs[0]) in rule.double and _dequantized(value):
+            continue
         if held is None:
             found.append(f"input {n} of {node.op_type} must be a constant, and {value.name} is computed")
         elif n in rule.most and int(held.numpy().max()) > rule.most[n]:
@@ -160,6 +165,12 @@ def _of_constants(node: ir.Node, rule: Rule) -> list[str]:
         elif n in rule.zero and held.numpy().any():
             found.append(f"input {n} of {node.op_type} must be zero")
     return list(dict.fromkeys(found))
+
+
+def _dequantized(value: ir.Value) -> bool:
+    """Whether a value is a `DequantizeLinear` of constants."""
+    node = value.producer()
+    return node is not None and node.op_type == "DequantizeLinear" and all(v is None or v.const_value is not None for v in node.inputs)
 
 
 def _of_attributes(node: ir.Node, rule: Rule) -> list[str]:

@@ -67,6 +67,7 @@ class Shape:
         item_bytes: of an activation and of an unpacked weight.
         bits: of packed weights, 0 for plain ones.
         biases: whether only some of the experts' products have one (`some`), all (`all`) or none (empty).
+        floats: whether packed weights are small floats, FP8 or NVFP4.
     """
 
     experts: int
@@ -78,6 +79,7 @@ class Shape:
     item_bytes: int = 2
     bits: int = 0
     biases: str = ""
+    floats: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ def why_not_kernels(shape: Shape, plan: Plan) -> str:
     wrong = [sm for sm in plan.architectures if sm not in KERNELS]
     if wrong or len(plan.architectures) != 1:
         return f"there are no kernels of moec for {_named(wrong) or 'a GPU that is not named'}"
+    if shape.floats:
+        return "moec's kernels read no small floats in TensorRT"
     if shape.bits and (shape.bits not in (2, 4, 8) or shape.hidden % 8 or shape.inner % 8):
         return f"moec's kernels read packed integers of 2, 4 or 8 bits in rows of whole 32-bit words, not {shape.bits} bits of {shape.hidden} by {shape.inner}"
     if shape.item_bytes not in (2, 4):

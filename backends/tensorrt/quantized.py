@@ -4,7 +4,7 @@ TensorRT wants a zero point of 0 and scales that are strictly positive, while mo
 group's largest number is positive. Codes cannot simply be turned around: the lowest one, -8, has no counterpart. So the magnitude goes into
 `DequantizeLinear` and the signs follow as a product, which is exact; where all scales are positive there is none, and only then can
 TensorRT read packed bytes inside its product. Four bits are blocks along the last axis; eight are rows `[out * groups, block]` with a scale
-each, since blocks of INT8 are not in TensorRT's documentation; two are stored as four.
+each, since blocks of INT8 are not in TensorRT's documentation; two are stored as four. Small floats are `small_floats`' business.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from moec import weights as lazy
 from moec.backends.onnx.emit import Emitter, take_place
-from moec.backends.onnx.floats import refuse_floats
+from moec.backends.onnx.floats import SmallFloats, read_floats
 from moec.backends.onnx.packed import Quantized, read_quantized
 from moec.backends.onnx.tensors import WeightTensor
+from moec.backends.tensorrt.formats import lacking
+from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.small_floats import emit_floats, emit_rows, why_not_floats
 from moec.dialect import pack
 from moec.engine import Refusal
 from moec.program import Program
+from moec.small_floats import bits_of
 from moec.weights import Weight
 
 BLOCKS = (64, 128)  # of four bits; what NVIDIA documents for weights alone
@@ -50,24 +54,38 @@ def why_not(weight: Quantized) -> str:
     return "" if weight.dtype in DTYPES else f"TensorRT does not scale in {str(weight.dtype)[6:]}"
 
 
-def unreadable(program: Program) -> list[Refusal]:
-    """The quantized weights of a program whose grid TensorRT does not read."""
-    found = refuse_floats(program, "TensorRT", f"format=int, symmetric=true, group={'|'.join(map(str, BLOCKS))}")
-    for node in program.nodes(torch.ops.moec.dequantize.default):
-        packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
-        bits = node.kwargs["bits"]
-        assert isinstance(bits, int)
-        reason = "it is computed" if packed is None or scale is None else why_not(Quantized(packed, scale, zero, bits))
+def unreadable(program: Program, plan: Plan) -> list[Refusal]:
+    """The quantized weights of a program whose grid TensorRT, or a GPU of the plan, does not read."""
+    found = []
+    for node in program.nodes(torch.ops.moec.dequantize.default, torch.ops.moec.dequantize_float.default):
+        reason, fix = _why_not_read(program, node, plan)
         if reason:
-            fix = f"quantize with symmetric=true and group={'|'.join(map(str, BLOCKS))}"
             found.append(Refusal(f"TensorRT cannot read this quantized weight: {reason}", str(node.args[0]), fix))
     return found
+
+
+_FIX = f"quantize with format=int, symmetric=True and group={'|'.join(map(str, BLOCKS))}"
+
+
+def _why_not_read(program: Program, node: fx.Node, plan: Plan) -> tuple[str, str]:
+    """The reason, empty when there is none, and the way out."""
+    packed, scale, third = (program.weight_of(a) for a in (*node.args, None, None)[:3])
+    if packed is None or scale is None:
+        return "it is computed", _FIX
+    if node.target is torch.ops.moec.dequantize.default:
+        return why_not(Quantized(packed, scale, third, node.kwargs["bits"])), _FIX  # type: ignore[arg-type]
+    kind = str(node.kwargs["format"])
+    why = why_not_floats(SmallFloats(packed, scale, None, bits_of(kind), third, kind, node.meta["val"].dtype))
+    missing = lacking(kind, plan.edition, plan.architectures)
+    return (why, f"quantize with format={kind}") if why or missing is None else (missing[0], f"{missing[1]}; or {_FIX}")
 
 
 def emit_weight(emit: Emitter, weight: Weight | Quantized, role: str) -> ir.Value:
     """A weight as an initializer, or as what a packed one stands for."""
     if not isinstance(weight, Quantized):
         return emit.weight(weight, role)
+    if isinstance(weight, SmallFloats):
+        return emit_floats(emit, weight, role)
     signs = bool((weight.scale.load() < 0).any())
     size = lazy.rowwise("magnitude", lambda s: torch.where(s == 0, 1, s.abs()), weight.scale)
     value = _bytes(emit, weight, size, role) if weight.bits == 8 else _nibbles(emit, weight, size, role)
@@ -89,10 +107,8 @@ def _bytes(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Valu
     def signed(packed: Tensor, scale: Tensor) -> Tensor:
         return _without_zeros(packed ^ 0x80, scale).view(torch.int8).reshape(-1, weight.block)
 
-    codes = lazy.merged(lazy.rowwise("signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.block), weight.packed, weight.scale))
-    scales = lazy.merged(lazy.rowwise("flat", lambda s: s.reshape(len(s), -1), size))
-    rows = emit("DequantizeLinear", emit.weight(codes, f"{role}.codes"), emit.weight(scales, f"{role}.scales"), axis=0)
-    return emit("Reshape", rows, emit.constant(list(weight.shape)))
+    cut = lazy.rowwise("signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.block), weight.packed, weight.scale)
+    return emit_rows(emit, cut, size, weight.shape, role)
 
 
 def _without_zeros(codes: Tensor, scale: Tensor) -> Tensor:
@@ -107,18 +123,43 @@ def _signed(emit: Emitter, weight: Quantized, value: ir.Value, role: str) -> ir.
     return emit("Reshape", emit("Mul", cut, emit.weight(signs, f"{role}.signs")), emit.constant(list(weight.shape)))
 
 
+SIGNS = "its scales have signs, which are a product of their own; quantize with positive_scales=True"
+BYTES = "its 8-bit integers are in blocks, and products read one scale a row; format=fp8 has one for all"
+FP4 = "products with activations of 16 bits or more do not read 4-bit floats; its bytes are saved, no time"
+
+
+def unfolded(value: ir.Value, weight: Weight | Quantized) -> str:
+    """Why TensorRT does not read what `emit_weight` gave inside the product, as far as TensorRT-RTX 1.7 shows; empty when it seems to.
+
+    Nothing could be run, but plans have sizes. Where weights are read packed, a plan is little more than they are. Else a kernel of 140 kB or
+    more lies beside them, which unpacks them; or small ones are constants of 16 bits a number.
+    """
+    if not isinstance(weight, Quantized):
+        return ""
+    if isinstance(weight, SmallFloats) and weight.overall is not None:
+        return FP4
+    node = value.producer()
+    while node is not None and node.op_type in ("Reshape", "Cast"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    codes = node.inputs[0] if node is not None else None
+    in_parts = codes is not None and codes.shape is not None and codes.shape[-1] != weight.shape[-1]
+    return SIGNS if node is not None and node.op_type == "Mul" else BYTES if in_parts else ""
+
+
 def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
-    """Replace every `moec::Dequantize` node of the main graph that is read, in place; weights stay lazy.
+    """Replace every `moec::Dequantize` and `moec::DequantizeFloat` node of the main graph that is read, in place; weights stay lazy.
 
     Returns:
-        One record a weight: `node`, `op`, `weight`, `bits`, `block`, `bytes`.
+        One record a weight: `node`, `op`, `weight`, `kind`, `bits`, `block`, `bytes`, and `unfolded`, why TensorRT will not read it packed.
     """
-    found = []
-    for node in [n for n in list(model.graph) if n.domain == "moec" and n.op_type == "Dequantize" and n.outputs[0].uses()]:
-        weight, emit = read_quantized(node), Emitter(model.graph, node)
+    kinds, found = ("Dequantize", "DequantizeFloat"), []
+    for node in [n for n in list(model.graph) if n.domain == "moec" and n.op_type in kinds and n.outputs[0].uses()]:
+        weight, emit = read_quantized(node) or read_floats(node), Emitter(model.graph, node)
         assert weight is not None, "refused before: see `unreadable`"
         name = str(node.inputs[0].name if node.inputs[0] is not None else emit.name)
-        take_place(emit_weight(emit, weight, "weight"), node.outputs[0])
+        value = emit_weight(emit, weight, "weight")
+        sizes = {"kind": weight.kind, "bits": weight.bits, "block": weight.block, "bytes": weight.size_bytes, "unfolded": unfolded(value, weight)}
+        take_place(value, node.outputs[0])
         model.graph.remove(node, safe=True)
-        found.append({"node": emit.name, "op": "DequantizeLinear", "weight": name, "bits": weight.bits, "block": weight.block, "bytes": weight.size_bytes})
+        found.append({"node": emit.name, "op": "DequantizeLinear", "weight": name, **sizes})
     return found

@@ -11,18 +11,21 @@ LARGEST = {"fp8": 448.0, "nvfp4": 6.0}
 
 
 @torch.library.custom_op("moec::dequantize_float", mutates_args=())
-def dequantize_float(codes: Tensor, scale: Tensor, overall: Tensor | None = None, *, format: str) -> Tensor:
+def dequantize_float(codes: Tensor, scale: Tensor, overall: Tensor | None = None, *, format: str, dtype: torch.dtype | None = None) -> Tensor:
     """`value(code) * scale * overall`, blockwise along the last dimension. Codes and scales are handled as bytes.
 
     Args:
         codes: uint8. `fp8`: E4M3 `[..., K]`. `nvfp4`: two E2M1 a byte, the first in the low half, `[..., K/2]`.
-        scale: `[..., K/block]`; the block size follows from the shapes. `fp8`: floats. `nvfp4`: the bytes of E4M3 numbers, as uint8.
-        overall: `nvfp4` only: one float for a whole matrix, `[]`, or for each of a stack, `[E]`.
+        scale: `fp8`: one float `[]`, or floats `[..., K/block]`; the block size follows from the shapes. `nvfp4`: the bytes of E4M3
+            numbers, as uint8 `[..., K/16]`.
+        overall: `nvfp4` only: one float for the whole weight, `[]`, or for each matrix of a stack, `[E]`.
         format: `fp8` (E4M3, OCP 8-bit floating point specification; also DeepSeek's, whose tiles repeat a scale in 128 rows) or `nvfp4`
             (E2M1 in blocks of 16, as NVIDIA's Blackwell reads it).
+        dtype: that the products are rounded to at the end; by default the one they are computed in, which is that of `scale`, or of
+            `overall` for `nvfp4`.
 
     Returns:
-        `[..., K]` in the dtype of `scale`, or of `overall` for `nvfp4`. Not differentiable: these weights are constants.
+        `[..., K]`. Not differentiable: these weights are constants.
     """
     if format == "nvfp4":
         assert overall is not None
@@ -31,8 +34,11 @@ def dequantize_float(codes: Tensor, scale: Tensor, overall: Tensor | None = None
         values = _nibbles(codes).to(overall.dtype)
     else:
         steps, values = scale, codes.view(torch.float8_e4m3fn).to(scale.dtype)
-    blocks = values.reshape(*steps.shape, values.shape[-1] // steps.shape[-1])
-    return (blocks * steps.unsqueeze(-1)).flatten(-2)
+    if steps.dim():
+        values = values.reshape(*steps.shape, values.shape[-1] // steps.shape[-1])
+        steps = steps.unsqueeze(-1)
+    products = values * steps
+    return (products.flatten(-2) if steps.dim() else products).to(dtype or products.dtype)
 
 
 def _nibbles(codes: Tensor) -> Tensor:
@@ -42,8 +48,8 @@ def _nibbles(codes: Tensor) -> Tensor:
 
 
 @dequantize_float.register_fake
-def _(codes: Tensor, scale: Tensor, overall: Tensor | None = None, *, format: str) -> Tensor:
+def _(codes: Tensor, scale: Tensor, overall: Tensor | None = None, *, format: str, dtype: torch.dtype | None = None) -> Tensor:
     if format == "nvfp4":
         assert overall is not None
-        return overall.new_empty((*codes.shape[:-1], 2 * codes.shape[-1]))
-    return scale.new_empty(codes.shape)
+        return overall.new_empty((*codes.shape[:-1], 2 * codes.shape[-1]), dtype=dtype)
+    return scale.new_empty(codes.shape, dtype=dtype)

@@ -52,13 +52,32 @@ def test_a_matrix_has_one_overall_scale() -> None:
     assert torch.equal(whole * 2, dequantize_float(codes, scale, torch.tensor(4.0), format="nvfp4"))
 
 
+def test_one_scale_serves_a_stack_of_fp8() -> None:
+    codes = BYTES.reshape(2, 2, 64) & 63
+    got = dequantize_float(codes, torch.tensor(0.5), format="fp8")
+    assert torch.equal(got, dequantize_float(codes, torch.full((2, 2, 1), 0.5), format="fp8")) and got.shape == codes.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_products_are_rounded_once(dtype: torch.dtype) -> None:
+    codes, scale, overall = BYTES.reshape(4, 64), torch.arange(64, 96, dtype=torch.uint8).reshape(4, 8), torch.tensor(0.0123)
+    wide = dequantize_float(codes, scale, overall, format="nvfp4")
+    got = dequantize_float(codes, scale, overall, format="nvfp4", dtype=dtype)
+    assert wide.dtype == torch.float32 and torch.equal(got, wide.to(dtype))
+    twice = dequantize_float(codes, scale, overall.to(dtype), format="nvfp4")
+    assert not torch.equal(got, twice), "which is not what computing in 16 bits gives"
+
+
 @pytest.mark.parametrize(
     ("args", "kind"),
     [
         ((BYTES.reshape(4, 64) & 63, torch.ones(4, 2)), "fp8"),
+        ((BYTES.reshape(4, 64) & 63, torch.tensor(1.0)), "fp8"),
         ((BYTES.reshape(2, 2, 64), torch.full((2, 2, 8), 56, dtype=torch.uint8), torch.ones(2)), "nvfp4"),
         ((BYTES.reshape(4, 64), torch.full((4, 8), 56, dtype=torch.uint8), torch.tensor(1.0)), "nvfp4"),
     ],
 )
 def test_operator_is_well_formed(args: tuple[Tensor, ...], kind: str) -> None:
-    assert set(torch.library.opcheck(torch.ops.moec.dequantize_float.default, args, {"format": kind}).values()) == {"SUCCESS"}
+    for dtype in (None, torch.float16):
+        found = torch.library.opcheck(torch.ops.moec.dequantize_float.default, args, {"format": kind, "dtype": dtype})
+        assert set(found.values()) == {"SUCCESS"}

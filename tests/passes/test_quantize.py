@@ -135,8 +135,7 @@ def test_routers_and_gates_stay_whatever_is_asked(name: str) -> None:
 
 
 def test_a_pass_that_quantizes_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.passes.quantize._FINE", ())
-    monkeypatch.setattr(Quantize, "router", None, raising=False)
+    monkeypatch.setattr("moec.quantization_settings.FINE", ())
     assert len(below_16_bits(quantized("mixtral", "bits=2, group=16")[0])) == 2
 
 
@@ -239,6 +238,7 @@ def test_beside_other_passes(after: str) -> None:
         ("mixtral", "group=48", "group=48"),
         ("mixtral", "method='gptq2'", "method='gptq2'"),
         ("mixtral", "symmetric=1", "symmetric=1"),
+        ("mixtral", "positive_scales=1", "positive_scales=1"),
         ("mixtral", "group=16, experts=6", "bits=6"),
         ("mixtral", "group=16, rules={'*': 7}", "bits=7"),
         ("mixtral", "group=16, rules={'*': {'bit': 4}}", "no setting 'bit'"),

@@ -1,4 +1,4 @@
-"""Small floats run in PyTorch, and are refused by every backend with what it takes instead."""
+"""Small floats run in PyTorch, are read back from a graph, and are refused by name where a backend has no lowering for them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import moec
-from moec.backends.onnx.floats import refuse_floats
-from moec.backends.tensorrt.quantized import unreadable
+from moec.backends.onnx.export import to_onnx
+from moec.backends.onnx.floats import read_floats, refuse_floats
 from moec.errors import MoecError
 from moec.frontend import capture
 from moec.pipeline import Pipeline
 from moec.program import Program
 from moec.storage import load_program, save_program
 from moec.streaming import StreamingEngine
+from moec.weights import rows
 
 X = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
 
@@ -37,7 +38,7 @@ def quantized(text: str) -> Program:
     return Pipeline.parse(f"quantize({text})").run(capture(Net(), {"x": X}))[0]
 
 
-@pytest.mark.parametrize(("text", "kinds", "low", "high"), [("format=fp8, group=16", ["fp8"] * 2, 5e-3, 0.05), ("format=nvfp4", ["nvfp4"] * 2, 0.05, 0.3)])
+@pytest.mark.parametrize(("text", "kinds", "low", "high"), [("format=fp8", ["fp8"] * 2, 5e-3, 0.05), ("format=nvfp4", ["nvfp4"] * 2, 0.05, 0.3)])
 def test_eager_streamed_and_stored_programs_say_the_same(text: str, kinds: list[str], low: float, high: float, tmp_path: Path) -> None:
     program, plain = quantized(text), Net()(X).detach()
     assert [n.kwargs["format"] for n in program.nodes(torch.ops.moec.dequantize_float)] == kinds
@@ -71,7 +72,26 @@ def test_onnxruntime_refuses_before_it_builds(kind: str, tmp_path: Path) -> None
 def test_every_weight_is_named() -> None:
     program = quantized("format=nvfp4")
     assert len({r.where for r in refuse_floats(program, "x", "y")}) == 2
-    assert "TensorRT" in unreadable(program)[0].reason and not refuse_floats(quantized("group=16"), "x", "y")
+    assert not refuse_floats(quantized("group=16"), "x", "y")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("text", ["format=fp8", "format=nvfp4"])
+def test_the_graph_says_what_the_program_says(text: str, dtype: torch.dtype) -> None:
+    program = Pipeline.parse(f"quantize({text})").run(capture(Net().to(dtype), {"x": X.to(dtype)}))[0]
+    nodes = [n for n in to_onnx(program, 21).graph if n.op_type == "DequantizeFloat"]
+    found = [read_floats(n) for n in nodes]
+    assert len(found) == 2 and read_floats(None) is None
+    for read, node in zip(found, program.nodes(torch.ops.moec.dequantize_float), strict=True):
+        assert read is not None and (read.shape, read.dtype, read.format) == (node.meta["val"].shape, dtype, node.kwargs["format"])
+        assert sum(w.size_bytes for w in read.parts) == read.size_bytes and (read.block, read.kind) == _GRIDS[text](read.shape[-1])
+        want = torch.ops.moec.dequantize_float(*(program.weight_of(a).load() for a in node.args), **node.kwargs)  # type: ignore[union-attr]
+        some = read.each(lambda w: rows(w, 3, 9))
+        got = torch.ops.moec.dequantize_float(*(w.load() for w in some.parts), format=read.format, dtype=read.dtype)
+        assert torch.equal(got, want[3:9]) and not torch.equal(got, want[4:10])
+
+
+_GRIDS = {"format=fp8": lambda width: (width, "fp8, one scale"), "format=nvfp4": lambda width: (16, "nvfp4, blocks of 16")}
 
 
 @pytest.mark.parametrize(

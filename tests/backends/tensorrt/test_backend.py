@@ -84,6 +84,7 @@ def test_without_the_library_nothing_is_started(tmp_path: Path, capsys: pytest.C
         ("tensorrt:cuda", "builds no engine for 'cuda'"),
         ("tensorrt:sm80,sm90", "a plan is for one architecture"),
         ("tensorrt:precision=int3", "no option precision=int3"),
+        ("tensorrt-rtx:precision=bf16", "bfloat16 could not be proven"),
         ("tensorrt:max_batch=0", "no option max_batch=0"),
         ("tensorrt:max_batch=many", "no option max_batch=many"),
         ("tensorrt:workspace=-1", "no option workspace=-1"),

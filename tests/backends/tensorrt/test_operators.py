@@ -172,3 +172,13 @@ def test_tables_differ_where_the_libraries_do() -> None:
 
     assert blocks(RTX) == []
     assert "blocks of 64 or 128, not of 32" in blocks(table_of("tensorrt"))[0]
+
+
+@pytest.mark.parametrize(("kind", "block", "wrong"), [(ir.DataType.FLOAT4E2M1, 16, ""), (ir.DataType.INT4, 64, "must be a constant")])
+def test_scales_of_4_bit_floats_may_be_dequantized_themselves(kind: ir.DataType, block: int, wrong: str) -> None:
+    m = Made(width=256)
+    steps = m.node("DequantizeLinear", packed(ir.DataType.INT8, 8, 256 // block), np.array(0.5, F))
+    y = m.node("Gemm", m.x, m.node("DequantizeLinear", packed(kind, 8, 256), steps, axis=1, block_size=block), transB=1)
+    m.graph.opset_imports[""] = 23
+    found = [v.reason for v in check(m.model(y), table_of("tensorrt-rtx"))]
+    assert (found == []) if not wrong else (len(found) == 1 and wrong in found[0])

@@ -98,6 +98,7 @@ def test_they_are_not_taken_untried() -> None:
         (MIXTRAL, replace(HOPPER, architectures=()), "not named"),
         (MIXTRAL, replace(HOPPER, edition="tensorrt-rtx"), "no plugins"),
         (replace(MIXTRAL, bits=3), HOPPER, "not 3 bits"),
+        (replace(MIXTRAL, bits=8, floats=True), HOPPER, "no small floats"),
         (replace(MIXTRAL, bits=4, hidden=4092), HOPPER, "whole 32-bit words"),
         (replace(MIXTRAL, item_bytes=8), HOPPER, "16 or 32 bits"),
         (replace(MIXTRAL, inner=2**20), HOPPER, "more than moec's kernels count"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,14 +11,18 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.packed import Quantized
+from moec.backends.tensorrt.backend import TensorrtRtx
 from moec.backends.tensorrt.moe import lower_experts
 from moec.backends.tensorrt.policy import Plan
-from moec.backends.tensorrt.quantized import Codes, lower_quantized, unreadable, why_not
+from moec.backends.tensorrt.quantized import SIGNS, Codes, lower_quantized, unreadable, why_not
 from moec.dialect import pack
 from moec.frontend import capture
+from moec.pipeline import Pipeline
 from moec.quantization import Grid, quantize_weight
+from moec.target import Target
 from moec.weights import from_tensor
 from tests.backends.onnxruntime.blocks import add_initializer, error, run, tokens, value
+from tests.backends.tensorrt.tiny import needs_rtx
 
 GRIDS = [(2, 64), (4, 64), (4, 128), (8, 32), (8, 128)]
 
@@ -72,6 +78,34 @@ def test_scales_are_positive_and_signs_stand_apart_only_where_there_are_any() ->
         (node,) = [n for n in model.graph if n.op_type == "DequantizeLinear"]
         assert node.inputs[1] is not None and node.inputs[1].const_value is not None
         assert (node.inputs[1].const_value.numpy() > 0).all() and len(node.inputs) == 2
+
+
+@pytest.mark.parametrize("method", ["rtn", "hqq"])
+@pytest.mark.parametrize(("bits", "group"), [(2, 64), (4, 64), (8, 32)])
+def test_grids_with_positive_scales_have_no_signs_and_are_exact(bits: int, group: int, method: str) -> None:
+    value_ = torch.randn(6, 256, generator=torch.Generator().manual_seed(bits))
+    for positive in (True, False):
+        made = quantize_weight(from_tensor(value_, "w"), Grid(bits, group, method=method, positive_scales=positive))
+        weight = Quantized(made.packed, made.scale, None, bits)
+        model = dequantized(weight)
+        (fact,) = lower_quantized(model)
+        assert ("Mul" in [n.op_type for n in model.graph]) != positive and (fact["unfolded"] == SIGNS) != positive
+        assert torch.equal(read_back(model, weight), meaning(weight)) and (bits == 8 or bool(fact["unfolded"]) != positive)
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    "text", ["positive_scales=True", "positive_scales=False", "bits=8, positive_scales=True", "format=fp8", "format=nvfp4"], ids=lambda t: t.replace(" ", "")
+)
+def test_what_is_said_of_reading_packed_bytes_is_what_the_plan_holds(text: str, tmp_path: Path) -> None:
+    """Where products read the bytes, TensorRT-RTX's plan is little more than these; else a kernel that unpacks them lies beside."""
+    size, width = (1024, 1024), torch.float16
+    net = torch.nn.Linear(*size, bias=False, dtype=width)
+    program, _ = Pipeline.parse(f"quantize({text})").run(capture(net, {"input": torch.randn(3, size[0], dtype=width)}, {"input": ("tokens", None)}))
+    facts = TensorrtRtx().build(program, Target.parse("tensorrt-rtx:sm120,precision=fp16"), tmp_path)
+    (weight,) = facts["packed"]
+    more = (tmp_path / "model.plan").stat().st_size - weight["bytes"]
+    assert (more < 100_000) == (weight["unfolded"] == "") and 0 < more < 400_000, "and none is 2 bytes a number"
 
 
 def test_a_wrong_code_or_sign_is_seen() -> None:
@@ -153,8 +187,8 @@ def test_a_program_is_refused_before_anything_is_built(grid: Grid, refused: int)
         def forward(self, x: Tensor) -> Tensor:
             return torch.nn.functional.linear(x, torch.ops.moec.dequantize(self.packed, self.scale, self.zero, bits=grid.bits))
 
-    found = unreadable(capture(Net(), {"x": torch.randn(3, 64)}))
-    assert len(found) == refused and all("quantize with symmetric=true" in r.fix for r in found)
+    found = unreadable(capture(Net(), {"x": torch.randn(3, 64)}), Plan("tensorrt"))
+    assert len(found) == refused and all("symmetric=True" in r.fix for r in found)
 
 
 def test_codes_read_back_by_onnx() -> None:

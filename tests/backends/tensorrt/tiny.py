@@ -27,6 +27,23 @@ def write(path: Path, operator: str = "Relu") -> Path:
     return path
 
 
+def write_floats(path: Path, kind: str) -> Path:
+    """`x @ w.T` of `x` `[rows, 8]` twice beside itself, and `w` `[8, 16]` of ones in small floats."""
+    scale, nodes = [numpy_helper.from_array(np.float32(1.0), "scale")], [helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"])]
+    if kind == "nvfp4":
+        scale.append(helper.make_tensor("steps", TensorProto.FLOAT8E4M3FN, [8, 1], b"\x38" * 8, raw=True))
+        nodes = [helper.make_node("DequantizeLinear", ["steps", "scale"], ["s"]), helper.make_node("DequantizeLinear", ["codes", "s"], ["w"], block_size=16)]
+        codes = helper.make_tensor("codes", TensorProto.FLOAT4E2M1, [8, 16], b"\x22" * 64, raw=True)
+    else:
+        codes = helper.make_tensor("codes", TensorProto.FLOAT8E4M3FN, [8, 16], b"\x38" * 128, raw=True)
+    nodes += [helper.make_node("Concat", ["x", "x"], ["wide"], axis=1), helper.make_node("Gemm", ["wide", "w"], ["y"], transB=1)]
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 8]) for name in ("x", "y")]
+    model = helper.make_model(helper.make_graph(nodes, "floats", tensors[:1], tensors[1:], [codes, *scale]), opset_imports=[helper.make_opsetid("", 23)])
+    model.ir_version = 11
+    onnx.save(model, path)
+    return path
+
+
 def request(folder: Path, **changes: Any) -> dict[str, Any]:
     """What the worker is asked: build `model.onnx` of a folder with TensorRT-RTX."""
     onnx_file = changes.pop("onnx", None) or write(folder / "model.onnx")
