@@ -119,7 +119,7 @@ def reader(case: Case) -> Prepare:
     return lambda count: memory[: int(count) * case.expert_bytes // 4].sum
 
 
-# who comes first has the slowest memory on some machines, so that is nobody whose time is compared
+# the order in which processes are made in the first sitting
 CONTESTANTS: dict[str, Callable[[Case], Prepare]] = {
     "reference": reference,
     "read": reader,

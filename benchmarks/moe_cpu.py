@@ -8,7 +8,8 @@ nearly all of it. Every row times the whole model, from token ids and an attenti
 rows run (or compile, for each shape anew) the model's own forward without a cache. Every output is compared with the untouched model's.
 
 Every contestant lives in a process of its own, with every core, and only one works at a time. In each round all of them get the same
-fresh tokens in rotating order, after the caches were flushed. Milliseconds are medians of the rounds; a ratio is the median over the
+fresh tokens in rotating order, after the caches were flushed. There are two sittings, the second with processes made in the opposite
+order: who comes first may have slower memory for as long as it lives. Milliseconds are medians of all rounds; a ratio is the median over the
 rounds of (that contestant's time / the best of moec's two in this case): above 1, moec is faster. `read` is the time to sum as many
 bytes as the weights of the experts that were chosen have: no implementation in float32 can take less.
 """
@@ -127,6 +128,13 @@ def measure(case: Case, tokens: int, people: dict[str, Contestant], flush: Calla
     return {"times": times, "experts": statistics.mean(hits), "error": worst, "rounds": n}
 
 
+def joined(sittings: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several sittings measured of one case, as one."""
+    times = {who: [t for found in sittings for t in found["times"][who]] for who in sittings[0]["times"]}
+    rounds, worst = sum(found["rounds"] for found in sittings), max(found["error"] for found in sittings)
+    return {"times": times, "experts": statistics.mean(found["experts"] for found in sittings), "error": worst, "rounds": rounds}
+
+
 def rows_of(name: str, tokens: int, found: dict[str, Any]) -> list[dict[str, Any]]:
     case, times = f"{name} T={tokens}", found["times"]
     best = min(OURS, key=lambda who: statistics.median(times[who]))
@@ -179,12 +187,16 @@ def main() -> None:
     report: dict[str, Any] = {**environment(), "rows": []}
     flush = flusher()
     for name in options.case:
-        people = {who: Contestant(who, CASES[name], options.patience) for who in CONTESTANTS if who in (*options.only, *OURS, "read", "reference")}
-        for tokens in options.tokens:
-            report["rows"] += rows_of(name, tokens, measure(CASES[name], tokens, people, flush, options.seconds))
-            print(f"{name} {CASES[name].title}, {tokens} tokens: done", file=sys.stderr)
-        for person in people.values():
-            person.close()
+        wanted = [who for who in CONTESTANTS if who in (*options.only, *OURS, "read", "reference")]
+        found: dict[int, list[dict[str, Any]]] = {tokens: [] for tokens in options.tokens}
+        for order in (wanted, wanted[::-1]):
+            people = {who: Contestant(who, CASES[name], options.patience) for who in order}
+            for tokens in options.tokens:
+                found[tokens].append(measure(CASES[name], tokens, people, flush, options.seconds / 2))
+                print(f"{name} {CASES[name].title}, {tokens} tokens: done", file=sys.stderr)
+            for person in people.values():
+                person.close()
+        report["rows"] += [row for tokens in options.tokens for row in rows_of(name, tokens, joined(found[tokens]))]
     if options.save:
         RESULTS.joinpath("moe_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("moe_cpu.md").write_text(table(report) + "\n")
