@@ -107,7 +107,7 @@ def orders(rows: list[dict[str, Any]]) -> list[str]:
     """Orders that papers found beside what was measured here: whether they reproduce."""
     judge, words = Judge(rows), ("reproduces", "does NOT reproduce")
     for part in PARTS:
-        for better, worse in (("fisher", "error"), ("error", "frequency"), ("fisher", "frequency")):
+        for better, worse in (("fisher", "error"), ("error", "frequency"), ("fisher", "frequency"))[0 if part else 2 :]:
             first, second = (f"{part}3.0 bits of 2 and 4 by {how}" for how in (better, worse))
             judge.ratio(f"GEMQ: {part}bits by {better} are better spent than by {worse}", first, second, 1, words)
         for bits in (4, 3, 2):

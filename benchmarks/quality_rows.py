@@ -31,29 +31,30 @@ def _fitted(name: str, options: str) -> Iterator[Row]:
 def _widths(name: str, rest: str) -> Iterator[Row]:
     """Each width by each method; `rest` has a place for what everything but the experts has."""
     options = {bits: f"experts={bits}, {rest.format(max(bits, 4))}" for bits in (8, 4, 3, 2)}
-    for bits in (4, 3, 2):
-        yield from _fitted(f"{name}{bits} bits GPTQ", options[bits])
     for bits in (8, 4, 3, 2):
         yield Row(f"{name}{bits} bits RTN", _quantize(options[bits]))
     for bits in (4, 3, 2):
-        yield Row(f"{name}{bits} bits RTN + router", _quantize(options[bits], router=True), data=True)
+        yield from _fitted(f"{name}{bits} bits GPTQ", options[bits])
+    for bits in (4, 3, 2):
         yield Row(f"{name}{bits} bits HQQ", _quantize(f"{options[bits]}, method=hqq"))
 
 
-def _mixes(name: str, rest: str) -> Iterator[Row]:
+def _mixes(name: str, rest: str, others: tuple[str, ...]) -> Iterator[Row]:
     """The same mean of bits, shared out by what an expert's error does to the loss, to its block's output, or by how many tokens it gets."""
-    for how in ("fisher", "error", "frequency"):
-        yield from _fitted(f"{name}3.0 bits of 2 and 4 by {how}", f"budget_bits=3.0, sensitivity={how}, {rest.format(4)}")
+    case, options = f"{name}3.0 bits of 2 and 4 by {{}}", "budget_bits=3.0, sensitivity={}, " + rest
+    yield from _fitted(case.format("fisher"), options.format("fisher"))
+    yield from (Row(case.format(how), _quantize(options.format(how), gptq=True), data=True) for how in others)
 
 
-ROWS = [
-    *_mixes("experts alone: ", f"bits=4, {ALONE}"),
+ROWS = [  # those that decide most first: all of them with one seed, then with the next
+    *_mixes("experts alone: ", f"bits=4, {ALONE}", ("error", "frequency")),
     *_widths("experts alone: ", f"bits={{}}, {ALONE}"),
     *(Row(f"{share}, {score}", f"prune-experts(keep={keep}, score={score})", data=True)
       for keep, share in ((0.75, "3/4 of the experts"), (0.5, "1/2 of the experts")) for score in ("reap", "activation", "frequency", "random")),
     *(Row(f"PESF {alpha}", f"skip-experts(alpha={alpha})") for alpha in (0.3, 0.7)),
     *_widths("", "bits={}"),
-    *_mixes("", "bits=4"),
+    *_mixes("", "bits=4", ("frequency",)),
+    *(Row(f"{bits} bits RTN + router", _quantize(f"experts={bits}, bits=4", router=True), data=True) for bits in (4, 2)),
     Row("2 bits GPTQ, zero points", _quantize("bits=4, experts=2, symmetric=False", gptq=True), data=True),
 ]  # fmt: skip
 BUILT = ("8 bits RTN", "4 bits RTN", "2 bits RTN", "3.0 bits of 2 and 4 by fisher")
