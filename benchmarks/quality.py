@@ -23,11 +23,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -201,36 +202,71 @@ def main() -> None:
     calibration, text = options.calibration or text_of(folder, "train"), options.text or text_of(folder, "val")
     if not calibration or not text:
         sys.exit(f"{folder} has no train.npy and val.npy: name texts with --calibration and --text")
-    harness = Harness(open_source(str(folder), cache=False), CalibrationText(calibration, options.calibration_tokens, WINDOW), text, options.tokens)
-    count = sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows)
-    about = f"{'The model that was given' if options.model else 'The model that was trained here'}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, "
-    about += (
-        f"{len(harness.reference[1][0])} mixtures, perplexity {harness.perplexity:.2f}. {count:,} tokens judged, {options.calibration_tokens:,} calibrated "
-    )
-    about += f"on, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 "
-    about += "bits, scales in 16 too. In parentheses: runs, each with a seed; after ± their deviation, or one run's standard error over windows. Tokens that "
-    about += (
-        "reach the least and the most used expert of each mixture: " + ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads) + "."
-    )
-    report: dict[str, Any] = {**environment(), "about": about, "bytes": size_bytes(harness.captured, 2), "targets": [], "orders": [], "rows": []}
+    options.texts = str(folder), calibration, text
+    harness = harness_of(options)
+    report: dict[str, Any] = {**environment(), "about": about(harness, options), "bytes": size_bytes(harness.captured, 2)}
     chosen = [r for r in ROWS if not options.only or any(part in r.name for part in options.only)]
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, dict[int, dict[str, float]]] = {}
     refused: dict[str, str] = {}
-    for seed in range(options.seeds):  # all rows with one seed first
-        for row in (r for r in chosen if r.name not in refused and (r.data or not seed)):
-            try:
-                figures = harness.measure(row.pipeline.replace("GROUP", str(options.group)), seed)
-            except MoecError as error:
-                refused[row.name] = error.what
-            else:
-                found.setdefault(row.name, []).append(figures)
-                print(f"{row.name}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}", file=sys.stderr, flush=True)
-            report["rows"] = rows_of(chosen, found, refused)
-            save(report, options.save)
+    for row, seed, figures in measured(options, chosen):
+        if isinstance(figures, str):
+            refused[row] = figures
+        else:
+            found.setdefault(row, {})[seed] = figures
+            print(f"{row}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}", file=sys.stderr, flush=True)
+        report["rows"] = rows_of(chosen, {name: [of[k] for k in sorted(of)] for name, of in found.items()}, refused)
+        save(report, options.save)
     if not options.only:
         report["rows"] += engines(harness, options.group)
         save(report, options.save)
     print(json.dumps(report) if options.json else table(report))
+
+
+def harness_of(options: argparse.Namespace) -> Harness:
+    model, calibration, text = options.texts
+    return Harness(open_source(model, cache=False), CalibrationText(calibration, options.calibration_tokens, WINDOW), text, options.tokens)
+
+
+def about(harness: Harness, options: argparse.Namespace) -> str:
+    """What was measured, in words."""
+    whose = "given" if options.model else f"trained here for {options.steps} steps"
+    loads = ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads)
+    return (
+        f"The model that was {whose}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, {len(harness.loads)} mixtures of {len(harness.loads[0])} experts, "
+        f"perplexity {harness.perplexity:.2f}. {sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows):,} tokens judged, "
+        f"{options.calibration_tokens:,} calibrated on, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, "
+        f"scales in 16 too. In parentheses: runs, each with a seed; after ± their deviation, or one run's standard error over windows. Tokens that reach the "
+        f"least and the most used expert of each mixture: {loads}."
+    )
+
+
+def measured(options: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, int, dict[str, float] | str]]:
+    """Rows, seeds and figures as they come, or why there are none; each seed in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    people = [context.Process(target=serve, args=(seed, options, rows, queue), daemon=True) for seed in range(options.seeds)]
+    for person in people:
+        person.start()
+    left = len(people)
+    while left:
+        item = queue.get()
+        left -= item is None
+        if item is not None:
+            yield item
+
+
+def serve(seed: int, options: argparse.Namespace, rows: Sequence[Row], queue: Any) -> None:
+    """The rows of one seed; those that no seed changes come from the first."""
+    torch.set_num_threads(options.threads)
+    try:
+        harness = harness_of(options)
+        for row in (r for r in rows if r.data or not seed):
+            try:
+                queue.put((row.name, seed, harness.measure(row.pipeline.replace("GROUP", str(options.group)), seed)))
+            except MoecError as error:
+                queue.put((row.name, seed, error.what))
+    finally:
+        queue.put(None)
 
 
 def rows_of(chosen: Sequence[Row], found: Mapping[str, list[dict[str, float]]], refused: Mapping[str, str]) -> list[dict[str, Any]]:
