@@ -1,6 +1,6 @@
 """What quantization and pruning cost on text: KL divergence, perplexity, top-1 and the router's choices, for every method in one harness.
 
-usage: python benchmarks/quality.py [--model FOLDER] [--steps 1500] [--calibration FILE] [--text FILE] [--tokens 10240] [--seeds 3]
+usage: python benchmarks/quality.py [--model FOLDER] [--steps 1000] [--calibration FILE] [--text FILE] [--tokens 10240] [--seeds 3]
        [--only NAME …] [--threads 1] [--json] [--save]
 
 MODEL is a trained mixture of experts in a Hugging Face folder, made by any means; `train.npy` (or `train.txt`) and `val.npy` (or `val.txt`)
@@ -176,7 +176,7 @@ def engines(harness: Harness, group: int) -> list[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--model", help="a trained mixture of experts in a Hugging Face folder; else one is trained")
-    parser.add_argument("--steps", type=int, default=1500, help="to train for, without --model")
+    parser.add_argument("--steps", type=int, default=1000, help="to train for, without --model")
     parser.add_argument("--calibration", help="text or tokens to calibrate on; train.npy or train.txt of the folder by default")
     parser.add_argument("--calibration-tokens", type=int, default=12288)
     parser.add_argument("--text", help="text or tokens to judge on; val.npy or val.txt of the folder by default")

@@ -111,7 +111,8 @@ def orders(rows: list[dict[str, Any]]) -> list[str]:
             first, second = (f"{part}3.0 bits of 2 and 4 by {how}" for how in (better, worse))
             judge.ratio(f"GEMQ: {part}bits by {better} are better spent than by {worse}", first, second, 1, words)
         for bits in (4, 3, 2):
-            judge.ratio(f"HQQ: {part}{bits} bits are better than rounded to nearest", f"{part}{bits} bits HQQ", f"{part}{bits} bits RTN", 1, words)
+            if part:
+                judge.ratio(f"HQQ: {part}{bits} bits are better than rounded to nearest", f"{part}{bits} bits HQQ", f"{part}{bits} bits RTN", 1, words)
             judge.ratio(
                 f"EAC-MoE: {part}{bits} bits GPTQ are better with calibrated routers", f"{part}{bits} bits GPTQ + router", f"{part}{bits} bits GPTQ", 1, words
             )

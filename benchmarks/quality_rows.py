@@ -35,8 +35,6 @@ def _widths(name: str, rest: str) -> Iterator[Row]:
         yield Row(f"{name}{bits} bits RTN", _quantize(options[bits]))
     for bits in (4, 3, 2):
         yield from _fitted(f"{name}{bits} bits GPTQ", options[bits])
-    for bits in (4, 3, 2):
-        yield Row(f"{name}{bits} bits HQQ", _quantize(f"{options[bits]}, method=hqq"))
 
 
 def _mixes(name: str, rest: str, others: tuple[str, ...]) -> Iterator[Row]:
@@ -49,12 +47,13 @@ def _mixes(name: str, rest: str, others: tuple[str, ...]) -> Iterator[Row]:
 ROWS = [  # those that decide most first: all of them with one seed, then with the next
     *_mixes("experts alone: ", f"bits=4, {ALONE}", ("error", "frequency")),
     *_widths("experts alone: ", f"bits={{}}, {ALONE}"),
+    *_widths("", "bits={}"),
+    *_mixes("", "bits=4", ("frequency",)),
     *(Row(f"{share}, {score}", f"prune-experts(keep={keep}, score={score})", data=True)
       for keep, share in ((0.75, "3/4 of the experts"), (0.5, "1/2 of the experts")) for score in ("reap", "activation", "frequency", "random")),
     *(Row(f"PESF {alpha}", f"skip-experts(alpha={alpha})") for alpha in (0.3, 0.7)),
-    *_widths("", "bits={}"),
-    *_mixes("", "bits=4", ("frequency",)),
     *(Row(f"{bits} bits RTN + router", _quantize(f"experts={bits}, bits=4", router=True), data=True) for bits in (4, 2)),
+    *(Row(f"experts alone: {bits} bits HQQ", _quantize(f"experts={bits}, bits={max(bits, 4)}, {ALONE}, method=hqq")) for bits in (4, 3, 2)),
     Row("2 bits GPTQ, zero points", _quantize("bits=4, experts=2, symmetric=False", gptq=True), data=True),
 ]  # fmt: skip
 BUILT = ("8 bits RTN", "4 bits RTN", "2 bits RTN", "3.0 bits of 2 and 4 by fisher")
