@@ -1,10 +1,12 @@
 """Memory of compiling a checkpoint that is larger than memory should be asked for: peak anonymous RSS of `moec compile`.
 
-usage: python benchmarks/big_model.py [--layers 2] [--folder DIR] [--json]
+usage: python benchmarks/big_model.py [--layers 2] [--pass "quantize(bits=4, group=64)"] [--folder DIR] [--json] [--save]
 
 Writes a synthetic Mixtral checkpoint with the real width of Mixtral-8x7B (hidden 4096, 8 experts of 14336, bfloat16; two layers are
 6.2 GB), compiles it in a child process with streamed verification, and samples the child's anonymous memory from the kernel. Memory-mapped
-file pages are not counted: the kernel drops them when it needs the room. Needs about 20 GB of disk.
+file pages are not counted: the kernel drops them when it needs the room. Needs about 20 GB of disk. With `--pass` the passes run before
+the target's own, as in `moec compile`; what is allowed of a deviation is then the passes' business, and figures of the two stand beside
+each other in the saved file.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+RESULTS = Path(__file__).with_name("results") / "big_model.json"
+COARSE = 2.0  # deviation that is allowed where weights are quantized: random ones are worse than any that were trained
 HIDDEN, INTERMEDIATE, EXPERTS, VOCAB = 4096, 14336, 8, 32000
 
 
@@ -87,11 +91,13 @@ def watch(process: subprocess.Popen[str], peak: list[int]) -> None:
         time.sleep(0.02)
 
 
-def run(folder: Path, layers: int) -> list[dict[str, object]]:
+def run(folder: Path, layers: int, passes: str) -> list[dict[str, object]]:
+    """Compile, and what it took."""
     model, engine = folder / "model", folder / "engine"
     size = write_checkpoint(model, layers) if not model.exists() else sum(p.stat().st_size for p in model.glob("*.safetensors"))
     start = time.monotonic()
     command = [sys.executable, "-m", "moec", "compile", str(model), "-o", str(engine), "--verify", "streamed", "--json"]
+    command += ["--pass", passes, "--tolerance", str(COARSE)] if passes else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = [0]
     thread = threading.Thread(target=watch, args=(process, peak))
@@ -108,7 +114,7 @@ def run(folder: Path, layers: int) -> list[dict[str, object]]:
         "deviation": (max(float(o["deviation"]) for o in report["comparison"]["outputs"]), "max|d|/std"), "time": (time.monotonic() - start, "s"),
     }  # fmt: skip
     shutil.rmtree(engine)
-    case = f"Mixtral-8x7B width, {layers} layers, bf16 -> fp32"
+    case = f"Mixtral-8x7B width, {layers} layers, bf16 -> {passes or 'fp32'}"
     return [{"case": f"{case}: {name}", "who": "moec", "value": value, "unit": unit} for name, (value, unit) in figures.items()]
 
 
@@ -116,17 +122,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to put checkpoint and engine; a temporary folder by default")
+    parser.add_argument("--pass", dest="passes", default="", help="passes before the target's own")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--save", action="store_true", help=f"put the figures into {RESULTS.name}, in place of those of the same case")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        rows = run(options.folder or Path(temporary), options.layers)
+        rows = run(options.folder or Path(temporary), options.layers, options.passes)
+    versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu", "onnx-ir")}
+    report = {"machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads", "versions": versions, "rows": rows}
+    if options.save:
+        cases = {row["case"] for row in rows}
+        older = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+        RESULTS.write_text(json.dumps({**report, "rows": [r for r in older if r["case"] not in cases] + rows}, indent=2) + "\n")
     if options.json:
-        versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu", "onnx-ir")}
-        print(
-            json.dumps(
-                {"machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads", "versions": versions, "rows": rows}, indent=2
-            )
-        )
+        print(json.dumps(report, indent=2))
         return
     for row in rows:
         value = f"{row['value'] / 2**30:.2f} GiB" if row["unit"] == "B" else f"{row['value']:.3g} {row['unit']}"

@@ -116,14 +116,17 @@ def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
     return prefill, lambda token: step(torch.tensor([[token]]))
 
 
-def transformers_engine(folder: Path) -> Run:
-    """transformers' exporter with its fusions for the CPU: one graph for the prompt, another for a token."""
+def transformers_engine(folder: Path, int8: bool = False) -> Run:
+    """transformers' exporter with its fusions for the CPU: one graph for the prompt, another for a token; `int8` with the quantizer that
+    needs no data, its only kind for weights alone."""
     import onnxruntime as ort
+    from transformers import exporters
     from transformers.exporters import exporter_onnx
 
     exporter: Any = exporter_onnx
     ids = torch.arange(3, 12)[None]
-    config = exporter.OnnxConfig(dynamic=True, ort_fusions="cpu")
+    quantizer = {"quantizer": exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig())} if int8 else {}
+    config = exporter.OnnxConfig(dynamic=True, ort_fusions="cpu", **quantizer)
     exported = exporter.OnnxExporter().export_for_generation(load(folder), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
     out = tempfile.mkdtemp(prefix="moec-bench-")
     exported.save_pretrained(out)
@@ -147,13 +150,14 @@ def transformers_engine(folder: Path) -> Run:
     return prefill, lambda token: run("decode", np.array([[token]]))
 
 
-def genai(folder: Path, builder: bool) -> Run:
-    """onnxruntime-genai, on the model of its own builder or on moec's engine."""
+def genai(folder: Path, builder: bool, precision: str = "fp32", *options: str) -> Run:
+    """onnxruntime-genai, on the model of its own builder (`options` are its own) or on moec's engine."""
     import onnxruntime_genai as og
 
     out = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"
     if builder:
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", out, "-p", "fp32", "-e", "cpu", "-c", out.parent]
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", out, "-p", precision, "-e", "cpu", "-c", out.parent]
+        command += ["--extra_options", *options] if options else []
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -177,13 +181,14 @@ def genai(folder: Path, builder: bool) -> Run:
     return prefill, step
 
 
-def llama_cpp(folder: Path) -> Run:
-    """llama.cpp on the same weights in float32, with every core."""
-    from gguf_of_folder import write_gguf
+def llama_cpp(folder: Path, q4: bool = False) -> Run:
+    """llama.cpp on the same weights in float32, or in its `q4_0`, with every core."""
+    from gguf_of_folder import quantize_gguf, write_gguf
     from llama_cpp import Llama
 
     path = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "model.gguf"
     write_gguf(folder, path)
+    path = quantize_gguf(path) if q4 else path
     cores = os.cpu_count() or 1
     model = Llama(
         str(path), n_ctx=640, n_batch=512, n_ubatch=512, n_threads=cores, n_threads_batch=cores, type_k=0, type_v=0, logits_all=False, verbose=False

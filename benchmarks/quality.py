@@ -1,19 +1,21 @@
 """What quantization and pruning cost on text: KL divergence, perplexity, top-1 and the router's choices, for every method in one harness.
 
-usage: python benchmarks/quality.py [--model FOLDER] [--calibration FILE] [--text FILE] [--tokens 9216] [--seeds 3] [--only NAME …] [--json] [--save]
+usage: python benchmarks/quality.py [--model FOLDER] [--steps 1000] [--calibration FILE] [--text FILE] [--tokens 10240] [--seeds 3]
+       [--only NAME …] [--threads 1] [--json] [--save]
 
 MODEL is a trained mixture of experts in a Hugging Face folder, made by any means; `train.npy` (or `train.txt`) and `val.npy` (or `val.txt`)
-in it are the texts unless others are named. Without one, a byte-level Mixtral is trained for a few minutes on the Python library's sources
-and kept in the temporary folder. Calibration never sees the text that is judged on.
+in it are the texts unless others are named. Without one, a byte-level Mixtral of 16 experts is trained on the Python library's sources
+(`quality_model.py`) and kept in the temporary folder. Calibration never sees the text that is judged on.
 
 Every row is a pipeline of passes on the captured program, computed in eager PyTorch in float32, so that rows differ in nothing but their
 weights and routers; the tokens are the same for all (KL is paired). Rows with a calibration text are run with several seeds, which draw
-other windows of it, and no more than allowed (`floor=0`): the mean and the standard deviation over the seeds are given; for rows with one run,
-the standard error over windows. Experts
-have the bits that a row names, everything else at least 4 (a tied head 8), routers their own precision. `3` is a grid of 3 bits whose codes
-take 4 in memory, no kernel storing 3: its size is that of 4. A row whose pass or option is not there is named with the reason.
+other windows of it, and no more than allowed (`floor=0`): the mean and the standard deviation over the seeds are given; for rows with one
+run, the standard error over windows. `experts alone` leaves all but the experts in 16 bits: these rows are the ones that compare methods and
+allocations, for what they share costs nothing there. In the other rows everything else has at least 4 bits (a tied head 8). Routers keep
+their precision everywhere. `3` is a grid of 3 bits whose codes take 4 in memory, no kernel storing 3: its size is that of 4. A row whose
+pass or option is not there is named with the reason. The table ends with what was aimed at, and what papers claim, beside what was found.
 
-`--engines` also builds engines with ONNX Runtime: their size beside the arithmetic, and the time of a token beside the float32 engine's.
+Engines of ONNX Runtime are built of four of the rows: their files' size beside the arithmetic.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +36,8 @@ from typing import Any
 import torch
 from moe_cpu import RESULTS, environment
 from quality_model import trained
+from quality_report import orders, table, targets
+from quality_rows import BUILT, ROWS, Row
 from torch import Tensor, fx
 
 from moec.calibration import CalibrationText
@@ -47,45 +51,6 @@ from moec.sources import open_source
 from moec.trace import EXPERTS, MOE, choice
 
 WINDOW, BATCH = 256, 4
-FIGURES = ("kl", "perplexity ratio", "top-1", "router set", "bytes")
-CLAIMS = """EAC-MoE (arXiv 2508.01625), 3.03 bits an expert and PESF 0.3, four models of 14 to 47 B parameters, experts 97 % of the bytes:
-bytes 4.92, 4.90, 4.55 and 4.28 times fewer than in 16 bits; 0.96, 1.31, 0.29 and 1.99 points of zero-shot accuracy lost (mean 1.14).
-Its claim is 4 to 5 times, under 1.25 points. No zero-shot tasks are run here: top-1 agreement and perplexity stand in their place."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A name and the passes that make it; `data` says that calibration windows, and so the seed, decide."""
-
-    name: str
-    pipeline: str
-    data: bool = False
-
-
-def _fitted(bits: int) -> Iterator[Row]:
-    common = f"bits={max(bits, 4)}, experts={bits}, group=GROUP, method=gptq, floor=0"
-    yield Row(f"{bits} bits GPTQ", f"quantize({common})", data=True)
-    yield Row(f"{bits} bits GPTQ + router", f"quantize({common}), calibrate-router", data=True)
-
-
-ROWS = [  # the quickest to say something first: `--save` writes after each
-    *(Row(f"{bits} bits RTN", f"quantize(bits={max(bits, 4)}, experts={bits}, group=GROUP)") for bits in (8, 4, 3, 2)),
-    *(row for bits in (4, 2, 3) for row in _fitted(bits)),
-    Row("mix of 2 and 4, 3.0 bits", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq, floor=0)", data=True),
-    Row("mix of 2 and 4, 3.0 bits + router", "quantize(bits=4, budget_bits=3.0, group=GROUP, method=gptq, floor=0), calibrate-router", data=True),
-    Row("mix by frequency, 3.0 bits", "quantize(bits=4, budget_bits=3.0, sensitivity=frequency, group=GROUP, method=gptq, floor=0)", data=True),
-    Row("6 of 8 experts, REAP", "prune-experts(keep=0.75)", data=True),
-    Row("6 of 8 experts, frequency", "prune-experts(keep=0.75, score=frequency)", data=True),
-    Row("6 of 8 experts, random", "prune-experts(keep=0.75, score=random)", data=True),
-    Row("PESF 0.3", "skip-experts(alpha=0.3)"),
-    Row("PESF 0.7", "skip-experts(alpha=0.7)"),
-    *(Row(f"{bits} bits HQQ", f"quantize(bits={max(bits, 4)}, experts={bits}, group=GROUP, method=hqq)") for bits in (4, 3, 2)),
-    Row("4 of 8 experts, REAP", "prune-experts(keep=0.5)", data=True),
-    Row("4 of 8 experts, frequency", "prune-experts(keep=0.5, score=frequency)", data=True),
-    Row("4 bits RTN + router", "quantize(bits=4, group=GROUP), calibrate-router", data=True),
-    Row("2 bits RTN + router", "quantize(bits=4, experts=2, group=GROUP), calibrate-router", data=True),
-    Row("2 bits GPTQ, zero points", "quantize(bits=4, experts=2, group=GROUP, symmetric=False, method=gptq, floor=0)", data=True),
-]
 
 
 # ---------------------------------------------------------------------- judging
@@ -177,10 +142,11 @@ class Harness:
         return {**figures, "bytes": float(size_bytes(program, 2)), "seconds": time.perf_counter() - start}
 
 
-def summary(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The means over seeds, and the spread of the KL."""
-    means = {name: statistics.mean(f[name] for f in found) for name in found[0]}
-    return {**means, "spread": statistics.stdev(f["kl"] for f in found) if len(found) > 1 else found[0]["spread"], "seeds": len(found)}
+def summary(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The means over seeds, the spread of the KL, and the KL of each seed."""
+    means: dict[str, Any] = {name: statistics.mean(f[name] for f in found) for name in found[0]}
+    kls = [f["kl"] for f in found]
+    return {**means, "spread": statistics.stdev(kls) if len(found) > 1 else found[0]["spread"], "seeds": len(found), "kl of each seed": kls}
 
 
 def size_bytes(program: Program, widest: int = 8) -> int:
@@ -189,119 +155,36 @@ def size_bytes(program: Program, widest: int = 8) -> int:
 
 
 # ---------------------------------------------------------------------- engines
-def engines(harness: Harness, group: int, rounds: int) -> list[dict[str, Any]]:
-    """Files of engines beside the arithmetic, and a token's time beside the float32 engine's, in turns."""
+def engines(harness: Harness, group: int) -> list[dict[str, Any]]:
+    """Files of engines beside the arithmetic: the codes and scales that the program holds, and what stays as it is in float32."""
     from moec.backends.onnxruntime import Onnxruntime
     from moec.target import Target
 
-    target, backend, built, rows = Target.parse("onnxruntime"), Onnxruntime(), {}, []
-    for who, pipeline in (("float32", ""), *((f"{bits} bits", f"quantize(bits={max(bits, 4)}, experts={bits}, group={group})") for bits in (8, 4, 2))):
-        program = Pipeline.parse(pipeline).run(harness.captured, Context())[0]
-        folder = Path(tempfile.mkdtemp(prefix="moec-quality-"))
-        legal, _ = backend.legalize(target).run(program, Context())
-        backend.build(legal, target, folder, "latency")
-        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        rows.append({"case": who, "who": "file", "value": size, "unit": "bytes"})
-        rows.append({"case": who, "who": "file over arithmetic", "value": round(size / size_bytes(program), 4), "unit": "ratio"})
-        built[who] = backend.load(folder, target)
-    times: dict[str, list[float]] = {who: [] for who in built}
-    for n in range(rounds + 3):
-        ids = torch.tensor([[n % 97]])
-        for who, engine in built.items():
-            given = text_inputs(harness.captured.inputs, ids)
-            start = time.perf_counter()
-            engine(**given)
-            times[who].append(time.perf_counter() - start)
-    for who, seconds in times.items():
-        ratio = statistics.median(a / b for a, b in zip(times["float32"][3:], seconds[3:], strict=True))
-        rows.append({"case": who, "who": "one token", "value": round(1e3 * statistics.median(seconds[3:]), 4), "unit": "ms"})
-        rows.append({"case": who, "who": "one token", "value": round(ratio, 3), "unit": "times as fast as float32"})
+    target, backend, rows = Target.parse("onnxruntime"), Onnxruntime(), []
+    for row in (r for r in ROWS if r.name in BUILT):
+        program = harness.make(row.pipeline.replace("GROUP", str(group)), 0)
+        with tempfile.TemporaryDirectory(prefix="moec-quality-") as folder:
+            legal, _ = backend.legalize(target).run(program, Context())
+            backend.build(legal, target, Path(folder), "latency")
+            size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
+        rows.append({"case": row.name, "who": "file", "value": size, "unit": "bytes"})
+        rows.append({"case": row.name, "who": "file over arithmetic", "value": round(size / size_bytes(program), 4), "unit": "ratio"})
     return rows
 
 
 # ---------------------------------------------------------------------- report
-def table(report: dict[str, Any]) -> str:
-    """The report for people, as Markdown."""
-    rows = report["rows"]
-    value = {(r["case"], r["who"]): r["value"] for r in rows if r["who"] in (*FIGURES, "spread", "seeds", "seconds")}
-    untouched = report["bytes"]
-    lines = ["| | KL, nats a token (seeds) | perplexity | top-1 | router sets | bytes | s |", "|---|---|---|---|---|---|---|"]
-    for case in dict.fromkeys(case for case, _ in value):
-        kl, ratio, top, sets, size = (value[case, f] for f in FIGURES)
-        kept = "–" if math.isnan(sets) else f"{100 * sets:.2f} %"
-        lines.append(
-            f"| {case} | {kl:.5f} ± {value[case, 'spread']:.5f} ({value[case, 'seeds']}) | × {ratio:.4f} | {100 * top:.2f} % | {kept} "
-            f"| {untouched / size:.2f} times fewer | {value[case, 'seconds']:.0f} |"
-        )
-    built = [r for r in rows if r["who"] in ("file over arithmetic", "one token")]
-    lines += ["", *(f"- engine, {r['case']}: {r['who']} {r['value']} {r['unit']}" for r in built)] if built else []
-    lines += ["", *(f"- {r['case']}: left out, {r['value']}" for r in rows if r["who"] == "left out")]
-    lines += ["", *(f"- {line}" for line in report["targets"]), "", CLAIMS]
-    versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    head = f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {versions}"
-    return "\n".join([head, "", report["about"], "", *lines])
-
-
-def verdicts(rows: list[dict[str, Any]]) -> list[str]:
-    """What was aimed at beside what was measured, whether it was reached or not."""
-    value = {(r["case"], r["who"]): r["value"] for r in rows}
-    found = []
-
-    def say(what: str, reached: Callable[[], tuple[bool, str]]) -> None:
-        try:
-            ok, figures = reached()
-        except KeyError as missing:
-            found.append(f"{what}: not measured, there is no row {missing.args[0][0]!r}")
-        else:
-            found.append(f"{what}: {'reached' if ok else 'NOT reached'}, {figures}")
-
-    def kl(case: str) -> float:
-        return float(value[case, "kl"])
-
-    say("8 bits, RTN: KL at most 0.002", lambda: (kl("8 bits RTN") <= 0.002, f"{kl('8 bits RTN'):.5f}"))
-    best = min((c for c, w in value if c.startswith("4 bits") and w == "kl"), key=kl, default="4 bits GPTQ")
-    for who, limit, unit in (("kl", 0.01, "KL at most 0.01"), ("top-1", 0.97, "top-1 at least 97 %"), ("router set", 0.95, "router sets at least 95 %")):
-        say(
-            f"4 bits, best method ({best}): {unit}",
-            lambda who=who, limit=limit: ((value[best, who] <= limit) == (who == "kl"), f"{value[best, who]:.4f}"),  # type: ignore[misc]
-        )
-    for bits in (4, 3, 2):
-        rtn, gptq = f"{bits} bits RTN", f"{bits} bits GPTQ"
-        say(f"{bits} bits: GPTQ's KL at most half of RTN's", lambda rtn=rtn, gptq=gptq: (kl(gptq) <= 0.5 * kl(rtn), f"{kl(gptq) / kl(rtn):.2f} of it"))  # type: ignore[misc]
-    for case in [c for c, w in value if c.endswith("+ router") and w == "kl"]:
-        plain = case.removesuffix(" + router")
-        say(
-            f"{case}: more router sets kept than without",
-            lambda case=case, plain=plain: (  # type: ignore[misc]
-                value[case, "router set"] > value[plain, "router set"],
-                f"{100 * value[plain, 'router set']:.2f} to {100 * value[case, 'router set']:.2f} %, KL {kl(plain):.5f} to {kl(case):.5f}",
-            ),
-        )
-    mix, by_use = "mix of 2 and 4, 3.0 bits + router", "mix by frequency, 3.0 bits"
-    say(
-        "the mix with routers calibrated: within 15 % of 3 bits GPTQ", lambda: (kl(mix) <= 1.15 * kl("3 bits GPTQ"), f"{kl(mix) / kl('3 bits GPTQ'):.2f} of it")
-    )
-    say("the mix with routers calibrated: at most half of frequency's KL", lambda: (kl(mix) <= 0.5 * kl(by_use), f"{kl(mix) / kl(by_use):.2f} of it"))
-    for keep in ("6 of 8 experts", "4 of 8 experts"):
-        say(
-            f"{keep}: REAP better than frequency",
-            lambda keep=keep: (kl(f"{keep}, REAP") < kl(f"{keep}, frequency"), f"{kl(f'{keep}, REAP'):.4f}, {kl(f'{keep}, frequency'):.4f}"),  # type: ignore[misc]
-        )
-    return found
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--model", help="a trained mixture of experts in a Hugging Face folder; else one is trained")
-    parser.add_argument("--minutes", type=float, default=4.0, help="to train for, without --model")
+    parser.add_argument("--steps", type=int, default=1000, help="to train for, without --model")
     parser.add_argument("--calibration", help="text or tokens to calibrate on; train.npy or train.txt of the folder by default")
-    parser.add_argument("--calibration-tokens", type=int, default=16384)
+    parser.add_argument("--calibration-tokens", type=int, default=12288)
     parser.add_argument("--text", help="text or tokens to judge on; val.npy or val.txt of the folder by default")
-    parser.add_argument("--tokens", type=int, default=9216)
+    parser.add_argument("--tokens", type=int, default=10240)
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration windows")
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--only", nargs="+", help="rows whose names contain one of these")
-    parser.add_argument("--engines", action="store_true", help="build engines too: file sizes, and the time of a token")
+    parser.add_argument("--threads", type=int, default=1, help="matrices of the model that is trained here are too small for more")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quality.json and .md")
     return parser.parse_args()
@@ -314,40 +197,76 @@ def text_of(folder: Path, name: str) -> str:
 
 def main() -> None:
     options = parse()
-    folder = Path(options.model) if options.model else trained(Path(tempfile.gettempdir()) / "moec-quality-model", options.minutes)
+    torch.set_num_threads(options.threads)
+    folder = Path(options.model) if options.model else trained(Path(tempfile.gettempdir()) / "moec-quality-model", options.steps)
     calibration, text = options.calibration or text_of(folder, "train"), options.text or text_of(folder, "val")
     if not calibration or not text:
         sys.exit(f"{folder} has no train.npy and val.npy: name texts with --calibration and --text")
-    harness = Harness(open_source(str(folder), cache=False), CalibrationText(calibration, options.calibration_tokens, WINDOW), text, options.tokens)
-    count = sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows)
-    about = f"{'The model that was given' if options.model else 'The model that was trained here'}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, "
-    about += (
-        f"{len(harness.reference[1][0])} mixtures, perplexity {harness.perplexity:.2f}. {count:,} tokens judged, {options.calibration_tokens:,} calibrated "
-    )
-    about += f"on, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 "
-    about += "bits, scales in 16 too. In parentheses: runs, each with a seed; after ± their deviation, or one run's standard error over windows. Tokens that "
-    about += (
-        "reach the least and the most used expert of each mixture: " + ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads) + "."
-    )
-    report: dict[str, Any] = {**environment(), "about": about, "bytes": size_bytes(harness.captured, 2), "targets": [], "rows": []}
+    options.texts = str(folder), calibration, text
+    harness = harness_of(options)
+    report: dict[str, Any] = {**environment(), "about": about(harness, options), "bytes": size_bytes(harness.captured, 2)}
     chosen = [r for r in ROWS if not options.only or any(part in r.name for part in options.only)]
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, dict[int, dict[str, float]]] = {}
     refused: dict[str, str] = {}
-    for seed in range(options.seeds):  # all rows with one seed first
-        for row in (r for r in chosen if r.name not in refused and (r.data or not seed)):
-            try:
-                figures = harness.measure(row.pipeline.replace("GROUP", str(options.group)), seed)
-            except MoecError as error:
-                refused[row.name] = error.what
-            else:
-                found.setdefault(row.name, []).append(figures)
-                print(f"{row.name}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}", file=sys.stderr, flush=True)
-            report["rows"] = rows_of(chosen, found, refused)
-            save(report, options.save)
-    if options.engines:
-        report["rows"] += engines(harness, options.group, 40)
+    for row, seed, figures in measured(options, chosen):
+        if isinstance(figures, str):
+            refused[row] = figures
+        else:
+            found.setdefault(row, {})[seed] = figures
+            print(f"{row}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}", file=sys.stderr, flush=True)
+        report["rows"] = rows_of(chosen, {name: [of[k] for k in sorted(of)] for name, of in found.items()}, refused)
+        save(report, options.save)
+    if not options.only:
+        report["rows"] += engines(harness, options.group)
         save(report, options.save)
     print(json.dumps(report) if options.json else table(report))
+
+
+def harness_of(options: argparse.Namespace) -> Harness:
+    model, calibration, text = options.texts
+    return Harness(open_source(model, cache=False), CalibrationText(calibration, options.calibration_tokens, WINDOW), text, options.tokens)
+
+
+def about(harness: Harness, options: argparse.Namespace) -> str:
+    """What was measured, in words."""
+    whose = "given" if options.model else f"trained here for {options.steps} steps"
+    loads = ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads)
+    return (
+        f"The model that was {whose}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, {len(harness.loads)} mixtures of {len(harness.loads[0])} experts, "
+        f"perplexity {harness.perplexity:.2f}. {sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows):,} tokens judged, "
+        f"{options.calibration_tokens:,} calibrated on, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, "
+        f"scales in 16 too. In parentheses: runs, each with a seed; after ± their deviation, or one run's standard error over windows. Tokens that reach the "
+        f"least and the most used expert of each mixture: {loads}."
+    )
+
+
+def measured(options: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, int, dict[str, float] | str]]:
+    """Rows, seeds and figures as they come, or why there are none; each seed in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue: Any = context.Queue()
+    people = [context.Process(target=serve, args=(seed, options, rows, queue), daemon=True) for seed in range(options.seeds)]
+    for person in people:
+        person.start()
+    left = len(people)
+    while left:
+        item = queue.get()
+        left -= item is None
+        if item is not None:
+            yield item
+
+
+def serve(seed: int, options: argparse.Namespace, rows: Sequence[Row], queue: Any) -> None:
+    """The rows of one seed; those that no seed changes come from the first."""
+    torch.set_num_threads(options.threads)
+    try:
+        harness = harness_of(options)
+        for row in (r for r in rows if r.data or not seed):
+            try:
+                queue.put((row.name, seed, harness.measure(row.pipeline.replace("GROUP", str(options.group)), seed)))
+            except MoecError as error:
+                queue.put((row.name, seed, error.what))
+    finally:
+        queue.put(None)
 
 
 def rows_of(chosen: Sequence[Row], found: Mapping[str, list[dict[str, float]]], refused: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -363,7 +282,7 @@ def rows_of(chosen: Sequence[Row], found: Mapping[str, list[dict[str, float]]], 
 
 def save(report: dict[str, Any], wanted: bool) -> None:
     """Judge what there is; write it where that was asked for."""
-    report["targets"] = verdicts(report["rows"])
+    report["targets"], report["orders"] = targets(report["rows"]), orders(report["rows"])
     if wanted:
         RESULTS.joinpath("quality.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("quality.md").write_text(table(report) + "\n")

@@ -17,7 +17,8 @@ def allocate(costs: Tensor, counts: Sequence[int], widths: Sequence[int], budget
     """Choose one width for each of N things such that the sum of their costs is least and the mean width is not above a budget.
 
     A 0-1 linear program, solved by HiGHS (Huangfu and Hall 2018): all layers compete for the same bytes, which is what makes it better than
-    a budget a layer. Equal arguments give equal choices.
+    a budget a layer. Things that cost nothing at any width, such as experts that no token reached, get what the others leave. Equal arguments
+    give equal choices.
 
     Args:
         costs: `[N, len(widths)]`, finite.
@@ -37,7 +38,7 @@ def allocate(costs: Tensor, counts: Sequence[int], widths: Sequence[int], budget
         raise MoecError("M203", what, where, f"choose a mean from {widths[0]} to {widths[-1]} bits, or other widths")
     sizes = [[count * width // 8 for width in widths] for count in counts]
     budget = math.floor(Fraction(budget_bits) * sum(counts) / 8)
-    chosen = _solve(costs.double(), sizes, budget)
+    chosen = _spend_rest(_solve(costs.double(), sizes, budget), costs, sizes, budget)
     assert sum(own[k] for own, k in zip(sizes, chosen, strict=True)) <= budget
     return [widths[k] for k in chosen]
 
@@ -58,3 +59,14 @@ def _solve(costs: Tensor, sizes: list[list[int]], budget: int) -> list[int]:
     found = milp(values, integrality=np.ones(rows * columns), bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": _GAP})
     assert found.success, found.message
     return [int(k) for k in found.x.reshape(rows, columns).argmax(axis=1)]
+
+
+def _spend_rest(chosen: list[int], costs: Tensor, sizes: list[list[int]], budget: int) -> list[int]:
+    """The same choice, with what it leaves of the budget given to things that are no worse off with more, in their order."""
+    found, rest = list(chosen), budget - sum(own[k] for own, k in zip(sizes, chosen, strict=True))
+    for row, (own, now) in enumerate(zip(sizes, chosen, strict=True)):
+        wider = [k for k in range(now + 1, len(own)) if own[k] - own[now] <= rest and costs[row, k] <= costs[row, now]]
+        if wider:
+            found[row] = wider[-1]
+            rest -= own[wider[-1]] - own[now]
+    return found

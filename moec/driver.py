@@ -27,6 +27,7 @@ from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
 from moec.progress import Progress
 from moec.quality import Exam, Quality, require_text_model
+from moec.rehearsal import rehearse
 from moec.report import Report, environment, hash_artefacts, step_facts
 from moec.source import Source
 from moec.streaming import StreamingEngine, check_finite
@@ -94,6 +95,7 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         )
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
+        refuse(rehearse(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")

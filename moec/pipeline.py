@@ -91,6 +91,11 @@ class Pass(ABC):
         """Whether this configuration cannot work without a calibration text; asked before any work."""
         return False
 
+    def outline(self) -> Pass | None:
+        """This pass without data and without work, whose program has the form that this one's will have: a target is asked with it, before
+        anything costs time, whether it takes what comes out. None where a target need not be asked."""
+        return None
+
     @property
     def name(self) -> str:
         """The pass's name on the command line: `FuseMoe` is `fuse-moe`."""

@@ -81,6 +81,22 @@ class Budget:
         return {**facts, "blocks": [{"module": module_path(node) or node.name, "bits": list(bits)} for node, bits in mixed.items()]}
 
 
+def without_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `quantize` that needs no text, takes no time, and makes weights of the same grids; experts of a budget get its
+    narrowest width. Options that are not possible stay, for the pass to refuse them."""
+    found, rules = {**options, "method": _plain(options["method"])}, options["rules"]
+    if isinstance(rules, Mapping):
+        found["rules"] = {p: {**r, "method": _plain(r["method"])} if isinstance(r, Mapping) and "method" in r else r for p, r in rules.items()}
+    budget = options["budget_bits"]
+    if budget is not None and options["experts"] is None and not Budget(budget, options["widths"], options["sensitivity"]).problem[0]:
+        found |= {"budget_bits": None, "experts": min(options["widths"])}
+    return found
+
+
+def _plain(method: Any) -> Any:
+    return "rtn" if method in ("gptq", "hqq") else method
+
+
 def _numbers(use: Use) -> int:
     """In one expert's matrix."""
     assert use.weight is not None

@@ -12,7 +12,7 @@ from torch import fx
 from moec.hessians import coverage, enough_text
 from moec.mixture import Mixture
 from moec.pipeline import Context, Contract, Pass
-from moec.precision import Budget
+from moec.precision import Budget, without_data
 from moec.program import Program
 from moec.quantization import INTEGERS, Grid, Made, Packed, quantize_stack
 from moec.quantization_settings import KINDS, Settings
@@ -84,6 +84,10 @@ class Quantize(Pass):
         """Whether anything is to be done by `gptq`, or experts are to have several widths."""
         methods = {self.method, *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule)}
         return self.budget_bits is not None or "gptq" in methods
+
+    def outline(self) -> Pass:
+        """The same grids rounded to nearest, an expert of a budget in its narrowest width."""
+        return type(self)(**without_data(vars(self)))
 
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit no weight, and where

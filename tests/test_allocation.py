@@ -46,7 +46,17 @@ def test_both_ends_of_the_range_are_uniform() -> None:
 
 def test_things_that_cost_nothing_get_what_fits() -> None:
     chosen = allocate(torch.zeros(4, 2, dtype=torch.float64), [64] * 4, [2, 4], 3.0)
-    assert sum(chosen) <= 12
+    assert sum(chosen) == 12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_left_goes_to_things_that_lose_nothing_by_it(seed: int) -> None:
+    costs = random_costs(16, 2, seed)
+    costs[:10] = 0  # no token reached them
+    chosen = allocate(costs, [64] * 16, [2, 4], 3.0)
+    assert sum(chosen) == 48 and chosen[10:] == [4] * 6 and sum(c == 4 for c in chosen[:10]) == 2
+    costs[:10, 1] = 1  # with more they would be worse off
+    assert allocate(costs, [64] * 16, [2, 4], 3.0) == [2] * 10 + [4] * 6
 
 
 def test_a_thousand_experts_take_no_time_to_speak_of() -> None:

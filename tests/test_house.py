@@ -36,6 +36,7 @@ LAYERS = [
         "inspection",
         "expert_scores",
         "expert_cut",
+        "rehearsal",
         "report",
         "charts",
         "page",

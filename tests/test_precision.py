@@ -10,7 +10,8 @@ import torch
 
 from moec.calibration import Calibration, CalibrationText
 from moec.huggingface.source import HuggingFaceSource
-from moec.precision import Budget
+from moec.passes.quantize import Quantize
+from moec.precision import Budget, without_data
 from moec.program import Program
 from moec.quantization import Grid
 from moec.roles import weight_uses
@@ -68,3 +69,16 @@ def test_what_is_not_possible(options: dict[str, Any], what: str) -> None:
     problem, fix = Budget(**options).problem
     assert what in problem and fix
     assert Budget(3.0).problem == ("", "")
+
+
+def test_options_without_data_have_the_same_grids() -> None:
+    rules = {"*q_proj": 8, "*k_proj": {"method": "gptq", "group": 16}, "*v_proj": {"bits": 2}}
+    given = Quantize(method="gptq", budget_bits=3.0, widths=[4, 2, 8], rules=rules, group=32)
+    plain = Quantize(**without_data(vars(given)))
+    assert not plain.needs_calibration() and given.needs_calibration() and given.outline() == plain
+    assert plain == Quantize(method="rtn", experts=2, widths=[4, 2, 8], rules={**rules, "*k_proj": {"method": "rtn", "group": 16}}, group=32)
+
+
+@pytest.mark.parametrize("options", [{"method": "gptq2"}, {"budget_bits": 5.0}, {"budget_bits": 3.0, "experts": 4}, {"rules": [1]}])
+def test_options_that_are_not_possible_stay(options: dict[str, Any]) -> None:
+    assert {k: v for k, v in without_data(vars(Quantize(**options))).items() if k in options} == options

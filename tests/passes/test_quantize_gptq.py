@@ -113,6 +113,20 @@ def test_the_report_says_how_many_tokens_reached_the_experts() -> None:
     assert enough.facts["calibration"]["tokens"] == 96 and not enough.misses
 
 
+def test_experts_that_no_token_reaches_are_fitted_to_all_and_named() -> None:
+    text = Calibration(CalibrationText("text", 0, 24), "5ha", torch.full((240,), 7))
+    context = Context(calibration=text)
+    found, (step,) = Pipeline.parse("quantize(bits=16, experts=4, group=16, method=gptq, floor=1)").run(program("mixtral"), context)
+    unreached = [[e for e, count in enumerate(block["tokens"]) if not count] for block in step.facts["calibration"]["blocks"]]
+    assert all(unreached) and len(step.misses) == len(unreached)
+    assert all(m["reason"].endswith(f"reached experts {', '.join(map(str, e))}") for m, e in zip(step.misses, unreached, strict=True))
+    rounded, _ = Pipeline.parse("quantize(bits=16, experts=4, group=16)").run(program("mixtral"))
+    assert torch.isfinite(found.run(input_ids=ids()[None, :24], attention_mask=torch.ones(1, 24, dtype=torch.int64))["logits"]).all()
+    for name in (n for n in rounded.weights if n.endswith("gate_up_proj_scale")):  # a scale is a weight's own, whoever fitted it
+        fitted, plain = found.weights[name].load(), rounded.weights[name].load()
+        assert ((fitted / plain) < 1.5).all() and not torch.equal(fitted, plain)
+
+
 def test_what_it_was_before_is_kept_once() -> None:
     context = Context()
     Pipeline.parse("quantize(bits=8, group=16, experts=16), quantize(experts=4, group=16, bits=16)").run(program("mixtral"), context)
