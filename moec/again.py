@@ -11,7 +11,7 @@ from moec.bisection import Divergence, bisect
 from moec.compare import Tolerance, compare
 from moec.corpus import corpus_of, read_calibration
 from moec.coverage import measure_load, reach_experts, verification_sizes
-from moec.driver import MANIFEST, find_backend, reference_of
+from moec.driver import find_backend, reference_of
 from moec.engine import Backend, Engine
 from moec.errors import MoecError
 from moec.examination import allowed, calibration_of, examine
@@ -23,6 +23,7 @@ from moec.quality import Exam, Quality
 from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
+from moec.staging import MANIFEST
 from moec.target import Target
 from moec.verification import Verification, verify
 

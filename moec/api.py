@@ -16,7 +16,7 @@ from moec.calibration import CalibrationText
 from moec.completion import complete_engine, options_of
 from moec.coverage import verification_sizes
 from moec.decoder_benchmark import DecoderBenchmark, bench_decoders
-from moec.driver import MANIFEST, Options, Verify, compile_source, find_backend
+from moec.driver import Options, Verify, compile_source, find_backend
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.examination import require_same_text
@@ -30,6 +30,7 @@ from moec.quality import Exam
 from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
+from moec.staging import MANIFEST
 from moec.target import Target
 from moec.text import Writer, Written
 from moec.verification import Verification

@@ -11,12 +11,13 @@ from typing import Any, cast
 
 from moec.again import Made
 from moec.corpus import corpus_of
-from moec.driver import MANIFEST, PAGE, Options, Verify, find_backend, judge, make_report, prove, staging
+from moec.driver import PAGE, Options, Verify, find_backend, judge, make_report, prove
 from moec.examination import calibration_of
 from moec.layouts import model_folder
 from moec.pipeline import Pipeline
 from moec.progress import Progress
 from moec.report import Report
+from moec.staging import MANIFEST, staging
 from moec.target import Target
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +21,7 @@ from moec.examination import allowed, examine
 from moec.hooks import VerifyHook
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange, choose, model_folder
+from moec.memory import available_bytes
 from moec.pipeline import Context, Hook, Pipeline, StepReport
 from moec.program import Program
 from moec.progress import Progress
@@ -30,12 +29,13 @@ from moec.quality import Exam, Quality, require_text_model
 from moec.rehearsal import rehearse
 from moec.report import Report, environment, hash_artefacts, step_facts
 from moec.source import Source
+from moec.staging import MANIFEST, staging
 from moec.streaming import StreamingEngine, check_finite
 from moec.target import Target
 from moec.verification import Verification, verify
 
 Verify = Literal["auto", "full", "streamed"]
-MANIFEST, PAGE = "moec.json", "report.html"
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -264,38 +264,3 @@ def fits_in_memory(source: Source, captured: Program) -> bool:
     """Whether the untouched model and the engine fit beside each other in the memory that is free now."""
     needed = source.loaded_bytes + 2 * sum(w.size_bytes for w in captured.weights.values())
     return needed < available_bytes()
-
-
-def available_bytes() -> int:
-    """Memory that can be taken without swapping, as the kernel estimates it."""
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well and vanishes when it does not."""
-    check_out(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise MoecError("M210", f"cannot write there: {error.strerror}", str(out.parent), "choose another --out") from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    except OSError as error:
-        raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(out), "free space there, or choose another --out") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def check_out(out: Path) -> None:
-    """Raise M210 unless `out` is free, empty, or an engine folder that may be replaced."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).exists())):
-        raise MoecError("M210", "there is something that moec did not write", str(out), "choose another --out, or remove it")

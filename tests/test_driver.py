@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moec import driver
-from moec.driver import Options, available_bytes, check_out, compile_source, find_backend, staging
+from moec.driver import Options, compile_source, find_backend
 from moec.errors import MoecError
 from moec.module_source import ModuleSource
 from moec.pipeline import Context, Contract, Hook, Pass, Pipeline
@@ -51,50 +51,6 @@ class Stops(Hook):
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
         raise KeyboardInterrupt
-
-
-# ---------------------------------------------------------------------- staging
-def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "engine"
-    with staging(out) as folder:
-        (folder / "moec.json").write_text("{}")
-        assert not out.exists()
-    assert [p.name for p in out.iterdir()] == ["moec.json"]
-    assert [p.name for p in out.parent.iterdir()] == ["engine"] and oct(out.stat().st_mode)[-3:] == "755"
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_is_left_after_an_error_and_what_was_there_stays(error: type[BaseException], tmp_path: Path) -> None:
-    out = tmp_path / "engine"
-    out.mkdir()
-    (out / "moec.json").write_text("old")
-    with pytest.raises(error), staging(out) as folder:
-        (folder / "moec.json").write_text("new")
-        raise error
-    assert (out / "moec.json").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["engine"]
-
-
-def test_an_engine_may_be_replaced_but_nothing_else(tmp_path: Path) -> None:
-    empty, engine, other, file = (tmp_path / n for n in ("empty", "engine", "other", "file"))
-    for folder in (empty, engine, other):
-        folder.mkdir()
-    (engine / "moec.json").write_text("{}")
-    (other / "thesis.tex").write_text("years of work")
-    file.write_text("text")
-    for free in (tmp_path / "new", empty, engine):
-        check_out(free)
-    for taken in (other, file):
-        with pytest.raises(MoecError) as caught:
-            check_out(taken)
-        assert caught.value.code == "M210"
-
-
-def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("text")
-    with pytest.raises(MoecError) as caught, staging(tmp_path / "file" / "engine"):
-        pass
-    assert caught.value.code == "M210"
 
 
 # ---------------------------------------------------------------------- compiling
@@ -205,7 +161,3 @@ def test_the_reference_is_streamed_when_asked_or_when_memory_is_short(monkeypatc
     streamed = {key for key, (reference, prepack) in found.items() if isinstance(reference, StreamingEngine) and not prepack}
     assert streamed == {("auto", 100), ("streamed", 100), ("streamed", 2**40)}
     assert all(value == (None, True) for key, value in found.items() if key not in streamed)
-
-
-def test_available_memory_is_plausible() -> None:
-    assert 2**20 < available_bytes() < 2**50

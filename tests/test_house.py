@@ -54,6 +54,7 @@ LAYERS = [
     {"corpus"},
     {"examination"},
     {"backends"},
+    {"staging"},
     {"driver"},
     {"again", "text"},
     {"completion", "junit"},

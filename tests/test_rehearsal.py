@@ -38,7 +38,7 @@ def asked(captured: Program, pipeline: str, target: str) -> list[Refusal]:
         ("quantize(format=nvfp4)", "onnxruntime", "format=int, bits=2|4|8, group=16|32|64|128"),
         ("quantize(bits=4, group=16, method=gptq)", "tensorrt:sm90", "group=64|128"),
         ("quantize(bits=4, group=16, budget_bits=3.0), calibrate-router", "tensorrt:sm90", "group=64|128"),
-        ("prune-experts, quantize(group=16, rules={'*': {'method': 'gptq', 'symmetric': False}})", "tensorrt:sm90", "symmetric=true"),
+        ("prune-experts, quantize(group=16, rules={'*': {'method': 'gptq', 'symmetric': False}})", "tensorrt:sm90", "symmetric=True"),
     ],
 )
 def test_a_target_says_what_it_takes_instead(pipeline: str, target: str, listed: str, captured: Program) -> None:
