@@ -19,7 +19,7 @@ from moec.corpus import Corpus, corpus_of, read_calibration
 from moec.coverage import verification_sizes
 from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
-from moec.examination import allowed, examine
+from moec.examination import allowed, examine, rounding
 from moec.hooks import VerifyHook
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange, choose, model_folder
@@ -212,8 +212,8 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
         if program.approximate:
             inexact = backend.deviation(program, options.target)
             own = Tolerance.of(precision) if inexact is None else Tolerance(inexact)
-            verify(source, engine, program, own, options.seed, StreamingEngine(program)).require()
-        return verify(source, engine, program, tolerance, options.seed, reference)
+            verify(source, engine, program, own, options.seed, StreamingEngine(program), precision if inexact is None else None).require()
+        return verify(source, engine, program, tolerance, options.seed, reference, rounding(precision, program))
     finally:
         engine.close()
 
@@ -239,7 +239,7 @@ def make_report(
         layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
         facts={**facts, "verified_by": str(runner(backend, options))}, built=options.build,
         calibration=given_calibration(options), refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
-        environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
+        decided=proof.decided, environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 
 
