@@ -26,7 +26,7 @@ from moec.report import Report, check_artefacts
 from moec.source import Source
 from moec.sources import open_source
 from moec.target import Target
-from moec.undecided import is_half
+from moec.undecided import Kept, is_half
 from moec.verification import Verification, verify
 
 
@@ -138,9 +138,15 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Diverg
     captured, program = made.remake(source, (keep,))
     programs = keep.programs or [("capture", captured)]
     reference, prepack = reference_of(source, captured, made.report.verify)
-    samples, _ = reach_experts(program, source, verification_sizes(source.inputs)[:2], seed)
-    engine = made.engine(prepack)
+    sizes = verification_sizes(source.inputs)[:2]
+    samples, coverage = reach_experts(program, source, sizes, seed)
+    engine, tolerance, precision = made.engine(prepack), made.tolerance(None, approximate=False), made.rounding(program)
+    reference = reference or source.reference()
     try:
-        return bisect(reference or source.reference(), programs, samples, made.tolerance(None, approximate=False), engine)
+        kept: list[Kept] | None = None
+        if is_half(precision) and coverage.loads:  # each stage may round differently
+            found = reach_decided(program, source, sizes, precision, seed, full=coverage)
+            samples, kept = (samples, None) if found.decided.problem else (found.samples, found.kept)
+        return bisect(reference, programs, samples, tolerance, engine, kept)
     finally:
         engine.close()

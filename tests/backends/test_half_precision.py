@@ -28,19 +28,14 @@ from tests.zoo import save
 
 HALF, GOAL = torch.float16, Target.parse("onnxruntime:precision=fp16")
 ONE = {"num_hidden_layers": 1}
-CHANGES = {"deepseek_v3": {**ONE, "first_k_dense_replace": 0}, "nemotron": {}}
-UPCYCLE = {"nemotron": "upcycle(experts=4, top_k=2), "}
+CHANGES = {"deepseek_v3": {**ONE, "first_k_dense_replace": 0}}
 
 
 def opened(name: str, folder: Path) -> tuple[Source, Program]:
     """A tiny model and its program in half precision, as backends take it."""
     source = moec.open_source(save(name, folder / "model", **CHANGES.get(name, ONE)))
-    return source, made(source, name)
-
-
-def made(source: Source, name: str = "") -> Program:
-    passes = Pipeline.parse(f"{UPCYCLE.get(name, '')}find-moe, fuse-moe").all_optional()
-    return passes.run(source.capture(HALF), Context(seed=0), [])[0]
+    passes = Pipeline.parse("find-moe, fuse-moe").all_optional()
+    return source, passes.run(source.capture(HALF), Context(seed=0), [])[0]
 
 
 def through_onnxruntime(program: Program, folder: Path) -> tuple[Engine, Program]:
@@ -62,16 +57,15 @@ def proof(source: Source, engine: Engine, program: Program, precision: torch.dty
     return verify(source, engine, program, Tolerance.of(HALF), precision=precision)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", "olmoe", "nemotron"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", "olmoe"])
 def test_nearly_tied_routers_are_proven(name: str, tmp_path: Path) -> None:
     source, program = opened(name, tmp_path)
     engine, program = through_onnxruntime(program, tmp_path / "engine")
     found = proof(source, engine, program)
     found.require()
     assert found.coverage.complete
-    if found.decided is not None:
-        assert not proof(source, engine, program, None).ok, "only for what differs is anything left out"
-        assert found.decided.compared > 0.5 * found.decided.tokens
+    assert found.decided is not None and found.decided.compared > 0.5 * found.decided.tokens
+    assert not proof(source, engine, program, None).ok, "tokens changed sides, which is why some are left out"
 
 
 def heavier(program: Program) -> None:
@@ -105,7 +99,7 @@ def test_tensorrts_graph_is_proven(deepseek: tuple[Source, Program], tmp_path: P
     source, program = deepseek
     found = proof(source, through_tensorrt(program, tmp_path / "engine"), program)
     found.require()
-    assert found.decided is not None and found.decided.compared > 0.5 * found.decided.tokens and found.coverage.complete
+    assert found.coverage.complete
 
 
 @pytest.mark.parametrize("spoil", [heavier, swapped, unnormalised])
