@@ -103,7 +103,8 @@ def _stage(name: str, reference: Engine, candidate: Engine, samples: Sequence[Sa
 
 
 def _worst(reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None) -> tuple[Sample, Kept | None]:
-    pairs = list(zip(samples, kept or [None] * len(samples), strict=True))
+    parts: Sequence[Kept | None] = kept or [None for _ in samples]
+    pairs = list(zip(samples, parts, strict=True))
     return max(pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation)
 
 

@@ -160,7 +160,7 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     budget = allowed(precision, options.tolerance, options.exam, approximate=True)
     sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
-    return [VerifyHook([sample], Tolerance.of(precision), budget)]
+    return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]
 
 
 def run_passes(

@@ -74,9 +74,9 @@ class Verification:
             where = ", ".join(f"{k}={v}" for k, v in failure.sizes.items())
             fix = "fix the dimension with --input name=shape:dtype, or report this with `moec compile --dump DIR`"
             raise MoecError("M101", f"{self.comparison.candidate} cannot run at {where}: {failure.reason}", where, fix)
-        self.comparison.require()
-        if self.decided is not None:
+        if self.decided is not None:  # first: of what few tokens say, a difference is no finding either
             self.decided.require(self.comparison.candidate)
+        self.comparison.require()
         if self.consistency is not None:
             self.consistency.require(self.comparison.candidate)
         if self.quality is not None:
