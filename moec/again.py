@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from moec.bisection import Divergence, bisect
 from moec.compare import Tolerance, compare
 from moec.corpus import corpus_of, read_calibration
-from moec.coverage import measure_load, reach_experts, verification_sizes
+from moec.coverage import reach_decided, reach_experts, verification_sizes
 from moec.driver import find_backend, reference_of
 from moec.engine import Backend, Engine
 from moec.errors import MoecError
-from moec.examination import allowed, calibration_of, examine
+from moec.examination import allowed, calibration_of, examine, rounding
 from moec.hooks import KeepHook
 from moec.layouts import model_folder
 from moec.pipeline import Context, Pipeline
@@ -25,6 +27,7 @@ from moec.source import Source
 from moec.sources import open_source
 from moec.staging import MANIFEST
 from moec.target import Target
+from moec.undecided import Kept, is_half
 from moec.verification import Verification, verify
 
 
@@ -64,6 +67,10 @@ class Made:
         given = asked if asked is not None else self.report.tolerance_asked
         return allowed(self.backend.precision(self.target), given, self.report.quality.exam if self.report.quality else None, approximate)
 
+    def rounding(self, program: Program) -> torch.dtype | None:
+        """See `moec.examination.rounding`."""
+        return rounding(self.backend.precision(self.target), program)
+
     def budget(self, exam: Exam) -> Exam:
         """An exam with the budget of the compile's, unless it sets one itself."""
         if exam.bounded or self.report.quality is None:
@@ -88,7 +95,7 @@ def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, 
     reference, prepack = reference_of(source, captured, made.report.verify)
     engine = made.engine(prepack)
     try:
-        proof = verify(source, engine, program, made.tolerance(tolerance, program.approximate), seed, reference)
+        proof = verify(source, engine, program, made.tolerance(tolerance, program.approximate), seed, reference, made.rounding(program))
         if exam is None or corpus is None:
             return proof
         before = captured if against is None else source.capture(made.backend.precision(made.target))
@@ -106,10 +113,15 @@ def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, 
     source = made.source()
     corpus = corpus_of(exam.text, source, model_folder(made.folder)) if exam else None
     _, program = made.remake(source)
-    samples, _ = reach_experts(program, source, verification_sizes(source.inputs), seed)
+    samples, coverage = reach_experts(program, source, verification_sizes(source.inputs), seed)
     first, second = made.engine(), other.engine()
     try:
-        comparison = compare(second, first, samples, made.tolerance(tolerance, program.approximate))
+        tolerated, decided = made.tolerance(tolerance, program.approximate), None
+        comparison = compare(second, first, samples, tolerated)
+        precision = made.rounding(program)
+        if not comparison.ok and is_half(precision) and coverage.loads:
+            found = reach_decided(program, source, verification_sizes(source.inputs), precision, seed, full=coverage)
+            comparison, coverage, decided = compare(second, first, found.samples, tolerated, found.kept), found.coverage, found.decided
         quality: Quality | None = None
         if exam is not None and corpus is not None:
             quality = examine(made.budget(exam), corpus, source, second, first, other.remake(other.source())[1], program)
@@ -117,7 +129,7 @@ def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, 
     finally:
         first.close()
         second.close()
-    return Verification(comparison, measure_load(program, samples), (), (), seed, quality=quality)
+    return Verification(comparison, coverage, (), (), seed, quality=quality, decided=decided)
 
 
 def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
@@ -127,9 +139,15 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Diverg
     captured, program = made.remake(source, (keep,))
     programs = keep.programs or [("capture", captured)]
     reference, prepack = reference_of(source, captured, made.report.verify)
-    samples, _ = reach_experts(program, source, verification_sizes(source.inputs)[:2], seed)
-    engine = made.engine(prepack)
+    sizes = verification_sizes(source.inputs)[:2]
+    samples, coverage = reach_experts(program, source, sizes, seed)
+    engine, tolerance, precision = made.engine(prepack), made.tolerance(None, approximate=False), made.rounding(program)
+    reference = reference or source.reference()
     try:
-        return bisect(reference or source.reference(), programs, samples, made.tolerance(None, approximate=False), engine)
+        kept: list[Kept] | None = None
+        if is_half(precision) and coverage.loads:  # each stage may round differently
+            found = reach_decided(program, source, sizes, precision, seed, full=coverage)
+            samples, kept = (samples, None) if found.decided.problem else (found.samples, found.kept)
+        return bisect(reference, programs, samples, tolerance, engine, kept)
     finally:
         engine.close()

@@ -158,6 +158,7 @@ def page(engine: str | Path, proof: Verification) -> str:
         "seed": proof.seed,
         "consistency": proof.consistency,
         "quality": proof.quality,
+        "decided": proof.decided,
     }
     return replace(read_report(engine), **later).to_html()
 

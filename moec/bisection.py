@@ -15,6 +15,7 @@ from moec.engine import Engine
 from moec.program import Program
 from moec.streaming import StreamingEngine
 from moec.trace import EXPERTS, MOE, cached_values, choice, module_path, module_paths, trace, trace_module
+from moec.undecided import Kept
 
 Values = dict[str, list[Tensor]]  # by a module's dotted name
 
@@ -65,8 +66,9 @@ class Divergence:
 
 
 def bisect(
-    reference: Engine, programs: Sequence[tuple[str, Program]], samples: Sequence[Sample], tolerance: Tolerance, engine: Engine | None = None
-) -> Divergence:
+    reference: Engine, programs: Sequence[tuple[str, Program]], samples: Sequence[Sample], tolerance: Tolerance, engine: Engine | None = None,
+    kept: Sequence[Kept] | None = None,
+) -> Divergence:  # fmt: skip
     """Find the first step that departs from the reference, and where in it.
 
     Args:
@@ -76,43 +78,64 @@ def bisect(
         tolerance: what may differ.
         engine: what was built from the last program. Named "the backend's lowering" in the result. When it has a method
             `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
+        kept: in half precision, what of each sample can be compared (`moec.undecided`); all of it by default.
     """
     stages: list[Stage] = []
     for k, (name, program) in enumerate(programs):
-        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance))
+        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance, kept))
         if not stages[-1].ok:
-            sample = _worst(reference, StreamingEngine(program), samples, tolerance)
+            sample, part = _worst(reference, StreamingEngine(program), samples, tolerance, kept)
             good = _outputs(programs[k - 1][1], sample) if k else _module_outputs(reference, sample)
-            return _inside(tuple(stages), good, _everything(program, sample), program, sample, tolerance)
+            return _inside(tuple(stages), good, _everything(program, sample), program, sample, tolerance, part)
     if engine is None:
         return Divergence(tuple(stages))
-    stages.append(_stage("the backend's lowering", reference, engine, samples, tolerance))
+    stages.append(_stage("the backend's lowering", reference, engine, samples, tolerance, kept))
     if stages[-1].ok:
         return Divergence(tuple(stages))
-    sample, program = _worst(reference, engine, samples, tolerance), programs[-1][1]
+    (sample, part), program = _worst(reference, engine, samples, tolerance, kept), programs[-1][1]
     good = _outputs(program, sample)
-    return _inside(tuple(stages), good, _engine_values(engine, sample, good), program, sample, tolerance)
+    return _inside(tuple(stages), good, _engine_values(engine, sample, good), program, sample, tolerance, part)
 
 
-def _stage(name: str, reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance) -> Stage:
-    result = compare(reference, candidate, samples, tolerance)
+def _stage(name: str, reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None) -> Stage:
+    result = compare(reference, candidate, samples, tolerance, kept)
     return Stage(name, result.worst.deviation, result.ok)
 
 
-def _worst(reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance) -> Sample:
-    return max(samples, key=lambda s: compare(reference, candidate, [s], tolerance).worst.deviation)
+def _worst(reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None) -> tuple[Sample, Kept | None]:
+    parts: Sequence[Kept | None] = kept or [None for _ in samples]
+    pairs = list(zip(samples, parts, strict=True))
+    return max(pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation)
 
 
-def _inside(stages: tuple[Stage, ...], good: Values, bad: Values, program: Program, sample: Sample, tolerance: Tolerance) -> Divergence:
+def _inside(
+    stages: tuple[Stage, ...], good: Values, bad: Values, program: Program, sample: Sample, tolerance: Tolerance, kept: Kept | None = None
+) -> Divergence:
     """Name the layer and the expert in the stage that was found."""
+    if kept is not None:
+        good, bad = _of_tokens(good, bad, kept)
     layer, deviation, pair = first_layer(good, bad, tolerance)
     if pair is None:
         return Divergence(stages, stages[-1].name)
     ids = _chosen(program, sample, layer)
-    if ids is None or pair[0].numel() % len(ids):
+    ids = ids[kept.rows(len(ids))] if ids is not None and kept is not None else ids
+    if ids is None or not len(ids) or pair[0].numel() % len(ids):
         return Divergence(stages, stages[-1].name, layer, deviation)
     wrong = wrong_tokens(*pair, len(ids), tolerance)
     return Divergence(stages, stages[-1].name, layer, deviation, blame(ids, wrong), int(wrong.sum()), len(ids))
+
+
+def _of_tokens(good: Values, bad: Values, kept: Kept) -> tuple[Values, Values]:
+    """The rows of kept tokens, of the values that have a row a token, in any shape; others say nothing when a token was left out."""
+    count = kept.tokens.numel()
+
+    def rows(value: Tensor) -> bool:
+        return value.dim() > 1 and (len(value) == count or value.shape[:2] == kept.tokens.shape)
+
+    def cut(values: Values) -> Values:
+        return {path: [v.reshape(count, -1)[kept.tokens.flatten()] for v in found if rows(v)] for path, found in values.items()}
+
+    return cut(good), cut(bad)
 
 
 # ---------------------------------------------------------------------- layers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from moec.decoder import without_padding
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.signature import converted
+from moec.undecided import Kept
 
 Sample = Mapping[str, Tensor]
 
@@ -112,28 +113,29 @@ class Comparison:
         raise MoecError("M101", what, f"output {w.name!r}, {self.samples} samples", "find the cause with `moec verify --bisect`")
 
 
-def compare(reference: Engine, candidate: Engine, samples: Iterable[Sample], tolerance: Tolerance) -> Comparison:
+def compare(reference: Engine, candidate: Engine, samples: Iterable[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None = None) -> Comparison:
     """Run both engines on the samples and measure the difference in each output of the reference.
 
     Everything is compared, padded positions too, except in decoders with a cache, where a row of padding may see nothing at all.
-    Raises M105 when the reference itself yields NaN or infinity.
+    With `kept`, one a sample, only what that tells to. Raises M105 when the reference itself yields NaN or infinity.
     """
     found: dict[str, list[_Difference]] = {}
     count = 0
-    for count, sample in enumerate(samples, 1):  # noqa: B007  # the count is wanted after the loop
+    for count, sample in enumerate(samples, 1):
         want, got = (engine(**converted(engine.inputs, sample)) for engine in (reference, candidate))
         for name, value in want.items():
-            found.setdefault(name, []).append(_difference(name, *_told(value, got.get(name), sample), tolerance))
+            found.setdefault(name, []).append(_difference(name, *_told(value, got.get(name), sample, kept[count - 1] if kept else None), tolerance))
     if not found:
         raise MoecError("M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this")
     outputs = tuple(_summary(name, differences, tolerance) for name, differences in found.items())
     return Comparison(reference.name, candidate.name, tolerance.deviation, count, outputs)
 
 
-def _told(want: Tensor, got: Tensor | None, sample: Sample) -> tuple[Tensor, Tensor | None]:
+def _told(want: Tensor, got: Tensor | None, sample: Sample, kept: Kept | None) -> tuple[Tensor, Tensor | None]:
     """What of two outputs is to be compared."""
-    alike = got is not None and got.shape == want.shape
-    return (without_padding(want, sample), without_padding(got, sample)) if got is not None and alike else (want, got)
+    if got is None or got.shape != want.shape:
+        return want, got
+    return (kept.of(want, sample), kept.of(got, sample)) if kept else (without_padding(want, sample), without_padding(got, sample))
 
 
 @dataclass(frozen=True)

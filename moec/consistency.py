@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from moec.compare import Sample, Tolerance
-from moec.decoder import IDS, LOGITS, MASK, cache_inputs, present_name, without_padding
+from moec.decoder import IDS, LOGITS, MASK, cache_inputs, present_name
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.undecided import Decided, Kept
 
 SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
@@ -39,11 +40,13 @@ class Consistency:
     Attributes:
         tolerance: what `deviation` may be.
         ways: each compared with one go; or, `by_call`, with the same calls of the program in PyTorch.
+        decided: in half precision, how much of the text was compared, where not all of it was.
     """
 
     tolerance: float
     ways: tuple[Way, ...]
     by_call: bool = False
+    decided: Decided | None = None
 
     @property
     def title(self) -> str:
@@ -52,8 +55,8 @@ class Consistency:
 
     @property
     def ok(self) -> bool:
-        """Whether every way says the same."""
-        return all(way.deviation <= self.tolerance for way in self.ways)
+        """Whether every way says the same, of enough tokens."""
+        return all(way.deviation <= self.tolerance for way in self.ways) and not (self.decided and self.decided.problem)
 
     def require(self, engine: str) -> None:
         """Raise M101 unless `ok`."""
@@ -62,16 +65,21 @@ class Consistency:
             than = " than the program in PyTorch" if self.by_call else ""
             what = f"{engine} says something else{than} when a text comes as {wrong.name}: max |d|/std {wrong.deviation:.2g} of {self.tolerance:g} allowed"
             raise MoecError("M101", what, f"calls of {', '.join(map(str, wrong.steps))} tokens", "report this, and compile with --no-cache meanwhile")
+        if self.decided is not None:
+            self.decided.require("one text in several ways")
 
     def __str__(self) -> str:
-        return "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}" for way in self.ways)
+        figures = "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}" for way in self.ways)
+        return f"{figures} ({self.decided.compared} of {self.decided.tokens} tokens)" if self.decided else figures
 
     def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
 
 
-def check_consistency(engine: Engine, sample: Sample, tolerance: Tolerance, program: Engine | None = None) -> Consistency:
+def check_consistency(
+    engine: Engine, sample: Sample, tolerance: Tolerance, program: Engine | None = None, kept: Kept | None = None, decided: Decided | None = None
+) -> Consistency:
     """Feed one text to a decoder in several ways.
 
     Args:
@@ -80,24 +88,26 @@ def check_consistency(engine: Engine, sample: Sample, tolerance: Tolerance, prog
         tolerance: what may differ.
         program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then every way is
             compared with the same way through it, and not with one go.
+        kept: what of the text can be compared, everything by default: two runs may choose differently near a tie. decided: its figures.
     """
     ids, mask = sample[IDS], sample[MASK]
     empty: dict[str, Tensor] = {}
-    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)
+    told = mask.bool() if kept is None else kept.tokens
+    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)[told]
     ways = []
     for name, steps in (WAYS if program is None else CALLS).items():
-        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)
-        error, spread = (_logits(engine, ids, mask, steps, empty) - want).abs(), float(want.std(correction=0)) or 1.0
+        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[told]
+        error, spread = (_logits(engine, ids, mask, steps, empty)[told] - want).abs(), float(want.std(correction=0)) or 1.0
         ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))
-    return Consistency(tolerance.deviation, tuple(ways), program is not None)
+    return Consistency(tolerance.deviation, tuple(ways), program is not None, decided)
 
 
 def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cache: Mapping[str, Tensor]) -> Tensor:
-    """Logits `[tokens that are not padding, vocabulary]` of the text fed in these steps, in float64."""
+    """Logits `[batch, sequence, vocabulary]` of the text fed in these steps, in float64."""
     found, end = [], 0
     for step in steps:
         start, end = end, end + step
         outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
         cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
         found.append(outputs[LOGITS].double())
-    return without_padding(torch.cat(found, 1), {IDS: ids, MASK: mask, **cache})
+    return torch.cat(found, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,19 @@ from torch import Tensor, fx
 
 from moec.compare import Sample
 from moec.decoder import PAST, SEQUENCE, cache_inputs
-from moec.dialect import Routing, route_reference
+from moec.dialect import Routing
 from moec.program import Input, Program, dynamic_dimensions
 from moec.source import Source
 from moec.trace import EXPERTS, MOE, choice, logits_of, module_path, moe_nodes, trace
+from moec.undecided import NOISE, Decided, Kept, hanging, is_causal, look
 
 # (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one long
 _SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
 # (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with and without a cache,
 # and a prompt long enough for the kernels that engines keep for those
 _DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (4, 5, 0), (2, 37, 0), (2, 131, 0))
+_SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
 _ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
-_NOISE = 1e-5  # of the largest logit: what rounding in float32 may add to a router's logits
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,62 @@ def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str,
     return samples, _summary(program, records, tried)
 
 
+@dataclass(frozen=True)
+class DecidedInputs:
+    """Inputs for a proof in half precision: what of each can be compared, which experts that reaches, and how much of all it is."""
+
+    samples: list[Sample]
+    kept: list[Kept]
+    coverage: Coverage
+    decided: Decided
+
+
+def reach_decided(
+    program: Program, source: Source, sizes: Sequence[Mapping[str, int]], precision: torch.dtype, seed: int = 0, tries: int = 48, full: Coverage | None = None,
+    holds: Callable[[Sample], bool] = lambda _sample: True,
+) -> DecidedInputs:  # fmt: skip
+    """`reach_experts`, where only tokens count whose experts are decided in `precision`, and that see no undecided one.
+
+    Of three seeds, an input is taken with most of its tokens; the search goes on with short texts, in which few tokens see many.
+
+    Args:
+        full: experts that inputs reach at all; one among them that no token kept reaches is counted in `Decided.lost`.
+        holds: whether the engine takes an input; others are not looked at.
+    """
+    causal = is_causal(program, source.sample(max(sizes, key=lambda s: sum(s.values())), seed))
+    noise, searched = NOISE[precision], min(sizes, key=lambda s: abs(sum(s.values()) - _SHORT))
+    found = [_most_kept(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
+    records, tried = [_Record(load, k.compared) for _, k, load in found], len(found)
+    for candidate in filter(holds, _candidates(source, searched, seed, tries)):
+        if not _missed(records):
+            break
+        kept, load = look(program, candidate, noise, causal)
+        record, tried = _Record(load, kept.compared), tried + 1
+        if record.adds_to(records):
+            found.append((candidate, kept, load))
+            records.append(record)
+    coverage = _summary(program, records, tried)
+    decided = Decided(str(precision)[6:], noise, sum(k.compared for _, k, _ in found), sum(k.total for _, k, _ in found), _lost(coverage, full))
+    return DecidedInputs([s for s, _, _ in found], [k for _, k, _ in found], coverage, decided)
+
+
+def most_decided(program: Program, source: Source, sizes: Mapping[str, int], precision: torch.dtype, seed: int) -> tuple[Sample, Kept]:
+    """A random input of these sizes, of three seeds the one of which most can be compared, and what that is."""
+    causal = is_causal(program, source.sample(sizes, seed))
+    return _most_kept(program, source, sizes, seed, NOISE[precision], causal)[:2]
+
+
+def _most_kept(program: Program, source: Source, sizes: Mapping[str, int], seed: int, noise: float, causal: bool) -> tuple[Sample, Kept, dict[str, Tensor]]:
+    samples = [source.sample(sizes, seed + attempt) for attempt in range(3)]
+    return max(((s, *look(program, s, noise, causal)) for s in samples), key=lambda found: found[1].compared)
+
+
+def _lost(coverage: Coverage, full: Coverage | None) -> int:
+    """Experts that were reached, and are not by what was kept."""
+    pairs = zip(full.loads, coverage.loads, strict=True) if full else ()
+    return sum(len(set(b.missed) - set(a.missed)) for a, b in pairs)
+
+
 def decided_sample(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> Sample:
     """A random input of these sizes; of three seeds, the one with the fewest choices of experts that hang on rounding."""
     return _decided(program, source, sizes, seed)[0]
@@ -209,16 +266,8 @@ def _run(program: Program, sample: Sample) -> _Record:
 
 
 def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
-    """How many tokens choose other experts when their logits change by what rounding may change them, in the worst direction."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = _choice_mask(logits, bias, rule)
-    noise = _NOISE * logits.abs().amax(-1, keepdim=True)
-    return int((_choice_mask(torch.where(chosen, logits - noise, logits + noise), bias, rule) != chosen).any(-1).sum())
-
-
-def _choice_mask(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
-    _, ids = route_reference(logits, bias, rule)
-    return torch.zeros(logits.shape, dtype=torch.bool).scatter(-1, ids, True)
+    """How many tokens choose other experts when their logits change by what rounding in float32 may change them, in the worst direction."""
+    return int(hanging(logits, bias, rule, NOISE[torch.float32]).sum())
 
 
 def _summary(program: Program, records: Sequence[_Record], tried: int) -> Coverage:

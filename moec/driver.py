@@ -17,7 +17,7 @@ from moec.corpus import Corpus, corpus_of, read_calibration
 from moec.coverage import verification_sizes
 from moec.engine import Backend, Engine, Refusal
 from moec.errors import MoecError
-from moec.examination import allowed, examine
+from moec.examination import allowed, examine, rounding
 from moec.hooks import VerifyHook
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange, choose, model_folder
@@ -162,7 +162,7 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     budget = allowed(precision, options.tolerance, options.exam, approximate=True)
     sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
-    return [VerifyHook([sample], Tolerance.of(precision), budget)]
+    return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]
 
 
 def run_passes(
@@ -214,8 +214,8 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
         if program.approximate:
             inexact = backend.deviation(program, options.target)
             own = Tolerance.of(precision) if inexact is None else Tolerance(inexact)
-            verify(source, engine, program, own, options.seed, StreamingEngine(program)).require()
-        return verify(source, engine, program, tolerance, options.seed, reference)
+            verify(source, engine, program, own, options.seed, StreamingEngine(program), precision if inexact is None else None).require()
+        return verify(source, engine, program, tolerance, options.seed, reference, rounding(precision, program))
     finally:
         engine.close()
 
@@ -243,7 +243,7 @@ def make_report(
         layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
         facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])}, built=options.build,
         calibration=given_calibration(options), refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
-        environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
+        decided=proof.decided, environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
     )  # fmt: skip
 
 

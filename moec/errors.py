@@ -17,6 +17,7 @@ CODES: dict[str, str] = {
     "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
     "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest.",
     "M107": "The engine's quality on the given text is outside of the error budget. No engine was published.",
+    "M108": "Half precision can't tell the model's experts apart for most tokens, or for some experts, so the engine cannot be proven by its outputs.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
     "M202": "No pass, target, preset or layout has this name.",
     "M203": "The configuration of a pass is not valid for this model.",

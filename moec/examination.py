@@ -66,3 +66,8 @@ def allowed(precision: torch.dtype, asked: float | None, exam: Exam | None, appr
     if asked is None and approximate and exam is not None and exam.bounded:
         asked = BUDGET_ON_TEXT
     return Tolerance(asked) if asked is not None else Tolerance.of(precision, approximate)
+
+
+def rounding(precision: torch.dtype, program: Program) -> torch.dtype | None:
+    """The precision by whose rounding alone an engine may differ from the untouched model; None where a budget of approximate passes decides."""
+    return None if program.approximate else precision

@@ -84,6 +84,10 @@ def _coverage(proof: Verification) -> Iterator[Case]:
         message = f"{load.reached} of {len(load.assignments)} experts reached"
         missed = f"; not reached: {', '.join(map(str, load.missed))}" if load.missed else ""
         yield Case("coverage", load.module or load.node, "skipped" if load.missed else "passed", message + missed)
+    of_text = proof.consistency.decided if proof.consistency else None
+    for name, decided in (("decided tokens", proof.decided), ("decided tokens of one text", of_text)):
+        if decided is not None:
+            yield Case("coverage", name, "failure" if decided.problem else "passed", decided.problem or str(decided))
 
 
 def _consistency(proof: Verification) -> Iterator[Case]:

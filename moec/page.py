@@ -24,6 +24,7 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
     header = ("output", "max\\|d\\|/std", "allowed", "max\\|d\\|", "mean\\|d\\|", "relative", "cosine", "top-1")
     lines += _table(header, [(o.name, *figures(o, report.comparison.tolerance)) for o in report.comparison.outputs])
+    lines += [f"- compared: {report.decided}", ""] if report.decided else []
     if report.coverage.loads:
         loads = [(load.module or load.node, f"{load.reached}/{len(load.assignments)}", _listed(load.missed)) for load in report.coverage.loads]
         lines += _table(("block", "experts reached", "not reached"), loads)
@@ -68,6 +69,8 @@ def verdict(report: Report) -> str:
     quality = report.quality
     if report.comparison.ok and quality and not quality.ok:
         return f"Not close enough to {reference}: {'; '.join(quality.problems) or 'its figures on the text are not numbers'}"
+    if report.comparison.ok and report.decided and report.decided.problem:
+        return f"Not proven: {report.decided.problem}"
     if not report.ok:
         worst = report.comparison.worst
         return f"Not equal to {reference}: {worst.name} {worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
@@ -76,7 +79,8 @@ def verdict(report: Report) -> str:
     if not report.coverage.complete:
         missed = report.coverage.total - report.coverage.reached
         return f"Equal to {reference} on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
-    return f"Equal to {reference}" + (", every expert reached" if report.coverage.loads else "")
+    where = " wherever half precision can tell experts apart" if report.decided else ""
+    return f"Equal to {reference}{where}" + (", every expert reached" if report.coverage.loads else "")
 
 
 def proof_note(report: Report) -> str:

@@ -27,6 +27,7 @@ from moec.errors import MoecError
 from moec.expert_shift import ExpertShift
 from moec.pipeline import StepReport
 from moec.quality import Exam, Quality
+from moec.undecided import Decided
 from moec.version import __version__
 
 SCHEMA = 1
@@ -56,6 +57,7 @@ class Report:
         refused: sizes that the engine cannot run although the model can, each with a reason.
         consistency: of a decoder: one text in one go against chunks and single tokens.
         quality: on a text, when one was given; its `exam` is a setting, too.
+        decided: in half precision, how many tokens the proof compared, where not all.
         calibration: the text for passes that need data, and its SHA-256; a setting.
         environment: versions and processor type.
         artefacts: the engine's files.
@@ -81,6 +83,7 @@ class Report:
     refused: tuple[dict[str, Any], ...] = ()
     consistency: Consistency | None = None
     quality: Quality | None = None
+    decided: Decided | None = None
     calibration: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
@@ -89,7 +92,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether the engine was proven equal to the untouched model within the tolerance, and keeps its budget on a text."""
-        return self.comparison.ok and (self.quality is None or self.quality.ok)
+        return self.comparison.ok and (self.quality is None or self.quality.ok) and not (self.decided and self.decided.problem)
 
     @property
     def opening(self) -> dict[str, Any]:
@@ -100,7 +103,8 @@ class Report:
         """The verdict in a line."""
         size = sum(a.size_bytes for a in self.artefacts) / 2**20
         text = f"; KL {self.quality.kl_mean:.2g} nats, perplexity x {self.quality.perplexity_ratio:.4f}" if self.quality else ""
-        return f"{'verified' if self.ok else 'DIFFERS'}: {self.comparison}; {self.coverage}{text}; {size:.1f} MiB"
+        part = f"; compared {self.decided}" if self.decided else ""
+        return f"{'verified' if self.ok else 'DIFFERS'}: {self.comparison}; {self.coverage}{part}{text}; {size:.1f} MiB"
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
@@ -207,14 +211,23 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
         "comparison": Comparison(**{**comparison, "outputs": outputs}), "coverage": Coverage(**{**coverage, "loads": loads}),
         "artefacts": tuple(Artefact(**a) for a in data["artefacts"]), "inputs": tuple(data["inputs"]),
         "steps": tuple(data["steps"]), "refused": tuple(data["refused"]), "consistency": _consistency(data.get("consistency")),
-        "quality": _quality(data.get("quality")),
+        "quality": _quality(data.get("quality")), "decided": _decided(data.get("decided")),
     }  # fmt: skip
 
 
 def _consistency(data: Mapping[str, Any] | None) -> Consistency | None:
     if data is None:
         return None
-    return Consistency(data["tolerance"], tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]), data.get("by_call", False))
+    return Consistency(
+        data["tolerance"],
+        tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]),
+        data.get("by_call", False),
+        _decided(data.get("decided")),
+    )
+
+
+def _decided(data: Mapping[str, Any] | None) -> Decided | None:
+    return None if data is None else Decided(**data)
 
 
 def _quality(data: Mapping[str, Any] | None) -> Quality | None:

@@ -25,6 +25,7 @@ LAYERS = [
     {"streaming", "walk"},
     {
         "trace",
+        "undecided",
         "compare",
         "agreement",
         "quality",

@@ -1,0 +1,124 @@
+"""Engines in half precision of models whose routers are nearly tied: right ones are proven, wrong ones are found with those tokens left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import moec
+from moec import registry
+from moec import weights as lazy
+from moec.backends.onnxruntime.engine import OnnxruntimeEngine
+from moec.backends.tensorrt.export import write_onnx
+from moec.backends.tensorrt.policy import Plan
+from moec.compare import Tolerance
+from moec.engine import Engine
+from moec.errors import MoecError
+from moec.pipeline import Context, Pipeline
+from moec.program import Program
+from moec.source import Source
+from moec.target import Target
+from moec.verification import Verification, verify
+from tests.zoo import save
+
+HALF, GOAL = torch.float16, Target.parse("onnxruntime:precision=fp16")
+ONE = {"num_hidden_layers": 1}
+CHANGES = {"deepseek_v3": {**ONE, "first_k_dense_replace": 0}}
+
+
+def opened(name: str, folder: Path) -> tuple[Source, Program]:
+    """A tiny model and its program in half precision, as backends take it."""
+    source = moec.open_source(save(name, folder / "model", **CHANGES.get(name, ONE)))
+    passes = Pipeline.parse("find-moe, fuse-moe").all_optional()
+    return source, passes.run(source.capture(HALF), Context(seed=0), [])[0]
+
+
+def through_onnxruntime(program: Program, folder: Path) -> tuple[Engine, Program]:
+    backend = registry.find("backends", GOAL.backend)()
+    program, _ = backend.legalize(GOAL).run(program, Context(seed=0), [])
+    folder.mkdir()
+    backend.build(program, GOAL, folder)
+    return backend.load(folder, GOAL), program
+
+
+def through_tensorrt(program: Program, folder: Path) -> Engine:
+    """TensorRT's graph on what stands in for it."""
+    folder.mkdir()
+    write_onnx(program, folder / "model.onnx", HALF, Plan("tensorrt-rtx", lowering="gathered"))
+    return OnnxruntimeEngine(folder, Target("onnxruntime"))
+
+
+def proof(source: Source, engine: Engine, program: Program, precision: torch.dtype | None = HALF) -> Verification:
+    return verify(source, engine, program, Tolerance.of(HALF), precision=precision)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", "olmoe"])
+def test_nearly_tied_routers_are_proven(name: str, tmp_path: Path) -> None:
+    source, program = opened(name, tmp_path)
+    engine, program = through_onnxruntime(program, tmp_path / "engine")
+    found = proof(source, engine, program)
+    found.require()
+    assert found.coverage.complete
+    assert found.decided is not None and found.decided.compared > 0.5 * found.decided.tokens
+    assert not proof(source, engine, program, None).ok, "tokens changed sides, which is why some are left out"
+
+
+def heavier(program: Program) -> None:
+    """One expert's output 4 % too large."""
+    name = str(program.nodes(torch.ops.moec.moe.default)[0].args[5].target)  # type: ignore[union-attr]
+    spoiled = program.weights[name].load().clone()
+    spoiled[5] *= 1.04
+    program.weights[name] = lazy.from_tensor(spoiled, "spoiled")
+
+
+def swapped(program: Program) -> None:
+    """Up before gate."""
+    name = str(program.nodes(torch.ops.moec.moe.default)[0].args[4].target)  # type: ignore[union-attr]
+    half = program.weights[name].shape[1] // 2
+    program.weights[name] = lazy.rowwise("swap", partial(torch.roll, shifts=half, dims=1), program.weights[name])
+
+
+def unnormalised(program: Program) -> None:
+    """Weights as the scores have them."""
+    node = program.nodes(torch.ops.moec.moe.default)[0]
+    assert node.kwargs.get("combine", "renormalize") != "scores"
+    node.kwargs = {**node.kwargs, "combine": "scores"}
+
+
+@pytest.fixture(scope="module")
+def deepseek(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, Program]:
+    return opened("deepseek_v3", tmp_path_factory.mktemp("deepseek"))
+
+
+def test_tensorrts_graph_is_proven(deepseek: tuple[Source, Program], tmp_path: Path) -> None:
+    source, program = deepseek
+    found = proof(source, through_tensorrt(program, tmp_path / "engine"), program)
+    found.require()
+    assert found.coverage.complete
+
+
+@pytest.mark.parametrize("spoil", [heavier, swapped, unnormalised])
+def test_a_wrong_engine_is_found_on_what_is_left(deepseek: tuple[Source, Program], spoil: Callable[[Program], None], tmp_path: Path) -> None:
+    source, program = deepseek
+    wrong = program.clone()
+    spoil(wrong)
+    found = proof(source, through_tensorrt(wrong, tmp_path / "engine"), program)
+    assert found.decided is not None and not found.decided.problem and not found.comparison.ok
+    with pytest.raises(MoecError, match="differs"):
+        found.require()
+
+
+def test_where_every_token_is_undecided_the_way_out_is_named(tmp_path: Path) -> None:
+    path = Path(save("qwen2_moe", tmp_path / "model", **ONE)) / "model.safetensors"
+    weights = load_file(path)
+    gate = next(n for n in weights if n.endswith("mlp.gate.weight"))
+    weights[gate] = weights[gate][:1] + 1e-4 * weights[gate]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(MoecError, match="can't tell") as error:
+        moec.compile(str(tmp_path / "model"), target=str(GOAL), out=tmp_path / "engine")
+    assert error.value.code == "M108" and error.value.exit_code == 1 and "--max-kl" in error.value.fix and not (tmp_path / "engine").exists()
