@@ -142,15 +142,27 @@ def _of_tokens(good: Values, bad: Values, kept: Kept) -> tuple[Values, Values]:
 def first_layer(good: Values, bad: Values, tolerance: Tolerance) -> tuple[str, float, tuple[Tensor, Tensor] | None]:
     """The first module, in the order in which they finish, none of whose outputs is among the candidate's values in that module.
 
-    A module inside one that agrees is passed over: what it computes was only arranged differently.
+    A module inside one that agrees is passed over: what it computes was only arranged differently. So is one, tables of a rotary embedding
+    for example, after which a module made of others agrees that stands elsewhere: what is wrong here would be wrong there.
     """
     found = {path: best for path, values in good.items() if path and (best := _closest(values, bad.get(path, []))) is not None}
     agree = {path for path, (deviation, _) in found.items() if deviation <= tolerance.deviation}
     for path, (deviation, pair) in found.items():
         parts = path.split(".")
-        if not any(".".join(parts[:n]) in agree for n in range(1, len(parts) + 1)):
+        inside = any(".".join(parts[:n]) in agree for n in range(1, len(parts) + 1))
+        if not inside and not any(_parent(other) != _parent(path) for other in _later(path, list(found)) if other in agree):
             return path, deviation, pair
     return "", 0.0, None
+
+
+def _later(path: str, order: list[str]) -> list[str]:
+    """The modules made of others that finish after one and don't hold it."""
+    after = order[order.index(path) + 1 :]
+    return [p for p in after if not path.startswith(f"{p}.") and any(q.startswith(f"{p}.") for q in order)]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _closest(wanted: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[float, tuple[Tensor, Tensor]] | None:
