@@ -21,7 +21,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 def _unpack(packed: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(8 // bits, dtype=torch.uint8, device=packed.device) * bits
-    return ((packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)).flatten(-2)
+    return (packed.unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1).flatten(-2)
 
 
 @torch.library.custom_op("moec::dequantize", mutates_args=())
@@ -44,7 +44,7 @@ def _centred(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> T
     q = _unpack(packed, bits).to(scale.dtype)
     q = q.reshape(*scale.shape, q.shape[-1] // scale.shape[-1])
     offset = float(2 ** (bits - 1)) if zero is None else zero.to(scale.dtype).unsqueeze(-1)
-    return q - offset
+    return q.sub_(offset)  # in place: q is our own, and for an expert of a large model a copy of it is half a gigabyte
 
 
 @dequantize.register_fake
