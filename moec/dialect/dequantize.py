@@ -24,6 +24,9 @@ def _unpack(packed: Tensor, bits: int) -> Tensor:
     return (packed.unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1).flatten(-2)
 
 
+BLOCK_NUMBERS = 2**24  # are unpacked at a time: beside an expert of a large model there is not room for it twice
+
+
 @torch.library.custom_op("moec::dequantize", mutates_args=())
 def dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bits: int) -> Tensor:
     """`(q - zero) * scale`, blockwise along the last dimension.
@@ -36,7 +39,15 @@ def dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bit
     Returns:
         `[..., K]` in scale's dtype. Gradients reach the scale; packed integers and zero points are constants.
     """
-    return _centred(packed, scale, zero, bits).mul_(scale.unsqueeze(-1)).flatten(-2)
+    width = packed.shape[-1] * 8 // bits
+    result = scale.new_empty((*packed.shape[:-1], width))
+    rows, parts = result.view(-1, width), [None if part is None else part.reshape(-1, part.shape[-1]) for part in (packed, scale, zero)]
+    step = max(1, BLOCK_NUMBERS // max(1, width))
+    for start in range(0, len(rows), step):
+        codes, scales, zeros = (None if part is None else part[start : start + step] for part in parts)
+        assert codes is not None and scales is not None
+        rows[start : start + step] = _centred(codes, scales, zeros, bits).mul_(scales.unsqueeze(-1)).flatten(-2)
+    return result
 
 
 def _centred(packed: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:

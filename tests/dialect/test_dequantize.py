@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,3 +58,16 @@ def test_gradients_reach_the_scale(zeros: bool) -> None:
     scale = torch.rand(2, ROWS, 2, dtype=torch.float64, requires_grad=True)
     zero = torch.ones(2, ROWS, 2, dtype=torch.uint8) if zeros else None
     assert torch.autograd.gradcheck(lambda s: dequantize(pack(numbers(4), 4), s, zero, bits=4), scale)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_it_makes_no_difference_how_much_is_unpacked_at_a_time(zeros: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    packed, scale = torch.randint(0, 256, (3, 5, 16), dtype=torch.uint8, generator=g), torch.rand(3, 5, 2, generator=g)
+    zero = torch.randint(0, 16, (3, 5, 2), generator=g).to(torch.uint8) if zeros else None
+    want = torch.ops.moec.dequantize(packed, scale, zero, bits=4)
+    for numbers in (1, 64, 7 * 32):
+        monkeypatch.setattr(sys.modules["moec.dialect.dequantize"], "BLOCK_NUMBERS", numbers)
+        assert torch.equal(torch.ops.moec.dequantize(packed, scale, zero, bits=4), want)
+    assert not torch.equal(torch.ops.moec.dequantize(packed, scale.flip(1), zero, bits=4), want)
+    assert torch.ops.moec.dequantize(packed[:0], scale[:0], None, bits=4).shape == (0, 5, 32)
