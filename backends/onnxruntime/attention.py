@@ -81,10 +81,10 @@ def why_plain(block: Attention) -> str:
 
 # ---------------------------------------------------------------------- long prompts
 def _is_long_prompt(emit: Emitter, block: Attention) -> ir.Value:
-    new, total = (emit("Shape", v, start=2, end=3) for v in (block.query, block.key))
-    long, lengths = emit("GreaterOrEqual", new, emit.constant([PROMPT])), [_length(v) for v in (block.query, block.key)]
-    if lengths[0] is None or lengths[0] != lengths[1]:  # there may be a cache
-        long = emit("And", emit("Equal", new, total), long)
+    new = emit("Shape", block.query, start=2, end=3)
+    long, length = emit("GreaterOrEqual", new, emit.constant([PROMPT])), _length(block.query)
+    if length is None or length != _length(block.key):  # there may be a cache
+        long = emit("And", emit("Equal", new, emit("Shape", block.key, start=2, end=3)), long)
     return emit("Squeeze", long)
 
 

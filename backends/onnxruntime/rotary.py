@@ -61,11 +61,16 @@ def _repeats(table: ir.Value) -> bool:
     """Whether the second half of a table's rows is their first half once more, as its making shows."""
     node = table.producer()
     while node is not None and node.op_type in ("Cast", "Cos", "Sin", "Mul"):
-        parts = [v for v in node.inputs if v is not None and (v.const_value is None or v.const_value.size != 1)]
+        parts = _varying(node)
         if len(parts) != 1:
             return False
         node = parts[0].producer()
     return node is not None and node.op_type == "Concat" and len(node.inputs) == 2 and node.inputs[0] is node.inputs[1]
+
+
+def _varying(node: ir.Node) -> list[ir.Value]:
+    """A node's inputs that are more than one constant number."""
+    return [v for v in node.inputs if v is not None and (v.const_value is None or v.const_value.size != 1)]
 
 
 def _half(op: Any, table: Any) -> Any:
@@ -73,8 +78,8 @@ def _half(op: Any, table: Any) -> Any:
     node = table.producer()
     if node.op_type == "Concat":
         return node.inputs[0]
-    at = next(n for n, v in enumerate(node.inputs) if v is not None and (v.const_value is None or v.const_value.size != 1))
-    inputs = [_half(op, v) if n == at else v for n, v in enumerate(node.inputs)]
+    (table,) = _varying(node)  # `_repeats` has seen that it is one
+    inputs = [_half(op, v) if v is table else v for v in node.inputs]
     return getattr(op, node.op_type)(*inputs, **{a.name: a for a in node.attributes.values()})
 
 
