@@ -1,13 +1,13 @@
 """Decoders on this machine's CPU: moec's engine beside PyTorch, transformers' exporter, onnxruntime-genai's builder and llama.cpp.
 
-usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 7] [--patience 1] [--json] [--save]
+usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 7] [--patience 1] [--limit 600] [--json] [--save]
 
 Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and its dense twin. `prefill` is a prompt of
 512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a second, greedy, the same text for everybody.
 
 Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. A ratio is the median over
 the rounds of (that contestant's time / moec's): above 1, moec is faster. Each contestant's logits are compared with eager's; one that is
-wrong by more than 1 % of their standard deviation has no figures. One that is not installed is named with the reason.
+wrong by more than 1 % of their standard deviation has no figures. One that is not installed, or not ready in time, is named with the reason.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def worker(pipe: Any, who: str, folder: Path) -> None:
     """Serve one contestant: (what, ids, tokens to feed) in, (seconds, last logits) out."""
     import torch
 
+    tempfile.tempdir = str(folder.parent)  # what it writes is removed with the model
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():
         try:
             prefill, step = CONTESTANTS[who](folder)
@@ -57,15 +58,19 @@ def worker(pipe: Any, who: str, folder: Path) -> None:
 
 
 class Contestant:
-    """A process that runs one implementation; `problem` says why it cannot."""
+    """A process that runs one implementation; `problem` says why it cannot. It has `limit` seconds to get ready."""
 
-    def __init__(self, who: str, folder: Path) -> None:
+    def __init__(self, who: str, folder: Path, limit: float = 600.0) -> None:
         context = multiprocessing.get_context("spawn")
         self.who, (self.pipe, other) = who, context.Pipe()
         self.process = context.Process(target=worker, args=(other, who, folder), daemon=True)
         self.process.start()
         other.close()
-        self.problem = self._receive()
+        if self.pipe.poll(limit):
+            self.problem = self._receive()
+        else:
+            self.problem = f"not ready after {limit:.0f} s"
+            self.process.kill()
 
     def _receive(self) -> Any:
         try:
@@ -144,26 +149,28 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants besides moec and eager")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/decoder_cpu.json and .md")
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "rows": []}
     for name in options.case:
-        folder = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "model"
-        CASES[name].save(folder)
-        unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
-        wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
-        people, absent = {}, {}
-        for who in wanted:
-            person = Contestant(who, folder)
-            if person.problem:
-                absent[who] = person.problem
-            else:
-                people[who] = person
-            print(f"{name}: {who} {person.problem or 'is ready'}", file=sys.stderr)
-        report["rows"] += rows_of(name, *measure(people, options.rounds, options.patience), absent)
-        for person in people.values():
-            person.close()
+        with tempfile.TemporaryDirectory(prefix="moec-bench-") as temporary:
+            folder = Path(temporary) / "model"
+            CASES[name].save(folder)
+            unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
+            wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
+            people, absent = {}, {}
+            for who in wanted:
+                person = Contestant(who, folder, options.limit)
+                if person.problem:
+                    absent[who] = person.problem
+                else:
+                    people[who] = person
+                print(f"{name}: {who} {person.problem or 'is ready'}", file=sys.stderr)
+            report["rows"] += rows_of(name, *measure(people, options.rounds, options.patience), absent)
+            for person in people.values():
+                person.close()
     if options.save:
         RESULTS.joinpath("decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("decoder_cpu.md").write_text(table(report) + "\n")

@@ -1,6 +1,6 @@
 """Mixture-of-experts blocks on this machine's CPU: moec's two formulations beside PyTorch's, transformers' and the memory's speed.
 
-usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 16 128 1024] [--seconds 20] [--patience 1] [--json] [--save]
+usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1] [--json] [--save]
 
 Two blocks, SwiGLU in float32, random weights: A is Mixtral's (hidden 1024, 8 experts of 2048, top-2), B is Qwen3-MoE's (hidden 1024,
 64 experts of 512, top-8). Each stands in a one-layer model of transformers whose attention is one head of 16, so that the block is
@@ -8,8 +8,8 @@ nearly all of it. Every row times the whole model, from token ids and an attenti
 rows run (or compile, for each shape anew) the model's own forward without a cache. Every output is compared with the untouched model's.
 
 Every contestant lives in a process of its own, with every core, and only one works at a time. In each round all of them get the same
-fresh tokens in rotating order, after the caches were flushed. There are two sittings, the second with processes made in the opposite
-order: who comes first may have slower memory for as long as it lives. Milliseconds are medians of all rounds; a ratio is the median over the
+fresh tokens in rotating order, after the caches were flushed. There are several sittings, every other with processes made in the opposite
+order: whose memory is where makes 10 % for as long as a process lives. Milliseconds are medians of all rounds; a ratio is the median over the
 rounds of (that contestant's time / the best of moec's two in this case): above 1, moec is faster. `read` is the time to sum as many
 bytes as the weights of the experts that were chosen have: no implementation in float32 can take less.
 """
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants besides moec's two, read and reference")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case and number of tokens")
+    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
     parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_cpu.json and .md")
@@ -189,10 +190,10 @@ def main() -> None:
     for name in options.case:
         wanted = [who for who in CONTESTANTS if who in (*options.only, *OURS, "read", "reference")]
         found: dict[int, list[dict[str, Any]]] = {tokens: [] for tokens in options.tokens}
-        for order in (wanted, wanted[::-1]):
+        for order in [wanted, wanted[::-1]] * (options.sittings // 2) + [wanted] * (options.sittings % 2):
             people = {who: Contestant(who, CASES[name], options.patience) for who in order}
             for tokens in options.tokens:
-                found[tokens].append(measure(CASES[name], tokens, people, flush, options.seconds / 2))
+                found[tokens].append(measure(CASES[name], tokens, people, flush, options.seconds / options.sittings))
                 print(f"{name} {CASES[name].title}, {tokens} tokens: done", file=sys.stderr)
             for person in people.values():
                 person.close()

@@ -176,6 +176,7 @@ def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
             if part is not None:
                 whole[at : at + len(piece)] = part
         at += len(piece)
+        del piece  # the next one is read beside it otherwise
     return [whole.reshape(stop - start, *inner, n) for whole, n in zip(found, columns, strict=True)]
 
 

@@ -29,7 +29,7 @@ class OnnxruntimeEngine(Engine):
     Args:
         folder: where `model.onnx` lies.
         target: its device chooses the execution provider; the option `threads` sets the intra-op threads (default: all cores).
-        prepack: let the runtime copy weights into its kernels' own layout; without it they stay memory-mapped.
+        prepack: let the runtime copy weights into its kernels' own layout; without it see `_stay_small`.
     """
 
     def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
@@ -75,11 +75,22 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = int(target.options.get("threads", 0))
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+    left_out = None if prepack else _stay_small(options, ort)
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=left_out)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise MoecError("M106", f"ONNX Runtime cannot load the engine: {reason[:300]}", str(path), "compile it again") from error
+
+
+def _stay_small(options: Any, ort: Any) -> list[str]:
+    """Let weights stay memory-mapped and keep nothing that is made of them; returns the optimizers to leave out.
+
+    Folding would hold every step of unpacking a matrix until the last is done, the default order would unpack all of them first, and
+    each thread unpacks an expert of its own.
+    """
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.intra_op_num_threads = options.intra_op_num_threads or 1
+    return ["ConstantFolding"]

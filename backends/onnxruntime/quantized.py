@@ -153,9 +153,8 @@ def _drop_transposes(graph: ir.Graph, weight: ir.Value) -> None:
 
 def _compute(emit: Emitter, node: ir.Node) -> None:
     packed, scale, zero = (*node.inputs, None)[:3]
-    assert packed is not None and packed.shape is not None and scale is not None and scale.shape is not None and scale.dtype is not None
+    assert packed is not None and packed.shape is not None and scale is not None and scale.shape is not None
     bits, groups = node.attributes.get_int("bits"), [int(d) for d in scale.shape if isinstance(d, int)]
     depth = int(packed.shape[-1]) * 8 // bits  # type: ignore[arg-type]
     numbers = emit_numbers(emit, packed, bits, [*groups, depth // groups[-1]])
-    zeros = emit.number(2.0 ** (bits - 1), scale.dtype) if zero is None else zero
-    emit.replace(emit_formula(emit, numbers, scale, zeros, [*groups[:-1], depth]))
+    emit.replace(emit_formula(emit, numbers, scale, zero, bits, [*groups[:-1], depth]))

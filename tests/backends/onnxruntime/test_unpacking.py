@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 import pytest
 import torch
 
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.packed import Quantized
+from moec.backends.onnxruntime.engine import MODEL_FILE, OnnxruntimeEngine
 from moec.backends.onnxruntime.quantized import emit_product, kernel_inputs
 from moec.backends.onnxruntime.unpacking import told, unpack_products
 from moec.dialect import Routing
+from moec.target import Target
 from moec.weights import from_tensor
 from tests.backends.onnxruntime.blocks import Experts, error, lowered, moe_model, run, tokens, value
 from tests.backends.onnxruntime.rounding import meant, quantize_model, rounded
@@ -53,7 +57,16 @@ def test_in_branches(optimize_for: str) -> None:
         setattr(e, name, weight)
     model, _ = lowered(model, optimize_for)
     assert any(n.op_type == "If" for n in model.graph) and unpack_products(model) == 20 * (2 if optimize_for == "latency" else 3)
+    assert [f.name for f in model.functions.values()] == ["Unpack8WithZeros"], "said once, not for every matrix"
     assert error(run(model, x=x), torch.ops.moec.moe(x, e.router, None, None, *e.tensors, top_k=2)) < 1e-5
+
+
+def test_a_session_that_stays_small_gives_the_same(tmp_path: Path) -> None:
+    model, weight = product(8, True)
+    unpack_products(model)
+    ir.save(model, tmp_path / MODEL_FILE)
+    engine = OnnxruntimeEngine(tmp_path, Target("onnxruntime"), prepack=False)
+    assert error(engine(x=X)["y"], X @ weight.T) < 1e-5 < 0.1 < error(engine(x=X)["y"], X @ weight.flip(1).T)
 
 
 def test_what_is_said() -> None:
