@@ -1,6 +1,6 @@
 """Decoders with weights of 4 bits on this machine's CPU: moec's engines beside its float32 one, and beside other tools' quantized exports.
 
-usage: python benchmarks/quantized_decoder_cpu.py [--case moe dense] [--only "llama.cpp q4_0" …] [--rounds 7] [--patience 1] [--json] [--save]
+usage: python benchmarks/quantized_decoder_cpu.py [--case moe dense] [--only "llama.cpp q4_0" …] [--rounds 7] [--patience 1] [--limit 600] [--json] [--save]
 
 Models, processes and rounds are those of `decoder_cpu.py`; what is timed is the median of 24 tokens after a prompt of 64, at batch 1. moec
 quantizes by `quantize(bits=4, group=64)`: experts and linear layers 4 bits, the tied head 8, routers as they are. `rounded` engines round
@@ -78,8 +78,10 @@ def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
 
 def reader(folder: Path, pipeline: str = "") -> Run:
     """Summing as many bytes as a token needs, always others of as many as the model has."""
-    program, config = quantized(folder, pipeline), json.loads((folder / "config.json").read_text())
-    share = config.get("num_experts_per_tok", 1) / config.get("num_experts", 1)
+    from transformers import AutoConfig
+
+    program, config = quantized(folder, pipeline), AutoConfig.from_pretrained(folder)
+    share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_experts", 1)
     weights = {id(w): (n, w.size_bytes) for n, w in program.weights.items()}.values()
     active = int(sum(size * (share if ".experts." in name else 1) for name, size in weights)) // 4
     memory, state = torch.ones(max(active, sum(size for _, size in weights) // 4)), {"at": 0}
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PEOPLE), default=list(PEOPLE), help="contestants besides moec's two, eager and the readers")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quantized_decoder_cpu.json and .md")
     options = parser.parse_args()
@@ -170,7 +173,7 @@ def main() -> None:
             unfit = MOE_ONLY if name == "dense" else (*DENSE_ONLY, "genai builder int4", "genai builder int4 exact")
             wanted = [who for who in PEOPLE if who not in unfit and who in (*options.only, *BASES, "eager", "read")]
             with ThreadPoolExecutor(2) as pool:  # they get ready beside each other, and work one at a time
-                people = dict(zip(wanted, pool.map(partial(Contestant, folder=folder), wanted), strict=True))
+                people = dict(zip(wanted, pool.map(partial(Contestant, folder=folder, limit=options.limit), wanted), strict=True))
             absent = {who: person.problem for who, person in people.items() if person.problem}
             ready = {who: person for who, person in people.items() if not person.problem}
             print(f"{name}: ready are {', '.join(ready)}; {absent or 'nobody is missing'}", file=sys.stderr)
