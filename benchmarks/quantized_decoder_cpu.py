@@ -98,6 +98,7 @@ PEOPLE: dict[str, Callable[[Path], Run]] = {
     "moec int4": partial(engine, pipeline=INT4),
     "moec int4 rounded": partial(engine, pipeline=INT4, accuracy="int8"),
     "moec int4 rounded, like builder": partial(engine, pipeline=LIKE_BUILDER, accuracy="int8"),
+    "moec int4, like builder": partial(engine, pipeline=LIKE_BUILDER),
     "genai builder int4": lambda folder: decoder_contestants.genai(folder, True, "int4"),
     "genai builder int4 exact": lambda folder: decoder_contestants.genai(folder, True, "int4", "accuracy_level=1"),
     "OnnxExporter int8": lambda folder: decoder_contestants.transformers_engine(folder, int8=True),
