@@ -158,11 +158,13 @@ def test_the_context_ends_a_text(engine: Engine) -> None:
     assert text(engine, padded, mask, context=17).shape == (1, 5)  # padding takes no room
 
 
-def refused(attempt: Any, what: str, code: str = "M211") -> None:
+def refused(attempt: Any, what: str, code: str = "M211") -> str:
+    """The code of the error, after checks of what was wrong and that three lines say it."""
     with pytest.raises(MoecError) as error:
         attempt()
     assert error.value.code == code and what in error.value.what, error.value
     assert error.value.exit_code == 2 and len(str(error.value).splitlines()) == 3
+    return error.value.code
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def refused(attempt: Any, what: str, code: str = "M211") -> None:
     ids=["one dimension", "int32", "nothing", "mask of another length", "an empty row"],
 )
 def test_prompts_of_another_form_are_refused(engine: Engine, ids: Tensor, mask: Tensor | None) -> None:
-    refused(lambda: generate(engine, ids, mask), "ids and mask are")
+    assert refused(lambda: generate(engine, ids, mask), "ids and mask are") == "M211"
 
 
 def test_other_nonsense_is_refused(engine: Engine) -> None:
@@ -188,7 +190,7 @@ def test_other_nonsense_is_refused(engine: Engine) -> None:
         refused(lambda wrong=wrong: Sampling(**wrong), "", "M201")
     encoder = Indirect(engine)
     encoder.inputs = encoder.inputs[:2]
-    refused(lambda: generate(encoder, IDS, MASK), "it writes no text")
+    assert refused(lambda: generate(encoder, IDS, MASK), "it writes no text") == "M211"
 
 
 def caches(engine: Engine, batch: int = 2, past: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

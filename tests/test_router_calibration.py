@@ -80,7 +80,12 @@ def test_nothing_behind_the_last_choice_is_computed(programs: tuple[Program, Pro
 
 
 def test_no_block_is_no_work(programs: tuple[Program, Program]) -> None:
-    calibrate(programs[1], programs[0], [], samples(1, 0), samples(1, 1), SETTINGS)
+    reads, without = list[str](), [p.clone() for p in programs]
+    for program in without:
+        for name, weight in program.weights.items():
+            program.weights[name] = replace(weight, read=lambda _start, _stop, name=name: reads.append(name))
+    calibrate(without[1], without[0], [], samples(1, 0), samples(1, 1), SETTINGS)
+    assert reads == []
 
 
 def test_how_many_logits_count(programs: tuple[Program, Program]) -> None:

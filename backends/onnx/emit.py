@@ -13,6 +13,7 @@ from moec.backends.onnx.tensors import WeightTensor, add_initializer
 from moec.weights import Weight
 
 MICROSOFT = "com.microsoft"
+DOMAIN = "moec"  # of the dialect's operators, and of functions of a model
 
 
 def take_place(new: ir.Value, old: ir.Value) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.backends.onnx.block import INPUTS, Block, read
-from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
 from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.signs import distinct, nonnegative
 from moec.backends.onnxruntime.grouped import FLAT, branches, emit_grouped
@@ -23,8 +23,6 @@ from moec.backends.onnxruntime.kernel import emit_native, emit_portable, is_nati
 from moec.backends.onnxruntime.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.routing import emit_choice, emit_logits
 from moec.backends.onnxruntime.widths import WIDE, emit_each_width
-
-DOMAIN = "moec"
 
 
 def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False) -> list[dict[str, Any]]:

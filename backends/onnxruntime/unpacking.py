@@ -13,9 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnx.emit import MICROSOFT, Emitter, take_place
+from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter, take_place
 
-DOMAIN = "moec"
 EXACT_BITS = 4  # the one width with an exact product on the CPU that reads packed bytes
 UNPACKED = "MatMul, unpacked when loaded"
 Emit: TypeAlias = "Emitter | _Body"
@@ -67,16 +66,18 @@ def told(facts: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
 def _matrix(model: ir.Model, product: ir.Node, place: ir.Node) -> ir.Value:
     """A product's matrix `[out, in]`, made in front of a node of the main graph, where branches see it too."""
     parts = [v for v in product.inputs[1:4] if v is not None]
-    function = _function(product.attributes.get_int("bits"), len(parts) > 2, model.opset_imports[""])
-    model.functions[function.identifier()] = function
-    model.opset_imports[DOMAIN] = 1
-    call = ir.node(function.name, parts, domain=DOMAIN, name=f"{parts[0].name}/unpacked")
+    bits, zero_points = product.attributes.get_int("bits"), len(parts) > 2
+    name = f"Unpack{bits}{'WithZeros' if zero_points else ''}"
+    if (DOMAIN, name, "") not in model.functions:
+        function = _function(name, bits, zero_points, model.opset_imports[""])
+        model.functions[function.identifier()], model.opset_imports[DOMAIN] = function, 1
+    call = ir.node(name, parts, domain=DOMAIN, name=f"{parts[0].name}/unpacked")
     call.outputs[0].name = call.name
     model.graph.insert_before(place, call)
     return call.outputs[0]
 
 
-def _function(bits: int, zero_points: bool, opset: int) -> ir.Function:
+def _function(name: str, bits: int, zero_points: bool, opset: int) -> ir.Function:
     """`(blocks [out, groups, bytes], scales [out, groups], zeros [out, bytes]?) -> [out, in]` for any sizes and dtype of the scales."""
     blocks, scale, zero = inputs = [ir.Value(name=name) for name in ("blocks", "scales", "zeros")]
     emit, zeros = _Body(opset), None
@@ -86,7 +87,7 @@ def _function(bits: int, zero_points: bool, opset: int) -> ir.Function:
     matrix = emit_formula(emit, emit_numbers(emit, blocks, bits, [0, 0, -1]), scale, zeros, bits, [0, -1])
     emit.graph.inputs.extend(inputs if zero_points else inputs[:2])
     emit.graph.outputs.append(matrix)
-    return ir.Function(DOMAIN, f"Unpack{bits}{'WithZeros' if zero_points else ''}", graph=emit.graph, attributes=())
+    return ir.Function(DOMAIN, name, graph=emit.graph, attributes=())
 
 
 class _Body:

@@ -57,7 +57,7 @@ def proof(source: Source, engine: Engine, program: Program, precision: torch.dty
     return verify(source, engine, program, Tolerance.of(HALF), precision=precision)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", "olmoe"])
 def test_nearly_tied_routers_are_proven(name: str, tmp_path: Path) -> None:
     source, program = opened(name, tmp_path)
     engine, program = through_onnxruntime(program, tmp_path / "engine")
