@@ -197,8 +197,9 @@ def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iter
 def lay_out(source: Source, program: Program, options: Options, backend: Backend, folder: Path) -> None:
     """Put the model's own files beside a built engine, and lay the folder out for the software that is to run it."""
     write_companions(source, folder)
-    outputs = backend.outputs(folder)
-    arrange(options.layout or "plain", folder, program.inputs, outputs, describe(source), options.target.device or "cpu")
+    outputs, target = backend.outputs(folder), options.target
+    threads = int(target.options.get("threads", 0))
+    arrange(options.layout or "plain", folder, program.inputs, outputs, describe(source), target.device or "cpu", threads)
 
 
 def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:

@@ -33,7 +33,7 @@ def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possi
     return layout or ("plain" if reason else "genai")
 
 
-def arrange(layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> None:
+def arrange(layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu", threads: int = 0) -> None:
     """Write and move files so that `folder`, which holds an engine and the files beside it, is laid out for its clients.
 
     Args:
@@ -42,9 +42,10 @@ def arrange(layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequenc
         inputs, outputs: the engine's signature.
         facts: the model's.
         device: `cpu` or `cuda`, where the engine is to run.
+        threads: how many the target asks for; 0 is one for each core.
     """
     if layout == "genai":
-        genai.write(folder, inputs, outputs, facts, device)
+        genai.write(folder, inputs, outputs, facts, device, threads)
     elif layout == "triton":
         triton.write(folder, inputs, outputs, facts, device)
 

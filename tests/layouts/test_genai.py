@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,11 @@ def decoder_inputs(layers: int = 2, value_width: int = 8) -> tuple[Input, ...]:
 
 # ---------------------------------------------------------------------- the file
 def test_the_config_names_the_engines_own_inputs_and_searches_greedily() -> None:
-    made = config(decoder_inputs(), ["logits"], replace(FACTS, sampling={"temperature": 0.6, "min_p": 0.1}), device="cuda")
+    made = config(decoder_inputs(), ["logits"], replace(FACTS, sampling={"temperature": 0.6, "min_p": 0.1}), device="cuda", threads=4)
     decoder = made["model"]["decoder"]
     assert decoder["inputs"]["past_key_names"] % 1 == "past_key_values.1.key" and decoder["outputs"]["present_value_names"] % 0 == "present.0.value"
     assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (8, 2, 2)
-    assert "position_ids" not in decoder["inputs"] and decoder["session_options"]["provider_options"] == [{"cuda": {}}]
+    assert "position_ids" not in decoder["inputs"] and decoder["session_options"] == {"intra_op_num_threads": 4, "provider_options": [{"cuda": {}}]}
     assert made["search"] == {"do_sample": False, "num_beams": 1, "max_length": 128, "past_present_share_buffer": False, "temperature": 0.6}
 
 
@@ -108,6 +111,22 @@ def test_greedy_text_is_transformers_own(name: str, lengths: tuple[int, ...], de
     assert len({token for text in want for token in text}) > 2
 
 
+def test_it_takes_as_many_threads_as_the_config_says(speaking_engine: Path, tmp_path: Path) -> None:
+    """Its own default is half of the machine's: the number that is written must reach it."""
+    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    copy = Path(shutil.copytree(speaking_engine, tmp_path / "engine"))
+    made = json.loads((copy / "genai_config.json").read_text())
+    assert made["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0
+    script = "import onnxruntime_genai as og, os, sys; before = len(os.listdir('/proc/self/task')); model = og.Model(sys.argv[1]); "
+    script += "print(len(os.listdir('/proc/self/task')) - before)"
+    begun = []
+    for threads in (1, 3):
+        made["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+        (copy / "genai_config.json").write_text(json.dumps(made))
+        begun.append(int(subprocess.run([sys.executable, "-c", script, copy], capture_output=True, text=True, check=True).stdout))
+    assert begun[1] - begun[0] == 2
+
+
 def test_another_model_says_something_else(speaking: Path, speaking_engine: Path) -> None:
     asked = prompts(5, 9, 3)
     assert generate(speaking_engine, asked) != expected(speaking, asked, spoil=True)
@@ -115,8 +134,6 @@ def test_another_model_says_something_else(speaking: Path, speaking_engine: Path
 
 def test_a_config_with_another_padding_token_says_something_else(speaking: Path, speaking_engine: Path, tmp_path: Path) -> None:
     """The twin of the masks: with padding that is taken for text, batches differ."""
-    import shutil
-
     copy = Path(shutil.copytree(speaking_engine, tmp_path / "engine"))
     made = json.loads((copy / "genai_config.json").read_text())
     made["model"]["pad_token_id"] = 95
