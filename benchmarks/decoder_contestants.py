@@ -6,6 +6,7 @@ appends one token and returns the next logits, both as numpy `[vocabulary]`.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,16 @@ import torch
 
 Run = tuple[Callable[[Any], Any], Callable[[int], Any]]
 VOCABULARY = 32_000
+
+
+def once(folder: Path, name: str, make: Callable[[Path], Any]) -> Path:
+    """What `make` writes to a path, beside the model and only once: the processes of another sitting find it there."""
+    path = folder.with_name(name)
+    if not path.exists():
+        beside = Path(tempfile.mkdtemp(prefix="moec-bench-")) / name
+        make(beside)
+        beside.rename(path)
+    return path
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,7 @@ def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
     import moec
     from moec.generation import continuation
 
-    out = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"
-    moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain")
+    out = once(folder, f"moec-{optimize_for}", lambda out: moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain"))
     engine, state = moec.load(out), {}
 
     def step(ids: torch.Tensor) -> Any:
@@ -123,13 +133,15 @@ def transformers_engine(folder: Path, int8: bool = False) -> Run:
     from transformers import exporters
     from transformers.exporters import exporter_onnx
 
-    exporter: Any = exporter_onnx
-    ids = torch.arange(3, 12)[None]
-    quantizer = {"quantizer": exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig())} if int8 else {}
-    config = exporter.OnnxConfig(dynamic=True, ort_fusions="cpu", **quantizer)
-    exported = exporter.OnnxExporter().export_for_generation(load(folder), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
-    out = tempfile.mkdtemp(prefix="moec-bench-")
-    exported.save_pretrained(out)
+    def export(out: Path) -> None:
+        exporter: Any = exporter_onnx
+        ids = torch.arange(3, 12)[None]
+        quantizer = {"quantizer": exporters.OnnxRuntimeQuantizer(exporters.OnnxRuntimeDynamicConfig())} if int8 else {}
+        config = exporter.OnnxConfig(dynamic=True, ort_fusions="cpu", **quantizer)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        exporter.OnnxExporter().export_for_generation(load(folder), inputs, config=config).save_pretrained(out)
+
+    out = once(folder, "transformers-int8" if int8 else "transformers", export)
     sessions = {name: ort.InferenceSession(f"{out}/{name}.onnx", providers=["CPUExecutionProvider"]) for name in ("prefill", "decode")}
     names = [o.name.replace("output.", "input.") for o in sessions["decode"].get_outputs()]
     state: dict[str, Any] = {}
@@ -154,17 +166,23 @@ def genai(folder: Path, builder: bool, precision: str = "fp32", *options: str) -
     """onnxruntime-genai, on the model of its own builder (`options` are its own) or on moec's engine."""
     import onnxruntime_genai as og
 
-    out = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"
-    if builder:
+    def build(out: Path) -> None:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", out, "-p", precision, "-e", "cpu", "-c", out.parent]
         command += ["--extra_options", *options] if options else []
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    else:
+        path = out / "genai_config.json"  # every core for everybody: its runtime's default is half of them
+        config = json.loads(path.read_text())
+        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = 0
+        path.write_text(json.dumps(config))
+
+    def compile_(out: Path) -> None:
         import moec
 
         moec.compile(str(folder), out=out)
+
+    out = once(folder, "-".join(["builder", precision, *options]), build) if builder else once(folder, "moec-genai", compile_)
     model, state = og.Model(str(out)), {}
 
     def prefill(ids: Any) -> Any:
@@ -186,9 +204,8 @@ def llama_cpp(folder: Path, q4: bool = False) -> Run:
     from gguf_of_folder import quantize_gguf, write_gguf
     from llama_cpp import Llama
 
-    path = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "model.gguf"
-    write_gguf(folder, path)
-    path = quantize_gguf(path) if q4 else path
+    full = once(folder, "model.gguf", lambda out: write_gguf(folder, out))
+    path = once(folder, "model-q4.gguf", lambda out: quantize_gguf(full, out)) if q4 else full
     cores = os.cpu_count() or 1
     model = Llama(
         str(path), n_ctx=640, n_batch=512, n_ubatch=512, n_threads=cores, n_threads_batch=cores, type_k=0, type_v=0, logits_all=False, verbose=False

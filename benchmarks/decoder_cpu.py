@@ -1,12 +1,13 @@
 """Decoders on this machine's CPU: moec's engine beside PyTorch, transformers' exporter, onnxruntime-genai's builder and llama.cpp.
 
-usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 7] [--patience 1] [--limit 600] [--json] [--save]
+usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 4] [--sittings 2] [--patience 1] [--limit 600] [--json] [--save]
 
 Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and its dense twin. `prefill` is a prompt of
 512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a second, greedy, the same text for everybody.
 
-Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. A ratio is the median over
-the rounds of (that contestant's time / moec's): above 1, moec is faster. Each contestant's logits are compared with eager's; one that is
+Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. There are several sittings,
+every other with processes made in the opposite order: those made first have slower memory. A ratio is the median over the rounds of all
+sittings of (that contestant's time / moec's): above 1, moec is faster. Each contestant's logits are compared with eager's; one that is
 wrong by more than 1 % of their standard deviation has no figures. One that is not installed, or not ready in time, is named with the reason.
 """
 
@@ -91,10 +92,13 @@ class Contestant:
         self.process.join()
 
 
-def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+Times = dict[str, dict[str, list[float]]]
+
+
+def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tuple[Times, dict[str, float]]:
     """Seconds of the prompt and of a token, round by round, and each contestant's error against eager."""
     rng = np.random.default_rng(0)
-    times: dict[str, dict[str, list[float]]] = {who: {"prefill": [], "decode": []} for who in people}
+    times: Times = {who: {"prefill": [], "decode": []} for who in people}
     errors = dict.fromkeys(people, 0.0)
     for n in range(-1, rounds):  # round -1 warms up and compiles
         text = rng.integers(3, VOCABULARY, (1, PROMPT))
@@ -113,7 +117,31 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tupl
     return times, errors
 
 
-def rows_of(case: str, times: dict[str, dict[str, list[float]]], errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
+def compete(case: str, folder: Path, wanted: list[str], options: argparse.Namespace) -> tuple[Times, dict[str, float], dict[str, str]]:
+    """All sittings of one case: times, errors, and why somebody is absent."""
+    times: Times = {}
+    errors: dict[str, float] = {}
+    absent: dict[str, str] = {}
+    for sitting in range(options.sittings):
+        people: dict[str, Contestant] = {}
+        for who in wanted[::-1] if sitting % 2 else wanted:
+            person = Contestant(who, folder, options.limit) if who not in absent else None
+            if person is not None and person.problem:
+                absent[who] = person.problem
+            elif person is not None:
+                people[who] = person
+            print(f"{case}: {who} {absent.get(who, 'is ready')}", file=sys.stderr)
+        found, wrong = measure(people, options.rounds, options.patience)
+        for who, seconds in found.items():
+            errors[who] = max(wrong[who], errors.get(who, 0.0))
+            for what, more in seconds.items():
+                times.setdefault(who, {}).setdefault(what, []).extend(more)
+        for person in people.values():
+            person.close()
+    return {who: times[who] for who in wanted if who in times and who not in absent}, errors, absent
+
+
+def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()]
     for who, found in times.items():
         rows.append({"case": case, "who": who, "value": float(f"{errors[who]:.2g}"), "unit": "std from eager"})
@@ -147,7 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants besides moec and eager")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
+    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
     parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
@@ -160,17 +189,7 @@ def main() -> None:
             CASES[name].save(folder)
             unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
             wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
-            people, absent = {}, {}
-            for who in wanted:
-                person = Contestant(who, folder, options.limit)
-                if person.problem:
-                    absent[who] = person.problem
-                else:
-                    people[who] = person
-                print(f"{name}: {who} {person.problem or 'is ready'}", file=sys.stderr)
-            report["rows"] += rows_of(name, *measure(people, options.rounds, options.patience), absent)
-            for person in people.values():
-                person.close()
+            report["rows"] += rows_of(name, *compete(name, folder, wanted, options))
     if options.save:
         RESULTS.joinpath("decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("decoder_cpu.md").write_text(table(report) + "\n")

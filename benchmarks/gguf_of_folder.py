@@ -47,17 +47,16 @@ def write_gguf(folder: Path, path: Path) -> None:
     writer.close()
 
 
-def quantize_gguf(path: Path) -> Path:
-    """Another file beside it with llama.cpp's own `q4_0`: groups of 32 with a scale in 16 bits; it gives a head that is tied more."""
+def quantize_gguf(path: Path, out: Path) -> None:
+    """Write another file with llama.cpp's own `q4_0`: groups of 32 with a scale in 16 bits; it gives a head that is tied more."""
     import ctypes
 
     import llama_cpp
 
-    params, out = llama_cpp.llama_model_quantize_default_params(), path.with_name("q4_0.gguf")
+    params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
     if llama_cpp.llama_model_quantize(str(path).encode(), str(out).encode(), ctypes.byref(params)):
         raise RuntimeError("llama.cpp could not quantize the file")
-    return out
 
 
 def tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
