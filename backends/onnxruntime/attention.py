@@ -1,11 +1,13 @@
-"""From opaque `moec::Attention` nodes to what ONNX Runtime runs, the form chosen from measurement.
+"""From opaque `moec::Attention` nodes to what ONNX Runtime runs, the form chosen from measurement (benchmarks/attention_cpu.py).
 
-Few new tokens: plain products. On a CPU they take half the time of the GroupQueryAttention operator for one token after 512 and, unlike it,
-continue several texts by several tokens each. A long prompt: that operator, which leaves out what comes later than each token and
-takes three quarters of the time for 512 tokens, half for 2048 (benchmarks/attention_cpu.py). An `If` on the lengths chooses at run time.
+Few new tokens after a cache: plain products, which continue several texts by several tokens each. Without a cache, the standard operator
+(opset 23) takes 0.7 to 0.9 of their time; a long prompt: GroupQueryAttention, which leaves out what comes later than each token and takes 0.6
+of it for 2048. An `If` on the lengths chooses at run time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,62 +15,97 @@ import onnx_ir as ir
 from moec.backends.onnx.attention import FLOAT, OPERATOR, Attention, attention_nodes, emit_bias, emit_plain, fold_bias, read_attention, size_of
 from moec.backends.onnx.emit import MICROSOFT, Emitter
 
-PROMPT = 128  # new tokens from which on the operator for long prompts wins
+STANDARD_OPSET, STANDARD_IR = 23, 11  # the first with the standard operator
+PROMPT = 8  # new tokens without a cache from which on the standard operator is chosen; asking takes as long as it saves for fewer
+GROUPED, LONG = 128, 1024  # from which on GroupQueryAttention wins over plain products, and over the standard operator
+
+Form = Callable[[Emitter], ir.Value]
 
 
 def lower_attention(model: ir.Model, provider: str = "cpu") -> list[dict[str, str]]:
     """Replace every `moec::Attention` node of the main graph, in place.
 
     Args:
-        model: opset 20 or newer in the standard domain.
+        model: opset 20 or newer in the standard domain; raised where a node needs that.
         provider: `cpu` or `cuda`; CUDA's GroupQueryAttention takes half precision only.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (`plain` or `plain, long prompts grouped`) and `why`.
+        One record a node: `node`, `op`, `formulation` (`plain` or `standard`, and what prompts get: `prompts standard`, `long prompts grouped`)
+        and `why`.
     """
     biases: dict[object, ir.Value] = {}
     facts = [_lower_node(model.graph, node, provider, biases) for node in attention_nodes(model.graph)]
     if facts:
         model.opset_imports[MICROSOFT] = 1
+    if any("standard" in fact["formulation"] for fact in facts):
+        model.opset_imports[""] = max(model.opset_imports[""], STANDARD_OPSET)
+        model.ir_version = max(model.ir_version, STANDARD_IR)
     return facts
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, provider: str, biases: dict[object, ir.Value]) -> dict[str, str]:
     """`biases` holds what layers with the same mask share: by the mask, and by the mask and how many heads are folded."""
     block, emit = read_attention(node), Emitter(graph, node)
-    refusal = why_plain(block) or ("half precision only on CUDA" if provider == "cuda" and block.dtype == FLOAT else "")
-    long = None if refusal else _is_long_prompt(emit, block)
-    bias = folded = None
+    cached, bias = _may_have_cache(block), None
     if block.mask is not None:
         bias = biases[block.mask] = biases.get(block.mask) or emit_bias(emit, block.mask, block.dtype)
-        shared = (block.mask, block.heads // block.groups, refusal)
-        folded = biases[shared] = biases.get(shared) or _folded_bias(emit, block, bias, long)
-    if long is None or bias is None:
-        y, why = emit_plain(emit, block, bias, _fused_scores, folded), refusal
+    not_standard, not_grouped = why_not_standard(block, provider), why_not_grouped(block, provider)
+    standard = not not_standard and not cached
+    prompts: list[tuple[int, Form]] = []
+    if cached and not not_standard:
+        prompts.append((PROMPT, lambda e: _standard(e, block, bias)))
+    if not not_grouped:
+        prompts.append((GROUPED if not_standard else LONG, lambda e: _grouped_query(e, block, bias)))
+    if standard:
+        y = _by_length(emit, block, prompts, lambda e: _standard(e, block, bias))
     else:
-        then, otherwise = emit.branch("prompt"), emit.branch("tokens")
-        y = emit.choose(long, (then, _grouped_query(then, block, bias)), (otherwise, emit_plain(otherwise, block, bias, _fused_scores, folded)))
-        why = f"faster from {PROMPT} new tokens on without a cache"
+        folded = None if bias is None else _folded_bias(emit, block, bias, prompts[0][0] if prompts else 0, biases)
+        y = _by_length(emit, block, prompts, lambda e: emit_plain(e, block, bias, _fused_scores, folded))
     emit.replace(y)
-    return {"node": emit.name, "op": OPERATOR, "formulation": "plain" if refusal else "plain, long prompts grouped", "why": why}
+    parts = ["standard" if standard else "plain", *["prompts standard"] * (cached and not not_standard), *["long prompts grouped"] * (not not_grouped)]
+    faster = f"faster from {' and '.join(str(least) for least, _ in prompts)} new tokens on without a cache" if prompts else ""
+    why = "; ".join(filter(None, [faster, not_standard and f"not standard: {not_standard}", not_grouped and f"not grouped: {not_grouped}"]))
+    return {"node": emit.name, "op": OPERATOR, "formulation": ", ".join(parts), "why": why}
 
 
-def _folded_bias(emit: Emitter, block: Attention, bias: ir.Value, long: ir.Value | None) -> ir.Value:
-    """The bias for folded heads; a long prompt, for which nobody reads it, keeps the plain one instead of copies."""
+def _by_length(emit: Emitter, block: Attention, prompts: Sequence[tuple[int, Form]], form: Form) -> ir.Value:
+    """A form, or for as many new tokens without a cache as `prompts` say, another; longest last."""
+    if not prompts:
+        return form(emit)
+    (least, other), *longer = prompts
+    then, otherwise = emit.branch("prompt"), emit.branch("tokens")
+    return emit.choose(_is_prompt(emit, block, least), (then, _by_length(then, block, longer, other)), (otherwise, form(otherwise)))
+
+
+def _folded_bias(emit: Emitter, block: Attention, bias: ir.Value, least: int, biases: dict[object, ir.Value]) -> ir.Value:
+    """The bias for folded heads; a prompt of `least` tokens (0: none), for which nobody reads it, keeps the plain one instead of copies."""
     if block.heads == block.groups:
         return bias
-    if long is None:
-        return fold_bias(emit, block, bias)
-    then, otherwise = emit.branch("prompt"), emit.branch("tokens")
-    return emit.choose(long, (then, then("Identity", bias)), (otherwise, fold_bias(otherwise, block, bias)))
+    shared = (block.mask, block.heads // block.groups, least)
+    if shared not in biases and least:
+        then, otherwise = emit.branch("prompt"), emit.branch("tokens")
+        branches = (then, then("Identity", bias)), (otherwise, fold_bias(otherwise, block, bias))
+        biases[shared] = emit.choose(_is_prompt(emit, block, least), *branches)
+    elif shared not in biases:
+        biases[shared] = fold_bias(emit, block, bias)
+    return biases[shared]
 
 
 def _fused_scores(emit: Emitter, query: ir.Value, key: ir.Value, scale: float, dtype: ir.DataType) -> ir.Value:
     return emit("FusedMatMul", query, key, domain=MICROSOFT, transB=1, alpha=scale)
 
 
-def why_plain(block: Attention) -> str:
-    """Why the operator for long prompts would be wrong or is not there; empty when it is right."""
+def why_not_standard(block: Attention, provider: str) -> str:
+    """Why the standard operator would be wrong or was not measured; empty when it is chosen."""
+    if block.sinks is not None:
+        return "sinks"
+    if block.softcap:
+        return "a cap on the scores comes after its mask"
+    return "" if provider == "cpu" and block.dtype == FLOAT else "only measured in float32 on a CPU"
+
+
+def why_not_grouped(block: Attention, provider: str) -> str:
+    """Why GroupQueryAttention would be wrong or is not there; empty when it is right."""
     if not block.causal or block.mask is None:
         return "a token may look at later ones"
     if block.sinks is not None:
@@ -76,16 +113,24 @@ def why_plain(block: Attention) -> str:
     size = size_of(block.query, 3)
     if size != size_of(block.value, 3):
         return f"keys of {size} and values of {size_of(block.value, 3)}"
-    return "" if size % 8 == 0 else f"a head size of {size}, no multiple of 8"
+    if size % 8:
+        return f"a head size of {size}, no multiple of 8"
+    return "half precision only on CUDA" if provider == "cuda" and block.dtype == FLOAT else ""
 
 
-# ---------------------------------------------------------------------- long prompts
-def _is_long_prompt(emit: Emitter, block: Attention) -> ir.Value:
+# ---------------------------------------------------------------------- prompts
+def _is_prompt(emit: Emitter, block: Attention, least: int) -> ir.Value:
+    """Whether there is no cache and so many new tokens."""
     new = emit("Shape", block.query, start=2, end=3)
-    long, length = emit("GreaterOrEqual", new, emit.constant([PROMPT])), _length(block.query)
-    if length is None or length != _length(block.key):  # there may be a cache
+    long = emit("GreaterOrEqual", new, emit.constant([least]))
+    if _may_have_cache(block):
         long = emit("And", emit("Equal", new, emit("Shape", block.key, start=2, end=3)), long)
     return emit("Squeeze", long)
+
+
+def _may_have_cache(block: Attention) -> bool:
+    length = _length(block.query)
+    return length is None or length != _length(block.key)
 
 
 def _length(value: ir.Value) -> str | None:
@@ -94,13 +139,19 @@ def _length(value: ir.Value) -> str | None:
     return None if name == "None" else name
 
 
-def _grouped_query(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
+def _standard(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Value:
+    """`[B, S, N, V]` by the standard operator, which tells from the shapes how many query heads share a key-value head."""
+    y = emit("Attention", block.query, block.key, block.value, bias, scale=block.scale)
+    return emit("Transpose", y, perm=[0, 2, 1, 3])
+
+
+def _grouped_query(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Value:
     """`[B, S, N, V]` by GroupQueryAttention on a prompt without a cache; every row is as long as the longest, padding is the bias's business."""
     tokens = [emit("Reshape", emit("Transpose", v, perm=[0, 2, 1, 3]), emit.constant([0, 0, -1])) for v in (block.query, block.key, block.value)]
     total = emit("Cast", emit("Shape", block.key, start=2, end=3), to=int(ir.DataType.INT32))
     last = emit("Sub", total, emit.constant(np.array([1], np.int32)))
     lengths = emit("Expand", last, emit("Shape", block.query, start=0, end=1))
-    inputs = [*tokens, None, None, lengths, emit("Squeeze", total), None, None, None, emit.cast(bias, FLOAT, block.dtype)]
+    inputs = [*tokens, None, None, lengths, emit("Squeeze", total), None, None, None, None if bias is None else emit.cast(bias, FLOAT, block.dtype)]
     attributes = {"num_heads": block.heads, "kv_num_heads": block.groups, "scale": block.scale, "softcap": block.softcap}
     y = emit.several(3, "GroupQueryAttention", *inputs, domain=MICROSOFT, **attributes)[0]
     return emit("Reshape", y, emit.constant([0, 0, block.heads, -1]))
