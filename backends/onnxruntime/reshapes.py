@@ -1,4 +1,4 @@
-"""Reshapes copy nothing, but with few tokens every kernel costs as much as a small product: those that can be spared are."""
+"""With few tokens every kernel costs as much as a small product, a reshape too, which copies nothing: those that can be spared are."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from moec.backends.onnx.emit import take_place
 from moec.backends.onnx.tensors import add_initializer
 from moec.weights import from_tensor
 
+BY_HEAD = [0, 2, 1, 3]  # [B, S, N, D] becomes [B, N, S, D]
+
 
 def spare_reshapes(graph: ir.Graph) -> int:
-    """Join reshapes that follow each other, and let heads be told apart once instead of in each of a product's pieces. In place.
+    """Join reshapes that follow each other, and let heads be told apart and turned once instead of in each of a product's pieces. In place.
 
     Returns how many nodes there are less.
     """
@@ -23,6 +25,9 @@ def spare_reshapes(graph: ir.Graph) -> int:
     for node in list(graph):
         if _is(node, "Split"):
             _cut_heads(graph, node)
+    for node in list(graph):
+        if _is(node, "Split"):
+            _turn_heads(graph, node)
     return before - len(graph)
 
 
@@ -78,8 +83,8 @@ def _cut_heads(graph: ir.Graph, split: ir.Node) -> None:
 
 def _only_reshape(piece: ir.Value) -> ir.Node | None:
     """The reshape that is all that reads a value."""
-    uses = list(piece.uses())
-    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and _is(uses[0].node, "Reshape") and not piece.is_graph_output() else None
+    user = _only_user(piece)
+    return user if _is(user, "Reshape") else None
 
 
 def _heads_of(shape: ir.Value | None) -> int | None:
@@ -87,3 +92,36 @@ def _heads_of(shape: ir.Value | None) -> int | None:
     node = shape.producer() if shape is not None else None
     parts = [_constant(v) for v in node.inputs] if node is not None and _is(node, "Concat") else [[n] for n in _constant(shape) or []]
     return parts[3][0] if len(parts) == 4 and parts[2] == [-1] and parts[3] and len(parts[3]) == 1 and parts[3][0] > 0 else None
+
+
+def _turn_heads(graph: ir.Graph, split: ir.Node) -> None:
+    """Pieces `[B, S, N, D]` of one value that are all transposed by head, some after a norm of each row: transpose the value, then cut it."""
+    turns = [_turn(piece) for piece in split.outputs]
+    if split.attributes.get_int("axis", 0) != 2 or any(turn is None for turn in turns):
+        return
+    turned = ir.node("Transpose", [split.inputs[0]], {"perm": BY_HEAD}, name=f"{split.name}/by_head")
+    turned.outputs[0].name = turned.name
+    graph.insert_before(split, turned)
+    split.replace_input_with(0, turned.outputs[0])
+    split.attributes["axis"] = ir.AttrInt64("axis", 1)
+    for piece, turn in zip(split.outputs, turns, strict=True):
+        assert turn is not None and turn.inputs[0] is not None
+        before = turn.inputs[0]
+        for value in {piece, before}:
+            value.shape, value.type = turn.outputs[0].shape, value.type or turn.outputs[0].type
+        take_place(before, turn.outputs[0])
+        graph.remove(turn, safe=True)
+
+
+def _turn(piece: ir.Value) -> ir.Node | None:
+    """The transpose by head that is all that becomes of a piece, perhaps after a norm of its rows."""
+    user = _only_user(piece)
+    if user is not None and user.op_type == "SimplifiedLayerNormalization" and user.attributes.get_int("axis", -1) == -1:
+        user = _only_user(user.outputs[0]) if not any(o.uses() for o in user.outputs[1:]) else None
+    perm = user.attributes.get("perm") if user is not None and _is(user, "Transpose") else None
+    return user if perm is not None and list(perm.as_ints()) == BY_HEAD else None
+
+
+def _only_user(value: ir.Value) -> ir.Node | None:
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +22,7 @@ def constant(graph: ir.Graph, numbers: Sequence[int], name: str) -> ir.Value:
     return held
 
 
-def add(graph: ir.Graph, op: str, inputs: list[ir.Value], name: str, outputs: int = 1, **attributes: int) -> list[ir.Value]:
+def add(graph: ir.Graph, op: str, inputs: list[ir.Value], name: str, outputs: int = 1, **attributes: Any) -> list[ir.Value]:
     node = ir.node(op, inputs, attributes, num_outputs=outputs, name=name)
     for n, out in enumerate(node.outputs):
         out.name = f"{name}.{n}"
@@ -78,3 +79,29 @@ def test_heads_that_the_shape_does_not_infer_stay(shape: list[int], counts: list
 
 def test_a_split_of_another_dimension_stays() -> None:
     assert spare_reshapes(heads([1, 5, -1, 4], [1, 1], axis=0).graph) == 0
+
+
+def turned(axis: int = 2, perm: tuple[int, ...] = (0, 2, 1, 3), normed: bool = True) -> ir.Model:
+    """Heads `[2, 5, 6, 4]` cut in 3, 2 and 1, the first after a norm of its rows, each transposed, and put together again."""
+    graph = ir.Graph([value("x", torch.float32, ["b", "s", 6, 4])], [], nodes=[], opset_imports={"": 20}, name="turned")
+    cut = add(graph, "Split", [graph.inputs[0], constant(graph, [3, 2, 1], "counts")], "split", 3, axis=axis)
+    if normed:
+        scale = ir.Value(name="scale", const_value=ir.tensor(np.linspace(0.5, 2, 4, dtype=np.float32), name="scale"))
+        graph.register_initializer(scale)
+        cut[0] = add(graph, "SimplifiedLayerNormalization", [cut[0], scale], "norm", axis=-1)[0]
+    by_head = [add(graph, "Transpose", [p], f"turn{n}", perm=list(perm))[0] for n, p in enumerate(cut)]
+    return finished(graph, add(graph, "Concat", by_head, "joined", axis=1)[0])
+
+
+def test_heads_are_turned_once() -> None:
+    model, heads = turned(), torch.randn(2, 5, 6, 4, generator=torch.Generator().manual_seed(1))
+    before = run(model, x=heads)
+    assert spare_reshapes(model.graph) == 2 and ops(model).count("Transpose") == 1
+    assert torch.equal(run(model, x=heads), before)
+    want = heads.transpose(1, 2)
+    assert torch.equal(before[:, 3:], want[:, 3:]) and not torch.allclose(before[:, :3], want[:, :3]), "the first pieces were normed"
+
+
+@pytest.mark.parametrize("rule", [{"axis": 1, "normed": False}, {"perm": (0, 1, 2, 3)}], ids=["tokens are cut", "nothing is turned"])
+def test_pieces_that_are_not_all_turned_by_head_stay(rule: dict[str, Any]) -> None:
+    assert spare_reshapes(turned(**rule).graph) == 0
