@@ -15,18 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
-import sys
 import tempfile
-import time
-from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from decoder_contestants import CASES, CONTESTANTS, DENSE_ONLY, MOE_ONLY, VOCABULARY
+from decoder_sittings import Contestant, Measured, Times, compete
 from moe_cpu import environment, wait_for_quiet
 
 RESULTS = Path(__file__).with_name("results")
@@ -34,68 +31,7 @@ PROMPT, SHORT, TOKENS = 512, 64, 24
 ALLOWED = 1e-2  # of the logits' standard deviation; llama.cpp's sums are in another order
 
 
-def worker(pipe: Any, who: str, folder: Path) -> None:
-    """Serve one contestant: (what, ids, tokens to feed) in, (seconds, last logits) out."""
-    import torch
-
-    tempfile.tempdir = str(folder.parent)  # what it writes is removed with the model
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():
-        try:
-            prefill, step = CONTESTANTS[who](folder)
-            pipe.send("")
-        except Exception as error:
-            pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}")
-            return
-        while (job := pipe.recv()) is not None:
-            ids, tokens = job
-            start = time.perf_counter()
-            logits = prefill(ids)
-            seconds = [time.perf_counter() - start]
-            for token in tokens:
-                start = time.perf_counter()
-                logits = step(token)
-                seconds.append(time.perf_counter() - start)
-            pipe.send((seconds, np.array(logits, np.float32)))
-
-
-class Contestant:
-    """A process that runs one implementation; `problem` says why it cannot. It has `limit` seconds to get ready."""
-
-    def __init__(self, who: str, folder: Path, limit: float = 600.0) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.who, (self.pipe, other) = who, context.Pipe()
-        self.process = context.Process(target=worker, args=(other, who, folder), daemon=True)
-        self.process.start()
-        other.close()
-        if self.pipe.poll(limit):
-            self.problem = self._receive()
-        else:
-            self.problem = f"not ready after {limit:.0f} s"
-            self.process.kill()
-
-    def _receive(self) -> Any:
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            return f"died with exit status {self.process.exitcode}"
-
-    def run(self, ids: Any, tokens: list[int]) -> tuple[list[float], Any]:
-        self.pipe.send((ids, tokens))
-        answer = self._receive()
-        if isinstance(answer, str):
-            raise RuntimeError(f"{self.who} {answer}")
-        return answer
-
-    def close(self) -> None:
-        if not self.problem:
-            self.pipe.send(None)
-        self.process.join()
-
-
-Times = dict[str, dict[str, list[float]]]
-
-
-def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tuple[Times, dict[str, float]]:
+def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Measured:
     """Seconds of the prompt and of a token, round by round, and each contestant's error against eager."""
     rng = np.random.default_rng(0)
     times: Times = {who: {"prefill": [], "decode": []} for who in people}
@@ -115,30 +51,6 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tupl
             want = logits["eager", what]
             errors[who] = max(errors[who], float(abs(logits[who, what] - want).max() / want.std()))
     return times, errors
-
-
-def compete(case: str, folder: Path, wanted: list[str], options: argparse.Namespace) -> tuple[Times, dict[str, float], dict[str, str]]:
-    """All sittings of one case: times, errors, and why somebody is absent."""
-    times: Times = {}
-    errors: dict[str, float] = {}
-    absent: dict[str, str] = {}
-    for sitting in range(options.sittings):
-        people: dict[str, Contestant] = {}
-        for who in wanted[::-1] if sitting % 2 else wanted:
-            person = Contestant(who, folder, options.limit) if who not in absent else None
-            if person is not None and person.problem:
-                absent[who] = person.problem
-            elif person is not None:
-                people[who] = person
-            print(f"{case}: {who} {absent.get(who, 'is ready')}", file=sys.stderr)
-        found, wrong = measure(people, options.rounds, options.patience)
-        for who, seconds in found.items():
-            errors[who] = max(wrong[who], errors.get(who, 0.0))
-            for what, more in seconds.items():
-                times.setdefault(who, {}).setdefault(what, []).extend(more)
-        for person in people.values():
-            person.close()
-    return {who: times[who] for who in wanted if who in times and who not in absent}, errors, absent
 
 
 def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
@@ -183,13 +95,14 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/decoder_cpu.json and .md")
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "rows": []}
+    meter = partial(measure, rounds=options.rounds, patience=options.patience)
     for name in options.case:
         with tempfile.TemporaryDirectory(prefix="moec-bench-") as temporary:
             folder = Path(temporary) / "model"
             CASES[name].save(folder)
             unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
             wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
-            report["rows"] += rows_of(name, *compete(name, folder, wanted, options))
+            report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
     if options.save:
         RESULTS.joinpath("decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("decoder_cpu.md").write_text(table(report) + "\n")

@@ -1,6 +1,7 @@
 """Decoders with weights of 4 bits on this machine's CPU: moec's engines beside its float32 one, and beside other tools' quantized exports.
 
-usage: python benchmarks/quantized_decoder_cpu.py [--case moe dense] [--only "llama.cpp q4_0" …] [--rounds 7] [--patience 1] [--limit 600] [--json] [--save]
+usage: python benchmarks/quantized_decoder_cpu.py [--case moe dense] [--only "llama.cpp q4_0" …] [--rounds 4] [--sittings 2]
+    [--patience 1] [--limit 600] [--json] [--save]
 
 Models, processes and rounds are those of `decoder_cpu.py`; what is timed is the median of 24 tokens after a prompt of 64, at batch 1. moec
 quantizes by `quantize(bits=4, group=64)`: experts and linear layers 4 bits, the tied head 8, routers as they are. `rounded` engines round
@@ -18,10 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,9 @@ from typing import Any
 import decoder_contestants
 import numpy as np
 import torch
-from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run
-from decoder_cpu import RESULTS, SHORT, TOKENS, Contestant
+from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run, once
+from decoder_cpu import RESULTS, SHORT, TOKENS
+from decoder_sittings import Contestant, Measured, Times, compete
 from moe_cpu import environment, wait_for_quiet
 
 from moec.engine import EagerEngine
@@ -55,15 +55,19 @@ def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
     from moec.pipeline import Context
     from moec.target import Target
 
-    target, backend, out = Target.parse(f"onnxruntime:accuracy={accuracy}"), Onnxruntime(), Path(tempfile.mkdtemp(prefix="moec-bench-"))
-    program = quantized(folder, pipeline)
-    legal, _ = backend.legalize(target).run(program, Context())
-    backend.build(legal, target, out, "latency")
-    built, state = backend.load(out, target), dict[str, Any]()
-    ids, mask = torch.arange(3, 19)[None], torch.ones((1, 16), dtype=torch.int64)
-    want, found = (continuation(e).step(ids, mask)[0] for e in (EagerEngine(program), built))
-    error = float((found - want).abs().max() / want.std())
-    assert error < (ROUNDED if accuracy == "int8" else EXACT), f"the engine is {error:.2g} standard deviations from its program"
+    target, backend = Target.parse(f"onnxruntime:accuracy={accuracy}"), Onnxruntime()
+
+    def build(out: Path) -> None:
+        program = quantized(folder, pipeline)
+        legal, _ = backend.legalize(target).run(program, Context())
+        out.mkdir()
+        backend.build(legal, target, out, "latency")
+        ids, mask = torch.arange(3, 19)[None], torch.ones((1, 16), dtype=torch.int64)
+        want, found = (continuation(e).step(ids, mask)[0] for e in (EagerEngine(program), backend.load(out, target)))
+        error = float((found - want).abs().max() / want.std())
+        assert error < (ROUNDED if accuracy == "int8" else EXACT), f"the engine is {error:.2g} standard deviations from its program"
+
+    built, state = backend.load(once(folder, f"moec {accuracy} {pipeline}", build), target), dict[str, Any]()
 
     def step(ids: torch.Tensor) -> Any:
         state["length"] += ids.shape[1]
@@ -111,10 +115,10 @@ BASES = ("moec", "moec int4", "moec int4 rounded", "read 4")
 decoder_contestants.CONTESTANTS.update(PEOPLE)  # the processes find them there
 
 
-def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tuple[dict[str, list[float]], dict[str, float]]:
+def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Measured:
     """Seconds of a token, round by round, and how far each contestant's logits are from eager's, at the most."""
     rng = np.random.default_rng(0)
-    times: dict[str, list[float]] = {who: [] for who in people}
+    times: Times = {who: {"decode": []} for who in people}
     errors = {who: 0.0 for who in people if not who.startswith("read")}
     for n in range(-1, rounds):  # round -1 warms up
         text, tokens = rng.integers(3, VOCABULARY, (1, SHORT)), rng.integers(3, VOCABULARY, TOKENS).tolist()
@@ -122,20 +126,20 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> tupl
         for who in order[n % len(order) :] + order[: n % len(order)]:
             wait_for_quiet(patience)
             seconds, logits[who] = people[who].run(text, tokens)
-            times[who] += [statistics.median(seconds[1:])] * (n >= 0)
+            times[who]["decode"] += [statistics.median(seconds[1:])] * (n >= 0)
         for who in errors:
             errors[who] = max(errors[who], float(abs(logits[who] - logits["eager"]).max() / logits["eager"].std()))
     return times, errors
 
 
-def rows_of(case: str, times: dict[str, list[float]], errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
+def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
     """Milliseconds of a token, ratios to those of `BASES`, and distances from eager."""
     rows: list[dict[str, Any]] = [{"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()]
     rows += [{"case": case, "who": who, "value": float(f"{e:.2g}"), "unit": "std from eager"} for who, e in errors.items()]
-    for who, seconds in times.items():
-        rows.append({"case": case, "who": who, "value": round(1e3 * statistics.median(seconds), 3), "unit": "ms"})
+    for who, found in times.items():
+        rows.append({"case": case, "who": who, "value": round(1e3 * statistics.median(found["decode"]), 3), "unit": "ms"})
         for base in (b for b in BASES if b in times):
-            ratio = statistics.median(s / b for s, b in zip(seconds, times[base], strict=True))
+            ratio = statistics.median(s / b for s, b in zip(found["decode"], times[base]["decode"], strict=True))
             rows.append({"case": case, "who": who, "value": round(ratio, 3), "unit": f"x {base}"})
     return rows
 
@@ -160,27 +164,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--only", nargs="+", choices=list(PEOPLE), default=list(PEOPLE), help="contestants besides moec's two, eager and the readers")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
+    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
     parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quantized_decoder_cpu.json and .md")
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "rows": []}
+    meter = partial(measure, rounds=options.rounds, patience=options.patience)
     for name in options.case:
         with tempfile.TemporaryDirectory(prefix="moec-bench-") as temporary:
             folder = Path(temporary) / "model"
             CASES[name].save(folder)
             unfit = MOE_ONLY if name == "dense" else (*DENSE_ONLY, "genai builder int4", "genai builder int4 exact")
             wanted = [who for who in PEOPLE if who not in unfit and who in (*options.only, *BASES, "eager", "read")]
-            with ThreadPoolExecutor(2) as pool:  # they get ready beside each other, and work one at a time
-                people = dict(zip(wanted, pool.map(partial(Contestant, folder=folder, limit=options.limit), wanted), strict=True))
-            absent = {who: person.problem for who, person in people.items() if person.problem}
-            ready = {who: person for who, person in people.items() if not person.problem}
-            print(f"{name}: ready are {', '.join(ready)}; {absent or 'nobody is missing'}", file=sys.stderr)
-            report["rows"] += rows_of(name, *measure(ready, options.rounds, options.patience), absent)
-            for person in people.values():
-                person.close()
+            report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
     if options.save:
         RESULTS.joinpath("quantized_decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
         RESULTS.joinpath("quantized_decoder_cpu.md").write_text(table(report) + "\n")

@@ -1,0 +1,108 @@
+"""Contestants in processes of their own, made anew for every sitting: what the benchmarks of decoders share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from decoder_contestants import CONTESTANTS
+
+Times = dict[str, dict[str, list[float]]]  # of whom, of what, in seconds
+Measured = tuple[Times, dict[str, float]]  # and how far everybody is from eager
+
+
+def worker(pipe: Any, who: str, folder: Path) -> None:
+    """Serve one contestant: (what, ids, tokens to feed) in, (seconds, last logits) out."""
+    import torch
+
+    tempfile.tempdir = str(folder.parent)  # what it writes is removed with the model
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():
+        try:
+            prefill, step = CONTESTANTS[who](folder)
+            pipe.send("")
+        except Exception as error:
+            pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}")
+            return
+        while (job := pipe.recv()) is not None:
+            ids, tokens = job
+            start = time.perf_counter()
+            logits = prefill(ids)
+            seconds = [time.perf_counter() - start]
+            for token in tokens:
+                start = time.perf_counter()
+                logits = step(token)
+                seconds.append(time.perf_counter() - start)
+            pipe.send((seconds, np.array(logits, np.float32)))
+
+
+class Contestant:
+    """A process that runs one implementation; `problem` says why it cannot. It has `limit` seconds to get ready."""
+
+    def __init__(self, who: str, folder: Path, limit: float = 600.0) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.who, (self.pipe, other) = who, context.Pipe()
+        self.process = context.Process(target=worker, args=(other, who, folder), daemon=True)
+        self.process.start()
+        other.close()
+        if self.pipe.poll(limit):
+            self.problem = self._receive()
+        else:
+            self.problem = f"not ready after {limit:.0f} s"
+            self.process.kill()
+
+    def _receive(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            return f"died with exit status {self.process.exitcode}"
+
+    def run(self, ids: Any, tokens: list[int]) -> tuple[list[float], Any]:
+        self.pipe.send((ids, tokens))
+        answer = self._receive()
+        if isinstance(answer, str):
+            raise RuntimeError(f"{self.who} {answer}")
+        return answer
+
+    def close(self) -> None:
+        if not self.problem:
+            self.pipe.send(None)
+        self.process.join()
+
+
+def compete(
+    case: str, folder: Path, wanted: list[str], measure: Callable[[dict[str, Contestant]], Measured], sittings: int, limit: float
+) -> tuple[Times, dict[str, float], dict[str, str]]:
+    """All sittings of one case, every other with processes made in the opposite order: those made first have slower memory.
+
+    Returns:
+        Times and errors of those who were always there, and why the others are absent.
+    """
+    times: Times = {}
+    errors: dict[str, float] = {}
+    absent: dict[str, str] = {}
+    for sitting in range(sittings):
+        people: dict[str, Contestant] = {}
+        for who in wanted[::-1] if sitting % 2 else wanted:
+            person = Contestant(who, folder, limit) if who not in absent else None
+            if person is not None and person.problem:
+                absent[who] = person.problem
+            elif person is not None:
+                people[who] = person
+            print(f"{case}: {who} {absent.get(who, 'is ready')}", file=sys.stderr)
+        found, wrong = measure(people)
+        errors.update({who: max(error, errors.get(who, 0.0)) for who, error in wrong.items()})
+        for who, seconds in found.items():
+            for what, more in seconds.items():
+                times.setdefault(who, {}).setdefault(what, []).extend(more)
+        for person in people.values():
+            person.close()
+    there = [who for who in wanted if who in times and who not in absent]
+    return {who: times[who] for who in there}, {who: errors[who] for who in there if who in errors}, absent
