@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 from decoder_contestants import CASES, CONTESTANTS, DENSE_ONLY, MOE_ONLY, VOCABULARY
-from decoder_sittings import Contestant, Measured, Times, compete
+from decoder_sittings import PROMPT, SHORT, Contestant, Measured, Times, compete
 from moe_cpu import environment, wait_for_quiet
 
 RESULTS = Path(__file__).with_name("results")
-PROMPT, SHORT, TOKENS = 512, 64, 24
+TOKENS = 24
 ALLOWED = 1e-2  # of the logits' standard deviation; llama.cpp's sums are in another order
 
 

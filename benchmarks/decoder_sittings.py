@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from decoder_contestants import CONTESTANTS
 
+PROMPT, SHORT = 512, 64  # tokens of a prompt that is timed, and of one before decoding is
+
 Times = dict[str, dict[str, list[float]]]  # of whom, of what, in seconds
 Measured = tuple[Times, dict[str, float]]  # and how far everybody is from eager
 
@@ -27,6 +29,9 @@ def worker(pipe: Any, who: str, folder: Path) -> None:
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():
         try:
             prefill, step = CONTESTANTS[who](folder)
+            for length in (PROMPT, SHORT):  # what compiles or allocates at the first call belongs to getting ready
+                prefill(np.full((1, length), 5))
+                step(5)
             pipe.send("")
         except Exception as error:
             pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}")

@@ -29,8 +29,8 @@ import decoder_contestants
 import numpy as np
 import torch
 from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run, once
-from decoder_cpu import RESULTS, SHORT, TOKENS
-from decoder_sittings import Contestant, Measured, Times, compete
+from decoder_cpu import RESULTS, TOKENS
+from decoder_sittings import SHORT, Contestant, Measured, Times, compete
 from moe_cpu import environment, wait_for_quiet
 
 from moec.engine import EagerEngine
