@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.emit import DOMAIN, Emitter
 
-DOMAIN, OPERATOR = "moec", "Attention"
+OPERATOR = "Attention"
 FLOAT = ir.DataType.FLOAT
 Scores = Callable[[Emitter, ir.Value, ir.Value, float, ir.DataType], ir.Value]
 

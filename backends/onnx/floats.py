@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 import torch
 
+from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.packed import Quantized
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.engine import Refusal
@@ -63,7 +64,7 @@ class SmallFloats(Quantized):  # type: ignore[misc]  # what other modules of the
 
 def read_floats(node: ir.Node | None) -> SmallFloats | None:
     """What a node stands for if it is a `moec::DequantizeFloat` of weights, else None."""
-    if node is None or node.domain != "moec" or node.op_type != "DequantizeFloat":
+    if node is None or node.domain != DOMAIN or node.op_type != "DequantizeFloat":
         return None
     codes, scale, overall = (weight_of(v) for v in (*node.inputs, None)[:3])
     if codes is None or scale is None:

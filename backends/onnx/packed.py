@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 from torch.nn import functional as F
 
+from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.tensors import weight_of
 from moec.dialect import pack
 from moec.mixture import order_of, taken
@@ -139,7 +140,7 @@ def remove_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
 
 def read_quantized(node: ir.Node | None) -> Quantized | None:
     """What a node stands for if it is a `moec::Dequantize` of weights, else None."""
-    if node is None or node.domain != "moec" or node.op_type != "Dequantize":
+    if node is None or node.domain != DOMAIN or node.op_type != "Dequantize":
         return None
     packed, scale, zero = (weight_of(v) for v in (*node.inputs, None)[:3])
     return None if packed is None or scale is None else Quantized(packed, scale, zero, node.attributes.get_int("bits"))

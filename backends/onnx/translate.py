@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.tensors import DTYPES
 
-DOMAIN = "moec"
 # inputs whose type is not that of the others
 _KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q", "codes": "Q", "steps": "S", "overall": "O"}
 

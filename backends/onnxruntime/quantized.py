@@ -11,7 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
 from moec.backends.onnx.floats import refuse_floats
 from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
@@ -69,7 +69,7 @@ def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
         One record a reader: `node`, `op`, `weight`, `bits`, `block` and `bytes` (packed weight, scales and zero points together).
     """
     facts = []
-    for node in [n for n in model.graph if n.domain == "moec" and n.op_type == "Dequantize"]:
+    for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == "Dequantize"]:
         facts += _lower_node(model.graph, node)
         inputs = [v for v in node.inputs if v is not None]
         if node.graph is not None:

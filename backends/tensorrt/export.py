@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.emit import DOMAIN, Emitter
 from moec.backends.onnx.export import strip_traces, to_onnx
 from moec.backends.onnx.folding import fold
 from moec.backends.tensorrt.attention import lower_attention
@@ -59,7 +59,7 @@ def lowered(program: Program, plan: Plan) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model of standard operators in memory, weights lazy, and the facts about it; raises as `write_onnx` does."""
     model = to_onnx(program, OPSET)
     facts: dict[str, Any] = {"attention": lower_attention(model), "blocks": lower_experts(model, plan), "packed": lower_quantized(model)}
-    model.opset_imports.pop("moec", None)
+    model.opset_imports.pop(DOMAIN, None)
     admit_small_floats(model)
     tidy(model)
     table = table_of(plan.edition, plan.version)

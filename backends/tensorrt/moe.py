@@ -18,7 +18,7 @@ import torch
 from moec import weights as lazy
 from moec.backends.onnx.activation import emit_gated, emit_plain
 from moec.backends.onnx.block import Block, read
-from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.emit import DOMAIN, Emitter
 from moec.backends.onnx.floats import SmallFloats
 from moec.backends.onnx.packed import Quantized, remove_unread, widened
 from moec.backends.onnx.signs import distinct
@@ -44,7 +44,7 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
     Raises:
         MoecError: M208 when the policy refuses a block.
     """
-    nodes = [node for node in model.graph if node.domain == "moec" and node.op_type == "Experts"]
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type == "Experts"]
     return [_lower_node(model.graph, node, plan) for node in nodes]
 
 

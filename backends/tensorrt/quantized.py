@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from moec import weights as lazy
-from moec.backends.onnx.emit import Emitter, take_place
+from moec.backends.onnx.emit import DOMAIN, Emitter, take_place
 from moec.backends.onnx.floats import SmallFloats, read_floats
 from moec.backends.onnx.packed import Quantized, read_quantized
 from moec.backends.onnx.tensors import WeightTensor
@@ -153,7 +153,7 @@ def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
         One record a weight: `node`, `op`, `weight`, `kind`, `bits`, `block`, `bytes`, and `unfolded`, why TensorRT will not read it packed.
     """
     kinds, found = ("Dequantize", "DequantizeFloat"), []
-    for node in [n for n in list(model.graph) if n.domain == "moec" and n.op_type in kinds and n.outputs[0].uses()]:
+    for node in [n for n in list(model.graph) if n.domain == DOMAIN and n.op_type in kinds and n.outputs[0].uses()]:
         weight, emit = read_quantized(node) or read_floats(node), Emitter(model.graph, node)
         assert weight is not None, "refused before: see `unreadable`"
         name = str(node.inputs[0].name if node.inputs[0] is not None else emit.name)
