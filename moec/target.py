@@ -42,6 +42,11 @@ class Target:
             raise MoecError("M201", f"{text!r} names no backend", "--target", "write for example --target onnxruntime")
         return cls(backend, device, options)
 
+    @property
+    def threads(self) -> int:
+        """How many threads the option of that name asks for; 0 leaves it to the runtime, which takes one a core."""
+        return int(self.options.get("threads", 0))
+
     def __str__(self) -> str:
         parts = [self.device] if self.device else []
         parts += [f"{k}={v}" for k, v in self.options.items()]

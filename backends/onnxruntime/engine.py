@@ -74,7 +74,7 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
         raise MoecError("M302", "there is no CUDA device here", str(target), "run on a machine with a CUDA 13 GPU, or use --target onnxruntime")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = int(target.options.get("threads", 0))
+    options.intra_op_num_threads = target.threads
     left_out = None if prepack else _stay_small(options, ort)
     try:
         return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=left_out)
