@@ -8,6 +8,7 @@ of it for 2048. An `If` on the lengths chooses at run time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -50,29 +51,28 @@ def _lower_node(graph: ir.Graph, node: ir.Node, provider: str, biases: dict[obje
     if block.mask is not None:
         bias = biases[block.mask] = biases.get(block.mask) or emit_bias(emit, block.mask, block.dtype)
     not_standard, not_grouped = why_not_standard(block, provider), why_not_grouped(block, provider)
-    standard = not not_standard and not cached
-    prompts: list[tuple[int, Form]] = []
+    standard = partial(_standard, block=block, bias=bias)
+    prompts: list[tuple[int, str, Form]] = []
     if cached and not not_standard:
-        prompts.append((PROMPT, lambda e: _standard(e, block, bias)))
-    if not not_grouped:
-        prompts.append((GROUPED if not_standard else LONG, lambda e: _grouped_query(e, block, bias)))
-    if standard:
-        y = _by_length(emit, block, prompts, lambda e: _standard(e, block, bias))
-    else:
+        prompts.append((PROMPT, "prompts standard", standard))
+    if bias is not None and not not_grouped:
+        prompts.append((GROUPED if not_standard else LONG, "long prompts grouped", partial(_grouped_query, block=block, bias=bias)))
+    form: Form = standard
+    if cached or not_standard:
         folded = None if bias is None else _folded_bias(emit, block, bias, prompts[0][0] if prompts else 0, biases)
-        y = _by_length(emit, block, prompts, lambda e: emit_plain(e, block, bias, _fused_scores, folded))
-    emit.replace(y)
-    parts = ["standard" if standard else "plain", *["prompts standard"] * (cached and not not_standard), *["long prompts grouped"] * (not not_grouped)]
-    faster = f"faster from {' and '.join(str(least) for least, _ in prompts)} new tokens on without a cache" if prompts else ""
+        form = partial(emit_plain, block=block, bias=bias, scores_of=_fused_scores, folded=folded)
+    emit.replace(_by_length(emit, block, prompts, form))
+    formulation = ", ".join(["standard" if form is standard else "plain", *(name for _, name, _ in prompts)])
+    faster = f"faster from {' and '.join(str(least) for least, _, _ in prompts)} new tokens on without a cache" if prompts else ""
     why = "; ".join(filter(None, [faster, not_standard and f"not standard: {not_standard}", not_grouped and f"not grouped: {not_grouped}"]))
-    return {"node": emit.name, "op": OPERATOR, "formulation": ", ".join(parts), "why": why}
+    return {"node": emit.name, "op": OPERATOR, "formulation": formulation, "why": why}
 
 
-def _by_length(emit: Emitter, block: Attention, prompts: Sequence[tuple[int, Form]], form: Form) -> ir.Value:
+def _by_length(emit: Emitter, block: Attention, prompts: Sequence[tuple[int, str, Form]], form: Form) -> ir.Value:
     """A form, or for as many new tokens without a cache as `prompts` say, another; longest last."""
     if not prompts:
         return form(emit)
-    (least, other), *longer = prompts
+    (least, _, other), *longer = prompts
     then, otherwise = emit.branch("prompt"), emit.branch("tokens")
     return emit.choose(_is_prompt(emit, block, least), (then, _by_length(then, block, longer, other)), (otherwise, form(otherwise)))
 
@@ -145,13 +145,13 @@ def _standard(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Valu
     return emit("Transpose", y, perm=[0, 2, 1, 3])
 
 
-def _grouped_query(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Value:
+def _grouped_query(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
     """`[B, S, N, V]` by GroupQueryAttention on a prompt without a cache; every row is as long as the longest, padding is the bias's business."""
     tokens = [emit("Reshape", emit("Transpose", v, perm=[0, 2, 1, 3]), emit.constant([0, 0, -1])) for v in (block.query, block.key, block.value)]
     total = emit("Cast", emit("Shape", block.key, start=2, end=3), to=int(ir.DataType.INT32))
     last = emit("Sub", total, emit.constant(np.array([1], np.int32)))
     lengths = emit("Expand", last, emit("Shape", block.query, start=0, end=1))
-    inputs = [*tokens, None, None, lengths, emit("Squeeze", total), None, None, None, None if bias is None else emit.cast(bias, FLOAT, block.dtype)]
+    inputs = [*tokens, None, None, lengths, emit("Squeeze", total), None, None, None, emit.cast(bias, FLOAT, block.dtype)]
     attributes = {"num_heads": block.heads, "kv_num_heads": block.groups, "scale": block.scale, "softcap": block.softcap}
     y = emit.several(3, "GroupQueryAttention", *inputs, domain=MICROSOFT, **attributes)[0]
     return emit("Reshape", y, emit.constant([0, 0, block.heads, -1]))
