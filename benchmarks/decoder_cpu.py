@@ -13,8 +13,6 @@ wrong by more than 1 % of their standard deviation has no figures. One that is n
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from functools import partial
@@ -23,10 +21,9 @@ from typing import Any
 
 import numpy as np
 from decoder_contestants import CASES, CONTESTANTS, DENSE_ONLY, MOE_ONLY, VOCABULARY
-from decoder_sittings import PROMPT, SHORT, Contestant, Measured, Times, compete
+from decoder_sittings import PROMPT, SHORT, Contestant, Measured, Times, compete, publish, read_options
 from moe_cpu import environment, wait_for_quiet
 
-RESULTS = Path(__file__).with_name("results")
 TOKENS = 24
 ALLOWED = 1e-2  # of the logits' standard deviation; llama.cpp's sums are in another order
 
@@ -36,7 +33,7 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Meas
     rng = np.random.default_rng(0)
     times: Times = {who: {"prefill": [], "decode": []} for who in people}
     errors = dict.fromkeys(people, 0.0)
-    for n in range(-1, rounds):  # round -1 warms up and compiles
+    for n in range(rounds):
         text = rng.integers(3, VOCABULARY, (1, PROMPT))
         tokens = rng.integers(3, VOCABULARY, TOKENS).tolist()
         logits: dict[tuple[str, str], Any] = {}
@@ -45,8 +42,7 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Meas
             for what, ids, more in (("prefill", text, []), ("decode", text[:, :SHORT], tokens)):
                 wait_for_quiet(patience)
                 seconds, logits[who, what] = people[who].run(ids, more)
-                if n >= 0:
-                    times[who][what].append(seconds[0] if what == "prefill" else statistics.median(seconds[1:]))
+                times[who][what].append(seconds[0] if what == "prefill" else statistics.median(seconds[1:]))
         for who, what in logits:
             want = logits["eager", what]
             errors[who] = max(errors[who], float(abs(logits[who, what] - want).max() / want.std()))
@@ -84,16 +80,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants besides moec and eager")
-    parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
-    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
-    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/decoder_cpu.json and .md")
-    options = parser.parse_args()
+    options = read_options(__doc__.splitlines()[0], CONTESTANTS, "moec and eager")  # type: ignore[union-attr]
     report: dict[str, Any] = {**environment(), "rows": []}
     meter = partial(measure, rounds=options.rounds, patience=options.patience)
     for name in options.case:
@@ -103,10 +90,7 @@ def main() -> None:
             unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
             wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
             report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
-    if options.save:
-        RESULTS.joinpath("decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("decoder_cpu.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+    publish(report, table(report), "decoder_cpu", options)
 
 
 if __name__ == "__main__":

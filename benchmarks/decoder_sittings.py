@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoder_contestants import CONTESTANTS
+from decoder_contestants import CASES, CONTESTANTS
 
+RESULTS = Path(__file__).with_name("results")
 PROMPT, SHORT = 512, 64  # tokens of a prompt that is timed, and of one before decoding is
 
 Times = dict[str, dict[str, list[float]]]  # of whom, of what, in seconds
@@ -80,6 +83,28 @@ class Contestant:
         if not self.problem:
             self.pipe.send(None)
         self.process.join()
+
+
+def read_options(about: str, people: Iterable[str], always: str) -> argparse.Namespace:
+    """The command line of both benchmarks; `always` names who competes whatever `--only` says."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--only", nargs="+", choices=list(people), default=list(people), help=f"contestants besides {always}")
+    parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
+    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
+    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+    parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
+    return parser.parse_args()
+
+
+def publish(report: dict[str, Any], table: str, name: str, options: argparse.Namespace) -> None:
+    """Print a report as JSON or as its table; with `--save` write both."""
+    if options.save:
+        RESULTS.joinpath(f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        RESULTS.joinpath(f"{name}.md").write_text(table + "\n")
+    print(json.dumps(report) if options.json else table)
 
 
 def compete(

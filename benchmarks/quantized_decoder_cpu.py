@@ -16,8 +16,6 @@ are compared with the very program that they were built from; of the others thei
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -29,8 +27,8 @@ import decoder_contestants
 import numpy as np
 import torch
 from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run, once
-from decoder_cpu import RESULTS, TOKENS
-from decoder_sittings import SHORT, Contestant, Measured, Times, compete
+from decoder_cpu import TOKENS
+from decoder_sittings import SHORT, Contestant, Measured, Times, compete, publish, read_options
 from moe_cpu import environment, wait_for_quiet
 
 from moec.engine import EagerEngine
@@ -120,13 +118,13 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Meas
     rng = np.random.default_rng(0)
     times: Times = {who: {"decode": []} for who in people}
     errors = {who: 0.0 for who in people if not who.startswith("read")}
-    for n in range(-1, rounds):  # round -1 warms up
+    for n in range(rounds):
         text, tokens = rng.integers(3, VOCABULARY, (1, SHORT)), rng.integers(3, VOCABULARY, TOKENS).tolist()
         logits, order = {}, list(people)
         for who in order[n % len(order) :] + order[: n % len(order)]:
             wait_for_quiet(patience)
             seconds, logits[who] = people[who].run(text, tokens)
-            times[who]["decode"] += [statistics.median(seconds[1:])] * (n >= 0)
+            times[who]["decode"] += [statistics.median(seconds[1:])]
         for who in errors:
             errors[who] = max(errors[who], float(abs(logits[who] - logits["eager"]).max() / logits["eager"].std()))
     return times, errors
@@ -161,16 +159,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--only", nargs="+", choices=list(PEOPLE), default=list(PEOPLE), help="contestants besides moec's two, eager and the readers")
-    parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
-    parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
-    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
-    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quantized_decoder_cpu.json and .md")
-    options = parser.parse_args()
+    options = read_options(__doc__.splitlines()[0], PEOPLE, "moec's, eager and the readers")  # type: ignore[union-attr]
     report: dict[str, Any] = {**environment(), "rows": []}
     meter = partial(measure, rounds=options.rounds, patience=options.patience)
     for name in options.case:
@@ -180,10 +169,7 @@ def main() -> None:
             unfit = MOE_ONLY if name == "dense" else (*DENSE_ONLY, "genai builder int4", "genai builder int4 exact")
             wanted = [who for who in PEOPLE if who not in unfit and who in (*options.only, *BASES, "eager", "read")]
             report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
-    if options.save:
-        RESULTS.joinpath("quantized_decoder_cpu.json").write_text(json.dumps(report, indent=1) + "\n")
-        RESULTS.joinpath("quantized_decoder_cpu.md").write_text(table(report) + "\n")
-    print(json.dumps(report) if options.json else table(report))
+    publish(report, table(report), "quantized_decoder_cpu", options)
 
 
 if __name__ == "__main__":
