@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,15 @@ def generate(folder: Path, prompts: list[list[int]], tokens: int = TOKENS) -> li
     return [until_end([int(t) for t in generator.get_sequence(n)][longest:]) for n in range(len(prompts))]
 
 
+def another(engine: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """An engine whose config says something else of its model."""
+    shutil.copytree(engine, copy)
+    made = json.loads((copy / "genai_config.json").read_text())
+    change(made["model"])
+    (copy / "genai_config.json").write_text(json.dumps(made))
+    return copy
+
+
 def until_end(tokens: list[int]) -> list[int]:
     """A text without its end token, which onnxruntime-genai leaves out where it ends a whole batch, and without what follows it."""
     return tokens[: tokens.index(FACTS.eos[0])] if FACTS.eos[0] in tokens else tokens
@@ -114,15 +124,12 @@ def test_greedy_text_is_transformers_own(name: str, lengths: tuple[int, ...], de
 def test_it_takes_as_many_threads_as_the_config_says(speaking_engine: Path, tmp_path: Path) -> None:
     """Its own default is half of the machine's: the number that is written must reach it."""
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
-    copy = Path(shutil.copytree(speaking_engine, tmp_path / "engine"))
-    made = json.loads((copy / "genai_config.json").read_text())
-    assert made["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0
+    assert json.loads((speaking_engine / "genai_config.json").read_text())["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0
     script = "import onnxruntime_genai as og, os, sys; before = len(os.listdir('/proc/self/task')); model = og.Model(sys.argv[1]); "
     script += "print(len(os.listdir('/proc/self/task')) - before)"
     begun = []
     for threads in (1, 3):
-        made["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
-        (copy / "genai_config.json").write_text(json.dumps(made))
+        copy = another(speaking_engine, tmp_path / str(threads), lambda model, n=threads: model["decoder"]["session_options"].update(intra_op_num_threads=n))
         begun.append(int(subprocess.run([sys.executable, "-c", script, copy], capture_output=True, text=True, check=True).stdout))
     assert begun[1] - begun[0] == 2
 
@@ -134,10 +141,7 @@ def test_another_model_says_something_else(speaking: Path, speaking_engine: Path
 
 def test_a_config_with_another_padding_token_says_something_else(speaking: Path, speaking_engine: Path, tmp_path: Path) -> None:
     """The twin of the masks: with padding that is taken for text, batches differ."""
-    copy = Path(shutil.copytree(speaking_engine, tmp_path / "engine"))
-    made = json.loads((copy / "genai_config.json").read_text())
-    made["model"]["pad_token_id"] = 95
-    (copy / "genai_config.json").write_text(json.dumps(made))
+    copy = another(speaking_engine, tmp_path / "engine", lambda model: model.update(pad_token_id=95))
     asked = prompts(5, 9, 3)
     assert generate(copy, asked) != expected(speaking, asked)
 
