@@ -206,6 +206,10 @@ class Backend(ABC):
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs' are; reads no weights."""
 
+    def shares_cache(self, folder: Path) -> bool:
+        """Whether past and present of every layer of the decoder in this folder may be one buffer, to which it appends; reads no weights."""
+        return False
+
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         """A target of this machine that runs the same files, for the proof where the target's own hardware is missing, or the engine is not
         `built` yet; None where all is here, or nothing else runs them. Asked also where the runtime is not installed."""

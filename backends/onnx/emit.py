@@ -63,10 +63,16 @@ class Emitter:
 
     def choose(self, condition: ir.Value, then: tuple[Emitter, ir.Value], otherwise: tuple[Emitter, ir.Value]) -> ir.Value:
         """Emit an `If` over two branches, each given with its result."""
-        for branch, result in (then, otherwise):
+        return self.choose_several(condition, then, otherwise)[0]
+
+    def choose_several(
+        self, condition: ir.Value, then: tuple[Emitter, *tuple[ir.Value, ...]], otherwise: tuple[Emitter, *tuple[ir.Value, ...]]
+    ) -> tuple[ir.Value, ...]:
+        """Emit an `If` over two branches, each given with as many results."""
+        for branch, *results in (then, otherwise):
             assert branch._body is not None
-            branch._body.outputs.append(result)
-        return self("If", condition, then_branch=then[0]._body, else_branch=otherwise[0]._body)
+            branch._body.outputs.extend(results)
+        return self.several(len(then) - 1, "If", condition, then_branch=then[0]._body, else_branch=otherwise[0]._body)
 
     def constant(self, value: int | Sequence[int] | np.ndarray[Any, Any], dtype: Any = np.int64) -> ir.Value:
         """A small constant, int64 unless told; equal constants are one initializer."""

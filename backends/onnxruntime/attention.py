@@ -1,8 +1,9 @@
 """From opaque `moec::Attention` nodes to what ONNX Runtime runs, the form chosen from measurement (benchmarks/attention_cpu.py).
 
-Few new tokens after a cache: plain products, which continue several texts by several tokens each. Without a cache, the standard operator
-(opset 23) takes 0.7 to 0.9 of their time; a long prompt: GroupQueryAttention, which leaves out what comes later than each token and takes 0.6
-of it for 2048. An `If` on the lengths chooses at run time.
+A decoder on a CPU: GroupQueryAttention, which keeps the cache itself, see `kv_cache`. What that cannot do: few new tokens after a cache are
+plain products, which continue several texts by several tokens each. Without a cache, the standard operator (opset 23) takes 0.7 to 0.9 of
+their time; a long prompt: GroupQueryAttention, which leaves out what comes later than each token and takes 0.6 of it for 2048. An `If` on
+the lengths chooses at run time.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnx.attention import FLOAT, OPERATOR, Attention, attention_nodes, emit_bias, emit_plain, fold_bias, read_attention, size_of
+from moec.backends.onnx.attention import FLOAT, OPERATOR, Attention, attention_nodes, emit_bias, emit_plain, fold_bias, read_attention
 from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnxruntime.grouped_query import by_token, emit_grouped_query, lengths, why_not_grouped
+from moec.backends.onnxruntime.kv_cache import emit_with_cache, let_the_mask_tell_lengths, read_caches
 
 STANDARD_OPSET, STANDARD_IR = 23, 11  # the first with the standard operator
 PROMPT = 8  # new tokens without a cache from which on the standard operator is chosen; asking takes as long as it saves for fewer
 GROUPED, LONG = 128, 1024  # from which on GroupQueryAttention wins over plain products, and over the standard operator
 
+CACHED = "grouped with its cache"
 Form = Callable[[Emitter], ir.Value]
 
 
@@ -31,8 +34,8 @@ def lower_attention(model: ir.Model, provider: str = "cpu") -> list[dict[str, st
         provider: `cpu` or `cuda`; CUDA's GroupQueryAttention takes half precision only.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (`plain` or `standard`, and what prompts get: `prompts standard`, `long prompts grouped`)
-        and `why`.
+        One record a node: `node`, `op`, `formulation` (`grouped with its cache`, or `plain` or `standard`, and what prompts get: `prompts
+        standard`, `long prompts grouped`) and `why`.
     """
     biases: dict[object, ir.Value] = {}
     facts = [_lower_node(model.graph, node, provider, biases) for node in attention_nodes(model.graph)]
@@ -41,6 +44,7 @@ def lower_attention(model: ir.Model, provider: str = "cpu") -> list[dict[str, st
     if any("standard" in fact["formulation"] for fact in facts):
         model.opset_imports[""] = max(model.opset_imports[""], STANDARD_OPSET)
         model.ir_version = max(model.ir_version, STANDARD_IR)
+    let_the_mask_tell_lengths(model)
     return facts
 
 
@@ -51,16 +55,23 @@ def _lower_node(graph: ir.Graph, node: ir.Node, provider: str, biases: dict[obje
     if block.mask is not None:
         bias = biases[block.mask] = biases.get(block.mask) or emit_bias(emit, block.mask, block.dtype)
     not_standard, not_grouped = why_not_standard(block, provider), why_not_grouped(block, provider)
+    caches = read_caches(block) if provider == "cpu" and not not_grouped else None
+    if caches is not None and bias is not None:
+        apart = _plain if not_standard else _standard
+        emit.replace(emit_with_cache(emit, block, caches, bias, partial(apart, bias=bias)))
+        why = "the operator appends to the cache; it continues one text by several tokens, or several by one"
+        formulation = f"{CACHED}, several texts {'plain' if not_standard else 'standard'}"
+        return {"node": emit.name, "op": OPERATOR, "formulation": formulation, "why": why}
     standard = partial(_standard, block=block, bias=bias)
     prompts: list[tuple[int, str, Form]] = []
     if cached and not not_standard:
         prompts.append((PROMPT, "prompts standard", standard))
     if bias is not None and not not_grouped:
-        prompts.append((GROUPED if not_standard else LONG, "long prompts grouped", partial(_grouped_query, block=block, bias=bias)))
+        prompts.append((GROUPED if not_standard else LONG, "long prompts grouped", partial(_prompt_grouped, block=block, bias=bias)))
     form: Form = standard
     if cached or not_standard:
         folded = None if bias is None else _folded_bias(emit, block, bias, prompts[0][0] if prompts else 0, biases)
-        form = partial(emit_plain, block=block, bias=bias, scores_of=_fused_scores, folded=folded)
+        form = partial(_plain, block=block, bias=bias, folded=folded)
     emit.replace(_by_length(emit, block, prompts, form))
     formulation = ", ".join(["standard" if form is standard else "plain", *(name for _, name, _ in prompts)])
     faster = f"faster from {' and '.join(str(least) for least, _, _ in prompts)} new tokens on without a cache" if prompts else ""
@@ -91,6 +102,11 @@ def _folded_bias(emit: Emitter, block: Attention, bias: ir.Value, least: int, bi
     return biases[shared]
 
 
+def _plain(emit: Emitter, block: Attention, bias: ir.Value | None, folded: ir.Value | None = None) -> ir.Value:
+    """`[B, S, N, V]` by plain products."""
+    return emit_plain(emit, block, bias, _fused_scores, folded)
+
+
 def _fused_scores(emit: Emitter, query: ir.Value, key: ir.Value, scale: float, dtype: ir.DataType) -> ir.Value:
     return emit("FusedMatMul", query, key, domain=MICROSOFT, transB=1, alpha=scale)
 
@@ -102,20 +118,6 @@ def why_not_standard(block: Attention, provider: str) -> str:
     if block.softcap:
         return "a cap on the scores comes after its mask"
     return "" if provider == "cpu" and block.dtype == FLOAT else "only measured in float32 on a CPU"
-
-
-def why_not_grouped(block: Attention, provider: str) -> str:
-    """Why GroupQueryAttention would be wrong or is not there; empty when it is right."""
-    if not block.causal or block.mask is None:
-        return "a token may look at later ones"
-    if block.sinks is not None:
-        return "sinks"
-    size = size_of(block.query, 3)
-    if size != size_of(block.value, 3):
-        return f"keys of {size} and values of {size_of(block.value, 3)}"
-    if size % 8:
-        return f"a head size of {size}, no multiple of 8"
-    return "half precision only on CUDA" if provider == "cuda" and block.dtype == FLOAT else ""
 
 
 # ---------------------------------------------------------------------- prompts
@@ -145,13 +147,9 @@ def _standard(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Valu
     return emit("Transpose", y, perm=[0, 2, 1, 3])
 
 
-def _grouped_query(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
-    """`[B, S, N, V]` by GroupQueryAttention on a prompt without a cache; every row is as long as the longest, padding is the bias's business."""
-    tokens = [emit("Reshape", emit("Transpose", v, perm=[0, 2, 1, 3]), emit.constant([0, 0, -1])) for v in (block.query, block.key, block.value)]
-    total = emit("Cast", emit("Shape", block.key, start=2, end=3), to=int(ir.DataType.INT32))
-    last = emit("Sub", total, emit.constant(np.array([1], np.int32)))
-    lengths = emit("Expand", last, emit("Shape", block.query, start=0, end=1))
-    inputs = [*tokens, None, None, lengths, emit("Squeeze", total), None, None, None, emit.cast(bias, FLOAT, block.dtype)]
-    attributes = {"num_heads": block.heads, "kv_num_heads": block.groups, "scale": block.scale, "softcap": block.softcap}
-    y = emit.several(3, "GroupQueryAttention", *inputs, domain=MICROSOFT, **attributes)[0]
+def _prompt_grouped(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
+    """`[B, S, N, V]` by GroupQueryAttention on a prompt without a cache."""
+    tokens = [by_token(emit, v) for v in (block.query, block.key, block.value)]
+    told = lengths(emit, emit("Shape", block.key, start=2, end=3), emit("Shape", block.query, start=0, end=1))
+    y = emit_grouped_query(emit, block, tokens, (None, None), told, bias)[0]
     return emit("Reshape", y, emit.constant([0, 0, block.heads, -1]))

@@ -111,6 +111,14 @@ class Onnxruntime(Backend):
             found.append(Input(str(value.name), dtypes[value.dtype], tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)))
         return tuple(found)
 
+    def shares_cache(self, folder: Path) -> bool:
+        import onnx_ir as ir
+
+        from moec.backends.onnxruntime.engine import MODEL_FILE
+        from moec.backends.onnxruntime.kv_cache import SHARED
+
+        return SHARED in ir.load(folder / MODEL_FILE).metadata_props
+
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         if not self.probe(target).available:
             return None

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation, refuse
+from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation, SharedContinuation, refuse
+from moec.backends.onnxruntime.kv_cache import SHARED
 from moec.engine import Engine
 from moec.errors import MoecError
 from moec.program import Input
@@ -51,7 +52,8 @@ class OnnxruntimeEngine(Engine):
     def continuation(self) -> HostContinuation:
         """A new text, see `moec.generation`: its cache stays where the runtime keeps it."""
         if self._providers == PROVIDERS["cpu"]:
-            return HostContinuation(self._session, self.inputs, self.name)
+            form = SharedContinuation if SHARED in self._session.get_modelmeta().custom_metadata_map else HostContinuation
+            return form(self._session, self.inputs, self.name)
         return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
 
     def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from moec.backends.onnx.folding import fold
 from moec.backends.onnxruntime.fusions import fuse
 from moec.backends.onnxruntime.packing import pack_products
 from moec.backends.onnxruntime.reshapes import spare_reshapes
-from moec.backends.onnxruntime.rotary import fuse_rotary
+from moec.backends.onnxruntime.rotary import fuse_rotary, rotate_by_token
 from moec.backends.onnxruntime.sizes import share_sizes
 
 
@@ -22,6 +22,7 @@ def optimize(model: ir.Model, optimize_for: str = "latency") -> None:
     fold(model)
     fuse(model)
     fuse_rotary(model)
+    rotate_by_token(model.graph)
     if optimize_for == "latency":
         pack_products(model.graph)
     spare_reshapes(model.graph)

@@ -36,14 +36,28 @@ def _is(node: ir.Node | None, op: str) -> bool:
 
 
 def _join(graph: ir.Graph, node: ir.Node) -> None:
-    """`Reshape(Reshape(x, a), b)` is `Reshape(x, b)` unless b takes sizes over from what it is given."""
+    """`Reshape(Reshape(x, a), b)` is `Reshape(x, b)` unless b takes sizes over from what it is given, and x where the sizes are x's own."""
     source = node.inputs[0]
     first = source.producer() if source is not None else None
-    if first is None or not _is(first, "Reshape") or first.graph is not graph or not _stands_alone(node):
+    if first is None or not _is(first, "Reshape") or first.graph is not graph:
+        return
+    whole = first.inputs[0]
+    if whole is not None and _is_known(whole.shape) and whole.shape == node.outputs[0].shape and not node.outputs[0].is_graph_output():
+        ir.convenience.replace_all_uses_with(node.outputs[0], whole)
+        graph.remove(node, safe=True)
+        if not first.outputs[0].uses() and not first.outputs[0].is_graph_output():
+            graph.remove(first, safe=True)
+        return
+    if not _stands_alone(node):
         return
     node.replace_input_with(0, first.inputs[0])
     if not first.outputs[0].uses() and not first.outputs[0].is_graph_output():
         graph.remove(first, safe=True)
+
+
+def _is_known(shape: ir.Shape | None) -> bool:
+    """Whether every size has a number or a name."""
+    return shape is not None and all(isinstance(d, int) or d.value is not None for d in shape)
 
 
 def _stands_alone(reshape: ir.Node) -> bool:

@@ -33,7 +33,10 @@ def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possi
     return layout or ("plain" if reason else "genai")
 
 
-def arrange(layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu", threads: int = 0) -> None:
+def arrange(
+    layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts,
+    device: str = "cpu", threads: int = 0, shared_cache: bool = False,
+) -> None:  # fmt: skip
     """Write and move files so that `folder`, which holds an engine and the files beside it, is laid out for its clients.
 
     Args:
@@ -43,9 +46,10 @@ def arrange(layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequenc
         facts: the model's.
         device: `cpu` or `cuda`, where the engine is to run.
         threads: how many the target asks for; 0 is one for each core.
+        shared_cache: whether past and present of the cache may be one buffer.
     """
     if layout == "genai":
-        genai.write(folder, inputs, outputs, facts, device, threads)
+        genai.write(folder, inputs, outputs, facts, device, threads, shared_cache)
     elif layout == "triton":
         triton.write(folder, inputs, outputs, facts, device)
 

@@ -1,8 +1,9 @@
 """`genai_config.json`: what onnxruntime-genai must know to generate text with an engine.
 
 Its runtime pads prompts of a batch on the right and masks what it padded; the engine counts positions from the mask, so that a text
-comes out as it does alone. Keys and values are concatenated by the graph, so no buffer is shared between past and present. Left alone, it
-takes half of what the machine calls threads (its 0.18; half speed where those are cores): the number that is written says otherwise.
+comes out as it does alone. Where the graph appends to its cache, past and present share one buffer, which the runtime makes for `max_length`
+tokens; elsewhere keys and values are concatenated. Left alone, it takes half of what the machine calls threads (its 0.18; half speed where
+those are cores): the number that is written says otherwise.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def refusal(inputs: Sequence[Input], facts: ModelFacts) -> str | None:
 
 
 def config(
-    inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu", threads: int = 0
-) -> dict[str, Any]:
+    inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts,
+    file: str = "model.onnx", device: str = "cpu", threads: int = 0, shared_cache: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """The content of `genai_config.json`: greedy search by default, the model's own sampling settings where a client turns sampling on.
 
     The model's type is the generic `decoder`: the runtime needs to know none of the architectures. `threads` 0 is one for each core, which
@@ -53,7 +55,7 @@ def config(
             "decoder": _decoder(inputs, outputs, facts, file, device, threads),
         },
         "search": {
-            "do_sample": False, "num_beams": 1, "max_length": facts.context, "past_present_share_buffer": False,
+            "do_sample": False, "num_beams": 1, "max_length": facts.context, "past_present_share_buffer": shared_cache,
             **{k: facts.sampling[k] for k in SAMPLING if k in facts.sampling},
         },
     }  # fmt: skip
@@ -75,7 +77,9 @@ def _decoder(inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts,
     }  # fmt: skip
 
 
-def write(folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu", threads: int = 0) -> None:
+def write(
+    folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu", threads: int = 0, shared_cache: bool = False
+) -> None:
     """Put `genai_config.json` beside the engine."""
-    content: Mapping[str, Any] = config(inputs, [o.name for o in outputs], facts, device=device, threads=threads)
+    content: Mapping[str, Any] = config(inputs, [o.name for o in outputs], facts, device=device, threads=threads, shared_cache=shared_cache)
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

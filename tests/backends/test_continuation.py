@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import moec
-from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation
+from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation, SharedContinuation
 from moec.errors import MoecError
 from moec.generation import Continuation, TensorContinuation, pad
 
@@ -25,6 +25,7 @@ def engine(mixtral_engine: Path) -> Any:
 
 FORMS: dict[str, Callable[[Any], Continuation]] = {
     "host": lambda e: HostContinuation(e._session, e.inputs, e.name),
+    "shared": lambda e: SharedContinuation(e._session, e.inputs, e.name),
     "device": lambda e: DeviceContinuation(e._session, e.inputs, e.name, "cpu"),
     "tensors": TensorContinuation,
 }
@@ -66,7 +67,7 @@ def test_two_texts_do_not_mix(engine: Any, form: str) -> None:
 
 
 def test_the_engine_offers_the_form_of_its_device(engine: Any) -> None:
-    assert type(engine.continuation()) is HostContinuation
+    assert type(engine.continuation()) is SharedContinuation
 
 
 @pytest.mark.gpu
