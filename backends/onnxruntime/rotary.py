@@ -58,7 +58,8 @@ def _turn_back(graph: ir.Graph, rotary: ir.Node) -> bool:
     y = ir.node("RotaryEmbedding", [rows.outputs[0], *rotary.inputs[1:]], {**rotary.attributes}, domain=MICROSOFT, name=rotary.name)
     graph.insert_before(last, [rows, y])
     take_place(y.outputs[0], last.outputs[0])
-    for node in (last, after, rotary):
+    unread = [] if len(list(before.outputs[0].uses())) > 1 or before.outputs[0].is_graph_output() else [before]
+    for node in (last, after, rotary, *unread):
         graph.remove(node, safe=True)
     return True
 

@@ -45,6 +45,11 @@ def test_the_config_names_the_engines_own_inputs_and_searches_greedily() -> None
     assert made["search"] == {"do_sample": False, "num_beams": 1, "max_length": 128, "past_present_share_buffer": False, "temperature": 0.6}
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_config_says_whether_the_cache_is_one_buffer(shared: bool) -> None:
+    assert config(decoder_inputs(), ["logits"], FACTS, shared_cache=shared)["search"]["past_present_share_buffer"] is shared
+
+
 @pytest.mark.parametrize(("facts", "pad", "eos"), [
     (FACTS, 0, 2), (replace(FACTS, pad=None), 2, 2), (replace(FACTS, eos=(2, 5)), 0, [2, 5]), (replace(FACTS, pad=None, eos=()), 0, None),
 ])  # fmt: skip

@@ -108,13 +108,17 @@ def lowered(model: ir.Model, optimize_for: str, provider: str = "cpu") -> tuple[
     return model, fact
 
 
-def run(model: ir.Model, **inputs: Tensor) -> Tensor:
+def session(model: ir.Model) -> Any:
+    """An ONNX Runtime session of a model in memory, on one thread."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(np.asarray(session.run(["y"], {k: v.numpy() for k, v in inputs.items()})[0]))
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(model: ir.Model, **inputs: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(session(model).run(["y"], {k: v.numpy() for k, v in inputs.items()})[0]))
 
 
 def error(got: Tensor, want: Tensor) -> float:

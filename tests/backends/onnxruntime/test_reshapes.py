@@ -52,6 +52,17 @@ def heads(shape: list[int], counts: list[int], axis: int = -1) -> ir.Model:
     return finished(graph, add(graph, "Concat", cut[::-1], "joined", axis=2)[0])
 
 
+@pytest.mark.parametrize("shape", [["b", "s", 24], [None, "s", 24], ["s", "b", 24]], ids=str)
+def test_there_and_back_is_nothing(shape: list[Any]) -> None:
+    model = chain([0, 5, -1])
+    node = next(n for n in model.graph if n.name == "again")
+    node.outputs[0].shape = ir.Shape(shape)
+    same = shape == ["b", "s", 24]
+    assert spare_reshapes(model.graph) == (2 if same else 0) and ("Reshape" in ops(model)) is not same
+    if same:
+        assert torch.equal(run(model, x=X), X)
+
+
 def test_two_in_a_row_are_one() -> None:
     model = chain([2, 5, 4, 6])
     assert spare_reshapes(model.graph) == 1 and ops(model).count("Reshape") == 1

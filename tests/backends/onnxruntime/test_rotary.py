@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnxruntime.rotary import fuse_rotary
+from moec.backends.onnxruntime.rotary import fuse_rotary, rotate_by_token
 from tests.backends.onnxruntime.blocks import error, ops, run, value
 
 B, N, S, D = 2, 3, 5, 8
@@ -74,3 +74,36 @@ def test_one_table_for_several_texts() -> None:
 def test_something_else_is_left_alone(other: dict[str, object]) -> None:
     model = model_of(**other)  # type: ignore[arg-type]
     assert fuse_rotary(model) == 0 and "RotaryEmbedding" not in ops(model)
+
+
+def by_head(turned: tuple[int, ...] = (0, 2, 1, 3), shape: tuple[int, ...] = (0, 0, -1)) -> ir.Model:
+    """Rows `[B, S, N, D]` turned to heads, rotated, turned by `turned` and put in a shape."""
+    rows, tables = value("x", torch.float32, ["b", "s", N, D]), [value(name, torch.float32, ["places", D // 2]) for name in ("cos", "sin")]
+    places = value("places", torch.int64, ["b", "s"])
+    graph = ir.Graph([rows, places, *tables], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="rotary")
+    held = ir.tensor(np.array(shape, np.int64), name="shape")
+    graph.register_initializer(ir.Value(name="shape", const_value=held, type=ir.TensorType(held.dtype), shape=held.shape))
+    there = ir.node("Transpose", [rows], {"perm": [0, 2, 1, 3]}, name="there")
+    rotary = ir.node("RotaryEmbedding", [there.outputs[0], places, *tables], domain="com.microsoft", name="rotary")
+    back = ir.node("Transpose", [rotary.outputs[0]], {"perm": list(turned)}, name="back")
+    y = value("y", torch.float32, [None] * len(shape))
+    nodes = [there, rotary, back, ir.node("Reshape", [back.outputs[0], graph.initializers["shape"]], outputs=[y], name="rows")]
+    for node in nodes[:-1]:
+        node.outputs[0].name = f"{node.name}.y"
+    graph.extend(nodes)
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=10)
+
+
+def test_heads_are_not_turned_for_the_rotation_alone() -> None:
+    angles = torch.arange(9)[:, None] * 10.0 ** -torch.arange(D // 2)
+    given = {"x": torch.randn(B, S, N, D, generator=torch.Generator().manual_seed(0)), "places": POSITIONS, "cos": angles.cos(), "sin": angles.sin()}
+    model, want = by_head(), run(by_head(), **given)
+    assert rotate_by_token(model.graph) == 1 and "Transpose" not in ops(model) and error(run(model, **given), want) < 1e-6
+    assert error(run(model, **{**given, "places": POSITIONS + 1}), want) > 1e-2, "the positions matter"
+
+
+@pytest.mark.parametrize("other", [{"turned": (0, 1, 3, 2)}, {"shape": (0, -1)}], ids=str)
+def test_what_is_turned_otherwise_stays(other: dict[str, tuple[int, ...]]) -> None:
+    model = by_head(**other)
+    assert rotate_by_token(model.graph) == 0 and ops(model).count("Transpose") == 2
