@@ -81,18 +81,21 @@ class SharedContinuation(HostContinuation):
 
     def _advance(self, feeds: dict[str, Any]) -> Any:
         total, new = feeds[MASK].shape[1], feeds[IDS].shape[1]
-        held = {name: buffer[:, :, : total - new] for name, buffer in self._past.items()}
-        if new > 1 or not held:
-            logits, *present = self._run(feeds, held or self._empty(len(feeds[IDS])))
+        if new > 1 or self._binding is None:
+            logits, *present = self._run(feeds, self._held(total - new) or self._empty(len(feeds[IDS])))
             self._keep({c.name: value for c, value in zip(self._caches, present, strict=True)})
             return logits
         if total > next(iter(self._past.values())).shape[2]:
-            self._keep(held)
+            self._keep(self._held(total - new))
         for name, value in feeds.items():
             self._binding.bind_cpu_input(name, value)
         self._binding.bind_output(LOGITS, "cpu")
         self._session.run_with_iobinding(self._binding)
         return self._binding.get_outputs()[-1].numpy()
+
+    def _held(self, length: int) -> dict[str, Any]:
+        """The part of the buffers that is in use."""
+        return {name: buffer[:, :, :length] for name, buffer in self._past.items()}
 
     def _keep(self, caches: dict[str, Any]) -> None:
         """Copy the caches into buffers with room, and bind these as past and present."""

@@ -101,17 +101,22 @@ def let_the_mask_tell_lengths(model: ir.Model) -> bool:
     """
     inputs = {str(v.name): v for v in model.graph.inputs}
     caches = [v for v in model.graph.inputs if v.shape is not None and PAST in map(str, v.shape)]
-    asked = [node for cache in caches for node, _ in cache.uses() if node.op_type == "Shape"]
-    grouped = [any(node.op_type == "GroupQueryAttention" for node, _ in cache.uses()) for cache in caches]
-    if not caches or not all(grouped) or IDS not in inputs or MASK not in inputs or not all(map(_asks_one_size, asked)):
+    if not caches or IDS not in inputs or MASK not in inputs or not all(map(_is_shareable, caches)):
         return False
-    for node in asked:
+    for node in [node for cache in caches for node, _ in cache.uses() if node.op_type == "Shape"]:
         if _bounds(node) == (2, 3):
             emit = Emitter(model.graph, node)
             whole, new = (emit("Shape", inputs[name], start=1, end=2) for name in (MASK, IDS))
             emit.replace(emit("Sub", whole, new))
     model.metadata_props[SHARED] = "1"
     return True
+
+
+def _is_shareable(cache: ir.Value) -> bool:
+    """Whether all that reads a cache is the operator, the concatenation beside it, and what asks for one of its sizes."""
+    readers = [node for node, _ in cache.uses()]
+    asked = [node for node in readers if node.op_type == "Shape"]
+    return {node.op_type for node in readers} - {"Shape"} == {"GroupQueryAttention", "Concat"} and all(map(_asks_one_size, asked))
 
 
 def _bounds(shape: ir.Node) -> tuple[int, int]:

@@ -20,8 +20,9 @@ LIMIT = 1e-5
 SIZES = [(1, 1, 5), (2, 1, 5), (1, 4, 5), (2, 4, 0), (1, 1, 0), (2, 4, 5), (3, 2, 1)]  # texts, new tokens, earlier ones
 
 
-def model_of(provider: str = "cpu", readers: int = 1, size: int = D, mask: str = MASK, **rule: Any) -> tuple[ir.Model, dict[str, str]]:
-    """One layer of a decoder, lowered, with the cache's length as an output; `readers` of its keys, `mask` is what the mask is called."""
+def model_of(provider: str = "cpu", readers: int = 1, size: int = D, mask: str = MASK, reads: str = "", **rule: Any) -> tuple[ir.Model, dict[str, str]]:
+    """One layer of a decoder, lowered, with the cache's length as an output; `readers` of its keys, `mask` is what the mask is called, `reads`
+    another operator that reads its cache."""
     rows = {"query": N, "new_key": G, "new_value": G}
     inputs = [value(IDS, torch.int64, ["batch", SEQUENCE]), value(mask, torch.int64, ["batch", TOTAL])]
     inputs += [value(name, torch.float32, ["batch", heads, SEQUENCE, size]) for name, heads in rows.items()]
@@ -39,6 +40,8 @@ def model_of(provider: str = "cpu", readers: int = 1, size: int = D, mask: str =
     rule = {"scale": 0.3, "softcap": 0.0, "causal": 1, **rule}
     add("Attention", inputs[2], *whole, seen, name="y", shape=["batch", SEQUENCE, N, size], domain="moec", **rule)
     add("Shape", past[0], name="length", shape=[1], dtype=ir.DataType.INT64, start=2, end=3)
+    if reads:
+        add(reads, past[0], name="read", shape=["batch", G, PAST, size])
     for n in range(1, readers):
         add("Neg", whole[0], name=f"negated_{n}", shape=["batch", G, TOTAL, size])
     model = ir.Model(graph, ir_version=10)
@@ -124,6 +127,8 @@ def test_opset_and_metadata_only_say_what_is_so() -> None:
     assert model_of()[0].opset_imports[""] == STANDARD_OPSET and model_of(softcap=1.5)[0].opset_imports[""] < STANDARD_OPSET
     model, fact = model_of(mask="no_mask")
     assert CACHED in fact["formulation"] and SHARED not in model.metadata_props, "nothing says how long the text is"
+    model, fact = model_of(reads="Neg")
+    assert CACHED in fact["formulation"] and SHARED not in model.metadata_props, "something reads the whole buffer"
 
 
 @pytest.mark.parametrize("kept", [{"provider": "cuda"}, {"readers": 2}, {"size": 12}, {"causal": 0}], ids=str)
