@@ -198,8 +198,9 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     """Put the model's own files beside a built engine, and lay the folder out for the software that is to run it."""
     write_companions(source, folder)
     outputs, target = backend.outputs(folder), options.target
-    shared = backend.shares_cache(folder)
-    arrange(options.layout or "plain", folder, program.inputs, outputs, describe(source), target.device or "cpu", target.threads, shared)
+    layout = options.layout or "plain"
+    shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
+    arrange(layout, folder, program.inputs, outputs, describe(source), target.device or "cpu", target.threads, shared)
 
 
 def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:

@@ -11,6 +11,7 @@ from moec.backends.onnx.emit import DOMAIN, Emitter
 
 OPERATOR = "Attention"
 FLOAT = ir.DataType.FLOAT
+BY_HEAD = [0, 2, 1, 3]  # [B, S, N, D] becomes [B, N, S, D], and the other way round
 Scores = Callable[[Emitter, ir.Value, ir.Value, float, ir.DataType], ir.Value]
 
 
@@ -92,7 +93,7 @@ def emit_plain(emit: Emitter, block: Attention, bias: ir.Value | None, scores_of
     shares = shares if stays else emit("Reshape", shares, emit.constant([0, groups, -1, 0]))
     mixed = emit("MatMul", emit.cast(shares, FLOAT, block.dtype), block.value)
     mixed = emit("Reshape", mixed, emit.constant([0, heads, -1, size_of(block.value, 3)])) if heads != groups else mixed
-    return emit("Transpose", mixed, perm=[0, 2, 1, 3])
+    return emit("Transpose", mixed, perm=BY_HEAD)
 
 
 def fold_bias(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:

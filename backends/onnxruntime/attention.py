@@ -13,7 +13,7 @@ from functools import partial
 
 import onnx_ir as ir
 
-from moec.backends.onnx.attention import FLOAT, OPERATOR, Attention, attention_nodes, emit_bias, emit_plain, fold_bias, read_attention
+from moec.backends.onnx.attention import BY_HEAD, FLOAT, OPERATOR, Attention, attention_nodes, emit_bias, emit_plain, fold_bias, read_attention
 from moec.backends.onnx.emit import MICROSOFT, Emitter
 from moec.backends.onnxruntime.grouped_query import by_token, emit_grouped_query, lengths, why_not_grouped
 from moec.backends.onnxruntime.kv_cache import emit_with_cache, let_the_mask_tell_lengths, read_caches
@@ -144,7 +144,7 @@ def _length(value: ir.Value) -> str | None:
 def _standard(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Value:
     """`[B, S, N, V]` by the standard operator, which tells from the shapes how many query heads share a key-value head."""
     y = emit("Attention", block.query, block.key, block.value, bias, scale=block.scale)
-    return emit("Transpose", y, perm=[0, 2, 1, 3])
+    return emit("Transpose", y, perm=BY_HEAD)
 
 
 def _prompt_grouped(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnx.attention import FLOAT, Attention, size_of
+from moec.backends.onnx.attention import BY_HEAD, FLOAT, Attention, size_of
 from moec.backends.onnx.emit import MICROSOFT, Emitter
 
 
@@ -25,7 +25,7 @@ def why_not_grouped(block: Attention, provider: str) -> str:
 
 def by_token(emit: Emitter, value: ir.Value) -> ir.Value:
     """`[B, N, S, D]` as `[B, S, N * D]`, in which the operator takes its inputs."""
-    rows = emit("Reshape", emit("Transpose", value, perm=[0, 2, 1, 3]), emit.constant([0, 0, -1]))
+    rows = emit("Reshape", emit("Transpose", value, perm=BY_HEAD), emit.constant([0, 0, -1]))
     if value.shape is not None:
         rows.shape, rows.type = ir.Shape([value.shape[0], value.shape[2], size_of(value, 1) * size_of(value, 3)]), value.type
     return rows
@@ -33,7 +33,7 @@ def by_token(emit: Emitter, value: ir.Value) -> ir.Value:
 
 def by_head(emit: Emitter, rows: ir.Value, like: ir.Value) -> ir.Value:
     """What `by_token` made of `like`, as it was."""
-    value = emit("Transpose", emit("Reshape", rows, emit.constant([0, 0, -1, size_of(like, 3)])), perm=[0, 2, 1, 3])
+    value = emit("Transpose", emit("Reshape", rows, emit.constant([0, 0, -1, size_of(like, 3)])), perm=BY_HEAD)
     value.shape, value.type = like.shape, like.type
     return value
 

@@ -6,11 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from moec.backends.onnx.attention import BY_HEAD
 from moec.backends.onnx.emit import take_place
 from moec.backends.onnx.tensors import add_initializer
 from moec.weights import from_tensor
-
-BY_HEAD = [0, 2, 1, 3]  # [B, S, N, D] becomes [B, N, S, D]
 
 
 def spare_reshapes(graph: ir.Graph) -> int:
@@ -45,14 +44,15 @@ def _join(graph: ir.Graph, node: ir.Node) -> None:
     if whole is not None and _is_known(whole.shape) and whole.shape == node.outputs[0].shape and not node.outputs[0].is_graph_output():
         ir.convenience.replace_all_uses_with(node.outputs[0], whole)
         graph.remove(node, safe=True)
-        if not first.outputs[0].uses() and not first.outputs[0].is_graph_output():
-            graph.remove(first, safe=True)
-        return
-    if not _stands_alone(node):
-        return
-    node.replace_input_with(0, first.inputs[0])
-    if not first.outputs[0].uses() and not first.outputs[0].is_graph_output():
-        graph.remove(first, safe=True)
+    elif _stands_alone(node):
+        node.replace_input_with(0, whole)
+    remove_if_unread(graph, first)
+
+
+def remove_if_unread(graph: ir.Graph, node: ir.Node) -> None:
+    """Remove a node of one result that nobody reads any more."""
+    if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+        graph.remove(node, safe=True)
 
 
 def _is_known(shape: ir.Shape | None) -> bool:
@@ -65,18 +65,19 @@ def _stands_alone(reshape: ir.Node) -> bool:
     shape = reshape.inputs[1]
     if reshape.attributes.get_int("allowzero", 0) == 1:
         return True
-    sizes = _constant(shape)
+    sizes = numbers_of(shape)
     return sizes is not None and 0 not in sizes
 
 
-def _constant(value: ir.Value | None) -> list[int] | None:
+def numbers_of(value: ir.Value | None) -> list[int] | None:
+    """What a constant of integers holds; None for anything else."""
     tensor = None if value is None else value.const_value
     return None if tensor is None else [int(n) for n in np.asarray(tensor.numpy()).reshape(-1)]
 
 
 def _cut_heads(graph: ir.Graph, split: ir.Node) -> None:
     """Pieces `[B, S, N*D]` of one product that one shape `[b, s, -1, D]` makes `[B, S, N, D]`: reshape the product, then cut its heads."""
-    counts = _constant(split.inputs[1]) if len(split.inputs) > 1 else None
+    counts = numbers_of(split.inputs[1]) if len(split.inputs) > 1 else None
     users = [user for piece in split.outputs if (user := _only_reshape(piece)) is not None]
     size = _heads_of(users[0].inputs[1]) if users else None
     if split.attributes.get_int("axis", 0) != -1 or counts is None or len(users) != len(counts) or len({u.inputs[1] for u in users}) > 1:
@@ -97,14 +98,14 @@ def _cut_heads(graph: ir.Graph, split: ir.Node) -> None:
 
 def _only_reshape(piece: ir.Value) -> ir.Node | None:
     """The reshape that is all that reads a value."""
-    user = _only_user(piece)
+    user = only_user(piece)
     return user if _is(user, "Reshape") else None
 
 
 def _heads_of(shape: ir.Value | None) -> int | None:
     """D of a shape `[b, s, -1, D]`, where b and s may be computed; None for any other shape."""
     node = shape.producer() if shape is not None else None
-    parts = [_constant(v) for v in node.inputs] if node is not None and _is(node, "Concat") else [[n] for n in _constant(shape) or []]
+    parts = [numbers_of(v) for v in node.inputs] if node is not None and _is(node, "Concat") else [[n] for n in numbers_of(shape) or []]
     return parts[3][0] if len(parts) == 4 and parts[2] == [-1] and parts[3] and len(parts[3]) == 1 and parts[3][0] > 0 else None
 
 
@@ -129,13 +130,18 @@ def _turn_heads(graph: ir.Graph, split: ir.Node) -> None:
 
 def _turn(piece: ir.Value) -> ir.Node | None:
     """The transpose by head that is all that becomes of a piece, perhaps after a norm of its rows."""
-    user = _only_user(piece)
+    user = only_user(piece)
     if user is not None and user.op_type == "SimplifiedLayerNormalization" and user.attributes.get_int("axis", -1) == -1:
-        user = _only_user(user.outputs[0]) if not any(o.uses() for o in user.outputs[1:]) else None
-    perm = user.attributes.get("perm") if user is not None and _is(user, "Transpose") else None
-    return user if perm is not None and list(perm.as_ints()) == BY_HEAD else None
+        user = only_user(user.outputs[0]) if not any(o.uses() for o in user.outputs[1:]) else None
+    return user if turns_heads(user) else None
 
 
-def _only_user(value: ir.Value) -> ir.Node | None:
+def turns_heads(node: ir.Node | None) -> bool:
+    """Whether a node makes `[B, S, N, D]` `[B, N, S, D]`, or the other way round."""
+    return node is not None and _is(node, "Transpose") and list(node.attributes.get_ints("perm", [])) == BY_HEAD
+
+
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The node that is all that reads a value, as its first input."""
     uses = list(value.uses())
     return uses[0].node if len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output() else None

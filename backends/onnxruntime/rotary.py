@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.backends.onnx.emit import MICROSOFT, take_place
+from moec.backends.onnxruntime.reshapes import numbers_of, only_user, remove_if_unread, turns_heads
 
 
 def fuse_rotary(model: ir.Model) -> int:
@@ -24,43 +25,30 @@ def fuse_rotary(model: ir.Model) -> int:
 
 def rotate_by_token(graph: ir.Graph) -> int:
     """Rotate `[B, S, N * D]` where heads were only turned to `[B, N, S, D]` for the rotation and turned back, in place; returns how often."""
-    return sum(_turned(node) and _turn_back(graph, node) for node in list(graph) if node.op_type == "RotaryEmbedding")
+    return sum(_turn_back(graph, node) for node in list(graph) if node.op_type == "RotaryEmbedding")
 
 
-def _turned(rotary: ir.Node) -> bool:
-    """Whether heads are turned before and after."""
-    before, after = rotary.inputs[0], _reader(rotary.outputs[0])
-    return before is not None and _turns(before.producer()) and _turns(after) and after is not None and _is_by_token(_reader(after.outputs[0]))
-
-
-def _reader(value: ir.Value) -> ir.Node | None:
-    """All that reads a value."""
-    uses = list(value.uses())
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
-
-
-def _turns(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == [0, 2, 1, 3]
-
-
-def _is_by_token(node: ir.Node | None) -> bool:
-    """Whether it makes `[B, S, N, D]` `[B, S, N * D]`."""
-    shape = node.inputs[1].const_value if node is not None and node.op_type == "Reshape" and node.inputs[1] is not None else None
-    return shape is not None and shape.numpy().tolist() == [0, 0, -1]
+def _turned(rotary: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:
+    """What turns heads before the rotation, what turns them back, and what makes rows by token of that."""
+    before, after = None if rotary.inputs[0] is None else rotary.inputs[0].producer(), only_user(rotary.outputs[0])
+    last = only_user(after.outputs[0]) if after is not None and turns_heads(after) else None
+    flat = last is not None and last.op_type == "Reshape" and numbers_of(last.inputs[1]) == [0, 0, -1]
+    return (before, after, last) if before is not None and after is not None and last is not None and flat and turns_heads(before) else None
 
 
 def _turn_back(graph: ir.Graph, rotary: ir.Node) -> bool:
-    before, after = _producer(rotary.inputs[0]), _reader(rotary.outputs[0])
-    last = _reader(after.outputs[0]) if after is not None else None
-    assert after is not None and last is not None, "`_turned` has seen them"
+    turned = _turned(rotary)
+    if turned is None:
+        return False
+    before, after, last = turned
     rows = ir.node("Reshape", [before.inputs[0], last.inputs[1]], name=f"{rotary.name}/rows")
     rows.outputs[0].name, rows.outputs[0].shape, rows.outputs[0].type = rows.name, last.outputs[0].shape, last.outputs[0].type
     y = ir.node("RotaryEmbedding", [rows.outputs[0], *rotary.inputs[1:]], {**rotary.attributes}, domain=MICROSOFT, name=rotary.name)
     graph.insert_before(last, [rows, y])
     take_place(y.outputs[0], last.outputs[0])
-    unread = [] if len(list(before.outputs[0].uses())) > 1 or before.outputs[0].is_graph_output() else [before]
-    for node in (last, after, rotary, *unread):
+    for node in (last, after, rotary):
         graph.remove(node, safe=True)
+    remove_if_unread(graph, before)
     return True
 
 
@@ -135,7 +123,7 @@ def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_:
     return op.RotaryEmbedding(x, op.Reshape(places, op.Shape(halves[0], end=2)), *tables, _domain=MICROSOFT)
 
 
-def _producer(value: ir.Value | None) -> ir.Node:
-    node = None if value is None else value.producer()
-    assert node is not None, "`_is_table` or `_turned` has seen it"
+def _producer(value: ir.Value) -> ir.Node:
+    node = value.producer()
+    assert node is not None, "`_is_table` has seen it"
     return node
