@@ -110,20 +110,26 @@ def compiled(folder: Path) -> Run:
 def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
     """What a user gets from `moec.compile`."""
     import moec
-    from moec.generation import continuation
 
     out = once(folder, f"moec-{optimize_for}", lambda out: moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain"))
-    engine, state = moec.load(out), {}
+    return continued(moec.load(out))
 
-    def step(ids: torch.Tensor) -> Any:
+
+def continued(engine: Any) -> Run:
+    """A text of moec's own runner."""
+    from moec.generation import continuation
+
+    state: dict[str, Any] = {}
+
+    def step(ids: Any) -> Any:
         state["length"] += ids.shape[1]
-        return state["text"].step(ids, torch.ones((1, state["length"]), dtype=torch.int64))[0].numpy()
+        return state["text"].step(ids, np.ones((1, state["length"]), np.int64))[0]
 
     def prefill(ids: Any) -> Any:
         state.update(text=continuation(engine), length=0)
-        return step(torch.from_numpy(ids))
+        return step(ids)
 
-    return prefill, lambda token: step(torch.tensor([[token]]))
+    return prefill, lambda token: step(np.array([[token]]))
 
 
 def transformers_engine(folder: Path, int8: bool = False) -> Run:

@@ -26,7 +26,7 @@ from typing import Any
 import decoder_contestants
 import numpy as np
 import torch
-from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run, once
+from decoder_contestants import CASES, DENSE_ONLY, MOE_ONLY, VOCABULARY, Run, continued, once
 from decoder_cpu import TOKENS
 from decoder_sittings import SHORT, Contestant, Measured, Times, compete, publish, read_options
 from moe_cpu import environment, wait_for_quiet
@@ -60,22 +60,12 @@ def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
         legal, _ = backend.legalize(target).run(program, Context())
         out.mkdir()
         backend.build(legal, target, out, "latency")
-        ids, mask = torch.arange(3, 19)[None], torch.ones((1, 16), dtype=torch.int64)
+        ids, mask = np.arange(3, 19)[None], np.ones((1, 16), np.int64)
         want, found = (continuation(e).step(ids, mask)[0] for e in (EagerEngine(program), backend.load(out, target)))
         error = float((found - want).abs().max() / want.std())
         assert error < (ROUNDED if accuracy == "int8" else EXACT), f"the engine is {error:.2g} standard deviations from its program"
 
-    built, state = backend.load(once(folder, f"moec {accuracy} {pipeline}", build), target), dict[str, Any]()
-
-    def step(ids: torch.Tensor) -> Any:
-        state["length"] += ids.shape[1]
-        return state["text"].step(ids, torch.ones((1, state["length"]), dtype=torch.int64))[0].numpy()
-
-    def prefill(ids: Any) -> Any:
-        state.update(text=continuation(built), length=0)
-        return step(torch.from_numpy(ids))
-
-    return prefill, lambda token: step(torch.tensor([[token]]))
+    return continued(backend.load(once(folder, f"moec {accuracy} {pipeline}", build), target))
 
 
 def reader(folder: Path, pipeline: str = "") -> Run:

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moec.backends.tensorrt.edition import Edition
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.profiles import Profile, fitting
-from moec.decoder import IDS, LOGITS, MASK, PAST, cache_inputs, present_name
+from moec.decoder import IDS, MASK, PAST, cache_inputs, present_name
 from moec.engine import Engine
 from moec.errors import MoecError
+from moec.generation import last_logits
 from moec.program import Input
 from moec.target import Target
 
@@ -109,13 +111,13 @@ class Continuation:
     def __init__(self, engine: TensorrtEngine) -> None:
         self._owner, self._past = engine, dict[str, Tensor]()
 
-    def step(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         caches = cache_inputs(self._owner.inputs)
         sizes = {"batch": ids.shape[0], PAST: 0}
         past = self._past or {c.name: torch.zeros(c.resolve(sizes), dtype=c.dtype, device="cuda") for c in caches}
-        outputs = self._owner.run_on_gpu({IDS: ids, MASK: mask, **past})
+        outputs = self._owner.run_on_gpu({IDS: torch.from_numpy(ids), MASK: torch.from_numpy(mask), **past})
         self._past = {c.name: outputs[present_name(c.name)] for c in caches}
-        return outputs[LOGITS][:, -1].cpu()
+        return last_logits(outputs)
 
 
 _DTYPES = {
