@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnxruntime.continuation import DeviceContinuation, HostContinuation, SharedContinuation, refuse
+from moec.backends.onnxruntime.huge_pages import anonymous_memory, collapse_beside, without
 from moec.backends.onnxruntime.kv_cache import SHARED
 from moec.engine import Engine
 from moec.errors import MoecError
@@ -36,7 +37,9 @@ class OnnxruntimeEngine(Engine):
     def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
         self.name = f"onnxruntime:{target.device or 'cpu'}"
         self._path, self._providers = folder / MODEL_FILE, PROVIDERS[target.device or "cpu"]
+        before = anonymous_memory()
         self._session = open_session(self._path, target, prepack)
+        self._weights = without(anonymous_memory(), before)  # and whatever else the session made
         self.inputs = tuple(Input(i.name, _DTYPES[i.type], tuple(d if isinstance(d, int) else str(d) for d in i.shape)) for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -52,6 +55,9 @@ class OnnxruntimeEngine(Engine):
     def continuation(self) -> HostContinuation:
         """A new text, see `moec.generation`: its cache stays where the runtime keeps it."""
         if self._providers == PROVIDERS["cpu"]:
+            if self._weights:  # the first text, and seldom the last: what follows reads them again for every token
+                collapse_beside(self._weights)
+                self._weights = []
             form = SharedContinuation if SHARED in self._session.get_modelmeta().custom_metadata_map else HostContinuation
             return form(self._session, self.inputs, self.name)
         return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
