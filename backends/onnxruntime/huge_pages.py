@@ -19,7 +19,7 @@ from pathlib import Path
 
 HUGE = 2 << 20  # bytes of a huge page on x86-64, and on ARM with pages of 4 KiB; elsewhere the kernel refuses and nothing happens
 PIECE = 16 * HUGE  # of one call: the kernel gives up the rest of a call where it finds no huge page free
-MADV_COLLAPSE = 25  # linux/mman.h; the mmap module has it from Python 3.13 on at the earliest
+MADV_COLLAPSE = 25  # linux/mman.h; Python 3.11's mmap has no name for it
 ENABLED, MAPS = Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/maps")
 
 
