@@ -62,7 +62,7 @@ def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
         backend.build(legal, target, out, "latency")
         ids, mask = np.arange(3, 19)[None], np.ones((1, 16), np.int64)
         want, found = (continuation(e).step(ids, mask)[0] for e in (EagerEngine(program), backend.load(out, target)))
-        error = float((found - want).abs().max() / want.std())
+        error = float(abs(found - want).max() / want.std())
         assert error < (ROUNDED if accuracy == "int8" else EXACT), f"the engine is {error:.2g} standard deviations from its program"
 
     return continued(backend.load(once(folder, f"moec {accuracy} {pipeline}", build), target))
