@@ -117,7 +117,7 @@ def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
 
 def continued(engine: Any) -> Run:
     """A text of moec's own runner."""
-    from moec.generation import continuation
+    from moec.execution.generation import continuation
 
     state: dict[str, Any] = {}
 

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 import moec
-from moec.generation import generate, pad
-from moec.memory import rss_bytes
+from moec.execution.generation import generate, pad
+from moec.execution.memory import rss_bytes
 
 PROMPTS, PROMPT, NEW, BATCHES = 60, 120, 80, (1, 2, 3, 4)
 VOCABULARY, GROWTH = 512, 1.02

@@ -40,15 +40,15 @@ from quality_report import orders, table, targets
 from quality_rows import BUILT, ROWS, Row
 from torch import Tensor, fx
 
-from moec.calibration import CalibrationText
-from moec.corpus import corpus_of, read_calibration
-from moec.decoder import LOGITS, text_inputs
+from moec.capture.source import Source
+from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.source import Source
-from moec.sources import open_source
-from moec.trace import EXPERTS, MOE, choice
+from moec.execution.trace import EXPERTS, MOE, choice
+from moec.pipeline.calibration import CalibrationText
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.decoder_signature import LOGITS, text_inputs
+from moec.program.program import Program
+from moec.text.corpus import corpus_of, read_calibration
 
 WINDOW, BATCH = 256, 4
 
@@ -158,7 +158,7 @@ def size_bytes(program: Program, widest: int = 8) -> int:
 def engines(harness: Harness, group: int) -> list[dict[str, Any]]:
     """Files of engines beside the arithmetic: the codes and scales that the program holds, and what stays as it is in float32."""
     from moec.backends.onnxruntime import Onnxruntime
-    from moec.target import Target
+    from moec.targets.target import Target
 
     target, backend, rows = Target.parse("onnxruntime"), Onnxruntime(), []
     for row in (r for r in ROWS if r.name in BUILT):

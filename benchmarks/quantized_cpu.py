@@ -35,9 +35,10 @@ EXACT, ROUNDED = 1e-3, 0.25  # max |d|/std from the first engine of the same bit
 def engine(case: Case, bits: int, form: str = "", accuracy: str = "exact", optimize_for: str = "latency") -> moe_contestants.Prepare:
     """The engine of a block whose experts have so many bits (32: as they are), in one form, whatever the compiler would choose."""
     from moec import api
-    from moec.backends.onnxruntime import Onnxruntime, lower
-    from moec.pipeline import Context, Pipeline
-    from moec.target import Target
+    from moec.backends.onnxruntime import Onnxruntime
+    from moec.backends.onnxruntime.experts import lower
+    from moec.pipeline.pipeline import Context, Pipeline
+    from moec.targets.target import Target
 
     if form:
         lower.why_not_qmoe = lambda *_: "" if form == "QMoE" else "asked for"  # in this process alone

@@ -31,8 +31,8 @@ from decoder_cpu import TOKENS
 from decoder_sittings import SHORT, Contestant, Measured, Times, compete, publish, read_options
 from moe_cpu import environment, wait_for_quiet
 
-from moec.engine import EagerEngine
-from moec.program import Program
+from moec.execution.engine import EagerEngine
+from moec.program.program import Program
 
 INT4, LIKE_BUILDER = "quantize(bits=4, group=64)", "quantize(bits=4, group=32, lm_head=4)"
 EXACT, ROUNDED = 1e-3, 0.25  # max |d|/std from the program that an engine was built from
@@ -41,7 +41,7 @@ EXACT, ROUNDED = 1e-3, 0.25  # max |d|/std from the program that an engine was b
 def quantized(folder: Path, pipeline: str) -> Program:
     """The decoder with its cache, after a pipeline."""
     from moec import api
-    from moec.pipeline import Context, Pipeline
+    from moec.pipeline.pipeline import Context, Pipeline
 
     return Pipeline.parse(pipeline).run(api.open_source(str(folder)).capture(), Context())[0]
 
@@ -49,9 +49,9 @@ def quantized(folder: Path, pipeline: str) -> Program:
 def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
     """moec's engine of a pipeline; wrong numbers are an error."""
     from moec.backends.onnxruntime import Onnxruntime
-    from moec.generation import continuation
-    from moec.pipeline import Context
-    from moec.target import Target
+    from moec.execution.generation import continuation
+    from moec.pipeline.pipeline import Context
+    from moec.targets.target import Target
 
     target, backend = Target.parse(f"onnxruntime:accuracy={accuracy}"), Onnxruntime()
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import moec
-from moec.huggingface.save import save_hf
+from moec.huggingface.saving.save import save_hf
 from moec.huggingface.source import HuggingFaceSource
 
 out = sys.argv[1] if len(sys.argv) > 1 else "llama-as-mixtral"

@@ -13,13 +13,13 @@ from moec.version import __version__
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
-    from moec.engine import Engine
+    from moec.capture.stored_program import load_program, save_program
+    from moec.execution.engine import Engine
     from moec.huggingface.accelerate import accelerate
-    from moec.pipeline import Pass, Pipeline
-    from moec.program import Program
-    from moec.report import Report
-    from moec.storage import load_program, save_program
-    from moec.target import Target
+    from moec.pipeline.pipeline import Pass, Pipeline
+    from moec.program.program import Program
+    from moec.report.report import Report
+    from moec.targets.target import Target
 
 _HOMES = {
     "accelerate": "huggingface.accelerate",

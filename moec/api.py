@@ -9,31 +9,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moec.again import bisect_engine, prove_again
-from moec.benchmark import Benchmark, bench_engines
-from moec.bisection import Divergence
-from moec.calibration import CalibrationText
-from moec.completion import complete_engine, options_of
-from moec.coverage import verification_sizes
-from moec.decoder_benchmark import DecoderBenchmark, bench_decoders
-from moec.driver import Options, Verify, compile_source, find_backend
-from moec.engine import Engine
+from moec.bench.decoders import DecoderBenchmark, bench_decoders
+from moec.bench.engines import Benchmark, bench_engines
+from moec.capture.export import Dynamic, capture
+from moec.capture.source import Source
+from moec.compiler.compile import Options, Verify, compile_source, find_backend
+from moec.compiler.finish import complete_engine, options_of
+from moec.compiler.open import open_source
+from moec.compiler.prove_again import bisect_engine, prove_again
+from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
-from moec.examination import require_same_text
-from moec.frontend import Dynamic, capture
-from moec.generation import GREEDY, Sampling, is_decoder
-from moec.inspection import Inspection, inspect_program
+from moec.execution.engine import Engine
+from moec.execution.generation import GREEDY, Sampling, is_decoder
 from moec.layouts import model_folder
-from moec.pipeline import Hook, Pipeline
+from moec.pipeline.calibration import CalibrationText
+from moec.pipeline.pipeline import Hook, Pipeline
 from moec.progress import Progress
-from moec.quality import Exam
-from moec.report import Report, check_artefacts
-from moec.source import Source
-from moec.sources import open_source
-from moec.staging import MANIFEST
-from moec.target import Target
-from moec.text import Writer, Written
-from moec.verification import Verification
+from moec.proof.bisection import Divergence
+from moec.proof.coverage import verification_sizes
+from moec.proof.examination import require_same_text
+from moec.proof.quality import Exam
+from moec.proof.verification import Verification
+from moec.report.inspection import Inspection, inspect_program
+from moec.report.report import Report, check_artefacts
+from moec.targets.target import Target
+from moec.text.writer import Writer, Written
 
 __all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
@@ -71,18 +71,18 @@ def compile(
     """Compile a model into a verified engine folder.
 
     Args:
-        model: see `moec.sources.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`, `allow_pickle` and `cache` too.
+        model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`, `allow_pickle` and `cache` too.
         out: the engine folder; it appears only when everything went well.
         target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
-        optimize_for, verify, tolerance, seed: see `moec.driver.Options`.
+        optimize_for, verify, tolerance, seed: see `moec.compiler.compile.Options`.
         save_hf: also write the model after the named passes as a checkpoint: upcycled for transformers, quantized for vLLM; see
-            `moec.huggingface.save`.
+            `moec.huggingface.saving.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
-        text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.quality.Exam`.
-        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see `moec.calibration.CalibrationText`.
+        text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.proof.quality.Exam`.
+        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see `moec.pipeline.calibration.CalibrationText`.
         build: False writes what `moec.api.build` finishes on the machine that has the target's runtime and hardware.
-        hooks: watchers of the pipeline, see `moec.hooks`.
+        hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
 
     Returns:
         The report that was also written to `moec.json` and `report.html`.
@@ -116,7 +116,7 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
 
 def build(engine: str | Path, *, model: str | None = None, progress: Progress | None = None, **opening: Any) -> Report:
     """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware; or build one again
-    for the runtime that is here. `model` says where the source lies here. See `moec.completion.complete_engine`."""
+    for the runtime that is here. `model` says where the source lies here. See `moec.compiler.finish.complete_engine`."""
     return complete_engine(Path(engine), opening, model, progress)
 
 
@@ -144,7 +144,7 @@ def verify(
     """Prove an engine again: against its source (default), another engine's folder, or another model.
 
     Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`, its `quality` is
-    there too, see `moec.quality.Exam`; the error budget is the compile's unless one is given.
+    there too, see `moec.proof.quality.Exam`; the error budget is the compile's unless one is given.
     """
     exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
     return prove_again(Path(engine), against, seed, tolerance, opening, exam)
@@ -164,7 +164,7 @@ def page(engine: str | Path, proof: Verification) -> str:
 
 
 def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model, see `moec.bisection`."""
+    """The first pass, layer and expert at which an engine's making departs from the untouched model, see `moec.proof.bisection`."""
     return bisect_engine(Path(engine), seed, opening)
 
 
@@ -192,7 +192,7 @@ def write(
 
     Args:
         folder, check: see `load`.
-        prompt, max_tokens, sampling: see `moec.text.Writer.write`. On an engine that is loaded, use `moec.generation.generate`.
+        prompt, max_tokens, sampling: see `moec.text.writer.Writer.write`. On an engine that is loaded, use `moec.execution.generation.generate`.
 
     Returns:
         A record of tokens, text and times that grows, and the pieces of text, which make it grow.
@@ -209,7 +209,7 @@ def bench(
 
     Args:
         engines: folders or engines; ratios refer to the first.
-        sizes: see `moec.benchmark.bench_engines` and `moec.decoder_benchmark.bench_decoders`.
+        sizes: see `moec.bench.engines.bench_engines` and `moec.bench.decoders.bench_decoders`.
         runs: timed runs of each; by default 30 forward or 10 texts.
         eager: put the first folder's untouched model in eager PyTorch beside them.
         forward: time single forward passes of decoders too.

@@ -9,17 +9,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from moec.calibration import BATCH
-from moec.compare import Sample
-from moec.decoder import text_inputs
 from moec.errors import MoecError
-from moec.linear import find_linears
-from moec.pipeline import Context, Contract, Pass
-from moec.program import Program
-from moec.router import NotARouter
-from moec.router_calibration import Block, Settings, calibrate
-from moec.router_place import find_router
-from moec.trace import module_path, moe_nodes
+from moec.execution.trace import module_path, moe_nodes
+from moec.experts.router_calibration import Block, Settings, calibrate
+from moec.pipeline.calibration import BATCH
+from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.program.decoder_signature import text_inputs
+from moec.program.program import Program
+from moec.proof.compare import Sample
+from moec.recognition.linear import find_linears
+from moec.recognition.router_place import find_router
+from moec.recognition.router_region import NotARouter
 
 _HELD_BACK = 10  # one window in ten judges what the others fitted
 _USUAL = {"top": "a number of logits, or 0 to choose by the model", "ridge": "a number above 0, 0.01 is usual", "floor": "a number of tokens, 500 is usual"}
@@ -27,7 +27,7 @@ _USUAL = {"top": "a number of logits, or 0 to choose by the model", "ridge": "a 
 
 @dataclass(frozen=True)
 class CalibrateRouter(Pass):
-    """Fit routers anew after `quantize` (EAC-MoE's expert-selection calibration, arXiv 2508.01625, in the closed form of `moec.router_fit`).
+    """Fit routers anew after `quantize` (EAC-MoE's expert-selection calibration, arXiv 2508.01625, in the closed form of `moec.experts.router_fit`).
 
     Rounded weights move what routers read, and a token that lands at other experts is computed by weights that were trained for other
     tokens. In graph order, each router is fitted to give the untouched model's logits on what the quantized model hands it, with all

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from moec.linear import value_of
-from moec.pipeline import Context, Pass
-from moec.program import Program
-from moec.rewriting import call_like
-from moec.router import NotARouter, Region, find_region, is_routed, own_vector
-from moec.router_probe import identify
+from moec.pipeline.pipeline import Context, Pass
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.linear import value_of
+from moec.recognition.router_region import NotARouter, Region, find_region, is_routed, own_vector
+from moec.recognition.routing_rule import identify
 
 ops, aten = torch.ops.moec, torch.ops.aten
 

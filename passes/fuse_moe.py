@@ -8,11 +8,11 @@ import torch
 from torch import fx
 
 from moec.dialect import Activation, Routing
-from moec.linear import Linear, find_linears, value_of
-from moec.pipeline import Context, Pass
-from moec.program import Program
-from moec.rewriting import call_like
-from moec.router import handed_on, route_behind
+from moec.pipeline.pipeline import Context, Pass
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.linear import Linear, find_linears, value_of
+from moec.recognition.router_region import handed_on, route_behind
 
 ops, aten = torch.ops.moec, torch.ops.aten
 

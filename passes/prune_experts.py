@@ -11,20 +11,20 @@ from torch import Tensor
 
 from moec.dialect import Routing
 from moec.errors import MoecError
-from moec.expert_cut import Mixture, cut, find_mixture, rename, together
-from moec.expert_scores import SCORES, Tally, best, shares, tally
-from moec.linear import find_linears
-from moec.pipeline import Context, Contract, Pass
-from moec.program import Program
-from moec.router import NotARouter
-from moec.trace import module_path, moe_nodes
+from moec.execution.trace import module_path, moe_nodes
+from moec.experts.cut import Mixture, cut, find_mixture, rename, together
+from moec.experts.scores import SCORES, Tally, best, shares, tally
+from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.program.program import Program
+from moec.recognition.linear import find_linears
+from moec.recognition.router_region import NotARouter
 
 
 @dataclass(frozen=True)
 class PruneExperts(Pass):
     """Drop experts, with their rows of the router; tokens that would have gone there go to the best of those that remain.
 
-    Which are dropped is decided by a score that a calibration text gives them, in one run of the unpruned model (`moec.expert_scores`).
+    Which are dropped is decided by a score that a calibration text gives them, in one run of the unpruned model (`moec.experts.scores`).
     A text of one domain keeps the experts of that domain: calibrate on what the model is for. Routing in groups keeps equal groups.
 
     Attributes:

@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from moec.hessians import coverage, enough_text
-from moec.mixture import Mixture
-from moec.pipeline import Context, Contract, Pass
-from moec.precision import Budget, without_data
-from moec.program import Program
-from moec.quantization import INTEGERS, Grid, Made, Packed, quantize_stack
-from moec.quantization_settings import KINDS, Settings
-from moec.rewriting import call_like
-from moec.roles import PACKED, Use, weight_uses, width_name
-from moec.sequential import Key, Sequential, key_of
-from moec.small_floats import Floats
-from moec.weights import from_tensor
+from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.quantization.bit_budget import Budget, without_data
+from moec.quantization.hessians import coverage, enough_text
+from moec.quantization.rounding import INTEGERS, Grid, Made, Packed, quantize_stack
+from moec.quantization.sequential import Key, Sequential, key_of
+from moec.quantization.settings import KINDS, Settings
+from moec.quantization.small_floats import Floats
+from moec.recognition.weight_roles import PACKED, Use, weight_uses, width_name
+from moec.weights.lazy import from_tensor
+from moec.weights.widths import Mixture
 
 aten, ops = torch.ops.aten, torch.ops.moec
 
@@ -41,7 +41,7 @@ class Quantize(Pass):
         group: neighbours along a row that share a scale: 16, 32, 64 or 128. A weight whose rows it does not divide is left and reported;
             with experts that is an error, they being what there is to save.
         method: `rtn` (round to nearest), `hqq` (scales refined by half-quadratic splitting; slower, never further off) or `gptq` (layer by
-            layer, errors of the outputs on a calibration text made small, see `moec.gptq` and `moec.hessians`; it holds the results in
+            layer, errors of the outputs on a calibration text made small, see `moec.quantization.gptq` and `moec.quantization.hessians`; it holds the results in
             memory). Embeddings, and heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
         symmetric: no zero points. This grid is the one that every target has.
         positive_scales: symmetric grids without negative scales, as TensorRT reads them inside its products. They waste the step by which
@@ -57,7 +57,7 @@ class Quantize(Pass):
         budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`, decided for all
             layers at once by what it costs the model on a calibration text. Experts that a rule names are left out of it.
         widths: that an expert may have: two or more of 2, 4 and 8.
-        sensitivity: how the cost is measured: `fisher`, `error` or `frequency`, see `moec.sensitivity`.
+        sensitivity: how the cost is measured: `fisher`, `error` or `frequency`, see `moec.quantization.sensitivity`.
         floor: tokens that are to reach every expert. `gptq` reads up to four times the calibration text that was allowed for it.
     """
 

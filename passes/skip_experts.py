@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from moec.decoder import IDS, MASK
 from moec.errors import MoecError
-from moec.linear import value_of
-from moec.pipeline import Context, Contract, Pass
-from moec.program import Program
-from moec.rewriting import call_like
-from moec.trace import module_path, moe_nodes
+from moec.execution.trace import module_path, moe_nodes
+from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.program.decoder_signature import IDS, MASK
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.linear import value_of
 
 aten, ops = torch.ops.aten, torch.ops.moec
 

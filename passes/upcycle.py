@@ -10,16 +10,16 @@ from functools import partial
 import torch
 from torch import fx
 
-from moec import initialization as init
-from moec import weights
 from moec.dialect import Routing
 from moec.errors import MoecError
-from moec.linear import without_views
-from moec.matching import Ffn, find_ffns
-from moec.pipeline import Context, Contract, Pass
-from moec.program import Program
-from moec.rewriting import call_like
-from moec.weights import Weight
+from moec.experts import initialization as init
+from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.ffn import Ffn, find_ffns
+from moec.recognition.linear import without_views
+from moec.weights import lazy as weights
+from moec.weights.lazy import Weight
 
 aten, ops = torch.ops.aten, torch.ops.moec
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moec.module_source import ModuleSource
-from moec.source import Domain
+from moec.capture.module_source import ModuleSource
+from moec.capture.source import Domain
 
 VOCAB, HIDDEN, EXPERTS = 50, 16, 4
 

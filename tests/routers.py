@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moec.capture.export import capture
 from moec.dialect import Routing
-from moec.frontend import capture
-from moec.program import Program
+from moec.program.program import Program
 
 HIDDEN, EXPERTS, INNER = 16, 8, 12
 Router = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

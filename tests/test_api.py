@@ -12,9 +12,9 @@ from torch import nn
 import moec
 from moec import api
 from moec.errors import MoecError
-from moec.hooks import KeepHook
-from moec.pipeline import Pipeline
-from moec.target import Target
+from moec.pipeline.hooks import KeepHook
+from moec.pipeline.pipeline import Pipeline
+from moec.targets.target import Target
 from tests.moe_module import VOCAB, MoeModel, source_of
 
 

@@ -68,7 +68,7 @@ def test_every_target_and_extra_exists() -> None:
     import tomllib
 
     from moec import registry
-    from moec.target import Target
+    from moec.targets.target import Target
 
     extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for row in JOB["strategy"]["matrix"]["include"]:
@@ -79,7 +79,7 @@ def test_every_target_and_extra_exists() -> None:
 def test_the_pipeline_and_its_options_are_real() -> None:
     from moec.cli.build import compile_command
     from moec.cli.prove import verify_command
-    from moec.pipeline import Pipeline
+    from moec.pipeline.pipeline import Pipeline
 
     assert Pipeline.parse(WORKFLOW["env"]["PASSES"])
     known = {o for command in (compile_command, verify_command) for p in command.params for o in p.opts}

@@ -12,7 +12,7 @@ from moec.backends.onnx.packed import Quantized, joined, read_quantized, read_sh
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
-from moec.weights import Weight, select
+from moec.weights.lazy import Weight, select
 
 # where the tensors of each operator stand
 INPUTS = {

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
-from moec.weights import Weight
+from moec.weights.lazy import Weight
 
 MICROSOFT = "com.microsoft"
 DOMAIN = "moec"  # of the dialect's operators, and of functions of a model

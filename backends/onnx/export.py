@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.tensors import WeightTensor
-from moec.backends.onnx.translate import translations
+from moec.capture.stored_program import retrace
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
-from moec.program import PLUS, Program
-from moec.storage import retrace
+from moec.program.program import PLUS, Program
 from moec.version import __version__
 
 Keeps = Callable[[Routing, bool, Activation, bool], bool]

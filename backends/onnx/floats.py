@@ -11,10 +11,10 @@ import torch
 from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.packed import Quantized
 from moec.backends.onnx.tensors import DTYPES, weight_of
-from moec.engine import Refusal
-from moec.program import Program
-from moec.small_floats import bits_of
-from moec.weights import Weight
+from moec.execution.engine import Refusal
+from moec.program.program import Program
+from moec.quantization.small_floats import bits_of
+from moec.weights.lazy import Weight
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec import weights as lazy
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
+from moec.weights import lazy
 
 FOLD_LIMIT = 4096  # elements: masks and scalars of the graph are folded, weights are not
 

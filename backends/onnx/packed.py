@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.tensors import weight_of
 from moec.dialect import pack
-from moec.mixture import order_of, taken
-from moec.weights import Weight, concat, rowwise
+from moec.weights.lazy import Weight, concat, rowwise
+from moec.weights.widths import order_of, taken
 
 
 @dataclass(frozen=True)

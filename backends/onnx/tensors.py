@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from moec.weights import Weight, from_tensor
+from moec.weights.lazy import Weight, from_tensor
 
 DTYPES = {
     torch.float64: ir.DataType.DOUBLE, torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16,

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from moec.engine import Backend, Engine, Probe, Refusal
 from moec.errors import MoecError
-from moec.pipeline import Pipeline
-from moec.program import Input, Program
+from moec.execution.engine import Backend, Engine, Probe, Refusal
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Input, Program
 from moec.progress import Progress
-from moec.target import Target
+from moec.targets.target import Target
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS = {"precision": tuple(PRECISIONS), "threads": (), "accuracy": ("exact", "int8")}
@@ -51,7 +51,7 @@ class Onnxruntime(Backend):
         return refusals
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
-        from moec.backends.onnxruntime.quantized import unreadable
+        from moec.backends.onnxruntime.packed.quantized import unreadable
 
         # every operator of the dialect has a composition, but a packed weight that no kernel reads would be unpacked when it is loaded;
         # ATen that torch.onnx lacks is refused by `build`
@@ -70,13 +70,13 @@ class Onnxruntime(Backend):
     def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
         import onnx_ir as ir
 
-        from moec.backends.onnxruntime.attention import lower_attention
-        from moec.backends.onnxruntime.engine import MODEL_FILE
+        from moec.backends.onnxruntime.attention.lower import lower_attention
+        from moec.backends.onnxruntime.experts.lower import lower
         from moec.backends.onnxruntime.export import to_onnx
-        from moec.backends.onnxruntime.lower import lower
-        from moec.backends.onnxruntime.optimize import optimize
-        from moec.backends.onnxruntime.quantized import lower_quantized, set_accuracy
-        from moec.backends.onnxruntime.unpacking import told, unpack_products
+        from moec.backends.onnxruntime.optimization.optimize import optimize
+        from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
+        from moec.backends.onnxruntime.packed.unpacking import told, unpack_products
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
         rounded = target.options.get("accuracy") == "int8"
         model = to_onnx(program)
@@ -102,7 +102,7 @@ class Onnxruntime(Backend):
         import onnx_ir as ir
 
         from moec.backends.onnx.tensors import DTYPES
-        from moec.backends.onnxruntime.engine import MODEL_FILE
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
         dtypes = {theirs: ours for ours, theirs in DTYPES.items()}
         found = []
@@ -114,8 +114,8 @@ class Onnxruntime(Backend):
     def shares_cache(self, folder: Path) -> bool:
         import onnx_ir as ir
 
-        from moec.backends.onnxruntime.engine import MODEL_FILE
-        from moec.backends.onnxruntime.kv_cache import SHARED
+        from moec.backends.onnxruntime.attention.kv_cache import SHARED
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
         return SHARED in ir.load(folder / MODEL_FILE).metadata_props
 
@@ -128,7 +128,7 @@ class Onnxruntime(Backend):
         return None if here else replace(target, device="cpu")
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
-        from moec.backends.onnxruntime.engine import OnnxruntimeEngine
+        from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 
         return OnnxruntimeEngine(folder, target, prepack)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moec.backends.onnx import export
-from moec.backends.onnxruntime.kernel import is_native
-from moec.program import Program
+from moec.backends.onnxruntime.experts.kernel import is_native
+from moec.program.program import Program
 
 OPSET = 20
 

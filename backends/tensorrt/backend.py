@@ -12,15 +12,15 @@ import torch
 
 from moec import registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
-from moec.backends.tensorrt.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, Plan
 from moec.backends.tensorrt.profiles import PREFIX, Profile, limits_of, profiles
-from moec.engine import Backend, Engine, Probe, Refusal
-from moec.pipeline import Pipeline
-from moec.program import Input, Program, dynamic_dimensions
+from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
+from moec.execution.engine import Backend, Engine, Probe, Refusal
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
-from moec.target import Target
+from moec.targets.target import Target
 
 MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
@@ -79,7 +79,7 @@ class Tensorrt(Backend):
         fix = f"its dynamic dimensions are {', '.join(names) or 'none'}"
         if unknown:
             return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
-        from moec.backends.tensorrt.refusals import refusals
+        from moec.backends.tensorrt.graph.refusals import refusals
 
         return refusals(program, self.plan(target, profiles(program.inputs, limits_of(target.options))))
 
@@ -97,7 +97,7 @@ class Tensorrt(Backend):
         return {**facts, **self.finish(folder, target, optimize_for, progress)}
 
     def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        from moec.backends.tensorrt.export import write_onnx
+        from moec.backends.tensorrt.graph.export import write_onnx
 
         found = profiles(program.inputs, limits_of(target.options), optimize_for)
         facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), self.plan(target, found), progress)
@@ -111,7 +111,7 @@ class Tensorrt(Backend):
         """Kernels of moec's own are compiled where the graph is written: the machine that builds needs no Triton."""
         if not blocks:
             return []
-        from moec.backends.tensorrt.chain import compile_chains
+        from moec.backends.tensorrt.plugins.chain import compile_chains
 
         found, facts["kernels"] = compile_chains(blocks, folder)
         return found
@@ -126,8 +126,8 @@ class Tensorrt(Backend):
         return Plan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
 
     def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        from moec.backends.tensorrt.plugins import demand_gpu_of
-        from moec.backends.tensorrt.worker import call
+        from moec.backends.tensorrt.building.worker import call
+        from moec.backends.tensorrt.plugins.network import demand_gpu_of
 
         described = json.loads((folder / FACTS_FILE).read_text())
         beside = folder / f".{PLAN_FILE}"
@@ -166,7 +166,7 @@ class Tensorrt(Backend):
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         if target.backend == STAND_IN.backend:
-            from moec.backends.tensorrt.stand_in import runnable
+            from moec.backends.tensorrt.session.cpu_stand_in import runnable
 
             return runnable(folder, lambda path: stand_in().load(path, target, prepack))
         return TensorrtEngine(folder, target, self.edition)

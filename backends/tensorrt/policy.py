@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moec.dialect import Activation
-from moec.engine import Refusal
+from moec.execution.engine import Refusal
 from moec.kernels.dispatch import has_triton
 
 NATIVE = (100, 103, 110)  # compute capabilities of the MoE layer

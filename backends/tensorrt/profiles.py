@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from moec.decoder import PAST, SEQUENCE
 from moec.errors import MoecError
-from moec.signature import PLUS, Input, dynamic_dimensions
+from moec.program.decoder_signature import PAST, SEQUENCE
+from moec.program.signature import PLUS, Input, dynamic_dimensions
 
 LARGEST = {"batch": 8, SEQUENCE: 1024, PAST: 4096}  # unless the target says max_NAME=N
 OTHER = 1024

@@ -98,7 +98,7 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
     """Show what this machine can build and run. Exit status 3 when no target is usable."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from moec.target import Target
+    from moec.targets.target import Target
 
     packages = {}
     for package in ("moec", "torch", "transformers", "safetensors", "numpy"):

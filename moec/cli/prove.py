@@ -32,7 +32,7 @@ def verify_command(
     After quantize, the divergence is split: what changed weights cost with the untouched model's choices of experts, and the other way.
     """
     from moec import api
-    from moec.junit import junit as as_junit
+    from moec.report.junit import junit as as_junit
 
     try:
         result = api.verify(engine, against, **options)

@@ -39,7 +39,7 @@ def run_command(engine: Path, prompt: str | None, tokens: str | None, file: Path
 
 def _write(engine: Path, prompt: Any, seed: int, as_json: bool, max_tokens: int, temperature: float, top_k: int, top_p: float, quiet: bool) -> None:
     from moec import api
-    from moec.generation import Sampling
+    from moec.execution.generation import Sampling
 
     written, pieces = api.write(engine, prompt, max_tokens=max_tokens, sampling=Sampling(temperature, top_k, top_p, seed))
     for piece in pieces:

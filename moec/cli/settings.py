@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
-from moec.hooks import DumpHook
-from moec.pipeline import Pipeline
+from moec.pipeline.hooks import DumpHook
+from moec.pipeline.pipeline import Pipeline
 from moec.registry import did_you_mean
 
 KEYS = (

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.decoder import cache_inputs
 from moec.errors import MoecError
 from moec.layouts.facts import ModelFacts, model_name
-from moec.program import Input
+from moec.program.decoder_signature import cache_inputs
+from moec.program.program import Input
 
 # copied byte by byte: what a client reads, never weights, pickles or code
 FILES = (

@@ -9,21 +9,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moec.engine import Engine
+from moec.capture.export import capture
+from moec.capture.source import Domain, Source
 from moec.errors import MoecError
-from moec.frontend import capture
-from moec.huggingface import skeleton
-from moec.huggingface.adapters import adapt, explain
-from moec.huggingface.attention import ATTENTION, use_moec_attention
-from moec.huggingface.cache import cache_signature, has_cache
-from moec.huggingface.experts import use_moec_experts
-from moec.huggingface.folder import Folder
-from moec.huggingface.loaded import Loaded
-from moec.huggingface.quantized import keep_packed
-from moec.huggingface.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
-from moec.program import Input, Program
-from moec.source import Domain, Source
-from moec.weights import Weight
+from moec.execution.engine import Engine
+from moec.huggingface.formats.quantized import keep_packed
+from moec.huggingface.reading import skeleton
+from moec.huggingface.reading.adapters import adapt, explain
+from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
+from moec.huggingface.reading.cache import cache_signature, has_cache
+from moec.huggingface.reading.experts import use_moec_experts
+from moec.huggingface.reading.folder import Folder
+from moec.huggingface.reading.loaded import Loaded
+from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
+from moec.program.program import Input, Program
+from moec.weights.lazy import Weight
 
 
 class Origin(Protocol):

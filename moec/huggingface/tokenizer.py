@@ -10,7 +10,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.huggingface.companions import facts_of
 from moec.layouts import ModelFacts
-from moec.program import Input
+from moec.program.program import Input
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 

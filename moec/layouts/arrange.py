@@ -8,7 +8,7 @@ from pathlib import Path
 from moec.errors import MoecError
 from moec.layouts import genai, triton
 from moec.layouts.facts import ModelFacts
-from moec.program import Input
+from moec.program.program import Input
 from moec.registry import did_you_mean
 
 LAYOUTS = ("plain", "genai", "triton")

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moec.decoder import IDS, LOGITS, MASK, cache_inputs, past_names, present_name
 from moec.layouts.facts import ModelFacts
-from moec.program import Input
+from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, past_names, present_name
+from moec.program.program import Input
 
 CONFIG = "genai_config.json"
 POSITIONS = "position_ids"

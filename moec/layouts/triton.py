@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from moec.decoder import PAST, SEQUENCE
 from moec.layouts.facts import ModelFacts
 from moec.layouts.pbtxt import Name, pbtxt
-from moec.program import Input, dynamic_dimensions
+from moec.program.decoder_signature import PAST, SEQUENCE
+from moec.program.program import Input, dynamic_dimensions
 
 BACKENDS = {"model.onnx": ("onnxruntime", "onnxruntime_onnx"), "model.plan": ("tensorrt", "tensorrt_plan")}
 VERSION, WARMUP = "1", "warmup"

@@ -13,9 +13,9 @@ import torch
 
 import moec
 from moec import registry
-from moec.decoder import cache_inputs, positions
-from moec.engine import Backend
-from moec.target import Target
+from moec.execution.engine import Backend
+from moec.program.decoder_signature import cache_inputs, positions
+from moec.targets.target import Target
 from tests.cases import Case, cases
 from tests.zoo import save
 

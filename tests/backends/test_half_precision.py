@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 
 import moec
 from moec import registry
-from moec import weights as lazy
-from moec.backends.onnxruntime.engine import OnnxruntimeEngine
-from moec.backends.tensorrt.export import write_onnx
+from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
+from moec.backends.tensorrt.graph.export import write_onnx
 from moec.backends.tensorrt.policy import Plan
-from moec.compare import Tolerance
-from moec.engine import Engine
+from moec.capture.source import Source
 from moec.errors import MoecError
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.source import Source
-from moec.target import Target
-from moec.verification import Verification, verify
+from moec.execution.engine import Engine
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.program import Program
+from moec.proof.compare import Tolerance
+from moec.proof.verification import Verification, verify
+from moec.targets.target import Target
+from moec.weights import lazy
 from tests.zoo import save
 
 HALF, GOAL = torch.float16, Target.parse("onnxruntime:precision=fp16")

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from moec.huggingface.save import save_hf
+from moec.huggingface.saving.save import save_hf
 from moec.huggingface.source import HuggingFaceSource, open_source
-from moec.pipeline import Pipeline
-from moec.program import Program
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Program
 
 SIZES = {"batch": 2, "sequence": 9}
 

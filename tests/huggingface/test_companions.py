@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import ModelFacts
-from moec.sources import open_source
 from tests.huggingface.conftest import Saved
 from tests.moe_module import MoeModel, source_of
 from tests.zoo import build, edit_config

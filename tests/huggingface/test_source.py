@@ -9,11 +9,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from moec.decoder import without_padding
+from moec.capture.source import Source
 from moec.huggingface.source import open_source
-from moec.program import Program
-from moec.source import Source
-from moec.weights import rowwise
+from moec.program.decoder_signature import without_padding
+from moec.program.program import Program
+from moec.weights.lazy import rowwise
 from tests import zoo
 from tests.huggingface.conftest import Saved
 

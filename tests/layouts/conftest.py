@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_generation import talkative
+from tests.execution.test_generation import talkative
 from tests.zoo import VOCAB
 
 LINES = ("def quicksort(items):", "    if len(items) <= 1:", "        return items", "    pivot = items[0]", "    less = [i for i in items if i < pivot]")

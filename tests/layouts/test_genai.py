@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from moec.decoder import IDS, MASK, TOTAL, past_names
 from moec.layouts import ModelFacts
 from moec.layouts.genai import config, refusal
-from moec.program import Input
+from moec.program.decoder_signature import IDS, MASK, TOTAL, past_names
+from moec.program.program import Input
 from tests.layouts.conftest import LINES, Decoder
 
 TOKENS = 64

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moec.layouts.triton import config, is_batched, write
-from moec.program import Input
+from moec.program.program import Input
 from tests.layouts.test_genai import FACTS, decoder_inputs
 
 proto = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
@@ -79,8 +79,8 @@ def test_a_decoder_warms_up_on_a_prompt_and_on_a_token_after_it() -> None:
 def repository(speaking: Path, speaking_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real decoder's files as a repository, by its own signature."""
     from moec.backends.onnxruntime import Onnxruntime
+    from moec.compiler.open import open_source
     from moec.huggingface.companions import describe
-    from moec.sources import open_source
 
     folder = tmp_path_factory.mktemp("repository") / "models"
     shutil.copytree(speaking_engine, folder, ignore=shutil.ignore_patterns("moec.json", "report.html", "genai_config.json"))

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 import moec
-from moec.agreement import measure_agreement
-from moec.calibration import Calibration, CalibrationText
-from moec.decoder import text_inputs
+from moec.compiler.open import open_source
 from moec.errors import MoecError
+from moec.execution.trace import moe_nodes
 from moec.passes.calibrate_router import CalibrateRouter
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.sources import open_source
-from moec.trace import moe_nodes
+from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.decoder_signature import text_inputs
+from moec.program.program import Program
+from moec.proof.agreement import measure_agreement
 from tests.moe_module import MoeModel, source_of
 from tests.zoo import save
 

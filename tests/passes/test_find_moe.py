@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.capture.export import capture
 from moec.dialect import Routing
-from moec.frontend import capture
 from moec.passes.find_moe import FindMoe
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.program import Program
 from tests.routers import EXPERTS, HIDDEN, KNOWN, UNKNOWN, Block, Router, captured, mixtral, other_input
 
 PIPELINE = Pipeline((FindMoe(),), frozenset({"find-moe"}))

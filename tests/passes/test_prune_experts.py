@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from moec import api
-from moec.calibration import Calibration, CalibrationText
+from moec.capture.export import capture
 from moec.errors import MoecError
-from moec.frontend import capture
+from moec.execution.trace import moe_nodes
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.trace import moe_nodes
+from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.program import Program
 from tests import zoo
 from tests.routers import Block, captured, mixtral, scaled_per_expert
 

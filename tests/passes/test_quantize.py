@@ -12,17 +12,17 @@ import torch
 import transformers
 from torch import Tensor, fx
 
+from moec.capture.stored_program import load_program, save_program
 from moec.cli.settings import presets
+from moec.compiler.open import open_source
 from moec.errors import MoecError
+from moec.execution.streaming import StreamingEngine
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.quantize import Quantize
-from moec.pipeline import Context, Pipeline, StepReport
-from moec.program import Program
+from moec.pipeline.pipeline import Context, Pipeline, StepReport
+from moec.program.program import Program
 from moec.registry import find
-from moec.sources import open_source
-from moec.storage import load_program, save_program
-from moec.streaming import StreamingEngine
-from moec.weights import from_file
+from moec.weights.lazy import from_file
 from tests import zoo
 
 SIZES = {"batch": 2, "sequence": 9}  # capture uses others
@@ -135,7 +135,7 @@ def test_routers_and_gates_stay_whatever_is_asked(name: str) -> None:
 
 
 def test_a_pass_that_quantizes_a_router_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.quantization_settings.FINE", ())
+    monkeypatch.setattr("moec.quantization.settings.FINE", ())
     assert len(below_16_bits(quantized("mixtral", "bits=2, group=16")[0])) == 2
 
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import moec
-from moec.calibration import Calibration, CalibrationText
+from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline import Context, Pipeline, StepReport
-from moec.program import Program
-from moec.storage import load_program, save_program
+from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.pipeline import Context, Pipeline, StepReport
+from moec.program.program import Program
 from tests import zoo
 
 
@@ -135,7 +135,7 @@ def test_what_it_was_before_is_kept_once() -> None:
 
 # ---------------------------------------------------------------------- refusals
 def test_without_a_text_nothing_is_done(mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moec.driver.check_finite", lambda _: pytest.fail("the weights were read already"))
+    monkeypatch.setattr("moec.compiler.compile.check_finite", lambda _: pytest.fail("the weights were read already"))
     for pipeline in ("quantize(method=gptq, group=16)", "quantize(group=16, rules={'*': {'method': 'gptq'}})"):
         with pytest.raises(MoecError, match="needs a text to calibrate on") as caught:
             moec.compile(mixtral, out=tmp_path / "engine", pipeline=pipeline)

@@ -12,18 +12,18 @@ import transformers
 from torch import Tensor
 
 from moec.backends.onnxruntime.backend import Onnxruntime
-from moec.calibration import Calibration, CalibrationText
-from moec.decoder import without_padding
+from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
+from moec.execution.streaming import StreamingEngine
+from moec.execution.trace import trace
 from moec.huggingface.source import HuggingFaceSource
-from moec.inspection import inspect_program
-from moec.pipeline import Context, Pipeline, StepReport
-from moec.program import Program
-from moec.roles import is_mixed, weight_uses
-from moec.storage import load_program, save_program
-from moec.streaming import StreamingEngine
-from moec.target import Target
-from moec.trace import trace
+from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.pipeline import Context, Pipeline, StepReport
+from moec.program.decoder_signature import without_padding
+from moec.program.program import Program
+from moec.recognition.weight_roles import is_mixed, weight_uses
+from moec.report.inspection import inspect_program
+from moec.targets.target import Target
 from tests import zoo
 
 SIZES = {"batch": 2, "sequence": 9}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from moec import api
 from moec.errors import MoecError
+from moec.execution.streaming import StreamingEngine
+from moec.execution.trace import choice, moe_nodes, trace
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.streaming import StreamingEngine
-from moec.trace import choice, moe_nodes, trace
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.program import Program
 from tests import zoo
 from tests.routers import Block, captured, mixtral, other_input, scaled_per_expert
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec import weights
+from moec.capture.export import capture
 from moec.errors import MoecError
-from moec.frontend import capture
 from moec.huggingface.source import HuggingFaceSource
-from moec.matching import find_ffns
 from moec.passes.upcycle import Upcycle
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.weights import Weight
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.program import Program
+from moec.recognition.ffn import find_ffns
+from moec.weights import lazy as weights
+from moec.weights.lazy import Weight
 from tests import zoo
 
 TOLERANCE = 2e-5  # of the reference's standard deviation; a dense model's own rounding is 1e-6

@@ -50,7 +50,7 @@ def test_the_result_takes_name_type_and_place() -> None:
 
 def test_a_weight_is_named_after_its_role() -> None:
     model, emit = emitter()
-    from moec.weights import from_tensor
+    from moec.weights.lazy import from_tensor
 
     assert emit.weight(from_tensor(torch.ones(2, 3), "w"), "w_in").name == "layer.w_in"
     assert emit.weight(from_tensor(torch.ones(2, 3), "w"), "w_in").name == "layer.w_in_1"

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 import moec
 from moec.backends.onnx.export import to_onnx
 from moec.backends.onnx.floats import read_floats, refuse_floats
+from moec.capture.export import capture
+from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
-from moec.frontend import capture
-from moec.pipeline import Pipeline
-from moec.program import Program
-from moec.storage import load_program, save_program
-from moec.streaming import StreamingEngine
-from moec.weights import rows
+from moec.execution.streaming import StreamingEngine
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Program
+from moec.weights.lazy import rows
 
 X = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,7 @@ import torch
 
 from moec.backends.onnx.folding import fold
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
-from moec.weights import Weight, from_tensor
+from moec.weights.lazy import Weight, from_tensor
 
 
 def model(weight: Weight, perm: list[int]) -> ir.Model:

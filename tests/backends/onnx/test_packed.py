@@ -8,7 +8,7 @@ import torch
 from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
 from moec.dialect import pack
-from moec.weights import from_tensor, select
+from moec.weights.lazy import from_tensor, select
 
 CODES = torch.arange(2 * 3 * 32).reshape(2, 3, 32) % 16
 

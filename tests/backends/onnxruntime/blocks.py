@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.tensors import DTYPES, add_initializer
-from moec.backends.onnxruntime.lower import lower
-from moec.backends.onnxruntime.quantized import lower_quantized
+from moec.backends.onnxruntime.experts.lower import lower
+from moec.backends.onnxruntime.packed.quantized import lower_quantized
 from moec.dialect import Activation, Routing
-from moec.weights import from_tensor
+from moec.weights.lazy import from_tensor
 
 ACTIVATIONS = [
     Activation(), Activation("silu", alpha=1.702, beta=1.0, limit=0.7), Activation("silu", limit=0.5), Activation("silu", limit=0.3, clamp_after=True),

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from moec.backends.onnx.tensors import add_initializer, weight_of
 from moec.dialect import pack
-from moec.mixture import Mixture
-from moec.program import Program
-from moec.weights import from_tensor
+from moec.program.program import Program
+from moec.weights.lazy import from_tensor
+from moec.weights.widths import Mixture
 
 
 def rounded(weight: Tensor, bits: int, block: int, zeros: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moec.backends.tensorrt.plugins import Step, register, splice
+from moec.backends.tensorrt.plugins.network import Step, register, splice
 
 
 class Number:

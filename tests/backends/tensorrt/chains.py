@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.backends.tensorrt.chain import Kernel, Sizes, compile_chains, kernels
+from moec.backends.tensorrt.plugins.chain import Kernel, Sizes, compile_chains, kernels
 from moec.dialect import Activation
 from moec.kernels.packed import Packed
 from moec.kernels.starting import start

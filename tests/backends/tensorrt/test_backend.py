@@ -11,14 +11,14 @@ import pytest
 
 from moec import api, registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT
-from moec.backends.tensorrt.engine import FACTS_FILE
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.engine import Backend
+from moec.backends.tensorrt.session.engine import FACTS_FILE
 from moec.errors import MoecError
+from moec.execution.engine import Backend
 from moec.kernels.dispatch import has_triton
-from moec.pipeline import Context
-from moec.report import hash_artefacts
-from moec.target import Target
+from moec.pipeline.pipeline import Context
+from moec.report.report import hash_artefacts
+from moec.targets.target import Target
 from tests.backends.tensorrt.tiny import needs_rtx
 from tests.cli.test_bad_input import assert_three_lines, moec
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moec.backends.tensorrt.edition import RTX
-from moec.backends.tensorrt.engine import _DTYPES
+from moec.backends.tensorrt.session.engine import _DTYPES
 from tests.backends.tensorrt.bindings import Use, installed, problem, uses
 from tests.backends.tensorrt.stubs import ask, needs_bindings, write_libraries
 from tests.backends.tensorrt.tiny import needs_rtx
@@ -55,7 +55,7 @@ def test_10_16_has_everything_that_we_use() -> None:
 
 
 def test_what_only_rtx_has_is_asked_of_nothing_else() -> None:
-    lines = (ROOT / "backends/tensorrt/builder.py").read_text().splitlines()
+    lines = (ROOT / "backends/tensorrt/building/builder.py").read_text().splitlines()
     guard = next(n for n, line in enumerate(lines, 1) if line.strip() == "if architectures:")
     assert all(guard < use.line <= guard + 6 for use in every_use() if only_rtx(use))
 

@@ -9,7 +9,7 @@ import torch
 
 from moec.backends.tensorrt.profiles import Profile, fitting, limits_of, profiles
 from moec.errors import MoecError
-from moec.program import Input
+from moec.program.program import Input
 
 PAST = Input("past_key_values.0.key", torch.float32, ("batch", 2, "past_sequence", 8))
 DECODER = (

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from moec import open_source, registry
-from moec.backends.tensorrt.engine import read_facts
-from moec.pipeline import Context, Pipeline
-from moec.program import Program
-from moec.target import Target
+from moec.backends.tensorrt.session.engine import read_facts
+from moec.pipeline.pipeline import Context, Pipeline
+from moec.program.program import Program
+from moec.targets.target import Target
 from tests.backends.tensorrt.tiny import needs_rtx
 from tests.cases import Case, cases
 from tests.zoo import save

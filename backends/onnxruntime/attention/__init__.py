@@ -1,0 +1,1 @@
+"""Attention for ONNX Runtime: its operators, and the cache inside of them."""

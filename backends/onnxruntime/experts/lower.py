@@ -1,0 +1,155 @@
+"""From opaque `moec::Experts` and `moec::Moe` nodes to what ONNX Runtime runs, the form chosen from measurement.
+
+CPU: the grouped form. It is even with the MoE operator at one token and 1.3 to 1.6 times faster from 16 on (benchmarks/moe_cpu.py),
+because plain products get their weights packed and use all threads for one expert.
+CUDA: the MoE operator wherever it is right; the grouped form would launch small kernels for every expert.
+Packed weights: the QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py);
+for throughput the grouped form also with 4 bits and few experts (128 tokens, 8 experts: 0.87 of the operator's time; 64 experts: 1.02).
+Experts of several widths: one operator in the widest where nothing may be rounded, else an operator for each width, see `widths`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from moec.backends.onnx.block import INPUTS, Block, read
+from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
+from moec.backends.onnx.packed import Quantized, remove_unread
+from moec.backends.onnx.routing_proofs import distinct, nonnegative
+from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
+from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable, is_native, kernel_activation
+from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
+from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
+from moec.backends.onnxruntime.experts.widths import WIDE, emit_each_width
+
+
+def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False) -> list[dict[str, Any]]:
+    """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that nobody reads any more are dropped.
+
+    Args:
+        model: opset 20 or newer in the standard domain (`Gelu`).
+        optimize_for: `latency` (few tokens a call) or `throughput`: see `emit_grouped`.
+        provider: `cpu` or `cuda`.
+        rounded: whether kernels with packed weights may round activations to 8 bits.
+
+    Returns:
+        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`, `kernel for each width`
+        or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes` of each matrix too,
+        and for several widths how many `experts` have which.
+
+    Raises:
+        MoecError: M208 when a node's weights are not initializers.
+    """
+    nodes = [node for node in model.graph if node.domain == DOMAIN and node.op_type in INPUTS]
+    facts = [_lower_node(model.graph, node, optimize_for, provider, rounded) for node in nodes]
+    if facts:
+        model.opset_imports[MICROSOFT] = 1
+    if not any(node.domain == DOMAIN for node in model.graph):
+        model.opset_imports.pop(DOMAIN, None)
+    return facts
+
+
+def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool) -> dict[str, Any]:
+    block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
+    refusal, held = _why_grouped(block, provider, rounded, joined), list(node.inputs)
+    bits = kernel_bits(block, provider, rounded) if is_packed(block) and not refusal else 0
+    apart = not refusal and each_width(block, provider, rounded)
+    logits = emit_logits(emit, block) if block.routing else None
+    if logits is not None and not refusal and not apart and _renormalizes(block):
+        formulation, y = "kernel", emit_native(emit, block, logits, bits)
+    else:
+        ids, weights = emit_choice(emit, block, logits) if logits is not None else (block.ids, block.weights)
+        assert ids is not None and weights is not None
+        dtype = block.wide if logits is not None else weights.dtype or block.dtype
+        if refusal:
+            formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined)
+        elif apart:
+            formulation, y = "kernel for each width", emit_each_width(emit, block, ids, weights, dtype, provider)
+        elif provider == "cpu" and not block.score_before:
+            formulation, y = "kernel, weights given", emit_weighted(emit, block, ids, weights, dtype, bits)
+        else:
+            formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype, bits)
+    emit.replace(y)
+    remove_unread(graph, held)
+    why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
+    return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": why, **_packed_facts(block, not refusal)}
+
+
+def _why_kernel(block: Block, apart: bool, bits: int) -> str:
+    if apart:
+        return "one operator computes all experts of a width"
+    stored = sorted({part.w_in.bits for part in block.parts} or {block.w_in.bits} if isinstance(block.w_in, Quantized) else {bits})
+    wider = f"; {stored[0]} bits become {bits} when loaded" if stored[0] < bits else ""
+    return f"one operator computes all experts{wider}"
+
+
+def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -> str:
+    """Why a block's experts become plain products, in a few words; empty for one operator."""
+    if is_packed(block):
+        wrong = _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block)
+        faster = provider == "cpu" and not (rounded or few_tokens) and block.experts <= FLAT and _is_uniform(block, WIDE)
+        return wrong or ("packed products of few experts beat the QMoE operator with many tokens" if faster else "")
+    return why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
+
+
+def is_packed(block: Block) -> bool:
+    """Whether one of the experts' matrices is quantized."""
+    return isinstance(block.w_in, Quantized) or isinstance(block.w_out, Quantized)
+
+
+def _is_uniform(block: Block, bits: int) -> bool:
+    """Whether all experts are stored in so many bits."""
+    return not block.parts and isinstance(block.w_in, Quantized) and block.w_in.bits == bits
+
+
+def _renormalizes(block: Block) -> bool:
+    """Whether logits alone tell the operator all; QMoE on the CPU renormalises whatever its attribute says."""
+    return not is_packed(block) or (block.routing is not None and block.routing.combine != "scores")
+
+
+def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
+    packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, Quantized)]
+    if not packed:
+        return {}
+    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
+    found = {"kernel": "QMoE" if kernel else "MatMulNBits", "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+    return {**found, "experts": {str(p.w_in.bits): len(p.experts) for p in block.parts}} if block.parts else found
+
+
+def arrangement(experts: int, joined: bool) -> str:
+    """How grouped experts stand in the graph, in a few words."""
+    count = branches(experts, joined)
+    where = f"{count} branch{'es' if count > 1 else ''}" if count else "no branch"
+    return f"{'one activation for all (few tokens)' if joined else 'one activation for each (many tokens)'}, {where}"
+
+
+def why_not_kernel(block: Block) -> str:
+    """Why the MoE operator would be wrong for a block, in a few words; empty when it is right."""
+    return _why_not_activation(block) or _why_not_sizes(block) or _why_not_routing(block)
+
+
+def _why_not_activation(block: Block) -> str:
+    rule = block.activation
+    if kernel_activation(rule) is None:
+        return f"the MoE operator has no {'gated ' if rule.gated else ''}{rule.name}{' with this clamp' if rule.limit else ''}"
+    return "the MoE operator has no float64" if block.dtype == ir.DataType.DOUBLE else ""
+
+
+def _why_not_sizes(block: Block) -> str:
+    sizes = (block.hidden, block.w_out.shape[2])
+    wrong = any(size < 16 or size % 8 for size in sizes)
+    return f"the CUDA kernel needs sizes of 16 or more, multiples of 8, not {sizes}" if wrong else ""
+
+
+def _why_not_routing(block: Block) -> str:
+    if block.routing is not None:
+        return "" if is_native(block.routing, False, block.activation, block.score_before) else "the MoE operator's routing is another"
+    if block.top_k == 1:
+        return ""
+    if block.score_before:
+        return "weights come before the experts, and there is more than one a token"
+    if not nonnegative(block.weights):
+        return "the routing weights are not known to be non-negative"
+    return "" if distinct(block.ids, block.top_k) else "a token's experts are not known to be distinct"

@@ -1,0 +1,1 @@
+"""Rewrites of the finished ONNX graph for ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""Quantized weights in the form that ONNX Runtime's kernels read."""

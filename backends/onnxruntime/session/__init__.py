@@ -1,0 +1,1 @@
+"""Run an engine in ONNX Runtime: the session, a continued text, the values inside."""

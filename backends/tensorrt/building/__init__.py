@@ -1,0 +1,1 @@
+"""Build a TensorRT engine, in a process of its own."""

@@ -1,0 +1,1 @@
+"""The ONNX graph that TensorRT's parser takes."""

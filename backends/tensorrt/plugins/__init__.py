@@ -1,0 +1,1 @@
+"""moec's own kernels inside a TensorRT engine."""

@@ -1,0 +1,1 @@
+"""Run a TensorRT engine, or its graph on the CPU in its place."""

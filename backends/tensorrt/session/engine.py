@@ -1,0 +1,169 @@
+"""A plan as an engine on the GPU: torch tensors in by name, outputs allocated, nothing copied that is there already."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moec.backends.tensorrt.edition import Edition
+from moec.backends.tensorrt.gpu import find_gpu
+from moec.backends.tensorrt.profiles import Profile, fitting
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.execution.generation import last_logits
+from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs, present_name
+from moec.program.program import Input
+from moec.targets.target import Target
+
+PLAN_FILE, FACTS_FILE = "model.plan", "model.plan.json"
+_AGAIN = "build it for this machine with `moec build ENGINE`"
+
+
+class TensorrtEngine(Engine):
+    """Runs `model.plan` of an engine folder.
+
+    Args:
+        folder: where the plan lies, with `model.plan.json` beside it.
+        target: what it was built for.
+        edition: the library that built it.
+
+    Raises:
+        MoecError: M106 where the plan is missing or cannot be read, M301 where another version of the library built it, M302 where its GPU is
+            not here. These are found in this order, so that what needs no GPU is said without one.
+    """
+
+    def __init__(self, folder: Path, target: Target, edition: Edition) -> None:
+        self._plan, self.name = folder / PLAN_FILE, str(target)
+        facts = read_facts(folder)
+        self.inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
+        self.outputs = tuple(facts["outputs"])
+        self._profiles = [Profile.of(data) for data in facts["profiles"]]
+        require_version(facts, edition, self._plan)
+        require_gpu(facts, target)
+        self._trt = edition.load()
+        self._dtypes = {getattr(self._trt, theirs): ours for theirs, ours in _DTYPES.items() if hasattr(self._trt, theirs)}
+        self._logger = self._trt.Logger(self._trt.Logger.ERROR)
+        self._runtime = self._trt.Runtime(self._logger)
+        engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
+        if engine is None:
+            raise MoecError("M106", f"{edition.title} cannot read the plan", str(self._plan), _AGAIN)
+        context = engine.create_execution_context()
+        if context is None:
+            raise MoecError("M302", "the GPU has no memory left for the engine", str(self._plan), "free memory, or compile with smaller max_… options")
+        self._engine, self._context, self._profile = engine, context, 0
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs are where the inputs are: on the host when all of them are there."""
+        outputs = self.run_on_gpu(inputs)
+        host = all(value.device.type == "cpu" for value in inputs.values())
+        return {name: value.cpu() if host else value for name, value in outputs.items()}
+
+    def run_on_gpu(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run once; the outputs stay on the GPU. Raises M211 for shapes outside of the profiles."""
+        index = fitting(self._profiles, self.inputs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name)
+        context, handle = self._context, self._stream.cuda_stream
+        given = {name: value.to("cuda").contiguous() for name, value in inputs.items()}
+        if index != self._profile:
+            self._require(context.set_optimization_profile_async(index, handle), "set_optimization_profile_async")
+            self._profile = index
+        for name, value in given.items():
+            self._require(context.set_input_shape(name, tuple(value.shape)), f"set_input_shape({name})")
+        missing = context.infer_shapes()
+        self._require(not missing, f"infer_shapes: {missing}")
+        outputs = {name: self._allocate(name) for name in self.outputs}
+        for name, value in {**given, **outputs}.items():
+            self._require(context.set_tensor_address(name, _address(value)), f"set_tensor_address({name})")
+        self._stream.wait_stream(torch.cuda.current_stream())  # whose tensors these are
+        self._require(context.execute_async_v3(handle), "execute_async_v3")
+        self._stream.synchronize()
+        return outputs
+
+    def _allocate(self, name: str) -> Tensor:
+        shape, dtype = tuple(self._context.get_tensor_shape(name)), self._dtypes[self._engine.get_tensor_dtype(name)]
+        return torch.empty(shape, dtype=dtype, device="cuda")
+
+    def _require(self, done: bool, what: str) -> None:
+        if not done:
+            raise MoecError("M211", f"the engine refuses the inputs: {what}", self.name, "give inputs that fit its signature and its profiles")
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a profile holds these sizes; a dimension that is not named may be of any."""
+        return not self._profiles or any(p.holds(sizes) for p in self._profiles)
+
+    def continuation(self) -> Continuation:
+        """A new text, see `moec.execution.generation`: its cache stays on the GPU."""
+        return Continuation(self)
+
+    def close(self) -> None:
+        self._context = self._engine = self._runtime = None
+
+
+class Continuation:
+    """A text whose cache stays on the GPU. `step` is that of `moec.execution.generation.Continuation`."""
+
+    def __init__(self, engine: TensorrtEngine) -> None:
+        self._owner, self._past = engine, dict[str, Tensor]()
+
+    def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        caches = cache_inputs(self._owner.inputs)
+        sizes = {"batch": ids.shape[0], PAST: 0}
+        past = self._past or {c.name: torch.zeros(c.resolve(sizes), dtype=c.dtype, device="cuda") for c in caches}
+        outputs = self._owner.run_on_gpu({IDS: torch.from_numpy(ids), MASK: torch.from_numpy(mask), **past})
+        self._past = {c.name: outputs[present_name(c.name)] for c in caches}
+        return last_logits(outputs)
+
+
+_DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64, "int32": torch.int32, "int8": torch.int8,
+    "uint8": torch.uint8, "bool": torch.bool,
+}  # fmt: skip
+_NOTHING: list[Tensor] = []
+
+
+def _address(value: Tensor) -> int:
+    """Where a tensor lies. An empty one lies nowhere, and the library takes no null."""
+    if value.numel():
+        return value.data_ptr()
+    if not _NOTHING:
+        _NOTHING.append(torch.zeros(64, device="cuda"))
+    return _NOTHING[0].data_ptr()
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What stands beside a plan. Raises M106 where it was never built, or what stands there is none of ours."""
+    path = folder / FACTS_FILE
+    if path.exists() and not (folder / PLAN_FILE).exists():
+        raise MoecError("M106", "the engine is not built yet", str(folder), "finish it with `moec build ENGINE` on the machine that has the GPU")
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        facts["version"], facts["profiles"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MoecError("M106", f"{FACTS_FILE} cannot be read: {type(error).__name__}", str(path), "compile the engine again") from error
+    return facts
+
+
+def require_version(facts: Mapping[str, Any], edition: Edition, plan: Path) -> None:
+    """Raise M301 unless the library is the one that built the plan: plans of other versions are not read."""
+    here = edition.version()
+    if facts["edition"] != edition.backend or here != facts["version"]:
+        built, found = f"{facts['edition']} {facts['version']}", f"{edition.backend} {here}"
+        raise MoecError("M301", f"the plan was built by {built}, and here is {found}", str(plan), f"install that version, or {_AGAIN}")
+
+
+def require_gpu(facts: Mapping[str, Any], target: Target) -> None:
+    """Raise M302 unless a GPU that the plan was built for is here, for the driver and for torch."""
+    gpu, wanted = find_gpu(), facts["architectures"]
+    if gpu is None:
+        raise MoecError("M302", "there is no NVIDIA GPU here", str(target), "run on a machine with one; `moec verify` works here, on what stands in for it")
+    if wanted and gpu.sm not in wanted:
+        built = ", ".join(f"sm{sm}" for sm in wanted)
+        raise MoecError("M302", f"the engine is for {built}, and the GPU here is sm{gpu.sm}", str(target), "compile for it, or run elsewhere")
+    if not torch.cuda.is_available():
+        raise MoecError("M302", "torch cannot use the GPU that is here", str(target), "install torch with CUDA, see https://pytorch.org")

@@ -1,0 +1,227 @@
+"""From an `nn.Module` (or an exported program) to a Program."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.exc import UserError
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from moec.errors import MoecError
+from moec.program.decoder_signature import PAST
+from moec.program.functional import functionalize
+from moec.program.program import META, PLUS, Input, Program, attach, identifier, place
+from moec.weights.lazy import Weight, from_tensor
+
+Dynamic = Mapping[str, Sequence[str | int | None]]
+
+# how torch.export words the bound that it found
+_BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
+# bookkeeping that torch.export leaves in a graph; none of it computes anything
+_ASSERTS = (
+    torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg,
+    torch.ops.aten.sym_constrain_range_for_size.default, torch.ops.aten.sym_constrain_range.default,
+)  # fmt: skip
+
+
+def capture(
+    model: nn.Module,
+    inputs: Mapping[str, Tensor] | Sequence[Tensor],
+    dynamic: Dynamic | None = None,
+    *,
+    weights: Mapping[str, Weight] | None = None,
+    source: str | None = None,
+) -> Program:
+    """Capture a model as a Program with torch.export; the model is run only on shapes, never on data.
+
+    Args:
+        model: any `nn.Module` in eval mode (it is put there), with its weights in memory or on the meta device.
+        inputs: sample inputs by name, or in the order of `forward`'s parameters. Sizes of dynamic dimensions should be 2 or more
+            and unlike the model's own sizes (torch.export specialises 0 and 1).
+        dynamic: input name -> a name or None for each dimension, e.g. `{"input_ids": ("batch", "sequence")}`. Dimensions of
+            equal names are equal.
+        weights: lazy weights by parameter name, for a model on the meta device; others come from the model's own tensors.
+        source: where the model came from, for reports.
+
+    Raises:
+        MoecError: M207 when torch.export cannot make one graph of it, with the reason.
+    """
+    model.eval()
+    named = dict(inputs) if isinstance(inputs, Mapping) else _by_name(model, inputs)
+    dynamic = dynamic or {}
+    other = next((name for name, value in named.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise MoecError(
+            "M207", f"input {other!r} is a {type(named[other]).__name__}, not a tensor", "capture", "pass tensors only; fix other arguments in a wrapper"
+        )
+    exported = export(model, named, dynamic)
+    return from_exported(exported, weights=weights, dynamic=dynamic, source=source or type(model).__name__, inputs=named)
+
+
+def _by_name(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return dict(zip(names, inputs, strict=False))
+
+
+def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> ExportedProgram:
+    """`torch.export.export` with named dynamic dimensions; inputs follow the model to the meta device.
+
+    A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets it.
+    Raises M207 when the model cannot be captured as one graph.
+    """
+    if any(t.device == META for t in (*model.parameters(), *model.buffers())):
+        inputs = {name: t.to(META) for name, t in inputs.items()}
+    inputs = {identifier(name): value for name, value in inputs.items()}
+    dynamic = {identifier(name): shape for name, shape in dynamic.items()}
+    dims = {d: _bounded(d) for shape in dynamic.values() for d in shape if isinstance(d, str)}
+    shapes: Any = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
+    for attempt in (1, 2):
+        try:
+            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where torch prints its whole partial graph when it fails
+                return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
+        except Exception as error:
+            if attempt == 1 and isinstance(error, UserError) and "Suggested fixes" in str(error):
+                bounds = {m["name"]: m for m in _BOUND.finditer(str(error))}
+                dims = {d: _bounded(d, bounds.get(identifier(d))) for d in dims}
+                shapes = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
+                continue
+            raise MoecError(
+                "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {_reason(error)[:400]}",
+                "capture", _way_out(error),
+            ) from error  # fmt: skip
+    raise AssertionError("unreachable")
+
+
+def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:
+    """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it."""
+    least = int(found["min"]) if found and found["min"] and PLUS in name else 0 if name == PAST else 1
+    return Dim(identifier(name), min=least, max=int(found["max"]) if found and found["max"] else None)
+
+
+def _way_out(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return "a loop over experts depends on data: write it with torch.ops.moec.route and torch.ops.moec.experts, or without branches on tensor values"
+    return "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of torch's message, and the first item of the list that follows where it only announces one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    head, announces, _ = lines[0].partition("! For more information")
+    detail = next((line for line in lines[1:] if line.startswith("- ")), "") if announces else ""
+    return f"{head} {detail}".strip()
+
+
+def from_exported(
+    exported: ExportedProgram,
+    *,
+    weights: Mapping[str, Weight] | None = None,
+    dynamic: Dynamic | None = None,
+    source: str = "exported program",
+    inputs: Mapping[str, Tensor] | None = None,
+) -> Program:
+    """Bring an `ExportedProgram` (a `.pt2` too) into the form that `Program` documents."""
+    graph_module = exported.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    names = _input_names(exported, list(inputs) if inputs is not None else None)
+    placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
+    signature = tuple(_signature(node, name, (dynamic or {}).get(name)) for node, name in zip(placeholders, names, strict=True))
+    outputs = _output_names(exported, graph_module)
+
+    graph = fx.Graph()
+    table: dict[str, Weight] = {}
+    shared: dict[int, Weight] = {}
+    mapping: dict[fx.Node, fx.Node] = {}
+    root = nn.Module()
+    for node in graph_module.graph.nodes:
+        if node.target in _ASSERTS:
+            continue
+        copied = graph.node_copy(node, lambda n: mapping[n])
+        mapping[node] = copied
+        if node.op == "placeholder":
+            copied.target = copied.name = signature[placeholders.index(node)].identifier
+            copied.args = ()
+        elif node.op == "get_attr":
+            tensor = _attribute(graph_module, str(node.target))
+            if str(node.target) not in table:
+                found = (weights or {}).get(str(node.target)) or shared.get(id(tensor)) or _in_memory(tensor, str(node.target))
+                table[str(node.target)] = shared[id(tensor)] = found
+                attach(root, str(node.target), found.meta())
+        elif node.op == "output":
+            flat = [a for a in pytree.tree_leaves(copied.args) if isinstance(a, fx.Node)]
+            copied.args = (tuple(flat),)
+    program = Program(fx.GraphModule(root, place(graph, META)), table, signature, outputs, source)
+    functionalize(program.graph)
+    program.finish()
+    program.check()
+    return program
+
+
+def _attribute(module: nn.Module, name: str) -> Tensor:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _in_memory(tensor: Tensor, name: str) -> Weight:
+    if tensor.device == META:
+        raise MoecError("M205", f"no weight for {name!r}, which the graph reads", name, "give the missing tensor in the checkpoint")
+    return from_tensor(tensor, name)
+
+
+def _input_names(exported: ExportedProgram, given: list[str] | None) -> list[str]:
+    """Names of the flattened inputs: the keyword or parameter name, with the path inside a nested input appended."""
+    if given is not None and len(given) == len(exported.graph_signature.user_inputs):
+        return given
+    return [str(n).removeprefix("kwargs_").removeprefix("args_") for n in exported.graph_signature.user_inputs]
+
+
+def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None) -> Input:
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        raise MoecError("M207", f"input {name!r} is a {type(value).__name__}, not a tensor", "capture", "pass tensors only; fix other arguments in a wrapper")
+    shape: list[int | str] = []
+    for i, size in enumerate(value.shape):
+        given = dims[i] if dims is not None and i < len(dims) else None
+        if isinstance(given, str) and isinstance(size, int):
+            raise MoecError(
+                "M207", f"the model fixes dimension {given!r} at {size}", f"input {name!r}", f"give it as {size} in --input, or make the model take other sizes"
+            )
+        shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
+    return Input(name, value.dtype, tuple(shape))
+
+
+def _output_names(exported: ExportedProgram, graph_module: fx.GraphModule) -> tuple[str, ...]:
+    output = next(n for n in graph_module.graph.nodes if n.op == "output")
+    leaves = pytree.tree_leaves(output.args)
+    values = [f"output_{i}" if isinstance(a, fx.Node) else None for i, a in enumerate(leaves)]
+    tree = pytree.tree_unflatten(list(range(len(leaves))), exported.call_spec.out_spec)
+    names = [_leaf_name(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    if len(names) == 1 and not names[0]:
+        names = ["output"]
+    picked = [name or fallback for name, fallback in zip(names, values, strict=True) if fallback]
+    return tuple(str(n) for n in picked)
+
+
+def named_outputs(value: Any) -> dict[str, Tensor]:
+    """A model's own output as named tensors, with the names that a captured program gives them."""
+    leaves = pytree.tree_flatten_with_path(value)[0]
+    names = [_leaf_name(path) for path, _ in leaves]
+    if len(names) == 1 and not names[0]:
+        names = ["output"]
+    return {name or f"output_{i}": leaf for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True)) if isinstance(leaf, Tensor)}
+
+
+def _leaf_name(path: tuple[Any, ...]) -> str:
+    """`.logits` for a mapping's or dataclass' entry, empty for a bare tuple's."""
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
+    return "" if not parts or (len(parts) == 1 and parts[0].isdigit()) else "_".join(parts)

@@ -1,0 +1,212 @@
+"""Models that are Python objects: an `nn.Module` in memory, a callable in a file, an exported `.pt2`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from moec.capture.export import Dynamic, capture, from_exported, named_outputs
+from moec.capture.source import Domain, Source
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.program.program import Input, Program
+
+CAPTURE_SIZES = {"batch": 3, "sequence": 11}
+_INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")
+
+
+class ModuleEngine(Engine):
+    """An untouched module in eager PyTorch."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[Input, ...]) -> None:
+        self.name, self.inputs, self.module = "eager", inputs, module.eval()
+        self.outputs: tuple[str, ...] = ()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            return named_outputs(self.module(**inputs))
+
+
+class ModuleSource(Source):
+    """A module in memory with sample inputs.
+
+    Args:
+        module: any `nn.Module`; it is never modified.
+        inputs: sample inputs by name; their sizes are the capture's.
+        dynamic: names of dynamic dimensions by input, see `moec.capture.export.capture`.
+        text: how the user named it.
+        hashes: of the files that it was built from.
+        domains: values that the inputs may take; integers default to those below the sample's maximum.
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, *,
+        text: str = "module", hashes: Mapping[str, str] | None = None, domains: Mapping[str, Domain] | None = None,
+    ) -> None:  # fmt: skip
+        self.text, self.hashes, self._module, self._samples = text, dict(hashes or {}), module, dict(inputs)
+        self._dynamic = dict(dynamic if dynamic is not None else guess_dynamic(inputs))
+        self.inputs = tuple(Input(n, t.dtype, _shape(t, self._dynamic.get(n, ()))) for n, t in inputs.items())
+        self.domains = {n: guess_domain(n, t) for n, t in inputs.items()} | dict(domains or {})
+        self.size_bytes = sum(p.nbytes for p in module.parameters())
+
+    def reference(self) -> Engine:
+        return ModuleEngine(self._module, self.inputs)
+
+    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
+        module = self._module
+        if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
+            module = copy.deepcopy(module).to(dtype)
+        samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}
+        return capture(module, samples, self._dynamic, source=self.text)
+
+
+class ExportedSource(Source):
+    """A `.pt2` file of torch.export. It is its own reference: nothing less captured of the model exists."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._exported = torch.export.load(path)
+        except Exception as error:
+            raise MoecError("M204", f"not a readable .pt2: {str(error).splitlines()[0][:200]}", str(path), "write it with torch.export.save") from error
+        self.text, self.hashes = str(path), {path.name: file_hash(path)}
+        self._program = from_exported(self._exported, source=str(path))
+        self.inputs = self._program.inputs
+        self.domains = {i.name: _named_domain(i.name) for i in self.inputs} | token_domains(self._program)
+        self.size_bytes = sum(w.size_bytes for w in self._program.weights.values())
+
+    def reference(self) -> Engine:
+        from moec.execution.engine import EagerEngine
+
+        return EagerEngine(self._program)
+
+    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
+        dtypes = {w.dtype for w in self._program.weights.values() if w.dtype.is_floating_point}
+        if dtypes and dtype not in dtypes:  # its operators name their dtypes, so weights alone cannot be converted
+            held = ", ".join(sorted(str(d)[6:] for d in dtypes))
+            raise MoecError(
+                "M208", f"the .pt2 computes in {held}, the target in {str(dtype)[6:]}", self.text, "choose the target's precision=…, or export it anew"
+            )
+        return self._program.clone()
+
+
+def from_file(text: str, inputs: Sequence[str] = ()) -> ModuleSource:
+    """`file.py:build[:sample_inputs]`: run the file, call `build()` for the module.
+
+    Args:
+        text: the path and one or two callables' names. `sample_inputs()` returns tensors by name.
+        inputs: `name=dims:dtype[<high]` each, e.g. `ids=batch,sequence:int64<1000`; these win over `sample_inputs`.
+
+    Raises:
+        MoecError: M204 when the file or a callable is missing or fails, M201 on a malformed input.
+    """
+    path_text, *names = text.rsplit(":", 2) if text.count(":") > 1 else text.rsplit(":", 1)
+    path = Path(path_text)
+    module_code = _import_file(path)
+    made = [_call(module_code, name, text) for name in names]
+    if not isinstance(made[0], nn.Module):
+        raise MoecError("M204", f"{names[0]}() returned a {type(made[0]).__name__}, not an nn.Module", text, "return the module itself")
+    hashes = {path.name: file_hash(path)}
+    if inputs:
+        samples, dynamic, domains = parse_inputs(inputs)
+        return ModuleSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
+    if len(made) < 2:
+        raise MoecError("M201", "no sample inputs", text, "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs")
+    return ModuleSource(made[0], made[1], text=text, hashes=hashes)
+
+
+def parse_inputs(specs: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, tuple[str | None, ...]], dict[str, Domain]]:
+    """Samples, dynamic dimensions and domains from `name=dims:dtype[<high]` texts. Raises M201."""
+    samples: dict[str, Tensor] = {}
+    dynamic: dict[str, tuple[str | None, ...]] = {}
+    domains: dict[str, Domain] = {}
+    spare = iter((7, 13, 17, 19, 23))
+    sizes = dict(CAPTURE_SIZES)
+    for spec in specs:
+        match = _INPUT.match(spec)
+        dtype = getattr(torch, match["dtype"], None) if match else None
+        if match is None or not isinstance(dtype, torch.dtype):
+            raise MoecError(
+                "M201", f"cannot read the input {spec!r}", "--input", "write name=dims:dtype, e.g. ids=batch,sequence:int64<1000 or x=batch,64:float32"
+            )
+        dims = [d for d in match["shape"].split(",") if d]
+        sizes.update({d: next(spare) for d in dims if not d.isdigit() and d not in sizes})
+        shape = [int(d) if d.isdigit() else sizes[d] for d in dims]
+        name, high = match["name"], int(match["high"] or 2)
+        samples[name] = torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
+        dynamic[name] = tuple(None if d.isdigit() else d for d in dims)
+        domains[name] = _named_domain(name, high)
+    return samples, dynamic, domains
+
+
+def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
+    """The first dimension of every input is the batch; the second of integer ones is the sequence."""
+    dims = {n: ["batch", *([None] * (t.dim() - 1))] if t.dim() else [] for n, t in inputs.items()}
+    for name, t in inputs.items():
+        if t.dim() >= 2 and not t.is_floating_point():
+            dims[name][1] = "sequence"
+    return {n: tuple(d) for n, d in dims.items()}
+
+
+def guess_domain(name: str, sample: Tensor) -> Domain:
+    """Integers up to the sample's largest; masks and positions by their names."""
+    high = int(sample.max()) + 1 if not sample.is_floating_point() and sample.numel() else 2
+    return _named_domain(name, high)
+
+
+def _named_domain(name: str, high: int = 2) -> Domain:
+    kinds = {"mask": "mask", "position": "position", "type": "type"}
+    kind: Any = next((k for part, k in kinds.items() if part in name), "number")
+    return Domain(kind, high)
+
+
+def token_domains(program: Program) -> dict[str, Domain]:
+    """Inputs that an embedding looks up directly are token ids below its number of rows."""
+    found = {}
+    for node in program.nodes(torch.ops.aten.embedding.default):
+        table, ids = program.weight_of(node.args[0]), node.args[1]
+        if table is not None and isinstance(ids, fx.Node) and ids.op == "placeholder":
+            found[str(ids.target)] = Domain("token", table.shape[0])
+    return found
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shape(t: Tensor, dims: Sequence[str | int | None]) -> tuple[int | str, ...]:
+    given = [*dims, *([None] * (t.dim() - len(dims)))]
+    return tuple(d if isinstance(d, str) else int(size) for d, size in zip(given, t.shape, strict=True))
+
+
+def _import_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise MoecError("M204", "no such Python file", str(path), "give path/to/file.py:callable")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise MoecError("M204", f"the file does not run: {type(error).__name__}: {error}", str(path), "run it with python to see the traceback") from error
+    return module
+
+
+def _call(module: Any, name: str, text: str) -> Any:
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise MoecError("M204", f"the file has no callable {name!r}", text, "name a function or class of the file")
+    try:
+        return function()
+    except Exception as error:
+        raise MoecError("M204", f"{name}() failed: {type(error).__name__}: {error}", text, "call it in python to see the traceback") from error

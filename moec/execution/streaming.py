@@ -1,0 +1,166 @@
+"""Run a program without ever holding its weights: each is read when its consumer runs, by rows where that is possible, and dropped.
+
+The peak is the largest block that one operator needs: an expert, some rows of an embedding, 64 MiB of a projection. So a model that
+is larger than the memory can be run, slowly, and an engine of it verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from moec.dialect import Activation, Routing, experts_reference, route_reference
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.program.program import CPU, Program, place
+from moec.weights.lazy import Weight, concat, rowwise
+from moec.weights.widths import taken
+
+Handler = Callable[..., Any]
+
+
+class StreamingInterpreter(fx.Interpreter):
+    """Evaluates a program's graph node by node; a `get_attr` yields a lazy `Weight`, which becomes a tensor only inside its consumer."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.graph_module, garbage_collect_values=True, graph=place(deepcopy(program.graph), CPU))
+        self._weights = program.weights
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._weights[target]
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        handler = _HANDLERS.get(target)
+        if handler and any(isinstance(a, Weight) for a in tree_leaves((args, kwargs))):
+            return handler(*args, **kwargs)
+        args, kwargs = fx.node.map_aggregate((args, kwargs), _loaded)
+        return super().call_function(target, args, kwargs)
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().output(target, fx.node.map_aggregate(args, _loaded), kwargs)
+
+
+class StreamingEngine(Engine):
+    """A program in eager PyTorch that reads its weights anew in each run and keeps none."""
+
+    def __init__(self, program: Program) -> None:
+        self.name, self.inputs, self.outputs = "the captured program, streamed", program.inputs, program.outputs
+        self._program = program
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            values = StreamingInterpreter(self._program).run(*(inputs[i.name] for i in self.inputs), enable_io_processing=False)
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def check_finite(program: Program) -> None:
+    """Read every weight once, block by block; raises M105 naming the first one that holds NaN or infinity."""
+    for name, weight in program.weights.items():
+        if weight.dtype.is_floating_point and not all(_finite(block) for block in weight.blocks()):
+            fix = "repair the checkpoint, or convert it from its original once more"
+            raise MoecError("M105", f"the weight {name!r} holds NaN or infinity", weight.origin, fix)
+
+
+def _finite(block: Tensor) -> bool:
+    if block.dtype.itemsize == 1:  # float8 has no reductions of its own
+        block = block.float()
+    # a sum is NaN or infinite whenever an element is, and is far cheaper than isfinite; it may also overflow, hence the second look
+    return bool(block.sum(dtype=torch.float32).isfinite()) or bool(block.isfinite().all())
+
+
+def _loaded(value: Any) -> Any:
+    return value.load() if isinstance(value, Weight) else value
+
+
+# ---------------------------------------------------------------------- operators that need only a part of a weight at a time
+def _embedding(weight: Weight, ids: Tensor, *_options: Any, **_named: Any) -> Tensor:
+    """Reads only the rows that are asked for."""
+    rows, places = torch.unique(ids, return_inverse=True)
+    return torch.cat([weight.read(int(r), int(r) + 1) for r in rows])[places] if rows.numel() else weight.read(0, 0)[ids]
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
+    """By blocks of output rows."""
+    x, bias = _loaded(x), _loaded(bias)
+    if not isinstance(weight, Weight):
+        return F.linear(x, weight, bias)
+    y = torch.cat([F.linear(x, block) for block in weight.blocks()], dim=-1)
+    return y if bias is None else y + bias
+
+
+def _dequantize(packed: Any, scale: Any, zero: Any = None, *, bits: int) -> Any:
+    """Stays lazy: it commutes with slicing rows."""
+    parts = [p for p in (packed, scale, zero) if p is not None]
+    function = partial(torch.ops.moec.dequantize, bits=bits)
+    return rowwise("dequantize", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
+
+
+def _dequantize_float(codes: Any, scale: Any, overall: Any = None, *, format: str, dtype: torch.dtype | None = None) -> Any:
+    """Stays lazy: it commutes with slicing rows, or matrices of a stack."""
+    parts = [p for p in (codes, scale, overall) if p is not None]
+    function = partial(torch.ops.moec.dequantize_float, format=format, dtype=dtype)
+    return rowwise("dequantize_float", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
+
+
+def _cat(parts: list[Any], dim: int = 0) -> Any:
+    """Stays lazy along the leading dimension."""
+    lazy = dim == 0 and all(isinstance(p, Weight) for p in parts)
+    return concat(parts, 0) if lazy else torch.cat([_loaded(p) for p in parts], dim)
+
+
+def _index_select(weight: Any, dim: int, index: Any) -> Any:
+    """Stays lazy along the leading dimension: rows in another order."""
+    if dim == 0 and isinstance(weight, Weight):
+        return taken(weight, _loaded(index).tolist())
+    return torch.index_select(_loaded(weight), dim, _loaded(index))
+
+
+def _experts(x: Any, ids: Any, weights: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any) -> Tensor:
+    """One expert's matrices in memory at a time."""
+    expert = lazy_expert(w_in, w_out, b_in, b_out, Activation.of(rule))
+    return experts_reference(_loaded(x), ids, weights, expert, w_in.shape[0], rule.get("score_before", False))
+
+
+def _moe(x: Tensor, router: Any, router_bias: Any, selection_bias: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any) -> Tensor:
+    weights, ids = route_reference(router_logits(x, router, router_bias), _loaded(selection_bias), Routing.of(rule))
+    return _experts(x, ids, weights, w_in, w_out, b_in, b_out, **rule)
+
+
+def router_logits(x: Tensor, router: Any, bias: Any) -> Tensor:
+    """The logits `[..., E]` of a `moec::moe` node, in float32 or wider as the operator defines them."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(exact), _loaded(router).to(exact), None if bias is None else _loaded(bias).to(exact))
+
+
+def lazy_expert(w_in: Any, w_out: Any, b_in: Any, b_out: Any, activation: Activation) -> Callable[[int, Tensor], Tensor]:
+    """The function of one expert whose matrices are read when it is called; tensors are taken as they are."""
+
+    def row(weight: Any, e: int) -> Tensor | None:
+        if weight is None:
+            return None
+        return weight.read(e, e + 1)[0] if isinstance(weight, Weight) else weight[e]
+
+    def expert(e: int, rows: Tensor) -> Tensor:
+        hidden = activation(F.linear(rows, row(w_in, e), row(b_in, e)))  # type: ignore[arg-type]
+        return F.linear(hidden, row(w_out, e), row(b_out, e))  # type: ignore[arg-type]
+
+    return expert
+
+
+_HANDLERS: dict[Any, Handler] = {
+    torch.ops.aten.cat.default: _cat,
+    torch.ops.aten.embedding.default: _embedding,
+    torch.ops.aten.index_select.default: _index_select,
+    torch.ops.aten.linear.default: _linear,
+    torch.ops.moec.dequantize.default: _dequantize,
+    torch.ops.moec.dequantize_float.default: _dequantize_float,
+    torch.ops.moec.experts.default: _experts,
+    torch.ops.moec.moe.default: _moe,
+}

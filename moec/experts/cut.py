@@ -1,0 +1,195 @@
+"""Mixtures of experts whose experts can be told apart, and the rewriting that leaves them with some of these."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from moec.dialect import Routing
+from moec.execution.trace import EXPERTS, MOE, module_path
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.linear import Linear, constant, value_of
+from moec.recognition.router_region import NotARouter, handed_on, hands_on, route_behind
+from moec.weights.lazy import Weight, take, whole
+
+aten, ops = torch.ops.aten, torch.ops.moec
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One block.
+
+    Attributes:
+        node: its `moec::experts` or `moec::moe`. route: where its router chooses: a `moec::route`, or `node`.
+        projection: the linear layer of the logits; None where `node` holds it itself.
+        rule: of the choice. experts: how many there are to choose from.
+    """
+
+    node: fx.Node
+    route: fx.Node
+    projection: Linear | None
+    rule: Routing
+    experts: int
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that it came from, else the operator's."""
+        return module_path(self.node) or self.node.name
+
+    @property
+    def matrices(self) -> str:
+        """The name of the weight behind its experts' first matrices."""
+        return _stem(self.node.args[3 if self.node.target == EXPERTS else 4])
+
+
+def find_mixture(node: fx.Node, linears: dict[fx.Node, Linear]) -> Mixture:
+    """The block around a `moec::experts` or `moec::moe`.
+
+    Raises:
+        NotARouter: with the reason, when its router is not in a form whose experts can be told apart.
+    """
+    if node.target == MOE:
+        return Mixture(node, node, None, Routing.of(node.kwargs), int(value_of(node.args[4]).shape[0]))
+    route = route_behind(node.args[1], node.args[2])
+    if route is None:
+        raise NotARouter("what gives it ids and weights is not one moec::route")
+    projection = next((linears[n] for n in handed_on(route.args[0]) if n in linears), None)
+    if projection is None:
+        raise NotARouter("its logits are not one linear layer")
+    stranger = _stranger(route)
+    if stranger is not None:
+        raise NotARouter(f"{stranger.name} reads its choice too")
+    return Mixture(node, route, projection, Routing.of(route.kwargs), int(value_of(node.args[3]).shape[0]))
+
+
+def _stranger(route: fx.Node) -> fx.Node | None:
+    """A node that reads the ids or weights of a route and is no mixture of experts: it might count on the experts' old numbers."""
+    todo = list(route.users)
+    while todo:
+        node = todo.pop()
+        if node.op == "output" or node.target == EXPERTS:
+            continue
+        if node.target is not operator.getitem and not hands_on(node):
+            return node
+        todo += node.users
+    return None
+
+
+def together(mixtures: list[Mixture]) -> list[list[Mixture]]:
+    """Blocks that share experts or a router, and so can only be cut alike, in graph order."""
+    found: list[list[Mixture]] = []
+    for mixture in mixtures:
+        twins = (group for group in found if any(m.route is mixture.route or m.matrices == mixture.matrices for m in group))
+        group = next(twins, None)
+        if group is None:
+            found.append([mixture])
+        else:
+            group.append(mixture)
+    return found
+
+
+# ---------------------------------------------------------------------- cutting
+def cut(program: Program, mixtures: list[Mixture], kept: tuple[int, ...], by: str) -> dict[str, str]:
+    """Leave blocks that go together with the experts `kept`, which must be in order; nothing is read.
+
+    Weights, biases, the router's rows and both of its biases are cut; the routing rule stays as it is.
+
+    Args:
+        by: the name of the pass.
+
+    Returns:
+        Names of new weights and the names that they should have, see `rename`.
+
+    Raises:
+        NotARouter: with the reason, when a weight is computed in the graph.
+    """
+    cutter = _Cutter(program, kept, by)
+    for mixture in mixtures:
+        cutter.cut(mixture)
+    return cutter.names
+
+
+class _Cutter:
+    """Cuts weights once, whoever reads them."""
+
+    def __init__(self, program: Program, kept: tuple[int, ...], by: str) -> None:
+        self.program, self.kept, self.by = program, kept, by
+        self.names: dict[str, str] = {}
+        self._made: dict[str, fx.Node] = {}
+        self._routes: set[fx.Node] = set()
+
+    def cut(self, mixture: Mixture) -> None:
+        node, first = mixture.node, 3 if mixture.node.target == EXPERTS else 1
+        with self.program.graph.inserting_before(node):
+            node.args = (*node.args[:first], *(self._matrix(a, node) for a in node.args[first:]))
+        if mixture.projection is not None and mixture.route not in self._routes:
+            self._routes.add(mixture.route)
+            self._cut_route(mixture.route, mixture.projection)
+
+    def _cut_route(self, route: fx.Node, linear: Linear) -> None:
+        """A new linear layer for the logits: other readers of the old one keep it."""
+        logits, old = route.args[0], linear.node
+        name = _stem(linear.product.args[1]) if linear.product.target == aten.linear.default else f"{old.name}.router.weight"
+        bias_name = (_stem(old.args[2]) if old is linear.product and len(old.args) > 2 else "") or f"{old.name}.router.bias"
+        with self.program.graph.inserting_before(route):
+            bias = None if linear.bias is None else self._read(bias_name, linear.bias)
+            new = call_like(self.program, old, self.by, aten.linear.default, linear.x, self._read(name, linear.weight), bias)
+            if value_of(logits).dim() != value_of(new).dim():
+                new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, len(self.kept)])
+            if value_of(logits).dtype != value_of(new).dtype:
+                new = call_like(self.program, old, self.by, aten.to.dtype, new, value_of(logits).dtype)
+            selection = self._matrix(route.args[1], route) if len(route.args) > 1 else None
+        route.args = (new, selection)
+
+    def _matrix(self, argument: Any, consumer: fx.Node) -> fx.Node | None:
+        """The kept part of an argument with one row an expert."""
+        if argument is None:
+            return None
+        if argument.target == ops.dequantize.default:
+            parts = [self._matrix(a, consumer) for a in argument.args]
+            return call_like(self.program, argument, self.by, ops.dequantize.default, *parts, **argument.kwargs)
+        weight = constant(self.program, argument) or self._vector(argument)
+        if weight is None:
+            raise NotARouter(f"{argument.name} is computed, so that no rows of a weight can be left out")
+        return self._read(_stem(argument), weight)
+
+    def _vector(self, argument: fx.Node) -> Weight | None:
+        """A weight `[E]` behind views, as a correction bias may stand."""
+        node: Any = argument
+        while isinstance(node, fx.Node) and node.op == "call_function" and hands_on(node):
+            node = node.args[0]
+        weight = constant(self.program, node)
+        size = value_of(argument).numel()
+        return None if weight is None or weight.meta().numel() != size else whole("flat", lambda t: t.reshape(-1), weight)
+
+    def _read(self, name: str, weight: Weight) -> fx.Node:
+        if name not in self._made:
+            entered = self.program.add_weight(name, take(weight, self.kept))
+            self.names[entered] = name
+            self._made[name] = self.program.read_weight(entered)
+        return self._made[name]
+
+
+def _stem(node: Any) -> str:
+    """The name of the weight that a node hands on, the operator's own where there is none."""
+    start = node
+    while isinstance(node, fx.Node) and node.op == "call_function" and node.args:
+        node = node.args[0]
+    return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else str(start)
+
+
+def rename(program: Program, names: dict[str, str]) -> None:
+    """Give weights the names that they should have, where nothing reads the weights any more that were called so before."""
+    program.graph.eliminate_dead_code()
+    program.drop_unused_weights()
+    for now, wanted in names.items():
+        if now in program.weights and wanted not in program.weights:
+            program.add_weight(wanted, program.weights[now])
+            for node in (n for n in program.graph.nodes if n.op == "get_attr" and n.target == now):
+                node.target = wanted
+    program.drop_unused_weights()

@@ -1,0 +1,138 @@
+"""Routers of a quantized program fitted to the choices of the untouched one, block after block, each behind those that are fitted already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from moec.execution.lockstep import Stop, walk
+from moec.execution.trace import chosen, module_path
+from moec.experts.router_fit import Fit, Lesson, best_experts, fit_router
+from moec.program.program import Program
+from moec.proof.compare import Sample
+from moec.recognition.router_place import RouterPlace
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit: `top`, `ridge` and `floor` of `calibrate-router`."""
+
+    top: int
+    ridge: float
+    floor: int
+
+    def best(self, place: RouterPlace) -> int:
+        """K, how many of a token's best logits are fitted."""
+        return self.top or max(4 * place.top_k, place.experts // 3)
+
+
+@dataclass
+class Block:
+    """One mixture-of-experts block while it is worked on.
+
+    Attributes:
+        place, twin: its router in the quantized and in the untouched program.
+        wanted: the untouched logits `[T, E]` for each input. chosen: masks `[T, E]` of the untouched choices for each input.
+        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each input that judges.
+        fit: what came of it.
+    """
+
+    place: RouterPlace
+    twin: RouterPlace
+    wanted: list[Tensor] = field(default_factory=list)
+    chosen: list[Tensor] = field(default_factory=list)
+    before: list[Tensor] = field(default_factory=list)
+    after: list[Tensor] = field(default_factory=list)
+    fit: Fit | None = None
+
+    @property
+    def fitted(self) -> Tensor | None:
+        """The new router `[E, H]`, None where the old one stays."""
+        return self.fit.weight if self.fit else None
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to report, as plain data; shares are of the tokens that judge."""
+        assert self.fit is not None
+        wanted, seen = torch.cat(self.chosen[-len(self.after) :]), sorted(self.fit.tokens)
+        (changed, same), (changed_after, same_after) = (_shift(wanted, torch.cat(masks)) for masks in (self.before, self.after))
+        return {
+            "module": module_path(self.place.block) or self.place.block.name, "calibrated": self.fitted is not None,
+            "rows_fitted": self.fit.rows, "rows_left": self.place.experts - self.fit.rows, "tokens_least": seen[0], "tokens_median": seen[len(seen) // 2],
+            "loss_before": self.fit.loss_before, "loss_after": self.fit.loss_after,
+            "changed_before": changed, "changed_after": changed_after, "identical_before": same, "identical_after": same_after,
+        }  # fmt: skip
+
+
+def _shift(wanted: Tensor, got: Tensor) -> tuple[float, float]:
+    """Of masks `[T, E]`: the share of the choices that went elsewhere, and of the tokens whose set of experts is the same."""
+    kept = (wanted & got).sum(-1) / wanted.sum(-1).clamp(min=1)
+    return 1 - float(kept.double().mean()), float((wanted == got).all(-1).double().mean())
+
+
+def calibrate(program: Program, untouched: Program, blocks: Sequence[Block], lessons: Sequence[Sample], judges: Sequence[Sample], settings: Settings) -> None:
+    """Fit the routers of all blocks, and fill in what `Block` holds; the programs are not changed.
+
+    The untouched program is walked once, on all inputs, and the quantized one twice: on the inputs that judge with the routers that it
+    has, and on all of them while each router is fitted as its turn comes. Untouched logits are kept: 4 bytes a token, expert and block.
+
+    Args:
+        blocks: in graph order. lessons: inputs to fit on. judges: inputs that decide whether a fit is kept.
+    """
+    samples = [*lessons, *judges]
+    _walk(untouched, samples, [(b.twin, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
+    _walk(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
+    _walk(program, samples, [(b.place, partial(_fit, program, b, len(lessons), settings), partial(_note, b, "after", len(lessons))) for b in blocks])
+
+
+Do = Callable[[Stop], None]
+
+
+def _walk(program: Program, samples: Sequence[Mapping[str, Tensor]], work: Sequence[tuple[RouterPlace, Do | None, Do]]) -> None:
+    """Walk to the last block, and do what is to be done at each router's product and at each block."""
+    todo: dict[fx.Node, list[Do]] = {}
+    for place, at_product, at_block in work:
+        todo.setdefault(place.product, []).extend([at_product] if at_product else [])
+        todo.setdefault(place.block, []).append(at_block)
+
+    def visit(stop: Stop) -> None:
+        for do in todo.pop(stop.node, []):
+            do(stop)
+        if not todo:
+            raise _Done
+
+    try:
+        walk(program, samples, visit)
+    except _Done:  # nothing behind the last choice is computed
+        return
+
+
+class _Done(Exception):  # no error: it ends a walk
+    pass
+
+
+def _remember(block: Block, stop: Stop) -> None:
+    block.wanted = [block.twin.logits(x) for x in block.twin.activations(stop)]
+
+
+def _note(block: Block, what: str, start: int, stop: Stop) -> None:
+    masks = [chosen(stop.node, args, named) for args, named in zip(stop.inputs[start:], stop.named[start:], strict=True)]
+    setattr(block, what, masks)
+
+
+def _fit(program: Program, block: Block, lessons: int, settings: Settings, stop: Stop) -> None:
+    place, x = block.place, block.place.activations(stop)
+
+    def lesson(some: slice) -> Lesson:
+        wanted = torch.cat(block.wanted[some])
+        return Lesson(torch.cat(x[some]), wanted, best_experts(wanted, settings.best(place), torch.cat(block.chosen[some])))
+
+    bias = None if place.bias is None else place.bias.load()
+    parts = lesson(slice(lessons)), lesson(slice(lessons, None))
+    block.fit = fit_router(place.weight.load(), block.twin.weight.load(), bias, *parts, settings.ridge, settings.floor, partial(place.rounded, program))
+    if block.fitted is not None:
+        place.put(stop, block.fitted)

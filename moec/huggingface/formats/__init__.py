@@ -1,0 +1,1 @@
+"""Checkpoint formats: which tensors of a file make up a weight."""

@@ -1,0 +1,91 @@
+"""Checkpoints that are quantized already: which of them moec reads, and how their weights stay packed in the captured graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from moec.errors import MoecError
+from moec.huggingface.formats import compressed_tensors
+from moec.huggingface.formats import fp8 as fp8_checkpoint
+from moec.huggingface.formats import gptq as gptq_checkpoint
+from moec.huggingface.formats.checkpoint import Checkpoint
+from moec.program.program import Program
+from moec.program.rewriting import call_like
+from moec.recognition.weight_roles import PACKED
+from moec.weights.lazy import Coded, Weight
+
+Decode = Callable[[Mapping[str, Weight]], dict[str, Weight]]
+_WAY_OUT = "use the unquantized checkpoint and let moec quantize it, or one in compressed-tensors form (pack-quantized)"
+BY = "the checkpoint"
+
+
+def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
+    """What decodes the tensors of a folder with this config.json; None for one that is not quantized.
+
+    Raises:
+        MoecError: M206 for a format that moec does not read, by its name and with the reason.
+    """
+    given = config.get("quantization_config")
+    if not given:
+        return None
+    method = str(given.get("quant_method", "an unnamed method"))
+    why_not, decoder = _METHODS.get(method, (_unknown, None))
+    reason = why_not(given)
+    if decoder is None or reason:
+        raise MoecError("M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT)
+    return decoder(given)
+
+
+def _unknown(_config: Mapping[str, Any]) -> str:
+    return f"moec reads {', '.join(sorted(_METHODS))}"
+
+
+_METHODS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Mapping[str, Any]], Decode] | None]] = {
+    compressed_tensors.METHOD: (compressed_tensors.why_not, lambda _config: compressed_tensors.decode),
+    fp8_checkpoint.METHOD: (fp8_checkpoint.why_not, fp8_checkpoint.decoder),
+    **dict.fromkeys(gptq_checkpoint.METHODS, (gptq_checkpoint.why_not, gptq_checkpoint.decoder)),
+}
+
+
+def decode(checkpoint: Checkpoint, decoder: Decode | None) -> Checkpoint:
+    """The checkpoint with plain names and lazily decoded weights."""
+    return checkpoint if decoder is None else replace(checkpoint, weights=decoder(checkpoint.weights), stored_bytes=checkpoint.size_bytes)
+
+
+def keep_packed(program: Program) -> int:
+    """Let `moec::dequantize` stand for every weight of the program that is decoded from codes; returns how many there are.
+
+    Raises:
+        MoecError: M206 when a layout of the model mixes codes with each other, so that they would have to be made anew.
+    """
+    made: dict[int, fx.Node] = {}
+    for node in [n for n in program.graph.nodes if n.op == "get_attr"]:
+        weight = program.weights[str(node.target)]
+        if weight.coded is None:
+            _refuse_lost(str(node.target), weight)
+            continue
+        if id(weight) not in made:
+            made[id(weight)] = _dequantize(program, node, weight.coded)
+        node.replace_all_uses_with(made[id(weight)])
+    program.finish()
+    return len(made)
+
+
+def _dequantize(program: Program, node: fx.Node, coded: Coded) -> fx.Node:
+    reader = next(iter(node.users))
+    names = [str(node.target) + ending for ending in (PACKED, "_scale", "_zero_point")]
+    with program.graph.inserting_before(node):
+        arguments = [program.read_weight(program.add_weight(n, part)) for n, part in zip(names, coded.parts(), strict=False)]
+        return call_like(program, reader, BY, torch.ops.moec.dequantize.default, *arguments, bits=coded.bits)
+
+
+def _refuse_lost(name: str, weight: Weight) -> None:
+    if "decoded[" in weight.origin:
+        what = f"the quantized weights of {name!r} lie in another layout than the model computes with"
+        raise MoecError("M206", what, weight.origin[:200], _WAY_OUT)

@@ -1,0 +1,1 @@
+"""From a program back to a checkpoint that transformers or vLLM load."""

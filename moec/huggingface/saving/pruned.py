@@ -1,0 +1,57 @@
+"""The config of a model that kept its architecture and lost some of its experts, and what no checkpoint can say."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from moec.errors import MoecError
+from moec.program.program import Program
+from moec.recognition.linear import value_of
+
+ops = torch.ops.moec
+_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+# architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of experts
+_KNOWN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
+_SAYABLE = ("find-moe", "prune-experts", "quantize", "calibrate-router")
+_FIX = "compile it without saving, or leave that out"
+
+
+def is_pruned(program: Program) -> bool:
+    """Whether the program has the architecture of its source, with some experts fewer."""
+    names = {step.name for step in program.history if step.rewrites}
+    return "prune-experts" in names and "upcycle" not in names
+
+
+def refuse_by_call(program: Program) -> None:
+    """Raise M206 where a pass made results depend on the call: no checkpoint holds what it does."""
+    found = next((step.name for step in program.history if step.by_call and step.rewrites), None)
+    if found is not None:
+        raise MoecError("M206", f"what {found} does is no weight, and a checkpoint holds only those", program.source, _FIX)
+
+
+def pruned_config(program: Program, config: Any) -> Any:
+    """The source's config with the program's number of experts.
+
+    Raises:
+        MoecError: M206 when transformers has no place for such a model, with the reason.
+    """
+    key = next((k for k in _COUNTS if k in config.to_dict()), None)
+    if config.model_type not in _KNOWN or key is None:
+        raise _refuse(program, f"a {config.model_type} with other numbers of experts has not been tried; known are {', '.join(_KNOWN)}")
+    other = next((step.name for step in program.history if step.rewrites and step.name not in _SAYABLE), None)
+    if other is not None:
+        raise _refuse(program, f"{other} changed the architecture of a {config.model_type}")
+    matrices = [node.args[3] for node in program.nodes(ops.experts.default)]
+    counts = sorted({int(value_of(w).shape[0]) for w in matrices})
+    if len(counts) != 1:
+        raise _refuse(program, f"its layers keep {' and '.join(map(str, counts))} experts, and {config.model_type} has one number for all of them")
+    changed = deepcopy(config)
+    setattr(changed, key, counts[0])
+    return changed
+
+
+def _refuse(program: Program, what: str) -> MoecError:
+    return MoecError("M206", f"the pruned model has no place in transformers: {what}", program.source, _FIX)

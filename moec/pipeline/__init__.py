@@ -1,0 +1,1 @@
+"""Passes, their order, their notation, and those who watch them."""

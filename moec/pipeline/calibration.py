@@ -1,0 +1,86 @@
+"""Text for the passes that need data: windows of tokens, drawn by a seed, as many as are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.program.decoder_signature import text_inputs
+from moec.program.signature import Input
+
+BATCH = 4  # windows that run together
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Which text, and how much of it.
+
+    Attributes:
+        file: its name, see `moec.text.corpus.read_corpus`.
+        tokens: how much of it a pass may use; 0 for all.
+        window: tokens that the model sees at a time; never more than its context.
+    """
+
+    file: str
+    tokens: int = 16384
+    window: int = 256
+
+    def __post_init__(self) -> None:
+        if self.tokens < 0 or self.window < 2:
+            raise MoecError("M201", f"windows of {self.window} tokens, {self.tokens} in all", "--calibration-tokens", "0 is all of the text")
+
+    @classmethod
+    def of(cls, file: Any, tokens: int | None) -> CalibrationText | None:
+        """From options that may be None, meaning the default; None without a text. Raises M201 for a number without one."""
+        if file is None:
+            if tokens is not None:
+                raise MoecError("M201", "--calibration-tokens says nothing without a text", "--calibration-tokens", "name one with --calibration FILE")
+            return None
+        return cls(str(file)) if tokens is None else cls(str(file), tokens)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A text in a model's tokens.
+
+    Windows don't overlap and come in an order that the seed decides, so that a few of them are a sample of the whole text and not its
+    beginning, and more of them begin with the same ones.
+
+    Attributes:
+        text: which one, and how much of it. sha256: of the file.
+        tokens: int64 `[N]`. start: what the tokenizer puts before every text; it begins every window.
+        seed: of the order.
+    """
+
+    text: CalibrationText
+    sha256: str
+    tokens: Tensor = field(repr=False)
+    start: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) < self._step or self._step < 1:
+            what = f"the calibration text has {len(self.tokens)} tokens, too few for one window of {self.text.window}"
+            raise MoecError("M211", what, self.text.file, "give a longer text; some ten thousand tokens are usual")
+
+    @property
+    def _step(self) -> int:
+        return self.text.window - len(self.start)
+
+    def windows(self) -> Tensor:
+        """All windows that may be used: int64 `[windows, window]`, in the seed's order."""
+        whole = len(self.tokens) // self._step
+        allowed = min(whole, max(1, self.text.tokens // self._step)) if self.text.tokens else whole
+        rows = self.tokens[: whole * self._step].view(whole, self._step)
+        chosen = rows[torch.randperm(whole, generator=torch.Generator().manual_seed(self.seed))[:allowed]]
+        return torch.cat([torch.tensor(self.start, dtype=torch.int64).expand(len(chosen), -1), chosen], dim=1)
+
+    def batches(self, inputs: tuple[Input, ...]) -> Iterator[dict[str, Tensor]]:
+        """The windows as inputs of a language model, `BATCH` at a time."""
+        for ids in torch.split(self.windows(), BATCH):  # type: ignore[no-untyped-call]
+            yield text_inputs(inputs, ids)

@@ -1,0 +1,120 @@
+"""Watchers of a pipeline: print, dump, time, keep and verify are the same thing."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.execution.streaming import StreamingEngine
+from moec.execution.trace import moe_nodes
+from moec.pipeline.pipeline import Hook, Pass
+from moec.program.program import Program
+from moec.proof.compare import Comparison, Sample, Tolerance, compare
+from moec.proof.decided_tokens import LEAST, NOISE, is_causal, is_half, look
+
+
+class PrintHook(Hook):
+    """Prints the program after every pass, or after the passes that are named."""
+
+    def __init__(self, only: Sequence[str] = (), file: TextIO | None = None) -> None:
+        self._only, self._file = set(only), file
+
+    def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
+        if not self._only or item.name in self._only:
+            print(f"# after {item}: {rewrites} rewrites\n{program.text()}", file=self._file or sys.stdout)
+
+
+class DumpHook(Hook):
+    """Writes `000_capture.py`, `001_find_moe.py`, … into a folder: the program as it came and after each pass, to be compared with diff.
+
+    One hook may watch several pipelines in a row; the numbers go on. Raises M210 when the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+
+    def before(self, step: int, item: Pass, program: Program) -> None:
+        if not self._count:
+            self._write("capture", program)
+
+    def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
+        self._write(item.name, program)
+
+    def _write(self, name: str, program: Program) -> None:
+        path = self._folder / f"{self._count:03d}_{re.sub(r'[^a-z0-9]', '_', name)}.py"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(program.text(), encoding="utf-8")
+        except OSError as error:
+            raise MoecError("M210", f"the dump cannot be written: {error.strerror}", str(path), "choose another --dump folder") from error
+        self._count += 1
+
+
+class TimeHook(Hook):
+    """Collects `(pass, milliseconds)` of every pass in `times`."""
+
+    def __init__(self) -> None:
+        self.times: list[tuple[str, float]] = []
+
+    def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
+        self.times.append((str(item), seconds * 1e3))
+
+
+class KeepHook(Hook):
+    """Keeps the program as it came and after each pass in `programs`, for `moec.proof.bisection`. Their weights are shared, so this is cheap."""
+
+    def __init__(self) -> None:
+        self.programs: list[tuple[str, Program]] = []
+
+    def before(self, step: int, item: Pass, program: Program) -> None:
+        if not self.programs:
+            self.programs.append(("capture", program.clone()))
+
+    def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
+        self.programs.append((str(item), program.clone()))
+
+
+class VerifyHook(Hook):
+    """Holds every pass to its contract, by running the program before and after it on samples.
+
+    An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`. Approximate passes
+    may deviate from the captured program by `budget`, all of them together; its unit is `Tolerance`'s, too. Weights are read one at a
+    time, so this takes time rather than memory. In half precision (`precision`) an exact pass may move tokens to other experts whose choice
+    hangs on rounding: those are left out where others differ, and where hardly any other is left, the engine's proof decides.
+    `comparisons` holds the figures of each pass. Raises M102 on a broken contract.
+    """
+
+    def __init__(self, samples: Sequence[Sample], tolerance: Tolerance, budget: Tolerance, precision: torch.dtype | None = None) -> None:
+        self._samples, self._tolerance, self._budget, self._precision = samples, tolerance, budget, precision
+        self._captured: Engine | None = None
+        self._previous: Engine | None = None
+        self.comparisons: list[tuple[str, Comparison]] = []
+
+    def before(self, step: int, item: Pass, program: Program) -> None:
+        self._previous = StreamingEngine(program.clone())
+        self._captured = self._captured or self._previous
+
+    def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
+        assert self._previous is not None and self._captured is not None
+        exact = item.contract_of() == "exact"
+        reference, allowed = (self._previous, self._tolerance) if exact else (self._captured, self._budget)
+        result = compare(reference, StreamingEngine(program), self._samples, allowed)
+        if not result.ok and exact and is_half(self._precision) and moe_nodes(program):
+            causal, noise = is_causal(program, self._samples[0]), NOISE[self._precision]
+            kept = [look(program, sample, noise, causal)[0] for sample in self._samples]
+            if sum(k.compared for k in kept) < LEAST * sum(k.total for k in kept):
+                return
+            result = compare(reference, StreamingEngine(program), self._samples, allowed, kept)
+        self.comparisons.append((str(item), result))
+        if not result.ok:
+            worst, kind = result.worst, "an exact" if exact else "the error budget of an approximate"
+            figures = worst.problem or f"max |d|/std {worst.deviation:.2g}, allowed {allowed.deviation:g}"
+            fix = "report this with `moec compile --dump DIR`" if exact else "allow more with --tolerance, or make the pass less aggressive"
+            raise MoecError("M102", f"{item.name} broke the contract of {kind} pass in {worst.name!r}: {figures}", str(item), fix)

@@ -1,0 +1,206 @@
+"""The Program: a small fx graph on the meta device, and a table of lazy weights."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+import moec.dialect  # noqa: F401  # registers the operators that a graph may hold
+from moec.errors import MoecError
+from moec.program.decoder_signature import complete
+from moec.program.signature import PLUS as PLUS
+from moec.program.signature import Input as Input
+from moec.program.signature import dynamic_dimensions as dynamic_dimensions
+from moec.program.signature import identifier as identifier
+from moec.weights.lazy import Weight
+
+META, CPU = torch.device("meta"), torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one pass did to a program; `by_call`: see `moec.pipeline.pipeline.Pass`."""
+
+    name: str
+    rewrites: int
+    contract: str
+    by_call: bool = False
+
+
+@dataclass
+class Program:
+    """A captured model.
+
+    Attributes:
+        graph_module: fx graph of ATen and `moec::` operators. Placeholders are the inputs in order, the output is a flat tuple,
+            and every `get_attr` names an entry of `weights`; parameters in it are meta tensors.
+        weights: name -> lazy weight. Two names may share one weight (tied embeddings).
+        inputs, outputs: signature.
+        source: where the program came from, as text.
+        history: the passes that were applied.
+    """
+
+    graph_module: fx.GraphModule
+    weights: dict[str, Weight]
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    source: str = "memory"
+    history: list[Step] = field(default_factory=list)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The fx graph."""
+        return self.graph_module.graph
+
+    def nodes(self, *targets: Any) -> list[fx.Node]:
+        """All call nodes of these operators, in graph order. An overload packet stands for all its overloads."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and (n.target in targets or getattr(n.target, "overloadpacket", None) in targets)]
+
+    @property
+    def approximate(self) -> bool:
+        """Whether a pass that changes the numbers was applied."""
+        return any(step.contract == "approximate" for step in self.history)
+
+    @property
+    def by_call(self) -> bool:
+        """Whether what it says of a token depends on what else comes in the same call, as a pass declared."""
+        return any(step.by_call for step in self.history)
+
+    # ------------------------------------------------------------------ weights
+    def weight_of(self, node: Any) -> Weight | None:
+        """The weight that a `get_attr` node reads, None for any other node."""
+        return self.weights.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "get_attr" else None
+
+    def add_weight(self, name: str, weight: Weight) -> str:
+        """Enter a weight under a name that is not taken; returns the name."""
+        free, n = name, 1
+        while free in self.weights:
+            free, n = f"{name}_{n}", n + 1
+        self.weights[free] = weight
+        attach(self.graph_module, free, weight.meta())
+        return free
+
+    def read_weight(self, name: str) -> fx.Node:
+        """Insert a `get_attr` node for a weight at the graph's current insert point."""
+        node = self.graph.create_node("get_attr", name)
+        node.meta["val"] = self.weights[name].meta()
+        return node
+
+    def drop_unused_weights(self) -> None:
+        """Forget weights that no node reads any more."""
+        used = {n.target for n in self.graph.nodes if n.op == "get_attr"}
+        for name in [n for n in self.weights if n not in used]:
+            del self.weights[name]
+            detach(self.graph_module, name)
+
+    # ------------------------------------------------------------------ running
+    def module(self, device: torch.device | str = "cpu", trainable: bool = False) -> fx.GraphModule:
+        """The program as an `nn.Module` with its weights loaded (on "meta": without data). Shared weights stay shared."""
+        device = torch.device(device)
+        loaded: dict[int, Tensor] = {}
+        root = nn.Module()
+        for name, weight in self.weights.items():
+            if id(weight) not in loaded:
+                value = weight.meta() if device == META else weight.load().to(device)
+                loaded[id(weight)] = nn.Parameter(value.clone()) if trainable and value.is_floating_point() else value
+            attach(root, name, loaded[id(weight)])
+        return fx.GraphModule(root, place(copy.deepcopy(self.graph), device))
+
+    def run(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Run once in eager PyTorch, loading all weights; a decoder's absent cache is empty. For repeated runs keep an `EagerEngine`."""
+        given = complete(self.inputs, inputs)
+        with torch.inference_mode():
+            values = self.module()(*(given[i.name] for i in self.inputs))
+        return dict(zip(self.outputs, values, strict=True))
+
+    # ------------------------------------------------------------------ text, checks, copies
+    def text(self) -> str:
+        """The program as Python source with its weights in comments: diffable, and equal only for equal programs."""
+        signature = ", ".join(f"{i.name}: {str(i.dtype)[6:]}{list(i.shape)}" for i in self.inputs)
+        table = [f"# {name}: {str(w.dtype)[6:]}{list(w.shape)} = {w.origin}" for name, w in self.weights.items()]
+        body = self.graph.python_code("self", include_stride=False).src
+        return "\n".join([f"# program from {self.source}", f"# inputs: {signature}", f"# outputs: {', '.join(self.outputs)}", *table, body.strip(), ""])
+
+    def digest(self) -> str:
+        """SHA-256 of `text()`."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
+
+    def check(self) -> None:
+        """Raise M702 unless the program is well formed."""
+        problem = next(iter(self._problems()), None)
+        if problem:
+            after = self.history[-1].name if self.history else "capture"
+            raise MoecError("M702", f"malformed program: {problem}", f"after {after}", "report this with `moec compile --dump DIR`")
+
+    def _problems(self) -> Iterator[str]:
+        try:
+            self.graph.lint()  # type: ignore[no-untyped-call]
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            yield str(error).splitlines()[0]
+        placeholders = [n.target for n in self.graph.nodes if n.op == "placeholder"]
+        if placeholders != [i.identifier for i in self.inputs]:
+            yield f"placeholders {placeholders} are not the inputs"
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target not in self.weights:
+                yield f"{node.name} reads {node.target!r}, which has no weight"
+            if node.op in ("call_module", "call_method"):
+                yield f"{node.name} is a {node.op}"
+            if node.op == "output" and len(node.args[0]) != len(self.outputs):
+                yield f"{len(node.args[0])} outputs, {len(self.outputs)} names"
+
+    def clone(self) -> Program:
+        """A copy whose graph can be rewritten apart; weights are shared, being immutable."""
+        root = nn.Module()
+        for name, weight in self.weights.items():
+            attach(root, name, weight.meta())
+        return Program(fx.GraphModule(root, copy.deepcopy(self.graph)), dict(self.weights), self.inputs, self.outputs, self.source, list(self.history))
+
+    def finish(self) -> None:
+        """Call after rewriting: remove dead nodes and weights, recompile."""
+        self.graph.eliminate_dead_code()
+        self.drop_unused_weights()
+        self.graph_module.recompile()
+
+
+def place(graph: fx.Graph, device: torch.device) -> fx.Graph:
+    """Point every `device` argument of a graph at `device`, in place."""
+
+    def swap(argument: Any) -> Any:
+        return device if isinstance(argument, torch.device) else argument
+
+    for node in graph.nodes:
+        if any(isinstance(a, torch.device) for a in [*node.args, *node.kwargs.values()]):
+            node.args, node.kwargs = tuple(swap(a) for a in node.args), {k: swap(a) for k, a in node.kwargs.items()}
+    return graph
+
+
+def attach(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor under a dotted name, creating the modules on the way."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(leaf, value)
+    else:
+        module.register_buffer(leaf, value)
+
+
+def detach(module: nn.Module, name: str) -> None:
+    """Remove what `attach` put there."""
+    *path, leaf = name.split(".")
+    for part in path:
+        module = getattr(module, part)
+    delattr(module, leaf)
+
+
+def users(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Every node that reads one of these."""
+    return {user for node in nodes for user in node.users}

@@ -1,0 +1,1 @@
+"""The numerical proof: is an engine equal to the untouched model, and where does it depart from it."""

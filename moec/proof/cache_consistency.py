@@ -1,0 +1,113 @@
+"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no difference.
+
+A pass may make results depend on how a text is cut into calls (`moec.pipeline.pipeline.Pass.by_call`). Then this cannot be asked; what must hold
+still is that the engine says in every call what the program says in PyTorch in the same call, with the cache of its own earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, present_name
+from moec.proof.compare import Sample, Tolerance
+from moec.proof.decided_tokens import Decided, Kept
+
+SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
+WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
+# against the program in PyTorch, which may read all its weights anew in each call
+CALLS = {"one go": (12,), "chunks": (5, 4, 3), "prompt, then token by token": (9, 1, 1, 1)}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those it is compared with."""
+
+    name: str
+    steps: tuple[int, ...]
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How far the ways of feeding one text are apart.
+
+    Attributes:
+        tolerance: what `deviation` may be.
+        ways: each compared with one go; or, `by_call`, with the same calls of the program in PyTorch.
+        decided: in half precision, how much of the text was compared, where not all of it was.
+    """
+
+    tolerance: float
+    ways: tuple[Way, ...]
+    by_call: bool = False
+    decided: Decided | None = None
+
+    @property
+    def title(self) -> str:
+        """What was compared with what, before the figures."""
+        return "one text, each call against the same call in PyTorch:" if self.by_call else "one text in one go and as"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every way says the same, of enough tokens."""
+        return all(way.deviation <= self.tolerance for way in self.ways) and not (self.decided and self.decided.problem)
+
+    def require(self, engine: str) -> None:
+        """Raise M101 unless `ok`."""
+        wrong = next((way for way in self.ways if not way.deviation <= self.tolerance), None)
+        if wrong is not None:
+            than = " than the program in PyTorch" if self.by_call else ""
+            what = f"{engine} says something else{than} when a text comes as {wrong.name}: max |d|/std {wrong.deviation:.2g} of {self.tolerance:g} allowed"
+            raise MoecError("M101", what, f"calls of {', '.join(map(str, wrong.steps))} tokens", "report this, and compile with --no-cache meanwhile")
+        if self.decided is not None:
+            self.decided.require("one text in several ways")
+
+    def __str__(self) -> str:
+        figures = "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}" for way in self.ways)
+        return f"{figures} ({self.decided.compared} of {self.decided.tokens} tokens)" if self.decided else figures
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def check_consistency(
+    engine: Engine, sample: Sample, tolerance: Tolerance, program: Engine | None = None, kept: Kept | None = None, decided: Decided | None = None
+) -> Consistency:
+    """Feed one text to a decoder in several ways.
+
+    Args:
+        engine: with the signature of `moec.program.decoder_signature`.
+        sample: `input_ids [B, 12]` and `attention_mask [B, 12]`; what it holds of a cache is left out.
+        tolerance: what may differ.
+        program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then every way is
+            compared with the same way through it, and not with one go.
+        kept: what of the text can be compared, everything by default: two runs may choose differently near a tie. decided: its figures.
+    """
+    ids, mask = sample[IDS], sample[MASK]
+    empty: dict[str, Tensor] = {}
+    told = mask.bool() if kept is None else kept.tokens
+    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)[told]
+    ways = []
+    for name, steps in (WAYS if program is None else CALLS).items():
+        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[told]
+        error, spread = (_logits(engine, ids, mask, steps, empty)[told] - want).abs(), float(want.std(correction=0)) or 1.0
+        ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))
+    return Consistency(tolerance.deviation, tuple(ways), program is not None, decided)
+
+
+def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cache: Mapping[str, Tensor]) -> Tensor:
+    """Logits `[batch, sequence, vocabulary]` of the text fed in these steps, in float64."""
+    found, end = [], 0
+    for step in steps:
+        start, end = end, end + step
+        outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
+        cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
+        found.append(outputs[LOGITS].double())
+    return torch.cat(found, 1)

@@ -1,0 +1,236 @@
+"""Which tokens choose between experts that half precision can't tell apart, and what of an engine's outputs does not hang on them.
+
+Near the edge between two experts a token changes sides by rounding. What it says then is neither right nor wrong, and neither is what
+tokens say that see it. All others can be held to the tolerance of rounding, and are: a token is left out for its router's logits in the
+program alone, never for what the engine said of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, fx
+
+from moec.dialect import Routing, route_reference
+from moec.errors import MoecError
+from moec.execution.streaming import StreamingEngine
+from moec.execution.trace import EXPERTS, MOE, ROUTE, choice, logits_of, trace
+from moec.program.decoder_signature import IDS, MASK, cache_inputs
+from moec.program.program import Program
+from moec.program.signature import converted
+
+# What rounding may add to or take from each of a router's logits, as a share of the token's largest. Measured in programs of the tests'
+# Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V2 (two layers) beside float32, worst block: float16 median 1.5e-3, 99 % of the tokens below
+# 4.5e-3, worst 5.6e-3; bfloat16, eight times as coarse, median 1.3e-2 and, but for tokens after a flip, 99 % below 4.8e-2. Both logits
+# of a pair have to be off by this, in opposite directions, before a choice flips that counts as decided.
+NOISE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+LEAST = 0.1  # share of the tokens that must be compared: from fewer, the few that stand first in their texts, a proof says little
+
+_ops = torch.ops.aten
+_TOKENWISE = {  # what looks at one token at a time, beside what carries torch's own tag
+    EXPERTS, MOE, ROUTE, _ops.linear.default, _ops.view.default, _ops.reshape.default, _ops.unsqueeze.default, _ops.squeeze.dim, _ops.to.dtype,
+    _ops._to_copy.default, _ops.layer_norm.default, _ops.native_layer_norm.default, _ops.rms_norm.default, _ops.slice.Tensor, _ops.clone.default,
+}  # fmt: skip
+
+
+def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
+    """Whether an engine that computes in this dtype is proven by the tokens whose experts are decided."""
+    return precision in (torch.float16, torch.bfloat16)
+
+
+def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float) -> Tensor:
+    """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction: bool `[...]`.
+
+    Args:
+        logits: `[..., E]`. bias: `[E]` or None, for the selection. rule: how experts are chosen.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = _choice_mask(logits, bias, rule)
+    step = noise * logits.abs().amax(-1, keepdim=True)
+    return (_choice_mask(torch.where(chosen, logits - step, logits + step), bias, rule) != chosen).any(-1)
+
+
+def _choice_mask(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
+    _, ids = route_reference(logits, bias, rule)
+    return torch.zeros(logits.shape, dtype=torch.bool).scatter(-1, ids, True)
+
+
+@dataclass(frozen=True)
+class Decided:
+    """How much of a proof in half precision could be compared.
+
+    Attributes:
+        precision: the dtype that the engine computes in.
+        noise: what its rounding may change in a router's logits, as a share of the largest.
+        compared, tokens: tokens that were compared, of how many.
+        lost: experts, over all blocks, that inputs reach but no token that could be compared.
+    """
+
+    precision: str
+    noise: float
+    compared: int
+    tokens: int
+    lost: int = 0
+
+    @property
+    def problem(self) -> str:
+        """Why this is too little for a proof; empty when it is enough."""
+        cannot = f"{self.precision} can't tell this model's experts apart well enough for a proof by outputs"
+        if self.compared < LEAST * self.tokens or not self.compared:
+            return f"{cannot}: only {self.compared:,} of {self.tokens:,} tokens could be compared, {LEAST:.0%} are asked for"
+        return f"{cannot}: {self.lost} experts are reached only by tokens that could not be compared" if self.lost else ""
+
+    def require(self, where: str) -> None:
+        """Raise M108 when this is too little for a proof."""
+        if self.problem:
+            fix = "judge the engine on a text (--text FILE --max-kl NATS), allow more with --tolerance, or compile for float32 (precision=fp32)"
+            raise MoecError("M108", self.problem, where, fix)
+
+    def __str__(self) -> str:
+        return f"{self.compared:,} of {self.tokens:,} tokens; the others choose between experts that half precision can't tell apart"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a sample can be compared.
+
+    Attributes:
+        tokens: bool `[batch, sequence]`. texts: bool `[batch]`, those without any undecided token.
+        total: tokens that are compared when every choice is decided.
+    """
+
+    tokens: Tensor
+    texts: Tensor
+    total: int
+
+    @property
+    def compared(self) -> int:
+        """How many tokens are kept."""
+        return int(self.tokens.sum())
+
+    def rows(self, count: int) -> Tensor:
+        """Which of a block's rows are kept: bool `[count]`. Rows that are not the sample's tokens count by text."""
+        batch = len(self.texts)
+        if count == self.tokens.numel():
+            return self.tokens.flatten()
+        return self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
+
+    def of(self, value: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
+        """The part of an output that can be compared.
+
+        Args:
+            value: `[batch, sequence, …]`, a cache `[batch, heads, past_sequence + sequence, size]`, or `[batch, …]`, one entry a text.
+            sample: the inputs.
+        """
+        if value.dim() == 4 and _is_cached(sample) and value.shape[2] == sample[MASK].shape[1]:
+            past = sample[MASK].bool()[:, : -self.tokens.shape[1]]
+            return value.transpose(1, 2)[torch.cat([past, self.tokens], 1)]
+        if value.shape[:2] == self.tokens.shape:
+            return value[self.tokens]
+        return value[self.texts] if value.dim() and value.shape[0] == len(self.texts) else value
+
+
+def look(program: Program, sample: Mapping[str, Tensor], noise: float, causal: bool) -> tuple[Kept, dict[str, Tensor]]:
+    """What can be compared in a sample, and how many of the tokens kept each expert gets, by the block's node name.
+
+    A token is left out when its choice in any block hangs on `noise`, and when it sees such a token: a later one of the same text does if
+    `causal`, else all do. No token sees what the last block made of another where only operators follow that look at one token at a time.
+    Padding is seen by no token of the text.
+    """
+    routed: list[tuple[fx.Node, Tensor]] = []
+    chosen: dict[str, tuple[Tensor, Tensor, int]] = {}
+
+    def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if routing := logits_of(node, args, kwargs):
+            routed.append((node, hanging(*routing, noise).flatten()))
+        if node.target in (EXPERTS, MOE):
+            chosen[node.name] = choice(node, args, kwargs)
+
+    trace(program, sample, watch)
+    kept = keep([(found, mixes_after(node)) for node, found in routed], sample, program.inputs[0].name, causal)
+    return kept, {name: _load(kept.rows(len(ids)), weights, ids, count) for name, (weights, ids, count) in chosen.items()}
+
+
+def _load(rows: Tensor, weights: Tensor, ids: Tensor, count: int) -> Tensor:
+    return torch.bincount(ids[rows][weights[rows] != 0].flatten(), minlength=count)
+
+
+def keep(found: list[tuple[Tensor, bool]], sample: Mapping[str, Tensor], first: str, causal: bool) -> Kept:
+    """What can be compared when these choices are undecided.
+
+    Args:
+        found: of each block, which rows are, bool `[batch * length]`, and whether other tokens see them afterwards.
+        sample: the inputs; `first` names the one whose leading dimensions are batch and, where it holds integers, sequence.
+        causal: whether a token sees earlier ones only.
+    """
+    lead = sample[first]
+    batch = lead.shape[0] if lead.dim() else 1
+    lengths = {len(rows) // batch for rows, _ in found if len(rows) % batch == 0}
+    length = lead.shape[1] if lead.dim() == 2 and not lead.is_floating_point() else max(lengths, default=1)
+    real = torch.ones(batch, length, dtype=torch.bool)
+    if MASK in sample and sample[MASK].dim() == 2 and sample[MASK].shape[1] >= length:
+        real = sample[MASK].bool()[:, -length:]
+    told = real if _is_cached(sample) else torch.ones_like(real)  # what `moec.program.decoder_signature.without_padding` tells
+    tokens, texts = told.clone(), torch.ones(batch, dtype=torch.bool)
+    for rows, seen in found:
+        if len(rows) != batch * length:  # not the tokens of the text itself: an encoder's, patches of an image
+            spoiled = rows.view(batch, -1).any(1) if len(rows) % batch == 0 else torch.ones(batch, dtype=torch.bool)
+            tokens, texts = tokens & ~spoiled[:, None], texts & ~spoiled
+            continue
+        rows = rows.view(batch, length) & told
+        tokens, texts = tokens & ~(_seers(rows, real, causal) if seen else rows), texts & ~rows.any(1)
+    return Kept(tokens, texts, int(told.sum()))
+
+
+def _seers(rows: Tensor, real: Tensor, causal: bool) -> Tensor:
+    """The tokens `[batch, sequence]` that see any of these, themselves among them."""
+    if causal:
+        after = (rows & real).cumsum(1) > 0
+        return after | (rows & ~real).cumsum(1).gt(0) & ~real
+    return (rows & real).any(1, keepdim=True) | rows.any(1, keepdim=True) & ~real
+
+
+def mixes_after(node: fx.Node) -> bool:
+    """Whether an operator that looks at several tokens follows a block, as far as the graph tells: attention, a pooling, anything unknown."""
+    seen, todo = {node}, [node]
+    while todo:
+        users = [user for user in todo.pop().users if user.op != "output" and user not in seen]
+        if not all(_is_tokenwise(user) for user in users):
+            return True
+        seen.update(users)
+        todo += users
+    return False
+
+
+def _is_tokenwise(node: fx.Node) -> bool:
+    if node.target is _ops.mean.dim:
+        return node.args[1] == [-1]
+    return node.target in _TOKENWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()) or "getitem" in str(node.target)
+
+
+def is_causal(program: Program, sample: Mapping[str, Tensor]) -> bool:
+    """Whether a token sees earlier ones only: known of a decoder with a cache; of others, whether new later tokens leave all else as it was."""
+    if cache_inputs(program.inputs):
+        return True
+    ids = sample[program.inputs[0].name]
+    if ids.dim() != 2 or ids.is_floating_point() or ids.shape[1] < 2:
+        return False
+    half = ids.shape[1] // 2
+    other = torch.cat([ids[:, :half], ids[:, :half].roll(1, 0), ids[:, 2 * half :]], 1)
+    before, after = (_run(program, {**sample, program.inputs[0].name: value}) for value in (ids, other))
+    places = [name for name, value in before.items() if value.is_floating_point() and value.shape[:2] == ids.shape]
+    pairs = [(before[name][:, :half].double(), after[name][:, :half].double()) for name in places]
+    # the mean: the flip of a single token must not pass for sight
+    return bool(pairs) and all(float((b - a).abs().mean()) <= 1e-3 * float(b.std(correction=0)) for b, a in pairs)
+
+
+def _run(program: Program, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = StreamingEngine(program)(**converted(program.inputs, sample))
+    return found
+
+
+def _is_cached(sample: Mapping[str, Tensor]) -> bool:
+    return MASK in sample and IDS in sample and any(name.startswith("past_key_values") for name in sample)

@@ -1,0 +1,138 @@
+"""Second moments of what reaches a matrix: the Hessians of its squared output error, for linear layers and for each expert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from moec.execution.lockstep import Stop, walk
+from moec.execution.trace import choice, module_path, moe_nodes
+from moec.pipeline.calibration import BATCH, Calibration
+from moec.program.decoder_signature import text_inputs
+from moec.program.program import Program
+
+BLEND = 0.1  # share of the moments of all tokens in an expert's
+GROWTH = 4  # how many times the calibration text that was allowed may be taken for the experts' sake
+SAMPLE = 4096  # tokens of all that are sent through an expert's first product for the moments of its second
+
+
+def second_moments(parts: Iterable[Tensor]) -> Tensor:
+    """The mean of `x xᵀ` over all rows x of tensors `[…, in]`, in float32: `[in, in]`."""
+    total, count = torch.zeros(()), 0
+    for part in parts:
+        rows = part.reshape(-1, part.shape[-1]).float()
+        total, count = total + rows.t() @ rows, count + len(rows)
+    return total / max(1, count)
+
+
+def weighted_moments(rows: Tensor, weights: Tensor) -> Tensor:
+    """The same of rows `[N, in]` that count by weights `[N]`: zeros without any."""
+    return (rows.t() * weights) @ rows / weights.sum().clamp(min=1e-30)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What reaches the experts of one block.
+
+    A token counts in an expert's moments by the weight that the expert's output gets, and a tenth of the moments of all tokens is added:
+    an expert that few tokens reached is not fitted to these few, and one that none reached is fitted to all.
+
+    Attributes:
+        rows: every token `[T, H]`, float32.
+        ids, weights: of the experts that each was given to, `[T, K]`. experts: their number.
+        scaled: weights multiply the experts' inputs, not their outputs.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    weights: Tensor
+    experts: int
+    scaled: bool = False
+
+    @classmethod
+    def of(cls, stop: Stop) -> Arrivals:
+        """Of a `moec::experts` or `moec::moe` operator."""
+        made = [choice(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]
+        rows = torch.cat([x.reshape(-1, x.shape[-1]).float() for x in stop.values(0)])
+        weights, ids = torch.cat([w.float() for w, _, _ in made]), torch.cat([i for _, i, _ in made])
+        return cls(rows, ids, weights, made[0][2], bool(stop.named[0].get("score_before", False)))
+
+    @property
+    def counts(self) -> Tensor:
+        """Tokens of each expert, `[E]`; a weight of zero is none."""
+        return self.ids[self.weights != 0].bincount(minlength=self.experts)
+
+    def of_expert(self, e: int) -> tuple[Tensor, Tensor]:
+        """The rows that expert e computes `[N, H]`, and what each counts `[N]`."""
+        token, place = torch.where((self.ids == e) & (self.weights != 0))
+        weights, rows = self.weights[token, place], self.rows[token]
+        return (rows * weights[:, None], torch.ones_like(weights)) if self.scaled else (rows, weights.abs())
+
+    def first(self, e: int) -> Tensor:
+        """The moments of expert e's inputs, `[H, H]`."""
+        rows, counts = self.of_expert(e)
+        factor = self._factor(e)
+        return weighted_moments(rows, counts) + BLEND * factor * factor * self._all
+
+    def second(self, e: int, hidden: Callable[[Tensor], Tensor]) -> Tensor:
+        """The moments of what `hidden` makes of expert e's inputs, `[I, I]`. Of all tokens, `SAMPLE` at most are taken, evenly."""
+        rows, counts = self.of_expert(e)
+        everything = self.rows[:: -(-len(self.rows) // SAMPLE)] * self._factor(e)
+        return weighted_moments(hidden(rows), counts) + BLEND * second_moments([hidden(everything)])
+
+    def _factor(self, e: int) -> float:
+        """What a token's input would be multiplied by, were it given to expert e."""
+        chosen = self.weights[self.ids == e]
+        return float(chosen.mean()) if self.scaled and len(chosen) else 1.0
+
+    @cached_property
+    def _all(self) -> Tensor:
+        return second_moments([self.rows])
+
+
+# ---------------------------------------------------------------------- how much text
+def count_tokens(program: Program, inputs: Iterable[Mapping[str, Tensor]]) -> dict[fx.Node, Tensor]:
+    """How many tokens reach each expert of each block: `[E]`."""
+    blocks, found = moe_nodes(program), dict[fx.Node, Tensor]()
+
+    def visit(stop: Stop) -> None:
+        if stop.node in blocks:
+            made = [choice(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]
+            found[stop.node] = sum((ids[weights != 0].bincount(minlength=count) for weights, ids, count in made), torch.zeros((), dtype=torch.int64))
+
+    if blocks:
+        walk(program, inputs, visit, until=blocks[-1])
+    return found
+
+
+def enough_text(program: Program, calibration: Calibration, floor: int) -> tuple[Calibration, dict[fx.Node, Tensor]]:
+    """Let a text be read on until every expert was reached by `floor` tokens: twice as much at a time, up to `GROWTH` times what was
+    allowed, or its end.
+
+    Returns:
+        The text with as much allowed as was needed, and the tokens that reached each expert of each block.
+    """
+    allowed, most = calibration.windows(), GROWTH * calibration.text.tokens
+    counts = count_tokens(program, _batches(program, allowed))
+    while counts and min(int(c.min()) for c in counts.values()) < floor and 0 < 2 * calibration.text.tokens <= most:
+        more = replace(calibration, text=replace(calibration.text, tokens=2 * calibration.text.tokens))
+        new = more.windows()[len(allowed) :]
+        if not len(new):
+            break
+        calibration, allowed = more, more.windows()
+        counts = {node: c + counts[node] for node, c in count_tokens(program, _batches(program, new)).items()}
+    return calibration, counts
+
+
+def coverage(counts: Mapping[fx.Node, Tensor]) -> list[dict[str, Any]]:
+    """For the report: each block's module, and of the tokens that reached its experts the least, the median and all."""
+    return [{"module": module_path(n) or n.name, "least": int(c.min()), "median": int(c.median()), "tokens": c.tolist()} for n, c in counts.items()]
+
+
+def _batches(program: Program, windows: Tensor) -> list[dict[str, Tensor]]:
+    return [text_inputs(program.inputs, ids) for ids in torch.split(windows, BATCH)]  # type: ignore[no-untyped-call]

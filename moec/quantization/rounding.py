@@ -1,0 +1,273 @@
+"""Numbers on small integer grids: round to nearest, and half-quadratic refinement, as lazy weights that hold one block in memory.
+
+A weight `[..., out, in]` is cut along `in` into groups with one scale each (and one zero point on asymmetric grids). What comes out is
+what `moec::dequantize` reads. No method here needs data; the one that does is `moec.quantization.gptq`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from moec.dialect import pack
+from moec.quantization.small_floats import BLOCK, FORMATS, WHOLE, Floats, bits_of, quantize_floats
+from moec.weights.lazy import BLOCK_BYTES, Weight
+from moec.weights.widths import Mixture, taken
+
+BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
+INTEGERS = "int"
+_STORED = {3: 4}  # widths that no packed layout has, and the one whose bytes they take
+_CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
+_REMEMBERED_BYTES = 32 * 2**20
+_NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the exponent p, and beta's start and growth
+_STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of the rounding's own, and steps from each
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a weight is to be quantized.
+
+    Attributes:
+        bits: 2, 3, 4 or 8; 3 has the error of 3 bits and the bytes of 4, no kernel storing it: it is there to be compared with.
+        group: elements along `in` that share a scale; a power of two from 16 to 128. Small floats have their own, see `settled`.
+        symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
+        method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.quantization.gptq`.
+        widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
+        format: `int`, or small floats: `fp8` or `nvfp4`, see `moec.quantization.small_floats`.
+        positive_scales: symmetric grids have no scale below or at 0, see `encode`; all others have none anyway.
+    """
+
+    bits: int
+    group: int
+    symmetric: bool = True
+    method: str = "rtn"
+    widths: tuple[int, ...] = ()
+    format: str = INTEGERS
+    positive_scales: bool = False
+
+    def settled(self) -> Grid:
+        """With the width and the groups that a format of small floats fixes: `fp8` has one scale a weight. `nvfp4` of 8 bits is `fp8`."""
+        if self.format == "nvfp4" and self.bits == 4:
+            return replace(self, group=BLOCK)
+        return replace(self, bits=8, format="fp8", group=WHOLE) if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
+
+    def parts(self) -> list[tuple[Grid, tuple[int, ...] | None]]:
+        """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
+        if not self.widths:
+            return [(self, None)]
+        return [(replace(self, bits=bits, widths=()), experts) for bits, experts in Mixture(self.widths).parts]
+
+    def of(self, e: int) -> Grid:
+        """The grid of one expert of a stack."""
+        return replace(self, bits=self.widths[e], widths=()) if self.widths else self
+
+    @property
+    def stored(self) -> int:
+        """The width of the codes in memory: 2, 4 or 8."""
+        return _STORED.get(self.bits, self.bits)
+
+    @property
+    def problem(self) -> str:
+        """What of the settings themselves is not possible; empty when all is well."""
+        groups = GROUPS if self.format not in FORMATS else (self.group,)
+        for name, value, known in (("bits", self.bits, BITS), ("group", self.group, groups), ("method", self.method, METHODS)):
+            if isinstance(value, bool) or value not in known:
+                return f"{name}={value!r} is not one of {', '.join(map(str, known))}"
+        for name in ("symmetric", "positive_scales"):
+            if not isinstance(getattr(self, name), bool):
+                return f"{name}={getattr(self, name)!r} is not true or false"
+        if self.format not in (INTEGERS, *FORMATS):
+            return f"format={self.format!r} is not one of {', '.join((INTEGERS, *FORMATS))}"
+        plain = self.format == INTEGERS or (self.method == "rtn" and self.symmetric and self.bits == bits_of(self.format))
+        return "" if plain else f"format={self.format} has {bits_of(self.format)} bits, no zero points, and no method but rtn"
+
+    def misfit(self, weight: Weight) -> str:
+        """Why a weight cannot be put on the grid; empty when it can."""
+        if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+            return f"its weight is {str(weight.dtype)[6:]} already"
+        if self.group != WHOLE and weight.shape[-1] % self.group:
+            return f"groups of {self.group} do not divide the {weight.shape[-1]} inputs of its weight"
+        return ""
+
+    def __str__(self) -> str:
+        if self.format != INTEGERS:
+            return f"{self.format}, {'one scale' if self.group == WHOLE else f'group {self.group}'}"
+        wide = "" if self.stored == self.bits else f" in {self.stored}"
+        bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
+        signs = ", positive scales" if self.positive_scales and self.symmetric else ""
+        return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}{signs}"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The three inputs of `moec::dequantize` as lazy weights: uint8 `[..., in*bits/8]`, scales `[..., in/group]`, and uint8 zero points or None."""
+
+    packed: Weight
+    scale: Weight
+    zero: Weight | None
+
+    def parts(self) -> list[Weight]:
+        """Those that there are."""
+        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
+
+
+Made = Packed | tuple[Packed, ...]  # the whole, or a part for each width of its grid, see `Grid.parts`
+
+
+def quantize_weight(weight: Weight, grid: Grid) -> Packed:
+    """Put a floating-point weight `[..., out, in]` on a grid; scales have its dtype, and nothing is read before the result is."""
+    *leading, width = weight.shape
+    job = _Job(weight, grid)
+
+    def part(index: int, columns: int, dtype: torch.dtype, name: str) -> Weight:
+        text = f"{name} of [{grid}]({weight.origin})"
+        return Weight((*leading, columns), dtype, text, partial(job.read, index), weight.atomic)
+
+    groups = width // grid.group
+    zero = None if grid.symmetric else part(2, groups, torch.uint8, "zero")
+    return Packed(part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero)
+
+
+def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
+    """The same of a stack whose experts may have several widths, or of small floats."""
+    if grid.format != INTEGERS:
+        return quantize_floats(weight, grid.format)
+    found = tuple(quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts())
+    return found if grid.widths else found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One weight and its grid."""
+
+    weight: Weight
+    grid: Grid
+
+    def read(self, index: int, start: int, stop: int) -> Tensor:
+        """Rows of the packed tensor (index 0), the scales (1) or the zero points (2). All three come of one computation, kept while it is small."""
+        small = (stop - start) * math.prod(self.weight.shape[1:]) <= _REMEMBERED_BYTES
+        return (_remembered if small else _block)(self, start, stop)[index]
+
+    def pieces(self, start: int, stop: int) -> Iterator[Tensor]:
+        """Rows of the source as matrices `[rows, in]` of at most `_CHUNK` numbers, or one row."""
+        width = self.weight.shape[-1]
+        row_bytes = math.prod(self.weight.shape[1:]) * self.weight.dtype.itemsize
+        step = stop - start if self.weight.atomic else max(1, BLOCK_BYTES // row_bytes)
+        for at in range(start, stop, max(1, step)):
+            yield from torch.split(self.weight.read(at, min(at + step, stop)).reshape(-1, width), max(1, _CHUNK // width))
+
+
+def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
+    *inner, width = job.weight.shape[1:]
+    groups = width // job.grid.group
+    columns = [width * job.grid.stored // 8, groups] + ([] if job.grid.symmetric else [groups])
+    dtypes = (torch.uint8, job.weight.dtype, torch.uint8)
+    count = (stop - start) * math.prod(inner)
+    found = [torch.empty(count, n, dtype=dtype) for n, dtype in zip(columns, dtypes, strict=False)]
+    at = 0
+    for piece in job.pieces(start, stop):
+        codes, *rest = encode(piece, job.grid)
+        for whole, part in zip(found, (pack(codes, job.grid.stored), *rest), strict=False):
+            if part is not None:
+                whole[at : at + len(piece)] = part
+        at += len(piece)
+        del piece  # the next one is read beside it otherwise
+    return [whole.reshape(stop - start, *inner, n) for whole, n in zip(found, columns, strict=True)]
+
+
+_remembered = lru_cache(maxsize=1)(_block)  # a writer asks for the packed tensor and for its scales in turn
+
+
+# ---------------------------------------------------------------------- methods
+def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, scales and zero points of `values [..., in]`, such that `(code - zero) * scale` is near them.
+
+    Rounding to nearest (`rtn`) lets each group's number of largest magnitude be the lowest code of a symmetric grid, by a scale that is
+    negative where that number is positive: the lowest code lies one step further out than the highest, so this wastes nothing.
+    With `positive_scales` the larger side decides, in steps of its own; TensorRT reads only such scales inside its products. An
+    asymmetric grid spans from the smallest to the largest number, and 0 is always on it.
+
+    `hqq` takes turns, from several scales: it splits each group's error into a part that is sparse and dropped, by the shrinkage that
+    belongs to the l_p norm, and one that the zero point and, by least squares, the scale make up for (half-quadratic quantization, Badri
+    and Shaji 2023). Errors are measured in steps of the grid; zero points are whole numbers, as the kernels take them. A group keeps
+    what it had whenever that leaves it a smaller squared error, so none is worse than rounded.
+
+    Returns:
+        uint8 `[..., in]`; scales `[..., in/group]` in `values`' dtype; zero points as uint8, None on symmetric grids.
+    """
+    exact = torch.promote_types(values.dtype, torch.float32)
+    groups = values.to(exact).reshape(*values.shape[:-1], -1, grid.group)
+    scale, zero = fit(groups, grid, values.dtype)
+    return kept(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
+
+
+def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and zero point `[…, 1]` of numbers `[…, group]` in float32 or wider: by rounding, or refined with `hqq`; scales are rounded to
+    the dtype that they are kept in."""
+    scale, zero = _rounding(groups, grid, dtype)
+    return _refined(groups, scale, zero, grid, dtype) if grid.method == "hqq" else (scale, zero)
+
+
+def kept(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes `[…, in]`, scales and zero points `[…, groups, 1]` as they are stored, see `encode`."""
+    scale = scale.squeeze(-1).to(dtype)
+    if grid.symmetric:
+        return (codes + (2 ** (grid.stored - 1) - 2 ** (grid.bits - 1))).to(torch.uint8), scale, None
+    return codes.to(torch.uint8), scale, zero.squeeze(-1).to(torch.uint8)
+
+
+def _rounding(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scale and zero point `[..., groups, 1]` that no number of a group exceeds; the scale is rounded to the dtype that it is kept in."""
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    middle = 2 ** (grid.bits - 1)
+    if grid.symmetric:
+        scale = torch.maximum(high / (middle - 1), low / -middle) if grid.positive_scales else torch.where(high > -low, high, low) / -middle
+        scale = scale.to(dtype).to(groups.dtype)
+        return _divisor(scale) if grid.positive_scales else scale, torch.full_like(scale, middle)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / (2**grid.bits - 1)).to(dtype).to(groups.dtype)
+    return scale, (-low / _divisor(scale)).round().clamp(0, 2**grid.bits - 1)
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    return torch.where(scale == 0, 1, scale)  # a group of zeros, or one below the dtype's smallest number
+
+
+def nearest(groups: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """The nearest codes, as floats."""
+    return (groups / _divisor(scale)).round_().add_(zero).clamp_(0, 2**bits - 1)
+
+
+def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of all scales and zero points that the solver comes through, each group's with the smallest squared error."""
+    best, least = (scale, zero), torch.full_like(scale, math.inf)
+    for start in _STARTS:
+        s, z, beta = (scale * start).to(dtype).to(scale.dtype), zero, _BETA
+        for _ in range(_STEPS + 1):
+            codes = nearest(groups, s, z, grid.bits)
+            error = groups - (codes - z) * s
+            squares = error.square().sum(-1, keepdim=True)
+            better = (squares < least) & (s > 0) if grid.positive_scales and grid.symmetric else squares < least
+            best = torch.where(better, s, best[0]), torch.where(better, z, best[1])
+            least = torch.where(better, squares, least)
+            s, z = _step(groups, codes, error, s, z, beta, grid)
+            s, beta = s.to(dtype).to(scale.dtype), beta * _KAPPA
+    return best
+
+
+def _step(groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The next scale and zero point, once what shrinkage takes for sparse is left out of the numbers."""
+    steps = error / _divisor(scale)
+    size = steps.abs()
+    sparse = steps.sign() * (size - size.clamp(min=1e-6).pow(_NORM - 1) / beta).clamp_(min=0)
+    dense = groups - sparse * scale
+    if not grid.symmetric:
+        zero = (codes - dense / _divisor(scale)).mean(-1, keepdim=True).round_().clamp_(0, 2**grid.bits - 1)
+    places = codes - zero
+    weight = places.square().sum(-1, keepdim=True)
+    return torch.where(weight == 0, scale, (dense * places).sum(-1, keepdim=True) / _divisor(weight)), zero

@@ -1,0 +1,210 @@
+"""Quantization in the order of computation: each weight is fitted to what the weights before it, already quantized, bring to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from moec.dialect import Activation, dequantize, pack
+from moec.execution.lockstep import Stop, walk
+from moec.execution.trace import EXPERTS, MOE
+from moec.program.program import Program
+from moec.quantization.gptq import encode_with
+from moec.quantization.hessians import Arrivals, second_moments
+from moec.quantization.rounding import Grid, Made, Packed, encode
+from moec.recognition.linear import without_views
+from moec.recognition.weight_roles import Use
+from moec.weights.lazy import Weight, concat, from_tensor, rowwise
+from moec.weights.widths import Mixture, taken
+
+Codes = tuple[Tensor, Tensor, Tensor | None]
+Key = tuple[str, str, Grid]
+_MATRICES: dict[Any, int] = {EXPERTS: 3, MOE: 4}  # where an operator's first matrix stands; then come the second and both biases
+_STACKED = (*_MATRICES, torch.ops.aten.linear.default, torch.ops.aten.embedding.default)  # what takes matrices as `[out, in]`
+
+
+def key_of(use: Use, grid: Grid) -> Key:
+    """Equal keys mean equal results: one weight on one grid."""
+    assert use.weight is not None
+    return use.name, use.weight.origin, grid
+
+
+@dataclass
+class Sequential:
+    """Quantizes weights while a program is walked.
+
+    Attributes:
+        program: is not changed.
+        todo: what is to be put on which grid. Only `gptq` looks at the data; what other methods make is computed with all the same.
+        label: of the data, for the results' origins: equal origins are to mean equal contents.
+        made: the results by `key_of`; they are tensors in memory.
+        rounded: matrices that no damping made fit for `gptq`, which were rounded to nearest: their names, with the expert's number.
+    """
+
+    program: Program
+    todo: Sequence[tuple[Use, Grid]]
+    label: str
+    made: dict[Key, Made] = field(default_factory=dict)
+    rounded: list[str] = field(default_factory=list)
+    _last: tuple[fx.Node | None, Tensor | None] = (None, None)
+
+    def run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
+        """Walk all inputs until the last weight that needs data is done; results of other methods behind it are not made."""
+        uses: dict[fx.Node, list[tuple[Use, Grid]]] = {}
+        for use, grid in self.todo:
+            uses.setdefault(use.node, []).append((use, grid))
+        last = [n for n in self.program.graph.nodes if any(g.method == "gptq" for _, g in uses.get(n, []))][-1]
+
+        def visit(stop: Stop) -> None:
+            self._visit(stop, uses.get(stop.node, []))
+            if stop.node is last:
+                raise _Done
+
+        try:
+            walk(self.program, inputs, visit)
+        except _Done:  # nothing behind it is computed, a whole vocabulary's logits least of all
+            return
+
+    # ------------------------------------------------------------------ operators
+    def _visit(self, stop: Stop, uses: list[tuple[Use, Grid]]) -> None:
+        if stop.node.target in _MATRICES and uses:
+            self._experts(stop, {u.place: (u, g) for u, g in uses})
+        for use, grid in uses:
+            key = key_of(use, grid)
+            if key not in self.made:
+                self._matrix(stop, use, grid)
+            value = unpacked(self.made[key], grid)
+            stop.replace(use.place, value if stop.node.target in _STACKED else value.load().t())
+
+    def _matrix(self, stop: Stop, use: Use, grid: Grid) -> None:
+        assert use.weight is not None
+        found = _Result(use.weight, grid)
+        found.put(self._encode(use.weight.load(), lambda: self._moments(stop), grid, use.name))
+        self.made[key_of(use, grid)] = found.packed(self.label)
+
+    def _moments(self, stop: Stop) -> Tensor:
+        """Of a linear layer's inputs; those that share them, as queries, keys and values do, follow each other."""
+        place = 1 if stop.node.target == torch.ops.aten.addmm.default else 0
+        source = stop.node.args[place]
+        assert isinstance(source, fx.Node)
+        source = without_views(source)
+        if self._last[0] is not source or self._last[1] is None:
+            self._last = source, second_moments(stop.values(place))
+        return self._last[1]  # type: ignore[return-value]
+
+    def _experts(self, stop: Stop, uses: dict[int, tuple[Use, Grid]]) -> None:
+        """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the first makes of them."""
+        at = _MATRICES[stop.node.target]
+        missing = {place: (u, g, _Result(u.weight, g)) for place, (u, g) in uses.items() if u.weight is not None and key_of(u, g) not in self.made}
+        if not missing:
+            return
+        arrivals, rule, (first, _, bias) = Arrivals.of(stop), Activation.of(stop.named[0]), _matrices(stop, at)
+        for e in range(arrivals.experts):
+            own = _of_expert(first, e)
+            if at in missing:
+                use, grid, found = missing[at]
+                found.put(self._encode(own, partial(arrivals.first, e), grid.of(e), f"{use.name}[{e}]"), e)
+                own = found.value(e)
+            if at + 1 in missing:
+                use, grid, found = missing[at + 1]
+                hidden = partial(_hidden, own.float(), None if bias is None else _of_expert(bias, e).float(), rule)
+                assert use.weight is not None
+                found.put(self._encode(_of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), f"{use.name}[{e}]"), e)
+        self.made |= {key_of(u, g): found.packed(self.label) for u, g, found in missing.values()}
+
+    def _encode(self, values: Tensor, moments: Callable[[], Tensor], grid: Grid, what: str) -> Codes:
+        if grid.method != "gptq":
+            return encode(values, grid)
+        found = encode_with(values, moments(), grid)
+        if found is None:
+            self.rounded.append(what)
+        return found or encode(values, replace(grid, method="rtn"))
+
+
+class _Done(Exception):  # no error: it ends a walk
+    pass
+
+
+class _Result:
+    """A packed weight that is filled expert by expert, or at once: one part for each width."""
+
+    def __init__(self, weight: Weight, grid: Grid) -> None:
+        self._parts = [_Part(weight, own, experts) for own, experts in grid.parts()]
+        self._places = {e: (part, at) for part in self._parts for at, e in enumerate(part.experts or ())}
+
+    def put(self, codes: Codes, e: int | None = None) -> None:
+        part, at = self._place(e)
+        part.put(codes, at)
+
+    def value(self, e: int) -> Tensor:
+        """Expert e's matrix as the grid has it."""
+        part, at = self._place(e)
+        return part.value(at)
+
+    def packed(self, label: str) -> Made:
+        found = tuple(part.packed(label) for part in self._parts)
+        return found if self._places else found[0]
+
+    def _place(self, e: int | None) -> tuple[_Part, Any]:
+        if e is None:
+            return self._parts[0], slice(None)
+        return self._places.get(e, (self._parts[0], e))
+
+
+class _Part:
+    """The experts of one width, all of them when `experts` is None."""
+
+    def __init__(self, weight: Weight, grid: Grid, experts: tuple[int, ...] | None) -> None:
+        *leading, width = weight.shape
+        leading = leading if experts is None else [len(experts), *leading[1:]]
+        groups = width // grid.group
+        with torch.inference_mode(False):  # these outlive the walk
+            self._packed = torch.empty(*leading, width * grid.stored // 8, dtype=torch.uint8)
+            self._scale = torch.empty(*leading, groups, dtype=weight.dtype)
+            self._zero = None if grid.symmetric else torch.empty(*leading, groups, dtype=torch.uint8)
+        self._grid, self._origin, self.experts = grid, weight.origin if experts is None else f"{weight.origin}{list(experts)}", experts
+
+    def put(self, codes: Codes, at: Any) -> None:
+        self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]
+        if self._zero is not None and codes[2] is not None:
+            self._zero[at] = codes[2]
+
+    def value(self, at: int) -> Tensor:
+        return dequantize(self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored)
+
+    def packed(self, label: str) -> Packed:
+        def part(value: Tensor, name: str) -> Weight:
+            data = f", {label}" if self._grid.method == "gptq" else ""  # others look at no data
+            return from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
+
+        zero = None if self._zero is None else part(self._zero, "zero")
+        return Packed(part(self._packed, "packed"), part(self._scale, "scale"), zero)
+
+
+def unpacked(packed: Made, grid: Grid) -> Weight:
+    """The weight that a packed one stands for, read row by row."""
+    if isinstance(packed, Packed):
+        return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
+    parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
+    return taken(concat(parts, 0), Mixture(grid.widths).order)
+
+
+def _matrices(stop: Stop, at: int) -> tuple[Any, Any, Any]:
+    """An operator's first and second matrices and its first bias, which may be None."""
+    bias = stop.values(at + 2)[0]
+    return stop.values(at)[0], stop.values(at + 1)[0], stop.named[0].get("b_in") if bias is None else bias
+
+
+def _of_expert(stacked: Any, e: int) -> Tensor:
+    value: Tensor = stacked.read(e, e + 1)[0] if isinstance(stacked, Weight) else stacked[e]
+    return value
+
+
+def _hidden(first: Tensor, bias: Tensor | None, rule: Activation, rows: Tensor) -> Tensor:
+    return rule(F.linear(rows, first, bias))

@@ -1,0 +1,137 @@
+"""Where the routers of a program stand: the operator that computes a block's logits, the weight that it reads, and how to put another there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from moec.dialect import Routing
+from moec.execution.lockstep import Stop
+from moec.program.program import Program
+from moec.recognition.linear import Linear, constant, find_linears, passes_through, value_of
+from moec.recognition.router_region import NotARouter, find_region, hands_on, is_routed
+from moec.weights.lazy import Weight, from_tensor
+
+aten, ops = torch.ops.aten, torch.ops.moec
+_MOE = ops.moe.default
+
+
+@dataclass(frozen=True)
+class RouterPlace:
+    """The router of one mixture-of-experts block.
+
+    Attributes:
+        block: the operator of the experts: `moec::experts`, or `moec::moe`, which holds its router itself.
+        product: the operator that multiplies with the router's weight: a linear layer in any form, or `block`.
+        weight: `[E, H]`, as it is multiplied with. bias: `[E]` of the logits, or None.
+        stored: the name of the weight that `weight` is made of, by casts and transpositions only.
+        top_k: experts that are chosen.
+    """
+
+    block: fx.Node
+    product: fx.Node
+    weight: Weight
+    bias: Weight | None
+    stored: str
+    top_k: int
+
+    @property
+    def experts(self) -> int:
+        """E, how many there are to choose from."""
+        return self.weight.shape[0]
+
+    def activations(self, stop: Stop) -> list[Tensor]:
+        """What the router reads, `[T, H]` for each input of a walk that stands at `product`."""
+        return [x.reshape(-1, self.weight.shape[1]) for x in stop.values(1 if self.product.target == aten.addmm.default else 0)]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits `[T, E]` in float32 or wider for activations `[T, H]`."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        return F.linear(x.to(exact), self.weight.load().to(exact), None if self.bias is None else self.bias.load().to(exact))
+
+    def rounded(self, program: Program, new: Tensor) -> Tensor:
+        """What is multiplied with once a router `[E, H]` was written: it is stored in the old one's dtype."""
+        return new.to(program.weights[self.stored].dtype).to(self.weight.dtype)
+
+    def put(self, stop: Stop, new: Tensor) -> None:
+        """Let a walk that stands at `product` go on with another router `[E, H]`."""
+        turned = self.product.target not in (aten.linear.default, _MOE)
+        place = 2 if self.product.target == aten.addmm.default else 1
+        stop.replace(place, (new.T if turned else new).to(value_of(self.product.args[place]).dtype).contiguous())
+
+    def write(self, program: Program, new: Tensor, how: str) -> None:
+        """Give the program another router `[E, H]`, in the old one's dtype and layout; `how` is the text of its origin."""
+        old = program.weights[self.stored]
+        turned = old.shape != self.weight.shape or not torch.equal(old.load().to(self.weight.dtype), self.weight.load())
+        program.weights[self.stored] = from_tensor((new.T if turned else new).to(old.dtype).contiguous().clone(), f"{how}({old.origin})")
+
+
+def find_router(program: Program, block: fx.Node, linears: dict[fx.Node, Linear] | None = None) -> RouterPlace:
+    """The router of a block.
+
+    Args:
+        block: a `moec::experts` or `moec::moe` of the program.
+        linears: `find_linears(program)`, where it is known already.
+
+    Raises:
+        NotARouter: with the reason, when its logits are not one linear layer, or something else reads the layer's weight.
+    """
+    if block.target == _MOE:
+        argument, weight, bias = block.args[1], constant(program, block.args[1]), constant(program, block.args[2])
+        product, top_k = block, Routing.of(block.kwargs).top_k
+    else:
+        linear = _projection(program, block, find_linears(program) if linears is None else linears)
+        product, weight, bias, top_k = linear.product, linear.weight, linear.bias, int(value_of(block.args[1]).shape[-1])
+        argument = product.args[2 if product.target == aten.addmm.default else 1]
+    stored = _only_reader(program, argument, product)
+    if weight is None:
+        raise NotARouter("its router's weight is computed")
+    return RouterPlace(block, product, weight, bias, stored, top_k)
+
+
+def _projection(program: Program, block: fx.Node, linears: dict[fx.Node, Linear]) -> Linear:
+    ids, weights = block.args[1], block.args[2]
+    assert isinstance(ids, fx.Node) and isinstance(weights, fx.Node)
+    node: Any = _routed(ids) if is_routed(ids) else find_region(program, ids, weights).logits
+    while node not in linears and node.op == "call_function" and passes_through(node):
+        node = node.args[0]
+    if node not in linears:
+        raise NotARouter("its logits are not one linear layer")
+    return linears[node]
+
+
+def _routed(ids: fx.Node) -> Any:
+    """The logits of the `moec::route` that ids come from."""
+    node: Any = ids
+    while hands_on(node):
+        node = node.args[0]
+    return node.args[0].args[0]
+
+
+def _only_reader(program: Program, argument: Any, product: fx.Node) -> str:
+    """The name of the weight behind an argument. Raises NotARouter where anything but `product` reads it, under this name or another."""
+    node: Any = argument
+    reader = product
+    while isinstance(node, fx.Node):
+        if len(node.users) != 1:
+            raise NotARouter(f"its router's weight is read by {', '.join(sorted(n.name for n in node.users if n is not reader))} too")
+        if node.op == "get_attr":
+            break
+        node, reader = node.args[0], node
+    if not isinstance(node, fx.Node) or program.weight_of(node) is None:
+        raise NotARouter("its router's weight is computed")
+    shared = _other_names(program, node)
+    if shared:
+        raise NotARouter(f"its router's weight is tied to {shared[0]}")
+    return str(node.target)
+
+
+def _other_names(program: Program, node: fx.Node) -> Sequence[str]:
+    own = program.weights[str(node.target)]
+    twins = [n for n in program.graph.nodes if n.op == "get_attr" and n is not node and n.target == node.target]
+    return [n.name for n in twins] + [name for name, weight in program.weights.items() if weight is own and name != node.target]

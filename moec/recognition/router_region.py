@@ -1,0 +1,195 @@
+"""Routers of a captured graph: the piece between router logits and the ids and weights that a `moec::experts` node takes.
+
+Where the piece begins is read from its structure: the ids come from a selection (top-k), the selection from scores, the scores
+from the logits. What it computes is found by value, in `router_probe`.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from moec.program.functional import is_in_place, is_view
+from moec.program.program import Program
+from moec.recognition.linear import passes_through, value_of
+
+aten = torch.ops.aten
+SELECTIONS = (aten.topk.default, aten.max.dim, aten.argmax.default)
+SCORES = (aten.softmax.int, aten._softmax.default, aten.sigmoid.default, aten.softplus.default)
+# what may stand between scores and selection: a correction bias, masks of groups, a change of form or dtype
+_CHOICES = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self,
+    aten.where.ScalarOther, aten.where.ScalarSelf, aten.sqrt.default,
+)  # fmt: skip
+_COPIES = (aten.clone.default, aten.dropout.default, aten.detach.default, aten.contiguous.default)
+# operators that read only the form of an argument, and which
+_READS_FORM_ONLY = {aten.type_as.default: 1, aten.to.other: 1}
+_REGION_LIMIT = 100
+
+
+class NotARouter(Exception):  # not an error: the router stays as it is
+    """Why a piece of graph is not taken for a router; its text is for the user."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A router's nodes.
+
+    Attributes:
+        ids, weights: what the experts take, `[..., K]`.
+        selection: the node that chooses the experts.
+        logits: what everything starts from, `[..., E]`. bias: the one constant `[E]` that takes part, or None.
+        nodes: the nodes between them in graph order, with `ids` and `weights`, without `logits` and `bias`.
+    """
+
+    ids: fx.Node
+    weights: fx.Node
+    selection: fx.Node
+    logits: fx.Node
+    bias: fx.Node | None
+    nodes: tuple[fx.Node, ...]
+
+    @property
+    def experts(self) -> int:
+        """E, how many there are to choose from."""
+        return int(value_of(self.logits).shape[-1])
+
+    @property
+    def top_k(self) -> int:
+        """K, how many are chosen."""
+        return int(value_of(self.ids).shape[-1])
+
+
+def find_region(program: Program, ids: fx.Node, weights: fx.Node) -> Region:
+    """The router that `ids` and `weights` come from. Raises NotARouter with the reason."""
+    selection = _selection(ids)
+    logits = _logits(selection)
+    nodes = _between(logits, ids, weights)
+    constants = _constants(nodes)
+    bias = _bias(constants, nodes, int(value_of(logits).shape[-1]))
+    changes = [n.name for n in (logits, *nodes) if _is_changed(n)]
+    if changes:
+        raise NotARouter(f"{changes[0]} is changed in place")
+    order = [n for n in program.graph.nodes if n in nodes and n is not bias and not _only_feeds(n, bias)]
+    return Region(ids, weights, selection, logits, bias, tuple(order))
+
+
+def hands_on(node: fx.Node) -> bool:
+    """Whether a node gives its first argument's elements on as they are, in another form or dtype."""
+    return node.op == "call_function" and (node.target in _COPIES or (is_view(node) and not is_in_place(node)) or node.target is aten._to_copy.default)
+
+
+def is_routed(ids: fx.Node) -> bool:
+    """Whether ids come from a `moec::route` already."""
+    while hands_on(ids):
+        ids = ids.args[0]  # type: ignore[assignment]
+    return ids.target is operator.getitem and ids.args[0].target is torch.ops.moec.route.default  # type: ignore[union-attr]
+
+
+def handed_on(node: Any) -> list[fx.Node]:
+    """The node, and what it comes from through casts, copies and views that keep the last dimension."""
+    found = [node]
+    while found[-1].op == "call_function" and passes_through(found[-1]):
+        found.append(found[-1].args[0])
+    return found
+
+
+def route_behind(ids: Any, weights: Any) -> fx.Node | None:
+    """The `moec::route` whose two outputs these are; None where something else stands between, or no such operator."""
+    outputs = [handed_on(weights)[-1], handed_on(ids)[-1]]
+    if any(n.target is not operator.getitem or n.args[1] != place for place, n in enumerate(outputs)):
+        return None
+    source, other = (n.args[0] for n in outputs)
+    return source if source is other and source.target is torch.ops.moec.route.default else None  # type: ignore[union-attr, return-value]
+
+
+def _selection(ids: fx.Node) -> fx.Node:
+    node = ids
+    while node.target not in SELECTIONS:
+        if not hands_on(node) and not (node.target is operator.getitem and node.args[1] == 1):
+            raise NotARouter(f"its experts are not chosen by a top-k but by {node.name}")
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _logits(selection: fx.Node) -> fx.Node:
+    """The input of the first score function before the selection, or else of the selection itself; before any cast."""
+    node: fx.Node = selection.args[0]  # type: ignore[assignment]
+    found = node
+    while node.target in SCORES or node.target in _CHOICES or hands_on(node):
+        floats = [a for a in node.args if isinstance(a, fx.Node) and value_of(a).is_floating_point() and not _is_constant(a)]
+        if not floats:
+            break
+        if node.target in SCORES:
+            found = floats[0]
+        node = floats[0]
+    while hands_on(found) and _form(found) == _form(found.args[0]) and value_of(found.args[0]).is_floating_point():
+        found = found.args[0]  # type: ignore[assignment]
+    return found
+
+
+def _form(node: Any) -> list[str]:
+    """The shape as text: comparing symbolic sizes themselves would add guards to the capture's."""
+    return [str(size) for size in value_of(node).shape]
+
+
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a node depends on weights and on nothing else."""
+    return node.op == "get_attr" or (bool(node.all_input_nodes) and all(_is_constant(n) for n in node.all_input_nodes))
+
+
+def _between(logits: fx.Node, *ends: fx.Node) -> set[fx.Node]:
+    """Every node that the ends depend on, up to the logits; weights and sizes end a path too."""
+    found: set[fx.Node] = set()
+    todo = list(ends)
+    while todo:
+        node = todo.pop()
+        if node is logits or node in found:
+            continue
+        if node.op == "placeholder" or len(found) > _REGION_LIMIT:
+            raise NotARouter(f"its ids or weights depend on more than the logits {logits.name}")
+        found.add(node)
+        todo += inputs_of(node)
+    return found
+
+
+def inputs_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values a node needs; sizes need none, they follow from the shapes."""
+    if not isinstance(node.meta.get("val"), Tensor | tuple | list):
+        return []
+    formal = node.args[_READS_FORM_ONLY[node.target]] if node.target in _READS_FORM_ONLY else None
+    return [n for n in node.all_input_nodes if n is not formal]
+
+
+def _constants(nodes: set[fx.Node]) -> list[fx.Node]:
+    """Constants of more than one element which something that is not constant reads."""
+    return [n for n in nodes if _is_constant(n) and value_of(n).numel() > 1 and any(u in nodes and not _is_constant(u) for u in n.users)]
+
+
+def _bias(constants: list[fx.Node], nodes: set[fx.Node], experts: int) -> fx.Node | None:
+    if not constants:
+        return None
+    bias = constants[0]
+    if len(constants) > 1 or value_of(bias).numel() != experts or not value_of(bias).is_floating_point():
+        raise NotARouter(f"more than a correction bias takes part: {', '.join(n.name for n in constants)}")
+    return bias
+
+
+def _is_changed(node: fx.Node) -> bool:
+    """Whether something writes to a node's result, itself or through a view."""
+    return any(is_in_place(user) or (is_view(user) and _is_changed(user)) for user in node.users)
+
+
+def own_vector(node: fx.Node) -> fx.Node:
+    """The weight behind a constant `[N]`, where only operators that change nothing stand between."""
+    while hands_on(node) and value_of(node).dtype == value_of(node.args[0]).dtype and _form(node) == _form(node.args[0]):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _only_feeds(node: fx.Node, bias: fx.Node | None) -> bool:
+    return bias is not None and _is_constant(node) and value_of(node).numel() > 1

@@ -1,0 +1,160 @@
+"""Which routing rule a router computes: the constants are read from its nodes, the rule is proven by running it.
+
+Every rule that the constants allow is compared with the router's own nodes in float64, on logits of several sizes and signs and
+on random correction biases. In float64 a rule is told from its neighbours by far more than rounding: renormalising with 1e-20
+added to the sum differs from renormalising without it where all scores are small, and such logits are among the probes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from moec.dialect import Routing, route_reference
+from moec.program.program import CPU, META, Program
+from moec.recognition.linear import value_of
+from moec.recognition.router_region import NotARouter, Region, inputs_of
+
+aten = torch.ops.aten
+# spread and shift of the logits, then of the bias: ordinary; sharp, with negative choices; all scores small; all scores tiny and
+# the choice left to the bias. No logit is so large that its sigmoid would round to 1
+_PROBES = ((1.0, 0.0, 0.3, 0.0), (4.0, 0.0, 0.3, -0.7), (1.0, -25.0, 0.3, 0.0), (16.0, -100.0, 4.0, 0.0))
+_TOLERANCE = 1e-6  # relative; rules that differ do so by 1e-3 and more on some probe
+_FORM_ONLY = (aten.type_as.default, aten.to.other)
+
+
+def identify(program: Program, region: Region) -> Routing:
+    """The rule that a region computes. Raises NotARouter when it is none that `Routing` can say."""
+    wanted = list(probes(program, region))
+    for rule in candidates(region):
+        if all(agrees(rule, *probe) for probe in wanted):
+            return rule
+    names = ", ".join(dict.fromkeys(str(n.target).split(".")[1] for n in region.nodes if n.op == "call_function" and "." in str(n.target)))
+    raise NotARouter(f"no routing rule computes what it computes ({names})")
+
+
+# ---------------------------------------------------------------------- candidates
+def candidates(region: Region) -> Iterator[Routing]:
+    """Every rule that the operators and constants of a region allow, the likelier ones first."""
+    scale = math.prod([1.0, *_numbers(region, aten.mul)]) / math.prod([1.0, *_numbers(region, aten.div)])
+    epsilons = dict.fromkeys([*_numbers(region, aten.add), 0.0])
+    floors = dict.fromkeys([*_numbers(region, aten.clamp, aten.clamp_min), 0.0])
+    zeros = (False, True) if _groups(region) else (False,)
+    for score, combine, epsilon, floor, zero in itertools.product(_scores(region), ("renormalize", "scores", "softmax", "ones"), epsilons, floors, zeros):
+        if combine == "renormalize" or not (epsilon or floor):
+            yield Routing(region.top_k, score, combine, scale=scale, epsilon=epsilon, floor=floor, closed_as_zero=zero, **_groups(region))
+
+
+def _numbers(region: Region, *packets: Any) -> list[float]:
+    """Number arguments of these operators."""
+    nodes = [n for n in region.nodes if getattr(n.target, "overloadpacket", None) in packets]
+    return [float(a) for n in nodes for a in n.args[1:] if isinstance(a, int | float) and not isinstance(a, bool)]
+
+
+def _scores(region: Region) -> list[str]:
+    """Score functions over all experts that occur in the region; the raw logits last."""
+    names = {aten.softmax.int: "softmax", aten._softmax.default: "softmax", aten.sigmoid.default: "sigmoid", aten.softplus.default: "sqrt_softplus"}
+    wide = [n.target for n in region.nodes if n.target in names and value_of(n).shape[-1] == region.experts]
+    return [*dict.fromkeys(names[t] for t in wide), "identity"]
+
+
+def _groups(region: Region) -> dict[str, Any]:
+    """Options of group-limited routing; empty without it."""
+    others = [n for n in region.nodes if n.target is aten.topk.default and n is not region.selection]
+    limits = [n for n in others if 1 < _width(n) < region.experts and region.experts % _width(n) == 0 and _used(n, 1)]
+    if not limits:
+        return {}
+    top2 = any(n.args[1] == 2 and _used(n, 0) and n is not limits[-1] for n in others)
+    return {"groups": _width(limits[-1]), "top_groups": limits[-1].args[1], "group_score": "top2" if top2 else "max"}
+
+
+def _width(topk: fx.Node) -> int:
+    return int(value_of(topk.args[0]).shape[-1])
+
+
+def _used(topk: fx.Node, output: int) -> bool:
+    """Whether the values (0) or the indices (1) of a top-k are read."""
+    return any(user.args[1] == output and user.users for user in topk.users)
+
+
+# ---------------------------------------------------------------------- proof
+def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """Logits `[T, E]`, bias `[E]` and the weight `[T, E]` of every expert, 0 for those that were not chosen."""
+    size = _sizes()
+    shape = [size(s) for s in value_of(region.logits).shape]
+    generator = torch.Generator().manual_seed(0)
+    for spread, shift, bias_spread, bias_shift in _PROBES:
+        logits, bias = _draw(shape, generator) * spread + shift, None
+        given: dict[fx.Node, Any] = {region.logits: logits}
+        if region.bias is not None:
+            bias = _draw([region.experts], generator) * bias_spread + bias_shift
+            given[region.bias] = bias.reshape(value_of(region.bias).shape)
+        try:
+            values = run(program, region.nodes, given, size)
+        except Exception as error:  # an operator that cannot run in float64 is no router of ours
+            raise NotARouter(f"it cannot be run on random logits: {type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
+        yield logits.reshape(-1, region.experts), bias, _by_expert(values[region.weights], values[region.ids], region.experts)
+
+
+def _draw(shape: list[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def agrees(rule: Routing, logits: Tensor, bias: Tensor | None, expected: Tensor) -> bool:
+    """Whether a rule gives every expert the expected weight `[T, E]`."""
+    try:
+        weights, ids = route_reference(logits, bias, rule)
+    except RuntimeError:  # a candidate that does not fit the shapes
+        return False
+    return torch.allclose(_by_expert(weights, ids, logits.shape[-1]), expected, rtol=_TOLERANCE, atol=1e-30)
+
+
+def _by_expert(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
+    """Weights of all experts `[T, E]`: what the mixture depends on, whatever the order in which they were chosen."""
+    rows = weights.reshape(-1, weights.shape[-1]).double()
+    return torch.zeros(len(rows), experts, dtype=torch.float64).scatter_add(1, ids.reshape(-1, ids.shape[-1]), rows)
+
+
+def run(program: Program, nodes: tuple[fx.Node, ...], given: dict[fx.Node, Any], size: Callable[[Any], int]) -> dict[fx.Node, Any]:
+    """Interpret nodes on the CPU in float64, whatever float dtypes the graph casts to."""
+    env = dict(given)
+    for node in nodes:
+        if node.op == "get_attr":
+            value = program.weights[str(node.target)].load()
+            env[node] = value.double() if value.is_floating_point() else value
+        elif not inputs_of(node) and isinstance(value_of(node), torch.SymInt | int):
+            env[node] = size(value_of(node))
+        elif node.target in _FORM_ONLY:
+            env[node] = env[node.args[0]]  # type: ignore[index]
+        else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
+            env[node] = node.target(*map(_wide, args), **{k: _wide(v) for k, v in kwargs.items()})  # type: ignore[operator]
+    return env
+
+
+def _wide(argument: Any) -> Any:
+    """Float dtypes become float64, the meta device becomes the CPU."""
+    if isinstance(argument, torch.dtype) and argument.is_floating_point:
+        return torch.float64
+    return CPU if isinstance(argument, torch.device) and argument == META else argument
+
+
+def _sizes() -> Callable[[Any], int]:
+    """A function from symbolic sizes to numbers, equal symbols to equal numbers."""
+    numbers: dict[Any, int] = {}
+    fresh = itertools.count(7, 2)
+
+    def size(value: Any) -> int:
+        if isinstance(value, int):
+            return value
+        expression = value.node.expr
+        for symbol in sorted(expression.free_symbols, key=str):
+            numbers.setdefault(symbol, next(fresh))
+        return int(expression.subs(numbers))
+
+    return size

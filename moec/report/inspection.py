@@ -1,0 +1,133 @@
+"""What a model holds, found without loading a weight: MoE blocks, dense FFNs, parameters, FLOPs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from moec.dialect import Activation, Routing
+from moec.execution.trace import module_path, moe_nodes
+from moec.pipeline.pipeline import Context, Miss, Pipeline
+from moec.program.program import Program
+from moec.recognition.ffn import Ffn, find_ffns
+from moec.recognition.linear import value_of
+from moec.weights.lazy import Weight
+
+
+@dataclass(frozen=True)
+class Block:
+    """One feed-forward block.
+
+    Attributes:
+        module: dotted name of the module that it came from.
+        kind: `moe` (fused), `experts` (its router stays apart) or `ffn` (dense).
+        experts, top_k: 1 for a dense FFN. top_k is 0 where the graph does not say it.
+        hidden, intermediate: widths H and I.
+        activation, routing: the rules, as their dataclasses' fields; routing is empty where it was not recognised.
+        parameters, active_parameters: of the block; active ones are those that one token uses.
+    """
+
+    module: str
+    kind: str
+    experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+    activation: dict[str, Any]
+    routing: dict[str, Any]
+    parameters: int
+    active_parameters: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model holds.
+
+    Attributes:
+        source: how the model was named.
+        inputs, outputs: signature, as text.
+        blocks: its feed-forward blocks in graph order.
+        parameters: all, shared ones once, floating buffers (rotary frequencies) among them.
+        active_parameters: those that one token uses, the whole input embedding counted.
+        active_without_embedding: the same without the input embedding, which a token only looks a row up in.
+        flops_per_token: 2 × the active parameters of matrix products; attention's own products, which grow with the context, are not in it.
+        size_bytes: of the weights as captured.
+        misses: what looked like a block and was not taken for one, with the reason.
+    """
+
+    source: str
+    inputs: list[str]
+    outputs: list[str]
+    blocks: list[Block]
+    parameters: int
+    active_parameters: int
+    active_without_embedding: int
+    flops_per_token: int
+    size_bytes: int
+    misses: list[Miss]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def inspect_program(program: Program) -> Inspection:
+    """Inspect a captured program; routers are recognised on a copy."""
+    context = Context()
+    found, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program, context)
+    blocks = [_moe_block(found, node) for node in moe_nodes(found)]
+    ffns, left = find_ffns(found)
+    blocks += [_dense_block(ffn) for ffn in ffns]
+    unique = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point}.values()
+    total = sum(_count(w) for w in unique)
+    active = total - sum(b.parameters - b.active_parameters for b in blocks)
+    embedding = sum(_count(w) for w in _embeddings(program))
+    flops = 2 * (sum(_count(w) for w in _matrices(program)) - sum(b.parameters - b.active_parameters for b in blocks))
+    signature = [f"{i.name}: {str(i.dtype)[6:]}[{', '.join(map(str, i.shape))}]" for i in program.inputs]
+    return Inspection(
+        program.source, signature, list(program.outputs), blocks, total, active, active - embedding, flops,
+        sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values()), context.misses + [Miss("dense FFN", n.name, why) for n, why in left],
+    )  # fmt: skip
+
+
+def _count(weight: Weight | torch.Tensor) -> int:
+    return math.prod(weight.shape)
+
+
+def _embeddings(program: Program) -> list[Weight]:
+    tables = [program.weight_of(n.args[0]) for n in program.nodes(torch.ops.aten.embedding.default)]
+    tied = {id(w) for w in _matrices(program)}
+    return [w for w in {id(t): t for t in tables if t is not None}.values() if id(w) not in tied]
+
+
+def _matrices(program: Program) -> list[Weight]:
+    """Weights of two or more dimensions that something other than a table look-up reads."""
+    lookups = set(program.nodes(torch.ops.aten.embedding.default))
+    read = {n.target for n in program.graph.nodes if n.op == "get_attr" and any(u not in lookups for u in n.users)}
+    return list({id(w): w for name, w in program.weights.items() if name in read and len(w.shape) >= 2}.values())
+
+
+def _moe_block(program: Program, node: fx.Node) -> Block:
+    fused = node.target is torch.ops.moec.moe.default
+    matrices = node.args[4:6] if fused else node.args[3:5]
+    w_in, w_out = (value_of(a) for a in matrices)  # they may be expressions of packed weights
+    experts, _, hidden = w_in.shape
+    routing = Routing.of(node.kwargs) if fused else None
+    ids = node.args[1]
+    top_k = routing.top_k if routing else int(ids.meta["val"].shape[-1]) if isinstance(ids, fx.Node) and "val" in ids.meta else 0
+    each = _count(w_in) // experts + _count(w_out) // experts
+    extra = sum(_count(w) for a in node.args if a not in matrices and (w := program.weight_of(a)) is not None)
+    rule = asdict(Activation.of(node.kwargs))
+    return Block(
+        module_path(node), "moe" if fused else "experts", experts, top_k, hidden, w_out.shape[-1], rule, asdict(routing) if routing else {},
+        experts * each + extra, top_k * each + extra,
+    )  # fmt: skip
+
+
+def _dense_block(ffn: Ffn) -> Block:
+    count = sum(_count(w) for w in (ffn.w_in, ffn.w_out, ffn.b_in, ffn.b_out) if w is not None)
+    return Block(ffn.path, "ffn", 1, 1, ffn.hidden, ffn.intermediate, asdict(ffn.activation), {}, count, count)

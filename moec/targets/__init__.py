@@ -1,0 +1,1 @@
+"""What an engine is built for: the target's text, the interface of a backend, and what a compile would do."""

@@ -1,0 +1,1 @@
+"""Lazy weights: a shape, a dtype, and a way to load each."""

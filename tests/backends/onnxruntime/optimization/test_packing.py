@@ -1,0 +1,58 @@
+"""Products of one value with several weights: the same numbers, fewer kernels, weights still lazy."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+import torch
+
+from moec.backends.onnx.tensors import WeightTensor, add_initializer
+from moec.backends.onnxruntime.optimization.packing import pack_products
+from moec.weights.lazy import from_tensor
+from tests.backends.onnxruntime.blocks import error, ops, run, value
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def model_of(widths: list[int], dtypes: list[torch.dtype] | None = None, depth: int = 8) -> tuple[ir.Model, list[torch.Tensor]]:
+    """`y` is the concatenation of x's products with a weight of each width."""
+    x = value("x", torch.float32, ["b", "s", depth])
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="products")
+    weights = [torch.randn(depth, n, generator=torch.Generator().manual_seed(k)) for k, n in enumerate(widths)]
+    outputs = []
+    for n, weight in enumerate(weights):
+        held = add_initializer(graph, from_tensor(weight, f"w{n}"), f"w{n}")
+        out = ir.Value(name=f"out{n}", type=x.type, shape=ir.Shape(["b", "s", widths[n]]))
+        graph.append(ir.node("MatMul", [x, held], outputs=[out], name=f"product{n}"))
+        outputs.append(out)
+    y = value("y", torch.float32, ["b", "s", sum(widths)])
+    graph.append(ir.node("Concat", outputs[::-1], {"axis": -1}, outputs=[y]))
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=10), weights
+
+
+@pytest.mark.parametrize("widths", [[8, 4, 4], [6, 6]], ids=str)
+def test_one_product_with_the_same_result(widths: list[int]) -> None:
+    model, weights = model_of(widths)
+    want = torch.cat([X @ w for w in weights[::-1]], -1)
+    assert pack_products(model.graph) == 1 and ops(model).count("MatMul") == 1 and ops(model).count("Split") == 1
+    assert error(run(model, x=X), want) < 1e-6
+    assert error(run(model, x=X), torch.cat([X @ w for w in weights], -1)) > 0.1, "the order matters"
+    packed = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, WeightTensor) and len(v.const_value.shape) == 2]
+    assert any(list(t.shape.numpy()) == [8, sum(widths)] for t in packed), "still lazy"
+    assert pack_products(model.graph) == 0, "nothing is left to pack"
+
+
+def test_a_single_product_is_left_alone() -> None:
+    model, _ = model_of([8])
+    assert pack_products(model.graph) == 0
+
+
+def test_products_of_two_values_are_left_alone() -> None:
+    model, _ = model_of([8, 8])
+    second = next(n for n in model.graph if n.name == "product1")
+    other = ir.node("Neg", [model.graph.inputs[0]], name="other")
+    other.outputs[0].name = "other"
+    model.graph.insert_before(second, other)
+    second.replace_input_with(0, other.outputs[0])
+    assert pack_products(model.graph) == 0

@@ -1,0 +1,70 @@
+"""Counts, sizes and relations between figures are checked; how fast anything is is not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec.bench.engines import bench_engines, default_sample, sizes_of
+from moec.errors import MoecError
+from moec.execution.engine import EagerEngine, Engine
+from moec.program.program import Input
+from tests.moe_module import MoeModel, source_of
+
+
+class Sleeper(Engine):
+    """Takes at least so long, and writes its name into a list."""
+
+    def __init__(self, name: str, seconds: float, log: list[str]) -> None:
+        self.name, self.inputs, self.outputs = name, (Input("x", torch.float32, ("batch", "sequence", 4)),), ("y",)
+        self._seconds, self._log = seconds, log
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self._log.append(self.name)
+        time.sleep(self._seconds)
+        return {"y": inputs["x"]}
+
+
+def test_runs_are_interleaved_in_a_rotating_order() -> None:
+    log: list[str] = []
+    found = bench_engines([Sleeper("a", 0, log), Sleeper("b", 0, log)], runs=4, warmup=2)
+    assert log == ["a", "a", "b", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
+    assert [t.runs for t in found.timings] == [4, 4] and found.sizes == {"batch": 1, "sequence": 128}
+
+
+def test_figures_belong_together() -> None:
+    log: list[str] = []
+    fast, slow = bench_engines([Sleeper("fast", 0.001, log), Sleeper("slow", 0.02, log)], sizes={"batch": 3, "sequence": 5}, runs=5).timings
+    assert 1 <= fast.p50_ms <= fast.p90_ms <= fast.p99_ms and slow.p50_ms >= 20
+    assert fast.ratio == fast.ratio_p10 == 1.0 and slow.ratio_p10 <= slow.ratio <= slow.ratio_p90
+    assert slow.samples_per_s == pytest.approx(3 / slow.p50_ms * 1e3) and slow.tokens_per_s == pytest.approx(15 / slow.p50_ms * 1e3)
+
+
+def test_real_engines_and_plain_data() -> None:
+    program = source_of(MoeModel()).capture()
+    found = bench_engines([EagerEngine(program)], sizes={"sequence": 9}, runs=2)
+    assert found.sizes == {"batch": 1, "sequence": 9} and json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "eager"
+    assert "p50 ms" in str(found)
+
+
+def test_default_inputs_are_ones_that_a_model_takes() -> None:
+    inputs = [Input(n, torch.int64, ("batch", "sequence")) for n in ("input_ids", "attention_mask", "position_ids")]
+    sample = default_sample(inputs, {"batch": 2, "sequence": 6})
+    assert bool((sample["attention_mask"] == 1).all()) and sample["position_ids"][1].tolist() == list(range(6))
+    assert int(sample["input_ids"].max()) <= 1
+
+
+def test_nonsense_is_refused() -> None:
+    engine = Sleeper("a", 0, [])
+    for attempt in (lambda: bench_engines([]), lambda: bench_engines([engine], runs=0), lambda: sizes_of(engine.inputs, {"length": 3})):
+        with pytest.raises(MoecError) as error:
+            attempt()
+        assert error.value.code == "M201"
+    with pytest.raises(MoecError) as error:
+        bench_engines([engine], {"x": torch.zeros(2, 3, 5)})
+    assert error.value.code == "M211"

@@ -1,0 +1,54 @@
+"""What the user names is opened by its form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from moec.capture.module_source import ExportedSource, ModuleSource
+from moec.compiler.open import open_source
+from moec.errors import MoecError
+from moec.huggingface.source import HuggingFaceSource
+from tests.moe_module import MoeModel, source_of
+from tests.zoo import build
+
+CODE = "import torch\ndef build():\n    return torch.nn.Linear(4, 2)\n"
+
+
+def test_a_source_is_itself() -> None:
+    source = source_of(MoeModel())
+    assert open_source(source) is source
+
+
+def test_a_module_with_inputs() -> None:
+    source = open_source(nn.Linear(4, 2), inputs={"input": torch.randn(3, 4)})
+    assert isinstance(source, ModuleSource) and source.text == "Linear"
+    assert source.inputs[0].shape == ("batch", 4)
+    assert open_source(nn.Linear(4, 2), inputs={"input": torch.randn(3, 4)}, dynamic={}).inputs[0].shape == (3, 4)
+
+
+def test_a_module_without_inputs_is_refused_unless_it_is_transformers() -> None:
+    with pytest.raises(MoecError) as caught:
+        open_source(nn.Linear(4, 2))
+    assert caught.value.code == "M201" and "inputs=" in caught.value.fix
+    assert isinstance(open_source(build("llama")), HuggingFaceSource)
+
+
+def test_texts(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    torch.export.save(torch.export.export(nn.Linear(4, 2), (torch.randn(3, 4),)), tmp_path / "net.pt2")
+    assert isinstance(open_source(str(llama)), HuggingFaceSource)
+    assert isinstance(open_source(llama), HuggingFaceSource)
+    assert isinstance(open_source(f"{tmp_path}/net.py:build", inputs=["input=batch,4:float32"]), ModuleSource)
+    assert isinstance(open_source(tmp_path / "net.pt2"), ExportedSource)
+
+
+@pytest.mark.parametrize("text", ["nowhere.pt2", "nowhere.py:build", "./no-such-folder"])
+def test_what_is_not_there_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MoecError) as caught:
+        open_source(text)
+    assert caught.value.code == "M204"

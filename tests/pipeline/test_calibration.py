@@ -1,0 +1,60 @@
+"""Windows of a calibration text: in a seed's order, without overlap, begun as the tokenizer begins a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moec.compiler.open import open_source
+from moec.errors import MoecError
+from moec.pipeline.calibration import BATCH, Calibration, CalibrationText
+from moec.text.corpus import read_calibration
+
+
+def of(tokens: int, seed: int = 0, start: tuple[int, ...] = (), limit: int = 0) -> Calibration:
+    return Calibration(CalibrationText("text", limit, 8), "", torch.arange(tokens), start, seed)
+
+
+def test_windows_hold_every_token_once() -> None:
+    windows = of(43).windows()
+    assert windows.shape == (5, 8)
+    assert windows.flatten().sort().values.tolist() == list(range(40))
+
+
+def test_a_seed_decides_the_order_and_more_begin_with_the_same() -> None:
+    few, many = of(80, limit=16).windows(), of(80).windows()
+    assert few.tolist() == many[:2].tolist() and len(many) == 10
+    assert many.tolist() != of(80, seed=1).windows().tolist()
+
+
+def test_every_window_begins_as_a_text_does() -> None:
+    windows = of(43, start=(99,)).windows()
+    assert windows.shape == (6, 8) and set(windows[:, 0].tolist()) == {99}
+
+
+def test_batches_are_inputs_of_the_model(mixtral: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "ids.npy", np.arange(600) % 90)
+    source = open_source(str(mixtral))
+    calibration = read_calibration(CalibrationText(str(tmp_path / "ids.npy"), 0, 64), source, seed=0)
+    batches = list(calibration.batches(source.inputs))
+    assert [len(b["input_ids"]) for b in batches] == [BATCH, BATCH, 1]
+    assert set(batches[0]) == {i.name for i in source.inputs}
+
+
+@pytest.mark.parametrize("tokens", [0, 7])
+def test_a_short_text_is_refused(tokens: int) -> None:
+    with pytest.raises(MoecError, match="too few for one window of 8") as caught:
+        of(tokens)
+    assert caught.value.code == "M211"
+
+
+def test_settings_that_mean_nothing_are_refused() -> None:
+    for make in (lambda: CalibrationText("x", -1), lambda: CalibrationText("x", 0, 1), lambda: CalibrationText.of(None, 5)):
+        with pytest.raises(MoecError) as caught:
+            make()
+        assert caught.value.code == "M201"
+    assert CalibrationText.of(None, None) is None

@@ -1,0 +1,28 @@
+"""Named inputs with sums of dimensions."""
+
+from __future__ import annotations
+
+import torch
+
+from moec.program.signature import Input, converted, dynamic_dimensions, identifier
+
+
+def test_a_dimension_may_be_a_sum() -> None:
+    mask = Input("attention_mask", torch.int64, ("batch", "past + new", 3))
+    assert mask.resolve({"batch": 2, "past": 4, "new": 5}) == (2, 9, 3)
+
+
+def test_dimensions_in_order_a_sum_by_its_parts() -> None:
+    inputs = [Input("a", torch.int64, ("batch", "new")), Input("b", torch.int64, ("batch", "past + new")), Input("c", torch.int64, (1,))]
+    assert dynamic_dimensions(inputs) == ["batch", "new", "past"]
+
+
+def test_names_that_python_can_write() -> None:
+    assert identifier("past_key_values.0.key").isidentifier() and identifier("past + new").isidentifier()
+    assert Input("a.b", torch.int64, ()).identifier == "a_b"
+
+
+def test_one_sample_serves_every_precision() -> None:
+    spec = [Input("ids", torch.int64, ("batch",)), Input("cache", torch.float16, ("batch",))]
+    found = converted(spec, {"ids": torch.ones(2, dtype=torch.int64), "cache": torch.ones(2), "other": torch.ones(2)})
+    assert [t.dtype for t in found.values()] == [torch.int64, torch.float16, torch.float32]

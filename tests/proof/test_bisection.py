@@ -1,0 +1,134 @@
+"""A spoiled expert is found again, whoever spoiled it: a pass, the capture, the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moec.execution.engine import EagerEngine
+from moec.execution.trace import trace
+from moec.pipeline.hooks import KeepHook
+from moec.pipeline.pipeline import Context, Pass, Pipeline
+from moec.program.program import Program
+from moec.proof.bisection import bisect, blame, first_layer
+from moec.proof.compare import Tolerance
+from moec.weights.lazy import from_tensor
+from tests.moe_module import MoeModel, source_of
+
+FP32 = Tolerance.of(torch.float32)
+
+
+@dataclass(frozen=True)
+class Commute(Pass):
+    """Changes the text of the program and nothing else: a + b becomes b + a."""
+
+    def apply(self, program: Program, context: Context) -> int:
+        sums = program.nodes(torch.ops.aten.add.Tensor)
+        for node in sums:
+            node.args = (node.args[1], node.args[0])
+        return len(sums)
+
+
+@dataclass(frozen=True)
+class Spoil(Pass):
+    """Multiplies one expert's output matrix by 1.2."""
+
+    block: int = 1
+    expert: int = 2
+
+    def apply(self, program: Program, context: Context) -> int:
+        spoil(program, self.block, self.expert)
+        return 1
+
+
+def spoil(program: Program, block: int, expert: int) -> None:
+    name = f"blocks.{block}.w_out"
+    value = program.weights[name].load().clone()
+    value[expert] *= 1.2
+    program.weights[name] = from_tensor(value, f"spoiled {name}")
+
+
+class Transparent(EagerEngine):
+    """Shows its intermediate values, under names of its own."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
+        self._program = program
+
+    def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: list[Tensor] = []
+        trace(self._program, inputs, lambda node, value, args, kwargs: found.append(value))
+        return {f"v{i}": v.flatten() for i, v in enumerate(found) if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def made(*passes: Pass) -> tuple[list[tuple[str, Program]], object, list[dict[str, Tensor]]]:
+    source, keep = source_of(MoeModel()), KeepHook()
+    Pipeline(passes).run(source.capture(), hooks=[keep])
+    return keep.programs, source.reference(), [source.sample({"batch": 2, "sequence": n}, n) for n in (7, 19)]
+
+
+def test_nothing_is_blamed_when_all_agree() -> None:
+    programs, reference, samples = made(Commute())
+    found = bisect(reference, programs, samples, FP32, EagerEngine(programs[-1][1]))  # type: ignore[arg-type]
+    assert found.stage == "" and [s.name for s in found.stages] == ["capture", "commute", "the backend's lowering"]
+    assert all(s.ok and s.deviation < 1e-5 for s in found.stages) and str(found).startswith("nothing diverges")
+
+
+def test_the_pass_the_layer_and_the_expert_are_named() -> None:
+    programs, reference, samples = made(Commute(), Spoil(0, 3), Commute(), Spoil(1, 1))
+    found = bisect(reference, programs, samples, FP32)  # type: ignore[arg-type]
+    assert found.stage == "spoil(block=0, expert=3)" and [s.ok for s in found.stages] == [True, True, False]
+    assert found.layer == "blocks.0" and found.layer_deviation > FP32.deviation
+    assert found.experts == (3,) and 0 < found.wrong_tokens < found.tokens
+    assert "first pass:  spoil" in str(found) and "first layer: blocks.0" in str(found) and "expert:      3" in str(found)
+
+
+def test_the_fused_operator_is_bisected_too() -> None:
+    programs, reference, samples = made(Spoil(1, 0))
+    found = bisect(reference, programs, samples, FP32)  # type: ignore[arg-type]
+    assert (found.layer, found.experts) == ("blocks.1", (0,))
+
+
+def test_a_wrong_capture_is_bisected_with_the_modules_own_values() -> None:
+    programs, reference, samples = made(Commute())
+    spoil(programs[0][1], 1, 2)
+    found = bisect(reference, programs, samples, FP32)  # type: ignore[arg-type]
+    assert (found.stage, found.layer, found.experts) == ("capture", "blocks.1", (2,))
+
+
+def test_the_backend_is_blamed_when_all_programs_agree() -> None:
+    programs, reference, samples = made(Commute())
+    lowered = programs[-1][1].clone()
+    spoil(lowered, 1, 2)
+    seen = bisect(reference, programs, samples, FP32, Transparent(lowered))  # type: ignore[arg-type]
+    assert (seen.stage, seen.layer, seen.experts) == ("the backend's lowering", "blocks.1", (2,))
+    opaque = bisect(reference, programs, samples, FP32, EagerEngine(lowered))  # type: ignore[arg-type]
+    assert (opaque.stage, opaque.layer) == ("the backend's lowering", "")
+    assert "not found" in str(opaque)
+
+
+def test_blame_takes_the_fewest_experts_and_the_guiltier_of_two() -> None:
+    ids = torch.tensor([[0, 1], [0, 2], [1, 2], [3, 1]])
+    assert blame(ids, torch.tensor([True, True, False, False])) == (0,)
+    assert blame(ids, torch.tensor([True, False, False, True])) == (1,)
+    assert blame(ids, torch.tensor([False, True, False, True])) == (0, 3)
+    assert blame(ids, torch.zeros(4, dtype=torch.bool)) == ()
+
+
+def test_what_was_arranged_away_is_passed_over_and_what_is_wrong_is_not() -> None:
+    """A rotary table that the engine computes at half its width is nowhere to be found, but attention that uses it agrees."""
+    right = {
+        name: [torch.randn(4, 6)]
+        for name in ("rotary", "layers.0.attn.q", "layers.0.attn", "layers.0.mlp.up", "layers.0.mlp", "layers.0", "layers.1.attn.q", "layers.1.attn")
+    }
+    other = torch.randn(4, 6)
+    halved = {**right, "rotary": [other]}
+    assert first_layer(right, halved, Tolerance(1e-3))[0] == ""
+    assert first_layer(right, {**halved, "layers.1.attn.q": [other], "layers.1.attn": [other]}, Tolerance(1e-3))[0] == "layers.1.attn.q"
+    everything = {key: [other] for key in right}
+    assert first_layer(right, everything, Tolerance(1e-3))[0] == "rotary", "nothing agrees after it"
+    beside = {**right, "layers.0.attn": [other], "layers.0": [other], "layers.1.attn.q": [other], "layers.1.attn": [other]}
+    assert first_layer(right, beside, Tolerance(1e-3))[0] == "layers.0.attn", "a layer beside it that agrees says nothing of it"

@@ -1,0 +1,103 @@
+"""The cache of keys and values makes no difference, and a cache that does is found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec import api
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.program.decoder_signature import cache_inputs
+from moec.proof.cache_consistency import CALLS, SIZES, WAYS, check_consistency
+from moec.proof.compare import Tolerance
+
+TOLERANCE = Tolerance(1e-3)
+
+
+class Spoiled(Engine):
+    """An engine behind a cache that somebody shifts by one token, or scales."""
+
+    def __init__(self, engine: Engine, how: str) -> None:
+        self.name, self.inputs, self.outputs, self.engine, self.how = "spoiled", engine.inputs, engine.outputs, engine, how
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = dict(inputs)
+        for spec in cache_inputs(self.inputs):
+            given[spec.name] = given[spec.name].roll(1, 2) if self.how == "shifted" else given[spec.name] * 1.01
+        return self.engine.run(given)
+
+
+@pytest.fixture(scope="module")
+def engine(mixtral_engine: Path) -> Engine:
+    return api.load(mixtral_engine)
+
+
+@pytest.fixture(scope="module")
+def sample(mixtral_engine: Path) -> dict[str, Tensor]:
+    source = api.open_source(api.read_report(mixtral_engine).source)
+    return source.sample(SIZES, 3)
+
+
+def test_every_way_covers_the_text_and_the_sample_is_padded_on_both_sides(sample: dict[str, Tensor]) -> None:
+    assert all(sum(steps) == SIZES["sequence"] for steps in WAYS.values())
+    mask = sample["attention_mask"]
+    assert mask[0].all() and mask[1, 0] == 0 and mask[2, -1] == 0
+
+
+def test_a_right_cache_makes_no_difference(engine: Engine, sample: dict[str, Tensor]) -> None:
+    found = check_consistency(engine, sample, TOLERANCE)
+    assert found.ok and max(way.deviation for way in found.ways) < 1e-4 and len(found.ways) == len(WAYS)
+    found.require(engine.name)
+
+
+@pytest.mark.parametrize("how", ["shifted", "scaled"])
+def test_a_wrong_cache_is_found(engine: Engine, sample: dict[str, Tensor], how: str) -> None:
+    found = check_consistency(Spoiled(engine, how), sample, TOLERANCE)
+    assert not found.ok and "chunks" in str(found)
+    with pytest.raises(MoecError, match="something else") as caught:
+        found.require("spoiled")
+    assert caught.value.code == "M101"
+
+
+def test_nan_is_not_equal(engine: Engine, sample: dict[str, Tensor]) -> None:
+    class Broken(Spoiled):
+        def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            outputs = self.engine.run(inputs)
+            return {**outputs, "logits": torch.full_like(outputs["logits"], torch.nan)} if inputs["input_ids"].shape[1] == 1 else outputs
+
+    assert not check_consistency(Broken(engine, ""), sample, TOLERANCE).ok
+
+
+class Hasty(Spoiled):
+    """An engine whose results depend on what else comes in the same call, as passes may make them."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self.engine.run(inputs)
+        return {**outputs, "logits": outputs["logits"] * (1 + 0.1 * inputs["input_ids"].shape[1])}
+
+
+def test_where_the_call_matters_each_call_is_compared_with_the_same_call(engine: Engine, sample: dict[str, Tensor]) -> None:
+    hasty = Hasty(engine, "")
+    assert not check_consistency(hasty, sample, TOLERANCE).ok
+    found = check_consistency(hasty, sample, TOLERANCE, hasty)
+    assert found.ok and found.by_call and [w.steps for w in found.ways] == list(CALLS.values()) and "PyTorch" in found.title
+    assert not check_consistency(engine, sample, TOLERANCE, hasty).ok, "another rule passes for this one"
+
+
+@pytest.mark.parametrize("how", ["shifted", "scaled"])
+def test_where_the_call_matters_a_wrong_cache_is_found_still(engine: Engine, sample: dict[str, Tensor], how: str) -> None:
+    found = check_consistency(Hasty(Spoiled(engine, how), ""), sample, TOLERANCE, Hasty(engine, ""))
+    assert not found.ok and found.ways[0].deviation < 1e-4 and all(way.deviation > 1e-3 for way in found.ways[1:])
+    with pytest.raises(MoecError, match="than the program in PyTorch when a text comes as chunks"):
+        found.require("spoiled")
+
+
+def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> None:
+    report = api.read_report(mixtral_engine)
+    assert report.consistency is not None and report.consistency.ok and [w.steps for w in report.consistency.ways] == list(WAYS.values())
+    assert "token by token" in report.to_markdown() and "token by token" in report.to_html()

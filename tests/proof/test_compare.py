@@ -1,0 +1,131 @@
+"""Figures are checked against numpy's own, and every verdict has a twin that must be the other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.program.program import Input
+from moec.proof.compare import Comparison, OutputError, Tolerance, compare
+
+FP32 = Tolerance.of(torch.float32)
+
+
+class Table(Engine):
+    """Looks its outputs up: what `x` says is which of the given results comes back."""
+
+    def __init__(self, *results: dict[str, Tensor]) -> None:
+        self.name, self.inputs, self.outputs = "table", (Input("x", torch.int64, ()),), tuple(results[0])
+        self._results = results
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._results[int(inputs["x"])]
+
+
+def run(want: list[dict[str, Tensor]], got: list[dict[str, Tensor]], tolerance: Tolerance = FP32) -> Comparison:
+    return compare(Table(*want), Table(*got), [{"x": torch.tensor(i)} for i in range(len(want))], tolerance)
+
+
+def one(want: Tensor, got: Tensor, tolerance: Tolerance = FP32) -> OutputError:
+    return run([{"y": want}], [{"y": got}], tolerance).outputs[0]
+
+
+def test_figures_are_those_of_numpy() -> None:
+    want, noise = torch.randn(4, 7, 30), 1e-3 * torch.randn(4, 7, 30)
+    found = one(want, want + noise)
+    a, d = want.double().numpy(), ((want + noise).double() - want.double()).numpy()
+    assert found.elements == 840
+    assert found.max_abs == pytest.approx(np.abs(d).max())
+    assert found.mean_abs == pytest.approx(np.abs(d).mean())
+    assert found.deviation == pytest.approx(np.abs(d).max() / a.std())
+    assert found.relative == pytest.approx(np.linalg.norm(d) / np.linalg.norm(a))
+    b = a + d
+    assert found.cosine == pytest.approx((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+    assert found.top1 == pytest.approx((a.argmax(-1) == b.argmax(-1)).mean())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_tolerance_of_each_dtype_splits_good_from_bad(dtype: torch.dtype) -> None:
+    tolerance, want = Tolerance.of(dtype), torch.randn(8, 64, dtype=torch.float64)
+    step = torch.zeros_like(want)
+    step[3, 5] = tolerance.deviation * want.std(correction=0)
+    assert one(want, want + 0.99 * step, tolerance).ok
+    assert not one(want, want + 1.01 * step, tolerance).ok
+
+
+def test_rounding_to_half_passes_its_own_tolerance_and_not_that_of_float32() -> None:
+    want = torch.randn(8, 64)
+    assert one(want, want.half().float(), Tolerance.of(torch.float16)).ok
+    assert not one(want, want.bfloat16().float(), FP32).ok
+
+
+def test_one_wrong_sample_of_many_fails() -> None:
+    values = [{"y": torch.randn(2, 32)} for _ in range(4)]
+    assert run(values, values).ok
+    wrong = [*values[:3], {"y": values[3]["y"] + 0.1}]
+    assert not run(values, wrong).ok
+
+
+def test_a_few_numbers_are_measured_by_the_spread_of_all_samples() -> None:
+    want = [{"y": torch.tensor([[v, v + 1e-4]])} for v in (-2.0, 1.0, 3.0)]
+    near = [{"y": v["y"] + 1e-5} for v in want]
+    assert run(want, near).ok  # 1e-5 is much beside a sample's own spread of 5e-5, and nothing beside that of all
+    assert not run(want, [{"y": v["y"] + 0.1} for v in want]).ok
+
+
+def test_a_constant_output_is_measured_by_its_size() -> None:
+    assert one(torch.full((4, 8), 5.0), torch.full((4, 8), 5.0001)).ok
+    assert not one(torch.full((4, 8), 5.0), torch.full((4, 8), 5.1)).ok
+    assert one(torch.zeros(4, 8), torch.zeros(4, 8)).ok
+    assert not one(torch.zeros(4, 8), torch.full((4, 8), 1e-9)).ok
+
+
+@pytest.mark.parametrize(
+    ("got", "says"), [(torch.full((2, 20), float("nan")), "NaN"), (torch.full((2, 20), float("inf")), "infinite"), (torch.zeros(20, 2), "shape [20, 2]")]
+)
+def test_nan_infinity_and_shapes_fail_with_the_reason(got: Tensor, says: str) -> None:
+    found = one(torch.randn(2, 20), got)
+    assert not found.ok and says in found.problem
+
+
+def test_a_missing_output_fails() -> None:
+    comparison = run([{"y": torch.ones(2), "z": torch.ones(2)}], [{"y": torch.ones(2)}])
+    assert [o.ok for o in comparison.outputs] == [True, False]
+    assert comparison.worst.name == "z"
+
+
+def test_a_broken_reference_is_nobodys_proof() -> None:
+    broken = torch.tensor([1.0, float("nan")])
+    with pytest.raises(MoecError) as error:
+        one(broken, broken)
+    assert error.value.code == "M105"
+
+
+def test_integers_must_be_equal() -> None:
+    assert one(torch.arange(20), torch.arange(20)).ok
+    found = one(torch.arange(20), torch.arange(20).flip(0))
+    assert not found.ok and "20 of 20" in found.problem and found.top1 is None
+
+
+def test_top1_lets_ties_choose_and_counts_near_ties_apart() -> None:
+    want = torch.tensor([[1.0, 1.0, 0.0], [2.0, 1.9999, 0.0], [3.0, 0.0, 0.0], [4.0, 0.0, 0.0]])
+    got = want.clone()
+    got[0, 1] += 1e-4  # the other place of a tie
+    got[1, 1] += 2e-4  # the reference was undecided
+    got[2, 1] = 5.0  # plainly wrong
+    found = one(want, got)
+    assert found.top1 == 0.5 and found.top1_undecided == 0.25
+
+
+def test_require_names_the_worst_output() -> None:
+    want = {"a": torch.randn(2, 20), "b": torch.randn(2, 20)}
+    run([want], [want]).require()
+    with pytest.raises(MoecError, match="'b'") as error:
+        run([want], [{"a": want["a"] + 0.01, "b": want["b"] + 0.5}]).require()
+    assert error.value.code == "M101"

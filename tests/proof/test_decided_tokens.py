@@ -1,0 +1,186 @@
+"""What half precision can't decide is left out of a proof, with all that sees it; everything else is held to the tolerance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moec.dialect import Routing
+from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
+from moec.execution.trace import moe_nodes
+from moec.proof.compare import Tolerance
+from moec.proof.coverage import reach_decided, reach_experts, verification_sizes
+from moec.proof.decided_tokens import NOISE, Decided, Kept, hanging, is_causal, keep, look, mixes_after
+from moec.proof.verification import verify
+from moec.weights.lazy import from_tensor
+from tests.moe_module import EXPERTS, HIDDEN, Block, MoeModel, source_of
+
+HALF, FP16 = torch.float16, Tolerance.of(torch.float16)
+IDS = torch.zeros(2, 4, dtype=torch.int64)
+
+
+def marks(text: str) -> Tensor:
+    """`"..x. ...."`: two texts of four tokens, an x for each that is marked."""
+    return torch.tensor([[c == "x" for c in row] for row in text.split()])
+
+
+def kept(text: str, causal: bool, seen: bool = True, **sample: Tensor) -> Kept:
+    return keep([(marks(text).flatten(), seen)], {"input_ids": IDS, **sample}, "input_ids", causal)
+
+
+def shown(k: Kept) -> str:
+    return " ".join("".join("x" if c else "." for c in row) for row in k.tokens.tolist())
+
+
+def test_only_differences_below_the_noise_hang() -> None:
+    logits = torch.tensor([[2.0, 1.985, 0.0], [2.0, 1.95, 0.0], [2.0, 1.0, 0.99]])
+    assert hanging(logits, None, Routing(1), NOISE[HALF]).tolist() == [True, False, False], "two logits of 2.0 move by 0.01 each"
+    assert hanging(logits, None, Routing(1), NOISE[torch.bfloat16]).tolist() == [True, True, False]
+    assert not hanging(logits, None, Routing(1), NOISE[torch.float32]).any()
+    assert hanging(logits, torch.tensor([0.0, 1e-3, 0.0]), Routing(1, "sigmoid"), NOISE[HALF])[0]
+
+
+def test_later_tokens_see_it_in_a_causal_text_and_all_do_in_another() -> None:
+    assert shown(kept("..x. ....", causal=True)) == "xx.. xxxx"
+    assert shown(kept("..x. ....", causal=False)) == ".... xxxx"
+    assert shown(kept("..x. ....", causal=True, seen=False)) == "xx.x xxxx", "nothing looks at it after the last block"
+    assert kept("..x. ....", causal=True, seen=False).texts.tolist() == [False, True]
+
+
+def test_padding_is_seen_by_no_text() -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
+    past = {"past_key_values.0.key": torch.zeros(2, 1, 0, 3)}
+    alone = kept("...x xx..", causal=True, attention_mask=mask, **past)
+    assert shown(alone) == "xxx. ..xx" and alone.compared == alone.total == 5, "a decoder's padding is not compared, and left out by nobody"
+    whole = kept("...x ....", causal=False, attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
+    assert shown(whole) == "xx.. xxxx" and whole.total == 8, "without a cache it is compared, and padding may see padding"
+    assert shown(kept(".x.. ....", causal=True, attention_mask=mask, **past)) == "x... ..xx"
+
+
+def test_each_form_of_output_is_cut() -> None:
+    past = {"past_key_values.0.key": torch.zeros(2, 1, 1, 3), "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])}
+    k = kept("..x. ....", causal=True, **past)
+    sample = {"input_ids": IDS, **past}
+    assert k.of(torch.arange(8).view(2, 4, 1), sample).flatten().tolist() == [0, 1, 5, 6, 7]
+    assert k.of(torch.arange(10).view(2, 1, 5, 1), sample).flatten().tolist() == [0, 1, 2, 7, 8, 9], "the cache of before is told as ever"
+    assert k.of(torch.arange(6).view(2, 3), sample).flatten().tolist() == [3, 4, 5], "pooled"
+    assert k.rows(8).tolist() == [True, True, False, False, False, True, True, True]
+    assert k.rows(6).tolist() == [False] * 3 + [True] * 3 and not k.rows(5).any(), "rows that are no tokens of the text go with it"
+
+
+def test_rows_that_are_not_the_texts_tokens_spoil_it_whole() -> None:
+    patches = keep([(torch.tensor([False, True, False, False]), False)], {"image": torch.zeros(2, 3, 8, 8)}, "image", False)
+    assert shown(patches) == "x. xx" and patches.texts.tolist() == [False, True]
+    other = keep([(torch.tensor([False] * 4 + [True, False]), False)], {"input_ids": IDS}, "input_ids", True)
+    assert shown(other) == "xxxx ....", "an encoder's, three a text"
+
+
+def test_too_few_tokens_or_lost_experts_are_a_problem() -> None:
+    assert not Decided("float16", 5e-3, 100, 1000).problem
+    assert "99 of 1,000 tokens" in Decided("float16", 5e-3, 99, 1000).problem and Decided("float16", 5e-3, 0, 0).problem
+    assert "2 experts" in Decided("float16", 5e-3, 900, 1000, lost=2).problem
+    assert str(Decided("float16", 5e-3, 4210, 5002)).startswith("4,210 of 5,002 tokens; the others")
+    with pytest.raises(MoecError, match="only 3 of") as error:
+        Decided("float16", 5e-3, 3, 1000).require("here")
+    assert error.value.code == "M108" and error.value.exit_code == 1 and "--max-kl" in error.value.fix and "fp32" in error.value.fix
+
+
+class Mixed(nn.Module):
+    """A block between two ways to look at other tokens."""
+
+    def __init__(self, causal: bool, after: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.block, self.causal, self.later = nn.Embedding(50, HIDDEN), Block(True), causal, after
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.embedding(input_ids)
+        x = x + (x.cumsum(1) if self.causal else x.sum(1, keepdim=True))
+        x = torch.nn.functional.layer_norm(x + self.block(x), (HIDDEN,))
+        return {"y": x.cumsum(1) if self.later else x * 2}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_who_sees_whom_is_found_out(causal: bool) -> None:
+    sizes = {"batch": 2, "sequence": 9}
+    for after in (True, False):
+        source = source_of(Mixed(causal, after))
+        program = source.capture()
+        assert is_causal(program, source.sample(sizes)) is causal
+        assert mixes_after(moe_nodes(program)[0]) is after
+    assert not any(mixes_after(n) for n in moe_nodes(source_of(MoeModel()).capture()))
+
+
+def tied(every: bool = False) -> MoeModel:
+    """Two experts of each block, or all, have nearly the same row of the router; where only one of them is chosen, rounding decides which."""
+    model = MoeModel(seed=1)
+    with torch.no_grad():
+        for block in model.blocks:
+            if every:
+                block.router.copy_(block.router[:1] + 1e-4 * block.router)
+            else:
+                block.router[1] = block.router[0] + 0.02 * block.router[1]
+    return model
+
+
+def test_tokens_that_are_left_out_reach_no_expert_and_the_search_goes_on() -> None:
+    source = source_of(tied())
+    program, sizes = source.capture(HALF), verification_sizes(source.inputs)
+    _, full = reach_experts(program, source, sizes)
+    found = reach_decided(program, source, sizes, HALF, full=full)
+    assert found.decided.compared < found.decided.tokens and not found.decided.problem and found.coverage.complete
+    assert sum(sum(load.assignments) for load in found.coverage.loads) == 2 * EXPERTS // 2 * found.decided.compared, "two blocks of top-2"
+    for sample, k in zip(found.samples, found.kept, strict=True):
+        again, _ = look(program, sample, NOISE[HALF], causal=True)
+        assert torch.equal(again.tokens, k.tokens)
+
+
+class Flipping(EagerEngine):
+    """The program in half precision, whose rounding falls the other way in tokens that are undecided."""
+
+    def __init__(self, program, watched, shift: float = 0.0) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(program)
+        self._program, self._shift = watched, shift
+
+    def run(self, inputs):  # type: ignore[no-untyped-def]
+        outputs = super().run(inputs)
+        k, _ = look(self._program, inputs, NOISE[HALF], causal=True)
+        return {n: torch.where(k.tokens[..., None], v, v + 1) + self._shift for n, v in outputs.items()}
+
+
+def test_flips_are_no_difference_and_differences_are() -> None:
+    source = source_of(tied())
+    program = source.capture(HALF)
+    found = verify(source, Flipping(program, program), program, FP16, precision=HALF)
+    found.require()
+    assert found.ok and found.decided is not None and 0 < found.decided.compared < found.decided.tokens and "tokens; the others" in str(found)
+    assert not verify(source, Flipping(program, program), program, FP16).ok, "where a budget decides, everything is compared"
+    assert not verify(source, Flipping(program, program, 1.0), program, FP16, precision=HALF).ok
+
+
+@pytest.mark.parametrize("expert", range(EXPERTS))
+def test_one_expert_a_few_percent_off_is_found_on_what_is_left(expert: int) -> None:
+    source = source_of(tied())
+    program = source.capture(HALF)
+    wrong = program.clone()
+    spoiled = program.weights["blocks.1.w_out"].load().clone()
+    spoiled[expert] *= 1.04
+    wrong.weights["blocks.1.w_out"] = from_tensor(spoiled, "spoiled")
+    found = verify(source, Flipping(wrong, program), program, FP16, precision=HALF)
+    assert not found.comparison.ok and found.decided is not None and not found.decided.problem
+    with pytest.raises(MoecError, match="differs"):
+        found.require()
+
+
+def test_a_model_whose_every_token_is_undecided_is_refused() -> None:
+    source = source_of(tied(every=True))
+    program = source.capture(HALF)
+    found = verify(source, Flipping(program, program), program, FP16, precision=HALF)
+    assert not found.ok and found.comparison.ok and found.decided is not None and found.decided.compared == 0
+    with pytest.raises(MoecError, match="can't tell") as error:
+        found.require()
+    assert error.value.code == "M108"
+    equal = verify(source, EagerEngine(program), program, Tolerance(1e9), precision=HALF)
+    assert equal.ok and equal.decided is None, "what is equal everywhere needs no choice among tokens"

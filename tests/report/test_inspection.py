@@ -1,0 +1,79 @@
+"""Parameters, active parameters and FLOPs against what the models themselves say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from moec.compiler.open import open_source
+from moec.report.inspection import inspect_program
+from tests.moe_module import EXPERTS, HIDDEN, VOCAB, MoeModel, source_of
+from tests.zoo import build
+
+
+def count(parameters: Any) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def frequencies(model: nn.Module) -> int:
+    """The one buffer that these models compute with."""
+    return int(model.get_buffer("model.rotary_emb.inv_freq").numel())
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> nn.Module:
+    return build("mixtral")
+
+
+def test_a_mixture(mixtral: nn.Module) -> None:
+    found = inspect_program(open_source(mixtral).capture())
+    assert found.parameters == count(mixtral.parameters()) + frequencies(mixtral)
+    blocks = [m for n, m in mixtral.named_modules() if n.endswith(".mlp")]
+    assert [(b.kind, b.experts, b.top_k, b.hidden, b.intermediate) for b in found.blocks] == [("moe", 8, 2, 32, 48)] * 2
+    assert [b.parameters for b in found.blocks] == [count(m.parameters()) for m in blocks]
+    idle = sum(count(m.experts.parameters()) * 6 // 8 for m in blocks)  # type: ignore[union-attr]  # 6 of 8 experts see nothing of a token
+    table = count(mixtral.get_input_embeddings().parameters())  # type: ignore[operator]
+    assert found.active_parameters == found.parameters - idle
+    assert found.active_without_embedding == found.active_parameters - table
+    vectors = count(p for p in mixtral.parameters() if p.dim() == 1) + frequencies(mixtral)
+    assert found.flops_per_token == 2 * (found.active_without_embedding - vectors)
+    assert found.blocks[0].routing["score"] == "softmax" and found.blocks[0].module.endswith("layers.0.mlp.experts")
+    assert not found.misses
+
+
+def test_a_dense_model_with_tied_embeddings() -> None:
+    model = build("llama")
+    found = inspect_program(open_source(model).capture())
+    assert found.parameters == found.active_parameters == count(model.parameters()) + frequencies(model)
+    assert [(b.kind, b.experts, b.hidden, b.intermediate) for b in found.blocks] == [("ffn", 1, 32, 48)] * 2
+    assert [b.parameters for b in found.blocks] == [3 * 32 * 48] * 2
+    assert found.active_without_embedding == found.active_parameters  # the table is the head's matrix too
+    assert found.flops_per_token == 2 * count(p for p in model.parameters() if p.dim() > 1)
+
+
+def test_experts_behind_a_router_of_any_kind() -> None:
+    model = MoeModel()
+    found = inspect_program(source_of(model).capture())
+    assert found.parameters == count(model.parameters()) - EXPERTS * (24 + HIDDEN)  # the first block does not use its biases
+    assert [(b.module, b.kind, b.experts, b.top_k) for b in found.blocks] == [("blocks.0", "moe", EXPERTS, 2), ("blocks.1", "moe", EXPERTS, 2)]
+    each = 24 * HIDDEN + HIDDEN * 12
+    assert found.blocks[0].parameters - found.blocks[0].active_parameters == 2 * each
+    assert (found.inputs, found.outputs) == (["input_ids: int64[batch, sequence]"], ["logits"])
+
+
+def test_no_weight_is_loaded() -> None:
+    with torch.device("meta"):
+        model = MoeModel()
+    weights = dict(MoeModel().named_parameters())
+    from moec.capture.export import capture
+    from moec.weights.lazy import Weight
+
+    def refuse(start: int, stop: int) -> torch.Tensor:
+        raise AssertionError("a weight was read")
+
+    lazy = {n: Weight(tuple(p.shape), p.dtype, n, refuse) for n, p in weights.items()}
+    program = capture(model, {"input_ids": torch.zeros(3, 11, dtype=torch.int64)}, {"input_ids": ("batch", "sequence")}, weights=lazy)
+    assert inspect_program(program).size_bytes > VOCAB * HIDDEN * 4

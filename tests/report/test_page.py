@@ -1,0 +1,156 @@
+"""The page shows the figures, escapes what it is given, and needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+from moec.proof.coverage import ExpertLoad
+from moec.proof.damage_by_cause import ExpertShift
+from moec.proof.quality import Exam
+from moec.report.page import block_table, html, markdown, proof_note, verdict
+from moec.report.report import Artefact
+from tests.report.test_report import QUALITY, make
+
+
+class Tags(HTMLParser):
+    """Counts tags and remembers attributes that could load something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+        self.loads: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.loads += [f"{tag} {k}={v}" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
+
+
+def test_the_page_loads_nothing_and_runs_nothing() -> None:
+    text = html(make())
+    tags = Tags(text)
+    assert tags.loads == [] and not {"script", "link", "iframe", "img"} & set(tags.counts)
+    assert "url(" not in text and "@import" not in text and not re.search(r"https?://", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_every_expert_has_a_bar_and_missed_ones_are_marked() -> None:
+    report = make()
+    assert Tags(html(report)).counts["rect"] == 8 and 'class="missed"' not in html(report)
+    load = ExpertLoad("moe", "blocks.0", (5, 0, 3))
+    partly = replace(report, coverage=replace(report.coverage, loads=(load,)))
+    assert html(partly).count('class="missed"') == 1 and "not reached: 1" in html(partly)
+    assert "did not reach 1 of 3 experts" in verdict(partly)
+
+
+def test_the_quality_is_drawn() -> None:
+    plain, report = make(), replace(make(), quality=QUALITY)
+    tags, text = Tags(html(report)), html(report)
+    assert tags.counts["polyline"] == 3 and tags.counts["circle"] == 6 and tags.counts["rect"] == 8 + 2 * 2 * 2 and "polyline points" not in html(plain)
+    for part in (
+        "Quality on text",
+        "prose.txt",
+        "mean 0.02, 99 % 0.3, max 1.5",
+        "blocks.1: 93.00%",
+        "blocks.1: 4.00e-02",
+        "1,000, source 4,000",
+        "allowed: 0.05",
+    ):
+        assert part in text
+    assert tags.loads == [] and all(p in markdown(report) for p in ("| blocks.0 | 96.00 % | 93.00 % |  |", "| blocks.1 |  |  | 4.00e-02 |"))
+
+
+def test_charts_say_in_words_what_they_show() -> None:
+    text = html(replace(make(), quality=QUALITY))
+    for part in ("the same sets: 93.00%", "‖d‖ / ‖untouched‖: 2.00e-02 to 4.00e-02", "tokens of each expert on the text: 4; in the untouched model: 3 to 5"):
+        assert f"{part}" in text
+    assert text.count("<svg") == text.count('role="img" aria-label="') and "<details><summary>" in text
+
+
+def test_the_cause_of_the_damage_is_shown() -> None:
+    shift = ExpertShift(60, 0.012, 0.004, 0.02)
+    plain, report = replace(make(), quality=QUALITY), replace(make(), quality=replace(QUALITY, shift=shift))
+    tags = Tags(html(report))
+    assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3 and "What the damage comes from" not in html(plain)
+    for text in (html(report), markdown(report)):
+        assert "weights alone 0.012, changed choices alone 0.004, both 0.02" in text
+    assert "weights alone 0.012" in str(report.quality) and "weights alone" not in str(plain.quality)
+
+
+def test_what_passes_say_of_their_work_is_shown() -> None:
+    rows = [{"module": "blocks.<0>", "calibrated": True, "identical_before": 0.81, "identical_after": 0.92345678}]
+    facts = {"blocks": rows, "kinds": {"experts": {"kept": 0, "grids": ["4 bit", "8 bit"]}}, "bytes": 7, "empty": [], "names": ["a"]}
+    step = {**make().steps[0], "name": "calibrate-router(floor=9)", "facts": facts}
+    text = html(replace(make(), steps=(step,)))
+    for part in (
+        "Routers fitted anew",
+        "blocks.&lt;0&gt;: 92.35%",
+        "calibrate-router: blocks",
+        "<td>0.9235",
+        "<td>yes",
+        "calibrate-router: kinds",
+        "4 bit, 8 bit",
+    ):
+        assert part in text
+    assert "calibrate-router: empty" not in text and "calibrate-router: names" not in text and "Routers fitted anew" not in html(make())
+    assert "| experts | 0 | 4 bit, 8 bit |" in markdown(replace(make(), steps=(step,)))
+
+
+def test_texts_are_escaped() -> None:
+    report = replace(make(), source="<script>alert(1)</script>")
+    assert "<script>" not in html(report) and "&lt;script&gt;" in html(report)
+    assert "used &lt;b&gt;twice&lt;/b&gt;" in html(report)
+
+
+def test_the_verdict_follows_the_figures() -> None:
+    good, bad = make(), make(seed=-1)
+    assert verdict(good) == "Equal to the untouched model, every expert reached" and verdict(good) in html(good)
+    assert verdict(bad).startswith("Not equal") and "verdict bad" in html(bad) and "verdict bad" not in html(good)
+
+
+def test_the_verdict_on_an_approximation() -> None:
+    step = {**make().steps[0], "contract": "approximate"}
+    close = replace(make(), quality=QUALITY, steps=(step,))
+    assert verdict(close).startswith("Close to the untouched model: KL divergence 0.02")
+    far = replace(close, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01)))
+    assert verdict(far).startswith("Not close enough") and "0.01 allowed" in verdict(far) and "verdict bad" in html(far)
+
+
+def test_markdown_has_the_tables() -> None:
+    report = replace(make(), artefacts=(Artefact("model.onnx", "ab" * 32, 1234),))
+    text = markdown(report)
+    for part in ("| logits |", "| blocks.1 | 4/4 | – |", "| fuse-moe | exact | 2 |", "| model.onnx | 1,234 |", "used <b>twice</b>"):
+        assert part in text
+    widths = [line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith(("| logits", "| output"))]
+    assert len(set(widths)) == 1
+
+
+def test_facts_of_any_shape_become_a_table() -> None:
+    rows, columns = block_table([{"module": "a", "kernel": "MoE"}, {"module": "b", "why": "wide"}])
+    assert columns == ["module", "kernel", "why"] and rows == [["a", "MoE", ""], ["b", "", "wide"]]
+
+
+def test_what_the_backend_says_of_attention_is_shown() -> None:
+    shown = replace(make(), facts={"attention": [{"node": "attention_3", "why": "sinks & all"}]}).to_html()
+    assert "How attention runs" in shown and "attention_3" in shown and "sinks &amp; all" in shown
+    assert "How attention runs" not in replace(make(), facts={}).to_html()
+
+
+def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() -> None:
+    report = make()
+    assert proof_note(report) == "" and proof_note(replace(report, target="onnxruntime:cuda", facts={"verified_by": "onnxruntime:cpu"})) == ""
+    stood_in = replace(report, target="tensorrt-rtx:sm86", facts={"verified_by": "onnxruntime"})
+    assert "verified by onnxruntime" in proof_note(stood_in) and "moec verify" in proof_note(stood_in)
+    assert "moec build" in proof_note(replace(stood_in, built=False))
+    open_ = replace(stood_in, facts={"verified_by": "onnxruntime, otherwise", "unproven": ["how fast", "how exact"]})
+    assert "verified by onnxruntime, otherwise, which" in proof_note(open_) and proof_note(open_).endswith("; not proven: how fast; not proven: how exact")
+    assert proof_note(stood_in) in markdown(stood_in) and "which ran the graph that the engine is made from" in html(stood_in)
+
+
+def test_the_backends_tables_are_in_the_text() -> None:
+    report = replace(make(), facts={"blocks": [{"module": "blocks.0", "why": "few tokens"}], "profiles": [{"profile": "decode", "sequence": "1"}]})
+    text = markdown(report)
+    assert "## How each block runs" in text and "| blocks.0 | few tokens |" in text and "| decode | 1 |" in text
+    assert "few tokens" in html(report) and "Sizes that it is built for" in html(report)

@@ -1,0 +1,121 @@
+"""A report is read back as it was written, equal for equal inputs, and notices files that changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
+from moec.pipeline.pipeline import StepReport
+from moec.proof.agreement import Agreement, BlockAgreement, LayerError
+from moec.proof.compare import Tolerance
+from moec.proof.damage_by_cause import ExpertShift
+from moec.proof.quality import Exam, Quality
+from moec.proof.verification import verify
+from moec.report.report import SCHEMA, Report, check_artefacts, environment, hash_artefacts, step_facts
+from tests.moe_module import MoeModel, source_of
+
+STEP = StepReport("fuse-moe", "exact", 2, 1.25, "abcd", [{"pass_name": "fuse-moe", "node": "linear_3", "reason": "used <b>twice</b>", "source_line": ""}])
+
+INSIDE = Agreement(
+    70, tuple(BlockAgreement(f"blocks.{n}", 0.96, 0.93, (5, 3), (4, 4)) for n in (0, 1)), (LayerError("blocks.0", 0.02), LayerError("blocks.1", 0.04))
+)
+QUALITY = Quality(Exam("prose.txt", max_kl=0.05), "ab", 7, 70, 20.0, 21.0, 0.04879, 0.02, 0.3, 1.5, 0.97, INSIDE, 1000, 4000)
+
+
+def make(folder: Path | None = None, seed: int = 0) -> Report:
+    """A report of a real verification."""
+    source = source_of(MoeModel())
+    program = source.capture()
+    wrong = source_of(MoeModel(seed=1)).capture() if seed < 0 else program
+    found = verify(source, EagerEngine(wrong), program, Tolerance.of(torch.float32), seed=max(0, seed))
+    return Report(
+        "tiny", "onnxruntime", "fuse-moe", found.comparison, found.coverage, seed, steps=step_facts([STEP]), environment=environment({"runtime": "1.0"}),
+        facts={"blocks": [{"module": "blocks.0", "kernel": "MoE"}]}, artefacts=hash_artefacts(folder) if folder else (),
+    )  # fmt: skip
+
+
+def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"123")
+    text = make(tmp_path).to_json()
+    assert Report.from_json(text).to_json() == text
+    (tmp_path / "moec.json").write_text(text)
+    again = Report.read(tmp_path / "moec.json")
+    assert again.ok and again.coverage.complete and again.comparison.outputs[0].name == "logits" and again.artefacts[0].size_bytes == 3
+
+
+def test_the_quality_is_read_back_and_decides() -> None:
+    report = replace(make(), quality=QUALITY)
+    again = Report.from_json(report.to_json())
+    assert again.quality == QUALITY and again.ok and "perplexity x 1.0500" in again.headline()
+    assert not replace(report, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01))).ok
+    moved = replace(report, quality=replace(QUALITY, shift=ExpertShift(60, 0.01, math.inf, 0.02)))
+    assert Report.from_json(moved.to_json()).quality == moved.quality
+    older = json.loads(make().to_json())
+    del older["quality"]  # as reports were before there was one
+    assert Report.from_json(json.dumps(older)).quality is None
+    unsplit = json.loads(report.to_json())
+    del unsplit["quality"]["shift"]
+    assert Report.from_json(json.dumps(unsplit)).quality == QUALITY
+
+
+def test_equal_inputs_give_equal_bytes_and_other_seeds_do_not() -> None:
+    assert make().to_json() == make().to_json()
+    assert make().to_html() == make().to_html()
+    assert make().to_json() != make(seed=5).to_json()
+
+
+def test_nothing_that_changes_between_runs_is_in_it() -> None:
+    text = json.dumps(make().to_dict())
+    assert "time_ms" not in text and (not platform.node() or platform.node() not in text)
+
+
+def test_a_failure_can_be_written_too() -> None:
+    report = make(seed=-1)
+    assert not report.ok and report.headline().startswith("DIFFERS")
+    endless = replace(report.comparison.outputs[0], deviation=float("inf"), problem="NaN")
+    report = replace(report, comparison=replace(report.comparison, outputs=(endless,)))
+    assert Report.from_json(report.to_json()).comparison.outputs[0].deviation == float("inf")
+
+
+def test_a_newer_schema_is_refused() -> None:
+    newer = make().to_json().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}')
+    with pytest.raises(MoecError, match="schema") as error:
+        Report.from_json(newer)
+    assert error.value.code == "M201"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "comparison": 3, "coverage": {}}'])
+def test_what_is_not_a_report_is_refused(text: str) -> None:
+    with pytest.raises(MoecError) as error:
+        Report.from_json(text)
+    assert error.value.code == "M106"
+
+
+def test_a_missing_report_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as error:
+        Report.read(tmp_path / "moec.json")
+    assert error.value.code == "M106"
+
+
+def test_changed_files_are_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"123")
+    (tmp_path / "report.html").write_text("is not hashed")
+    report = make(tmp_path)
+    assert [a.name for a in report.artefacts] == ["model.onnx"]
+    check_artefacts(report, tmp_path)
+    file.write_bytes(b"124")
+    check_artefacts(report, tmp_path, "size")
+    for change, says in ((b"124", "changed"), (b"1234", "4 bytes"), (None, "missing")):
+        file.unlink() if change is None else file.write_bytes(change)
+        with pytest.raises(MoecError, match=says) as error:
+            check_artefacts(report, tmp_path)
+        assert error.value.code == "M106"

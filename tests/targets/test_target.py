@@ -1,0 +1,34 @@
+"""Targets are plain data: parsed from text and printed back."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.errors import MoecError
+from moec.targets.target import Target
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("onnxruntime", Target("onnxruntime")),
+        ("onnxruntime:cuda", Target("onnxruntime", "cuda")),
+        ("onnxruntime:cuda,precision=fp16", Target("onnxruntime", "cuda", {"precision": "fp16"})),
+        ("tensorrt-rtx:sm86,sm89,sm120,precision=fp16", Target("tensorrt-rtx", "sm86,sm89,sm120", {"precision": "fp16"})),
+        ("onnxruntime:precision=fp16,threads=2", Target("onnxruntime", "", {"precision": "fp16", "threads": "2"})),
+    ],
+)
+def test_round_trip(text: str, target: Target) -> None:
+    assert Target.parse(text) == target
+    assert str(target) == text
+
+
+@pytest.mark.parametrize("text", ["", ":cuda", "onnxruntime:cuda,sm90", "onnxruntime:sm90,cuda", "onnxruntime:precision=", "onnxruntime:=fp16", "on nx"])
+def test_what_is_no_target_is_refused(text: str) -> None:
+    with pytest.raises(MoecError) as caught:
+        Target.parse(text)
+    assert caught.value.code == "M201"
+
+
+def test_blanks_do_not_matter() -> None:
+    assert Target.parse(" onnxruntime:cuda, precision=fp16 ") == Target("onnxruntime", "cuda", {"precision": "fp16"})
