@@ -66,7 +66,7 @@ def torch_model(case: Case, implementation: str, compiled: bool = False) -> Prep
 def moec_engine(case: Case, optimize_for: str, target: str = "onnxruntime") -> Prepare:
     """What a user gets from `moec.compile`; the target `onnxruntime:cuda` is ONNX Runtime's MoE operator, run on the CPU here."""
     import moec
-    from moec.compiler.compile import find_backend
+    from moec.targets.backend import find_backend
     from moec.targets.target import Target
 
     folder = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"

@@ -43,10 +43,12 @@ from torch import Tensor, fx
 from moec.capture.source import Source
 from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.execution.trace import EXPERTS, MOE, choice
+from moec.execution.choices import choice
 from moec.pipeline.calibration import CalibrationText
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import LOGITS, text_inputs
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.text.corpus import corpus_of, read_calibration
 

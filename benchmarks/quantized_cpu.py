@@ -37,7 +37,8 @@ def engine(case: Case, bits: int, form: str = "", accuracy: str = "exact", optim
     from moec import api
     from moec.backends.onnxruntime import Onnxruntime
     from moec.backends.onnxruntime.experts import lower
-    from moec.pipeline.pipeline import Context, Pipeline
+    from moec.pipeline.passes import Context
+    from moec.pipeline.pipeline import Pipeline
     from moec.targets.target import Target
 
     if form:

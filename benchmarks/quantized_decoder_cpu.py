@@ -41,7 +41,8 @@ EXACT, ROUNDED = 1e-3, 0.25  # max |d|/std from the program that an engine was b
 def quantized(folder: Path, pipeline: str) -> Program:
     """The decoder with its cache, after a pipeline."""
     from moec import api
-    from moec.pipeline.pipeline import Context, Pipeline
+    from moec.pipeline.passes import Context
+    from moec.pipeline.pipeline import Pipeline
 
     return Pipeline.parse(pipeline).run(api.open_source(str(folder)).capture(), Context())[0]
 
@@ -50,7 +51,7 @@ def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
     """moec's engine of a pipeline; wrong numbers are an error."""
     from moec.backends.onnxruntime import Onnxruntime
     from moec.execution.generation import continuation
-    from moec.pipeline.pipeline import Context
+    from moec.pipeline.passes import Context
     from moec.targets.target import Target
 
     target, backend = Target.parse(f"onnxruntime:accuracy={accuracy}"), Onnxruntime()

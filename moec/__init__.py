@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from moec.capture.stored_program import load_program, save_program
     from moec.execution.engine import Engine
     from moec.huggingface.accelerate import accelerate
-    from moec.pipeline.pipeline import Pass, Pipeline
+    from moec.pipeline.passes import Pass
+    from moec.pipeline.pipeline import Pipeline
     from moec.program.program import Program
     from moec.report.report import Report
     from moec.targets.target import Target

@@ -13,9 +13,11 @@ from moec.bench.decoders import DecoderBenchmark, bench_decoders
 from moec.bench.engines import Benchmark, bench_engines
 from moec.capture.export import Dynamic, capture
 from moec.capture.source import Source
-from moec.compiler.compile import Options, Verify, compile_source, find_backend
+from moec.compiler.compile import compile_source
 from moec.compiler.finish import complete_engine, options_of
+from moec.compiler.made import require_same_text
 from moec.compiler.open import open_source
+from moec.compiler.options import Options, Verify
 from moec.compiler.prove_again import bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
@@ -26,12 +28,14 @@ from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
-from moec.proof.coverage import verification_sizes
-from moec.proof.examination import require_same_text
+from moec.proof.inputs import verification_sizes
 from moec.proof.quality import Exam
 from moec.proof.verification import Verification
+from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program
-from moec.report.report import Report, check_artefacts
+from moec.report.page import html
+from moec.report.report import Report
+from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
 
@@ -75,7 +79,7 @@ def compile(
         out: the engine folder; it appears only when everything went well.
         target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
-        optimize_for, verify, tolerance, seed: see `moec.compiler.compile.Options`.
+        optimize_for, verify, tolerance, seed: see `moec.compiler.options.Options`.
         save_hf: also write the model after the named passes as a checkpoint: upcycled for transformers, quantized for vLLM; see
             `moec.huggingface.saving.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
@@ -132,7 +136,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     """
     path = Path(folder)
     report = Report.read(path / MANIFEST)
-    check_artefacts(report, path, check)
+    check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
     return find_backend(target).load(model_folder(path), target)
 
@@ -160,7 +164,7 @@ def page(engine: str | Path, proof: Verification) -> str:
         "quality": proof.quality,
         "decided": proof.decided,
     }
-    return replace(read_report(engine), **later).to_html()
+    return html(replace(read_report(engine), **later))
 
 
 def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:

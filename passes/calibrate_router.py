@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.execution.trace import module_path, moe_nodes
 from moec.experts.router_calibration import Block, Settings, calibrate
 from moec.pipeline.calibration import BATCH
-from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.decoder_signature import text_inputs
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
-from moec.proof.compare import Sample
+from moec.program.provenance import module_path
+from moec.program.signature import Sample
 from moec.recognition.linear import find_linears
 from moec.recognition.router_place import find_router
 from moec.recognition.router_region import NotARouter

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from moec.pipeline.pipeline import Context, Pass
+from moec.pipeline.passes import Context, Pass
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.linear import value_of

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from moec.dialect import Activation, Routing
-from moec.pipeline.pipeline import Context, Pass
+from moec.pipeline.passes import Context, Pass
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.linear import Linear, find_linears, value_of

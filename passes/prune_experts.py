@@ -11,11 +11,12 @@ from torch import Tensor
 
 from moec.dialect import Routing
 from moec.errors import MoecError
-from moec.execution.trace import module_path, moe_nodes
 from moec.experts.cut import Mixture, cut, find_mixture, rename, together
 from moec.experts.scores import SCORES, Tally, best, shares, tally
-from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.recognition.linear import find_linears
 from moec.recognition.router_region import NotARouter
 

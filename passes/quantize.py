@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.quantization.bit_budget import Budget, without_data
+from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.hessians import coverage, enough_text
-from moec.quantization.rounding import INTEGERS, Grid, Made, Packed, quantize_stack
+from moec.quantization.rounding import Made, Packed, quantize_stack
 from moec.quantization.sequential import Key, Sequential, key_of
 from moec.quantization.settings import KINDS, Settings
 from moec.quantization.small_floats import Floats

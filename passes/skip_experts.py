@@ -11,10 +11,11 @@ import torch
 from torch import fx
 
 from moec.errors import MoecError
-from moec.execution.trace import module_path, moe_nodes
-from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.decoder_signature import IDS, MASK
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.program.rewriting import call_like
 from moec.recognition.linear import value_of
 

@@ -13,7 +13,7 @@ from torch import fx
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.experts import initialization as init
-from moec.pipeline.pipeline import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn, find_ffns

@@ -8,7 +8,7 @@ import pytest
 
 from moec import registry
 from moec.errors import MoecError
-from moec.pipeline.pipeline import Pass, kebab
+from moec.pipeline.passes import Pass, kebab
 
 ROOT = Path(__file__).parents[1]
 

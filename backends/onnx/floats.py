@@ -11,9 +11,9 @@ import torch
 from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.packed import Quantized
 from moec.backends.onnx.tensors import DTYPES, weight_of
-from moec.execution.engine import Refusal
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
+from moec.targets.backend import Refusal
 from moec.weights.lazy import Weight
 
 

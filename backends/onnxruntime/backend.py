@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
-from moec.execution.engine import Backend, Engine, Probe, Refusal
+from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
+from moec.targets.backend import Backend, Probe, Refusal
 from moec.targets.target import Target
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moec.backends.onnx import export
-from moec.backends.onnxruntime.experts.kernel import is_native
+from moec.backends.onnxruntime.experts.native_rule import is_native
 from moec.program.program import Program
 
 OPSET = 20

@@ -16,10 +16,11 @@ from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, Plan
 from moec.backends.tensorrt.profiles import PREFIX, Profile, limits_of, profiles
 from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
-from moec.execution.engine import Backend, Engine, Probe, Refusal
+from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
+from moec.targets.backend import Backend, Probe, Refusal
 from moec.targets.target import Target
 
 MODEL_FILE = "model.onnx"

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moec.dialect import Activation
-from moec.execution.engine import Refusal
 from moec.kernels.dispatch import has_triton
+from moec.targets.backend import Refusal
 
 NATIVE = (100, 103, 110)  # compute capabilities of the MoE layer
 KERNELS = (80, 86, 87, 89, 90, 120, 121)  # those that moec's own kernels are compiled for

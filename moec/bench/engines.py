@@ -17,8 +17,8 @@ from moec.execution.engine import Engine
 from moec.execution.memory import peak_rss_bytes, reset_peak, rss_bytes
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input
-from moec.proof.compare import Sample
-from moec.proof.coverage import verification_sizes
+from moec.program.signature import Sample
+from moec.proof.inputs import verification_sizes
 
 Result = TypeVar("Result")
 

@@ -22,10 +22,11 @@ from moec.errors import CODES, EXIT_CODES, MoecError
 def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> None:
     """Show what MODEL (or an engine's folder) holds: blocks, routing, parameters, FLOPs. Loads no weights."""
     from moec import api
+    from moec.report.page import markdown
 
     if (Path(model) / "moec.json").exists():
         report = api.read_report(model)
-        emit(report.to_dict()) if as_json else click.echo(report.to_markdown())
+        emit(report.to_dict()) if as_json else click.echo(markdown(report))
         return
     found = api.inspect(model, **opening)
     if as_json:

@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from moec.compiler.compile import PAGE, Options, Verify, find_backend, judge, make_report, prove
-from moec.compiler.prove_again import Made
+from moec.compiler.made import Made, calibration_of
+from moec.compiler.options import Options, Verify
+from moec.compiler.proving import judge, prove
+from moec.compiler.publish import PAGE, make_report
 from moec.compiler.staging import MANIFEST, staging
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Pipeline
 from moec.progress import Progress
-from moec.proof.examination import calibration_of
+from moec.report.page import html
 from moec.report.report import Report
+from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.corpus import corpus_of
 
@@ -64,7 +67,7 @@ def complete_engine(folder: Path, opening: Mapping[str, Any], model: str | None 
         report = make_report(source, options, program, [], facts, proof, made.backend, new)
         report = replace(report, source=made.report.source, steps=made.report.steps)
         (new / MANIFEST).write_text(report.to_json(), encoding="utf-8")
-        (new / PAGE).write_text(report.to_html(), encoding="utf-8")
+        (new / PAGE).write_text(html(report), encoding="utf-8")
     return report
 
 

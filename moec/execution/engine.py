@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,8 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import complete
 from moec.program.program import PLUS, Input, Program
-from moec.progress import Progress
-from moec.targets.target import Target
 
 
 class Engine(ABC):
@@ -108,113 +103,3 @@ class EagerEngine(Engine):
         with torch.inference_mode():
             values = self._module(*(inputs[i.name] for i in self.inputs))
         return dict(zip(self.outputs, values, strict=True))
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One reason why a target cannot take a program.
-
-    Attributes:
-        reason: what is not supported.
-        where: the node or option.
-        fix: the way out.
-    """
-
-    reason: str
-    where: str
-    fix: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What a backend finds on this machine.
-
-    Attributes:
-        available: whether engines can be built and run here.
-        versions: package -> version.
-        devices: what the runtime offers (execution providers, GPUs).
-        missing: what is not here, empty when available.
-        install: the command that installs it, or another way out.
-        code: of the error that says so: M301 for software, M302 for hardware.
-    """
-
-    available: bool
-    versions: dict[str, str] = field(default_factory=dict)
-    devices: tuple[str, ...] = ()
-    missing: str = ""
-    install: str = ""
-    code: str = "M301"
-
-
-class Backend(ABC):
-    """A runtime that programs are lowered to. One class a file in `backends/`, named as the runtime."""
-
-    name: str
-
-    @abstractmethod
-    def probe(self, target: Target) -> Probe:
-        """What is installed here; never raises."""
-
-    @abstractmethod
-    def options(self, target: Target) -> list[Refusal]:
-        """What of the target's own text is not understood; asked before any work is done."""
-
-    def precision(self, target: Target) -> torch.dtype:
-        """The floating dtype that the target computes in."""
-        return torch.float32
-
-    @abstractmethod
-    def supports(self, program: Program, target: Target) -> list[Refusal]:
-        """Why this program cannot be built for the target; empty means it can."""
-
-    def deviation(self, program: Program, target: Target) -> float | None:
-        """How far the target's own kernels may be from the program that they run, as `max |d|/std`, where the user chose inexact ones; None
-        for kernels that only round in their precision."""
-        return None
-
-    @abstractmethod
-    def legalize(self, target: Target) -> Pipeline:
-        """The passes that bring a program into the form that `build` takes."""
-
-    @abstractmethod
-    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
-        operator with the lowering that it got and why. Where a stand-in runs them for the proof, `stand_in` says in phrases what that does
-        otherwise, and `unproven` what it leaves open."""
-
-    def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        """The part of `build` that needs neither the target's runtime nor its hardware, for `moec compile --no-build`; facts as `build`'s.
-
-        Raises:
-            MoecError: M208 where building has no such part.
-        """
-        raise MoecError("M208", f"building for {self.name} needs no other machine", str(target), "compile without --no-build")
-
-    def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        """The rest of `build`, on what `export` wrote, or again on what `build` wrote; facts that take the place of older ones.
-
-        Raises:
-            MoecError: M208 where building has no such part.
-        """
-        raise MoecError("M208", f"an engine for {self.name} is built already", str(target), "compile it anew with `moec compile --from moec.json`")
-
-    def layouts(self, target: Target) -> tuple[str, ...]:
-        """The layouts of `moec.layouts` whose clients can run this target's engines."""
-        return ("plain", "genai", "triton")
-
-    @abstractmethod
-    def outputs(self, folder: Path) -> tuple[Input, ...]:
-        """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs' are; reads no weights."""
-
-    def shares_cache(self, folder: Path) -> bool:
-        """Whether past and present of every layer of the decoder in this folder may be one buffer, to which it appends; reads no weights."""
-        return False
-
-    def stand_in(self, target: Target, built: bool = True) -> Target | None:
-        """A target of this machine that runs the same files, for the proof where the target's own hardware is missing, or the engine is not
-        `built` yet; None where all is here, or nothing else runs them. Asked also where the runtime is not installed."""
-        return None
-
-    @abstractmethod
-    def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
-        """An engine from the files that `build` wrote. Without `prepack` its weights stay memory-mapped where the runtime can."""

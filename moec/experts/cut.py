@@ -10,8 +10,9 @@ import torch
 from torch import fx
 
 from moec.dialect import Routing
-from moec.execution.trace import EXPERTS, MOE, module_path
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.program.rewriting import call_like
 from moec.recognition.linear import Linear, constant, value_of
 from moec.recognition.router_region import NotARouter, handed_on, hands_on, route_behind

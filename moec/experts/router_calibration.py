@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from moec.execution.choices import chosen
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import chosen, module_path
 from moec.experts.router_fit import Fit, Lesson, best_experts, fit_router
 from moec.program.program import Program
-from moec.proof.compare import Sample
+from moec.program.provenance import module_path
+from moec.program.signature import Sample
 from moec.recognition.router_place import RouterPlace
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Activation
+from moec.execution.choices import choice
 from moec.execution.lockstep import Stop, hold, walk
 from moec.execution.streaming import lazy_expert
-from moec.execution.trace import EXPERTS, choice
+from moec.program.moe_call import EXPERTS
 from moec.program.program import Program
 from moec.weights.lazy import Weight
 

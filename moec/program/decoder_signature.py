@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.errors import MoecError
 from moec.program.signature import PLUS, Input
 
 PAST, SEQUENCE = "past_sequence", "sequence"
@@ -93,3 +94,12 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
     if value.dim() == 4 and value.shape[2] == mask.shape[1]:
         return value.transpose(1, 2)[mask]
     return value[mask[:, -length:]] if value.dim() > 1 and value.shape[1] == length else value
+
+
+def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: str) -> None:
+    """Raise M211 unless a signature is that of a language model: tokens in, and logits out."""
+    known = {IDS, MASK, *(c.name for c in cache_inputs(inputs))}
+    names = [i.name for i in inputs]
+    if IDS not in names or not set(names) <= known or LOGITS not in outputs:
+        what = f"no quality on text: it maps {', '.join(names[:3])} to {', '.join(outputs[:3])}"
+        raise MoecError("M211", what, name, f"--text is for causal language models, with {IDS} in and {LOGITS} over the vocabulary out")

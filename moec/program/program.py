@@ -25,7 +25,7 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 
 @dataclass(frozen=True)
 class Step:
-    """What one pass did to a program; `by_call`: see `moec.pipeline.pipeline.Pass`."""
+    """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`."""
 
     name: str
     rewrites: int

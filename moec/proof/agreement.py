@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.execution.trace import EXPERTS, MOE, cached_values, chosen, module_path, module_paths, moe_nodes, trace
+from moec.execution.choices import chosen
+from moec.execution.trace import cached_values, trace
 from moec.program.decoder_signature import IDS
+from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
-from moec.proof.compare import Sample
+from moec.program.provenance import module_path, module_paths
+from moec.program.signature import Sample
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from moec.execution.choices import choice
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
-from moec.execution.trace import EXPERTS, MOE, cached_values, choice, module_path, module_paths, trace, trace_module
+from moec.execution.trace import cached_values, trace, trace_module
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
-from moec.proof.compare import Sample, Tolerance, compare
+from moec.program.provenance import module_path, module_paths
+from moec.program.signature import Sample
+from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import Kept
 
 Values = dict[str, list[Tensor]]  # by a module's dotted name

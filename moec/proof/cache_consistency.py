@@ -1,6 +1,6 @@
 """Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no difference.
 
-A pass may make results depend on how a text is cut into calls (`moec.pipeline.pipeline.Pass.by_call`). Then this cannot be asked; what must hold
+A pass may make results depend on how a text is cut into calls (`moec.pipeline.passes.Pass.by_call`). Then this cannot be asked; what must hold
 still is that the engine says in every call what the program says in PyTorch in the same call, with the cache of its own earlier ones.
 """
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, present_name
-from moec.proof.compare import Sample, Tolerance
+from moec.program.signature import Sample
+from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import Decided, Kept
 
 SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right

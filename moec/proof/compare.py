@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.decoder_signature import without_padding
-from moec.program.signature import converted
+from moec.program.signature import Sample, converted
 from moec.proof.decided_tokens import Kept
-
-Sample = Mapping[str, Tensor]
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}

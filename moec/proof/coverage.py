@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from moec.capture.source import Source
 from moec.dialect import Routing
-from moec.execution.trace import EXPERTS, MOE, choice, logits_of, module_path, moe_nodes, trace
-from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
-from moec.program.program import Input, Program, dynamic_dimensions
-from moec.proof.compare import Sample
-from moec.proof.decided_tokens import NOISE, Decided, Kept, hanging, is_causal, look
-
-# (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one long
-_SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
-# (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with and without a cache,
-# and a prompt long enough for the kernels that engines keep for those
-_DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (4, 5, 0), (2, 37, 0), (2, 131, 0))
-_SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
-_ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
+from moec.execution.choices import choice, logits_of
+from moec.execution.trace import trace
+from moec.program.moe_call import EXPERTS, MOE, moe_nodes
+from moec.program.program import Program
+from moec.program.provenance import module_path
+from moec.program.signature import Sample
+from moec.proof.decided_tokens import NOISE, hanging
 
 
 @dataclass(frozen=True)
@@ -91,166 +84,36 @@ class Coverage:
 
 
 @dataclass
-class _Record:
+class RunLoad:
     """Counts of one run: expert assignments by node name, tokens, and tokens whose choice hangs on rounding."""
 
     assignments: dict[str, Tensor]
     tokens: int = 0
     undecided: int = 0
 
-    def adds_to(self, others: Sequence[_Record]) -> bool:
+    def adds_to(self, others: Sequence[RunLoad]) -> bool:
         """Whether this run reached an expert that the others did not."""
         seen = _total(others)
         return any(bool(((n > 0) & (seen[name] == 0)).any()) for name, n in self.assignments.items())
 
 
-def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
-    """Sizes of the dynamic dimensions to verify at, all unlike the capture's.
-
-    The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different lengths get
-    different sizes, so that a mix-up of two cannot go unnoticed.
-    """
-    if cache_inputs(inputs):
-        return [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
-    names = dynamic_dimensions(inputs)
-    sizes = [{n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)} for batch, length in _SIZES]
-    return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
-
-
-def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 48) -> tuple[list[Sample], Coverage]:
-    """Find inputs that together reach every expert of a program.
-
-    One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the fewest choices
-    that hang on rounding. Then up to `tries` more are looked at, larger ones (sweeps over the vocabulary, one token repeated, scaled
-    floats), until all are reached, and kept when they reach an expert that none did before.
-    """
-    sizes = sizes or verification_sizes(source.inputs)
-    kept = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
-    samples, records, tried = [s for s, _ in kept], [r for _, r in kept], len(kept)
-    for candidate in _candidates(source, sizes[-1], seed, tries):
-        if not _missed(records):
-            break
-        record, tried = _run(program, candidate), tried + 1
-        if record.adds_to(records):
-            samples.append(candidate)
-            records.append(record)
-    return samples, _summary(program, records, tried)
-
-
-@dataclass(frozen=True)
-class DecidedInputs:
-    """Inputs for a proof in half precision: what of each can be compared, which experts that reaches, and how much of all it is."""
-
-    samples: list[Sample]
-    kept: list[Kept]
-    coverage: Coverage
-    decided: Decided
-
-
-def reach_decided(
-    program: Program, source: Source, sizes: Sequence[Mapping[str, int]], precision: torch.dtype, seed: int = 0, tries: int = 48, full: Coverage | None = None,
-    holds: Callable[[Sample], bool] = lambda _sample: True,
-) -> DecidedInputs:  # fmt: skip
-    """`reach_experts`, where only tokens count whose experts are decided in `precision`, and that see no undecided one.
-
-    Of three seeds, an input is taken with most of its tokens; the search goes on with short texts, in which few tokens see many.
-
-    Args:
-        full: experts that inputs reach at all; one among them that no token kept reaches is counted in `Decided.lost`.
-        holds: whether the engine takes an input; others are not looked at.
-    """
-    causal = is_causal(program, source.sample(max(sizes, key=lambda s: sum(s.values())), seed))
-    noise, searched = NOISE[precision], min(sizes, key=lambda s: abs(sum(s.values()) - _SHORT))
-    found = [_most_kept(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
-    records, tried = [_Record(load, k.compared) for _, k, load in found], len(found)
-    for candidate in filter(holds, _candidates(source, searched, seed, tries)):
-        if not _missed(records):
-            break
-        kept, load = look(program, candidate, noise, causal)
-        record, tried = _Record(load, kept.compared), tried + 1
-        if record.adds_to(records):
-            found.append((candidate, kept, load))
-            records.append(record)
-    coverage = _summary(program, records, tried)
-    decided = Decided(str(precision)[6:], noise, sum(k.compared for _, k, _ in found), sum(k.total for _, k, _ in found), _lost(coverage, full))
-    return DecidedInputs([s for s, _, _ in found], [k for _, k, _ in found], coverage, decided)
-
-
-def most_decided(program: Program, source: Source, sizes: Mapping[str, int], precision: torch.dtype, seed: int) -> tuple[Sample, Kept]:
-    """A random input of these sizes, of three seeds the one of which most can be compared, and what that is."""
-    causal = is_causal(program, source.sample(sizes, seed))
-    return _most_kept(program, source, sizes, seed, NOISE[precision], causal)[:2]
-
-
-def _most_kept(program: Program, source: Source, sizes: Mapping[str, int], seed: int, noise: float, causal: bool) -> tuple[Sample, Kept, dict[str, Tensor]]:
-    samples = [source.sample(sizes, seed + attempt) for attempt in range(3)]
-    return max(((s, *look(program, s, noise, causal)) for s in samples), key=lambda found: found[1].compared)
-
-
-def _lost(coverage: Coverage, full: Coverage | None) -> int:
-    """Experts that were reached, and are not by what was kept."""
-    pairs = zip(full.loads, coverage.loads, strict=True) if full else ()
-    return sum(len(set(b.missed) - set(a.missed)) for a, b in pairs)
-
-
-def decided_sample(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> Sample:
-    """A random input of these sizes; of three seeds, the one with the fewest choices of experts that hang on rounding."""
-    return _decided(program, source, sizes, seed)[0]
-
-
 def measure_load(program: Program, samples: Sequence[Sample]) -> Coverage:
     """Which experts these samples reach, and how often."""
-    return _summary(program, [_run(program, sample) for sample in samples], len(samples))
+    return summarize(program, [run_load(program, sample) for sample in samples], len(samples))
 
 
-def _total(records: Sequence[_Record]) -> dict[str, Tensor]:
+def _total(records: Sequence[RunLoad]) -> dict[str, Tensor]:
     return {name: torch.stack([r.assignments[name] for r in records]).sum(0) for name in records[0].assignments}
 
 
-def _missed(records: Sequence[_Record]) -> bool:
+def missed_any(records: Sequence[RunLoad]) -> bool:
+    """Whether some expert was reached by none of these runs."""
     return any(bool((n == 0).any()) for n in _total(records).values())
 
 
-def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> tuple[Sample, _Record]:
-    """The first of three seeds without a choice that hangs on rounding, else the one with the fewest."""
-    best: tuple[Sample, _Record] | None = None
-    for attempt in range(3):
-        sample = source.sample(sizes, seed + attempt)
-        record = _run(program, sample)
-        if best is None or record.undecided < best[1].undecided:
-            best = sample, record
-        if not record.undecided:
-            break
-    assert best is not None
-    return best
-
-
-def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int) -> Iterator[Sample]:
-    """Inputs unlike each other: sweeps over the vocabulary, single repeated tokens, floats of other magnitudes, random ones."""
-    floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
-    tokens = [i.name for i in source.inputs if i.name in source.domains and source.domains[i.name].kind == "token"]
-    wide = {name: _ROWS if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
-    for attempt in range(tries):
-        sample = source.sample(wide, seed + 1000 + attempt)
-        if attempt % 3 != 2:
-            sample |= {name: _sweep(sample[name], source.domains[name].high, attempt // 3, seed) for name in tokens}
-        if attempt % 3 == 1:  # one token a row: what an expert gets may hang on the token alone
-            sample |= {name: sample[name][..., :1].expand_as(sample[name]).contiguous() for name in tokens}
-        if attempt % 2:
-            sample |= {name: sample[name] * (0.1, 3.0, 10.0)[attempt // 2 % 3] for name in floats}
-        yield sample
-
-
-def _sweep(like: Tensor, vocabulary: int, number: int, seed: int) -> Tensor:
-    """The `number`-th block of a random order of the whole vocabulary: no token twice before all were there once."""
-    order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(seed + number * like.numel() // vocabulary))
-    place = torch.arange(number * like.numel(), (number + 1) * like.numel()) % vocabulary
-    return order[place].view_as(like).to(like.dtype)
-
-
-def _run(program: Program, sample: Sample) -> _Record:
+def run_load(program: Program, sample: Sample) -> RunLoad:
     """Run a program and count what its MoE operators choose."""
-    record = _Record({})
+    record = RunLoad({})
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
@@ -270,7 +133,8 @@ def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
     return int(hanging(logits, bias, rule, NOISE[torch.float32]).sum())
 
 
-def _summary(program: Program, records: Sequence[_Record], tried: int) -> Coverage:
+def summarize(program: Program, records: Sequence[RunLoad], tried: int) -> Coverage:
+    """The coverage of these runs together; `tried` inputs were looked at to find them."""
     total = _total(records)
     loads = tuple(ExpertLoad(n.name, module_path(n), tuple(int(c) for c in total[n.name])) for n in moe_nodes(program))
     return Coverage(loads, len(records), tried, sum(r.tokens for r in records), sum(r.undecided for r in records))

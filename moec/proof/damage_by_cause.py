@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Activation, Routing
+from moec.execution.choices import choice
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import MOE, choice, moe_nodes
 from moec.program.decoder_signature import LOGITS, text_inputs
+from moec.program.moe_call import MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.rewriting import call_like
-from moec.proof.compare import Sample
+from moec.program.signature import Sample
 from moec.proof.divergence import divergence
 from moec.recognition.linear import value_of
 

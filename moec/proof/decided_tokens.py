@@ -16,9 +16,11 @@ from torch import Tensor, fx
 
 from moec.dialect import Routing, route_reference
 from moec.errors import MoecError
+from moec.execution.choices import choice, logits_of
 from moec.execution.streaming import StreamingEngine
-from moec.execution.trace import EXPERTS, MOE, ROUTE, choice, logits_of, trace
+from moec.execution.trace import trace
 from moec.program.decoder_signature import IDS, MASK, cache_inputs
+from moec.program.moe_call import EXPERTS, MOE, ROUTE
 from moec.program.program import Program
 from moec.program.signature import converted
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, text_inputs
-from moec.program.program import Input
+from moec.program.decoder_signature import LOGITS, require_text_model, text_inputs
 from moec.proof.agreement import Agreement
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.divergence import divergence
@@ -146,15 +145,6 @@ class Quality:
         for layer in self.agreement.layers if self.agreement else ():
             lines.append(f"  {layer.module:<28} error {layer.relative:.3g}")
         return "\n".join([*lines, *(f"  NOT ALLOWED: {p}" for p in self.problems)])
-
-
-def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: str) -> None:
-    """Raise M211 unless a signature is that of a language model: tokens in, and logits out."""
-    known = {IDS, MASK, *(c.name for c in cache_inputs(inputs))}
-    names = [i.name for i in inputs]
-    if IDS not in names or not set(names) <= known or LOGITS not in outputs:
-        what = f"no quality on text: it maps {', '.join(names[:3])} to {', '.join(outputs[:3])}"
-        raise MoecError("M211", what, name, f"--text is for causal language models, with {IDS} in and {LOGITS} over the vocabulary out")
 
 
 def measure(reference: Engine, engine: Engine, windows: Iterable[Tensor], exam: Exam, sha256: str = "") -> Quality:

@@ -11,14 +11,15 @@ from moec.capture.source import Source
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
-from moec.execution.trace import moe_nodes
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Input, Program
-from moec.program.signature import converted
+from moec.program.signature import Sample, converted
 from moec.proof.cache_consistency import SIZES, Consistency, check_consistency
-from moec.proof.compare import Comparison, Sample, Tolerance, compare
-from moec.proof.coverage import Coverage, decided_sample, measure_load, most_decided, reach_decided, reach_experts, verification_sizes
+from moec.proof.compare import Comparison, Tolerance, compare
+from moec.proof.coverage import Coverage, measure_load
 from moec.proof.decided_tokens import NOISE, Decided, is_half
+from moec.proof.inputs import decided_sample, most_decided, reach_decided, reach_experts, verification_sizes
 from moec.proof.quality import Quality
 
 

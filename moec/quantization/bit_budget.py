@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.execution.trace import module_path
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.quantization.allocation import allocate
-from moec.quantization.rounding import Grid
+from moec.quantization.grid import Grid
 from moec.quantization.sensitivity import KINDS, Sensitivity, measure_sensitivity
 from moec.recognition.weight_roles import Use
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moec.quantization.rounding import Grid, fit, kept, nearest
+from moec.quantization.grid import Grid
+from moec.quantization.rounding import fit, kept, nearest
 
 DAMPING = 0.01  # what is added to the Hessian's diagonal, of its mean
 _LARGEST_DAMPING = 10.0

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from moec.execution.choices import choice
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import choice, module_path, moe_nodes
 from moec.pipeline.calibration import BATCH, Calibration
 from moec.program.decoder_signature import text_inputs
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
+from moec.program.provenance import module_path
 
 BLEND = 0.1  # share of the moments of all tokens in an expert's
 GROWTH = 4  # how many times the calibration text that was allowed may be taken for the experts' sake

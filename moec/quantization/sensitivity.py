@@ -14,12 +14,13 @@ from moec.dialect import Activation, dequantize, pack
 from moec.errors import MoecError
 from moec.execution.lockstep import Stop, walk
 from moec.execution.memory import available_bytes
-from moec.execution.trace import EXPERTS
 from moec.program.decoder_signature import IDS, LOGITS
+from moec.program.moe_call import EXPERTS
 from moec.program.program import Program
 from moec.program.signature import converted
+from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals
-from moec.quantization.rounding import Grid, encode
+from moec.quantization.rounding import encode
 from moec.weights.lazy import Weight
 
 KINDS = ("fisher", "error", "frequency")

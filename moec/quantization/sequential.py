@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation, dequantize, pack
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import EXPERTS, MOE
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.quantization.gptq import encode_with
+from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
-from moec.quantization.rounding import Grid, Made, Packed, encode
+from moec.quantization.rounding import Made, Packed, encode
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise

@@ -9,7 +9,7 @@ from typing import Any
 
 from moec.errors import MoecError
 from moec.quantization.bit_budget import Budget
-from moec.quantization.rounding import BITS, GROUPS, INTEGERS, Grid
+from moec.quantization.grid import BITS, GROUPS, INTEGERS, Grid
 from moec.recognition.weight_roles import Use
 
 KEEP = 16  # the number of bits that leaves a weight as it is

@@ -10,9 +10,11 @@ import torch
 from torch import fx
 
 from moec.dialect import Activation, Routing
-from moec.execution.trace import module_path, moe_nodes
-from moec.pipeline.pipeline import Context, Miss, Pipeline
+from moec.pipeline.passes import Context, Miss
+from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.linear import value_of
 from moec.weights.lazy import Weight

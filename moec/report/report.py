@@ -7,17 +7,12 @@ took and what it used goes to the terminal and to `--json`.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from moec.errors import MoecError
 from moec.pipeline.pipeline import StepReport
@@ -28,20 +23,9 @@ from moec.proof.coverage import Coverage, ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.decided_tokens import Decided
 from moec.proof.quality import Exam, Quality
-from moec.version import __version__
+from moec.report.artefacts import Artefact
 
 SCHEMA = 1
-_PACKAGES = ("torch", "transformers", "safetensors", "numpy")
-_OWN = ("moec.json", "report.html")  # files that hold the hashes of the others and therefore cannot hold their own
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """One file of an engine folder: its name there, SHA-256 and size."""
-
-    name: str
-    sha256: str
-    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -136,61 +120,10 @@ class Report:
         except OSError as error:
             raise MoecError("M106", f"the report cannot be read: {error.strerror}", str(path), "give an engine folder, or compile again") from error
 
-    # ------------------------------------------------------------------ text
-    def to_markdown(self) -> str:
-        """The report for a terminal, an issue or a pull request."""
-        from moec.report.page import markdown
-
-        return markdown(self)
-
-    def to_html(self) -> str:
-        """The report as one page that needs nothing beside itself."""
-        from moec.report.page import html
-
-        return html(self)
-
 
 def step_facts(steps: Sequence[StepReport]) -> tuple[dict[str, Any], ...]:
     """What each pass did, without its time."""
     return tuple({k: v for k, v in dataclasses.asdict(s).items() if k != "time_ms"} for s in steps)
-
-
-def environment(backend: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Versions of everything that computes or writes, and the kind of processor; `backend` adds a backend's own packages."""
-    found = {"moec": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {**found, **(backend or {})}
-
-
-def hash_artefacts(folder: Path) -> tuple[Artefact, ...]:
-    """Every file of an engine folder but the report's own, by name."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _OWN)
-    return tuple(Artefact(p.relative_to(folder).as_posix(), _sha256(p), p.stat().st_size) for p in files)
-
-
-def check_artefacts(report: Report, folder: Path, check: str = "hash") -> None:
-    """Raise M106 unless every file is as the report says; `check` is `hash`, or `size` to read no contents."""
-    for artefact in report.artefacts:
-        path = folder / artefact.name
-        if not path.is_file():
-            problem = "is missing"
-        elif path.stat().st_size != artefact.size_bytes:
-            problem = f"has {path.stat().st_size} bytes instead of {artefact.size_bytes}"
-        elif check == "hash" and _sha256(path) != artefact.sha256:
-            problem = "was changed after it was written"
-        else:
-            continue
-        raise MoecError("M106", f"{artefact.name} {problem}", str(path), "compile the engine again: moec compile --from moec.json")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moec.execution.engine import Backend, Refusal
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
+from moec.targets.backend import Backend, Refusal
 from moec.targets.target import Target
 
 

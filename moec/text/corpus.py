@@ -16,8 +16,7 @@ from moec.errors import MoecError
 from moec.huggingface.companions import describe
 from moec.huggingface.tokenizer import load_tokenizer
 from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.program.decoder_signature import IDS, LOGITS
-from moec.proof.quality import require_text_model
+from moec.program.decoder_signature import IDS, LOGITS, require_text_model
 
 ARRAYS = (".npy", ".npz", ".safetensors")
 _FIX = f"give a UTF-8 text, or token ids in a file that ends in {', '.join(ARRAYS)}"

@@ -13,8 +13,8 @@ import torch
 
 import moec
 from moec import registry
-from moec.execution.engine import Backend
 from moec.program.decoder_signature import cache_inputs, positions
+from moec.targets.backend import Backend
 from moec.targets.target import Target
 from tests.cases import Case, cases
 from tests.zoo import save

@@ -13,13 +13,16 @@ import torch
 
 from moec.capture.module_source import ModuleSource
 from moec.compiler import compile as driver
-from moec.compiler.compile import Options, compile_source, find_backend
+from moec.compiler.compile import compile_source
+from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
-from moec.pipeline.pipeline import Context, Contract, Hook, Pass, Pipeline
+from moec.pipeline.passes import Context, Contract, Pass
+from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.quality import Exam
+from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.weights.lazy import scale
 from tests.moe_module import MoeModel, source_of

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from moec import api
-from moec.compiler.compile import Options
 from moec.compiler.finish import copy_artefacts, options_of
+from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
-from moec.report.report import hash_artefacts
+from moec.report.artefacts import hash_artefacts
 from moec.targets.target import Target
 
 

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import moec
-from moec.compiler.compile import find_backend
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
 from moec.execution.generation import Sampling, choose, clocked, generate, is_decoder, pad
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import cache_inputs, present_name
+from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from tests.cases import UPCYCLE
 from tests.zoo import VOCAB, build

@@ -11,8 +11,8 @@ from torch import Tensor
 from moec.compiler.open import open_source
 from moec.execution.lockstep import Stop, walk
 from moec.execution.streaming import StreamingEngine
-from moec.execution.trace import moe_nodes
 from moec.program.decoder_signature import text_inputs
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 
 aten = torch.ops.aten

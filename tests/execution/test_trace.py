@@ -6,7 +6,10 @@ import torch
 from torch import nn
 
 from moec.dialect import Routing, route_reference
-from moec.execution.trace import choice, logits_of, module_path, module_paths, moe_nodes, trace, trace_module
+from moec.execution.choices import choice, logits_of
+from moec.execution.trace import trace, trace_module
+from moec.program.moe_call import moe_nodes
+from moec.program.provenance import module_path, module_paths
 from tests.moe_module import EXPERTS, MoeModel, source_of
 
 

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation, Routing, experts_reference, route_reference
 from moec.dialect.experts import dense_expert
-from moec.execution.trace import moe_nodes
 from moec.experts.cut import cut, find_mixture, rename, together
 from moec.passes.find_moe import FindMoe
 from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.linear import find_linears
 from moec.recognition.router_region import NotARouter

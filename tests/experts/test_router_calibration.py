@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from moec.execution.choices import chosen
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import chosen, moe_nodes
 from moec.experts.router_calibration import Block, Settings, calibrate
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.router_place import find_router
 from moec.weights.lazy import scale

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation
 from moec.dialect.experts import dense_expert
-from moec.execution.trace import moe_nodes
 from moec.experts.scores import Tally, best, shares, tally
 from moec.passes.find_moe import FindMoe
 from moec.passes.fuse_moe import FuseMoe
 from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from tests.routers import EXPERTS, HIDDEN, Block, captured, mixtral, olmoe
 

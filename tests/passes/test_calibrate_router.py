@@ -13,11 +13,12 @@ from torch import Tensor
 import moec
 from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.execution.trace import moe_nodes
 from moec.passes.calibrate_router import CalibrateRouter
 from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import text_inputs
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.proof.agreement import measure_agreement
 from tests.moe_module import MoeModel, source_of

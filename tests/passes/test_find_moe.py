@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from moec.capture.export import capture
 from moec.dialect import Routing
 from moec.passes.find_moe import FindMoe
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests.routers import EXPERTS, HIDDEN, KNOWN, UNKNOWN, Block, Router, captured, mixtral, other_input
 

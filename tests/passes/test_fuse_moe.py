@@ -13,7 +13,8 @@ from moec.dialect import Activation, Routing
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.find_moe import FindMoe
 from moec.passes.fuse_moe import FuseMoe
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests import zoo
 from tests.routers import EXPERTS, HIDDEN, KNOWN, Block, Router, captured, deepseek_v3, mixtral, other_input, scaled_per_expert

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from moec import api
 from moec.capture.export import capture
 from moec.errors import MoecError
-from moec.execution.trace import moe_nodes
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from tests import zoo
 from tests.routers import Block, captured, mixtral, scaled_per_expert

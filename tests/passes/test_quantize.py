@@ -19,7 +19,8 @@ from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.quantize import Quantize
-from moec.pipeline.pipeline import Context, Pipeline, StepReport
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.program import Program
 from moec.registry import find
 from moec.weights.lazy import from_file

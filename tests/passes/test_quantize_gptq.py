@@ -16,7 +16,8 @@ from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.pipeline.pipeline import Context, Pipeline, StepReport
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.program import Program
 from tests import zoo
 

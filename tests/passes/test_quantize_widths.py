@@ -18,7 +18,8 @@ from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.pipeline.pipeline import Context, Pipeline, StepReport
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.decoder_signature import without_padding
 from moec.program.program import Program
 from moec.recognition.weight_roles import is_mixed, weight_uses

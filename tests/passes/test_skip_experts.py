@@ -10,11 +10,15 @@ from torch import Tensor
 
 from moec import api
 from moec.errors import MoecError
+from moec.execution.choices import choice
 from moec.execution.streaming import StreamingEngine
-from moec.execution.trace import choice, moe_nodes, trace
+from moec.execution.trace import trace
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
+from moec.report.page import markdown
 from tests import zoo
 from tests.routers import Block, captured, mixtral, other_input, scaled_per_expert
 
@@ -164,7 +168,7 @@ def test_engines_compute_the_same(mixtral_folder: str, then: str, kernel: str, t
     report = api.compile(mixtral_folder, out=tmp_path / "engine", pipeline=f"skip-experts(alpha=0.7){then}", tolerance=20.0)
     assert [b["formulation"] for b in report.facts["blocks"]] == [kernel, kernel]
     assert report.consistency is not None and report.consistency.by_call and max(w.deviation for w in report.consistency.ways) < 1e-3
-    assert "each call against the same call in PyTorch" in report.to_markdown()
+    assert "each call against the same call in PyTorch" in markdown(report)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from moec.capture.export import capture
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.upcycle import Upcycle
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.recognition.ffn import find_ffns
 from moec.weights import lazy as weights

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from moec.errors import MoecError
-from moec.pipeline.hooks import DumpHook, KeepHook, PrintHook, TimeHook, VerifyHook
-from moec.pipeline.pipeline import Context, Contract, Pass, Pipeline
+from moec.pipeline.hooks import DumpHook, KeepHook, PrintHook, TimeHook
+from moec.pipeline.passes import Context, Contract, Pass
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.compare import Tolerance
+from moec.proof.contract import VerifyHook
 from moec.weights.lazy import scale
 from tests.moe_module import MoeModel, source_of
 

@@ -11,7 +11,9 @@ from torch import Tensor, fx, nn
 
 from moec.capture.export import capture
 from moec.errors import MoecError
-from moec.pipeline.pipeline import Context, Hook, Pass, Pipeline, kebab, make_pass
+from moec.pipeline.notation import make_pass
+from moec.pipeline.passes import Context, Pass, kebab
+from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from moec.execution.engine import EagerEngine
 from moec.execution.trace import trace
 from moec.pipeline.hooks import KeepHook
-from moec.pipeline.pipeline import Context, Pass, Pipeline
+from moec.pipeline.passes import Context, Pass
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.bisection import bisect, blame, first_layer
 from moec.proof.compare import Tolerance

@@ -15,6 +15,7 @@ from moec.execution.engine import Engine
 from moec.program.decoder_signature import cache_inputs
 from moec.proof.cache_consistency import CALLS, SIZES, WAYS, check_consistency
 from moec.proof.compare import Tolerance
+from moec.report.page import html, markdown
 
 TOLERANCE = Tolerance(1e-3)
 
@@ -100,4 +101,4 @@ def test_where_the_call_matters_a_wrong_cache_is_found_still(engine: Engine, sam
 def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> None:
     report = api.read_report(mixtral_engine)
     assert report.consistency is not None and report.consistency.ok and [w.steps for w in report.consistency.ways] == list(WAYS.values())
-    assert "token by token" in report.to_markdown() and "token by token" in report.to_html()
+    assert "token by token" in markdown(report) and "token by token" in html(report)

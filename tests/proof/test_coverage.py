@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from moec.capture.source import Source
 from moec.dialect import Routing
 from moec.program.program import Input
-from moec.proof.coverage import measure_load, reach_experts, undecided, verification_sizes
+from moec.proof.coverage import measure_load, undecided
+from moec.proof.inputs import reach_experts, verification_sizes
 from tests.moe_module import EXPERTS, HIDDEN, MoeModel, source_of
 
 

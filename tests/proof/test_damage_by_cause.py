@@ -10,8 +10,8 @@ from torch import Tensor
 
 from moec.compiler.open import open_source
 from moec.execution.engine import EagerEngine
-from moec.execution.trace import moe_nodes
 from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.proof import damage_by_cause as expert_shift
 from moec.proof.damage_by_cause import ExpertShift, measure_shift, unfused

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.execution.trace import moe_nodes
+from moec.program.moe_call import moe_nodes
 from moec.proof.compare import Tolerance
-from moec.proof.coverage import reach_decided, reach_experts, verification_sizes
 from moec.proof.decided_tokens import NOISE, Decided, Kept, hanging, is_causal, keep, look, mixes_after
+from moec.proof.inputs import reach_decided, reach_experts, verification_sizes
 from moec.proof.verification import verify
 from moec.weights.lazy import from_tensor
 from tests.moe_module import EXPERTS, HIDDEN, Block, MoeModel, source_of

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from moec.compiler.made import require_same_text
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.pipeline.pipeline import Pipeline
 from moec.proof.compare import Tolerance
-from moec.proof.examination import BUDGET_ON_TEXT, allowed, examine, require_same_text
+from moec.proof.examination import examine
 from moec.proof.quality import Exam
+from moec.proof.tolerances import BUDGET_ON_TEXT, allowed
 from moec.text.corpus import corpus_of
 from tests.zoo import save
 

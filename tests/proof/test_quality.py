@@ -14,9 +14,9 @@ from torch import Tensor
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
-from moec.program.decoder_signature import text_inputs
+from moec.program.decoder_signature import require_text_model, text_inputs
 from moec.program.program import Input
-from moec.proof.quality import Exam, Quality, measure, require_text_model
+from moec.proof.quality import Exam, Quality, measure
 from tests.moe_module import VOCAB, MoeModel, source_of
 
 EXAM = Exam("text", window=12)

@@ -13,7 +13,7 @@ from moec.passes.quantize import Quantize
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.program.program import Program
 from moec.quantization.bit_budget import Budget, without_data
-from moec.quantization.rounding import Grid
+from moec.quantization.grid import Grid
 from moec.recognition.weight_roles import weight_uses
 from tests import zoo
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from moec.quantization.gptq import encode_with, inverse_factor
-from moec.quantization.rounding import Grid, encode
+from moec.quantization.grid import Grid
+from moec.quantization.rounding import encode
 
 OUT, IN = 24, 256
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from moec.compiler.open import open_source
 from moec.dialect import Activation
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import moe_nodes
 from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.quantization.hessians import BLEND, GROWTH, SAMPLE, Arrivals, count_tokens, coverage, enough_text, second_moments, weighted_moments
 

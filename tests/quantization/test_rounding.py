@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from moec.dialect import dequantize
-from moec.quantization.rounding import Grid, Packed, encode, quantize_weight
+from moec.quantization.grid import Grid
+from moec.quantization.rounding import Packed, encode, quantize_weight
 from moec.weights import lazy as weights
 from moec.weights.lazy import from_file, from_tensor
 from moec.weights.shards import write_shards

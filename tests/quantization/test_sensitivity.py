@@ -12,15 +12,18 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from moec.errors import MoecError
+from moec.execution.choices import choice
 from moec.execution.lockstep import Stop, walk
 from moec.execution.memory import available_bytes
-from moec.execution.trace import choice, moe_nodes, trace
+from moec.execution.trace import trace
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import text_inputs
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.quantization import sensitivity
-from moec.quantization.rounding import Grid, quantize_weight
+from moec.quantization.grid import Grid
+from moec.quantization.rounding import quantize_weight
 from moec.quantization.sensitivity import measure_sensitivity
 from moec.weights.lazy import from_tensor
 from tests import zoo

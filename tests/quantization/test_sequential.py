@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import moe_nodes
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.quantization.gptq import encode_with
+from moec.quantization.grid import Grid
 from moec.quantization.hessians import second_moments
-from moec.quantization.rounding import Grid, encode
+from moec.quantization.rounding import encode
 from moec.quantization.sequential import Sequential, key_of, unpacked
 from moec.recognition.weight_roles import Use, weight_uses
 from tests import zoo

@@ -10,7 +10,7 @@ from torch import fx
 
 from moec.errors import MoecError
 from moec.quantization.bit_budget import Budget
-from moec.quantization.rounding import Grid
+from moec.quantization.grid import Grid
 from moec.quantization.settings import FINE, KEEP, KINDS, Settings
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import from_tensor

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from moec.capture.export import capture
 from moec.execution.lockstep import Stop, walk
-from moec.execution.trace import moe_nodes
 from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.router_place import RouterPlace, find_router
 from moec.recognition.router_region import NotARouter

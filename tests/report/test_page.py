@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.quality import Exam
+from moec.report.artefacts import Artefact
 from moec.report.page import block_table, html, markdown, proof_note, verdict
-from moec.report.report import Artefact
 from tests.report.test_report import QUALITY, make
 
 
@@ -133,9 +133,9 @@ def test_facts_of_any_shape_become_a_table() -> None:
 
 
 def test_what_the_backend_says_of_attention_is_shown() -> None:
-    shown = replace(make(), facts={"attention": [{"node": "attention_3", "why": "sinks & all"}]}).to_html()
+    shown = html(replace(make(), facts={"attention": [{"node": "attention_3", "why": "sinks & all"}]}))
     assert "How attention runs" in shown and "attention_3" in shown and "sinks &amp; all" in shown
-    assert "How attention runs" not in replace(make(), facts={}).to_html()
+    assert "How attention runs" not in html(replace(make(), facts={}))
 
 
 def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() -> None:

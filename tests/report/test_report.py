@@ -19,7 +19,10 @@ from moec.proof.compare import Tolerance
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.quality import Exam, Quality
 from moec.proof.verification import verify
-from moec.report.report import SCHEMA, Report, check_artefacts, environment, hash_artefacts, step_facts
+from moec.report.artefacts import check_artefacts, hash_artefacts
+from moec.report.environment import environment
+from moec.report.page import html
+from moec.report.report import SCHEMA, Report, step_facts
 from tests.moe_module import MoeModel, source_of
 
 STEP = StepReport("fuse-moe", "exact", 2, 1.25, "abcd", [{"pass_name": "fuse-moe", "node": "linear_3", "reason": "used <b>twice</b>", "source_line": ""}])
@@ -68,7 +71,7 @@ def test_the_quality_is_read_back_and_decides() -> None:
 
 def test_equal_inputs_give_equal_bytes_and_other_seeds_do_not() -> None:
     assert make().to_json() == make().to_json()
-    assert make().to_html() == make().to_html()
+    assert html(make()) == html(make())
     assert make().to_json() != make(seed=5).to_json()
 
 
@@ -111,11 +114,11 @@ def test_changed_files_are_noticed(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("is not hashed")
     report = make(tmp_path)
     assert [a.name for a in report.artefacts] == ["model.onnx"]
-    check_artefacts(report, tmp_path)
+    check_artefacts(report.artefacts, tmp_path)
     file.write_bytes(b"124")
-    check_artefacts(report, tmp_path, "size")
+    check_artefacts(report.artefacts, tmp_path, "size")
     for change, says in ((b"124", "changed"), (b"1234", "4 bytes"), (None, "missing")):
         file.unlink() if change is None else file.write_bytes(change)
         with pytest.raises(MoecError, match=says) as error:
-            check_artefacts(report, tmp_path)
+            check_artefacts(report.artefacts, tmp_path)
         assert error.value.code == "M106"

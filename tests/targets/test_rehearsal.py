@@ -10,10 +10,10 @@ import pytest
 import moec
 from moec import registry
 from moec.errors import MoecError
-from moec.execution.engine import Backend, Refusal
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
+from moec.targets.backend import Backend, Refusal
 from moec.targets.rehearsal import rehearse
 from moec.targets.target import Target
 from tests import zoo

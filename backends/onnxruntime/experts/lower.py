@@ -19,10 +19,12 @@ from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
 from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
 from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
-from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable, is_native, kernel_activation
+from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable
+from moec.backends.onnxruntime.experts.native_rule import is_native, kernel_activation
+from moec.backends.onnxruntime.experts.operands import WIDE
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
-from moec.backends.onnxruntime.experts.widths import WIDE, emit_each_width
+from moec.backends.onnxruntime.experts.widths import emit_each_width
 
 
 def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False) -> list[dict[str, Any]]:

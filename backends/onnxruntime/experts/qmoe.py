@@ -6,17 +6,15 @@ logits; CUDA ignores that input, so there other rules go through `kernel.emit_po
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
+from moec.backends.onnx.block import Block, Part
+from moec.backends.onnx.emit import MICROSOFT, Emitter
 from moec.backends.onnx.packed import Quantized
-from moec.backends.onnxruntime.experts.widths import NARROW, WIDE, operands
-from moec.weights.lazy import Weight, rowwise
-
-if TYPE_CHECKING:
-    from moec.backends.onnx.block import Block, Part
-    from moec.backends.onnx.emit import Emitter
+from moec.backends.onnxruntime.experts.mixing import spread_weights
+from moec.backends.onnxruntime.experts.native_rule import kernel_activation
+from moec.backends.onnxruntime.experts.operands import NARROW, WIDE, interleave, operands
+from moec.weights.lazy import Weight
 
 CUDA_BLOCKS = (32, 64, 128)
 SLOW_NARROW = 16  # the block size at which the CPU's kernel of 2 bits rounds nothing, and takes 15 times as long for one token as that of 4
@@ -75,9 +73,6 @@ def emit_qmoe(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weight
         weights: `[T, E]` to mix by instead, zero where not chosen; only the CPU reads it.
         bits: of the codes that it reads, see `kernel_bits`; those that are stored when 0.
     """
-    from moec.backends.onnx.emit import MICROSOFT
-    from moec.backends.onnxruntime.experts.kernel import kernel_activation
-
     w_in, rule = block.w_in, kernel_activation(block.activation)
     assert isinstance(w_in, Quantized) and rule is not None
     turn = interleave if block.activation.gated else _as_it_is
@@ -102,13 +97,6 @@ def emit_weighted(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value,
 
     The weights themselves serve as logits: the K largest are the chosen, or others with weight zero too.
     """
-    from moec.backends.onnxruntime.experts.kernel import spread_weights
-
     rows, spread = spread_weights(emit, block, ids, weights, weights_dtype)
     spread = emit.cast(spread, block.wide, block.dtype)
     return emit("Reshape", emit_qmoe(emit, block, rows, spread, spread, bits), emit("Shape", block.x), allowzero=1)
-
-
-def interleave(weight: Weight) -> Weight:
-    """Gate and up rows `[E, 2I, …]` (or biases `[E, 2I]`) in turns, as `swiglu_fusion=1` wants them."""
-    return rowwise("interleave", lambda t: t.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2).contiguous(), weight)

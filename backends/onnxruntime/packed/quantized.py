@@ -16,8 +16,8 @@ from moec.backends.onnx.floats import refuse_floats
 from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.packed.unpacking import emit_formula, emit_numbers
-from moec.execution.engine import Refusal
 from moec.program.program import Program
+from moec.targets.backend import Refusal
 from moec.weights.lazy import rowwise
 
 BITS = (2, 4, 8)

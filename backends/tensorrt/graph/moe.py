@@ -25,7 +25,7 @@ from moec.backends.tensorrt.graph.quantized import emit_weight, unfolded
 from moec.backends.tensorrt.plugins.chain import Sizes
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
 from moec.errors import MoecError
-from moec.execution.engine import Refusal
+from moec.targets.backend import Refusal
 from moec.weights import lazy
 from moec.weights.lazy import Weight
 

@@ -23,9 +23,9 @@ from moec.backends.tensorrt.graph.formats import lacking
 from moec.backends.tensorrt.graph.small_floats import emit_floats, emit_rows, why_not_floats
 from moec.backends.tensorrt.policy import Plan
 from moec.dialect import pack
-from moec.execution.engine import Refusal
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
+from moec.targets.backend import Refusal
 from moec.weights import lazy
 from moec.weights.lazy import Weight
 

@@ -10,9 +10,9 @@ from torch import fx
 from moec.backends.tensorrt.graph.quantized import unreadable
 from moec.backends.tensorrt.policy import Plan, Shape, choose
 from moec.dialect import Activation
-from moec.execution.engine import Refusal
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
+from moec.targets.backend import Refusal
 
 ops = torch.ops.moec
 FIRST = {ops.experts.default: 3, ops.moe.default: 4}  # where w_in stands; w_out, b_in and b_out follow

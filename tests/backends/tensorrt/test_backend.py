@@ -14,10 +14,11 @@ from moec.backends.tensorrt.edition import RTX, TENSORRT
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.session.engine import FACTS_FILE
 from moec.errors import MoecError
-from moec.execution.engine import Backend
 from moec.kernels.dispatch import has_triton
-from moec.pipeline.pipeline import Context
-from moec.report.report import hash_artefacts
+from moec.pipeline.passes import Context
+from moec.report.artefacts import hash_artefacts
+from moec.report.page import markdown
+from moec.targets.backend import Backend
 from moec.targets.target import Target
 from tests.backends.tensorrt.tiny import needs_rtx
 from tests.cli.test_bad_input import assert_three_lines, moec
@@ -149,7 +150,7 @@ def test_kernels_are_compiled_where_the_graph_is_written(mixtral: Path, tmp_path
     assert {a.name for a in report.artefacts if a.name.endswith(".ptx")} == files == {row["file"] for row in report.facts["kernels"]}
     assert [len(block["steps"]) for block in blocks] == [4, 4] and len(files) == 4, "both layers have the same sizes"
     assert all(".target sm_90a" in (out / file).read_text() for file in files)
-    assert moec(capsys, "inspect", out)[0] == 0 and "rows_in_kernel" in report.to_markdown()
+    assert moec(capsys, "inspect", out)[0] == 0 and "rows_in_kernel" in markdown(report)
     (out / min(files)).write_text("")
     with pytest.raises(MoecError, match=r"\.ptx has 0 bytes"):
         api.verify(out)
@@ -195,7 +196,7 @@ class TestBuilt:
         assert report.built and report.facts["engine"][0]["architectures"] == "sm86, sm120" and "model.plan" in {a.name for a in report.artefacts}
         assert report.facts["verified_by"] == ("onnxruntime" if find_gpu() is None else report.target)
         assert moec(capsys, "inspect", built)[0] == 0
-        text = report.to_markdown()
+        text = markdown(report)
         assert "matrix_multiply | 2" in text and "| single | 1 | 1 … 16 … 64 |" in text and f"TensorRT-RTX {RTX.version()}" in text
 
     def test_finishing_later_makes_the_same_engine(self, model: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

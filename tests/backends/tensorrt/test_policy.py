@@ -8,7 +8,7 @@ import pytest
 
 from moec.backends.tensorrt.policy import KERNELS, LOWERINGS, UNTRIED, Choice, Plan, Shape, choose, memory_bytes, why_not_kernels, why_not_native
 from moec.dialect import Activation
-from moec.execution.engine import Refusal
+from moec.targets.backend import Refusal
 
 MIXTRAL = Shape(8, 2, 4096, 14336, Activation())
 FINE = Shape(128, 8, 2048, 768, Activation())

@@ -13,7 +13,8 @@ import torch
 
 from moec import open_source, registry
 from moec.backends.tensorrt.session.engine import read_facts
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.targets.target import Target
 from tests.backends.tensorrt.tiny import needs_rtx

@@ -13,7 +13,8 @@ from moec.errors import MoecError
 from moec.huggingface.saving.save import save_hf
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests import zoo
 

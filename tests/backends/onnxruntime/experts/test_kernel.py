@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from moec.backends.onnxruntime.experts.kernel import is_native, kernel_activation
+from moec.backends.onnxruntime.experts.native_rule import is_native, kernel_activation
 from moec.dialect import Activation, Routing
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, error, experts_model, lowered, moe_model, ops, run, tokens
 
@@ -124,5 +124,5 @@ def test_float16() -> None:
 
 
 def test_predicate_needs_no_runtime() -> None:
-    code = "import sys, moec.backends.onnxruntime.experts.kernel; assert not {'onnxruntime', 'onnx', 'onnx_ir'} & set(sys.modules)"
+    code = "import sys, moec.backends.onnxruntime.experts.native_rule; assert not {'onnxruntime', 'onnx', 'onnx_ir'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -19,7 +19,8 @@ from moec.backends.tensorrt.policy import Plan
 from moec.capture.export import capture
 from moec.capture.source import Source
 from moec.errors import MoecError
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.compare import Tolerance
 from moec.proof.verification import Verification, verify

@@ -18,7 +18,8 @@ from moec.backends.tensorrt.policy import Plan
 from moec.capture.export import capture
 from moec.dialect import pack
 from moec.pipeline.pipeline import Pipeline
-from moec.quantization.rounding import Grid, quantize_weight
+from moec.quantization.grid import Grid
+from moec.quantization.rounding import quantize_weight
 from moec.targets.target import Target
 from moec.weights.lazy import from_tensor
 from tests.backends.onnxruntime.blocks import add_initializer, error, run, tokens, value

@@ -6,7 +6,8 @@ import pytest
 
 from moec.backends.tensorrt.graph.refusals import FIRST, _shape, refusals
 from moec.backends.tensorrt.policy import Plan, choose
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests.moe_module import MoeModel, source_of
 

@@ -22,7 +22,8 @@ from moec.backends.tensorrt.graph.small_floats import E2m1, E4m3, emit_floats, w
 from moec.backends.tensorrt.policy import Plan
 from moec.backends.tensorrt.session.cpu_stand_in import decode
 from moec.capture.export import capture
-from moec.pipeline.pipeline import Context, Pipeline
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of, quantize_floats
 from moec.targets.target import Target

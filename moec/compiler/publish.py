@@ -1,0 +1,73 @@
+"""What a compilation writes beside the engine: companions, layout, checkpoint, report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from moec.capture.source import Source
+from moec.compiler.options import Options
+from moec.compiler.proving import runner
+from moec.huggingface.companions import describe, write_companions
+from moec.layouts import arrange
+from moec.pipeline.pipeline import StepReport
+from moec.program.program import Program
+from moec.proof.verification import Verification
+from moec.report.artefacts import hash_artefacts
+from moec.report.environment import environment
+from moec.report.report import Report, step_facts
+from moec.targets.backend import Backend
+
+PAGE = "report.html"
+
+
+@contextmanager
+def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iterator[None]:
+    """Write the program as a checkpoint for transformers, early, so that a refusal costs nothing; take it back if the block fails."""
+    if folder is None:
+        yield
+        return
+    from moec.huggingface.saving.save import save_hf
+
+    save_hf(program, source, folder)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def lay_out(source: Source, program: Program, options: Options, backend: Backend, folder: Path) -> None:
+    """Put the model's own files beside a built engine, and lay the folder out for the software that is to run it."""
+    write_companions(source, folder)
+    outputs, target = backend.outputs(folder), options.target
+    layout = options.layout or "plain"
+    shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
+    arrange(layout, folder, program.inputs, outputs, describe(source), target.device or "cpu", target.threads, shared)
+
+
+def make_report(
+    source: Source, options: Options, program: Program, steps: list[StepReport], facts: dict[str, Any], proof: Verification, backend: Backend, folder: Path
+) -> Report:
+    """Everything that is known of the engine, without anything that changes from run to run."""
+    ran = runner(backend, options)
+    otherwise = facts.get("stand_in", ()) if ran != options.target else ()
+    return Report(
+        source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
+        inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
+        layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
+        facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])}, built=options.build,
+        calibration=given_calibration(options), refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
+        decided=proof.decided, environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
+    )  # fmt: skip
+
+
+def given_calibration(options: Options) -> dict[str, Any] | None:
+    """The calibration text as a manifest keeps it, with its hash: an engine can be made again only from the same."""
+    text = options.calibration
+    return None if text is None else {**asdict(text), "sha256": sha256(Path(text.file).read_bytes()).hexdigest()}

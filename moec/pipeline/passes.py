@@ -1,0 +1,107 @@
+"""A pass: a rewrite of a program that signs a contract."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import fx
+
+from moec.errors import MoecError
+from moec.pipeline.calibration import Calibration
+from moec.program.program import Program
+
+Contract = Literal["exact", "approximate"]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why a rewrite did not fire: the node, its source line and the reason."""
+
+    pass_name: str
+    node: str
+    reason: str
+    source_line: str = ""
+
+
+@dataclass
+class Context:
+    """What a pass may know beside its own configuration.
+
+    Attributes:
+        seed: for anything random; equal seeds make equal programs.
+        misses: why near-matches were left alone; filled by `miss`.
+        facts: what the pass that runs now has to say of its work, as plain data for the report.
+        calibration: text for passes that need data; None when none was given.
+        unquantized: the program as it was before the first pass that made its weights coarser; None before that.
+    """
+
+    seed: int = 0
+    misses: list[Miss] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    current: str = ""
+    calibration: Calibration | None = None
+    unquantized: Program | None = None
+
+    def require_calibration(self) -> Calibration:
+        """The text for a pass that cannot work without. Raises M203 when none was given."""
+        if self.calibration is None:
+            raise MoecError("M203", f"{self.current} needs a text to calibrate on", self.current, "name one with --calibration FILE")
+        return self.calibration
+
+    def miss(self, node: fx.Node, reason: str) -> None:
+        """Record that `node` looked like a match and was left alone."""
+        trace = (node.meta.get("stack_trace") or "").strip().splitlines()
+        self.misses.append(Miss(self.current, node.name, reason, trace[-2].strip() if len(trace) > 1 else ""))
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state.
+
+    Class attributes:
+        contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error budget.
+        after: names of passes that must have run before this one.
+        prepared_by: names of passes whose work this one looks for. The pipeline runs those that have not run yet, with their default
+            options, just before it; they may find nothing, and are hooked, checked and reported like any other.
+        by_call: whether the pass makes what a model says of a token depend on what else comes in the same call, so that a text in
+            chunks and in one go are no longer the same.
+    """
+
+    contract: ClassVar[Contract] = "exact"
+    after: ClassVar[tuple[str, ...]] = ()
+    prepared_by: ClassVar[tuple[str, ...]] = ()
+    by_call: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, program: Program, context: Context) -> int:
+        """Rewrite in place; returns the number of rewrites made. Raises M203 on a configuration that does not fit the model."""
+
+    def contract_of(self) -> Contract:
+        """The contract of this configuration; differs from the class's where an option makes a pass approximate."""
+        return self.contract
+
+    def needs_calibration(self) -> bool:
+        """Whether this configuration cannot work without a calibration text; asked before any work."""
+        return False
+
+    def outline(self) -> Pass | None:
+        """This pass without data and without work, whose program has the form that this one's will have: a target is asked with it, before
+        anything costs time, whether it takes what comes out. None where a target need not be asked."""
+        return None
+
+    @property
+    def name(self) -> str:
+        """The pass's name on the command line: `FuseMoe` is `fuse-moe`."""
+        return kebab(type(self).__name__)
+
+    def __str__(self) -> str:
+        given = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        return self.name + (f"({', '.join(given)})" if given else "")
+
+
+def kebab(name: str) -> str:
+    """`FuseMoe` -> `fuse-moe`."""
+    return "".join("-" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(name))
