@@ -1,12 +1,14 @@
-"""Memory of compiling a checkpoint that is larger than memory should be asked for: peak anonymous RSS of `moec compile`.
+"""Memory of compiling a checkpoint that is larger than memory should be asked for: peak anonymous RSS of `moec
+compile`.
 
-usage: python benchmarks/big_model.py [--layers 2] [--pass "quantize(bits=4, group=64)"] [--folder DIR] [--json] [--save]
+usage: python benchmarks/big_model.py [--layers 2] [--pass "quantize(bits=4, group=64)"] [--folder DIR] [--json]
+[--save]
 
-Writes a synthetic Mixtral checkpoint with the real width of Mixtral-8x7B (hidden 4096, 8 experts of 14336, bfloat16; two layers are
-6.2 GB), compiles it in a child process with streamed verification, and samples the child's anonymous memory from the kernel. Memory-mapped
-file pages are not counted: the kernel drops them when it needs the room. Needs about 20 GB of disk. With `--pass` the passes run before
-the target's own, as in `moec compile`; what is allowed of a deviation is then the passes' business, and figures of the two stand beside
-each other in the saved file.
+Writes a synthetic Mixtral checkpoint with the real width of Mixtral-8x7B (hidden 4096, 8 experts of 14336, bfloat16;
+two layers are 6.2 GB), compiles it in a child process with streamed verification, and samples the child's anonymous
+memory from the kernel. Memory-mapped file pages are not counted: the kernel drops them when it needs the room. Needs
+about 20 GB of disk. With `--pass` the passes run before the target's own, as in `moec compile`; what is allowed of a
+deviation is then the passes' business, and figures of the two stand beside each other in the saved file.
 """
 
 from __future__ import annotations
@@ -43,7 +45,11 @@ def tensors(layer: int, generator: torch.Generator) -> Iterator[tuple[str, torch
         yield f"{at}self_attn.{name}.weight", random(rows, HIDDEN)
     yield f"{at}block_sparse_moe.gate.weight", random(EXPERTS, HIDDEN)
     for e in range(EXPERTS):
-        for name, shape in (("w1", (INTERMEDIATE, HIDDEN)), ("w2", (HIDDEN, INTERMEDIATE)), ("w3", (INTERMEDIATE, HIDDEN))):
+        for name, shape in (
+            ("w1", (INTERMEDIATE, HIDDEN)),
+            ("w2", (HIDDEN, INTERMEDIATE)),
+            ("w3", (INTERMEDIATE, HIDDEN)),
+        ):
             yield f"{at}block_sparse_moe.experts.{e}.{name}.weight", random(*shape)
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield f"{at}{name}.weight", torch.ones(HIDDEN, dtype=torch.bfloat16)
@@ -94,7 +100,11 @@ def watch(process: subprocess.Popen[str], peak: list[int]) -> None:
 def run(folder: Path, layers: int, passes: str) -> list[dict[str, object]]:
     """Compile, and what it took."""
     model, engine = folder / "model", folder / "engine"
-    size = write_checkpoint(model, layers) if not model.exists() else sum(p.stat().st_size for p in model.glob("*.safetensors"))
+    size = (
+        write_checkpoint(model, layers)
+        if not model.exists()
+        else sum(p.stat().st_size for p in model.glob("*.safetensors"))
+    )
     start = time.monotonic()
     command = [sys.executable, "-m", "moec", "compile", str(model), "-o", str(engine), "--verify", "streamed", "--json"]
     command += ["--pass", passes, "--tolerance", str(COARSE)] if passes else []
@@ -109,13 +119,20 @@ def run(folder: Path, layers: int, passes: str) -> list[dict[str, object]]:
     report = json.loads(out)["report"]
     largest = EXPERTS * 2 * INTERMEDIATE * HIDDEN * 4
     figures = {
-        "checkpoint": (size, "B"), "engine": (sum(a["size_bytes"] for a in report["artefacts"]), "B"), "largest tensor": (largest, "B"),
-        "peak anonymous RSS": (peak[0], "B"), "peak anonymous RSS / largest tensor": (peak[0] / largest, "ratio"),
-        "deviation": (max(float(o["deviation"]) for o in report["comparison"]["outputs"]), "max|d|/std"), "time": (time.monotonic() - start, "s"),
-    }  # fmt: skip
+        "checkpoint": (size, "B"),
+        "engine": (sum(a["size_bytes"] for a in report["artefacts"]), "B"),
+        "largest tensor": (largest, "B"),
+        "peak anonymous RSS": (peak[0], "B"),
+        "peak anonymous RSS / largest tensor": (peak[0] / largest, "ratio"),
+        "deviation": (max(float(o["deviation"]) for o in report["comparison"]["outputs"]), "max|d|/std"),
+        "time": (time.monotonic() - start, "s"),
+    }
     shutil.rmtree(engine)
     case = f"Mixtral-8x7B width, {layers} layers, bf16 -> {passes or 'fp32'}"
-    return [{"case": f"{case}: {name}", "who": "moec", "value": value, "unit": unit} for name, (value, unit) in figures.items()]
+    return [
+        {"case": f"{case}: {name}", "who": "moec", "value": value, "unit": unit}
+        for name, (value, unit) in figures.items()
+    ]
 
 
 def main() -> None:
@@ -124,16 +141,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to put checkpoint and engine; a temporary folder by default")
     parser.add_argument("--pass", dest="passes", default="", help="passes before the target's own")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--save", action="store_true", help=f"put the figures into {RESULTS.name}, in place of those of the same case")
+    parser.add_argument(
+        "--save", action="store_true", help=f"put the figures into {RESULTS.name}, in place of those of the same case"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         rows = run(options.folder or Path(temporary), options.layers, options.passes)
     versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu", "onnx-ir")}
-    report = {"machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads", "versions": versions, "rows": rows}
+    report = {
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": versions,
+        "rows": rows,
+    }
     if options.save:
         cases = {row["case"] for row in rows}
         older = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-        RESULTS.write_text(json.dumps({**report, "rows": [r for r in older if r["case"] not in cases] + rows}, indent=2) + "\n")
+        RESULTS.write_text(
+            json.dumps({**report, "rows": [r for r in older if r["case"] not in cases] + rows}, indent=2) + "\n"
+        )
     if options.json:
         print(json.dumps(report, indent=2))
         return

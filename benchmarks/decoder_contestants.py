@@ -1,7 +1,7 @@
 """What `decoder_cpu.py` compares: one causal language model, and every way to continue a text with it.
 
-Each contestant is `make(folder) -> prefill, step`: `prefill(ids)` starts a text and returns the logits of its last token, `step(token)`
-appends one token and returns the next logits, both as numpy `[vocabulary]`.
+Each contestant is `make(folder) -> prefill, step`: `prefill(ids)` starts a text and returns the logits of its last
+token, `step(token)` appends one token and returns the next logits, both as numpy `[vocabulary]`.
 """
 
 from __future__ import annotations
@@ -45,18 +45,38 @@ class Case:
         from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
         torch.manual_seed(0)
-        shape: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "head_dim": 64}
-        shape |= {"num_key_value_heads": 4, "max_position_embeddings": 4096, "tie_word_embeddings": True, "initializer_range": 0.05}
+        shape: dict[str, Any] = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "head_dim": 64,
+        }
+        shape |= {
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.05,
+        }
         shape |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         if self.experts:
-            moe = {"num_experts": self.experts, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True, "intermediate_size": 1024}
+            moe = {
+                "num_experts": self.experts,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 256,
+                "norm_topk_prob": True,
+                "intermediate_size": 1024,
+            }
             model: Any = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **moe))
         else:
             model = Qwen3ForCausalLM(Qwen3Config(**shape, intermediate_size=1024))
         model.save_pretrained(folder)
 
 
-CASES = {"moe": Case("Qwen3-MoE, 32 experts of 256, top-4: 0.27 B parameters, 0.07 B active", 32), "dense": Case("Qwen3, its dense twin of 1024", 0)}
+CASES = {
+    "moe": Case("Qwen3-MoE, 32 experts of 256, top-4: 0.27 B parameters, 0.07 B active", 32),
+    "dense": Case("Qwen3, its dense twin of 1024", 0),
+}
 
 
 # ---------------------------------------------------------------------- PyTorch
@@ -86,7 +106,8 @@ def eager(folder: Path, implementation: str = "") -> Run:
 
 
 def compiled(folder: Path) -> Run:
-    """`torch.compile` as transformers documents it: a cache of fixed size, one graph for the prompt and one for a token."""
+    """`torch.compile` as transformers documents it: a cache of fixed size, one graph for the prompt and one for a
+    token."""
     from transformers import StaticCache
 
     model = load(folder)
@@ -96,7 +117,9 @@ def compiled(folder: Path) -> Run:
     def forward(ids: torch.Tensor) -> Any:
         places = torch.arange(state["at"], state["at"] + ids.shape[1])
         state["at"] += ids.shape[1]
-        return graph(input_ids=ids, past_key_values=cache, position_ids=places[None], use_cache=True).logits[0, -1].numpy()
+        return (
+            graph(input_ids=ids, past_key_values=cache, position_ids=places[None], use_cache=True).logits[0, -1].numpy()
+        )
 
     def prefill(ids: Any) -> Any:
         cache.reset()
@@ -111,7 +134,11 @@ def moec_engine(folder: Path, optimize_for: str = "latency") -> Run:
     """What a user gets from `moec.compile`."""
     import moec
 
-    out = once(folder, f"moec-{optimize_for}", lambda out: moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain"))
+    out = once(
+        folder,
+        f"moec-{optimize_for}",
+        lambda out: moec.compile(str(folder), out=out, optimize_for=optimize_for, layout="plain"),
+    )
     return continued(moec.load(out))
 
 
@@ -133,8 +160,8 @@ def continued(engine: Any) -> Run:
 
 
 def transformers_engine(folder: Path, int8: bool = False) -> Run:
-    """transformers' exporter with its fusions for the CPU: one graph for the prompt, another for a token; `int8` with the quantizer that
-    needs no data, its only kind for weights alone."""
+    """transformers' exporter with its fusions for the CPU: one graph for the prompt, another for a token; `int8` with
+    the quantizer that needs no data, its only kind for weights alone."""
     import onnxruntime as ort
     from transformers import exporters
     from transformers.exporters import exporter_onnx
@@ -148,7 +175,10 @@ def transformers_engine(folder: Path, int8: bool = False) -> Run:
         exporter.OnnxExporter().export_for_generation(load(folder), inputs, config=config).save_pretrained(out)
 
     out = once(folder, "transformers-int8" if int8 else "transformers", export)
-    sessions = {name: ort.InferenceSession(f"{out}/{name}.onnx", providers=["CPUExecutionProvider"]) for name in ("prefill", "decode")}
+    sessions = {
+        name: ort.InferenceSession(f"{out}/{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("prefill", "decode")
+    }
     names = [o.name.replace("output.", "input.") for o in sessions["decode"].get_outputs()]
     state: dict[str, Any] = {}
 
@@ -173,7 +203,21 @@ def genai(folder: Path, builder: bool, precision: str = "fp32", *options: str) -
     import onnxruntime_genai as og
 
     def build(out: Path) -> None:
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", folder, "-o", out, "-p", precision, "-e", "cpu", "-c", out.parent]
+        command = [
+            sys.executable,
+            "-m",
+            "onnxruntime_genai.models.builder",
+            "-i",
+            folder,
+            "-o",
+            out,
+            "-p",
+            precision,
+            "-e",
+            "cpu",
+            "-c",
+            out.parent,
+        ]
         command += ["--extra_options", *options] if options else []
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         if done.returncode:
@@ -188,7 +232,11 @@ def genai(folder: Path, builder: bool, precision: str = "fp32", *options: str) -
 
         moec.compile(str(folder), out=out)
 
-    out = once(folder, "-".join(["builder", precision, *options]), build) if builder else once(folder, "moec-genai", compile_)
+    out = (
+        once(folder, "-".join(["builder", precision, *options]), build)
+        if builder
+        else once(folder, "moec-genai", compile_)
+    )
     model, state = og.Model(str(out)), {}
 
     def prefill(ids: Any) -> Any:
@@ -214,7 +262,16 @@ def llama_cpp(folder: Path, q4: bool = False) -> Run:
     path = once(folder, "model-q4.gguf", lambda out: quantize_gguf(full, out)) if q4 else full
     cores = os.cpu_count() or 1
     model = Llama(
-        str(path), n_ctx=640, n_batch=512, n_ubatch=512, n_threads=cores, n_threads_batch=cores, type_k=0, type_v=0, logits_all=False, verbose=False
+        str(path),
+        n_ctx=640,
+        n_batch=512,
+        n_ubatch=512,
+        n_threads=cores,
+        n_threads_batch=cores,
+        type_k=0,
+        type_v=0,
+        logits_all=False,
+        verbose=False,
     )  # type 0: float32
 
     def step(ids: list[int]) -> Any:

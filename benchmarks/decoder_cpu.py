@@ -1,14 +1,18 @@
-"""Decoders on this machine's CPU: moec's engine beside PyTorch, transformers' exporter, onnxruntime-genai's builder and llama.cpp.
+"""Decoders on this machine's CPU: moec's engine beside PyTorch, transformers' exporter, onnxruntime-genai's builder and
+llama.cpp.
 
-usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 4] [--sittings 2] [--patience 1] [--limit 600] [--json] [--save]
+usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 4] [--sittings 2]
+[--patience 1] [--limit 600] [--json] [--save]
 
-Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and its dense twin. `prefill` is a prompt of
-512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a second, greedy, the same text for everybody.
+Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and its dense twin.
+`prefill` is a prompt of 512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a
+second, greedy, the same text for everybody.
 
-Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. There are several sittings,
-every other with processes made in the opposite order: those made first have slower memory. A ratio is the median over the rounds of all
-sittings of (that contestant's time / moec's): above 1, moec is faster. Each contestant's logits are compared with eager's; one that is
-wrong by more than 1 % of their standard deviation has no figures. One that is not installed, or not ready in time, is named with the reason.
+Every contestant lives in a process of its own with every core, and only one works at a time, in rotating order. There
+are several sittings, every other with processes made in the opposite order: those made first have slower memory. A
+ratio is the median over the rounds of all sittings of (that contestant's time / moec's): above 1, moec is faster. Each
+contestant's logits are compared with eager's; one that is wrong by more than 1 % of their standard deviation has no
+figures. One that is not installed, or not ready in time, is named with the reason.
 """
 
 from __future__ import annotations
@@ -50,7 +54,9 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Meas
 
 
 def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()]
+    rows: list[dict[str, Any]] = [
+        {"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()
+    ]
     for who, found in times.items():
         rows.append({"case": case, "who": who, "value": float(f"{errors[who]:.2g}"), "unit": "std from eager"})
         for what, seconds in found.items():
@@ -58,8 +64,17 @@ def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str,
                 continue
             tokens = PROMPT if what == "prefill" else 1
             ratios = [s / m for s, m in zip(seconds, times["moec"][what], strict=True)]
-            rows.append({"case": f"{case} {what}", "who": who, "value": round(tokens / statistics.median(seconds), 2), "unit": "tokens/s"})
-            rows.append({"case": f"{case} {what}", "who": who, "value": round(statistics.median(ratios), 3), "unit": "x moec"})
+            rows.append(
+                {
+                    "case": f"{case} {what}",
+                    "who": who,
+                    "value": round(tokens / statistics.median(seconds), 2),
+                    "unit": "tokens/s",
+                }
+            )
+            rows.append(
+                {"case": f"{case} {what}", "who": who, "value": round(statistics.median(ratios), 3), "unit": "x moec"}
+            )
     return rows
 
 
@@ -71,12 +86,21 @@ def table(report: dict[str, Any]) -> str:
     people = list(dict.fromkeys(r["who"] for r in rows if r["unit"] == "tokens/s"))
     lines = ["| tokens/s (moec is faster by) | " + " | ".join(cases) + " |", "|---|" + "---|" * len(cases)]
     for who in people:
-        cells = [f"{value[c, who, 'tokens/s']:.1f} ({value[c, who, 'x moec']:.2f})" if (c, who, "tokens/s") in value else "–" for c in cases]
+        cells = [
+            f"{value[c, who, 'tokens/s']:.1f} ({value[c, who, 'x moec']:.2f})" if (c, who, "tokens/s") in value else "–"
+            for c in cases
+        ]
         lines.append(f"| {who} | " + " | ".join(cells) + " |")
     lines += ["", *(f"- {r['case']}: {r['who']} {r['unit']}" for r in rows if r["value"] is None)]
-    lines += [f"- {r['case']}: {r['who']} is {r['value']:g} standard deviations from eager" for r in rows if r["unit"] == "std from eager"]
+    lines += [
+        f"- {r['case']}: {r['who']} is {r['value']:g} standard deviations from eager"
+        for r in rows
+        if r["unit"] == "std from eager"
+    ]
     machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    return "\n".join([f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines])
+    return "\n".join(
+        [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]
+    )
 
 
 def main() -> None:
@@ -88,7 +112,9 @@ def main() -> None:
             folder = Path(temporary) / "model"
             CASES[name].save(folder)
             unfit = MOE_ONLY if name == "dense" else DENSE_ONLY
-            wanted = [who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)]
+            wanted = [
+                who for who in CONTESTANTS if who in ("moec", "eager") or (who in options.only and who not in unfit)
+            ]
             report["rows"] += rows_of(name, *compete(name, folder, wanted, meter, options.sittings, options.limit))
     publish(report, table(report), "decoder_cpu", options)
 

@@ -29,7 +29,12 @@ def worker(pipe: Any, who: str, folder: Path) -> None:
     import torch
 
     tempfile.tempdir = str(folder.parent)  # what it writes is removed with the model
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+        torch.inference_mode(),
+    ):
         try:
             prefill, step = CONTESTANTS[who](folder)
             for length in (PROMPT, SHORT):  # what compiles or allocates at the first call belongs to getting ready
@@ -37,7 +42,9 @@ def worker(pipe: Any, who: str, folder: Path) -> None:
                 step(5)
             pipe.send("")
         except Exception as error:
-            pipe.send(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}")
+            pipe.send(
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+            )
             return
         while (job := pipe.recv()) is not None:
             ids, tokens = job
@@ -89,10 +96,17 @@ def read_options(about: str, people: Iterable[str], always: str) -> argparse.Nam
     """The command line of both benchmarks; `always` names who competes whatever `--only` says."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--only", nargs="+", choices=list(people), default=list(people), help=f"contestants besides {always}")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(people), default=list(people), help=f"contestants besides {always}"
+    )
     parser.add_argument("--rounds", type=int, default=4, help="in each sitting")
     parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
-    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        help="on a shared machine: seconds to wait, before each run, for others to be idle",
+    )
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a contestant may take to get ready")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write JSON and a table into {RESULTS.name}/")
@@ -108,11 +122,18 @@ def publish(report: dict[str, Any], table: str, name: str, options: argparse.Nam
 
 
 def compete(
-    case: str, folder: Path, wanted: list[str], measure: Callable[[dict[str, Contestant]], Measured], sittings: int, limit: float
+    case: str,
+    folder: Path,
+    wanted: list[str],
+    measure: Callable[[dict[str, Contestant]], Measured],
+    sittings: int,
+    limit: float,
 ) -> tuple[Times, dict[str, float], dict[str, str]]:
-    """All sittings of one case, every other with processes made in the opposite order: those made first have slower memory.
+    """All sittings of one case, every other with processes made in the opposite order: those made first have slower
+    memory.
 
-    The very first process of a sitting is never measured, for it has the slowest: else moec, which is always at one end, had it every other time.
+    The very first process of a sitting is never measured, for it has the slowest: else moec, which is always at one
+    end, had it every other time.
 
     Returns:
         Times and errors of those who were always there, and why the others are absent.

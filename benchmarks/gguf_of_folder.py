@@ -8,10 +8,19 @@ from typing import Any
 import torch
 
 _LAYER = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate": "ffn_gate_inp",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 
 def write_gguf(folder: Path, path: Path) -> None:
@@ -48,7 +57,8 @@ def write_gguf(folder: Path, path: Path) -> None:
 
 
 def quantize_gguf(path: Path, out: Path) -> None:
-    """Write another file with llama.cpp's own `q4_0`: groups of 32 with a scale in 16 bits; it gives a head that is tied more."""
+    """Write another file with llama.cpp's own `q4_0`: groups of 32 with a scale in 16 bits; it gives a head that is
+    tied more."""
     import ctypes
 
     import llama_cpp

@@ -1,11 +1,13 @@
-"""A long run: thousands of generations in one process. Does memory stay flat, and is every text the one that its prompt got first?
+"""A long run: thousands of generations in one process. Does memory stay flat, and is every text the one that its prompt
+got first?
 
 usage: python benchmarks/long_run.py [--generations 2000] [--engine DIR] [--seed 0] [--json]
 
-By default a small random Qwen3-MoE (4 layers, hidden 128, 8 experts, top-2) is compiled first. Each generation takes 1 to 4 prompts out of 60 (1 to
-120 tokens), in one padded batch, and writes a random number of tokens, up to 80. A row has to agree with the longest text that its
-prompt has got so far, in whatever company that was. Resident memory is read after each generation; the quarters' means are compared.
-Exit status 1 when a text differs or memory grew by more than 2 % between the first and the last quarter.
+By default a small random Qwen3-MoE (4 layers, hidden 128, 8 experts, top-2) is compiled first. Each generation takes 1
+to 4 prompts out of 60 (1 to 120 tokens), in one padded batch, and writes a random number of tokens, up to 80. A row has
+to agree with the longest text that its prompt has got so far, in whatever company that was. Resident memory is read
+after each generation; the quarters' means are compared. Exit status 1 when a text differs or memory grew by more than 2
+% between the first and the last quarter.
 """
 
 from __future__ import annotations
@@ -39,9 +41,20 @@ def compile_small(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32, moe_intermediate_size=128,
-        num_experts=8, num_experts_per_tok=2, norm_topk_prob=True, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        moe_intermediate_size=128,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
     moec.compile(Qwen3MoeForCausalLM(config).eval(), target="onnxruntime:cpu,threads=1", out=folder)
     return folder
 
@@ -70,9 +83,16 @@ def run(folder: Path, generations: int, seed: int) -> dict[str, Any]:
     seconds = time.monotonic() - start
     variety = statistics.mean(len(set(text)) for text in longest.values())
     return {
-        "generations": generations, "texts": sum(size * count for size, count in batches.items()), "compared": repeated, "different": different,
-        "batches": dict(sorted(batches.items())), "tokens": tokens, "seconds": seconds, "variety": variety, "resident": resident,
-    }  # fmt: skip
+        "generations": generations,
+        "texts": sum(size * count for size, count in batches.items()),
+        "compared": repeated,
+        "different": different,
+        "batches": dict(sorted(batches.items())),
+        "tokens": tokens,
+        "seconds": seconds,
+        "variety": variety,
+        "resident": resident,
+    }
 
 
 def quarters(resident: list[int]) -> list[float]:
@@ -84,19 +104,29 @@ def quarters(resident: list[int]) -> list[float]:
 def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
     means = quarters(found["resident"])
     figures = {
-        "generations": (found["generations"], "runs"), "texts": (found["texts"], "texts"), "texts compared with an earlier one": (found["compared"], "texts"),
-        "texts that differ": (len(found["different"]), "texts"), "tokens": (found["tokens"], "tokens"), "time": (found["seconds"], "s"),
-        "speed": (found["tokens"] / found["seconds"], "tokens/s"), "different tokens in a text": (found["variety"], "tokens"),
+        "generations": (found["generations"], "runs"),
+        "texts": (found["texts"], "texts"),
+        "texts compared with an earlier one": (found["compared"], "texts"),
+        "texts that differ": (len(found["different"]), "texts"),
+        "tokens": (found["tokens"], "tokens"),
+        "time": (found["seconds"], "s"),
+        "speed": (found["tokens"] / found["seconds"], "tokens/s"),
+        "different tokens in a text": (found["variety"], "tokens"),
         **{f"RSS, quarter {k + 1}": (mean, "B") for k, mean in enumerate(means)},
-        "RSS, most": (max(found["resident"]), "B"), "RSS, last quarter / first": (means[3] / means[0], "ratio"),
-    }  # fmt: skip
+        "RSS, most": (max(found["resident"]), "B"),
+        "RSS, last quarter / first": (means[3] / means[0], "ratio"),
+    }
     return [{"case": name, "who": "moec", "value": value, "unit": unit} for name, (value, unit) in figures.items()]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", type=int, default=2000)
-    parser.add_argument("--engine", type=Path, help="an engine folder with at least 512 tokens in its vocabulary, instead of the small model")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        help="an engine folder with at least 512 tokens in its vocabulary, instead of the small model",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -117,7 +147,11 @@ def main() -> int:
 def _figure(row: dict[str, Any]) -> str:
     if row["unit"] == "B":
         return f"{row['value'] / 2**20:>10.1f} MiB"
-    return f"{row['value']:>10.5g} {row['unit']}" if isinstance(row["value"], float) else f"{row['value']:>10} {row['unit']}"
+    return (
+        f"{row['value']:>10.5g} {row['unit']}"
+        if isinstance(row["value"], float)
+        else f"{row['value']:>10} {row['unit']}"
+    )
 
 
 if __name__ == "__main__":

@@ -34,15 +34,27 @@ class Case:
         from transformers import MixtralConfig, MixtralModel, Qwen3MoeConfig, Qwen3MoeModel
 
         torch.manual_seed(0)
-        small: dict[str, Any] = {"hidden_size": self.hidden, "vocab_size": VOCABULARY, "num_experts_per_tok": self.top_k, "num_hidden_layers": 1}
+        small: dict[str, Any] = {
+            "hidden_size": self.hidden,
+            "vocab_size": VOCABULARY,
+            "num_experts_per_tok": self.top_k,
+            "num_hidden_layers": 1,
+        }
         small |= {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 16}
         if self.experts == 8:
-            return MixtralModel(MixtralConfig(num_local_experts=self.experts, intermediate_size=self.inner, **small)).train(False)
-        config = Qwen3MoeConfig(num_experts=self.experts, moe_intermediate_size=self.inner, norm_topk_prob=True, **small)
+            return MixtralModel(
+                MixtralConfig(num_local_experts=self.experts, intermediate_size=self.inner, **small)
+            ).train(False)
+        config = Qwen3MoeConfig(
+            num_experts=self.experts, moe_intermediate_size=self.inner, norm_topk_prob=True, **small
+        )
         return Qwen3MoeModel(config).train(False)
 
 
-CASES = {"A": Case("8 experts of 2048, top-2 (Mixtral)", 8, 2, 2048), "B": Case("64 experts of 512, top-8 (Qwen3-MoE)", 64, 8, 512)}
+CASES = {
+    "A": Case("8 experts of 2048, top-2 (Mixtral)", 8, 2, 2048),
+    "B": Case("64 experts of 512, top-8 (Qwen3-MoE)", 64, 8, 512),
+}
 
 
 # ---------------------------------------------------------------------- contestants: each returns prepare(ids) -> run()
@@ -64,14 +76,19 @@ def torch_model(case: Case, implementation: str, compiled: bool = False) -> Prep
 
 
 def moec_engine(case: Case, optimize_for: str, target: str = "onnxruntime") -> Prepare:
-    """What a user gets from `moec.compile`; the target `onnxruntime:cuda` is ONNX Runtime's MoE operator, run on the CPU here."""
+    """What a user gets from `moec.compile`; the target `onnxruntime:cuda` is ONNX Runtime's MoE operator, run on the
+    CPU here."""
     import moec
     from moec.targets.backend import find_backend
     from moec.targets.target import Target
 
     folder = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine"
     moec.compile(case.model(), out=folder, target=target, optimize_for=optimize_for)
-    engine = moec.load(folder) if target == "onnxruntime" else find_backend(Target.parse("onnxruntime")).load(folder, Target.parse("onnxruntime"))
+    engine = (
+        moec.load(folder)
+        if target == "onnxruntime"
+        else find_backend(Target.parse("onnxruntime")).load(folder, Target.parse("onnxruntime"))
+    )
     return lambda ids: lambda: engine(input_ids=ids, attention_mask=torch.ones_like(ids))["last_hidden_state"].numpy()
 
 
@@ -85,7 +102,9 @@ def transformers_engine(case: Case) -> Prepare:
     ids = torch.arange(14).view(2, 7)
     exporter: Any = exporter_onnx
     config = exporter.OnnxConfig(dynamic=True, ort_fusions="cpu")
-    exported = exporter.OnnxExporter().export(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config)
+    exported = exporter.OnnxExporter().export(
+        model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, config=config
+    )
     folder = tempfile.mkdtemp(prefix="moec-bench-")
     exported.save_pretrained(folder)
     session = ort.InferenceSession(str(next(Path(folder).glob("*.onnx"))), providers=["CPUExecutionProvider"])

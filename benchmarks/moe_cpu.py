@@ -1,17 +1,21 @@
-"""Mixture-of-experts blocks on this machine's CPU: moec's two formulations beside PyTorch's, transformers' and the memory's speed.
+"""Mixture-of-experts blocks on this machine's CPU: moec's two formulations beside PyTorch's, transformers' and the
+memory's speed.
 
-usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1] [--json] [--save]
+usage: python benchmarks/moe_cpu.py [--case A B] [--tokens 1 16 128 1024] [--seconds 20] [--sittings 2] [--patience 1]
+[--json] [--save]
 
-Two blocks, SwiGLU in float32, random weights: A is Mixtral's (hidden 1024, 8 experts of 2048, top-2), B is Qwen3-MoE's (hidden 1024,
-64 experts of 512, top-8). Each stands in a one-layer model of transformers whose attention is one head of 16, so that the block is
-nearly all of it. Every row times the whole model, from token ids and an attention mask to hidden states, as a user calls it: PyTorch's
-rows run (or compile, for each shape anew) the model's own forward without a cache. Every output is compared with the untouched model's.
+Two blocks, SwiGLU in float32, random weights: A is Mixtral's (hidden 1024, 8 experts of 2048, top-2), B is Qwen3-MoE's
+(hidden 1024, 64 experts of 512, top-8). Each stands in a one-layer model of transformers whose attention is one head of
+16, so that the block is nearly all of it. Every row times the whole model, from token ids and an attention mask to
+hidden states, as a user calls it: PyTorch's rows run (or compile, for each shape anew) the model's own forward without
+a cache. Every output is compared with the untouched model's.
 
-Every contestant lives in a process of its own, with every core, and only one works at a time. In each round all of them get the same
-fresh tokens in rotating order, after the caches were flushed. There are several sittings, every other with processes made in the opposite
-order: whose memory is where makes 10 % for as long as a process lives. Milliseconds are medians of all rounds; a ratio is the median over the
-rounds of (that contestant's time / the best of moec's two in this case): above 1, moec is faster. `read` is the time to sum as many
-bytes as the weights of the experts that were chosen have: no implementation in float32 can take less.
+Every contestant lives in a process of its own, with every core, and only one works at a time. In each round all of them
+get the same fresh tokens in rotating order, after the caches were flushed. There are several sittings, every other with
+processes made in the opposite order: whose memory is where makes 10 % for as long as a process lives. Milliseconds are
+medians of all rounds; a ratio is the median over the rounds of (that contestant's time / the best of moec's two in this
+case): above 1, moec is faster. `read` is the time to sum as many bytes as the weights of the experts that were chosen
+have: no implementation in float32 can take less.
 """
 
 from __future__ import annotations
@@ -35,14 +39,24 @@ from moe_contestants import CASES, CONTESTANTS, OURS, VOCABULARY, Case
 from torch import Tensor
 
 RESULTS = Path(__file__).with_name("results")
-SHAPES = {1: (1, 1), 16: (1, 16), 128: (2, 64), 1024: (16, 64)}  # tokens -> batch, sequence; short ones: attention is not the subject
+SHAPES = {
+    1: (1, 1),
+    16: (1, 16),
+    128: (2, 64),
+    1024: (16, 64),
+}  # tokens -> batch, sequence; short ones: attention is not the subject
 GATHER_LIMIT_BYTES = 2 * 2**30  # batched_mm copies an expert's weights for every routed token
 
 
 # ---------------------------------------------------------------------- processes
 def worker(pipe: Any, who: str, case: Case) -> None:
     """Serve one contestant: (input, times) in, (median seconds of the call, output) out."""
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere), torch.inference_mode():  # exporters talk
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+        torch.inference_mode(),
+    ):  # exporters talk
         prepare = CONTESTANTS[who](case)
         pipe.send("ready")
         while (given := pipe.recv()) is not None:
@@ -82,7 +96,8 @@ class Contestant:
 
 
 def wait_for_quiet(patience: float) -> None:
-    """Return when all cores together were idle for 30 ms, or after `patience` seconds; spinning threads of the last run stop meanwhile."""
+    """Return when all cores together were idle for 30 ms, or after `patience` seconds; spinning threads of the last run
+    stop meanwhile."""
 
     def idle() -> int:
         return sum(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[4:6]))
@@ -105,8 +120,11 @@ def flusher() -> Callable[[], Any]:
 
 
 # ---------------------------------------------------------------------- measuring
-def measure(case: Case, tokens: int, people: dict[str, Contestant], flush: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Rounds of one case at one number of tokens; returns each contestant's times in seconds, round by round, and what was found."""
+def measure(
+    case: Case, tokens: int, people: dict[str, Contestant], flush: Callable[[], Any], seconds: float
+) -> dict[str, Any]:
+    """Rounds of one case at one number of tokens; returns each contestant's times in seconds, round by round, and what
+    was found."""
     gathers = tokens * case.top_k * case.expert_bytes <= GATHER_LIMIT_BYTES
     timed = [who for who in people if who != "reference" and (gathers or "batched_mm" not in who)]
     times: dict[str, list[float]] = {who: [] for who in timed}
@@ -132,7 +150,12 @@ def joined(sittings: list[dict[str, Any]]) -> dict[str, Any]:
     """What several sittings measured of one case, as one."""
     times = {who: [t for found in sittings for t in found["times"][who]] for who in sittings[0]["times"]}
     rounds, worst = sum(found["rounds"] for found in sittings), max(found["error"] for found in sittings)
-    return {"times": times, "experts": statistics.mean(found["experts"] for found in sittings), "error": worst, "rounds": rounds}
+    return {
+        "times": times,
+        "experts": statistics.mean(found["experts"] for found in sittings),
+        "error": worst,
+        "rounds": rounds,
+    }
 
 
 def rows_of(name: str, tokens: int, found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +175,14 @@ def rows_of(name: str, tokens: int, found: dict[str, Any]) -> list[dict[str, Any
 
 
 def environment() -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     packages = ("torch", "transformers", "onnxruntime-gpu", "onnx", "onnxscript", "moec")
     return {
         "machine": {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
@@ -163,25 +193,47 @@ def environment() -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The report for people, as Markdown."""
     rows = report["rows"]
-    cases, people = list(dict.fromkeys(r["case"] for r in rows)), list(dict.fromkeys(r["who"] for r in rows if r["unit"] == "ms"))
-    value = {(r["case"], r["who"], r["unit"].split()[0] if r["unit"][0] == "x" else r["unit"]): r["value"] for r in rows}
+    cases, people = (
+        list(dict.fromkeys(r["case"] for r in rows)),
+        list(dict.fromkeys(r["who"] for r in rows if r["unit"] == "ms")),
+    )
+    value = {
+        (r["case"], r["who"], r["unit"].split()[0] if r["unit"][0] == "x" else r["unit"]): r["value"] for r in rows
+    }
     lines = ["| ms (ratio to moec's best) | " + " | ".join(cases) + " |", "|---|" + "---|" * len(cases)]
     for who in people:
-        cells = [f"{value[c, who, 'ms']:.2f} ({value[c, who, 'x']:.2f})" if (c, who, "ms") in value else "–" for c in cases]
+        cells = [
+            f"{value[c, who, 'ms']:.2f} ({value[c, who, 'x']:.2f})" if (c, who, "ms") in value else "–" for c in cases
+        ]
         lines.append(f"| {who} | " + " | ".join(cells) + " |")
-    lines.append("| experts chosen | " + " | ".join(f"{value[c, 'experts chosen', 'experts']:.1f}" for c in cases) + " |")
+    lines.append(
+        "| experts chosen | " + " | ".join(f"{value[c, 'experts chosen', 'experts']:.1f}" for c in cases) + " |"
+    )
     machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    return "\n".join([f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines])
+    return "\n".join(
+        [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--tokens", nargs="+", type=int, choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), help="contestants besides moec's two, read and reference")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(CONTESTANTS),
+        default=list(CONTESTANTS),
+        help="contestants besides moec's two, read and reference",
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="for each case and number of tokens")
     parser.add_argument("--sittings", type=int, default=2, help="how often all processes are made anew")
-    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        help="on a shared machine: seconds to wait, before each run, for others to be idle",
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_cpu.json and .md")
     options = parser.parse_args()

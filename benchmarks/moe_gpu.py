@@ -1,25 +1,28 @@
-"""Mixture-of-experts blocks on this machine's GPU: moec's kernels beside PyTorch's, transformers', ONNX Runtime's and the hardware's own limits.
+"""Mixture-of-experts blocks on this machine's GPU: moec's kernels beside PyTorch's, transformers', ONNX Runtime's and
+the hardware's own limits.
 
-usage: python benchmarks/moe_gpu.py [--shape mixtral qwen3] [--tokens 1 16 4096] [--bits 16 4] [--seconds 450] [--toy] [--json] [--save]
-       python benchmarks/moe_gpu.py --tune tiles.toml [--shape …] [--bits …] [--seconds 450]
+usage: python benchmarks/moe_gpu.py [--shape mixtral qwen3] [--tokens 1 16 4096] [--bits 16 4] [--seconds 450] [--toy]
+       [--json] [--save] python benchmarks/moe_gpu.py --tune tiles.toml [--shape …] [--bits …] [--seconds 450]
 
-Whole blocks, router included, of Mixtral-8x7B, Qwen3-30B-A3B, gpt-oss-120b and DeepSeek-V3, with random weights in bfloat16, or 4-bit
-integers in groups of 128 (eager PyTorch then has the unpacked weights in bfloat16, ONNX Runtime its QMoE). Routing is uniform, or skewed as
-Zipf has it (without ONNX Runtime). Every output is compared with the same block in float64 before it is timed: ours must be within twice eager PyTorch's
-error, or the run ends with status 1.
+Whole blocks, router included, of Mixtral-8x7B, Qwen3-30B-A3B, gpt-oss-120b and DeepSeek-V3, with random weights in
+bfloat16, or 4-bit integers in groups of 128 (eager PyTorch then has the unpacked weights in bfloat16, ONNX Runtime its
+QMoE). Routing is uniform, or skewed as Zipf has it (without ONNX Runtime). Every output is compared with the same block
+in float64 before it is timed: ours must be within twice eager PyTorch's error, or the run ends with status 1.
 
-`moec staying` is the same by programs that stay (one a multiprocessor), for more than a few tokens; `moec compiled` is the operator under
-`torch.compile`. Before ours is timed, PyTorch is told to raise where a call waits for the GPU.
+`moec staying` is the same by programs that stay (one a multiprocessor), for more than a few tokens; `moec compiled` is
+the operator under `torch.compile`. Before ours is timed, PyTorch is told to raise where a call waits for the GPU.
 
-A time is the median of calls between two events, with the L2 cache overwritten before each; `graph` is the same call captured in a
-CUDA graph, without Python's part, where it can be captured. `bandwidth` is (chosen experts' bytes + router + tokens in and out) / time
-over the speed of a device-to-device copy, `matrix rate` the experts' floating-point operations / time over that of a large bfloat16
-product, both measured in the same run. Cells beyond the `--seconds` are left out and named.
+A time is the median of calls between two events, with the L2 cache overwritten before each; `graph` is the same call
+captured in a CUDA graph, without Python's part, where it can be captured. `bandwidth` is (chosen experts' bytes +
+router + tokens in and out) / time over the speed of a device-to-device copy, `matrix rate` the experts' floating-point
+operations / time over that of a large bfloat16 product, both measured in the same run. Cells beyond the `--seconds` are
+left out and named.
 
-`--tune` measures no peers: it looks for faster tiles for these shapes on this GPU, and writes lines that `MOEC_TILES=tiles.toml` puts to use,
-or that a person puts into `moec/kernels/tiles.toml`.
+`--tune` measures no peers: it looks for faster tiles for these shapes on this GPU, and writes lines that
+`MOEC_TILES=tiles.toml` puts to use, or that a person puts into `moec/kernels/tiles.toml`.
 
-`--toy` runs everything on small blocks through Triton's interpreter, on the CPU: the script's own test, whose times mean nothing.
+`--toy` runs everything on small blocks through Triton's interpreter, on the CPU: the script's own test, whose times
+mean nothing.
 """
 
 from __future__ import annotations
@@ -121,31 +124,59 @@ def never_waits(call: Callable[[Tensor], Tensor], x: Tensor) -> None:
 
 
 def check(block: Block, people: dict[str, Callable[[Tensor], Tensor]], x: Tensor) -> dict[str, float]:
-    """Each contestant's relative error on 64 of the tokens. Raises unless ours is within the margin of eager PyTorch's."""
+    """Each contestant's relative error on 64 of the tokens. Raises unless ours is within the margin of eager
+    PyTorch's."""
     some = torch.linspace(0, len(x) - 1, min(64, len(x)), device=x.device).long()
     exact = block.reference(x[some], True)
-    plain, found = error(block.reference(x[some], False), exact), {who: error(call(x)[some], exact) for who, call in people.items()}
+    plain, found = (
+        error(block.reference(x[some], False), exact),
+        {who: error(call(x)[some], exact) for who, call in people.items()},
+    )
     for who in (who for who in found if who.startswith("moec") and not found[who] <= MARGIN * plain):
-        raise SystemExit(f"{block.shape.title}, {len(x)} tokens: the error of {who} is {found[who]:.2e}, eager PyTorch's {plain:.2e}")
+        raise SystemExit(
+            f"{block.shape.title}, {len(x)} tokens: the error of {who} is {found[who]:.2e}, eager PyTorch's {plain:.2e}"
+        )
     for who in (who for who in found if who.startswith("moec") and x.is_cuda):
         never_waits(people[who], x)
     return found
 
 
-def measure(name: str, block: Block, people: dict[str, Any], tokens: int, skewed: bool, timer: Timer, speed: dict[str, float]) -> list[dict[str, Any]]:
+def measure(
+    name: str, block: Block, people: dict[str, Any], tokens: int, skewed: bool, timer: Timer, speed: dict[str, float]
+) -> list[dict[str, Any]]:
     """Rows of one cell."""
-    case, x = f"{name} {block.bits}-bit T={tokens} {'skewed' if skewed else 'uniform'}", block.draw(tokens, block.shape.hidden)
+    case, x = (
+        f"{name} {block.bits}-bit T={tokens} {'skewed' if skewed else 'uniform'}",
+        block.draw(tokens, block.shape.hidden),
+    )
     copies = tokens * block.shape.routing.top_k * 3 * block.shape.hidden * block.shape.inner * 2
     here = {who: call for who, call in people.items() if copies <= COPIES_LIMIT_BYTES or "batched_mm" not in who}
     here = {who: call for who, call in here.items() if tokens > FEW_TOKENS or who != "moec staying"}
     rows = [{"case": case, "who": who, "value": value, "unit": "error"} for who, value in check(block, here, x).items()]
     for who, call in here.items():
-        ms, graph = timer.median_ms(lambda call=call: call(x)), None if who in WAITING else timer.graph_ms(lambda call=call: call(x))
+        ms, graph = (
+            timer.median_ms(lambda call=call: call(x)),
+            None if who in WAITING else timer.graph_ms(lambda call=call: call(x)),
+        )
         best = min(ms, graph or ms)
         rows += [{"case": case, "who": who, "value": round(ms, 5), "unit": "ms"}]
         rows += [{"case": case, "who": who, "value": round(graph, 5), "unit": "ms graph"}] if graph is not None else []
-        rows += [{"case": case, "who": who, "value": round(block.bytes_read(x) / best * 1e3 / speed["bytes_per_s"], 4), "unit": "bandwidth"}]
-        rows += [{"case": case, "who": who, "value": round(block.flop(x) / best * 1e3 / speed["flop_per_s"], 4), "unit": "matrix rate"}]
+        rows += [
+            {
+                "case": case,
+                "who": who,
+                "value": round(block.bytes_read(x) / best * 1e3 / speed["bytes_per_s"], 4),
+                "unit": "bandwidth",
+            }
+        ]
+        rows += [
+            {
+                "case": case,
+                "who": who,
+                "value": round(block.flop(x) / best * 1e3 / speed["flop_per_s"], 4),
+                "unit": "matrix rate",
+            }
+        ]
     return rows
 
 
@@ -164,7 +195,9 @@ def contestants(block: Block, names: list[str]) -> dict[str, Any]:
             if who == "moec":
                 raise
             found.pop(who, None)
-            print(f"{who} does not take part in {block.shape.title}: {str(reason).splitlines()[0][:200]}", file=sys.stderr)
+            print(
+                f"{who} does not take part in {block.shape.title}: {str(reason).splitlines()[0][:200]}", file=sys.stderr
+            )
     return found
 
 
@@ -180,25 +213,53 @@ def environment(toy: bool) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people, as Markdown: milliseconds (ours with and without a graph, the peers' better one) and the fractions of the limits for ours."""
+    """The report for people, as Markdown: milliseconds (ours with and without a graph, the peers' better one) and the
+    fractions of the limits for ours."""
     value = {(r["case"], r["who"], r["unit"]): r["value"] for r in report["rows"]}
-    cases, people = list(dict.fromkeys(r["case"] for r in report["rows"])), [who for who in CONTESTANTS if who in {r["who"] for r in report["rows"]}]
-    columns = [c for who in people for c in ([(who, ["ms"]), (who, ["ms graph"])] if who.startswith("moec") else [(who, ["ms", "ms graph"])])]
+    cases, people = (
+        list(dict.fromkeys(r["case"] for r in report["rows"])),
+        [who for who in CONTESTANTS if who in {r["who"] for r in report["rows"]}],
+    )
+    columns = [
+        c
+        for who in people
+        for c in ([(who, ["ms"]), (who, ["ms graph"])] if who.startswith("moec") else [(who, ["ms", "ms graph"])])
+    ]
     heads = [f"{who}, graph" if units == ["ms graph"] else who for who, units in columns]
     lines = ["| ms | " + " | ".join(heads) + " | moec: bandwidth | matrix rate |", "|---|" + "---|" * (len(heads) + 2)]
     for case in cases:
-        ms = [min((value[case, who, u] for u in units if (case, who, u) in value), default=None) for who, units in columns]
+        ms = [
+            min((value[case, who, u] for u in units if (case, who, u) in value), default=None) for who, units in columns
+        ]
         cells = ["–" if m is None else f"{m:.4f}" for m in ms]
         lines.append(
-            f"| {case} | " + " | ".join(cells) + "".join(f" | {100 * value.get((case, 'moec', u), 0):.0f} %" for u in ("bandwidth", "matrix rate")) + " |"
+            f"| {case} | "
+            + " | ".join(cells)
+            + "".join(f" | {100 * value.get((case, 'moec', u), 0):.0f} %" for u in ("bandwidth", "matrix rate"))
+            + " |"
         )
     speed = report["limits"]
     if "interpreter" in report["machine"]["gpu"]:
         lines = ["| relative error | " + " | ".join(people) + " |", "|---|" + "---|" * len(people)]
-        lines += [f"| {c} | " + " | ".join(f"{value[c, w, 'error']:.1e}" if (c, w, "error") in value else "–" for w in people) + " |" for c in cases]
+        lines += [
+            f"| {c} | "
+            + " | ".join(f"{value[c, w, 'error']:.1e}" if (c, w, "error") in value else "–" for w in people)
+            + " |"
+            for c in cases
+        ]
         return "\n".join([", ".join(f"{k} {v}" for k, v in report["versions"].items()), "", *lines])
-    head = f"{report['machine']['gpu']}; copy {speed['bytes_per_s'] / 1e12:.2f} TB/s, bfloat16 {speed['flop_per_s'] / 1e12:.0f} TFLOP/s; "
-    return "\n".join([head + ", ".join(f"{k} {v}" for k, v in report["versions"].items()), "", *lines, *[f"left out: {c}" for c in report["left_out"]]])
+    head = (
+        f"{report['machine']['gpu']}; copy {speed['bytes_per_s'] / 1e12:.2f} TB/s, bfloat16 "
+        f"{speed['flop_per_s'] / 1e12:.0f} TFLOP/s; "
+    )
+    return "\n".join(
+        [
+            head + ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
+            "",
+            *lines,
+            *[f"left out: {c}" for c in report["left_out"]],
+        ]
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,7 +273,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def block_rows(
-    name: str, shape: Shape, bits: int, options: argparse.Namespace, timer: Timer, report: dict[str, Any], end: float, device: str, dtype: torch.dtype
+    name: str,
+    shape: Shape,
+    bits: int,
+    options: argparse.Namespace,
+    timer: Timer,
+    report: dict[str, Any],
+    end: float,
+    device: str,
+    dtype: torch.dtype,
 ) -> list[dict[str, Any]]:
     """All cells of one block that the deadline allows."""
     rows: list[dict[str, Any]] = []
@@ -239,8 +308,18 @@ def block_rows(
 def tune(options: argparse.Namespace) -> str:
     """Look for faster tiles, and write the file with what it had before and what was found."""
     shapes, device = (TOYS, "cpu") if options.toy else (SHAPES, "cuda")
-    blocks = [for_tuning(Block(shapes[n], bits, device, torch.bfloat16)) for n in options.shape if n in shapes for bits in options.bits]
-    found = tuning.tune(blocks, seconds=options.seconds, rows=ROWS[:1] if options.toy else ROWS, tell=lambda line: print(line, file=sys.stderr))
+    blocks = [
+        for_tuning(Block(shapes[n], bits, device, torch.bfloat16))
+        for n in options.shape
+        if n in shapes
+        for bits in options.bits
+    ]
+    found = tuning.tune(
+        blocks,
+        seconds=options.seconds,
+        rows=ROWS[:1] if options.toy else ROWS,
+        tell=lambda line: print(line, file=sys.stderr),
+    )
     text = written({**(read(options.tune) if options.tune.exists() else {}), **found})
     options.tune.write_text(text)
     return text
@@ -254,8 +333,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--seconds", type=float, default=440.0, help="after which no new cell is begun")
     parser.add_argument("--toy", action="store_true", help="small blocks in Triton's interpreter, without a GPU")
-    parser.add_argument("--tune", type=Path, metavar="FILE", help="look for faster tiles on this GPU instead, and write them to FILE")
-    parser.add_argument("--resources", action="store_true", help="registers and shared memory of the kernels on five GPU generations, without a GPU, and end")
+    parser.add_argument(
+        "--tune", type=Path, metavar="FILE", help="look for faster tiles on this GPU instead, and write them to FILE"
+    )
+    parser.add_argument(
+        "--resources",
+        action="store_true",
+        help="registers and shared memory of the kernels on five GPU generations, without a GPU, and end",
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/moe_gpu.json and .md")
     options = parser.parse_args()

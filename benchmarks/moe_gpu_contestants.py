@@ -40,12 +40,28 @@ class Shape:
 SHAPES = {
     "mixtral": Shape("Mixtral-8x7B", 8, 4096, 14336, Routing(2)),
     "qwen3": Shape("Qwen3-30B-A3B", 128, 2048, 768, Routing(8)),
-    "gpt-oss": Shape("gpt-oss-120b", 128, 2880, 2880, Routing(4, combine="softmax"), Activation(alpha=1.702, beta=1.0, limit=7.0), True),
-    "deepseek": Shape("DeepSeek-V3", 256, 7168, 2048, Routing(8, "sigmoid", groups=8, top_groups=4, group_score="top2", scale=2.5, epsilon=1e-20)),
+    "gpt-oss": Shape(
+        "gpt-oss-120b",
+        128,
+        2880,
+        2880,
+        Routing(4, combine="softmax"),
+        Activation(alpha=1.702, beta=1.0, limit=7.0),
+        True,
+    ),
+    "deepseek": Shape(
+        "DeepSeek-V3",
+        256,
+        7168,
+        2048,
+        Routing(8, "sigmoid", groups=8, top_groups=4, group_score="top2", scale=2.5, epsilon=1e-20),
+    ),
 }
 TOYS = {
     "mixtral": Shape("toy Mixtral", 4, 64, 64, Routing(2)),
-    "gpt-oss": Shape("toy gpt-oss", 6, 40, 24, Routing(2, combine="softmax"), Activation(alpha=1.702, beta=1.0, limit=7.0), True),
+    "gpt-oss": Shape(
+        "toy gpt-oss", 6, 40, 24, Routing(2, combine="softmax"), Activation(alpha=1.702, beta=1.0, limit=7.0), True
+    ),
 }
 
 
@@ -61,7 +77,8 @@ class Block:
         self.b_in, self.b_out = (self.draw(e, 2 * i) * 0.1, self.draw(e, h) * 0.1) if shape.biases else (None, None)
 
     def skew(self) -> None:
-        """From now on the n-th expert is liked as Zipf has it, through the router's bias; in place, so that contestants see it."""
+        """From now on the n-th expert is liked as Zipf has it, through the router's bias; in place, so that contestants
+        see it."""
         popular = -torch.arange(1, self.shape.experts + 1, device=self.device, dtype=torch.float32).log()
         self.router_bias.copy_(popular - popular.mean())
 
@@ -72,23 +89,32 @@ class Block:
         if self.bits == 16:
             return self.draw(experts, rows, depth).mul_(depth**-0.5)
         group = next(g for g in (128, 64, 32, 16, 8) if depth % g == 0)
-        values = torch.randint(0, 256, (experts, rows, depth // 2), generator=self.generator, device=self.device, dtype=torch.uint8)
+        values = torch.randint(
+            0, 256, (experts, rows, depth // 2), generator=self.generator, device=self.device, dtype=torch.uint8
+        )
         scale = torch.rand(experts, rows, depth // group, generator=self.generator, device=self.device) + 0.5
         return Packed(values, (scale * 0.2 * depth**-0.5).to(self.dtype))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Plain PyTorch's; float32, as every implementation has it."""
-        weights, ids = route_reference(F.linear(x.float(), self.router.float(), self.router_bias.float()), None, self.shape.routing)
+        weights, ids = route_reference(
+            F.linear(x.float(), self.router.float(), self.router_bias.float()), None, self.shape.routing
+        )
         return weights, ids
 
     def reference(self, x: Tensor, exact: bool) -> Tensor:
         """The block with experts in float64 if `exact`, else in its own dtype, one expert after the other."""
         weights, ids = self.route(x)
         dtype = torch.float64 if exact else self.dtype
-        return experts_reference(x.to(dtype), ids, weights, lambda e, rows: self.expert(e, rows, dtype), self.shape.experts)
+        return experts_reference(
+            x.to(dtype), ids, weights, lambda e, rows: self.expert(e, rows, dtype), self.shape.experts
+        )
 
     def expert(self, e: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        own = [w[e] if isinstance(w, Tensor) else Packed(w.values[e : e + 1], w.scale[e : e + 1]).unpacked()[0] for w in (self.w_in, self.w_out)]
+        own = [
+            w[e] if isinstance(w, Tensor) else Packed(w.values[e : e + 1], w.scale[e : e + 1]).unpacked()[0]
+            for w in (self.w_in, self.w_out)
+        ]
         bias = [None if b is None else b[e].to(dtype) for b in (self.b_in, self.b_out)]
         return F.linear(self.shape.rule(F.linear(rows, own[0].to(dtype), bias[0])), own[1].to(dtype), bias[1])
 
@@ -122,7 +148,8 @@ def ours_staying(block: Block) -> Call:
 
 
 def ours_compiled(block: Block) -> Call:
-    """`torch.compile` of the operator: as a node in somebody's graph. Without a GPU the CPU's tensors go to the kernels too."""
+    """`torch.compile` of the operator: as a node in somebody's graph. Without a GPU the CPU's tensors go to the kernels
+    too."""
     if isinstance(block.w_in, Packed):
         raise TypeError("the operator takes unpacked weights")
     if block.device == "cpu":
@@ -130,12 +157,16 @@ def ours_compiled(block: Block) -> Call:
     rule = {**block.shape.routing.arguments(), **block.shape.rule.arguments()}
     given = block.router, block.router_bias, None, block.w_in, block.w_out, block.b_in, block.b_out
     run = lambda x: torch.ops.moec.moe(x, *given, **rule)  # noqa: E731
-    return torch.compile(run, dynamic=True, fullgraph=True, backend="aot_eager" if block.device == "cpu" else "inductor")
+    return torch.compile(
+        run, dynamic=True, fullgraph=True, backend="aot_eager" if block.device == "cpu" else "inductor"
+    )
 
 
 def for_tuning(block: Block) -> tuning.Block:
     """The block as `moec.kernels.tuning` takes it."""
-    return tuning.Block(block.w_in, block.w_out, block.b_in, block.b_out, block.shape.rule, block.shape.routing.top_k, block.dtype)
+    return tuning.Block(
+        block.w_in, block.w_out, block.b_in, block.b_out, block.shape.rule, block.shape.routing.top_k, block.dtype
+    )
 
 
 def eager(block: Block) -> Call:
@@ -178,10 +209,16 @@ def transformers_experts(implementation: str) -> Callable[[Block], Call]:
 
         shape, (w_in, w_out) = block.shape, block.plain()
         config: Any = SimpleNamespace(
-            num_experts=shape.experts, num_local_experts=shape.experts, hidden_size=shape.hidden, moe_intermediate_size=shape.inner,
-            intermediate_size=shape.inner, hidden_act="silu", swiglu_alpha=shape.rule.alpha, swiglu_limit=shape.rule.limit,
+            num_experts=shape.experts,
+            num_local_experts=shape.experts,
+            hidden_size=shape.hidden,
+            moe_intermediate_size=shape.inner,
+            intermediate_size=shape.inner,
+            hidden_act="silu",
+            swiglu_alpha=shape.rule.alpha,
+            swiglu_limit=shape.rule.limit,
             _experts_implementation=implementation,
-        )  # fmt: skip
+        )
         with torch.device("meta"):
             module = (GptOssExperts if shape.biases else Qwen3MoeExperts)(config)
         state = {"gate_up_proj": w_in, "down_proj": w_out}
@@ -209,7 +246,9 @@ class Module(nn.Module):
         for name in ("w_in", "w_out", "router", "router_bias"):
             value = getattr(block, name)
             for n, tensor in enumerate(tensors_of(value)):
-                self.register_buffer(f"{name}_{n}", tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu())
+                self.register_buffer(
+                    f"{name}_{n}", tensor.cpu().float() if tensor.is_floating_point() else tensor.cpu()
+                )
 
     def weight(self, name: str) -> Tensor:
         first = getattr(self, f"{name}_0")
@@ -231,7 +270,12 @@ def onnxruntime(block: Block) -> Call:
     folder, device = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine", block.device
     target = "onnxruntime:cuda,precision=fp16" if device == "cuda" else "onnxruntime"
     moec.compile(
-        Module(block).float(), out=folder, target=target, inputs={"x": torch.zeros(3, block.shape.hidden)}, dynamic={"x": ("tokens", None)}, verify="off"
+        Module(block).float(),
+        out=folder,
+        target=target,
+        inputs={"x": torch.zeros(3, block.shape.hidden)},
+        dynamic={"x": ("tokens", None)},
+        verify="off",
     )
     provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
     session = ort.InferenceSession(str(next(folder.rglob("*.onnx"))), providers=[provider])
@@ -265,13 +309,24 @@ CONTESTANTS: dict[str, Callable[[Block], Call]] = {
 
 
 def resources(tokens: int = 4096) -> list[str]:
-    """Registers a thread and KiB of shared memory a program of our kernels, compiled for five GPU generations; needs no GPU.
+    """Registers a thread and KiB of shared memory a program of our kernels, compiled for five GPU generations; needs no
+    GPU.
 
     For many tokens also those by programs that stay; bytes that a thread spills are added where there are any.
     """
-    lines = ["| kernel: registers, KiB, warps | " + " | ".join(f"sm_{sm}" for sm in SMS) + " |", "|---|" + "---|" * len(SMS)]
+    lines = [
+        "| kernel: registers, KiB, warps | " + " | ".join(f"sm_{sm}" for sm in SMS) + " |",
+        "|---|" + "---|" * len(SMS),
+    ]
     for shape in (SHAPES["mixtral"], SHAPES["gpt-oss"]):
-        for bits, count, resident in ((16, 1, 0), (16, tokens, 0), (16, tokens, 1), (4, 1, 0), (4, tokens, 0), (4, tokens, 1)):
+        for bits, count, resident in (
+            (16, 1, 0),
+            (16, tokens, 0),
+            (16, tokens, 1),
+            (4, 1, 0),
+            (4, tokens, 0),
+            (4, tokens, 1),
+        ):
             cells: dict[str, list[str]] = {}
             for sm in SMS:
                 block = Block(shape, bits, "meta", torch.bfloat16)
@@ -282,6 +337,11 @@ def resources(tokens: int = 4096) -> list[str]:
                         continue
                     built = compile_ahead(start, sm)
                     spilled = f", spills {built.spilled_bytes} bytes" if built.spilled_bytes else ""
-                    cells.setdefault(built.name, []).append(f"{built.registers}, {built.shared_bytes / 1024:.0f}, {built.warps}{spilled}")
-            lines += [f"| {shape.title}, {bits}-bit, {count} tokens: {name} | " + " | ".join(values) + " |" for name, values in cells.items()]
+                    cells.setdefault(built.name, []).append(
+                        f"{built.registers}, {built.shared_bytes / 1024:.0f}, {built.warps}{spilled}"
+                    )
+            lines += [
+                f"| {shape.title}, {bits}-bit, {count} tokens: {name} | " + " | ".join(values) + " |"
+                for name, values in cells.items()
+            ]
     return lines

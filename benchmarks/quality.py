@@ -1,19 +1,23 @@
-"""What quantization and pruning cost on text: KL divergence, perplexity, top-1 and the router's choices, for every method in one harness.
+"""What quantization and pruning cost on text: KL divergence, perplexity, top-1 and the router's choices, for every
+method in one harness.
 
-usage: python benchmarks/quality.py [--model FOLDER] [--steps 1000] [--calibration FILE] [--text FILE] [--tokens 10240] [--seeds 3]
-       [--only NAME …] [--threads 1] [--json] [--save]
+usage: python benchmarks/quality.py [--model FOLDER] [--steps 1000] [--calibration FILE] [--text FILE] [--tokens 10240]
+       [--seeds 3] [--only NAME …] [--threads 1] [--json] [--save]
 
-MODEL is a trained mixture of experts in a Hugging Face folder, made by any means; `train.npy` (or `train.txt`) and `val.npy` (or `val.txt`)
-in it are the texts unless others are named. Without one, a byte-level Mixtral of 16 experts is trained on the Python library's sources
-(`quality_model.py`) and kept in the temporary folder. Calibration never sees the text that is judged on.
+MODEL is a trained mixture of experts in a Hugging Face folder, made by any means; `train.npy` (or `train.txt`) and
+`val.npy` (or `val.txt`) in it are the texts unless others are named. Without one, a byte-level Mixtral of 16 experts is
+trained on the Python library's sources (`quality_model.py`) and kept in the temporary folder. Calibration never sees
+the text that is judged on.
 
-Every row is a pipeline of passes on the captured program, computed in eager PyTorch in float32, so that rows differ in nothing but their
-weights and routers; the tokens are the same for all (KL is paired). Rows with a calibration text are run with several seeds, which draw
-other windows of it, and no more than allowed (`floor=0`): the mean and the standard deviation over the seeds are given; for rows with one
-run, the standard error over windows. `experts alone` leaves all but the experts in 16 bits: these rows are the ones that compare methods and
-allocations, for what they share costs nothing there. In the other rows everything else has at least 4 bits (a tied head 8). Routers keep
-their precision everywhere. `3` is a grid of 3 bits whose codes take 4 in memory, no kernel storing 3: its size is that of 4. A row whose
-pass or option is not there is named with the reason. The table ends with what was aimed at, and what papers claim, beside what was found.
+Every row is a pipeline of passes on the captured program, computed in eager PyTorch in float32, so that rows differ in
+nothing but their weights and routers; the tokens are the same for all (KL is paired). Rows with a calibration text are
+run with several seeds, which draw other windows of it, and no more than allowed (`floor=0`): the mean and the standard
+deviation over the seeds are given; for rows with one run, the standard error over windows. `experts alone` leaves all
+but the experts in 16 bits: these rows are the ones that compare methods and allocations, for what they share costs
+nothing there. In the other rows everything else has at least 4 bits (a tied head 8). Routers keep their precision
+everywhere. `3` is a grid of 3 bits whose codes take 4 in memory, no kernel storing 3: its size is that of 4. A row
+whose pass or option is not there is named with the reason. The table ends with what was aimed at, and what papers
+claim, beside what was found.
 
 Engines of ONNX Runtime are built of four of the rows: their files' size beside the arithmetic.
 """
@@ -91,8 +95,13 @@ def read(program: Program, windows: Sequence[Tensor]) -> tuple[list[Tensor], lis
     return logs, chosen
 
 
-def compare(reference: tuple[list[Tensor], list[list[Tensor]]], found: tuple[list[Tensor], list[list[Tensor]]], windows: Sequence[Tensor]) -> dict[str, float]:
-    """The figures of one program, over all tokens that can be predicted; `spread` is the standard error of the KL over windows."""
+def compare(
+    reference: tuple[list[Tensor], list[list[Tensor]]],
+    found: tuple[list[Tensor], list[list[Tensor]]],
+    windows: Sequence[Tensor],
+) -> dict[str, float]:
+    """The figures of one program, over all tokens that can be predicted; `spread` is the standard error of the KL over
+    windows."""
     kl, same, loss = [], [], []
     for p, q, ids in zip(reference[0], found[0], windows, strict=True):
         p, q, target = p[:, :-1], q[:, :-1], ids[:, 1:, None]
@@ -107,14 +116,18 @@ def compare(reference: tuple[list[Tensor], list[list[Tensor]]], found: tuple[lis
         if a.shape == b.shape
     ]
     return {
-        "kl": float(each.mean()), "spread": float(each.std() / math.sqrt(len(each))), "perplexity ratio": math.exp(float(torch.cat(loss).mean())),
-        "top-1": float(torch.cat(same).mean()), "router set": statistics.mean(sets) if sets else math.nan,
-    }  # fmt: skip
+        "kl": float(each.mean()),
+        "spread": float(each.std() / math.sqrt(len(each))),
+        "perplexity ratio": math.exp(float(torch.cat(loss).mean())),
+        "top-1": float(torch.cat(same).mean()),
+        "router set": statistics.mean(sets) if sets else math.nan,
+    }
 
 
 # ---------------------------------------------------------------------- rows
 class Harness:
-    """A model, its texts, and the programs that pipelines make of it; a pipeline that continues the one before it begins where that ended."""
+    """A model, its texts, and the programs that pipelines make of it; a pipeline that continues the one before it
+    begins where that ended."""
 
     def __init__(self, source: Source, calibration: CalibrationText, text: str, tokens: int) -> None:
         self.source, self.calibration, self.captured = source, calibration, source.capture(torch.float32)
@@ -122,7 +135,13 @@ class Harness:
         self.windows = [w for w in self.windows if w.shape[1] == WINDOW]
         self.reference = read(self.captured, self.windows)
         target = [ids[:, 1:, None] for ids in self.windows]
-        self.perplexity = math.exp(-float(torch.cat([p[:, :-1].gather(-1, t).flatten() for p, t in zip(self.reference[0], target, strict=True)]).mean()))
+        self.perplexity = math.exp(
+            -float(
+                torch.cat(
+                    [p[:, :-1].gather(-1, t).flatten() for p, t in zip(self.reference[0], target, strict=True)]
+                ).mean()
+            )
+        )
         self.loads = [torch.cat(block).float().mean(0) for block in zip(*self.reference[1], strict=True)]
         self._last: dict[int, tuple[str, Program, Context]] = {}
 
@@ -148,17 +167,26 @@ def summary(found: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The means over seeds, the spread of the KL, and the KL of each seed."""
     means: dict[str, Any] = {name: statistics.mean(f[name] for f in found) for name in found[0]}
     kls = [f["kl"] for f in found]
-    return {**means, "spread": statistics.stdev(kls) if len(found) > 1 else found[0]["spread"], "seeds": len(found), "kl of each seed": kls}
+    return {
+        **means,
+        "spread": statistics.stdev(kls) if len(found) > 1 else found[0]["spread"],
+        "seeds": len(found),
+        "kl of each seed": kls,
+    }
 
 
 def size_bytes(program: Program, widest: int = 8) -> int:
     """Bytes of all weights, shared ones once, with numbers of at most `widest` bytes."""
-    return sum(math.prod(w.shape) * min(widest, w.dtype.itemsize) for w in {id(w): w for w in program.weights.values()}.values())
+    return sum(
+        math.prod(w.shape) * min(widest, w.dtype.itemsize)
+        for w in {id(w): w for w in program.weights.values()}.values()
+    )
 
 
 # ---------------------------------------------------------------------- engines
 def engines(harness: Harness, group: int) -> list[dict[str, Any]]:
-    """Files of engines beside the arithmetic: the codes and scales that the program holds, and what stays as it is in float32."""
+    """Files of engines beside the arithmetic: the codes and scales that the program holds, and what stays as it is in
+    float32."""
     from moec.backends.onnxruntime import Onnxruntime
     from moec.targets.target import Target
 
@@ -170,7 +198,14 @@ def engines(harness: Harness, group: int) -> list[dict[str, Any]]:
             backend.build(legal, target, Path(folder), "latency")
             size = sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
         rows.append({"case": row.name, "who": "file", "value": size, "unit": "bytes"})
-        rows.append({"case": row.name, "who": "file over arithmetic", "value": round(size / size_bytes(program), 4), "unit": "ratio"})
+        rows.append(
+            {
+                "case": row.name,
+                "who": "file over arithmetic",
+                "value": round(size / size_bytes(program), 4),
+                "unit": "ratio",
+            }
+        )
     return rows
 
 
@@ -179,14 +214,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--model", help="a trained mixture of experts in a Hugging Face folder; else one is trained")
     parser.add_argument("--steps", type=int, default=1000, help="to train for, without --model")
-    parser.add_argument("--calibration", help="text or tokens to calibrate on; train.npy or train.txt of the folder by default")
+    parser.add_argument(
+        "--calibration", help="text or tokens to calibrate on; train.npy or train.txt of the folder by default"
+    )
     parser.add_argument("--calibration-tokens", type=int, default=12288)
     parser.add_argument("--text", help="text or tokens to judge on; val.npy or val.txt of the folder by default")
     parser.add_argument("--tokens", type=int, default=10240)
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration windows")
     parser.add_argument("--group", type=int, default=64)
     parser.add_argument("--only", nargs="+", help="rows whose names contain one of these")
-    parser.add_argument("--threads", type=int, default=1, help="matrices of the model that is trained here are too small for more")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="matrices of the model that is trained here are too small for more"
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quality.json and .md")
     return parser.parse_args()
@@ -200,13 +239,21 @@ def text_of(folder: Path, name: str) -> str:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    folder = Path(options.model) if options.model else trained(Path(tempfile.gettempdir()) / "moec-quality-model", options.steps)
+    folder = (
+        Path(options.model)
+        if options.model
+        else trained(Path(tempfile.gettempdir()) / "moec-quality-model", options.steps)
+    )
     calibration, text = options.calibration or text_of(folder, "train"), options.text or text_of(folder, "val")
     if not calibration or not text:
         sys.exit(f"{folder} has no train.npy and val.npy: name texts with --calibration and --text")
     options.texts = str(folder), calibration, text
     harness = harness_of(options)
-    report: dict[str, Any] = {**environment(), "about": about(harness, options), "bytes": size_bytes(harness.captured, 2)}
+    report: dict[str, Any] = {
+        **environment(),
+        "about": about(harness, options),
+        "bytes": size_bytes(harness.captured, 2),
+    }
     chosen = [r for r in ROWS if not options.only or any(part in r.name for part in options.only)]
     found: dict[str, dict[int, dict[str, float]]] = {}
     refused: dict[str, str] = {}
@@ -215,7 +262,11 @@ def main() -> None:
             refused[row] = figures
         else:
             found.setdefault(row, {})[seed] = figures
-            print(f"{row}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}", file=sys.stderr, flush=True)
+            print(
+                f"{row}, seed {seed}: {' '.join(f'{k} {v:.5g}' for k, v in figures.items())}",
+                file=sys.stderr,
+                flush=True,
+            )
         report["rows"] = rows_of(chosen, {name: [of[k] for k in sorted(of)] for name, of in found.items()}, refused)
         save(report, options.save)
     if not options.only:
@@ -226,19 +277,26 @@ def main() -> None:
 
 def harness_of(options: argparse.Namespace) -> Harness:
     model, calibration, text = options.texts
-    return Harness(open_source(model, cache=False), CalibrationText(calibration, options.calibration_tokens, WINDOW), text, options.tokens)
+    return Harness(
+        open_source(model, cache=False),
+        CalibrationText(calibration, options.calibration_tokens, WINDOW),
+        text,
+        options.tokens,
+    )
 
 
 def about(harness: Harness, options: argparse.Namespace) -> str:
     """What was measured, in words."""
     whose = "given" if options.model else f"trained here for {options.steps} steps"
     loads = ", ".join(f"{100 * c.min():.1f} and {100 * c.max():.0f} %" for c in harness.loads)
+    judged = sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows)
     return (
-        f"The model that was {whose}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, {len(harness.loads)} mixtures of {len(harness.loads[0])} experts, "
-        f"perplexity {harness.perplexity:.2f}. {sum(w.shape[0] * (w.shape[1] - 1) for w in harness.windows):,} tokens judged, "
-        f"{options.calibration_tokens:,} calibrated on, groups of {options.group}, symmetric unless said. Bytes: against the untouched model in 16 bits, "
-        f"scales in 16 too. In parentheses: runs, each with a seed; after ± their deviation, or one run's standard error over windows. Tokens that reach the "
-        f"least and the most used expert of each mixture: {loads}."
+        f"The model that was {whose}: {size_bytes(harness.captured) / 4e6:.1f} M numbers, {len(harness.loads)} "
+        f"mixtures of {len(harness.loads[0])} experts, perplexity {harness.perplexity:.2f}. {judged:,} tokens judged, "
+        f"{options.calibration_tokens:,} calibrated on, groups of {options.group}, symmetric unless said. Bytes: "
+        "against the untouched model in 16 bits, scales in 16 too. In parentheses: runs, each with a seed; after ± "
+        "their deviation, or one run's standard error over windows. Tokens that reach the least and the most used "
+        f"expert of each mixture: {loads}."
     )
 
 
@@ -246,7 +304,9 @@ def measured(options: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple
     """Rows, seeds and figures as they come, or why there are none; each seed in a process of its own."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
-    people = [context.Process(target=serve, args=(seed, options, rows, queue), daemon=True) for seed in range(options.seeds)]
+    people = [
+        context.Process(target=serve, args=(seed, options, rows, queue), daemon=True) for seed in range(options.seeds)
+    ]
     for person in people:
         person.start()
     left = len(people)
@@ -271,12 +331,17 @@ def serve(seed: int, options: argparse.Namespace, rows: Sequence[Row], queue: An
         queue.put(None)
 
 
-def rows_of(chosen: Sequence[Row], found: Mapping[str, list[dict[str, float]]], refused: Mapping[str, str]) -> list[dict[str, Any]]:
+def rows_of(
+    chosen: Sequence[Row], found: Mapping[str, list[dict[str, float]]], refused: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Each pipeline's figures so far, or why there are none."""
     rows: list[dict[str, Any]] = []
     for row in chosen:
         if row.name in found:
-            rows += [{"case": row.name, "who": who, "value": value, "unit": _UNITS.get(who, "")} for who, value in summary(found[row.name]).items()]
+            rows += [
+                {"case": row.name, "who": who, "value": value, "unit": _UNITS.get(who, "")}
+                for who, value in summary(found[row.name]).items()
+            ]
         elif row.name in refused:
             rows.append({"case": row.name, "who": "left out", "value": refused[row.name], "unit": ""})
     return rows

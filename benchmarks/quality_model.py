@@ -1,7 +1,9 @@
-"""A small Mixtral that is trained on this machine's own Python library, for measurements that random weights say nothing about.
+"""A small Mixtral that is trained on this machine's own Python library, for measurements that random weights say
+nothing about.
 
-Each layer's loads are balanced for themselves, as Switch Transformers' are (Fedus et al. 2021, arXiv 2101.03961). The loss that transformers
-adds counts all layers as one: trained with it, half of the experts of this model died, and bits that are taken from the dead cost nothing.
+Each layer's loads are balanced for themselves, as Switch Transformers' are (Fedus et al. 2021, arXiv 2101.03961). The
+loss that transformers adds counts all layers as one: trained with it, half of the experts of this model died, and bits
+that are taken from the dead cost nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +24,22 @@ WINDOW, BATCH, HELD_BACK, BALANCE = 256, 8, 0.05, 0.01
 
 
 def library_bytes() -> dict[str, np.ndarray]:
-    """The standard library's sources as bytes, each of them a token: `train`, and `val` from files that are in no other part."""
+    """The standard library's sources as bytes, each of them a token: `train`, and `val` from files that are in no other
+    part."""
     root = sysconfig.get_paths()["stdlib"]
     files = sorted(p for p in Path(root).rglob("*.py") if not any(part in str(p) for part in SKIP))
     random.Random(0).shuffle(files)
     cut = int(len(files) * HELD_BACK)
-    return {name: np.frombuffer(b"\n".join(p.read_bytes() for p in part), np.uint8) for name, part in (("val", files[:cut]), ("train", files[cut:]))}
+    return {
+        name: np.frombuffer(b"\n".join(p.read_bytes() for p in part), np.uint8)
+        for name, part in (("val", files[:cut]), ("train", files[cut:]))
+    }
 
 
 def trained(folder: Path, steps: int) -> Path:
-    """Train for so many steps, unless that was done before: four layers of 16 experts of 192, top-2, 5 M parameters; writes `train.npy` and
-    `val.npy` too. The same steps give the same model on the same processor, however busy it is."""
+    """Train for so many steps, unless that was done before: four layers of 16 experts of 192, top-2, 5 M parameters;
+    writes `train.npy` and `val.npy` too. The same steps give the same model on the same processor, however busy it is.
+    """
     from transformers import MixtralConfig, MixtralForCausalLM
 
     if (folder / "config.json").exists():
@@ -43,12 +50,24 @@ def trained(folder: Path, steps: int) -> Path:
         np.save(folder / f"{name}.npy", part)
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=256, tie_word_embeddings=True, hidden_size=128, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=16, num_experts_per_tok=2, max_position_embeddings=1024, router_aux_loss_coef=0.0,
-        output_router_logits=True, sliding_window=None,
-    )  # fmt: skip
+        vocab_size=256,
+        tie_word_embeddings=True,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=16,
+        num_experts_per_tok=2,
+        max_position_embeddings=1024,
+        router_aux_loss_coef=0.0,
+        output_router_logits=True,
+        sliding_window=None,
+    )
     model, threads = MixtralForCausalLM(config), torch.get_num_threads()
-    model.set_experts_implementation("eager")  # a loop over the experts is the quickest at this size, and so is one thread
+    model.set_experts_implementation(
+        "eager"
+    )  # a loop over the experts is the quickest at this size, and so is one thread
     torch.set_num_threads(1)
     _train(model, torch.from_numpy(text["train"].astype(np.int64)), steps)
     torch.set_num_threads(threads)
@@ -58,7 +77,8 @@ def trained(folder: Path, steps: int) -> Path:
 
 
 def imbalance(logits: Tensor, top_k: int = 2) -> Tensor:
-    """The experts' shares of the choices times their mean probabilities, summed, in units of a balanced layer's. `logits [T, E]`."""
+    """The experts' shares of the choices times their mean probabilities, summed, in units of a balanced layer's.
+    `logits [T, E]`."""
     shares = logits.topk(top_k).indices.flatten().bincount(minlength=logits.shape[-1]) / (top_k * len(logits))
     return logits.shape[-1] * (shares * logits.softmax(-1).mean(0)).sum()
 
@@ -78,4 +98,8 @@ def _train(model: torch.nn.Module, tokens: Tensor, steps: int) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0:
-            print(f"training: step {step} of {steps}, {time.perf_counter() - start:.0f} s, loss {output.loss.item():.3f}", file=sys.stderr, flush=True)
+            print(
+                f"training: step {step} of {steps}, {time.perf_counter() - start:.0f} s, loss {output.loss.item():.3f}",
+                file=sys.stderr,
+                flush=True,
+            )

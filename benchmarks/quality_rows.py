@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ALONE = "attention=16, lm_head=16"  # what else there is in the model that is trained here; routers and norms stay in any case
+# what else there is in the model that is trained here; routers and norms stay in any case
+ALONE = "attention=16, lm_head=16"
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Row:
 
 def _quantize(options: str, **passes: bool) -> str:
     return (
-        f"quantize({options}, group=GROUP" + (", method=gptq, floor=0)" if passes.get("gptq") else ")") + (", calibrate-router" if passes.get("router") else "")
+        f"quantize({options}, group=GROUP"
+        + (", method=gptq, floor=0)" if passes.get("gptq") else ")")
+        + (", calibrate-router" if passes.get("router") else "")
     )
 
 
@@ -38,7 +41,8 @@ def _widths(name: str, rest: str) -> Iterator[Row]:
 
 
 def _mixes(name: str, rest: str, others: tuple[str, ...]) -> Iterator[Row]:
-    """The same mean of bits, shared out by what an expert's error does to the loss, to its block's output, or by how many tokens it gets."""
+    """The same mean of bits, shared out by what an expert's error does to the loss, to its block's output, or by how
+    many tokens it gets."""
     case, options = f"{name}3.0 bits of 2 and 4 by {{}}", "budget_bits=3.0, sensitivity={}, " + rest
     yield from _fitted(case.format("fisher"), options.format("fisher"))
     yield from (Row(case.format(how), _quantize(options.format(how), gptq=True), data=True) for how in others)
@@ -49,11 +53,20 @@ ROWS = [  # those that decide most first: all of them with one seed, then with t
     *_widths("experts alone: ", f"bits={{}}, {ALONE}"),
     *_widths("", "bits={}"),
     *_mixes("", "bits=4", ("frequency",)),
-    *(Row(f"{share}, {score}", f"prune-experts(keep={keep}, score={score})", data=True)
-      for keep, share in ((0.75, "3/4 of the experts"), (0.5, "1/2 of the experts")) for score in ("reap", "activation", "frequency", "random")),
+    *(
+        Row(f"{share}, {score}", f"prune-experts(keep={keep}, score={score})", data=True)
+        for keep, share in ((0.75, "3/4 of the experts"), (0.5, "1/2 of the experts"))
+        for score in ("reap", "activation", "frequency", "random")
+    ),
     *(Row(f"PESF {alpha}", f"skip-experts(alpha={alpha})") for alpha in (0.3, 0.7)),
-    *(Row(f"{bits} bits RTN + router", _quantize(f"experts={bits}, bits=4", router=True), data=True) for bits in (4, 2)),
-    *(Row(f"experts alone: {bits} bits HQQ", _quantize(f"experts={bits}, bits={max(bits, 4)}, {ALONE}, method=hqq")) for bits in (4, 3, 2)),
+    *(
+        Row(f"{bits} bits RTN + router", _quantize(f"experts={bits}, bits=4", router=True), data=True)
+        for bits in (4, 2)
+    ),
+    *(
+        Row(f"experts alone: {bits} bits HQQ", _quantize(f"experts={bits}, bits={max(bits, 4)}, {ALONE}, method=hqq"))
+        for bits in (4, 3, 2)
+    ),
     Row("2 bits GPTQ, zero points", _quantize("bits=4, experts=2, symmetric=False", gptq=True), data=True),
-]  # fmt: skip
+]
 BUILT = ("8 bits RTN", "4 bits RTN", "2 bits RTN", "3.0 bits of 2 and 4 by fisher")

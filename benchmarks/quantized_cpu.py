@@ -1,13 +1,16 @@
-"""Mixture-of-experts blocks with quantized experts on this machine's CPU: each packed form beside moec's float32 engine.
+"""Mixture-of-experts blocks with quantized experts on this machine's CPU: each packed form beside moec's float32
+engine.
 
-usage: python benchmarks/quantized_cpu.py [--case A B] [--tokens 1 16 128] [--seconds 10] [--patience 1] [--json] [--save]
+usage: python benchmarks/quantized_cpu.py [--case A B] [--tokens 1 16 128] [--seconds 10] [--patience 1] [--json]
+[--save]
 
-Blocks, processes and timing are those of `moe_cpu.py`; experts are rounded to nearest in groups of 64, symmetric, and nothing else is
-quantized. `grouped` is one product an expert (MatMulNBits), `QMoE` the one operator. With `rounded` activations are rounded to 8 bits (the
-target's `accuracy=int8`); else the engine computes in float32, at 4 bits from the packed bytes, at 8 from matrices that are unpacked at load,
-there being no exact kernel. The compiler's own choice is QMoE for 4 bits and grouped for 8, and QMoE for both when rounded. Ratios are
-medians over the rounds of (that engine's time / the float32 engine's in the same round): below 1, the quantized engine is faster. `read` sums
-as many bytes as the chosen experts have in float32, `read 4` when packed to 4 bits.
+Blocks, processes and timing are those of `moe_cpu.py`; experts are rounded to nearest in groups of 64, symmetric, and
+nothing else is quantized. `grouped` is one product an expert (MatMulNBits), `QMoE` the one operator. With `rounded`
+activations are rounded to 8 bits (the target's `accuracy=int8`); else the engine computes in float32, at 4 bits from
+the packed bytes, at 8 from matrices that are unpacked at load, there being no exact kernel. The compiler's own choice
+is QMoE for 4 bits and grouped for 8, and QMoE for both when rounded. Ratios are medians over the rounds of (that
+engine's time / the float32 engine's in the same round): below 1, the quantized engine is faster. `read` sums as many
+bytes as the chosen experts have in float32, `read 4` when packed to 4 bits.
 """
 
 from __future__ import annotations
@@ -32,8 +35,11 @@ GROUP, BASE = 64, "float32"
 EXACT, ROUNDED = 1e-3, 0.25  # max |d|/std from the first engine of the same bits
 
 
-def engine(case: Case, bits: int, form: str = "", accuracy: str = "exact", optimize_for: str = "latency") -> moe_contestants.Prepare:
-    """The engine of a block whose experts have so many bits (32: as they are), in one form, whatever the compiler would choose."""
+def engine(
+    case: Case, bits: int, form: str = "", accuracy: str = "exact", optimize_for: str = "latency"
+) -> moe_contestants.Prepare:
+    """The engine of a block whose experts have so many bits (32: as they are), in one form, whatever the compiler would
+    choose."""
     from moec import api
     from moec.backends.onnxruntime import Onnxruntime
     from moec.backends.onnxruntime.experts import lower
@@ -80,7 +86,8 @@ moe_contestants.CONTESTANTS.update(PEOPLE)
 
 
 def measure(tokens: int, people: dict[str, Contestant], flush: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Rounds at one number of tokens, in rotating order: seconds of each engine, the experts chosen, errors among engines of equal bits."""
+    """Rounds at one number of tokens, in rotating order: seconds of each engine, the experts chosen, errors among
+    engines of equal bits."""
     timed = [who for who in people if who != "reference"]
     times: dict[str, list[float]] = {who: [] for who in timed}
     worst: dict[str, float] = {}
@@ -126,16 +133,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--tokens", nargs="+", type=int, choices=list(SHAPES), default=[1, 16, 128])
-    parser.add_argument("--only", nargs="+", choices=list(PEOPLE), default=list(PEOPLE), help="besides the float32 engine and the exact grouped ones")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(PEOPLE),
+        default=list(PEOPLE),
+        help="besides the float32 engine and the exact grouped ones",
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="for each case and number of tokens")
-    parser.add_argument("--patience", type=float, default=0.0, help="on a shared machine: seconds to wait, before each run, for others to be idle")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        help="on a shared machine: seconds to wait, before each run, for others to be idle",
+    )
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
     parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}/quantized_cpu.json and .md")
     options = parser.parse_args()
     report: dict[str, Any] = {**environment(), "group": GROUP, "rows": []}
     flush, always = flusher(), (BASE, "4 bits grouped", "8 bits grouped", "reference")
     for name in options.case:
-        people = {who: Contestant(who, CASES[name], options.patience) for who in PEOPLE if who in (*options.only, *always)}
+        people = {
+            who: Contestant(who, CASES[name], options.patience) for who in PEOPLE if who in (*options.only, *always)
+        }
         for tokens in options.tokens:
             report["rows"] += rows_of(f"{name} T={tokens}", measure(tokens, people, flush, options.seconds))
             print(f"{name} {CASES[name].title}, {tokens} tokens: done", file=sys.stderr)

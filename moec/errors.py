@@ -1,7 +1,7 @@
 """Every failure that a user can cause or meet: a code, what happened, where, and how to fix it.
 
-The exit code of the command line follows from the error's code, so that a script can tell a wrong engine (1) from a wrong
-command (2), a missing runtime (3) and a bug of ours (70).
+The exit code of the command line follows from the error's code, so that a script can tell a wrong engine (1) from a
+wrong command (2), a missing runtime (3) and a bug of ours (70).
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ EXIT_CODES = {"M1": 1, "M2": 2, "M3": 3, "M7": 70}
 
 # One line a code; `moec explain CODE` prints it. Add a code here before raising it.
 CODES: dict[str, str] = {
-    "M101": "The engine's outputs differ from the untouched model's by more than the tolerance. No engine was published.",
-    "M102": "A pass broke its contract: an exact pass changed the numbers, or an approximate one exceeded its error budget.",
+    "M101": "The engine's outputs differ from the untouched model's by more than the tolerance. No engine was "
+    "published.",
+    "M102": "A pass broke its contract: an exact pass changed the numbers, or an approximate one exceeded its error "
+    "budget.",
     "M103": "A pass that was named changed nothing. moec never reports success for work that was not done.",
     "M104": "An expert could not be reached by any input that was tried, so the engine cannot be proven.",
     "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
     "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest.",
     "M107": "The engine's quality on the given text is outside of the error budget. No engine was published.",
-    "M108": "Half precision can't tell the model's experts apart for most tokens, or for some experts, so the engine cannot be proven by its outputs.",
+    "M108": "Half precision can't tell the model's experts apart for most tokens, or for some experts, so the engine "
+    "cannot be proven by its outputs.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
     "M202": "No pass, target, preset or layout has this name.",
     "M203": "The configuration of a pass is not valid for this model.",
@@ -29,7 +32,8 @@ CODES: dict[str, str] = {
     "M209": "Code from the model's own repository or a pickle would have to be run; moec does that only when told to.",
     "M210": "The output folder cannot be written.",
     "M211": "The inputs given to an engine do not fit its signature.",
-    "M212": "The tensors given to a kernel are on the wrong device, or of a dtype, shape or layout that it does not take.",
+    "M212": "The tensors given to a kernel are on the wrong device, or of a dtype, shape or layout that it does not "
+    "take.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",

@@ -1,4 +1,5 @@
-"""The name is the registry: `fuse-moe` is the class `FuseMoe` of `moec.passes.fuse_moe`, `onnxruntime` is `moec.backends.onnxruntime.Onnxruntime`.
+"""The name is the registry: `fuse-moe` is the class `FuseMoe` of `moec.passes.fuse_moe`, `onnxruntime` is
+`moec.backends.onnxruntime.Onnxruntime`.
 
 A folder without `backend.py` is what several backends share.
 Third parties add their own with entry points of the groups `moec.passes` and `moec.backends`.
@@ -23,7 +24,9 @@ def names(group: Group) -> list[str]:
     """All names of a group, sorted."""
     package = importlib.import_module(f"moec.{group}")
     folders = [m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
-    shared = {name for name in folders if not any((Path(path) / name / "backend.py").is_file() for path in package.__path__)}
+    shared = {
+        name for name in folders if not any((Path(path) / name / "backend.py").is_file() for path in package.__path__)
+    }
     own = [m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name not in shared]
     return sorted({*own, *(e.name for e in entry_points(group=f"moec.{group}"))})
 
@@ -32,7 +35,9 @@ def find(group: Group, name: str) -> Any:
     """The class with this name. Raises M202 with the nearest names."""
     known = names(group)
     if name not in known:
-        raise MoecError("M202", f"no {_SINGULAR[group]} is called {name!r}", f"--{_SINGULAR[group]}", did_you_mean(name, known))
+        raise MoecError(
+            "M202", f"no {_SINGULAR[group]} is called {name!r}", f"--{_SINGULAR[group]}", did_you_mean(name, known)
+        )
     for entry in entry_points(group=f"moec.{group}"):
         if entry.name == name:
             return entry.load()

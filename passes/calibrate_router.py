@@ -1,4 +1,5 @@
-"""`calibrate-router`: routers are fitted anew to a model whose weights became coarser, so that tokens go to the experts that they went to."""
+"""`calibrate-router`: routers are fitted anew to a model whose weights became coarser, so that tokens go to the experts
+that they went to."""
 
 from __future__ import annotations
 
@@ -23,20 +24,27 @@ from moec.recognition.router_place import find_router
 from moec.recognition.router_region import NotARouter
 
 _HELD_BACK = 10  # one window in ten judges what the others fitted
-_USUAL = {"top": "a number of logits, or 0 to choose by the model", "ridge": "a number above 0, 0.01 is usual", "floor": "a number of tokens, 500 is usual"}
+_USUAL = {
+    "top": "a number of logits, or 0 to choose by the model",
+    "ridge": "a number above 0, 0.01 is usual",
+    "floor": "a number of tokens, 500 is usual",
+}
 
 
 @dataclass(frozen=True)
 class CalibrateRouter(Pass):
-    """Fit routers anew after `quantize` (EAC-MoE's expert-selection calibration, arXiv 2508.01625, in the closed form of `moec.experts.router_fit`).
+    """Fit routers anew after `quantize` (EAC-MoE's expert-selection calibration, arXiv 2508.01625, in the closed form
+    of `moec.experts.router_fit`).
 
-    Rounded weights move what routers read, and a token that lands at other experts is computed by weights that were trained for other
-    tokens. In graph order, each router is fitted to give the untouched model's logits on what the quantized model hands it, with all
-    routers before it fitted already. Every tenth window of the calibration text is held back: a router whose error does not fall there
-    stays as it is. Correction biases and biases of logits stay in any case.
+    Rounded weights move what routers read, and a token that lands at other experts is computed by weights that were
+    trained for other tokens. In graph order, each router is fitted to give the untouched model's logits on what the
+    quantized model hands it, with all routers before it fitted already. Every tenth window of the calibration text is
+    held back: a router whose error does not fall there stays as it is. Correction biases and biases of logits stay in
+    any case.
 
     Attributes:
-        top: K, how many of a token's best logits are fitted; 0 for four times the experts a token or a third of all, whichever is more.
+        top: K, how many of a token's best logits are fitted; 0 for four times the experts a token or a third of all,
+            whichever is more.
         ridge: how strongly a row is drawn to what it was, in units of the mean squared activation.
         floor: rows that count for fewer calibration tokens stay as they are.
     """
@@ -51,8 +59,8 @@ class CalibrateRouter(Pass):
         return True
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of routers that were changed. Raises M203 on settings that are none or fit no block, without a calibration
-        text of two windows, and when no pass before this one made weights coarser."""
+        """Returns the number of routers that were changed. Raises M203 on settings that are none or fit no block,
+        without a calibration text of two windows, and when no pass before this one made weights coarser."""
         self._check()
         lessons, judges = self._texts(program, context.require_calibration().windows())
         untouched = self._untouched(program, context)
@@ -63,8 +71,14 @@ class CalibrateRouter(Pass):
 
     # ------------------------------------------------------------------ what is given
     def _check(self) -> None:
-        positive = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool) and 0 < self.ridge < math.inf
-        for name, possible in (("top", type(self.top) is int and self.top >= 0), ("ridge", positive), ("floor", type(self.floor) is int and self.floor >= 1)):
+        positive = (
+            isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool) and 0 < self.ridge < math.inf
+        )
+        for name, possible in (
+            ("top", type(self.top) is int and self.top >= 0),
+            ("ridge", positive),
+            ("floor", type(self.floor) is int and self.floor >= 1),
+        ):
             if not possible:
                 raise MoecError("M203", f"{name}={getattr(self, name)!r} is not possible", str(self), _USUAL[name])
 
@@ -75,11 +89,18 @@ class CalibrateRouter(Pass):
             raise MoecError("M203", what, str(self), "give a longer text, or more of it with --calibration-tokens")
         held = max(1, len(windows) // _HELD_BACK)
         lessons, judges = (torch.split(part, BATCH) for part in (windows[:-held], windows[-held:]))  # type: ignore[no-untyped-call]
-        return [text_inputs(program.inputs, ids) for ids in lessons], [text_inputs(program.inputs, ids) for ids in judges]
+        return [text_inputs(program.inputs, ids) for ids in lessons], [
+            text_inputs(program.inputs, ids) for ids in judges
+        ]
 
     def _untouched(self, program: Program, context: Context) -> Program:
         if context.unquantized is None:
-            raise MoecError("M203", "no pass before it made weights coarser, so routers have lost nothing", str(self), "put quantize before it")
+            raise MoecError(
+                "M203",
+                "no pass before it made weights coarser, so routers have lost nothing",
+                str(self),
+                "put quantize before it",
+            )
         now, then = len(moe_nodes(program)), len(moe_nodes(context.unquantized))
         if now != then:
             what = f"the model has {now} mixture-of-experts blocks, and had {then} before it was quantized"
@@ -94,13 +115,20 @@ class CalibrateRouter(Pass):
             try:
                 block = Block(find_router(program, node, linears), find_router(untouched, twin, before))
                 if block.place.weight.shape != block.twin.weight.shape:
-                    raise NotARouter(f"it chooses among {block.place.experts} experts, and chose among {block.twin.experts} before")
+                    raise NotARouter(
+                        f"it chooses among {block.place.experts} experts, and chose among {block.twin.experts} before"
+                    )
             except NotARouter as reason:
                 context.miss(node, f"its router stays as it is: {reason}")
                 continue
             if self.top and not block.place.top_k <= self.top <= block.place.experts:
-                what = f"top={self.top} does not fit a block that chooses {block.place.top_k} of {block.place.experts} experts"
-                raise MoecError("M203", what, module_path(node) or node.name, "leave top out, or take a number between the two")
+                what = (
+                    f"top={self.top} does not fit a block that chooses {block.place.top_k} of {block.place.experts} "
+                    "experts"
+                )
+                raise MoecError(
+                    "M203", what, module_path(node) or node.name, "leave top out, or take a number between the two"
+                )
             found.append(block)
         return found
 
@@ -111,5 +139,7 @@ class CalibrateRouter(Pass):
             context.miss(block.place.block, f"its router stays as it is: {block.fit.reason}")
             return 0
         text = context.require_calibration()
-        block.place.write(program, block.fitted, f"calibrated[{self}, {text.sha256[:16]} {text.text.tokens} {text.seed}]")
+        block.place.write(
+            program, block.fitted, f"calibrated[{self}, {text.sha256[:16]} {text.text.tokens} {text.seed}]"
+        )
         return 1

@@ -20,10 +20,12 @@ ops, aten = torch.ops.moec, torch.ops.aten
 
 @dataclass(frozen=True)
 class FindMoe(Pass):
-    """Recognise routers: softmax, sigmoid or raw logits; top-k, with correction bias and groups; renormalised, scaled or as they are.
+    """Recognise routers: softmax, sigmoid or raw logits; top-k, with correction bias and groups; renormalised, scaled
+    or as they are.
 
-    A router is found by structure and proven by value, so a name means nothing to it. One that no `moec::route` can say stays as
-    it is: right, only less fused. Weights come out in float32 (or wider) even where the model rounded them to 16 bits.
+    A router is found by structure and proven by value, so a name means nothing to it. One that no `moec::route` can say
+    stays as it is: right, only less fused. Weights come out in float32 (or wider) even where the model rounded them to
+    16 bits.
     """
 
     def apply(self, program: Program, context: Context) -> int:

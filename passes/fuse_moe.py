@@ -21,8 +21,8 @@ ops, aten = torch.ops.moec, torch.ops.aten
 class FuseMoe(Pass):
     """Fuse `linear -> moec::route -> moec::experts` where router and experts read the same rows.
 
-    The logits are then computed in float32 whatever the model's dtype. Whatever else reads the logits, the ids or the weights (a
-    load-balancing loss, an output) keeps its own nodes.
+    The logits are then computed in float32 whatever the model's dtype. Whatever else reads the logits, the ids or the
+    weights (a load-balancing loss, an output) keeps its own nodes.
     """
 
     def apply(self, program: Program, context: Context) -> int:
@@ -35,7 +35,10 @@ class FuseMoe(Pass):
         route = route_behind(ids, weights)
         projection = _projection(route, linears) if route is not None else None
         if route is None or projection is None:
-            context.miss(node, "its router is not a moec::route" if route is None else "its router's logits are not one linear layer")
+            context.miss(
+                node,
+                "its router is not a moec::route" if route is None else "its router's logits are not one linear layer",
+            )
             return False
         if not _same_rows(x, projection.x):  # type: ignore[arg-type]
             context.miss(node, f"its router reads {projection.x.name}, its experts read {x}")
@@ -45,7 +48,18 @@ class FuseMoe(Pass):
             router = _router(program, projection)
             selection_bias = route.args[1] if len(route.args) > 1 else None
             score_before = node.kwargs.get("score_before", False)
-            fused = call_like(program, node, self.name, ops.moe.default, x, *router, selection_bias, *matrices, **rules, score_before=score_before)
+            fused = call_like(
+                program,
+                node,
+                self.name,
+                ops.moe.default,
+                x,
+                *router,
+                selection_bias,
+                *matrices,
+                **rules,
+                score_before=score_before,
+            )
         node.replace_all_uses_with(fused)
         program.graph.erase_node(node)
         return True
@@ -67,7 +81,8 @@ def _same_rows(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _router(program: Program, linear: Linear) -> tuple[fx.Node, fx.Node | None]:
-    """Nodes of the router's weight `[E, H]` and bias `[E]`: the model's own where they stand in this layout, whatever they are cast to."""
+    """Nodes of the router's weight `[E, H]` and bias `[E]`: the model's own where they stand in this layout, whatever
+    they are cast to."""
     if linear.product is linear.node and linear.node.target == aten.linear.default:
         own = [handed_on(n)[-1] for n in linear.node.args[1:] if isinstance(n, fx.Node)]
         if all(n.op == "get_attr" for n in own):

@@ -23,15 +23,18 @@ from moec.recognition.router_region import NotARouter
 
 @dataclass(frozen=True)
 class PruneExperts(Pass):
-    """Drop experts, with their rows of the router; tokens that would have gone there go to the best of those that remain.
+    """Drop experts, with their rows of the router; tokens that would have gone there go to the best of those that
+    remain.
 
-    Which are dropped is decided by a score that a calibration text gives them, in one run of the unpruned model (`moec.experts.scores`).
-    A text of one domain keeps the experts of that domain: calibrate on what the model is for. Routing in groups keeps equal groups.
+    Which are dropped is decided by a score that a calibration text gives them, in one run of the unpruned model
+    (`moec.experts.scores`). A text of one domain keeps the experts of that domain: calibrate on what the model is for.
+    Routing in groups keeps equal groups.
 
     Attributes:
         keep: share of the experts that stay, above 0 and at most 1; an expert that is to go only in part stays.
         score: `reap`, `activation`, `frequency`, or `random` (by the pipeline's seed, without a text).
-        per_layer: every layer keeps as many; otherwise the lowest of all layers go, which other software's checkpoints cannot hold.
+        per_layer: every layer keeps as many; otherwise the lowest of all layers go, which other software's checkpoints
+            cannot hold.
     """
 
     contract: ClassVar[Contract] = "approximate"
@@ -45,8 +48,8 @@ class PruneExperts(Pass):
         return self.score != "random"
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of blocks that were cut. Raises M203 on settings that are none or that leave a router too few experts, where a
-        router was not recognised, and when the text never reached an expert that would stay."""
+        """Returns the number of blocks that were cut. Raises M203 on settings that are none or that leave a router too
+        few experts, where a router was not recognised, and when the text never reached an expert that would stay."""
         self._check(context)
         blocks = [_Block(group) for group in together(self._mixtures(program, context))]
         self._measure(program, context, blocks)
@@ -59,7 +62,9 @@ class PruneExperts(Pass):
             except NotARouter as reason:
                 raise self._cannot(block.first, str(reason)) from None
         rename(program, names)
-        context.facts.update(bytes_before=before, bytes_after=_size_bytes(program), blocks=[b.facts(self.score) for b in chosen])
+        context.facts.update(
+            bytes_before=before, bytes_after=_size_bytes(program), blocks=[b.facts(self.score) for b in chosen]
+        )
         return sum(len(b.mixtures) for b in chosen)
 
     # ------------------------------------------------------------------ what is given
@@ -68,15 +73,25 @@ class PruneExperts(Pass):
 
     def _cannot(self, mixture: Mixture | str, reason: str) -> MoecError:
         where = mixture if isinstance(mixture, str) else mixture.module
-        return self._refuse(f"none of its experts can be left out: {reason}", where, "leave prune-experts out for this model")
+        return self._refuse(
+            f"none of its experts can be left out: {reason}", where, "leave prune-experts out for this model"
+        )
 
     def _check(self, context: Context) -> None:
         if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
-            raise self._refuse(f"keep={self.keep} is no share of the experts", str(self), "write for example keep=0.75: above 0 and at most 1")
+            raise self._refuse(
+                f"keep={self.keep} is no share of the experts",
+                str(self),
+                "write for example keep=0.75: above 0 and at most 1",
+            )
         if self.score not in SCORES:
             raise self._refuse(f"there is no score {self.score!r}", str(self), f"scores are {', '.join(SCORES)}")
         if context.unquantized is not None:
-            raise self._refuse("the weights are coarser already, and scores would be those of their errors", str(self), "put it before quantize")
+            raise self._refuse(
+                "the weights are coarser already, and scores would be those of their errors",
+                str(self),
+                "put it before quantize",
+            )
 
     def _mixtures(self, program: Program, context: Context) -> list[Mixture]:
         linears, found = find_linears(program), []
@@ -108,11 +123,19 @@ class PruneExperts(Pass):
         """How many experts each block keeps."""
         rules = [b.first.rule for b in blocks]
         if self.per_layer:
-            return [r.groups * _kept(b.first.experts // r.groups, self.keep) for b, r in zip(blocks, rules, strict=True)]
+            return [
+                r.groups * _kept(b.first.experts // r.groups, self.keep) for b, r in zip(blocks, rules, strict=True)
+            ]
         grouped = next((b for b, r in zip(blocks, rules, strict=True) if r.groups > 1), None)
         if grouped is not None:
-            raise self._refuse("per_layer=False does not go with experts in groups, which stay equal", grouped.first.module, "leave per_layer out")
-        return shares([b.scores for b in blocks], _kept(sum(b.first.experts for b in blocks), self.keep), [r.top_k for r in rules])
+            raise self._refuse(
+                "per_layer=False does not go with experts in groups, which stay equal",
+                grouped.first.module,
+                "leave per_layer out",
+            )
+        return shares(
+            [b.scores for b in blocks], _kept(sum(b.first.experts for b in blocks), self.keep), [r.top_k for r in rules]
+        )
 
     def _choose(self, block: _Block, count: int, context: Context) -> bool:
         """Decide which experts stay; False when all do."""
@@ -121,14 +144,21 @@ class PruneExperts(Pass):
             what = f"keep={self.keep} leaves {count} of {first.experts} experts, where a token goes to {rule.top_k}"
             what += f" within {rule.top_groups} of {rule.groups} groups" if rule.groups > 1 else ""
             share = math.ceil(1000 * least / first.experts) / 1000
-            raise self._refuse(what, first.module, f"keep at least {share:g}" if share < 1 else "leave prune-experts out: it needs them all")
+            raise self._refuse(
+                what,
+                first.module,
+                f"keep at least {share:g}" if share < 1 else "leave prune-experts out: it needs them all",
+            )
         if count == first.experts:
             context.miss(first.node, f"keep={self.keep} of its {first.experts} experts is all of them")
             return False
         block.kept = best(block.scores, count, rule.groups)
         blind = [] if block.tally is None else [e for e in block.kept if block.tally.tokens[e] == 0]
         if blind:
-            what = f"the calibration text never reached experts {', '.join(map(str, blind))}, which would stay: nothing is known of them"
+            what = (
+                f"the calibration text never reached experts {', '.join(map(str, blind))}, which would stay: "
+                "nothing is known of them"
+            )
             raise self._refuse(what, first.module, "give a longer text, or more of it with --calibration-tokens")
         return True
 
@@ -149,11 +179,22 @@ class _Block:
     def facts(self, score: str) -> dict[str, Any]:
         """What is reported, as plain data; scores in units of the block's mean."""
         dropped = [e for e in range(self.first.experts) if e not in self.kept]
-        found: dict[str, Any] = {"module": self.first.module, "experts": self.first.experts, "kept": list(self.kept), "dropped": dropped}
+        found: dict[str, Any] = {
+            "module": self.first.module,
+            "experts": self.first.experts,
+            "kept": list(self.kept),
+            "dropped": dropped,
+        }
         if self.tally is not None:
             tokens, scores, kept = self.tally.tokens, self.scores / self.scores.mean(), list(self.kept)
-            found |= {"tokens_least": int(tokens[kept].min()), "choices_dropped": float(tokens[dropped].sum() / tokens.sum())}
-            found |= {f"{score}_dropped_most": float(scores[dropped].max()), f"{score}_kept_least": float(scores[kept].min())}
+            found |= {
+                "tokens_least": int(tokens[kept].min()),
+                "choices_dropped": float(tokens[dropped].sum() / tokens.sum()),
+            }
+            found |= {
+                f"{score}_dropped_most": float(scores[dropped].max()),
+                f"{score}_kept_least": float(scores[kept].min()),
+            }
         return found
 
 

@@ -1,4 +1,5 @@
-"""`quantize`: weights become integers of 2, 4 or 8 bits, or small floats, with a scale a group; routers and gates never do."""
+"""`quantize`: weights become integers of 2, 4 or 8 bits, or small floats, with a scale a group; routers and gates never
+do."""
 
 from __future__ import annotations
 
@@ -28,38 +29,45 @@ aten, ops = torch.ops.aten, torch.ops.moec
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Replace weights by `moec::dequantize(packed, scale, zero)`; nothing else in the graph changes. Only `gptq` needs data.
+    """Replace weights by `moec::dequantize(packed, scale, zero)`; nothing else in the graph changes. Only `gptq` needs
+    data.
 
-    Matrices are told apart by structure: `experts`, `attention` (its projections), `dense` (all other linear layers), `embeddings` and
-    `lm_head`. Routers, gates of shared experts, norms and biases stay as they are, whatever is asked: a router of 4 bits sends one
-    token in seven to other experts, for a thousandth of the bytes. A table that is embedding and head at once stays one: it is packed
-    once when the head is quantized, unless `embeddings` or a rule wants the two apart.
+    Matrices are told apart by structure: `experts`, `attention` (its projections), `dense` (all other linear layers),
+    `embeddings` and `lm_head`. Routers, gates of shared experts, norms and biases stay as they are, whatever is asked:
+    a router of 4 bits sends one token in seven to other experts, for a thousandth of the bytes. A table that is
+    embedding and head at once stays one: it is packed once when the head is quantized, unless `embeddings` or a rule
+    wants the two apart.
 
     Packed weights are constants: gradients reach the scales, never the integers.
 
     Attributes:
-        bits: 2, 4 or 8, of everything that no other option names; 16 leaves it as it is. 3 is a grid of 3 bits in the bytes of 4.
-        group: neighbours along a row that share a scale: 16, 32, 64 or 128. A weight whose rows it does not divide is left and reported;
-            with experts that is an error, they being what there is to save.
-        method: `rtn` (round to nearest), `hqq` (scales refined by half-quadratic splitting; slower, never further off) or `gptq` (layer by
-            layer, errors of the outputs on a calibration text made small, see `moec.quantization.gptq` and `moec.quantization.hessians`; it holds the results in
-            memory). Embeddings, and heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
+        bits: 2, 4 or 8, of everything that no other option names; 16 leaves it as it is. 3 is a grid of 3 bits in the
+            bytes of 4.
+        group: neighbours along a row that share a scale: 16, 32, 64 or 128. A weight whose rows it does not divide is
+            left and reported; with experts that is an error, they being what there is to save.
+        method: `rtn` (round to nearest), `hqq` (scales refined by half-quadratic splitting; slower, never further off)
+            or `gptq` (layer by layer, errors of the outputs on a calibration text made small, see
+            `moec.quantization.gptq` and `moec.quantization.hessians`; it holds the results in memory). Embeddings, and
+            heads tied to them, are read by a row a token: where they are to have `gptq` they get `hqq`.
         symmetric: no zero points. This grid is the one that every target has.
-        positive_scales: symmetric grids without negative scales, as TensorRT reads them inside its products. They waste the step by which
-            the lowest code lies further out than the highest: the weights' error grows by 5 to 8 % at 4 bits, by 0.3 % at 8, and at 2 by
-            two thirds, or a tenth with `hqq`.
-        format: `int`; or small floats, which PyTorch and TensorRT run, the latter on GPUs that have them: `fp8` (E4M3, one scale a weight),
-            or `nvfp4` (E2M1, groups of 16) with `fp8` where 8 bits are asked for. They have no method but `rtn`, and no other groups.
-        experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at least 8 (its error
-            goes straight into the logits) and embeddings stay, being read a row a token.
-        rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`, `format`,
-            `positive_scales`; the first that fits decides, before the options of the kinds:
+        positive_scales: symmetric grids without negative scales, as TensorRT reads them inside its products. They waste
+            the step by which the lowest code lies further out than the highest: the weights' error grows by 5 to 8 % at
+            4 bits, by 0.3 % at 8, and at 2 by two thirds, or a tenth with `hqq`.
+        format: `int`; or small floats, which PyTorch and TensorRT run, the latter on GPUs that have them: `fp8` (E4M3,
+            one scale a weight), or `nvfp4` (E2M1, groups of 16) with `fp8` where 8 bits are asked for. They have no
+            method but `rtn`, and no other groups.
+        experts, attention, dense, embeddings, lm_head: bits of one kind. By default as `bits`, but the head has at
+            least 8 (its error goes straight into the logits) and embeddings stay, being read a row a token.
+        rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`,
+            `format`, `positive_scales`; the first that fits decides, before the options of the kinds:
             `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
-        budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`, decided for all
-            layers at once by what it costs the model on a calibration text. Experts that a rule names are left out of it.
+        budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`,
+            decided for all layers at once by what it costs the model on a calibration text. Experts that a rule names
+            are left out of it.
         widths: that an expert may have: two or more of 2, 4 and 8.
         sensitivity: how the cost is measured: `fisher`, `error` or `frequency`, see `moec.quantization.sensitivity`.
-        floor: tokens that are to reach every expert. `gptq` reads up to four times the calibration text that was allowed for it.
+        floor: tokens that are to reach every expert. `gptq` reads up to four times the calibration text that was
+            allowed for it.
     """
 
     contract: ClassVar[Contract] = "approximate"
@@ -83,7 +91,10 @@ class Quantize(Pass):
 
     def needs_calibration(self) -> bool:
         """Whether anything is to be done by `gptq`, or experts are to have several widths."""
-        methods = {self.method, *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule)}
+        methods = {
+            self.method,
+            *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule),
+        }
         return self.budget_bits is not None or "gptq" in methods
 
     def outline(self) -> Pass:
@@ -91,8 +102,8 @@ class Quantize(Pass):
         return type(self)(**without_data(vars(self)))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit no weight, and where
-        a calibration text is missing."""
+        """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit
+        no weight, and where a calibration text is missing."""
         asked = self._settings
         asked.check()
         if self.needs_calibration():  # before any work
@@ -101,7 +112,9 @@ class Quantize(Pass):
         grids = asked.choose(uses)
         asked.check_asked(uses, grids)
         before = _size_bytes(program)
-        todo = _fitting(context, [(u, g) for u, g in zip(uses, grids, strict=True) if g is not None and u.weight is not None])
+        todo = _fitting(
+            context, [(u, g) for u, g in zip(uses, grids, strict=True) if g is not None and u.weight is not None]
+        )
         todo = todo if asked.budget is None else _spend(program, context, asked, asked.budget, todo)
         made = self._calibrated(program, context, todo)
         context.unquantized = context.unquantized or program.clone()
@@ -113,9 +126,13 @@ class Quantize(Pass):
 
     @property
     def _settings(self) -> Settings:
-        default = Grid(self.bits, self.group, self.symmetric, self.method, format=self.format, positive_scales=self.positive_scales)
+        default = Grid(
+            self.bits, self.group, self.symmetric, self.method, format=self.format, positive_scales=self.positive_scales
+        )
         budget = None if self.budget_bits is None else Budget(self.budget_bits, self.widths, self.sensitivity)
-        return Settings(default, {kind: getattr(self, kind) for kind in KINDS}, self.rules, budget, self.floor, str(self))
+        return Settings(
+            default, {kind: getattr(self, kind) for kind in KINDS}, self.rules, budget, self.floor, str(self)
+        )
 
     # ------------------------------------------------------------------ data
     def _calibrated(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> dict[Key, Made]:
@@ -124,14 +141,29 @@ class Quantize(Pass):
             return {}
         calibration, counts = enough_text(program, context.require_calibration(), self.floor)
         windows = calibration.windows()
-        job = Sequential(program, todo, f"text {calibration.sha256[:12]}, {windows.numel()} tokens, seed {calibration.seed}")
+        job = Sequential(
+            program, todo, f"text {calibration.sha256[:12]}, {windows.numel()} tokens, seed {calibration.seed}"
+        )
         job.run(calibration.batches(program.inputs))
-        context.facts["calibration"] = {"tokens": windows.numel(), "floor": self.floor, "rounded": job.rounded, "blocks": coverage(counts)}
+        context.facts["calibration"] = {
+            "tokens": windows.numel(),
+            "floor": self.floor,
+            "rounded": job.rounded,
+            "blocks": coverage(counts),
+        }
         for node, few in ((n, [e for e, c in enumerate(c.tolist()) if c < self.floor]) for n, c in counts.items()):
             if few:
-                context.miss(node, f"fewer than {self.floor} tokens of the calibration text reached experts {', '.join(map(str, few))}")
+                context.miss(
+                    node,
+                    f"fewer than {self.floor} tokens of the calibration text reached experts "
+                    f"{', '.join(map(str, few))}",
+                )
         for use in {u.name: u for u, _ in todo if any(r.partition("[")[0] == u.name for r in job.rounded)}.values():
-            context.miss(use.node, f"rounded to nearest, its inputs giving no Hessian: {', '.join(r for r in job.rounded if r.startswith(use.name))}")
+            context.miss(
+                use.node,
+                "rounded to nearest, its inputs giving no Hessian: "
+                f"{', '.join(r for r in job.rounded if r.startswith(use.name))}",
+            )
         return job.made
 
     # ------------------------------------------------------------------ graph
@@ -141,20 +173,36 @@ class Quantize(Pass):
             assert use.weight is not None
             key = key_of(use, grid)
             with program.graph.inserting_before(use.node):
-                nodes[key] = nodes.get(key) or self._stand_in(program, use, made.get(key) or quantize_stack(use.weight, grid), grid)
+                nodes[key] = nodes.get(key) or self._stand_in(
+                    program, use, made.get(key) or quantize_stack(use.weight, grid), grid
+                )
                 self._put(program, use, nodes[key])
 
     def _stand_in(self, program: Program, use: Use, made: Made | Floats, grid: Grid) -> fx.Node:
-        """What stands for the weight: its numbers, or those of each width one after another and brought into their order."""
+        """What stands for the weight: its numbers, or those of each width one after another and brought into their
+        order."""
         if isinstance(made, Floats):
             parts = zip(made.parts(), (PACKED, "_scale", "_overall"), strict=False)
             arguments = [program.read_weight(program.add_weight(use.name + ending, part)) for part, ending in parts]
-            return call_like(program, use.node, self.name, ops.dequantize_float.default, *arguments, format=grid.format, dtype=made.dtype)
+            return call_like(
+                program,
+                use.node,
+                self.name,
+                ops.dequantize_float.default,
+                *arguments,
+                format=grid.format,
+                dtype=made.dtype,
+            )
         if isinstance(made, Packed):
             return self._dequantize(program, use, use.name, made, grid)
-        own = [self._dequantize(program, use, width_name(use.name, g.bits), part, g) for part, (g, _) in zip(made, grid.parts(), strict=True)]
+        own = [
+            self._dequantize(program, use, width_name(use.name, g.bits), part, g)
+            for part, (g, _) in zip(made, grid.parts(), strict=True)
+        ]
         order = torch.tensor(Mixture(grid.widths).order)
-        places = program.read_weight(program.add_weight(f"{use.name}_order", from_tensor(order, f"order{order.tolist()}")))
+        places = program.read_weight(
+            program.add_weight(f"{use.name}_order", from_tensor(order, f"order{order.tolist()}"))
+        )
         joined = call_like(program, use.node, self.name, aten.cat.default, own)
         return call_like(program, use.node, self.name, aten.index_select.default, joined, 0, places)
 
@@ -174,7 +222,9 @@ class Quantize(Pass):
             node.update_arg(use.place, weight)
 
 
-def _spend(program: Program, context: Context, asked: Settings, budget: Budget, todo: list[tuple[Use, Grid]]) -> list[tuple[Use, Grid]]:
+def _spend(
+    program: Program, context: Context, asked: Settings, budget: Budget, todo: list[tuple[Use, Grid]]
+) -> list[tuple[Use, Grid]]:
     """The same with each expert's own width."""
     free = [(u, g) for u, g in todo if u.kind == "experts" and asked.rule(u) is None]
     if not free:
@@ -205,7 +255,12 @@ def _size_bytes(program: Program) -> int:
 
 def _facts(program: Program, uses: list[Use], done: list[tuple[Use, Grid]], before: int) -> dict[str, Any]:
     """Bytes of all weights before and after, and for each kind the weights that were packed and those that stay."""
-    found: dict[str, Any] = {"bytes_before": before, "bytes_after": _size_bytes(program), "bytes_quantized": 0, "kinds": {}}
+    found: dict[str, Any] = {
+        "bytes_before": before,
+        "bytes_after": _size_bytes(program),
+        "bytes_quantized": 0,
+        "kinds": {},
+    }
     packed = {(u.name, u.place, u.node): g for u, g in done}
     counted: set[tuple[str, Grid | None]] = set()
     for use in uses:
@@ -213,7 +268,9 @@ def _facts(program: Program, uses: list[Use], done: list[tuple[Use, Grid]], befo
         if use.weight is None or (use.name, grid) in counted:
             continue
         counted.add((use.name, grid))
-        row = found["kinds"].setdefault(use.kind, {"quantized": 0, "kept": 0, "bytes_quantized": 0, "bytes_kept": 0, "grids": []})
+        row = found["kinds"].setdefault(
+            use.kind, {"quantized": 0, "kept": 0, "bytes_quantized": 0, "bytes_kept": 0, "grids": []}
+        )
         row["kept" if grid is None else "quantized"] += 1
         row["bytes_kept" if grid is None else "bytes_quantized"] += use.weight.size_bytes
         row["grids"] = sorted({*row["grids"], *([] if grid is None else [str(grid)])})

@@ -24,15 +24,18 @@ aten, ops = torch.ops.aten, torch.ops.moec
 
 @dataclass(frozen=True)
 class SkipExperts(Pass):
-    """For each sequence of a call, experts that fewer tokens chose than a share of the mean get the mixing weight 0 there (PESF, EAC-MoE,
-    arXiv 2508.01625 §4): of l tokens that go to K of N experts each, those with fewer than `alpha * l * K / N`.
+    """For each sequence of a call, experts that fewer tokens chose than a share of the mean get the mixing weight 0
+    there (PESF, EAC-MoE, arXiv 2508.01625 §4): of l tokens that go to K of N experts each, those with fewer than `alpha
+    * l * K / N`.
 
-    Kernels need not compute what weighs nothing. Padding counts for nothing. A call of one new token is left as it is, since one choice is
-    more than any share of the mean; so this changes how prompts are read, never how texts are continued. What a prompt's first tokens
-    become then depends on its last, and a prompt in chunks is not the same as in one go.
+    Kernels need not compute what weighs nothing. Padding counts for nothing. A call of one new token is left as it is,
+    since one choice is more than any share of the mean; so this changes how prompts are read, never how texts are
+    continued. What a prompt's first tokens become then depends on its last, and a prompt in chunks is not the same as
+    in one go.
 
     Attributes:
-        alpha: share of the mean, above 0 and at most 1. 0.3 is mild where routing is uneven; even routing loses much from 0.7 on.
+        alpha: share of the mean, above 0 and at most 1. 0.3 is mild where routing is uneven; even routing loses much
+            from 0.7 on.
         renormalize: scale the weights that remain so that they sum to what they did.
     """
 
@@ -44,8 +47,8 @@ class SkipExperts(Pass):
     renormalize: bool = False
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of blocks. Raises M203 when alpha means nothing, without sequences among the inputs, and naming the block where
-        weights of 0 would not leave its experts out."""
+        """Returns the number of blocks. Raises M203 when alpha means nothing, without sequences among the inputs, and
+        naming the block where weights of 0 would not leave its experts out."""
         self._check()
         blocks = moe_nodes(program)
         if not blocks:
@@ -62,16 +65,33 @@ class SkipExperts(Pass):
 
     def _check(self) -> None:
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:
-            raise MoecError("M203", f"alpha={self.alpha} is no share of the mean", str(self), "write for example alpha=0.3: above 0 and at most 1")
+            raise MoecError(
+                "M203",
+                f"alpha={self.alpha} is no share of the mean",
+                str(self),
+                "write for example alpha=0.3: above 0 and at most 1",
+            )
         if self.alpha == 0:
-            raise MoecError("M203", "alpha=0 does nothing: no expert is chosen by fewer than no token", str(self), "leave the pass out, or take alpha=0.3")
+            raise MoecError(
+                "M203",
+                "alpha=0 does nothing: no expert is chosen by fewer than no token",
+                str(self),
+                "leave the pass out, or take alpha=0.3",
+            )
 
     def _check_block(self, node: fx.Node) -> None:
         where = module_path(node) or node.name
         if node.target == ops.moe.default:
-            raise MoecError("M203", "its routing is inside one operator already", where, "put skip-experts before fuse-moe")
+            raise MoecError(
+                "M203", "its routing is inside one operator already", where, "put skip-experts before fuse-moe"
+            )
         if node.kwargs.get("score_before") and any(a is not None for a in node.args[5:7]):
-            raise MoecError("M203", "its weights come before experts with biases, so that one of 0 leaves a bias", where, "leave skip-experts out")
+            raise MoecError(
+                "M203",
+                "its weights come before experts with biases, so that one of 0 leaves a bias",
+                where,
+                "leave skip-experts out",
+            )
 
     def _weights(self, sequences: _Sequences, program: Program, node: fx.Node) -> fx.Node:
         """The block's weights, 0 for experts that are left out."""
@@ -90,7 +110,9 @@ class SkipExperts(Pass):
         kept = call(aten.masked_fill.Scalar, given, call(aten.lt.Tensor, own, limit), 0.0)
         if self.renormalize:
             before, after = (call(aten.sum.dim_IntList, w, [-1], True) for w in (given, kept))
-            smallest = max(torch.finfo(value_of(weights).dtype).tiny, 1e-20)  # where all are left out, nothing divided by it remains nothing
+            smallest = max(
+                torch.finfo(value_of(weights).dtype).tiny, 1e-20
+            )  # where all are left out, nothing divided by it remains nothing
             kept = call(aten.mul.Tensor, kept, call(aten.div.Tensor, before, call(aten.clamp.default, after, smallest)))
         return kept if value_of(weights).dim() == 3 else call(aten.reshape.default, kept, [-1, top_k])
 
@@ -104,7 +126,9 @@ class _Sequences:
     """
 
     def __init__(self, item: SkipExperts, program: Program, like: fx.Node) -> None:
-        found = [i for i in program.inputs if i.name == IDS] + [i for i in program.inputs if all(isinstance(d, str) for d in i.shape[:2]) and len(i.shape) > 1]
+        found = [i for i in program.inputs if i.name == IDS] + [
+            i for i in program.inputs if all(isinstance(d, str) for d in i.shape[:2]) and len(i.shape) > 1
+        ]
         if not found:
             fix = "it is for inputs [batch, sequence, …] with both dynamic"
             raise MoecError("M203", "no input tells which tokens belong to one sequence", str(item), fix)
@@ -118,7 +142,9 @@ class _Sequences:
                 options = {"dtype": torch.float32, "device": value_of(like).device}
                 self.real = call(aten.ones.default, [*self.sizes, 1], **options)
             else:
-                new = call(aten.slice.Tensor, mask, 1, call(operator.neg, self.sizes[1]))  # a decoder's mask has the cache before it
+                new = call(
+                    aten.slice.Tensor, mask, 1, call(operator.neg, self.sizes[1])
+                )  # a decoder's mask has the cache before it
                 self.real = call(aten.unsqueeze.default, call(aten.to.dtype, new, torch.float32), -1)
             self.tokens = call(aten.sum.dim_IntList, self.real, [1], True)
 

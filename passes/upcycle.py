@@ -28,20 +28,21 @@ aten, ops = torch.ops.aten, torch.ops.moec
 class Upcycle(Pass):
     """Replace dense FFNs by experts that are copies of them, chosen by a new router.
 
-    With `granularity` 1 each expert is a whole copy (sparse upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055) and the chosen
-    weights sum to 1, so any router gives the dense function. With granularity G ("virtual groups", He et al. 2024, arXiv 2410.07524)
-    each copy is cut into G experts of I/G neurons, which share one router row; whole groups are chosen, each of its shards weighs
-    p/G, and the factor G that this lacks is put into `w_out` as a shift of the exponent, which no rounding touches. The output's
-    bias needs no factor: the weights of all chosen experts sum to 1.
+    With `granularity` 1 each expert is a whole copy (sparse upcycling, Komatsuzaki et al. 2022, arXiv 2212.05055) and
+    the chosen weights sum to 1, so any router gives the dense function. With granularity G ("virtual groups", He et al.
+    2024, arXiv 2410.07524) each copy is cut into G experts of I/G neurons, which share one router row; whole groups are
+    chosen, each of its shards weighs p/G, and the factor G that this lacks is put into `w_out` as a shift of the
+    exponent, which no rounding touches. The output's bias needs no factor: the weights of all chosen experts sum to 1.
 
     Attributes:
         experts: number of copies E; the layer gets E*G experts.
         top_k: experts a token T, a multiple of G. T = G keeps the dense model's FLOPs.
         granularity: G, a power of two that divides I.
-        layers: `"all"`, `"every:n"` (each n-th, the n-th first, as Qwen3-MoE's `decoder_sparse_step`) or indices of the dense FFNs
-            in graph order, from 0.
+        layers: `"all"`, `"every:n"` (each n-th, the n-th first, as Qwen3-MoE's `decoder_sparse_step`) or indices of the
+            dense FFNs in graph order, from 0.
         router_std: standard deviation of the router's normal weights.
-        reinit: share r of each expert's neurons that are drawn anew (Drop-Upcycling, arXiv 2502.19261); the pass is then approximate.
+        reinit: share r of each expert's neurons that are drawn anew (Drop-Upcycling, arXiv 2502.19261); the pass is
+            then approximate.
         seed: for router and reinit, beside the pipeline's own.
     """
 
@@ -80,26 +81,41 @@ class Upcycle(Pass):
     def _check(self) -> None:
         e, g, t = self.experts, self.granularity, self.top_k
         if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in (e, g, t)):
-            raise self._refuse("experts, top_k and granularity count things: they are integers of at least 1", "write for example upcycle(experts=8, top_k=2)")
+            raise self._refuse(
+                "experts, top_k and granularity count things: they are integers of at least 1",
+                "write for example upcycle(experts=8, top_k=2)",
+            )
         if g & (g - 1):
-            raise self._refuse(f"granularity {g} is not a power of two, so scaling by it would round the weights", "use 2, 4, 8, …")
+            raise self._refuse(
+                f"granularity {g} is not a power of two, so scaling by it would round the weights", "use 2, 4, 8, …"
+            )
         if t > e * g:
-            raise self._refuse(f"top_k {t} is more than the {e * g} experts of a layer", f"set top_k to at most {e * g}, or raise experts")
+            raise self._refuse(
+                f"top_k {t} is more than the {e * g} experts of a layer",
+                f"set top_k to at most {e * g}, or raise experts",
+            )
         if t % g:
             near = max(g, t - t % g)
             raise self._refuse(
-                f"top_k {t} is not a multiple of granularity {g}: a copy of which only some shards are chosen is not the dense function",
+                f"top_k {t} is not a multiple of granularity {g}: a copy of which only some shards are chosen "
+                "is not the dense function",
                 f"set top_k to {near} or another multiple of {g}",
             )
         if not self.router_std > 0:
-            raise self._refuse("router_std must be positive: with equal logits every token takes the same experts", "leave router_std at 0.02")
+            raise self._refuse(
+                "router_std must be positive: with equal logits every token takes the same experts",
+                "leave router_std at 0.02",
+            )
         if not 0 <= self.reinit <= 1:
             raise self._refuse(f"reinit is a share of the neurons, {self.reinit} is none", "set reinit between 0 and 1")
 
     def _check_width(self, ffn: Ffn) -> None:
         if ffn.intermediate % self.granularity:
             near = next(g for g in (8, 4, 2, 1) if ffn.intermediate % g == 0)
-            raise self._refuse(f"granularity {self.granularity} does not divide the {ffn.intermediate} neurons of {ffn.path}", f"use granularity {near}")
+            raise self._refuse(
+                f"granularity {self.granularity} does not divide the {ffn.intermediate} neurons of {ffn.path}",
+                f"use granularity {near}",
+            )
 
     def _choose(self, count: int) -> list[int]:
         if self.layers == "all":
@@ -107,31 +123,46 @@ class Upcycle(Pass):
         if not isinstance(self.layers, list | tuple):
             kind, _, step = str(self.layers).partition(":")
             if kind != "every" or not step.isdecimal() or int(step) < 1:
-                raise self._refuse(f"layers={self.layers!r} is not a choice of layers", 'write "all", "every:2" or a list of indices')
+                raise self._refuse(
+                    f"layers={self.layers!r} is not a choice of layers", 'write "all", "every:2" or a list of indices'
+                )
             return list(range(int(step) - 1, count, int(step)))
         wrong = [i for i in self.layers if not isinstance(i, int) or not 0 <= i < count]
         if wrong or len(set(self.layers)) != len(self.layers):
-            raise self._refuse(f"layers {wrong or list(self.layers)} do not name FFNs of this model, or one twice", f"there are {count}, counted from 0")
+            raise self._refuse(
+                f"layers {wrong or list(self.layers)} do not name FFNs of this model, or one twice",
+                f"there are {count}, counted from 0",
+            )
         return sorted(self.layers)
 
     # ------------------------------------------------------------------ weights
-    def _enter_weights(self, program: Program, ffn: Ffn, seed: str, entered: dict[tuple[str, ...], list[str]]) -> list[str]:
-        """Names of router, w_in, w_out, b_in and b_out (empty: none); an FFN that is applied several times keeps one set."""
+    def _enter_weights(
+        self, program: Program, ffn: Ffn, seed: str, entered: dict[tuple[str, ...], list[str]]
+    ) -> list[str]:
+        """Names of router, w_in, w_out, b_in and b_out (empty: none); an FFN that is applied several times keeps one
+        set."""
         key = (ffn.path, ffn.w_in.origin, ffn.w_out.origin)
         if key not in entered:
             parts = {"router.weight": self._router(ffn, seed), **self._experts(ffn, seed)}
-            entered[key] = [program.add_weight(f"{ffn.path}.{name}", w) if w is not None else "" for name, w in parts.items()]
+            entered[key] = [
+                program.add_weight(f"{ffn.path}.{name}", w) if w is not None else "" for name, w in parts.items()
+            ]
         return entered[key]
 
     def _router(self, ffn: Ffn, seed: str) -> Weight:
-        # drawn in the model's dtype, computed with in float32: in 16 bits two groups' logits tie often enough to be seen
-        drawn = init.normal_rows(self.experts, ffn.hidden, self.granularity, self.router_std, f"{seed}/router", ffn.w_in.dtype)
+        # drawn in the model's dtype, computed with in float32: in 16 bits two groups' logits tie often enough to be
+        # seen
+        drawn = init.normal_rows(
+            self.experts, ffn.hidden, self.granularity, self.router_std, f"{seed}/router", ffn.w_in.dtype
+        )
         return weights.cast(drawn, torch.promote_types(drawn.dtype, torch.float32))
 
     def _experts(self, ffn: Ffn, seed: str) -> dict[str, Weight | None]:
         shards = [_shard(ffn, g, self.granularity) for g in range(self.granularity)] * self.experts
         rows = ffn.activation.rows_per_neuron
-        drawn = [init.redraw(w_in, w_out, rows, self.reinit, f"{seed}/{e}") for e, (w_in, _, w_out) in enumerate(shards)]
+        drawn = [
+            init.redraw(w_in, w_out, rows, self.reinit, f"{seed}/{e}") for e, (w_in, _, w_out) in enumerate(shards)
+        ]
         w_outs = [weights.scale(w, float(self.granularity)) for _, w in drawn]
         return {
             "experts.w_in": weights.stack([w for w, _ in drawn]),
@@ -165,7 +196,11 @@ def _shard(ffn: Ffn, index: int, count: int) -> tuple[Weight, Weight | None, Wei
     start, stop = index * size, (index + 1) * size
     parts = ffn.parts()
     w_in = weights.concat([weights.rows(w, start, stop) for w, _ in parts], 0)
-    b_in = None if ffn.b_in is None else weights.concat([weights.rows(b, start, stop) for _, b in parts if b is not None], 0)
+    b_in = (
+        None
+        if ffn.b_in is None
+        else weights.concat([weights.rows(b, start, stop) for _, b in parts if b is not None], 0)
+    )
     return w_in, b_in, weights.columns(ffn.w_out, start, stop)
 
 

@@ -10,8 +10,8 @@ from tests.zoo import VOCAB
 def write_tokenizer(folder: Path, size: int = VOCAB) -> Path:
     """Write tokenizer.json and tokenizer_config.json for a model of `size` tokens.
 
-    Tokens 0, 1 and 2 are padding, the start and the end of a text. The others are bytes: printable ASCII from token 3 on, then, if there
-    is room for them, all others.
+    Tokens 0, 1 and 2 are padding, the start and the end of a text. The others are bytes: printable ASCII from token 3
+    on, then, if there is room for them, all others.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -23,5 +23,7 @@ def write_tokenizer(folder: Path, size: int = VOCAB) -> Path:
     bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_only.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bytes_only, pad_token="<pad>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
     return folder

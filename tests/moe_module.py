@@ -18,7 +18,10 @@ class Block(nn.Module):
         super().__init__()
         self.fused = fused
         self.router = nn.Parameter(torch.randn(EXPERTS, HIDDEN))
-        self.w_in, self.w_out = nn.Parameter(torch.randn(EXPERTS, 24, HIDDEN)), nn.Parameter(torch.randn(EXPERTS, HIDDEN, 12))
+        self.w_in, self.w_out = (
+            nn.Parameter(torch.randn(EXPERTS, 24, HIDDEN)),
+            nn.Parameter(torch.randn(EXPERTS, HIDDEN, 12)),
+        )
         self.b_in, self.b_out = nn.Parameter(torch.randn(EXPERTS, 24)), nn.Parameter(torch.randn(EXPERTS, HIDDEN))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,4 +51,9 @@ class MoeModel(nn.Module):
 def source_of(model: nn.Module, vocabulary: int = VOCAB) -> ModuleSource:
     """The model with dynamic batch and sequence, captured at batch 3 and length 11."""
     ids = torch.randint(0, vocabulary, (3, 11), generator=torch.Generator().manual_seed(0))
-    return ModuleSource(model, {"input_ids": ids}, {"input_ids": ("batch", "sequence")}, domains={"input_ids": Domain("token", vocabulary)})
+    return ModuleSource(
+        model,
+        {"input_ids": ids},
+        {"input_ids": ("batch", "sequence")},
+        domains={"input_ids": Domain("token", vocabulary)},
+    )

@@ -70,14 +70,21 @@ def _limited(choice: Tensor, best: Tensor, closed: float) -> Tensor:
 
 def deepseek_v2(logits: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
     scores = logits.softmax(dim=-1, dtype=torch.float32)
-    weights, ids = torch.topk(_limited(scores, scores.view(-1, 4, EXPERTS // 4).max(dim=-1).values, 0.0), k=3, dim=-1, sorted=False)
+    weights, ids = torch.topk(
+        _limited(scores, scores.view(-1, 4, EXPERTS // 4).max(dim=-1).values, 0.0), k=3, dim=-1, sorted=False
+    )
     return weights * 1.5, ids
 
 
 def _deepseek_v3(logits: Tensor, bias: Tensor, closed: float, epsilon: float = 1e-20) -> tuple[Tensor, Tensor]:
     scores = logits.sigmoid()
     choice = scores + bias
-    ids = torch.topk(_limited(choice, choice.view(-1, 4, EXPERTS // 4).topk(2, dim=-1)[0].sum(dim=-1), closed), k=3, dim=-1, sorted=False)[1]
+    ids = torch.topk(
+        _limited(choice, choice.view(-1, 4, EXPERTS // 4).topk(2, dim=-1)[0].sum(dim=-1), closed),
+        k=3,
+        dim=-1,
+        sorted=False,
+    )[1]
     weights = scores.gather(1, ids)
     weights /= weights.sum(dim=-1, keepdim=True) + epsilon
     return weights * 2.5, ids
@@ -141,7 +148,12 @@ KNOWN: dict[Router, tuple[Routing, bool]] = {
     granite: (Routing(2, "identity", "softmax"), False),
     deepseek_v2: (Routing(3, combine="scores", groups=4, top_groups=2, scale=1.5), False),
     deepseek_v3: (Routing(3, "sigmoid", groups=4, top_groups=2, group_score="top2", scale=2.5, epsilon=1e-20), True),
-    deepseek_v3_first_code: (Routing(3, "sigmoid", groups=4, top_groups=2, group_score="top2", scale=2.5, epsilon=1e-20, closed_as_zero=True), True),
+    deepseek_v3_first_code: (
+        Routing(
+            3, "sigmoid", groups=4, top_groups=2, group_score="top2", scale=2.5, epsilon=1e-20, closed_as_zero=True
+        ),
+        True,
+    ),
     deepseek_v4: (Routing(2, "sqrt_softplus", scale=1.5, epsilon=1e-20), True),
     minimax: (Routing(2, "sigmoid"), True),
     ernie: (Routing(2, floor=1e-12), True),
@@ -180,6 +192,9 @@ def least(logits: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
 
 
 UNKNOWN: dict[Router, str] = {
-    sparse_mixer: "no routing rule", scaled_per_expert: "no routing rule", warm: "no routing rule", least: "no routing rule",
+    sparse_mixer: "no routing rule",
+    scaled_per_expert: "no routing rule",
+    warm: "no routing rule",
+    least: "no routing rule",
     by_position: "not chosen by a top-k",
-}  # fmt: skip
+}

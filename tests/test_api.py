@@ -27,7 +27,13 @@ def model() -> MoeModel:
 def engine(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("api") / "engine"
     ids = torch.randint(0, VOCAB, (3, 11))
-    report = moec.compile(model, out=out, target=Target("onnxruntime"), inputs={"input_ids": ids}, dynamic={"input_ids": ("batch", "sequence")})
+    report = moec.compile(
+        model,
+        out=out,
+        target=Target("onnxruntime"),
+        inputs={"input_ids": ids},
+        dynamic={"input_ids": ("batch", "sequence")},
+    )
     assert isinstance(report, moec.Report) and report.ok
     return out
 
@@ -59,7 +65,13 @@ def test_files_are_checked_before_they_are_run(engine: Path, tmp_path: Path) -> 
 
 def test_pipelines_are_objects_or_text(llama: Path, tmp_path: Path) -> None:
     keep = KeepHook()
-    report = moec.compile(llama, out=tmp_path / "engine", pipeline=Pipeline.parse("upcycle(experts=2, top_k=1)"), hooks=[keep], save_hf=tmp_path / "hf")
+    report = moec.compile(
+        llama,
+        out=tmp_path / "engine",
+        pipeline=Pipeline.parse("upcycle(experts=2, top_k=1)"),
+        hooks=[keep],
+        save_hf=tmp_path / "hf",
+    )
     assert report.pipeline == "upcycle(experts=2, top_k=1)" and report.ok
     assert [name for name, _ in keep.programs][1].startswith("upcycle")
     import transformers
@@ -69,7 +81,9 @@ def test_pipelines_are_objects_or_text(llama: Path, tmp_path: Path) -> None:
     ids = torch.randint(3, 90, (2, 9))
     with torch.inference_mode():
         want = saved(ids).logits
-    assert torch.allclose(moec.load(tmp_path / "engine")(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"], want, atol=1e-4)
+    assert torch.allclose(
+        moec.load(tmp_path / "engine")(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"], want, atol=1e-4
+    )
 
 
 def test_bench_times_engines_and_folders(engine: Path) -> None:
@@ -81,7 +95,10 @@ def test_bench_times_engines_and_folders(engine: Path) -> None:
 
 def test_samples_take_dimensions_of_any_name(tmp_path: Path) -> None:
     batch = torch.export.Dim("rows")
-    torch.export.save(torch.export.export(nn.Linear(4, 2), (torch.randn(3, 4),), dynamic_shapes={"input": {0: batch}}), tmp_path / "model.pt2")
+    torch.export.save(
+        torch.export.export(nn.Linear(4, 2), (torch.randn(3, 4),), dynamic_shapes={"input": {0: batch}}),
+        tmp_path / "model.pt2",
+    )
     assert moec.compile(tmp_path / "model.pt2", out=tmp_path / "engine").ok
     assert api.sample(tmp_path / "engine")["input"].shape == (2, 4)
 

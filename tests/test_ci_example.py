@@ -32,8 +32,20 @@ def run(step: str, folder: Path, **values: str) -> subprocess.CompletedProcess[s
     """Run a step's command as GitHub's shell does, with other values under `env`."""
     command = re.sub(r"\$\{\{ github\.run_number \}\}", "7", STEPS[step]["run"])
     assert "${{" not in command
-    given = {"TEXT": "evaluation.npy", "PASSES": "quantize(bits=4, group=16)", "BUDGET": "--max-kl 0.5", "TARGET": "onnxruntime", **values}
-    here = {**os.environ, **WORKFLOW["env"], **given, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    given = {
+        "TEXT": "evaluation.npy",
+        "PASSES": "quantize(bits=4, group=16)",
+        "BUDGET": "--max-kl 0.5",
+        "TARGET": "onnxruntime",
+        **values,
+    }
+    here = {
+        **os.environ,
+        **WORKFLOW["env"],
+        **given,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
     here["GITHUB_STEP_SUMMARY"] = str(folder / "summary.md")
     return subprocess.run(["bash", "-e", "-c", command], cwd=folder, env=here, capture_output=True, text=True)
 
@@ -61,7 +73,10 @@ def test_only_a_good_engine_is_uploaded_and_the_proof_always() -> None:
     names = list(STEPS)
     assert names.index("Keep the engine") > names.index("Verify") > names.index("Compile")
     assert STEPS["Keep the proof"]["if"] == "always()" and "if" not in STEPS["Keep the engine"]
-    assert STEPS["Keep the engine"]["with"]["path"] == "engine/" and "report.xml" in STEPS["Keep the proof"]["with"]["path"]
+    assert (
+        STEPS["Keep the engine"]["with"]["path"] == "engine/"
+        and "report.xml" in STEPS["Keep the proof"]["with"]["path"]
+    )
 
 
 def test_every_target_and_extra_exists() -> None:
@@ -70,10 +85,14 @@ def test_every_target_and_extra_exists() -> None:
     from moec import registry
     from moec.targets.target import Target
 
-    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     for row in JOB["strategy"]["matrix"]["include"]:
         goal = Target.parse(row["target"])
-        assert registry.find("backends", goal.backend)().options(goal) == [] and (not row["extra"] or row["extra"].strip("[]") in extras)
+        assert registry.find("backends", goal.backend)().options(goal) == [] and (
+            not row["extra"] or row["extra"].strip("[]") in extras
+        )
 
 
 def test_the_pipeline_and_its_options_are_real() -> None:
@@ -83,5 +102,9 @@ def test_the_pipeline_and_its_options_are_real() -> None:
 
     assert Pipeline.parse(WORKFLOW["env"]["PASSES"])
     known = {o for command in (compile_command, verify_command) for p in command.params for o in p.opts}
-    used = re.findall(r"--[a-z-]+", " ".join(str(step.get("run", "")) for name, step in STEPS.items() if name != "Install") + WORKFLOW["env"]["BUDGET"])
+    used = re.findall(
+        r"--[a-z-]+",
+        " ".join(str(step.get("run", "")) for name, step in STEPS.items() if name != "Install")
+        + WORKFLOW["env"]["BUDGET"],
+    )
     assert used and set(used) <= known

@@ -9,8 +9,18 @@ from moec.errors import CODES, EXIT_CODES, MoecError
 
 def test_three_lines_and_plain_data() -> None:
     error = MoecError("M103", "fuse-moe changed nothing", "the pipeline", "leave it out")
-    assert str(error).splitlines() == ["error[M103]: fuse-moe changed nothing", "  where: the pipeline", "  fix:   leave it out"]
-    assert error.to_dict() == {"code": "M103", "what": "fuse-moe changed nothing", "where": "the pipeline", "fix": "leave it out", "exit_code": 1}
+    assert str(error).splitlines() == [
+        "error[M103]: fuse-moe changed nothing",
+        "  where: the pipeline",
+        "  fix:   leave it out",
+    ]
+    assert error.to_dict() == {
+        "code": "M103",
+        "what": "fuse-moe changed nothing",
+        "where": "the pipeline",
+        "fix": "leave it out",
+        "exit_code": 1,
+    }
 
 
 @pytest.mark.parametrize(("code", "status"), [("M101", 1), ("M204", 2), ("M301", 3), ("M799", 70)])

@@ -14,12 +14,38 @@ SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT /
 # a module may import those of its own layer and of earlier ones
 LAYERS = [
     {"errors", "version", "progress", "allocation"},
-    {"registry", "target", "weights", "shards", "dialect", "signature", "router_fit", "divergence", "quantization", "small_floats", "mixture", "gptq"},
+    {
+        "registry",
+        "target",
+        "weights",
+        "shards",
+        "dialect",
+        "signature",
+        "router_fit",
+        "divergence",
+        "quantization",
+        "small_floats",
+        "mixture",
+        "gptq",
+    },
     {"kernels"},
     {"decoder"},
     {"calibration"},
     {"program"},
-    {"frontend", "functional", "initialization", "linear", "probe", "matching", "rewriting", "provenance", "router", "router_probe", "pipeline", "roles"},
+    {
+        "frontend",
+        "functional",
+        "initialization",
+        "linear",
+        "probe",
+        "matching",
+        "rewriting",
+        "provenance",
+        "router",
+        "router_probe",
+        "pipeline",
+        "roles",
+    },
     {"engine", "source", "module_source", "storage"},
     {"memory", "generation"},
     {"streaming", "walk"},
@@ -104,7 +130,12 @@ def violations(path: Path, names: list[str]) -> list[str]:
         if where.parts[0] == "backends" and part in ("passes", "api", "cli", "driver", "huggingface"):
             found.append(f"{where} imports {name}")
         own = where.parts[1].removesuffix(".py") if where.parts[0] == "moec" else None
-        if own and own not in ("__init__", "__main__") and part in {n for names in LAYERS for n in names} and layer(part) > layer(own):
+        if (
+            own
+            and own not in ("__init__", "__main__")
+            and part in {n for names in LAYERS for n in names}
+            and layer(part) > layer(own)
+        ):
             found.append(f"{where} imports {name}, which is above it")
     return found
 
@@ -122,7 +153,9 @@ def test_a_wrong_import_is_seen() -> None:
 
 def test_every_module_has_a_layer() -> None:
     known = {n for names in LAYERS for n in names} | {"__init__", "__main__"}
-    assert {p.relative_to(ROOT / "moec").parts[0].removesuffix(".py") for p in SOURCES if p.is_relative_to(ROOT / "moec")} <= known
+    assert {
+        p.relative_to(ROOT / "moec").parts[0].removesuffix(".py") for p in SOURCES if p.is_relative_to(ROOT / "moec")
+    } <= known
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -136,7 +169,21 @@ def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
 def test_every_source_file_is_mirrored_by_a_test() -> None:
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests").rglob("test_*.py")}
     # thin, or tested through the one command or class that uses them
-    through = {"__init__", "__main__", "version", "progress", "settings", "console", "build", "look", "prove", "signature", "backend", "tensors", "translate"}
+    through = {
+        "__init__",
+        "__main__",
+        "version",
+        "progress",
+        "settings",
+        "console",
+        "build",
+        "look",
+        "prove",
+        "signature",
+        "backend",
+        "tensors",
+        "translate",
+    }
     missing = sorted(str(p.relative_to(ROOT)) for p in SOURCES if p.stem not in tests | through)
     assert missing == []
 
@@ -147,10 +194,15 @@ def test_public_names_have_docstrings() -> None:
         tree = ast.parse(path.read_text())
         defs = [n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and not n.name.startswith("_")]
         registered = [n for n in defs if any("register_fake" in ast.unparse(d) for d in n.decorator_list)]
-        missing += [f"{path.relative_to(ROOT)}:{n.name}" for n in defs if n not in registered and not ast.get_docstring(n)]
+        missing += [
+            f"{path.relative_to(ROOT)}:{n.name}" for n in defs if n not in registered and not ast.get_docstring(n)
+        ]
     assert missing == []
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys, moec, moec.cli\ntry: moec.cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', 'onnx', 'numpy'} & set(sys.modules)"
+    code = (
+        "import sys, moec, moec.cli\ntry: moec.cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', "
+        "'onnx', 'numpy'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0

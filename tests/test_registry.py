@@ -27,7 +27,8 @@ def test_backends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "name", "hint"), [("passes", "fuse_moe", "fuse-moe"), ("passes", "upcyle", "upcycle"), ("backends", "onxruntime", "onnxruntime")]
+    ("group", "name", "hint"),
+    [("passes", "fuse_moe", "fuse-moe"), ("passes", "upcyle", "upcycle"), ("backends", "onxruntime", "onnxruntime")],
 )
 def test_a_near_name_is_hinted_at(group: registry.Group, name: str, hint: str) -> None:
     with pytest.raises(MoecError) as caught:

@@ -10,54 +10,182 @@ import torch
 from torch import Tensor, nn
 
 VOCAB = 96
-# one shape for all: two layers, a hidden size and head counts that differ from batch, sequence and expert sizes of the tests
+# one shape for all: two layers, a hidden size and head counts that differ from batch, sequence and expert sizes of the
+# tests
 _TEXT: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-_MLA: dict[str, Any] = {"num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10}
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_MLA: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 10,
+}
 
 # name -> (config class, model class, what differs from _TEXT)
 _MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 2}),
-    "qwen2_moe": ("Qwen2MoeConfig", "Qwen2MoeForCausalLM", {
-        "intermediate_size": 56, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "num_experts": 8, "num_experts_per_tok": 3}),
-    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", {
-        "intermediate_size": 56, "moe_intermediate_size": 24, "head_dim": 8, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": True}),
-    "deepseek_v2": ("DeepseekV2Config", "DeepseekV2ForCausalLM", {
-        **_MLA, "intermediate_size": 56, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3,
-        "n_shared_experts": 2, "n_group": 4, "topk_group": 2, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5}),
-    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", {
-        **_MLA, "intermediate_size": 56, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3,
-        "n_shared_experts": 1, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}),
-    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {
-        "intermediate_size": 24, "head_dim": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 1.0,
-        "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
-                            "original_max_position_embeddings": 16, "rope_theta": 150000.0}}),
+    "mixtral": (
+        "MixtralConfig",
+        "MixtralForCausalLM",
+        {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        "Qwen2MoeForCausalLM",
+        {
+            "intermediate_size": 56,
+            "moe_intermediate_size": 24,
+            "shared_expert_intermediate_size": 40,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {
+            "intermediate_size": 56,
+            "moe_intermediate_size": 24,
+            "head_dim": 8,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+    ),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {
+            **_MLA,
+            "intermediate_size": 56,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 2,
+            "n_group": 4,
+            "topk_group": 2,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        "DeepseekV3ForCausalLM",
+        {
+            **_MLA,
+            "intermediate_size": 56,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        "GptOssForCausalLM",
+        {
+            "intermediate_size": 24,
+            "head_dim": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "sliding_window": 5,
+            "swiglu_limit": 1.0,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 16,
+                "rope_theta": 150000.0,
+            },
+        },
+    ),
     "olmoe": ("OlmoeConfig", "OlmoeForCausalLM", {"intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}),
-    "glm4_moe": ("Glm4MoeConfig", "Glm4MoeForCausalLM", {
-        "intermediate_size": 56, "moe_intermediate_size": 24, "head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
-        "first_k_dense_replace": 1, "use_qk_norm": True, "attention_bias": True, "routed_scaling_factor": 1.5}),
-    "llama4": ("Llama4TextConfig", "Llama4ForCausalLM", {
-        "intermediate_size": 24, "intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
-        "interleave_moe_layer_step": 1, "no_rope_layer_interval": 2, "attention_chunk_size": 7, "floor_scale": 4}),
-    "granite_moe": ("GraniteMoeConfig", "GraniteMoeForCausalLM", {
-        "intermediate_size": 24, "num_local_experts": 8, "num_experts_per_tok": 3, "embedding_multiplier": 2.0, "logits_scaling": 0.5,
-        "residual_multiplier": 0.7, "attention_multiplier": 0.3}),
-}  # fmt: skip
-_VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 24, "patch_size": 8}
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        "Glm4MoeForCausalLM",
+        {
+            "intermediate_size": 56,
+            "moe_intermediate_size": 24,
+            "head_dim": 8,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+    "llama4": (
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {
+            "intermediate_size": 24,
+            "intermediate_size_mlp": 48,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "interleave_moe_layer_step": 1,
+            "no_rope_layer_interval": 2,
+            "attention_chunk_size": 7,
+            "floor_scale": 4,
+        },
+    ),
+    "granite_moe": (
+        "GraniteMoeConfig",
+        "GraniteMoeForCausalLM",
+        {
+            "intermediate_size": 24,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "embedding_multiplier": 2.0,
+            "logits_scaling": 0.5,
+            "residual_multiplier": 0.7,
+            "attention_multiplier": 0.3,
+        },
+    ),
+}
+_VIT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 24,
+    "patch_size": 8,
+}
 _DENSE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"intermediate_size": 48, "tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {"intermediate_size": 48}),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"intermediate_size": 48, "head_dim": 8}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"intermediate_size": 48, "sliding_window": 5}),
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", {"intermediate_size": 48, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        "Gemma2ForCausalLM",
+        {"intermediate_size": 48, "head_dim": 8, "sliding_window": 5, "query_pre_attn_scalar": 8},
+    ),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {"intermediate_size": 48}),
     "nemotron": ("NemotronConfig", "NemotronForCausalLM", {"intermediate_size": 48, "head_dim": 8}),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_inner": 48}),
     "bert": ("BertConfig", "BertModel", {"intermediate_size": 48}),
     "vit": ("ViTConfig", "ViTForImageClassification", _VIT),
-}  # fmt: skip
+}
 
 
 def moe_configs() -> dict[str, Any]:
@@ -81,7 +209,8 @@ def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
 
 
 def save(name: str, folder: str | Path, seed: int = 0, **changes: Any) -> str:
-    """Write the random model as a Hugging Face directory (config.json, model.safetensors); returns the folder's path."""
+    """Write the random model as a Hugging Face directory (config.json, model.safetensors); returns the folder's
+    path."""
     build(name, seed, **changes).save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
     return str(folder)
 
@@ -93,7 +222,8 @@ def edit_config(folder: str | Path, **changes: Any) -> None:
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Give every parameter, and every buffer that a checkpoint holds, random values with enough spread to tell models apart."""
+    """Give every parameter, and every buffer that a checkpoint holds, random values with enough spread to tell models
+    apart."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in sorted({**dict(model.named_parameters()), **_saved_buffers(model)}.items()):

@@ -18,8 +18,11 @@ def silu(emit: Emitter, alpha: float, x: ir.Value, dtype: ir.DataType) -> ir.Val
     return emit("Mul", x, emit("Sigmoid", scaled))
 
 
-def emit_gated(emit: Emitter, rule: Activation, gate: ir.Value, up: ir.Value, dtype: ir.DataType, as_silu: Silu = silu) -> ir.Value:
-    """`f(gate) * (up + beta)` with its clamps, see `Activation`; all of one shape. A runtime with an operator for silu gives its emission."""
+def emit_gated(
+    emit: Emitter, rule: Activation, gate: ir.Value, up: ir.Value, dtype: ir.DataType, as_silu: Silu = silu
+) -> ir.Value:
+    """`f(gate) * (up + beta)` with its clamps, see `Activation`; all of one shape. A runtime with an operator for silu
+    gives its emission."""
     if rule.limit:
         top = emit.number(rule.limit, dtype)
         up = emit("Clip", up, emit.number(-rule.limit, dtype), top)

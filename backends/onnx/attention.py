@@ -17,7 +17,8 @@ Scores = Callable[[Emitter, ir.Value, ir.Value, float, ir.DataType], ir.Value]
 
 @dataclass(frozen=True)
 class Attention:
-    """One node, read. query `[B, N, S, D]`, key `[B, G, T, D]`, value `[B, G, T, V]`, mask `[B, 1, S, T]`, sinks `[N]`."""
+    """One node, read. query `[B, N, S, D]`, key `[B, G, T, D]`, value `[B, G, T, V]`, mask `[B, 1, S, T]`, sinks
+    `[N]`."""
 
     query: ir.Value
     key: ir.Value
@@ -64,24 +65,34 @@ def size_of(value: ir.Value, axis: int) -> int:
 
 
 def emit_bias(emit: Emitter, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """What is added to the scores, in float32: 0 where a token may look. Finite even after a score is added in the operator's own dtype,
-    so that a row of padding, which may see nothing, stays a number: the next layer would spread a NaN."""
+    """What is added to the scores, in float32: 0 where a token may look. Finite even after a score is added in the
+    operator's own dtype, so that a row of padding, which may see nothing, stays a number: the next layer would spread a
+    NaN."""
     if mask.dtype != ir.DataType.BOOL:
         return emit.cast(mask, mask.dtype or FLOAT, FLOAT)
-    return emit("Where", mask, emit.number(0.0, FLOAT), emit.number(-3e4 if dtype == ir.DataType.FLOAT16 else -3e38, FLOAT))
+    return emit(
+        "Where", mask, emit.number(0.0, FLOAT), emit.number(-3e4 if dtype == ir.DataType.FLOAT16 else -3e38, FLOAT)
+    )
 
 
 def plain_scores(emit: Emitter, query: ir.Value, key: ir.Value, scale: float, dtype: ir.DataType) -> ir.Value:
-    """`query @ key^T * scale` in standard operators; the query is scaled first, so that half precision does not overflow."""
+    """`query @ key^T * scale` in standard operators; the query is scaled first, so that half precision does not
+    overflow."""
     scaled = query if scale == 1.0 else emit("Mul", query, emit.number(scale, dtype))
     return emit("MatMul", scaled, emit("Transpose", key, perm=[0, 1, 3, 2]))
 
 
-def emit_plain(emit: Emitter, block: Attention, bias: ir.Value | None, scores_of: Scores = plain_scores, folded: ir.Value | None = None) -> ir.Value:
+def emit_plain(
+    emit: Emitter,
+    block: Attention,
+    bias: ir.Value | None,
+    scores_of: Scores = plain_scores,
+    folded: ir.Value | None = None,
+) -> ir.Value:
     """Attention `[B, S, N, V]`; a bias `[B, 1, S, T]` in float32 is added to the scores.
 
-    The query heads of a key-value head are folded into its rows, so no key is copied. `folded` is the bias for such rows,
-    `[B, 1, N/G * S, T]`, see `fold_bias`: with it the scores need not be unfolded.
+    The query heads of a key-value head are folded into its rows, so no key is copied. `folded` is the bias for such
+    rows, `[B, 1, N/G * S, T]`, see `fold_bias`: with it the scores need not be unfolded.
     """
     heads, groups = block.heads, block.groups
     stays = heads == groups or (folded is not None and block.sinks is None)  # as it is folded
@@ -89,7 +100,9 @@ def emit_plain(emit: Emitter, block: Attention, bias: ir.Value | None, scores_of
     query = emit("Reshape", block.query, fold) if heads != groups else block.query
     scores = scores_of(emit, query, block.key, block.scale, block.dtype)
     scores = scores if stays else emit("Reshape", scores, emit.constant([0, heads, -1, 0]))
-    shares = _softmax(emit, block, emit.cast(scores, block.dtype, FLOAT), folded if stays and folded is not None else bias)
+    shares = _softmax(
+        emit, block, emit.cast(scores, block.dtype, FLOAT), folded if stays and folded is not None else bias
+    )
     shares = shares if stays else emit("Reshape", shares, emit.constant([0, groups, -1, 0]))
     mixed = emit("MatMul", emit.cast(shares, FLOAT, block.dtype), block.value)
     mixed = emit("Reshape", mixed, emit.constant([0, heads, -1, size_of(block.value, 3)])) if heads != groups else mixed
@@ -97,7 +110,8 @@ def emit_plain(emit: Emitter, block: Attention, bias: ir.Value | None, scores_of
 
 
 def fold_bias(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
-    """The bias once for each query head of a key-value head, `[B, 1, N/G * S, T]`: what layers share, so that none unfolds its scores."""
+    """The bias once for each query head of a key-value head, `[B, 1, N/G * S, T]`: what layers share, so that none
+    unfolds its scores."""
     return emit("Concat", *[bias] * (block.heads // block.groups), axis=2)
 
 

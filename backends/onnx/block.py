@@ -44,7 +44,8 @@ class Block:
         score_before: weights multiply the experts' input.
         top_k: experts a token, K.
         dtype: of x and of the experts' weights.
-        parts: where experts have several widths, those of each; w_in and w_out then have all in the widest, which is the same numbers.
+        parts: where experts have several widths, those of each; w_in and w_out then have all in the widest, which is
+            the same numbers.
     """
 
     x: ir.Value
@@ -100,9 +101,22 @@ def read(node: ir.Node) -> Block:
         raise _refusal(node, "a selection bias is not the kernel's rule; the exporter decomposes such blocks")
     routing = Routing.of(rule) if node.op_type == "Moe" else None
     return Block(
-        at["x"], at.get("ids"), at.get("weights"), at.get("router_weight"), at.get("router_bias"), w_in, w_out, b_in, b_out,
-        Activation.of(rule), routing, rule["score_before"], routing.top_k if routing else _top_k(node), DTYPES[w_in.dtype], _parts(at),
-    )  # fmt: skip
+        at["x"],
+        at.get("ids"),
+        at.get("weights"),
+        at.get("router_weight"),
+        at.get("router_bias"),
+        w_in,
+        w_out,
+        b_in,
+        b_out,
+        Activation.of(rule),
+        routing,
+        rule["score_before"],
+        routing.top_k if routing else _top_k(node),
+        DTYPES[w_in.dtype],
+        _parts(at),
+    )
 
 
 def _matrices(node: ir.Node, value: ir.Value | None) -> Weight | Quantized | None:
@@ -116,7 +130,9 @@ def _parts(at: Mapping[str, ir.Value | None]) -> tuple[Part, ...]:
     first, second = (read_shares(v.producer() if v is not None else None) for v in (at.get("w_in"), at.get("w_out")))
     if not first or [s.experts for s in first] != [s.experts for s in second]:
         return ()
-    same = all((a.weight.bits, a.weight.block) == (b.weight.bits, b.weight.block) for a, b in zip(first, second, strict=True))
+    same = all(
+        (a.weight.bits, a.weight.block) == (b.weight.bits, b.weight.block) for a, b in zip(first, second, strict=True)
+    )
     return tuple(Part(a.experts, a.weight, b.weight) for a, b in zip(first, second, strict=True)) if same else ()
 
 
@@ -135,4 +151,9 @@ def _top_k(node: ir.Node) -> int:
 
 
 def _refusal(node: ir.Node, what: str) -> MoecError:
-    return MoecError("M208", f"moec::{node.op_type} cannot be lowered: {what}", str(node.name), "report this with `moec compile --dump DIR`")
+    return MoecError(
+        "M208",
+        f"moec::{node.op_type} cannot be lowered: {what}",
+        str(node.name),
+        "report this with `moec compile --dump DIR`",
+    )

@@ -43,7 +43,9 @@ class Emitter:
     def __call__(self, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
         return self.several(1, op, *inputs, domain=domain, **attributes)[0]
 
-    def several(self, outputs: int, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> tuple[ir.Value, ...]:
+    def several(
+        self, outputs: int, op: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> tuple[ir.Value, ...]:
         """Emit a node with several outputs."""
         name = f"{self.name}/{op}_{next(self._count)}"
         values = tuple(ir.Value(name=name if outputs == 1 else f"{name}.{n}") for n in range(outputs))
@@ -61,12 +63,17 @@ class Emitter:
         inner._body = ir.Graph([], [], nodes=[], name=f"{self.name}/{name}_{next(self._count)}")
         return inner
 
-    def choose(self, condition: ir.Value, then: tuple[Emitter, ir.Value], otherwise: tuple[Emitter, ir.Value]) -> ir.Value:
+    def choose(
+        self, condition: ir.Value, then: tuple[Emitter, ir.Value], otherwise: tuple[Emitter, ir.Value]
+    ) -> ir.Value:
         """Emit an `If` over two branches, each given with its result."""
         return self.choose_several(condition, then, otherwise)[0]
 
     def choose_several(
-        self, condition: ir.Value, then: tuple[Emitter, *tuple[ir.Value, ...]], otherwise: tuple[Emitter, *tuple[ir.Value, ...]]
+        self,
+        condition: ir.Value,
+        then: tuple[Emitter, *tuple[ir.Value, ...]],
+        otherwise: tuple[Emitter, *tuple[ir.Value, ...]],
     ) -> tuple[ir.Value, ...]:
         """Emit an `If` over two branches, each given with as many results."""
         for branch, *results in (then, otherwise):
@@ -80,7 +87,9 @@ class Emitter:
         text = f"moec/{array.dtype}{list(array.shape)}:{','.join(map(repr, array.reshape(-1).tolist()))}"
         if text not in self.graph.initializers:
             tensor = ir.tensor(array, name=text)
-            self.graph.register_initializer(ir.Value(name=text, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor))
+            self.graph.register_initializer(
+                ir.Value(name=text, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+            )
         return self.graph.initializers[text]
 
     def number(self, value: float, dtype: ir.DataType) -> ir.Value:
@@ -88,7 +97,9 @@ class Emitter:
         text = f"moec/{dtype.name.lower()}[]:{value!r}"
         if text not in self.graph.initializers:
             tensor = ir.Tensor(np.asarray(value, dtype.numpy()), dtype=dtype, name=text)
-            self.graph.register_initializer(ir.Value(name=text, type=ir.TensorType(dtype), shape=ir.Shape(()), const_value=tensor))
+            self.graph.register_initializer(
+                ir.Value(name=text, type=ir.TensorType(dtype), shape=ir.Shape(()), const_value=tensor)
+            )
         return self.graph.initializers[text]
 
     def weight(self, weight: Weight, role: str, kind: type[WeightTensor] = WeightTensor) -> ir.Value:

@@ -1,4 +1,5 @@
-"""From a Program to an ONNX graph in memory: torch.onnx translates ATen, moec's own operators stay opaque nodes of domain `moec`.
+"""From a Program to an ONNX graph in memory: torch.onnx translates ATen, moec's own operators stay opaque nodes of
+domain `moec`.
 
 Nothing is loaded: the program is traced again on the meta device and every initializer is a lazy `WeightTensor`.
 """
@@ -31,13 +32,15 @@ TRACE = "pkg.torch.onnx.stack_trace"  # where the exporter notes which lines of 
 
 
 def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Model:
-    """The program as an ONNX model with lazy initializers and opaque nodes of domain `moec`; each node still knows the model's line, see `source_line`.
+    """The program as an ONNX model with lazy initializers and opaque nodes of domain `moec`; each node still knows the
+    model's line, see `source_line`.
 
     Args:
         program: what to export.
         opset: version of the standard domain.
-        keeps: whether a `moec::moe` stays one `Moe` node, given its routing, whether it has a selection bias, its activation, and whether
-            weights come before the experts. Any other, and without `keeps` every one, becomes plain routing and an `Experts` node.
+        keeps: whether a `moec::moe` stays one `Moe` node, given its routing, whether it has a selection bias, its
+            activation, and whether weights come before the experts. Any other, and without `keeps` every one, becomes
+            plain routing and an `Experts` node.
 
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
@@ -52,7 +55,10 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
         except Exception as error:
             reason = _root_cause(error)
             raise MoecError(
-                "M208", f"torch.onnx cannot translate the program: {reason}", "export to ONNX", "report the operator; `moec inspect` shows where it is used"
+                "M208",
+                f"torch.onnx cannot translate the program: {reason}",
+                "export to ONNX",
+                "report the operator; `moec inspect` shows where it is used",
             ) from error
     assert onnx_program is not None
     model = onnx_program.model
@@ -77,7 +83,9 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
         node.target = route_plainly
     elif node.target is torch.ops.moec.moe.default:
         before = bool(node.kwargs.get("score_before", False))
-        if keeps is None or not keeps(Routing.of(node.kwargs), node.args[3] is not None, Activation.of(node.kwargs), before):
+        if keeps is None or not keeps(
+            Routing.of(node.kwargs), node.args[3] is not None, Activation.of(node.kwargs), before
+        ):
             node.target = route_then_experts
     elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
         node.target = unsqueeze_complex
@@ -89,8 +97,13 @@ def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tu
 
 
 def route_then_experts(
-    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None, *weights: Tensor | None, **rule: Any
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    router_weight: Tensor,
+    router_bias: Tensor | None,
+    selection_bias: Tensor | None,
+    *weights: Tensor | None,
+    **rule: Any,
+) -> Tensor:
     """`moec::moe` as a linear layer, plain routing and `moec::experts` when traced."""
     f32 = torch.float32
     logits = F.linear(x.to(f32), router_weight.to(f32), None if router_bias is None else router_bias.to(f32))
@@ -100,7 +113,8 @@ def route_then_experts(
 
 
 def unsqueeze_complex(x: Tensor, dim: int) -> Tensor:
-    """`unsqueeze` of a complex tensor, which torch.onnx has only for its real view (rotary embeddings of DeepSeek-V2 and Llama 4)."""
+    """`unsqueeze` of a complex tensor, which torch.onnx has only for its real view (rotary embeddings of DeepSeek-V2
+    and Llama 4)."""
     return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim if dim >= 0 else dim - 1))
 
 
@@ -121,15 +135,23 @@ def _bind_weights(graph: ir.Graph, program: Program) -> None:
 
 
 def _name_dimensions(graph: ir.Graph, program: Program) -> None:
-    """Write the program's own names of dynamic dimensions into the signature, where the exporter has symbols and sums of symbols."""
+    """Write the program's own names of dynamic dimensions into the signature, where the exporter has symbols and sums
+    of symbols."""
     names: dict[str, str] = {}
     for value, spec in zip(graph.inputs, program.inputs, strict=True):
-        names |= {_text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)}
+        names |= {
+            _text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)
+        }
         value.shape = ir.Shape(spec.shape)
     sums = {frozenset(new.split(PLUS)): new for new in names.values()}  # the exporter writes a sum in any order
     for value in graph.outputs:
         terms = [[names.get(term, term) for term in _text(dim).split(PLUS)] for dim in value.shape or ()]
-        value.shape = ir.Shape([d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t)) for d, t in zip(value.shape or (), terms, strict=True)])
+        value.shape = ir.Shape(
+            [
+                d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t))
+                for d, t in zip(value.shape or (), terms, strict=True)
+            ]
+        )
 
 
 def _text(dim: int | ir.SymbolicDim) -> str:
@@ -137,7 +159,8 @@ def _text(dim: int | ir.SymbolicDim) -> str:
 
 
 def source_line(node: ir.Node) -> str:
-    """The innermost line of the model that a node came from, as `modeling_mixtral.py:133`; empty when nothing says so. No path of this machine."""
+    """The innermost line of the model that a node came from, as `modeling_mixtral.py:133`; empty when nothing says so.
+    No path of this machine."""
     found = re.findall(r'File "([^"]+)", line (\d+)', node.metadata_props.get(TRACE, ""))
     return f"{PurePath(found[-1][0]).name}:{found[-1][1]}" if found else ""
 

@@ -1,4 +1,5 @@
-"""Weights in small floats: a `moec::DequantizeFloat` node read back as lazy tensors, and the refusal by targets that have no lowering for them."""
+"""Weights in small floats: a `moec::DequantizeFloat` node read back as lazy tensors, and the refusal by targets that
+have no lowering for them."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from moec.weights.lazy import Weight
 
 @dataclass(frozen=True)
 class SmallFloats(Quantized):  # type: ignore[misc]  # what other modules of the backends hold is Any to mypy
-    """A lazy weight `[..., out, in]` in small floats, as `moec::dequantize_float` defines it; `packed` are its codes, and `zero` is None.
+    """A lazy weight `[..., out, in]` in small floats, as `moec::dequantize_float` defines it; `packed` are its codes,
+    and `zero` is None.
 
     Attributes:
         overall: `nvfp4` only, one number for the weight.

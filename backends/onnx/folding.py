@@ -11,7 +11,8 @@ FOLD_LIMIT = 4096  # elements: masks and scalars of the graph are folded, weight
 
 
 def fold(model: ir.Model) -> None:
-    """Fold weight transposes lazily and small constants eagerly, in place; equal nodes become one. No large weight is read."""
+    """Fold weight transposes lazily and small constants eagerly, in place; equal nodes become one. No large weight is
+    read."""
     import onnxscript.optimizer as optimizer
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
@@ -28,7 +29,9 @@ def _fold_transposes(graph: ir.Graph) -> None:
         if source is None or not isinstance(source.const_value, WeightTensor):
             continue
         weight = source.const_value.weight
-        moved = [i for i, p in enumerate(node.attributes.get_ints("perm", list(range(len(weight.shape)))[::-1])) if i != p]
+        moved = [
+            i for i, p in enumerate(node.attributes.get_ints("perm", list(range(len(weight.shape)))[::-1])) if i != p
+        ]
         if len(moved) != 2:
             continue
         name = f"{source.name}.T{moved[0]}{moved[1]}" if len(weight.shape) != 2 else f"{source.name}.T"

@@ -1,4 +1,5 @@
-"""Translations of torch operators to ONNX nodes that torch.onnx lacks: moec's dialect, as opaque nodes of domain `moec`.
+"""Translations of torch operators to ONNX nodes that torch.onnx lacks: moec's dialect, as opaque nodes of domain
+`moec`.
 
 torch.onnx looks a node's schema up in onnx's registry, so the opaque operators are registered there first.
 """
@@ -25,17 +26,34 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     opset = values.Opset(DOMAIN, 1)
     _register("Experts", ("x", "ids", "weights", "w_in", "w_out"), ("b_in", "b_out"), torch.ops.moec.experts.default)
-    _register("Moe", ("x", "router_weight"), ("router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"), torch.ops.moec.moe.default)
+    _register(
+        "Moe",
+        ("x", "router_weight"),
+        ("router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"),
+        torch.ops.moec.moe.default,
+    )
 
     _register("Attention", ("query", "key", "value"), ("mask", "sinks"), torch.ops.moec.attention.default)
     _register("Dequantize", ("packed", "scale"), ("zero",), torch.ops.moec.dequantize.default)
     _register("DequantizeFloat", ("codes", "steps"), ("overall",), torch.ops.moec.dequantize_float.default)
 
     def emit_experts(x, ids, weights, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
-        return opset.Experts(x, ids, weights, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.experts.default, rule))
+        return opset.Experts(
+            x, ids, weights, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.experts.default, rule)
+        )
 
     def emit_moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
-        return opset.Moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, **_attributes(torch.ops.moec.moe.default, rule))
+        return opset.Moe(
+            x,
+            router_weight,
+            router_bias,
+            selection_bias,
+            w_in,
+            w_out,
+            b_in,
+            b_out,
+            **_attributes(torch.ops.moec.moe.default, rule),
+        )
 
     def emit_attention(query, key, value, mask=None, sinks=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Attention(query, key, value, mask, sinks, **_attributes(torch.ops.moec.attention.default, rule))
@@ -48,9 +66,12 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     ops = torch.ops.moec
     return {
-        ops.experts.default: emit_experts, ops.moe.default: emit_moe, ops.attention.default: emit_attention, ops.dequantize.default: emit_dequantize,
+        ops.experts.default: emit_experts,
+        ops.moe.default: emit_moe,
+        ops.attention.default: emit_attention,
+        ops.dequantize.default: emit_dequantize,
         ops.dequantize_float.default: emit_dequantize_float,
-    }  # fmt: skip
+    }
 
 
 def _attributes(op: torch._ops.OpOverload, rule: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +95,27 @@ def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], o
         for a in op._schema.arguments if a.kwarg_only
     ]  # fmt: skip
     floats = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)", "tensor(double)"]
-    numbers = {"I": ["tensor(int64)"], "M": [*floats, "tensor(bool)"], "Q": ["tensor(uint8)"], "S": [*floats, "tensor(uint8)"], "O": floats}
+    numbers = {
+        "I": ["tensor(int64)"],
+        "M": [*floats, "tensor(bool)"],
+        "Q": ["tensor(uint8)"],
+        "S": [*floats, "tensor(uint8)"],
+        "O": floats,
+    }
     allowed = {"T": floats, **numbers}
-    types = [(kind, allowed[kind], "") for kind in dict.fromkeys(["T", *(_KINDS[n] for n in (*required, *optional) if n in _KINDS)])]
+    types = [
+        (kind, allowed[kind], "")
+        for kind in dict.fromkeys(["T", *(_KINDS[n] for n in (*required, *optional) if n in _KINDS)])
+    ]
     defs.register_schema(
         defs.OpSchema(
-            name, DOMAIN, 1, "", inputs=single + maybe, outputs=[defs.OpSchema.FormalParameter("y", "T", "")], type_constraints=types, attributes=attributes
+            name,
+            DOMAIN,
+            1,
+            "",
+            inputs=single + maybe,
+            outputs=[defs.OpSchema.FormalParameter("y", "T", "")],
+            type_constraints=types,
+            attributes=attributes,
         )
     )

@@ -65,7 +65,9 @@ class Quantized:
 
     def each(self, function: Callable[[Weight], Weight]) -> Quantized:
         """The same function of all parts: one that selects or moves whole rows."""
-        return Quantized(function(self.packed), function(self.scale), None if self.zero is None else function(self.zero), self.bits)
+        return Quantized(
+            function(self.packed), function(self.scale), None if self.zero is None else function(self.zero), self.bits
+        )
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,19 @@ class Share:
 
 
 def read_shares(node: ir.Node | None) -> tuple[Share, ...]:
-    """What a node stands for if it is a stack of several widths, `Gather(Concat(Dequantize, …), order)`, else nothing."""
-    joined = node.inputs[0].producer() if node is not None and node.op_type == "Gather" and node.inputs[0] is not None else None
-    if node is None or joined is None or joined.op_type != "Concat" or {n.attributes.get_int("axis", 0) for n in (node, joined)} != {0}:
+    """What a node stands for if it is a stack of several widths, `Gather(Concat(Dequantize, …), order)`, else
+    nothing."""
+    joined = (
+        node.inputs[0].producer()
+        if node is not None and node.op_type == "Gather" and node.inputs[0] is not None
+        else None
+    )
+    if (
+        node is None
+        or joined is None
+        or joined.op_type != "Concat"
+        or {n.attributes.get_int("axis", 0) for n in (node, joined)} != {0}
+    ):
         return ()
     parts = [read_quantized(v.producer()) for v in joined.inputs if v is not None]
     order = _indices(node.inputs[1])
@@ -97,7 +109,9 @@ def read_shares(node: ir.Node | None) -> tuple[Share, ...]:
 
 def _indices(value: ir.Value | None) -> Weight | None:
     """Constant indices, which torch.onnx casts and reshapes to what they are already."""
-    while value is not None and (node := value.producer()) is not None and node.op_type in ("Cast", "Reshape", "Identity"):
+    while (
+        value is not None and (node := value.producer()) is not None and node.op_type in ("Cast", "Reshape", "Identity")
+    ):
         value = node.inputs[0]
     return weight_of(value)
 
@@ -132,7 +146,9 @@ def remove_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
             continue
         if value.is_initializer():
             graph.initializers.pop(str(value.name), None)
-        elif node is not None and node.graph is graph and not any(v.uses() or v.is_graph_output() for v in node.outputs):
+        elif (
+            node is not None and node.graph is graph and not any(v.uses() or v.is_graph_output() for v in node.outputs)
+        ):
             inputs = list(node.inputs)
             graph.remove(node, safe=True)
             remove_unread(graph, inputs)
@@ -147,5 +163,6 @@ def read_quantized(node: ir.Node | None) -> Quantized | None:
 
 
 def packed_zeros(zero: Weight, bits: int) -> Weight:
-    """Zero points `[..., out, blocks]` packed along the blocks, as the kernels read them; the last byte of a row is filled up."""
+    """Zero points `[..., out, blocks]` packed along the blocks, as the kernels read them; the last byte of a row is
+    filled up."""
     return rowwise(f"pack[{bits}]", lambda t: pack(F.pad(t, (0, -t.shape[-1] % (8 // bits))), bits), zero)

@@ -1,4 +1,5 @@
-"""What a graph proves about routing weights and ids, by how they are computed: never negative; no expert twice for a token."""
+"""What a graph proves about routing weights and ids, by how they are computed: never negative; no expert twice for a
+token."""
 
 from __future__ import annotations
 
@@ -7,9 +8,27 @@ import onnx_ir as ir
 ALWAYS = {"Softmax", "Sigmoid", "Exp", "Relu", "Abs", "Sqrt", "Softplus"}
 # first input's signs survive
 MOVES = {
-    "Identity", "Cast", "CastLike", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Gather", "GatherElements", "GatherND", "Slice",
-    "Split", "TopK", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceMean", "Reciprocal",
-}  # fmt: skip
+    "Identity",
+    "Cast",
+    "CastLike",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Expand",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Slice",
+    "Split",
+    "TopK",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceMean",
+    "Reciprocal",
+}
 COMBINES = {"Add", "Mul", "Div", "Max", "Min", "Concat", "Sum", "Where", "Pow"}
 SMALL = 4096  # elements of a constant that is worth reading
 
@@ -32,13 +51,16 @@ def nonnegative(value: ir.Value | None, depth: int = 64) -> bool:
         return nonnegative(node.inputs[0], depth - 1)
     if node.op_type == "Clip":
         _, lowest, highest, *_ = [*node.inputs, None, None]
-        return (nonnegative(lowest, depth - 1) or nonnegative(node.inputs[0], depth - 1)) and (highest is None or nonnegative(highest, depth - 1))
+        return (nonnegative(lowest, depth - 1) or nonnegative(node.inputs[0], depth - 1)) and (
+            highest is None or nonnegative(highest, depth - 1)
+        )
     parts = node.inputs[1:] if node.op_type == "Where" else node.inputs
     return node.op_type in COMBINES and all(nonnegative(v, depth - 1) for v in parts)
 
 
 def masked(weights: ir.Value | None) -> bool:
-    """Whether some weights are set to zero on their way, so that it is worth the while to leave out what they belong to."""
+    """Whether some weights are set to zero on their way, so that it is worth the while to leave out what they belong
+    to."""
     while weights is not None and (node := weights.producer()) is not None and node.domain == "":
         if node.op_type == "Where":
             return any(_is_zero(v) for v in node.inputs[1:])
@@ -49,7 +71,11 @@ def masked(weights: ir.Value | None) -> bool:
 
 
 def _is_zero(value: ir.Value | None) -> bool:
-    while value is not None and (node := value.producer()) is not None and node.op_type in ("Cast", "CastLike", "Identity"):
+    while (
+        value is not None
+        and (node := value.producer()) is not None
+        and node.op_type in ("Cast", "CastLike", "Identity")
+    ):
         value = node.inputs[0]
     held = None if value is None else ir.convenience.get_const_tensor(value)
     return held is not None and held.size <= SMALL and not held.numpy().any()
@@ -62,7 +88,9 @@ def distinct(ids: ir.Value | None, top_k: int) -> bool:
             axis = node.attributes.get_int("axis", -1)
             return ids is node.outputs[1] and (axis == -1 or (ids.shape is not None and axis == len(ids.shape) - 1))
         kept = ids.shape is not None and len(ids.shape) > 0 and ids.shape[-1] == top_k
-        if node.op_type not in ("Identity", "Cast") and not (node.op_type == "Reshape" and kept and _width(node.inputs[0]) == top_k):
+        if node.op_type not in ("Identity", "Cast") and not (
+            node.op_type == "Reshape" and kept and _width(node.inputs[0]) == top_k
+        ):
             return False
         ids = node.inputs[0]
     return False

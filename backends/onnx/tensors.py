@@ -11,9 +11,16 @@ from torch import Tensor
 from moec.weights.lazy import Weight, from_tensor
 
 DTYPES = {
-    torch.float64: ir.DataType.DOUBLE, torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16,
-    torch.int64: ir.DataType.INT64, torch.int32: ir.DataType.INT32, torch.uint8: ir.DataType.UINT8, torch.int8: ir.DataType.INT8, torch.bool: ir.DataType.BOOL,
-}  # fmt: skip
+    torch.float64: ir.DataType.DOUBLE,
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int64: ir.DataType.INT64,
+    torch.int32: ir.DataType.INT32,
+    torch.uint8: ir.DataType.UINT8,
+    torch.int8: ir.DataType.INT8,
+    torch.bool: ir.DataType.BOOL,
+}
 
 
 class WeightTensor(ir.LazyTensor):

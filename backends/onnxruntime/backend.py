@@ -19,14 +19,18 @@ from moec.targets.target import Target
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS = {"precision": tuple(PRECISIONS), "threads": (), "accuracy": ("exact", "int8")}
-ROUNDED = 0.5  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two layers, more in deeper ones
+ROUNDED = (
+    0.5  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two layers, more in deeper ones
+)
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
 class Onnxruntime(Backend):
-    """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`, `threads=N`, `accuracy=exact|int8`.
+    """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
+    `threads=N`, `accuracy=exact|int8`.
 
-    `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal to the program.
+    `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
+    to the program.
     """
 
     name = "onnxruntime"
@@ -43,7 +47,11 @@ class Onnxruntime(Backend):
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
         if target.device not in ("", "cpu", "cuda"):
-            refusals.append(Refusal(f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"))
+            refusals.append(
+                Refusal(
+                    f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"
+                )
+            )
         for key, value in target.options.items():
             allowed = OPTIONS.get(key)
             if allowed is None or (allowed and value not in allowed):
@@ -54,21 +62,30 @@ class Onnxruntime(Backend):
     def supports(self, program: Program, target: Target) -> list[Refusal]:
         from moec.backends.onnxruntime.packed.quantized import unreadable
 
-        # every operator of the dialect has a composition, but a packed weight that no kernel reads would be unpacked when it is loaded;
-        # ATen that torch.onnx lacks is refused by `build`
+        # every operator of the dialect has a composition, but a packed weight that no kernel reads would be unpacked
+        # when it is loaded; ATen that torch.onnx lacks is refused by `build`
         return unreadable(program)
 
     def precision(self, target: Target) -> torch.dtype:
         return PRECISIONS.get(target.options.get("precision", "fp32"), torch.float32)
 
     def deviation(self, program: Program, target: Target) -> float | None:
-        rounds = target.options.get("accuracy") == "int8" and any(n.target is torch.ops.moec.dequantize.default for n in program.graph.nodes)
+        rounds = target.options.get("accuracy") == "int8" and any(
+            n.target is torch.ops.moec.dequantize.default for n in program.graph.nodes
+        )
         return ROUNDED if rounds else None
 
     def legalize(self, target: Target) -> Pipeline:
         return Pipeline.parse("find-moe, fuse-moe").all_optional()
 
-    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+    def build(
+        self,
+        program: Program,
+        target: Target,
+        folder: Path,
+        optimize_for: str = "latency",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
         import onnx_ir as ir
 
         from moec.backends.onnxruntime.attention.lower import lower_attention
@@ -92,10 +109,19 @@ class Onnxruntime(Backend):
         total: int = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
         written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
         try:
-            ir.save(model, folder / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024, callback=written)
+            ir.save(
+                model,
+                folder / MODEL_FILE,
+                external_data=f"{MODEL_FILE}.data",
+                size_threshold_bytes=1024,
+                callback=written,
+            )
         except OSError as error:
             raise MoecError(
-                "M210", f"the engine cannot be written: {error.strerror or error}", str(folder), "free space there, or choose another --out"
+                "M210",
+                f"the engine cannot be written: {error.strerror or error}",
+                str(folder),
+                "free space there, or choose another --out",
             ) from error
         return {"blocks": blocks, "attention": attentions, "packed": packed, "opset": dict(model.opset_imports)}
 
@@ -109,7 +135,13 @@ class Onnxruntime(Backend):
         found = []
         for value in ir.load(folder / MODEL_FILE).graph.outputs:
             assert value.dtype is not None and value.shape is not None
-            found.append(Input(str(value.name), dtypes[value.dtype], tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)))
+            found.append(
+                Input(
+                    str(value.name),
+                    dtypes[value.dtype],
+                    tuple(d if isinstance(d, int) else str(d.value) for d in value.shape),
+                )
+            )
         return tuple(found)
 
     def shares_cache(self, folder: Path) -> bool:
@@ -135,6 +167,7 @@ class Onnxruntime(Backend):
 
 
 def usable_providers(ort: Any) -> list[str]:
-    """Providers whose libraries load and whose hardware is here: the list that onnxruntime prints names what was compiled in."""
+    """Providers whose libraries load and whose hardware is here: the list that onnxruntime prints names what was
+    compiled in."""
     cuda = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
     return ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]

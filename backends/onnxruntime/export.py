@@ -12,7 +12,8 @@ OPSET = 20
 
 
 def to_onnx(program: Program) -> ir.Model:
-    """The program as an ONNX model with lazy initializers and opaque `moec::Moe` and `moec::Experts` nodes; raises M208, see `export.to_onnx`."""
+    """The program as an ONNX model with lazy initializers and opaque `moec::Moe` and `moec::Experts` nodes; raises
+    M208, see `export.to_onnx`."""
     model = export.to_onnx(program, OPSET, is_native)
     export.strip_traces(model)
     return model

@@ -1,6 +1,7 @@
 """TensorRT and TensorRT-RTX: one lowering, one builder, two libraries.
 
-The classes are loaded when they are first used: the process that builds imports this package too, and must not wait for torch.
+The classes are loaded when they are first used: the process that builds imports this package too, and must not wait for
+torch.
 """
 
 from __future__ import annotations

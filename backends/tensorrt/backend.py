@@ -27,31 +27,52 @@ MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 CHOICES = {"precision": tuple(PRECISIONS), "lowering": LOWERINGS}
 STAND_IN = Target("onnxruntime")
-_NO_BF16 = "an engine in bfloat16 could not be proven: ONNX Runtime's CPU multiplies nothing in it, and its rounding alone changes which experts tokens choose"
+_NO_BF16 = (
+    "an engine in bfloat16 could not be proven: ONNX Runtime's CPU multiplies nothing in it, and its rounding "
+    "alone changes which experts tokens choose"
+)
 _LATER = "`moec compile --no-build` writes here what `moec build` finishes there"
 
 
 class Tensorrt(Backend):
-    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options `precision=fp32|fp16`, `max_DIMENSION=N`, `workspace=MiB`."""
+    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options
+    `precision=fp32|fp16`, `max_DIMENSION=N`, `workspace=MiB`."""
 
     name = "tensorrt"
     edition: Edition = TENSORRT
 
     def probe(self, target: Target) -> Probe:
         edition, version, gpu = self.edition, self.edition.version(), find_gpu()
-        versions = dict(stand_in().probe(STAND_IN).versions)  # these write the graph, and prove it where nothing else can
+        versions = dict(
+            stand_in().probe(STAND_IN).versions
+        )  # these write the graph, and prove it where nothing else can
         if version is None:
-            return Probe(False, versions, missing=f"{edition.title} is not installed", install=self._way_out(edition.install))
+            return Probe(
+                False, versions, missing=f"{edition.title} is not installed", install=self._way_out(edition.install)
+            )
         versions[edition.backend] = version
         if not edition.knows(version):
             oldest = ".".join(map(str, edition.oldest))
-            return Probe(False, versions, missing=f"{edition.title} is {version}, moec needs {oldest} or newer", install=f"{edition.install} --upgrade")
+            return Probe(
+                False,
+                versions,
+                missing=f"{edition.title} is {version}, moec needs {oldest} or newer",
+                install=f"{edition.install} --upgrade",
+            )
         if edition.builds_on_gpu and gpu is None:
-            return Probe(False, versions, missing="there is no NVIDIA GPU here", install=self._way_out("run on the GPU's machine"), code="M302")
+            return Probe(
+                False,
+                versions,
+                missing="there is no NVIDIA GPU here",
+                install=self._way_out("run on the GPU's machine"),
+                code="M302",
+            )
         wanted = architectures(target)
         if edition.builds_on_gpu and gpu and wanted and gpu.sm not in wanted:
             missing = f"the GPU here is sm{gpu.sm}, and plans are built on the GPU that they are for"
-            return Probe(False, versions, missing=missing, install=self._way_out("run on that GPU's machine"), code="M302")
+            return Probe(
+                False, versions, missing=missing, install=self._way_out("run on that GPU's machine"), code="M302"
+            )
         return Probe(True, versions, devices=(f"sm{gpu.sm} {gpu.name}",) if gpu else ("builds without a GPU",))
 
     def _way_out(self, first: str) -> str:
@@ -62,7 +83,11 @@ class Tensorrt(Backend):
         known = ", ".join(f"sm{sm}" for sm in edition.architectures)
         for device in target.device.split(",") if target.device else []:
             if device not in known.split(", "):
-                refusals.append(Refusal(f"{edition.title} builds no engine for {device!r}", str(target), f"architectures are {known}"))
+                refusals.append(
+                    Refusal(
+                        f"{edition.title} builds no engine for {device!r}", str(target), f"architectures are {known}"
+                    )
+                )
         if edition.builds_on_gpu and "," in target.device:
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         for key, value in target.options.items():
@@ -70,7 +95,10 @@ class Tensorrt(Backend):
             if (key, value) == ("precision", "bf16"):
                 refusals.append(Refusal(_NO_BF16, str(target), "take precision=fp16, or fp32"))
             elif not counted and value not in CHOICES.get(key, ()):
-                fix = f"options are {', '.join(k + '=' + '|'.join(v) for k, v in CHOICES.items())}, workspace=MiB, {PREFIX}DIMENSION=N"
+                fix = (
+                    f"options are {', '.join(k + '=' + '|'.join(v) for k, v in CHOICES.items())}, workspace=MiB, "
+                    f"{PREFIX}DIMENSION=N"
+                )
                 refusals.append(Refusal(f"no option {key}={value}", str(target), fix))
         return refusals
 
@@ -91,20 +119,42 @@ class Tensorrt(Backend):
         return Pipeline.parse("find-moe, fuse-moe").all_optional()
 
     def layouts(self, target: Target) -> tuple[str, ...]:
-        return ("plain",)  # onnxruntime-genai reads no plans, and Triton would have to be told which profile each request is for
+        return (
+            "plain",
+        )  # onnxruntime-genai reads no plans, and Triton would have to be told which profile each request is for
 
-    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+    def build(
+        self,
+        program: Program,
+        target: Target,
+        folder: Path,
+        optimize_for: str = "latency",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
         facts = self.export(program, target, folder, optimize_for, progress)
         return {**facts, **self.finish(folder, target, optimize_for, progress)}
 
-    def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+    def export(
+        self,
+        program: Program,
+        target: Target,
+        folder: Path,
+        optimize_for: str = "latency",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
         from moec.backends.tensorrt.graph.export import write_onnx
 
         found = profiles(program.inputs, limits_of(target.options), optimize_for)
         facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), self.plan(target, found), progress)
-        described = {"inputs": [_plain(i) for i in program.inputs], "outputs": list(program.outputs), "profiles": [p.to_dict() for p in found]}
+        described = {
+            "inputs": [_plain(i) for i in program.inputs],
+            "outputs": list(program.outputs),
+            "profiles": [p.to_dict() for p in found],
+        }
         described["native"] = [block.pop("native") for block in facts["blocks"] if "native" in block]
-        described["kernels"] = self._compile([block.pop("kernels") for block in facts["blocks"] if "kernels" in block], folder, facts)
+        described["kernels"] = self._compile(
+            [block.pop("kernels") for block in facts["blocks"] if "kernels" in block], folder, facts
+        )
         (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
         return {**facts, "profiles": [p.row() for p in found]}
 
@@ -126,18 +176,25 @@ class Tensorrt(Backend):
         version, lowering = self.edition.version() or "", target.options.get("lowering", "auto")
         return Plan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
 
-    def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
+    def finish(
+        self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None
+    ) -> dict[str, Any]:
         from moec.backends.tensorrt.building.worker import call
         from moec.backends.tensorrt.plugins.network import demand_gpu_of
 
         described = json.loads((folder / FACTS_FILE).read_text())
         beside = folder / f".{PLAN_FILE}"
         request = {
-            "edition": self.edition.backend, "onnx": str(folder / MODEL_FILE), "plan": str(beside), "profiles": described["profiles"],
+            "edition": self.edition.backend,
+            "onnx": str(folder / MODEL_FILE),
+            "plan": str(beside),
+            "profiles": described["profiles"],
             "architectures": [] if self.edition.builds_on_gpu else architectures(target),
-            "workspace_bytes": int(target.options.get("workspace", 0)) << 20, "timing_cache": self._timing_cache(), "native": described["native"],
+            "workspace_bytes": int(target.options.get("workspace", 0)) << 20,
+            "timing_cache": self._timing_cache(),
+            "native": described["native"],
             "kernels": described.get("kernels", []),
-        }  # fmt: skip
+        }
         demand_gpu_of(request["kernels"], find_gpu())
         built = call(request)
         beside.replace(folder / PLAN_FILE)
@@ -188,17 +245,28 @@ def stand_in() -> Backend:
 
 def architectures(target: Target) -> list[int]:
     """The architectures that a target names, e.g. `[86, 120]`."""
-    return [int(device.removeprefix("sm")) for device in target.device.split(",") if device.removeprefix("sm").isdigit()]
+    return [
+        int(device.removeprefix("sm")) for device in target.device.split(",") if device.removeprefix("sm").isdigit()
+    ]
 
 
-def tables(edition: Edition, built: Mapping[str, Any], wanted: list[int], plan_bytes: int, target: Target) -> dict[str, Any]:
-    """What the builder says, as facts for the report: `engine` in one row, `layers` of the network by kind, and the library's `messages`."""
+def tables(
+    edition: Edition, built: Mapping[str, Any], wanted: list[int], plan_bytes: int, target: Target
+) -> dict[str, Any]:
+    """What the builder says, as facts for the report: `engine` in one row, `layers` of the network by kind, and the
+    library's `messages`."""
     row = {
-        "library": f"{edition.title} {built['version']}", "architectures": ", ".join(f"sm{sm}" for sm in wanted) or "all that the library knows",
-        "layers": sum(built["layers"].values()), "plan MiB": f"{plan_bytes / 2**20:.1f}", "workspace MiB": target.options.get("workspace", "the library's own"),
-    }  # fmt: skip
+        "library": f"{edition.title} {built['version']}",
+        "architectures": ", ".join(f"sm{sm}" for sm in wanted) or "all that the library knows",
+        "layers": sum(built["layers"].values()),
+        "plan MiB": f"{plan_bytes / 2**20:.1f}",
+        "workspace MiB": target.options.get("workspace", "the library's own"),
+    }
     if "memory_bytes" in built:  # there was a GPU to ask
-        row |= {"kernels": built["kernels"], "intermediates MiB, by profile": ", ".join(f"{n / 2**20:.1f}" for n in built["memory_bytes"])}
+        row |= {
+            "kernels": built["kernels"],
+            "intermediates MiB, by profile": ", ".join(f"{n / 2**20:.1f}" for n in built["memory_bytes"]),
+        }
     layers = [{"layer": kind.lower(), "count": count} for kind, count in built["layers"].items()]
     return {"engine": [row], "layers": layers, "messages": built["messages"]}
 

@@ -1,4 +1,5 @@
-"""The two libraries: TensorRT, which builds on the GPU that an engine is for, and TensorRT-RTX, which builds anywhere."""
+"""The two libraries: TensorRT, which builds on the GPU that an engine is for, and TensorRT-RTX, which builds
+anywhere."""
 
 from __future__ import annotations
 
@@ -62,11 +63,21 @@ class Edition:
 
 
 TENSORRT = Edition(
-    "tensorrt", "TensorRT", "tensorrt", ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"), (10, 16),
-    (80, 86, 87, 89, 90, 100, 103, 110, 120, 121), builds_on_gpu=True,
-)  # fmt: skip
+    "tensorrt",
+    "TensorRT",
+    "tensorrt",
+    ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu13_bindings", "tensorrt_cu12_bindings"),
+    (10, 16),
+    (80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
+    builds_on_gpu=True,
+)
 RTX = Edition(
-    "tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", ("tensorrt_rtx_cu13", "tensorrt_rtx", "tensorrt_rtx_cu13_bindings"), (1, 7),
-    (75, 80, 86, 89, 120, 121), builds_on_gpu=False,
-)  # fmt: skip
+    "tensorrt-rtx",
+    "TensorRT-RTX",
+    "tensorrt_rtx",
+    ("tensorrt_rtx_cu13", "tensorrt_rtx", "tensorrt_rtx_cu13_bindings"),
+    (1, 7),
+    (75, 80, 86, 89, 120, 121),
+    builds_on_gpu=False,
+)
 EDITIONS = {edition.backend: edition for edition in (TENSORRT, RTX)}

@@ -1,7 +1,7 @@
 """The NVIDIA GPU of this machine, asked of the driver itself.
 
-TensorRT must not be asked: without a driver its builder raises a TypeError, and its runtime returns an object that crashes the interpreter
-when it is touched. torch must not be asked either, since its CPU build knows of no GPU.
+TensorRT must not be asked: without a driver its builder raises a TypeError, and its runtime returns an object that
+crashes the interpreter when it is touched. torch must not be asked either, since its CPU build knows of no GPU.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ def find_gpu(library: str = "libcuda.so.1") -> Gpu | None:
     device, version, major, minor = (ctypes.c_int() for _ in range(4))
     name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
     calls = (
-        driver.cuDeviceGet(ctypes.byref(device), 0), driver.cuDriverGetVersion(ctypes.byref(version)), driver.cuDeviceGetName(name, 256, device),
-        driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device), driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
+        driver.cuDeviceGet(ctypes.byref(device), 0),
+        driver.cuDriverGetVersion(ctypes.byref(version)),
+        driver.cuDeviceGetName(name, 256, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device),
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device),
         driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
-    )  # fmt: skip
+    )
     return None if any(calls) else Gpu(name.value.decode(), 10 * major.value + minor.value, memory.value, version.value)

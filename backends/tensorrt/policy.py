@@ -1,17 +1,21 @@
-"""Which lowering a MoE block gets, decided before anything is built: by library, GPU, dtype, quantization, shape and tokens of a call.
+"""Which lowering a MoE block gets, decided before anything is built: by library, GPU, dtype, quantization, shape and
+tokens of a call.
 
 There are three.
 
 - `native`: TensorRT's own MoE layer, put into the network after parsing, see `native`. It exists for gated
-  SiLU on SM 10.0, 10.3 and 11.0, and in the enterprise library alone. Elsewhere a build fails in the middle: that is why moec asks first.
-- standard operators without data-dependent shapes, in one of two forms. `gathered` copies the chosen experts' matrices for every token and
-  multiplies by those; `dense` computes all experts for all tokens as three plain products and masks what was not chosen.
-- `kernels`: grouped products of moec's own as plugins, see `plugins`; only where they are asked for, until they have been measured.
+  SiLU on SM 10.0, 10.3 and 11.0, and in the enterprise library alone. Elsewhere a build fails in the middle: that is
+  why moec asks first.
+- standard operators without data-dependent shapes, in one of two forms. `gathered` copies the chosen experts' matrices
+  for every token and multiplies by those; `dense` computes all experts for all tokens as three plain products and masks
+  what was not chosen.
+- `kernels`: grouped products of moec's own as plugins, see `plugins`; only where they are asked for, until they have
+  been measured.
 
-One form holds for the whole engine, also where it has two optimization profiles (few tokens and many). A branch in the graph would keep
-each form from being fused with what stands around it, and two engines in one folder would hold all weights twice. So the most tokens of a
-call decide: an engine that is only to continue texts is compiled for few tokens (`max_sequence=1`). When gathering pays is a count of
-passes over memory, not a measurement.
+One form holds for the whole engine, also where it has two optimization profiles (few tokens and many). A branch in the
+graph would keep each form from being fused with what stands around it, and two engines in one folder would hold all
+weights twice. So the most tokens of a call decide: an engine that is only to continue texts is compiled for few tokens
+(`max_sequence=1`). When gathering pays is a count of passes over memory, not a measurement.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from moec.targets.backend import Refusal
 
 NATIVE = (100, 103, 110)  # compute capabilities of the MoE layer
 KERNELS = (80, 86, 87, 89, 90, 120, 121)  # those that moec's own kernels are compiled for
-UNTRIED = "moec's own kernels would fit, and nobody has measured them under TensorRT: ask for them with lowering=kernels"
+UNTRIED = (
+    "moec's own kernels would fit, and nobody has measured them under TensorRT: ask for them with lowering=kernels"
+)
 LOWERINGS = ("auto", "native", "gathered", "dense", "kernels")
 COPIES = 3  # passes over memory of a gathered matrix: read, written, read again; a dense one is read once
 MEMORY_BYTES = 16 * 2**30
@@ -88,7 +94,8 @@ class Choice:
 
     Attributes:
         lowering: `native`, `gathered`, `dense` or `kernels`.
-        form: which standard operators stand in the ONNX file, `gathered` or `dense`; of `native` and `kernels` they are what it is checked by.
+        form: which standard operators stand in the ONNX file, `gathered` or `dense`; of `native` and `kernels` they are
+            what it is checked by.
         why: in words.
         memory_bytes: bound of the form's intermediates at the most tokens.
     """
@@ -114,26 +121,38 @@ def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
     if plan.lowering in refused:
         why = refused[plan.lowering]
         if why:
-            return Refusal(f"the lowering {plan.lowering!r} cannot be had: {why}", where, "leave the choice to moec (auto), or take gathered or dense")
+            return Refusal(
+                f"the lowering {plan.lowering!r} cannot be had: {why}",
+                where,
+                "leave the choice to moec (auto), or take gathered or dense",
+            )
         return Choice(plan.lowering, form, "asked for", need)
     if plan.lowering == form:
         return Choice(form, form, "asked for", need)
     if not refused["native"] and plan.length <= NATIVE_TOKENS:
         return Choice("native", form, "TensorRT's MoE layer has this activation on this GPU", need)
     slow = f"TensorRT's MoE layer is made for {NATIVE_TOKENS} new tokens a text, not {plan.length}"
-    return Choice(form, form, f"{_why(shape, plan, form)}; {refused['native'] or slow}; {refused['kernels'] or UNTRIED}", need)
+    return Choice(
+        form, form, f"{_why(shape, plan, form)}; {refused['native'] or slow}; {refused['kernels'] or UNTRIED}", need
+    )
 
 
 def memory_bytes(shape: Shape, form: str, tokens: int) -> int:
-    """Bound of what a form's intermediates take for so many tokens: float32 copies of the mix, and packed weights unpacked if they are gathered."""
+    """Bound of what a form's intermediates take for so many tokens: float32 copies of the mix, and packed weights
+    unpacked if they are gathered."""
     rows, wide = shape.activation.rows_per_neuron, 4
     if form == "kernels":
-        return tokens * shape.top_k * ((shape.inner + shape.hidden) * shape.item_bytes + 2 * wide) + 2 * wide * shape.experts
+        return (
+            tokens * shape.top_k * ((shape.inner + shape.hidden) * shape.item_bytes + 2 * wide)
+            + 2 * wide * shape.experts
+        )
     if form == "dense":
         return tokens * shape.experts * (shape.inner * (rows + 1) * shape.item_bytes + 2 * wide)
     matrices = (rows + 1) * shape.inner * shape.hidden * shape.item_bytes
     unpacked = shape.experts * matrices if shape.bits else 0
-    return unpacked + tokens * shape.top_k * (matrices + (rows + 1) * shape.inner * shape.item_bytes + shape.hidden * wide)
+    return unpacked + tokens * shape.top_k * (
+        matrices + (rows + 1) * shape.inner * shape.item_bytes + shape.hidden * wide
+    )
 
 
 def why_not_native(shape: Shape, plan: Plan) -> str:
@@ -162,13 +181,20 @@ def why_not_kernels(shape: Shape, plan: Plan) -> str:
     if shape.floats:
         return "moec's kernels read no small floats in TensorRT"
     if shape.bits and (shape.bits not in (2, 4, 8) or shape.hidden % 8 or shape.inner % 8):
-        return f"moec's kernels read packed integers of 2, 4 or 8 bits in rows of whole 32-bit words, not {shape.bits} bits of {shape.hidden} by {shape.inner}"
+        return (
+            f"moec's kernels read packed integers of 2, 4 or 8 bits in rows of whole 32-bit words, not {shape.bits} "
+            f"bits of {shape.hidden} by {shape.inner}"
+        )
     if shape.item_bytes not in (2, 4):
         return "moec's kernels compute in 16 or 32 bits"
     numbers = max(plan.tokens * shape.top_k, shape.activation.rows_per_neuron * shape.inner * shape.hidden)
     if numbers >= 2**31:
         return "an expert's weights, or a call's tokens, are more than moec's kernels count"
-    return "" if has_triton() else "moec's kernels are compiled by Triton, which is not installed (pip install 'moec[triton]')"
+    return (
+        ""
+        if has_triton()
+        else "moec's kernels are compiled by Triton, which is not installed (pip install 'moec[triton]')"
+    )
 
 
 def _named(architectures: Sequence[int]) -> str:
@@ -180,7 +206,11 @@ def _form(shape: Shape, plan: Plan) -> str:
 
 
 def _why(shape: Shape, plan: Plan, form: str) -> str:
-    copied = f"{plan.tokens} tokens would copy {plan.tokens * shape.top_k} of {shape.experts} experts" if form == "dense" else ""
+    copied = (
+        f"{plan.tokens} tokens would copy {plan.tokens * shape.top_k} of {shape.experts} experts"
+        if form == "dense"
+        else ""
+    )
     return copied or f"{plan.tokens} tokens choose at most {plan.tokens * shape.top_k} of {shape.experts} experts"
 
 
@@ -188,6 +218,13 @@ def _too_large(shape: Shape, plan: Plan, form: str, need: int, where: str) -> Re
     fixed = memory_bytes(shape, form, 0)
     fitting = (plan.memory_bytes - fixed) // max(1, memory_bytes(shape, form, 1) - fixed)
     reason = (
-        f"the {form} form of a block needs {need / 2**30:.1f} GiB for {plan.tokens} tokens, more than the {plan.memory_bytes / 2**30:.1f} GiB that it may take"
+        f"the {form} form of a block needs {need / 2**30:.1f} GiB for {plan.tokens} tokens, more than the "
+        f"{plan.memory_bytes / 2**30:.1f} GiB that it may take"
     )
-    return Refusal(reason, where, f"compile for {fitting} tokens a call or fewer (max_batch=…, max_sequence=…)" if fitting > 0 else "give it more memory")
+    return Refusal(
+        reason,
+        where,
+        f"compile for {fitting} tokens a call or fewer (max_batch=…, max_sequence=…)"
+        if fitting > 0
+        else "give it more memory",
+    )

@@ -1,7 +1,7 @@
 """Optimization profiles: for which sizes of the dynamic dimensions an engine is built, and which of them fits a call.
 
-A decoder gets `decode` (one new token a text) and `prefill` (many), any other model with a dynamic batch `single` and `batch`: kernels are
-chosen for each profile, and what is best for one token is far from that for a thousand.
+A decoder gets `decode` (one new token a text) and `prefill` (many), any other model with a dynamic batch `single` and
+`batch`: kernels are chosen for each profile, and what is best for one token is far from that for a thousand.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ class Profile:
 
     def row(self) -> dict[str, str]:
         """For tables: the profile's name, and each dimension as `smallest … tuned for … largest`."""
-        return {"profile": self.name, **{name: " … ".join(map(str, dict.fromkeys(sizes))) for name, sizes in self.sizes.items()}}
+        return {
+            "profile": self.name,
+            **{name: " … ".join(map(str, dict.fromkeys(sizes))) for name, sizes in self.sizes.items()},
+        }
 
 
 def profiles(inputs: Sequence[Input], limits: Mapping[str, int], optimize_for: str = "latency") -> list[Profile]:
@@ -81,7 +84,10 @@ def profiles(inputs: Sequence[Input], limits: Mapping[str, int], optimize_for: s
     if not whole:
         return []
     if PAST in whole and SEQUENCE in whole:
-        few, many = {**whole, SEQUENCE: (1, 1, 1), PAST: (0, max(1, most[PAST] // 4), most[PAST])}, {**whole, PAST: (0, 0, most[PAST])}
+        few, many = (
+            {**whole, SEQUENCE: (1, 1, 1), PAST: (0, max(1, most[PAST] // 4), most[PAST])},
+            {**whole, PAST: (0, 0, most[PAST])},
+        )
         decode = _profile("decode", few, inputs)
         return [decode, _profile("prefill", many, inputs)] if most[SEQUENCE] > 1 else [decode]
     first = names[0]
@@ -97,7 +103,11 @@ def _range(name: str, largest: int, optimize_for: str, first: bool) -> Range:
 
 def _profile(name: str, sizes: dict[str, Range], inputs: Sequence[Input]) -> Profile:
     at = [{dim: sizes[dim][k] for dim in sizes} for k in range(3)]
-    shapes = {i.name: (i.resolve(at[0]), i.resolve(at[1]), i.resolve(at[2])) for i in inputs if any(isinstance(d, str) for d in i.shape)}
+    shapes = {
+        i.name: (i.resolve(at[0]), i.resolve(at[1]), i.resolve(at[2]))
+        for i in inputs
+        if any(isinstance(d, str) for d in i.shape)
+    }
     return Profile(name, sizes, shapes)
 
 
@@ -112,10 +122,14 @@ def fitting(found: Sequence[Profile], inputs: Sequence[Input], shapes: Mapping[s
     for index, profile in enumerate(found):
         if all(_outside(profile, spec, shapes[spec.name]) is None for spec in inputs):
             return index
-    spec, dim = next((spec, dim) for spec in inputs if (dim := _outside(found[-1], spec, shapes[spec.name])) is not None)
+    spec, dim = next(
+        (spec, dim) for spec in inputs if (dim := _outside(found[-1], spec, shapes[spec.name])) is not None
+    )
     low, _, high = found[-1].shapes[spec.name]
     fix = f"pass {list(low)} to {list(high)}, or compile with the target's option {PREFIX}{dim.split(PLUS)[0]}=N"
-    raise MoecError("M211", f"input {spec.name!r} is {list(shapes[spec.name])}, outside of the engine's profiles", engine, fix)
+    raise MoecError(
+        "M211", f"input {spec.name!r} is {list(shapes[spec.name])}, outside of the engine's profiles", engine, fix
+    )
 
 
 def _outside(profile: Profile, spec: Input, shape: Sequence[int]) -> str | None:

@@ -1,4 +1,5 @@
-"""Time decoders beside each other as their users meet them: how soon the first token comes, and how fast the others follow."""
+"""Time decoders beside each other as their users meet them: how soon the first token comes, and how fast the others
+follow."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class DecoderTiming:
         prefill_tokens_per_s: tokens of the prompts a second, at that time.
         decode_tokens_per_s: tokens of all rows a second after the first, at the median time of a token.
         p50_ms, p90_ms, p99_ms: percentiles of the time of a token after the first, over all runs.
-        prefill_ratio, decode_ratio: median over the rounds of (first engine's time / this one's): above 1 this one is faster.
+        prefill_ratio, decode_ratio: median over the rounds of (first engine's time / this one's): above 1 this one is
+            faster.
         decode_ratio_p10, decode_ratio_p90: its spread.
         growth_bytes: the peak of resident memory in the warm-up, above what was resident before it.
     """
@@ -68,19 +70,31 @@ class DecoderBenchmark:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = f"batch {self.sizes['batch']}, {self.sizes[SEQUENCE]} + {self.sizes['new']} tokens, {self.threads} threads"
-        names = f"{'engine':<24}{'prefill':>10}{'ratio':>7}{'1st token':>11}{'decode':>10}{'ratio':>7}   p10-p90   {'p50':>8}{'p90':>8}{'p99':>8}{'memory':>10}"
-        units = f"{'':<24}{'tokens/s':>10}{'':>7}{'ms':>11}{'tokens/s':>10}{'':>7}             {'ms':>8}{'ms':>8}{'ms':>8}{'MiB':>10}"
+        head = (
+            f"batch {self.sizes['batch']}, {self.sizes[SEQUENCE]} + {self.sizes['new']} tokens, {self.threads} threads"
+        )
+        names = (
+            f"{'engine':<24}{'prefill':>10}{'ratio':>7}{'1st token':>11}{'decode':>10}{'ratio':>7}   p10-p90   "
+            f"{'p50':>8}{'p90':>8}{'p99':>8}{'memory':>10}"
+        )
+        units = (
+            f"{'':<24}{'tokens/s':>10}{'':>7}{'ms':>11}{'tokens/s':>10}{'':>7}             "
+            f"{'ms':>8}{'ms':>8}{'ms':>8}{'MiB':>10}"
+        )
         return "\n".join([head, names, units, *map(_line, self.timings)])
 
 
 def bench_decoders(
-    engines: Sequence[Engine], sizes: Mapping[str, int] | None = None, max_tokens: int = 32, runs: int = 10, warmup: int = 1
+    engines: Sequence[Engine],
+    sizes: Mapping[str, int] | None = None,
+    max_tokens: int = 32,
+    runs: int = 10,
+    warmup: int = 1,
 ) -> DecoderBenchmark:
     """Time engines that write text.
 
-    In each round every engine continues the same prompt once, in a rotating order, so that a change of the machine's speed meets all of
-    them alike. A token's time is what a user waits for it: choosing it is included.
+    In each round every engine continues the same prompt once, in a rotating order, so that a change of the machine's
+    speed meets all of them alike. A token's time is what a user waits for it: choosing it is included.
 
     Args:
         engines: those to compare; the first is what the ratios refer to.
@@ -93,7 +107,12 @@ def bench_decoders(
     """
     unknown = sorted({*(sizes or {})} - {*SIZES})
     if unknown:
-        raise MoecError("M201", f"no dimension is called {unknown[0]!r}", "moec bench", "sizes of a decoder are batch and sequence; others need --forward")
+        raise MoecError(
+            "M201",
+            f"no dimension is called {unknown[0]!r}",
+            "moec bench",
+            "sizes of a decoder are batch and sequence; others need --forward",
+        )
     if not engines or runs < 1 or max_tokens < 2:
         raise MoecError("M201", "nothing to time", "moec bench", "give at least one engine, one run and two tokens")
     if not all(map(is_decoder, engines)):
@@ -117,14 +136,31 @@ def _timing(name: str, seconds: np.ndarray, first: np.ndarray, growth: int, prom
     """Figures from `[runs, tokens]` seconds of this engine and of the first one."""
     batch, prefill, decode = prompt.shape[0], seconds[:, 0], seconds[:, 1:]
     p50, p90, p99 = (float(p) for p in np.percentile(decode, (50, 90, 99)))
-    low, middle, high = (float(p) for p in np.percentile(np.median(first[:, 1:], 1) / np.median(decode, 1), (10, 50, 90)))
+    low, middle, high = (
+        float(p) for p in np.percentile(np.median(first[:, 1:], 1) / np.median(decode, 1), (10, 50, 90))
+    )
     return DecoderTiming(
-        name, len(seconds), float(np.median(prefill)) * 1e3, prompt.numel() / float(np.median(prefill)), batch / p50, p50 * 1e3, p90 * 1e3, p99 * 1e3,
-        float(np.median(first[:, 0] / prefill)), middle, low, high, growth,
-    )  # fmt: skip
+        name,
+        len(seconds),
+        float(np.median(prefill)) * 1e3,
+        prompt.numel() / float(np.median(prefill)),
+        batch / p50,
+        p50 * 1e3,
+        p90 * 1e3,
+        p99 * 1e3,
+        float(np.median(first[:, 0] / prefill)),
+        middle,
+        low,
+        high,
+        growth,
+    )
 
 
 def _line(t: DecoderTiming) -> str:
-    decode = f"{t.decode_tokens_per_s:>10.1f}{t.decode_ratio:>7.2f}   {t.decode_ratio_p10:.2f}-{t.decode_ratio_p90:.2f} "
+    decode = (
+        f"{t.decode_tokens_per_s:>10.1f}{t.decode_ratio:>7.2f}   {t.decode_ratio_p10:.2f}-{t.decode_ratio_p90:.2f} "
+    )
     figures = f"{t.prefill_tokens_per_s:>10.1f}{t.prefill_ratio:>7.2f}{t.first_token_ms:>11.2f}{decode}"
-    return f"{t.engine[:23]:<24}{figures}{t.p50_ms:>8.2f}{t.p90_ms:>8.2f}{t.p99_ms:>8.2f}{t.growth_bytes / 2**20:>10.1f}"
+    return (
+        f"{t.engine[:23]:<24}{figures}{t.p50_ms:>8.2f}{t.p90_ms:>8.2f}{t.p99_ms:>8.2f}{t.growth_bytes / 2**20:>10.1f}"
+    )

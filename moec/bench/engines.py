@@ -1,4 +1,5 @@
-"""Time engines beside each other: interleaved runs, percentiles, ratios. A figure of one run on one machine says nothing by itself."""
+"""Time engines beside each other: interleaved runs, percentiles, ratios. A figure of one run on one machine says
+nothing by itself."""
 
 from __future__ import annotations
 
@@ -31,8 +32,10 @@ class Timing:
         engine: its name.
         runs: how many runs were timed.
         p50_ms, p90_ms, p99_ms: percentiles of a run's time.
-        samples_per_s: rows of the first dimension a second, at the median. tokens_per_s: the same times the length; None without one.
-        ratio: median over the rounds of (first engine's time / this one's): above 1 this one is faster. ratio_p10, ratio_p90: its spread.
+        samples_per_s: rows of the first dimension a second, at the median. tokens_per_s: the same times the length;
+            None without one.
+        ratio: median over the rounds of (first engine's time / this one's): above 1 this one is faster. ratio_p10,
+            ratio_p90: its spread.
         growth_bytes: the peak of resident memory in the warm-up, above what was resident before it.
     """
 
@@ -62,16 +65,24 @@ class Benchmark:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = f"{'engine':<24}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'samples/s':>12}{'tokens/s':>12}{'ratio':>8}   p10-p90"
+        head = (
+            f"{'engine':<24}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'samples/s':>12}{'tokens/s':>12}{'ratio':>8} "
+            "  p10-p90"
+        )
         return "\n".join([f"{self.sizes or 'fixed sizes'}, {self.threads} threads", head, *map(_line, self.timings)])
 
 
 def bench_engines(
-    engines: Sequence[Engine], sample: Sample | None = None, sizes: Mapping[str, int] | None = None, runs: int = 30, warmup: int = 3
+    engines: Sequence[Engine],
+    sample: Sample | None = None,
+    sizes: Mapping[str, int] | None = None,
+    runs: int = 30,
+    warmup: int = 3,
 ) -> Benchmark:
     """Time engines on one input.
 
-    In each round every engine runs once, in a rotating order, so that a change of the machine's speed meets all of them alike.
+    In each round every engine runs once, in a rotating order, so that a change of the machine's speed meets all of them
+    alike.
 
     Args:
         engines: those to compare; the first is what the ratios refer to.
@@ -95,11 +106,17 @@ def bench_engines(
 
 
 def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int]:
-    """A size for every dynamic dimension: what is given, else batch 1, nothing in the cache, and lengths of 128. Raises M201 for an unknown name."""
+    """A size for every dynamic dimension: what is given, else batch 1, nothing in the cache, and lengths of 128. Raises
+    M201 for an unknown name."""
     names = list(verification_sizes(inputs)[0])
     unknown = [n for n in given if n not in names]
     if unknown:
-        raise MoecError("M201", f"no dimension is called {unknown[0]!r}", "moec bench", f"the dynamic dimensions are {', '.join(names) or 'none'}")
+        raise MoecError(
+            "M201",
+            f"no dimension is called {unknown[0]!r}",
+            "moec bench",
+            f"the dynamic dimensions are {', '.join(names) or 'none'}",
+        )
     return {n: given.get(n, 0 if n == PAST else 1 if k == 0 else 128) for k, n in enumerate(names)}
 
 
@@ -117,7 +134,12 @@ def default_sample(inputs: Sequence[Input], sizes: Mapping[str, int]) -> dict[st
 
 
 def _measured(inputs: Sequence[Input], sample: Sample) -> dict[str, int]:
-    return {d: int(size) for i in inputs for d, size in zip(i.shape, sample[i.name].shape, strict=True) if isinstance(d, str)}
+    return {
+        d: int(size)
+        for i in inputs
+        for d, size in zip(i.shape, sample[i.name].shape, strict=True)
+        if isinstance(d, str)
+    }
 
 
 def growth_bytes(run: Callable[[], object], times: int) -> int:
@@ -140,14 +162,21 @@ def _seconds(engine: Engine, sample: Sample) -> float:
     return time.perf_counter() - start
 
 
-def _timing(name: str, seconds: np.ndarray, first: np.ndarray, growth_bytes: int, batch: int, length: int | None) -> Timing:
+def _timing(
+    name: str, seconds: np.ndarray, first: np.ndarray, growth_bytes: int, batch: int, length: int | None
+) -> Timing:
     p50, p90, p99 = (float(p) for p in np.percentile(seconds, (50, 90, 99)))
     low, middle, high = (float(p) for p in np.percentile(first / seconds, (10, 50, 90)))
     tokens = batch * length / p50 if length else None
-    return Timing(name, len(seconds), p50 * 1e3, p90 * 1e3, p99 * 1e3, batch / p50, tokens, middle, low, high, growth_bytes)
+    return Timing(
+        name, len(seconds), p50 * 1e3, p90 * 1e3, p99 * 1e3, batch / p50, tokens, middle, low, high, growth_bytes
+    )
 
 
 def _line(t: Timing) -> str:
     tokens = f"{t.tokens_per_s:.0f}" if t.tokens_per_s else "–"
-    figures = f"{t.p50_ms:>10.3f}{t.p90_ms:>10.3f}{t.p99_ms:>10.3f}{t.samples_per_s:>12.1f}{tokens:>12}{t.ratio:>8.2f}   {t.ratio_p10:.2f}-{t.ratio_p90:.2f}"
+    figures = (
+        f"{t.p50_ms:>10.3f}{t.p90_ms:>10.3f}{t.p99_ms:>10.3f}{t.samples_per_s:>12.1f}{tokens:>12}{t.ratio:>8.2f}   "
+        f"{t.ratio_p10:.2f}-{t.ratio_p90:.2f}"
+    )
     return f"{t.engine[:23]:<24}{figures}"

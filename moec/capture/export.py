@@ -27,9 +27,12 @@ Dynamic = Mapping[str, Sequence[str | int | None]]
 _BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
 # bookkeeping that torch.export leaves in a graph; none of it computes anything
 _ASSERTS = (
-    torch.ops.aten._assert_tensor_metadata.default, torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg,
-    torch.ops.aten.sym_constrain_range_for_size.default, torch.ops.aten.sym_constrain_range.default,
-)  # fmt: skip
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten._assert_async.msg,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+    torch.ops.aten.sym_constrain_range.default,
+)
 
 
 def capture(
@@ -44,11 +47,12 @@ def capture(
 
     Args:
         model: any `nn.Module` in eval mode (it is put there), with its weights in memory or on the meta device.
-        inputs: sample inputs by name, or in the order of `forward`'s parameters. Sizes of dynamic dimensions should be 2 or more
-            and unlike the model's own sizes (torch.export specialises 0 and 1).
-        dynamic: input name -> a name or None for each dimension, e.g. `{"input_ids": ("batch", "sequence")}`. Dimensions of
-            equal names are equal.
-        weights: lazy weights by parameter name, for a model on the meta device; others come from the model's own tensors.
+        inputs: sample inputs by name, or in the order of `forward`'s parameters. Sizes of dynamic dimensions should be
+            2 or more and unlike the model's own sizes (torch.export specialises 0 and 1).
+        dynamic: input name -> a name or None for each dimension, e.g. `{"input_ids": ("batch", "sequence")}`.
+            Dimensions of equal names are equal.
+        weights: lazy weights by parameter name, for a model on the meta device; others come from the model's own
+            tensors.
         source: where the model came from, for reports.
 
     Raises:
@@ -60,10 +64,15 @@ def capture(
     other = next((name for name, value in named.items() if not isinstance(value, Tensor)), None)
     if other is not None:
         raise MoecError(
-            "M207", f"input {other!r} is a {type(named[other]).__name__}, not a tensor", "capture", "pass tensors only; fix other arguments in a wrapper"
+            "M207",
+            f"input {other!r} is a {type(named[other]).__name__}, not a tensor",
+            "capture",
+            "pass tensors only; fix other arguments in a wrapper",
         )
     exported = export(model, named, dynamic)
-    return from_exported(exported, weights=weights, dynamic=dynamic, source=source or type(model).__name__, inputs=named)
+    return from_exported(
+        exported, weights=weights, dynamic=dynamic, source=source or type(model).__name__, inputs=named
+    )
 
 
 def _by_name(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -74,29 +83,47 @@ def _by_name(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
 def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> ExportedProgram:
     """`torch.export.export` with named dynamic dimensions; inputs follow the model to the meta device.
 
-    A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets it.
-    Raises M207 when the model cannot be captured as one graph.
+    A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets
+    it. Raises M207 when the model cannot be captured as one graph.
     """
     if any(t.device == META for t in (*model.parameters(), *model.buffers())):
         inputs = {name: t.to(META) for name, t in inputs.items()}
     inputs = {identifier(name): value for name, value in inputs.items()}
     dynamic = {identifier(name): shape for name, shape in dynamic.items()}
     dims = {d: _bounded(d) for shape in dynamic.values() for d in shape if isinstance(d, str)}
-    shapes: Any = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
+    shapes: Any = {
+        name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs
+    }
     for attempt in (1, 2):
         try:
-            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where torch prints its whole partial graph when it fails
-                return torch.export.export(model, (), dict(inputs), dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True)
+            with (
+                torch.no_grad(),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):  # where torch prints its whole partial graph when it fails
+                return torch.export.export(
+                    model,
+                    (),
+                    dict(inputs),
+                    dynamic_shapes=shapes,
+                    strict=False,
+                    prefer_deferred_runtime_asserts_over_guards=True,
+                )
         except Exception as error:
             if attempt == 1 and isinstance(error, UserError) and "Suggested fixes" in str(error):
                 bounds = {m["name"]: m for m in _BOUND.finditer(str(error))}
                 dims = {d: _bounded(d, bounds.get(identifier(d))) for d in dims}
-                shapes = {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
+                shapes = {
+                    name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)}
+                    for name in inputs
+                }
                 continue
             raise MoecError(
-                "M207", f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: {_reason(error)[:400]}",
-                "capture", _way_out(error),
-            ) from error  # fmt: skip
+                "M207",
+                f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: "
+                f"{_reason(error)[:400]}",
+                "capture",
+                _way_out(error),
+            ) from error
     raise AssertionError("unreachable")
 
 
@@ -108,7 +135,10 @@ def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:
 
 def _way_out(error: Exception) -> str:
     if "DataDependent" in type(error).__name__:
-        return "a loop over experts depends on data: write it with torch.ops.moec.route and torch.ops.moec.experts, or without branches on tensor values"
+        return (
+            "a loop over experts depends on data: write it with torch.ops.moec.route and torch.ops.moec.experts, "
+            "or without branches on tensor values"
+        )
     return "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype"
 
 
@@ -133,7 +163,9 @@ def from_exported(
     assert isinstance(graph_module, fx.GraphModule)
     names = _input_names(exported, list(inputs) if inputs is not None else None)
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    signature = tuple(_signature(node, name, (dynamic or {}).get(name)) for node, name in zip(placeholders, names, strict=True))
+    signature = tuple(
+        _signature(node, name, (dynamic or {}).get(name)) for node, name in zip(placeholders, names, strict=True)
+    )
     outputs = _output_names(exported, graph_module)
 
     graph = fx.Graph()
@@ -152,7 +184,11 @@ def from_exported(
         elif node.op == "get_attr":
             tensor = _attribute(graph_module, str(node.target))
             if str(node.target) not in table:
-                found = (weights or {}).get(str(node.target)) or shared.get(id(tensor)) or _in_memory(tensor, str(node.target))
+                found = (
+                    (weights or {}).get(str(node.target))
+                    or shared.get(id(tensor))
+                    or _in_memory(tensor, str(node.target))
+                )
                 table[str(node.target)] = shared[id(tensor)] = found
                 attach(root, str(node.target), found.meta())
         elif node.op == "output":
@@ -174,7 +210,9 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
 
 def _in_memory(tensor: Tensor, name: str) -> Weight:
     if tensor.device == META:
-        raise MoecError("M205", f"no weight for {name!r}, which the graph reads", name, "give the missing tensor in the checkpoint")
+        raise MoecError(
+            "M205", f"no weight for {name!r}, which the graph reads", name, "give the missing tensor in the checkpoint"
+        )
     return from_tensor(tensor, name)
 
 
@@ -188,13 +226,21 @@ def _input_names(exported: ExportedProgram, given: list[str] | None) -> list[str
 def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None) -> Input:
     value = node.meta["val"]
     if not isinstance(value, Tensor):
-        raise MoecError("M207", f"input {name!r} is a {type(value).__name__}, not a tensor", "capture", "pass tensors only; fix other arguments in a wrapper")
+        raise MoecError(
+            "M207",
+            f"input {name!r} is a {type(value).__name__}, not a tensor",
+            "capture",
+            "pass tensors only; fix other arguments in a wrapper",
+        )
     shape: list[int | str] = []
     for i, size in enumerate(value.shape):
         given = dims[i] if dims is not None and i < len(dims) else None
         if isinstance(given, str) and isinstance(size, int):
             raise MoecError(
-                "M207", f"the model fixes dimension {given!r} at {size}", f"input {name!r}", f"give it as {size} in --input, or make the model take other sizes"
+                "M207",
+                f"the model fixes dimension {given!r} at {size}",
+                f"input {name!r}",
+                f"give it as {size} in --input, or make the model take other sizes",
             )
         shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
     return Input(name, value.dtype, tuple(shape))
@@ -218,7 +264,11 @@ def named_outputs(value: Any) -> dict[str, Tensor]:
     names = [_leaf_name(path) for path, _ in leaves]
     if len(names) == 1 and not names[0]:
         names = ["output"]
-    return {name or f"output_{i}": leaf for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True)) if isinstance(leaf, Tensor)}
+    return {
+        name or f"output_{i}": leaf
+        for i, (name, (_, leaf)) in enumerate(zip(names, leaves, strict=True))
+        if isinstance(leaf, Tensor)
+    }
 
 
 def _leaf_name(path: tuple[Any, ...]) -> str:

@@ -76,7 +76,12 @@ class ExportedSource(Source):
         try:
             self._exported = torch.export.load(path)
         except Exception as error:
-            raise MoecError("M204", f"not a readable .pt2: {str(error).splitlines()[0][:200]}", str(path), "write it with torch.export.save") from error
+            raise MoecError(
+                "M204",
+                f"not a readable .pt2: {str(error).splitlines()[0][:200]}",
+                str(path),
+                "write it with torch.export.save",
+            ) from error
         self.text, self.hashes = str(path), {path.name: file_hash(path)}
         self._program = from_exported(self._exported, source=str(path))
         self.inputs = self._program.inputs
@@ -93,7 +98,10 @@ class ExportedSource(Source):
         if dtypes and dtype not in dtypes:  # its operators name their dtypes, so weights alone cannot be converted
             held = ", ".join(sorted(str(d)[6:] for d in dtypes))
             raise MoecError(
-                "M208", f"the .pt2 computes in {held}, the target in {str(dtype)[6:]}", self.text, "choose the target's precision=…, or export it anew"
+                "M208",
+                f"the .pt2 computes in {held}, the target in {str(dtype)[6:]}",
+                self.text,
+                "choose the target's precision=…, or export it anew",
             )
         return self._program.clone()
 
@@ -113,17 +121,29 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> ModuleSource:
     module_code = _import_file(path)
     made = [_call(module_code, name, text) for name in names]
     if not isinstance(made[0], nn.Module):
-        raise MoecError("M204", f"{names[0]}() returned a {type(made[0]).__name__}, not an nn.Module", text, "return the module itself")
+        raise MoecError(
+            "M204",
+            f"{names[0]}() returned a {type(made[0]).__name__}, not an nn.Module",
+            text,
+            "return the module itself",
+        )
     hashes = {path.name: file_hash(path)}
     if inputs:
         samples, dynamic, domains = parse_inputs(inputs)
         return ModuleSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
     if len(made) < 2:
-        raise MoecError("M201", "no sample inputs", text, "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs")
+        raise MoecError(
+            "M201",
+            "no sample inputs",
+            text,
+            "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs",
+        )
     return ModuleSource(made[0], made[1], text=text, hashes=hashes)
 
 
-def parse_inputs(specs: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, tuple[str | None, ...]], dict[str, Domain]]:
+def parse_inputs(
+    specs: Sequence[str],
+) -> tuple[dict[str, Tensor], dict[str, tuple[str | None, ...]], dict[str, Domain]]:
     """Samples, dynamic dimensions and domains from `name=dims:dtype[<high]` texts. Raises M201."""
     samples: dict[str, Tensor] = {}
     dynamic: dict[str, tuple[str | None, ...]] = {}
@@ -135,7 +155,10 @@ def parse_inputs(specs: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, tup
         dtype = getattr(torch, match["dtype"], None) if match else None
         if match is None or not isinstance(dtype, torch.dtype):
             raise MoecError(
-                "M201", f"cannot read the input {spec!r}", "--input", "write name=dims:dtype, e.g. ids=batch,sequence:int64<1000 or x=batch,64:float32"
+                "M201",
+                f"cannot read the input {spec!r}",
+                "--input",
+                "write name=dims:dtype, e.g. ids=batch,sequence:int64<1000 or x=batch,64:float32",
             )
         dims = [d for d in match["shape"].split(",") if d]
         sizes.update({d: next(spare) for d in dims if not d.isdigit() and d not in sizes})
@@ -198,7 +221,12 @@ def _import_file(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise MoecError("M204", f"the file does not run: {type(error).__name__}: {error}", str(path), "run it with python to see the traceback") from error
+        raise MoecError(
+            "M204",
+            f"the file does not run: {type(error).__name__}: {error}",
+            str(path),
+            "run it with python to see the traceback",
+        ) from error
     return module
 
 
@@ -209,4 +237,6 @@ def _call(module: Any, name: str, text: str) -> Any:
     try:
         return function()
     except Exception as error:
-        raise MoecError("M204", f"{name}() failed: {type(error).__name__}: {error}", text, "call it in python to see the traceback") from error
+        raise MoecError(
+            "M204", f"{name}() failed: {type(error).__name__}: {error}", text, "call it in python to see the traceback"
+        ) from error

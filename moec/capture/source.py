@@ -22,8 +22,8 @@ class Domain:
     """Which values an input may take, so that samples of it make sense.
 
     Attributes:
-        kind: `token` ids, an attention `mask` of ones with padding on the right, one with `padding` on either side, `position` ids
-            counting up, `type` ids, or a plain `number`.
+        kind: `token` ids, an attention `mask` of ones with padding on the right, one with `padding` on either side,
+            `position` ids counting up, `type` ids, or a plain `number`.
         high: exclusive upper bound of integer values.
     """
 
@@ -62,7 +62,8 @@ class Source(ABC):
         """The model as a Program, floating weights converted to `dtype` lazily."""
 
     def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
-        """Random valid inputs of these sizes; every mask has padding in all rows but the first where there is room for it."""
+        """Random valid inputs of these sizes; every mask has padding in all rows but the first where there is room for
+        it."""
         generator = torch.Generator().manual_seed(seed)
         sizes = {PAST: 0, **sizes}
         return {i.name: sample_input(i, self.domains.get(i.name), sizes, generator) for i in self.inputs}

@@ -1,4 +1,5 @@
-"""Programs on disk: a folder with the graph (`graph.pt2`, without data), the weights (safetensors, streamed) and what else a Program is."""
+"""Programs on disk: a folder with the graph (`graph.pt2`, without data), the weights (safetensors, streamed) and what
+else a Program is."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ TRACE_SIZES = (3, 11, 7, 13, 17, 19)  # of dynamic dimensions; torch.export spec
 
 
 def retrace(program: Program, module: torch.nn.Module | None = None) -> torch.export.ExportedProgram:
-    """The program (or its module on the meta device, edited) through torch.export once more, with its own dynamic dimensions."""
+    """The program (or its module on the meta device, edited) through torch.export once more, with its own dynamic
+    dimensions."""
     sizes = dict(zip(dynamic_dimensions(program.inputs), TRACE_SIZES, strict=False))
     inputs = {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype, device=META) for i in program.inputs}
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in program.inputs}
@@ -39,16 +41,24 @@ def save_program(program: Program, folder: str | Path) -> None:
         alias[name] = first.setdefault(id(weight), name)
         stored[alias[name]] = weight
     facts = {
-        "inputs": [[i.name, str(i.dtype)[6:], list(i.shape)] for i in program.inputs], "outputs": list(program.outputs), "source": program.source,
-        "history": [asdict(s) for s in program.history], "weights": alias,
-    }  # fmt: skip
+        "inputs": [[i.name, str(i.dtype)[6:], list(i.shape)] for i in program.inputs],
+        "outputs": list(program.outputs),
+        "source": program.source,
+        "history": [asdict(s) for s in program.history],
+        "weights": alias,
+    }
     try:
         path.mkdir(parents=True, exist_ok=True)
         torch.export.save(retrace(program), path / GRAPH)
         write_shards(path, stored, max_shard_bytes=2**63)
         (path / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise MoecError("M210", f"the program cannot be written: {error.strerror or error}", str(path), "free space there, or choose another folder") from error
+        raise MoecError(
+            "M210",
+            f"the program cannot be written: {error.strerror or error}",
+            str(path),
+            "free space there, or choose another folder",
+        ) from error
 
 
 def load_program(folder: str | Path) -> Program:
@@ -59,7 +69,12 @@ def load_program(folder: str | Path) -> Program:
         exported = torch.export.load(path / GRAPH)
         files = {name: from_file(path / WEIGHTS, name) for name in set(facts["weights"].values())}
     except Exception as error:
-        raise MoecError("M204", f"not a program of moec: {str(error).splitlines()[0][:200]}", str(path), "write it with moec.save_program") from error
+        raise MoecError(
+            "M204",
+            f"not a program of moec: {str(error).splitlines()[0][:200]}",
+            str(path),
+            "write it with moec.save_program",
+        ) from error
     inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
     weights = {name: files[of] for name, of in facts["weights"].items()}
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in inputs}

@@ -56,7 +56,8 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """A compiler for mixture-of-experts: a PyTorch model in, a verified engine out.
 
-    Exit status: 0 ok, 1 the result is not acceptable, 2 usage or unsupported model, 3 missing runtime or hardware, 70 a bug of moec.
+    Exit status: 0 ok, 1 the result is not acceptable, 2 usage or unsupported model, 3 missing runtime or hardware, 70 a
+    bug of moec.
     """
 
 
@@ -80,5 +81,11 @@ def main(argv: list[str] | None = None) -> None:
         if debug:
             raise
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        status = fail(MoecError("M799", what, " ".join(["moec", *arguments]), "run it again with --debug and report the traceback"), as_json, debug)
+        status = fail(
+            MoecError(
+                "M799", what, " ".join(["moec", *arguments]), "run it again with --debug and report the traceback"
+            ),
+            as_json,
+            debug,
+        )
     sys.exit(status if isinstance(status, int) else 0)

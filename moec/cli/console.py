@@ -22,26 +22,46 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every verb has. `--debug` is read by `main`."""
     function = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(function)
     function = click.option("--quiet", is_flag=True, help="No progress on stderr.")(function)
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, everything else on stderr.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, everything else on stderr.")(
+        function
+    )
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of verbs that open a model."""
-    function = click.option("--cache/--no-cache", default=True, help="A decoder's keys and values as inputs and outputs.  [default: cache]")(function)
+    function = click.option(
+        "--cache/--no-cache", default=True, help="A decoder's keys and values as inputs and outputs.  [default: cache]"
+    )(function)
     function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
     function = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
     return click.option(
-        "--input", "inputs", multiple=True, metavar="NAME=DIMS:DTYPE", help="A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000."
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="NAME=DIMS:DTYPE",
+        help="A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.",
     )(function)
 
 
 def text_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of verbs that judge an engine on a text."""
-    function = click.option("--max-perplexity-ratio", type=float, help="On --text: allowed perplexity, as a multiple of the untouched model's.")(function)
-    function = click.option("--max-kl", type=float, help="On --text: allowed mean KL divergence to the untouched model, nats a token.")(function)
-    function = click.option("--window", type=int, help="Tokens of --text that the model sees at a time.  [default: 256]")(function)
-    function = click.option("--tokens", type=int, help="Tokens of --text to use at most, 0 for all.  [default: 16384]")(function)
-    return click.option("--text", help="Judge the engine on this text (UTF-8, or token ids in .npy, .npz, .safetensors).")(function)
+    function = click.option(
+        "--max-perplexity-ratio",
+        type=float,
+        help="On --text: allowed perplexity, as a multiple of the untouched model's.",
+    )(function)
+    function = click.option(
+        "--max-kl", type=float, help="On --text: allowed mean KL divergence to the untouched model, nats a token."
+    )(function)
+    function = click.option(
+        "--window", type=int, help="Tokens of --text that the model sees at a time.  [default: 256]"
+    )(function)
+    function = click.option("--tokens", type=int, help="Tokens of --text to use at most, 0 for all.  [default: 16384]")(
+        function
+    )
+    return click.option(
+        "--text", help="Judge the engine on this text (UTF-8, or token ids in .npy, .npz, .safetensors)."
+    )(function)
 
 
 def emit(data: Any) -> None:
@@ -63,7 +83,8 @@ def fail(error: MoecError | None, as_json: bool, debug: bool) -> int:
 
 
 class Interruption:
-    """Ctrl-C that cannot get lost. Where PyTorch catches everything it swallows this too, so it is asked for when a stage ends or begins."""
+    """Ctrl-C that cannot get lost. Where PyTorch catches everything it swallows this too, so it is asked for when a
+    stage ends or begins."""
 
     def __init__(self) -> None:
         self._asked = False

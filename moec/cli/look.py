@@ -35,14 +35,16 @@ def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> N
     for block in found.blocks:
         rule = block.routing
         routing = (
-            f"{rule['score']} top-{rule['top_k']} {rule['combine']}" + (f", {rule['groups']} groups" if rule["groups"] > 1 else "")
+            f"{rule['score']} top-{rule['top_k']} {rule['combine']}"
+            + (f", {rule['groups']} groups" if rule["groups"] > 1 else "")
             if rule
             else f"top-{block.top_k}"
         )
         mixture = f"{block.experts} experts, {routing}" if block.kind != "ffn" else "dense"
         gate = "gated " if block.activation["gated"] else ""
         click.echo(
-            f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} {gate}{block.activation['name']}  {_millions(block.parameters)}"
+            f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} "
+            f"{gate}{block.activation['name']}  {_millions(block.parameters)}"
         )
     click.echo(
         f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)}"
@@ -87,7 +89,13 @@ def explain_command(name: str, as_json: bool, quiet: bool) -> None:
     else:
         cls = registry.find("passes", name)
         fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}
-        data = {"pass": name, "contract": cls.contract, "after": list(cls.after), "options": fields, "doc": inspect.getdoc(cls)}
+        data = {
+            "pass": name,
+            "contract": cls.contract,
+            "after": list(cls.after),
+            "options": fields,
+            "doc": inspect.getdoc(cls),
+        }
         options = ", ".join(f"{k}={v!r}" for k, v in fields.items())
         text = f"{name}({options})\ncontract: {cls.contract}\n\n{data['doc']}"
     emit(data) if as_json else click.echo(text)
@@ -107,14 +115,31 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
             packages[package] = version(package)
         except PackageNotFoundError:
             packages[package] = "missing"
-    probes = {name: dataclasses.asdict(registry.find("backends", name)().probe(Target(name))) for name in registry.names("backends")}
+    probes = {
+        name: dataclasses.asdict(registry.find("backends", name)().probe(Target(name)))
+        for name in registry.names("backends")
+    }
     usable = any(p["available"] for p in probes.values())
     if as_json:
-        emit({"python": platform.python_version(), "machine": platform.machine(), "packages": packages, "targets": probes})
+        emit(
+            {
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+                "packages": packages,
+                "targets": probes,
+            }
+        )
         return 0 if usable else 3
-    click.echo(f"python {platform.python_version()} on {platform.machine()}, " + ", ".join(f"{k} {v}" for k, v in packages.items()))
+    click.echo(
+        f"python {platform.python_version()} on {platform.machine()}, "
+        + ", ".join(f"{k} {v}" for k, v in packages.items())
+    )
     for name, probe in probes.items():
-        state = f"ok: {', '.join(probe['devices'])}" if probe["available"] else f"missing: {probe['missing']}; {probe['install']}"
+        state = (
+            f"ok: {', '.join(probe['devices'])}"
+            if probe["available"]
+            else f"missing: {probe['missing']}; {probe['install']}"
+        )
         click.echo(f"{name:<12} {state}")
     if not usable:
         raise MoecError("M301", "no target can be used here", "moec doctor", next(iter(probes.values()))["install"])

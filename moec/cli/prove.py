@@ -17,19 +17,36 @@ from moec.errors import MoecError
 @click.option("--bisect", is_flag=True, help="Name the first pass, layer and expert that diverge.")
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the inputs; the compile used 0.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write the engine's report with this proof in it, a page with plots.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write the proof as JUnit XML, one test case a check, for continuous integration.")
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    help="Write the engine's report with this proof in it, a page with plots.",
+)
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path),
+    help="Write the proof as JUnit XML, one test case a check, for continuous integration.",
+)
 @text_options
 @model_options
 @common
 def verify_command(
-    engine: Path, against: str | None, bisect: bool, html: Path | None, junit: Path | None, as_json: bool, quiet: bool, **options: Any
-) -> int:  # fmt: skip
-    """Prove ENGINE again: against the source in its manifest, or against another engine or model. Exit status 1 when it differs.
+    engine: Path,
+    against: str | None,
+    bisect: bool,
+    html: Path | None,
+    junit: Path | None,
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Prove ENGINE again: against the source in its manifest, or against another engine or model. Exit status 1 when it
+    differs.
 
-    With --text, say how good it is too: perplexity, KL divergence, top-1 agreement, agreement of the routers, error of each layer. Routers
-    and layers are compared between the untouched model and the program that the engine was built from, since an engine shows outputs only.
-    After quantize, the divergence is split: what changed weights cost with the untouched model's choices of experts, and the other way.
+    With --text, say how good it is too: perplexity, KL divergence, top-1 agreement, agreement of the routers, error of
+    each layer. Routers and layers are compared between the untouched model and the program that the engine was built
+    from, since an engine shows outputs only. After quantize, the divergence is split: what changed weights cost with
+    the untouched model's choices of experts, and the other way.
     """
     from moec import api
     from moec.report.junit import junit as as_junit
@@ -59,15 +76,27 @@ def _publish(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise MoecError("M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file") from error
+        raise MoecError(
+            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
+        ) from error
 
 
 @click.command("bench")
 @click.argument("engines", nargs=-1, required=True)
 @click.option(
-    "--size", "sizes", multiple=True, metavar="DIM=N", help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default."
+    "--size",
+    "sizes",
+    multiple=True,
+    metavar="DIM=N",
+    help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default.",
 )
-@click.option("--max-tokens", type=int, default=32, show_default=True, help="Decoders: tokens that follow the prompt, whose length is sequence.")
+@click.option(
+    "--max-tokens",
+    type=int,
+    default=32,
+    show_default=True,
+    help="Decoders: tokens that follow the prompt, whose length is sequence.",
+)
 @click.option("--forward", is_flag=True, help="Time single forward passes of decoders too.")
 @click.option("--runs", type=int, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
 @click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
@@ -85,7 +114,16 @@ def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: boo
 
 def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
     pairs = [text.partition("=") for text in texts]
-    bad = next((text for text, (name, _, size) in zip(texts, pairs, strict=True) if not name or not size.isdigit() or int(size) < 1), None)
+    bad = next(
+        (
+            text
+            for text, (name, _, size) in zip(texts, pairs, strict=True)
+            if not name or not size.isdigit() or int(size) < 1
+        ),
+        None,
+    )
     if bad is not None:
-        raise MoecError("M201", f"cannot read the size {bad!r}", "--size", "write DIM=N with N of 1 or more, e.g. --size batch=4")
+        raise MoecError(
+            "M201", f"cannot read the size {bad!r}", "--size", "write DIM=N with N of 1 or more, e.g. --size batch=4"
+        )
     return {name: int(size) for name, _, size in pairs}

@@ -16,14 +16,34 @@ from moec.errors import MoecError
 @click.argument("prompt", required=False)
 @click.option("--tokens", help="The prompt as token ids, e.g. 1,2,3; needs no tokenizer.")
 @click.option("--max-tokens", type=int, default=64, show_default=True, help="Tokens to write at most.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token, above 0 one is drawn.")
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="0 takes the likeliest token, above 0 one is drawn.",
+)
 @click.option("--top-k", type=int, default=0, help="Draw from this many of the likeliest tokens.  [default: all]")
-@click.option("--top-p", type=float, default=1.0, help="Draw from the likeliest tokens that have this share together.  [default: all]")
-@click.option("--inputs", "file", type=click.Path(path_type=Path), help="Without a prompt: an .npz with one array an input; random inputs by default.")
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    help="Draw from the likeliest tokens that have this share together.  [default: all]",
+)
+@click.option(
+    "--inputs",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Without a prompt: an .npz with one array an input; random inputs by default.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="Without a prompt: write the outputs into this .npz.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn."
+)
 @common
-def run_command(engine: Path, prompt: str | None, tokens: str | None, file: Path | None, output: Path | None, **options: Any) -> None:
+def run_command(
+    engine: Path, prompt: str | None, tokens: str | None, file: Path | None, output: Path | None, **options: Any
+) -> None:
     """Continue PROMPT with a decoder: the text on stdout as it comes, its speed on stderr.
 
     Without a prompt, run ENGINE once and print the shape, mean and spread of each output.
@@ -33,15 +53,29 @@ def run_command(engine: Path, prompt: str | None, tokens: str | None, file: Path
         _forward(engine, file, output, seed, as_json)
         return
     if file or output or (prompt is not None and tokens is not None):
-        raise MoecError("M201", "PROMPT, --tokens and --inputs or --output exclude each other", "moec run", "give one of them")
+        raise MoecError(
+            "M201", "PROMPT, --tokens and --inputs or --output exclude each other", "moec run", "give one of them"
+        )
     _write(engine, prompt if tokens is None else _ids(tokens), seed, as_json, **options)
 
 
-def _write(engine: Path, prompt: Any, seed: int, as_json: bool, max_tokens: int, temperature: float, top_k: int, top_p: float, quiet: bool) -> None:
+def _write(
+    engine: Path,
+    prompt: Any,
+    seed: int,
+    as_json: bool,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    quiet: bool,
+) -> None:
     from moec import api
     from moec.execution.generation import Sampling
 
-    written, pieces = api.write(engine, prompt, max_tokens=max_tokens, sampling=Sampling(temperature, top_k, top_p, seed))
+    written, pieces = api.write(
+        engine, prompt, max_tokens=max_tokens, sampling=Sampling(temperature, top_k, top_p, seed)
+    )
     for piece in pieces:
         click.echo("" if as_json else piece, nl=False)
     if as_json:
@@ -56,7 +90,12 @@ def _ids(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise MoecError("M201", f"cannot read the token ids {text!r}", "--tokens", "write whole numbers with commas, e.g. --tokens 1,2,3") from None
+        raise MoecError(
+            "M201",
+            f"cannot read the token ids {text!r}",
+            "--tokens",
+            "write whole numbers with commas, e.g. --tokens 1,2,3",
+        ) from None
 
 
 def _forward(engine: Path, file: Path | None, output: Path | None, seed: int, as_json: bool) -> None:
@@ -69,7 +108,10 @@ def _forward(engine: Path, file: Path | None, output: Path | None, seed: int, as
     outputs = opened(**inputs)
     if output:
         np.savez(output, **outputs)
-    rows = {k: {"shape": list(v.shape), "dtype": str(v.dtype), "mean": float(v.mean()), "std": float(v.std())} for k, v in outputs.items()}
+    rows = {
+        k: {"shape": list(v.shape), "dtype": str(v.dtype), "mean": float(v.mean()), "std": float(v.std())}
+        for k, v in outputs.items()
+    }
     if as_json:
         emit({"outputs": rows})
         return
@@ -83,4 +125,6 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return dict(np.load(file))
     except (OSError, ValueError) as error:
-        raise MoecError("M211", f"not a readable .npz: {error}", str(file), "write it with numpy.savez(file, name=array, …)") from error
+        raise MoecError(
+            "M211", f"not a readable .npz: {error}", str(file), "write it with numpy.savez(file, name=array, …)"
+        ) from error

@@ -39,12 +39,19 @@ def presets() -> dict[str, str]:
 
 
 def read_config(config: Path) -> dict[str, Any]:
-    """A TOML file, or a preset by name, as keyword arguments of `moec.compile`. Raises M201 on unknown keys, M202 on unknown names."""
+    """A TOML file, or a preset by name, as keyword arguments of `moec.compile`. Raises M201 on unknown keys, M202 on
+    unknown names."""
     try:
-        text = config.read_text() if config.suffix == ".toml" else (resources.files("moec") / "presets" / f"{config}.toml").read_text()
+        text = (
+            config.read_text()
+            if config.suffix == ".toml"
+            else (resources.files("moec") / "presets" / f"{config}.toml").read_text()
+        )
         data = tomllib.loads(text)
     except FileNotFoundError:
-        raise MoecError("M202", f"no file or preset {str(config)!r}", "--config", did_you_mean(str(config), list(presets()))) from None
+        raise MoecError(
+            "M202", f"no file or preset {str(config)!r}", "--config", did_you_mean(str(config), list(presets()))
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise MoecError("M201", f"not TOML: {error}", str(config), "see `moec ls presets` for examples") from error
     unknown = next((k for k in data if k not in KEYS), None)

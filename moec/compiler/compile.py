@@ -1,4 +1,5 @@
-"""The compile driver: source -> program -> passes -> engine -> proof -> folder. Each stage may end it; only the last publishes."""
+"""The compile driver: source -> program -> passes -> engine -> proof -> folder. Each stage may end it; only the last
+publishes."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ from moec.targets.rehearsal import rehearse
 from moec.text.corpus import corpus_of, read_calibration
 
 
-def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None) -> Report:
+def compile_source(
+    source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None
+) -> Report:
     """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well.
 
     Raises:
@@ -37,7 +40,15 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
-    options = replace(options, layout=choose(options.layout, source.inputs, describe(source), backend.layouts(options.target) if options.build else ("plain",)))
+    options = replace(
+        options,
+        layout=choose(
+            options.layout,
+            source.inputs,
+            describe(source),
+            backend.layouts(options.target) if options.build else ("plain",),
+        ),
+    )
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     calibration = calibration_for(options, source)
     with ExitStack() as stack:
@@ -45,7 +56,8 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
         progress.done(
-            f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, {sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
+            f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, "
+            f"{sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
         )
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
@@ -57,7 +69,9 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         named, program, steps = run_passes(captured, options, backend, calibration, (*checks, *hooks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
-        facts = (backend.build if options.build else backend.export)(program, options.target, folder, options.optimize_for, progress)
+        facts = (backend.build if options.build else backend.export)(
+            program, options.target, folder, options.optimize_for, progress
+        )
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
         lay_out(source, program, options, backend, folder)
         progress.stage("verify")
@@ -66,9 +80,13 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
         progress.done(f"{proof.comparison}; {proof.coverage}")
         if options.exam and corpus:
             progress.stage("text")
-            proof = replace(proof, quality=judge(source, captured, program, backend, options.exam, corpus, options, folder))
+            proof = replace(
+                proof, quality=judge(source, captured, program, backend, options.exam, corpus, options, folder)
+            )
             proof.require()
-            progress.done("; ".join(f"{name} {figure}" for name, figure in proof.quality.rows()) if proof.quality else "")
+            progress.done(
+                "; ".join(f"{name} {figure}" for name, figure in proof.quality.rows()) if proof.quality else ""
+            )
         report = make_report(source, options, program, steps, facts, proof, backend, folder)
         (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (folder / PAGE).write_text(html(report), encoding="utf-8")
@@ -76,17 +94,26 @@ def compile_source(source: Source, options: Options, out: Path, hooks: Sequence[
 
 
 def calibration_for(options: Options, source: Source) -> Calibration | None:
-    """The calibration text, where one was given. Raises M203 when a pass cannot work without, M211 when it is of no use."""
+    """The calibration text, where one was given. Raises M203 when a pass cannot work without, M211 when it is of no
+    use."""
     asking = next((p for p in options.pipeline if p.needs_calibration()), None)
     if asking is not None and options.calibration is None:
-        raise MoecError("M203", f"{asking.name} needs a text to calibrate on", str(asking), "name one with --calibration FILE")
+        raise MoecError(
+            "M203", f"{asking.name} needs a text to calibrate on", str(asking), "name one with --calibration FILE"
+        )
     return read_calibration(options.calibration, source, options.seed) if options.calibration else None
 
 
 def run_passes(
-    captured: Program, options: Options, backend: Backend, calibration: Calibration | None, hooks: Sequence[Hook], progress: Progress
+    captured: Program,
+    options: Options,
+    backend: Backend,
+    calibration: Calibration | None,
+    hooks: Sequence[Hook],
+    progress: Progress,
 ) -> tuple[Program, Program, list[StepReport]]:
-    """The user's passes, then the target's, which may find nothing to do. Returns the program after either, and what was done."""
+    """The user's passes, then the target's, which may find nothing to do. Returns the program after either, and what
+    was done."""
     context = Context(seed=options.seed, calibration=calibration)
     progress.stage("passes")
     program, steps = options.pipeline.run(captured, context, hooks)

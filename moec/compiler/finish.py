@@ -1,4 +1,5 @@
-"""Finish an engine that `--no-build` left unfinished, or build it again for the runtime of this machine; proven before it takes its place."""
+"""Finish an engine that `--no-build` left unfinished, or build it again for the runtime of this machine; proven before
+it takes its place."""
 
 from __future__ import annotations
 
@@ -27,14 +28,26 @@ from moec.text.corpus import corpus_of
 def options_of(report: Report) -> Options:
     """The settings that an engine was compiled with."""
     return Options(
-        Target.parse(report.target), Pipeline.parse(report.pipeline), report.optimize_for, cast(Verify, report.verify), report.tolerance_asked, report.seed,
-        inputs=report.inputs, cache=report.cache, layout=report.layout, exam=report.quality.exam if report.quality else None, build=report.built,
+        Target.parse(report.target),
+        Pipeline.parse(report.pipeline),
+        report.optimize_for,
+        cast(Verify, report.verify),
+        report.tolerance_asked,
+        report.seed,
+        inputs=report.inputs,
+        cache=report.cache,
+        layout=report.layout,
+        exam=report.quality.exam if report.quality else None,
+        build=report.built,
         calibration=calibration_of(report),
-    )  # fmt: skip
+    )
 
 
-def complete_engine(folder: Path, opening: Mapping[str, Any], model: str | None = None, progress: Progress | None = None) -> Report:
-    """Build what is missing in an engine's folder with the runtime of this machine, prove it, and put it in the old one's place.
+def complete_engine(
+    folder: Path, opening: Mapping[str, Any], model: str | None = None, progress: Progress | None = None
+) -> Report:
+    """Build what is missing in an engine's folder with the runtime of this machine, prove it, and put it in the old
+    one's place.
 
     Args:
         folder: what `compile` wrote.
@@ -42,8 +55,8 @@ def complete_engine(folder: Path, opening: Mapping[str, Any], model: str | None 
         model: where the source lies here, if not where the manifest says; its files must be the same.
 
     Raises:
-        MoecError: M301 or M302 where runtime or hardware are missing, M106 where the folder or the source was changed, M101 where the
-            engine differs. The folder is then as it was.
+        MoecError: M301 or M302 where runtime or hardware are missing, M106 where the folder or the source was changed,
+            M101 where the engine differs. The folder is then as it was.
     """
     progress = progress or Progress()
     made = Made(folder, opening)
@@ -55,14 +68,25 @@ def complete_engine(folder: Path, opening: Mapping[str, Any], model: str | None 
     with staging(folder) as new:
         copy_artefacts(made.report, folder, new)
         progress.stage("build")
-        facts = {**made.report.facts, **made.backend.finish(model_folder(new), made.target, options.optimize_for, progress)}
-        progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(model_folder(new).iterdir()) if p.is_file()))
+        facts = {
+            **made.report.facts,
+            **made.backend.finish(model_folder(new), made.target, options.optimize_for, progress),
+        }
+        progress.done(
+            ", ".join(
+                f"{p.name} {p.stat().st_size / 2**20:.1f} MiB"
+                for p in sorted(model_folder(new).iterdir())
+                if p.is_file()
+            )
+        )
         progress.stage("verify")
         proof = prove(source, captured, program, made.backend, options, new)
         proof.require()
         progress.done(f"{proof.comparison}; {proof.coverage}")
         if options.exam and corpus:
-            proof = replace(proof, quality=judge(source, captured, program, made.backend, options.exam, corpus, options, new))
+            proof = replace(
+                proof, quality=judge(source, captured, program, made.backend, options.exam, corpus, options, new)
+            )
             proof.require()
         report = make_report(source, options, program, [], facts, proof, made.backend, new)
         report = replace(report, source=made.report.source, steps=made.report.steps)
@@ -72,7 +96,8 @@ def complete_engine(folder: Path, opening: Mapping[str, Any], model: str | None 
 
 
 def copy_artefacts(report: Report, folder: Path, new: Path) -> None:
-    """The engine's files into another folder, as links where the file system has them; a file that is replaced there stays as it was here."""
+    """The engine's files into another folder, as links where the file system has them; a file that is replaced there
+    stays as it was here."""
     for artefact in report.artefacts:
         path = new / artefact.name
         path.parent.mkdir(parents=True, exist_ok=True)

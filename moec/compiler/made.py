@@ -42,30 +42,47 @@ class Made:
         self._opening = opening
 
     def source(self, model: str | None = None) -> Source:
-        """The model, opened again, from another place if one is given. Raises M106 when its files are not those that the engine was made from."""
+        """The model, opened again, from another place if one is given. Raises M106 when its files are not those that
+        the engine was made from."""
         source = open_source(model or self.report.source, **{**self._opening, **self.report.opening})
-        changed = sorted(k for k in {*source.hashes, *self.report.source_hashes} if source.hashes.get(k) != self.report.source_hashes.get(k))
+        changed = sorted(
+            k
+            for k in {*source.hashes, *self.report.source_hashes}
+            if source.hashes.get(k) != self.report.source_hashes.get(k)
+        )
         if changed:
-            raise MoecError("M106", f"the source has changed since: {', '.join(changed[:3])}", self.report.source, "compile it anew")
+            raise MoecError(
+                "M106", f"the source has changed since: {', '.join(changed[:3])}", self.report.source, "compile it anew"
+            )
         return source
 
     def remake(self, source: Source, hooks: tuple[KeepHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""
         text = calibration_of(self.report)
         calibration = read_calibration(text, source, self.report.seed) if text else None
-        captured, context = source.capture(self.backend.precision(self.target)), Context(seed=self.report.seed, calibration=calibration)
+        captured, context = (
+            source.capture(self.backend.precision(self.target)),
+            Context(seed=self.report.seed, calibration=calibration),
+        )
         program, _ = Pipeline.parse(self.report.pipeline).run(captured, context, hooks)
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program
 
     def engine(self, prepack: bool = True) -> Engine:
         """The engine, loaded; where its hardware is missing, on what stands in for it."""
-        return self.backend.load(model_folder(self.folder), self.backend.stand_in(self.target, self.report.built) or self.target, prepack)
+        return self.backend.load(
+            model_folder(self.folder), self.backend.stand_in(self.target, self.report.built) or self.target, prepack
+        )
 
     def tolerance(self, asked: float | None, approximate: bool) -> Tolerance:
         """What was asked for now, else at the compile, else the precision's own; wider after `approximate` passes."""
         given = asked if asked is not None else self.report.tolerance_asked
-        return allowed(self.backend.precision(self.target), given, self.report.quality.exam if self.report.quality else None, approximate)
+        return allowed(
+            self.backend.precision(self.target),
+            given,
+            self.report.quality.exam if self.report.quality else None,
+            approximate,
+        )
 
     def rounding(self, program: Program) -> torch.dtype | None:
         """See `moec.proof.tolerances.rounding`."""
@@ -88,7 +105,12 @@ def require_same_text(file: str, digest: str, purpose: str) -> None:
     """Raise M106 when a text is not the one that an engine was judged on, or calibrated on."""
     path = Path(file)
     if not path.is_file() or sha256(path.read_bytes()).hexdigest() != digest:
-        raise MoecError("M106", f"the text that the engine was {purpose} on has changed, or is missing", str(path), "put it back, or compile anew")
+        raise MoecError(
+            "M106",
+            f"the text that the engine was {purpose} on has changed, or is missing",
+            str(path),
+            "put it back, or compile anew",
+        )
 
 
 def calibration_of(report: Report) -> CalibrationText | None:

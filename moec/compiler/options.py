@@ -22,17 +22,19 @@ class Options:
         target: where the engine is to run.
         pipeline: passes that the user named; the target's own follow them.
         optimize_for: `latency` (few tokens a call) or `throughput` (many).
-        verify: `full` compares with the untouched model in memory; `streamed` with the captured graph, one weight in memory at a
-            time, for models that do not fit; `auto` decides by size.
+        verify: `full` compares with the untouched model in memory; `streamed` with the captured graph, one weight in
+            memory at a time, for models that do not fit; `auto` decides by size.
         tolerance: bound of max|d|/std(reference); the dtype's default when None. An approximate pass's budget.
         seed: for everything random.
         save_hf: folder of a checkpoint to write after the named passes, see `moec.huggingface.saving.save`.
-        inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the engine.
+        inputs: `name=dims:dtype` texts that the source was opened with; recorded so that the manifest can rebuild the
+            engine.
         cache: whether a decoder was opened with its cache of keys and values; recorded too.
         layout: of the engine folder, see `moec.layouts`; what suits the model when None.
-        exam: a text to judge the engine on, with the error budget. One that is set stands in the place of the approximate passes' default
-            budget in max|d|/std.
-        build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its stand-in's.
+        exam: a text to judge the engine on, with the error budget. One that is set stands in the place of the
+            approximate passes' default budget in max|d|/std.
+        build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its
+            stand-in's.
         calibration: a text for the passes that need data.
     """
 

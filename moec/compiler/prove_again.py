@@ -23,8 +23,11 @@ from moec.proof.verification import Verification, verify
 from moec.text.corpus import corpus_of
 
 
-def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any], exam: Exam | None = None) -> Verification:
-    """Compare an engine with its source (`against` None), with another engine's folder, or with another model; with an exam, on its text too."""
+def prove_again(
+    folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any], exam: Exam | None = None
+) -> Verification:
+    """Compare an engine with its source (`against` None), with another engine's folder, or with another model; with an
+    exam, on its text too."""
     made = Made(folder, opening)
     if _is_engine(against):
         return _prove_engines(made, Made(Path(against), opening), seed, tolerance, exam)
@@ -34,7 +37,15 @@ def prove_again(folder: Path, against: Any, seed: int, tolerance: float | None, 
     reference, prepack = reference_of(source, captured, made.report.verify)
     engine = made.engine(prepack)
     try:
-        proof = verify(source, engine, program, made.tolerance(tolerance, program.approximate), seed, reference, made.rounding(program))
+        proof = verify(
+            source,
+            engine,
+            program,
+            made.tolerance(tolerance, program.approximate),
+            seed,
+            reference,
+            made.rounding(program),
+        )
         if exam is None or corpus is None:
             return proof
         before = captured if against is None else source.capture(made.backend.precision(made.target))
@@ -60,10 +71,16 @@ def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, 
         precision = made.rounding(program)
         if not comparison.ok and is_half(precision) and coverage.loads:
             found = reach_decided(program, source, verification_sizes(source.inputs), precision, seed, full=coverage)
-            comparison, coverage, decided = compare(second, first, found.samples, tolerated, found.kept), found.coverage, found.decided
+            comparison, coverage, decided = (
+                compare(second, first, found.samples, tolerated, found.kept),
+                found.coverage,
+                found.decided,
+            )
         quality: Quality | None = None
         if exam is not None and corpus is not None:
-            quality = examine(made.budget(exam), corpus, source, second, first, other.remake(other.source())[1], program)
+            quality = examine(
+                made.budget(exam), corpus, source, second, first, other.remake(other.source())[1], program
+            )
             quality = replace(quality, engine_bytes=made.size_bytes, source_bytes=other.size_bytes)
     finally:
         first.close()

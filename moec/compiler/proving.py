@@ -32,7 +32,8 @@ def runner(backend: Backend, options: Options) -> Target:
 
 
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[Hook]:
-    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the end only."""
+    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the end
+    only."""
     if reference_of(source, captured, options.verify)[0] is not None:
         return []
     precision = backend.precision(options.target)
@@ -42,10 +43,13 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]
 
 
-def prove(source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path) -> Verification:
+def prove(
+    source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path
+) -> Verification:
     """Compare the built engine with the untouched model on inputs that reach every expert.
 
-    After approximate passes the engine must also equal the rewritten program exactly, lest their budget hide a wrong lowering.
+    After approximate passes the engine must also equal the rewritten program exactly, lest their budget hide a wrong
+    lowering.
     """
     reference, prepack = reference_of(source, captured, options.verify)
     precision = backend.precision(options.target)
@@ -55,13 +59,30 @@ def prove(source: Source, captured: Program, program: Program, backend: Backend,
         if program.approximate:
             inexact = backend.deviation(program, options.target)
             own = Tolerance.of(precision) if inexact is None else Tolerance(inexact)
-            verify(source, engine, program, own, options.seed, StreamingEngine(program), precision if inexact is None else None).require()
+            verify(
+                source,
+                engine,
+                program,
+                own,
+                options.seed,
+                StreamingEngine(program),
+                precision if inexact is None else None,
+            ).require()
         return verify(source, engine, program, tolerance, options.seed, reference, rounding(precision, program))
     finally:
         engine.close()
 
 
-def judge(source: Source, captured: Program, program: Program, backend: Backend, exam: Exam, corpus: Corpus, options: Options, folder: Path) -> Quality:
+def judge(
+    source: Source,
+    captured: Program,
+    program: Program,
+    backend: Backend,
+    exam: Exam,
+    corpus: Corpus,
+    options: Options,
+    folder: Path,
+) -> Quality:
     """The built engine's quality on a text, beside the untouched model."""
     reference, prepack = reference_of(source, captured, options.verify)
     engine = backend.load(model_folder(folder), runner(backend, options), prepack)
@@ -73,8 +94,8 @@ def judge(source: Source, captured: Program, program: Program, backend: Backend,
 
 
 def reference_of(source: Source, captured: Program, how: str) -> tuple[Engine | None, bool]:
-    """What to compare with, and whether the engine may copy weights: None and True for the untouched model in memory, else the captured
-    program streamed one weight at a time."""
+    """What to compare with, and whether the engine may copy weights: None and True for the untouched model in memory,
+    else the captured program streamed one weight at a time."""
     streamed = how == "streamed" or (how == "auto" and not fits_in_memory(source, captured))
     return (StreamingEngine(captured), False) if streamed else (None, True)
 

@@ -28,7 +28,8 @@ PAGE = "report.html"
 
 @contextmanager
 def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iterator[None]:
-    """Write the program as a checkpoint for transformers, early, so that a refusal costs nothing; take it back if the block fails."""
+    """Write the program as a checkpoint for transformers, early, so that a refusal costs nothing; take it back if the
+    block fails."""
     if folder is None:
         yield
         return
@@ -52,19 +53,43 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
 
 
 def make_report(
-    source: Source, options: Options, program: Program, steps: list[StepReport], facts: dict[str, Any], proof: Verification, backend: Backend, folder: Path
+    source: Source,
+    options: Options,
+    program: Program,
+    steps: list[StepReport],
+    facts: dict[str, Any],
+    proof: Verification,
+    backend: Backend,
+    folder: Path,
 ) -> Report:
     """Everything that is known of the engine, without anything that changes from run to run."""
     ran = runner(backend, options)
     otherwise = facts.get("stand_in", ()) if ran != options.target else ()
     return Report(
-        source=source.text, target=str(options.target), pipeline=str(options.pipeline), comparison=proof.comparison, coverage=proof.coverage, seed=options.seed,
-        inputs=options.inputs, optimize_for=options.optimize_for, verify=options.verify, tolerance_asked=options.tolerance, cache=options.cache,
-        layout=options.layout or "plain", source_hashes=source.hashes, steps=step_facts(steps),
-        facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])}, built=options.build,
-        calibration=given_calibration(options), refused=tuple(asdict(r) for r in proof.refused), consistency=proof.consistency, quality=proof.quality,
-        decided=proof.decided, environment=environment(backend.probe(options.target).versions), artefacts=hash_artefacts(folder),
-    )  # fmt: skip
+        source=source.text,
+        target=str(options.target),
+        pipeline=str(options.pipeline),
+        comparison=proof.comparison,
+        coverage=proof.coverage,
+        seed=options.seed,
+        inputs=options.inputs,
+        optimize_for=options.optimize_for,
+        verify=options.verify,
+        tolerance_asked=options.tolerance,
+        cache=options.cache,
+        layout=options.layout or "plain",
+        source_hashes=source.hashes,
+        steps=step_facts(steps),
+        facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])},
+        built=options.build,
+        calibration=given_calibration(options),
+        refused=tuple(asdict(r) for r in proof.refused),
+        consistency=proof.consistency,
+        quality=proof.quality,
+        decided=proof.decided,
+        environment=environment(backend.probe(options.target).versions),
+        artefacts=hash_artefacts(folder),
+    )
 
 
 def given_calibration(options: Options) -> dict[str, Any] | None:

@@ -21,7 +21,9 @@ def staging(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise MoecError("M210", f"cannot write there: {error.strerror}", str(out.parent), "choose another --out") from error
+        raise MoecError(
+            "M210", f"cannot write there: {error.strerror}", str(out.parent), "choose another --out"
+        ) from error
     try:
         yield folder
         folder.chmod(0o755)
@@ -29,7 +31,12 @@ def staging(out: Path) -> Iterator[Path]:
             shutil.rmtree(out)
         folder.rename(out)
     except OSError as error:
-        raise MoecError("M210", f"the engine cannot be written: {error.strerror or error}", str(out), "free space there, or choose another --out") from error
+        raise MoecError(
+            "M210",
+            f"the engine cannot be written: {error.strerror or error}",
+            str(out),
+            "free space there, or choose another --out",
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -37,4 +44,6 @@ def staging(out: Path) -> Iterator[Path]:
 def check_out(out: Path) -> None:
     """Raise M210 unless `out` is free, empty, or an engine folder that may be replaced."""
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).exists())):
-        raise MoecError("M210", "there is something that moec did not write", str(out), "choose another --out, or remove it")
+        raise MoecError(
+            "M210", "there is something that moec did not write", str(out), "choose another --out, or remove it"
+        )

@@ -1,8 +1,9 @@
-"""moec's own operators: `moec::route`, `moec::experts`, `moec::moe`, `moec::attention`, `moec::dequantize` and `moec::dequantize_float`.
+"""moec's own operators: `moec::route`, `moec::experts`, `moec::moe`, `moec::attention`, `moec::dequantize` and
+`moec::dequantize_float`.
 
-Each is one opaque `torch.library` operator with an eager reference, a fake kernel and (but for the last) autograd, so that a graph with
-data-dependent routing stays static, exports with dynamic shapes, and can always be run and trained in PyTorch as it is.
-Importing this package registers them.
+Each is one opaque `torch.library` operator with an eager reference, a fake kernel and (but for the last) autograd, so
+that a graph with data-dependent routing stays static, exports with dynamic shapes, and can always be run and trained in
+PyTorch as it is. Importing this package registers them.
 """
 
 from moec.dialect import cuda as _cuda  # noqa: F401
@@ -15,6 +16,18 @@ from moec.dialect.moe import moe, moe_reference
 from moec.dialect.routing import Routing, route, route_reference
 
 __all__ = [
-    "ACTIVATIONS", "Activation", "Routing", "attention", "attention_reference", "dequantize", "dequantize_float", "experts", "experts_reference",
-    "moe", "moe_reference", "pack", "route", "route_reference",
-]  # fmt: skip
+    "ACTIVATIONS",
+    "Activation",
+    "Routing",
+    "attention",
+    "attention_reference",
+    "dequantize",
+    "dequantize_float",
+    "experts",
+    "experts_reference",
+    "moe",
+    "moe_reference",
+    "pack",
+    "route",
+    "route_reference",
+]

@@ -39,15 +39,16 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
 class Activation:
     """An expert's activation, plain or gated, as data.
 
-    Plain: `f(h)`. Gated (SwiGLU, GeGLU, …; Shazeer 2020, arXiv 2002.05202): with `g, u = h.chunk(2, -1)`, `f(g) * (u + beta)`.
+    Plain: `f(h)`. Gated (SwiGLU, GeGLU, …; Shazeer 2020, arXiv 2002.05202): with `g, u = h.chunk(2, -1)`, `f(g) * (u +
+    beta)`.
 
     Attributes:
         name: the function f, a key of `ACTIVATIONS`.
         gated: whether the input holds gate and up halves, gate first.
         alpha: factor of the sigmoid's argument in `silu` (gpt-oss: 1.702).
         beta: added to the up half after clamping (gpt-oss: 1).
-        limit: clamp of gate (from above) and up (both sides) before f; 0 means none. With `clamp_after`, f's result is clamped
-            from above instead of the gate.
+        limit: clamp of gate (from above) and up (both sides) before f; 0 means none. With `clamp_after`, f's result is
+            clamped from above instead of the gate.
     """
 
     name: str = "silu"
@@ -68,7 +69,11 @@ class Activation:
         function = ACTIVATIONS[self.name]
         if not self.limit:
             return function(gate, self.alpha)
-        return function(gate, self.alpha).clamp(max=self.limit) if self.clamp_after else function(gate.clamp(max=self.limit), self.alpha)
+        return (
+            function(gate, self.alpha).clamp(max=self.limit)
+            if self.clamp_after
+            else function(gate.clamp(max=self.limit), self.alpha)
+        )
 
     def _up(self, up: Tensor) -> Tensor:
         up = up.clamp(-self.limit, self.limit) if self.limit else up
@@ -100,5 +105,12 @@ class Activation:
     @classmethod
     def of(cls, kwargs: Mapping[str, Any]) -> Activation:
         """Read it back from a node's keyword arguments."""
-        names = {"activation": "name", "gated": "gated", "alpha": "alpha", "beta": "beta", "limit": "limit", "clamp_after": "clamp_after"}
+        names = {
+            "activation": "name",
+            "gated": "gated",
+            "alpha": "alpha",
+            "beta": "beta",
+            "limit": "limit",
+            "clamp_after": "clamp_after",
+        }
         return cls(**{field: kwargs[key] for key, field in names.items() if key in kwargs})

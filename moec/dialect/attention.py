@@ -9,8 +9,14 @@ from torch import Tensor
 
 
 def attention_reference(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float = 0.0
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float = 0.0,
+) -> Tensor:
     """The operator in plain PyTorch; see `attention`. Scores and their softmax are computed in float32."""
     groups = query.shape[1] // key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (key, value))
@@ -42,8 +48,10 @@ def attention(
     """Attention of S new tokens to T keys, T - S of them from a cache.
 
     Args:
-        query: `[B, N, S, D]`. key: `[B, G, T, D]`. value: `[B, G, T, V]`; N is a multiple of G, head n reads key-value head `n // (N/G)`.
-        mask: `[B or 1, N or 1, S, T]`; bool, true where a token may look, or floating, added to the scores. None: everywhere.
+        query: `[B, N, S, D]`. key: `[B, G, T, D]`. value: `[B, G, T, V]`; N is a multiple of G, head n reads key-value
+            head `n // (N/G)`.
+        mask: `[B or 1, N or 1, S, T]`; bool, true where a token may look, or floating, added to the scores. None:
+            everywhere.
         sinks: `[N]`, one more score in each head's softmax that no value belongs to (gpt-oss).
         scale: of the scores. softcap: scores become `tanh(score / softcap) * softcap`, 0 for none (Gemma 2).
         causal: a promise that the mask lets no token look at a later one, so that a kernel may leave those out.
@@ -55,17 +63,29 @@ def attention(
 
 
 @attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, **_rule: Any) -> Tensor:
+def _(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, **_rule: Any
+) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
 
 
 @torch.library.custom_op("moec::attention_backward", mutates_args=())
 def attention_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of `attention` by query, key, value and sinks (empty without sinks), in float32 inside."""
     groups, wide = query.shape[1] // key.shape[1], torch.promote_types(query.dtype, torch.float32)
-    q, k, v, g = (t.to(wide) for t in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), grad.transpose(1, 2)))
+    q, k, v, g = (
+        t.to(wide)
+        for t in (query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), grad.transpose(1, 2))
+    )
     scores = _scores(q, k, scale, softcap)
     shares = _shares(scores, mask, sinks, query.dtype)
     seen = shares[..., : key.shape[2]]
@@ -76,15 +96,24 @@ def attention_backward(
         d_scores = d_scores.masked_fill(~mask, 0.0)
     if softcap:
         d_scores = d_scores * (1 - (scores / softcap).square())
-    d_key, d_value = (t.reshape(t.shape[0], -1, groups, *t.shape[2:]).sum(2) for t in (d_scores.mT @ q * scale, seen.mT @ g))
+    d_key, d_value = (
+        t.reshape(t.shape[0], -1, groups, *t.shape[2:]).sum(2) for t in (d_scores.mT @ q * scale, seen.mT @ g)
+    )
     d_sinks = -(shares[..., -1:] * inner).sum((0, 2, 3)).to(sinks.dtype) if sinks is not None else grad.new_empty(0)
     return (d_scores @ k * scale).to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_sinks
 
 
 @attention_backward.register_fake
 def _(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor | None, scale: float, softcap: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     like = torch.empty_like
     return like(query), like(key), like(value), grad.new_empty(0) if sinks is None else like(sinks)
 
@@ -96,7 +125,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     query, key, value, mask, sinks = ctx.saved_tensors
-    d_query, d_key, d_value, d_sinks = torch.ops.moec.attention_backward(grad, query, key, value, mask, sinks, *ctx.rule)
+    d_query, d_key, d_value, d_sinks = torch.ops.moec.attention_backward(
+        grad, query, key, value, mask, sinks, *ctx.rule
+    )
     return d_query, d_key, d_value, None, d_sinks if sinks is not None else None
 
 

@@ -1,7 +1,7 @@
 """Where CUDA tensors go: to the kernels of `moec.kernels`, found by name when the first one comes.
 
-The kernels are built on the dialect, not the other way round; here stands only the name under which they are found, so that whoever
-uses `torch.ops.moec` on CUDA has them, and nobody else loads Triton.
+The kernels are built on the dialect, not the other way round; here stands only the name under which they are found, so
+that whoever uses `torch.ops.moec` on CUDA has them, and nobody else loads Triton.
 """
 
 from __future__ import annotations

@@ -41,7 +41,10 @@ def dequantize(packed: Tensor, scale: Tensor, zero: Tensor | None = None, *, bit
     """
     width = packed.shape[-1] * 8 // bits
     result = scale.new_empty((*packed.shape[:-1], width))
-    rows, parts = result.view(-1, width), [None if part is None else part.reshape(-1, part.shape[-1]) for part in (packed, scale, zero)]
+    rows, parts = (
+        result.view(-1, width),
+        [None if part is None else part.reshape(-1, part.shape[-1]) for part in (packed, scale, zero)],
+    )
     step = max(1, BLOCK_NUMBERS // max(1, width))
     for start in range(0, len(rows), step):
         codes, scales, zeros = (None if part is None else part[start : start + step] for part in parts)

@@ -55,11 +55,16 @@ def check_ids(ids: Tensor, experts: int) -> None:
     if ids.numel():
         low, high = (int(v) for v in torch.stack(torch.aminmax(ids)).tolist())
         if low < 0 or high >= experts:
-            what, fix = f"ids reach from {low} to {high}, experts from 0 to {experts - 1}", "pass ids as moec::route returns them"
+            what, fix = (
+                f"ids reach from {low} to {high}, experts from 0 to {experts - 1}",
+                "pass ids as moec::route returns them",
+            )
             raise MoecError("M212", what, "moec::experts", fix)
 
 
-def dense_expert(w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None, activation: Activation) -> Callable[[int, Tensor], Tensor]:
+def dense_expert(
+    w_in: Tensor, w_out: Tensor, b_in: Tensor | None, b_out: Tensor | None, activation: Activation
+) -> Callable[[int, Tensor], Tensor]:
     """The function of one expert whose weights are in memory: linear, activation, linear."""
 
     def expert(e: int, rows: Tensor) -> Tensor:
@@ -91,8 +96,9 @@ def experts(
 
     Args:
         x: `[..., H]`.
-        ids: `[..., K]` int64 in [0, E). weights: `[..., K]`. Elsewhere an id that is no expert raises M212; on CUDA, where looking at ids
-            would wait for the device, that choice adds nothing to its token, and no memory outside of the experts is read.
+        ids: `[..., K]` int64 in [0, E). weights: `[..., K]`. Elsewhere an id that is no expert raises M212; on CUDA,
+            where looking at ids would wait for the device, that choice adds nothing to its token, and no memory outside
+            of the experts is read.
         w_in: `[E, F*I, H]`, F = 2 with gate rows before up rows when gated, else 1. b_in: `[E, F*I]`.
         w_out: `[E, H, I]`. b_out: `[E, H]`.
         activation, gated, alpha, beta, limit, clamp_after: see `Activation`.
@@ -106,7 +112,16 @@ def experts(
 
 
 @experts.register_fake
-def _(x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None = None, b_out: Tensor | None = None, **_rule: Any) -> Tensor:
+def _(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    **_rule: Any,
+) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

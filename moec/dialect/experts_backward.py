@@ -1,7 +1,8 @@
 """The derivative of `moec::experts`, as an operator of its own.
 
-The backward loops over the experts that were chosen, as the forward does, and no tracer can follow that. Being opaque it leaves
-one node in a compiled training step, and being written out it needs no autograd inside, where the dispatcher has switched it off.
+The backward loops over the experts that were chosen, as the forward does, and no tracer can follow that. Being opaque
+it leaves one node in a compiled training step, and being written out it needs no autograd inside, where the dispatcher
+has switched it off.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def experts_backward(
         grad: gradient of the result, `[..., H]`.
         x, ids, weights, w_in, w_out, b_in, b_out: as the forward had them.
         rule: the forward's keyword arguments as JSON.
-        train_experts: whether the gradients of the experts' matrices are wanted; a step that trains only the router saves them.
+        train_experts: whether the gradients of the experts' matrices are wanted; a step that trains only the router
+            saves them.
 
     Returns:
         gradients of x and weights; with `train_experts` also of w_in, w_out and those of b_in, b_out that are there.
@@ -39,9 +41,20 @@ def experts_backward(
     order = chosen.argsort(stable=True)
     token, back = order // top_k, order.argsort()
     sizes = chosen.bincount(minlength=count + 1).tolist()
-    routed = [torch.split(t.to(exact), sizes) for t in (grad.reshape(-1, hidden)[token], x.reshape(-1, hidden)[token], weights.reshape(-1, 1)[order])]
+    routed = [
+        torch.split(t.to(exact), sizes)
+        for t in (grad.reshape(-1, hidden)[token], x.reshape(-1, hidden)[token], weights.reshape(-1, 1)[order])
+    ]
 
-    totals = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (w_in, w_out, b_in, b_out) if t is not None] if train_experts else []
+    totals = (
+        [
+            torch.zeros_like(t, memory_format=torch.contiguous_format)
+            for t in (w_in, w_out, b_in, b_out)
+            if t is not None
+        ]
+        if train_experts
+        else []
+    )
     rows: list[Tensor] = []
     scales: list[Tensor] = []
     for e, parts in enumerate(zip(*routed, strict=True)):

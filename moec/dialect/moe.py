@@ -1,4 +1,5 @@
-"""`moec::moe`: router projection, routing and experts in one operator, as ONNX Runtime's MoE and TensorRT's MoE layer take it."""
+"""`moec::moe`: router projection, routing and experts in one operator, as ONNX Runtime's MoE and TensorRT's MoE layer
+take it."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def moe_reference(
 ) -> Tensor:
     """`moec::moe` in plain PyTorch: linear, `route_reference`, `experts_reference`."""
     weights, ids = route_reference(router_logits(x, router_weight, router_bias), selection_bias, routing)
-    return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, activation), w_in.shape[0], score_before)
+    return experts_reference(
+        x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, activation), w_in.shape[0], score_before
+    )
 
 
 @torch.library.custom_op("moec::moe", mutates_args=())
@@ -70,17 +73,21 @@ def moe(
 
     Args:
         x: tokens `[..., H]`.
-        router_weight: `[E, H]`; logits are computed in float32 whatever x's dtype. router_bias: `[E]`, part of the logits.
+        router_weight: `[E, H]`; logits are computed in float32 whatever x's dtype. router_bias: `[E]`, part of the
+            logits.
         selection_bias: `[E]`, added to the scores for the choice only.
         w_in `[E, F*I, H]`, w_out `[E, H, I]`, b_in `[E, F*I]`, b_out `[E, H]`: as in `moec::experts`.
-        top_k … closed_as_zero: see `Routing`. activation … clamp_after: see `Activation`. score_before: see `moec::experts`.
+        top_k … closed_as_zero: see `Routing`. activation … clamp_after: see `Activation`. score_before: see
+            `moec::experts`.
 
     Returns:
         `[..., H]` in x's dtype.
     """
     routing = Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero)
     rule = Activation(activation, gated, alpha, beta, limit, clamp_after)
-    return moe_reference(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing, rule, score_before)
+    return moe_reference(
+        x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing, rule, score_before
+    )
 
 
 @moe.register_fake
@@ -111,7 +118,9 @@ def _from_parts(
     """`moec::moe` with its experts left as one `moec::experts`."""
     weights, ids = route_reference(router_logits(x, router_weight, router_bias), selection_bias, Routing.of(kwargs))
     rule = Activation.of(kwargs).arguments()
-    return torch.ops.moec.experts(x, ids, weights, w_in, w_out, b_in, b_out, **rule, score_before=kwargs["score_before"])  # type: ignore[no-any-return]
+    return torch.ops.moec.experts(
+        x, ids, weights, w_in, w_out, b_in, b_out, **rule, score_before=kwargs["score_before"]
+    )  # type: ignore[no-any-return]
 
 
 torch.library.register_autograd("moec::moe", _backward, setup_context=_setup)

@@ -20,18 +20,18 @@ class Routing:
 
     Attributes:
         top_k: experts a token, K.
-        score: `softmax` (Switch, Mixtral, Qwen), `sigmoid` (DeepSeek-V3, Llama 4), `sqrt_softplus` (DeepSeek-V4) or `identity`
-            (the raw logits).
-        combine: how the chosen experts' scores become weights: `scores` as they are (Qwen2-MoE, OLMoE), `renormalize` to sum 1
-            (Mixtral, Qwen3-MoE), `softmax` of the chosen logits (gpt-oss, Granite), `ones` (carved experts).
+        score: `softmax` (Switch, Mixtral, Qwen), `sigmoid` (DeepSeek-V3, Llama 4), `sqrt_softplus` (DeepSeek-V4) or
+            `identity` (the raw logits).
+        combine: how the chosen experts' scores become weights: `scores` as they are (Qwen2-MoE, OLMoE), `renormalize`
+            to sum 1 (Mixtral, Qwen3-MoE), `softmax` of the chosen logits (gpt-oss, Granite), `ones` (carved experts).
         groups, top_groups: experts are cut into `groups` equal groups and only the best `top_groups` may be chosen from
             (DeepSeek-V2: arXiv 2405.04434, V3: arXiv 2412.19437); `groups` 1 means no limit.
         group_score: a group's score: its `max` (V2) or the sum of its `top2` (V3).
         scale: factor of the weights at the end.
         epsilon: added to the sum in `renormalize` (DeepSeek-V3: 1e-20).
         floor: the sum in `renormalize` is at least this (ERNIE 4.5: 1e-12).
-        closed_as_zero: experts of closed groups take part in the choice with a score of 0 instead of not at all, as DeepSeek's
-            first code had it; it matters where a correction bias makes an open expert's score negative.
+        closed_as_zero: experts of closed groups take part in the choice with a score of 0 instead of not at all, as
+            DeepSeek's first code had it; it matters where a correction bias makes an open expert's score negative.
     """
 
     top_k: int
@@ -59,7 +59,8 @@ def _scores(logits: Tensor, score: str) -> Tensor:
     if score == "softmax":
         return torch.softmax(logits, dim=-1)
     if score == "sigmoid":
-        # not torch.sigmoid: ONNX Runtime's CPU Sigmoid has an absolute error of 6e-8, which renormalising small scores amplifies
+        # not torch.sigmoid: ONNX Runtime's CPU Sigmoid has an absolute error of 6e-8, which renormalising small scores
+        # amplifies
         return torch.reciprocal(1.0 + torch.exp(-logits))
     if score == "sqrt_softplus":
         return F.softplus(logits).sqrt()
@@ -128,7 +129,11 @@ def route(
     Returns:
         weights `[..., K]` in float32 (float64 for float64 logits) and expert ids `[..., K]` in int64.
     """
-    weights, ids = route_reference(logits, bias, Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero))
+    weights, ids = route_reference(
+        logits,
+        bias,
+        Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero),
+    )
     return weights.clone(), ids.clone()
 
 

@@ -30,7 +30,9 @@ def chosen(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     return torch.zeros(len(ids), count).scatter_add(-1, ids, weights.ne(0).float()) > 0
 
 
-def logits_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Routing] | None:
+def logits_of(
+    node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor | None, Routing] | None:
     """The router's logits `[..., E]`, correction bias and rule, where a node routes; None for any other node."""
     if node.target is ROUTE:
         logits, bias = args[0], args[1] if len(args) > 1 else kwargs.get("bias")

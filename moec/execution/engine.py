@@ -38,7 +38,8 @@ class Engine(ABC):
         return {k: v.numpy() for k, v in result.items()} if as_numpy else result
 
     def check(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The inputs as tensors in the signature's order; dtypes must agree exactly, dynamic dimensions with each other.
+        """The inputs as tensors in the signature's order; dtypes must agree exactly, dynamic dimensions with each
+        other.
 
         A decoder's absent cache is an empty one, its absent mask all ones.
         """
@@ -50,7 +51,8 @@ class Engine(ABC):
         return {spec.name: _fit(spec, inputs, sizes, self.name) for spec in self.inputs}
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the engine was made for these sizes of the dynamic dimensions, by name; one that is outside is not asked for a proof."""
+        """Whether the engine was made for these sizes of the dynamic dimensions, by name; one that is outside is not
+        asked for a proof."""
         return True
 
     def close(self) -> None:  # noqa: B027  # most engines have nothing to close
@@ -59,13 +61,17 @@ class Engine(ABC):
 
 def _fit(spec: Input, inputs: Mapping[str, Any], sizes: dict[str, int], engine: str) -> Tensor:
     if spec.name not in inputs:
-        raise MoecError("M211", f"input {spec.name!r} is missing", engine, f"pass {spec.name} as {_form(spec.dtype, spec.shape)}")
+        raise MoecError(
+            "M211", f"input {spec.name!r} is missing", engine, f"pass {spec.name} as {_form(spec.dtype, spec.shape)}"
+        )
     value = inputs[spec.name]
     try:
         value = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         fix = f"pass {_form(spec.dtype, spec.shape)}"
-        raise MoecError("M211", f"input {spec.name!r} is a {type(value).__name__}, not an array", engine, fix) from error
+        raise MoecError(
+            "M211", f"input {spec.name!r} is a {type(value).__name__}, not an array", engine, fix
+        ) from error
     fits = value.dtype == spec.dtype and value.dim() == len(spec.shape)
     for size, dim in zip(value.shape, spec.shape, strict=False):
         fits = fits and size == _size(dim, size, sizes)

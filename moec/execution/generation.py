@@ -1,9 +1,11 @@
 """Text from any engine with a decoder's signature: prompts in, then one token a row at every step.
 
-An engine that keeps the cache where it runs says so with a method `continuation`; the others get theirs back through tensors.
+An engine that keeps the cache where it runs says so with a method `continuation`; the others get theirs back through
+tensors.
 
-Tokens, masks and logits are numpy arrays between steps: after a step the processor's caches are full of weights, and whatever then runs in
-Python is paid in misses. An operation of torch takes 60 to 140 µs there, one of numpy 20 to 45, and small models a step in 10 ms.
+Tokens, masks and logits are numpy arrays between steps: after a step the processor's caches are full of weights, and
+whatever then runs in Python is paid in misses. An operation of torch takes 60 to 140 µs there, one of numpy 20 to 45,
+and small models a step in 10 ms.
 """
 
 from __future__ import annotations
@@ -42,9 +44,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise MoecError("M201", f"{self} makes no sense", "sampling", "a temperature and top_k of 0 or more, top_p above 0 and at most 1")
+            raise MoecError(
+                "M201",
+                f"{self} makes no sense",
+                "sampling",
+                "a temperature and top_k of 0 or more, top_p above 0 and at most 1",
+            )
         if not self.temperature and (self.top_k or self.top_p < 1):
-            raise MoecError("M201", "top_k and top_p change nothing without a temperature", "sampling", "give a temperature above 0, e.g. 0.7")
+            raise MoecError(
+                "M201",
+                "top_k and top_p change nothing without a temperature",
+                "sampling",
+                "give a temperature above 0, e.g. 0.7",
+            )
 
 
 GREEDY = Sampling()
@@ -74,7 +86,9 @@ class TensorContinuation:
         self._engine, self._past = engine, dict[str, Tensor]()
 
     def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        outputs: dict[str, Tensor] = self._engine(**{IDS: torch.from_numpy(ids), MASK: torch.from_numpy(mask)}, **self._past)
+        outputs: dict[str, Tensor] = self._engine(
+            **{IDS: torch.from_numpy(ids), MASK: torch.from_numpy(mask)}, **self._past
+        )
         self._past = {c.name: outputs[present_name(c.name)] for c in cache_inputs(self._engine.inputs)}
         return last_logits(outputs)
 
@@ -82,14 +96,24 @@ class TensorContinuation:
 def is_decoder(engine: Engine) -> bool:
     """Whether an engine can write text: tokens, mask and a cache in, logits and the longer cache out."""
     caches = [c.name for c in cache_inputs(engine.inputs)]
-    return bool(caches) and {i.name for i in engine.inputs} == {IDS, MASK, *caches} and {LOGITS, *map(present_name, caches)} <= set(engine.outputs)
+    return (
+        bool(caches)
+        and {i.name for i in engine.inputs} == {IDS, MASK, *caches}
+        and {LOGITS, *map(present_name, caches)} <= set(engine.outputs)
+    )
 
 
 def continuation(engine: Engine) -> Continuation:
-    """A new text on an engine, in the engine's own form where it has one. Raises M211 when it is no decoder with a cache."""
+    """A new text on an engine, in the engine's own form where it has one. Raises M211 when it is no decoder with a
+    cache."""
     if not is_decoder(engine):
         names = ", ".join(i.name for i in engine.inputs)
-        raise MoecError("M211", f"it writes no text: its inputs are {names}", engine.name, "compile a causal language model, without --no-cache")
+        raise MoecError(
+            "M211",
+            f"it writes no text: its inputs are {names}",
+            engine.name,
+            "compile a causal language model, without --no-cache",
+        )
     own = getattr(engine, "continuation", None)
     return own() if own is not None else TensorContinuation(engine)
 
@@ -117,10 +141,12 @@ def generate(
     Args:
         engine: a decoder with a cache.
         ids: `[batch, length]` int64.
-        mask: the same shape, 0 where a row has padding, on either side; all ones by default. Padding is moved to the left before the
-            engine sees it, so that windows of attention and the last position are the same for all rows.
+        mask: the same shape, 0 where a row has padding, on either side; all ones by default. Padding is moved to the
+            left before the engine sees it, so that windows of attention and the last position are the same for all
+            rows.
         max_tokens: how many tokens to append at most; fewer where the context ends earlier.
-        eos: a row that has got one of these is finished, and gets only `filler` from then on; all rows finished ends the iteration.
+        eos: a row that has got one of these is finished, and gets only `filler` from then on; all rows finished ends
+            the iteration.
         filler: the id for padding.
         sampling: how tokens are chosen.
         context: the most tokens that a text may have, prompt included; 0 when there is no bound.
@@ -129,7 +155,8 @@ def generate(
         The next token of every row, `[batch]` int64.
 
     Raises:
-        MoecError: M201 without tokens to make, M211 when the engine is no decoder, or ids or mask are not of this form, or too long.
+        MoecError: M201 without tokens to make, M211 when the engine is no decoder, or ids or mask are not of this form,
+            or too long.
     """
     text = continuation(engine)
     ids, mask = _aligned(engine, ids, mask, context)
@@ -150,12 +177,16 @@ def _aligned(engine: Engine, ids: Tensor, mask: Tensor | None, context: int) -> 
     longest = int(mask.sum(-1).max())
     if context and longest >= context:
         fix = f"shorten the prompt to {context - 1} tokens or fewer"
-        raise MoecError("M211", f"a prompt of {longest} tokens leaves no room in a context of {context}", engine.name, fix)
+        raise MoecError(
+            "M211", f"a prompt of {longest} tokens leaves no room in a context of {context}", engine.name, fix
+        )
     order = mask.bool().long().argsort(dim=1, stable=True)[:, -longest:]
     return ids.gather(1, order), mask.gather(1, order)
 
 
-def _steps(text: Continuation, ids: Any, mask: Any, steps: int, eos: Any, filler: int, sampling: Sampling) -> Iterator[Tensor]:
+def _steps(
+    text: Continuation, ids: Any, mask: Any, steps: int, eos: Any, filler: int, sampling: Sampling
+) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(sampling.seed)
     finished, one = np.zeros(len(ids), bool), np.ones((len(ids), 1), np.int64)
     for _ in range(steps):

@@ -1,8 +1,8 @@
 """Run a program over many inputs side by side, operator by operator, and change what it computes on the way.
 
-Methods that calibrate need, at each operator, what all inputs bring there once everything before it has been changed already. A walk
-gives that in one pass over the graph: an operator is computed for every input before the next one begins, so that each weight is read
-once however many inputs there are, and only values that are still needed are held.
+Methods that calibrate need, at each operator, what all inputs bring there once everything before it has been changed
+already. A walk gives that in one pass over the graph: an operator is computed for every input before the next one
+begins, so that each weight is read once however many inputs there are, and only values that are still needed are held.
 """
 
 from __future__ import annotations
@@ -49,13 +49,17 @@ class Stop:
     def replace_each(self, place: int, values: list[Any]) -> None:
         """Compute with other arguments, one for every input."""
         self._instead[place] = values
-        self.inputs = [(*args[:place], value, *args[place + 1 :]) for args, value in zip(self.inputs, values, strict=True)]
+        self.inputs = [
+            (*args[:place], value, *args[place + 1 :]) for args, value in zip(self.inputs, values, strict=True)
+        ]
 
 
 Visit = Callable[[Stop], None]
 
 
-def walk(program: Program, inputs: Iterable[Mapping[str, Tensor]], visit: Visit, until: fx.Node | None = None) -> list[tuple[Any, ...]]:
+def walk(
+    program: Program, inputs: Iterable[Mapping[str, Tensor]], visit: Visit, until: fx.Node | None = None
+) -> list[tuple[Any, ...]]:
     """Compute a program for all inputs at once.
 
     Args:

@@ -12,7 +12,8 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_rss_bytes() -> int:
-    """The most that was resident at once, since the start or since `reset_peak`; mapped files count while their pages are touched."""
+    """The most that was resident at once, since the start or since `reset_peak`; mapped files count while their pages
+    are touched."""
     if _STATUS.exists():
         return _status("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -34,7 +35,8 @@ def reset_peak() -> bool:
 
 
 def available_bytes() -> int:
-    """What can still be taken without swapping, as far as the system says; a quarter of the memory where it does not."""
+    """What can still be taken without swapping, as far as the system says; a quarter of the memory where it does
+    not."""
     if not _MACHINE.exists():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     line = next(line for line in _MACHINE.read_text().splitlines() if line.startswith("MemAvailable:"))

@@ -1,7 +1,8 @@
-"""Run a program without ever holding its weights: each is read when its consumer runs, by rows where that is possible, and dropped.
+"""Run a program without ever holding its weights: each is read when its consumer runs, by rows where that is possible,
+and dropped.
 
-The peak is the largest block that one operator needs: an expert, some rows of an embedding, 64 MiB of a projection. So a model that
-is larger than the memory can be run, slowly, and an engine of it verified.
+The peak is the largest block that one operator needs: an expert, some rows of an embedding, 64 MiB of a projection. So
+a model that is larger than the memory can be run, slowly, and an engine of it verified.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ Handler = Callable[..., Any]
 
 
 class StreamingInterpreter(fx.Interpreter):
-    """Evaluates a program's graph node by node; a `get_attr` yields a lazy `Weight`, which becomes a tensor only inside its consumer."""
+    """Evaluates a program's graph node by node; a `get_attr` yields a lazy `Weight`, which becomes a tensor only inside
+    its consumer."""
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.graph_module, garbage_collect_values=True, graph=place(deepcopy(program.graph), CPU))
@@ -56,7 +58,9 @@ class StreamingEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
-            values = StreamingInterpreter(self._program).run(*(inputs[i.name] for i in self.inputs), enable_io_processing=False)
+            values = StreamingInterpreter(self._program).run(
+                *(inputs[i.name] for i in self.inputs), enable_io_processing=False
+            )
         return dict(zip(self.outputs, values, strict=True))
 
 
@@ -71,7 +75,8 @@ def check_finite(program: Program) -> None:
 def _finite(block: Tensor) -> bool:
     if block.dtype.itemsize == 1:  # float8 has no reductions of its own
         block = block.float()
-    # a sum is NaN or infinite whenever an element is, and is far cheaper than isfinite; it may also overflow, hence the second look
+    # a sum is NaN or infinite whenever an element is, and is far cheaper than isfinite; it may also overflow, hence the
+    # second look
     return bool(block.sum(dtype=torch.float32).isfinite()) or bool(block.isfinite().all())
 
 
@@ -79,11 +84,13 @@ def _loaded(value: Any) -> Any:
     return value.load() if isinstance(value, Weight) else value
 
 
-# ---------------------------------------------------------------------- operators that need only a part of a weight at a time
+# ---------------------------------------------------------------------- operators that need only a part of a weight at
 def _embedding(weight: Weight, ids: Tensor, *_options: Any, **_named: Any) -> Tensor:
     """Reads only the rows that are asked for."""
     rows, places = torch.unique(ids, return_inverse=True)
-    return torch.cat([weight.read(int(r), int(r) + 1) for r in rows])[places] if rows.numel() else weight.read(0, 0)[ids]
+    return (
+        torch.cat([weight.read(int(r), int(r) + 1) for r in rows])[places] if rows.numel() else weight.read(0, 0)[ids]
+    )
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -99,14 +106,24 @@ def _dequantize(packed: Any, scale: Any, zero: Any = None, *, bits: int) -> Any:
     """Stays lazy: it commutes with slicing rows."""
     parts = [p for p in (packed, scale, zero) if p is not None]
     function = partial(torch.ops.moec.dequantize, bits=bits)
-    return rowwise("dequantize", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
+    return (
+        rowwise("dequantize", function, *parts)
+        if all(isinstance(p, Weight) for p in parts)
+        else function(*map(_loaded, parts))
+    )
 
 
-def _dequantize_float(codes: Any, scale: Any, overall: Any = None, *, format: str, dtype: torch.dtype | None = None) -> Any:
+def _dequantize_float(
+    codes: Any, scale: Any, overall: Any = None, *, format: str, dtype: torch.dtype | None = None
+) -> Any:
     """Stays lazy: it commutes with slicing rows, or matrices of a stack."""
     parts = [p for p in (codes, scale, overall) if p is not None]
     function = partial(torch.ops.moec.dequantize_float, format=format, dtype=dtype)
-    return rowwise("dequantize_float", function, *parts) if all(isinstance(p, Weight) for p in parts) else function(*map(_loaded, parts))
+    return (
+        rowwise("dequantize_float", function, *parts)
+        if all(isinstance(p, Weight) for p in parts)
+        else function(*map(_loaded, parts))
+    )
 
 
 def _cat(parts: list[Any], dim: int = 0) -> Any:
@@ -122,13 +139,25 @@ def _index_select(weight: Any, dim: int, index: Any) -> Any:
     return torch.index_select(_loaded(weight), dim, _loaded(index))
 
 
-def _experts(x: Any, ids: Any, weights: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any) -> Tensor:
+def _experts(
+    x: Any, ids: Any, weights: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any
+) -> Tensor:
     """One expert's matrices in memory at a time."""
     expert = lazy_expert(w_in, w_out, b_in, b_out, Activation.of(rule))
     return experts_reference(_loaded(x), ids, weights, expert, w_in.shape[0], rule.get("score_before", False))
 
 
-def _moe(x: Tensor, router: Any, router_bias: Any, selection_bias: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any) -> Tensor:
+def _moe(
+    x: Tensor,
+    router: Any,
+    router_bias: Any,
+    selection_bias: Any,
+    w_in: Any,
+    w_out: Any,
+    b_in: Any = None,
+    b_out: Any = None,
+    **rule: Any,
+) -> Tensor:
     weights, ids = route_reference(router_logits(x, router, router_bias), _loaded(selection_bias), Routing.of(rule))
     return _experts(x, ids, weights, w_in, w_out, b_in, b_out, **rule)
 
@@ -139,7 +168,9 @@ def router_logits(x: Tensor, router: Any, bias: Any) -> Tensor:
     return F.linear(x.to(exact), _loaded(router).to(exact), None if bias is None else _loaded(bias).to(exact))
 
 
-def lazy_expert(w_in: Any, w_out: Any, b_in: Any, b_out: Any, activation: Activation) -> Callable[[int, Tensor], Tensor]:
+def lazy_expert(
+    w_in: Any, w_out: Any, b_in: Any, b_out: Any, activation: Activation
+) -> Callable[[int, Tensor], Tensor]:
     """The function of one expert whose matrices are read when it is called; tensors are taken as they are."""
 
     def row(weight: Any, e: int) -> Tensor | None:

@@ -18,7 +18,8 @@ Watch = Callable[[fx.Node, Any, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Tracer(StreamingInterpreter):
-    """Runs a program and shows `watch(node, value, args, kwargs)` each operator's result and what it was computed from."""
+    """Runs a program and shows `watch(node, value, args, kwargs)` each operator's result and what it was computed
+    from."""
 
     def __init__(self, program: Program, watch: Watch) -> None:
         super().__init__(program)
@@ -45,7 +46,8 @@ def cached_values(program: Program) -> set[str]:
 
 
 def trace_module(module: nn.Module, run: Callable[[], Any]) -> dict[str, list[Tensor]]:
-    """The floating-point outputs of each submodule while `run()` runs it, by dotted name, in the order of their last calls' ends."""
+    """The floating-point outputs of each submodule while `run()` runs it, by dotted name, in the order of their last
+    calls' ends."""
     found: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:

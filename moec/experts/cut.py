@@ -69,7 +69,8 @@ def find_mixture(node: fx.Node, linears: dict[fx.Node, Linear]) -> Mixture:
 
 
 def _stranger(route: fx.Node) -> fx.Node | None:
-    """A node that reads the ids or weights of a route and is no mixture of experts: it might count on the experts' old numbers."""
+    """A node that reads the ids or weights of a route and is no mixture of experts: it might count on the experts' old
+    numbers."""
     todo = list(route.users)
     while todo:
         node = todo.pop()
@@ -85,7 +86,9 @@ def together(mixtures: list[Mixture]) -> list[list[Mixture]]:
     """Blocks that share experts or a router, and so can only be cut alike, in graph order."""
     found: list[list[Mixture]] = []
     for mixture in mixtures:
-        twins = (group for group in found if any(m.route is mixture.route or m.matrices == mixture.matrices for m in group))
+        twins = (
+            group for group in found if any(m.route is mixture.route or m.matrices == mixture.matrices for m in group)
+        )
         group = next(twins, None)
         if group is None:
             found.append([mixture])
@@ -135,11 +138,19 @@ class _Cutter:
     def _cut_route(self, route: fx.Node, linear: Linear) -> None:
         """A new linear layer for the logits: other readers of the old one keep it."""
         logits, old = route.args[0], linear.node
-        name = _stem(linear.product.args[1]) if linear.product.target == aten.linear.default else f"{old.name}.router.weight"
-        bias_name = (_stem(old.args[2]) if old is linear.product and len(old.args) > 2 else "") or f"{old.name}.router.bias"
+        name = (
+            _stem(linear.product.args[1])
+            if linear.product.target == aten.linear.default
+            else f"{old.name}.router.weight"
+        )
+        bias_name = (
+            _stem(old.args[2]) if old is linear.product and len(old.args) > 2 else ""
+        ) or f"{old.name}.router.bias"
         with self.program.graph.inserting_before(route):
             bias = None if linear.bias is None else self._read(bias_name, linear.bias)
-            new = call_like(self.program, old, self.by, aten.linear.default, linear.x, self._read(name, linear.weight), bias)
+            new = call_like(
+                self.program, old, self.by, aten.linear.default, linear.x, self._read(name, linear.weight), bias
+            )
             if value_of(logits).dim() != value_of(new).dim():
                 new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, len(self.kept)])
             if value_of(logits).dtype != value_of(new).dtype:
@@ -166,7 +177,9 @@ class _Cutter:
             node = node.args[0]
         weight = constant(self.program, node)
         size = value_of(argument).numel()
-        return None if weight is None or weight.meta().numel() != size else whole("flat", lambda t: t.reshape(-1), weight)
+        return (
+            None if weight is None or weight.meta().numel() != size else whole("flat", lambda t: t.reshape(-1), weight)
+        )
 
     def _read(self, name: str, weight: Weight) -> fx.Node:
         if name not in self._made:
@@ -185,7 +198,8 @@ def _stem(node: Any) -> str:
 
 
 def rename(program: Program, names: dict[str, str]) -> None:
-    """Give weights the names that they should have, where nothing reads the weights any more that were called so before."""
+    """Give weights the names that they should have, where nothing reads the weights any more that were called so
+    before."""
     program.graph.eliminate_dead_code()
     program.drop_unused_weights()
     for now, wanted in names.items():

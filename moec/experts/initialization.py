@@ -22,14 +22,16 @@ def normal_rows(count: int, width: int, repeat: int, std: float, seed: str, dtyp
         rows = torch.randn(count, width, generator=generator(seed)) * std
         return rows.repeat_interleave(repeat, 0)[start:stop].to(dtype)
 
-    return Weight((count * repeat, width), dtype, f"normal[{count} x {repeat}, {width}, std {std:g}, seed {seed}]", read)
+    return Weight(
+        (count * repeat, width), dtype, f"normal[{count} x {repeat}, {width}, std {std:g}, seed {seed}]", read
+    )
 
 
 def redraw(w_in: Weight, w_out: Weight, parts: int, share: float, seed: str) -> tuple[Weight, Weight]:
     """One expert with part of its neurons drawn anew (Drop-Upcycling, Nakamura et al. 2025, arXiv 2502.19261).
 
-    The same neurons in gate, up and down, as the paper says (its released code draws three different sets). New entries are
-    normal with mean and standard deviation of the entries that they replace.
+    The same neurons in gate, up and down, as the paper says (its released code draws three different sets). New entries
+    are normal with mean and standard deviation of the entries that they replace.
 
     Args:
         w_in: `[parts * I, H]`, gate rows before up rows (parts 2) or one matrix (parts 1). w_out: `[H, I]`.
@@ -57,4 +59,7 @@ def redraw(w_in: Weight, w_out: Weight, parts: int, share: float, seed: str) -> 
     if not len(chosen):
         return w_in, w_out
     text = f"redraw[{share:g}, seed {seed}]"
-    return (Weight(w_in.shape, w_in.dtype, f"{text}({w_in.origin})", read_in), Weight(w_out.shape, w_out.dtype, f"{text}({w_out.origin})", read_out))
+    return (
+        Weight(w_in.shape, w_in.dtype, f"{text}({w_in.origin})", read_in),
+        Weight(w_out.shape, w_out.dtype, f"{text}({w_out.origin})", read_out),
+    )

@@ -1,4 +1,5 @@
-"""Routers of a quantized program fitted to the choices of the untouched one, block after block, each behind those that are fitted already."""
+"""Routers of a quantized program fitted to the choices of the untouched one, block after block, each behind those that
+are fitted already."""
 
 from __future__ import annotations
 
@@ -38,8 +39,10 @@ class Block:
 
     Attributes:
         place, twin: its router in the quantized and in the untouched program.
-        wanted: the untouched logits `[T, E]` for each input. chosen: masks `[T, E]` of the untouched choices for each input.
-        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each input that judges.
+        wanted: the untouched logits `[T, E]` for each input. chosen: masks `[T, E]` of the untouched choices for each
+            input.
+        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each input
+            that judges.
         fit: what came of it.
     """
 
@@ -60,26 +63,45 @@ class Block:
         """What there is to report, as plain data; shares are of the tokens that judge."""
         assert self.fit is not None
         wanted, seen = torch.cat(self.chosen[-len(self.after) :]), sorted(self.fit.tokens)
-        (changed, same), (changed_after, same_after) = (_shift(wanted, torch.cat(masks)) for masks in (self.before, self.after))
+        (changed, same), (changed_after, same_after) = (
+            _shift(wanted, torch.cat(masks)) for masks in (self.before, self.after)
+        )
         return {
-            "module": module_path(self.place.block) or self.place.block.name, "calibrated": self.fitted is not None,
-            "rows_fitted": self.fit.rows, "rows_left": self.place.experts - self.fit.rows, "tokens_least": seen[0], "tokens_median": seen[len(seen) // 2],
-            "loss_before": self.fit.loss_before, "loss_after": self.fit.loss_after,
-            "changed_before": changed, "changed_after": changed_after, "identical_before": same, "identical_after": same_after,
-        }  # fmt: skip
+            "module": module_path(self.place.block) or self.place.block.name,
+            "calibrated": self.fitted is not None,
+            "rows_fitted": self.fit.rows,
+            "rows_left": self.place.experts - self.fit.rows,
+            "tokens_least": seen[0],
+            "tokens_median": seen[len(seen) // 2],
+            "loss_before": self.fit.loss_before,
+            "loss_after": self.fit.loss_after,
+            "changed_before": changed,
+            "changed_after": changed_after,
+            "identical_before": same,
+            "identical_after": same_after,
+        }
 
 
 def _shift(wanted: Tensor, got: Tensor) -> tuple[float, float]:
-    """Of masks `[T, E]`: the share of the choices that went elsewhere, and of the tokens whose set of experts is the same."""
+    """Of masks `[T, E]`: the share of the choices that went elsewhere, and of the tokens whose set of experts is the
+    same."""
     kept = (wanted & got).sum(-1) / wanted.sum(-1).clamp(min=1)
     return 1 - float(kept.double().mean()), float((wanted == got).all(-1).double().mean())
 
 
-def calibrate(program: Program, untouched: Program, blocks: Sequence[Block], lessons: Sequence[Sample], judges: Sequence[Sample], settings: Settings) -> None:
+def calibrate(
+    program: Program,
+    untouched: Program,
+    blocks: Sequence[Block],
+    lessons: Sequence[Sample],
+    judges: Sequence[Sample],
+    settings: Settings,
+) -> None:
     """Fit the routers of all blocks, and fill in what `Block` holds; the programs are not changed.
 
-    The untouched program is walked once, on all inputs, and the quantized one twice: on the inputs that judge with the routers that it
-    has, and on all of them while each router is fitted as its turn comes. Untouched logits are kept: 4 bytes a token, expert and block.
+    The untouched program is walked once, on all inputs, and the quantized one twice: on the inputs that judge with the
+    routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits are kept: 4
+    bytes a token, expert and block.
 
     Args:
         blocks: in graph order. lessons: inputs to fit on. judges: inputs that decide whether a fit is kept.
@@ -87,13 +109,22 @@ def calibrate(program: Program, untouched: Program, blocks: Sequence[Block], les
     samples = [*lessons, *judges]
     _walk(untouched, samples, [(b.twin, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
     _walk(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
-    _walk(program, samples, [(b.place, partial(_fit, program, b, len(lessons), settings), partial(_note, b, "after", len(lessons))) for b in blocks])
+    _walk(
+        program,
+        samples,
+        [
+            (b.place, partial(_fit, program, b, len(lessons), settings), partial(_note, b, "after", len(lessons)))
+            for b in blocks
+        ],
+    )
 
 
 Do = Callable[[Stop], None]
 
 
-def _walk(program: Program, samples: Sequence[Mapping[str, Tensor]], work: Sequence[tuple[RouterPlace, Do | None, Do]]) -> None:
+def _walk(
+    program: Program, samples: Sequence[Mapping[str, Tensor]], work: Sequence[tuple[RouterPlace, Do | None, Do]]
+) -> None:
     """Walk to the last block, and do what is to be done at each router's product and at each block."""
     todo: dict[fx.Node, list[Do]] = {}
     for place, at_product, at_block in work:
@@ -121,7 +152,9 @@ def _remember(block: Block, stop: Stop) -> None:
 
 
 def _note(block: Block, what: str, start: int, stop: Stop) -> None:
-    masks = [chosen(stop.node, args, named) for args, named in zip(stop.inputs[start:], stop.named[start:], strict=True)]
+    masks = [
+        chosen(stop.node, args, named) for args, named in zip(stop.inputs[start:], stop.named[start:], strict=True)
+    ]
     setattr(block, what, masks)
 
 
@@ -130,10 +163,20 @@ def _fit(program: Program, block: Block, lessons: int, settings: Settings, stop:
 
     def lesson(some: slice) -> Lesson:
         wanted = torch.cat(block.wanted[some])
-        return Lesson(torch.cat(x[some]), wanted, best_experts(wanted, settings.best(place), torch.cat(block.chosen[some])))
+        return Lesson(
+            torch.cat(x[some]), wanted, best_experts(wanted, settings.best(place), torch.cat(block.chosen[some]))
+        )
 
     bias = None if place.bias is None else place.bias.load()
     parts = lesson(slice(lessons)), lesson(slice(lessons, None))
-    block.fit = fit_router(place.weight.load(), block.twin.weight.load(), bias, *parts, settings.ridge, settings.floor, partial(place.rounded, program))
+    block.fit = fit_router(
+        place.weight.load(),
+        block.twin.weight.load(),
+        bias,
+        *parts,
+        settings.ridge,
+        settings.floor,
+        partial(place.rounded, program),
+    )
     if block.fitted is not None:
         place.put(stop, block.fitted)

@@ -1,9 +1,11 @@
-"""A router's rows fitted anew to the activations of a quantized model, so that tokens go to the experts that they went to before.
+"""A router's rows fitted anew to the activations of a quantized model, so that tokens go to the experts that they went
+to before.
 
-EAC-MoE (arXiv 2508.01625, eq. 5) asks for the router that minimises the squared error of the logits of each token's best K experts, K
-larger than the number that is chosen: the many experts far behind would only take the fit's attention. Which experts those are is decided
-by the untouched model, so the loss is a sum over experts of ordinary least squares, each over the tokens that have the expert among their
-best K, and is solved exactly: no learning rate, no epochs, the same result every time.
+EAC-MoE (arXiv 2508.01625, eq. 5) asks for the router that minimises the squared error of the logits of each token's
+best K experts, K larger than the number that is chosen: the many experts far behind would only take the fit's
+attention. Which experts those are is decided by the untouched model, so the loss is a sum over experts of ordinary
+least squares, each over the tokens that have the expert among their best K, and is solved exactly: no learning rate, no
+epochs, the same result every time.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ def best_experts(logits: Tensor, top: int, chosen: Tensor | None = None) -> Tens
 
     Args:
         logits: `[T, E]`, the untouched model's. top: K; at most E are taken.
-        chosen: bool `[T, E]`, experts that the token was given to. They count in any case: a correction bias or a limit to groups may
-            choose one whose logit is not among the best.
+        chosen: bool `[T, E]`, experts that the token was given to. They count in any case: a correction bias or a limit
+            to groups may choose one whose logit is not among the best.
 
     Returns:
         bool `[T, E]`.
     """
-    best = torch.zeros(logits.shape, dtype=torch.bool).scatter_(-1, logits.topk(min(top, logits.shape[-1]), dim=-1).indices, True)
+    best = torch.zeros(logits.shape, dtype=torch.bool).scatter_(
+        -1, logits.topk(min(top, logits.shape[-1]), dim=-1).indices, True
+    )
     return best if chosen is None else best | chosen
 
 
@@ -62,7 +66,8 @@ def fit_rows(weight: Tensor, origin: Tensor, bias: Tensor | None, lesson: Lesson
 
     Args:
         weight: `[E, H]`, the router as it is; rows that count for fewer tokens than `floor` stay so.
-        origin: `[E, H]`, the untouched model's router, to which fitted rows are drawn, so that fitting twice is fitting once.
+        origin: `[E, H]`, the untouched model's router, to which fitted rows are drawn, so that fitting twice is fitting
+            once.
         bias: `[E]` or None; it stays.
         ridge: how strongly, in units of the mean squared activation of the tokens that a row counts for.
     """
@@ -76,7 +81,8 @@ def fit_rows(weight: Tensor, origin: Tensor, bias: Tensor | None, lesson: Lesson
 
 
 def _ridge(x: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """`argmin |x @ d - y|² + penalty |d|²`; by the smaller of its two normal matrices, which give the same. NaN in, NaN out."""
+    """`argmin |x @ d - y|² + penalty |d|²`; by the smaller of its two normal matrices, which give the same. NaN in, NaN
+    out."""
     penalty = (ridge * x.square().sum() / x.shape[1]).clamp(min=torch.finfo(x.dtype).tiny)
     wide = x.shape[0] < x.shape[1]
     gram = x @ x.T if wide else x.T @ x
@@ -106,7 +112,14 @@ class Fit:
 
 
 def fit_router(
-    weight: Tensor, origin: Tensor, bias: Tensor | None, lesson: Lesson, judge: Lesson, ridge: float, floor: int, rounded: Callable[[Tensor], Tensor]
+    weight: Tensor,
+    origin: Tensor,
+    bias: Tensor | None,
+    lesson: Lesson,
+    judge: Lesson,
+    ridge: float,
+    floor: int,
+    rounded: Callable[[Tensor], Tensor],
 ) -> Fit:
     """Fit a router, and keep the fit only if it lowers the error on tokens that it has not seen.
 
@@ -115,9 +128,15 @@ def fit_router(
         lesson: what is fitted. judge: what decides.
         rounded: a router as it comes back from being stored.
     """
-    tokens, rows, before = tuple(int(n) for n in lesson.counts.sum(0)), len(lesson.rows(floor)), judge.loss(weight, bias)
+    tokens, rows, before = (
+        tuple(int(n) for n in lesson.counts.sum(0)),
+        len(lesson.rows(floor)),
+        judge.loss(weight, bias),
+    )
     if not rows:
-        reason = f"no expert is among the best of {floor} tokens of the calibration text, the commonest of {max(tokens)}"
+        reason = (
+            f"no expert is among the best of {floor} tokens of the calibration text, the commonest of {max(tokens)}"
+        )
         return Fit(None, reason, 0, tokens, before, before)
     if before <= _SAME**2 * float(judge.wanted[judge.counts].double().square().mean()):
         return Fit(None, "its logits are the untouched model's", 0, tokens, before, before)
@@ -125,4 +144,11 @@ def fit_router(
     after = judge.loss(new, bias)
     if after < before:
         return Fit(new, "", rows, tokens, before, after)
-    return Fit(None, f"a fit does not lower its error on the text held back: {before:.3g} before, {after:.3g} after", rows, tokens, before, after)
+    return Fit(
+        None,
+        f"a fit does not lower its error on the text held back: {before:.3g} before, {after:.3g} after",
+        rows,
+        tokens,
+        before,
+        after,
+    )

@@ -1,11 +1,10 @@
 """How much each expert of a mixture is worth, by what a calibration text sends through it, and which ones to keep.
 
 Scores:
-    reap: the mean, over the tokens that are routed to an expert, of its gate times the norm of its output, the gates of a token's
-        experts renormalised to 1 (REAP, arXiv 2510.13999): what would be missing where it is missing.
-    activation: the sum of the norms of its outputs (expert activation norm).
-    frequency: how many tokens are routed to it.
-    random: drawn from a seed; what any other score has to beat.
+    reap: the mean, over the tokens that are routed to an expert, of its gate times the norm of its output, the gates of
+        a token's experts renormalised to 1 (REAP, arXiv 2510.13999): what would be missing where it is missing.
+        activation: the sum of the norms of its outputs (expert activation norm). frequency: how many tokens are routed
+        to it. random: drawn from a seed; what any other score has to beat.
 """
 
 from __future__ import annotations
@@ -80,7 +79,9 @@ def _look(stop: Stop) -> Tally:
         for x, ids, weights, _ in routed:
             tokens, places = ((ids == e) & (weights != 0)).nonzero(as_tuple=True)
             if len(tokens):
-                sums[:, e] += _contribution(expert(e, _scaled(x, tokens, weights[tokens, places], before)), weights[tokens], places, before)
+                sums[:, e] += _contribution(
+                    expert(e, _scaled(x, tokens, weights[tokens, places], before)), weights[tokens], places, before
+                )
     return Tally(*sums)
 
 
@@ -96,7 +97,8 @@ def _scaled(x: Tensor, tokens: Tensor, weights: Tensor, before: bool) -> Tensor:
 
 
 def _contribution(y: Tensor, weights: Tensor, places: Tensor, before: bool) -> Tensor:
-    """How many rows of y `[N, H]` there are, the sum of their norms, and that times their gates among `weights [N, K]`."""
+    """How many rows of y `[N, H]` there are, the sum of their norms, and that times their gates among `weights [N,
+    K]`."""
     norms, shares = y.double().norm(dim=-1), weights.double().abs()
     gates = shares.gather(-1, places.unsqueeze(-1)).squeeze(-1) / shares.sum(-1)
     gated = norms if before else norms * gates  # the gate is in y already
@@ -105,19 +107,26 @@ def _contribution(y: Tensor, weights: Tensor, places: Tensor, before: bool) -> T
 
 # ---------------------------------------------------------------------- choice
 def best(scores: Tensor, count: int, groups: int = 1) -> tuple[int, ...]:
-    """The `count` experts with the highest scores `[E]`, in their old order; of each of `groups` equal groups as many. The first of equals is kept."""
+    """The `count` experts with the highest scores `[E]`, in their old order; of each of `groups` equal groups as many.
+    The first of equals is kept."""
     rows = scores.view(groups, -1)
     order = rows.argsort(dim=-1, descending=True, stable=True)[:, : count // groups]
     return tuple(sorted(int(e) for e in (order + torch.arange(groups).unsqueeze(-1) * rows.shape[1]).flatten()))
 
 
 def shares(scores: Sequence[Tensor], total: int, least: Sequence[int]) -> list[int]:
-    """How many experts each of several blocks keeps when `total` are kept of them all, those with the highest scores anywhere.
+    """How many experts each of several blocks keeps when `total` are kept of them all, those with the highest scores
+    anywhere.
 
-    Scores of different blocks are compared in units of their block's mean. Each block keeps at least its number in `least`.
+    Scores of different blocks are compared in units of their block's mean. Each block keeps at least its number in
+    `least`.
     """
     kept = list(least)
-    rest = [(float(v / s.mean().clamp(min=1e-30)), block) for block, s in enumerate(scores) for v in s.sort(descending=True).values[least[block] :]]
+    rest = [
+        (float(v / s.mean().clamp(min=1e-30)), block)
+        for block, s in enumerate(scores)
+        for v in s.sort(descending=True).values[least[block] :]
+    ]
     for _, block in sorted(rest, key=lambda pair: -pair[0])[: max(0, total - sum(least))]:
         kept[block] += 1
     return kept

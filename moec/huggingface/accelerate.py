@@ -20,33 +20,43 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def accelerate(model: _Model, *, check: bool = False, tune: float = 0.0) -> _Model:
-    """Switch every experts block of a transformers model to `moec::experts`, whose CUDA implementation are moec's kernels.
+    """Switch every experts block of a transformers model to `moec::experts`, whose CUDA implementation are moec's
+    kernels.
 
-    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in which the
-    kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of gpt-oss, whose rows are
-    interleaved, are put in order, one block after the other: its `state_dict` still shows them as they were, but it cannot go back
-    to another experts implementation.
+    The model stays what it was: it can be called, compiled, exported, captured in a CUDA graph (after a first call, in
+    which the kernels are compiled), trained (the backward is a plain one) and saved. Weights are not copied. Those of
+    gpt-oss, whose rows are interleaved, are put in order, one block after the other: its `state_dict` still shows them
+    as they were, but it cannot go back to another experts implementation.
 
     Args:
         model: a `PreTrainedModel` on CUDA, in float16, bfloat16 or float32.
-        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert. Without it, and in
-            what is compiled, exported or captured in a CUDA graph, where nobody can look, such a choice adds nothing to its token.
-        tune: seconds that may be spent on measuring, with this model's experts on this GPU, how the work is best cut; what is found is
-            used in this process, and said on stderr. `benchmarks/moe_gpu.py --tune` measures for good. 0: the committed table.
+        check: look at the ids of each call, which waits for the device, and raise M212 for one that is no expert.
+            Without it, and in what is compiled, exported or captured in a CUDA graph, where nobody can look, such a
+            choice adds nothing to its token.
+        tune: seconds that may be spent on measuring, with this model's experts on this GPU, how the work is best cut;
+            what is found is used in this process, and said on stderr. `benchmarks/moe_gpu.py --tune` measures for good.
+            0: the committed table.
 
     Returns:
         The same model.
 
     Raises:
-        MoecError: M302 off CUDA, M301 without Triton, M212 for another dtype, M206 for a block that moec doesn't know; then nothing
-            has been changed.
+        MoecError: M302 off CUDA, M301 without Triton, M212 for another dtype, M206 for a block that moec doesn't know;
+            then nothing has been changed.
     """
     if not hasattr(model, "set_experts_implementation"):
-        raise MoecError("M206", f"{type(model).__name__} is not a model of transformers", "moec.accelerate", "call torch.ops.moec.experts in its forward")
+        raise MoecError(
+            "M206",
+            f"{type(model).__name__} is not a model of transformers",
+            "moec.accelerate",
+            "call torch.ops.moec.experts in its forward",
+        )
     found = {path: module for path, module in model.named_modules() if in_interface(module)}
     if not found:
         fix = "accelerate a model whose experts use that interface, such as Mixtral, Qwen3-MoE, DeepSeek-V3 or gpt-oss"
-        raise MoecError("M206", f"no block of {type(model).__name__} is in transformers' experts interface", "moec.accelerate", fix)
+        raise MoecError(
+            "M206", f"no block of {type(model).__name__} is in transformers' experts interface", "moec.accelerate", fix
+        )
     gates = _gates(found)
     for path, module in found.items():
         _check(path, module)
@@ -69,7 +79,9 @@ def _tune(modules: list[Any], seconds: float) -> None:
     for module in modules:
         w_in, w_out, b_in, b_out = _operands(module)
         top_k = getattr(module.config, "num_experts_per_tok", None) or 1  # only says how many tokens are tried
-        blocks[w_in.shape, w_in.dtype] = tuning.Block(w_in, w_out, b_in, b_out, module._moec_gate.activation, top_k, w_in.dtype)
+        blocks[w_in.shape, w_in.dtype] = tuning.Block(
+            w_in, w_out, b_in, b_out, module._moec_gate.activation, top_k, w_in.dtype
+        )
     with torch.no_grad():
         adopt(tuning.tune(list(blocks.values()), seconds=seconds, tell=lambda line: print(line, file=sys.stderr)))
 
@@ -91,7 +103,9 @@ def _gates(found: dict[str, Any]) -> dict[str, Gate]:
             raise refuse(path, module, "is one rank of an expert-parallel model")
         key = type(module), id(module.config), repr(getattr(module, "act_fn", None))
         if key not in known:
-            known[key] = identify(module._apply_gate if module.has_gate else module.act_fn, module.has_gate, (module, module.config))
+            known[key] = identify(
+                module._apply_gate if module.has_gate else module.act_fn, module.has_gate, (module, module.config)
+            )
         gate = known[key]
         if gate is None:
             raise refuse(path, module, "has a gate that is none of those that moec knows")
@@ -103,11 +117,19 @@ def _check(path: str, module: nn.Module) -> None:
     """Raise M302, M301 or M212 unless the kernels take this block's parameters."""
     for name, parameter in module.named_parameters():
         if parameter.device.type != "cuda" and not interpreting():
-            fix = 'move the model first: model.to("cuda")' if torch.cuda.is_available() else "run on a machine with an NVIDIA GPU, or compile with moec.compile"
-            raise MoecError("M302", f"the experts are on {parameter.device}, and the kernels run on CUDA", f"{path}.{name}", fix)
+            fix = (
+                'move the model first: model.to("cuda")'
+                if torch.cuda.is_available()
+                else "run on a machine with an NVIDIA GPU, or compile with moec.compile"
+            )
+            raise MoecError(
+                "M302", f"the experts are on {parameter.device}, and the kernels run on CUDA", f"{path}.{name}", fix
+            )
         if parameter.dtype not in DTYPES:
             fix = "load the model in float16, bfloat16 or float32"
-            raise MoecError("M212", f"the parameter is {parameter.dtype}, which the kernels don't take", f"{path}.{name}", fix)
+            raise MoecError(
+                "M212", f"the parameter is {parameter.dtype}, which the kernels don't take", f"{path}.{name}", fix
+            )
     if find_spec("triton") is None:
         raise MoecError("M301", "Triton is not installed", "moec.accelerate", "pip install moec[triton]")
 
@@ -143,14 +165,22 @@ def _operands(self: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     w_in, w_out = getattr(self, first), self.down_proj
     if self.is_transposed:
         w_in, w_out = w_in.mT, w_out.mT
-    return (w_in, w_out, getattr(self, f"{first}_bias"), self.down_proj_bias) if self.has_bias else (w_in, w_out, None, None)
+    return (
+        (w_in, w_out, getattr(self, f"{first}_bias"), self.down_proj_bias)
+        if self.has_bias
+        else (w_in, w_out, None, None)
+    )
 
 
 def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts implementation: what transformers calls in place of the module's own forward."""
     w_in, w_out, bias_in, bias_out = _operands(self)
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
-    if self._moec_check and not torch.compiler.is_compiling() and not (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if (
+        self._moec_check
+        and not torch.compiler.is_compiling()
+        and not (ids.is_cuda and torch.cuda.is_current_stream_capturing())
+    ):
         check_ids(ids, w_in.shape[0])
     rule = self._moec_gate.activation.arguments()
     result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, w_in, w_out, bias_in, bias_out, **rule)

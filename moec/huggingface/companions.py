@@ -1,4 +1,5 @@
-"""The files that belong beside an engine: config, tokenizer, chat template; and what they say of the model as plain facts."""
+"""The files that belong beside an engine: config, tokenizer, chat template; and what they say of the model as plain
+facts."""
 
 from __future__ import annotations
 
@@ -14,16 +15,31 @@ from moec.program.program import Input
 
 # copied byte by byte: what a client reads, never weights, pickles or code
 FILES = (
-    "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
-    "chat_template*", "additional_chat_templates/*", "*preprocessor_config.json", "processor_config.json", "LICENSE*",
-    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]*_*/config.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "*preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]*_*/config.json",
+)
 SUFFIXES = ("", ".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".md")
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
 def write_companions(source: Any, folder: Path) -> None:
-    """Put the model's own files into an engine folder: copies where the source is a folder, else its config as transformers writes it.
+    """Put the model's own files into an engine folder: copies where the source is a folder, else its config as
+    transformers writes it.
 
     A source that is no model of the transformers library has none.
     """
@@ -63,7 +79,8 @@ def describe(source: Any) -> ModelFacts:
 
 
 def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -> ModelFacts:
-    """Facts from a model's config, its generation config (or None) and its signature; the cache's sizes are those of the signature."""
+    """Facts from a model's config, its generation config (or None) and its signature; the cache's sizes are those of
+    the signature."""
     text, caches = config.get_text_config(), cache_inputs(inputs)
     first = caches[0].shape if caches else (0, 0, 0, 0)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
@@ -94,10 +111,16 @@ def _stored_generation(path: Path) -> Any:
     except Exception as error:  # its own validation may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         where = str(path / "generation_config.json")
-        raise MoecError("M204", f"generation_config.json is not a valid configuration: {reason}", where, "correct the file, or remove it") from error
+        raise MoecError(
+            "M204",
+            f"generation_config.json is not a valid configuration: {reason}",
+            where,
+            "correct the file, or remove it",
+        ) from error
 
 
 def _ids(generation: Any, config: Any, name: str) -> list[int | None]:
-    """The token ids that generation uses under this name: the generation config's, else the model's own; `[None]` where there is none."""
+    """The token ids that generation uses under this name: the generation config's, else the model's own; `[None]` where
+    there is none."""
     found = next((v for v in (getattr(c, name, None) for c in (generation, config)) if v is not None), None)
     return list(found) if isinstance(found, list | tuple) else [found]

@@ -47,13 +47,16 @@ class Origin(Protocol):
         """The untouched model in float32."""
 
 
-def open_source(text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, cache: bool = True) -> HuggingFaceSource:
+def open_source(
+    text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, cache: bool = True
+) -> HuggingFaceSource:
     """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
 
     With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs.
 
     Raises:
-        MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without permission.
+        MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
+            permission.
     """
     return HuggingFaceSource(text, Folder(text, trust_remote_code, allow_pickle), cache)
 
@@ -71,7 +74,8 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def from_model(cls, model: Any, cache: bool = True) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not copied."""
+        """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not
+        copied."""
         return cls(type(model).__name__, Loaded(model), cache)
 
     @cached_property
@@ -108,14 +112,17 @@ class HuggingFaceSource(Source):
         """The model as a Program, its experts as `moec::experts`.
 
         Raises:
-            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export cannot take.
+            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
+                cannot take.
         """
         try:
             return self._capture(dtype)
         except MoecError as error:
             if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
                 return self._capture(dtype, device="cpu")
-            if error.code == "M206" and error.where == ATTENTION and not self._cache:  # an argument that our operator cannot honour
+            if (
+                error.code == "M206" and error.where == ATTENTION and not self._cache
+            ):  # an argument that our operator cannot honour
                 self._own_attention = True
                 return self.capture(dtype)
             if error.code != "M207":
@@ -141,7 +148,8 @@ class HuggingFaceSource(Source):
         return program
 
     def _private(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
-        """A model on the meta device in which moec's operators stand for experts and attention, and its lazy weights."""
+        """A model on the meta device in which moec's operators stand for experts and attention, and its lazy
+        weights."""
         model, weights = self.origin.captured(dtype)
         skeleton.take_buffers(model, weights)
         skeleton.share(model, weights)

@@ -1,4 +1,5 @@
-"""The CUDA implementations of the dialect's operators: the kernels where they apply, else the reference, which runs anywhere."""
+"""The CUDA implementations of the dialect's operators: the kernels where they apply, else the reference, which runs
+anywhere."""
 
 from __future__ import annotations
 
@@ -30,21 +31,51 @@ def route(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tens
 
 
 def experts(
-    x: Tensor, ids: Tensor, weights: Tensor, w_in: Tensor, w_out: Tensor, b_in: Tensor | None = None, b_out: Tensor | None = None, **rule: Any
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    **rule: Any,
 ) -> Tensor:
     """`moec::experts`. In float64, or without Triton, the reference, which waits for the device."""
     activation, before = Activation.of(rule), bool(rule.get("score_before", False))
     if x.dtype == torch.float64 or not has_triton():
-        return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, activation), w_in.shape[0], before)
+        return experts_reference(
+            x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, activation), w_in.shape[0], before
+        )
     return launch.experts(x, ids, weights, w_in, w_out, b_in, b_out, rule=activation, score_before=before)
 
 
 def moe(
-    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None, w_in: Tensor, w_out: Tensor,
-    b_in: Tensor | None = None, b_out: Tensor | None = None, **rule: Any,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    router_weight: Tensor,
+    router_bias: Tensor | None,
+    selection_bias: Tensor | None,
+    w_in: Tensor,
+    w_out: Tensor,
+    b_in: Tensor | None = None,
+    b_out: Tensor | None = None,
+    **rule: Any,
+) -> Tensor:
     """`moec::moe`. In float64, or without Triton, the reference."""
     routing, activation, before = Routing.of(rule), Activation.of(rule), bool(rule.get("score_before", False))
     if x.dtype == torch.float64 or not has_triton():
-        return moe_reference(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing, activation, before)
-    return launch.moe(x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing=routing, rule=activation, score_before=before)
+        return moe_reference(
+            x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing, activation, before
+        )
+    return launch.moe(
+        x,
+        router_weight,
+        router_bias,
+        selection_bias,
+        w_in,
+        w_out,
+        b_in,
+        b_out,
+        routing=routing,
+        rule=activation,
+        score_before=before,
+    )

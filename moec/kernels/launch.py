@@ -22,7 +22,8 @@ __all__ = ["align", "experts", "moe", "route", "router_parts"]
 
 @dataclass(frozen=True)
 class Order:
-    """The routed pairs by expert, as `moec.kernels.device.align` explains; for few tokens empty, and every pair is a tile."""
+    """The routed pairs by expert, as `moec.kernels.device.align` explains; for few tokens empty, and every pair is a
+    tile."""
 
     tiles: int
     pairs: Tensor
@@ -37,23 +38,29 @@ def align(ids: Tensor, experts: int, rows: int) -> Order:
     count = ids.numel()
     tiles = count // rows + experts
     order, offsets, owners = (torch.empty(n, dtype=torch.int32, device=ids.device) for n in (count, experts + 1, tiles))
-    start(align_kernel, (experts,), ids, count, tiles, order, offsets, owners, EXPERTS=experts, ROWS=rows, BLOCK=_ALIGN_BLOCK)
+    start(
+        align_kernel, (experts,), ids, count, tiles, order, offsets, owners, EXPERTS=experts, ROWS=rows,
+        BLOCK=_ALIGN_BLOCK,
+    )  # fmt: skip
     return Order(tiles, order, offsets, owners)
 
 
 def experts(
-    x: Tensor, ids: Tensor, weights: Tensor, w_in: _Weight, w_out: _Weight, b_in: Tensor | None = None, b_out: Tensor | None = None, *,
-    rule: Activation, score_before: bool = False, tile: Tile | None = None, sort: bool | None = None, checked: bool = False,
-    resident: int | None = None,
+    x: Tensor, ids: Tensor, weights: Tensor, w_in: _Weight, w_out: _Weight, b_in: Tensor | None = None, b_out: Tensor |
+    None = None, *, rule: Activation, score_before: bool = False, tile: Tile | None = None, sort: bool | None = None,
+    checked: bool = False, resident: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows.
 
     Args:
-        x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `Packed`, and strided.
+        x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `Packed`, and
+            strided.
         rule: the activation.
         tile: sizes of the pieces instead of the table's.
-        sort: whether to sort the pairs by expert; by default, and whatever is said where a tile has too few rows, for more than a few tokens.
-        checked: raise for ids that are no experts, which waits for the device. Otherwise such a choice adds nothing to its token.
+        sort: whether to sort the pairs by expert; by default, and whatever is said where a tile has too few rows, for
+            more than a few tokens.
+        checked: raise for ids that are no experts, which waits for the device. Otherwise such a choice adds nothing to
+            its token.
         resident: `Tile.resident` instead of the tile's.
 
     Raises:
@@ -76,9 +83,9 @@ def experts(
 
 
 def moe(
-    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None, w_in: _Weight, w_out: _Weight,
-    b_in: Tensor | None, b_out: Tensor | None, *, routing: Routing, rule: Activation, score_before: bool = False,
-    resident: int | None = None,
+    x: Tensor, router_weight: Tensor, router_bias: Tensor | None, selection_bias: Tensor | None, w_in: _Weight, w_out:
+    _Weight, b_in: Tensor | None, b_out: Tensor | None, *, routing: Routing, rule: Activation, score_before: bool =
+    False, resident: int | None = None,
 ) -> Tensor:  # fmt: skip
     """`moec::moe` in five kernels, or six for many tokens: the router's product in float32, `route`, `experts`."""
     check_router(x, router_weight, router_bias, selection_bias, routing)
@@ -110,7 +117,11 @@ class _Call:
         return self.ids, self.order.pairs, self.order.offsets, self.order.experts
 
     def cut(self, weight: _Weight) -> Tile:
-        kind, group = ("packed", weight.group) if isinstance(weight, Packed) else ("single" if weight.dtype == torch.float32 else "half", 0)
+        kind, group = (
+            ("packed", weight.group)
+            if isinstance(weight, Packed)
+            else ("single" if weight.dtype == torch.float32 else "half", 0)
+        )
         tile = self.tile or tile_for(capability(self.x.device), kind, self.height, group)
         return tile if self.resident is None else replace(tile, resident=self.resident)
 
@@ -139,10 +150,11 @@ def _rows_in(call: _Call, w: _Weight, bias: Tensor | None) -> Tensor:
     options = tile.options(rule.gated)
     grid = call.programs(tile, -(-inner // options["BLOCK_N"]))
     start(
-        rows_in_kernel, grid, call.x, *call.tables(), call.weights, values, scale, zero, None if bias is None else bias.contiguous(),
-        len(call.x), call.order.tiles, call.x.stride(0), *strides, hidden,
-        DEPTH=w.shape[2], INNER=inner, BEFORE=call.before, GATED=rule.gated, NAME=rule.name, ALPHA=rule.alpha, BETA=rule.beta, LIMIT=rule.limit,
-        CLAMP_AFTER=rule.clamp_after, HAS_BIAS=bias is not None, **call.shared(), **call.precise(), **packing, **options,
+        rows_in_kernel, grid, call.x, *call.tables(), call.weights, values, scale, zero, None if bias is None else
+        bias.contiguous(), len(call.x), call.order.tiles, call.x.stride(0), *strides, hidden, DEPTH=w.shape[2],
+        INNER=inner, BEFORE=call.before, GATED=rule.gated, NAME=rule.name, ALPHA=rule.alpha, BETA=rule.beta,
+        LIMIT=rule.limit, CLAMP_AFTER=rule.clamp_after, HAS_BIAS=bias is not None, **call.shared(), **call.precise(),
+        **packing, **options,
     )  # fmt: skip
     return hidden
 
@@ -158,8 +170,8 @@ def _rows_out(call: _Call, hidden: Tensor, w: _Weight, bias: Tensor | None) -> T
     grid = call.programs(tile, -(-width // tile.columns))
     start(
         rows_out_kernel, grid, hidden, *call.tables(), values, scale, zero, None if bias is None else bias.contiguous(),
-        len(call.x), call.order.tiles, *strides, result,
-        INNER=w.shape[2], WIDTH=width, HAS_BIAS=bias is not None, **call.shared(), **call.precise(), **packing, **tile.options(),
+        len(call.x), call.order.tiles, *strides, result, INNER=w.shape[2], WIDTH=width, HAS_BIAS=bias is not None,
+        **call.shared(), **call.precise(), **packing, **tile.options(),
     )  # fmt: skip
     return result
 
@@ -179,7 +191,13 @@ def _combine(call: _Call, result: Tensor) -> Tensor:
 def _operands(w: _Weight, tile: Tile) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[int, ...], dict[str, Any]]:
     """Weights, scales, zero points, their strides, and how they are packed."""
     if isinstance(w, Tensor):
-        return w, None, None, (*w.stride(), 0), {"FORMAT": "plain", "GROUP": 1, "ROW_GROUP": 1, "HAS_ZERO": False, "LATE": False}
+        return (
+            w,
+            None,
+            None,
+            (*w.stride(), 0),
+            {"FORMAT": "plain", "GROUP": 1, "ROW_GROUP": 1, "HAS_ZERO": False, "LATE": False},
+        )
     values = w.values.view(torch.uint8) if w.format == "fp8" else w.values
     late = tile.rows <= FEW_TOKENS and w.group % tile.depth == 0
     packing = {"FORMAT": w.format, "GROUP": w.group, "ROW_GROUP": w.rows, "HAS_ZERO": w.zero is not None, "LATE": late}

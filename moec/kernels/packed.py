@@ -13,8 +13,8 @@ class Packed:
     """`[E, N, K]` weights as integers of 4 or 8 bits, or FP8 E4M3, with scales by group.
 
     Attributes:
-        values: uint8 `[E, N, K*bits/8]`, two 4-bit values a byte, the first in the low half, as `moec::dequantize` has it;
-            or float8_e4m3fn `[E, N, K]`.
+        values: uint8 `[E, N, K*bits/8]`, two 4-bit values a byte, the first in the low half, as `moec::dequantize` has
+            it; or float8_e4m3fn `[E, N, K]`.
         scale: floats `[E, ceil(N/rows), ceil(K/group)]`.
         zero: uint8, one a scale; None: the grid is symmetric about 2**(bits-1), FP8's about 0.
         bits: 4 or 8.

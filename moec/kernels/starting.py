@@ -16,7 +16,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """One start of a kernel: Triton's function, its grid, its arguments by name, and Triton's own options (num_warps, num_stages)."""
+    """One start of a kernel: Triton's function, its grid, its arguments by name, and Triton's own options (num_warps,
+    num_stages)."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -80,7 +81,8 @@ def _capability(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many the device has. Where there is no GPU: 2, so that in the interpreter programs take turns; compiled code doesn't depend on it."""
+    """How many the device has. Where there is no GPU: 2, so that in the interpreter programs take turns; compiled code
+    doesn't depend on it."""
     return 2 if is_recording() or device.type != "cuda" else _multiprocessors(device)
 
 

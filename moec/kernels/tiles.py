@@ -1,7 +1,7 @@
 """How large the pieces are that the work is cut into: a small table by SM, kind of weights and tokens an expert.
 
-The table is `tiles.toml` beside this file. Lines of the file that the environment variable MOEC_TILES names, as `moec.kernels.tuning`
-writes them, come before it; nothing is measured unless it is asked for.
+The table is `tiles.toml` beside this file. Lines of the file that the environment variable MOEC_TILES names, as
+`moec.kernels.tuning` writes them, come before it; nothing is measured unless it is asked for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Tile:
         depth: how far one step goes along the inner dimension.
         band: how many tiles in turn read the same weights.
         warps, stages: Triton's num_warps and num_stages.
-        resident: programs a multiprocessor that stay and take piece after piece (`moec.kernels.device.persistent`); 0: a program a piece.
+        resident: programs a multiprocessor that stay and take piece after piece (`moec.kernels.device.persistent`); 0:
+            a program a piece.
     """
 
     rows: int
@@ -46,7 +47,14 @@ class Tile:
     def options(self, gated: bool = False) -> dict[str, int]:
         """Keyword arguments of a launch."""
         columns = self.columns // 2 if gated else self.columns
-        return {"ROWS": self.rows, "BLOCK_N": columns, "BLOCK_K": self.depth, "BAND": self.band, "num_warps": self.warps, "num_stages": self.stages}
+        return {
+            "ROWS": self.rows,
+            "BLOCK_N": columns,
+            "BLOCK_K": self.depth,
+            "BAND": self.band,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
 
     def within(self, group: int) -> Tile:
         """The tile whose steps don't go beyond one group of a packed matrix's scales, where that is possible."""
@@ -55,13 +63,15 @@ class Tile:
 
 @lru_cache(None)
 def table() -> dict[Key, Tile]:
-    """(least SM, kind, rows) -> tile: `tiles.toml`, and over it what `MOEC_TILES` names. Raises M201 for a file that is no table."""
+    """(least SM, kind, rows) -> tile: `tiles.toml`, and over it what `MOEC_TILES` names. Raises M201 for a file that is
+    no table."""
     own = os.environ.get(VARIABLE)
     return {**read(_TABLE), **(read(Path(own)) if own else {})}
 
 
 def read(path: Path) -> dict[Key, Tile]:
-    """The lines of one file: lists of least SM, kind, rows, columns, depth, band, warps, stages, and perhaps resident. Raises M201."""
+    """The lines of one file: lists of least SM, kind, rows, columns, depth, band, warps, stages, and perhaps resident.
+    Raises M201."""
     try:
         lines = tomllib.loads(path.read_text())["tiles"]
         found = {(sm, kind, rows): Tile(rows, *rest) for sm, kind, rows, *rest in lines}
@@ -76,16 +86,38 @@ def read(path: Path) -> dict[Key, Tile]:
 def _check(key: Key, tile: Tile, path: Path) -> None:
     sizes = (tile.columns, tile.depth, tile.warps)
     whole = isinstance(key[0], int) and all(type(n) is int for n in astuple(tile))
-    if not (whole and key[1] in KINDS and tile.rows in ROWS and min(*sizes[:2]) >= 32 and min(tile.band, tile.warps, tile.stages) > 0 <= tile.resident):
-        raise MoecError("M201", f"{key} cannot have {tile}", str(path), f"kinds are {', '.join(KINDS)}, rows {ROWS}, columns and depth 32 at least")
+    if not (
+        whole
+        and key[1] in KINDS
+        and tile.rows in ROWS
+        and min(*sizes[:2]) >= 32
+        and min(tile.band, tile.warps, tile.stages) > 0 <= tile.resident
+    ):
+        raise MoecError(
+            "M201",
+            f"{key} cannot have {tile}",
+            str(path),
+            f"kinds are {', '.join(KINDS)}, rows {ROWS}, columns and depth 32 at least",
+        )
     if any(n & (n - 1) for n in sizes):
         raise MoecError("M201", f"{key} has {tile}", str(path), "give columns, depth and warps that are powers of two")
 
 
 def written(tiles: Mapping[Key, Tile]) -> str:
     """TOML that `read` reads back."""
-    lines = [f'    [{sm}, "{kind}", {", ".join(str(n) for n in astuple(tile))}],' for (sm, kind, _), tile in sorted(tiles.items())]
-    return "\n".join(["# least SM, kind, rows of a tile, columns, depth, band, warps, stages, resident", "tiles = [", *lines, "]", ""])
+    lines = [
+        f'    [{sm}, "{kind}", {", ".join(str(n) for n in astuple(tile))}],'
+        for (sm, kind, _), tile in sorted(tiles.items())
+    ]
+    return "\n".join(
+        [
+            "# least SM, kind, rows of a tile, columns, depth, band, warps, stages, resident",
+            "tiles = [",
+            *lines,
+            "]",
+            "",
+        ]
+    )
 
 
 def adopt(tiles: Mapping[Key, Tile]) -> None:

@@ -1,8 +1,8 @@
 """Which tile is the fastest, measured on the GPU that is there; only on request.
 
-From the table's tile one size after the other is varied, and what is faster stays. Before anything is measured, tiles are left out
-that cannot fit; what doesn't start, or computes something else, loses. The result are lines for `tiles.toml`, or for the file that the
-environment variable MOEC_TILES names.
+From the table's tile one size after the other is varied, and what is faster stays. Before anything is measured, tiles
+are left out that cannot fit; what doesn't start, or computes something else, loses. The result are lines for
+`tiles.toml`, or for the file that the environment variable MOEC_TILES names.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ from moec.kernels.starting import capability
 from moec.kernels.tiles import FEW_TOKENS, ROWS, Key, Tile, rows_for, tile_for
 
 SIZES: dict[str, tuple[int, ...]] = {
-    "columns": (32, 64, 128, 256), "depth": (32, 64, 128), "stages": (2, 3, 4, 5), "warps": (4, 8), "resident": (0, 1, 2), "band": (1, 2, 4, 8),
-}  # fmt: skip
+    "columns": (32, 64, 128, 256),
+    "depth": (32, 64, 128),
+    "stages": (2, 3, 4, 5),
+    "warps": (4, 8),
+    "resident": (0, 1, 2),
+    "band": (1, 2, 4, 8),
+}
 GAIN = 0.01  # a tile must be faster by this much: less is noise
 _BYTES = {"half": 2.0, "single": 4.0, "packed": 0.5}
 _ACCUMULATORS = 128  # registers of a thread; the rest of the 255 are addresses and operands
@@ -61,7 +66,8 @@ class Block:
         return (self.w_in if isinstance(self.w_in, Tensor) else self.w_in.values).device
 
     def tokens(self, rows: int) -> list[int]:
-        """How many tokens are tried for tiles of so many rows: one and a few for the least, two tiles an expert for the largest."""
+        """How many tokens are tried for tiles of so many rows: one and a few for the least, two tiles an expert for the
+        largest."""
         experts = self.w_in.shape[0]
         if rows == ROWS[0]:
             return [1, FEW_TOKENS]
@@ -69,7 +75,11 @@ class Block:
 
     def calls(self, rows: int) -> list[Callable[[Tile], Tensor]]:
         """The block on random tokens with any tile, for each number of tokens."""
-        return [self._call(tokens) for tokens in self.tokens(rows) if rows_for(tokens, self.top_k, self.w_in.shape[0]) == rows]
+        return [
+            self._call(tokens)
+            for tokens in self.tokens(rows)
+            if rows_for(tokens, self.top_k, self.w_in.shape[0]) == rows
+        ]
 
     def _call(self, tokens: int) -> Callable[[Tile], Tensor]:
         generator = torch.Generator(self.device).manual_seed(tokens)
@@ -87,7 +97,8 @@ def shared_bytes(tile: Tile, kind: str) -> int:
 
 
 def fits(tile: Tile, kind: str, sm: int) -> bool:
-    """Whether a program's shared memory and a thread's sums can be had; what the compiler adds to them shows when the tile is tried."""
+    """Whether a program's shared memory and a thread's sums can be had; what the compiler adds to them shows when the
+    tile is tried."""
     limit = SHARED_LIMIT_BYTES[max(s for s in SHARED_LIMIT_BYTES if s <= max(sm, 80))]
     in_registers = not 100 <= sm < 120 or kind == "single"  # elsewhere on these, sums have a memory of their own
     sums = tile.rows * tile.columns / (32 * tile.warps)
@@ -101,7 +112,8 @@ def candidates(sm: int, kind: str, rows: int) -> list[Tile]:
 
 
 def choose(first: Tile, among: Iterable[Tile], cost: Cost, end: float = math.inf) -> tuple[Tile, dict[Tile, float]]:
-    """The best tile on the way from `first`, and what was measured: one size at a time, over all of them until none changes.
+    """The best tile on the way from `first`, and what was measured: one size at a time, over all of them until none
+    changes.
 
     Args:
         first: a tile that works. among: where the others may be taken from.
@@ -123,7 +135,8 @@ def choose(first: Tile, among: Iterable[Tile], cost: Cost, end: float = math.inf
 
 
 def relative(calls: Sequence[Callable[[Tile], Tensor]], first: Tile, clock: Clock) -> Cost:
-    """The geometric mean over calls of a tile's time in units of the first's; infinity where it doesn't run or computes something else."""
+    """The geometric mean over calls of a tile's time in units of the first's; infinity where it doesn't run or computes
+    something else."""
     wanted, units = [call(first) for call in calls], [clock(partial(call, first)) for call in calls]
 
     def cost(tile: Tile) -> float:
@@ -149,14 +162,21 @@ def _same(got: Tensor, wanted: Tensor) -> bool:
 
 
 def tune(
-    blocks: Sequence[Block], *, seconds: float = 120.0, rows: Sequence[int] = ROWS, clock: Clock | None = None, tell: Callable[[str], None] = print,
-) -> dict[Key, Tile]:  # fmt: skip
-    """Measure tiles on the device that the blocks are on, and return the lines of those that are faster than the table's.
+    blocks: Sequence[Block],
+    *,
+    seconds: float = 120.0,
+    rows: Sequence[int] = ROWS,
+    clock: Clock | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[Key, Tile]:
+    """Measure tiles on the device that the blocks are on, and return the lines of those that are faster than the
+    table's.
 
     Args:
         blocks: experts; those of one kind share their lines.
         seconds: after which no other tile is tried, shared out among the lines. rows: which lines.
-        clock: milliseconds of a call; by default events on CUDA with the L2 cache overwritten, elsewhere (in the interpreter) the clock on the wall.
+        clock: milliseconds of a call; by default events on CUDA with the L2 cache overwritten, elsewhere (in the
+            interpreter) the clock on the wall.
         tell: gets a sentence a line.
     """
     end, found = time.monotonic() + seconds, {}
@@ -170,7 +190,9 @@ def tune(
             tell(f"sm_{sm} {kind} {count}: not measured")
             continue
         first = tile_for(sm, kind, count)
-        best, known = choose(first, candidates(sm, kind, count), relative(calls, first, clock or clock_of(own[0].device)), share)
+        best, known = choose(
+            first, candidates(sm, kind, count), relative(calls, first, clock or clock_of(own[0].device)), share
+        )
         tell(f"sm_{sm} {kind} {count}: {len(known)} tiles tried, {best} takes {known[best]:.2f} of the table's time")
         if best != first:
             found[sm, kind, count] = best
@@ -178,7 +200,8 @@ def tune(
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Median milliseconds of a call: between events with the L2 cache overwritten on CUDA, elsewhere one call on the wall's clock."""
+    """Median milliseconds of a call: between events with the L2 cache overwritten on CUDA, elsewhere one call on the
+    wall's clock."""
     if device.type != "cuda":
         return _wall_ms
     flusher = torch.empty(2**28, dtype=torch.uint8, device=device)

@@ -18,18 +18,28 @@ def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possi
     """The layout that was asked for; by default `genai` for a decoder that onnxruntime-genai can run, else `plain`.
 
     Raises:
-        MoecError: M202 for a name that is no layout, M208 for one that the target's engines are not `possible` in, and for `genai` where
-            its runtime cannot run the model.
+        MoecError: M202 for a name that is no layout, M208 for one that the target's engines are not `possible` in, and
+            for `genai` where its runtime cannot run the model.
     """
     if layout is not None and layout not in LAYOUTS:
         raise MoecError("M202", f"no layout is called {layout!r}", "layout", did_you_mean(layout, list(LAYOUTS)))
     if layout is not None and layout not in possible:
-        raise MoecError("M208", f"clients of the layout {layout!r} cannot run this engine", f"layout {layout}", f"use --layout {' or '.join(possible)}")
+        raise MoecError(
+            "M208",
+            f"clients of the layout {layout!r} cannot run this engine",
+            f"layout {layout}",
+            f"use --layout {' or '.join(possible)}",
+        )
     if "genai" not in possible:
         return layout or "plain"
     reason = genai.refusal(inputs, facts) if layout in (None, "genai") else None
     if layout == "genai" and reason:
-        raise MoecError("M208", f"onnxruntime-genai cannot run this model: {reason}", "layout genai", "use --layout plain: ONNX Runtime itself runs it")
+        raise MoecError(
+            "M208",
+            f"onnxruntime-genai cannot run this model: {reason}",
+            "layout genai",
+            "use --layout plain: ONNX Runtime itself runs it",
+        )
     return layout or ("plain" if reason else "genai")
 
 
@@ -37,7 +47,8 @@ def arrange(
     layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts,
     device: str = "cpu", threads: int = 0, shared_cache: bool = False,
 ) -> None:  # fmt: skip
-    """Write and move files so that `folder`, which holds an engine and the files beside it, is laid out for its clients.
+    """Write and move files so that `folder`, which holds an engine and the files beside it, is laid out for its
+    clients.
 
     Args:
         layout: one of `LAYOUTS`.
@@ -56,5 +67,9 @@ def arrange(
 
 def model_folder(folder: Path) -> Path:
     """Where the engine's own files lie in a folder of any layout; the folder itself where there are none."""
-    holds = (path.parent for name in triton.BACKENDS for path in [*folder.glob(name), *sorted(folder.glob(f"*/{triton.VERSION}/{name}"))])
+    holds = (
+        path.parent
+        for name in triton.BACKENDS
+        for path in [*folder.glob(name), *sorted(folder.glob(f"*/{triton.VERSION}/{name}"))]
+    )
     return next(holds, folder)

@@ -38,6 +38,7 @@ class ModelFacts:
 
 
 def model_name(source: str) -> str:
-    """A name for servers and paths from how the user named the model: a folder, a hub id, `file.py:callable` or a `.pt2`."""
+    """A name for servers and paths from how the user named the model: a folder, a hub id, `file.py:callable` or a
+    `.pt2`."""
     last = source.split(":")[-1] if ".py:" in source else Path(source).name.removesuffix(".pt2")
     return re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip(".-") or "model"

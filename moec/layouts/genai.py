@@ -1,9 +1,9 @@
 """`genai_config.json`: what onnxruntime-genai must know to generate text with an engine.
 
-Its runtime pads prompts of a batch on the right and masks what it padded; the engine counts positions from the mask, so that a text
-comes out as it does alone. Where the graph appends to its cache, past and present share one buffer, which the runtime makes for `max_length`
-tokens; elsewhere keys and values are concatenated. Left alone, it takes half of what the machine calls threads (its 0.18; half speed where
-those are cores): the number that is written says otherwise.
+Its runtime pads prompts of a batch on the right and masks what it padded; the engine counts positions from the mask, so
+that a text comes out as it does alone. Where the graph appends to its cache, past and present share one buffer, which
+the runtime makes for `max_length` tokens; elsewhere keys and values are concatenated. Left alone, it takes half of what
+the machine calls threads (its 0.18; half speed where those are cores): the number that is written says otherwise.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def config(
     inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts,
     file: str = "model.onnx", device: str = "cpu", threads: int = 0, shared_cache: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """The content of `genai_config.json`: greedy search by default, the model's own sampling settings where a client turns sampling on.
+    """The content of `genai_config.json`: greedy search by default, the model's own sampling settings where a client
+    turns sampling on.
 
-    The model's type is the generic `decoder`: the runtime needs to know none of the architectures. `threads` 0 is one for each core, which
-    is ONNX Runtime's own default.
+    The model's type is the generic `decoder`: the runtime needs to know none of the architectures. `threads` 0 is one
+    for each core, which is ONNX Runtime's own default.
     """
     eos = list(facts.eos)
     pad = facts.pad if facts.pad is not None else next(iter(eos), 0)  # as transformers' generate does
@@ -61,25 +62,42 @@ def config(
     }  # fmt: skip
 
 
-def _decoder(inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str, threads: int) -> dict[str, Any]:
+def _decoder(
+    inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str, threads: int
+) -> dict[str, Any]:
     key, value = (name.replace("0", "%d") for name in past_names(0))
     named = {n: n for n in (IDS, MASK, POSITIONS) if any(i.name == n for i in inputs)}
     return {
         "filename": file,
-        "session_options": {"intra_op_num_threads": threads, "provider_options": [{"cuda": {}}] if device == "cuda" else []},
-        "hidden_size": facts.hidden, "head_size": facts.head_width, "num_attention_heads": facts.heads,
-        "num_key_value_heads": facts.key_value_heads, "num_hidden_layers": facts.layers,
+        "session_options": {
+            "intra_op_num_threads": threads,
+            "provider_options": [{"cuda": {}}] if device == "cuda" else [],
+        },
+        "hidden_size": facts.hidden,
+        "head_size": facts.head_width,
+        "num_attention_heads": facts.heads,
+        "num_key_value_heads": facts.key_value_heads,
+        "num_hidden_layers": facts.layers,
         "inputs": {**named, "past_key_names": key, "past_value_names": value},
         "outputs": {
             LOGITS: LOGITS if LOGITS in outputs else outputs[0],
-            "present_key_names": present_name(key), "present_value_names": present_name(value),
+            "present_key_names": present_name(key),
+            "present_value_names": present_name(value),
         },
-    }  # fmt: skip
+    }
 
 
 def write(
-    folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu", threads: int = 0, shared_cache: bool = False
+    folder: Path,
+    inputs: Sequence[Input],
+    outputs: Sequence[Input],
+    facts: ModelFacts,
+    device: str = "cpu",
+    threads: int = 0,
+    shared_cache: bool = False,
 ) -> None:
     """Put `genai_config.json` beside the engine."""
-    content: Mapping[str, Any] = config(inputs, [o.name for o in outputs], facts, device=device, threads=threads, shared_cache=shared_cache)
+    content: Mapping[str, Any] = config(
+        inputs, [o.name for o in outputs], facts, device=device, threads=threads, shared_cache=shared_cache
+    )
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

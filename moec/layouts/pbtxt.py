@@ -12,7 +12,8 @@ class Name(str):
 
 
 def pbtxt(fields: Mapping[str, Any], indent: str = "") -> str:
-    """Fields in text format, one a line: a mapping is a message, a list of mappings a repeated message, a list of scalars `[a, b]`."""
+    """Fields in text format, one a line: a mapping is a message, a list of mappings a repeated message, a list of
+    scalars `[a, b]`."""
     return "".join(_field(name, value, indent) for name, value in fields.items())
 
 

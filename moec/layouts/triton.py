@@ -1,7 +1,7 @@
 """A model repository of Triton Inference Server: `<model>/config.pbtxt`, `<model>/1/model.onnx`, `<model>/warmup/`.
 
-`tritonserver --model-repository=ENGINE` serves it. The reports stay at the top, where Triton looks only for folders. The format is
-`model_config.proto` of triton-inference-server/common.
+`tritonserver --model-repository=ENGINE` serves it. The reports stay at the top, where Triton looks only for folders.
+The format is `model_config.proto` of triton-inference-server/common.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ TYPES = {
     torch.int64: "INT64", torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8",
 }  # fmt: skip
 BATCHED = f"""\
-# Requests whose inputs have equal shapes run as one batch of up to {MAX_BATCH}; Triton runs others one after the other, so clients that want
-# batches pad to a few common lengths and mask what they padded.
+# Requests whose inputs have equal shapes run as one batch of up to {MAX_BATCH}; Triton runs others one after the
+# other, so clients that want batches pad to a few common lengths and mask what they padded.
 """
 ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
 CACHE = """\
-# The server keeps nothing between requests: a client sends the keys and values of earlier tokens as past_key_values.* and gets them back,
-# longer by the new tokens, as present.*. The first request sends them with 0 past tokens; a client that cannot send empty tensors sends
-# one token of zeros and masks it.
+# The server keeps nothing between requests: a client sends the keys and values of earlier tokens as
+# past_key_values.* and gets them back, longer by the new tokens, as present.*. The first request sends them with 0
+# past tokens; a client that cannot send empty tensors sends one token of zeros and masks it.
 """
 
 
-def write(folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> None:
-    """Turn an engine folder into a repository with one model, which is named `facts.name`; all files of the folder move into its version 1."""
+def write(
+    folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu"
+) -> None:
+    """Turn an engine folder into a repository with one model, which is named `facts.name`; all files of the folder move
+    into its version 1."""
     staged = folder / ".version"
     files = list(folder.iterdir())
     staged.mkdir()
@@ -55,7 +58,9 @@ def write(folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts
         (model / WARMUP / _ones(mask)).write_bytes(torch.ones(most, dtype=mask.dtype).numpy().tobytes())
 
 
-def config(inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu") -> str:
+def config(
+    inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu"
+) -> str:
     """The text of `config.pbtxt`.
 
     Args:
@@ -67,12 +72,21 @@ def config(inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts,
     backend, platform = BACKENDS[file]
     batched = is_batched((*inputs, *outputs))
     fields: dict[str, Any] = {
-        "name": facts.name, "backend": backend, "platform": platform, "max_batch_size": MAX_BATCH if batched else 0,
-        "input": [_tensor(i, batched) for i in inputs], "output": [_tensor(o, batched) for o in outputs],
-        "instance_group": [{"count": 1, "kind": Name("KIND_GPU" if device == "cuda" or backend == "tensorrt" else "KIND_CPU")}],
-    }  # fmt: skip
+        "name": facts.name,
+        "backend": backend,
+        "platform": platform,
+        "max_batch_size": MAX_BATCH if batched else 0,
+        "input": [_tensor(i, batched) for i in inputs],
+        "output": [_tensor(o, batched) for o in outputs],
+        "instance_group": [
+            {"count": 1, "kind": Name("KIND_GPU" if device == "cuda" or backend == "tensorrt" else "KIND_CPU")}
+        ],
+    }
     if batched:
-        fields["dynamic_batching"] = {"preferred_batch_size": list(PREFERRED), "max_queue_delay_microseconds": MAX_DELAY_US}
+        fields["dynamic_batching"] = {
+            "preferred_batch_size": list(PREFERRED),
+            "max_queue_delay_microseconds": MAX_DELAY_US,
+        }
     fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts)]
     return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + pbtxt(fields)
 
@@ -102,7 +116,8 @@ def _tensor(spec: Input, batched: bool) -> dict[str, Any]:
 
 
 def warmups(inputs: Sequence[Input], facts: ModelFacts) -> list[tuple[str, Mapping[str, int]]]:
-    """Name and sizes of the requests that each instance runs before it is ready: for a decoder a prompt, then a token after it."""
+    """Name and sizes of the requests that each instance runs before it is ready: for a decoder a prompt, then a token
+    after it."""
     length = min(PREFILL, facts.context // 2 or PREFILL)
     sizes = {name: 1 if k == 0 else OTHER for k, name in enumerate(dynamic_dimensions(inputs))}
     if not _has_cache(inputs):
@@ -116,5 +131,7 @@ def _warmup(name: str, sizes: Mapping[str, int], inputs: Sequence[Input], batche
     for spec in inputs:
         data = {"input_data_file": _ones(spec)} if spec in masks else {"zero_data": True}
         dims = list(spec.resolve(sizes)[1 if batched else 0 :])
-        entries.append({"key": spec.name, "value": {"data_type": Name(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1], **data}})
+        entries.append(
+            {"key": spec.name, "value": {"data_type": Name(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1], **data}}
+        )
     return {"name": name, "batch_size": 1, "inputs": entries}

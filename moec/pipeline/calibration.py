@@ -32,14 +32,25 @@ class CalibrationText:
 
     def __post_init__(self) -> None:
         if self.tokens < 0 or self.window < 2:
-            raise MoecError("M201", f"windows of {self.window} tokens, {self.tokens} in all", "--calibration-tokens", "0 is all of the text")
+            raise MoecError(
+                "M201",
+                f"windows of {self.window} tokens, {self.tokens} in all",
+                "--calibration-tokens",
+                "0 is all of the text",
+            )
 
     @classmethod
     def of(cls, file: Any, tokens: int | None) -> CalibrationText | None:
-        """From options that may be None, meaning the default; None without a text. Raises M201 for a number without one."""
+        """From options that may be None, meaning the default; None without a text. Raises M201 for a number without
+        one."""
         if file is None:
             if tokens is not None:
-                raise MoecError("M201", "--calibration-tokens says nothing without a text", "--calibration-tokens", "name one with --calibration FILE")
+                raise MoecError(
+                    "M201",
+                    "--calibration-tokens says nothing without a text",
+                    "--calibration-tokens",
+                    "name one with --calibration FILE",
+                )
             return None
         return cls(str(file)) if tokens is None else cls(str(file), tokens)
 
@@ -48,8 +59,8 @@ class CalibrationText:
 class Calibration:
     """A text in a model's tokens.
 
-    Windows don't overlap and come in an order that the seed decides, so that a few of them are a sample of the whole text and not its
-    beginning, and more of them begin with the same ones.
+    Windows don't overlap and come in an order that the seed decides, so that a few of them are a sample of the whole
+    text and not its beginning, and more of them begin with the same ones.
 
     Attributes:
         text: which one, and how much of it. sha256: of the file.

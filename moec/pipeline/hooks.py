@@ -26,7 +26,8 @@ class PrintHook(Hook):
 
 
 class DumpHook(Hook):
-    """Writes `000_capture.py`, `001_find_moe.py`, … into a folder: the program as it came and after each pass, to be compared with diff.
+    """Writes `000_capture.py`, `001_find_moe.py`, … into a folder: the program as it came and after each pass, to be
+    compared with diff.
 
     One hook may watch several pipelines in a row; the numbers go on. Raises M210 when the folder cannot be written.
     """
@@ -47,7 +48,9 @@ class DumpHook(Hook):
             self._folder.mkdir(parents=True, exist_ok=True)
             path.write_text(program.text(), encoding="utf-8")
         except OSError as error:
-            raise MoecError("M210", f"the dump cannot be written: {error.strerror}", str(path), "choose another --dump folder") from error
+            raise MoecError(
+                "M210", f"the dump cannot be written: {error.strerror}", str(path), "choose another --dump folder"
+            ) from error
         self._count += 1
 
 
@@ -62,7 +65,8 @@ class TimeHook(Hook):
 
 
 class KeepHook(Hook):
-    """Keeps the program as it came and after each pass in `programs`, for `moec.proof.bisection`. Their weights are shared, so this is cheap."""
+    """Keeps the program as it came and after each pass in `programs`, for `moec.proof.bisection`. Their weights are
+    shared, so this is cheap."""
 
     def __init__(self) -> None:
         self.programs: list[tuple[str, Program]] = []

@@ -12,12 +12,15 @@ from moec.pipeline.passes import Pass
 
 
 def make_pass(name: str, config: dict[str, Any]) -> Pass:
-    """A pass from its name and fields. Raises M202 for an unknown name, M201 for an unknown field or a word where none belongs."""
+    """A pass from its name and fields. Raises M202 for an unknown name, M201 for an unknown field or a word where none
+    belongs."""
     cls: type[Pass] = registry.find("passes", name)
     known = {f.name: str(f.type) for f in dataclasses.fields(cls)}
     for key, value in config.items():
         if key not in known:
-            raise MoecError("M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, list(known)))
+            raise MoecError(
+                "M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, list(known))
+            )
         if isinstance(value, _Word) and not known[key].startswith("str"):
             raise MoecError("M201", f"{key}={value} is not a value", f"{name}(…)", f"{key} is {known[key]}")
     return cls(**{k: str(v) if isinstance(v, _Word) else v for k, v in config.items()})
@@ -28,8 +31,11 @@ class _Word(str):
 
 
 def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """`"a(x=1, y=z), b-c"` -> [("a", {"x": 1, "y": "z"}), ("b-c", {})]: Python's own grammar, with dashes in names and words as text."""
-    bad = MoecError("M201", f"cannot read the pipeline {text!r}", "the pipeline", 'write "pass(option=value, …), other-pass"')
+    """`"a(x=1, y=z), b-c"` -> [("a", {"x": 1, "y": "z"}), ("b-c", {})]: Python's own grammar, with dashes in names and
+    words as text."""
+    bad = MoecError(
+        "M201", f"cannot read the pipeline {text!r}", "the pipeline", 'write "pass(option=value, …), other-pass"'
+    )
     try:
         tree = ast.parse(f"[{_underscore_names(text)}]", mode="eval").body
     except SyntaxError:
@@ -40,7 +46,10 @@ def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
         if not isinstance(call.func, ast.Name) or call.args:
             raise bad
         try:
-            config = {k.arg or "": _Word(k.value.id) if isinstance(k.value, ast.Name) else ast.literal_eval(k.value) for k in call.keywords}
+            config = {
+                k.arg or "": _Word(k.value.id) if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
+                for k in call.keywords
+            }
         except ValueError:
             raise bad from None
         calls.append((call.func.id.replace("_", "-"), config))

@@ -48,7 +48,9 @@ class Context:
     def require_calibration(self) -> Calibration:
         """The text for a pass that cannot work without. Raises M203 when none was given."""
         if self.calibration is None:
-            raise MoecError("M203", f"{self.current} needs a text to calibrate on", self.current, "name one with --calibration FILE")
+            raise MoecError(
+                "M203", f"{self.current} needs a text to calibrate on", self.current, "name one with --calibration FILE"
+            )
         return self.calibration
 
     def miss(self, node: fx.Node, reason: str) -> None:
@@ -62,12 +64,12 @@ class Pass(ABC):
     """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state.
 
     Class attributes:
-        contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error budget.
-        after: names of passes that must have run before this one.
-        prepared_by: names of passes whose work this one looks for. The pipeline runs those that have not run yet, with their default
-            options, just before it; they may find nothing, and are hooked, checked and reported like any other.
-        by_call: whether the pass makes what a model says of a token depend on what else comes in the same call, so that a text in
-            chunks and in one go are no longer the same.
+        contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error
+        budget. after: names of passes that must have run before this one. prepared_by: names of passes whose work this
+        one looks for. The pipeline runs those that have not run yet, with their default options, just before it; they
+        may find nothing, and are hooked, checked and reported like any other. by_call: whether the pass makes what a
+        model says of a token depend on what else comes in the same call, so that a text in chunks and in one go are no
+        longer the same.
     """
 
     contract: ClassVar[Contract] = "exact"
@@ -77,7 +79,8 @@ class Pass(ABC):
 
     @abstractmethod
     def apply(self, program: Program, context: Context) -> int:
-        """Rewrite in place; returns the number of rewrites made. Raises M203 on a configuration that does not fit the model."""
+        """Rewrite in place; returns the number of rewrites made. Raises M203 on a configuration that does not fit the
+        model."""
 
     def contract_of(self) -> Contract:
         """The contract of this configuration; differs from the class's where an option makes a pass approximate."""
@@ -88,8 +91,9 @@ class Pass(ABC):
         return False
 
     def outline(self) -> Pass | None:
-        """This pass without data and without work, whose program has the form that this one's will have: a target is asked with it, before
-        anything costs time, whether it takes what comes out. None where a target need not be asked."""
+        """This pass without data and without work, whose program has the form that this one's will have: a target is
+        asked with it, before anything costs time, whether it takes what comes out. None where a target need not be
+        asked."""
         return None
 
     @property
@@ -98,7 +102,11 @@ class Pass(ABC):
         return kebab(type(self).__name__)
 
     def __str__(self) -> str:
-        given = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        given = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
         return self.name + (f"({', '.join(given)})" if given else "")
 
 

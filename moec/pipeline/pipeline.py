@@ -62,26 +62,37 @@ class Pipeline:
     def __str__(self) -> str:
         return ", ".join(str(p) for p in self.passes)
 
-    def run(self, program: Program, context: Context | None = None, hooks: Sequence[Hook] = ()) -> tuple[Program, list[StepReport]]:
+    def run(
+        self, program: Program, context: Context | None = None, hooks: Sequence[Hook] = ()
+    ) -> tuple[Program, list[StepReport]]:
         """Apply all passes to a copy of the program.
 
-        Returns the new program and a report a pass, those that others are `prepared_by` among them. Raises M103 when a named pass
-        changed nothing, M701 when a pass's count disagrees with what it did, M702 when a pass left a malformed program, M201 when the
-        order is wrong.
+        Returns the new program and a report a pass, those that others are `prepared_by` among them. Raises M103 when a
+        named pass changed nothing, M701 when a pass's count disagrees with what it did, M702 when a pass left a
+        malformed program, M201 when the order is wrong.
         """
         program, context = program.clone(), context or Context()
         reports: list[StepReport] = []
         for item in self.passes:
             missing = [name for name in item.after if not _has_run(name, program)]
             if missing:
-                raise MoecError("M201", f"{item.name} must run after {missing[0]}", "the pipeline", f"put {missing[0]} before {item.name}")
+                raise MoecError(
+                    "M201",
+                    f"{item.name} must run after {missing[0]}",
+                    "the pipeline",
+                    f"put {missing[0]} before {item.name}",
+                )
             for name in item.prepared_by:
                 if not _has_run(name, program):
-                    reports.append(self._step(len(reports), make_pass(name, {}), program, context, hooks, may_rest=True))
+                    reports.append(
+                        self._step(len(reports), make_pass(name, {}), program, context, hooks, may_rest=True)
+                    )
             reports.append(self._step(len(reports), item, program, context, hooks, item.name in self.optional))
         return program, reports
 
-    def _step(self, number: int, item: Pass, program: Program, context: Context, hooks: Sequence[Hook], may_rest: bool) -> StepReport:
+    def _step(
+        self, number: int, item: Pass, program: Program, context: Context, hooks: Sequence[Hook], may_rest: bool
+    ) -> StepReport:
         for hook in hooks:
             hook.before(number, item, program)
         context.current, context.facts, already = item.name, {}, len(context.misses)
@@ -94,16 +105,33 @@ class Pipeline:
         digest, misses = program.digest(), context.misses[already:]
         if (digest != before) != (rewrites > 0):
             raise MoecError(
-                "M701", f"{item.name} says {rewrites} rewrites, the program says otherwise", str(item), "report this with `moec compile --dump DIR`"
+                "M701",
+                f"{item.name} says {rewrites} rewrites, the program says otherwise",
+                str(item),
+                "report this with `moec compile --dump DIR`",
             )
         if rewrites == 0 and not may_rest:
-            why = "; ".join(f"{m.node}: {m.reason}" for m in misses[:3]) or "nothing in the graph looks like what it rewrites"
+            why = (
+                "; ".join(f"{m.node}: {m.reason}" for m in misses[:3])
+                or "nothing in the graph looks like what it rewrites"
+            )
             raise MoecError(
-                "M103", f"{item.name} changed nothing: {why}", str(item), "leave the pass out, or see `moec inspect MODEL` for what the model holds"
+                "M103",
+                f"{item.name} changed nothing: {why}",
+                str(item),
+                "leave the pass out, or see `moec inspect MODEL` for what the model holds",
             )
         for hook in hooks:
             hook.after(number, item, program, rewrites, seconds)
-        return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, [dataclasses.asdict(m) for m in misses], context.facts)
+        return StepReport(
+            str(item),
+            item.contract_of(),
+            rewrites,
+            seconds * 1e3,
+            digest,
+            [dataclasses.asdict(m) for m in misses],
+            context.facts,
+        )
 
 
 def _has_run(name: str, program: Program) -> bool:

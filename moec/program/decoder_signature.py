@@ -67,7 +67,9 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
 def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:
     """What a language model is given for tokens `[B, S]` without padding; an absent cache is an empty one."""
     dtypes = {i.name: i.dtype for i in inputs if i.name in (IDS, MASK)}
-    return complete(inputs, {name: (ids if name == IDS else torch.ones_like(ids)).to(dtype) for name, dtype in dtypes.items()})
+    return complete(
+        inputs, {name: (ids if name == IDS else torch.ones_like(ids)).to(dtype) for name, dtype in dtypes.items()}
+    )
 
 
 def positions(mask: Tensor, length: int) -> Tensor:
@@ -102,4 +104,9 @@ def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: st
     names = [i.name for i in inputs]
     if IDS not in names or not set(names) <= known or LOGITS not in outputs:
         what = f"no quality on text: it maps {', '.join(names[:3])} to {', '.join(outputs[:3])}"
-        raise MoecError("M211", what, name, f"--text is for causal language models, with {IDS} in and {LOGITS} over the vocabulary out")
+        raise MoecError(
+            "M211",
+            what,
+            name,
+            f"--text is for causal language models, with {IDS} in and {LOGITS} over the vocabulary out",
+        )

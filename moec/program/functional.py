@@ -1,7 +1,7 @@
 """In-place operators of a captured graph, replaced by functional ones where nothing can tell the difference.
 
-torch.export leaves `div_`, `masked_fill_` or `scatter_` as a model wrote them. No pass should have to know two forms of every
-operator, and a rewritten graph could never lose them: dead code elimination must keep what changes a tensor.
+torch.export leaves `div_`, `masked_fill_` or `scatter_` as a model wrote them. No pass should have to know two forms of
+every operator, and a rewritten graph could never lose them: dead code elimination must keep what changes a tensor.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch._ops import OpOverload
 def functionalize(graph: fx.Graph) -> int:
     """Replace in-place ATen operators by their functional overloads, in place; returns how many.
 
-    One stays when its functional form might have another dtype, or when its change is seen other than through its own result: by
-    a later reader of the tensor or of a view of it, or because it changes an input or a weight.
+    One stays when its functional form might have another dtype, or when its change is seen other than through its own
+    result: by a later reader of the tensor or of a view of it, or because it changes an input or a weight.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     count = 0
@@ -72,7 +72,8 @@ def _is_seen(node: fx.Node, order: dict[fx.Node, int]) -> bool:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether a node's result may share memory with its first argument: views, casts that may do nothing, in-place operators."""
+    """Whether a node's result may share memory with its first argument: views, casts that may do nothing, in-place
+    operators."""
     if node.target is operator.getitem:
         return isinstance(node.args[0], fx.Node) and is_view(node.args[0])
     return isinstance(node.target, OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns)

@@ -38,8 +38,8 @@ class Program:
     """A captured model.
 
     Attributes:
-        graph_module: fx graph of ATen and `moec::` operators. Placeholders are the inputs in order, the output is a flat tuple,
-            and every `get_attr` names an entry of `weights`; parameters in it are meta tensors.
+        graph_module: fx graph of ATen and `moec::` operators. Placeholders are the inputs in order, the output is a
+            flat tuple, and every `get_attr` names an entry of `weights`; parameters in it are meta tensors.
         weights: name -> lazy weight. Two names may share one weight (tied embeddings).
         inputs, outputs: signature.
         source: where the program came from, as text.
@@ -60,7 +60,11 @@ class Program:
 
     def nodes(self, *targets: Any) -> list[fx.Node]:
         """All call nodes of these operators, in graph order. An overload packet stands for all its overloads."""
-        return [n for n in self.graph.nodes if n.op == "call_function" and (n.target in targets or getattr(n.target, "overloadpacket", None) in targets)]
+        return [
+            n
+            for n in self.graph.nodes
+            if n.op == "call_function" and (n.target in targets or getattr(n.target, "overloadpacket", None) in targets)
+        ]
 
     @property
     def approximate(self) -> bool:
@@ -101,7 +105,8 @@ class Program:
 
     # ------------------------------------------------------------------ running
     def module(self, device: torch.device | str = "cpu", trainable: bool = False) -> fx.GraphModule:
-        """The program as an `nn.Module` with its weights loaded (on "meta": without data). Shared weights stay shared."""
+        """The program as an `nn.Module` with its weights loaded (on "meta": without data). Shared weights stay
+        shared."""
         device = torch.device(device)
         loaded: dict[int, Tensor] = {}
         root = nn.Module()
@@ -113,7 +118,8 @@ class Program:
         return fx.GraphModule(root, place(copy.deepcopy(self.graph), device))
 
     def run(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Run once in eager PyTorch, loading all weights; a decoder's absent cache is empty. For repeated runs keep an `EagerEngine`."""
+        """Run once in eager PyTorch, loading all weights; a decoder's absent cache is empty. For repeated runs keep an
+        `EagerEngine`."""
         given = complete(self.inputs, inputs)
         with torch.inference_mode():
             values = self.module()(*(given[i.name] for i in self.inputs))
@@ -125,7 +131,16 @@ class Program:
         signature = ", ".join(f"{i.name}: {str(i.dtype)[6:]}{list(i.shape)}" for i in self.inputs)
         table = [f"# {name}: {str(w.dtype)[6:]}{list(w.shape)} = {w.origin}" for name, w in self.weights.items()]
         body = self.graph.python_code("self", include_stride=False).src
-        return "\n".join([f"# program from {self.source}", f"# inputs: {signature}", f"# outputs: {', '.join(self.outputs)}", *table, body.strip(), ""])
+        return "\n".join(
+            [
+                f"# program from {self.source}",
+                f"# inputs: {signature}",
+                f"# outputs: {', '.join(self.outputs)}",
+                *table,
+                body.strip(),
+                "",
+            ]
+        )
 
     def digest(self) -> str:
         """SHA-256 of `text()`."""
@@ -136,7 +151,9 @@ class Program:
         problem = next(iter(self._problems()), None)
         if problem:
             after = self.history[-1].name if self.history else "capture"
-            raise MoecError("M702", f"malformed program: {problem}", f"after {after}", "report this with `moec compile --dump DIR`")
+            raise MoecError(
+                "M702", f"malformed program: {problem}", f"after {after}", "report this with `moec compile --dump DIR`"
+            )
 
     def _problems(self) -> Iterator[str]:
         try:
@@ -159,7 +176,14 @@ class Program:
         root = nn.Module()
         for name, weight in self.weights.items():
             attach(root, name, weight.meta())
-        return Program(fx.GraphModule(root, copy.deepcopy(self.graph)), dict(self.weights), self.inputs, self.outputs, self.source, list(self.history))
+        return Program(
+            fx.GraphModule(root, copy.deepcopy(self.graph)),
+            dict(self.weights),
+            self.inputs,
+            self.outputs,
+            self.source,
+            list(self.history),
+        )
 
     def finish(self) -> None:
         """Call after rewriting: remove dead nodes and weights, recompile."""

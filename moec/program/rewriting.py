@@ -16,7 +16,8 @@ def call_like(program: Program, old: fx.Node, by: str, target: Any, *args: Any, 
     """Insert a call at the graph's insert point.
 
     Args:
-        old: a node that the new one stands for: module stack and stack trace are taken from it, its value's fake mode and device too.
+        old: a node that the new one stands for: module stack and stack trace are taken from it, its value's fake mode
+            and device too.
         by: the pass's name, left in `meta["moec_pass"]`.
         target, args, kwargs: the call; nodes among the arguments must have `meta["val"]`.
     """

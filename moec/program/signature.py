@@ -43,9 +43,13 @@ def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
 
 
 def converted(inputs: Iterable[Input], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with the floating ones in the dtypes that these inputs have, so that one sample serves engines of every precision."""
+    """Tensors with the floating ones in the dtypes that these inputs have, so that one sample serves engines of every
+    precision."""
     dtypes = {i.name: i.dtype for i in inputs if i.dtype.is_floating_point}
-    return {name: value.to(dtypes[name]) if name in dtypes and value.is_floating_point() else value for name, value in given.items()}
+    return {
+        name: value.to(dtypes[name]) if name in dtypes and value.is_floating_point() else value
+        for name, value in given.items()
+    }
 
 
 Sample = Mapping[str, Tensor]

@@ -1,6 +1,8 @@
-"""What a compilation did to the inside of a model, on given inputs: the experts that are chosen, and the error that each layer adds to.
+"""What a compilation did to the inside of a model, on given inputs: the experts that are chosen, and the error that
+each layer adds to.
 
-An engine shows its outputs only, so this compares programs: the captured one and the one that the engine was built from, in PyTorch.
+An engine shows its outputs only, so this compares programs: the captured one and the one that the engine was built
+from, in PyTorch.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class BlockAgreement:
 
     Attributes:
         module: dotted name.
-        shared: of the experts that the untouched model gives a token to, the share that it is still given to; mean over tokens.
+        shared: of the experts that the untouched model gives a token to, the share that it is still given to; mean over
+            tokens.
         identical: share of the tokens whose set of experts is the same.
         load, load_after: tokens of each expert, before and after.
     """
@@ -85,8 +88,8 @@ class _Inside:
 def measure_agreement(captured: Program, program: Program, samples: Iterable[Sample]) -> Agreement:
     """Run both programs on the same inputs and compare their insides.
 
-    A block is left out when the passes made it, or changed how many experts it has: there is nothing to agree with. Weights are read
-    one at a time, and one input's values are held.
+    A block is left out when the passes made it, or changed how many experts it has: there is nothing to agree with.
+    Weights are read one at a time, and one input's values are held.
     """
     blocks: dict[str, _Block] = {}
     squares: dict[str, tuple[float, float]] = {}
@@ -101,12 +104,17 @@ def measure_agreement(captured: Program, program: Program, samples: Iterable[Sam
             other = after.layers.get(name)
             if other is not None and other.shape == value.shape:
                 error, norm = squares.get(name, (0.0, 0.0))
-                squares[name] = (error + float((other.double() - value.double()).square().sum()), norm + float(value.double().square().sum()))
+                squares[name] = (
+                    error + float((other.double() - value.double()).square().sum()),
+                    norm + float(value.double().square().sum()),
+                )
         tokens += sample[IDS].numel()
     return Agreement(
         tokens,
         tuple(
-            BlockAgreement(name, b.shared / b.tokens, b.identical / b.tokens, _counts(b.load), _counts(b.load_after)) for name, b in blocks.items() if b.tokens
+            BlockAgreement(name, b.shared / b.tokens, b.identical / b.tokens, _counts(b.load), _counts(b.load_after))
+            for name, b in blocks.items()
+            if b.tokens
         ),
         tuple(LayerError(name, (error / norm) ** 0.5 if norm else 0.0) for name, (error, norm) in squares.items()),
     )
@@ -138,7 +146,8 @@ def _block_names(program: Program) -> dict[str, str]:
 
 
 def _layer_outputs(program: Program) -> dict[str, str]:
-    """Node name -> path of the layer that it is the last value of. A layer is the outermost module whose name is a number."""
+    """Node name -> path of the layer that it is the last value of. A layer is the outermost module whose name is a
+    number."""
     cached = cached_values(program)
     last: dict[str, str] = {}
     for node in program.graph.nodes:

@@ -61,28 +61,42 @@ class Divergence:
         lines = [f"  {'ok   ' if s.ok else 'WRONG'} {s.deviation:9.2e}  {s.name}" for s in self.stages]
         if not self.stage:
             return "\n".join(["nothing diverges", *lines])
-        layer = f"{self.layer} (max |d|/std {self.layer_deviation:.2g})" if self.layer else "not found: no value inside could be matched"
+        layer = (
+            f"{self.layer} (max |d|/std {self.layer_deviation:.2g})"
+            if self.layer
+            else "not found: no value inside could be matched"
+        )
         lines = [f"first pass:  {self.stage}", *lines, f"first layer: {layer}"]
         if self.tokens:
-            which = f"{', '.join(map(str, self.experts))}: all wrong tokens went there" if self.experts else "none in particular"
+            which = (
+                f"{', '.join(map(str, self.experts))}: all wrong tokens went there"
+                if self.experts
+                else "none in particular"
+            )
             lines.append(f"expert:      {which} ({self.wrong_tokens} of {self.tokens} tokens wrong)")
         return "\n".join(lines)
 
 
 def bisect(
-    reference: Engine, programs: Sequence[tuple[str, Program]], samples: Sequence[Sample], tolerance: Tolerance, engine: Engine | None = None,
+    reference: Engine,
+    programs: Sequence[tuple[str, Program]],
+    samples: Sequence[Sample],
+    tolerance: Tolerance,
+    engine: Engine | None = None,
     kept: Sequence[Kept] | None = None,
-) -> Divergence:  # fmt: skip
+) -> Divergence:
     """Find the first step that departs from the reference, and where in it.
 
     Args:
         reference: the untouched model. When it has a `module`, a wrong capture can be bisected to a layer.
-        programs: the program after each step and the step's name, the captured one first (`moec.pipeline.hooks.KeepHook`).
+        programs: the program after each step and the step's name, the captured one first
+            (`moec.pipeline.hooks.KeepHook`).
         samples: inputs on which the error shows.
         tolerance: what may differ.
         engine: what was built from the last program. Named "the backend's lowering" in the result. When it has a method
             `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
-        kept: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by default.
+        kept: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
+            default.
     """
     stages: list[Stage] = []
     for k, (name, program) in enumerate(programs):
@@ -101,19 +115,36 @@ def bisect(
     return _inside(tuple(stages), good, _engine_values(engine, sample, good), program, sample, tolerance, part)
 
 
-def _stage(name: str, reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None) -> Stage:
+def _stage(
+    name: str,
+    reference: Engine,
+    candidate: Engine,
+    samples: Sequence[Sample],
+    tolerance: Tolerance,
+    kept: Sequence[Kept] | None,
+) -> Stage:
     result = compare(reference, candidate, samples, tolerance, kept)
     return Stage(name, result.worst.deviation, result.ok)
 
 
-def _worst(reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None) -> tuple[Sample, Kept | None]:
+def _worst(
+    reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None
+) -> tuple[Sample, Kept | None]:
     parts: Sequence[Kept | None] = kept or [None for _ in samples]
     pairs = list(zip(samples, parts, strict=True))
-    return max(pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation)
+    return max(
+        pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation
+    )
 
 
 def _inside(
-    stages: tuple[Stage, ...], good: Values, bad: Values, program: Program, sample: Sample, tolerance: Tolerance, kept: Kept | None = None
+    stages: tuple[Stage, ...],
+    good: Values,
+    bad: Values,
+    program: Program,
+    sample: Sample,
+    tolerance: Tolerance,
+    kept: Kept | None = None,
 ) -> Divergence:
     """Name the layer and the expert in the stage that was found."""
     if kept is not None:
@@ -130,31 +161,43 @@ def _inside(
 
 
 def _of_tokens(good: Values, bad: Values, kept: Kept) -> tuple[Values, Values]:
-    """The rows of kept tokens, of the values that have a row a token, in any shape; others say nothing when a token was left out."""
+    """The rows of kept tokens, of the values that have a row a token, in any shape; others say nothing when a token was
+    left out."""
     count = kept.tokens.numel()
 
     def rows(value: Tensor) -> bool:
         return value.dim() > 1 and (len(value) == count or value.shape[:2] == kept.tokens.shape)
 
     def cut(values: Values) -> Values:
-        return {path: [v.reshape(count, -1)[kept.tokens.flatten()] for v in found if rows(v)] for path, found in values.items()}
+        return {
+            path: [v.reshape(count, -1)[kept.tokens.flatten()] for v in found if rows(v)]
+            for path, found in values.items()
+        }
 
     return cut(good), cut(bad)
 
 
 # ---------------------------------------------------------------------- layers
 def first_layer(good: Values, bad: Values, tolerance: Tolerance) -> tuple[str, float, tuple[Tensor, Tensor] | None]:
-    """The first module, in the order in which they finish, none of whose outputs is among the candidate's values in that module.
+    """The first module, in the order in which they finish, none of whose outputs is among the candidate's values in
+    that module.
 
-    A module inside one that agrees is passed over: what it computes was only arranged differently. So is one, tables of a rotary embedding
-    for example, after which a module made of others agrees that stands elsewhere: what is wrong here would be wrong there.
+    A module inside one that agrees is passed over: what it computes was only arranged differently. So is one, tables of
+    a rotary embedding for example, after which a module made of others agrees that stands elsewhere: what is wrong here
+    would be wrong there.
     """
-    found = {path: best for path, values in good.items() if path and (best := _closest(values, bad.get(path, []))) is not None}
+    found = {
+        path: best
+        for path, values in good.items()
+        if path and (best := _closest(values, bad.get(path, []))) is not None
+    }
     agree = {path for path, (deviation, _) in found.items() if deviation <= tolerance.deviation}
     for path, (deviation, pair) in found.items():
         parts = path.split(".")
         inside = any(".".join(parts[:n]) in agree for n in range(1, len(parts) + 1))
-        if not inside and not any(_parent(other) != _parent(path) for other in _later(path, list(found)) if other in agree):
+        if not inside and not any(
+            _parent(other) != _parent(path) for other in _later(path, list(found)) if other in agree
+        ):
             return path, deviation, pair
     return "", 0.0, None
 
@@ -214,7 +257,8 @@ def _module_outputs(reference: Engine, sample: Sample) -> Values:
 
 
 def _engine_values(engine: Engine, sample: Sample, paths: Iterable[str]) -> Values:
-    """Everything inside an engine, for each module: a runtime's graph doesn't know modules, and a value is known by its numbers."""
+    """Everything inside an engine, for each module: a runtime's graph doesn't know modules, and a value is known by its
+    numbers."""
     intermediates = getattr(engine, "intermediates", None)
     values = list(intermediates(sample).values()) if intermediates else []
     return dict.fromkeys(paths, values)
@@ -245,7 +289,8 @@ def wrong_tokens(want: Tensor, got: Tensor, tokens: int, tolerance: Tolerance) -
 
 
 def blame(ids: Tensor, wrong: Tensor) -> tuple[int, ...]:
-    """The fewest experts, found greedily, that every wrong token went to; among equals, those that had the fewest right tokens.
+    """The fewest experts, found greedily, that every wrong token went to; among equals, those that had the fewest right
+    tokens.
 
     Args:
         ids: `[T, K]`. wrong: bool `[T]`.

@@ -1,7 +1,9 @@
-"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no difference.
+"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no
+difference.
 
-A pass may make results depend on how a text is cut into calls (`moec.pipeline.passes.Pass.by_call`). Then this cannot be asked; what must hold
-still is that the engine says in every call what the program says in PyTorch in the same call, with the cache of its own earlier ones.
+A pass may make results depend on how a text is cut into calls (`moec.pipeline.passes.Pass.by_call`). Then this cannot
+be asked; what must hold still is that the engine says in every call what the program says in PyTorch in the same call,
+with the cache of its own earlier ones.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ CALLS = {"one go": (12,), "chunks": (5, 4, 3), "prompt, then token by token": (9
 
 @dataclass(frozen=True)
 class Way:
-    """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those it is compared with."""
+    """One way to feed the text. steps: tokens of each call. deviation: max |d|/std of all logits from those it is
+    compared with."""
 
     name: str
     steps: tuple[int, ...]
@@ -64,8 +67,16 @@ class Consistency:
         wrong = next((way for way in self.ways if not way.deviation <= self.tolerance), None)
         if wrong is not None:
             than = " than the program in PyTorch" if self.by_call else ""
-            what = f"{engine} says something else{than} when a text comes as {wrong.name}: max |d|/std {wrong.deviation:.2g} of {self.tolerance:g} allowed"
-            raise MoecError("M101", what, f"calls of {', '.join(map(str, wrong.steps))} tokens", "report this, and compile with --no-cache meanwhile")
+            what = (
+                f"{engine} says something else{than} when a text comes as {wrong.name}: max |d|/std "
+                f"{wrong.deviation:.2g} of {self.tolerance:g} allowed"
+            )
+            raise MoecError(
+                "M101",
+                what,
+                f"calls of {', '.join(map(str, wrong.steps))} tokens",
+                "report this, and compile with --no-cache meanwhile",
+            )
         if self.decided is not None:
             self.decided.require("one text in several ways")
 
@@ -79,7 +90,12 @@ class Consistency:
 
 
 def check_consistency(
-    engine: Engine, sample: Sample, tolerance: Tolerance, program: Engine | None = None, kept: Kept | None = None, decided: Decided | None = None
+    engine: Engine,
+    sample: Sample,
+    tolerance: Tolerance,
+    program: Engine | None = None,
+    kept: Kept | None = None,
+    decided: Decided | None = None,
 ) -> Consistency:
     """Feed one text to a decoder in several ways.
 
@@ -87,9 +103,10 @@ def check_consistency(
         engine: with the signature of `moec.program.decoder_signature`.
         sample: `input_ids [B, 12]` and `attention_mask [B, 12]`; what it holds of a cache is left out.
         tolerance: what may differ.
-        program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then every way is
-            compared with the same way through it, and not with one go.
-        kept: what of the text can be compared, everything by default: two runs may choose differently near a tie. decided: its figures.
+        program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then
+            every way is compared with the same way through it, and not with one go.
+        kept: what of the text can be compared, everything by default: two runs may choose differently near a tie.
+            decided: its figures.
     """
     ids, mask = sample[IDS], sample[MASK]
     empty: dict[str, Tensor] = {}
@@ -98,7 +115,10 @@ def check_consistency(
     ways = []
     for name, steps in (WAYS if program is None else CALLS).items():
         want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[told]
-        error, spread = (_logits(engine, ids, mask, steps, empty)[told] - want).abs(), float(want.std(correction=0)) or 1.0
+        error, spread = (
+            (_logits(engine, ids, mask, steps, empty)[told] - want).abs(),
+            float(want.std(correction=0)) or 1.0,
+        )
         ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))
     return Consistency(tolerance.deviation, tuple(ways), program is not None, decided)
 

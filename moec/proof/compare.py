@@ -33,7 +33,8 @@ class Tolerance:
 
     @classmethod
     def of(cls, dtype: torch.dtype, approximate: bool = False) -> Tolerance:
-        """The tolerance of a conversion that computes in `dtype`; with approximate passes in it, the default budget of all of them together."""
+        """The tolerance of a conversion that computes in `dtype`; with approximate passes in it, the default budget of
+        all of them together."""
         return cls(_APPROXIMATE if approximate else _ROUNDING[dtype])
 
 
@@ -45,14 +46,15 @@ class OutputError:
         name: the output.
         elements: how many numbers were compared.
         max_abs, mean_abs: of `candidate - reference`.
-        deviation: `max |difference| / std(reference)`, worst sample; this figure decides. The std is the sample's own, or that of
-            all samples together where one has fewer than 16 elements. For integer outputs 0 when equal, else infinite.
+        deviation: `max |difference| / std(reference)`, worst sample; this figure decides. The std is the sample's own,
+            or that of all samples together where one has fewer than 16 elements. For integer outputs 0 when equal, else
+            infinite.
         relative: `‖difference‖ / ‖reference‖`, worst sample.
         cosine: of the flattened outputs, worst sample.
-        top1: share of the rows (last dimension) whose largest element is at the same place; a tie in the reference allows each of
-            its places. None for integers and for rows of one element.
-        top1_undecided: share of the rows that disagree where the reference's two candidates are no further apart than the
-            tolerance, so that rounding may decide.
+        top1: share of the rows (last dimension) whose largest element is at the same place; a tie in the reference
+            allows each of its places. None for integers and for rows of one element.
+        top1_undecided: share of the rows that disagree where the reference's two candidates are no further apart than
+            the tolerance, so that rounding may decide.
         problem: why it fails whatever the figures say (shape, NaN, missing); empty otherwise.
         ok: whether it is within the tolerance.
     """
@@ -99,32 +101,50 @@ class Comparison:
 
     def __str__(self) -> str:
         w = self.worst
-        return f"max |d|/std {w.deviation:.2g} of {self.tolerance:g} allowed" + (f" in {w.name}" if len(self.outputs) > 1 else "")
+        return f"max |d|/std {w.deviation:.2g} of {self.tolerance:g} allowed" + (
+            f" in {w.name}" if len(self.outputs) > 1 else ""
+        )
 
     def require(self) -> None:
         """Raise M101 with the worst output's figures unless `ok`."""
         if self.ok:
             return
         w = self.worst
-        figures = f"max |d|/std {w.deviation:.2g} (allowed {self.tolerance:g}), max |d| {w.max_abs:.2g}, cosine {w.cosine:.4g}"
+        figures = (
+            f"max |d|/std {w.deviation:.2g} (allowed {self.tolerance:g}), max |d| {w.max_abs:.2g}, cosine "
+            f"{w.cosine:.4g}"
+        )
         what = f"{self.candidate} differs from {self.reference} in {w.name!r}: {w.problem or figures}"
-        raise MoecError("M101", what, f"output {w.name!r}, {self.samples} samples", "find the cause with `moec verify --bisect`")
+        raise MoecError(
+            "M101", what, f"output {w.name!r}, {self.samples} samples", "find the cause with `moec verify --bisect`"
+        )
 
 
-def compare(reference: Engine, candidate: Engine, samples: Iterable[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None = None) -> Comparison:
+def compare(
+    reference: Engine,
+    candidate: Engine,
+    samples: Iterable[Sample],
+    tolerance: Tolerance,
+    kept: Sequence[Kept] | None = None,
+) -> Comparison:
     """Run both engines on the samples and measure the difference in each output of the reference.
 
-    Everything is compared, padded positions too, except in decoders with a cache, where a row of padding may see nothing at all.
-    With `kept`, one a sample, only what that tells to. Raises M105 when the reference itself yields NaN or infinity.
+    Everything is compared, padded positions too, except in decoders with a cache, where a row of padding may see
+    nothing at all. With `kept`, one a sample, only what that tells to. Raises M105 when the reference itself yields NaN
+    or infinity.
     """
     found: dict[str, list[_Difference]] = {}
     count = 0
     for count, sample in enumerate(samples, 1):
         want, got = (engine(**converted(engine.inputs, sample)) for engine in (reference, candidate))
         for name, value in want.items():
-            found.setdefault(name, []).append(_difference(name, *_told(value, got.get(name), sample, kept[count - 1] if kept else None), tolerance))
+            found.setdefault(name, []).append(
+                _difference(name, *_told(value, got.get(name), sample, kept[count - 1] if kept else None), tolerance)
+            )
     if not found:
-        raise MoecError("M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this")
+        raise MoecError(
+            "M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this"
+        )
     outputs = tuple(_summary(name, differences, tolerance) for name, differences in found.items())
     return Comparison(reference.name, candidate.name, tolerance.deviation, count, outputs)
 
@@ -133,12 +153,17 @@ def _told(want: Tensor, got: Tensor | None, sample: Sample, kept: Kept | None) -
     """What of two outputs is to be compared."""
     if got is None or got.shape != want.shape:
         return want, got
-    return (kept.of(want, sample), kept.of(got, sample)) if kept else (without_padding(want, sample), without_padding(got, sample))
+    return (
+        (kept.of(want, sample), kept.of(got, sample))
+        if kept
+        else (without_padding(want, sample), without_padding(got, sample))
+    )
 
 
 @dataclass(frozen=True)
 class _Difference:
-    """Figures of one output in one sample; `total` and `squares` are the reference's sums, for the spread over all samples."""
+    """Figures of one output in one sample; `total` and `squares` are the reference's sums, for the spread over all
+    samples."""
 
     elements: int = 0
     max_abs: float = 0.0
@@ -157,7 +182,12 @@ class _Difference:
 def _difference(name: str, want: Tensor, got: Tensor | None, tolerance: Tolerance) -> _Difference:
     if want.is_floating_point() and not want.isfinite().all():
         fix = "the source's weights or the sample inputs are not usable; look at them with `moec inspect`"
-        raise MoecError("M105", "the untouched model yields NaN or infinity, so nothing can be compared with it", f"output {name!r}", fix)
+        raise MoecError(
+            "M105",
+            "the untouched model yields NaN or infinity, so nothing can be compared with it",
+            f"output {name!r}",
+            fix,
+        )
     if got is None:
         return _Difference(problem="the output is missing")
     if want.shape != got.shape:
@@ -197,11 +227,18 @@ def _summary(name: str, differences: list[_Difference], tolerance: Tolerance) ->
     deviation = math.inf if problem else max(_deviation(d, pooled or abs(mean)) for d in differences)
     rows = sum(d.rows for d in differences)
     return OutputError(
-        name, elements, max(d.max_abs for d in differences), sum(d.sum_abs for d in differences) / max(1, elements), deviation,
-        max(d.relative for d in differences), min(d.cosine for d in differences),
-        sum(d.agree for d in differences) / rows if rows else None, sum(d.undecided for d in differences) / rows if rows else None,
-        problem, deviation <= tolerance.deviation,
-    )  # fmt: skip
+        name,
+        elements,
+        max(d.max_abs for d in differences),
+        sum(d.sum_abs for d in differences) / max(1, elements),
+        deviation,
+        max(d.relative for d in differences),
+        min(d.cosine for d in differences),
+        sum(d.agree for d in differences) / rows if rows else None,
+        sum(d.undecided for d in differences) / rows if rows else None,
+        problem,
+        deviation <= tolerance.deviation,
+    )
 
 
 def _deviation(d: _Difference, pooled: float) -> float:

@@ -21,14 +21,17 @@ from moec.proof.decided_tokens import LEAST, NOISE, is_causal, is_half, look
 class VerifyHook(Hook):
     """Holds every pass to its contract, by running the program before and after it on samples.
 
-    An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`. Approximate passes
-    may deviate from the captured program by `budget`, all of them together; its unit is `Tolerance`'s, too. Weights are read one at a
-    time, so this takes time rather than memory. In half precision (`precision`) an exact pass may move tokens to other experts whose choice
-    hangs on rounding: those are left out where others differ, and where hardly any other is left, the engine's proof decides.
-    `comparisons` holds the figures of each pass. Raises M102 on a broken contract.
+    An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`.
+    Approximate passes may deviate from the captured program by `budget`, all of them together; its unit is
+    `Tolerance`'s, too. Weights are read one at a time, so this takes time rather than memory. In half precision
+    (`precision`) an exact pass may move tokens to other experts whose choice hangs on rounding: those are left out
+    where others differ, and where hardly any other is left, the engine's proof decides. `comparisons` holds the figures
+    of each pass. Raises M102 on a broken contract.
     """
 
-    def __init__(self, samples: Sequence[Sample], tolerance: Tolerance, budget: Tolerance, precision: torch.dtype | None = None) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], tolerance: Tolerance, budget: Tolerance, precision: torch.dtype | None = None
+    ) -> None:
         self._samples, self._tolerance, self._budget, self._precision = samples, tolerance, budget, precision
         self._captured: Engine | None = None
         self._previous: Engine | None = None
@@ -53,5 +56,11 @@ class VerifyHook(Hook):
         if not result.ok:
             worst, kind = result.worst, "an exact" if exact else "the error budget of an approximate"
             figures = worst.problem or f"max |d|/std {worst.deviation:.2g}, allowed {allowed.deviation:g}"
-            fix = "report this with `moec compile --dump DIR`" if exact else "allow more with --tolerance, or make the pass less aggressive"
-            raise MoecError("M102", f"{item.name} broke the contract of {kind} pass in {worst.name!r}: {figures}", str(item), fix)
+            fix = (
+                "report this with `moec compile --dump DIR`"
+                if exact
+                else "allow more with --tolerance, or make the pass less aggressive"
+            )
+            raise MoecError(
+                "M102", f"{item.name} broke the contract of {kind} pass in {worst.name!r}: {figures}", str(item), fix
+            )

@@ -51,8 +51,8 @@ class Coverage:
         loads: one entry a block, in graph order; none for a program without experts.
         samples: inputs that were kept. tried: inputs that were looked at.
         tokens: tokens that the blocks routed, over all blocks and kept samples.
-        undecided: of these, tokens whose choice flips when the router's logits change by 1e-5 of the largest: there, the reference
-            itself depends on rounding. Counted where the program holds the routing as an operator.
+        undecided: of these, tokens whose choice flips when the router's logits change by 1e-5 of the largest: there,
+            the reference itself depends on rounding. Counted where the program holds the routing as an operator.
     """
 
     loads: tuple[ExpertLoad, ...]
@@ -79,8 +79,12 @@ class Coverage:
     def __str__(self) -> str:
         if not self.loads:
             return "no experts"
-        missed = "; ".join(f"{load.module or load.node}: {', '.join(map(str, load.missed))}" for load in self.loads if load.missed)
-        return f"{self.reached}/{self.total} experts reached with {self.samples} inputs" + (f", not reached: {missed}" if missed else "")
+        missed = "; ".join(
+            f"{load.module or load.node}: {', '.join(map(str, load.missed))}" for load in self.loads if load.missed
+        )
+        return f"{self.reached}/{self.total} experts reached with {self.samples} inputs" + (
+            f", not reached: {missed}" if missed else ""
+        )
 
 
 @dataclass
@@ -129,7 +133,8 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
 
 
 def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
-    """How many tokens choose other experts when their logits change by what rounding in float32 may change them, in the worst direction."""
+    """How many tokens choose other experts when their logits change by what rounding in float32 may change them, in the
+    worst direction."""
     return int(hanging(logits, bias, rule, NOISE[torch.float32]).sum())
 
 

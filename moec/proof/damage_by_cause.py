@@ -1,9 +1,10 @@
-"""What coarser weights cost a mixture of experts, split in two: the weights' own error, and the choices that it changes.
+"""What coarser weights cost a mixture of experts, split in two: the weights' own error, and the choices that it
+changes.
 
-A quantized model errs because its numbers are rounded, and because rounding sends tokens to other experts. Either part alone is had by
-force: the quantized model on the untouched model's routes, and the untouched model on the quantized model's (EAC-MoE, arXiv 2508.01625,
-table 1). Routes are experts and their weights, of every token in every block. What the second part costs is what `calibrate-router` can
-win back. The parts need not add up to the whole.
+A quantized model errs because its numbers are rounded, and because rounding sends tokens to other experts. Either part
+alone is had by force: the quantized model on the untouched model's routes, and the untouched model on the quantized
+model's (EAC-MoE, arXiv 2508.01625, table 1). Routes are experts and their weights, of every token in every block. What
+the second part costs is what `calibrate-router` can win back. The parts need not add up to the whole.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def measure_shift(captured: Program, program: Program, windows: Iterable[Tensor]
 
     Args:
         captured, program: the untouched language model, and what passes made of it.
-        windows: tokens, int64 `[B, S]`. As many are taken together as their logits have room; four walks read every weight for these.
+        windows: tokens, int64 `[B, S]`. As many are taken together as their logits have room; four walks read every
+            weight for these.
 
     Returns:
-        None where routes cannot be exchanged: without experts, or when passes made blocks or changed how many experts there are, or
+        None where routes cannot be exchanged: without experts, or when passes made blocks or changed how many experts
+            there are, or
         are chosen.
     """
     if not moe_nodes(captured) or _forms(captured) != _forms(program):
@@ -76,8 +79,8 @@ def measure_shift(captured: Program, program: Program, windows: Iterable[Tensor]
 
 
 def unfused(program: Program) -> Program:
-    """A copy in which every `moec::moe` is written out as a product, a `moec::route` and a `moec::experts`, so that its routes are values
-    of the graph. That is the operator's definition, so the copy computes the same."""
+    """A copy in which every `moec::moe` is written out as a product, a `moec::route` and a `moec::experts`, so that its
+    routes are values of the graph. That is the operator's definition, so the copy computes the same."""
     program = program.clone()
     for node in program.nodes(MOE):
         with program.graph.inserting_before(node):
@@ -93,7 +96,9 @@ def _written_out(program: Program, node: fx.Node) -> fx.Node:
 
     x, router, bias, selection_bias, *matrices = node.args
     exact = torch.promote_types(value_of(x).dtype, torch.float32)
-    logits = call(aten.linear.default, *(None if a is None else call(aten.to.dtype, a, exact) for a in (x, router, bias)))
+    logits = call(
+        aten.linear.default, *(None if a is None else call(aten.to.dtype, a, exact) for a in (x, router, bias))
+    )
     chosen = call(ops.route.default, logits, selection_bias, **Routing.of(node.kwargs).arguments())
     ids, weights = (call(operator.getitem, chosen, output) for output in (1, 0))
     rest = {k: node.kwargs[k] for k in ("b_in", "b_out", "score_before") if k in node.kwargs}
@@ -143,7 +148,9 @@ def _run(program: Program, samples: Sequence[Sample], forced: Routes | None = No
 
 def _force(stop: Stop, routes: list[tuple[Tensor, Tensor]]) -> None:
     for place, taken in ((1, [ids for _, ids in routes]), (2, [weights for weights, _ in routes])):
-        stop.replace_each(place, [new.to(own.dtype).reshape(own.shape) for new, own in zip(taken, stop.values(place), strict=True)])
+        stop.replace_each(
+            place, [new.to(own.dtype).reshape(own.shape) for new, own in zip(taken, stop.values(place), strict=True)]
+        )
 
 
 def _divergence(want: list[Tensor], got: list[Tensor]) -> float:

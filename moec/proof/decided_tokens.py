@@ -1,8 +1,9 @@
-"""Which tokens choose between experts that half precision can't tell apart, and what of an engine's outputs does not hang on them.
+"""Which tokens choose between experts that half precision can't tell apart, and what of an engine's outputs does not
+hang on them.
 
-Near the edge between two experts a token changes sides by rounding. What it says then is neither right nor wrong, and neither is what
-tokens say that see it. All others can be held to the tolerance of rounding, and are: a token is left out for its router's logits in the
-program alone, never for what the engine said of it.
+Near the edge between two experts a token changes sides by rounding. What it says then is neither right nor wrong, and
+neither is what tokens say that see it. All others can be held to the tolerance of rounding, and are: a token is left
+out for its router's logits in the program alone, never for what the engine said of it.
 """
 
 from __future__ import annotations
@@ -24,18 +25,35 @@ from moec.program.moe_call import EXPERTS, MOE, ROUTE
 from moec.program.program import Program
 from moec.program.signature import converted
 
-# What rounding may add to or take from each of a router's logits, as a share of the token's largest. Measured in programs of the tests'
-# Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V2 (two layers) beside float32, worst block: float16 median 1.5e-3, 99 % of the tokens below
-# 4.5e-3, worst 5.6e-3; bfloat16, eight times as coarse, median 1.3e-2 and, but for tokens after a flip, 99 % below 4.8e-2. Both logits
-# of a pair have to be off by this, in opposite directions, before a choice flips that counts as decided.
+# What rounding may add to or take from each of a router's logits, as a share of the token's largest. Measured in
+# programs of the tests' Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V2 (two layers) beside float32, worst block: float16
+# median 1.5e-3, 99 % of the tokens below 4.5e-3, worst 5.6e-3; bfloat16, eight times as coarse, median 1.3e-2 and, but
+# for tokens after a flip, 99 % below 4.8e-2. Both logits of a pair have to be off by this, in opposite directions,
+# before a choice flips that counts as decided.
+# that counts as decided.
+# decided.
 NOISE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-LEAST = 0.1  # share of the tokens that must be compared: from fewer, the few that stand first in their texts, a proof says little
+# share of the tokens that must be compared: from fewer, the few that stand first in their texts, a proof says little
+LEAST = 0.1
 
 _ops = torch.ops.aten
 _TOKENWISE = {  # what looks at one token at a time, beside what carries torch's own tag
-    EXPERTS, MOE, ROUTE, _ops.linear.default, _ops.view.default, _ops.reshape.default, _ops.unsqueeze.default, _ops.squeeze.dim, _ops.to.dtype,
-    _ops._to_copy.default, _ops.layer_norm.default, _ops.native_layer_norm.default, _ops.rms_norm.default, _ops.slice.Tensor, _ops.clone.default,
-}  # fmt: skip
+    EXPERTS,
+    MOE,
+    ROUTE,
+    _ops.linear.default,
+    _ops.view.default,
+    _ops.reshape.default,
+    _ops.unsqueeze.default,
+    _ops.squeeze.dim,
+    _ops.to.dtype,
+    _ops._to_copy.default,
+    _ops.layer_norm.default,
+    _ops.native_layer_norm.default,
+    _ops.rms_norm.default,
+    _ops.slice.Tensor,
+    _ops.clone.default,
+}
 
 
 def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
@@ -44,7 +62,8 @@ def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
 
 
 def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float) -> Tensor:
-    """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction: bool `[...]`.
+    """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction:
+    bool `[...]`.
 
     Args:
         logits: `[..., E]`. bias: `[E]` or None, for the selection. rule: how experts are chosen.
@@ -82,17 +101,28 @@ class Decided:
         """Why this is too little for a proof; empty when it is enough."""
         cannot = f"{self.precision} can't tell this model's experts apart well enough for a proof by outputs"
         if self.compared < LEAST * self.tokens or not self.compared:
-            return f"{cannot}: only {self.compared:,} of {self.tokens:,} tokens could be compared, {LEAST:.0%} are asked for"
-        return f"{cannot}: {self.lost} experts are reached only by tokens that could not be compared" if self.lost else ""
+            return (
+                f"{cannot}: only {self.compared:,} of {self.tokens:,} tokens could be compared, {LEAST:.0%} are "
+                "asked for"
+            )
+        return (
+            f"{cannot}: {self.lost} experts are reached only by tokens that could not be compared" if self.lost else ""
+        )
 
     def require(self, where: str) -> None:
         """Raise M108 when this is too little for a proof."""
         if self.problem:
-            fix = "judge the engine on a text (--text FILE --max-kl NATS), allow more with --tolerance, or compile for float32 (precision=fp32)"
+            fix = (
+                "judge the engine on a text (--text FILE --max-kl NATS), allow more with --tolerance, or compile "
+                "for float32 (precision=fp32)"
+            )
             raise MoecError("M108", self.problem, where, fix)
 
     def __str__(self) -> str:
-        return f"{self.compared:,} of {self.tokens:,} tokens; the others choose between experts that half precision can't tell apart"
+        return (
+            f"{self.compared:,} of {self.tokens:,} tokens; the others choose between experts that half precision "
+            "can't tell apart"
+        )
 
 
 @dataclass(frozen=True)
@@ -118,13 +148,16 @@ class Kept:
         batch = len(self.texts)
         if count == self.tokens.numel():
             return self.tokens.flatten()
-        return self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
+        return (
+            self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
+        )
 
     def of(self, value: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
         """The part of an output that can be compared.
 
         Args:
-            value: `[batch, sequence, …]`, a cache `[batch, heads, past_sequence + sequence, size]`, or `[batch, …]`, one entry a text.
+            value: `[batch, sequence, …]`, a cache `[batch, heads, past_sequence + sequence, size]`, or `[batch, …]`,
+                one entry a text.
             sample: the inputs.
         """
         if value.dim() == 4 and _is_cached(sample) and value.shape[2] == sample[MASK].shape[1]:
@@ -138,9 +171,9 @@ class Kept:
 def look(program: Program, sample: Mapping[str, Tensor], noise: float, causal: bool) -> tuple[Kept, dict[str, Tensor]]:
     """What can be compared in a sample, and how many of the tokens kept each expert gets, by the block's node name.
 
-    A token is left out when its choice in any block hangs on `noise`, and when it sees such a token: a later one of the same text does if
-    `causal`, else all do. No token sees what the last block made of another where only operators follow that look at one token at a time.
-    Padding is seen by no token of the text.
+    A token is left out when its choice in any block hangs on `noise`, and when it sees such a token: a later one of the
+    same text does if `causal`, else all do. No token sees what the last block made of another where only operators
+    follow that look at one token at a time. Padding is seen by no token of the text.
     """
     routed: list[tuple[fx.Node, Tensor]] = []
     chosen: dict[str, tuple[Tensor, Tensor, int]] = {}
@@ -153,7 +186,9 @@ def look(program: Program, sample: Mapping[str, Tensor], noise: float, causal: b
 
     trace(program, sample, watch)
     kept = keep([(found, mixes_after(node)) for node, found in routed], sample, program.inputs[0].name, causal)
-    return kept, {name: _load(kept.rows(len(ids)), weights, ids, count) for name, (weights, ids, count) in chosen.items()}
+    return kept, {
+        name: _load(kept.rows(len(ids)), weights, ids, count) for name, (weights, ids, count) in chosen.items()
+    }
 
 
 def _load(rows: Tensor, weights: Tensor, ids: Tensor, count: int) -> Tensor:
@@ -165,7 +200,8 @@ def keep(found: list[tuple[Tensor, bool]], sample: Mapping[str, Tensor], first: 
 
     Args:
         found: of each block, which rows are, bool `[batch * length]`, and whether other tokens see them afterwards.
-        sample: the inputs; `first` names the one whose leading dimensions are batch and, where it holds integers, sequence.
+        sample: the inputs; `first` names the one whose leading dimensions are batch and, where it holds integers,
+            sequence.
         causal: whether a token sees earlier ones only.
     """
     lead = sample[first]
@@ -175,7 +211,9 @@ def keep(found: list[tuple[Tensor, bool]], sample: Mapping[str, Tensor], first: 
     real = torch.ones(batch, length, dtype=torch.bool)
     if MASK in sample and sample[MASK].dim() == 2 and sample[MASK].shape[1] >= length:
         real = sample[MASK].bool()[:, -length:]
-    told = real if _is_cached(sample) else torch.ones_like(real)  # what `moec.program.decoder_signature.without_padding` tells
+    told = (
+        real if _is_cached(sample) else torch.ones_like(real)
+    )  # what `moec.program.decoder_signature.without_padding` tells
     tokens, texts = told.clone(), torch.ones(batch, dtype=torch.bool)
     for rows, seen in found:
         if len(rows) != batch * length:  # not the tokens of the text itself: an encoder's, patches of an image
@@ -196,7 +234,8 @@ def _seers(rows: Tensor, real: Tensor, causal: bool) -> Tensor:
 
 
 def mixes_after(node: fx.Node) -> bool:
-    """Whether an operator that looks at several tokens follows a block, as far as the graph tells: attention, a pooling, anything unknown."""
+    """Whether an operator that looks at several tokens follows a block, as far as the graph tells: attention, a
+    pooling, anything unknown."""
     seen, todo = {node}, [node]
     while todo:
         users = [user for user in todo.pop().users if user.op != "output" and user not in seen]
@@ -210,11 +249,16 @@ def mixes_after(node: fx.Node) -> bool:
 def _is_tokenwise(node: fx.Node) -> bool:
     if node.target is _ops.mean.dim:
         return node.args[1] == [-1]
-    return node.target in _TOKENWISE or torch.Tag.pointwise in getattr(node.target, "tags", ()) or "getitem" in str(node.target)
+    return (
+        node.target in _TOKENWISE
+        or torch.Tag.pointwise in getattr(node.target, "tags", ())
+        or "getitem" in str(node.target)
+    )
 
 
 def is_causal(program: Program, sample: Mapping[str, Tensor]) -> bool:
-    """Whether a token sees earlier ones only: known of a decoder with a cache; of others, whether new later tokens leave all else as it was."""
+    """Whether a token sees earlier ones only: known of a decoder with a cache; of others, whether new later tokens
+    leave all else as it was."""
     if cache_inputs(program.inputs):
         return True
     ids = sample[program.inputs[0].name]

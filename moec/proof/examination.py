@@ -1,4 +1,5 @@
-"""An engine is examined on a text: windows of it through the untouched model and the engine, and a few through the programs behind them."""
+"""An engine is examined on a text: windows of it through the untouched model and the engine, and a few through the
+programs behind them."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ from moec.proof.damage_by_cause import measure_shift
 from moec.proof.quality import Exam, Quality, measure
 from moec.text.corpus import Corpus
 
-INSIDE_TOKENS = 2048  # of the text, for choices of experts and errors of layers: runs in PyTorch that read every weight anew
+INSIDE_TOKENS = (
+    2048  # of the text, for choices of experts and errors of layers: runs in PyTorch that read every weight anew
+)
 
 
-def examine(exam: Exam, corpus: Corpus, source: Source, reference: Engine, engine: Engine, captured: Program, program: Program) -> Quality:
+def examine(
+    exam: Exam, corpus: Corpus, source: Source, reference: Engine, engine: Engine, captured: Program, program: Program
+) -> Quality:
     """Judge an engine.
 
     Args:

@@ -1,4 +1,5 @@
-"""Inputs to prove an engine on: sizes unlike the capture's, tokens that reach every expert, tokens whose experts are decided."""
+"""Inputs to prove an engine on: sizes unlike the capture's, tokens that reach every expert, tokens whose experts are
+decided."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ from moec.program.signature import Sample
 from moec.proof.coverage import Coverage, RunLoad, missed_any, run_load, summarize
 from moec.proof.decided_tokens import NOISE, Decided, Kept, is_causal, look
 
-# (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one long
+# (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one
+# long
 _SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
-# (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with and without a cache,
-# and a prompt long enough for the kernels that engines keep for those
+# (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with
+# and without a cache, and a prompt long enough for the kernels that engines keep for those
 _DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (4, 5, 0), (2, 37, 0), (2, 131, 0))
 _SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
 _ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
@@ -27,22 +29,28 @@ _ROWS = 8  # batch of the inputs that search: one run of a large model takes lit
 def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
     """Sizes of the dynamic dimensions to verify at, all unlike the capture's.
 
-    The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different lengths get
-    different sizes, so that a mix-up of two cannot go unnoticed.
+    The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different
+    lengths get different sizes, so that a mix-up of two cannot go unnoticed.
     """
     if cache_inputs(inputs):
         return [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
     names = dynamic_dimensions(inputs)
-    sizes = [{n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)} for batch, length in _SIZES]
+    sizes = [
+        {n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)}
+        for batch, length in _SIZES
+    ]
     return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
 
 
-def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 48) -> tuple[list[Sample], Coverage]:
+def reach_experts(
+    program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 48
+) -> tuple[list[Sample], Coverage]:
     """Find inputs that together reach every expert of a program.
 
-    One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the fewest choices
-    that hang on rounding. Then up to `tries` more are looked at, larger ones (sweeps over the vocabulary, one token repeated, scaled
-    floats), until all are reached, and kept when they reach an expert that none did before.
+    One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the
+    fewest choices that hang on rounding. Then up to `tries` more are looked at, larger ones (sweeps over the
+    vocabulary, one token repeated, scaled floats), until all are reached, and kept when they reach an expert that none
+    did before.
     """
     sizes = sizes or verification_sizes(source.inputs)
     kept = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
@@ -59,7 +67,8 @@ def reach_experts(program: Program, source: Source, sizes: Sequence[Mapping[str,
 
 @dataclass(frozen=True)
 class DecidedInputs:
-    """Inputs for a proof in half precision: what of each can be compared, which experts that reaches, and how much of all it is."""
+    """Inputs for a proof in half precision: what of each can be compared, which experts that reaches, and how much of
+    all it is."""
 
     samples: list[Sample]
     kept: list[Kept]
@@ -68,12 +77,19 @@ class DecidedInputs:
 
 
 def reach_decided(
-    program: Program, source: Source, sizes: Sequence[Mapping[str, int]], precision: torch.dtype, seed: int = 0, tries: int = 48, full: Coverage | None = None,
+    program: Program,
+    source: Source,
+    sizes: Sequence[Mapping[str, int]],
+    precision: torch.dtype,
+    seed: int = 0,
+    tries: int = 48,
+    full: Coverage | None = None,
     holds: Callable[[Sample], bool] = lambda _sample: True,
-) -> DecidedInputs:  # fmt: skip
+) -> DecidedInputs:
     """`reach_experts`, where only tokens count whose experts are decided in `precision`, and that see no undecided one.
 
-    Of three seeds, an input is taken with most of its tokens; the search goes on with short texts, in which few tokens see many.
+    Of three seeds, an input is taken with most of its tokens; the search goes on with short texts, in which few tokens
+    see many.
 
     Args:
         full: experts that inputs reach at all; one among them that no token kept reaches is counted in `Decided.lost`.
@@ -92,17 +108,27 @@ def reach_decided(
             found.append((candidate, kept, load))
             records.append(record)
     coverage = summarize(program, records, tried)
-    decided = Decided(str(precision)[6:], noise, sum(k.compared for _, k, _ in found), sum(k.total for _, k, _ in found), _lost(coverage, full))
+    decided = Decided(
+        str(precision)[6:],
+        noise,
+        sum(k.compared for _, k, _ in found),
+        sum(k.total for _, k, _ in found),
+        _lost(coverage, full),
+    )
     return DecidedInputs([s for s, _, _ in found], [k for _, k, _ in found], coverage, decided)
 
 
-def most_decided(program: Program, source: Source, sizes: Mapping[str, int], precision: torch.dtype, seed: int) -> tuple[Sample, Kept]:
+def most_decided(
+    program: Program, source: Source, sizes: Mapping[str, int], precision: torch.dtype, seed: int
+) -> tuple[Sample, Kept]:
     """A random input of these sizes, of three seeds the one of which most can be compared, and what that is."""
     causal = is_causal(program, source.sample(sizes, seed))
     return _most_kept(program, source, sizes, seed, NOISE[precision], causal)[:2]
 
 
-def _most_kept(program: Program, source: Source, sizes: Mapping[str, int], seed: int, noise: float, causal: bool) -> tuple[Sample, Kept, dict[str, Tensor]]:
+def _most_kept(
+    program: Program, source: Source, sizes: Mapping[str, int], seed: int, noise: float, causal: bool
+) -> tuple[Sample, Kept, dict[str, Tensor]]:
     samples = [source.sample(sizes, seed + attempt) for attempt in range(3)]
     return max(((s, *look(program, s, noise, causal)) for s in samples), key=lambda found: found[1].compared)
 
@@ -114,7 +140,8 @@ def _lost(coverage: Coverage, full: Coverage | None) -> int:
 
 
 def decided_sample(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> Sample:
-    """A random input of these sizes; of three seeds, the one with the fewest choices of experts that hang on rounding."""
+    """A random input of these sizes; of three seeds, the one with the fewest choices of experts that hang on
+    rounding."""
     return _decided(program, source, sizes, seed)[0]
 
 
@@ -133,7 +160,8 @@ def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: i
 
 
 def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int) -> Iterator[Sample]:
-    """Inputs unlike each other: sweeps over the vocabulary, single repeated tokens, floats of other magnitudes, random ones."""
+    """Inputs unlike each other: sweeps over the vocabulary, single repeated tokens, floats of other magnitudes, random
+    ones."""
     floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
     tokens = [i.name for i in source.inputs if i.name in source.domains and source.domains[i.name].kind == "token"]
     wide = {name: _ROWS if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
@@ -150,6 +178,8 @@ def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int)
 
 def _sweep(like: Tensor, vocabulary: int, number: int, seed: int) -> Tensor:
     """The `number`-th block of a random order of the whole vocabulary: no token twice before all were there once."""
-    order = torch.randperm(vocabulary, generator=torch.Generator().manual_seed(seed + number * like.numel() // vocabulary))
+    order = torch.randperm(
+        vocabulary, generator=torch.Generator().manual_seed(seed + number * like.numel() // vocabulary)
+    )
     place = torch.arange(number * like.numel(), (number + 1) * like.numel()) % vocabulary
     return order[place].view_as(like).to(like.dtype)

@@ -1,4 +1,5 @@
-"""The quality of an engine on real text, beside the untouched model: perplexity, KL divergence, top-1 agreement, and an error budget in them."""
+"""The quality of an engine on real text, beside the untouched model: perplexity, KL divergence, top-1 agreement, and an
+error budget in them."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Exam:
         text: the file's name, see `moec.text.corpus.read_corpus`.
         tokens: how much of it is used at most; 0 for all.
         window: tokens that the model sees at a time; windows don't overlap. Never more than the model's context.
-        max_kl: the mean KL divergence that is allowed, in nats a token. max_perplexity_ratio: the engine's perplexity over the model's.
+        max_kl: the mean KL divergence that is allowed, in nats a token. max_perplexity_ratio: the engine's perplexity
+            over the model's.
     """
 
     text: str
@@ -37,9 +39,19 @@ class Exam:
 
     def __post_init__(self) -> None:
         if self.window < 2 or self.tokens < 0:
-            raise MoecError("M201", f"windows of {self.window} tokens, {self.tokens} in all", "--window, --tokens", "a window has 2 tokens or more; 0 is all")
+            raise MoecError(
+                "M201",
+                f"windows of {self.window} tokens, {self.tokens} in all",
+                "--window, --tokens",
+                "a window has 2 tokens or more; 0 is all",
+            )
         if (self.max_kl or 0) < 0 or (self.max_perplexity_ratio is not None and self.max_perplexity_ratio <= 0):
-            raise MoecError("M201", "no engine can keep this budget", "--max-kl, --max-perplexity-ratio", "e.g. --max-kl 0.1 or --max-perplexity-ratio 1.05")
+            raise MoecError(
+                "M201",
+                "no engine can keep this budget",
+                "--max-kl, --max-perplexity-ratio",
+                "e.g. --max-kl 0.1 or --max-perplexity-ratio 1.05",
+            )
 
     @property
     def bounded(self) -> bool:
@@ -48,11 +60,17 @@ class Exam:
 
     @classmethod
     def of(cls, text: Any, **options: Any) -> Exam | None:
-        """From options of which some may be None, meaning the default; None without a text. Raises M201 for options that need one."""
+        """From options of which some may be None, meaning the default; None without a text. Raises M201 for options
+        that need one."""
         given = {name: value for name, value in options.items() if value is not None}
         if text is None:
             if given:
-                raise MoecError("M201", f"{', '.join(sorted(given))} says nothing without a text", "--text", "name a text with --text FILE")
+                raise MoecError(
+                    "M201",
+                    f"{', '.join(sorted(given))} says nothing without a text",
+                    "--text",
+                    "name a text with --text FILE",
+                )
             return None
         return cls(str(text), **given)
 
@@ -63,12 +81,14 @@ class Quality:
 
     Attributes:
         exam, sha256: the text, its hash, and what is allowed.
-        windows, tokens: how many windows were read, and how many tokens in them were predicted; all figures are about these.
-        perplexity_reference, perplexity_engine: `exp` of the mean negative log-likelihood. likelihood_loss: the difference of these
-            means in nats a token, so that `exp(likelihood_loss)` is the ratio of the perplexities.
+        windows, tokens: how many windows were read, and how many tokens in them were predicted; all figures are about
+            these.
+        perplexity_reference, perplexity_engine: `exp` of the mean negative log-likelihood. likelihood_loss: the
+            difference of these means in nats a token, so that `exp(likelihood_loss)` is the ratio of the perplexities.
         kl_mean, kl_p99, kl_max: of KL(reference ‖ engine) over the tokens, in nats, in float64.
         top1: share of the tokens for which both find the same token the likeliest.
-        agreement: the inside, see `moec.proof.agreement`. shift: what of the damage is the weights' and what the routes', see `moec.proof.damage_by_cause`.
+        agreement: the inside, see `moec.proof.agreement`. shift: what of the damage is the weights' and what the
+            routes', see `moec.proof.damage_by_cause`.
         engine_bytes, source_bytes: of the engine's folder, without its reports, and of the source's weights.
     """
 
@@ -100,7 +120,10 @@ class Quality:
         if exam.max_kl is not None and not self.kl_mean <= exam.max_kl:
             found.append(f"mean KL divergence {self.kl_mean:.4g} nats a token, {exam.max_kl:g} allowed")
         if exam.max_perplexity_ratio is not None and not self.perplexity_ratio <= exam.max_perplexity_ratio:
-            found.append(f"perplexity {self.perplexity_ratio:.4g} times the untouched model's, {exam.max_perplexity_ratio:g} allowed")
+            found.append(
+                f"perplexity {self.perplexity_ratio:.4g} times the untouched model's, "
+                f"{exam.max_perplexity_ratio:g} allowed"
+            )
         return tuple(found)
 
     @property
@@ -112,7 +135,12 @@ class Quality:
         """Raise M107 unless `ok`."""
         if not self.ok:
             fix = "make the passes less aggressive, or allow more with --max-kl or --max-perplexity-ratio"
-            raise MoecError("M107", "; ".join(self.problems) or f"the KL divergence is {self.kl_mean}", f"{self.exam.text}, {self.tokens:,} tokens", fix)
+            raise MoecError(
+                "M107",
+                "; ".join(self.problems) or f"the KL divergence is {self.kl_mean}",
+                f"{self.exam.text}, {self.tokens:,} tokens",
+                fix,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -121,7 +149,13 @@ class Quality:
     def rows(self) -> list[tuple[str, str]]:
         """The figures as a table: what, how much."""
         figures = [
-            ("perplexity", f"{self.perplexity_engine:.4f}, untouched {self.perplexity_reference:.4f}, ratio {self.perplexity_ratio:.4f}"),
+            (
+                "perplexity",
+                (
+                    f"{self.perplexity_engine:.4f}, untouched {self.perplexity_reference:.4f}, ratio "
+                    f"{self.perplexity_ratio:.4f}"
+                ),
+            ),
             ("KL divergence, nats a token", f"mean {self.kl_mean:.3g}, 99 % {self.kl_p99:.3g}, max {self.kl_max:.3g}"),
             ("top-1 agreement", f"{100 * self.top1:.2f} %"),
         ]
@@ -130,7 +164,9 @@ class Quality:
             shared, worst = sum(b.shared for b in blocks) / len(blocks), min(blocks, key=lambda b: b.shared)
             same = sum(b.identical for b in blocks) / len(blocks)
             least = f", least in {worst.module}" if worst.shared < shared else ""
-            figures.append(("router agreement", f"{100 * shared:.2f} % of the choices, {100 * same:.2f} % of the sets{least}"))
+            figures.append(
+                ("router agreement", f"{100 * shared:.2f} % of the choices, {100 * same:.2f} % of the sets{least}")
+            )
         if self.shift:
             figures.append(("KL divergence by its cause", str(self.shift)))
         if self.engine_bytes:
@@ -138,10 +174,14 @@ class Quality:
         return figures
 
     def __str__(self) -> str:
-        head = f"{self.exam.text}: {self.tokens:,} tokens predicted in {self.windows} windows of up to {self.exam.window}"
+        head = (
+            f"{self.exam.text}: {self.tokens:,} tokens predicted in {self.windows} windows of up to {self.exam.window}"
+        )
         lines = [head, *(f"  {name:<28} {figure}" for name, figure in self.rows())]
         for b in self.agreement.blocks if self.agreement else ():
-            lines.append(f"  {b.module:<28} router: {100 * b.shared:.2f} % of the choices, {100 * b.identical:.2f} % of the sets")
+            lines.append(
+                f"  {b.module:<28} router: {100 * b.shared:.2f} % of the choices, {100 * b.identical:.2f} % of the sets"
+            )
         for layer in self.agreement.layers if self.agreement else ():
             lines.append(f"  {layer.module:<28} error {layer.relative:.3g}")
         return "\n".join([*lines, *(f"  NOT ALLOWED: {p}" for p in self.problems)])
@@ -156,21 +196,31 @@ def measure(reference: Engine, engine: Engine, windows: Iterable[Tensor], exam: 
         exam, sha256: what is recorded with the figures.
 
     Raises:
-        MoecError: M211 when one of them is no causal language model, or their vocabularies differ; M105 when the untouched model's logits
-            are not numbers.
+        MoecError: M211 when one of them is no causal language model, or their vocabularies differ; M105 when the
+            untouched model's logits are not numbers.
     """
     rows, count = list[Tensor](), 0
     for ids in windows:
         want, got = (_logits(e, ids) for e in (reference, engine))
         if want.shape != got.shape:
-            raise MoecError("M211", f"logits {list(got.shape)} instead of {list(want.shape)}", engine.name, "compare engines of one vocabulary")
+            raise MoecError(
+                "M211",
+                f"logits {list(got.shape)} instead of {list(want.shape)}",
+                engine.name,
+                "compare engines of one vocabulary",
+            )
         if not count:
             _require_causal(reference, ids, want)
         rows += [_row(*row) for row in zip(want, got, ids, strict=True)]
         count += len(ids)
     nll, nll_engine, kl, top1 = torch.cat(rows, dim=1)
     if not nll.isfinite().all():
-        raise MoecError("M105", "the untouched model's logits are NaN or infinite on this text", reference.name, "look at its weights with `moec inspect`")
+        raise MoecError(
+            "M105",
+            "the untouched model's logits are NaN or infinite on this text",
+            reference.name,
+            "look at its weights with `moec inspect`",
+        )
     loss, own = float((nll_engine - nll).mean()), float(nll.mean())
     kls = float(kl.mean()), float(kl.nan_to_num(math.inf, math.inf).quantile(0.99)), float(kl.max())
     return Quality(exam, sha256, count, len(nll), _exp(own), _exp(own + loss), loss, *kls, float(top1.mean()))
@@ -189,13 +239,18 @@ def _logits(engine: Engine, ids: Tensor) -> Tensor:
 def _require_causal(engine: Engine, ids: Tensor, logits: Tensor) -> None:
     """Raise M211 when what is said after a text's first half depends on the second: such a model has no perplexity."""
     half = ids.shape[1] // 2
-    moved = (_logits(engine, ids[:, :half])[:, -1] - logits[:, half - 1]).abs().median() if half else 0  # a router's near tie may move some
+    moved = (
+        (_logits(engine, ids[:, :half])[:, -1] - logits[:, half - 1]).abs().median() if half else 0
+    )  # a router's near tie may move some
     if moved > 0.01 * logits.std():
-        raise MoecError("M211", "it looks at later tokens to predict a token", engine.name, "--text is for causal language models")
+        raise MoecError(
+            "M211", "it looks at later tokens to predict a token", engine.name, "--text is for causal language models"
+        )
 
 
 def _row(want: Tensor, got: Tensor, ids: Tensor) -> Tensor:
-    """Of one window, `[4, S-1]` in float64: both negative log-likelihoods, KL divergence, and whether the likeliest token is the same."""
+    """Of one window, `[4, S-1]` in float64: both negative log-likelihoods, KL divergence, and whether the likeliest
+    token is the same."""
     p, q = (logits[:-1].double().log_softmax(-1) for logits in (want, got))
     target = ids[1:, None]
     same = (p.argmax(-1) == q.argmax(-1)).double()

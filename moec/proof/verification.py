@@ -1,4 +1,5 @@
-"""Prove an engine: against the untouched model, on sizes and tokens that the capture never saw, on inputs that reach every expert."""
+"""Prove an engine: against the untouched model, on sizes and tokens that the capture never saw, on inputs that reach
+every expert."""
 
 from __future__ import annotations
 
@@ -39,12 +40,13 @@ class Verification:
         comparison: errors of each output.
         coverage: the experts that the samples reached.
         sizes: dynamic dimensions of each sample that was compared.
-        refused: sizes that the candidate cannot run. A dimension of 1 there is a limitation that is reported, since exporters
-            specialise it; any other refusal is a failure.
+        refused: sizes that the candidate cannot run. A dimension of 1 there is a limitation that is reported, since
+            exporters specialise it; any other refusal is a failure.
         seed: of the samples.
         consistency: of a decoder with a cache: one text in one go, in chunks, and token by token.
         quality: on a text, when one was given.
-        decided: in half precision, how many tokens were compared, where not all were: see `moec.proof.decided_tokens`. None when everything was.
+        decided: in half precision, how many tokens were compared, where not all were: see `moec.proof.decided_tokens`.
+            None when everything was.
     """
 
     comparison: Comparison
@@ -58,11 +60,13 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether all outputs agree, in enough tokens, no size but those with a 1 was refused, a decoder's cache makes no difference, and a
-        text's budget is kept."""
+        """Whether all outputs agree, in enough tokens, no size but those with a 1 was refused, a decoder's cache makes
+        no difference, and a text's budget is kept."""
         parts = (self.consistency, self.quality)
         enough = self.decided is None or not self.decided.problem
-        return self.comparison.ok and enough and not self.failures and all(part.ok for part in parts if part is not None)
+        return (
+            self.comparison.ok and enough and not self.failures and all(part.ok for part in parts if part is not None)
+        )
 
     @property
     def failures(self) -> tuple[Refused, ...]:
@@ -84,11 +88,21 @@ class Verification:
             self.quality.require()
 
     def __str__(self) -> str:
-        lines = [f"{'equal' if self.ok else 'DIFFERS'}: {self.comparison.candidate} against {self.comparison.reference}: {self.comparison}", str(self.coverage)]
-        lines += [f"compared: {self.decided}", *filter(None, [self.decided.problem])] if self.decided is not None else []
+        lines = [
+            (
+                f"{'equal' if self.ok else 'DIFFERS'}: {self.comparison.candidate} against "
+                f"{self.comparison.reference}: {self.comparison}"
+            ),
+            str(self.coverage),
+        ]
+        lines += (
+            [f"compared: {self.decided}", *filter(None, [self.decided.problem])] if self.decided is not None else []
+        )
         if self.consistency is not None:
             lines.append(f"{self.consistency.title} {self.consistency}")
-        lines += [f"cannot run at {', '.join(f'{k}={v}' for k, v in r.sizes.items())}: {r.reason}" for r in self.refused]
+        lines += [
+            f"cannot run at {', '.join(f'{k}={v}' for k, v in r.sizes.items())}: {r.reason}" for r in self.refused
+        ]
         lines += [str(self.quality)] if self.quality is not None else []
         return "\n".join(lines)
 
@@ -98,9 +112,14 @@ class Verification:
 
 
 def verify(
-    source: Source, engine: Engine, program: Program, tolerance: Tolerance, seed: int = 0, reference: Engine | None = None,
+    source: Source,
+    engine: Engine,
+    program: Program,
+    tolerance: Tolerance,
+    seed: int = 0,
+    reference: Engine | None = None,
     precision: torch.dtype | None = None,
-) -> Verification:  # fmt: skip
+) -> Verification:
     """Compare an engine with the untouched model.
 
     Args:
@@ -110,8 +129,9 @@ def verify(
         tolerance: what may differ, see `Tolerance.of`.
         seed: of the samples.
         reference: an engine to use instead of `source.reference()`, for a model that doesn't fit into memory.
-        precision: what the engine computes in. In half precision, an engine that differs is held to the same tolerance once more on the tokens
-            whose experts are decided there (`moec.proof.decided_tokens`); give it only where rounding is all that may differ.
+        precision: what the engine computes in. In half precision, an engine that differs is held to the same tolerance
+            once more on the tokens whose experts are decided there (`moec.proof.decided_tokens`); give it only where
+            rounding is all that may differ.
 
     Raises:
         MoecError: M105 when the untouched model yields NaN or infinity.
@@ -125,30 +145,61 @@ def verify(
         samples, coverage = held, measure_load(program, held)
     comparison, decided = compare(reference, engine, samples, tolerance), None
     if not comparison.ok and is_half(precision) and coverage.loads:
-        found = reach_decided(program, source, sizes, precision, seed, tries, coverage, lambda sample: engine.holds(_sizes_of(source.inputs, sample)))
+        found = reach_decided(
+            program,
+            source,
+            sizes,
+            precision,
+            seed,
+            tries,
+            coverage,
+            lambda sample: engine.holds(_sizes_of(source.inputs, sample)),
+        )
         samples, coverage, decided = found.samples, found.coverage, found.decided
         comparison = compare(reference, engine, samples, tolerance, found.kept)
     consistency = _consistency(source, engine, program, tolerance, seed + 7, precision)
-    return Verification(comparison, coverage, tuple(_sizes_of(source.inputs, s) for s in samples), refused, seed, consistency, decided=decided)
+    return Verification(
+        comparison,
+        coverage,
+        tuple(_sizes_of(source.inputs, s) for s in samples),
+        refused,
+        seed,
+        consistency,
+        decided=decided,
+    )
 
 
-def _possible(source: Source, engine: Engine, reference: Engine, streamed: bool, seed: int) -> tuple[list[dict[str, int]], tuple[Refused, ...]]:
+def _possible(
+    source: Source, engine: Engine, reference: Engine, streamed: bool, seed: int
+) -> tuple[list[dict[str, int]], tuple[Refused, ...]]:
     """Sizes that the engine is proven at, and those that it refuses although the reference takes them."""
     wanted = verification_sizes(source.inputs)[:2] if streamed else verification_sizes(source.inputs)
     wanted = [s for s in wanted if engine.holds(s)] or wanted[:1]
     possible = wanted if streamed else [s for s in wanted if _runs(reference, source.sample(s, seed)) is None]
     if not possible:
         reason = _runs(reference, source.sample(wanted[0], seed))
-        raise MoecError("M204", f"the untouched model runs at no size that was tried: {reason}", source.text, "give sample inputs that fit the model")
+        raise MoecError(
+            "M204",
+            f"the untouched model runs at no size that was tried: {reason}",
+            source.text,
+            "give sample inputs that fit the model",
+        )
     reasons = [_runs(engine, source.sample(s, seed)) for s in possible]
     refused = tuple(Refused(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None)
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:
-        raise MoecError("M101", f"{engine.name} runs at no size that was tried: {refused[0].reason}", engine.name, "report this with `moec compile --dump DIR`")
+        raise MoecError(
+            "M101",
+            f"{engine.name} runs at no size that was tried: {refused[0].reason}",
+            engine.name,
+            "report this with `moec compile --dump DIR`",
+        )
     return sizes, refused
 
 
-def _consistency(source: Source, engine: Engine, program: Program, tolerance: Tolerance, seed: int, precision: torch.dtype | None) -> Consistency | None:
+def _consistency(
+    source: Source, engine: Engine, program: Program, tolerance: Tolerance, seed: int, precision: torch.dtype | None
+) -> Consistency | None:
     """Of a decoder that holds the text; in half precision once more on what is decided, when it fails on the whole."""
     if not cache_inputs(engine.inputs) or not engine.holds({**SIZES, PAST: SIZES[SEQUENCE]}):
         return None

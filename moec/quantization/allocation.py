@@ -1,4 +1,5 @@
-"""Which of many things gets how many bits: one program over all of them, the cheapest choice within a budget of bytes."""
+"""Which of many things gets how many bits: one program over all of them, the cheapest choice within a budget of
+bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +14,15 @@ from moec.errors import MoecError
 _GAP = 1e-6  # how far from the best a choice may be, of its cost
 
 
-def allocate(costs: Tensor, counts: Sequence[int], widths: Sequence[int], budget_bits: float, where: str = "") -> list[int]:
-    """Choose one width for each of N things such that the sum of their costs is least and the mean width is not above a budget.
+def allocate(
+    costs: Tensor, counts: Sequence[int], widths: Sequence[int], budget_bits: float, where: str = ""
+) -> list[int]:
+    """Choose one width for each of N things such that the sum of their costs is least and the mean width is not above a
+    budget.
 
-    A 0-1 linear program, solved by HiGHS (Huangfu and Hall 2018): all layers compete for the same bytes, which is what makes it better than
-    a budget a layer. Things that cost nothing at any width, such as experts that no token reached, get what the others leave. Equal arguments
-    give equal choices.
+    A 0-1 linear program, solved by HiGHS (Huangfu and Hall 2018): all layers compete for the same bytes, which is what
+    makes it better than a budget a layer. Things that cost nothing at any width, such as experts that no token reached,
+    get what the others leave. Equal arguments give equal choices.
 
     Args:
         costs: `[N, len(widths)]`, finite.
@@ -56,13 +60,20 @@ def _solve(costs: Tensor, sizes: list[list[int]], budget: int) -> list[int]:
     rules = [LinearConstraint(each, 1, 1), LinearConstraint(total, -np.inf, budget // unit)]
     values = (costs - costs.amin(dim=1, keepdim=True)).flatten().numpy()  # what only one choice of a row does not share
     values = values / (values.mean() or 1.0)
-    found = milp(values, integrality=np.ones(rows * columns), bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": _GAP})
+    found = milp(
+        values,
+        integrality=np.ones(rows * columns),
+        bounds=Bounds(0, 1),
+        constraints=rules,
+        options={"mip_rel_gap": _GAP},
+    )
     assert found.success, found.message
     return [int(k) for k in found.x.reshape(rows, columns).argmax(axis=1)]
 
 
 def _spend_rest(chosen: list[int], costs: Tensor, sizes: list[list[int]], budget: int) -> list[int]:
-    """The same choice, with what it leaves of the budget given to things that are no worse off with more, in their order."""
+    """The same choice, with what it leaves of the budget given to things that are no worse off with more, in their
+    order."""
     found, rest = list(chosen), budget - sum(own[k] for own, k in zip(sizes, chosen, strict=True))
     for row, (own, now) in enumerate(zip(sizes, chosen, strict=True)):
         wider = [k for k in range(now + 1, len(own)) if own[k] - own[now] <= rest and costs[row, k] <= costs[row, now]]

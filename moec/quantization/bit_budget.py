@@ -41,7 +41,10 @@ class Budget:
         """What of it is not possible, and what is; empty when all is well."""
         listed = isinstance(self.widths, (list, tuple))
         if not listed or any(type(w) is not int or w not in WIDTHS for w in self.widths) or len(set(self.widths)) < 2:
-            return f"widths={self.widths!r} are not two or more of {', '.join(map(str, WIDTHS))}", "write for example widths=[2, 4]"
+            return (
+                f"widths={self.widths!r} are not two or more of {', '.join(map(str, WIDTHS))}",
+                "write for example widths=[2, 4]",
+            )
         if self.sensitivity not in KINDS:
             return f"sensitivity={self.sensitivity!r} is not one of {', '.join(KINDS)}", "fisher is the best known"
         known = isinstance(self.bits, (int, float)) and not isinstance(self.bits, bool)
@@ -50,7 +53,9 @@ class Budget:
             return what, f"choose a mean from {min(self.widths)} to {max(self.widths)} bits, or other widths"
         return "", ""
 
-    def spend(self, program: Program, inputs: Iterable[Mapping[str, Tensor]], todo: Todo) -> tuple[Todo, dict[str, Any]]:
+    def spend(
+        self, program: Program, inputs: Iterable[Mapping[str, Tensor]], todo: Todo
+    ) -> tuple[Todo, dict[str, Any]]:
         """Give every expert its width.
 
         Args:
@@ -62,9 +67,12 @@ class Budget:
         """
         blocks = {node: pair for node, pair in _pairs(todo).items() if len(pair) == 2}
         widths = sorted(set(self.widths))
-        found = measure_sensitivity(program, inputs, {node: pair[0][1] for node, pair in blocks.items()}, widths, self.sensitivity)
+        found = measure_sensitivity(
+            program, inputs, {node: pair[0][1] for node, pair in blocks.items()}, widths, self.sensitivity
+        )
         numbers = {
-            node: [sum(math.prod(u.weight.shape[1:]) for u, _ in pair if u.weight is not None)] * len(found.costs[node]) for node, pair in blocks.items()
+            node: [sum(math.prod(u.weight.shape[1:]) for u, _ in pair if u.weight is not None)] * len(found.costs[node])
+            for node, pair in blocks.items()
         }
         costs = torch.cat([found.costs[node] for node in blocks])
         chosen = iter(allocate(costs, [n for node in blocks for n in numbers[node]], widths, self.bits))
@@ -72,23 +80,41 @@ class Budget:
         done = [(use, _grid(grid, mixed.get(use.node, ()))) for use, grid in todo]
         return done, self._facts(found, mixed, numbers)
 
-    def _facts(self, found: Sensitivity, mixed: dict[fx.Node, tuple[int, ...]], numbers: dict[fx.Node, list[int]]) -> dict[str, Any]:
+    def _facts(
+        self, found: Sensitivity, mixed: dict[fx.Node, tuple[int, ...]], numbers: dict[fx.Node, list[int]]
+    ) -> dict[str, Any]:
         pairs = [(b, n) for node, bits in mixed.items() for b, n in zip(bits, numbers[node], strict=True)]
-        facts: dict[str, Any] = {"budget_bits": self.bits, "mean_bits": sum(b * n for b, n in pairs) / sum(n for _, n in pairs)}
-        facts |= {"sensitivity": found.kind, "experts": {str(b): count for b, count in sorted(Counter(b for b, _ in pairs).items())}}
+        facts: dict[str, Any] = {
+            "budget_bits": self.bits,
+            "mean_bits": sum(b * n for b, n in pairs) / sum(n for _, n in pairs),
+        }
+        facts |= {
+            "sensitivity": found.kind,
+            "experts": {str(b): count for b, count in sorted(Counter(b for b, _ in pairs).items())},
+        }
         if found.reason:
             facts |= {"asked": self.sensitivity, "reason": found.reason}
-        return {**facts, "blocks": [{"module": module_path(node) or node.name, "bits": list(bits)} for node, bits in mixed.items()]}
+        return {
+            **facts,
+            "blocks": [{"module": module_path(node) or node.name, "bits": list(bits)} for node, bits in mixed.items()],
+        }
 
 
 def without_data(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a `quantize` that needs no text, takes no time, and makes weights of the same grids; experts of a budget get its
-    narrowest width. Options that are not possible stay, for the pass to refuse them."""
+    """The options of a `quantize` that needs no text, takes no time, and makes weights of the same grids; experts of a
+    budget get its narrowest width. Options that are not possible stay, for the pass to refuse them."""
     found, rules = {**options, "method": _plain(options["method"])}, options["rules"]
     if isinstance(rules, Mapping):
-        found["rules"] = {p: {**r, "method": _plain(r["method"])} if isinstance(r, Mapping) and "method" in r else r for p, r in rules.items()}
+        found["rules"] = {
+            p: {**r, "method": _plain(r["method"])} if isinstance(r, Mapping) and "method" in r else r
+            for p, r in rules.items()
+        }
     budget = options["budget_bits"]
-    if budget is not None and options["experts"] is None and not Budget(budget, options["widths"], options["sensitivity"]).problem[0]:
+    if (
+        budget is not None
+        and options["experts"] is None
+        and not Budget(budget, options["widths"], options["sensitivity"]).problem[0]
+    ):
         found |= {"budget_bits": None, "experts": min(options["widths"])}
     return found
 

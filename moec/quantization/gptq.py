@@ -1,7 +1,8 @@
-"""GPTQ: a matrix on a small integer grid whose rounding errors are made up for by the columns that are still to be rounded.
+"""GPTQ: a matrix on a small integer grid whose rounding errors are made up for by the columns that are still to be
+rounded.
 
-Frantar et al. 2022 (arXiv 2210.17323). What counts is not the error of the weights but that of the outputs on inputs like those that
-were seen; these enter as their second moments, the Hessian of the squared output error.
+Frantar et al. 2022 (arXiv 2210.17323). What counts is not the error of the weights but that of the outputs on inputs
+like those that were seen; these enter as their second moments, the Hessian of the squared output error.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ _BLOCK = 128  # columns whose errors reach the columns behind them in one produc
 
 
 def encode_with(values: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """What `moec.quantization.rounding.encode` gives, with the output error of inputs like those behind a Hessian made small.
+    """What `moec.quantization.rounding.encode` gives, with the output error of inputs like those behind a Hessian made
+    small.
 
-    Column by column: a number is rounded, and its error, divided by what the Hessian's inverse says of it, is taken from the columns
-    that follow. A group's scale (and zero point) is that of rounding, taken when its first column comes up from what the errors have made
-    of it by then. (Scales refined as by `hqq` have the smaller error of weights, and nearly twice the KL divergence on a small trained
-    model at 2 bits.) Inputs that were never other than zero have nothing to make up for: their columns are rounded to nearest.
+    Column by column: a number is rounded, and its error, divided by what the Hessian's inverse says of it, is taken
+    from the columns that follow. A group's scale (and zero point) is that of rounding, taken when its first column
+    comes up from what the errors have made of it by then. (Scales refined as by `hqq` have the smaller error of
+    weights, and nearly twice the KL divergence on a small trained model at 2 bits.) Inputs that were never other than
+    zero have nothing to make up for: their columns are rounded to nearest.
 
     Args:
         values: `[out, in]`.
@@ -40,8 +43,8 @@ def encode_with(values: Tensor, hessian: Tensor, grid: Grid) -> tuple[Tensor, Te
 
 
 def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor | None:
-    """Upper triangular U with `UᵀU` the inverse of the damped Hessian: in float32, then in float64, then with ten times the damping, and
-    so on; None when nothing helps, as when it is not finite."""
+    """Upper triangular U with `UᵀU` the inverse of the damped Hessian: in float32, then in float64, then with ten times
+    the damping, and so on; None when nothing helps, as when it is not finite."""
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     if not 0 < mean < float("inf") or not bool(hessian.isfinite().all()):
@@ -74,7 +77,9 @@ def _descend(values: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor
         errors = torch.empty_like(work[start:stop])
         for at in range(start, stop):
             if at % grid.group == 0:
-                scale, zero = fit(work[at : at + grid.group].t().contiguous(), replace(grid, method="gptq"), values.dtype)
+                scale, zero = fit(
+                    work[at : at + grid.group].t().contiguous(), replace(grid, method="gptq"), values.dtype
+                )
                 fits.append((scale, zero))
                 s, z = scale[:, 0], zero[:, 0]
             codes[at] = nearest(work[at], s, z, grid.bits)

@@ -18,10 +18,14 @@ class Grid:
     """How a weight is to be quantized.
 
     Attributes:
-        bits: 2, 3, 4 or 8; 3 has the error of 3 bits and the bytes of 4, no kernel storing it: it is there to be compared with.
-        group: elements along `in` that share a scale; a power of two from 16 to 128. Small floats have their own, see `settled`.
-        symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its own.
-        method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs data, see `moec.quantization.gptq`.
+        bits: 2, 3, 4 or 8; 3 has the error of 3 bits and the bytes of 4, no kernel storing it: it is there to be
+            compared with.
+        group: elements along `in` that share a scale; a power of two from 16 to 128. Small floats have their own, see
+            `settled`.
+        symmetric: the zero point is the middle of the stored width everywhere and not stored; else every group has its
+            own.
+        method: `rtn` rounds to nearest; `hqq` refines scales (and zero points) from there, see `encode`; `gptq` needs
+            data, see `moec.quantization.gptq`.
         widths: the bits of each expert of a stack, where they differ; `bits` then says nothing.
         format: `int`, or small floats: `fp8` or `nvfp4`, see `moec.quantization.small_floats`.
         positive_scales: symmetric grids have no scale below or at 0, see `encode`; all others have none anyway.
@@ -36,10 +40,15 @@ class Grid:
     positive_scales: bool = False
 
     def settled(self) -> Grid:
-        """With the width and the groups that a format of small floats fixes: `fp8` has one scale a weight. `nvfp4` of 8 bits is `fp8`."""
+        """With the width and the groups that a format of small floats fixes: `fp8` has one scale a weight. `nvfp4` of 8
+        bits is `fp8`."""
         if self.format == "nvfp4" and self.bits == 4:
             return replace(self, group=BLOCK)
-        return replace(self, bits=8, format="fp8", group=WHOLE) if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8) else self
+        return (
+            replace(self, bits=8, format="fp8", group=WHOLE)
+            if self.format == "fp8" or (self.format == "nvfp4" and self.bits == 8)
+            else self
+        )
 
     def parts(self) -> list[tuple[Grid, tuple[int, ...] | None]]:
         """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
@@ -60,7 +69,11 @@ class Grid:
     def problem(self) -> str:
         """What of the settings themselves is not possible; empty when all is well."""
         groups = GROUPS if self.format not in FORMATS else (self.group,)
-        for name, value, known in (("bits", self.bits, BITS), ("group", self.group, groups), ("method", self.method, METHODS)):
+        for name, value, known in (
+            ("bits", self.bits, BITS),
+            ("group", self.group, groups),
+            ("method", self.method, METHODS),
+        ):
             if isinstance(value, bool) or value not in known:
                 return f"{name}={value!r} is not one of {', '.join(map(str, known))}"
         for name in ("symmetric", "positive_scales"):
@@ -68,8 +81,14 @@ class Grid:
                 return f"{name}={getattr(self, name)!r} is not true or false"
         if self.format not in (INTEGERS, *FORMATS):
             return f"format={self.format!r} is not one of {', '.join((INTEGERS, *FORMATS))}"
-        plain = self.format == INTEGERS or (self.method == "rtn" and self.symmetric and self.bits == bits_of(self.format))
-        return "" if plain else f"format={self.format} has {bits_of(self.format)} bits, no zero points, and no method but rtn"
+        plain = self.format == INTEGERS or (
+            self.method == "rtn" and self.symmetric and self.bits == bits_of(self.format)
+        )
+        return (
+            ""
+            if plain
+            else f"format={self.format} has {bits_of(self.format)} bits, no zero points, and no method but rtn"
+        )
 
     def misfit(self, weight: Weight) -> str:
         """Why a weight cannot be put on the grid; empty when it can."""

@@ -1,4 +1,5 @@
-"""Second moments of what reaches a matrix: the Hessians of its squared output error, for linear layers and for each expert."""
+"""Second moments of what reaches a matrix: the Hessians of its squared output error, for linear layers and for each
+expert."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ def weighted_moments(rows: Tensor, weights: Tensor) -> Tensor:
 class Arrivals:
     """What reaches the experts of one block.
 
-    A token counts in an expert's moments by the weight that the expert's output gets, and a tenth of the moments of all tokens is added:
-    an expert that few tokens reached is not fitted to these few, and one that none reached is fitted to all.
+    A token counts in an expert's moments by the weight that the expert's output gets, and a tenth of the moments of all
+    tokens is added: an expert that few tokens reached is not fitted to these few, and one that none reached is fitted
+    to all.
 
     Attributes:
         rows: every token `[T, H]`, float32.
@@ -82,7 +84,8 @@ class Arrivals:
         return weighted_moments(rows, counts) + BLEND * factor * factor * self._all
 
     def second(self, e: int, hidden: Callable[[Tensor], Tensor]) -> Tensor:
-        """The moments of what `hidden` makes of expert e's inputs, `[I, I]`. Of all tokens, `SAMPLE` at most are taken, evenly."""
+        """The moments of what `hidden` makes of expert e's inputs, `[I, I]`. Of all tokens, `SAMPLE` at most are taken,
+        evenly."""
         rows, counts = self.of_expert(e)
         everything = self.rows[:: -(-len(self.rows) // SAMPLE)] * self._factor(e)
         return weighted_moments(hidden(rows), counts) + BLEND * second_moments([hidden(everything)])
@@ -105,7 +108,10 @@ def count_tokens(program: Program, inputs: Iterable[Mapping[str, Tensor]]) -> di
     def visit(stop: Stop) -> None:
         if stop.node in blocks:
             made = [choice(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]
-            found[stop.node] = sum((ids[weights != 0].bincount(minlength=count) for weights, ids, count in made), torch.zeros((), dtype=torch.int64))
+            found[stop.node] = sum(
+                (ids[weights != 0].bincount(minlength=count) for weights, ids, count in made),
+                torch.zeros((), dtype=torch.int64),
+            )
 
     if blocks:
         walk(program, inputs, visit, until=blocks[-1])
@@ -113,8 +119,8 @@ def count_tokens(program: Program, inputs: Iterable[Mapping[str, Tensor]]) -> di
 
 
 def enough_text(program: Program, calibration: Calibration, floor: int) -> tuple[Calibration, dict[fx.Node, Tensor]]:
-    """Let a text be read on until every expert was reached by `floor` tokens: twice as much at a time, up to `GROWTH` times what was
-    allowed, or its end.
+    """Let a text be read on until every expert was reached by `floor` tokens: twice as much at a time, up to `GROWTH`
+    times what was allowed, or its end.
 
     Returns:
         The text with as much allowed as was needed, and the tokens that reached each expert of each block.
@@ -133,7 +139,10 @@ def enough_text(program: Program, calibration: Calibration, floor: int) -> tuple
 
 def coverage(counts: Mapping[fx.Node, Tensor]) -> list[dict[str, Any]]:
     """For the report: each block's module, and of the tokens that reached its experts the least, the median and all."""
-    return [{"module": module_path(n) or n.name, "least": int(c.min()), "median": int(c.median()), "tokens": c.tolist()} for n, c in counts.items()]
+    return [
+        {"module": module_path(n) or n.name, "least": int(c.min()), "median": int(c.median()), "tokens": c.tolist()}
+        for n, c in counts.items()
+    ]
 
 
 def _batches(program: Program, windows: Tensor) -> list[dict[str, Tensor]]:

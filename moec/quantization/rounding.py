@@ -1,7 +1,9 @@
-"""Numbers on small integer grids: round to nearest, and half-quadratic refinement, as lazy weights that hold one block in memory.
+"""Numbers on small integer grids: round to nearest, and half-quadratic refinement, as lazy weights that hold one block
+in memory.
 
-A weight `[..., out, in]` is cut along `in` into groups with one scale each (and one zero point on asymmetric grids). What comes out is
-what `moec::dequantize` reads. No method here needs data; the one that does is `moec.quantization.gptq`.
+A weight `[..., out, in]` is cut along `in` into groups with one scale each (and one zero point on asymmetric grids).
+What comes out is what `moec::dequantize` reads. No method here needs data; the one that does is
+`moec.quantization.gptq`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of t
 
 @dataclass(frozen=True)
 class Packed:
-    """The three inputs of `moec::dequantize` as lazy weights: uint8 `[..., in*bits/8]`, scales `[..., in/group]`, and uint8 zero points or None."""
+    """The three inputs of `moec::dequantize` as lazy weights: uint8 `[..., in*bits/8]`, scales `[..., in/group]`, and
+    uint8 zero points or None."""
 
     packed: Weight
     scale: Weight
@@ -43,7 +46,8 @@ Made = Packed | tuple[Packed, ...]  # the whole, or a part for each width of its
 
 
 def quantize_weight(weight: Weight, grid: Grid) -> Packed:
-    """Put a floating-point weight `[..., out, in]` on a grid; scales have its dtype, and nothing is read before the result is."""
+    """Put a floating-point weight `[..., out, in]` on a grid; scales have its dtype, and nothing is read before the
+    result is."""
     *leading, width = weight.shape
     job = _Job(weight, grid)
 
@@ -53,14 +57,18 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
 
     groups = width // grid.group
     zero = None if grid.symmetric else part(2, groups, torch.uint8, "zero")
-    return Packed(part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero)
+    return Packed(
+        part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero
+    )
 
 
 def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
     """The same of a stack whose experts may have several widths, or of small floats."""
     if grid.format != INTEGERS:
         return quantize_floats(weight, grid.format)
-    found = tuple(quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts())
+    found = tuple(
+        quantize_weight(weight if experts is None else taken(weight, experts), own) for own, experts in grid.parts()
+    )
     return found if grid.widths else found[0]
 
 
@@ -72,7 +80,8 @@ class _Job:
     grid: Grid
 
     def read(self, index: int, start: int, stop: int) -> Tensor:
-        """Rows of the packed tensor (index 0), the scales (1) or the zero points (2). All three come of one computation, kept while it is small."""
+        """Rows of the packed tensor (index 0), the scales (1) or the zero points (2). All three come of one
+        computation, kept while it is small."""
         small = (stop - start) * math.prod(self.weight.shape[1:]) <= _REMEMBERED_BYTES
         return (_remembered if small else _block)(self, start, stop)[index]
 
@@ -82,7 +91,9 @@ class _Job:
         row_bytes = math.prod(self.weight.shape[1:]) * self.weight.dtype.itemsize
         step = stop - start if self.weight.atomic else max(1, BLOCK_BYTES // row_bytes)
         for at in range(start, stop, max(1, step)):
-            yield from torch.split(self.weight.read(at, min(at + step, stop)).reshape(-1, width), max(1, _CHUNK // width))
+            yield from torch.split(
+                self.weight.read(at, min(at + step, stop)).reshape(-1, width), max(1, _CHUNK // width)
+            )
 
 
 def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
@@ -110,15 +121,17 @@ _remembered = lru_cache(maxsize=1)(_block)  # a writer asks for the packed tenso
 def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes, scales and zero points of `values [..., in]`, such that `(code - zero) * scale` is near them.
 
-    Rounding to nearest (`rtn`) lets each group's number of largest magnitude be the lowest code of a symmetric grid, by a scale that is
-    negative where that number is positive: the lowest code lies one step further out than the highest, so this wastes nothing.
-    With `positive_scales` the larger side decides, in steps of its own; TensorRT reads only such scales inside its products. An
-    asymmetric grid spans from the smallest to the largest number, and 0 is always on it.
+    Rounding to nearest (`rtn`) lets each group's number of largest magnitude be the lowest code of a symmetric grid, by
+    a scale that is negative where that number is positive: the lowest code lies one step further out than the highest,
+    so this wastes nothing. With `positive_scales` the larger side decides, in steps of its own; TensorRT reads only
+    such scales inside its products. An asymmetric grid spans from the smallest to the largest number, and 0 is always
+    on it.
 
-    `hqq` takes turns, from several scales: it splits each group's error into a part that is sparse and dropped, by the shrinkage that
-    belongs to the l_p norm, and one that the zero point and, by least squares, the scale make up for (half-quadratic quantization, Badri
-    and Shaji 2023). Errors are measured in steps of the grid; zero points are whole numbers, as the kernels take them. A group keeps
-    what it had whenever that leaves it a smaller squared error, so none is worse than rounded.
+    `hqq` takes turns, from several scales: it splits each group's error into a part that is sparse and dropped, by the
+    shrinkage that belongs to the l_p norm, and one that the zero point and, by least squares, the scale make up for
+    (half-quadratic quantization, Badri and Shaji 2023). Errors are measured in steps of the grid; zero points are whole
+    numbers, as the kernels take them. A group keeps what it had whenever that leaves it a smaller squared error, so
+    none is worse than rounded.
 
     Returns:
         uint8 `[..., in]`; scales `[..., in/group]` in `values`' dtype; zero points as uint8, None on symmetric grids.
@@ -130,13 +143,15 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scale and zero point `[…, 1]` of numbers `[…, group]` in float32 or wider: by rounding, or refined with `hqq`; scales are rounded to
-    the dtype that they are kept in."""
+    """Scale and zero point `[…, 1]` of numbers `[…, group]` in float32 or wider: by rounding, or refined with `hqq`;
+    scales are rounded to the dtype that they are kept in."""
     scale, zero = _rounding(groups, grid, dtype)
     return _refined(groups, scale, zero, grid, dtype) if grid.method == "hqq" else (scale, zero)
 
 
-def kept(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
+def kept(
+    codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes `[…, in]`, scales and zero points `[…, groups, 1]` as they are stored, see `encode`."""
     scale = scale.squeeze(-1).to(dtype)
     if grid.symmetric:
@@ -145,11 +160,16 @@ def kept(codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: G
 
 
 def _rounding(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scale and zero point `[..., groups, 1]` that no number of a group exceeds; the scale is rounded to the dtype that it is kept in."""
+    """Scale and zero point `[..., groups, 1]` that no number of a group exceeds; the scale is rounded to the dtype that
+    it is kept in."""
     low, high = groups.aminmax(dim=-1, keepdim=True)
     middle = 2 ** (grid.bits - 1)
     if grid.symmetric:
-        scale = torch.maximum(high / (middle - 1), low / -middle) if grid.positive_scales else torch.where(high > -low, high, low) / -middle
+        scale = (
+            torch.maximum(high / (middle - 1), low / -middle)
+            if grid.positive_scales
+            else torch.where(high > -low, high, low) / -middle
+        )
         scale = scale.to(dtype).to(groups.dtype)
         return _divisor(scale) if grid.positive_scales else scale, torch.full_like(scale, middle)
     low, high = low.clamp(max=0), high.clamp(min=0)
@@ -183,7 +203,9 @@ def _refined(groups: Tensor, scale: Tensor, zero: Tensor, grid: Grid, dtype: tor
     return best
 
 
-def _step(groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid) -> tuple[Tensor, Tensor]:
+def _step(
+    groups: Tensor, codes: Tensor, error: Tensor, scale: Tensor, zero: Tensor, beta: float, grid: Grid
+) -> tuple[Tensor, Tensor]:
     """The next scale and zero point, once what shrinkage takes for sparse is left out of the numbers."""
     steps = error / _divisor(scale)
     size = steps.abs()

@@ -44,14 +44,19 @@ class Sensitivity:
 
 
 def measure_sensitivity(
-    program: Program, inputs: Iterable[Mapping[str, Tensor]], blocks: Mapping[fx.Node, Grid], widths: Sequence[int], kind: str
+    program: Program,
+    inputs: Iterable[Mapping[str, Tensor]],
+    blocks: Mapping[fx.Node, Grid],
+    widths: Sequence[int],
+    kind: str,
 ) -> Sensitivity:
     """What each expert of some blocks costs at each width, on given inputs.
 
-    `fisher`: the expert rounded to nearest alone, all else untouched, the squared change of the block's output times the squared gradient
-    of the cross-entropy there, summed over tokens and elements: the diagonal of the Fisher information for the loss (Guo et al. 2026, arXiv
-    2605.23078). It takes one backward pass with all weights in memory. `error`: the same without gradients. `frequency`: how many tokens
-    an expert gets, times what a bit less multiplies a rounding error by; for comparison.
+    `fisher`: the expert rounded to nearest alone, all else untouched, the squared change of the block's output times
+    the squared gradient of the cross-entropy there, summed over tokens and elements: the diagonal of the Fisher
+    information for the loss (Guo et al. 2026, arXiv 2605.23078). It takes one backward pass with all weights in memory.
+    `error`: the same without gradients. `frequency`: how many tokens an expert gets, times what a bit less multiplies a
+    rounding error by; for comparison.
 
     Args:
         inputs: of a language model, see `text_inputs`.
@@ -73,11 +78,18 @@ def measure_sensitivity(
         if stop.node in blocks:
             arrivals = Arrivals.of(stop)
             if kind == "frequency":
-                costs[stop.node] = arrivals.counts.double()[:, None] * torch.tensor([4.0**-b for b in widths], dtype=torch.float64)
+                costs[stop.node] = arrivals.counts.double()[:, None] * torch.tensor(
+                    [4.0**-b for b in widths], dtype=torch.float64
+                )
             else:
                 costs[stop.node] = _Block(stop, arrivals, weights.pop(stop.node, None)).costs(blocks[stop.node], widths)
             if not bool(costs[stop.node].isfinite().all()):
-                raise MoecError("M105", "the error of an expert's output is not a finite number", stop.node.name, "look at its weights with `moec inspect`")
+                raise MoecError(
+                    "M105",
+                    "the error of an expert's output is not a finite number",
+                    stop.node.name,
+                    "look at its weights with `moec inspect`",
+                )
 
     walk(program, inputs, visit, until=last)
     return Sensitivity(costs, kind, reason)
@@ -95,7 +107,10 @@ class _Block:
         at = 3 if stop.node.target is EXPERTS else 4
         given = [*stop.inputs[0], None, None]
         self._matrices, named = given[at : at + 2], stop.named[0]
-        self._biases = [given[at + 2 + k] if given[at + 2 + k] is not None else named.get(name) for k, name in enumerate(("b_in", "b_out"))]
+        self._biases = [
+            given[at + 2 + k] if given[at + 2 + k] is not None else named.get(name)
+            for k, name in enumerate(("b_in", "b_out"))
+        ]
         self._rule, self._arrivals, self._squares = Activation.of(named), arrivals, squares
 
     def costs(self, grid: Grid, widths: Sequence[int]) -> Tensor:
@@ -115,7 +130,9 @@ class _Block:
         for bits in widths:
             coarse = [_rounded(w, replace(grid, bits=bits, method="rtn")) for w in exact]
             error = (mixing * (_outputs(rows, coarse, biases, self._rule) - want)).square()
-            found.append((error if self._squares is None else error * self._squares[token].float()).sum(dtype=torch.float64))
+            found.append(
+                (error if self._squares is None else error * self._squares[token].float()).sum(dtype=torch.float64)
+            )
         return torch.stack(found)
 
 
@@ -151,8 +168,11 @@ class _Opened(fx.Interpreter):
         return value + self.leaves[n.name]
 
 
-def _squared_gradients(program: Program, inputs: Inputs, blocks: Mapping[fx.Node, Grid]) -> tuple[dict[fx.Node, Tensor], str]:
-    """The squared gradient of the cross-entropy, summed over tokens, at each block's output: bfloat16 `[T, H]`; or why there is none."""
+def _squared_gradients(
+    program: Program, inputs: Inputs, blocks: Mapping[fx.Node, Grid]
+) -> tuple[dict[fx.Node, Tensor], str]:
+    """The squared gradient of the cross-entropy, summed over tokens, at each block's output: bfloat16 `[T, H]`; or why
+    there is none."""
     need = _RESERVE * sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values())
     if LOGITS not in program.outputs:
         return {}, f"the program has no {LOGITS}"

@@ -1,4 +1,5 @@
-"""Quantization in the order of computation: each weight is fitted to what the weights before it, already quantized, bring to it."""
+"""Quantization in the order of computation: each weight is fitted to what the weights before it, already quantized,
+bring to it."""
 
 from __future__ import annotations
 
@@ -26,8 +27,15 @@ from moec.weights.widths import Mixture, taken
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
-_MATRICES: dict[Any, int] = {EXPERTS: 3, MOE: 4}  # where an operator's first matrix stands; then come the second and both biases
-_STACKED = (*_MATRICES, torch.ops.aten.linear.default, torch.ops.aten.embedding.default)  # what takes matrices as `[out, in]`
+_MATRICES: dict[Any, int] = {
+    EXPERTS: 3,
+    MOE: 4,
+}  # where an operator's first matrix stands; then come the second and both biases
+_STACKED = (
+    *_MATRICES,
+    torch.ops.aten.linear.default,
+    torch.ops.aten.embedding.default,
+)  # what takes matrices as `[out, in]`
 
 
 def key_of(use: Use, grid: Grid) -> Key:
@@ -42,10 +50,12 @@ class Sequential:
 
     Attributes:
         program: is not changed.
-        todo: what is to be put on which grid. Only `gptq` looks at the data; what other methods make is computed with all the same.
+        todo: what is to be put on which grid. Only `gptq` looks at the data; what other methods make is computed with
+            all the same.
         label: of the data, for the results' origins: equal origins are to mean equal contents.
         made: the results by `key_of`; they are tensors in memory.
-        rounded: matrices that no damping made fit for `gptq`, which were rounded to nearest: their names, with the expert's number.
+        rounded: matrices that no damping made fit for `gptq`, which were rounded to nearest: their names, with the
+            expert's number.
     """
 
     program: Program
@@ -56,7 +66,8 @@ class Sequential:
     _last: tuple[fx.Node | None, Tensor | None] = (None, None)
 
     def run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
-        """Walk all inputs until the last weight that needs data is done; results of other methods behind it are not made."""
+        """Walk all inputs until the last weight that needs data is done; results of other methods behind it are not
+        made."""
         uses: dict[fx.Node, list[tuple[Use, Grid]]] = {}
         for use, grid in self.todo:
             uses.setdefault(use.node, []).append((use, grid))
@@ -100,9 +111,14 @@ class Sequential:
         return self._last[1]  # type: ignore[return-value]
 
     def _experts(self, stop: Stop, uses: dict[int, tuple[Use, Grid]]) -> None:
-        """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the first makes of them."""
+        """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the
+        first makes of them."""
         at = _MATRICES[stop.node.target]
-        missing = {place: (u, g, _Result(u.weight, g)) for place, (u, g) in uses.items() if u.weight is not None and key_of(u, g) not in self.made}
+        missing = {
+            place: (u, g, _Result(u.weight, g))
+            for place, (u, g) in uses.items()
+            if u.weight is not None and key_of(u, g) not in self.made
+        }
         if not missing:
             return
         arrivals, rule, (first, _, bias) = Arrivals.of(stop), Activation.of(stop.named[0]), _matrices(stop, at)
@@ -116,7 +132,12 @@ class Sequential:
                 use, grid, found = missing[at + 1]
                 hidden = partial(_hidden, own.float(), None if bias is None else _of_expert(bias, e).float(), rule)
                 assert use.weight is not None
-                found.put(self._encode(_of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), f"{use.name}[{e}]"), e)
+                found.put(
+                    self._encode(
+                        _of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), f"{use.name}[{e}]"
+                    ),
+                    e,
+                )
         self.made |= {key_of(u, g): found.packed(self.label) for u, g, found in missing.values()}
 
     def _encode(self, values: Tensor, moments: Callable[[], Tensor], grid: Grid, what: str) -> Codes:
@@ -169,7 +190,11 @@ class _Part:
             self._packed = torch.empty(*leading, width * grid.stored // 8, dtype=torch.uint8)
             self._scale = torch.empty(*leading, groups, dtype=weight.dtype)
             self._zero = None if grid.symmetric else torch.empty(*leading, groups, dtype=torch.uint8)
-        self._grid, self._origin, self.experts = grid, weight.origin if experts is None else f"{weight.origin}{list(experts)}", experts
+        self._grid, self._origin, self.experts = (
+            grid,
+            weight.origin if experts is None else f"{weight.origin}{list(experts)}",
+            experts,
+        )
 
     def put(self, codes: Codes, at: Any) -> None:
         self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]
@@ -177,7 +202,9 @@ class _Part:
             self._zero[at] = codes[2]
 
     def value(self, at: int) -> Tensor:
-        return dequantize(self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored)
+        return dequantize(
+            self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored
+        )
 
     def packed(self, label: str) -> Packed:
         def part(value: Tensor, name: str) -> Weight:

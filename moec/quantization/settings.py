@@ -1,4 +1,5 @@
-"""What `quantize` is asked for: settings of each weight by rule, kind and default, and the refusal of what fits nothing."""
+"""What `quantize` is asked for: settings of each weight by rule, kind and default, and the refusal of what fits
+nothing."""
 
 from __future__ import annotations
 
@@ -43,18 +44,28 @@ class Settings:
     def check(self) -> None:
         """Raise M203 on settings that are none, whatever the model."""
         if self.rules is not None and not isinstance(self.rules, Mapping):
-            raise self.refusal(f"rules={self.rules!r} is not a table of patterns", 'write for example rules={"*.layers.0.*": 8}')
+            raise self.refusal(
+                f"rules={self.rules!r} is not a table of patterns", 'write for example rules={"*.layers.0.*": 8}'
+            )
         if type(self.floor) is not int or self.floor < 0:
-            raise self.refusal(f"floor={self.floor!r} is not a number of tokens", "0 takes the text that was allowed, and no more")
+            raise self.refusal(
+                f"floor={self.floor!r} is not a number of tokens", "0 takes the text that was allowed, and no more"
+            )
         self._check_budget()
         given = [self.default.bits, *self.kinds.values(), *(self.rules or {}).values()]
         for setting in (g for g in given if g is not None):
             unknown = sorted(set(setting) - set(_OWN)) if isinstance(setting, Mapping) else []
             if unknown:
-                raise self.refusal(f"a rule has no setting {unknown[0]!r}", f"a rule's table may hold {', '.join(_OWN[:-1])} and {_OWN[-1]}")
+                raise self.refusal(
+                    f"a rule has no setting {unknown[0]!r}",
+                    f"a rule's table may hold {', '.join(_OWN[:-1])} and {_OWN[-1]}",
+                )
             grid = self._grid(setting)
             if grid is not None and grid.problem:
-                fix = f"bits are {', '.join(map(str, BITS))}, or {KEEP} to leave weights as they are; groups are {', '.join(map(str, GROUPS))}"
+                fix = (
+                    f"bits are {', '.join(map(str, BITS))}, or {KEEP} to leave weights as they are; groups are "
+                    f"{', '.join(map(str, GROUPS))}"
+                )
                 raise self.refusal(grid.problem, fix)
 
     def _check_budget(self) -> None:
@@ -76,12 +87,16 @@ class Settings:
     def choose(self, uses: Sequence[Use]) -> list[Grid | None]:
         """Each use's grid; None where the weight is to stay."""
         heads = {u.name: self._own(u) for u in uses if u.kind == "lm_head"}
-        follows = [u.kind == "embeddings" and u.name in heads and self.kinds["embeddings"] is None and self.rule(u) is None for u in uses]
+        follows = [
+            u.kind == "embeddings" and u.name in heads and self.kinds["embeddings"] is None and self.rule(u) is None
+            for u in uses
+        ]
         shared = {u.name for u, tied in zip(uses, follows, strict=True) if tied}
         return [_by_rows(heads[u.name] if u.name in shared else self._own(u), u, shared) for u in uses]
 
     def rule(self, use: Use) -> str | None:
-        """The first pattern that fits a name of the weight: its own, with or without its last part, or that of the module that reads it."""
+        """The first pattern that fits a name of the weight: its own, with or without its last part, or that of the
+        module that reads it."""
         names = {use.name, use.name.rpartition(".")[0], use.module} - {""}
         return next((p for p in self.rules or {} if any(fnmatchcase(n, p) for n in names)), None)
 
@@ -102,12 +117,16 @@ class Settings:
 
     # ------------------------------------------------------------------ what was asked for
     def check_asked(self, uses: Sequence[Use], grids: Sequence[Grid | None]) -> None:
-        """Raise M203 when a rule or a kind that was named fits nothing, or nothing that can be quantized, and when experts cannot."""
+        """Raise M203 when a rule or a kind that was named fits nothing, or nothing that can be quantized, and when
+        experts cannot."""
         for use, grid in zip(uses, grids, strict=True):
             misfit = "" if grid is None or use.weight is None else grid.misfit(use.weight)
             if misfit and use.kind == "experts":
                 fitting = ", ".join(str(g) for g in GROUPS if use.weight is not None and use.weight.shape[-1] % g == 0)
-                raise self.refusal(f"{use.name}: {misfit}", f"use group {fitting} for it, or leave experts with experts={KEEP}" if fitting else _LEAVE)
+                raise self.refusal(
+                    f"{use.name}: {misfit}",
+                    f"use group {fitting} for it, or leave experts with experts={KEEP}" if fitting else _LEAVE,
+                )
         asked = [(k, [u.kind == k for u in uses]) for k in KINDS if self.kinds[k] is not None]
         asked += [(f"rule {p!r}", [self.rule(u) == p for u in uses]) for p in self.rules or {}]
         for what, fits in asked:
@@ -121,7 +140,9 @@ class Settings:
             raise self.refusal(f"{what} fits only {matched[0][0].kind}s, which keep 16 bits or more", "leave it out")
         misfits = [(u.name, g.misfit(u.weight)) for u, g in matched if g is not None and u.weight is not None]
         if misfits and all(reason for _, reason in misfits):
-            raise self.refusal(f"{what} fits nothing that can be quantized: {': '.join(misfits[0])}", "choose another group")
+            raise self.refusal(
+                f"{what} fits nothing that can be quantized: {': '.join(misfits[0])}", "choose another group"
+            )
 
 
 def _by_rows(grid: Grid | None, use: Use, shared: set[str]) -> Grid | None:

@@ -1,9 +1,10 @@
 """Numbers as small floats with shared scales, FP8 and NVFP4: lazy weights that hold some rows in memory.
 
-What comes out is what `moec::dequantize_float` reads, on the grids that TensorRT folds into its products: for `fp8` one scale a weight, for
-`nvfp4` an E4M3 scale for every 16 numbers and one float32 a weight, stacks of experts included. Small floats have exponents of their own,
-so scales of rows would gain nothing: on a trained model their error is 2.61 % of the weights, with one scale 2.65 %. No scale is 0.
-Rounding is to nearest, with ties to even codes. No method of `moec.quantization.rounding` refines them.
+What comes out is what `moec::dequantize_float` reads, on the grids that TensorRT folds into its products: for `fp8` one
+scale a weight, for `nvfp4` an E4M3 scale for every 16 numbers and one float32 a weight, stacks of experts included.
+Small floats have exponents of their own, so scales of rows would gain nothing: on a trained model their error is 2.61 %
+of the weights, with one scale 2.65 %. No scale is 0. Rounding is to nearest, with ties to even codes. No method of
+`moec.quantization.rounding` refines them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def quantize_floats(weight: Weight, kind: str) -> Floats:
         kind: `fp8` or `nvfp4`, whose groups of 16 divide `in`.
 
     Returns:
-        For `fp8` one scale in the weight's dtype, by which its largest number becomes 448. For `nvfp4` E4M3 scales as bytes, and one
+        For `fp8` one scale in the weight's dtype, by which its largest number becomes 448. For `nvfp4` E4M3 scales as
+            bytes, and one
         number in float32 (or wider), by which the largest of them becomes 448.
     """
     assert kind in FORMATS
@@ -60,7 +62,9 @@ def quantize_floats(weight: Weight, kind: str) -> Floats:
     if kind == "fp8":
         scale = _common(weight, LARGEST["fp8"], weight.dtype, "scale")
         return Floats(part(width, "codes", partial(_read_fp8, weight, scale)), scale, None, weight.dtype)
-    overall = _common(weight, LARGEST["fp8"] * LARGEST["nvfp4"], torch.promote_types(weight.dtype, torch.float32), "overall")
+    overall = _common(
+        weight, LARGEST["fp8"] * LARGEST["nvfp4"], torch.promote_types(weight.dtype, torch.float32), "overall"
+    )
     codes, steps = (partial(_read_nvfp4, weight, overall, index) for index in (0, 1))
     return Floats(part(width // 2, "codes", codes), part(width // BLOCK, "scale", steps), overall, weight.dtype)
 
@@ -71,7 +75,8 @@ def bits_of(kind: str) -> int:
 
 
 def _common(weight: Weight, largest: float, dtype: torch.dtype, name: str) -> Weight:
-    """One number `[]` for the whole weight: divided by it, none exceeds `largest`. It is a normal number of its dtype, 1 for a weight of zeros."""
+    """One number `[]` for the whole weight: divided by it, none exceeds `largest`. It is a normal number of its dtype,
+    1 for a weight of zeros."""
 
     @lru_cache(maxsize=1)
     def one() -> Tensor:

@@ -1,7 +1,7 @@
 """Which activation a piece of graph computes, found by running it on random values.
 
-Names and operator sequences say little: GELU alone is written in six ways. Values say everything, and two activations that agree
-on them to seven digits may stand for each other.
+Names and operator sequences say little: GELU alone is written in six ways. Values say everything, and two activations
+that agree on them to seven digits may stand for each other.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ _TOLERANCE = 1e-6  # GELU and its tanh form differ by 5e-4, constants that were 
 
 # operators that cut the last dimension, and where their `dim` argument stands
 _SPLITS = {
-    aten.chunk.default: 2, aten.split.Tensor: 2, aten.split_with_sizes.default: 2, aten.slice.Tensor: 1, aten.narrow.default: 1,
+    aten.chunk.default: 2,
+    aten.split.Tensor: 2,
+    aten.split_with_sizes.default: 2,
+    aten.slice.Tensor: 1,
+    aten.narrow.default: 1,
     aten.glu.default: 1,
-}  # fmt: skip
+}
 
 
 def is_split(node: fx.Node) -> bool:
@@ -48,7 +52,12 @@ def candidates(gated: bool) -> list[Activation]:
 
 
 def identify(
-    program: Program, nodes: Sequence[fx.Node], sources: Sequence[fx.Node], widths: Sequence[int], end: fx.Node, width: int
+    program: Program,
+    nodes: Sequence[fx.Node],
+    sources: Sequence[fx.Node],
+    widths: Sequence[int],
+    end: fx.Node,
+    width: int,
 ) -> tuple[Activation, bool] | str:
     """Name the function that `nodes` compute.
 
@@ -58,7 +67,8 @@ def identify(
         end: its result `[..., width]`.
 
     Returns:
-        The activation and whether the gate comes after the up half (in the second source, or the second half of the only one);
+        The activation and whether the gate comes after the up half (in the second source, or the second half of the
+            only one);
         or, as text, why it is none that moec knows.
     """
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +76,10 @@ def identify(
     try:
         result = _run(program, nodes, dict(zip(sources, values, strict=True)))[end]
     except Exception as error:  # an operator that cannot run on plain rows is no activation of ours
-        return f"what stands between its linear layers cannot be run row by row: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return (
+            f"what stands between its linear layers cannot be run row by row: {type(error).__name__}: "
+            f"{str(error).splitlines()[0][:120]}"
+        )
     h = torch.cat(values, dim=-1)
     gated = h.shape[-1] == 2 * width
     orders = [(h, False), (torch.cat(h.chunk(2, dim=-1)[::-1], dim=-1), True)] if gated else [(h, False)]
@@ -74,7 +87,11 @@ def identify(
     if len({rule for rule, _ in found}) == 1 and (len(found) == 1 or found[0][0].name == "identity"):
         return found[0]
     kind = "gated activation" if gated else "activation"
-    return f"its {kind} is none of {', '.join(dict.fromkeys(rule.name for rule in candidates(gated)))}" if not found else f"its {kind} is ambiguous"
+    return (
+        f"its {kind} is none of {', '.join(dict.fromkeys(rule.name for rule in candidates(gated)))}"
+        if not found
+        else f"its {kind} is ambiguous"
+    )
 
 
 def _same(a: Tensor, b: Any) -> bool:

@@ -1,7 +1,8 @@
 """Dense feed-forward networks, found by structure in a captured graph, never by class name.
 
-An FFN is what stands between one input and a linear layer back to its width: one or two linear layers that read the input, then
-pointwise operations on nothing but their outputs. Which activation those operations are is found by running them.
+An FFN is what stands between one input and a linear layer back to its width: one or two linear layers that read the
+input, then pointwise operations on nothing but their outputs. Which activation those operations are is found by running
+them.
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ _REGION_LIMIT = 64
 
 # what some families put between the two products and an expert cannot hold; going on behind it makes the miss nameable
 _NORMS = (
-    aten.layer_norm.default, aten.rms_norm.default, aten.native_layer_norm.default, aten.mean.dim, aten.topk.default, aten.softmax.int,
-    aten.cumsum.default, aten.std.dim, aten.dropout.default,
-)  # fmt: skip
+    aten.layer_norm.default,
+    aten.rms_norm.default,
+    aten.native_layer_norm.default,
+    aten.mean.dim,
+    aten.topk.default,
+    aten.softmax.int,
+    aten.cumsum.default,
+    aten.std.dim,
+    aten.dropout.default,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ class Ffn:
         """The first matrix and its bias as `[I, H]`, `[I]` pieces: gate and up when gated, else the one."""
         size = self.intermediate
         cuts = [(k * size, (k + 1) * size) for k in range(self.activation.rows_per_neuron)]
-        return [(weights.rows(self.w_in, a, b), None if self.b_in is None else weights.rows(self.b_in, a, b)) for a, b in cuts]
+        return [
+            (weights.rows(self.w_in, a, b), None if self.b_in is None else weights.rows(self.b_in, a, b))
+            for a, b in cuts
+        ]
 
 
 class Misfit(NamedTuple):
@@ -79,7 +90,8 @@ class Misfit(NamedTuple):
 
 @dataclass(frozen=True)
 class _Region:
-    """What stands between a last linear layer and the linear layers that it depends on: their outputs and the nodes after them."""
+    """What stands between a last linear layer and the linear layers that it depends on: their outputs and the nodes
+    after them."""
 
     sources: tuple[Linear, ...]
     nodes: tuple[fx.Node, ...]
@@ -89,8 +101,8 @@ class _Region:
 def find_ffns(program: Program) -> tuple[list[Ffn], list[Misfit]]:
     """All dense FFNs in graph order, and the near matches with the reason why each was left out.
 
-    A weight that something else reads too (tied) is no obstacle. Attention is none (its projections do not depend on their inputs
-    row by row), nor is a classifier's head (it does not lead back to the width that it started from).
+    A weight that something else reads too (tied) is no obstacle. Attention is none (its projections do not depend on
+    their inputs row by row), nor is a classifier's head (it does not lead back to the width that it started from).
     """
     linears = find_linears(program)
     found: list[Ffn] = []
@@ -108,7 +120,8 @@ def find_ffns(program: Program) -> tuple[list[Ffn], list[Misfit]]:
 
 
 def _region(program: Program, last: Linear, linears: dict[fx.Node, Linear]) -> _Region | None:
-    """Walk back from the last linear layer; None unless all paths end in one or two linear layers of one input as wide as its output."""
+    """Walk back from the last linear layer; None unless all paths end in one or two linear layers of one input as wide
+    as its output."""
     if not last.x.all_input_nodes:
         return None
     todo, seen, sources, foreign = [last.x], {last.x}, [], None
@@ -149,7 +162,9 @@ def _match(program: Program, last: Linear, region: _Region) -> Ffn | Misfit:
     if region.foreign is not None:
         return Misfit(last.node, f"{region.foreign.name} ({region.foreign.target}) stands between the linear layers")
     if widths not in ([width], [2 * width], [width, width]):
-        return Misfit(last.node, f"linear layers of {' and '.join(map(str, widths))} rows before one of {width} columns")
+        return Misfit(
+            last.node, f"linear layers of {' and '.join(map(str, widths))} rows before one of {width} columns"
+        )
     order = identify(program, region.nodes, [s.node for s in first], widths, last.x, width)
     if isinstance(order, str):
         return Misfit(last.node, order)
@@ -165,7 +180,8 @@ def _match(program: Program, last: Linear, region: _Region) -> Ffn | Misfit:
 
 
 def _ends(first: tuple[Linear, ...], last: Linear) -> tuple[fx.Node, fx.Node] | None:
-    """An input and an output node of equal shape and dtype: behind or before the views that fold leading dimensions away."""
+    """An input and an output node of equal shape and dtype: behind or before the views that fold leading dimensions
+    away."""
     users = list(last.node.users)
     outputs = [users[0], last.node] if len(users) == 1 and without_views(users[0]) is last.node else [last.node]
     inputs = [without_views(first[0].x), first[0].x]
@@ -182,7 +198,9 @@ def _first_matrix(first: tuple[Linear, ...], width: int, swapped: bool) -> tuple
     pieces = [(s.weight, s.bias) for s in first]
     if len(first) == 1 and swapped:
         w, b = pieces[0]
-        pieces = [(weights.rows(w, a, a + width), None if b is None else weights.rows(b, a, a + width)) for a in (0, width)]
+        pieces = [
+            (weights.rows(w, a, a + width), None if b is None else weights.rows(b, a, a + width)) for a in (0, width)
+        ]
     pieces = pieces[::-1] if swapped else pieces
     if len(pieces) == 1:
         return pieces[0]
@@ -197,7 +215,12 @@ def _between(x: fx.Node, output: fx.Node) -> set[fx.Node]:
     todo = [output]
     while todo:
         node = todo.pop()
-        if node is not x and node not in inside and node.op == "call_function" and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
+        if (
+            node is not x
+            and node not in inside
+            and node.op == "call_function"
+            and isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
+        ):
             inside.add(node)
             todo += node.args[:1] if passes_through(node) else node.all_input_nodes  # type: ignore[arg-type]
     return inside

@@ -1,4 +1,5 @@
-"""Linear layers of a captured graph, in whatever form they were written: `linear`, `Conv1D`'s addmm, matmul with a transposed weight."""
+"""Linear layers of a captured graph, in whatever form they were written: `linear`, `Conv1D`'s addmm, matmul with a
+transposed weight."""
 
 from __future__ import annotations
 
@@ -18,7 +19,14 @@ _VIEWS = (
     aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
     aten.squeeze.default, aten.squeeze.dim, aten.unsqueeze.default,
 )  # fmt: skip
-_CASTS = (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten._to_copy.default, aten.type_as.default, aten.to.other)
+_CASTS = (
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten._to_copy.default,
+    aten.type_as.default,
+    aten.to.other,
+)
 _COPIES = (aten.clone.default, aten.contiguous.default, aten.detach.default, aten.alias.default)
 
 
@@ -40,7 +48,8 @@ class Linear:
 
 
 def find_linears(program: Program) -> dict[fx.Node, Linear]:
-    """Every linear layer with constant weights, by its output node; where a bias is added apart, that is the addition."""
+    """Every linear layer with constant weights, by its output node; where a bias is added apart, that is the
+    addition."""
     found: dict[fx.Node, Linear] = {}
     for node in program.graph.nodes:
         linear = _product(program, node) or _biased(program, node, found)
@@ -78,13 +87,19 @@ def _biased(program: Program, node: fx.Node, found: dict[fx.Node, Linear]) -> Li
     for product, other in (node.args[:2], node.args[1::-1]):
         linear = found.get(without_views(product)) if isinstance(product, fx.Node) else None
         vector = constant(program, other)
-        if linear is not None and linear.bias is None and vector is not None and vector.shape == linear.weight.shape[:1]:
+        if (
+            linear is not None
+            and linear.bias is None
+            and vector is not None
+            and vector.shape == linear.weight.shape[:1]
+        ):
             return Linear(linear.x, node, linear.weight, vector, linear.product)
     return None
 
 
 def constant(program: Program, node: Any) -> Weight | None:
-    """The lazy weight that a node stands for: a weight itself, or one that is cast or (as a matrix) transposed; else None."""
+    """The lazy weight that a node stands for: a weight itself, or one that is cast or (as a matrix) transposed; else
+    None."""
     weight = program.weight_of(node)
     if weight is not None or not isinstance(node, fx.Node) or node.op != "call_function":
         return weight
@@ -106,7 +121,8 @@ def _swaps(node: fx.Node) -> bool:
 
 
 def passes_through(node: fx.Node) -> bool:
-    """Whether a node hands its first input on row by row: a cast, a copy, dropout in eval, or a view that keeps the last dimension."""
+    """Whether a node hands its first input on row by row: a cast, a copy, dropout in eval, or a view that keeps the
+    last dimension."""
     if node.target in _VIEWS:
         before, after = value_of(node.args[0]).shape, value_of(node).shape
         return bool(len(before) and len(after)) and str(before[-1]) == str(after[-1])

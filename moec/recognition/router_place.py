@@ -1,4 +1,5 @@
-"""Where the routers of a program stand: the operator that computes a block's logits, the weight that it reads, and how to put another there."""
+"""Where the routers of a program stand: the operator that computes a block's logits, the weight that it reads, and how
+to put another there."""
 
 from __future__ import annotations
 
@@ -47,12 +48,17 @@ class RouterPlace:
 
     def activations(self, stop: Stop) -> list[Tensor]:
         """What the router reads, `[T, H]` for each input of a walk that stands at `product`."""
-        return [x.reshape(-1, self.weight.shape[1]) for x in stop.values(1 if self.product.target == aten.addmm.default else 0)]
+        return [
+            x.reshape(-1, self.weight.shape[1])
+            for x in stop.values(1 if self.product.target == aten.addmm.default else 0)
+        ]
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits `[T, E]` in float32 or wider for activations `[T, H]`."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x.to(exact), self.weight.load().to(exact), None if self.bias is None else self.bias.load().to(exact))
+        return F.linear(
+            x.to(exact), self.weight.load().to(exact), None if self.bias is None else self.bias.load().to(exact)
+        )
 
     def rounded(self, program: Program, new: Tensor) -> Tensor:
         """What is multiplied with once a router `[E, H]` was written: it is stored in the old one's dtype."""
@@ -65,10 +71,13 @@ class RouterPlace:
         stop.replace(place, (new.T if turned else new).to(value_of(self.product.args[place]).dtype).contiguous())
 
     def write(self, program: Program, new: Tensor, how: str) -> None:
-        """Give the program another router `[E, H]`, in the old one's dtype and layout; `how` is the text of its origin."""
+        """Give the program another router `[E, H]`, in the old one's dtype and layout; `how` is the text of its
+        origin."""
         old = program.weights[self.stored]
         turned = old.shape != self.weight.shape or not torch.equal(old.load().to(self.weight.dtype), self.weight.load())
-        program.weights[self.stored] = from_tensor((new.T if turned else new).to(old.dtype).contiguous().clone(), f"{how}({old.origin})")
+        program.weights[self.stored] = from_tensor(
+            (new.T if turned else new).to(old.dtype).contiguous().clone(), f"{how}({old.origin})"
+        )
 
 
 def find_router(program: Program, block: fx.Node, linears: dict[fx.Node, Linear] | None = None) -> RouterPlace:
@@ -79,14 +88,20 @@ def find_router(program: Program, block: fx.Node, linears: dict[fx.Node, Linear]
         linears: `find_linears(program)`, where it is known already.
 
     Raises:
-        NotARouter: with the reason, when its logits are not one linear layer, or something else reads the layer's weight.
+        NotARouter: with the reason, when its logits are not one linear layer, or something else reads the layer's
+            weight.
     """
     if block.target == _MOE:
         argument, weight, bias = block.args[1], constant(program, block.args[1]), constant(program, block.args[2])
         product, top_k = block, Routing.of(block.kwargs).top_k
     else:
         linear = _projection(program, block, find_linears(program) if linears is None else linears)
-        product, weight, bias, top_k = linear.product, linear.weight, linear.bias, int(value_of(block.args[1]).shape[-1])
+        product, weight, bias, top_k = (
+            linear.product,
+            linear.weight,
+            linear.bias,
+            int(value_of(block.args[1]).shape[-1]),
+        )
         argument = product.args[2 if product.target == aten.addmm.default else 1]
     stored = _only_reader(program, argument, product)
     if weight is None:
@@ -114,12 +129,15 @@ def _routed(ids: fx.Node) -> Any:
 
 
 def _only_reader(program: Program, argument: Any, product: fx.Node) -> str:
-    """The name of the weight behind an argument. Raises NotARouter where anything but `product` reads it, under this name or another."""
+    """The name of the weight behind an argument. Raises NotARouter where anything but `product` reads it, under this
+    name or another."""
     node: Any = argument
     reader = product
     while isinstance(node, fx.Node):
         if len(node.users) != 1:
-            raise NotARouter(f"its router's weight is read by {', '.join(sorted(n.name for n in node.users if n is not reader))} too")
+            raise NotARouter(
+                f"its router's weight is read by {', '.join(sorted(n.name for n in node.users if n is not reader))} too"
+            )
         if node.op == "get_attr":
             break
         node, reader = node.args[0], node
@@ -134,4 +152,6 @@ def _only_reader(program: Program, argument: Any, product: fx.Node) -> str:
 def _other_names(program: Program, node: fx.Node) -> Sequence[str]:
     own = program.weights[str(node.target)]
     twins = [n for n in program.graph.nodes if n.op == "get_attr" and n is not node and n.target == node.target]
-    return [n.name for n in twins] + [name for name, weight in program.weights.items() if weight is own and name != node.target]
+    return [n.name for n in twins] + [
+        name for name, weight in program.weights.items() if weight is own and name != node.target
+    ]

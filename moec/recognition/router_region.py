@@ -1,7 +1,8 @@
-"""Routers of a captured graph: the piece between router logits and the ids and weights that a `moec::experts` node takes.
+"""Routers of a captured graph: the piece between router logits and the ids and weights that a `moec::experts` node
+takes.
 
-Where the piece begins is read from its structure: the ids come from a selection (top-k), the selection from scores, the scores
-from the logits. What it computes is found by value, in `router_probe`.
+Where the piece begins is read from its structure: the ids come from a selection (top-k), the selection from scores, the
+scores from the logits. What it computes is found by value, in `router_probe`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ SELECTIONS = (aten.topk.default, aten.max.dim, aten.argmax.default)
 SCORES = (aten.softmax.int, aten._softmax.default, aten.sigmoid.default, aten.softplus.default)
 # what may stand between scores and selection: a correction bias, masks of groups, a change of form or dtype
 _CHOICES = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self,
-    aten.where.ScalarOther, aten.where.ScalarSelf, aten.sqrt.default,
-)  # fmt: skip
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor,
+    aten.where.self,
+    aten.where.ScalarOther,
+    aten.where.ScalarSelf,
+    aten.sqrt.default,
+)
 _COPIES = (aten.clone.default, aten.dropout.default, aten.detach.default, aten.contiguous.default)
 # operators that read only the form of an argument, and which
 _READS_FORM_ONLY = {aten.type_as.default: 1, aten.to.other: 1}
@@ -80,7 +89,9 @@ def find_region(program: Program, ids: fx.Node, weights: fx.Node) -> Region:
 
 def hands_on(node: fx.Node) -> bool:
     """Whether a node gives its first argument's elements on as they are, in another form or dtype."""
-    return node.op == "call_function" and (node.target in _COPIES or (is_view(node) and not is_in_place(node)) or node.target is aten._to_copy.default)
+    return node.op == "call_function" and (
+        node.target in _COPIES or (is_view(node) and not is_in_place(node)) or node.target is aten._to_copy.default
+    )
 
 
 def is_routed(ids: fx.Node) -> bool:
@@ -121,7 +132,9 @@ def _logits(selection: fx.Node) -> fx.Node:
     node: fx.Node = selection.args[0]  # type: ignore[assignment]
     found = node
     while node.target in SCORES or node.target in _CHOICES or hands_on(node):
-        floats = [a for a in node.args if isinstance(a, fx.Node) and value_of(a).is_floating_point() and not _is_constant(a)]
+        floats = [
+            a for a in node.args if isinstance(a, fx.Node) and value_of(a).is_floating_point() and not _is_constant(a)
+        ]
         if not floats:
             break
         if node.target in SCORES:
@@ -167,7 +180,11 @@ def inputs_of(node: fx.Node) -> list[fx.Node]:
 
 def _constants(nodes: set[fx.Node]) -> list[fx.Node]:
     """Constants of more than one element which something that is not constant reads."""
-    return [n for n in nodes if _is_constant(n) and value_of(n).numel() > 1 and any(u in nodes and not _is_constant(u) for u in n.users)]
+    return [
+        n
+        for n in nodes
+        if _is_constant(n) and value_of(n).numel() > 1 and any(u in nodes and not _is_constant(u) for u in n.users)
+    ]
 
 
 def _bias(constants: list[fx.Node], nodes: set[fx.Node], experts: int) -> fx.Node | None:
@@ -186,7 +203,9 @@ def _is_changed(node: fx.Node) -> bool:
 
 def own_vector(node: fx.Node) -> fx.Node:
     """The weight behind a constant `[N]`, where only operators that change nothing stand between."""
-    while hands_on(node) and value_of(node).dtype == value_of(node.args[0]).dtype and _form(node) == _form(node.args[0]):
+    while (
+        hands_on(node) and value_of(node).dtype == value_of(node.args[0]).dtype and _form(node) == _form(node.args[0])
+    ):
         node = node.args[0]  # type: ignore[assignment]
     return node
 

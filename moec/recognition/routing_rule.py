@@ -1,8 +1,9 @@
 """Which routing rule a router computes: the constants are read from its nodes, the rule is proven by running it.
 
-Every rule that the constants allow is compared with the router's own nodes in float64, on logits of several sizes and signs and
-on random correction biases. In float64 a rule is told from its neighbours by far more than rounding: renormalising with 1e-20
-added to the sum differs from renormalising without it where all scores are small, and such logits are among the probes.
+Every rule that the constants allow is compared with the router's own nodes in float64, on logits of several sizes and
+signs and on random correction biases. In float64 a rule is told from its neighbours by far more than rounding:
+renormalising with 1e-20 added to the sum differs from renormalising without it where all scores are small, and such
+logits are among the probes.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from moec.recognition.linear import value_of
 from moec.recognition.router_region import NotARouter, Region, inputs_of
 
 aten = torch.ops.aten
-# spread and shift of the logits, then of the bias: ordinary; sharp, with negative choices; all scores small; all scores tiny and
-# the choice left to the bias. No logit is so large that its sigmoid would round to 1
+# spread and shift of the logits, then of the bias: ordinary; sharp, with negative choices; all scores small; all scores
+# tiny and the choice left to the bias. No logit is so large that its sigmoid would round to 1
 _PROBES = ((1.0, 0.0, 0.3, 0.0), (4.0, 0.0, 0.3, -0.7), (1.0, -25.0, 0.3, 0.0), (16.0, -100.0, 4.0, 0.0))
 _TOLERANCE = 1e-6  # relative; rules that differ do so by 1e-3 and more on some probe
 _FORM_ONLY = (aten.type_as.default, aten.to.other)
@@ -34,7 +35,11 @@ def identify(program: Program, region: Region) -> Routing:
     for rule in candidates(region):
         if all(agrees(rule, *probe) for probe in wanted):
             return rule
-    names = ", ".join(dict.fromkeys(str(n.target).split(".")[1] for n in region.nodes if n.op == "call_function" and "." in str(n.target)))
+    names = ", ".join(
+        dict.fromkeys(
+            str(n.target).split(".")[1] for n in region.nodes if n.op == "call_function" and "." in str(n.target)
+        )
+    )
     raise NotARouter(f"no routing rule computes what it computes ({names})")
 
 
@@ -45,9 +50,20 @@ def candidates(region: Region) -> Iterator[Routing]:
     epsilons = dict.fromkeys([*_numbers(region, aten.add), 0.0])
     floors = dict.fromkeys([*_numbers(region, aten.clamp, aten.clamp_min), 0.0])
     zeros = (False, True) if _groups(region) else (False,)
-    for score, combine, epsilon, floor, zero in itertools.product(_scores(region), ("renormalize", "scores", "softmax", "ones"), epsilons, floors, zeros):
+    for score, combine, epsilon, floor, zero in itertools.product(
+        _scores(region), ("renormalize", "scores", "softmax", "ones"), epsilons, floors, zeros
+    ):
         if combine == "renormalize" or not (epsilon or floor):
-            yield Routing(region.top_k, score, combine, scale=scale, epsilon=epsilon, floor=floor, closed_as_zero=zero, **_groups(region))
+            yield Routing(
+                region.top_k,
+                score,
+                combine,
+                scale=scale,
+                epsilon=epsilon,
+                floor=floor,
+                closed_as_zero=zero,
+                **_groups(region),
+            )
 
 
 def _numbers(region: Region, *packets: Any) -> list[float]:
@@ -58,7 +74,12 @@ def _numbers(region: Region, *packets: Any) -> list[float]:
 
 def _scores(region: Region) -> list[str]:
     """Score functions over all experts that occur in the region; the raw logits last."""
-    names = {aten.softmax.int: "softmax", aten._softmax.default: "softmax", aten.sigmoid.default: "sigmoid", aten.softplus.default: "sqrt_softplus"}
+    names = {
+        aten.softmax.int: "softmax",
+        aten._softmax.default: "softmax",
+        aten.sigmoid.default: "sigmoid",
+        aten.softplus.default: "sqrt_softplus",
+    }
     wide = [n.target for n in region.nodes if n.target in names and value_of(n).shape[-1] == region.experts]
     return [*dict.fromkeys(names[t] for t in wide), "identity"]
 
@@ -97,8 +118,14 @@ def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | 
         try:
             values = run(program, region.nodes, given, size)
         except Exception as error:  # an operator that cannot run in float64 is no router of ours
-            raise NotARouter(f"it cannot be run on random logits: {type(error).__name__}: {str(error).splitlines()[0][:120]}") from error
-        yield logits.reshape(-1, region.experts), bias, _by_expert(values[region.weights], values[region.ids], region.experts)
+            raise NotARouter(
+                f"it cannot be run on random logits: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            ) from error
+        yield (
+            logits.reshape(-1, region.experts),
+            bias,
+            _by_expert(values[region.weights], values[region.ids], region.experts),
+        )
 
 
 def _draw(shape: list[int], generator: torch.Generator) -> Tensor:
@@ -120,7 +147,9 @@ def _by_expert(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
     return torch.zeros(len(rows), experts, dtype=torch.float64).scatter_add(1, ids.reshape(-1, ids.shape[-1]), rows)
 
 
-def run(program: Program, nodes: tuple[fx.Node, ...], given: dict[fx.Node, Any], size: Callable[[Any], int]) -> dict[fx.Node, Any]:
+def run(
+    program: Program, nodes: tuple[fx.Node, ...], given: dict[fx.Node, Any], size: Callable[[Any], int]
+) -> dict[fx.Node, Any]:
     """Interpret nodes on the CPU in float64, whatever float dtypes the graph casts to."""
     env = dict(given)
     for node in nodes:

@@ -1,4 +1,5 @@
-"""What each matrix of a program is for, found by structure: routers and gates, experts, attention, embeddings, the head, and the rest."""
+"""What each matrix of a program is for, found by structure: routers and gates, experts, attention, embeddings, the
+head, and the rest."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from moec.weights.lazy import Weight
 
 aten, ops = torch.ops.aten, torch.ops.moec
 PACKED = "_packed"  # how the name of a packed tensor ends; the weight that it stands for is called what stands before
-_EXPERTS: dict[Any, tuple[int, int]] = {ops.experts.default: (3, 4), ops.moe.default: (4, 5)}  # where the matrices stand among the arguments
+_EXPERTS: dict[Any, tuple[int, int]] = {
+    ops.experts.default: (3, 4),
+    ops.moe.default: (4, 5),
+}  # where the matrices stand among the arguments
 _WIDTH = re.compile(r"_\d+bit$")
 _CORES = (ops.attention, aten.scaled_dot_product_attention, aten.matmul, aten.bmm, aten.baddbmm)
 _LEVELS = 2  # projections one after another on an attention's side, as in multi-head latent attention
@@ -28,7 +32,8 @@ class Use:
 
     Attributes:
         node: the operator. place: of the matrix among its arguments.
-        kind: `router`, `gate` (one output, as a shared expert's), `experts`, `attention`, `dense`, `embeddings` or `lm_head`.
+        kind: `router`, `gate` (one output, as a shared expert's), `experts`, `attention`, `dense`, `embeddings` or
+            `lm_head`.
         weight: `[..., out, in]`, lazy; None where it is packed already.
         name: of the weight in the program. module: that the operator came from.
     """
@@ -57,7 +62,11 @@ def _use(program: Program, node: fx.Node, place: int, kind: str, weight: Weight 
     weight = weight or constant(program, argument)
     name = _stem(argument)
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return Use(node, place, kind, weight, name, str(stack[-1][0]) if stack else "") if name and (weight is not None or _is_packed(argument)) else None
+    return (
+        Use(node, place, kind, weight, name, str(stack[-1][0]) if stack else "")
+        if name and (weight is not None or _is_packed(argument))
+        else None
+    )
 
 
 def _stem(node: Any) -> str:
@@ -77,7 +86,9 @@ def width_name(name: str, bits: int) -> str:
 
 
 def _is_packed(node: Any) -> bool:
-    return isinstance(node, fx.Node) and (node.target in (ops.dequantize.default, ops.dequantize_float.default) or is_mixed(node))
+    return isinstance(node, fx.Node) and (
+        node.target in (ops.dequantize.default, ops.dequantize_float.default) or is_mixed(node)
+    )
 
 
 def is_mixed(node: Any) -> bool:
@@ -85,21 +96,31 @@ def is_mixed(node: Any) -> bool:
     if not isinstance(node, fx.Node) or node.target != aten.index_select.default or node.args[1] != 0:
         return False
     parts = node.args[0]
-    if not isinstance(parts, fx.Node) or parts.target != aten.cat.default or (len(parts.args) > 1 and parts.args[1] != 0):
+    if (
+        not isinstance(parts, fx.Node)
+        or parts.target != aten.cat.default
+        or (len(parts.args) > 1 and parts.args[1] != 0)
+    ):
         return False
     return all(isinstance(p, fx.Node) and p.target == ops.dequantize.default for p in parts.args[0])  # type: ignore[union-attr]
 
 
 def _products(program: Program) -> dict[fx.Node, tuple[int, Weight | None]]:
     """Products with a constant matrix: its place among the arguments, and the matrix as `[out, in]`."""
-    found: dict[fx.Node, tuple[int, Weight | None]] = {n: (1, None) for n in program.nodes(aten.linear.default) if _is_packed(n.args[1])}
+    found: dict[fx.Node, tuple[int, Weight | None]] = {
+        n: (1, None) for n in program.nodes(aten.linear.default) if _is_packed(n.args[1])
+    }
     for linear in find_linears(program).values():
         found[linear.product] = (2 if linear.product.target == aten.addmm.default else 1, linear.weight)
     return found
 
 
 def _tables(program: Program) -> list[fx.Node]:
-    return [n for n in program.nodes(aten.embedding.default) if _is_packed(n.args[0]) or constant(program, n.args[0]) is not None]
+    return [
+        n
+        for n in program.nodes(aten.embedding.default)
+        if _is_packed(n.args[0]) or constant(program, n.args[0]) is not None
+    ]
 
 
 # ---------------------------------------------------------------------- kinds
@@ -134,8 +155,8 @@ def _reachable(node: fx.Node, forward: bool) -> set[fx.Node]:
 
 
 def _routers(program: Program, products: set[fx.Node]) -> set[fx.Node]:
-    """Products that decide about experts: all that ids and weights depend on and the experts' rows do not, and the last one with a row
-    an expert, even where the rows depend on it, as when scores are applied to them."""
+    """Products that decide about experts: all that ids and weights depend on and the experts' rows do not, and the last
+    one with a row an expert, even where the rows depend on it, as when scores are applied to them."""
     found: set[fx.Node] = set()
     for block in program.nodes(ops.experts.default):
         x, ids, weights, w_in = block.args[:4]
@@ -155,21 +176,31 @@ def _nearest(nodes: list[fx.Node], wanted: set[fx.Node], forward: bool = False) 
         if node in wanted:
             found.add(node)
             continue
-        new = [n for n in (node.users if forward else node.all_input_nodes) if n not in seen and not (forward and _joins(n))]
+        new = [
+            n
+            for n in (node.users if forward else node.all_input_nodes)
+            if n not in seen and not (forward and _joins(n))
+        ]
         seen.update(new)
         todo += new
     return found
 
 
 def _attention(program: Program, products: set[fx.Node]) -> set[fx.Node]:
-    """Projections before and behind an attention: up to two in a row before it, inside the branch that it stands in, and the first behind it."""
+    """Projections before and behind an attention: up to two in a row before it, inside the branch that it stands in,
+    and the first behind it."""
     cores = [n for n in program.nodes(*_CORES) if n not in products]
     found = {p for c in cores for p in _nearest(list(c.users), products, forward=True)}
     for core in cores:
         seen, todo = set(), [(n, 0) for n in core.all_input_nodes]
         while todo:
             node, level = todo.pop()
-            if (node, level) in seen or node.op != "call_function" or node.target in _EXPERTS or (level and _joins(node)):
+            if (
+                (node, level) in seen
+                or node.op != "call_function"
+                or node.target in _EXPERTS
+                or (level and _joins(node))
+            ):
                 continue
             seen.add((node, level))
             if node in products:
@@ -181,4 +212,6 @@ def _attention(program: Program, products: set[fx.Node]) -> set[fx.Node]:
 
 def _joins(node: fx.Node) -> bool:
     """Whether a node adds two computed tensors: a residual's end."""
-    return node.target in (aten.add.Tensor, aten.add_.Tensor) and all(isinstance(a, fx.Node) and a.op == "call_function" for a in node.args[:2])
+    return node.target in (aten.add.Tensor, aten.add_.Tensor) and all(
+        isinstance(a, fx.Node) and a.op == "call_function" for a in node.args[:2]
+    )

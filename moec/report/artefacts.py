@@ -28,7 +28,8 @@ def hash_artefacts(folder: Path) -> tuple[Artefact, ...]:
 
 
 def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "hash") -> None:
-    """Raise M106 unless every file is as the report of its engine says; `check` is `hash`, or `size` to read no contents."""
+    """Raise M106 unless every file is as the report of its engine says; `check` is `hash`, or `size` to read no
+    contents."""
     for artefact in artefacts:
         path = folder / artefact.name
         if not path.is_file():
@@ -39,7 +40,9 @@ def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "h
             problem = "was changed after it was written"
         else:
             continue
-        raise MoecError("M106", f"{artefact.name} {problem}", str(path), "compile the engine again: moec compile --from moec.json")
+        raise MoecError(
+            "M106", f"{artefact.name} {problem}", str(path), "compile the engine again: moec compile --from moec.json"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -14,8 +14,13 @@ _PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
 def environment(backend: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Versions of everything that computes or writes, and the kind of processor; `backend` adds a backend's own packages."""
-    found = {"moec": __version__, "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    """Versions of everything that computes or writes, and the kind of processor; `backend` adds a backend's own
+    packages."""
+    found = {
+        "moec": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     for name in _PACKAGES:
         try:

@@ -56,7 +56,8 @@ class Inspection:
         parameters: all, shared ones once, floating buffers (rotary frequencies) among them.
         active_parameters: those that one token uses, the whole input embedding counted.
         active_without_embedding: the same without the input embedding, which a token only looks a row up in.
-        flops_per_token: 2 × the active parameters of matrix products; attention's own products, which grow with the context, are not in it.
+        flops_per_token: 2 × the active parameters of matrix products; attention's own products, which grow with the
+            context, are not in it.
         size_bytes: of the weights as captured.
         misses: what looked like a block and was not taken for one, with the reason.
     """
@@ -91,9 +92,17 @@ def inspect_program(program: Program) -> Inspection:
     flops = 2 * (sum(_count(w) for w in _matrices(program)) - sum(b.parameters - b.active_parameters for b in blocks))
     signature = [f"{i.name}: {str(i.dtype)[6:]}[{', '.join(map(str, i.shape))}]" for i in program.inputs]
     return Inspection(
-        program.source, signature, list(program.outputs), blocks, total, active, active - embedding, flops,
-        sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values()), context.misses + [Miss("dense FFN", n.name, why) for n, why in left],
-    )  # fmt: skip
+        program.source,
+        signature,
+        list(program.outputs),
+        blocks,
+        total,
+        active,
+        active - embedding,
+        flops,
+        sum(w.size_bytes for w in {id(w): w for w in program.weights.values()}.values()),
+        context.misses + [Miss("dense FFN", n.name, why) for n, why in left],
+    )
 
 
 def _count(weight: Weight | torch.Tensor) -> int:
@@ -120,14 +129,28 @@ def _moe_block(program: Program, node: fx.Node) -> Block:
     experts, _, hidden = w_in.shape
     routing = Routing.of(node.kwargs) if fused else None
     ids = node.args[1]
-    top_k = routing.top_k if routing else int(ids.meta["val"].shape[-1]) if isinstance(ids, fx.Node) and "val" in ids.meta else 0
+    top_k = (
+        routing.top_k
+        if routing
+        else int(ids.meta["val"].shape[-1])
+        if isinstance(ids, fx.Node) and "val" in ids.meta
+        else 0
+    )
     each = _count(w_in) // experts + _count(w_out) // experts
     extra = sum(_count(w) for a in node.args if a not in matrices and (w := program.weight_of(a)) is not None)
     rule = asdict(Activation.of(node.kwargs))
     return Block(
-        module_path(node), "moe" if fused else "experts", experts, top_k, hidden, w_out.shape[-1], rule, asdict(routing) if routing else {},
-        experts * each + extra, top_k * each + extra,
-    )  # fmt: skip
+        module_path(node),
+        "moe" if fused else "experts",
+        experts,
+        top_k,
+        hidden,
+        w_out.shape[-1],
+        rule,
+        asdict(routing) if routing else {},
+        experts * each + extra,
+        top_k * each + extra,
+    )
 
 
 def _dense_block(ffn: Ffn) -> Block:

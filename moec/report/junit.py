@@ -1,6 +1,7 @@
 """A proof as JUnit XML, which continuous integration shows as tests: one case a check.
 
-The form is that of the de-facto schema of Jenkins' xUnit plugin: `testsuites > testsuite > testcase > failure | error | skipped`.
+The form is that of the de-facto schema of Jenkins' xUnit plugin: `testsuites > testsuite > testcase > failure | error |
+skipped`.
 """
 
 from __future__ import annotations
@@ -49,22 +50,31 @@ def junit(engine: str, found: Verification | MoecError) -> str:
     suites = ElementTree.Element("testsuites", {"name": "moec verify", **totals})
     suite = ElementTree.SubElement(suites, "testsuite", {"name": _clean(engine), **totals})
     for check in checks:
-        case = ElementTree.SubElement(suite, "testcase", {"classname": f"moec.verify.{check.group}", "name": _clean(check.name)})
+        case = ElementTree.SubElement(
+            suite, "testcase", {"classname": f"moec.verify.{check.group}", "name": _clean(check.name)}
+        )
         if check.verdict == "passed":
             ElementTree.SubElement(case, "system-out").text = _clean(check.message)
         else:
-            ElementTree.SubElement(case, check.verdict, {"message": _clean(check.message).splitlines()[0]}).text = _clean(check.message)
+            ElementTree.SubElement(
+                case, check.verdict, {"message": _clean(check.message).splitlines()[0]}
+            ).text = _clean(check.message)
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
 
 
 def _outputs(proof: Verification) -> Iterator[Case]:
     for output in proof.comparison.outputs:
-        yield Case("outputs", output.name, "passed" if output.ok else "failure", _of(output, proof.comparison.tolerance))
+        yield Case(
+            "outputs", output.name, "passed" if output.ok else "failure", _of(output, proof.comparison.tolerance)
+        )
 
 
 def _of(output: OutputError, tolerance: float) -> str:
-    figures = f"max |d|/std {output.deviation:.3g} of {tolerance:g} allowed, max |d| {output.max_abs:.3g}, cosine {output.cosine:.7f}"
+    figures = (
+        f"max |d|/std {output.deviation:.3g} of {tolerance:g} allowed, max |d| {output.max_abs:.3g}, cosine "
+        f"{output.cosine:.7f}"
+    )
     return f"{output.problem}; {figures}" if output.problem else figures
 
 
@@ -72,7 +82,12 @@ def _sizes(proof: Verification) -> Iterator[Case]:
     for sizes in proof.sizes:
         yield Case("sizes", _named(sizes), "passed", "the engine runs")
     for refused in proof.refused:
-        yield Case("sizes", _named(refused.sizes), "failure" if refused in proof.failures else "skipped", f"the engine cannot run: {refused.reason}")
+        yield Case(
+            "sizes",
+            _named(refused.sizes),
+            "failure" if refused in proof.failures else "skipped",
+            f"the engine cannot run: {refused.reason}",
+        )
 
 
 def _named(sizes: dict[str, int]) -> str:
@@ -101,11 +116,19 @@ def _quality(proof: Verification) -> Iterator[Case]:
     quality = proof.quality
     if quality is None:
         return
-    budgets = {"mean KL divergence": (quality.kl_mean, quality.exam.max_kl), "perplexity ratio": (quality.perplexity_ratio, quality.exam.max_perplexity_ratio)}
+    budgets = {
+        "mean KL divergence": (quality.kl_mean, quality.exam.max_kl),
+        "perplexity ratio": (quality.perplexity_ratio, quality.exam.max_perplexity_ratio),
+    }
     for name, (figure, allowed) in budgets.items():
         bound = f"{allowed:g} allowed" if allowed is not None else "no bound given"
         kept = isfinite(figure) if allowed is None else figure <= allowed
-        yield Case("quality", name, "passed" if kept else "failure", f"{figure:.4g}, {bound}; {quality.exam.text}, {quality.tokens:,} tokens")
+        yield Case(
+            "quality",
+            name,
+            "passed" if kept else "failure",
+            f"{figure:.4g}, {bound}; {quality.exam.text}, {quality.tokens:,} tokens",
+        )
 
 
 def _clean(text: str) -> str:

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from moec.report.report import Report
 
 _FORMS = {
-    "engine": "The engine", "profiles": "Sizes that it is built for", "blocks": "How each block runs", "attention": "How attention runs",
-    "packed": "Packed weights", "kernels": "Kernels of moec's own", "layers": "Layers",
-}  # fmt: skip  # facts of the backend
+    "engine": "The engine",
+    "profiles": "Sizes that it is built for",
+    "blocks": "How each block runs",
+    "attention": "How attention runs",
+    "packed": "Packed weights",
+    "kernels": "Kernels of moec's own",
+    "layers": "Layers",
+}  # facts of the backend
 
 
 def markdown(report: Report) -> str:
@@ -26,20 +31,37 @@ def markdown(report: Report) -> str:
     lines += _table(header, [(o.name, *figures(o, report.comparison.tolerance)) for o in report.comparison.outputs])
     lines += [f"- compared: {report.decided}", ""] if report.decided else []
     if report.coverage.loads:
-        loads = [(load.module or load.node, f"{load.reached}/{len(load.assignments)}", _listed(load.missed)) for load in report.coverage.loads]
+        loads = [
+            (load.module or load.node, f"{load.reached}/{len(load.assignments)}", _listed(load.missed))
+            for load in report.coverage.loads
+        ]
         lines += _table(("block", "experts reached", "not reached"), loads)
-    lines += _table(("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps])
+    lines += _table(
+        ("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps]
+    )
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
     lines += [f"- {report.consistency.title} {report.consistency}"] if report.consistency else []
     if report.quality:
-        lines += ["", *_table((f"on {report.quality.exam.text}", f"{report.quality.tokens:,} tokens"), report.quality.rows())]
+        lines += [
+            "",
+            *_table((f"on {report.quality.exam.text}", f"{report.quality.tokens:,} tokens"), report.quality.rows()),
+        ]
         inside = report.quality.agreement
-        lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside)) if inside else []
+        lines += (
+            _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
+            if inside
+            else []
+        )
     lines += [f"- cannot run at {sizes(r)}: {r['reason']}" for r in report.refused]
     lines += [f"- {note}" for note in [proof_note(report)] if note]
     for title, rows, columns in forms_of(report):
         lines += ["", f"## {title}", "", *_table(tuple(columns), [tuple(row) for row in rows])]
-    lines += ["", *_table(("file", "bytes", "SHA-256"), [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts])]
+    lines += [
+        "",
+        *_table(
+            ("file", "bytes", "SHA-256"), [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
+        ),
+    ]
     lines += _table(("environment", ""), list(report.environment.items()))
     return "\n".join(lines)
 
@@ -55,30 +77,58 @@ def html(report: Report) -> str:
     drawn = {
         "charts": [(load, bars(load.assignments)) for load in report.coverage.loads],
         "plots": layer_plots(inside) if inside else [],
-        "loads": [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks] if inside else [],
-        "shift": share_bars({"changed weights alone": shift.weights, "changed choices alone": shift.routes, "both": shift.both}) if shift else [],
+        "loads": [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]
+        if inside
+        else [],
+        "shift": share_bars(
+            {"changed weights alone": shift.weights, "changed choices alone": shift.routes, "both": shift.both}
+        )
+        if shift
+        else [],
         "calibration": calibration_plots(report.steps),
     }
-    shown = {"forms": forms_of(report), "layers": layer_rows(inside) if inside else [], "height": HEIGHT, "axis": AXIS, "room": ROOM, "span_text": span_text}
-    return env.from_string(template).render(r=report, verdict=verdict(report), note=proof_note(report), figures=figures, **drawn, **shown)
+    shown = {
+        "forms": forms_of(report),
+        "layers": layer_rows(inside) if inside else [],
+        "height": HEIGHT,
+        "axis": AXIS,
+        "room": ROOM,
+        "span_text": span_text,
+    }
+    return env.from_string(template).render(
+        r=report, verdict=verdict(report), note=proof_note(report), figures=figures, **drawn, **shown
+    )
 
 
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
-    reference = "the untouched model" if report.comparison.reference.startswith("eager") else report.comparison.reference
+    reference = (
+        "the untouched model" if report.comparison.reference.startswith("eager") else report.comparison.reference
+    )
     quality = report.quality
     if report.comparison.ok and quality and not quality.ok:
-        return f"Not close enough to {reference}: {'; '.join(quality.problems) or 'its figures on the text are not numbers'}"
+        return (
+            f"Not close enough to {reference}: "
+            f"{'; '.join(quality.problems) or 'its figures on the text are not numbers'}"
+        )
     if report.comparison.ok and report.decided and report.decided.problem:
         return f"Not proven: {report.decided.problem}"
     if not report.ok:
         worst = report.comparison.worst
-        return f"Not equal to {reference}: {worst.name} {worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
+        return (
+            f"Not equal to {reference}: {worst.name} "
+            f"{worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
+        )
     if quality and any(s["contract"] == "approximate" for s in report.steps):
-        return f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, {quality.perplexity_ratio:.4f} times its perplexity"
+        return (
+            f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
+            f"{quality.perplexity_ratio:.4f} times its perplexity"
+        )
     if not report.coverage.complete:
         missed = report.coverage.total - report.coverage.reached
-        return f"Equal to {reference} on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
+        return (
+            f"Equal to {reference} on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
+        )
     where = " wherever half precision can tell experts apart" if report.decided else ""
     return f"Equal to {reference}{where}" + (", every expert reached" if report.coverage.loads else "")
 
@@ -91,7 +141,9 @@ def proof_note(report: Report) -> str:
     built = "the target's own runtime has not run it; `moec verify` on a machine that has its GPU proves that"
     built = built if report.built else "it is not built yet, `moec build` does that"
     left = report.facts.get("unproven") or []
-    return f"verified by {ran}, which ran the graph that the engine is made from: {built}" + "".join(f"; not proven: {what}" for what in left)
+    return f"verified by {ran}, which ran the graph that the engine is made from: {built}" + "".join(
+        f"; not proven: {what}" for what in left
+    )
 
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
@@ -112,15 +164,28 @@ def _as_table(fact: Any) -> list[dict[str, Any]]:
 
 
 def layer_rows(inside: Agreement) -> list[tuple[str, str, str, str]]:
-    """Of each block and each layer, in this order: name, the share of the same experts and of the same sets, and the error."""
+    """Of each block and each layer, in this order: name, the share of the same experts and of the same sets, and the
+    error."""
     blocks = [(b.module, f"{100 * b.shared:.2f} %", f"{100 * b.identical:.2f} %", "") for b in inside.blocks]
     return blocks + [(layer.module, "", "", f"{layer.relative:.2e}") for layer in inside.layers]
 
 
 def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:
     """An output's errors, as texts for a table row."""
-    top1 = "–" if o.top1 is None else f"{100 * o.top1:.4g} %" + (f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else "")
-    return (f"{o.deviation:.2e}", f"{tolerance:g}", f"{o.max_abs:.2e}", f"{o.mean_abs:.2e}", f"{o.relative:.2e}", f"{o.cosine:.7f}", top1)
+    top1 = (
+        "–"
+        if o.top1 is None
+        else f"{100 * o.top1:.4g} %" + (f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else "")
+    )
+    return (
+        f"{o.deviation:.2e}",
+        f"{tolerance:g}",
+        f"{o.max_abs:.2e}",
+        f"{o.mean_abs:.2e}",
+        f"{o.relative:.2e}",
+        f"{o.cosine:.7f}",
+        top1,
+    )
 
 
 def block_table(blocks: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
@@ -149,4 +214,9 @@ def _listed(experts: tuple[int, ...]) -> str:
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
-    return ["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(r) + " |" for r in rows), ""]
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(r) + " |" for r in rows),
+        "",
+    ]

@@ -1,7 +1,7 @@
 """The report of a compilation: plain data with a versioned schema. An engine folder's `moec.json` is one.
 
-Equal inputs give a byte-identical report, so nothing here depends on the time, the machine's load or its name; how long a compilation
-took and what it used goes to the terminal and to `--json`.
+Equal inputs give a byte-identical report, so nothing here depends on the time, the machine's load or its name; how long
+a compilation took and what it used goes to the terminal and to `--json`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ class Report:
 
     Attributes:
         source: the model as it was named. source_hashes: SHA-256 of the files that it was read from.
-        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked, cache, layout, built: the settings, which `moec compile --from` takes again.
-        steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their reasons.
+        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked, cache, layout, built: the settings, which
+            `moec compile --from` takes again.
+        steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their
+            reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
         comparison, coverage: the proof, and the experts that its inputs reached.
         refused: sizes that the engine cannot run although the model can, each with a reason.
@@ -75,8 +77,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the engine was proven equal to the untouched model within the tolerance, and keeps its budget on a text."""
-        return self.comparison.ok and (self.quality is None or self.quality.ok) and not (self.decided and self.decided.problem)
+        """Whether the engine was proven equal to the untouched model within the tolerance, and keeps its budget on a
+        text."""
+        return (
+            self.comparison.ok
+            and (self.quality is None or self.quality.ok)
+            and not (self.decided and self.decided.problem)
+        )
 
     @property
     def opening(self) -> dict[str, Any]:
@@ -86,7 +93,11 @@ class Report:
     def headline(self) -> str:
         """The verdict in a line."""
         size = sum(a.size_bytes for a in self.artefacts) / 2**20
-        text = f"; KL {self.quality.kl_mean:.2g} nats, perplexity x {self.quality.perplexity_ratio:.4f}" if self.quality else ""
+        text = (
+            f"; KL {self.quality.kl_mean:.2g} nats, perplexity x {self.quality.perplexity_ratio:.4f}"
+            if self.quality
+            else ""
+        )
         part = f"; compared {self.decided}" if self.decided else ""
         return f"{'verified' if self.ok else 'DIFFERS'}: {self.comparison}; {self.coverage}{part}{text}; {size:.1f} MiB"
 
@@ -102,15 +113,20 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str, where: str = "moec.json") -> Report:
-        """Read `to_json` back. Raises M201 for a schema newer than this moec's, M106 for anything that is not a report."""
+        """Read `to_json` back. Raises M201 for a schema newer than this moec's, M106 for anything that is not a
+        report."""
         try:
             data = json.loads(text)
             if int(data["schema"]) > SCHEMA:
                 fix = "pip install --upgrade moec"
-                raise MoecError("M201", f"the report has schema {data['schema']}, this moec reads up to {SCHEMA}", where, fix)
+                raise MoecError(
+                    "M201", f"the report has schema {data['schema']}, this moec reads up to {SCHEMA}", where, fix
+                )
             return cls(**{**data, **_typed(data)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MoecError("M106", f"not a report of moec: {type(error).__name__}: {error}", where, "compile the engine again") from error
+            raise MoecError(
+                "M106", f"not a report of moec: {type(error).__name__}: {error}", where, "compile the engine again"
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Report:
@@ -118,7 +134,12 @@ class Report:
         try:
             return cls.from_json(path.read_text(encoding="utf-8"), str(path))
         except OSError as error:
-            raise MoecError("M106", f"the report cannot be read: {error.strerror}", str(path), "give an engine folder, or compile again") from error
+            raise MoecError(
+                "M106",
+                f"the report cannot be read: {error.strerror}",
+                str(path),
+                "give an engine folder, or compile again",
+            ) from error
 
 
 def step_facts(steps: Sequence[StepReport]) -> tuple[dict[str, Any], ...]:
@@ -138,14 +159,22 @@ def _plain(value: Any) -> Any:
 def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a report's plain data that are dataclasses or tuples."""
     comparison, coverage = data["comparison"], data["coverage"]
-    outputs = tuple(OutputError(**{**o, "deviation": float(o["deviation"]), "relative": float(o["relative"])}) for o in comparison["outputs"])
+    outputs = tuple(
+        OutputError(**{**o, "deviation": float(o["deviation"]), "relative": float(o["relative"])})
+        for o in comparison["outputs"]
+    )
     loads = tuple(ExpertLoad(load["node"], load["module"], tuple(load["assignments"])) for load in coverage["loads"])
     return {
-        "comparison": Comparison(**{**comparison, "outputs": outputs}), "coverage": Coverage(**{**coverage, "loads": loads}),
-        "artefacts": tuple(Artefact(**a) for a in data["artefacts"]), "inputs": tuple(data["inputs"]),
-        "steps": tuple(data["steps"]), "refused": tuple(data["refused"]), "consistency": _consistency(data.get("consistency")),
-        "quality": _quality(data.get("quality")), "decided": _decided(data.get("decided")),
-    }  # fmt: skip
+        "comparison": Comparison(**{**comparison, "outputs": outputs}),
+        "coverage": Coverage(**{**coverage, "loads": loads}),
+        "artefacts": tuple(Artefact(**a) for a in data["artefacts"]),
+        "inputs": tuple(data["inputs"]),
+        "steps": tuple(data["steps"]),
+        "refused": tuple(data["refused"]),
+        "consistency": _consistency(data.get("consistency")),
+        "quality": _quality(data.get("quality")),
+        "decided": _decided(data.get("decided")),
+    }
 
 
 def _consistency(data: Mapping[str, Any] | None) -> Consistency | None:
@@ -167,8 +196,23 @@ def _quality(data: Mapping[str, Any] | None) -> Quality | None:
     if data is None:
         return None
     inside = data["agreement"]
-    blocks = tuple(BlockAgreement(**{**b, "load": tuple(b["load"]), "load_after": tuple(b["load_after"])}) for b in inside["blocks"]) if inside else ()
-    agreement = Agreement(inside["tokens"], blocks, tuple(LayerError(e["module"], float(e["relative"])) for e in inside["layers"])) if inside else None
+    blocks = (
+        tuple(
+            BlockAgreement(**{**b, "load": tuple(b["load"]), "load_after": tuple(b["load_after"])})
+            for b in inside["blocks"]
+        )
+        if inside
+        else ()
+    )
+    agreement = (
+        Agreement(
+            inside["tokens"], blocks, tuple(LayerError(e["module"], float(e["relative"])) for e in inside["layers"])
+        )
+        if inside
+        else None
+    )
     given = data.get("shift")
-    shift = ExpertShift(given["tokens"], *(float(given[part]) for part in ("weights", "routes", "both"))) if given else None
+    shift = (
+        ExpertShift(given["tokens"], *(float(given[part]) for part in ("weights", "routes", "both"))) if given else None
+    )
     return Quality(**{**data, "exam": Exam(**data["exam"]), "agreement": agreement, "shift": shift})

@@ -28,7 +28,9 @@ def find_backend(target: Target, runtime: bool = True) -> Backend:
     backend: Backend = registry.find("backends", target.backend)()
     probe = backend.probe(target)
     if not probe.available and (runtime or backend.stand_in(target) is None):
-        raise MoecError(probe.code, f"{target.backend} cannot be used here: {probe.missing}", str(target), probe.install)
+        raise MoecError(
+            probe.code, f"{target.backend} cannot be used here: {probe.missing}", str(target), probe.install
+        )
     refuse(backend.options(target))
     return backend
 
@@ -97,8 +99,8 @@ class Backend(ABC):
         """Why this program cannot be built for the target; empty means it can."""
 
     def deviation(self, program: Program, target: Target) -> float | None:
-        """How far the target's own kernels may be from the program that they run, as `max |d|/std`, where the user chose inexact ones; None
-        for kernels that only round in their precision."""
+        """How far the target's own kernels may be from the program that they run, as `max |d|/std`, where the user
+        chose inexact ones; None for kernels that only round in their precision."""
         return None
 
     @abstractmethod
@@ -106,26 +108,51 @@ class Backend(ABC):
         """The passes that bring a program into the form that `build` takes."""
 
     @abstractmethod
-    def build(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them: one entry a MoE
-        operator with the lowering that it got and why. Where a stand-in runs them for the proof, `stand_in` says in phrases what that does
-        otherwise, and `unproven` what it leaves open."""
+    def build(
+        self,
+        program: Program,
+        target: Target,
+        folder: Path,
+        optimize_for: str = "latency",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them:
+        one entry a MoE operator with the lowering that it got and why. Where a stand-in runs them for the proof,
+        `stand_in` says in phrases what that does otherwise, and `unproven` what it leaves open."""
 
-    def export(self, program: Program, target: Target, folder: Path, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        """The part of `build` that needs neither the target's runtime nor its hardware, for `moec compile --no-build`; facts as `build`'s.
+    def export(
+        self,
+        program: Program,
+        target: Target,
+        folder: Path,
+        optimize_for: str = "latency",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """The part of `build` that needs neither the target's runtime nor its hardware, for `moec compile --no-build`;
+        facts as `build`'s.
 
         Raises:
             MoecError: M208 where building has no such part.
         """
-        raise MoecError("M208", f"building for {self.name} needs no other machine", str(target), "compile without --no-build")
+        raise MoecError(
+            "M208", f"building for {self.name} needs no other machine", str(target), "compile without --no-build"
+        )
 
-    def finish(self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None) -> dict[str, Any]:
-        """The rest of `build`, on what `export` wrote, or again on what `build` wrote; facts that take the place of older ones.
+    def finish(
+        self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """The rest of `build`, on what `export` wrote, or again on what `build` wrote; facts that take the place of
+        older ones.
 
         Raises:
             MoecError: M208 where building has no such part.
         """
-        raise MoecError("M208", f"an engine for {self.name} is built already", str(target), "compile it anew with `moec compile --from moec.json`")
+        raise MoecError(
+            "M208",
+            f"an engine for {self.name} is built already",
+            str(target),
+            "compile it anew with `moec compile --from moec.json`",
+        )
 
     def layouts(self, target: Target) -> tuple[str, ...]:
         """The layouts of `moec.layouts` whose clients can run this target's engines."""
@@ -133,17 +160,21 @@ class Backend(ABC):
 
     @abstractmethod
     def outputs(self, folder: Path) -> tuple[Input, ...]:
-        """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs' are; reads no weights."""
+        """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs'
+        are; reads no weights."""
 
     def shares_cache(self, folder: Path) -> bool:
-        """Whether past and present of every layer of the decoder in this folder may be one buffer, to which it appends; reads no weights."""
+        """Whether past and present of every layer of the decoder in this folder may be one buffer, to which it appends;
+        reads no weights."""
         return False
 
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
-        """A target of this machine that runs the same files, for the proof where the target's own hardware is missing, or the engine is not
-        `built` yet; None where all is here, or nothing else runs them. Asked also where the runtime is not installed."""
+        """A target of this machine that runs the same files, for the proof where the target's own hardware is missing,
+        or the engine is not `built` yet; None where all is here, or nothing else runs them. Asked also where the
+        runtime is not installed."""
         return None
 
     @abstractmethod
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
-        """An engine from the files that `build` wrote. Without `prepack` its weights stay memory-mapped where the runtime can."""
+        """An engine from the files that `build` wrote. Without `prepack` its weights stay memory-mapped where the
+        runtime can."""

@@ -12,9 +12,11 @@ from moec.targets.target import Target
 
 
 def rehearse(captured: Program, pipeline: Pipeline, backend: Backend, target: Target) -> list[Refusal]:
-    """The target's reasons against the program that a pipeline is going to make, as far as its passes' outlines tell; nothing is kept.
+    """The target's reasons against the program that a pipeline is going to make, as far as its passes' outlines tell;
+    nothing is kept.
 
-    Passes that need a calibration text and have no outline are left out: they choose among what is there, and change no form.
+    Passes that need a calibration text and have no outline are left out: they choose among what is there, and change no
+    form.
 
     Raises:
         MoecError: what a pass says of its own settings.

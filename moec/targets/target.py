@@ -1,4 +1,5 @@
-"""A target names a runtime, a device and its options, as plain data: `onnxruntime`, `onnxruntime:cuda,precision=fp16`."""
+"""A target names a runtime, a device and its options, as plain data: `onnxruntime`,
+`onnxruntime:cuda,precision=fp16`."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ class Target:
 
     Attributes:
         backend: name of the backend, the part before the colon.
-        device: the backend's device or architecture (`cpu`, `cuda`, `sm90`), or several architectures (`sm86,sm89`); empty means the
-            backend's default.
+        device: the backend's device or architecture (`cpu`, `cuda`, `sm90`), or several architectures (`sm86,sm89`);
+            empty means the backend's default.
         options: `key=value` pairs; a backend refuses those that it does not know.
     """
 
@@ -37,7 +38,12 @@ class Target:
             elif not equals and not options and (not device or _ARCHITECTURES.fullmatch(f"{device},{part}")):
                 device = f"{device},{part}" if device else part
             else:
-                raise MoecError("M201", f"{part!r} is not a device or a key=value option", f"target {text!r}", "write backend[:device[,key=value…]]")
+                raise MoecError(
+                    "M201",
+                    f"{part!r} is not a device or a key=value option",
+                    f"target {text!r}",
+                    "write backend[:device[,key=value…]]",
+                )
         if not backend.replace("-", "").replace("_", "").isalnum():
             raise MoecError("M201", f"{text!r} names no backend", "--target", "write for example --target onnxruntime")
         return cls(backend, device, options)

@@ -29,8 +29,8 @@ class Corpus:
     Attributes:
         name: the file as it was named. sha256: of its bytes.
         tokens: int64 `[N]`, without special ones.
-        start: the token that the tokenizer puts before every text, none for a file of tokens; it begins every window, for there are
-            models that say nothing sensible without it.
+        start: the token that the tokenizer puts before every text, none for a file of tokens; it begins every window,
+            for there are models that say nothing sensible without it.
     """
 
     name: str
@@ -42,10 +42,12 @@ class Corpus:
         """The text in pieces that follow each other without overlap.
 
         Args:
-            length: tokens of a window, `start` included. limit: tokens of the text to use; 0 for all. batch: windows at a time.
+            length: tokens of a window, `start` included. limit: tokens of the text to use; 0 for all. batch: windows at
+                a time.
 
         Yields:
-            int64 `[up to batch, length]`; at the end what is left, as one shorter row, unless nothing in it can be predicted.
+            int64 `[up to batch, length]`; at the end what is left, as one shorter row, unless nothing in it can be
+                predicted.
         """
         step, tokens = length - len(self.start), self.tokens[:limit] if limit else self.tokens
         whole = len(tokens) // step
@@ -85,12 +87,14 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> C
     """Read a text and turn it into tokens.
 
     Args:
-        file: UTF-8 text; or token ids, of any integer type and shape, in a `.npy`, `.npz` or `.safetensors` (its `input_ids`, or its only array).
+        file: UTF-8 text; or token ids, of any integer type and shape, in a `.npy`, `.npz` or `.safetensors` (its
+            `input_ids`, or its only array).
         folder, source: an engine's folder and its model as it was named; the tokenizer is looked for in this order.
         vocabulary: exclusive upper bound of token ids; 0 when it is not known.
 
     Raises:
-        MoecError: M204 when there is no tokenizer; M211 when the file cannot be read, or has fewer than two tokens, or one that the model lacks.
+        MoecError: M204 when there is no tokenizer; M211 when the file cannot be read, or has fewer than two tokens, or
+            one that the model lacks.
     """
     try:
         data = file.read_bytes()
@@ -98,7 +102,12 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> C
         raise MoecError("M211", f"the text cannot be read: {error.strerror}", str(file), _FIX) from error
     tokens, start = (_stored(file), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source)
     if len(tokens) < 2:
-        raise MoecError("M211", f"the text has {len(tokens)} tokens, too few to predict one from another", str(file), "give a longer text")
+        raise MoecError(
+            "M211",
+            f"the text has {len(tokens)} tokens, too few to predict one from another",
+            str(file),
+            "give a longer text",
+        )
     strange = tokens[(tokens < 0) | (tokens >= vocabulary)] if vocabulary else tokens[tokens < 0]
     if len(strange):
         fix = f"the model's tokens are 0 to {vocabulary - 1}" if vocabulary else "tokens are 0 or more"

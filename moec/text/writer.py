@@ -1,4 +1,5 @@
-"""From a prompt to text, with an engine folder: its tokenizer, its model's limits, and tokens turned into text as they come."""
+"""From a prompt to text, with an engine folder: its tokenizer, its model's limits, and tokens turned into text as they
+come."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class TextStream:
 
     Args:
         decode: text of a list of tokens.
-        earlier: the last tokens before these; their text is not repeated, but what they do to the next one is kept, such as a space.
+        earlier: the last tokens before these; their text is not repeated, but what they do to the next one is kept,
+            such as a space.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], earlier: Sequence[int] = ()) -> None:
@@ -82,11 +84,20 @@ class Written:
             "first_token_ms": self.seconds[0] * 1e3, "prefill_tokens_per_s": self.prefill_tokens_per_s,
             "decode_tokens_per_s": self.decode_tokens_per_s, "total_ms": sum(self.seconds) * 1e3,
         }  # fmt: skip
-        return {"text": self.text, "tokens": self.tokens, "prompt_tokens": self.prompt, "stopped": self.stopped, "timings": timings}
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "prompt_tokens": self.prompt,
+            "stopped": self.stopped,
+            "timings": timings,
+        }
 
     def __str__(self) -> str:
         decode = f", decode {self.decode_tokens_per_s:.1f} tokens/s" if self.decode_tokens_per_s else ""
-        speed = f"prefill {self.prefill_tokens_per_s:.1f} tokens/s (first token after {self.seconds[0] * 1e3:.1f} ms){decode}"
+        speed = (
+            f"prefill {self.prefill_tokens_per_s:.1f} tokens/s (first token after {self.seconds[0] * 1e3:.1f} "
+            f"ms){decode}"
+        )
         return f"{len(self.prompt)} + {len(self.tokens)} tokens, stopped at {self.stopped}; {speed}"
 
 
@@ -112,11 +123,14 @@ class Writer:
             raise MoecError("M211", "the prompt has no tokens", self._engine.name, "give some text")
         return found
 
-    def write(self, prompt: str | Sequence[int], max_tokens: int = 64, sampling: Sampling = GREEDY) -> tuple[Written, Iterator[str]]:
+    def write(
+        self, prompt: str | Sequence[int], max_tokens: int = 64, sampling: Sampling = GREEDY
+    ) -> tuple[Written, Iterator[str]]:
         """Continue a prompt.
 
         Args:
-            prompt: text, or its tokens; for those no tokenizer is needed, and without one the pieces are the tokens' numbers.
+            prompt: text, or its tokens; for those no tokenizer is needed, and without one the pieces are the tokens'
+                numbers.
             max_tokens, sampling: see `moec.execution.generation.generate`.
 
         Returns:
@@ -128,7 +142,9 @@ class Writer:
         ids = self.tokens(prompt) if isinstance(prompt, str) else [*prompt]
         self._check(ids)
         row = torch.tensor([ids], dtype=torch.int64)
-        steps = generate(self._engine, row, max_tokens=max_tokens, eos=self.facts.eos, sampling=sampling, context=self.facts.context)
+        steps = generate(
+            self._engine, row, max_tokens=max_tokens, eos=self.facts.eos, sampling=sampling, context=self.facts.context
+        )
         written = Written(ids)
         return written, self._pieces(written, (int(token) for token in steps), max_tokens)
 
@@ -136,7 +152,9 @@ class Writer:
         known = self.facts.vocabulary
         strange = next((i for i in ids if i < 0 or (known and i >= known)), None)
         if strange is not None:
-            raise MoecError("M211", f"no token has the number {strange}", self._engine.name, f"tokens are 0 to {known - 1}")
+            raise MoecError(
+                "M211", f"no token has the number {strange}", self._engine.name, f"tokens are 0 to {known - 1}"
+            )
 
     def _pieces(self, written: Written, steps: Iterator[int], max_tokens: int) -> Iterator[str]:
         decode = self._decoder()

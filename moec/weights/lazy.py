@@ -1,8 +1,8 @@
 """Lazy weights: a shape, a dtype and a way to read rows, so that a program never holds what it does not compute with.
 
-A weight is read by blocks of its leading dimension. All expressions that compilation needs (stacking experts, joining gate and
-up, transposing, casting, copying) commute with that slicing or cut it into pieces, so a backend can write the experts of a 47 B
-model with one block in memory.
+A weight is read by blocks of its leading dimension. All expressions that compilation needs (stacking experts, joining
+gate and up, transposing, casting, copying) commute with that slicing or cut it into pieces, so a backend can write the
+experts of a 47 B model with one block in memory.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Weight:
         origin: the expression that it stands for, as text; equal text means equal content within one program.
         read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
         atomic: a part costs as much as the whole, so `blocks` does not cut it.
-        coded: the integers and scales that it is decoded from, for a weight of a checkpoint that is quantized already. Expressions that
-            only move whole rows keep it, all others lose it.
+        coded: the integers and scales that it is decoded from, for a weight of a checkpoint that is quantized already.
+            Expressions that only move whole rows keep it, all others lose it.
     """
 
     shape: tuple[int, ...]
@@ -69,7 +69,8 @@ class Weight:
 
 @dataclass(frozen=True)
 class Coded:
-    """What `moec::dequantize` reads: `packed` uint8 `[..., out, in*bits/8]`, `scale` and `zero` (uint8, or None) `[..., out, in/group]`."""
+    """What `moec::dequantize` reads: `packed` uint8 `[..., out, in*bits/8]`, `scale` and `zero` (uint8, or None) `[...,
+    out, in/group]`."""
 
     packed: Weight
     scale: Weight
@@ -82,7 +83,8 @@ class Coded:
 
 
 def _keeping(weight: Weight, sources: Sequence[Weight], move: Callable[[list[Weight]], Weight]) -> Weight:
-    """The weight with the codes of its sources, put through the same movement of rows; without where they do not fit each other."""
+    """The weight with the codes of its sources, put through the same movement of rows; without where they do not fit
+    each other."""
     codes = [w.coded for w in sources if w.coded is not None]
     kinds = {(c.bits, *((p.shape[-1], p.dtype) for p in c.parts())) for c in codes}
     if len(codes) != len(sources) or len(kinds) != 1:
@@ -181,7 +183,9 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
 
     def read(start: int, stop: int) -> Tensor:
         parts = [
-            w.read(max(start - at, 0), min(stop - at, w.shape[0])) for w, at in zip(weights, starts, strict=False) if start < at + w.shape[0] and stop > at
+            w.read(max(start - at, 0), min(stop - at, w.shape[0]))
+            for w, at in zip(weights, starts, strict=False)
+            if start < at + w.shape[0] and stop > at
         ]
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
@@ -204,7 +208,9 @@ def select(weight: Weight, index: int) -> Weight:
 def rows(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[start:stop]`."""
     shape = (stop - start, *weight.shape[1:])
-    some = Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b))
+    some = Weight(
+        shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b)
+    )
     return _keeping(some, [weight], lambda parts: rows(parts[0], start, stop))
 
 
@@ -217,7 +223,9 @@ def take(weight: Weight, indices: Sequence[int]) -> Weight:
         if weight.atomic or not part:
             return weight.load()[part] if part else weight.read(0, 0)
         firsts = [k for k, e in enumerate(part) if k == 0 or part[k - 1] + 1 != e]
-        return torch.cat([weight.read(part[a], part[b - 1] + 1) for a, b in zip(firsts, [*firsts[1:], len(part)], strict=True)])
+        return torch.cat(
+            [weight.read(part[a], part[b - 1] + 1) for a, b in zip(firsts, [*firsts[1:], len(part)], strict=True)]
+        )
 
     some = Weight((len(wanted), *weight.shape[1:]), weight.dtype, f"{weight.origin}{wanted}", read, weight.atomic)
     return _keeping(some, [weight], lambda parts: take(parts[0], wanted))
@@ -246,7 +254,8 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Weight:
 
 
 def transpose(weight: Weight, dim0: int, dim1: int) -> Weight:
-    """`weight.transpose(dim0, dim1)`, contiguous. Moving the leading dimension reads the source once for every block of the result."""
+    """`weight.transpose(dim0, dim1)`, contiguous. Moving the leading dimension reads the source once for every block of
+    the result."""
     dim0, dim1 = sorted((dim0 % len(weight.shape), dim1 % len(weight.shape)))
     text = f"transpose[{dim0},{dim1}]"
     if dim0 != 0:
@@ -274,5 +283,6 @@ def cast(weight: Weight, dtype: torch.dtype) -> Weight:
 
 
 def scale(weight: Weight, factor: float) -> Weight:
-    """`weight * factor`; exact in every binary float format when `factor` is a power of two and nothing over- or underflows."""
+    """`weight * factor`; exact in every binary float format when `factor` is a power of two and nothing over- or
+    underflows."""
     return weight if factor == 1.0 else rowwise(f"scale[{factor:g}]", lambda t: t * factor, weight)

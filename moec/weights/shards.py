@@ -1,4 +1,5 @@
-"""Write lazy weights as safetensors shards, one block of rows in memory at a time. Spec: https://huggingface.co/docs/safetensors."""
+"""Write lazy weights as safetensors shards, one block of rows in memory at a time. Spec:
+https://huggingface.co/docs/safetensors."""
 
 from __future__ import annotations
 
@@ -13,9 +14,15 @@ import torch
 from moec.weights.lazy import Weight
 
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write_shards(folder: Path, weights: Mapping[str, Weight], max_shard_bytes: int) -> list[Path]:
@@ -24,7 +31,11 @@ def write_shards(folder: Path, weights: Mapping[str, Weight], max_shard_bytes: i
     A single weight that is larger than `max_shard_bytes` gets a shard of its own. Raises OSError when the disk says no.
     """
     shards = _partition(weights, max_shard_bytes)
-    names = ["model.safetensors"] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    names = (
+        ["model.safetensors"]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
     for name, shard in zip(names, shards, strict=True):
         with (folder / name).open("wb") as file:
             _write(file, shard)
@@ -52,11 +63,17 @@ def _partition(weights: Mapping[str, Weight], limit: int) -> list[dict[str, Weig
 
 
 def _write(file: BinaryIO, weights: Mapping[str, Weight]) -> None:
-    ordered = sorted(weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))  # wide types first, so that all are aligned
+    ordered = sorted(
+        weights.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])
+    )  # wide types first, so that all are aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, weight in ordered:
-        header[name] = {"dtype": _DTYPES[weight.dtype], "shape": list(weight.shape), "data_offsets": [at, at + weight.size_bytes]}
+        header[name] = {
+            "dtype": _DTYPES[weight.dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [at, at + weight.size_bytes],
+        }
         at += weight.size_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -1,4 +1,5 @@
-"""Experts of several widths in one stack: which expert has which, and the stack put together again from one packed part a width."""
+"""Experts of several widths in one stack: which expert has which, and the stack put together again from one packed part
+a width."""
 
 from __future__ import annotations
 

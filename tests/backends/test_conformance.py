@@ -1,4 +1,5 @@
-"""Every backend on every case: compiled through the public API, proven by moec, and checked once more without moec's own comparison.
+"""Every backend on every case: compiled through the public API, proven by moec, and checked once more without moec's
+own comparison.
 
 `python -m tests.backends.test_conformance` prints the README's support table from the same cases.
 """
@@ -29,13 +30,18 @@ def compile_case(case: Case, backend: str, folder: Path) -> moec.Report:
 
 
 def eager_error(case: Case, folder: Path, sizes: dict[str, int]) -> float:
-    """max |d| / std(eager) of the first output, by transformers alone on inputs that the compile never saw, padding left out."""
+    """max |d| / std(eager) of the first output, by transformers alone on inputs that the compile never saw, padding
+    left out."""
     import transformers
 
     source = moec.open_source(str(folder / "model"))
-    inputs = {name: value for name, value in source.sample(sizes, seed=77).items() if not name.startswith("past_key_values")}
+    inputs = {
+        name: value for name, value in source.sample(sizes, seed=77).items() if not name.startswith("past_key_values")
+    }
     cached = bool(cache_inputs(source.inputs))
-    places = {"position_ids": positions(inputs["attention_mask"], sizes["sequence"])} if cached else {}  # as `generate` passes them
+    places = (
+        {"position_ids": positions(inputs["attention_mask"], sizes["sequence"])} if cached else {}
+    )  # as `generate` passes them
     config = transformers.AutoConfig.from_pretrained(folder / "model")
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder / "model", dtype=torch.float32).eval()
     with torch.inference_mode():
@@ -53,7 +59,9 @@ def test_compiles_and_equals_untouched_eager(case: Case, backend: str, tmp_path:
     if not probe.available:
         pytest.skip(probe.missing)
     if runtime.stand_in(Target(backend)):
-        pytest.skip("its engines run on a GPU; tests/backends/tensorrt builds them here, and runs what they are built from")
+        pytest.skip(
+            "its engines run on a GPU; tests/backends/tensorrt builds them here, and runs what they are built from"
+        )
     report = compile_case(case, backend, tmp_path)
     assert report.ok
     assert report.coverage.total > 0
@@ -87,13 +95,19 @@ def test_backends_keep_the_protocol() -> None:
 
 def support_table() -> str:
     """The README's table, measured."""
-    rows = ["| model | passes | lowering of its MoE blocks | max \\|Δ\\|/std | experts reached |", "|---|---|---|---|---|"]
+    rows = [
+        "| model | passes | lowering of its MoE blocks | max \\|Δ\\|/std | experts reached |",
+        "|---|---|---|---|---|",
+    ]
     for case in cases():
         with tempfile.TemporaryDirectory() as folder:
             report = compile_case(case, "onnxruntime", Path(folder))
         forms = ", ".join(dict.fromkeys(FORMS[b["formulation"]] for b in report.facts["blocks"]))
         passes = "upcycle" if case.pipeline else "—"
-        rows.append(f"| {case.title} | {passes} | {forms} | {report.comparison.worst.deviation:.0e} | {report.coverage.reached}/{report.coverage.total} |")
+        rows.append(
+            f"| {case.title} | {passes} | {forms} | {report.comparison.worst.deviation:.0e} | "
+            f"{report.coverage.reached}/{report.coverage.total} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,4 +1,5 @@
-"""Engines in half precision of models whose routers are nearly tied: right ones are proven, wrong ones are found with those tokens left out."""
+"""Engines in half precision of models whose routers are nearly tied: right ones are proven, wrong ones are found with
+those tokens left out."""
 
 from __future__ import annotations
 
@@ -104,7 +105,9 @@ def test_tensorrts_graph_is_proven(deepseek: tuple[Source, Program], tmp_path: P
 
 
 @pytest.mark.parametrize("spoil", [heavier, swapped, unnormalised])
-def test_a_wrong_engine_is_found_on_what_is_left(deepseek: tuple[Source, Program], spoil: Callable[[Program], None], tmp_path: Path) -> None:
+def test_a_wrong_engine_is_found_on_what_is_left(
+    deepseek: tuple[Source, Program], spoil: Callable[[Program], None], tmp_path: Path
+) -> None:
     source, program = deepseek
     wrong = program.clone()
     spoil(wrong)
@@ -122,4 +125,9 @@ def test_where_every_token_is_undecided_the_way_out_is_named(tmp_path: Path) -> 
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(MoecError, match="can't tell") as error:
         moec.compile(str(tmp_path / "model"), target=str(GOAL), out=tmp_path / "engine")
-    assert error.value.code == "M108" and error.value.exit_code == 1 and "--max-kl" in error.value.fix and not (tmp_path / "engine").exists()
+    assert (
+        error.value.code == "M108"
+        and error.value.exit_code == 1
+        and "--max-kl" in error.value.fix
+        and not (tmp_path / "engine").exists()
+    )

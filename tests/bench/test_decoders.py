@@ -19,11 +19,15 @@ CACHE = "past_key_values.0.key"
 
 
 class Sleeper(Engine):
-    """A decoder that takes at least so long for a token, and writes its name and the number of new tokens into a list."""
+    """A decoder that takes at least so long for a token, and writes its name and the number of new tokens into a
+    list."""
 
     def __init__(self, name: str, seconds: float, log: list[tuple[str, int]]) -> None:
         self.name, self.outputs = name, ("logits", "present.0.key")
-        ids, mask = Input("input_ids", torch.int64, ("batch", "sequence")), Input("attention_mask", torch.int64, ("batch", "past_sequence + sequence"))
+        ids, mask = (
+            Input("input_ids", torch.int64, ("batch", "sequence")),
+            Input("attention_mask", torch.int64, ("batch", "past_sequence + sequence")),
+        )
         self.inputs = (ids, mask, Input(CACHE, torch.float32, ("batch", 1, "past_sequence", 2)))
         self._seconds, self._log = seconds, log
 
@@ -31,12 +35,17 @@ class Sleeper(Engine):
         batch, new = inputs["input_ids"].shape
         self._log.append((self.name, new))
         time.sleep(self._seconds * new)
-        return {"logits": torch.zeros(batch, new, 5), "present.0.key": torch.cat([inputs[CACHE], torch.zeros(batch, 1, new, 2)], dim=2)}
+        return {
+            "logits": torch.zeros(batch, new, 5),
+            "present.0.key": torch.cat([inputs[CACHE], torch.zeros(batch, 1, new, 2)], dim=2),
+        }
 
 
 def test_runs_are_interleaved_in_a_rotating_order() -> None:
     log: list[tuple[str, int]] = []
-    found = bench_decoders([Sleeper("a", 0, log), Sleeper("b", 0, log)], {"sequence": 7}, max_tokens=3, runs=2, warmup=1)
+    found = bench_decoders(
+        [Sleeper("a", 0, log), Sleeper("b", 0, log)], {"sequence": 7}, max_tokens=3, runs=2, warmup=1
+    )
     one = {name: [(name, 7), (name, 1), (name, 1)] for name in "ab"}
     assert log == one["a"] + one["b"] + one["a"] + one["b"] + one["b"] + one["a"]
     assert [t.runs for t in found.timings] == [2, 2] and found.sizes == {"batch": 1, "sequence": 7, "new": 3}
@@ -46,7 +55,9 @@ def test_figures_belong_together() -> None:
     engines = [Sleeper("fast", 0.0005, []), Sleeper("slow", 0.01, [])]
     fast, slow = bench_decoders(engines, {"batch": 3, "sequence": 5}, max_tokens=4, runs=3).timings
     assert slow.first_token_ms >= 50 and slow.prefill_tokens_per_s == pytest.approx(15 / slow.first_token_ms * 1e3)
-    assert 10 <= slow.p50_ms <= slow.p90_ms <= slow.p99_ms and slow.decode_tokens_per_s == pytest.approx(3 / slow.p50_ms * 1e3)
+    assert 10 <= slow.p50_ms <= slow.p90_ms <= slow.p99_ms and slow.decode_tokens_per_s == pytest.approx(
+        3 / slow.p50_ms * 1e3
+    )
     assert fast.prefill_ratio == fast.decode_ratio == 1.0 and slow.decode_ratio < 1 and slow.prefill_ratio < 1
     assert slow.decode_ratio_p10 <= slow.decode_ratio <= slow.decode_ratio_p90
 
@@ -59,7 +70,11 @@ def test_plain_data_and_text() -> None:
 
 def test_nonsense_is_refused() -> None:
     engine = Sleeper("a", 0, [])
-    for attempt in (lambda: bench_decoders([]), lambda: bench_decoders([engine], max_tokens=1), lambda: bench_decoders([engine], {"past_sequence": 3})):
+    for attempt in (
+        lambda: bench_decoders([]),
+        lambda: bench_decoders([engine], max_tokens=1),
+        lambda: bench_decoders([engine], {"past_sequence": 3}),
+    ):
         with pytest.raises(MoecError) as error:
             attempt()
         assert error.value.code == "M201"

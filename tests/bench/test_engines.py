@@ -39,16 +39,23 @@ def test_runs_are_interleaved_in_a_rotating_order() -> None:
 
 def test_figures_belong_together() -> None:
     log: list[str] = []
-    fast, slow = bench_engines([Sleeper("fast", 0.001, log), Sleeper("slow", 0.02, log)], sizes={"batch": 3, "sequence": 5}, runs=5).timings
+    fast, slow = bench_engines(
+        [Sleeper("fast", 0.001, log), Sleeper("slow", 0.02, log)], sizes={"batch": 3, "sequence": 5}, runs=5
+    ).timings
     assert 1 <= fast.p50_ms <= fast.p90_ms <= fast.p99_ms and slow.p50_ms >= 20
     assert fast.ratio == fast.ratio_p10 == 1.0 and slow.ratio_p10 <= slow.ratio <= slow.ratio_p90
-    assert slow.samples_per_s == pytest.approx(3 / slow.p50_ms * 1e3) and slow.tokens_per_s == pytest.approx(15 / slow.p50_ms * 1e3)
+    assert slow.samples_per_s == pytest.approx(3 / slow.p50_ms * 1e3) and slow.tokens_per_s == pytest.approx(
+        15 / slow.p50_ms * 1e3
+    )
 
 
 def test_real_engines_and_plain_data() -> None:
     program = source_of(MoeModel()).capture()
     found = bench_engines([EagerEngine(program)], sizes={"sequence": 9}, runs=2)
-    assert found.sizes == {"batch": 1, "sequence": 9} and json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "eager"
+    assert (
+        found.sizes == {"batch": 1, "sequence": 9}
+        and json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "eager"
+    )
     assert "p50 ms" in str(found)
 
 
@@ -61,7 +68,11 @@ def test_default_inputs_are_ones_that_a_model_takes() -> None:
 
 def test_nonsense_is_refused() -> None:
     engine = Sleeper("a", 0, [])
-    for attempt in (lambda: bench_engines([]), lambda: bench_engines([engine], runs=0), lambda: sizes_of(engine.inputs, {"length": 3})):
+    for attempt in (
+        lambda: bench_engines([]),
+        lambda: bench_engines([engine], runs=0),
+        lambda: sizes_of(engine.inputs, {"length": 3}),
+    ):
         with pytest.raises(MoecError) as error:
             attempt()
         assert error.value.code == "M201"

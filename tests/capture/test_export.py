@@ -38,7 +38,13 @@ class Returns(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         a, b = x + 1, x * 2
-        return {"tensor": a, "tuple": (a, b), "dict": {"logits": a, "state": b}, "nested": {"logits": a, "states": (a, b)}, "none": (a, None)}[self.form]
+        return {
+            "tensor": a,
+            "tuple": (a, b),
+            "dict": {"logits": a, "state": b},
+            "nested": {"logits": a, "states": (a, b)},
+            "none": (a, None),
+        }[self.form]
 
 
 def test_runs_at_other_sizes_and_equals_the_model() -> None:
@@ -144,7 +150,12 @@ def test_lazy_weights_of_a_model_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = nn.Linear(4, 2)
     w, b = torch.randn(2, 4), torch.randn(2)
-    program = capture(model, {"input": torch.randn(3, 4)}, {"input": ("batch", None)}, weights={"weight": from_tensor(w, "w"), "bias": from_tensor(b, "b")})
+    program = capture(
+        model,
+        {"input": torch.randn(3, 4)},
+        {"input": ("batch", None)},
+        weights={"weight": from_tensor(w, "w"), "bias": from_tensor(b, "b")},
+    )
     x = torch.randn(5, 4)
     assert torch.allclose(program.run(input=x)["output"], x @ w.T + b, atol=1e-6)
     with pytest.raises(MoecError) as caught:

@@ -46,9 +46,17 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["--input", "second callable"])
 def test_a_callable_in_a_file(file: Path, form: str) -> None:
-    source = from_file(f"{file}:Net", ["ids=batch,sequence:int64<30"]) if form == "--input" else from_file(f"{file}:Net:samples")
+    source = (
+        from_file(f"{file}:Net", ["ids=batch,sequence:int64<30"])
+        if form == "--input"
+        else from_file(f"{file}:Net:samples")
+    )
     assert [(i.name, i.dtype, i.shape) for i in source.inputs] == [("ids", torch.int64, ("batch", "sequence"))]
-    assert source.domains["ids"] == Domain("number", 30) and list(source.hashes) == ["net.py"] and len(source.hashes["net.py"]) == 64
+    assert (
+        source.domains["ids"] == Domain("number", 30)
+        and list(source.hashes) == ["net.py"]
+        and len(source.hashes["net.py"]) == 64
+    )
     sample = source.sample({"batch": 2, "sequence": 7}, seed=5)
     assert sample["ids"].shape == (2, 7) and 2 < int(sample["ids"].max()) < 30
     found, want = source.capture().run(**sample), source.reference()(**sample)
@@ -79,14 +87,29 @@ def test_a_file_that_does_not_run(tmp_path: Path) -> None:
 
 
 def test_inputs_are_parsed() -> None:
-    samples, dynamic, domains = parse_inputs(["ids=batch,sequence:int64<1000", "attention_mask=batch,sequence:int64", "pixels=batch,3,height:float32"])
-    assert dynamic == {"ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence"), "pixels": ("batch", None, "height")}
-    assert (domains["ids"].high, domains["attention_mask"].kind, samples["pixels"].dtype, samples["pixels"].shape[1]) == (1000, "mask", torch.float32, 3)
+    samples, dynamic, domains = parse_inputs(
+        ["ids=batch,sequence:int64<1000", "attention_mask=batch,sequence:int64", "pixels=batch,3,height:float32"]
+    )
+    assert dynamic == {
+        "ids": ("batch", "sequence"),
+        "attention_mask": ("batch", "sequence"),
+        "pixels": ("batch", None, "height"),
+    }
+    assert (
+        domains["ids"].high,
+        domains["attention_mask"].kind,
+        samples["pixels"].dtype,
+        samples["pixels"].shape[1],
+    ) == (1000, "mask", torch.float32, 3)
     assert samples["ids"].shape == samples["attention_mask"].shape
-    assert len({*samples["ids"].shape, samples["pixels"].shape[2]}) == 3  # unlike sizes, lest torch.export take two dimensions for one
+    assert (
+        len({*samples["ids"].shape, samples["pixels"].shape[2]}) == 3
+    )  # unlike sizes, lest torch.export take two dimensions for one
 
 
-@pytest.mark.parametrize("spec", ["ids", "ids=2,3", "ids=2:int63", "=2:int64", "ids=2;3:int64", "ids=2:int64<many", "x=batch:nn"])
+@pytest.mark.parametrize(
+    "spec", ["ids", "ids=2,3", "ids=2:int63", "=2:int64", "ids=2;3:int64", "ids=2:int64<many", "x=batch:nn"]
+)
 def test_inputs_that_are_none_are_refused(spec: str) -> None:
     with pytest.raises(MoecError) as caught:
         parse_inputs([spec])
@@ -117,7 +140,9 @@ def test_a_module_in_memory_is_not_modified() -> None:
 
 def test_a_pt2_file(tmp_path: Path) -> None:
     model, x = Scale().eval(), torch.randn(3, 4)
-    torch.export.save(torch.export.export(model, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}), tmp_path / "model.pt2")
+    torch.export.save(
+        torch.export.export(model, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}), tmp_path / "model.pt2"
+    )
     source = ExportedSource(tmp_path / "model.pt2")
     dim = source.inputs[0].shape[0]
     assert isinstance(dim, str) and source.inputs[0].shape[1] == 4 and source.hashes.keys() == {"model.pt2"}

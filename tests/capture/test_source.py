@@ -12,7 +12,9 @@ from tests.moe_module import VOCAB, MoeModel, source_of
 SIZES = {"batch": 4, "sequence": 9}
 
 
-def draw(dtype: torch.dtype, domain: Domain | None, shape: tuple[int | str, ...] = ("batch", "sequence"), seed: int = 0) -> torch.Tensor:
+def draw(
+    dtype: torch.dtype, domain: Domain | None, shape: tuple[int | str, ...] = ("batch", "sequence"), seed: int = 0
+) -> torch.Tensor:
     return sample_input(Input("x", dtype, shape), domain, SIZES, torch.Generator().manual_seed(seed))
 
 
@@ -34,7 +36,9 @@ def test_positions_count() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_numbers_are_normal(dtype: torch.dtype) -> None:
     values = draw(dtype, None, (4000,))
-    assert values.dtype == dtype and abs(float(values.float().std()) - 1) < 0.1 and abs(float(values.float().mean())) < 0.1
+    assert (
+        values.dtype == dtype and abs(float(values.float().std()) - 1) < 0.1 and abs(float(values.float().mean())) < 0.1
+    )
 
 
 def test_equal_seeds_give_equal_samples() -> None:

@@ -36,7 +36,12 @@ def program() -> Program:
 def test_round_trip(program: Program, tmp_path: Path) -> None:
     moec.save_program(program, tmp_path / "saved")
     loaded = moec.load_program(tmp_path / "saved")
-    assert (loaded.inputs, loaded.outputs, loaded.history, loaded.source) == (program.inputs, program.outputs, program.history, program.source)
+    assert (loaded.inputs, loaded.outputs, loaded.history, loaded.source) == (
+        program.inputs,
+        program.outputs,
+        program.history,
+        program.source,
+    )
     ids = torch.randint(0, 20, (2, 7))
     want, got = program.run(ids=ids), loaded.run(ids=ids)
     assert all(torch.equal(want[name], got[name]) for name in ("logits", "hidden"))

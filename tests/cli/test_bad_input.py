@@ -1,4 +1,5 @@
-"""Bad input: three lines (what, where, how to fix), the right exit status, no traceback, and never a half-written engine."""
+"""Bad input: three lines (what, where, how to fix), the right exit status, no traceback, and never a half-written
+engine."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def moec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 
 def assert_three_lines(err: str, code: str) -> None:
-    lines = [line for line in err.splitlines() if (line and not line.startswith("  ")) or line.startswith(("  where:", "  fix:"))]
+    lines = [
+        line
+        for line in err.splitlines()
+        if (line and not line.startswith("  ")) or line.startswith(("  where:", "  fix:"))
+    ]
     assert lines[-3].startswith(f"error[{code}]: "), err
     assert lines[-2].startswith("  where: ")
     assert lines[-1].startswith("  fix:   ")
@@ -123,7 +128,9 @@ def test_remote_code_is_refused(model: Path, tmp_path: Path, capsys: pytest.Capt
         ("calibrate-router", "M203", "--calibration FILE"),
     ],
 )
-def test_bad_pipelines(pipeline: str, code: str, hint: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_pipelines(
+    pipeline: str, code: str, hint: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, err = moec(capsys, "compile", llama, "--pass", pipeline, "-o", tmp_path / "engine")
     assert status == 2
     assert_three_lines(err, code)
@@ -133,12 +140,27 @@ def test_bad_pipelines(pipeline: str, code: str, hint: str, llama: Path, tmp_pat
 
 @pytest.mark.parametrize(
     ("pipeline", "tokens", "hint"),
-    [("calibrate-router", 1024, "put quantize before it"), ("quantize(bits=8, group=16), calibrate-router", 256, "--calibration-tokens")],
+    [
+        ("calibrate-router", 1024, "put quantize before it"),
+        ("quantize(bits=8, group=16), calibrate-router", 256, "--calibration-tokens"),
+    ],
     ids=["nothing quantized", "one window"],
 )
-def test_what_calibrate_router_needs(pipeline: str, tokens: int, hint: str, mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_calibrate_router_needs(
+    pipeline: str, tokens: int, hint: str, mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "text.npy", np.arange(tokens) % 90)
-    status, err = moec(capsys, "compile", mixtral, "--pass", pipeline, "--calibration", tmp_path / "text.npy", "-o", tmp_path / "engine")
+    status, err = moec(
+        capsys,
+        "compile",
+        mixtral,
+        "--pass",
+        pipeline,
+        "--calibration",
+        tmp_path / "text.npy",
+        "-o",
+        tmp_path / "engine",
+    )
     assert status == 2
     assert_three_lines(err, "M203")
     assert hint in err
@@ -152,14 +174,20 @@ def test_a_named_pass_that_changes_nothing(mixtral: Path, tmp_path: Path, capsys
     assert_nothing_published(tmp_path)
 
 
-@pytest.mark.parametrize("target", ["onnxruntme", "onnxruntime:tpu", "onnxruntime:cpu,precison=fp16", "onnxruntime:precision=fp12"])
-def test_bad_targets_are_refused_before_any_work(target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "target", ["onnxruntme", "onnxruntime:tpu", "onnxruntime:cpu,precison=fp16", "onnxruntime:precision=fp12"]
+)
+def test_bad_targets_are_refused_before_any_work(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, err = moec(capsys, "compile", tmp_path / "no-model-is-read", "--target", target, "-o", tmp_path / "engine")
     assert status == 2
     assert_three_lines(err, "M202" if "runtme" in target else "M208")
 
 
-def test_a_folder_that_moec_did_not_write_is_left_alone(mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_moec_did_not_write_is_left_alone(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "thesis.tex").write_text("years of work")
     status, err = moec(capsys, "compile", mixtral, "-o", tmp_path / "engine")
@@ -168,7 +196,9 @@ def test_a_folder_that_moec_did_not_write_is_left_alone(mixtral: Path, tmp_path:
     assert (tmp_path / "engine" / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_changed_engine_does_not_load(mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_engine_does_not_load(
+    mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = Path(shutil.copytree(mixtral_engine, tmp_path / "broken"))
     data = bytearray((broken / "model.onnx.data").read_bytes())
     data[100] ^= 1
@@ -190,7 +220,9 @@ RUNS = (("run", "--tokens", "5,6"), ("run",), ("bench", "--runs", 1), ("verify",
 
 
 @pytest.mark.parametrize("verb", RUNS, ids=["write", "run", "bench", "verify"])
-def test_an_engine_of_a_newer_moec(verb: tuple[object, ...], mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_of_a_newer_moec(
+    verb: tuple[object, ...], mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     newer = other_manifest(mixtral_engine, tmp_path / "newer", schema=99)
     status, err = moec(capsys, verb[0], newer, *verb[1:])
     assert status == 2
@@ -216,7 +248,9 @@ def npz(engine: Path, path: Path, **changes: object) -> Path:
     import moec as package
 
     specs = package.load(engine).inputs
-    right = {i.name: np.ones(i.resolve({"batch": 2, "sequence": 3, "past_sequence": 4}), str(i.dtype)[6:]) for i in specs}
+    right = {
+        i.name: np.ones(i.resolve({"batch": 2, "sequence": 3, "past_sequence": 4}), str(i.dtype)[6:]) for i in specs
+    }
     np.savez(path, **{**right, **changes})  # type: ignore[arg-type]
     return path
 
@@ -232,9 +266,19 @@ def npz(engine: Path, path: Path, **changes: object) -> Path:
         {"input_ids": np.full((2, 3), 96)},
         {"past_key_values.7.key": np.ones((2, 2, 4, 8), np.float32)},
     ],
-    ids=["cache length", "cache heads", "cache dtype", "mask length", "ids dtype", "ids beyond the vocabulary", "no such layer"],
+    ids=[
+        "cache length",
+        "cache heads",
+        "cache dtype",
+        "mask length",
+        "ids dtype",
+        "ids beyond the vocabulary",
+        "no such layer",
+    ],
 )
-def test_wrong_inputs_of_a_decoder(changes: dict[str, object], mixtral_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_inputs_of_a_decoder(
+    changes: dict[str, object], mixtral_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     status, err = moec(capfd, "run", mixtral_engine, "--inputs", npz(mixtral_engine, tmp_path / "right.npz"))
     assert status == 0, err
     status, err = moec(capfd, "run", mixtral_engine, "--inputs", npz(mixtral_engine, tmp_path / "wrong.npz", **changes))
@@ -259,7 +303,12 @@ def test_json_carries_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_usage_errors_are_three_lines_too(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["compile"], ["no-such-verb"], ["compile", "m", "-o", "x", "--no-such-flag"], ["compile", "m", "-o", "x", "--layout", "nonsense"]):
+    for arguments in (
+        ["compile"],
+        ["no-such-verb"],
+        ["compile", "m", "-o", "x", "--no-such-flag"],
+        ["compile", "m", "-o", "x", "--layout", "nonsense"],
+    ):
         status, err = moec(capsys, *arguments)
         assert status == 2
         assert_three_lines(err, "M201")

@@ -58,17 +58,29 @@ def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, 
     cli("compile", llama, "-o", tmp_path / "first", "--config", "upcycle-8x2", "--seed", 3)
     again = ["compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "second", "--quiet"]
     alike = {**os.environ, "OMP_NUM_THREADS": "1"}  # as here: the errors in the manifest depend on the order of sums
-    done = subprocess.run([sys.executable, "-m", "moec", *map(str, again)], capture_output=True, text=True, check=True, env=alike)
+    done = subprocess.run(
+        [sys.executable, "-m", "moec", *map(str, again)], capture_output=True, text=True, check=True, env=alike
+    )
     assert done.stderr == "" and "verified" in done.stdout and len(done.stdout.splitlines()) == 1
     first, second = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("first", "second"))
-    assert first == second and {"model.onnx", "model.onnx.data", "moec.json", "report.html", "genai_config.json"} <= set(first)
+    assert first == second and {
+        "model.onnx",
+        "model.onnx.data",
+        "moec.json",
+        "report.html",
+        "genai_config.json",
+    } <= set(first)
     report = json.loads(first["moec.json"])
-    assert (report["seed"], report["pipeline"]) == (3, "upcycle") and report["coverage"]["loads"][0]["assignments"][7] > 0
+    assert (report["seed"], report["pipeline"]) == (3, "upcycle") and report["coverage"]["loads"][0]["assignments"][
+        7
+    ] > 0
 
 
 def test_a_config_file(cli: Cli, llama: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('seed = 1\n[[pass]]\nname = "upcycle"\nexperts = 2\ntop_k = 1\n')
-    report = cli.json("compile", llama, "-o", tmp_path / "engine", "--config", tmp_path / "mine.toml", "--seed", 2)["report"]
+    report = cli.json("compile", llama, "-o", tmp_path / "engine", "--config", tmp_path / "mine.toml", "--seed", 2)[
+        "report"
+    ]
     assert (report["seed"], report["pipeline"]) == (2, "upcycle(experts=2, top_k=1)")
 
 
@@ -80,7 +92,9 @@ def test_verify(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     assert data["ok"] and data["bisect"] is None and data["verification"]["seed"] == 1
     spoiled = spoil(mixtral_engine, tmp_path / "spoiled")
     data = cli.json("verify", spoiled, "--bisect", "--junit", junit, status=1)
-    assert {c.attrib["classname"] for c in ElementTree.parse(junit).iter("testcase") if c.find("failure") is not None} >= {"moec.verify.outputs"}
+    assert {
+        c.attrib["classname"] for c in ElementTree.parse(junit).iter("testcase") if c.find("failure") is not None
+    } >= {"moec.verify.outputs"}
     assert not data["ok"] and data["bisect"]["experts"] == [5] and "layers.1" in data["bisect"]["layer"]
     assert "DIFFERS" in cli("verify", spoiled, "--against", mixtral_engine, status=1)
     cli("verify", tmp_path / "nothing", "--junit", junit, status=1)
@@ -103,10 +117,16 @@ def test_run_on_inputs_from_a_file(cli: Cli, mixtral_engine: Path, tmp_path: Pat
 
 
 def test_bench_of_texts(cli: Cli, mixtral_engine: Path) -> None:
-    data = cli.json("bench", mixtral_engine, mixtral_engine, "--eager", "--runs", 1, "--size", "sequence=8", "--max-tokens", 3)
+    data = cli.json(
+        "bench", mixtral_engine, mixtral_engine, "--eager", "--runs", 1, "--size", "sequence=8", "--max-tokens", 3
+    )
     assert [t["engine"] for t in data["timings"]] == ["onnxruntime:cpu"] * 2 + ["eager (transformers)"]
-    assert data["sizes"] == {"batch": 1, "sequence": 8, "new": 3} and all(t["decode_tokens_per_s"] > 0 for t in data["timings"])
-    assert "batch 2, 8 + 4 tokens" in cli("bench", mixtral_engine, "--runs", 1, "--size", "batch=2", "--size", "sequence=8", "--max-tokens", 4)
+    assert data["sizes"] == {"batch": 1, "sequence": 8, "new": 3} and all(
+        t["decode_tokens_per_s"] > 0 for t in data["timings"]
+    )
+    assert "batch 2, 8 + 4 tokens" in cli(
+        "bench", mixtral_engine, "--runs", 1, "--size", "batch=2", "--size", "sequence=8", "--max-tokens", 4
+    )
     cli("bench", mixtral_engine, "--size", "height=8", status=2)
 
 
@@ -131,26 +151,49 @@ def test_verify_on_a_text(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path:
     text = ("--text", prose, "--window", 64, "--tokens", 400)
     data = cli.json("verify", engine, *text, "--html", tmp_path / "page.html")
     quality = data["verification"]["quality"]
-    assert data["ok"] and quality["kl_mean"] < 1e-9 and quality["perplexity_ratio"] == pytest.approx(1, abs=1e-6) and quality["top1"] == 1
+    assert (
+        data["ok"]
+        and quality["kl_mean"] < 1e-9
+        and quality["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
+        and quality["top1"] == 1
+    )
     assert (quality["windows"], quality["tokens"], len(quality["agreement"]["blocks"])) == (7, 393, 2)
     assert "Quality on text" in (tmp_path / "page.html").read_text()
     out = cli("verify", spoil(engine, tmp_path / "spoiled"), *text, "--max-kl", 1e-6, status=1)
     assert "NOT ALLOWED: mean KL divergence" in out and "perplexity" in out and "bytes on disk" in out
-    assert "NOT ALLOWED" not in cli("verify", tmp_path / "spoiled", *text, "--max-kl", 10, status=1)  # the outputs differ all the same
+    assert "NOT ALLOWED" not in cli(
+        "verify", tmp_path / "spoiled", *text, "--max-kl", 10, status=1
+    )  # the outputs differ all the same
     same = cli.json("verify", tmp_path / "spoiled", *text, "--max-kl", 1e-6, "--against", tmp_path / "spoiled")
     assert same["ok"] and same["verification"]["quality"]["kl_max"] < 1e-12  # the twin: against itself
 
 
 def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, tmp_path: Path) -> None:
     model = write_tokenizer(Path(save("llama", tmp_path / "model")))
-    options = ("compile", model, "--pass", "upcycle(experts=4, top_k=2)", "--text", prose, "--window", 64, "--tokens", 256)
+    options = (
+        "compile",
+        model,
+        "--pass",
+        "upcycle(experts=4, top_k=2)",
+        "--text",
+        prose,
+        "--window",
+        64,
+        "--tokens",
+        256,
+    )
     cli(*options, "-o", tmp_path / "none", "--max-perplexity-ratio", 0.5, status=1)
     assert "error[M107]" in cli.err and [p.name for p in tmp_path.iterdir()] == ["model"]
     report = cli.json(*options, "-o", tmp_path / "first", "--max-perplexity-ratio", 1.001)["report"]
     assert report["quality"]["exam"]["max_perplexity_ratio"] == 1.001 and report["quality"]["kl_mean"] < 1e-6
     again = cli.json("compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "second")["report"]
     assert again["quality"] == report["quality"]
-    assert cli.json("verify", tmp_path / "first", "--text", prose)["verification"]["quality"]["exam"]["max_perplexity_ratio"] == 1.001
+    assert (
+        cli.json("verify", tmp_path / "first", "--text", prose)["verification"]["quality"]["exam"][
+            "max_perplexity_ratio"
+        ]
+        == 1.001
+    )
     kept = prose.read_text()
     prose.write_text(kept + "No more.")
     cli("compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "third", status=1)
@@ -158,7 +201,9 @@ def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, 
     assert "error[M106]" in cli.err and not (tmp_path / "third").exists()
 
 
-def test_text_options_are_refused_where_they_mean_nothing(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path: Path) -> None:
+def test_text_options_are_refused_where_they_mean_nothing(
+    cli: Cli, mixtral_engine: Path, prose: Path, tmp_path: Path
+) -> None:
     encoder = save("bert", tmp_path / "bert")
     for arguments, code in (
         (("verify", mixtral_engine, "--max-kl", 0.1), "M201"),
@@ -179,7 +224,9 @@ def test_inspect_a_model_and_an_engine(cli: Cli, mixtral: Path, mixtral_engine: 
     assert cli("inspect", mixtral_engine).startswith("# ")
 
 
-@pytest.mark.parametrize(("what", "name"), [("passes", "upcycle"), ("targets", "onnxruntime"), ("presets", "upcycle-8x2")])
+@pytest.mark.parametrize(
+    ("what", "name"), [("passes", "upcycle"), ("targets", "onnxruntime"), ("presets", "upcycle-8x2")]
+)
 def test_ls(cli: Cli, what: str, name: str) -> None:
     rows = cli.json("ls", what)
     assert rows[name] and name in cli("ls", what)
@@ -208,5 +255,7 @@ def test_help_names_every_verb(cli: Cli) -> None:
 
 
 def test_python_m_moec() -> None:
-    done = subprocess.run([sys.executable, "-m", "moec", "ls", "passes", "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "moec", "ls", "passes", "--json"], capture_output=True, text=True, check=True
+    )
     assert "upcycle" in json.loads(done.stdout) and done.stderr == ""

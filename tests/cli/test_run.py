@@ -34,9 +34,17 @@ def run(capfd: pytest.CaptureFixture[str]) -> Any:
 def test_text_and_its_speed(run: Any, engine: Path) -> None:
     status, out, err = run(engine, "def quick(", "--max-tokens", 20, "--json")
     data = json.loads(out)
-    assert status == 0 and err == "" and len(data["tokens"]) <= 20 and data["prompt_tokens"][0] == 71 and data["timings"]["first_token_ms"] > 0
+    assert (
+        status == 0
+        and err == ""
+        and len(data["tokens"]) <= 20
+        and data["prompt_tokens"][0] == 71
+        and data["timings"]["first_token_ms"] > 0
+    )
     status, out, err = run(engine, "def quick(", "--max-tokens", 20)
-    assert status == 0 and out == data["text"] + "\n" and f"10 + {len(data['tokens'])} tokens" in err and "decode" in err
+    assert (
+        status == 0 and out == data["text"] + "\n" and f"10 + {len(data['tokens'])} tokens" in err and "decode" in err
+    )
     assert run(engine, "def quick(", "--max-tokens", 20, "--quiet") == (0, out, "")
     assert run(engine, "def slow(", "--max-tokens", 20)[1] != out
 
@@ -48,7 +56,10 @@ def test_tokens_instead_of_text(run: Any, engine: Path, mixtral_engine: Path) ->
 
 
 def test_drawing(run: Any, engine: Path) -> None:
-    drawn = [run(engine, "def", "--temperature", 1.5, "--top-k", 50, "--top-p", 0.95, "--seed", seed)[1] for seed in (1, 1, 2)]
+    drawn = [
+        run(engine, "def", "--temperature", 1.5, "--top-k", 50, "--top-p", 0.95, "--seed", seed)[1]
+        for seed in (1, 1, 2)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 

@@ -72,7 +72,12 @@ def test_compile_publishes_a_proven_engine(tmp_path: Path) -> None:
     assert stages.names == ["capture", "weights", "passes", "build", "verify"]
     written = json.loads((tmp_path / "engine" / "moec.json").read_text())
     assert (written["target"], written["seed"], written["pipeline"]) == ("onnxruntime", 3, "")
-    assert {p.name for p in (tmp_path / "engine").iterdir()} == {"model.onnx", "model.onnx.data", "moec.json", "report.html"}
+    assert {p.name for p in (tmp_path / "engine").iterdir()} == {
+        "model.onnx",
+        "model.onnx.data",
+        "moec.json",
+        "report.html",
+    }
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,9 @@ def test_a_wrong_engine_is_not_published(options: Options, code: str, tmp_path: 
 
 
 def test_an_approximate_pass_within_its_budget(tmp_path: Path) -> None:
-    report = compile_source(source(), Options(TARGET, Pipeline((ScaleHead(1.01, approximate=True),)), tolerance=0.1), tmp_path / "engine")
+    report = compile_source(
+        source(), Options(TARGET, Pipeline((ScaleHead(1.01, approximate=True),)), tolerance=0.1), tmp_path / "engine"
+    )
     assert report.ok and 1e-3 < report.comparison.worst.deviation < 0.1
     assert report.steps[0]["contract"] == "approximate"
 
@@ -106,11 +113,20 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_budget_on_a_text_decides_about_approximate_passes(tokens: str, tmp_path: Path) -> None:
-    wide, narrow = (Options(TARGET, Pipeline((ScaleHead(1.3, approximate=True),)), exam=Exam(tokens, window=32, max_kl=kl)) for kl in (1.0, 1e-4))
+    wide, narrow = (
+        Options(TARGET, Pipeline((ScaleHead(1.3, approximate=True),)), exam=Exam(tokens, window=32, max_kl=kl))
+        for kl in (1.0, 1e-4)
+    )
     stages = Stages()
     report = compile_source(source(), wide, tmp_path / "engine", progress=stages)
-    assert stages.names[-1] == "text" and report.ok and report.comparison.worst.deviation > 0.5  # more than the default budget
-    assert report.quality is not None and 1e-4 < report.quality.kl_mean < 1 and report.quality.engine_bytes == sum(a.size_bytes for a in report.artefacts)
+    assert (
+        stages.names[-1] == "text" and report.ok and report.comparison.worst.deviation > 0.5
+    )  # more than the default budget
+    assert (
+        report.quality is not None
+        and 1e-4 < report.quality.kl_mean < 1
+        and report.quality.engine_bytes == sum(a.size_bytes for a in report.artefacts)
+    )
     with pytest.raises(MoecError) as caught:
         compile_source(source(), narrow, tmp_path / "second")
     assert caught.value.code == "M107" and [p.name for p in tmp_path.iterdir()] == ["engine"]
@@ -120,20 +136,26 @@ def test_a_broken_budget_keeps_the_engine_that_was_there(tokens: str, tmp_path: 
     compile_source(source(), Options(TARGET), tmp_path / "engine")
     before = {p.name: p.read_bytes() for p in (tmp_path / "engine").iterdir()}
     with pytest.raises(MoecError, match="perplexity"):
-        compile_source(source(), Options(TARGET, exam=Exam(tokens, window=32, max_perplexity_ratio=0.9)), tmp_path / "engine")
+        compile_source(
+            source(), Options(TARGET, exam=Exam(tokens, window=32, max_perplexity_ratio=0.9)), tmp_path / "engine"
+        )
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "engine").iterdir()}
 
 
 def test_a_text_that_cannot_be_read_ends_it_before_any_work(tmp_path: Path) -> None:
     stages = Stages()
     with pytest.raises(MoecError) as caught:
-        compile_source(source(), Options(TARGET, exam=Exam(str(tmp_path / "gone.npy"))), tmp_path / "engine", progress=stages)
+        compile_source(
+            source(), Options(TARGET, exam=Exam(str(tmp_path / "gone.npy"))), tmp_path / "engine", progress=stages
+        )
     assert caught.value.code == "M211" and stages.names == [] and list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_when_it_is_interrupted(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        compile_source(source(), Options(TARGET, Pipeline((ScaleHead(1.0001, True),))), tmp_path / "engine", hooks=[Stops()])
+        compile_source(
+            source(), Options(TARGET, Pipeline((ScaleHead(1.0001, True),))), tmp_path / "engine", hooks=[Stops()]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +170,11 @@ def test_weights_that_are_not_finite_end_it_early(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- parts
 def test_backends_are_found_or_refused() -> None:
     assert find_backend(TARGET).name == "onnxruntime"
-    for target, code in ((Target("onxruntime"), "M202"), (Target("onnxruntime", "tpu"), "M208"), (replace(TARGET, options={"precision": "int3"}), "M208")):
+    for target, code in (
+        (Target("onxruntime"), "M202"),
+        (Target("onnxruntime", "tpu"), "M208"),
+        (replace(TARGET, options={"precision": "int3"}), "M208"),
+    ):
         with pytest.raises(MoecError) as caught:
             find_backend(target)
         assert caught.value.code == code
@@ -161,6 +187,8 @@ def test_the_reference_is_streamed_when_asked_or_when_memory_is_short(monkeypatc
     for free in (100, 2**40):
         monkeypatch.setattr(driver, "available_bytes", lambda free=free: free)
         found |= {(how, free): driver.reference_of(model, captured, how) for how in ("auto", "full", "streamed")}
-    streamed = {key for key, (reference, prepack) in found.items() if isinstance(reference, StreamingEngine) and not prepack}
+    streamed = {
+        key for key, (reference, prepack) in found.items() if isinstance(reference, StreamingEngine) and not prepack
+    }
     assert streamed == {("auto", 100), ("streamed", 100), ("streamed", 2**40)}
     assert all(value == (None, True) for key, value in found.items() if key not in streamed)

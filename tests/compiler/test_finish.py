@@ -16,7 +16,9 @@ from moec.targets.target import Target
 
 
 def test_the_settings_are_those_of_the_compile(mixtral_engine: Path) -> None:
-    assert options_of(api.read_report(mixtral_engine)) == Options(Target("onnxruntime"), Pipeline.parse(""), layout="genai")
+    assert options_of(api.read_report(mixtral_engine)) == Options(
+        Target("onnxruntime"), Pipeline.parse(""), layout="genai"
+    )
 
 
 def test_what_has_nothing_to_finish_is_left_alone(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:

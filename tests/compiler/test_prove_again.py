@@ -33,7 +33,9 @@ def test_a_spoiled_engine_is_found_out(mixtral_engine: Path, spoiled: Path) -> N
 
 def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled: Path) -> None:
     found = bisect_engine(spoiled, 1, {})
-    assert found.stage == "the backend's lowering" and [s.ok for s in found.stages] == [True] * (len(found.stages) - 1) + [False]
+    assert found.stage == "the backend's lowering" and [s.ok for s in found.stages] == [True] * (
+        len(found.stages) - 1
+    ) + [False]
     assert "layers.1" in found.layer and found.experts == (5,) and 0 < found.wrong_tokens < found.tokens
     assert bisect_engine(mixtral_engine, 1, {}).stage == ""
 
@@ -44,7 +46,10 @@ def test_against_another_model(mixtral: Path, mixtral_engine: Path, tmp_path: Pa
 
 
 def test_a_changed_source_is_refused(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:
-    engine, model = Path(shutil.copytree(mixtral_engine, tmp_path / "engine")), Path(shutil.copytree(mixtral, tmp_path / "model"))
+    engine, model = (
+        Path(shutil.copytree(mixtral_engine, tmp_path / "engine")),
+        Path(shutil.copytree(mixtral, tmp_path / "model")),
+    )
     manifest = engine / "moec.json"
     manifest.write_text(manifest.read_text().replace(str(mixtral), str(model)))
     assert api.verify(engine).ok

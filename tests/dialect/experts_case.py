@@ -80,7 +80,13 @@ def naive_neuron(rule: Activation, gate: float, up: float = 1.0) -> float:
     return value * (max(-limit, min(up, limit)) + rule.beta)
 
 
-def case(rule: Activation = Activation(), top_k: int = 2, biases: bool = False, shape: tuple[int, ...] = (9,), used: int = EXPERTS) -> Case:  # noqa: B008  # immutable
+def case(
+    rule: Activation = Activation(),  # noqa: B008  # immutable
+    top_k: int = 2,
+    biases: bool = False,
+    shape: tuple[int, ...] = (9,),
+    used: int = EXPERTS,
+) -> Case:
     """Random tensors; only the first `used` experts are chosen."""
     generator = torch.Generator().manual_seed(0)
     ids = _draw(generator, *shape, used).topk(min(top_k, used)).indices

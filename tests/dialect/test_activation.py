@@ -13,7 +13,10 @@ from tests.dialect.experts_case import ACTIVATIONS, naive_neuron
 def test_function(name: str) -> None:
     rule = ACTIVATIONS[name]
     h = torch.linspace(-3, 3, 40, dtype=torch.float64).reshape(10, 4)
-    want = [[naive_neuron(rule, *map(float, row[i :: 4 // rule.rows_per_neuron])) for i in range(4 // rule.rows_per_neuron)] for row in h]
+    want = [
+        [naive_neuron(rule, *map(float, row[i :: 4 // rule.rows_per_neuron])) for i in range(4 // rule.rows_per_neuron)]
+        for row in h
+    ]
     torch.testing.assert_close(rule(h), torch.tensor(want, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 

@@ -74,8 +74,12 @@ def test_it_can_be_exported_and_trained(sinks: bool) -> None:
     query, key, value = (t.requires_grad_() for t in tensors())
     extra = torch.linspace(-1, 1, N).requires_grad_() if sinks else None
     inputs = (query, key, value, causal(), extra)
-    assert set(torch.library.opcheck(torch.ops.moec.attention, inputs, {"scale": 0.3, "softcap": 2.0, "causal": True}).values()) == {"SUCCESS"}
+    assert set(
+        torch.library.opcheck(torch.ops.moec.attention, inputs, {"scale": 0.3, "softcap": 2.0, "causal": True}).values()
+    ) == {"SUCCESS"}
     wanted = [t for t in (query, key, value, extra) if t is not None]
     got = torch.autograd.grad(call(*inputs, softcap=2.0).square().sum(), wanted)
     want = torch.autograd.grad(attention_reference(query, key, value, causal(), extra, 0.3, 2.0).square().sum(), wanted)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True)) and all(g.abs().max() > 1e-3 for g in got)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want, strict=True)) and all(
+        g.abs().max() > 1e-3 for g in got
+    )

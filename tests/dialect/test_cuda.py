@@ -12,7 +12,9 @@ import moec.dialect.cuda as cuda
 
 def test_the_kernels_are_found_by_name_when_called(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(cuda, "import_module", lambda name: asked.append(name) or SimpleNamespace(route=lambda *a, **k: (a, k)))
+    monkeypatch.setattr(
+        cuda, "import_module", lambda name: asked.append(name) or SimpleNamespace(route=lambda *a, **k: (a, k))
+    )
     found = cuda._found_late("route")
     assert asked == []
     assert found(1, top_k=2) == ((1,), {"top_k": 2}) and asked == [cuda._KERNELS]

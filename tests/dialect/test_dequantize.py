@@ -50,7 +50,11 @@ def test_in_the_dtype_of_the_scale(dtype: torch.dtype) -> None:
 def test_operator_is_well_formed(zeros: bool) -> None:
     zero = torch.ones(2, ROWS, 2, dtype=torch.uint8) if zeros else None
     scale = torch.rand(2, ROWS, 2, requires_grad=True)
-    assert set(torch.library.opcheck(torch.ops.moec.dequantize.default, (pack(numbers(4), 4), scale, zero), {"bits": 4}).values()) == {"SUCCESS"}
+    assert set(
+        torch.library.opcheck(
+            torch.ops.moec.dequantize.default, (pack(numbers(4), 4), scale, zero), {"bits": 4}
+        ).values()
+    ) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("zeros", [False, True])

@@ -42,7 +42,9 @@ def test_every_code_of_nvfp4(dtype: torch.dtype) -> None:
         for r in range(4):
             for k in range(64):
                 byte = int(codes[e, r, k // 2])
-                assert float(got[e, r, k]) == e2m1(byte >> 4 if k % 2 else byte & 15) * e4m3(int(scale[e, r, k // 16])) * float(overall[e])
+                assert float(got[e, r, k]) == e2m1(byte >> 4 if k % 2 else byte & 15) * e4m3(
+                    int(scale[e, r, k // 16])
+                ) * float(overall[e])
 
 
 def test_a_matrix_has_one_overall_scale() -> None:
@@ -55,12 +57,18 @@ def test_a_matrix_has_one_overall_scale() -> None:
 def test_one_scale_serves_a_stack_of_fp8() -> None:
     codes = BYTES.reshape(2, 2, 64) & 63
     got = dequantize_float(codes, torch.tensor(0.5), format="fp8")
-    assert torch.equal(got, dequantize_float(codes, torch.full((2, 2, 1), 0.5), format="fp8")) and got.shape == codes.shape
+    assert (
+        torch.equal(got, dequantize_float(codes, torch.full((2, 2, 1), 0.5), format="fp8")) and got.shape == codes.shape
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_are_rounded_once(dtype: torch.dtype) -> None:
-    codes, scale, overall = BYTES.reshape(4, 64), torch.arange(64, 96, dtype=torch.uint8).reshape(4, 8), torch.tensor(0.0123)
+    codes, scale, overall = (
+        BYTES.reshape(4, 64),
+        torch.arange(64, 96, dtype=torch.uint8).reshape(4, 8),
+        torch.tensor(0.0123),
+    )
     wide = dequantize_float(codes, scale, overall, format="nvfp4")
     got = dequantize_float(codes, scale, overall, format="nvfp4", dtype=dtype)
     assert wide.dtype == torch.float32 and torch.equal(got, wide.to(dtype))

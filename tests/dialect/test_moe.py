@@ -17,7 +17,11 @@ DEEPSEEK = Routing(3, "sigmoid", groups=3, top_groups=2, group_score="top2", sca
 BLOCKS = {
     "mixtral": (Routing(2), Activation(), False),
     "deepseek-v3": (DEEPSEEK, Activation(), False),
-    "first code": (Routing(1, "sigmoid", groups=3, top_groups=2, group_score="top2", closed_as_zero=True, floor=0.5), Activation("gelu"), False),
+    "first code": (
+        Routing(1, "sigmoid", groups=3, top_groups=2, group_score="top2", closed_as_zero=True, floor=0.5),
+        Activation("gelu"),
+        False,
+    ),
     "gpt-oss": (Routing(2, combine="softmax"), ACTIVATIONS["gpt-oss"], False),
     "llama4": (Routing(1, "sigmoid", "scores"), Activation(), True),
 }
@@ -30,7 +34,11 @@ def block(name: str, shape: tuple[int, ...] = (9,)) -> tuple[list[Any], dict[str
     generator = torch.Generator().manual_seed(1)
     router = torch.randn(EXPERTS, HIDDEN, generator=generator, dtype=torch.float64)
     bias = torch.randn(EXPERTS, generator=generator, dtype=torch.float64) if name == "gpt-oss" else None
-    selection = torch.randn(EXPERTS, generator=generator, dtype=torch.float64) if name in ("deepseek-v3", "first code") else None
+    selection = (
+        torch.randn(EXPERTS, generator=generator, dtype=torch.float64)
+        if name in ("deepseek-v3", "first code")
+        else None
+    )
     arguments = [given.x, router, bias, selection, *given.tensors()[3:]]
     return arguments, {**routing.arguments(), **rule.arguments(), "score_before": before}, given
 
@@ -38,7 +46,9 @@ def block(name: str, shape: tuple[int, ...] = (9,)) -> tuple[list[Any], dict[str
 def naive(name: str, arguments: list[Any], given: Case) -> Tensor:
     """The operator from a plain linear layer, `moec::route` and the naive experts."""
     routing, rule, before = BLOCKS[name]
-    logits = F.linear(arguments[0].double(), arguments[1].double(), None if arguments[2] is None else arguments[2].double())
+    logits = F.linear(
+        arguments[0].double(), arguments[1].double(), None if arguments[2] is None else arguments[2].double()
+    )
     weights, ids = torch.ops.moec.route(logits, arguments[3], **routing.arguments())
     return Case(arguments[0].double(), ids, weights, *given.tensors()[3:]).naive(rule, before)
 
@@ -48,7 +58,10 @@ def naive(name: str, arguments: list[Any], given: Case) -> Tensor:
 def test_it_is_its_parts(name: str, shape: tuple[int, ...]) -> None:
     arguments, options, given = block(name, shape)
     want = naive(name, arguments, given)
-    error = [float((torch.ops.moec.moe(*arguments, **{**options, "scale": options["scale"] * f}) - want).abs().max()) for f in (1, 1.001)]
+    error = [
+        float((torch.ops.moec.moe(*arguments, **{**options, "scale": options["scale"] * f}) - want).abs().max())
+        for f in (1, 1.001)
+    ]
     assert error[0] < 1e-12 < error[1]
 
 
@@ -102,7 +115,11 @@ def test_a_compiled_training_step_is_the_eager_one() -> None:
         arguments, options, _ = block("deepseek-v3", (2, 5))
         parameters = [arguments[i].requires_grad_() for i in (1, 4, 5)]
         wanted = torch.ones_like(arguments[0])
-        step = wrap(lambda arguments=arguments, options=options, wanted=wanted: F.mse_loss(torch.ops.moec.moe(*arguments, **options), wanted))
+        step = wrap(
+            lambda arguments=arguments, options=options, wanted=wanted: F.mse_loss(
+                torch.ops.moec.moe(*arguments, **options), wanted
+            )
+        )
         found.append(losses(step, parameters))
     eager, compiled = found
     assert eager == sorted(eager, reverse=True) and eager[-1] < 0.9 * eager[0]

@@ -13,7 +13,8 @@ from moec.dialect import Routing, route_reference
 
 EXPERTS, TOKENS = 8, 40
 
-# the rule, and the mean of its correction bias; with -1.8 every open expert is worse than a closed one that counts as zero
+# the rule, and the mean of its correction bias; with -1.8 every open expert is worse than a closed one that counts as
+# zero
 RULES: dict[str, tuple[Routing, float | None]] = {
     "mixtral": (Routing(2), None),
     "qwen2": (Routing(3, combine="scores"), None),
@@ -26,7 +27,10 @@ RULES: dict[str, tuple[Routing, float | None]] = {
     "all": (Routing(EXPERTS), None),
     "deepseek-v2": (Routing(3, combine="scores", groups=4, top_groups=2, scale=16.0), None),
     "deepseek-v3": (Routing(3, "sigmoid", groups=4, top_groups=2, group_score="top2", scale=2.5, epsilon=1e-20), -0.2),
-    "deepseek-v3, first code": (Routing(3, "sigmoid", groups=4, top_groups=3, group_score="top2", closed_as_zero=True), -1.8),
+    "deepseek-v3, first code": (
+        Routing(3, "sigmoid", groups=4, top_groups=3, group_score="top2", closed_as_zero=True),
+        -1.8,
+    ),
     "deepseek-v4": (Routing(2, "sqrt_softplus", scale=1.5, epsilon=1e-20), -0.2),
     "ernie": (Routing(2, floor=0.4), -0.2),
     "softmax of chosen, biased": (Routing(2, "sigmoid", "softmax"), -0.2),
@@ -68,17 +72,22 @@ def _naive_scores(logits: np.ndarray, score: str) -> np.ndarray:
 def inputs(bias_mean: float | None, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(TOKENS, EXPERTS, generator=generator, dtype=torch.float64) * 2).to(dtype)
-    return logits, None if bias_mean is None else torch.randn(EXPERTS, generator=generator, dtype=torch.float64).to(dtype) * 0.5 + bias_mean
+    return logits, None if bias_mean is None else torch.randn(EXPERTS, generator=generator, dtype=torch.float64).to(
+        dtype
+    ) * 0.5 + bias_mean
 
 
 def error(rule: Routing, expected: Routing, bias_mean: float | None, dtype: torch.dtype = torch.float64) -> float:
-    """Largest difference of a weight of any expert, of the operator with one rule and the naive reference with another."""
+    """Largest difference of a weight of any expert, of the operator with one rule and the naive reference with
+    another."""
     logits, bias = inputs(bias_mean, dtype)
     weights, ids = torch.ops.moec.route(logits, bias, **rule.arguments())
     got = torch.zeros(TOKENS, EXPERTS, dtype=torch.float64).scatter_add(1, ids, weights.double())
     want = torch.zeros_like(got)
     for t in range(TOKENS):
-        for e, w in naive(logits[t].double().numpy(), None if bias is None else bias.double().numpy(), expected).items():
+        for e, w in naive(
+            logits[t].double().numpy(), None if bias is None else bias.double().numpy(), expected
+        ).items():
             want[t, e] = w
     return float((got - want).abs().max())
 
@@ -92,16 +101,28 @@ def test_every_kind(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_another_rule_is_seen(name: str) -> None:
     rule, bias_mean = RULES[name]
-    changed = {"scale": rule.scale * 1.001} if rule.combine == "ones" else {"combine": "scores" if rule.combine != "scores" else "renormalize"}
+    changed = (
+        {"scale": rule.scale * 1.001}
+        if rule.combine == "ones"
+        else {"combine": "scores" if rule.combine != "scores" else "renormalize"}
+    )
     if rule.top_k in (1, EXPERTS) or rule.combine == "softmax":
         changed = {"scale": rule.scale * 1.001}
     assert error(Routing(**{**rule.arguments(), **changed}), rule, bias_mean) > 1e-5
 
 
-@pytest.mark.parametrize(("name", "option", "value"), [
-    ("deepseek-v3", "groups", 1), ("deepseek-v3", "group_score", "max"), ("deepseek-v3", "top_groups", 3), ("deepseek-v3, first code", "closed_as_zero", False),
-    ("ernie", "floor", 0.0), ("epsilon and floor", "epsilon", 0.0), ("deepseek-v4", "score", "sigmoid"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("deepseek-v3", "groups", 1),
+        ("deepseek-v3", "group_score", "max"),
+        ("deepseek-v3", "top_groups", 3),
+        ("deepseek-v3, first code", "closed_as_zero", False),
+        ("ernie", "floor", 0.0),
+        ("epsilon and floor", "epsilon", 0.0),
+        ("deepseek-v4", "score", "sigmoid"),
+    ],
+)
 def test_every_option_counts(name: str, option: str, value: object) -> None:
     rule, bias_mean = RULES[name]
     assert error(Routing(**{**rule.arguments(), option: value}), rule, bias_mean) > 1e-3
@@ -116,7 +137,9 @@ def test_computed_in_float32(dtype: torch.dtype) -> None:
 
 
 def test_shapes_and_empty_batches() -> None:
-    weights, ids = torch.ops.moec.route(torch.randn(3, 5, EXPERTS), torch.zeros(EXPERTS), top_k=3, groups=2, top_groups=1)
+    weights, ids = torch.ops.moec.route(
+        torch.randn(3, 5, EXPERTS), torch.zeros(EXPERTS), top_k=3, groups=2, top_groups=1
+    )
     assert weights.shape == ids.shape == (3, 5, 3)
     assert torch.ops.moec.route(torch.randn(0, EXPERTS), None, top_k=3)[1].shape == (0, 3)
 
@@ -132,7 +155,9 @@ def test_the_reference_exports_with_dynamic_shapes() -> None:
             return route_reference(logits, bias, RULES["deepseek-v3"][0])
 
     tokens = torch.export.Dim("tokens")
-    program = torch.export.export(Model(), (torch.randn(5, EXPERTS), torch.randn(EXPERTS)), dynamic_shapes=({0: tokens}, None), strict=True)
+    program = torch.export.export(
+        Model(), (torch.randn(5, EXPERTS), torch.randn(EXPERTS)), dynamic_shapes=({0: tokens}, None), strict=True
+    )
     logits, bias = torch.randn(11, EXPERTS), torch.randn(EXPERTS)
     for got, want in zip(program.module()(logits, bias), Model()(logits, bias), strict=True):
         assert torch.equal(got, want)
@@ -142,7 +167,9 @@ def test_the_reference_exports_with_dynamic_shapes() -> None:
 def test_gradient(name: str) -> None:
     rule, bias_mean = RULES[name]
     logits, bias = inputs(bias_mean)
-    assert torch.autograd.gradcheck(lambda x: torch.ops.moec.route(x, bias, **rule.arguments())[0], logits[:6].requires_grad_(), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: torch.ops.moec.route(x, bias, **rule.arguments())[0], logits[:6].requires_grad_(), fast_mode=True
+    )
 
 
 def test_the_bias_has_no_gradient() -> None:
@@ -157,4 +184,6 @@ def test_the_bias_has_no_gradient() -> None:
 def test_operator_is_well_formed(name: str) -> None:
     rule, bias_mean = RULES[name]
     logits, bias = inputs(bias_mean)
-    assert set(torch.library.opcheck(torch.ops.moec.route.default, (logits.requires_grad_(), bias), rule.arguments()).values()) == {"SUCCESS"}
+    assert set(
+        torch.library.opcheck(torch.ops.moec.route.default, (logits.requires_grad_(), bias), rule.arguments()).values()
+    ) == {"SUCCESS"}

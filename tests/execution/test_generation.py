@@ -30,7 +30,8 @@ NEW = 64
 
 
 def talkative(name: str) -> nn.Module:
-    """A model of the zoo with larger weights behind a smaller embedding: its greedy texts have dozens of different tokens, not two."""
+    """A model of the zoo with larger weights behind a smaller embedding: its greedy texts have dozens of different
+    tokens, not two."""
     model = build(name)
     with torch.no_grad():
         for weight, value in model.named_parameters():
@@ -51,25 +52,31 @@ def text(engine: Engine, ids: Tensor, mask: Tensor | None = None, **options: Any
 def reference(model: Any, ids: Tensor, mask: Tensor, eos: int | None = None) -> tuple[Tensor, Tensor]:
     """transformers' own greedy text and its logits, `[batch, new]` and `[batch, new, vocabulary]`."""
     model.generation_config.eos_token_id = eos
-    output = model.generate(ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    output = model.generate(
+        ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
     return output.sequences[:, ids.shape[1] :], torch.stack(output.logits, dim=1)
 
 
 def ties(got: Tensor, want: Tensor, logits: Tensor) -> int:
-    """Rows that depart from the reference where its own two logits are closer than 1e-4 std; any other departure is an error."""
+    """Rows that depart from the reference where its own two logits are closer than 1e-4 std; any other departure is an
+    error."""
     found = 0
     for ours, theirs, scores in zip(got, want, logits, strict=True):
         apart = (ours != theirs).nonzero()
         if len(apart):
             at = int(apart[0])
             gap = (scores[at, theirs[at]] - scores[at, ours[at]]) / scores[at].std()
-            assert gap < 1e-4, f"token {at} is {int(ours[at])}, not {int(theirs[at])}, which is likelier by {gap:.1e} std"
+            assert gap < 1e-4, (
+                f"token {at} is {int(ours[at])}, not {int(theirs[at])}, which is likelier by {gap:.1e} std"
+            )
             found += 1
     return found
 
 
 class Indirect(Engine):
-    """An engine without a continuation of its own, so that the cache goes through tensors; if told, with two layers' keys exchanged."""
+    """An engine without a continuation of its own, so that the cache goes through tensors; if told, with two layers'
+    keys exchanged."""
 
     def __init__(self, engine: Engine, exchange: bool = False) -> None:
         self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
@@ -195,7 +202,10 @@ def test_other_nonsense_is_refused(engine: Engine) -> None:
 
 
 def caches(engine: Engine, batch: int = 2, past: int = 4, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    return {c.name: torch.zeros(c.resolve({"batch": batch, "past_sequence": past}), dtype=dtype) for c in cache_inputs(engine.inputs)}
+    return {
+        c.name: torch.zeros(c.resolve({"batch": batch, "past_sequence": past}), dtype=dtype)
+        for c in cache_inputs(engine.inputs)
+    }
 
 
 def test_a_cache_of_another_form_is_refused(engine: Engine) -> None:
@@ -224,18 +234,26 @@ def test_drawing_is_repeatable_and_narrows_to_greedy(engine: Engine) -> None:
     want = text(engine, IDS, MASK)
     drawn = text(engine, IDS, MASK, sampling=Sampling(1.0, seed=5))
     assert torch.equal(drawn, text(engine, IDS, MASK, sampling=Sampling(1.0, seed=5)))
-    assert not torch.equal(drawn, text(engine, IDS, MASK, sampling=Sampling(1.0, seed=6))) and not torch.equal(drawn, want)
+    assert not torch.equal(drawn, text(engine, IDS, MASK, sampling=Sampling(1.0, seed=6))) and not torch.equal(
+        drawn, want
+    )
     for narrow in (Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-6), Sampling(1e-4)):
         assert torch.equal(text(engine, IDS, MASK, sampling=narrow), want)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.3, top_k=4), Sampling(1.0, top_p=0.6), Sampling(0.8, top_k=6, top_p=0.7)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(0.7), Sampling(1.3, top_k=4), Sampling(1.0, top_p=0.6), Sampling(0.8, top_k=6, top_p=0.7)]
+)
 def test_draws_follow_the_shares_that_transformers_computes(sampling: Sampling) -> None:
     from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     logits = 1.5 * torch.randn((1, 12), generator=torch.Generator().manual_seed(1))
     ids = torch.zeros((1, 1), dtype=torch.int64)
-    warpers = [TemperatureLogitsWarper(sampling.temperature), TopKLogitsWarper(sampling.top_k or 12), TopPLogitsWarper(sampling.top_p)]
+    warpers = [
+        TemperatureLogitsWarper(sampling.temperature),
+        TopKLogitsWarper(sampling.top_k or 12),
+        TopPLogitsWarper(sampling.top_p),
+    ]
     scores = logits
     for warper in warpers:
         scores = warper(ids, scores)

@@ -1,4 +1,5 @@
-"""A walk computes what running each input does, reads weights once, and computes on with what was put in a value's place."""
+"""A walk computes what running each input does, reads weights once, and computes on with what was put in a value's
+place."""
 
 from __future__ import annotations
 

@@ -112,5 +112,7 @@ def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
 
 def test_large_finite_weights_are_not_mistaken_for_infinite_ones() -> None:
     program = source_of(MoeModel()).capture()
-    program.weights["head.weight"] = replace(program.weights["head.weight"], read=lambda a, b: torch.full((b - a, 16), 3e38))
+    program.weights["head.weight"] = replace(
+        program.weights["head.weight"], read=lambda a, b: torch.full((b - a, 16), 3e38)
+    )
     check_finite(program)

@@ -1,4 +1,5 @@
-"""A mixture that lost some experts computes what it would compute if it had never had them, however its router is written."""
+"""A mixture that lost some experts computes what it would compute if it had never had them, however its router is
+written."""
 
 from __future__ import annotations
 
@@ -18,7 +19,18 @@ from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.linear import find_linears
 from moec.recognition.router_region import NotARouter
-from tests.routers import EXPERTS, HIDDEN, KNOWN, Block, Router, captured, deepseek_v3, mixtral, other_input, scaled_per_expert
+from tests.routers import (
+    EXPERTS,
+    HIDDEN,
+    KNOWN,
+    Block,
+    Router,
+    captured,
+    deepseek_v3,
+    mixtral,
+    other_input,
+    scaled_per_expert,
+)
 
 KEPT = (0, 1, 3, 4, 6, 7)  # four groups of two cannot lose one each: those rules get two groups
 TOLERANCE = 2e-6
@@ -42,7 +54,9 @@ def error(program: Program, expected: Tensor) -> float:
 
 
 @torch.no_grad()
-def smaller(block: Block, rule: Routing, kept: tuple[int, ...], bias: Tensor | None = None, router_bias: Tensor | None = None) -> Tensor:
+def smaller(
+    block: Block, rule: Routing, kept: tuple[int, ...], bias: Tensor | None = None, router_bias: Tensor | None = None
+) -> Tensor:
     """What a block with these experts only gives."""
     own, rows = list(kept), other_input().view(-1, HIDDEN)
     logits = F.linear(rows, block.gate.weight[own], None if router_bias is None else router_bias[own])
@@ -56,7 +70,9 @@ def test_every_router_can_be_cut(router: Router) -> None:
     block, (rule, biased) = Block(router), KNOWN[router]
     bias = block.get_buffer("correction") if biased else None
     program = without(prepared(block))
-    assert {n: w.shape[0] for n, w in program.weights.items()} == dict.fromkeys(program.weights, 6) and "gate.weight" in program.weights
+    assert {n: w.shape[0] for n, w in program.weights.items()} == dict.fromkeys(
+        program.weights, 6
+    ) and "gate.weight" in program.weights
     assert error(program, smaller(block, rule, KEPT, bias)) <= TOLERANCE
     assert error(program, smaller(block, rule, (0, 2, *KEPT[2:]), bias)) > 0.05
 
@@ -105,7 +121,12 @@ def test_every_projection_can_be_cut(form: str) -> None:
     program = without(prepared(block))
     assert all(w.shape[0] == 6 for w in program.weights.values())
     assert error(program, smaller(block, Routing(2), KEPT, router_bias=bias)) <= TOLERANCE
-    assert error(program, smaller(block, Routing(2), KEPT, router_bias=(0 if bias is None else bias) + torch.randn(EXPERTS))) > 0.05
+    assert (
+        error(
+            program, smaller(block, Routing(2), KEPT, router_bias=(0 if bias is None else bias) + torch.randn(EXPERTS))
+        )
+        > 0.05
+    )
 
 
 class Watched(Block):
@@ -146,7 +167,9 @@ def test_blocks_with_the_same_experts_go_together() -> None:
     (group,) = together([find_mixture(n, linears) for n in moe_nodes(program)])
     assert len(group) == 2
     program = without(program)
-    assert sorted(program.weights) == ["gate.weight", "second.weight", "w_in", "w_out"] and {w.shape[0] for w in program.weights.values()} == {6}
+    assert sorted(program.weights) == ["gate.weight", "second.weight", "w_in", "w_out"] and {
+        w.shape[0] for w in program.weights.values()
+    } == {6}
 
 
 class Stranger(Block):
@@ -159,7 +182,10 @@ class Stranger(Block):
         return y * self.get_buffer("correction")[ids].sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize(("block", "reason"), [(Block(scaled_per_expert), "not one moec::route"), (Stranger(mixtral), "reads its choice too")])
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [(Block(scaled_per_expert), "not one moec::route"), (Stranger(mixtral), "reads its choice too")],
+)
 def test_what_cannot_be_cut_says_why(block: Block, reason: str) -> None:
     program = prepared(block)
     with pytest.raises(NotARouter, match=reason):

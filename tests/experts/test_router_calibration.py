@@ -21,7 +21,10 @@ SETTINGS = Settings(0, 0.01, 10)
 
 
 def samples(count: int, seed: int) -> list[dict[str, Tensor]]:
-    return [{"input_ids": ids} for ids in torch.randint(0, 50, (count, 2, 20), generator=torch.Generator().manual_seed(seed))]
+    return [
+        {"input_ids": ids}
+        for ids in torch.randint(0, 50, (count, 2, 20), generator=torch.Generator().manual_seed(seed))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,10 @@ def programs() -> tuple[Program, Program]:
 
 
 def blocks_of(captured: Program, moved: Program) -> list[Block]:
-    return [Block(find_router(moved, a), find_router(captured, b)) for a, b in zip(moe_nodes(moved), moe_nodes(captured), strict=True)]
+    return [
+        Block(find_router(moved, a), find_router(captured, b))
+        for a, b in zip(moe_nodes(moved), moe_nodes(captured), strict=True)
+    ]
 
 
 def choices(program: Program, given: list[dict[str, Tensor]]) -> list[Tensor]:
@@ -43,7 +49,9 @@ def choices(program: Program, given: list[dict[str, Tensor]]) -> list[Tensor]:
 
     def look(stop: Stop) -> None:
         if stop.node in moe_nodes(program):
-            found.append(torch.cat([chosen(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]))
+            found.append(
+                torch.cat([chosen(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)])
+            )
 
     walk(program, given, look)
     return found
@@ -58,10 +66,20 @@ def test_what_is_reported_is_what_was_chosen(programs: tuple[Program, Program]) 
     for block in blocks:
         assert block.fitted is not None
         block.place.write(fitted, block.fitted, "fitted")
-    rows = zip(choices(captured, judges), choices(moved, judges), choices(fitted, judges), (b.facts() for b in blocks), strict=True)
+    rows = zip(
+        choices(captured, judges),
+        choices(moved, judges),
+        choices(fitted, judges),
+        (b.facts() for b in blocks),
+        strict=True,
+    )
     for wanted, before, after, facts in rows:
-        assert facts["changed_before"] == pytest.approx(1 - (wanted & before).sum().item() / wanted.sum().item(), abs=1e-6)
-        assert facts["changed_after"] == pytest.approx(1 - (wanted & after).sum().item() / wanted.sum().item(), abs=1e-6)
+        assert facts["changed_before"] == pytest.approx(
+            1 - (wanted & before).sum().item() / wanted.sum().item(), abs=1e-6
+        )
+        assert facts["changed_after"] == pytest.approx(
+            1 - (wanted & after).sum().item() / wanted.sum().item(), abs=1e-6
+        )
         assert facts["identical_after"] == pytest.approx((wanted == after).all(-1).double().mean().item())
         assert facts["loss_after"] < 0.1 * facts["loss_before"]  # a scaled input is made up for
         assert (facts["rows_fitted"], facts["rows_left"]) == (EXPERTS, 0)
@@ -92,4 +110,8 @@ def test_no_block_is_no_work(programs: tuple[Program, Program]) -> None:
 def test_how_many_logits_count(programs: tuple[Program, Program]) -> None:
     place = blocks_of(*programs)[0].place
     wide = replace(place, weight=replace(place.weight, shape=(64, 16)))
-    assert Settings(0, 0.01, 1).best(place) == 8 and Settings(0, 0.01, 1).best(wide) == 21 and Settings(3, 0.01, 1).best(wide) == 3
+    assert (
+        Settings(0, 0.01, 1).best(place) == 8
+        and Settings(0, 0.01, 1).best(wide) == 21
+        and Settings(3, 0.01, 1).best(wide) == 3
+    )

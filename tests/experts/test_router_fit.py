@@ -1,4 +1,5 @@
-"""Fitted rows are least-squares solutions found another way, rows with too few tokens stay, and what does not help is not kept."""
+"""Fitted rows are least-squares solutions found another way, rows with too few tokens stay, and what does not help is
+not kept."""
 
 from __future__ import annotations
 
@@ -22,7 +23,11 @@ def lesson(seed: int, tokens: int = T, noise: float = 0.0, top: int = 3) -> Less
     """Activations that a fixed linear map has moved, and noise: the first can be made up for, the second cannot."""
     x = random(tokens, H, seed=seed)
     wanted = x @ router().T
-    return Lesson(x @ (torch.eye(H) + 0.1 * random(H, H, seed=99)) + noise * random(tokens, H, seed=seed + 50), wanted, best_experts(wanted, top))
+    return Lesson(
+        x @ (torch.eye(H) + 0.1 * random(H, H, seed=99)) + noise * random(tokens, H, seed=seed + 50),
+        wanted,
+        best_experts(wanted, top),
+    )
 
 
 def router() -> Tensor:
@@ -38,13 +43,17 @@ def test_a_row_is_the_least_squares_solution_of_the_tokens_that_it_counts_for() 
         start = router()[e].double()
         want = torch.linalg.lstsq(torch.cat([x, pull]), torch.cat([y, pull @ start])[:, None]).solution[:, 0]
         torch.testing.assert_close(found[e], want, rtol=1e-8, atol=1e-8)
-        assert not torch.allclose(found[e], torch.linalg.lstsq(x, y[:, None]).solution[:, 0], rtol=1e-5)  # the twin: without the pull
+        assert not torch.allclose(
+            found[e], torch.linalg.lstsq(x, y[:, None]).solution[:, 0], rtol=1e-5
+        )  # the twin: without the pull
 
 
 def test_few_tokens_give_the_same_as_the_other_form_of_the_equations() -> None:
     few = lesson(0, tokens=8, top=E)
     wide = fit_rows(router(), router(), None, few, RIDGE, 1)
-    twice = Lesson(*(torch.cat([t, t]) for t in (few.x, few.wanted, few.counts)))  # more tokens than columns, nothing else
+    twice = Lesson(
+        *(torch.cat([t, t]) for t in (few.x, few.wanted, few.counts))
+    )  # more tokens than columns, nothing else
     torch.testing.assert_close(fit_rows(router(), router(), None, twice, RIDGE, 1), wide, rtol=1e-7, atol=1e-7)
     assert not torch.allclose(wide, router().double(), rtol=1e-3)
 
@@ -63,7 +72,9 @@ def test_only_what_counts_is_fitted() -> None:
     base = fit_rows(router(), router(), None, given, RIDGE, 1)
     beside, inside = given.wanted.masked_fill(~given.counts, 1e6), given.wanted + given.counts
     assert torch.equal(fit_rows(router(), router(), None, replace(given, wanted=beside), RIDGE, 1), base)
-    assert not torch.allclose(fit_rows(router(), router(), None, replace(given, wanted=inside), RIDGE, 1), base, rtol=1e-3)
+    assert not torch.allclose(
+        fit_rows(router(), router(), None, replace(given, wanted=inside), RIDGE, 1), base, rtol=1e-3
+    )
 
 
 def test_the_best_and_the_chosen_count() -> None:
@@ -78,8 +89,15 @@ def test_the_best_and_the_chosen_count() -> None:
 def test_a_linear_shift_is_made_up_for(noise: float) -> None:
     given, judge = lesson(0, noise=noise), lesson(1, noise=noise)
     found = fit_router(router(), router(), None, given, judge, 1e-6, 50, lambda w: w.float())
-    assert found.weight is not None and found.weight.dtype == torch.float32 and found.rows == E and sum(found.tokens) == 3 * T
-    assert found.loss_before == pytest.approx(judge.loss(router(), None)) and found.loss_after == pytest.approx(judge.loss(found.weight, None))
+    assert (
+        found.weight is not None
+        and found.weight.dtype == torch.float32
+        and found.rows == E
+        and sum(found.tokens) == 3 * T
+    )
+    assert found.loss_before == pytest.approx(judge.loss(router(), None)) and found.loss_after == pytest.approx(
+        judge.loss(found.weight, None)
+    )
     assert (found.loss_after < 1e-4 * found.loss_before) == (noise == 0)  # what is not linear stays
 
 
@@ -94,11 +112,20 @@ def test_fitting_twice_is_fitting_once() -> None:
 def test_a_fit_that_does_not_help_elsewhere_is_not_kept() -> None:
     given, judge = lesson(0), lesson(1)
     misled = replace(given, wanted=random(T, E, seed=11))
-    for wrong, rounded in ((misled, lambda w: w), (given, torch.zeros_like), (replace(given, x=given.x * torch.nan), lambda w: w)):
+    for wrong, rounded in (
+        (misled, lambda w: w),
+        (given, torch.zeros_like),
+        (replace(given, x=given.x * torch.nan), lambda w: w),
+    ):
         found = fit_router(router(), router(), None, wrong, judge, RIDGE, 50, rounded)
         assert found.weight is None and "does not lower its error" in found.reason and found.rows == E
     found = fit_router(router(), router(), None, given, judge, RIDGE, T + 1, lambda w: w)
-    assert found.weight is None and found.rows == 0 and f"best of {T + 1} tokens" in found.reason and str(max(found.tokens)) in found.reason
+    assert (
+        found.weight is None
+        and found.rows == 0
+        and f"best of {T + 1} tokens" in found.reason
+        and str(max(found.tokens)) in found.reason
+    )
 
 
 def test_what_is_right_already_is_left() -> None:

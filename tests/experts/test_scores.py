@@ -51,7 +51,9 @@ def test_scores_are_those_of_their_definition(router) -> None:  # type: ignore[n
         for how in ("reap", "activation", "frequency"):
             torch.testing.assert_close(got.scores(how), want.scores(how), rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(want.scores("reap"), want.gated / want.tokens)
-    assert not torch.allclose(want.scores("reap"), want.scores("activation") / want.tokens, rtol=0.05), "the gates make no difference"
+    assert not torch.allclose(want.scores("reap"), want.scores("activation") / want.tokens, rtol=0.05), (
+        "the gates make no difference"
+    )
 
 
 class Before(Block):
@@ -79,11 +81,15 @@ def test_weights_before_the_experts_are_part_of_their_outputs() -> None:
 
 
 def test_a_weight_of_zero_is_no_visit_and_an_expert_without_visits_is_worth_nothing() -> None:
-    block = Block(lambda logits, bias: (mixtral(logits, bias)[0] * torch.tensor([1.0, 0.0]), mixtral(logits, bias)[1] * 0))
+    block = Block(
+        lambda logits, bias: (mixtral(logits, bias)[0] * torch.tensor([1.0, 0.0]), mixtral(logits, bias)[1] * 0)
+    )
     program = captured(block)
     got = tally(program, inputs(), moe_nodes(program))[moe_nodes(program)[0]]
     assert got.tokens.tolist() == [36] + [0] * 7
-    assert got.scores("reap")[0] > 0 and got.scores("reap")[1:].tolist() == [0] * 7 and got.scores("reap").isfinite().all()
+    assert (
+        got.scores("reap")[0] > 0 and got.scores("reap")[1:].tolist() == [0] * 7 and got.scores("reap").isfinite().all()
+    )
 
 
 def test_tallies_of_shared_experts_add_up() -> None:
@@ -95,7 +101,10 @@ def test_tallies_of_shared_experts_add_up() -> None:
 SCORES = torch.tensor([0.1, 0.9, 0.8, 0.7, 0.2, 0.3, 0.5, 0.4])
 
 
-@pytest.mark.parametrize(("count", "groups", "kept"), [(3, 1, (1, 2, 3)), (8, 1, tuple(range(8))), (4, 2, (1, 2, 6, 7)), (4, 4, (1, 2, 5, 6))])
+@pytest.mark.parametrize(
+    ("count", "groups", "kept"),
+    [(3, 1, (1, 2, 3)), (8, 1, tuple(range(8))), (4, 2, (1, 2, 6, 7)), (4, 4, (1, 2, 5, 6))],
+)
 def test_the_best_stay_in_their_order_and_groups_stay_equal(count: int, groups: int, kept: tuple[int, ...]) -> None:
     assert best(SCORES, count, groups) == kept
 

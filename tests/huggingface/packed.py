@@ -54,7 +54,9 @@ def read_by_library(folder: Path) -> dict[str, Tensor]:
         named = [g for g in groups if any(match_name(name, target) for target in g.targets)]
         scheme = (named or [g for g in groups if "Linear" in g.targets])[0]
         local = {n.removeprefix(f"{name}."): t for n, t in stored.items() if n.startswith(f"{name}.")}
-        found[f"{name}.weight"] = BaseCompressor.get_value_from_registry(scheme.format).decompress(local, scheme)["weight"]
+        found[f"{name}.weight"] = BaseCompressor.get_value_from_registry(scheme.format).decompress(local, scheme)[
+            "weight"
+        ]
     return found
 
 

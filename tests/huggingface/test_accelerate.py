@@ -20,7 +20,12 @@ from tests.kernels.conftest import Interpret, compiler, interpret
 from tests.kernels.watching import NeverWaiting, Waits
 
 __all__ = ["compiler", "interpret"]
-MODELS = ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"]  # plain, normalised, grouped with a bias, interleaved and transposed with biases
+MODELS = [
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_v3",
+    "gpt_oss",
+]  # plain, normalised, grouped with a bias, interleaved and transposed with biases
 
 
 @pytest.fixture
@@ -81,13 +86,16 @@ def test_on_the_kernels(interpret: Interpret, name: str) -> None:
 
 
 def tuned() -> tuple[float, list[tuple[int, str, int]], list[str]]:
-    """Error of a model whose tiles were measured first, the lines that were, and what was said; runs where `interpret` says."""
+    """Error of a model whose tiles were measured first, the lines that were, and what was said; runs where `interpret`
+    says."""
     from moec.kernels import dispatch, tiles, tuning
 
     model, said, committed = zoo.build("gpt_oss", num_hidden_layers=2), [], dict(tiles.table())
     wanted, measure = eager(model), tuning.tune
     moec.dialect.experts.register_kernel("cpu")(dispatch.experts)
-    tuning.tune = lambda blocks, **options: measure(blocks, **{**options, "rows": (16,), "tell": said.append})  # large tiles take the interpreter minutes
+    tuning.tune = lambda blocks, **options: measure(
+        blocks, **{**options, "rows": (16,), "tell": said.append}
+    )  # large tiles take the interpreter minutes
     try:
         moec.accelerate(model, tune=0.5)
         changed = [key for key, tile in tiles.table().items() if committed.get(key) != tile]
@@ -125,7 +133,8 @@ def experts_in(graph: torch.fx.Graph) -> list[torch.fx.Node]:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_is_compiled_in_one_graph() -> None:
-    """A whole model, once for any number of tokens, even where ids are to be checked; what is compiled has one node a block."""
+    """A whole model, once for any number of tokens, even where ids are to be checked; what is compiled has one node a
+    block."""
     from torch._dynamo.backends.common import aot_autograd
 
     model, graphs = moec.accelerate(zoo.build("qwen3_moe", num_hidden_layers=1), check=True), []
@@ -138,13 +147,18 @@ def test_is_compiled_in_one_graph() -> None:
     compiled = torch.compile(model, backend=aot_autograd(fw_compiler=keep), fullgraph=True, dynamic=True)
     with torch.no_grad():
         for ids in (IDS, OTHER):
-            torch.testing.assert_close(compiled(input_ids=ids, use_cache=False).logits, model(input_ids=ids, use_cache=False).logits)
+            torch.testing.assert_close(
+                compiled(input_ids=ids, use_cache=False).logits, model(input_ids=ids, use_cache=False).logits
+            )
     assert [[str(n.target) for n in experts_in(g.graph)] for g in graphs] == [["moec.experts.default"]]
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_is_exported_for_any_number_of_tokens() -> None:
-    model, free = moec.accelerate(zoo.build("gpt_oss"), check=True), {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    model, free = (
+        moec.accelerate(zoo.build("gpt_oss"), check=True),
+        {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},
+    )
     shapes = {"input_ids": free, "use_cache": None}
     with torch.no_grad():
         program = torch.export.export(model, (), {"input_ids": IDS, "use_cache": False}, dynamic_shapes=shapes)
@@ -172,9 +186,13 @@ def test_a_block_on_cuda_is_exported_without_a_gpu(name: str) -> None:
     with FakeTensorMode(shape_env=ShapeEnv()):
         for module in block.modules():
             for key, value in module._parameters.items():
-                module._parameters[key] = torch.nn.Parameter(torch.empty(value.shape, device="cuda"), requires_grad=False)
+                module._parameters[key] = torch.nn.Parameter(
+                    torch.empty(value.shape, device="cuda"), requires_grad=False
+                )
         x = torch.empty(2, 7, 32, device="cuda")
-    program = torch.export.export(block, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},))
+    program = torch.export.export(
+        block, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC},)
+    )
     (node,) = experts_in(program.graph)
     assert node.meta["val"].device.type == "cuda" and isinstance(node.meta["val"].shape[0], torch.SymInt)
     assert {v.device.type for n in program.graph.nodes if isinstance(v := n.meta.get("val"), torch.Tensor)} == {"cuda"}

@@ -24,8 +24,23 @@ def written(source: object, folder: Path) -> list[str]:
 
 def test_files_of_a_folder_are_copied_but_no_weights_pickles_or_code(copied: Saved, tmp_path: Path) -> None:
     model = copied("bert")
-    wanted = {"tokenizer.json", "vocab.txt", "modules.json", "1_Pooling/config.json", "additional_chat_templates/tools.jinja", "LICENSE", "spiece.model"}
-    others = {"tokenization_bert.py", "tokenizer.pkl", "tokenizer.bin", "2_Dense/model.safetensors", "1_Pooling/notes.txt", "README.md"}
+    wanted = {
+        "tokenizer.json",
+        "vocab.txt",
+        "modules.json",
+        "1_Pooling/config.json",
+        "additional_chat_templates/tools.jinja",
+        "LICENSE",
+        "spiece.model",
+    }
+    others = {
+        "tokenization_bert.py",
+        "tokenizer.pkl",
+        "tokenizer.bin",
+        "2_Dense/model.safetensors",
+        "1_Pooling/notes.txt",
+        "README.md",
+    }
     for name in wanted | others:
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_bytes(name.encode() + b"\x00\xff")
@@ -51,9 +66,18 @@ def test_a_module_has_no_files_and_only_a_name(tmp_path: Path) -> None:
 
 def test_facts_are_those_of_the_signature_and_the_generation_config(copied: Saved) -> None:
     model = copied("qwen3_moe")
-    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7], "pad_token_id": 5, "temperature": 0.6, "top_k": 20}))
+    (model / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [2, 7], "pad_token_id": 5, "temperature": 0.6, "top_k": 20})
+    )
     facts = describe(open_source(model))
-    assert (facts.name, facts.model_type, facts.vocabulary, facts.hidden, facts.heads, facts.layers) == ("qwen3_moe", "qwen3_moe", 96, 32, 4, 2)
+    assert (facts.name, facts.model_type, facts.vocabulary, facts.hidden, facts.heads, facts.layers) == (
+        "qwen3_moe",
+        "qwen3_moe",
+        96,
+        32,
+        4,
+        2,
+    )
     assert (facts.key_value_heads, facts.head_width) == (2, 8)
     assert (facts.bos, facts.eos, facts.pad, dict(facts.sampling)) == (1, (2, 7), 5, {"temperature": 0.6, "top_k": 20})
 

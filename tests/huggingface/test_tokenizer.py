@@ -41,7 +41,9 @@ def test_limits(mixtral: Path, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 9]}))
     facts = text_facts(tmp_path, str(mixtral), ())
     assert (facts.context, facts.eos) == (40, (2, 9))
-    edit_config(tmp_path, model_type="of-its-own", auto_map={"AutoConfig": "evil.EvilConfig"})  # read as plain data, no code is run
+    edit_config(
+        tmp_path, model_type="of-its-own", auto_map={"AutoConfig": "evil.EvilConfig"}
+    )  # read as plain data, no code is run
     assert text_facts(tmp_path, "", ()).context == 40
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(MoecError) as error:

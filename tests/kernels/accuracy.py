@@ -33,15 +33,24 @@ class Problem:
     def reference(self, rule: Activation, dtype: torch.dtype, before: bool = False) -> Tensor:
         """The dialect's reference with everything in `dtype`; weights that are packed are unpacked first."""
         dense = [t.unpacked() if isinstance(t, Packed) else t for t in self.tensors()]
-        x, ids, weights, w_in, w_out, b_in, b_out = (t if t is None or not t.is_floating_point() else t.to(dtype) for t in dense)
+        x, ids, weights, w_in, w_out, b_in, b_out = (
+            t if t is None or not t.is_floating_point() else t.to(dtype) for t in dense
+        )
         weights = weights if dtype == torch.float64 else self.weights
         return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, rule), w_in.shape[0], before)
 
 
 def problem(
-    rule: Activation = Activation(), tokens: int = 5, top_k: int = 2, experts: int = 6, hidden: int = 40, inner: int = 24,  # noqa: B008  # immutable
-    dtype: torch.dtype = torch.float32, biases: bool = False, seed: int = 0,
-) -> Problem:  # fmt: skip
+    rule: Activation = Activation(),  # noqa: B008  # immutable
+    tokens: int = 5,
+    top_k: int = 2,
+    experts: int = 6,
+    hidden: int = 40,
+    inner: int = 24,
+    dtype: torch.dtype = torch.float32,
+    biases: bool = False,
+    seed: int = 0,
+) -> Problem:
     """A random one. Values are such that every clamp of 1 is reached."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -52,7 +61,15 @@ def problem(
     ids = draw(tokens, experts).topk(top_k).indices
     b_in, b_out = (draw(experts, wide).to(dtype), draw(experts, hidden).to(dtype)) if biases else (None, None)
     w_in, w_out = draw(experts, wide, hidden) / hidden**0.5, draw(experts, hidden, inner) / inner**0.5
-    return Problem(draw(tokens, hidden).to(dtype), ids, draw(tokens, top_k).softmax(-1), w_in.to(dtype), w_out.to(dtype), b_in, b_out)
+    return Problem(
+        draw(tokens, hidden).to(dtype),
+        ids,
+        draw(tokens, top_k).softmax(-1),
+        w_in.to(dtype),
+        w_out.to(dtype),
+        b_in,
+        b_out,
+    )
 
 
 def distance(got: Tensor, exact: Tensor) -> float:

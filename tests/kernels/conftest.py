@@ -1,4 +1,5 @@
-"""A process of its own for Triton's interpreter, which has to be chosen before Triton is imported, and then holds for good."""
+"""A process of its own for Triton's interpreter, which has to be chosen before Triton is imported, and then holds for
+good."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Interpret = Callable[..., Any]
 
 @pytest.fixture(scope="session")
 def interpret() -> Iterator[Interpret]:
-    """`interpret(function, *args, **kwargs)` calls an importable function where kernels run in the interpreter, on CPU tensors."""
+    """`interpret(function, *args, **kwargs)` calls an importable function where kernels run in the interpreter, on CPU
+    tensors."""
     yield from _process({"TRITON_INTERPRET": "1"})
 
 

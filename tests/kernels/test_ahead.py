@@ -1,4 +1,5 @@
-"""Compiling ahead of time, by what a launch says; that all kernels do is in `tests/kernels/device/test_grouped_gemm.py`."""
+"""Compiling ahead of time, by what a launch says; that all kernels do is in
+`tests/kernels/device/test_grouped_gemm.py`."""
 
 from __future__ import annotations
 

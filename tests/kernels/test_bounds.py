@@ -1,4 +1,5 @@
-"""Never a wild read or write: every address that a kernel touches lies in a tensor that it was given, whatever the ids say."""
+"""Never a wild read or write: every address that a kernel touches lies in a tensor that it was given, whatever the ids
+say."""
 
 from __future__ import annotations
 
@@ -33,20 +34,33 @@ def guarded(t: Tensor) -> Tensor:
 
 def given(tokens: int, kind: str) -> Problem:
     """Odd widths, so that blocks go beyond every edge; every fourth choice is no expert."""
-    made = problem(tokens=tokens, top_k=3, hidden=48 if kind == "int4" else 37, inner=21, biases=True, dtype=torch.bfloat16)
+    made = problem(
+        tokens=tokens, top_k=3, hidden=48 if kind == "int4" else 37, inner=21, biases=True, dtype=torch.bfloat16
+    )
     ids = made.ids.clone()
     ids.view(-1)[::4] = torch.tensor([WILD[n % len(WILD)] for n in range(len(ids.view(-1)[::4]))])
     w_in: Tensor | Packed = made.w_in
     if kind == "int4":
         generator = torch.Generator().manual_seed(0)
         values = torch.randint(0, 256, (6, 42, 24), dtype=torch.uint8, generator=generator)
-        scale, zero = (torch.rand(6, 42, 3, generator=generator) * 0.02).bfloat16(), torch.randint(0, 16, (6, 42, 3), dtype=torch.uint8, generator=generator)
+        scale, zero = (
+            (torch.rand(6, 42, 3, generator=generator) * 0.02).bfloat16(),
+            torch.randint(0, 16, (6, 42, 3), dtype=torch.uint8, generator=generator),
+        )
         w_in = Packed(guarded(values), guarded(scale), guarded(zero))
     else:
         assert isinstance(w_in, Tensor)
         w_in = guarded(w_in)
     assert isinstance(made.w_out, Tensor) and made.b_in is not None and made.b_out is not None
-    return Problem(guarded(made.x), guarded(ids), guarded(made.weights), w_in, guarded(made.w_out), guarded(made.b_in), guarded(made.b_out))
+    return Problem(
+        guarded(made.x),
+        guarded(ids),
+        guarded(made.weights),
+        w_in,
+        guarded(made.w_out),
+        guarded(made.b_in),
+        guarded(made.b_out),
+    )
 
 
 def touched(way: str, kind: str) -> tuple[Tensor, int]:
@@ -77,7 +91,9 @@ def routed_within() -> int:
     x, router, bias = torch.randn(3, 37), torch.randn(10, 37), torch.zeros(10)
     with bounded() as seen:
         parts = launch.router_parts(guarded(x), guarded(router))
-        launch.route(guarded(parts.sum(0)), guarded(bias), Routing(3, "sigmoid", groups=5, top_groups=2, group_score="top2"))
+        launch.route(
+            guarded(parts.sum(0)), guarded(bias), Routing(3, "sigmoid", groups=5, top_groups=2, group_score="top2")
+        )
     return seen[0]
 
 
@@ -90,7 +106,19 @@ def beyond(how: str) -> str:
     made = given(9, "plain")
     order, w_in = launch.align(made.ids, 6, 16), made.w_in
     assert isinstance(w_in, Tensor)
-    call = launch._Call(made.x[:8] if how == "a token too few" else made.x, made.ids, made.weights, order, False, RULE, False, 16, SMALL, None, 6)
+    call = launch._Call(
+        made.x[:8] if how == "a token too few" else made.x,
+        made.ids,
+        made.weights,
+        order,
+        False,
+        RULE,
+        False,
+        16,
+        SMALL,
+        None,
+        6,
+    )
     try:
         with bounded():
             launch._rows_in(call, w_in[:5] if how == "an expert too few" else w_in, made.b_in)
@@ -99,7 +127,9 @@ def beyond(how: str) -> str:
     return "nothing"
 
 
-@pytest.mark.parametrize(("how", "found"), [("an expert too few", "Outside"), ("a token too few", "Outside"), ("as it is", "nothing")])
+@pytest.mark.parametrize(
+    ("how", "found"), [("an expert too few", "Outside"), ("a token too few", "Outside"), ("as it is", "nothing")]
+)
 def test_what_is_outside_is_seen(interpret: Interpret, how: str, found: str) -> None:
     """Past the checks, the kernels believe what they are told: the watch must see it."""
     assert found in interpret(beyond, how)

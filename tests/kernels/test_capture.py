@@ -1,4 +1,5 @@
-"""Nothing on the path waits for the device, and nothing on it depends on values: what CUDA graphs, `torch.compile` and `torch.export` need."""
+"""Nothing on the path waits for the device, and nothing on it depends on values: what CUDA graphs, `torch.compile` and
+`torch.export` need."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def block(tokens: int, seed: int = 0) -> tuple[Tensor, ...]:
 
 
 def watched(tokens: int) -> Tensor:
-    """The whole path, as `torch.ops.moec` takes it on CUDA, under the watch, kernels included; runs where `interpret` says."""
+    """The whole path, as `torch.ops.moec` takes it on CUDA, under the watch, kernels included; runs where `interpret`
+    says."""
     given = block(tokens)
     with NeverWaiting():
         return dispatch.moe(*given, **ROUTING.arguments(), **RULE.arguments())
@@ -60,14 +62,23 @@ def waiting(which: str) -> str:
     return "nothing"
 
 
-@pytest.mark.parametrize(("which", "operator"), [("the reference", "bincount"), ("item", "_local_scalar_dense"), ("nonzero", "nonzero"),
-                                                 ("unique", "_unique2"), ("a mask", "index")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("which", "operator"),
+    [
+        ("the reference", "bincount"),
+        ("item", "_local_scalar_dense"),
+        ("nonzero", "nonzero"),
+        ("unique", "_unique2"),
+        ("a mask", "index"),
+    ],
+)
 def test_what_waits_is_seen(interpret: Interpret, which: str, operator: str) -> None:
     assert operator in interpret(waiting, which)
 
 
 def replayed(tokens: int, resident: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A captured call, the same memory replayed with other tokens in it, and what these give by themselves; runs where `interpret` says."""
+    """A captured call, the same memory replayed with other tokens in it, and what these give by themselves; runs where
+    `interpret` says."""
     x, *rest = block(tokens)
     other = block(tokens, seed=7)[0]
     kwargs = {"routing": ROUTING, "rule": RULE, "resident": resident}
@@ -83,7 +94,8 @@ def replayed(tokens: int, resident: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize(("tokens", "resident"), [(5, 0), (20, 1)], ids=["few", "many, staying"])
 def test_a_replay_computes_for_the_tokens_that_are_there(interpret: Interpret, tokens: int, resident: int) -> None:
-    """Its routing differs, and so does how many tokens each expert gets: no grid, no size and no copy may hold on to the first call's."""
+    """Its routing differs, and so does how many tokens each expert gets: no grid, no size and no copy may hold on to
+    the first call's."""
     first, again, wanted = interpret(replayed, tokens, resident)
     assert torch.equal(again, wanted) and not torch.equal(first, wanted)
 
@@ -100,7 +112,18 @@ def test_on_tensors_of_cuda_without_values(tokens: int, packed: bool) -> None:
         w_in: Tensor | Packed = empty(6, 128, 64)
         if packed:
             w_in = Packed(empty(6, 128, 32, dtype=torch.uint8), empty(6, 128, 2))
-        out = launch.moe(empty(tokens, 64), empty(6, 64), None, empty(6), w_in, empty(6, 64, 64), None, None, routing=ROUTING, rule=RULE)
+        out = launch.moe(
+            empty(tokens, 64),
+            empty(6, 64),
+            None,
+            empty(6),
+            w_in,
+            empty(6, 64, 64),
+            None,
+            None,
+            routing=ROUTING,
+            rule=RULE,
+        )
     assert out.shape == (tokens, 64) and out.device.type == "cuda" and len(found.launches) == (5 if tokens == 5 else 6)
 
 

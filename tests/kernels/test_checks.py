@@ -64,10 +64,16 @@ WRONG: dict[str, tuple[Change, str]] = {
     "sparse matrices": (lambda g: replace(g, w_out=g.w_out.to_sparse()), "w_out is torch.sparse_coo"),  # type: ignore[union-attr]
     "2 bits": (lambda g: replace(g, w_in=packed(bits=2)), "2 bits"),
     "odd groups": (lambda g: replace(g, w_in=packed(group=5)), "end inside a byte"),
-    "scales": (lambda g: replace(g, w_in=replace(packed(), scale=torch.ones(6, 47, 5))), "scales are [6, 47, 5], not [6, 48, 5]"),
+    "scales": (
+        lambda g: replace(g, w_in=replace(packed(), scale=torch.ones(6, 47, 5))),
+        "scales are [6, 47, 5], not [6, 48, 5]",
+    ),
     "strided scales": (lambda g: replace(g, w_in=replace(packed(), scale=torch.ones(6, 5, 48).mT)), "not contiguous"),
     "zero points": (lambda g: replace(g, w_in=replace(packed(), zero=torch.zeros(6, 48, 5))), "zero points"),
-    "packed as int32": (lambda g: replace(g, w_in=replace(packed(), values=torch.zeros(6, 48, 20, dtype=torch.int32))), "packed values are torch.int32"),
+    "packed as int32": (
+        lambda g: replace(g, w_in=replace(packed(), values=torch.zeros(6, 48, 20, dtype=torch.int32))),
+        "packed values are torch.int32",
+    ),
 }
 
 
@@ -86,7 +92,15 @@ def test_the_activation_says_how_many_rows() -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize(
-    "rule", [Routing(7), Routing(0), Routing(2, groups=4), Routing(2, groups=3, top_groups=4), Routing(1, groups=6, group_score="top2")], ids=str
+    "rule",
+    [
+        Routing(7),
+        Routing(0),
+        Routing(2, groups=4),
+        Routing(2, groups=3, top_groups=4),
+        Routing(1, groups=6, group_score="top2"),
+    ],
+    ids=str,
 )
 def test_rules_that_do_not_fit(rule: Routing) -> None:
     check_route(torch.randn(2, 6), torch.zeros(6), Routing(2, groups=3))
@@ -125,7 +139,14 @@ def test_ids_are_checked_on_request() -> None:
 def test_wrong_routers() -> None:
     x, w, b = torch.zeros(3, 8), torch.zeros(6, 8), torch.zeros(6)
     check_router(x, w, b, b, Routing(2))
-    for wrong in ((x, w.mT, b, b), (x, w, b[:5], b), (x, w, b, w), (x.double(), w, b, b), (x, w.long(), b, b), (x[0, 0], w, b, b)):
+    for wrong in (
+        (x, w.mT, b, b),
+        (x, w, b[:5], b),
+        (x, w, b, w),
+        (x.double(), w, b, b),
+        (x, w.long(), b, b),
+        (x[0, 0], w, b, b),
+    ):
         with pytest.raises(MoecError) as caught:
             check_router(*wrong, Routing(2))
         assert caught.value.code == "M212"
@@ -142,12 +163,23 @@ def test_more_than_32_bits_count() -> None:
     few, many = 2**30, 2**30 + 2**29
     with recording(90):
         for tokens, says in ((few - 2**15, None), (many, "more pairs")):
-            given = empty(tokens, 4), empty(tokens, 2, dtype=torch.int64), empty(tokens, 2), empty(6, 8, 4), empty(6, 4, 4), None, None, Activation()
+            given = (
+                empty(tokens, 4),
+                empty(tokens, 2, dtype=torch.int64),
+                empty(tokens, 2),
+                empty(6, 8, 4),
+                empty(6, 4, 4),
+                None,
+                None,
+                Activation(),
+            )
             with pytest.raises(MoecError, match=says) if says else nullcontext():
                 check_experts(*given)
         ids, weights = empty(3, 2, dtype=torch.int64), empty(3, 2)
         with pytest.raises(MoecError, match="more pairs or more weights an expert"):
-            check_experts(empty(3, 2**16), ids, weights, empty(6, 2**16, 2**16), empty(6, 2**16, 2**15), None, None, Activation())
+            check_experts(
+                empty(3, 2**16), ids, weights, empty(6, 2**16, 2**16), empty(6, 2**16, 2**15), None, None, Activation()
+            )
         far = torch.empty_strided((6, 8, 4), (0, 0, 2**30), dtype=torch.float16, device="meta")
         with pytest.raises(MoecError, match="w_in's rows reach further"):
             check_experts(empty(3, 4), ids, weights, far, empty(6, 4, 4), None, None, Activation())

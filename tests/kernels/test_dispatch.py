@@ -25,7 +25,10 @@ def test_cuda_has_an_implementation_of_its_own(name: str) -> None:
 
 
 def test_nothing_loads_triton_before_it_is_needed() -> None:
-    code = "import sys, torch, moec.dialect, moec.kernels.dispatch, moec.kernels.launch\nassert 'triton' not in sys.modules"
+    code = (
+        "import sys, torch, moec.dialect, moec.kernels.dispatch, moec.kernels.launch\nassert 'triton' not in "
+        "sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 

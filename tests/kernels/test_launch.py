@@ -27,9 +27,16 @@ def test_every_activation(interpret: Interpret, name: str) -> None:
     assert ratio(got, given, rule) < MARGIN < ratio(got, given, other)
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("gpt-oss", {"alpha": 1.0}), ("gpt-oss", {"beta": 0.0}), ("gpt-oss", {"limit": 0.0}), ("gpt-oss", {"clamp_after": True}), ("gelu", {"name": "gelu_tanh"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gpt-oss", {"alpha": 1.0}),
+        ("gpt-oss", {"beta": 0.0}),
+        ("gpt-oss", {"limit": 0.0}),
+        ("gpt-oss", {"clamp_after": True}),
+        ("gelu", {"name": "gelu_tanh"}),
+    ],
+)
 def test_every_option_counts(interpret: Interpret, name: str, change: dict[str, object]) -> None:
     rule = ACTIVATIONS[name]
     given = problem(rule)
@@ -48,9 +55,12 @@ def test_every_dtype(interpret: Interpret, dtype: torch.dtype, sort: bool) -> No
 
 @pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])
 @pytest.mark.parametrize(
-    ("tokens", "top_k", "experts", "hidden", "inner"), [(1, 1, 1, 16, 16), (1, 4, 4, 33, 7), (16, 1, 5, 40, 24), (7, 3, 12, 17, 31), (13, 5, 5, 64, 1)]
+    ("tokens", "top_k", "experts", "hidden", "inner"),
+    [(1, 1, 1, 16, 16), (1, 4, 4, 33, 7), (16, 1, 5, 40, 24), (7, 3, 12, 17, 31), (13, 5, 5, 64, 1)],
 )
-def test_every_shape(interpret: Interpret, tokens: int, top_k: int, experts: int, hidden: int, inner: int, sort: bool) -> None:
+def test_every_shape(
+    interpret: Interpret, tokens: int, top_k: int, experts: int, hidden: int, inner: int, sort: bool
+) -> None:
     given = problem(tokens=tokens, top_k=top_k, experts=experts, hidden=hidden, inner=inner)
     got = interpret(launch.experts, *given.tensors(), rule=Activation(), tile=SMALL, sort=sort)
     wrong = replace(given, weights=given.weights * 1.001)
@@ -113,7 +123,8 @@ def test_ids_out_of_range_add_nothing(interpret: Interpret, sort: bool) -> None:
 
 @pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])
 def test_nan_stays_in_its_token(interpret: Interpret, sort: bool) -> None:
-    """Padding rows repeat other tokens' rows, and widths are no multiples of a block: a NaN must not come through either."""
+    """Padding rows repeat other tokens' rows, and widths are no multiples of a block: a NaN must not come through
+    either."""
     given = problem(tokens=9, hidden=33, inner=7)
     for lost in (0, 4, 8):
         x = given.x.clone()
@@ -139,5 +150,7 @@ def test_strided_weights_and_tokens(interpret: Interpret) -> None:
 def test_the_same_bits_whatever_the_tile(interpret: Interpret) -> None:
     """Rows don't depend on where they stand, and sums are made in the order of k."""
     given = problem(tokens=16, top_k=3)
-    first, *others = [interpret(launch.experts, *given.tensors(), rule=Activation(), tile=SMALL, sort=s) for s in (True, True, False)]
+    first, *others = [
+        interpret(launch.experts, *given.tensors(), rule=Activation(), tile=SMALL, sort=s) for s in (True, True, False)
+    ]
     assert all(torch.equal(first, other) for other in others)

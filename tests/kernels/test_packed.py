@@ -22,10 +22,16 @@ def packed(rows: int, depth: int, kind: str, group: int, zeros: bool, dtype: tor
     generator = torch.Generator().manual_seed(rows)
     scale = (torch.rand(EXPERTS, rows, depth // group, generator=generator) + 0.5) / depth**0.5
     if kind == "fp8":
-        return Packed(torch.randn(EXPERTS, rows, depth, generator=generator).to(torch.float8_e4m3fn), scale.to(dtype), group=group)
+        return Packed(
+            torch.randn(EXPERTS, rows, depth, generator=generator).to(torch.float8_e4m3fn), scale.to(dtype), group=group
+        )
     bits = int(kind[-1])
     values = torch.randint(0, 2**bits, (EXPERTS, rows, depth), generator=generator)
-    zero = torch.randint(2 ** (bits - 2), 2 ** (bits - 1), scale.shape, generator=generator).to(torch.uint8) if zeros else None
+    zero = (
+        torch.randint(2 ** (bits - 2), 2 ** (bits - 1), scale.shape, generator=generator).to(torch.uint8)
+        if zeros
+        else None
+    )
     return Packed(pack(values, bits), (scale / 2 ** (bits - 2)).to(dtype), zero, bits)
 
 
@@ -47,16 +53,25 @@ def test_blocks_of_fp8() -> None:
 
 
 @pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])
-@pytest.mark.parametrize(("kind", "group", "zeros", "depth"), [
-    ("int4", 32, False, 32), ("int4", 32, True, 32), ("int4", 16, True, 32), ("int8", 32, False, 32), ("int8", 16, True, 16), ("fp8", 32, False, 32),
-    ("int4", 32, True, 64),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "group", "zeros", "depth"),
+    [
+        ("int4", 32, False, 32),
+        ("int4", 32, True, 32),
+        ("int4", 16, True, 32),
+        ("int8", 32, False, 32),
+        ("int8", 16, True, 16),
+        ("fp8", 32, False, 32),
+        ("int4", 32, True, 64),
+    ],
+)
 def test_every_kind(interpret: Interpret, kind: str, group: int, zeros: bool, depth: int, sort: bool) -> None:
     """Groups of a step, of less than a step, and steps beyond the matrix's end."""
     given = replace(
         problem(tokens=9, experts=EXPERTS, hidden=HIDDEN, inner=INNER, dtype=torch.bfloat16),
-        w_in=packed(2 * INNER, HIDDEN, kind, group, zeros, torch.bfloat16), w_out=packed(HIDDEN, INNER, kind, group, zeros, torch.bfloat16),
-    )  # fmt: skip
+        w_in=packed(2 * INNER, HIDDEN, kind, group, zeros, torch.bfloat16),
+        w_out=packed(HIDDEN, INNER, kind, group, zeros, torch.bfloat16),
+    )
     got = interpret(launch.experts, *given.tensors(), rule=Activation(), tile=Tile(16, 32, depth), sort=sort)
     assert isinstance(given.w_in, Packed)
     shifted = replace(given, w_in=replace(given.w_in, scale=given.w_in.scale.roll(1, 1)))
@@ -65,10 +80,17 @@ def test_every_kind(interpret: Interpret, kind: str, group: int, zeros: bool, de
 
 def test_float32_and_mixed(interpret: Interpret) -> None:
     """Packed into a float32 model, one matrix only, by the table's tile."""
-    given = replace(problem(tokens=3, experts=EXPERTS, hidden=HIDDEN, inner=INNER), w_out=packed(HIDDEN, INNER, "int4", 32, True, torch.float32))
+    given = replace(
+        problem(tokens=3, experts=EXPERTS, hidden=HIDDEN, inner=INNER),
+        w_out=packed(HIDDEN, INNER, "int4", 32, True, torch.float32),
+    )
     got = interpret(launch.experts, *given.tensors(), rule=Activation())
     assert isinstance(given.w_out, Packed)
-    assert ratio(got, given, Activation()) < MARGIN < ratio(got, replace(given, w_out=replace(given.w_out, zero=None)), Activation())
+    assert (
+        ratio(got, given, Activation())
+        < MARGIN
+        < ratio(got, replace(given, w_out=replace(given.w_out, zero=None)), Activation())
+    )
 
 
 @pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])

@@ -32,7 +32,11 @@ def test_started_or_written_down() -> None:
         start(kernel, (3,), x, 7, BLOCK=16, num_warps=2)
     assert kernel.calls == [] and not is_recording()
     (launch,) = found.launches
-    assert launch.grid == (3,) and launch.arguments == {"x": x, "count": 7, "BLOCK": 16} and launch.options == {"num_warps": 2}
+    assert (
+        launch.grid == (3,)
+        and launch.arguments == {"x": x, "count": 7, "BLOCK": 16}
+        and launch.options == {"num_warps": 2}
+    )
     start(kernel, (3,), x, 7, BLOCK=16)
     assert kernel.calls == [((3,), (x, 7), {"BLOCK": 16})] and len(found.launches) == 1
 
@@ -57,7 +61,11 @@ def test_how_many_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_meta_tensors_are_only_for_recordings() -> None:
-    given: Any = torch.empty(2, 6, device="meta"), None, SimpleNamespace(top_groups=1, groups=1, top_k=2, group_score="max")
+    given: Any = (
+        torch.empty(2, 6, device="meta"),
+        None,
+        SimpleNamespace(top_groups=1, groups=1, top_k=2, group_score="max"),
+    )
     with recording(90):
         check_route(*given)
     with pytest.raises(MoecError, match="run on CUDA"):

@@ -34,7 +34,8 @@ def test_the_nearest_line_below_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "top_k", "experts", "rows"), [(1, 8, 128, 16), (FEW_TOKENS, 2, 8, 16), (64, 8, 128, 16), (64, 2, 8, 16), (256, 2, 8, 64), (4096, 2, 8, 128)]
+    ("tokens", "top_k", "experts", "rows"),
+    [(1, 8, 128, 16), (FEW_TOKENS, 2, 8, 16), (64, 8, 128, 16), (64, 2, 8, 16), (256, 2, 8, 64), (4096, 2, 8, 128)],
 )
 def test_rows_follow_the_tokens_of_an_expert(tokens: int, top_k: int, experts: int, rows: int) -> None:
     assert rows_for(tokens, top_k, experts) == rows

@@ -1,4 +1,5 @@
-"""Choosing a tile: from times that were written down, and in the interpreter, where the search runs as it would on a GPU."""
+"""Choosing a tile: from times that were written down, and in the interpreter, where the search runs as it would on a
+GPU."""
 
 from __future__ import annotations
 
@@ -24,9 +25,13 @@ from tests.kernels.conftest import Interpret
 FIRST = Tile(64, 128, 64, 4, 4, 3)
 # milliseconds, made up: each size has a best value, and they add up
 TIMES: dict[str, dict[int, float]] = {
-    "columns": {32: 9, 64: 4, 128: 5, 256: 7}, "depth": {32: 3, 64: 2, 128: 4}, "stages": {2: 4, 3: 3, 4: 2, 5: 2.5}, "warps": {4: 3, 8: 2.5},
-    "resident": {0: 2, 1: 1.5, 2: 1.7}, "band": {1: 3, 2: 2, 4: 2.5, 8: 2.6},
-}  # fmt: skip
+    "columns": {32: 9, 64: 4, 128: 5, 256: 7},
+    "depth": {32: 3, 64: 2, 128: 4},
+    "stages": {2: 4, 3: 3, 4: 2, 5: 2.5},
+    "warps": {4: 3, 8: 2.5},
+    "resident": {0: 2, 1: 1.5, 2: 1.7},
+    "band": {1: 3, 2: 2, 4: 2.5, 8: 2.6},
+}
 BEST = Tile(64, 64, 64, 2, 8, 4, 1)
 
 
@@ -83,11 +88,23 @@ def really_shared(tile: Tile, sm: int) -> int:
     """What the compiler makes of it; runs where `compiler` says."""
     with recording(sm) as found:
         ids = empty(4096, 2, dtype=torch.int64)
-        launch.experts(empty(4096, 4096), ids, empty(4096, 2), empty(8, 28672, 4096), empty(8, 4096, 14336), rule=Activation(), tile=tile)
+        launch.experts(
+            empty(4096, 4096),
+            ids,
+            empty(4096, 2),
+            empty(8, 28672, 4096),
+            empty(8, 4096, 14336),
+            rule=Activation(),
+            tile=tile,
+        )
     return next(compile_ahead(x, sm).shared_bytes for x in found.launches if "rows_out" in x.kernel.__name__)
 
 
-@pytest.mark.parametrize(("tile", "sm"), [(Tile(128, 128, 64, 8, 8, 3), 80), (Tile(64, 128, 64, 4, 4, 4), 90), (Tile(128, 128, 64, 8, 8, 5), 89)], ids=str)
+@pytest.mark.parametrize(
+    ("tile", "sm"),
+    [(Tile(128, 128, 64, 8, 8, 3), 80), (Tile(64, 128, 64, 4, 4, 4), 90), (Tile(128, 128, 64, 8, 8, 5), 89)],
+    ids=str,
+)
 def test_never_more_is_left_out_than_does_not_fit(compiler: Interpret, tile: Tile, sm: int) -> None:
     really = compiler(really_shared, tile, sm)
     assert really / 2 < shared_bytes(tile, "half") <= really
@@ -129,7 +146,8 @@ def test_what_computes_something_else_or_does_not_run_is_not_chosen() -> None:
 
 
 def tuned() -> tuple[Any, list[str], float]:
-    """A search in the interpreter, by the clock on the wall, and how far its result is from the table's; runs where `interpret` says."""
+    """A search in the interpreter, by the clock on the wall, and how far its result is from the table's; runs where
+    `interpret` says."""
     said: list[str] = []
     found = tune([block("packed")], seconds=0.3, rows=(16,), tell=said.append)
     call = block("packed").calls(16)[1]
@@ -147,7 +165,9 @@ def test_the_search_runs(interpret: Interpret) -> None:
 
 def test_nothing_is_measured_after_the_end() -> None:
     said: list[str] = []
-    assert tune([block()], seconds=-1.0, tell=said.append) == {} and said == [f"sm_80 single {rows}: not measured" for rows in ROWS]
+    assert tune([block()], seconds=-1.0, tell=said.append) == {} and said == [
+        f"sm_80 single {rows}: not measured" for rows in ROWS
+    ]
 
 
 def test_the_clock_on_the_wall() -> None:

@@ -1,4 +1,5 @@
-"""Looking over the kernels' shoulder: what waits for the device, what a CUDA graph would replay, and where memory is touched."""
+"""Looking over the kernels' shoulder: what waits for the device, what a CUDA graph would replay, and where memory is
+touched."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ def by_numbers(func: Any, args: Any) -> bool:
 
 
 class NeverWaiting(TorchDispatchMode):
-    """Raises `Waits` for an operator whose result's value or shape the host must read from data, and for a copy from one device to another.
+    """Raises `Waits` for an operator whose result's value or shape the host must read from data, and for a copy from
+    one device to another.
 
-    PyTorch says of each of its operators whether it does: `item`, `nonzero`, `unique`, `bincount`, `masked_select`, `equal` …
+    PyTorch says of each of its operators whether it does: `item`, `nonzero`, `unique`, `bincount`, `masked_select`,
+    `equal` …
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -41,7 +44,8 @@ class NeverWaiting(TorchDispatchMode):
 
 @contextmanager
 def captured() -> Iterator[list[Any]]:
-    """Kernels run, and are written down as functions that run them again on the same memory, as a CUDA graph has them."""
+    """Kernels run, and are written down as functions that run them again on the same memory, as a CUDA graph has
+    them."""
     from moec.kernels import launch, routing
 
     found: list[Any] = []
@@ -64,9 +68,11 @@ class Outside(AssertionError):
 
 @contextmanager
 def bounded() -> Iterator[list[int]]:
-    """In Triton's interpreter: raises (through it) for an address outside of the launch's tensors; yields how many addresses it looked at.
+    """In Triton's interpreter: raises (through it) for an address outside of the launch's tensors; yields how many
+    addresses it looked at.
 
-    A tensor is what its shape and strides reach, not the storage that it is a view of. Masked lanes touch nothing and are not looked at.
+    A tensor is what its shape and strides reach, not the storage that it is a view of. Masked lanes touch nothing and
+    are not looked at.
     """
     import numpy
     from triton.runtime import interpreter

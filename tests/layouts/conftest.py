@@ -1,4 +1,5 @@
-"""Tiny decoders whose texts are varied, one with a tokenizer, and their engine folders for onnxruntime-genai; never changed."""
+"""Tiny decoders whose texts are varied, one with a tokenizer, and their engine folders for onnxruntime-genai; never
+changed."""
 
 from __future__ import annotations
 
@@ -10,13 +11,20 @@ import pytest
 from tests.execution.test_generation import talkative
 from tests.zoo import VOCAB
 
-LINES = ("def quicksort(items):", "    if len(items) <= 1:", "        return items", "    pivot = items[0]", "    less = [i for i in items if i < pivot]")
+LINES = (
+    "def quicksort(items):",
+    "    if len(items) <= 1:",
+    "        return items",
+    "    pivot = items[0]",
+    "    less = [i for i in items if i < pivot]",
+)
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
 
 
 @pytest.fixture(scope="session")
 def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's folder, with a tokenizer that was trained on `LINES`, a chat template, and files that nobody should copy."""
+    """The model's folder, with a tokenizer that was trained on `LINES`, a chat template, and files that nobody should
+    copy."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -24,8 +32,12 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     talkative("llama").save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE)
+    tokenizer.train_from_iterator(
+        LINES, trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False)
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
     fast.save_pretrained(folder)
     for name in ("tokenization_own.py", "tokenizer.pkl", "training_args.bin"):
         (folder / name).write_bytes(b"not for clients")

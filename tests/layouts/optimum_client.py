@@ -1,6 +1,8 @@
-"""Runs engine folders in optimum and sentence-transformers; `test_optimum.py` starts it in an interpreter that has them.
+"""Runs engine folders in optimum and sentence-transformers; `test_optimum.py` starts it in an interpreter that has
+them.
 
-Prints one JSON object: the largest differences of embeddings from the same and from other texts, or the tokens that were generated.
+Prints one JSON object: the largest differences of embeddings from the same and from other texts, or the tokens that
+were generated.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ def embeddings(model: str, engine: str) -> list[float]:
 
     texts = ["a man eats pasta", "x", "the sky is blue, and very far away from here"]
     eager = SentenceTransformer(model, device="cpu").encode(texts)
-    ours = SentenceTransformer(engine, backend="onnx", device="cpu", model_kwargs={"provider": "CPUExecutionProvider"}).encode(texts)
+    ours = SentenceTransformer(
+        engine, backend="onnx", device="cpu", model_kwargs={"provider": "CPUExecutionProvider"}
+    ).encode(texts)
     return [float(np.abs(eager - ours).max()), float(np.abs(eager - ours[::-1]).max())]
 
 
@@ -24,8 +28,14 @@ def tokens(model: str, engine: str) -> list[list[list[int]]]:
     from optimum.onnxruntime import ORTModelForCausalLM
     from transformers import AutoModelForCausalLM
 
-    ids, mask = torch.tensor([[0, 0, 5, 9], [7, 8, 9, 11], [0, 60, 61, 62]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
-    loaded = [AutoModelForCausalLM.from_pretrained(model).eval(), ORTModelForCausalLM.from_pretrained(engine, use_io_binding=False)]
+    ids, mask = (
+        torch.tensor([[0, 0, 5, 9], [7, 8, 9, 11], [0, 60, 61, 62]]),
+        torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]),
+    )
+    loaded = [
+        AutoModelForCausalLM.from_pretrained(model).eval(),
+        ORTModelForCausalLM.from_pretrained(engine, use_io_binding=False),
+    ]
     return [m.generate(ids, attention_mask=mask, max_new_tokens=64, do_sample=False).tolist() for m in loaded]
 
 

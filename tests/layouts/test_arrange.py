@@ -26,7 +26,11 @@ def make():
 def test_decoders_go_to_onnxruntime_genai_where_it_can_run_them() -> None:
     assert choose(None, decoder_inputs(), FACTS) == "genai"
     assert choose(None, decoder_inputs()[:2], FACTS) == choose(None, decoder_inputs(value_width=6), FACTS) == "plain"
-    assert [choose(name, decoder_inputs(), FACTS) for name in ("plain", "genai", "triton")] == ["plain", "genai", "triton"]
+    assert [choose(name, decoder_inputs(), FACTS) for name in ("plain", "genai", "triton")] == [
+        "plain",
+        "genai",
+        "triton",
+    ]
     assert choose("triton", decoder_inputs()[:2], replace(FACTS, context=0)) == "triton"
 
 
@@ -58,7 +62,11 @@ def test_a_repository_is_loaded_checked_and_rebuilt_as_it_was(tmp_path: Path) ->
     (tmp_path / "net.py").write_text(MODULE)
     folder, text = tmp_path / "served", f"{tmp_path / 'net.py'}:make"
     report = moec.compile(text, inputs=["input=batch,6:float32"], out=folder, layout="triton")
-    assert report.layout == "triton" and (folder / "make/1/model.onnx").is_file() and "make/config.pbtxt" in [a.name for a in report.artefacts]
+    assert (
+        report.layout == "triton"
+        and (folder / "make/1/model.onnx").is_file()
+        and "make/config.pbtxt" in [a.name for a in report.artefacts]
+    )
     x = torch.randn(4, 6)
     want = moec.load(folder)(input=x)
     assert moec.verify(folder).ok

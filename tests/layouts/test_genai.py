@@ -37,33 +37,63 @@ def decoder_inputs(layers: int = 2, value_width: int = 8) -> tuple[Input, ...]:
 
 # ---------------------------------------------------------------------- the file
 def test_the_config_names_the_engines_own_inputs_and_searches_greedily() -> None:
-    made = config(decoder_inputs(), ["logits"], replace(FACTS, sampling={"temperature": 0.6, "min_p": 0.1}), device="cuda", threads=4)
+    made = config(
+        decoder_inputs(),
+        ["logits"],
+        replace(FACTS, sampling={"temperature": 0.6, "min_p": 0.1}),
+        device="cuda",
+        threads=4,
+    )
     decoder = made["model"]["decoder"]
-    assert decoder["inputs"]["past_key_names"] % 1 == "past_key_values.1.key" and decoder["outputs"]["present_value_names"] % 0 == "present.0.value"
+    assert (
+        decoder["inputs"]["past_key_names"] % 1 == "past_key_values.1.key"
+        and decoder["outputs"]["present_value_names"] % 0 == "present.0.value"
+    )
     assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (8, 2, 2)
-    assert "position_ids" not in decoder["inputs"] and decoder["session_options"] == {"intra_op_num_threads": 4, "provider_options": [{"cuda": {}}]}
-    assert made["search"] == {"do_sample": False, "num_beams": 1, "max_length": 128, "past_present_share_buffer": False, "temperature": 0.6}
+    assert "position_ids" not in decoder["inputs"] and decoder["session_options"] == {
+        "intra_op_num_threads": 4,
+        "provider_options": [{"cuda": {}}],
+    }
+    assert made["search"] == {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_length": 128,
+        "past_present_share_buffer": False,
+        "temperature": 0.6,
+    }
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_config_says_whether_the_cache_is_one_buffer(shared: bool) -> None:
-    assert config(decoder_inputs(), ["logits"], FACTS, shared_cache=shared)["search"]["past_present_share_buffer"] is shared
+    assert (
+        config(decoder_inputs(), ["logits"], FACTS, shared_cache=shared)["search"]["past_present_share_buffer"]
+        is shared
+    )
 
 
-@pytest.mark.parametrize(("facts", "pad", "eos"), [
-    (FACTS, 0, 2), (replace(FACTS, pad=None), 2, 2), (replace(FACTS, eos=(2, 5)), 0, [2, 5]), (replace(FACTS, pad=None, eos=()), 0, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("facts", "pad", "eos"),
+    [
+        (FACTS, 0, 2),
+        (replace(FACTS, pad=None), 2, 2),
+        (replace(FACTS, eos=(2, 5)), 0, [2, 5]),
+        (replace(FACTS, pad=None, eos=()), 0, None),
+    ],
+)
 def test_padding_and_ends(facts: ModelFacts, pad: int, eos: Any) -> None:
     model = config(decoder_inputs(), ["logits"], facts)["model"]
     assert (model["pad_token_id"], model.get("eos_token_id")) == (pad, eos)
 
 
-@pytest.mark.parametrize(("inputs", "facts", "reason"), [
-    (decoder_inputs()[:2], FACTS, "no key-value cache"),
-    ((*decoder_inputs(), Input("pixel_values", torch.float32, ("batch", 3))), FACTS, "pixel_values"),
-    (decoder_inputs(value_width=6), FACTS, "differ in width"),
-    (decoder_inputs(), replace(FACTS, context=0), "context"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("inputs", "facts", "reason"),
+    [
+        (decoder_inputs()[:2], FACTS, "no key-value cache"),
+        ((*decoder_inputs(), Input("pixel_values", torch.float32, ("batch", 3))), FACTS, "pixel_values"),
+        (decoder_inputs(value_width=6), FACTS, "differ in width"),
+        (decoder_inputs(), replace(FACTS, context=0), "context"),
+    ],
+)
 def test_what_its_runtime_cannot_run_is_refused(inputs: tuple[Input, ...], facts: ModelFacts, reason: str) -> None:
     assert reason in str(refusal(inputs, facts))
     assert refusal(decoder_inputs(), FACTS) is None
@@ -71,7 +101,8 @@ def test_what_its_runtime_cannot_run_is_refused(inputs: tuple[Input, ...], facts
 
 # ---------------------------------------------------------------------- the runtime
 def generate(folder: Path, prompts: list[list[int]], tokens: int = TOKENS) -> list[list[int]]:
-    """What onnxruntime-genai appends to each prompt up to the end of the text; shorter ones are padded on the right, as its tokenizer does."""
+    """What onnxruntime-genai appends to each prompt up to the end of the text; shorter ones are padded on the right, as
+    its tokenizer does."""
     og = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     model, longest = og.Model(str(folder)), max(map(len, prompts))
     parameters = og.GeneratorParams(model)
@@ -93,12 +124,14 @@ def another(engine: Path, copy: Path, change: Callable[[dict[str, Any]], None]) 
 
 
 def until_end(tokens: list[int]) -> list[int]:
-    """A text without its end token, which onnxruntime-genai leaves out where it ends a whole batch, and without what follows it."""
+    """A text without its end token, which onnxruntime-genai leaves out where it ends a whole batch, and without what
+    follows it."""
     return tokens[: tokens.index(FACTS.eos[0])] if FACTS.eos[0] in tokens else tokens
 
 
 def expected(folder: Path, prompts: list[list[int]], tokens: int = TOKENS, spoil: bool = False) -> list[list[int]]:
-    """What transformers' own generate appends in eager PyTorch, shorter prompts padded on the left, as it wants them."""
+    """What transformers' own generate appends in eager PyTorch, shorter prompts padded on the left, as it wants
+    them."""
     import transformers
 
     model, longest = transformers.AutoModelForCausalLM.from_pretrained(folder).eval(), max(map(len, prompts))
@@ -129,13 +162,27 @@ def test_greedy_text_is_transformers_own(name: str, lengths: tuple[int, ...], de
 def test_it_takes_as_many_threads_as_the_config_says(speaking_engine: Path, tmp_path: Path) -> None:
     """Its own default is half of the machine's: the number that is written must reach it."""
     pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
-    assert json.loads((speaking_engine / "genai_config.json").read_text())["model"]["decoder"]["session_options"]["intra_op_num_threads"] == 0
-    script = "import onnxruntime_genai as og, os, sys; before = len(os.listdir('/proc/self/task')); model = og.Model(sys.argv[1]); "
+    assert (
+        json.loads((speaking_engine / "genai_config.json").read_text())["model"]["decoder"]["session_options"][
+            "intra_op_num_threads"
+        ]
+        == 0
+    )
+    script = (
+        "import onnxruntime_genai as og, os, sys; before = len(os.listdir('/proc/self/task')); model = "
+        "og.Model(sys.argv[1]); "
+    )
     script += "print(len(os.listdir('/proc/self/task')) - before)"
     begun = []
     for threads in (1, 3):
-        copy = another(speaking_engine, tmp_path / str(threads), lambda model, n=threads: model["decoder"]["session_options"].update(intra_op_num_threads=n))
-        begun.append(int(subprocess.run([sys.executable, "-c", script, copy], capture_output=True, text=True, check=True).stdout))
+        copy = another(
+            speaking_engine,
+            tmp_path / str(threads),
+            lambda model, n=threads: model["decoder"]["session_options"].update(intra_op_num_threads=n),
+        )
+        begun.append(
+            int(subprocess.run([sys.executable, "-c", script, copy], capture_output=True, text=True, check=True).stdout)
+        )
     assert begun[1] - begun[0] == 2
 
 
@@ -144,7 +191,9 @@ def test_another_model_says_something_else(speaking: Path, speaking_engine: Path
     assert generate(speaking_engine, asked) != expected(speaking, asked, spoil=True)
 
 
-def test_a_config_with_another_padding_token_says_something_else(speaking: Path, speaking_engine: Path, tmp_path: Path) -> None:
+def test_a_config_with_another_padding_token_says_something_else(
+    speaking: Path, speaking_engine: Path, tmp_path: Path
+) -> None:
     """The twin of the masks: with padding that is taken for text, batches differ."""
     copy = another(speaking_engine, tmp_path / "engine", lambda model: model.update(pad_token_id=95))
     asked = prompts(5, 9, 3)

@@ -1,7 +1,8 @@
 """optimum and sentence-transformers load engine folders as they are.
 
 optimum-onnx 0.1.0 needs transformers below 4.58, moec 5.20 or newer, so the clients run in an interpreter of their own:
-`MOEC_OPTIMUM_PYTHON=venv/bin/python`, in whose environment `sentence-transformers optimum-onnx[onnxruntime] torch` are installed.
+`MOEC_OPTIMUM_PYTHON=venv/bin/python`, in whose environment `sentence-transformers optimum-onnx[onnxruntime] torch` are
+installed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ import moec
 PYTHON = os.environ.get("MOEC_OPTIMUM_PYTHON", "")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason="MOEC_OPTIMUM_PYTHON names no interpreter with optimum-onnx, which cannot live beside transformers 5"),
+    pytest.mark.skipif(
+        not PYTHON,
+        reason="MOEC_OPTIMUM_PYTHON names no interpreter with optimum-onnx, which cannot live beside transformers 5",
+    ),
 ]
 
 

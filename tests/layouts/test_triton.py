@@ -1,4 +1,5 @@
-"""Triton model repositories, read back with the protocol definitions that its client carries, and run as Triton would run them."""
+"""Triton model repositories, read back with the protocol definitions that its client carries, and run as Triton would
+run them."""
 
 from __future__ import annotations
 
@@ -16,11 +17,24 @@ from moec.program.program import Input
 from tests.layouts.test_genai import FACTS, decoder_inputs
 
 proto = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="tritonclient is not installed")
-NUMPY = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_FP16": np.float16, "TYPE_INT32": np.int32, "TYPE_BOOL": np.bool_}
+NUMPY = {
+    "TYPE_INT64": np.int64,
+    "TYPE_FP32": np.float32,
+    "TYPE_FP16": np.float16,
+    "TYPE_INT32": np.int32,
+    "TYPE_BOOL": np.bool_,
+}
 ORT = {"TYPE_INT64": "tensor(int64)", "TYPE_FP32": "tensor(float)"}
 IDS = Input("input_ids", torch.int64, ("batch", "sequence"))
-ENCODER = (IDS, Input("attention_mask", torch.int64, ("batch", "sequence")), Input("token_type_ids", torch.int64, ("batch", "sequence")))
-HIDDEN = (Input("last_hidden_state", torch.float16, ("batch", "sequence", 32)), Input("pooler_output", torch.float32, ("batch", 32)))
+ENCODER = (
+    IDS,
+    Input("attention_mask", torch.int64, ("batch", "sequence")),
+    Input("token_type_ids", torch.int64, ("batch", "sequence")),
+)
+HIDDEN = (
+    Input("last_hidden_state", torch.float16, ("batch", "sequence", 32)),
+    Input("pooler_output", torch.float32, ("batch", 32)),
+)
 LOGITS = (Input("logits", torch.float32, ("batch", "sequence", 96)),)
 
 
@@ -38,21 +52,47 @@ def type_name(value: int) -> str:
 # ---------------------------------------------------------------------- the text
 def test_an_encoder_is_batched_along_a_dimension_that_the_config_leaves_out() -> None:
     read = parse(config(ENCODER, HIDDEN, FACTS))
-    assert (read.name, read.backend, read.platform, read.max_batch_size) == ("tiny", "onnxruntime", "onnxruntime_onnx", 8)
-    assert [(i.name, type_name(i.data_type), list(i.dims)) for i in read.input] == [(i.name, "TYPE_INT64", [-1]) for i in ENCODER]
-    assert [(type_name(o.data_type), list(o.dims)) for o in read.output] == [("TYPE_FP16", [-1, 32]), ("TYPE_FP32", [32])]
-    assert list(read.dynamic_batching.preferred_batch_size) == [4, 8] and read.dynamic_batching.max_queue_delay_microseconds == 1000
+    assert (read.name, read.backend, read.platform, read.max_batch_size) == (
+        "tiny",
+        "onnxruntime",
+        "onnxruntime_onnx",
+        8,
+    )
+    assert [(i.name, type_name(i.data_type), list(i.dims)) for i in read.input] == [
+        (i.name, "TYPE_INT64", [-1]) for i in ENCODER
+    ]
+    assert [(type_name(o.data_type), list(o.dims)) for o in read.output] == [
+        ("TYPE_FP16", [-1, 32]),
+        ("TYPE_FP32", [32]),
+    ]
+    assert (
+        list(read.dynamic_batching.preferred_batch_size) == [4, 8]
+        and read.dynamic_batching.max_queue_delay_microseconds == 1000
+    )
     assert read.instance_group[0].kind == proto.ModelInstanceGroup.KIND_CPU
     assert [w.name for w in read.model_warmup] == ["request"]
 
 
 def test_tensorrt_plans_and_cuda_run_on_the_gpu() -> None:
     plan = parse(config(ENCODER, HIDDEN, FACTS, "model.plan"))
-    assert (plan.backend, plan.platform, plan.instance_group[0].kind) == ("tensorrt", "tensorrt_plan", proto.ModelInstanceGroup.KIND_GPU)
-    assert parse(config(ENCODER, HIDDEN, FACTS, device="cuda")).instance_group[0].kind == proto.ModelInstanceGroup.KIND_GPU
+    assert (plan.backend, plan.platform, plan.instance_group[0].kind) == (
+        "tensorrt",
+        "tensorrt_plan",
+        proto.ModelInstanceGroup.KIND_GPU,
+    )
+    assert (
+        parse(config(ENCODER, HIDDEN, FACTS, device="cuda")).instance_group[0].kind == proto.ModelInstanceGroup.KIND_GPU
+    )
 
 
-@pytest.mark.parametrize("outputs", [(Input("loads", torch.int64, ("experts",)),), (Input("mean", torch.float32, ()),), (Input("one", torch.float32, (1, 4)),)])
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        (Input("loads", torch.int64, ("experts",)),),
+        (Input("mean", torch.float32, ()),),
+        (Input("one", torch.float32, (1, 4)),),
+    ],
+)
 def test_what_shares_no_batch_dimension_is_served_one_by_one(outputs: tuple[Input, ...]) -> None:
     assert is_batched((*ENCODER, *HIDDEN)) and not is_batched((*ENCODER, *outputs))
     read = parse(config(ENCODER, outputs, FACTS))
@@ -63,15 +103,27 @@ def test_what_shares_no_batch_dimension_is_served_one_by_one(outputs: tuple[Inpu
 def test_tensors_without_other_dimensions_are_reshaped() -> None:
     labels = Input("labels", torch.int32, ("batch",))
     read = parse(config((*ENCODER, labels), (Input("score", torch.float32, ("batch",)),), FACTS))
-    assert list(read.input[3].dims) == [1] and read.input[3].HasField("reshape") and list(read.input[3].reshape.shape) == []
+    assert (
+        list(read.input[3].dims) == [1]
+        and read.input[3].HasField("reshape")
+        and list(read.input[3].reshape.shape) == []
+    )
     assert read.output[0].HasField("reshape") and list(read.model_warmup[0].inputs["labels"].dims) == [1]
 
 
 def test_a_decoder_warms_up_on_a_prompt_and_on_a_token_after_it() -> None:
     read = parse(config(decoder_inputs(), LOGITS, replace(FACTS, context=20)))
     sizes = {w.name: {name: list(i.dims) for name, i in w.inputs.items()} for w in read.model_warmup}
-    assert [sizes["prefill"][n] for n in ("input_ids", "attention_mask", "past_key_values.0.key")] == [[10], [10], [2, 0, 8]]
-    assert [sizes["decode"][n] for n in ("input_ids", "attention_mask", "past_key_values.1.value")] == [[1], [11], [2, 10, 8]]
+    assert [sizes["prefill"][n] for n in ("input_ids", "attention_mask", "past_key_values.0.key")] == [
+        [10],
+        [10],
+        [2, 0, 8],
+    ]
+    assert [sizes["decode"][n] for n in ("input_ids", "attention_mask", "past_key_values.1.value")] == [
+        [1],
+        [11],
+        [2, 10, 8],
+    ]
 
 
 # ---------------------------------------------------------------------- the folder
@@ -83,7 +135,9 @@ def repository(speaking: Path, speaking_engine: Path, tmp_path_factory: pytest.T
     from moec.huggingface.companions import describe
 
     folder = tmp_path_factory.mktemp("repository") / "models"
-    shutil.copytree(speaking_engine, folder, ignore=shutil.ignore_patterns("moec.json", "report.html", "genai_config.json"))
+    shutil.copytree(
+        speaking_engine, folder, ignore=shutil.ignore_patterns("moec.json", "report.html", "genai_config.json")
+    )
     source = open_source(speaking)
     write(folder, source.inputs, Onnxruntime().outputs(folder), describe(source))
     return folder
@@ -100,7 +154,9 @@ def test_a_repository_holds_one_model_with_one_version(repository: Path) -> None
     assert [p.name for p in repository.iterdir()] == ["speaking-llama"]
     model = repository / "speaking-llama"
     assert sorted(p.name for p in model.iterdir()) == ["1", "config.pbtxt", "warmup"]
-    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json"} <= {p.name for p in (model / "1").iterdir()}
+    assert {"model.onnx", "model.onnx.data", "config.json", "tokenizer.json"} <= {
+        p.name for p in (model / "1").iterdir()
+    }
     assert parse((model / "config.pbtxt").read_text()).name == model.name  # else Triton refuses to load it
 
 
@@ -118,7 +174,11 @@ def test_the_warm_up_requests_run(repository: Path, session: Any) -> None:
         feeds = {}
         for name, spec in sample.inputs.items():
             shape, dtype = (1, *spec.dims), NUMPY[type_name(spec.data_type)]
-            data = (model / "warmup" / spec.input_data_file).read_bytes() if spec.input_data_file else bytes(4 * 8 * 64 * 8)
+            data = (
+                (model / "warmup" / spec.input_data_file).read_bytes()
+                if spec.input_data_file
+                else bytes(4 * 8 * 64 * 8)
+            )
             count = int(np.prod(shape))
             assert len(data) >= count * np.dtype(dtype).itemsize
             feeds[name] = np.frombuffer(data, dtype, count).reshape(shape)
@@ -133,7 +193,10 @@ def test_one_masked_token_stands_for_an_empty_cache(session: Any) -> None:
 
     def logits(past: int, masked: int) -> Any:
         mask = np.concatenate([np.full((1, past), masked), np.ones((1, 3))], 1).astype(np.int64)
-        return session.run(["logits"], {"input_ids": ids, "attention_mask": mask, **{c: np.zeros((1, 2, past, 8), np.float32) for c in caches}})[0]
+        return session.run(
+            ["logits"],
+            {"input_ids": ids, "attention_mask": mask, **{c: np.zeros((1, 2, past, 8), np.float32) for c in caches}},
+        )[0]
 
     assert np.allclose(logits(1, 0), logits(0, 0), atol=1e-5)
     assert not np.allclose(logits(1, 1), logits(0, 0), atol=1e-2)

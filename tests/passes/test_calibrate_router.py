@@ -1,4 +1,5 @@
-"""`calibrate-router`: tokens go to the untouched model's experts more often, on text that it has not seen; it says what it left and why."""
+"""`calibrate-router`: tokens go to the untouched model's experts more often, on text that it has not seen; it says what
+it left and why."""
 
 from __future__ import annotations
 
@@ -67,13 +68,22 @@ def test_tokens_go_where_they_went(case: tuple[Program, Program, Context]) -> No
     assert min(gains) > 0.02
     for block in facts["blocks"]:
         assert block["changed_after"] < block["changed_before"] and block["identical_after"] > block["identical_before"]
-        assert block["loss_after"] < block["loss_before"] and block["rows_fitted"] == 8 and block["rows_left"] == 0 and block["tokens_least"] > FLOOR
+        assert (
+            block["loss_after"] < block["loss_before"]
+            and block["rows_fitted"] == 8
+            and block["rows_left"] == 0
+            and block["tokens_least"] > FLOOR
+        )
     changed = {n for n in after.weights if after.weights[n] is not before.weights[n]}
-    assert changed == {f"model.layers.{n}.mlp.gate.weight" for n in (0, 1)} and after.graph_module.code == before.graph_module.code
+    assert (
+        changed == {f"model.layers.{n}.mlp.gate.weight" for n in (0, 1)}
+        and after.graph_module.code == before.graph_module.code
+    )
 
 
 def test_a_later_router_is_fitted_behind_the_earlier_ones(case: tuple[Program, Program, Context]) -> None:
-    """The second router fits what the corrected first one brings to it: put behind the first one as it was, it errs more."""
+    """The second router fits what the corrected first one brings to it: put behind the first one as it was, it errs
+    more."""
     captured, before, given = case
     after, _ = calibrated(before, given)
     alone = before.clone()
@@ -120,13 +130,23 @@ def test_biases_stay(name: str, tmp_path: Path) -> None:
 def test_an_engine_is_proven_again_from_the_same_text(mixtral: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "learn.npy", tokens(4096, 0))
     np.save(tmp_path / "judge.npy", tokens(512, 1))
-    text: dict[str, Any] = {"text": tmp_path / "judge.npy", "window": 64, "max_kl": 0.5}  # in place of a bound that one other choice of an expert breaks
+    text: dict[str, Any] = {
+        "text": tmp_path / "judge.npy",
+        "window": 64,
+        "max_kl": 0.5,
+    }  # in place of a bound that one other choice of an expert breaks
     pipeline = "quantize(bits=8, group=16), calibrate-router(floor=100)"
-    report = moec.compile(str(mixtral), out=tmp_path / "engine", pipeline=pipeline, calibration=tmp_path / "learn.npy", **text)
-    assert [b["rows_fitted"] for b in report.steps[1]["facts"]["blocks"]] == [8, 8] and report.steps[1]["contract"] == "approximate"
+    report = moec.compile(
+        str(mixtral), out=tmp_path / "engine", pipeline=pipeline, calibration=tmp_path / "learn.npy", **text
+    )
+    assert [b["rows_fitted"] for b in report.steps[1]["facts"]["blocks"]] == [8, 8] and report.steps[1][
+        "contract"
+    ] == "approximate"
     proof = moec.verify(tmp_path / "engine", **text)
     assert proof.ok and proof.quality is not None and report.quality is not None and proof.quality.shift is not None
-    assert proof.quality.kl_mean == pytest.approx(report.quality.kl_mean, rel=1e-2) and "changed choices alone" in str(proof)
+    assert proof.quality.kl_mean == pytest.approx(report.quality.kl_mean, rel=1e-2) and "changed choices alone" in str(
+        proof
+    )
     page = (tmp_path / "engine" / "report.html").read_text()
     assert "Routers fitted anew" in page and "What the damage comes from" in page
 
@@ -158,9 +178,14 @@ def test_a_fit_that_does_not_help_is_a_miss(case: tuple[Program, Program, Contex
     """64 tokens of some words teach nothing of other words."""
     _, before, given = case
     overfitted = Context(
-        calibration=Calibration(CalibrationText("text", 0, 64), "", torch.cat([tokens(64, 0), 60 + tokens(64, 1) % 30])), unquantized=given.unquantized
+        calibration=Calibration(
+            CalibrationText("text", 0, 64), "", torch.cat([tokens(64, 0), 60 + tokens(64, 1) % 30])
+        ),
+        unquantized=given.unquantized,
     )
-    program, _ = Pipeline((CalibrateRouter(floor=1, ridge=1e-6),), frozenset({"calibrate-router"})).run(before, overfitted)
+    program, _ = Pipeline((CalibrateRouter(floor=1, ridge=1e-6),), frozenset({"calibrate-router"})).run(
+        before, overfitted
+    )
     assert program.text() == before.text() and len(overfitted.misses) == 2
     assert all("does not lower its error on the text held back" in m.reason for m in overfitted.misses)
 
@@ -191,7 +216,9 @@ def test_a_block_that_was_pruned_since_is_left() -> None:
     ],
     ids=str,
 )
-def test_settings_that_make_no_sense(options: dict[str, Any], what: str, case: tuple[Program, Program, Context]) -> None:
+def test_settings_that_make_no_sense(
+    options: dict[str, Any], what: str, case: tuple[Program, Program, Context]
+) -> None:
     _, before, given = case
     with pytest.raises(MoecError, match=what) as caught:
         calibrated(before, given, **options)
@@ -200,7 +227,9 @@ def test_settings_that_make_no_sense(options: dict[str, Any], what: str, case: t
 
 def test_what_it_needs(case: tuple[Program, Program, Context]) -> None:
     captured, before, given = case
-    short = Context(calibration=Calibration(CalibrationText("text", 64, 64), "", tokens(64, 0)), unquantized=given.unquantized)
+    short = Context(
+        calibration=Calibration(CalibrationText("text", 64, 64), "", tokens(64, 0)), unquantized=given.unquantized
+    )
     cases = [
         (Context(unquantized=captured), "needs a text to calibrate on", "--calibration FILE"),
         (Context(calibration=given.calibration), "no pass before it", "put quantize before it"),

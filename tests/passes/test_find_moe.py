@@ -38,8 +38,14 @@ def test_known_routers(router: Router) -> None:
     rule, biased = KNOWN[router]
     (route,) = program.nodes(torch.ops.moec.route)
     assert Routing.of(route.kwargs) == rule and not context.misses
-    assert (program.weight_of(route.args[1]) is not None or router.__name__ == "ernie") if biased else route.args[1] is None
-    assert not program.nodes(torch.ops.aten.topk, torch.ops.aten.softmax, torch.ops.aten.sigmoid), "the old router is still there"
+    assert (
+        (program.weight_of(route.args[1]) is not None or router.__name__ == "ernie")
+        if biased
+        else route.args[1] is None
+    )
+    assert not program.nodes(torch.ops.aten.topk, torch.ops.aten.softmax, torch.ops.aten.sigmoid), (
+        "the old router is still there"
+    )
     assert error(program, block) <= TOLERANCE
 
 
@@ -132,4 +138,6 @@ def test_new_nodes_know_where_they_come_from() -> None:
     program, _ = found(Block(mixtral))
     (route,) = program.nodes(torch.ops.moec.route)
     assert route.meta["moec_pass"] == "find-moe" and "self.router" in route.meta["stack_trace"]
-    assert [tuple(v.shape[1:]) for v in route.meta["val"]] == [(2,), (2,)] and route.args[0].meta["val"].shape[1] == EXPERTS  # type: ignore[union-attr]
+    assert [tuple(v.shape[1:]) for v in route.meta["val"]] == [(2,), (2,)] and route.args[0].meta["val"].shape[
+        1
+    ] == EXPERTS  # type: ignore[union-attr]

@@ -17,7 +17,18 @@ from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests import zoo
-from tests.routers import EXPERTS, HIDDEN, KNOWN, Block, Router, captured, deepseek_v3, mixtral, other_input, scaled_per_expert
+from tests.routers import (
+    EXPERTS,
+    HIDDEN,
+    KNOWN,
+    Block,
+    Router,
+    captured,
+    deepseek_v3,
+    mixtral,
+    other_input,
+    scaled_per_expert,
+)
 
 PIPELINE = Pipeline((FindMoe(), FuseMoe()), frozenset({"find-moe", "fuse-moe"}))
 TOLERANCE = 2e-6
@@ -91,11 +102,16 @@ def test_projections(form: str) -> None:
     (moe,) = program.nodes(torch.ops.moec.moe)
     assert not context.misses and tuple(moe.args[1].meta["val"].shape) == (EXPERTS, HIDDEN)  # type: ignore[union-attr]
     assert (moe.args[2] is not None) is (form in ("biased", "addmm", "matmul"))
-    assert moe.args[1].target == ("addmm.router.weight" if form == "addmm" else "add.router.weight" if form == "matmul" else "gate.weight")  # type: ignore[union-attr]
+    assert moe.args[1].target == (
+        "addmm.router.weight" if form == "addmm" else "add.router.weight" if form == "matmul" else "gate.weight"
+    )  # type: ignore[union-attr]
     assert error(program, block) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("form", "reason"), [("normed", "its router reads"), ("halved", "its router reads"), ("warm", "not one linear layer")])
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [("normed", "its router reads"), ("halved", "its router reads"), ("warm", "not one linear layer")],
+)
 def test_projections_that_cannot_be_fused(form: str, reason: str) -> None:
     block = Projected(form)
     program, context = fused(block)
@@ -112,7 +128,10 @@ class Watched(Block):
     def forward(self, x: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
         logits = self.gate(x.view(-1, HIDDEN))
         weights, ids = mixtral(logits, logits)
-        return {"output": torch.ops.moec.experts(x.view(-1, HIDDEN), ids, weights, self.w_in, self.w_out), "router_logits": logits}
+        return {
+            "output": torch.ops.moec.experts(x.view(-1, HIDDEN), ids, weights, self.w_in, self.w_out),
+            "router_logits": logits,
+        }
 
 
 def test_router_logits_as_an_output() -> None:
@@ -128,7 +147,11 @@ def test_twice_changes_nothing_and_nodes_know_their_source() -> None:
     again, _ = PIPELINE.run(program, context)
     assert [s.rewrites for s in again.history[-2:]] == [0, 0] and again.text() == program.text()
     (moe,) = program.nodes(torch.ops.moec.moe)
-    assert moe.meta["moec_pass"] == "fuse-moe" and "moec.experts" in moe.meta["stack_trace"] and tuple(moe.meta["val"].shape[1:]) == (HIDDEN,)
+    assert (
+        moe.meta["moec_pass"] == "fuse-moe"
+        and "moec.experts" in moe.meta["stack_trace"]
+        and tuple(moe.meta["val"].shape[1:]) == (HIDDEN,)
+    )
 
 
 def test_a_fused_program_trains() -> None:
@@ -144,10 +167,15 @@ def test_a_fused_program_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True) and losses[-1] < 0.9 * losses[0]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in module.named_parameters() if "correction" not in n)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in module.named_parameters() if "correction" not in n
+    )
 
 
-SLOW = [pytest.param(name, marks=[pytest.mark.slow] if name not in ("deepseek_v3", "llama4") else []) for name in zoo.moe_configs()]
+SLOW = [
+    pytest.param(name, marks=[pytest.mark.slow] if name not in ("deepseek_v3", "llama4") else [])
+    for name in zoo.moe_configs()
+]
 
 
 @pytest.mark.parametrize("name", SLOW)
@@ -157,7 +185,11 @@ def test_transformers_models(name: str) -> None:
     experts = len(program.nodes(torch.ops.moec.experts))
     context = Context()
     program, _ = PIPELINE.run(program, context)
-    assert len(program.nodes(torch.ops.moec.moe)) == experts > 0 and not program.nodes(torch.ops.moec.experts) and not context.misses
+    assert (
+        len(program.nodes(torch.ops.moec.moe)) == experts > 0
+        and not program.nodes(torch.ops.moec.experts)
+        and not context.misses
+    )
     inputs = source.sample({"batch": 3, "sequence": 9})
     with torch.no_grad():
         expected = zoo.build(name)(**inputs).logits

@@ -1,4 +1,5 @@
-"""`prune-experts`: what remains is the model with some experts fewer, to the last row of its router; which ones, a text decides."""
+"""`prune-experts`: what remains is the model with some experts fewer, to the last row of its router; which ones, a text
+decides."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ from moec.program.program import Program
 from tests import zoo
 from tests.routers import Block, captured, mixtral, scaled_per_expert
 
-COUNT = {"mixtral": "num_local_experts", "deepseek_v3": "n_routed_experts", "gpt_oss": "num_local_experts", "qwen2_moe": "num_experts"}
+COUNT = {
+    "mixtral": "num_local_experts",
+    "deepseek_v3": "n_routed_experts",
+    "gpt_oss": "num_local_experts",
+    "qwen2_moe": "num_experts",
+}
 GROUPED = {"deepseek_v3": {"n_group": 2, "topk_group": 1}}  # in groups of two, no expert can go
 
 
@@ -81,7 +87,13 @@ def error(program: Program, model: nn.Module, sample: dict[str, Tensor]) -> floa
 
 
 SLOW = pytest.mark.slow
-CASES = [("mixtral", False), ("deepseek_v3", True), ("gpt_oss", False), pytest.param("gpt_oss", True, marks=SLOW), pytest.param("qwen2_moe", False, marks=SLOW)]
+CASES = [
+    ("mixtral", False),
+    ("deepseek_v3", True),
+    ("gpt_oss", False),
+    pytest.param("gpt_oss", True, marks=SLOW),
+    pytest.param("qwen2_moe", False, marks=SLOW),
+]
 
 
 @pytest.mark.parametrize(("name", "fused"), CASES)
@@ -90,8 +102,14 @@ def test_it_is_the_model_without_these_experts(name: str, fused: bool) -> None:
     source = HuggingFaceSource.from_model(model, cache=False)
     program, blocks = pruned(source.capture(), "find-moe, fuse-moe, prune-experts" if fused else "prune-experts")
     kept = [b["kept"] for b in blocks]
-    assert [len(k) for k in kept] == [6] * len(moe_nodes(program)) and all(sorted(b["kept"] + b["dropped"]) == list(range(8)) for b in blocks)
-    assert all(w.shape[0] == 6 for n, w in program.weights.items() if ".experts." in n or "mlp.gate." in n or "mlp.router." in n)
+    assert [len(k) for k in kept] == [6] * len(moe_nodes(program)) and all(
+        sorted(b["kept"] + b["dropped"]) == list(range(8)) for b in blocks
+    )
+    assert all(
+        w.shape[0] == 6
+        for n, w in program.weights.items()
+        if ".experts." in n or "mlp.gate." in n or "mlp.router." in n
+    )
     if name == "deepseek_v3":
         assert all(sum(e < 4 for e in k) == 3 for k in kept), "the groups are not equal"
     sample = source.sample({"batch": 3, "sequence": 9})
@@ -110,10 +128,15 @@ def kept(program: Program, text: str, **given: Any) -> list[list[int]]:
 
 
 def test_seeds_and_scores_decide(model: Program) -> None:
-    by_score = {score: kept(model, f"prune-experts(keep=0.5, score={score})") for score in ("reap", "activation", "frequency", "random")}
+    by_score = {
+        score: kept(model, f"prune-experts(keep=0.5, score={score})")
+        for score in ("reap", "activation", "frequency", "random")
+    }
     assert by_score["random"] != by_score["reap"]
     assert by_score["random"] != kept(model, "prune-experts(keep=0.5, score=random)", seed=1)
-    assert by_score["random"] == kept(model, "prune-experts(keep=0.5, score=random)", calibration=None), "chance needs no text"
+    assert by_score["random"] == kept(model, "prune-experts(keep=0.5, score=random)", calibration=None), (
+        "chance needs no text"
+    )
     assert by_score["frequency"] == kept(model, "prune-experts(keep=0.5, score=frequency)")
 
 
@@ -144,10 +167,15 @@ def test_it_composes_with_quantize(model: Program) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("keep=0", "no share"), ("keep=1.5", "no share"), ("keep=-0.5", "no share"), ("keep=True", "no share"), ("keep='half'", "no share"),
-        ("score=luck", "no score 'luck'"), ("keep=0.125", "leaves 1 of 8 experts, where a token goes to 2"),
+        ("keep=0", "no share"),
+        ("keep=1.5", "no share"),
+        ("keep=-0.5", "no share"),
+        ("keep=True", "no share"),
+        ("keep='half'", "no share"),
+        ("score=luck", "no score 'luck'"),
+        ("keep=0.125", "leaves 1 of 8 experts, where a token goes to 2"),
     ],
-)  # fmt: skip
+)
 def test_settings_that_mean_nothing(model: Program, text: str, what: str) -> None:
     error = refused(model, f"prune-experts({text})")
     assert error.code == "M203" and what in error.what
@@ -168,7 +196,9 @@ def test_it_needs_a_text_unless_chance_decides(model: Program) -> None:
 def test_experts_that_the_text_never_reaches_may_go_but_not_stay(model: Program) -> None:
     one = Calibration(CalibrationText("text", 0, 2), "", torch.tensor([5, 5]))
     error = refused(model, "prune-experts", calibration=one)
-    assert error.code == "M203" and "never reached experts" in error.what and error.where == "model.layers.0.mlp.experts"
+    assert (
+        error.code == "M203" and "never reached experts" in error.what and error.where == "model.layers.0.mlp.experts"
+    )
     _, blocks = pruned(model, "prune-experts(keep=0.25)", calibration=one)
     assert all(b["tokens_least"] > 0 and b["choices_dropped"] < 1 for b in blocks)
 
@@ -176,13 +206,18 @@ def test_experts_that_the_text_never_reaches_may_go_but_not_stay(model: Program)
 def test_groups_that_cannot_lose_an_expert() -> None:
     program = HuggingFaceSource.from_model(zoo.build("deepseek_v3"), cache=False).capture()
     error = refused(program, "prune-experts(keep=0.5)")
-    assert "leaves 4 of 8 experts, where a token goes to 3 within 2 of 4 groups" in error.what and "needs them all" in error.fix
+    assert (
+        "leaves 4 of 8 experts, where a token goes to 3 within 2 of 4 groups" in error.what
+        and "needs them all" in error.fix
+    )
     assert "in groups" in refused(program, "prune-experts(per_layer=False)").what
 
 
 def test_a_router_that_was_not_recognised() -> None:
     error = refused(captured(Block(scaled_per_expert)), "prune-experts(score=random)")
-    assert error.code == "M203" and "no routing rule computes what it computes" in error.what and error.where == "experts"
+    assert (
+        error.code == "M203" and "no routing rule computes what it computes" in error.what and error.where == "experts"
+    )
 
 
 def test_after_quantize_there_is_nothing_to_score(model: Program) -> None:
@@ -196,17 +231,31 @@ def test_twice_prunes_twice_and_nothing_else_runs_again(model: Program) -> None:
 
 
 def test_blocks_without_routers_of_their_own() -> None:
-    assert "nothing in the graph" in refused(capture(torch.nn.Linear(16, 16), {"input": torch.randn(3, 16)}, {}), "prune-experts(score=random)").what
+    assert (
+        "nothing in the graph"
+        in refused(
+            capture(torch.nn.Linear(16, 16), {"input": torch.randn(3, 16)}, {}), "prune-experts(score=random)"
+        ).what
+    )
     assert pruned(captured(Block(mixtral)), "prune-experts(score=random)")[1][0]["module"] == "experts"
 
 
 def test_an_engine_of_it_is_proven_and_judged(mixtral: Path, tmp_path: Path) -> None:
     """Against a model with more experts; and proven again from the manifest, with the same text."""
     np.save(tmp_path / "text.npy", np.random.default_rng(0).integers(0, zoo.VOCAB, 1200))
-    given = {"text": str(tmp_path / "text.npy"), "tokens": 512, "max_kl": 50.0, "calibration": str(tmp_path / "text.npy")}
-    report = api.compile(str(mixtral), out=tmp_path / "engine", pipeline="prune-experts(keep=0.5), quantize(bits=8, group=16)", **given)
+    given = {
+        "text": str(tmp_path / "text.npy"),
+        "tokens": 512,
+        "max_kl": 50.0,
+        "calibration": str(tmp_path / "text.npy"),
+    }
+    report = api.compile(
+        str(mixtral), out=tmp_path / "engine", pipeline="prune-experts(keep=0.5), quantize(bits=8, group=16)", **given
+    )
     assert report.coverage.complete and [len(load.assignments) for load in report.coverage.loads] == [4, 4]
     assert report.quality is not None and report.quality.agreement is not None and report.quality.kl_mean > 0.01
-    assert not report.quality.agreement.blocks and len(report.quality.agreement.layers) == 2, "choices among other experts can't agree"
+    assert not report.quality.agreement.blocks and len(report.quality.agreement.layers) == 2, (
+        "choices among other experts can't agree"
+    )
     assert next(s for s in report.steps if s["name"].startswith("prune-experts"))["facts"]["bytes_after"] > 0
     assert api.verify(tmp_path / "engine").ok

@@ -1,4 +1,5 @@
-"""`quantize(method=gptq)`: end to end, which weights it is used on, what the report says of the text, and what is refused."""
+"""`quantize(method=gptq)`: end to end, which weights it is used on, what the report says of the text, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -24,12 +25,18 @@ from tests import zoo
 
 @cache
 def program(name: str) -> Program:
-    """A tiny random model whose embeddings lie in three directions, so that activations go together as those of trained models do."""
+    """A tiny random model whose embeddings lie in three directions, so that activations go together as those of trained
+    models do."""
     model: Any = zoo.build(name)
     table = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        table.copy_(0.3 * torch.randn(table.shape[0], 3, generator=generator) @ torch.randn(3, table.shape[1], generator=generator) + 0.1 * table)
+        table.copy_(
+            0.3
+            * torch.randn(table.shape[0], 3, generator=generator)
+            @ torch.randn(3, table.shape[1], generator=generator)
+            + 0.1 * table
+        )
     return HuggingFaceSource.from_model(model).capture()
 
 
@@ -47,7 +54,10 @@ def quantized(name: str, options: str, tokens: int = 1200, seed: int = 0) -> tup
 
 def error(name: str, found: Program) -> float:
     """The median token's ‖difference‖/‖logits‖ on text that was not calibrated on."""
-    sample: dict[str, Any] = {"input_ids": ids(seed=7)[:240].reshape(10, 24), "attention_mask": torch.ones(10, 24, dtype=torch.int64)}
+    sample: dict[str, Any] = {
+        "input_ids": ids(seed=7)[:240].reshape(10, 24),
+        "attention_mask": torch.ones(10, 24, dtype=torch.int64),
+    }
     y, want = found.run(**sample)["logits"], program(name).run(**sample)["logits"]
     return float(((y - want).norm(dim=-1) / want.norm(dim=-1)).median())
 
@@ -60,10 +70,19 @@ def test_it_is_closer_than_rounding(options: str) -> None:
 
 def test_it_ends_as_an_engine(mixtral: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", ids(3000).numpy())
-    text = {"calibration": tmp_path / "ids.npy", "calibration_tokens": 512, "tolerance": 5.0}  # a random model's router is on the brink
-    report = moec.compile(mixtral, out=tmp_path / "engine", pipeline="quantize(bits=8, group=16, method=gptq, floor=64)", **text)  # type: ignore[arg-type]
+    text = {
+        "calibration": tmp_path / "ids.npy",
+        "calibration_tokens": 512,
+        "tolerance": 5.0,
+    }  # a random model's router is on the brink
+    report = moec.compile(
+        mixtral, out=tmp_path / "engine", pipeline="quantize(bits=8, group=16, method=gptq, floor=64)", **text
+    )  # type: ignore[arg-type]
     facts = report.steps[0]["facts"]
-    assert facts["kinds"]["experts"]["grids"] == ["8 bit, group 16, symmetric, gptq"] and len(facts["calibration"]["blocks"]) == 2
+    assert (
+        facts["kinds"]["experts"]["grids"] == ["8 bit, group 16, symmetric, gptq"]
+        and len(facts["calibration"]["blocks"]) == 2
+    )
     assert report.calibration is not None and report.calibration["tokens"] == 512
 
 
@@ -92,7 +111,10 @@ def test_tables_are_not_fitted_to_data() -> None:
 
 def test_rules_may_ask_for_it_alone() -> None:
     found, step, _ = quantized("mixtral", "bits=8, group=16, rules={'*.1.*': {'bits': 4, 'method': 'gptq'}}")
-    assert step.facts["kinds"]["experts"]["grids"] == ["4 bit, group 16, symmetric, gptq", "8 bit, group 16, symmetric, rtn"]
+    assert step.facts["kinds"]["experts"]["grids"] == [
+        "4 bit, group 16, symmetric, gptq",
+        "8 bit, group 16, symmetric, rtn",
+    ]
     assert "5ha" in found.weights["model.layers.1.self_attn.q_proj.weight_packed"].origin
     assert "5ha" not in found.weights["model.layers.0.self_attn.q_proj.weight_packed"].origin
 
@@ -107,7 +129,9 @@ def test_the_report_says_how_many_tokens_reached_the_experts() -> None:
     _, step, context = quantized("mixtral", "bits=4, group=16, method=gptq, floor=400", 96)
     facts = step.facts["calibration"]
     assert facts["tokens"] == 384 and facts["floor"] == 400 and facts["rounded"] == []  # four times what was allowed
-    assert [sum(b["tokens"]) for b in facts["blocks"]] == [768, 768] and all(b["least"] <= b["median"] for b in facts["blocks"])
+    assert [sum(b["tokens"]) for b in facts["blocks"]] == [768, 768] and all(
+        b["least"] <= b["median"] for b in facts["blocks"]
+    )
     assert len(step.misses) == 2 and "fewer than 400 tokens" in step.misses[0]["reason"]
     assert context.unquantized is not None and not context.unquantized.nodes(torch.ops.moec.dequantize)
     _, enough, _ = quantized("mixtral", "bits=4, group=16, method=gptq, floor=0", 96)
@@ -117,20 +141,33 @@ def test_the_report_says_how_many_tokens_reached_the_experts() -> None:
 def test_experts_that_no_token_reaches_are_fitted_to_all_and_named() -> None:
     text = Calibration(CalibrationText("text", 0, 24), "5ha", torch.full((240,), 7))
     context = Context(calibration=text)
-    found, (step,) = Pipeline.parse("quantize(bits=16, experts=4, group=16, method=gptq, floor=1)").run(program("mixtral"), context)
-    unreached = [[e for e, count in enumerate(block["tokens"]) if not count] for block in step.facts["calibration"]["blocks"]]
+    found, (step,) = Pipeline.parse("quantize(bits=16, experts=4, group=16, method=gptq, floor=1)").run(
+        program("mixtral"), context
+    )
+    unreached = [
+        [e for e, count in enumerate(block["tokens"]) if not count] for block in step.facts["calibration"]["blocks"]
+    ]
     assert all(unreached) and len(step.misses) == len(unreached)
-    assert all(m["reason"].endswith(f"reached experts {', '.join(map(str, e))}") for m, e in zip(step.misses, unreached, strict=True))
+    assert all(
+        m["reason"].endswith(f"reached experts {', '.join(map(str, e))}")
+        for m, e in zip(step.misses, unreached, strict=True)
+    )
     rounded, _ = Pipeline.parse("quantize(bits=16, experts=4, group=16)").run(program("mixtral"))
-    assert torch.isfinite(found.run(input_ids=ids()[None, :24], attention_mask=torch.ones(1, 24, dtype=torch.int64))["logits"]).all()
-    for name in (n for n in rounded.weights if n.endswith("gate_up_proj_scale")):  # a scale is a weight's own, whoever fitted it
+    assert torch.isfinite(
+        found.run(input_ids=ids()[None, :24], attention_mask=torch.ones(1, 24, dtype=torch.int64))["logits"]
+    ).all()
+    for name in (
+        n for n in rounded.weights if n.endswith("gate_up_proj_scale")
+    ):  # a scale is a weight's own, whoever fitted it
         fitted, plain = found.weights[name].load(), rounded.weights[name].load()
         assert ((fitted / plain) < 1.5).all() and not torch.equal(fitted, plain)
 
 
 def test_what_it_was_before_is_kept_once() -> None:
     context = Context()
-    Pipeline.parse("quantize(bits=8, group=16, experts=16), quantize(experts=4, group=16, bits=16)").run(program("mixtral"), context)
+    Pipeline.parse("quantize(bits=8, group=16, experts=16), quantize(experts=4, group=16, bits=16)").run(
+        program("mixtral"), context
+    )
     assert context.unquantized is not None and context.unquantized.text() == program("mixtral").text()
 
 
@@ -150,7 +187,12 @@ def test_without_a_text_nothing_is_done(mixtral: Path, tmp_path: Path, monkeypat
 def test_a_text_that_is_too_short(mixtral: Path, tmp_path: Path, tokens: int) -> None:
     np.save(tmp_path / "ids.npy", np.arange(tokens))
     with pytest.raises(MoecError, match="too few") as caught:
-        moec.compile(mixtral, out=tmp_path / "engine", pipeline="quantize(method=gptq, group=16)", calibration=tmp_path / "ids.npy")
+        moec.compile(
+            mixtral,
+            out=tmp_path / "engine",
+            pipeline="quantize(method=gptq, group=16)",
+            calibration=tmp_path / "ids.npy",
+        )
     assert caught.value.code == "M211" and not (tmp_path / "engine").exists()
 
 

@@ -35,7 +35,10 @@ def source(name: str) -> HuggingFaceSource:
     if name != "mixtral":
         return HuggingFaceSource.from_model(zoo.build(name))
     config = zoo.moe_configs()[name]
-    config.hidden_size, config.intermediate_size = 64, 128  # weights that are no small constants, which are folded when an engine is built
+    config.hidden_size, config.intermediate_size = (
+        64,
+        128,
+    )  # weights that are no small constants, which are folded when an engine is built
     model = transformers.MixtralForCausalLM(config)
     zoo.randomize(model, 0)
     return HuggingFaceSource.from_model(model.eval())
@@ -53,7 +56,9 @@ def context() -> Context:
 
 @cache
 def mixed(options: str = "") -> tuple[Program, StepReport]:
-    found, (step,) = Pipeline.parse(f"quantize(budget_bits=3.0, sensitivity=frequency, group=16{options})").run(program("mixtral"), context())
+    found, (step,) = Pipeline.parse(f"quantize(budget_bits=3.0, sensitivity=frequency, group=16{options})").run(
+        program("mixtral"), context()
+    )
     return found, step
 
 
@@ -84,7 +89,9 @@ def test_each_expert_is_what_its_own_width_makes_of_it() -> None:
             node = [u for u in weight_uses(of) if u.kind == "experts"][2 * layer]
             values[key] = _value(of, node.node.args[node.place])
         for e, bits in enumerate(block["bits"]):
-            assert torch.equal(values["mixed"][e], values[bits][e]) and not torch.equal(values["mixed"][e], values[6 - bits][e])
+            assert torch.equal(values["mixed"][e], values[bits][e]) and not torch.equal(
+                values["mixed"][e], values[6 - bits][e]
+            )
 
 
 def _value(of: Program, node: object) -> Tensor:
@@ -106,7 +113,9 @@ def test_streamed_stored_and_inspected(tmp_path: Path) -> None:
     save_program(found, tmp_path)
     torch.testing.assert_close(logits(load_program(tmp_path)), want)
     blocks, own = inspect_program(program("mixtral")).blocks, inspect_program(found).blocks
-    assert [(b.experts, b.hidden, b.intermediate, b.parameters) for b in own] == [(b.experts, b.hidden, b.intermediate, b.parameters) for b in blocks]
+    assert [(b.experts, b.hidden, b.intermediate, b.parameters) for b in own] == [
+        (b.experts, b.hidden, b.intermediate, b.parameters) for b in blocks
+    ]
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime:cpu,accuracy=int8"])
@@ -123,8 +132,14 @@ def test_the_engine_computes_the_program_and_has_the_size_of_its_bits(target: st
     assert float((got - unquantized).norm() / want.norm()) > 0.25
     assert all(block["bits"] == "2, 4" and block["kernel"] == "QMoE" for block in facts["blocks"])
     numbers = 2 * 8 * 3 * 64 * 128  # two layers of eight experts
-    assert sum(block["bytes"] for block in facts["blocks"]) == numbers * 3.0 / 8 + numbers / 16 * 4, "codes, and scales in float32"
-    written = sum(v.const_value.nbytes for v in ir.load(tmp_path / "model.onnx").graph.initializers.values() if v.const_value is not None)
+    assert sum(block["bytes"] for block in facts["blocks"]) == numbers * 3.0 / 8 + numbers / 16 * 4, (
+        "codes, and scales in float32"
+    )
+    written = sum(
+        v.const_value.nbytes
+        for v in ir.load(tmp_path / "model.onnx").graph.initializers.values()
+        if v.const_value is not None
+    )
     held = sum(w.size_bytes for w in {id(w): w for w in found.weights.values()}.values())
     assert abs(written - held) < 0.03 * held
 
@@ -132,7 +147,8 @@ def test_the_engine_computes_the_program_and_has_the_size_of_its_bits(target: st
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ("budget_bits=1.5", "not between"), ("budget_bits=5.0", "not between"), ("budget_bits=3.0, widths=[4]", "two or more"),
+        ("budget_bits=1.5", "not between"), ("budget_bits=5.0", "not between"),
+        ("budget_bits=3.0, widths=[4]", "two or more"),
         ("budget_bits=3.0, sensitivity=guess", "not one of"), ("budget_bits=3.0, experts=4", "both say"),
         ("budget_bits=3.0, rules={'*.experts*': 4}", "fits no experts"),
     ],

@@ -1,4 +1,5 @@
-"""`skip-experts`: what few tokens of a sequence chose weighs nothing there; padding, other sequences and single tokens change nothing."""
+"""`skip-experts`: what few tokens of a sequence chose weighs nothing there; padding, other sequences and single tokens
+change nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ def weights_of(program: Program, sample: dict[str, Tensor]) -> tuple[Tensor, Ten
     """Weights and ids `[T, K]` of the first block."""
     found: list[tuple[Tensor, Tensor]] = []
     first = moe_nodes(program)[0]
-    trace(program, sample, lambda n, _v, args, kwargs: found.append(choice(n, args, kwargs)[:2]) if n.name == first.name else None)
+    trace(
+        program,
+        sample,
+        lambda n, _v, args, kwargs: found.append(choice(n, args, kwargs)[:2]) if n.name == first.name else None,
+    )
     return found[0]
 
 
@@ -70,7 +75,9 @@ def model(source: HuggingFaceSource) -> Program:
 
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("past", [0, 4])
-def test_what_weighs_nothing_is_what_few_tokens_chose(source: HuggingFaceSource, model: Program, renormalize: bool, past: int) -> None:
+def test_what_weighs_nothing_is_what_few_tokens_chose(
+    source: HuggingFaceSource, model: Program, renormalize: bool, past: int
+) -> None:
     sample = source.sample({"batch": 3, "sequence": 17, "past_sequence": past})
     sample["attention_mask"][1, : past + 5] = 0
     mask = sample["attention_mask"][:, past:]
@@ -80,16 +87,24 @@ def test_what_weighs_nothing_is_what_few_tokens_chose(source: HuggingFaceSource,
     assert torch.equal(ids, same_ids) and 0 < (got[real] == 0).float().mean() < 0.5
     want = by_hand(weights, ids, mask, 0.7, renormalize)
     torch.testing.assert_close(got[real], want[real])
-    assert not torch.equal(want[real], by_hand(weights, ids, mask, 0.4, renormalize)[real]), "this sample tells no alphas apart"
-    assert not torch.equal(want[real], by_hand(weights, ids, torch.ones_like(mask), 0.7, renormalize)[real]), "padding makes no difference"
+    assert not torch.equal(want[real], by_hand(weights, ids, mask, 0.4, renormalize)[real]), (
+        "this sample tells no alphas apart"
+    )
+    assert not torch.equal(want[real], by_hand(weights, ids, torch.ones_like(mask), 0.7, renormalize)[real]), (
+        "padding makes no difference"
+    )
 
 
 def test_single_tokens_are_left_as_they_are(source: HuggingFaceSource, model: Program) -> None:
     sample = source.sample({"batch": 3, "sequence": 1, "past_sequence": 5})
-    before, after = (StreamingEngine(p).run(sample)["logits"] for p in (model, skipping(model, "skip-experts(alpha=1)")))
+    before, after = (
+        StreamingEngine(p).run(sample)["logits"] for p in (model, skipping(model, "skip-experts(alpha=1)"))
+    )
     assert torch.equal(before, after)
     longer = source.sample({"batch": 3, "sequence": 9, "past_sequence": 5})
-    before, after = (StreamingEngine(p).run(longer)["logits"] for p in (model, skipping(model, "skip-experts(alpha=1)")))
+    before, after = (
+        StreamingEngine(p).run(longer)["logits"] for p in (model, skipping(model, "skip-experts(alpha=1)"))
+    )
     assert not torch.allclose(before, after, atol=0.1)
 
 
@@ -125,7 +140,10 @@ def test_history_says_that_results_depend_on_the_call(model: Program) -> None:
 
 
 # ---------------------------------------------------------------------- refusals
-@pytest.mark.parametrize(("alpha", "what"), [("0", "does nothing"), ("0.0", "does nothing"), ("-0.1", "no share"), ("1.5", "no share"), ("True", "no share")])
+@pytest.mark.parametrize(
+    ("alpha", "what"),
+    [("0", "does nothing"), ("0.0", "does nothing"), ("-0.1", "no share"), ("1.5", "no share"), ("True", "no share")],
+)
 def test_shares_that_mean_nothing(model: Program, alpha: str, what: str) -> None:
     error = refused(model, f"skip-experts(alpha={alpha})")
     assert error.code == "M203" and what in error.what
@@ -155,7 +173,9 @@ class Biased(Block):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.view(-1, x.shape[-1])
         weights, ids = mixtral(self.gate(rows), rows)
-        return torch.ops.moec.experts(rows, ids, weights, self.w_in, self.w_out, self.w_in[..., 0], self.w_out[..., 0], score_before=True)  # type: ignore[no-any-return]
+        return torch.ops.moec.experts(
+            rows, ids, weights, self.w_in, self.w_out, self.w_in[..., 0], self.w_out[..., 0], score_before=True
+        )  # type: ignore[no-any-return]
 
 
 def test_a_weight_of_zero_must_leave_nothing() -> None:
@@ -163,11 +183,19 @@ def test_a_weight_of_zero_must_leave_nothing() -> None:
 
 
 # ---------------------------------------------------------------------- engines
-@pytest.mark.parametrize(("then", "kernel"), [("", "grouped"), (", quantize(bits=4, group=16)", "kernel, weights given")])
+@pytest.mark.parametrize(
+    ("then", "kernel"), [("", "grouped"), (", quantize(bits=4, group=16)", "kernel, weights given")]
+)
 def test_engines_compute_the_same(mixtral_folder: str, then: str, kernel: str, tmp_path: Path) -> None:
-    report = api.compile(mixtral_folder, out=tmp_path / "engine", pipeline=f"skip-experts(alpha=0.7){then}", tolerance=20.0)
+    report = api.compile(
+        mixtral_folder, out=tmp_path / "engine", pipeline=f"skip-experts(alpha=0.7){then}", tolerance=20.0
+    )
     assert [b["formulation"] for b in report.facts["blocks"]] == [kernel, kernel]
-    assert report.consistency is not None and report.consistency.by_call and max(w.deviation for w in report.consistency.ways) < 1e-3
+    assert (
+        report.consistency is not None
+        and report.consistency.by_call
+        and max(w.deviation for w in report.consistency.ways) < 1e-3
+    )
     assert "each call against the same call in PyTorch" in markdown(report)
 
 

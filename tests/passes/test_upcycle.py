@@ -1,4 +1,5 @@
-"""An upcycled model is the dense model, to floating-point tolerance, whatever the router says; and what could not be is refused."""
+"""An upcycled model is the dense model, to floating-point tolerance, whatever the router says; and what could not be is
+refused."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def layer_program(layer: nn.Module, dtype: torch.dtype = torch.float32) -> Progr
 
 
 # ---------------------------------------------------------------------- the contract
-@pytest.mark.parametrize("text", ["upcycle", "upcycle(experts=4, granularity=2, top_k=2)", "upcycle(experts=4, granularity=4, top_k=8)"])
+@pytest.mark.parametrize(
+    "text", ["upcycle", "upcycle(experts=4, granularity=2, top_k=2)", "upcycle(experts=4, granularity=4, top_k=8)"]
+)
 @pytest.mark.parametrize("name", zoo.dense_configs())
 def test_equals_the_dense_model(name: str, text: str) -> None:
     program = upcycled(dense(name), text)
@@ -149,7 +152,10 @@ def test_sixteen_bit_logits_are_float32() -> None:
 def test_layers(layers: Any, chosen: list[int]) -> None:
     program, (report,) = Pipeline((Upcycle(layers=layers),)).run(dense("llama"))
     blocks = program.nodes(torch.ops.moec.experts.default)
-    assert report.rewrites == len(chosen) and [next(i for i in (0, 1) if f"layers_{i}_" in str(b.args[3])) for b in blocks] == chosen
+    assert (
+        report.rewrites == len(chosen)
+        and [next(i for i in (0, 1) if f"layers_{i}_" in str(b.args[3])) for b in blocks] == chosen
+    )
     assert error("llama", program) < TOLERANCE
 
 
@@ -257,4 +263,9 @@ def test_reinit_declares_itself_and_redraws_the_same_neurons() -> None:
 def test_what_cannot_be_exact_is_refused(text: str, says: str) -> None:
     with pytest.raises(MoecError) as caught:
         upcycled(dense("llama"), text)
-    assert caught.value.code == "M203" and says in caught.value.what and caught.value.fix and "upcycle(" in caught.value.where
+    assert (
+        caught.value.code == "M203"
+        and says in caught.value.what
+        and caught.value.fix
+        and "upcycle(" in caught.value.where
+    )

@@ -53,7 +53,11 @@ def test_a_short_text_is_refused(tokens: int) -> None:
 
 
 def test_settings_that_mean_nothing_are_refused() -> None:
-    for make in (lambda: CalibrationText("x", -1), lambda: CalibrationText("x", 0, 1), lambda: CalibrationText.of(None, 5)):
+    for make in (
+        lambda: CalibrationText("x", -1),
+        lambda: CalibrationText("x", 0, 1),
+        lambda: CalibrationText.of(None, 5),
+    ):
         with pytest.raises(MoecError) as caught:
             make()
         assert caught.value.code == "M201"

@@ -115,4 +115,6 @@ def test_keeps_programs_as_they_were() -> None:
 def test_times_every_pass() -> None:
     hook = TimeHook()
     run(ScaleHead(2.0), ScaleHead(3.0), hooks=[hook])
-    assert [name for name, _ in hook.times] == ["scale-head(factor=2.0)", "scale-head(factor=3.0)"] and all(ms > 0 for _, ms in hook.times)
+    assert [name for name, _ in hook.times] == ["scale-head(factor=2.0)", "scale-head(factor=3.0)"] and all(
+        ms > 0 for _, ms in hook.times
+    )

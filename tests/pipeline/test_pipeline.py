@@ -56,7 +56,14 @@ class Breaks(Pass):
 
 # ---------------------------------------------------------------------- text
 @pytest.mark.parametrize(
-    "text", ["", "fuse-moe", "upcycle(experts=8, top_k=2)", "upcycle(experts=8, top_k=2), find-moe, fuse-moe", "upcycle(experts=2, top_k=1, layers='*.1.*')"]
+    "text",
+    [
+        "",
+        "fuse-moe",
+        "upcycle(experts=8, top_k=2)",
+        "upcycle(experts=8, top_k=2), find-moe, fuse-moe",
+        "upcycle(experts=2, top_k=1, layers='*.1.*')",
+    ],
 )
 def test_text_round_trip(text: str) -> None:
     try:
@@ -121,7 +128,9 @@ def test_misses_are_reported_with_their_reason() -> None:
     assert [(m["pass_name"], m["reason"]) for m in step.misses] == [("drop-relu", "this one stays")]
 
 
-@pytest.mark.parametrize("lie", [DropRelu(count=0, removes=1), DropRelu(count=3, removes=0)], ids=["did more", "did less"])
+@pytest.mark.parametrize(
+    "lie", [DropRelu(count=0, removes=1), DropRelu(count=3, removes=0)], ids=["did more", "did less"]
+)
 @pytest.mark.parametrize("optional", [False, True])
 def test_a_pass_that_lies_about_its_count_is_caught(lie: Pass, optional: bool) -> None:
     pipeline = Pipeline((lie,))
@@ -166,8 +175,14 @@ def test_passes_that_prepare_another_run_before_it_once_and_may_find_nothing() -
             seen.append((item.name, step))
 
     done, steps = Pipeline((DropRelu(1, 1), AfterRouters(1, 1))).run(make(), hooks=[Watch()])
-    assert [s.name for s in done.history] == [s.name.partition("(")[0] for s in steps] == ["drop-relu", "find-moe", "fuse-moe", "after-routers"]
-    assert seen == [("drop-relu", 0), ("find-moe", 1), ("fuse-moe", 2), ("after-routers", 3)] and [s.rewrites for s in steps] == [1, 0, 0, 1]
+    assert (
+        [s.name for s in done.history]
+        == [s.name.partition("(")[0] for s in steps]
+        == ["drop-relu", "find-moe", "fuse-moe", "after-routers"]
+    )
+    assert seen == [("drop-relu", 0), ("find-moe", 1), ("fuse-moe", 2), ("after-routers", 3)] and [
+        s.rewrites for s in steps
+    ] == [1, 0, 0, 1]
     again, _ = Pipeline((AfterRouters(0, 0),)).all_optional().run(done)
     assert [s.name for s in again.history[4:]] == ["after-routers"]
     assert str(Pipeline((AfterRouters(1, 1),))) == "after-routers(count=1, removes=1)"
@@ -217,4 +232,8 @@ def test_a_miss_names_the_models_own_line() -> None:
     context, node = Context(current="fuse-moe"), fx.Graph().placeholder("x")
     node.meta["stack_trace"] = 'File "model.py", line 7, in forward\n    return x + 1\n'
     context.miss(node, "no")
-    assert (context.misses[0].pass_name, context.misses[0].node, context.misses[0].source_line) == ("fuse-moe", "x", 'File "model.py", line 7, in forward')
+    assert (context.misses[0].pass_name, context.misses[0].node, context.misses[0].source_line) == (
+        "fuse-moe",
+        "x",
+        'File "model.py", line 7, in forward',
+    )

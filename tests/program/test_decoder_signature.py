@@ -7,11 +7,25 @@ import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import PAST, SEQUENCE, TOTAL, cache_inputs, complete, past_names, positions, present_name, without_padding
+from moec.program.decoder_signature import (
+    PAST,
+    SEQUENCE,
+    TOTAL,
+    cache_inputs,
+    complete,
+    past_names,
+    positions,
+    present_name,
+    without_padding,
+)
 from moec.program.signature import Input
 
 CACHE = [Input(n, torch.float32, ("batch", 2, PAST, 4)) for n in past_names(0)]
-INPUTS = (Input("input_ids", torch.int64, ("batch", SEQUENCE)), Input("attention_mask", torch.int64, ("batch", TOTAL)), *CACHE)
+INPUTS = (
+    Input("input_ids", torch.int64, ("batch", SEQUENCE)),
+    Input("attention_mask", torch.int64, ("batch", TOTAL)),
+    *CACHE,
+)
 
 
 class Echo(Engine):
@@ -22,15 +36,25 @@ class Echo(Engine):
 
 
 def test_names() -> None:
-    assert past_names(3) == ("past_key_values.3.key", "past_key_values.3.value") and present_name(past_names(3)[1]) == "present.3.value"
+    assert (
+        past_names(3) == ("past_key_values.3.key", "past_key_values.3.value")
+        and present_name(past_names(3)[1]) == "present.3.value"
+    )
     assert cache_inputs(INPUTS) == CACHE and cache_inputs(INPUTS[:2]) == []
 
 
 def test_an_absent_cache_is_empty_and_an_absent_mask_all_ones() -> None:
     found = complete(INPUTS, {"input_ids": torch.zeros(3, 5, dtype=torch.int64)})
-    assert found[CACHE[0].name].shape == (3, 2, 0, 4) and found["attention_mask"].shape == (3, 5) and found["attention_mask"].all()
+    assert (
+        found[CACHE[0].name].shape == (3, 2, 0, 4)
+        and found["attention_mask"].shape == (3, 5)
+        and found["attention_mask"].all()
+    )
     cached = {c.name: torch.zeros(3, 2, 7, 4) for c in CACHE}
-    assert complete(INPUTS, {"input_ids": torch.zeros(3, 5, dtype=torch.int64), **cached})["attention_mask"].shape == (3, 12)
+    assert complete(INPUTS, {"input_ids": torch.zeros(3, 5, dtype=torch.int64), **cached})["attention_mask"].shape == (
+        3,
+        12,
+    )
 
 
 def test_half_a_cache_is_not_filled_in() -> None:

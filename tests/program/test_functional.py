@@ -55,7 +55,8 @@ def half_by_single(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("function", "left"), [(renormalize, 0), (mask, 0), (through_view, 1), (read_later_through_view, 1), (own_input, 1), (half_by_single, 1)]
+    ("function", "left"),
+    [(renormalize, 0), (mask, 0), (through_view, 1), (read_later_through_view, 1), (own_input, 1), (half_by_single, 1)],
 )
 def test_the_function_stays_the_same(function: Callable[[Tensor], Tensor], left: int) -> None:
     program = capture(Calls(function), {"x": torch.rand(3, 5)}, {"x": ("batch", None)})

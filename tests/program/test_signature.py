@@ -13,7 +13,11 @@ def test_a_dimension_may_be_a_sum() -> None:
 
 
 def test_dimensions_in_order_a_sum_by_its_parts() -> None:
-    inputs = [Input("a", torch.int64, ("batch", "new")), Input("b", torch.int64, ("batch", "past + new")), Input("c", torch.int64, (1,))]
+    inputs = [
+        Input("a", torch.int64, ("batch", "new")),
+        Input("b", torch.int64, ("batch", "past + new")),
+        Input("c", torch.int64, (1,)),
+    ]
     assert dynamic_dimensions(inputs) == ["batch", "new", "past"]
 
 

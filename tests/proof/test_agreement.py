@@ -35,15 +35,27 @@ def test_another_routers_choices_are_counted(program: Program) -> None:
     model.blocks[0].router = nn.Parameter(torch.randn(EXPERTS, 16))
     found = measure_agreement(program, source_of(model).capture(), SAMPLES)
     masks = [chosen(m, 0) for m in (MoeModel(), model)]
-    shared, identical = (masks[0] & masks[1]).sum().item() / masks[0].sum().item(), (masks[0] == masks[1]).all(-1).double().mean().item()
+    shared, identical = (
+        (masks[0] & masks[1]).sum().item() / masks[0].sum().item(),
+        (masks[0] == masks[1]).all(-1).double().mean().item(),
+    )
     block = found.blocks[0]
-    assert block.shared == pytest.approx(shared) and block.identical == pytest.approx(identical) and 0 < identical < shared < 1
+    assert (
+        block.shared == pytest.approx(shared)
+        and block.identical == pytest.approx(identical)
+        and 0 < identical < shared < 1
+    )
     assert block.load == tuple(masks[0].sum(0).tolist()) and block.load_after == tuple(masks[1].sum(0).tolist())
 
 
 def chosen(model: MoeModel, block: int) -> Tensor:
     """Masks `[T, E]` from the modules themselves; for the first block only, whose input is the embedding."""
-    logits = [nn.functional.linear(model.norms[block](model.embedding(s["input_ids"])), model.blocks[block].router).reshape(-1, EXPERTS) for s in SAMPLES]
+    logits = [
+        nn.functional.linear(model.norms[block](model.embedding(s["input_ids"])), model.blocks[block].router).reshape(
+            -1, EXPERTS
+        )
+        for s in SAMPLES
+    ]
     ids = torch.cat(logits).topk(2).indices
     return torch.zeros(len(ids), EXPERTS, dtype=torch.bool).scatter(1, ids, True)
 
@@ -63,4 +75,7 @@ def test_blocks_that_are_only_on_one_side_are_left_out(program: Program) -> None
             return {"logits": self.head(x + self.blocks[1](self.norms[1](x)))}
 
     found = measure_agreement(program, source_of(Dense()).capture(), SAMPLES)
-    assert [b.module for b in found.blocks] == ["blocks.1"] and {layer.module for layer in found.layers} == {"blocks.1", "norms.1"}
+    assert [b.module for b in found.blocks] == ["blocks.1"] and {layer.module for layer in found.layers} == {
+        "blocks.1",
+        "norms.1",
+    }

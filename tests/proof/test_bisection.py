@@ -84,7 +84,9 @@ def test_the_pass_the_layer_and_the_expert_are_named() -> None:
     assert found.stage == "spoil(block=0, expert=3)" and [s.ok for s in found.stages] == [True, True, False]
     assert found.layer == "blocks.0" and found.layer_deviation > FP32.deviation
     assert found.experts == (3,) and 0 < found.wrong_tokens < found.tokens
-    assert "first pass:  spoil" in str(found) and "first layer: blocks.0" in str(found) and "expert:      3" in str(found)
+    assert (
+        "first pass:  spoil" in str(found) and "first layer: blocks.0" in str(found) and "expert:      3" in str(found)
+    )
 
 
 def test_the_fused_operator_is_bisected_too() -> None:
@@ -120,16 +122,37 @@ def test_blame_takes_the_fewest_experts_and_the_guiltier_of_two() -> None:
 
 
 def test_what_was_arranged_away_is_passed_over_and_what_is_wrong_is_not() -> None:
-    """A rotary table that the engine computes at half its width is nowhere to be found, but attention that uses it agrees."""
+    """A rotary table that the engine computes at half its width is nowhere to be found, but attention that uses it
+    agrees."""
     right = {
         name: [torch.randn(4, 6)]
-        for name in ("rotary", "layers.0.attn.q", "layers.0.attn", "layers.0.mlp.up", "layers.0.mlp", "layers.0", "layers.1.attn.q", "layers.1.attn")
+        for name in (
+            "rotary",
+            "layers.0.attn.q",
+            "layers.0.attn",
+            "layers.0.mlp.up",
+            "layers.0.mlp",
+            "layers.0",
+            "layers.1.attn.q",
+            "layers.1.attn",
+        )
     }
     other = torch.randn(4, 6)
     halved = {**right, "rotary": [other]}
     assert first_layer(right, halved, Tolerance(1e-3))[0] == ""
-    assert first_layer(right, {**halved, "layers.1.attn.q": [other], "layers.1.attn": [other]}, Tolerance(1e-3))[0] == "layers.1.attn.q"
+    assert (
+        first_layer(right, {**halved, "layers.1.attn.q": [other], "layers.1.attn": [other]}, Tolerance(1e-3))[0]
+        == "layers.1.attn.q"
+    )
     everything = {key: [other] for key in right}
     assert first_layer(right, everything, Tolerance(1e-3))[0] == "rotary", "nothing agrees after it"
-    beside = {**right, "layers.0.attn": [other], "layers.0": [other], "layers.1.attn.q": [other], "layers.1.attn": [other]}
-    assert first_layer(right, beside, Tolerance(1e-3))[0] == "layers.0.attn", "a layer beside it that agrees says nothing of it"
+    beside = {
+        **right,
+        "layers.0.attn": [other],
+        "layers.0": [other],
+        "layers.1.attn.q": [other],
+        "layers.1.attn": [other],
+    }
+    assert first_layer(right, beside, Tolerance(1e-3))[0] == "layers.0.attn", (
+        "a layer beside it that agrees says nothing of it"
+    )

@@ -24,7 +24,13 @@ class Spoiled(Engine):
     """An engine behind a cache that somebody shifts by one token, or scales."""
 
     def __init__(self, engine: Engine, how: str) -> None:
-        self.name, self.inputs, self.outputs, self.engine, self.how = "spoiled", engine.inputs, engine.outputs, engine, how
+        self.name, self.inputs, self.outputs, self.engine, self.how = (
+            "spoiled",
+            engine.inputs,
+            engine.outputs,
+            engine,
+            how,
+        )
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         given = dict(inputs)
@@ -69,7 +75,11 @@ def test_nan_is_not_equal(engine: Engine, sample: dict[str, Tensor]) -> None:
     class Broken(Spoiled):
         def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             outputs = self.engine.run(inputs)
-            return {**outputs, "logits": torch.full_like(outputs["logits"], torch.nan)} if inputs["input_ids"].shape[1] == 1 else outputs
+            return (
+                {**outputs, "logits": torch.full_like(outputs["logits"], torch.nan)}
+                if inputs["input_ids"].shape[1] == 1
+                else outputs
+            )
 
     assert not check_consistency(Broken(engine, ""), sample, TOLERANCE).ok
 
@@ -82,16 +92,25 @@ class Hasty(Spoiled):
         return {**outputs, "logits": outputs["logits"] * (1 + 0.1 * inputs["input_ids"].shape[1])}
 
 
-def test_where_the_call_matters_each_call_is_compared_with_the_same_call(engine: Engine, sample: dict[str, Tensor]) -> None:
+def test_where_the_call_matters_each_call_is_compared_with_the_same_call(
+    engine: Engine, sample: dict[str, Tensor]
+) -> None:
     hasty = Hasty(engine, "")
     assert not check_consistency(hasty, sample, TOLERANCE).ok
     found = check_consistency(hasty, sample, TOLERANCE, hasty)
-    assert found.ok and found.by_call and [w.steps for w in found.ways] == list(CALLS.values()) and "PyTorch" in found.title
+    assert (
+        found.ok
+        and found.by_call
+        and [w.steps for w in found.ways] == list(CALLS.values())
+        and "PyTorch" in found.title
+    )
     assert not check_consistency(engine, sample, TOLERANCE, hasty).ok, "another rule passes for this one"
 
 
 @pytest.mark.parametrize("how", ["shifted", "scaled"])
-def test_where_the_call_matters_a_wrong_cache_is_found_still(engine: Engine, sample: dict[str, Tensor], how: str) -> None:
+def test_where_the_call_matters_a_wrong_cache_is_found_still(
+    engine: Engine, sample: dict[str, Tensor], how: str
+) -> None:
     found = check_consistency(Hasty(Spoiled(engine, how), ""), sample, TOLERANCE, Hasty(engine, ""))
     assert not found.ok and found.ways[0].deviation < 1e-4 and all(way.deviation > 1e-3 for way in found.ways[1:])
     with pytest.raises(MoecError, match="than the program in PyTorch when a text comes as chunks"):
@@ -100,5 +119,9 @@ def test_where_the_call_matters_a_wrong_cache_is_found_still(engine: Engine, sam
 
 def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> None:
     report = api.read_report(mixtral_engine)
-    assert report.consistency is not None and report.consistency.ok and [w.steps for w in report.consistency.ways] == list(WAYS.values())
+    assert (
+        report.consistency is not None
+        and report.consistency.ok
+        and [w.steps for w in report.consistency.ways] == list(WAYS.values())
+    )
     assert "token by token" in markdown(report) and "token by token" in html(report)

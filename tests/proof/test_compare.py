@@ -87,7 +87,12 @@ def test_a_constant_output_is_measured_by_its_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("got", "says"), [(torch.full((2, 20), float("nan")), "NaN"), (torch.full((2, 20), float("inf")), "infinite"), (torch.zeros(20, 2), "shape [20, 2]")]
+    ("got", "says"),
+    [
+        (torch.full((2, 20), float("nan")), "NaN"),
+        (torch.full((2, 20), float("inf")), "infinite"),
+        (torch.zeros(20, 2), "shape [20, 2]"),
+    ],
 )
 def test_nan_infinity_and_shapes_fail_with_the_reason(got: Tensor, says: str) -> None:
     found = one(torch.randn(2, 20), got)

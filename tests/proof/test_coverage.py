@@ -21,7 +21,10 @@ class ByToken(nn.Module):
         super().__init__()
         self.logits = nn.Buffer(nn.functional.one_hot(experts_of, experts).float())
         self.embedding = nn.Embedding(len(experts_of), HIDDEN)
-        self.w_in, self.w_out = nn.Parameter(torch.randn(experts, 24, HIDDEN)), nn.Parameter(torch.randn(experts, HIDDEN, 12))
+        self.w_in, self.w_out = (
+            nn.Parameter(torch.randn(experts, 24, HIDDEN)),
+            nn.Parameter(torch.randn(experts, HIDDEN, 12)),
+        )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         weights, ids = torch.ops.moec.route(nn.functional.embedding(input_ids, self.logits), top_k=1)
@@ -33,14 +36,18 @@ def by_token(experts_of: list[int], experts: int) -> Source:
 
 
 def test_sizes_are_unlike_the_captures_and_hold_the_edge_cases() -> None:
-    sizes = verification_sizes([Input("ids", torch.int64, ("batch", "sequence")), Input("image", torch.float32, ("batch", 3, 32))])
+    sizes = verification_sizes(
+        [Input("ids", torch.int64, ("batch", "sequence")), Input("image", torch.float32, ("batch", 3, 32))]
+    )
     assert {"batch": 1, "sequence": 1} in sizes
     assert max(s["sequence"] for s in sizes) > 20 and len({s["batch"] for s in sizes}) > 2
     assert all(s["batch"] != 3 and s["sequence"] != 11 for s in sizes)
 
 
 def test_two_lengths_get_two_sizes() -> None:
-    sizes = verification_sizes([Input("a", torch.int64, ("batch", "source")), Input("b", torch.int64, ("batch", "target"))])
+    sizes = verification_sizes(
+        [Input("a", torch.int64, ("batch", "source")), Input("b", torch.int64, ("batch", "target"))]
+    )
     assert all(s["source"] != s["target"] for s in sizes if s["source"] > 1)
     assert verification_sizes([Input("x", torch.float32, (2, 3))]) == [{}]
 

@@ -75,7 +75,9 @@ def test_how_blocks_are_written_makes_no_difference(captured: Program) -> None:
     want = shift(captured, program)
     for a, b in ((unfused(captured), program), (captured, Pipeline.parse("fuse-moe").run(program)[0])):
         found = shift(a, b)
-        assert [found.weights, found.routes, found.both] == pytest.approx([want.weights, want.routes, want.both], rel=1e-4)
+        assert [found.weights, found.routes, found.both] == pytest.approx(
+            [want.weights, want.routes, want.both], rel=1e-4
+        )
 
 
 def test_windows_run_in_groups(captured: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +92,9 @@ def test_windows_run_in_groups(captured: Program, monkeypatch: pytest.MonkeyPatc
 def test_written_out_blocks_compute_the_same() -> None:
     program = source_of(MoeModel((True, True))).capture()
     copy, ids = unfused(program), WINDOWS[0]
-    assert not copy.nodes(torch.ops.moec.moe) and len(copy.nodes(torch.ops.moec.experts)) == 2 == len(program.nodes(torch.ops.moec.moe))
+    assert not copy.nodes(torch.ops.moec.moe) and len(copy.nodes(torch.ops.moec.experts)) == 2 == len(
+        program.nodes(torch.ops.moec.moe)
+    )
     torch.testing.assert_close(copy.run(input_ids=ids)["logits"], program.run(input_ids=ids)["logits"])
     copy.weights["blocks.1.b_in"] = scale(copy.weights["blocks.1.b_in"], 2.0)  # the twin: a bias that is another
     assert not torch.allclose(copy.run(input_ids=ids)["logits"], program.run(input_ids=ids)["logits"])

@@ -1,4 +1,5 @@
-"""What half precision can't decide is left out of a proof, with all that sees it; everything else is held to the tolerance."""
+"""What half precision can't decide is left out of a proof, with all that sees it; everything else is held to the
+tolerance."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def shown(k: Kept) -> str:
 
 def test_only_differences_below_the_noise_hang() -> None:
     logits = torch.tensor([[2.0, 1.985, 0.0], [2.0, 1.95, 0.0], [2.0, 1.0, 0.99]])
-    assert hanging(logits, None, Routing(1), NOISE[HALF]).tolist() == [True, False, False], "two logits of 2.0 move by 0.01 each"
+    assert hanging(logits, None, Routing(1), NOISE[HALF]).tolist() == [True, False, False], (
+        "two logits of 2.0 move by 0.01 each"
+    )
     assert hanging(logits, None, Routing(1), NOISE[torch.bfloat16]).tolist() == [True, True, False]
     assert not hanging(logits, None, Routing(1), NOISE[torch.float32]).any()
     assert hanging(logits, torch.tensor([0.0, 1e-3, 0.0]), Routing(1, "sigmoid"), NOISE[HALF])[0]
@@ -53,25 +56,38 @@ def test_padding_is_seen_by_no_text() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
     past = {"past_key_values.0.key": torch.zeros(2, 1, 0, 3)}
     alone = kept("...x xx..", causal=True, attention_mask=mask, **past)
-    assert shown(alone) == "xxx. ..xx" and alone.compared == alone.total == 5, "a decoder's padding is not compared, and left out by nobody"
+    assert shown(alone) == "xxx. ..xx" and alone.compared == alone.total == 5, (
+        "a decoder's padding is not compared, and left out by nobody"
+    )
     whole = kept("...x ....", causal=False, attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
-    assert shown(whole) == "xx.. xxxx" and whole.total == 8, "without a cache it is compared, and padding may see padding"
+    assert shown(whole) == "xx.. xxxx" and whole.total == 8, (
+        "without a cache it is compared, and padding may see padding"
+    )
     assert shown(kept(".x.. ....", causal=True, attention_mask=mask, **past)) == "x... ..xx"
 
 
 def test_each_form_of_output_is_cut() -> None:
-    past = {"past_key_values.0.key": torch.zeros(2, 1, 1, 3), "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])}
+    past = {
+        "past_key_values.0.key": torch.zeros(2, 1, 1, 3),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
+    }
     k = kept("..x. ....", causal=True, **past)
     sample = {"input_ids": IDS, **past}
     assert k.of(torch.arange(8).view(2, 4, 1), sample).flatten().tolist() == [0, 1, 5, 6, 7]
-    assert k.of(torch.arange(10).view(2, 1, 5, 1), sample).flatten().tolist() == [0, 1, 2, 7, 8, 9], "the cache of before is told as ever"
+    assert k.of(torch.arange(10).view(2, 1, 5, 1), sample).flatten().tolist() == [0, 1, 2, 7, 8, 9], (
+        "the cache of before is told as ever"
+    )
     assert k.of(torch.arange(6).view(2, 3), sample).flatten().tolist() == [3, 4, 5], "pooled"
     assert k.rows(8).tolist() == [True, True, False, False, False, True, True, True]
-    assert k.rows(6).tolist() == [False] * 3 + [True] * 3 and not k.rows(5).any(), "rows that are no tokens of the text go with it"
+    assert k.rows(6).tolist() == [False] * 3 + [True] * 3 and not k.rows(5).any(), (
+        "rows that are no tokens of the text go with it"
+    )
 
 
 def test_rows_that_are_not_the_texts_tokens_spoil_it_whole() -> None:
-    patches = keep([(torch.tensor([False, True, False, False]), False)], {"image": torch.zeros(2, 3, 8, 8)}, "image", False)
+    patches = keep(
+        [(torch.tensor([False, True, False, False]), False)], {"image": torch.zeros(2, 3, 8, 8)}, "image", False
+    )
     assert shown(patches) == "x. xx" and patches.texts.tolist() == [False, True]
     other = keep([(torch.tensor([False] * 4 + [True, False]), False)], {"input_ids": IDS}, "input_ids", True)
     assert shown(other) == "xxxx ....", "an encoder's, three a text"
@@ -84,7 +100,12 @@ def test_too_few_tokens_or_lost_experts_are_a_problem() -> None:
     assert str(Decided("float16", 5e-3, 4210, 5002)).startswith("4,210 of 5,002 tokens; the others")
     with pytest.raises(MoecError, match="only 3 of") as error:
         Decided("float16", 5e-3, 3, 1000).require("here")
-    assert error.value.code == "M108" and error.value.exit_code == 1 and "--max-kl" in error.value.fix and "fp32" in error.value.fix
+    assert (
+        error.value.code == "M108"
+        and error.value.exit_code == 1
+        and "--max-kl" in error.value.fix
+        and "fp32" in error.value.fix
+    )
 
 
 class Mixed(nn.Module):
@@ -114,7 +135,8 @@ def test_who_sees_whom_is_found_out(causal: bool) -> None:
 
 
 def tied(every: bool = False) -> MoeModel:
-    """Two experts of each block, or all, have nearly the same row of the router; where only one of them is chosen, rounding decides which."""
+    """Two experts of each block, or all, have nearly the same row of the router; where only one of them is chosen,
+    rounding decides which."""
     model = MoeModel(seed=1)
     with torch.no_grad():
         for block in model.blocks:
@@ -131,7 +153,9 @@ def test_tokens_that_are_left_out_reach_no_expert_and_the_search_goes_on() -> No
     _, full = reach_experts(program, source, sizes)
     found = reach_decided(program, source, sizes, HALF, full=full)
     assert found.decided.compared < found.decided.tokens and not found.decided.problem and found.coverage.complete
-    assert sum(sum(load.assignments) for load in found.coverage.loads) == 2 * EXPERTS // 2 * found.decided.compared, "two blocks of top-2"
+    assert sum(sum(load.assignments) for load in found.coverage.loads) == 2 * EXPERTS // 2 * found.decided.compared, (
+        "two blocks of top-2"
+    )
     for sample, k in zip(found.samples, found.kept, strict=True):
         again, _ = look(program, sample, NOISE[HALF], causal=True)
         assert torch.equal(again.tokens, k.tokens)
@@ -155,8 +179,15 @@ def test_flips_are_no_difference_and_differences_are() -> None:
     program = source.capture(HALF)
     found = verify(source, Flipping(program, program), program, FP16, precision=HALF)
     found.require()
-    assert found.ok and found.decided is not None and 0 < found.decided.compared < found.decided.tokens and "tokens; the others" in str(found)
-    assert not verify(source, Flipping(program, program), program, FP16).ok, "where a budget decides, everything is compared"
+    assert (
+        found.ok
+        and found.decided is not None
+        and 0 < found.decided.compared < found.decided.tokens
+        and "tokens; the others" in str(found)
+    )
+    assert not verify(source, Flipping(program, program), program, FP16).ok, (
+        "where a budget decides, everything is compared"
+    )
     assert not verify(source, Flipping(program, program, 1.0), program, FP16, precision=HALF).ok
 
 

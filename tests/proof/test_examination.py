@@ -1,4 +1,5 @@
-"""An exam bounds its windows by the model's context, takes the source's tokens only, and decides in the place of other budgets."""
+"""An exam bounds its windows by the model's context, takes the source's tokens only, and decides in the place of other
+budgets."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def test_after_approximate_passes_the_damage_is_split(mixtral: Path, tokens: Pat
     source, exam = open_source(str(mixtral)), Exam(str(tokens), window=50, tokens=200)
     captured = source.capture()
     program, _ = Pipeline.parse("quantize(bits=4, group=16), find-moe, fuse-moe").run(captured)
-    quality = examine(exam, corpus_of(exam.text, source), source, source.reference(), EagerEngine(program), captured, program)
+    quality = examine(
+        exam, corpus_of(exam.text, source), source, source.reference(), EagerEngine(program), captured, program
+    )
     assert quality.shift is not None and quality.shift.tokens == quality.tokens == 196
     assert quality.shift.both == pytest.approx(quality.kl_mean, rel=1e-3) and 0 < quality.shift.routes < quality.kl_mean
 
@@ -61,7 +64,9 @@ def test_a_changed_text_is_noticed(mixtral: Path, tokens: Path, tmp_path: Path) 
     source, exam = open_source(str(mixtral)), Exam(str(tmp_path / "t.npy"), window=8, tokens=16)
     captured = source.capture()
     np.save(tmp_path / "t.npy", np.load(tokens))
-    quality = examine(exam, corpus_of(exam.text, source), source, source.reference(), EagerEngine(captured), captured, captured)
+    quality = examine(
+        exam, corpus_of(exam.text, source), source, source.reference(), EagerEngine(captured), captured, captured
+    )
     require_same_text(exam.text, quality.sha256, "judged")
     np.save(tmp_path / "t.npy", np.load(tokens)[::-1])
     for change in (lambda: None, (tmp_path / "t.npy").unlink):
@@ -74,6 +79,16 @@ def test_a_changed_text_is_noticed(mixtral: Path, tokens: Path, tmp_path: Path) 
 def test_what_may_deviate() -> None:
     precision, bounded, free = torch.float32, Exam("t", max_kl=0.1), Exam("t")
     exact, budget = Tolerance.of(precision), Tolerance.of(precision, approximate=True)
-    assert allowed(precision, None, bounded, approximate=False) == exact and allowed(precision, None, None, approximate=True) == budget
-    assert allowed(precision, None, free, approximate=True) == budget and allowed(precision, None, bounded, approximate=True).deviation == BUDGET_ON_TEXT
-    assert allowed(precision, 0.2, bounded, approximate=True) == allowed(precision, 0.2, None, approximate=False) == Tolerance(0.2)
+    assert (
+        allowed(precision, None, bounded, approximate=False) == exact
+        and allowed(precision, None, None, approximate=True) == budget
+    )
+    assert (
+        allowed(precision, None, free, approximate=True) == budget
+        and allowed(precision, None, bounded, approximate=True).deviation == BUDGET_ON_TEXT
+    )
+    assert (
+        allowed(precision, 0.2, bounded, approximate=True)
+        == allowed(precision, 0.2, None, approximate=False)
+        == Tolerance(0.2)
+    )

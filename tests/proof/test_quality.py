@@ -26,7 +26,11 @@ class Says(Engine):
     """Logits by a table: what is said after a token depends on that token, and with `ahead`, on the next one."""
 
     def __init__(self, table: Tensor, ahead: bool = False) -> None:
-        self.name, self.inputs, self.outputs = "says", (Input("input_ids", torch.int64, ("batch", "sequence")),), ("logits",)
+        self.name, self.inputs, self.outputs = (
+            "says",
+            (Input("input_ids", torch.int64, ("batch", "sequence")),),
+            ("logits",),
+        )
         self._table, self._ahead = table, ahead
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -68,13 +72,24 @@ def test_an_engine_that_says_the_same_is_perfect_and_another_is_not() -> None:
 
 
 def test_the_figures_follow_their_definitions() -> None:
-    p, q = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]), torch.tensor([[0.3, 0.5, 0.2], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]])
-    found = measure(Says(p.log()), Says(q.log() + 3), [torch.tensor([[0, 1, 0, 2, 2]])], EXAM)  # what is added to all logits says nothing
+    p, q = (
+        torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]),
+        torch.tensor([[0.3, 0.5, 0.2], [0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]),
+    )
+    found = measure(
+        Says(p.log()), Says(q.log() + 3), [torch.tensor([[0, 1, 0, 2, 2]])], EXAM
+    )  # what is added to all logits says nothing
     kl = 0.5 * math.log(0.5 / 0.3) + 0.3 * math.log(0.3 / 0.5)  # after token 0, at two of the four places
-    assert found.kl_mean == pytest.approx(kl / 2, rel=1e-5) and found.kl_max == pytest.approx(kl, rel=1e-5) and found.top1 == 0.5
+    assert (
+        found.kl_mean == pytest.approx(kl / 2, rel=1e-5)
+        and found.kl_max == pytest.approx(kl, rel=1e-5)
+        and found.top1 == 0.5
+    )
     want = -(math.log(0.3) + math.log(0.6) + math.log(0.2) + math.log(0.6)) / 4
     got = -(math.log(0.5) + math.log(0.6) + math.log(0.2) + math.log(0.6)) / 4
-    assert found.perplexity_reference == pytest.approx(math.exp(want), rel=1e-5) and found.perplexity_engine == pytest.approx(math.exp(got), rel=1e-5)
+    assert found.perplexity_reference == pytest.approx(
+        math.exp(want), rel=1e-5
+    ) and found.perplexity_engine == pytest.approx(math.exp(got), rel=1e-5)
     assert found.perplexity_ratio == pytest.approx(math.exp(got - want), rel=1e-5)
 
 
@@ -89,9 +104,18 @@ def test_a_token_that_is_ruled_out_costs_nothing_unless_only_the_engine_does_so(
 
 # ---------------------------------------------------------------------- budgets
 def test_a_budget_is_kept_or_not() -> None:
-    kept, broken = quality(exam=replace(EXAM, max_kl=0.02, max_perplexity_ratio=1.06)), quality(exam=replace(EXAM, max_kl=0.019))
+    kept, broken = (
+        quality(exam=replace(EXAM, max_kl=0.02, max_perplexity_ratio=1.06)),
+        quality(exam=replace(EXAM, max_kl=0.019)),
+    )
     kept.require()
-    assert kept.ok and not broken.ok and "0.019 allowed" in broken.problems[0] and "NOT ALLOWED" in str(broken) and "NOT" not in str(kept)
+    assert (
+        kept.ok
+        and not broken.ok
+        and "0.019 allowed" in broken.problems[0]
+        and "NOT ALLOWED" in str(broken)
+        and "NOT" not in str(kept)
+    )
     assert len(quality(exam=replace(EXAM, max_kl=0.01, max_perplexity_ratio=1.01)).problems) == 2
     with pytest.raises(MoecError, match=r"0\.02 nats") as caught:
         broken.require()
@@ -100,14 +124,20 @@ def test_a_budget_is_kept_or_not() -> None:
 
 def test_what_is_not_a_number_keeps_no_budget() -> None:
     table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
-    found = measure(Says(table), Says(table * torch.nan), windows(5), replace(EXAM, max_kl=1e9, max_perplexity_ratio=1e9))
+    found = measure(
+        Says(table), Says(table * torch.nan), windows(5), replace(EXAM, max_kl=1e9, max_perplexity_ratio=1e9)
+    )
     assert len(found.problems) == 2 and not found.ok and not replace(found, exam=EXAM).ok
     with pytest.raises(MoecError) as caught:
         measure(Says(table * torch.nan), Says(table), windows(5), EXAM)
     assert caught.value.code == "M105"
 
 
-@pytest.mark.parametrize("options", [{"window": 1}, {"tokens": -1}, {"max_kl": -0.1}, {"max_perplexity_ratio": 0.0}], ids=["window", "tokens", "KL", "ratio"])
+@pytest.mark.parametrize(
+    "options",
+    [{"window": 1}, {"tokens": -1}, {"max_kl": -0.1}, {"max_perplexity_ratio": 0.0}],
+    ids=["window", "tokens", "KL", "ratio"],
+)
 def test_exams_that_make_no_sense(options: dict[str, float]) -> None:
     with pytest.raises(MoecError) as caught:
         Exam.of("text", **options)
@@ -133,7 +163,9 @@ def test_only_causal_language_models_are_judged() -> None:
 
 
 def test_signatures_of_language_models() -> None:
-    ids, mask, types = (Input(name, torch.int64, ("batch", "sequence")) for name in ("input_ids", "attention_mask", "token_type_ids"))
+    ids, mask, types = (
+        Input(name, torch.int64, ("batch", "sequence")) for name in ("input_ids", "attention_mask", "token_type_ids")
+    )
     require_text_model([ids, mask], ["logits"], "m")
     for inputs, outputs in (([ids, types], ["logits"]), ([mask], ["logits"]), ([ids], ["last_hidden_state"])):
         with pytest.raises(MoecError) as caught:
@@ -143,6 +175,10 @@ def test_signatures_of_language_models() -> None:
 
 def test_what_a_model_is_given(mixtral: Path) -> None:
     given = text_inputs(open_source(str(mixtral)).inputs, torch.tensor([[5, 6, 7]]))
-    assert given["attention_mask"].tolist() == [[1, 1, 1]] and given["past_key_values.1.key"].shape[2] == 0 and len(given) == 6
+    assert (
+        given["attention_mask"].tolist() == [[1, 1, 1]]
+        and given["past_key_values.1.key"].shape[2] == 0
+        and len(given) == 6
+    )
     narrow = Input("input_ids", torch.int32, ("batch", "sequence"))
     assert text_inputs([narrow], torch.tensor([[5]]))["input_ids"].dtype == torch.int32

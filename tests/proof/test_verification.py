@@ -54,7 +54,9 @@ def test_an_engine_is_proven_at_the_sizes_that_it_was_made_for() -> None:
     program = source.capture()
     found = verify(source, Bounded(program), program, FP32)
     assert found.ok and not found.refused and {"batch": 2, "sequence": 7} in found.sizes
-    assert all(s["batch"] <= 4 and s["sequence"] <= 10 for s in found.sizes) and found.coverage.samples == len(found.sizes)
+    assert all(s["batch"] <= 4 and s["sequence"] <= 10 for s in found.sizes) and found.coverage.samples == len(
+        found.sizes
+    )
     with pytest.raises((RuntimeError, MoecError)):  # the twin: its refusals are failures
         verify(source, Bounded(program, says_so=False), program, FP32).require()
 

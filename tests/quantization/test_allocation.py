@@ -25,12 +25,19 @@ def total(costs: Tensor, widths: list[int], chosen: list[int]) -> float:
 
 def best(costs: Tensor, counts: list[int], widths: list[int], budget: float) -> float:
     allowed = budget * sum(counts)
-    fits = (c for c in itertools.product(widths, repeat=len(counts)) if sum(b * n for b, n in zip(c, counts, strict=True)) <= allowed)
+    fits = (
+        c
+        for c in itertools.product(widths, repeat=len(counts))
+        if sum(b * n for b, n in zip(c, counts, strict=True)) <= allowed
+    )
     return min(total(costs, widths, list(c)) for c in fits)
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("widths", "counts", "budget"), [([2, 4], [1024] * 9, 3.0), ([2, 4, 8], [768, 1024, 256] * 2, 4.5), ([4, 8], [64, 4096, 64, 64], 4.3)])
+@pytest.mark.parametrize(
+    ("widths", "counts", "budget"),
+    [([2, 4], [1024] * 9, 3.0), ([2, 4, 8], [768, 1024, 256] * 2, 4.5), ([4, 8], [64, 4096, 64, 64], 4.3)],
+)
 def test_nothing_within_the_budget_is_cheaper(widths: list[int], counts: list[int], budget: float, seed: int) -> None:
     costs = random_costs(len(counts), len(widths), seed)
     chosen = allocate(costs, counts, widths, budget)

@@ -1,4 +1,5 @@
-"""A budget is spent: each expert one width for both matrices, all layers from one purse, and what was decided is said."""
+"""A budget is spent: each expert one width for both matrices, all layers from one purse, and what was decided is
+said."""
 
 from __future__ import annotations
 
@@ -60,11 +61,17 @@ def test_what_was_measured_instead_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"bits": 1.5}, "not between"), ({"bits": 4.5}, "not between"), ({"bits": True}, "not between"), ({"bits": "3"}, "not between"),
-        ({"bits": 3.0, "widths": [2]}, "two or more"), ({"bits": 3.0, "widths": [4, 4]}, "two or more"), ({"bits": 3.0, "widths": [2, 3]}, "two or more"),
-        ({"bits": 3.0, "widths": 4}, "two or more"), ({"bits": 3.0, "sensitivity": "magnitude"}, "not one of fisher"),
+        ({"bits": 1.5}, "not between"),
+        ({"bits": 4.5}, "not between"),
+        ({"bits": True}, "not between"),
+        ({"bits": "3"}, "not between"),
+        ({"bits": 3.0, "widths": [2]}, "two or more"),
+        ({"bits": 3.0, "widths": [4, 4]}, "two or more"),
+        ({"bits": 3.0, "widths": [2, 3]}, "two or more"),
+        ({"bits": 3.0, "widths": 4}, "two or more"),
+        ({"bits": 3.0, "sensitivity": "magnitude"}, "not one of fisher"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_possible(options: dict[str, Any], what: str) -> None:
     problem, fix = Budget(**options).problem
     assert what in problem and fix
@@ -76,9 +83,13 @@ def test_options_without_data_have_the_same_grids() -> None:
     given = Quantize(method="gptq", budget_bits=3.0, widths=[4, 2, 8], rules=rules, group=32)
     plain = Quantize(**without_data(vars(given)))
     assert not plain.needs_calibration() and given.needs_calibration() and given.outline() == plain
-    assert plain == Quantize(method="rtn", experts=2, widths=[4, 2, 8], rules={**rules, "*k_proj": {"method": "rtn", "group": 16}}, group=32)
+    assert plain == Quantize(
+        method="rtn", experts=2, widths=[4, 2, 8], rules={**rules, "*k_proj": {"method": "rtn", "group": 16}}, group=32
+    )
 
 
-@pytest.mark.parametrize("options", [{"method": "gptq2"}, {"budget_bits": 5.0}, {"budget_bits": 3.0, "experts": 4}, {"rules": [1]}])
+@pytest.mark.parametrize(
+    "options", [{"method": "gptq2"}, {"budget_bits": 5.0}, {"budget_bits": 3.0, "experts": 4}, {"rules": [1]}]
+)
 def test_options_that_are_not_possible_stay(options: dict[str, Any]) -> None:
     assert {k: v for k, v in without_data(vars(Quantize(**options))).items() if k in options} == options

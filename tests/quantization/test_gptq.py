@@ -51,7 +51,9 @@ def test_outputs_are_closer_than_rounded_ones(bits: int, group: int, symmetric: 
     rounded = decoded(*encode(values, Grid(bits, group, symmetric)), grid)
     fitted = gptq(values, moments(correlated()), grid)
     other = gptq(values, moments(correlated()).flip(0, 1), grid)  # the moments of other inputs
-    errors = [output_error(values, found, correlated(seed=5)) for found in (fitted, rounded, other)]  # rows that it was not fitted to
+    errors = [
+        output_error(values, found, correlated(seed=5)) for found in (fitted, rounded, other)
+    ]  # rows that it was not fitted to
     assert errors[0] < 0.6 * errors[1] and errors[0] < 0.6 * errors[2]
 
 
@@ -68,9 +70,14 @@ def test_without_correlation_it_is_rounding(symmetric: bool) -> None:
 def test_shapes_and_types_are_those_of_rounding() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         grid = Grid(4, 64, False, "gptq")
-        found, want = encode_with(weight().to(dtype), moments(correlated()), grid), encode(weight().to(dtype), Grid(4, 64, False))
+        found, want = (
+            encode_with(weight().to(dtype), moments(correlated()), grid),
+            encode(weight().to(dtype), Grid(4, 64, False)),
+        )
         assert found is not None
-        assert [(p.shape, p.dtype) for p in found if p is not None] == [(p.shape, p.dtype) for p in want if p is not None]
+        assert [(p.shape, p.dtype) for p in found if p is not None] == [
+            (p.shape, p.dtype) for p in want if p is not None
+        ]
 
 
 def test_three_bits_stay_eight_levels_in_the_bytes_of_four() -> None:

@@ -1,4 +1,5 @@
-"""Moments of experts' inputs: by weight, with a share of all tokens; and how much text it takes until every expert was reached."""
+"""Moments of experts' inputs: by weight, with a share of all tokens; and how much text it takes until every expert was
+reached."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from moec.execution.lockstep import Stop, walk
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
-from moec.quantization.hessians import BLEND, GROWTH, SAMPLE, Arrivals, count_tokens, coverage, enough_text, second_moments, weighted_moments
+from moec.quantization.hessians import (
+    BLEND,
+    GROWTH,
+    SAMPLE,
+    Arrivals,
+    count_tokens,
+    coverage,
+    enough_text,
+    second_moments,
+    weighted_moments,
+)
 
 
 def normal(*shape: int) -> Tensor:
@@ -47,7 +58,9 @@ def test_moments_are_means_over_all_rows_of_all_parts() -> None:
 def test_an_expert_counts_its_tokens_by_weight_and_all_by_a_share() -> None:
     given = arrivals()
     own, everything = given.rows[[0, 1, 3]], second_moments([given.rows])
-    want = (0.9 * torch.outer(own[0], own[0]) + 0.5 * torch.outer(own[1], own[1]) + 0.7 * torch.outer(own[2], own[2])) / 2.1
+    want = (
+        0.9 * torch.outer(own[0], own[0]) + 0.5 * torch.outer(own[1], own[1]) + 0.7 * torch.outer(own[2], own[2])
+    ) / 2.1
     torch.testing.assert_close(given.first(0), want + BLEND * everything)
     assert given.counts.tolist() == [3, 4, 0]  # a weight of zero is none
     torch.testing.assert_close(given.first(2), BLEND * everything)  # nothing but all tokens
@@ -88,7 +101,11 @@ def test_both_operators_are_read_alike(mixtral: Path, name: str) -> None:
     if name == "fused":
         program, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program)
     found: list[Arrivals] = []
-    walk(program, calibration(60).batches(program.inputs), lambda stop: found.append(_of(stop)) if stop.node in moe_nodes(program) else None)
+    walk(
+        program,
+        calibration(60).batches(program.inputs),
+        lambda stop: found.append(_of(stop)) if stop.node in moe_nodes(program) else None,
+    )
     assert [a.counts.sum() for a in found] == [2 * 60] * 2 and found[0].rows.shape == (60, 32)
     torch.testing.assert_close(found[0].weights.sum(-1), torch.ones(60))
 
@@ -105,7 +122,9 @@ def test_text_is_read_on_until_every_expert_was_reached(mixtral: Path) -> None:
     more, counts = enough_text(program, calibration(200), floor)
     assert more.windows().numel() == 400 and more.windows()[:10].equal(calibration(200).windows())
     again = count_tokens(program, more.batches(program.inputs))
-    assert {n: c.tolist() for n, c in counts.items()} == {n: c.tolist() for n, c in again.items()} and min(int(c.min()) for c in counts.values()) >= floor
+    assert {n: c.tolist() for n, c in counts.items()} == {n: c.tolist() for n, c in again.items()} and min(
+        int(c.min()) for c in counts.values()
+    ) >= floor
     assert enough_text(program, calibration(200), floor - 5)[0].windows().numel() == 200
 
 

@@ -1,4 +1,5 @@
-"""Grids: what the bytes say is what was meant, errors are bounded by the width, and refinement is never worse than rounding."""
+"""Grids: what the bytes say is what was meant, errors are bounded by the width, and refinement is never worse than
+rounding."""
 
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ from moec.weights import lazy as weights
 from moec.weights.lazy import from_file, from_tensor
 from moec.weights.shards import write_shards
 
-# relative error of normal numbers in groups of 32: measured 0.0053, 0.087 and 0.37 by rounding; each bound is broken by half the bits
+# relative error of normal numbers in groups of 32: measured 0.0053, 0.087 and 0.37 by rounding; each bound is broken by
+# half the bits
 BOUNDS = {8: 0.006, 4: 0.1, 2: 0.4}
-GRIDS = [Grid(bits, 32, symmetric, method) for bits in (2, 4, 8) for symmetric in (True, False) for method in ("rtn", "hqq")]
+GRIDS = [
+    Grid(bits, 32, symmetric, method) for bits in (2, 4, 8) for symmetric in (True, False) for method in ("rtn", "hqq")
+]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -26,7 +30,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def decoded(parts: Packed, bits: int) -> Tensor:
-    return dequantize(parts.packed.load(), parts.scale.load(), None if parts.zero is None else parts.zero.load(), bits=bits)
+    return dequantize(
+        parts.packed.load(), parts.scale.load(), None if parts.zero is None else parts.zero.load(), bits=bits
+    )
 
 
 def error(value: Tensor, grid: Grid) -> float:
@@ -38,7 +44,9 @@ def error(value: Tensor, grid: Grid) -> float:
 def test_written_bytes_are_what_was_meant(grid: Grid, tmp_path: Path) -> None:
     value = normal(3, 5, 64)
     codes, scale, zero = encode(value, grid)
-    meant = (codes.double() - (2 ** (grid.bits - 1) if zero is None else zero.double().repeat_interleave(32, -1))) * scale.double().repeat_interleave(32, -1)
+    meant = (
+        codes.double() - (2 ** (grid.bits - 1) if zero is None else zero.double().repeat_interleave(32, -1))
+    ) * scale.double().repeat_interleave(32, -1)
     parts = quantize_weight(from_tensor(value, "w"), grid)
     names = dict(zip(("packed", "scale", "zero"), parts.parts(), strict=False))
     (file,) = write_shards(tmp_path, names, 2**40)
@@ -92,9 +100,15 @@ def test_positive_scales_are_positive_and_cost_a_little(bits: int, method: str) 
     value[:, :32] = 0
     signed, positive = Grid(bits, 32, method=method), Grid(bits, 32, method=method, positive_scales=True)
     scale = quantize_weight(from_tensor(value, "w"), positive).scale.load()
-    assert bool((scale > 0).all()) and not bool((quantize_weight(from_tensor(value, "w"), signed).scale.load() > 0).all())
+    assert bool((scale > 0).all()) and not bool(
+        (quantize_weight(from_tensor(value, "w"), signed).scale.load() > 0).all()
+    )
     assert "positive scales" in str(positive) and "positive" not in str(signed)
-    assert 0.99 * error(value, signed) < error(value, positive) < {8: 1.02, 4: 1.15, 2: 1.9 if method == "rtn" else 1.3}[bits] * error(value, signed)
+    assert (
+        0.99 * error(value, signed)
+        < error(value, positive)
+        < {8: 1.02, 4: 1.15, 2: 1.9 if method == "rtn" else 1.3}[bits] * error(value, signed)
+    )
     assert bool((decoded(quantize_weight(from_tensor(value, "w"), positive), bits)[:, :32] == 0).all())
 
 
@@ -109,7 +123,9 @@ def test_positive_scales_of_tiny_numbers() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_refinement_is_nowhere_worse_and_mostly_better(bits: int, symmetric: bool) -> None:
     value = torch.distributions.StudentT(4.0).sample((64, 256)) if bits == 2 else normal(64, 256)
-    rounded, refined = (decoded(quantize_weight(from_tensor(value, "w"), Grid(bits, 32, symmetric, m)), bits) for m in ("rtn", "hqq"))
+    rounded, refined = (
+        decoded(quantize_weight(from_tensor(value, "w"), Grid(bits, 32, symmetric, m)), bits) for m in ("rtn", "hqq")
+    )
     before, after = ((x - value).square().reshape(-1, 32).sum(-1) for x in (rounded, refined))
     assert bool((after <= before * (1 + 1e-5)).all())
     assert float((after < 0.999 * before).float().mean()) > 0.5 and float(after.sum()) < 0.95 * float(before.sum())
@@ -131,7 +147,9 @@ def test_scales_have_the_dtype_of_the_weight_and_codes_know_their_rounding(dtype
     assert parts.scale.dtype == parts.scale.load().dtype == dtype and parts.packed.dtype == torch.uint8
     scale, codes = parts.scale.load().double(), parts.packed.load().double() - 128
     steps = (value.double().reshape(64, -1, 32) / scale.unsqueeze(-1) - codes.reshape(64, -1, 32)).abs()
-    assert float(steps[codes.reshape(64, -1, 32) < 127].max()) < 0.51  # rounded with the scale that is kept, not with a finer one
+    assert (
+        float(steps[codes.reshape(64, -1, 32) < 127].max()) < 0.51
+    )  # rounded with the scale that is kept, not with a finer one
 
 
 # ---------------------------------------------------------------------- laziness
@@ -142,7 +160,11 @@ def test_any_rows_are_those_of_the_whole(tmp_path: Path) -> None:
         for part in quantize_weight(source, grid).parts():
             whole = part.load()
             assert tuple(whole.shape) == part.shape and whole.dtype == part.dtype
-            assert torch.equal(torch.cat(list(part.blocks(1))), whole) and torch.equal(part.read(2, 5), whole[2:5]) and part.read(3, 3).shape[0] == 0
+            assert (
+                torch.equal(torch.cat(list(part.blocks(1))), whole)
+                and torch.equal(part.read(2, 5), whole[2:5])
+                and part.read(3, 3).shape[0] == 0
+            )
 
 
 def test_rows_are_read_a_block_at_a_time() -> None:
@@ -156,7 +178,10 @@ def test_rows_are_read_a_block_at_a_time() -> None:
     packed = quantize_weight(source, Grid(4, 128)).packed
     assert max(asked) == 0  # nothing is read before it is needed
     assert packed.read(0, 24).shape == (24, 1024, 512) and max(asked) == 16  # 64 MiB of float32
-    assert weights.whole("whole", watch, source).atomic and quantize_weight(weights.whole("whole", watch, source), Grid(4, 128)).packed.atomic
+    assert (
+        weights.whole("whole", watch, source).atomic
+        and quantize_weight(weights.whole("whole", watch, source), Grid(4, 128)).packed.atomic
+    )
 
 
 def test_equal_origins_mean_equal_content() -> None:
@@ -181,5 +206,7 @@ def test_settings_that_are_none(grid: Grid, word: str) -> None:
 
 
 def test_weights_that_do_not_fit() -> None:
-    assert "do not divide" in Grid(4, 32).misfit(from_tensor(torch.zeros(4, 48), "w")) and not Grid(4, 16).misfit(from_tensor(torch.zeros(4, 48), "w"))
+    assert "do not divide" in Grid(4, 32).misfit(from_tensor(torch.zeros(4, 48), "w")) and not Grid(4, 16).misfit(
+        from_tensor(torch.zeros(4, 48), "w")
+    )
     assert "uint8 already" in Grid(4, 16).misfit(from_tensor(torch.zeros(4, 48, dtype=torch.uint8), "w"))

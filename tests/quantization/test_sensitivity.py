@@ -125,7 +125,10 @@ def test_fisher_weights_them_by_the_squared_gradient() -> None:
 
 def test_narrower_costs_more() -> None:
     for kind in sensitivity.KINDS:
-        assert all(bool((c[:, 0] >= c[:, 1]).all()) and bool((c[:, 0] > c[:, 1]).any()) for c in measured(kind, captured("mixtral")).values())
+        assert all(
+            bool((c[:, 0] >= c[:, 1]).all()) and bool((c[:, 0] > c[:, 1]).any())
+            for c in measured(kind, captured("mixtral")).values()
+        )
 
 
 def test_frequency_counts_tokens() -> None:
@@ -139,7 +142,9 @@ def test_frequency_counts_tokens() -> None:
     for sample in inputs(of):
         trace(of, sample, watch)
     for node, costs in measured("frequency", of).items():
-        torch.testing.assert_close(costs[:, 0] / costs[:, 0].sum(), counts[node.name].double() / counts[node.name].sum())
+        torch.testing.assert_close(
+            costs[:, 0] / costs[:, 0].sum(), counts[node.name].double() / counts[node.name].sum()
+        )
 
 
 def test_without_memory_or_logits_it_is_the_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:

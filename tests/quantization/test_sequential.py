@@ -67,7 +67,10 @@ def test_a_layer_sees_the_quantized_ones_before_it(before: Grid) -> None:
     first, last = uses(of, "attention")[0], uses(of, "dense")[-1]
     job = done(of, [(first, before), (last, GPTQ)])
     made = job.made[key_of(first, before)]
-    rows = {True: seen(of, last.node, 0, {first.node: {first.place: unpacked(made, before)}}), False: seen(of, last.node, 0, {})}
+    rows = {
+        True: seen(of, last.node, 0, {first.node: {first.place: unpacked(made, before)}}),
+        False: seen(of, last.node, 0, {}),
+    }
     assert last.weight is not None
     want = {k: encode_with(last.weight.load(), second_moments(r), GPTQ) for k, r in rows.items()}
     assert want[True] is not None and want[False] is not None
@@ -77,7 +80,9 @@ def test_a_layer_sees_the_quantized_ones_before_it(before: Grid) -> None:
 
 def test_queries_keys_and_values_share_their_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    monkeypatch.setattr("moec.quantization.sequential.second_moments", lambda parts: calls.append(1) or second_moments(parts))
+    monkeypatch.setattr(
+        "moec.quantization.sequential.second_moments", lambda parts: calls.append(1) or second_moments(parts)
+    )
     of = program("llama")
     todo = [(u, GPTQ) for u in uses(of, "attention", "dense")]
     done(of, todo)
@@ -91,7 +96,9 @@ def test_an_experts_second_matrix_is_fitted_to_its_quantized_first(fused: bool) 
     node, both = pair[0].node, done(of, [(u, GPTQ) for u in pair])
     alone = done(of, [(pair[1], GPTQ)])
     second = key_of(pair[1], GPTQ)
-    assert node is moe_nodes(of)[0] and not torch.equal(both.made[second].packed.load(), alone.made[second].packed.load())
+    assert node is moe_nodes(of)[0] and not torch.equal(
+        both.made[second].packed.load(), alone.made[second].packed.load()
+    )
     rounded = done(of, [(pair[0], RTN), (pair[1], GPTQ)])
     assert pair[0].weight is not None
     torch.testing.assert_close(rounded.made[key_of(pair[0], RTN)].scale.load(), encode(pair[0].weight.load(), RTN)[1])
@@ -124,7 +131,10 @@ def test_what_shares_a_weight_is_done_once() -> None:
 def test_what_cannot_be_fitted_is_rounded_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     of = program("mixtral")
     pair = uses(of, "experts")[:2]
-    monkeypatch.setattr("moec.quantization.hessians.Arrivals.first", lambda self, e: torch.full((32, 32), float("nan")) if e == 3 else torch.eye(32) + 0.9)
+    monkeypatch.setattr(
+        "moec.quantization.hessians.Arrivals.first",
+        lambda self, e: torch.full((32, 32), float("nan")) if e == 3 else torch.eye(32) + 0.9,
+    )
     job = done(of, [(u, GPTQ) for u in pair])
     assert job.rounded == [f"{pair[0].name}[3]"] and pair[0].weight is not None
     scales = job.made[key_of(pair[0], GPTQ)].scale.load()
@@ -137,7 +147,8 @@ def test_nothing_behind_the_last_weight_is_computed(monkeypatch: pytest.MonkeyPa
     (head,) = uses(of, "lm_head")
     shapes: list[tuple[int, ...]] = []
     monkeypatch.setattr(
-        "moec.execution.lockstep._Run.keep", lambda self, node, value: shapes.append(tuple(getattr(value, "shape", ()))) or _keep(self, node, value)
+        "moec.execution.lockstep._Run.keep",
+        lambda self, node, value: shapes.append(tuple(getattr(value, "shape", ()))) or _keep(self, node, value),
     )
     done(of, [(head, GPTQ)])
     assert shapes and not any(s[-1:] == (zoo.VOCAB,) for s in shapes if len(s) == 3)

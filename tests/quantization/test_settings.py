@@ -20,7 +20,9 @@ PLAIN = Settings(Grid(4, 16), NONE, None, None, 0, "quantize(…)")
 
 
 def use(kind: str, name: str, module: str = "", width: int = 64) -> Use:
-    return Use(fx.Graph().placeholder(name.replace(".", "_")), 1, kind, from_tensor(torch.zeros(8, width), name), name, module)
+    return Use(
+        fx.Graph().placeholder(name.replace(".", "_")), 1, kind, from_tensor(torch.zeros(8, width), name), name, module
+    )
 
 
 def bits(settings: Settings, *uses: Use) -> list[int | None]:
@@ -43,7 +45,9 @@ def test_the_head_has_eight_bits_and_tables_stay_unless_asked() -> None:
     assert bits(PLAIN, use("lm_head", "head"), use("embeddings", "table")) == [8, None]
     assert bits(PLAIN, use("embeddings", "both"), use("lm_head", "both")) == [8, 8], "one table for both is packed once"
     gptq = replace(PLAIN, default=Grid(4, 16, method="gptq"))
-    assert [g.method for g in gptq.choose([use("embeddings", "both"), use("lm_head", "both"), use("dense", "fc")]) if g] == ["hqq", "hqq", "gptq"]
+    assert [
+        g.method for g in gptq.choose([use("embeddings", "both"), use("lm_head", "both"), use("dense", "fc")]) if g
+    ] == ["hqq", "hqq", "gptq"]
 
 
 def test_what_decides_among_experts_is_never_quantized() -> None:
@@ -68,7 +72,12 @@ def test_settings_that_are_none(wrong: dict[str, object], words: str) -> None:
     PLAIN.check()
     with pytest.raises(MoecError) as caught:
         replace(PLAIN, **wrong).check()  # type: ignore[arg-type]
-    assert caught.value.code == "M203" and words in caught.value.what and caught.value.where == PLAIN.text and caught.value.fix
+    assert (
+        caught.value.code == "M203"
+        and words in caught.value.what
+        and caught.value.where == PLAIN.text
+        and caught.value.fix
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from moec.quantization.small_floats import Floats, _nearest, quantize_floats
 from moec.weights.lazy import from_tensor
 
 FORMATS = ["fp8", "nvfp4"]
-# relative error of normal numbers, measured 0.026 to 0.027 and 0.094 to 0.096; half a step of three bits of fraction, and of one
+# relative error of normal numbers, measured 0.026 to 0.027 and 0.094 to 0.096; half a step of three bits of fraction,
+# and of one
 BOUNDS = {"fp8": (0.02, 0.03), "nvfp4": (0.08, 0.11)}
 
 
@@ -49,7 +50,9 @@ def test_what_the_format_has_is_kept_exactly(kind: str) -> None:
     assert torch.equal(value(quantize_floats(from_tensor(exact * 8, "y"), kind), kind), exact * 8)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 128), torch.full((2, 128), 3e38), torch.full((2, 128), 1e-38), torch.eye(2, 128) * 1e4])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 128), torch.full((2, 128), 3e38), torch.full((2, 128), 1e-38), torch.eye(2, 128) * 1e4]
+)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_nothing_overflows(kind: str, x: Tensor) -> None:
     got = value(quantize_floats(from_tensor(x, "x"), kind), kind)
@@ -68,25 +71,38 @@ def test_nearest_codes_with_ties_to_even_ones() -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_one_number_serves_a_weight_and_rows_of_any_size(kind: str) -> None:
-    """Experts a thousand times smaller than others have the same relative error: the exponents are in the codes, and in E4M3's scales."""
+    """Experts a thousand times smaller than others have the same relative error: the exponents are in the codes, and in
+    E4M3's scales."""
     x = numbers(3, 6, 128) * torch.tensor([1.0, 30.0, 1000.0])[:, None, None]
     stack = quantize_floats(from_tensor(x, "x"), kind)
     (one,) = [p for p in stack.parts() if p.dtype != torch.uint8]
-    assert one.shape == () and float(one.load()) == pytest.approx(float(x.max()) / (448 * (6 if kind == "nvfp4" else 1)), rel=0.3)
+    assert one.shape == () and float(one.load()) == pytest.approx(
+        float(x.max()) / (448 * (6 if kind == "nvfp4" else 1)), rel=0.3
+    )
     errors = (value(stack, kind) - x).norm(dim=(1, 2)) / x.norm(dim=(1, 2))
     assert float(errors.max()) < 1.2 * BOUNDS[kind][1]
     coarse = (x / x.max() * 7).round() * x.max() / 7
-    assert float(((coarse - x).norm(dim=(1, 2)) / x.norm(dim=(1, 2))).max()) > 0.9, "as integers on one scale they would be gone"
+    assert float(((coarse - x).norm(dim=(1, 2)) / x.norm(dim=(1, 2))).max()) > 0.9, (
+        "as integers on one scale they would be gone"
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_two_scales_of_nvfp4_are_multiplied_in_float32(dtype: torch.dtype) -> None:
-    """In 16 bits the number for the whole weight would be below the smallest normal one, and the product of the two be rounded."""
+    """In 16 bits the number for the whole weight would be below the smallest normal one, and the product of the two be
+    rounded."""
     x = numbers(6, 128, dtype=dtype) * 0.01
     made = quantize_floats(from_tensor(x, "x"), "nvfp4")
-    assert made.overall is not None and made.overall.dtype == torch.float32 and float(made.overall.load()) < torch.finfo(torch.float16).smallest_normal
+    assert (
+        made.overall is not None
+        and made.overall.dtype == torch.float32
+        and float(made.overall.load()) < torch.finfo(torch.float16).smallest_normal
+    )
     got = value(made, "nvfp4")
-    assert got.dtype == dtype and BOUNDS["nvfp4"][0] < float((got - x).float().norm() / x.float().norm()) < BOUNDS["nvfp4"][1]
+    assert (
+        got.dtype == dtype
+        and BOUNDS["nvfp4"][0] < float((got - x).float().norm() / x.float().norm()) < BOUNDS["nvfp4"][1]
+    )
 
 
 @pytest.mark.parametrize("kind", FORMATS)

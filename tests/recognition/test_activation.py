@@ -1,4 +1,5 @@
-"""Activations are told apart by their values. Through which graphs they are found is tests/recognition/test_ffn.py's subject."""
+"""Activations are told apart by their values. Through which graphs they are found is tests/recognition/test_ffn.py's
+subject."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def test_each_candidate_is_told_from_all_others(rule: Activation) -> None:
     assert name_of(rule) == (rule, False)
 
 
-@pytest.mark.parametrize("rule", [Activation(beta=0.01), Activation(alpha=1.7), Activation(limit=9.0), Activation("silu", False, alpha=1.1)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [Activation(beta=0.01), Activation(alpha=1.7), Activation(limit=9.0), Activation("silu", False, alpha=1.1)],
+    ids=str,
+)
 def test_what_is_only_nearly_one_is_none(rule: Activation) -> None:
     assert "is none of" in name_of(rule)
 

@@ -70,24 +70,74 @@ def flattened(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 FOUND: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]], str, bool]] = {
-    "swiglu": (lambda x, g, u, d: F.linear(F.silu(F.linear(x, g)) * F.linear(x, u), d), [(I, H), (I, H), (H, I)], "silu", True),
-    "up first": (lambda x, u, g, d: F.linear(F.linear(x, u) * F.silu(F.linear(x, g)), d), [(I, H), (I, H), (H, I)], "silu", True),
-    "bilinear": (lambda x, g, u, d: F.linear(F.linear(x, g) * F.linear(x, u), d), [(I, H), (I, H), (H, I)], "identity", True),
-    "bias on one half": (lambda x, g, b, u, d: F.linear(F.gelu(F.linear(x, g, b)) * F.linear(x, u), d), [(I, H), (I,), (I, H), (H, I)], "gelu", True),
+    "swiglu": (
+        lambda x, g, u, d: F.linear(F.silu(F.linear(x, g)) * F.linear(x, u), d),
+        [(I, H), (I, H), (H, I)],
+        "silu",
+        True,
+    ),
+    "up first": (
+        lambda x, u, g, d: F.linear(F.linear(x, u) * F.silu(F.linear(x, g)), d),
+        [(I, H), (I, H), (H, I)],
+        "silu",
+        True,
+    ),
+    "bilinear": (
+        lambda x, g, u, d: F.linear(F.linear(x, g) * F.linear(x, u), d),
+        [(I, H), (I, H), (H, I)],
+        "identity",
+        True,
+    ),
+    "bias on one half": (
+        lambda x, g, b, u, d: F.linear(F.gelu(F.linear(x, g, b)) * F.linear(x, u), d),
+        [(I, H), (I,), (I, H), (H, I)],
+        "gelu",
+        True,
+    ),
     "packed": (packed, [(2 * I, H), (H, I)], "silu", True),
     "packed, up first": (packed_up_first, [(2 * I, H), (2 * I,), (H, I)], "gelu", True),
     "packed, slices": (packed_slices, [(2 * I, H), (H, I)], "relu", True),
     "glu": (lambda x, w, d: F.linear(F.glu(F.linear(x, w)), d), [(2 * I, H), (H, I)], "sigmoid", True),
     "relu2": (lambda x, a, b: F.linear(F.relu(F.linear(x, a)) ** 2, b), [(I, H), (H, I)], "relu2", False),
-    "biases": (lambda x, a, b, c, d: F.linear(bert_gelu(F.linear(x, a, b)), c, d), [(I, H), (I,), (H, I), (H,)], "gelu", False),
-    "tanh gelu by hand": (lambda x, a, b: F.linear(bloom_gelu(F.linear(x, a)), b), [(I, H), (H, I)], "gelu_tanh", False),
-    "quick-gelu": (lambda x, a, b: F.linear((h := F.linear(x, a)) * torch.sigmoid(1.702 * h), b), [(I, H), (H, I)], "silu", False),
-    "Conv1D": (lambda x, a, b, c, d: conv1d(F.gelu(conv1d(x, a, b)), c, d), [(H, I), (I,), (I, H), (H,)], "gelu", False),
+    "biases": (
+        lambda x, a, b, c, d: F.linear(bert_gelu(F.linear(x, a, b)), c, d),
+        [(I, H), (I,), (H, I), (H,)],
+        "gelu",
+        False,
+    ),
+    "tanh gelu by hand": (
+        lambda x, a, b: F.linear(bloom_gelu(F.linear(x, a)), b),
+        [(I, H), (H, I)],
+        "gelu_tanh",
+        False,
+    ),
+    "quick-gelu": (
+        lambda x, a, b: F.linear((h := F.linear(x, a)) * torch.sigmoid(1.702 * h), b),
+        [(I, H), (H, I)],
+        "silu",
+        False,
+    ),
+    "Conv1D": (
+        lambda x, a, b, c, d: conv1d(F.gelu(conv1d(x, a, b)), c, d),
+        [(H, I), (I,), (I, H), (H,)],
+        "gelu",
+        False,
+    ),
     "matmul": (lambda x, a, b: torch.matmul(F.relu(torch.matmul(x, a.t())), b), [(I, H), (I, H)], "relu", False),
     "bias apart": (lambda x, a, b, c, d: F.relu(x @ a.mT + b) @ c.mT + d, [(I, H), (I,), (H, I), (H,)], "relu", False),
     "flattened": (flattened, [(I, H), (H, I)], "relu", False),
-    "dropout": (lambda x, a, b: F.linear(F.dropout(F.relu(F.linear(x, a)), 0.5, False), b), [(I, H), (H, I)], "relu", False),
-    "casts": (lambda x, a, b: F.linear(F.relu(F.linear(x, a).double()).to(x.dtype), b), [(I, H), (H, I)], "relu", False),
+    "dropout": (
+        lambda x, a, b: F.linear(F.dropout(F.relu(F.linear(x, a)), 0.5, False), b),
+        [(I, H), (H, I)],
+        "relu",
+        False,
+    ),
+    "casts": (
+        lambda x, a, b: F.linear(F.relu(F.linear(x, a).double()).to(x.dtype), b),
+        [(I, H), (H, I)],
+        "relu",
+        False,
+    ),
 }
 
 
@@ -123,7 +173,10 @@ def attention(x: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor) -> Tensor:
 NOT_FFNS: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "attention": (attention, [(H, H)] * 4),
     "two products in a row": (lambda x, a, b: F.linear(F.linear(x, a), b), [(I, H), (H, I)]),
-    "another width at the end": (lambda x, a, b: F.linear(F.relu(F.linear(x, a)), b).mean(-1, True), [(I, H), (H + 2, I)]),
+    "another width at the end": (
+        lambda x, a, b: F.linear(F.relu(F.linear(x, a)), b).mean(-1, True),
+        [(I, H), (H + 2, I)],
+    ),
     "pooler": (lambda x, a: torch.tanh(F.linear(x, a)), [(H, H)]),
     "gate of something else": (lambda x, a, b: F.linear(F.silu(F.linear(x, a)) * x, b), [(H, H), (H, H)]),
 }
@@ -136,11 +189,31 @@ def test_other_structures_are_left_alone(name: str) -> None:
 
 
 MISSES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]], str]] = {
-    "nearly silu": (lambda x, a, b: F.linear(F.silu(F.linear(x, a)) * 1.001, b), [(I, H), (H, I)], "activation is none of"),
-    "nearly relu2": (lambda x, a, b: F.linear(F.relu(F.linear(x, a)) ** 2.001, b), [(I, H), (H, I)], "activation is none of"),
-    "a norm between": (lambda x, a, b: F.linear(F.layer_norm(F.relu(F.linear(x, a)), (I,)), b), [(I, H), (H, I)], "layer_norm"),
-    "a learned slope": (lambda x, a, s, b: F.linear(F.relu(F.linear(x, a)) * s, b), [(I, H), (I,), (H, I)], "stands between"),
-    "dropout left on": (lambda x, a, b: F.linear(F.dropout(F.relu(F.linear(x, a)), 0.5, True), b), [(I, H), (H, I)], "dropout"),
+    "nearly silu": (
+        lambda x, a, b: F.linear(F.silu(F.linear(x, a)) * 1.001, b),
+        [(I, H), (H, I)],
+        "activation is none of",
+    ),
+    "nearly relu2": (
+        lambda x, a, b: F.linear(F.relu(F.linear(x, a)) ** 2.001, b),
+        [(I, H), (H, I)],
+        "activation is none of",
+    ),
+    "a norm between": (
+        lambda x, a, b: F.linear(F.layer_norm(F.relu(F.linear(x, a)), (I,)), b),
+        [(I, H), (H, I)],
+        "layer_norm",
+    ),
+    "a learned slope": (
+        lambda x, a, s, b: F.linear(F.relu(F.linear(x, a)) * s, b),
+        [(I, H), (I,), (H, I)],
+        "stands between",
+    ),
+    "dropout left on": (
+        lambda x, a, b: F.linear(F.dropout(F.relu(F.linear(x, a)), 0.5, True), b),
+        [(I, H), (H, I)],
+        "dropout",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""A router is found in every form, computes the model's logits, and what is put in its place is computed with; a shared one is left alone."""
+"""A router is found in every form, computes the model's logits, and what is put in its place is computed with; a shared
+one is left alone."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ class Formed(Block):
             return torch.addmm(self.shift, rows, self.turned)
         if self.form == "matmul":
             return rows @ self.turned
-        return F.linear(rows, self.turned.t()) + self.shift if self.form == "biased" else F.linear(rows, self.gate.weight, self.shift)
+        return (
+            F.linear(rows, self.turned.t()) + self.shift
+            if self.form == "biased"
+            else F.linear(rows, self.gate.weight, self.shift)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.view(-1, HIDDEN)
@@ -66,7 +71,11 @@ def place_of(program: Program) -> RouterPlace:
 
 def logits_of(program: Program, place: RouterPlace, x: Tensor) -> Tensor:
     found: list[Tensor] = []
-    walk(program, [{"x": x}], lambda stop: found.append(place.logits(place.activations(stop)[0])) if stop.node is place.product else None)
+    walk(
+        program,
+        [{"x": x}],
+        lambda stop: found.append(place.logits(place.activations(stop)[0])) if stop.node is place.product else None,
+    )
     return found[0]
 
 
@@ -97,7 +106,13 @@ def test_products_in_other_forms(form: str) -> None:
     assert (place.bias is None) == (form == "matmul")
     torch.testing.assert_close(logits_of(program, place, x), block.logits(x.view(-1, HIDDEN)).detach())
     new = torch.randn(EXPERTS, HIDDEN, generator=torch.Generator().manual_seed(3))
-    check_new(program, place, new, with_router(block, new, "gate.weight") if form == "linear" else with_router(block, new, "turned", True), x)
+    check_new(
+        program,
+        place,
+        new,
+        with_router(block, new, "gate.weight") if form == "linear" else with_router(block, new, "turned", True),
+        x,
+    )
 
 
 def check_new(program: Program, place: RouterPlace, new: Tensor, block: nn.Module, x: Tensor) -> None:
@@ -151,7 +166,9 @@ def test_a_router_is_stored_as_wide_as_it_was() -> None:
 
 def captured_half() -> Program:
     block = Block(granite).to(torch.bfloat16)
-    block.router = lambda logits, bias: tuple(t if t.dtype == torch.int64 else t.to(torch.bfloat16) for t in granite(logits, bias))
+    block.router = lambda logits, bias: tuple(
+        t if t.dtype == torch.int64 else t.to(torch.bfloat16) for t in granite(logits, bias)
+    )
     return capture(block, {"x": torch.randn(2, 5, HIDDEN, dtype=torch.bfloat16)}, {"x": ("batch", "sequence")})
 
 

@@ -55,7 +55,11 @@ def beside(logits: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("router", "reason"),
-    [(two_biases, "more than a correction bias"), (changed_in_place, "changed in place"), (beside, "more than the logits relu")],
+    [
+        (two_biases, "more than a correction bias"),
+        (changed_in_place, "changed in place"),
+        (beside, "more than the logits relu"),
+    ],
     ids=lambda v: getattr(v, "__name__", ""),
 )
 def test_why_it_is_none(router: Router, reason: str) -> None:

@@ -26,12 +26,22 @@ def neighbours(rule: Routing, biased: bool) -> Iterator[Routing]:
     """Rules that differ from this one in a single option, wherever that makes another function."""
     yield replace(rule, scale=rule.scale * 1.0001)
     yield replace(rule, top_k=rule.top_k + 1)
-    yield from (replace(rule, score=s) for s in ("sigmoid", "sqrt_softplus") if s != rule.score and rule.combine not in ("softmax", "ones"))
-    yield from (replace(rule, combine=c, epsilon=0.0, floor=0.0) for c in ("renormalize", "scores", "ones") if c != rule.combine)
+    yield from (
+        replace(rule, score=s)
+        for s in ("sigmoid", "sqrt_softplus")
+        if s != rule.score and rule.combine not in ("softmax", "ones")
+    )
+    yield from (
+        replace(rule, combine=c, epsilon=0.0, floor=0.0) for c in ("renormalize", "scores", "ones") if c != rule.combine
+    )
     if rule.combine == "renormalize" and rule.top_k > 1:
         yield replace(rule, epsilon=1e-6)
         if rule.score != "softmax" or biased:
-            yield from (replace(rule, epsilon=e, floor=f) for e, f in ((0.0, 0.0), (1e-20, 0.0), (0.0, 1e-12)) if (e, f) != (rule.epsilon, rule.floor))
+            yield from (
+                replace(rule, epsilon=e, floor=f)
+                for e, f in ((0.0, 0.0), (1e-20, 0.0), (0.0, 1e-12))
+                if (e, f) != (rule.epsilon, rule.floor)
+            )
     if rule.groups > 1:
         yield replace(rule, groups=1)
         yield replace(rule, groups=2, top_groups=1)

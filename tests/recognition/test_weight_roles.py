@@ -15,7 +15,12 @@ from moec.recognition.weight_roles import weight_uses
 from tests import zoo
 from tests.routers import KNOWN, Block, Router, captured, mixtral
 
-NAMES = {"attention": ("attn", "attention."), "experts": (".experts.",), "lm_head": ("lm_head",), "gate": ("shared_expert_gate",)}
+NAMES = {
+    "attention": ("attn", "attention."),
+    "experts": (".experts.",),
+    "lm_head": ("lm_head",),
+    "gate": ("shared_expert_gate",),
+}
 
 
 @cache
@@ -38,8 +43,14 @@ def test_kinds_of_every_architecture(name: str) -> None:
     assert {(u.name, u.module): u.kind for u in uses} == {(u.name, u.module): expected(u.name, u.module) for u in uses}
     blocks = len(program(name).nodes(torch.ops.moec.experts))
     assert [u.kind for u in uses].count("router") == blocks and [u.kind for u in uses].count("experts") == 2 * blocks
-    matrices = {n for n, w in program(name).weights.items() if len(w.shape) > 1 and not n.endswith("bias") and w.shape[-1] >= 10 and w.dtype.is_floating_point}
-    assert {u.name for u in uses} >= {n for n in matrices if n.endswith("weight") or "proj" in n} - {"vit.embeddings.patch_embeddings.projection.weight"}
+    matrices = {
+        n
+        for n, w in program(name).weights.items()
+        if len(w.shape) > 1 and not n.endswith("bias") and w.shape[-1] >= 10 and w.dtype.is_floating_point
+    }
+    assert {u.name for u in uses} >= {n for n in matrices if n.endswith("weight") or "proj" in n} - {
+        "vit.embeddings.patch_embeddings.projection.weight"
+    }
 
 
 @pytest.mark.parametrize("name", ["mixtral", "llama"])

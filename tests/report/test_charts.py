@@ -25,7 +25,9 @@ def test_lines_are_in_proportion_and_inside_the_drawing() -> None:
     agreement, error = layer_plots(INSIDE)
     assert (agreement["low"], agreement["high"], error["low"], error["high"]) == ("90%", "100%", "0", "0.04")
     first, last = error["lines"]["‖d‖ / ‖untouched‖"]
-    assert last["y"] == 6 and first["y"] == 6 + 28 and first["x"] < last["x"] < error["width"]  # 0.04 at the top, 0.02 half-way
+    assert (
+        last["y"] == 6 and first["y"] == 6 + 28 and first["x"] < last["x"] < error["width"]
+    )  # 0.04 at the top, 0.02 half-way
     many = replace(INSIDE, layers=INSIDE.layers * 200, blocks=())
     assert len(layer_plots(many)) == 1 and layer_plots(many)[0]["width"] <= 720
     assert layer_plots(replace(INSIDE, blocks=(), layers=(replace(INSIDE.layers[0], relative=0.0),)))[0]["lines"]
@@ -40,7 +42,12 @@ def test_what_is_not_finite_is_drawn_at_the_top() -> None:
 
 def test_lying_bars_are_in_proportion() -> None:
     a, b, c = share_bars({"a": 1.0, "b": 4.0, "c": 0.0})
-    assert b["width"] == 4 * a["width"] and c["width"] == 1 and [r["y"] for r in (a, b, c)] == [0, 20, 40] and b["text"] == "4"
+    assert (
+        b["width"] == 4 * a["width"]
+        and c["width"] == 1
+        and [r["y"] for r in (a, b, c)] == [0, 20, 40]
+        and b["text"] == "4"
+    )
     assert share_bars({"a": 0.0})[0]["width"] == 1
 
 
@@ -56,4 +63,6 @@ def test_fitted_routers_have_a_chart_and_other_passes_none() -> None:
 
 
 def test_a_span_in_words() -> None:
-    assert span_text((1000, 20)) == "20 to 1,000" and span_text((7, 7)) == "7" and span_text((0.5,), "{:.1%}") == "50.0%"
+    assert (
+        span_text((1000, 20)) == "20 to 1,000" and span_text((7, 7)) == "7" and span_text((0.5,), "{:.1%}") == "50.0%"
+    )

@@ -57,8 +57,13 @@ def test_a_dense_model_with_tied_embeddings() -> None:
 def test_experts_behind_a_router_of_any_kind() -> None:
     model = MoeModel()
     found = inspect_program(source_of(model).capture())
-    assert found.parameters == count(model.parameters()) - EXPERTS * (24 + HIDDEN)  # the first block does not use its biases
-    assert [(b.module, b.kind, b.experts, b.top_k) for b in found.blocks] == [("blocks.0", "moe", EXPERTS, 2), ("blocks.1", "moe", EXPERTS, 2)]
+    assert found.parameters == count(model.parameters()) - EXPERTS * (
+        24 + HIDDEN
+    )  # the first block does not use its biases
+    assert [(b.module, b.kind, b.experts, b.top_k) for b in found.blocks] == [
+        ("blocks.0", "moe", EXPERTS, 2),
+        ("blocks.1", "moe", EXPERTS, 2),
+    ]
     each = 24 * HIDDEN + HIDDEN * 12
     assert found.blocks[0].parameters - found.blocks[0].active_parameters == 2 * each
     assert (found.inputs, found.outputs) == (["input_ids: int64[batch, sequence]"], ["logits"])
@@ -75,5 +80,7 @@ def test_no_weight_is_loaded() -> None:
         raise AssertionError("a weight was read")
 
     lazy = {n: Weight(tuple(p.shape), p.dtype, n, refuse) for n, p in weights.items()}
-    program = capture(model, {"input_ids": torch.zeros(3, 11, dtype=torch.int64)}, {"input_ids": ("batch", "sequence")}, weights=lazy)
+    program = capture(
+        model, {"input_ids": torch.zeros(3, 11, dtype=torch.int64)}, {"input_ids": ("batch", "sequence")}, weights=lazy
+    )
     assert inspect_program(program).size_bytes > VOCAB * HIDDEN * 4

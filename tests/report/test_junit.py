@@ -36,7 +36,10 @@ def broken(proof: Verification, group: str) -> Verification:
     if group == "sizes":
         return replace(proof, refused=(Refused({"batch": 2, "sequence": 7}, "ValueError: <odd> length"),))
     if group == "consistency":
-        return replace(proof, consistency=Consistency(1e-3, (Way("chunks", (2, 2), 1e-5), Way("token by token", (1, 1), float("nan")))))
+        return replace(
+            proof,
+            consistency=Consistency(1e-3, (Way("chunks", (2, 2), 1e-5), Way("token by token", (1, 1), float("nan")))),
+        )
     return replace(proof, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01)))
 
 
@@ -45,7 +48,10 @@ def found(proof: Verification | MoecError) -> tuple[dict[str, str], ElementTree.
     root = ElementTree.fromstring(junit("engine", proof))
     suite = root[0]
     verdicts = {
-        f"{case.attrib['classname'].rpartition('.')[2]} {case.attrib['name']}": next((c.tag for c in case if c.tag != "system-out"), "passed") for case in suite
+        f"{case.attrib['classname'].rpartition('.')[2]} {case.attrib['name']}": next(
+            (c.tag for c in case if c.tag != "system-out"), "passed"
+        )
+        for case in suite
     }
     assert root.attrib["tests"] == suite.attrib["tests"] == str(len(suite))
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
@@ -55,7 +61,11 @@ def found(proof: Verification | MoecError) -> tuple[dict[str, str], ElementTree.
 
 def test_a_good_proof_has_a_case_a_check(proof: Verification) -> None:
     verdicts, _ = found(proof)
-    assert verdicts["outputs logits"] == "passed" and verdicts["coverage blocks.0"] == "passed" and verdicts["sizes batch=2, sequence=7"] == "passed"
+    assert (
+        verdicts["outputs logits"] == "passed"
+        and verdicts["coverage blocks.0"] == "passed"
+        and verdicts["sizes batch=2, sequence=7"] == "passed"
+    )
     assert set(verdicts.values()) == {"passed"} and len(verdicts) == len(cases(proof))
 
 
@@ -72,7 +82,11 @@ def test_a_broken_proof_fails_in_its_own_group(proof: Verification, group: str) 
 def test_what_was_not_found_out_is_skipped(proof: Verification) -> None:
     partly = replace(proof.coverage, loads=(ExpertLoad("moe", "blocks.0", (5, 0, 3)),))
     verdicts, root = found(replace(proof, coverage=partly, refused=(Refused({"batch": 1}, "specialised"),)))
-    assert verdicts["coverage blocks.0"] == "skipped" and verdicts["sizes batch=1"] == "skipped" and "failure" not in verdicts.values()
+    assert (
+        verdicts["coverage blocks.0"] == "skipped"
+        and verdicts["sizes batch=1"] == "skipped"
+        and "failure" not in verdicts.values()
+    )
     assert "not reached: 1" in str(root.find(".//skipped[@message='2 of 3 experts reached; not reached: 1']").text)  # type: ignore[union-attr]
 
 

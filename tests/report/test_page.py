@@ -48,7 +48,12 @@ def test_every_expert_has_a_bar_and_missed_ones_are_marked() -> None:
 def test_the_quality_is_drawn() -> None:
     plain, report = make(), replace(make(), quality=QUALITY)
     tags, text = Tags(html(report)), html(report)
-    assert tags.counts["polyline"] == 3 and tags.counts["circle"] == 6 and tags.counts["rect"] == 8 + 2 * 2 * 2 and "polyline points" not in html(plain)
+    assert (
+        tags.counts["polyline"] == 3
+        and tags.counts["circle"] == 6
+        and tags.counts["rect"] == 8 + 2 * 2 * 2
+        and "polyline points" not in html(plain)
+    )
     for part in (
         "Quality on text",
         "prose.txt",
@@ -59,12 +64,18 @@ def test_the_quality_is_drawn() -> None:
         "allowed: 0.05",
     ):
         assert part in text
-    assert tags.loads == [] and all(p in markdown(report) for p in ("| blocks.0 | 96.00 % | 93.00 % |  |", "| blocks.1 |  |  | 4.00e-02 |"))
+    assert tags.loads == [] and all(
+        p in markdown(report) for p in ("| blocks.0 | 96.00 % | 93.00 % |  |", "| blocks.1 |  |  | 4.00e-02 |")
+    )
 
 
 def test_charts_say_in_words_what_they_show() -> None:
     text = html(replace(make(), quality=QUALITY))
-    for part in ("the same sets: 93.00%", "‖d‖ / ‖untouched‖: 2.00e-02 to 4.00e-02", "tokens of each expert on the text: 4; in the untouched model: 3 to 5"):
+    for part in (
+        "the same sets: 93.00%",
+        "‖d‖ / ‖untouched‖: 2.00e-02 to 4.00e-02",
+        "tokens of each expert on the text: 4; in the untouched model: 3 to 5",
+    ):
         assert f"{part}" in text
     assert text.count("<svg") == text.count('role="img" aria-label="') and "<details><summary>" in text
 
@@ -73,7 +84,9 @@ def test_the_cause_of_the_damage_is_shown() -> None:
     shift = ExpertShift(60, 0.012, 0.004, 0.02)
     plain, report = replace(make(), quality=QUALITY), replace(make(), quality=replace(QUALITY, shift=shift))
     tags = Tags(html(report))
-    assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3 and "What the damage comes from" not in html(plain)
+    assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3 and "What the damage comes from" not in html(
+        plain
+    )
     for text in (html(report), markdown(report)):
         assert "weights alone 0.012, changed choices alone 0.004, both 0.02" in text
     assert "weights alone 0.012" in str(report.quality) and "weights alone" not in str(plain.quality)
@@ -81,7 +94,13 @@ def test_the_cause_of_the_damage_is_shown() -> None:
 
 def test_what_passes_say_of_their_work_is_shown() -> None:
     rows = [{"module": "blocks.<0>", "calibrated": True, "identical_before": 0.81, "identical_after": 0.92345678}]
-    facts = {"blocks": rows, "kinds": {"experts": {"kept": 0, "grids": ["4 bit", "8 bit"]}}, "bytes": 7, "empty": [], "names": ["a"]}
+    facts = {
+        "blocks": rows,
+        "kinds": {"experts": {"kept": 0, "grids": ["4 bit", "8 bit"]}},
+        "bytes": 7,
+        "empty": [],
+        "names": ["a"],
+    }
     step = {**make().steps[0], "name": "calibrate-router(floor=9)", "facts": facts}
     text = html(replace(make(), steps=(step,)))
     for part in (
@@ -94,7 +113,11 @@ def test_what_passes_say_of_their_work_is_shown() -> None:
         "4 bit, 8 bit",
     ):
         assert part in text
-    assert "calibrate-router: empty" not in text and "calibrate-router: names" not in text and "Routers fitted anew" not in html(make())
+    assert (
+        "calibrate-router: empty" not in text
+        and "calibrate-router: names" not in text
+        and "Routers fitted anew" not in html(make())
+    )
     assert "| experts | 0 | 4 bit, 8 bit |" in markdown(replace(make(), steps=(step,)))
 
 
@@ -121,9 +144,17 @@ def test_the_verdict_on_an_approximation() -> None:
 def test_markdown_has_the_tables() -> None:
     report = replace(make(), artefacts=(Artefact("model.onnx", "ab" * 32, 1234),))
     text = markdown(report)
-    for part in ("| logits |", "| blocks.1 | 4/4 | – |", "| fuse-moe | exact | 2 |", "| model.onnx | 1,234 |", "used <b>twice</b>"):
+    for part in (
+        "| logits |",
+        "| blocks.1 | 4/4 | – |",
+        "| fuse-moe | exact | 2 |",
+        "| model.onnx | 1,234 |",
+        "used <b>twice</b>",
+    ):
         assert part in text
-    widths = [line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith(("| logits", "| output"))]
+    widths = [
+        line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith(("| logits", "| output"))
+    ]
     assert len(set(widths)) == 1
 
 
@@ -140,17 +171,30 @@ def test_what_the_backend_says_of_attention_is_shown() -> None:
 
 def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() -> None:
     report = make()
-    assert proof_note(report) == "" and proof_note(replace(report, target="onnxruntime:cuda", facts={"verified_by": "onnxruntime:cpu"})) == ""
+    assert (
+        proof_note(report) == ""
+        and proof_note(replace(report, target="onnxruntime:cuda", facts={"verified_by": "onnxruntime:cpu"})) == ""
+    )
     stood_in = replace(report, target="tensorrt-rtx:sm86", facts={"verified_by": "onnxruntime"})
     assert "verified by onnxruntime" in proof_note(stood_in) and "moec verify" in proof_note(stood_in)
     assert "moec build" in proof_note(replace(stood_in, built=False))
     open_ = replace(stood_in, facts={"verified_by": "onnxruntime, otherwise", "unproven": ["how fast", "how exact"]})
-    assert "verified by onnxruntime, otherwise, which" in proof_note(open_) and proof_note(open_).endswith("; not proven: how fast; not proven: how exact")
-    assert proof_note(stood_in) in markdown(stood_in) and "which ran the graph that the engine is made from" in html(stood_in)
+    assert "verified by onnxruntime, otherwise, which" in proof_note(open_) and proof_note(open_).endswith(
+        "; not proven: how fast; not proven: how exact"
+    )
+    assert proof_note(stood_in) in markdown(stood_in) and "which ran the graph that the engine is made from" in html(
+        stood_in
+    )
 
 
 def test_the_backends_tables_are_in_the_text() -> None:
-    report = replace(make(), facts={"blocks": [{"module": "blocks.0", "why": "few tokens"}], "profiles": [{"profile": "decode", "sequence": "1"}]})
+    report = replace(
+        make(),
+        facts={
+            "blocks": [{"module": "blocks.0", "why": "few tokens"}],
+            "profiles": [{"profile": "decode", "sequence": "1"}],
+        },
+    )
     text = markdown(report)
     assert "## How each block runs" in text and "| blocks.0 | few tokens |" in text and "| decode | 1 |" in text
     assert "few tokens" in html(report) and "Sizes that it is built for" in html(report)

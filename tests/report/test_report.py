@@ -25,12 +25,23 @@ from moec.report.page import html
 from moec.report.report import SCHEMA, Report, step_facts
 from tests.moe_module import MoeModel, source_of
 
-STEP = StepReport("fuse-moe", "exact", 2, 1.25, "abcd", [{"pass_name": "fuse-moe", "node": "linear_3", "reason": "used <b>twice</b>", "source_line": ""}])
+STEP = StepReport(
+    "fuse-moe",
+    "exact",
+    2,
+    1.25,
+    "abcd",
+    [{"pass_name": "fuse-moe", "node": "linear_3", "reason": "used <b>twice</b>", "source_line": ""}],
+)
 
 INSIDE = Agreement(
-    70, tuple(BlockAgreement(f"blocks.{n}", 0.96, 0.93, (5, 3), (4, 4)) for n in (0, 1)), (LayerError("blocks.0", 0.02), LayerError("blocks.1", 0.04))
+    70,
+    tuple(BlockAgreement(f"blocks.{n}", 0.96, 0.93, (5, 3), (4, 4)) for n in (0, 1)),
+    (LayerError("blocks.0", 0.02), LayerError("blocks.1", 0.04)),
 )
-QUALITY = Quality(Exam("prose.txt", max_kl=0.05), "ab", 7, 70, 20.0, 21.0, 0.04879, 0.02, 0.3, 1.5, 0.97, INSIDE, 1000, 4000)
+QUALITY = Quality(
+    Exam("prose.txt", max_kl=0.05), "ab", 7, 70, 20.0, 21.0, 0.04879, 0.02, 0.3, 1.5, 0.97, INSIDE, 1000, 4000
+)
 
 
 def make(folder: Path | None = None, seed: int = 0) -> Report:
@@ -40,9 +51,17 @@ def make(folder: Path | None = None, seed: int = 0) -> Report:
     wrong = source_of(MoeModel(seed=1)).capture() if seed < 0 else program
     found = verify(source, EagerEngine(wrong), program, Tolerance.of(torch.float32), seed=max(0, seed))
     return Report(
-        "tiny", "onnxruntime", "fuse-moe", found.comparison, found.coverage, seed, steps=step_facts([STEP]), environment=environment({"runtime": "1.0"}),
-        facts={"blocks": [{"module": "blocks.0", "kernel": "MoE"}]}, artefacts=hash_artefacts(folder) if folder else (),
-    )  # fmt: skip
+        "tiny",
+        "onnxruntime",
+        "fuse-moe",
+        found.comparison,
+        found.coverage,
+        seed,
+        steps=step_facts([STEP]),
+        environment=environment({"runtime": "1.0"}),
+        facts={"blocks": [{"module": "blocks.0", "kernel": "MoE"}]},
+        artefacts=hash_artefacts(folder) if folder else (),
+    )
 
 
 def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
@@ -51,7 +70,12 @@ def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
     assert Report.from_json(text).to_json() == text
     (tmp_path / "moec.json").write_text(text)
     again = Report.read(tmp_path / "moec.json")
-    assert again.ok and again.coverage.complete and again.comparison.outputs[0].name == "logits" and again.artefacts[0].size_bytes == 3
+    assert (
+        again.ok
+        and again.coverage.complete
+        and again.comparison.outputs[0].name == "logits"
+        and again.artefacts[0].size_bytes == 3
+    )
 
 
 def test_the_quality_is_read_back_and_decides() -> None:
@@ -95,7 +119,9 @@ def test_a_newer_schema_is_refused() -> None:
     assert error.value.code == "M201"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "comparison": 3, "coverage": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "comparison": 3, "coverage": {}}']
+)
 def test_what_is_not_a_report_is_refused(text: str) -> None:
     with pytest.raises(MoecError) as error:
         Report.from_json(text)

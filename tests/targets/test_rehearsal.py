@@ -38,7 +38,11 @@ def asked(captured: Program, pipeline: str, target: str) -> list[Refusal]:
         ("quantize(format=nvfp4)", "onnxruntime", "format=int, bits=2|4|8, group=16|32|64|128"),
         ("quantize(bits=4, group=16, method=gptq)", "tensorrt:sm90", "group=64|128"),
         ("quantize(bits=4, group=16, budget_bits=3.0), calibrate-router", "tensorrt:sm90", "group=64|128"),
-        ("prune-experts, quantize(group=16, rules={'*': {'method': 'gptq', 'symmetric': False}})", "tensorrt:sm90", "symmetric=True"),
+        (
+            "prune-experts, quantize(group=16, rules={'*': {'method': 'gptq', 'symmetric': False}})",
+            "tensorrt:sm90",
+            "symmetric=True",
+        ),
     ],
 )
 def test_a_target_says_what_it_takes_instead(pipeline: str, target: str, listed: str, captured: Program) -> None:
@@ -66,7 +70,14 @@ class Begun(Exception):
 def compiled(model: Path, folder: Path, target: str) -> None:
     np.save(folder / "text.npy", np.arange(600) % 90)
     pipeline = "quantize(bits=4, group=16, method=gptq), calibrate-router"
-    moec.compile(model, out=folder / "engine", target=target, pipeline=pipeline, calibration=folder / "text.npy", build=target == "onnxruntime")
+    moec.compile(
+        model,
+        out=folder / "engine",
+        target=target,
+        pipeline=pipeline,
+        calibration=folder / "text.npy",
+        build=target == "onnxruntime",
+    )
 
 
 def test_a_compile_asks_before_any_work(mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +87,9 @@ def test_a_compile_asks_before_any_work(mixtral: Path, tmp_path: Path, monkeypat
     assert not (tmp_path / "engine").exists()
 
 
-def test_what_the_target_takes_goes_on_to_the_work(mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_target_takes_goes_on_to_the_work(
+    mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def work(_: Program) -> None:
         raise Begun
 

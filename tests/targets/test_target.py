@@ -14,7 +14,10 @@ from moec.targets.target import Target
         ("onnxruntime", Target("onnxruntime")),
         ("onnxruntime:cuda", Target("onnxruntime", "cuda")),
         ("onnxruntime:cuda,precision=fp16", Target("onnxruntime", "cuda", {"precision": "fp16"})),
-        ("tensorrt-rtx:sm86,sm89,sm120,precision=fp16", Target("tensorrt-rtx", "sm86,sm89,sm120", {"precision": "fp16"})),
+        (
+            "tensorrt-rtx:sm86,sm89,sm120,precision=fp16",
+            Target("tensorrt-rtx", "sm86,sm89,sm120", {"precision": "fp16"}),
+        ),
         ("onnxruntime:precision=fp16,threads=2", Target("onnxruntime", "", {"precision": "fp16", "threads": "2"})),
     ],
 )
@@ -23,7 +26,18 @@ def test_round_trip(text: str, target: Target) -> None:
     assert str(target) == text
 
 
-@pytest.mark.parametrize("text", ["", ":cuda", "onnxruntime:cuda,sm90", "onnxruntime:sm90,cuda", "onnxruntime:precision=", "onnxruntime:=fp16", "on nx"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":cuda",
+        "onnxruntime:cuda,sm90",
+        "onnxruntime:sm90,cuda",
+        "onnxruntime:precision=",
+        "onnxruntime:=fp16",
+        "on nx",
+    ],
+)
 def test_what_is_no_target_is_refused(text: str) -> None:
     with pytest.raises(MoecError) as caught:
         Target.parse(text)

@@ -51,7 +51,9 @@ def test_windows_hold_every_token_once(length: int, batch: int, limit: int) -> N
     assert all(p.shape[0] <= batch and p.shape[1] <= length for p in pieces)
     flat = torch.cat([p.flatten() for p in pieces])
     lost = (limit or 100) - len(flat)
-    assert torch.equal(flat, tokens[: len(flat)]) and lost == int((limit or 100) % length == 1)  # one token alone predicts nothing
+    assert torch.equal(flat, tokens[: len(flat)]) and lost == int(
+        (limit or 100) % length == 1
+    )  # one token alone predicts nothing
 
 
 def test_every_window_begins_as_the_tokenizer_begins_a_text(tmp_path: Path) -> None:
@@ -87,7 +89,9 @@ def test_files_of_tokens(tmp_path: Path) -> None:
         ("two.npz", {"a": np.ones(3), "b": np.ones(3)}, "input_ids", "M211"),
     ],
 )
-def test_what_is_not_a_text_is_refused(name: str, content: Any, says: str, code: str, folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_a_text_is_refused(
+    name: str, content: Any, says: str, code: str, folder: Path, tmp_path: Path
+) -> None:
     file = tmp_path / name
     if isinstance(content, bytes):
         file.write_bytes(content)

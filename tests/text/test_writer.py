@@ -1,4 +1,5 @@
-"""Pieces of text join to the text of all tokens; a folder's tokenizer and limits are used; records count what happened."""
+"""Pieces of text join to the text of all tokens; a folder's tokenizer and limits are used; records count what
+happened."""
 
 from __future__ import annotations
 
@@ -62,7 +63,11 @@ def test_what_earlier_tokens_do_to_the_next_is_kept() -> None:
     def decode(tokens: list[int]) -> str:  # as sentencepiece: a space before every word but the first
         return " ".join(words[t] for t in tokens)
 
-    assert pieces(decode, [1, 2], earlier=(0,)) == [" quick", " sort", ""] and pieces(decode, [1, 2]) == ["quick", " sort", ""]
+    assert pieces(decode, [1, 2], earlier=(0,)) == [" quick", " sort", ""] and pieces(decode, [1, 2]) == [
+        "quick",
+        " sort",
+        "",
+    ]
 
 
 def test_a_prompt_is_continued(writer: Writer, folder: Path) -> None:
@@ -99,7 +104,10 @@ def test_tokens_need_no_tokenizer(mixtral_engine: Path) -> None:
     assert error.value.code == "M204" and "--tokens" in error.value.fix
 
 
-@pytest.mark.parametrize(("prompt", "what"), [("", "the prompt has no tokens"), ([5, 96], "no token has the number 96"), ([-1], "no token has the number -1")])
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [("", "the prompt has no tokens"), ([5, 96], "no token has the number 96"), ([-1], "no token has the number -1")],
+)
 def test_prompts_that_are_none(writer: Writer, prompt: Any, what: str) -> None:
     with pytest.raises(MoecError) as error:
         writer.write(prompt)
@@ -110,5 +118,8 @@ def test_figures_of_a_record() -> None:
     written = Written([1, 2, 3, 4], [5, 6, 7], "abc", [0.5, 0.1, 0.3], "end")
     assert written.prefill_tokens_per_s == 8 and written.decode_tokens_per_s == pytest.approx(5)
     assert json.loads(json.dumps(written.to_dict()))["timings"]["first_token_ms"] == 500
-    assert str(written) == "4 + 3 tokens, stopped at end; prefill 8.0 tokens/s (first token after 500.0 ms), decode 5.0 tokens/s"
+    assert (
+        str(written)
+        == "4 + 3 tokens, stopped at end; prefill 8.0 tokens/s (first token after 500.0 ms), decode 5.0 tokens/s"
+    )
     assert Written([1], [5], "a", [0.5]).decode_tokens_per_s is None

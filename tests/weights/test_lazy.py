@@ -42,9 +42,13 @@ EXPRESSIONS: dict[str, tuple[Callable[[], Weight], Tensor]] = {
     "rowwise": (lambda: lazy.rowwise("sum", torch.add, WA, WB), A + B),
     "whole": (lambda: lazy.whole("flip", lambda t: t.flip(0), WA), A.flip(0)),
     "whole to a scalar": (lambda: lazy.whole("max", lambda t: t.max(), WA), A.max()),
-    "nested": (lambda: lazy.cast(lazy.stack([lazy.concat([lazy.transpose(WA, 0, 1), lazy.transpose(WB, 0, 1)], 0)] * 2), torch.float16),
-               torch.stack([torch.cat([A.T, B.T])] * 2).half()),
-}  # fmt: skip
+    "nested": (
+        lambda: lazy.cast(
+            lazy.stack([lazy.concat([lazy.transpose(WA, 0, 1), lazy.transpose(WB, 0, 1)], 0)] * 2), torch.float16
+        ),
+        torch.stack([torch.cat([A.T, B.T])] * 2).half(),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", EXPRESSIONS)
@@ -98,7 +102,9 @@ def test_origins_tell_expressions_apart() -> None:
     assert lazy.stack([WA] * 4).origin == "stack(a x 4)"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
+)
 def test_a_file(dtype: torch.dtype, tmp_path: Path) -> None:
     values = {"w": (torch.randn(9, 4) * 3).to(dtype), "scalar": torch.tensor(3).to(dtype)}
     save_file(values, tmp_path / "model.safetensors")
@@ -110,7 +116,11 @@ def test_a_file(dtype: torch.dtype, tmp_path: Path) -> None:
             if dtype.itemsize == 1 and dtype.is_floating_point
             else torch.equal(weight.load(), want)
         )
-    assert [len(b) for b in lazy.from_file(tmp_path / "model.safetensors", "w").blocks(4 * dtype.itemsize * 4)] == [4, 4, 1]
+    assert [len(b) for b in lazy.from_file(tmp_path / "model.safetensors", "w").blocks(4 * dtype.itemsize * 4)] == [
+        4,
+        4,
+        1,
+    ]
 
 
 def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
@@ -124,7 +134,11 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
 def coded(seed: int, bits: int = 4, rows_: int = 6, zeros: bool = True) -> Weight:
     generator = torch.Generator().manual_seed(seed)
     zero = torch.randint(0, 2**bits, (rows_, 2), generator=generator).to(torch.uint8) if zeros else None
-    parts = [torch.randint(0, 256, (rows_, 4 * bits), generator=generator).to(torch.uint8), torch.randn(rows_, 2, generator=generator), zero]
+    parts = [
+        torch.randint(0, 256, (rows_, 4 * bits), generator=generator).to(torch.uint8),
+        torch.randn(rows_, 2, generator=generator),
+        zero,
+    ]
     packed, scale, zero_ = (None if p is None else lazy.from_tensor(p, f"{seed}.{i}") for i, p in enumerate(parts))
     assert packed is not None and scale is not None
     return lazy.decoded(lazy.Coded(packed, scale, zero_, bits))
@@ -133,18 +147,32 @@ def coded(seed: int, bits: int = 4, rows_: int = 6, zeros: bool = True) -> Weigh
 def test_movements_of_rows_keep_codes() -> None:
     a, b = coded(1), coded(2)
     made = [
-        lazy.stack([a, b]), lazy.concat([a, b], 0), lazy.concat([lazy.stack([a, b]), lazy.stack([b, a])], 1), lazy.select(lazy.stack([a, b]), 1),
-        lazy.rows(a, 2, 5), lazy.cast(a, torch.float64), lazy.rearranged("flip", lambda t: t.flip(0), coded(1)), lazy.stack([coded(1, zeros=False)]),
-    ]  # fmt: skip
+        lazy.stack([a, b]),
+        lazy.concat([a, b], 0),
+        lazy.concat([lazy.stack([a, b]), lazy.stack([b, a])], 1),
+        lazy.select(lazy.stack([a, b]), 1),
+        lazy.rows(a, 2, 5),
+        lazy.cast(a, torch.float64),
+        lazy.rearranged("flip", lambda t: t.flip(0), coded(1)),
+        lazy.stack([coded(1, zeros=False)]),
+    ]
     for weight in made:
         assert weight.coded is not None and weight.coded.packed.dtype == torch.uint8
-        assert torch.equal(lazy.decoded(weight.coded).load(), weight.load()) and weight.dtype == weight.coded.scale.dtype
+        assert (
+            torch.equal(lazy.decoded(weight.coded).load(), weight.load()) and weight.dtype == weight.coded.scale.dtype
+        )
 
 
 def test_other_expressions_lose_codes() -> None:
     a = coded(1)
     lost = [
-        lazy.transpose(a, 0, 1), lazy.columns(a, 0, 8), lazy.concat([a, a], 1), lazy.scale(a, 2.0), lazy.stack([a, coded(1, bits=8)]),
-        lazy.stack([a, coded(1, zeros=False)]), lazy.concat([a, lazy.from_tensor(torch.ones(6, 32), "plain")], 0), lazy.whole("abs", torch.abs, a),
-    ]  # fmt: skip
+        lazy.transpose(a, 0, 1),
+        lazy.columns(a, 0, 8),
+        lazy.concat([a, a], 1),
+        lazy.scale(a, 2.0),
+        lazy.stack([a, coded(1, bits=8)]),
+        lazy.stack([a, coded(1, zeros=False)]),
+        lazy.concat([a, lazy.from_tensor(torch.ones(6, 32), "plain")], 0),
+        lazy.whole("abs", torch.abs, a),
+    ]
     assert all(weight.coded is None for weight in lost)

@@ -15,14 +15,21 @@ from moec.weights.lazy import Weight
 from moec.weights.shards import write_shards
 
 TENSORS = {
-    "a": torch.randn(5, 3), "b": torch.randn(7).bfloat16(), "half": torch.randn(3, 2, 2).half(), "none": torch.zeros(0, 4),
-    "ids": torch.arange(6), "scalar": torch.tensor(2.5), "flag": torch.tensor([True, False, True]),
-}  # fmt: skip
+    "a": torch.randn(5, 3),
+    "b": torch.randn(7).bfloat16(),
+    "half": torch.randn(3, 2, 2).half(),
+    "none": torch.zeros(0, 4),
+    "ids": torch.arange(6),
+    "scalar": torch.tensor(2.5),
+    "flag": torch.tensor([True, False, True]),
+}
 LAZY = {name: weights.from_tensor(value, name) for name, value in TENSORS.items()}
 
 
 def equal(found: dict[str, Tensor]) -> bool:
-    return found.keys() == TENSORS.keys() and all(torch.equal(v, TENSORS[k]) and v.dtype == TENSORS[k].dtype for k, v in found.items())
+    return found.keys() == TENSORS.keys() and all(
+        torch.equal(v, TENSORS[k]) and v.dtype == TENSORS[k].dtype for k, v in found.items()
+    )
 
 
 def test_one_file(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ def by_token(emit: Emitter, value: ir.Value) -> ir.Value:
     """`[B, N, S, D]` as `[B, S, N * D]`, in which the operator takes its inputs."""
     rows = emit("Reshape", emit("Transpose", value, perm=BY_HEAD), emit.constant([0, 0, -1]))
     if value.shape is not None:
-        rows.shape, rows.type = ir.Shape([value.shape[0], value.shape[2], size_of(value, 1) * size_of(value, 3)]), value.type
+        rows.shape, rows.type = (
+            ir.Shape([value.shape[0], value.shape[2], size_of(value, 1) * size_of(value, 3)]),
+            value.type,
+        )
     return rows
 
 
@@ -39,7 +42,8 @@ def by_head(emit: Emitter, rows: ir.Value, like: ir.Value) -> ir.Value:
 
 
 def lengths(emit: Emitter, total: ir.Value, batch: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """What the operator is told of lengths, from `[1]` int64 each: the last place of every row `[B]`, and the longest row's tokens `[]`.
+    """What the operator is told of lengths, from `[1]` int64 each: the last place of every row `[B]`, and the longest
+    row's tokens `[]`.
 
     Every row is as long as the longest; padding is the bias's business.
     """
@@ -48,13 +52,24 @@ def lengths(emit: Emitter, total: ir.Value, batch: ir.Value) -> tuple[ir.Value, 
 
 
 def emit_grouped_query(
-    emit: Emitter, block: Attention, tokens: list[ir.Value], past: tuple[ir.Value | None, ir.Value | None], told: tuple[ir.Value, ir.Value], bias: ir.Value
+    emit: Emitter,
+    block: Attention,
+    tokens: list[ir.Value],
+    past: tuple[ir.Value | None, ir.Value | None],
+    told: tuple[ir.Value, ir.Value],
+    bias: ir.Value,
 ) -> tuple[ir.Value, ...]:
-    """Emit the operator for queries, keys and values `by_token`, after `past` keys and values `[B, G, P, D]` if there are any.
+    """Emit the operator for queries, keys and values `by_token`, after `past` keys and values `[B, G, P, D]` if there
+    are any.
 
     Returns:
         What it mixed `[B, S, N * D]`, and keys and values `[B, G, P + S, D]`.
     """
     inputs = [*tokens, *past, *told, None, None, None, emit.cast(bias, FLOAT, block.dtype)]
-    attributes = {"num_heads": block.heads, "kv_num_heads": block.groups, "scale": block.scale, "softcap": block.softcap}
+    attributes = {
+        "num_heads": block.heads,
+        "kv_num_heads": block.groups,
+        "scale": block.scale,
+        "softcap": block.softcap,
+    }
     return emit.several(3, "GroupQueryAttention", *inputs, domain=MICROSOFT, **attributes)

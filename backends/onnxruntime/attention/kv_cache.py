@@ -1,8 +1,9 @@
 """Attention that keeps the cache inside the operator: GroupQueryAttention appends to keys and values itself.
 
-Measured on a CPU against concatenation and plain products or the standard operator (Qwen3 of 12 layers, hidden 768): a token after 64 in 0.98
-of the time, after 512 in 1.06 and after 3000 in 1.07, where it copies the cache as they do; but past and present may be one buffer, in
-which nothing is copied, and then in 0.98, 0.97 and 0.81. Prompts of 32 to 512 tokens in 0.97 to 1.00, of 1500 in 0.93.
+Measured on a CPU against concatenation and plain products or the standard operator (Qwen3 of 12 layers, hidden 768): a
+token after 64 in 0.98 of the time, after 512 in 1.06 and after 3000 in 1.07, where it copies the cache as they do; but
+past and present may be one buffer, in which nothing is copied, and then in 0.98, 0.97 and 0.81. Prompts of 32 to 512
+tokens in 0.97 to 1.00, of 1500 in 0.93.
 
 Several texts that go on by several tokens each are more than the operator takes: an `If` leaves those to concatenation.
 """
@@ -24,7 +25,8 @@ SHARED = "moec.shared_cache"  # of a model's metadata: past and present of every
 
 @dataclass(frozen=True)
 class Cache:
-    """A layer's keys or values. `past` `[B, G, P, D]` is an input, `new` `[B, G, S, D]` follows it, `joined` is both and an output."""
+    """A layer's keys or values. `past` `[B, G, P, D]` is an input, `new` `[B, G, S, D]` follows it, `joined` is both
+    and an output."""
 
     past: ir.Value
     new: ir.Value
@@ -39,7 +41,12 @@ def read_caches(block: Attention) -> tuple[Cache, Cache] | None:
 
 def _read(whole: ir.Value) -> Cache | None:
     joined = whole.producer()
-    if joined is None or joined.op_type != "Concat" or joined.domain != "" or joined.attributes.get_int("axis", 0) not in (2, -2):
+    if (
+        joined is None
+        or joined.op_type != "Concat"
+        or joined.domain != ""
+        or joined.attributes.get_int("axis", 0) not in (2, -2)
+    ):
         return None
     past, new = joined.inputs if len(joined.inputs) == 2 else (None, None)
     held = past is not None and past.is_graph_input() and past.shape is not None and str(past.shape[2]) == PAST
@@ -49,7 +56,13 @@ def _read(whole: ir.Value) -> Cache | None:
     return Cache(past, new, joined)
 
 
-def emit_with_cache(emit: Emitter, block: Attention, caches: tuple[Cache, Cache], bias: ir.Value, apart: Callable[[Emitter, Attention], ir.Value]) -> ir.Value:
+def emit_with_cache(
+    emit: Emitter,
+    block: Attention,
+    caches: tuple[Cache, Cache],
+    bias: ir.Value,
+    apart: Callable[[Emitter, Attention], ir.Value],
+) -> ir.Value:
     """Emit attention `[B, S, N, V]`; the caches' outputs become the operator's.
 
     Args:
@@ -64,10 +77,18 @@ def emit_with_cache(emit: Emitter, block: Attention, caches: tuple[Cache, Cache]
     told, grouped = lengths(emit, total, batch), emit.branch("grouped")
     one = emit_grouped_query(grouped, block, tokens, (key.past, value.past), told, bias)
     several = emit.branch("several")
-    query, *whole = (by_head(several, rows, like) for rows, like in zip(tokens, (block.query, key.new, value.new), strict=True))
+    query, *whole = (
+        by_head(several, rows, like) for rows, like in zip(tokens, (block.query, key.new, value.new), strict=True)
+    )
     whole = [_joined(several, cache, rows) for cache, rows in zip(caches, whole, strict=True)]
-    mixed = several("Reshape", apart(several, replace(block, query=query, key=whole[0], value=whole[1])), several.constant([0, 0, -1]))
-    y, *present = emit.choose_several(_one_text_or_token(emit, new, total, batch), (grouped, *one), (several, mixed, *whole))
+    mixed = several(
+        "Reshape",
+        apart(several, replace(block, query=query, key=whole[0], value=whole[1])),
+        several.constant([0, 0, -1]),
+    )
+    y, *present = emit.choose_several(
+        _one_text_or_token(emit, new, total, batch), (grouped, *one), (several, mixed, *whole)
+    )
     for cache, output in zip(caches, present, strict=True):
         take_place(output, cache.joined.outputs[0])
         emit.graph.remove(cache.joined, safe=True)
@@ -76,7 +97,8 @@ def emit_with_cache(emit: Emitter, block: Attention, caches: tuple[Cache, Cache]
 
 
 def _sizes(emit: Emitter, rows: ir.Value, mask: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """New tokens, tokens of the whole text and texts, `[1]` each. The mask says how long the text is: a shared buffer has room for more."""
+    """New tokens, tokens of the whole text and texts, `[1]` each. The mask says how long the text is: a shared buffer
+    has room for more."""
     return emit("Shape", rows, start=1, end=2), emit("Shape", mask, start=3, end=4), emit("Shape", rows, start=0, end=1)
 
 
@@ -94,8 +116,8 @@ def _joined(emit: Emitter, cache: Cache, new: ir.Value) -> ir.Value:
 
 
 def let_the_mask_tell_lengths(model: ir.Model) -> bool:
-    """Let what asks a cache input for its length ask the mask and the ids instead, and say in the model's metadata that its caches may be
-    shared buffers, which are longer than what they hold. In place.
+    """Let what asks a cache input for its length ask the mask and the ids instead, and say in the model's metadata that
+    its caches may be shared buffers, which are longer than what they hold. In place.
 
     Returns whether that is so; else some layer keeps its cache in another way, and nothing is changed.
     """
@@ -113,10 +135,13 @@ def let_the_mask_tell_lengths(model: ir.Model) -> bool:
 
 
 def _is_shareable(cache: ir.Value) -> bool:
-    """Whether all that reads a cache is the operator, the concatenation beside it, and what asks for one of its sizes."""
+    """Whether all that reads a cache is the operator, the concatenation beside it, and what asks for one of its
+    sizes."""
     readers = [node for node, _ in cache.uses()]
     asked = [node for node in readers if node.op_type == "Shape"]
-    return {node.op_type for node in readers} - {"Shape"} == {"GroupQueryAttention", "Concat"} and all(map(_asks_one_size, asked))
+    return {node.op_type for node in readers} - {"Shape"} == {"GroupQueryAttention", "Concat"} and all(
+        map(_asks_one_size, asked)
+    )
 
 
 def _bounds(shape: ir.Node) -> tuple[int, int]:

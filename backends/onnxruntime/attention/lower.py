@@ -1,9 +1,10 @@
-"""From opaque `moec::Attention` nodes to what ONNX Runtime runs, the form chosen from measurement (benchmarks/attention_cpu.py).
+"""From opaque `moec::Attention` nodes to what ONNX Runtime runs, the form chosen from measurement
+(benchmarks/attention_cpu.py).
 
-A decoder on a CPU: GroupQueryAttention, which keeps the cache itself, see `kv_cache`. What that cannot do: few new tokens after a cache are
-plain products, which continue several texts by several tokens each. Without a cache, the standard operator (opset 23) takes 0.7 to 0.9 of
-their time; a long prompt: GroupQueryAttention, which leaves out what comes later than each token and takes 0.6 of it for 2048. An `If` on
-the lengths chooses at run time.
+A decoder on a CPU: GroupQueryAttention, which keeps the cache itself, see `kv_cache`. What that cannot do: few new
+tokens after a cache are plain products, which continue several texts by several tokens each. Without a cache, the
+standard operator (opset 23) takes 0.7 to 0.9 of their time; a long prompt: GroupQueryAttention, which leaves out what
+comes later than each token and takes 0.6 of it for 2048. An `If` on the lengths chooses at run time.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ from functools import partial
 
 import onnx_ir as ir
 
-from moec.backends.onnx.attention import BY_HEAD, FLOAT, OPERATOR, Attention, attention_nodes, emit_bias, emit_plain, fold_bias, read_attention
+from moec.backends.onnx.attention import (
+    BY_HEAD,
+    FLOAT,
+    OPERATOR,
+    Attention,
+    attention_nodes,
+    emit_bias,
+    emit_plain,
+    fold_bias,
+    read_attention,
+)
 from moec.backends.onnx.emit import MICROSOFT, Emitter
 from moec.backends.onnxruntime.attention.grouped_query import by_token, emit_grouped_query, lengths, why_not_grouped
 from moec.backends.onnxruntime.attention.kv_cache import emit_with_cache, let_the_mask_tell_lengths, read_caches
 
 STANDARD_OPSET, STANDARD_IR = 23, 11  # the first with the standard operator
-PROMPT = 8  # new tokens without a cache from which on the standard operator is chosen; asking takes as long as it saves for fewer
+# new tokens without a cache from which on the standard operator is chosen; asking takes as long as it saves for fewer
+PROMPT = 8
 GROUPED, LONG = 128, 1024  # from which on GroupQueryAttention wins over plain products, and over the standard operator
 
 CACHED = "grouped with its cache"
@@ -34,7 +46,8 @@ def lower_attention(model: ir.Model, provider: str = "cpu") -> list[dict[str, st
         provider: `cpu` or `cuda`; CUDA's GroupQueryAttention takes half precision only.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (`grouped with its cache`, or `plain` or `standard`, and what prompts get: `prompts
+        One record a node: `node`, `op`, `formulation` (`grouped with its cache`, or `plain` or `standard`, and what
+            prompts get: `prompts
         standard`, `long prompts grouped`) and `why`.
     """
     biases: dict[object, ir.Value] = {}
@@ -49,7 +62,8 @@ def lower_attention(model: ir.Model, provider: str = "cpu") -> list[dict[str, st
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, provider: str, biases: dict[object, ir.Value]) -> dict[str, str]:
-    """`biases` holds what layers with the same mask share: by the mask, and by the mask and how many heads are folded."""
+    """`biases` holds what layers with the same mask share: by the mask, and by the mask and how many heads are
+    folded."""
     block, emit = read_attention(node), Emitter(graph, node)
     cached, bias = _may_have_cache(block), None
     if block.mask is not None:
@@ -67,15 +81,30 @@ def _lower_node(graph: ir.Graph, node: ir.Node, provider: str, biases: dict[obje
     if cached and not not_standard:
         prompts.append((PROMPT, "prompts standard", standard))
     if bias is not None and not not_grouped:
-        prompts.append((GROUPED if not_standard else LONG, "long prompts grouped", partial(_prompt_grouped, block=block, bias=bias)))
+        prompts.append(
+            (
+                GROUPED if not_standard else LONG,
+                "long prompts grouped",
+                partial(_prompt_grouped, block=block, bias=bias),
+            )
+        )
     form: Form = standard
     if cached or not_standard:
         folded = None if bias is None else _folded_bias(emit, block, bias, prompts[0][0] if prompts else 0, biases)
         form = partial(_plain, block=block, bias=bias, folded=folded)
     emit.replace(_by_length(emit, block, prompts, form))
     formulation = ", ".join(["standard" if form is standard else "plain", *(name for _, name, _ in prompts)])
-    faster = f"faster from {' and '.join(str(least) for least, _, _ in prompts)} new tokens on without a cache" if prompts else ""
-    why = "; ".join(filter(None, [faster, not_standard and f"not standard: {not_standard}", not_grouped and f"not grouped: {not_grouped}"]))
+    faster = (
+        f"faster from {' and '.join(str(least) for least, _, _ in prompts)} new tokens on without a cache"
+        if prompts
+        else ""
+    )
+    why = "; ".join(
+        filter(
+            None,
+            [faster, not_standard and f"not standard: {not_standard}", not_grouped and f"not grouped: {not_grouped}"],
+        )
+    )
     return {"node": emit.name, "op": OPERATOR, "formulation": formulation, "why": why}
 
 
@@ -85,11 +114,16 @@ def _by_length(emit: Emitter, block: Attention, prompts: Sequence[tuple[int, str
         return form(emit)
     (least, _, other), *longer = prompts
     then, otherwise = emit.branch("prompt"), emit.branch("tokens")
-    return emit.choose(_is_prompt(emit, block, least), (then, _by_length(then, block, longer, other)), (otherwise, form(otherwise)))
+    return emit.choose(
+        _is_prompt(emit, block, least), (then, _by_length(then, block, longer, other)), (otherwise, form(otherwise))
+    )
 
 
-def _folded_bias(emit: Emitter, block: Attention, bias: ir.Value, least: int, biases: dict[object, ir.Value]) -> ir.Value:
-    """The bias for folded heads; a prompt of `least` tokens (0: none), for which nobody reads it, keeps the plain one instead of copies."""
+def _folded_bias(
+    emit: Emitter, block: Attention, bias: ir.Value, least: int, biases: dict[object, ir.Value]
+) -> ir.Value:
+    """The bias for folded heads; a prompt of `least` tokens (0: none), for which nobody reads it, keeps the plain one
+    instead of copies."""
     if block.heads == block.groups:
         return bias
     shared = (block.mask, block.heads // block.groups, least)
@@ -142,7 +176,8 @@ def _length(value: ir.Value) -> str | None:
 
 
 def _standard(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Value:
-    """`[B, S, N, V]` by the standard operator, which tells from the shapes how many query heads share a key-value head."""
+    """`[B, S, N, V]` by the standard operator, which tells from the shapes how many query heads share a key-value
+    head."""
     y = emit("Attention", block.query, block.key, block.value, bias, scale=block.scale)
     return emit("Transpose", y, perm=BY_HEAD)
 

@@ -1,8 +1,8 @@
 """ONNX Runtime's own `com.microsoft::MoE` operator: when it means what moec means, and how to say it.
 
-The operator takes router logits and does softmax, top-k and optionally renormalisation itself. Any other rule with non-negative
-weights is brought into that form exactly: a row of -1e4 with `log(w / max w)` at the chosen experts, renormalised by the
-operator, and its output times `sum w`.
+The operator takes router logits and does softmax, top-k and optionally renormalisation itself. Any other rule with
+non-negative weights is brought into that form exactly: a row of -1e4 with `log(w / max w)` at the chosen experts,
+renormalised by the operator, and its output times `sum w`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from moec.weights.lazy import Weight
 
 
 def emit_native(emit: Emitter, block: Block, logits: ir.Value, bits: int = 0) -> ir.Value:
-    """Emit the operator on router logits `[T, E]` for a block whose rule is native; returns `[..., H]`. `bits`: see `emit_qmoe`."""
+    """Emit the operator on router logits `[T, E]` for a block whose rule is native; returns `[..., H]`. `bits`: see
+    `emit_qmoe`."""
     assert block.routing is not None
     rows = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
     y = _operator(emit, block, rows, logits, normalize=block.routing.combine != "scores", bits=bits)
@@ -28,10 +29,20 @@ def emit_native(emit: Emitter, block: Block, logits: ir.Value, bits: int = 0) ->
     return emit("Reshape", y, emit("Shape", block.x), allowzero=1)
 
 
-def emit_portable(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0) -> ir.Value:
-    """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative unless K is 1), both `[..., K]`."""
+def emit_portable(
+    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0
+) -> ir.Value:
+    """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative unless K is 1), both
+    `[..., K]`."""
     ids, weights, rows = flatten_tokens(emit, block, ids, weights, weights_dtype)
-    y = _operator(emit, block, rows, scatter_weights(emit, block, ids, log_shares(emit, block, weights), CLOSED), normalize=True, bits=bits)
+    y = _operator(
+        emit,
+        block,
+        rows,
+        scatter_weights(emit, block, ids, log_shares(emit, block, weights), CLOSED),
+        normalize=True,
+        bits=bits,
+    )
     if not block.score_before:
         total = emit("ReduceSum", weights, emit.constant([1]))
         y = emit.cast(emit("Mul", emit.cast(y, block.dtype, block.wide), total), block.wide, block.dtype)
@@ -50,4 +61,13 @@ def _operator(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, normal
     tensors = [None if w is None else emit.weight(w, role) for w, role in given]
     while tensors[-1] is None:
         tensors.pop()
-    return emit("MoE", x, logits, *tensors, domain=MICROSOFT, k=block.top_k, normalize_routing_weights=int(normalize), **attributes)
+    return emit(
+        "MoE",
+        x,
+        logits,
+        *tensors,
+        domain=MICROSOFT,
+        k=block.top_k,
+        normalize_routing_weights=int(normalize),
+        **attributes,
+    )

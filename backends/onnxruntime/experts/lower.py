@@ -1,11 +1,12 @@
 """From opaque `moec::Experts` and `moec::Moe` nodes to what ONNX Runtime runs, the form chosen from measurement.
 
-CPU: the grouped form. It is even with the MoE operator at one token and 1.3 to 1.6 times faster from 16 on (benchmarks/moe_cpu.py),
-because plain products get their weights packed and use all threads for one expert.
-CUDA: the MoE operator wherever it is right; the grouped form would launch small kernels for every expert.
-Packed weights: the QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py);
-for throughput the grouped form also with 4 bits and few experts (128 tokens, 8 experts: 0.87 of the operator's time; 64 experts: 1.02).
-Experts of several widths: one operator in the widest where nothing may be rounded, else an operator for each width, see `widths`.
+CPU: the grouped form. It is even with the MoE operator at one token and 1.3 to 1.6 times faster from 16 on
+(benchmarks/moe_cpu.py), because plain products get their weights packed and use all threads for one expert. CUDA: the
+MoE operator wherever it is right; the grouped form would launch small kernels for every expert. Packed weights: the
+QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py);
+for throughput the grouped form also with 4 bits and few experts (128 tokens, 8 experts: 0.87 of the operator's time; 64
+experts: 1.02). Experts of several widths: one operator in the widest where nothing may be rounded, else an operator for
+each width, see `widths`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.backends.onnxruntime.experts.widths import emit_each_width
 
 
-def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False) -> list[dict[str, Any]]:
-    """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that nobody reads any more are dropped.
+def lower(
+    model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False
+) -> list[dict[str, Any]]:
+    """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that
+    nobody reads any more are dropped.
 
     Args:
         model: opset 20 or newer in the standard domain (`Gelu`).
@@ -37,8 +41,10 @@ def lower(model: ir.Model, optimize_for: str = "latency", provider: str = "cpu",
         rounded: whether kernels with packed weights may round activations to 8 bits.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`, `kernel for each width`
-        or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes` of each matrix too,
+        One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`,
+            `kernel for each width`
+        or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes`
+            of each matrix too,
         and for several widths how many `experts` have which.
 
     Raises:
@@ -76,13 +82,21 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
     emit.replace(y)
     remove_unread(graph, held)
     why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
-    return {"node": emit.name, "op": node.op_type, "formulation": formulation, "why": why, **_packed_facts(block, not refusal)}
+    return {
+        "node": emit.name,
+        "op": node.op_type,
+        "formulation": formulation,
+        "why": why,
+        **_packed_facts(block, not refusal),
+    }
 
 
 def _why_kernel(block: Block, apart: bool, bits: int) -> str:
     if apart:
         return "one operator computes all experts of a width"
-    stored = sorted({part.w_in.bits for part in block.parts} or {block.w_in.bits} if isinstance(block.w_in, Quantized) else {bits})
+    stored = sorted(
+        {part.w_in.bits for part in block.parts} or {block.w_in.bits} if isinstance(block.w_in, Quantized) else {bits}
+    )
     wider = f"; {stored[0]} bits become {bits} when loaded" if stored[0] < bits else ""
     return f"one operator computes all experts{wider}"
 
@@ -91,7 +105,9 @@ def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -
     """Why a block's experts become plain products, in a few words; empty for one operator."""
     if is_packed(block):
         wrong = _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block)
-        faster = provider == "cpu" and not (rounded or few_tokens) and block.experts <= FLAT and _is_uniform(block, WIDE)
+        faster = (
+            provider == "cpu" and not (rounded or few_tokens) and block.experts <= FLAT and _is_uniform(block, WIDE)
+        )
         return wrong or ("packed products of few experts beat the QMoE operator with many tokens" if faster else "")
     return why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
 
@@ -116,7 +132,12 @@ def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
     if not packed:
         return {}
     widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
-    found = {"kernel": "QMoE" if kernel else "MatMulNBits", "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed)}
+    found = {
+        "kernel": "QMoE" if kernel else "MatMulNBits",
+        "bits": widths,
+        "block": sizes,
+        "bytes": sum(w.size_bytes for w in packed),
+    }
     return {**found, "experts": {str(p.w_in.bits): len(p.experts) for p in block.parts}} if block.parts else found
 
 
@@ -135,7 +156,10 @@ def why_not_kernel(block: Block) -> str:
 def _why_not_activation(block: Block) -> str:
     rule = block.activation
     if kernel_activation(rule) is None:
-        return f"the MoE operator has no {'gated ' if rule.gated else ''}{rule.name}{' with this clamp' if rule.limit else ''}"
+        return (
+            "the MoE operator has no "
+            f"{'gated ' if rule.gated else ''}{rule.name}{' with this clamp' if rule.limit else ''}"
+        )
     return "the MoE operator has no float64" if block.dtype == ir.DataType.DOUBLE else ""
 
 
@@ -147,7 +171,11 @@ def _why_not_sizes(block: Block) -> str:
 
 def _why_not_routing(block: Block) -> str:
     if block.routing is not None:
-        return "" if is_native(block.routing, False, block.activation, block.score_before) else "the MoE operator's routing is another"
+        return (
+            ""
+            if is_native(block.routing, False, block.activation, block.score_before)
+            else "the MoE operator's routing is another"
+        )
     if block.top_k == 1:
         return ""
     if block.score_before:

@@ -11,8 +11,11 @@ CLOSED = -1e4  # a logit whose exponential is zero beside any other
 TINY = 1e-30  # keeps log and division defined; an expert with a smaller share of the weight adds nothing in float32
 
 
-def spread_weights(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
-    """Rows `[T, H]`, and what each expert's output is multiplied by, `[T, E]` in the wide dtype: zero where it was not chosen."""
+def spread_weights(
+    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
+) -> tuple[ir.Value, ir.Value]:
+    """Rows `[T, H]`, and what each expert's output is multiplied by, `[T, E]` in the wide dtype: zero where it was not
+    chosen."""
     ids, weights, rows = flatten_tokens(emit, block, ids, weights, weights_dtype)
     if block.score_before:
         weights = emit("Expand", emit.number(1.0, block.wide), emit("Shape", weights))
@@ -27,8 +30,11 @@ def log_shares(emit: Emitter, block: Block, weights: ir.Value) -> ir.Value:
     return emit("Log", emit("Max", emit("Div", weights, most), tiny))
 
 
-def flatten_tokens(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Ids and weights `[T, K]`, and rows `[T, H]`, which are multiplied by the one weight where that comes before the experts."""
+def flatten_tokens(
+    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Ids and weights `[T, K]`, and rows `[T, H]`, which are multiplied by the one weight where that comes before the
+    experts."""
     width = [-1, block.top_k]
     ids = emit("Reshape", ids, emit.constant(width))
     weights = emit.cast(emit("Reshape", weights, emit.constant(width)), weights_dtype, block.wide)
@@ -41,5 +47,7 @@ def flatten_tokens(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value
 def scatter_weights(emit: Emitter, block: Block, ids: ir.Value, values: ir.Value, otherwise: float) -> ir.Value:
     """`[T, E]` with values at `ids`."""
     tokens = emit("Shape", ids, start=0, end=1)
-    closed = emit("Expand", emit.number(otherwise, block.wide), emit("Concat", tokens, emit.constant([block.experts]), axis=0))
+    closed = emit(
+        "Expand", emit.number(otherwise, block.wide), emit("Concat", tokens, emit.constant([block.experts]), axis=0)
+    )
     return emit("ScatterElements", closed, ids, values, axis=1)

@@ -1,4 +1,5 @@
-"""Which blocks ONNX Runtime's MoE operator computes by itself; needs no runtime, so that passes and planners can ask."""
+"""Which blocks ONNX Runtime's MoE operator computes by itself; needs no runtime, so that passes and planners can
+ask."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ PLAIN = ("relu", "silu", "identity")
 def is_native(routing: Routing, selection_bias: bool, activation: Activation, score_before: bool) -> bool:
     """Whether router logits alone make the operator compute this block: the exporter keeps such a `moec::moe` whole.
 
-    That is softmax over all experts, top-k, weights as they are or renormalised; also softmax over the chosen, which is the same
-    number. A scale is multiplied onto the output.
+    That is softmax over all experts, top-k, weights as they are or renormalised; also softmax over the chosen, which is
+    the same number. A scale is multiplied onto the output.
     """
     plain = Routing(routing.top_k, routing.score, routing.combine, scale=routing.scale)
     if routing != plain or selection_bias or score_before or kernel_activation(activation) is None:
@@ -25,8 +26,17 @@ def is_native(routing: Routing, selection_bias: bool, activation: Activation, sc
 def kernel_activation(rule: Activation) -> dict[str, Any] | None:
     """The operator's attributes for an activation, or None when it has none that computes the same."""
     if not rule.gated:
-        return {"activation_type": rule.name} if rule.name in PLAIN and (rule.name != "silu" or rule.alpha == 1.0) else None
+        return (
+            {"activation_type": rule.name}
+            if rule.name in PLAIN and (rule.name != "silu" or rule.alpha == 1.0)
+            else None
+        )
     if rule.name != "silu" or (rule.clamp_after and rule.limit):
         return None
-    found = {"activation_type": "swiglu", "swiglu_fusion": 1, "activation_alpha": float(rule.alpha), "activation_beta": float(rule.beta)}
+    found = {
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "activation_alpha": float(rule.alpha),
+        "activation_beta": float(rule.beta),
+    }
     return {**found, "swiglu_limit": float(rule.limit)} if rule.limit else found

@@ -31,7 +31,10 @@ def operands(emit: Emitter, block: Block, role: str, bits: int, move: Callable[[
         return _stack(emit, getattr(block, role).each(move), role, bits)
     found = [_stack(emit, getattr(p, role).each(move), f"{role}.{getattr(p, role).bits}bit", bits) for p in block.parts]
     order = emit.constant(list(order_of([p.experts for p in block.parts])))
-    codes, scales, zeros = (None if any(v is None for v in same) else emit("Gather", emit("Concat", *same, axis=0), order) for same in zip(*found, strict=True))
+    codes, scales, zeros = (
+        None if any(v is None for v in same) else emit("Gather", emit("Concat", *same, axis=0), order)
+        for same in zip(*found, strict=True)
+    )
     assert codes is not None and scales is not None
     return codes, scales, zeros
 
@@ -42,7 +45,9 @@ def _stack(emit: Emitter, weight: Quantized, role: str, bits: int) -> Operands:
     if weight.bits == bits:
         return codes, scales, zeros
     assert (weight.bits, bits) == (NARROW, WIDE)
-    codes = _widen(emit, codes, weight.packed.shape, 0 if weight.zero is not None else 2 ** (WIDE - 1) - 2 ** (NARROW - 1))
+    codes = _widen(
+        emit, codes, weight.packed.shape, 0 if weight.zero is not None else 2 ** (WIDE - 1) - 2 ** (NARROW - 1)
+    )
     if zeros is not None:
         *leading, groups = weight.scale.shape
         narrow, wide = (-(-groups * b // 8) for b in (NARROW, WIDE))  # bytes a row

@@ -1,7 +1,8 @@
-"""ONNX Runtime's `com.microsoft::QMoE` operator: all experts of a layer from packed bytes, when it means what moec means.
+"""ONNX Runtime's `com.microsoft::QMoE` operator: all experts of a layer from packed bytes, when it means what moec
+means.
 
-As `MoE` it takes router logits, but always renormalises over the chosen. On the CPU any non-negative weights can be given beside the
-logits; CUDA ignores that input, so there other rules go through `kernel.emit_portable`.
+As `MoE` it takes router logits, but always renormalises over the chosen. On the CPU any non-negative weights can be
+given beside the logits; CUDA ignores that input, so there other rules go through `kernel.emit_portable`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from moec.backends.onnxruntime.experts.operands import NARROW, WIDE, interleave,
 from moec.weights.lazy import Weight
 
 CUDA_BLOCKS = (32, 64, 128)
-SLOW_NARROW = 16  # the block size at which the CPU's kernel of 2 bits rounds nothing, and takes 15 times as long for one token as that of 4
+# the block size at which the CPU's kernel of 2 bits rounds nothing, and takes 15 times as long for one token as that of
+# 4
+SLOW_NARROW = 16
 
 
 def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
@@ -34,7 +37,9 @@ def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
         return "the QMoE operator has one width and one block size for both matrices"
     if provider == "cuda":
         return _why_not_cuda(block, w_in)
-    return "" if rounded or w_in.bits <= WIDE else f"the QMoE operator rounds activations to 8 bits for {w_in.bits} bits"
+    return (
+        "" if rounded or w_in.bits <= WIDE else f"the QMoE operator rounds activations to 8 bits for {w_in.bits} bits"
+    )
 
 
 def _why_not_cuda(block: Block, weight: Quantized) -> str:
@@ -49,7 +54,8 @@ def _why_not_cuda(block: Block, weight: Quantized) -> str:
 def each_width(block: Block, provider: str, rounded: bool) -> bool:
     """Whether the widths of a block's experts become operators of their own, instead of one in the widest."""
     return bool(block.parts) and (
-        provider == "cuda" or (rounded and kernel_bits(_narrowest(block), provider, rounded) != kernel_bits(block, provider, rounded))
+        provider == "cuda"
+        or (rounded and kernel_bits(_narrowest(block), provider, rounded) != kernel_bits(block, provider, rounded))
     )
 
 
@@ -58,14 +64,17 @@ def _narrowest(block: Block) -> Part:
 
 
 def kernel_bits(block: Block | Part, provider: str, rounded: bool) -> int:
-    """The width of the codes that one operator reads: not less than 4 on the CPU, unless its kernel of 2 bits is one that rounds activations."""
+    """The width of the codes that one operator reads: not less than 4 on the CPU, unless its kernel of 2 bits is one
+    that rounds activations."""
     w_in = block.w_in
     assert isinstance(w_in, Quantized)
     wider = provider == "cpu" and w_in.bits == NARROW and (not rounded or w_in.block <= SLOW_NARROW)
     return WIDE if wider else w_in.bits
 
 
-def emit_qmoe(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None, bits: int = 0) -> ir.Value:
+def emit_qmoe(
+    emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None, bits: int = 0
+) -> ir.Value:
     """Emit the operator on rows `[T, H]`, which chooses the K largest of `logits [T, E]` and mixes by their softmax.
 
     Args:
@@ -92,8 +101,11 @@ def _as_it_is(weight: Weight) -> Weight:
     return weight
 
 
-def emit_weighted(emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0) -> ir.Value:
-    """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative), both `[..., K]`, on the CPU.
+def emit_weighted(
+    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0
+) -> ir.Value:
+    """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative), both `[..., K]`, on the
+    CPU.
 
     The weights themselves serve as logits: the K largest are the chosen, or others with weight zero too.
     """

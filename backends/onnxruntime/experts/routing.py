@@ -1,4 +1,5 @@
-"""The router of a whole `moec::Moe` node in standard operators: its logits, and the rules that `kernel.is_native` admits."""
+"""The router of a whole `moec::Moe` node in standard operators: its logits, and the rules that `kernel.is_native`
+admits."""
 
 from __future__ import annotations
 
@@ -12,12 +13,20 @@ def emit_logits(emit: Emitter, block: Block) -> ir.Value:
     """Router logits `[T, E]`, in float32 whatever the block's dtype (float64 for a float64 block)."""
     assert block.router_weight is not None
     rows = emit.cast(emit("Reshape", block.x, emit.constant([-1, block.hidden])), block.dtype, block.wide)
-    inputs = [rows, *(emit.cast(v, v.dtype or block.dtype, block.wide) for v in (block.router_weight, block.router_bias) if v is not None)]
+    inputs = [
+        rows,
+        *(
+            emit.cast(v, v.dtype or block.dtype, block.wide)
+            for v in (block.router_weight, block.router_bias)
+            if v is not None
+        ),
+    ]
     return emit("Gemm", *inputs, transB=1)
 
 
 def emit_choice(emit: Emitter, block: Block, logits: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Ids and weights `[T, K]` by a native rule: softmax, top-k, then as they are or renormalised (as softmax of the chosen logits)."""
+    """Ids and weights `[T, K]` by a native rule: softmax, top-k, then as they are or renormalised (as softmax of the
+    chosen logits)."""
     assert block.routing is not None
     top, ids = emit.several(2, "TopK", logits, emit.constant([block.top_k]))
     if block.routing.combine == "scores":

@@ -1,7 +1,9 @@
-"""Several small nodes of a translated graph become one kernel of ONNX Runtime: the rules are onnxscript's, corrected where the runtime is narrower.
+"""Several small nodes of a translated graph become one kernel of ONNX Runtime: the rules are onnxscript's, corrected
+where the runtime is narrower.
 
-RMS norms and transposed keys were measured to be faster on the CPU at one token; the sums that feed a norm were only measured together with
-them. GELU is left as it is: nobody has measured it. No rule reads a weight: they look at scalars and at shapes.
+RMS norms and transposed keys were measured to be faster on the CPU at one token; the sums that feed a norm were only
+measured together with them. GELU is left as it is: nobody has measured it. No rule reads a weight: they look at scalars
+and at shapes.
 """
 
 from __future__ import annotations
@@ -30,16 +32,22 @@ def fuse(model: ir.Model) -> dict[str, int]:
 def _rules() -> dict[str, Any]:
     from onnxscript.rewriter import pattern
     from onnxscript.rewriter.ort_fusions.rms_normalization import RmsNormFusion
-    from onnxscript.rewriter.ort_fusions.skip_normalization import skip_layer_normalization_ruleset, skip_rms_normalization_ruleset
+    from onnxscript.rewriter.ort_fusions.skip_normalization import (
+        skip_layer_normalization_ruleset,
+        skip_rms_normalization_ruleset,
+    )
 
     class RmsNorm(RmsNormFusion):  # type: ignore[misc]
-        """The runtime's kernel has one dtype for rows, scale and result; a model in half precision may scale in float32."""
+        """The runtime's kernel has one dtype for rows, scale and result; a model in half precision may scale in
+        float32."""
 
         def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any) -> Any:
             rows = x if x.dtype == scale.dtype else op.Cast(x, to=int(scale.dtype or 1))
             held = ir.convenience.get_const_tensor(epsilon)
             assert held is not None
-            return op.SimplifiedLayerNormalization(rows, scale, axis=-1, epsilon=float(held.numpy().item()), stash_type=self._stash_dtype)
+            return op.SimplifiedLayerNormalization(
+                rows, scale, axis=-1, epsilon=float(held.numpy().item()), stash_type=self._stash_dtype
+            )
 
     rule: Any = RmsNorm.rule
     root = pattern.RewriteRule(_power, _reciprocal_root, _is_minus_half)
@@ -66,7 +74,7 @@ def _reciprocal_root(op: Any, x: Any, exponent: Any) -> Any:
     return op.Reciprocal(op.Sqrt(x))
 
 
-# ---------------------------------------------------------------------- a key that torch.onnx transposes through three dimensions
+# ---------------------------------------------------------------------- a key that torch.onnx transposes through three
 def _key_by_three(op: Any, key: Any, flat: Any, shape: Any) -> Any:
     return op.Reshape(op.Transpose(op.Reshape(key, flat), perm=[0, 2, 1]), shape)
 
@@ -83,17 +91,29 @@ def _swaps_last_two(context: Any, key: ir.Value, flat: ir.Value, shape: ir.Value
 
 
 def _parts(shape: ir.Value, source: ir.Value) -> list[tuple[int, int] | None]:
-    """Which dimensions of a source `[B, N, S, D]` a shape is concatenated from, as (start, end); None for other numbers."""
+    """Which dimensions of a source `[B, N, S, D]` a shape is concatenated from, as (start, end); None for other
+    numbers."""
     joined = shape.producer()
     return [_part(v, source) for v in joined.inputs] if joined is not None and joined.op_type == "Concat" else []
 
 
 def _part(value: ir.Value | None, source: ir.Value) -> tuple[int, int] | None:
     cut = None if value is None else value.producer()
-    whole = cut.inputs[0].producer() if cut is not None and cut.op_type == "Slice" and cut.inputs[0] is not None else None
-    if cut is None or whole is None or whole.op_type != "Shape" or whole.inputs[0] is not source or whole.attributes.get_int("start", 0) != 0:
+    whole = (
+        cut.inputs[0].producer() if cut is not None and cut.op_type == "Slice" and cut.inputs[0] is not None else None
+    )
+    if (
+        cut is None
+        or whole is None
+        or whole.op_type != "Shape"
+        or whole.inputs[0] is not source
+        or whole.attributes.get_int("start", 0) != 0
+    ):
         return None
-    bounds = [None if v is None or v.const_value is None or v.const_value.size != 1 else int(v.const_value.numpy().item()) for v in cut.inputs[1:3]]
+    bounds = [
+        None if v is None or v.const_value is None or v.const_value.size != 1 else int(v.const_value.numpy().item())
+        for v in cut.inputs[1:3]
+    ]
     if "end" in whole.attributes or len(cut.inputs) > 3 or bounds[0] is None or bounds[1] is None:
         return None
     start, end = bounds[0], bounds[1]

@@ -1,4 +1,5 @@
-"""Products of one value with several weights become one: queries, keys and values; gate and up. One kernel reads the row once."""
+"""Products of one value with several weights become one: queries, keys and values; gate and up. One kernel reads the
+row once."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ from moec.weights import lazy
 
 
 def pack_products(graph: ir.Graph) -> int:
-    """Join the `MatMul`s of one value with lazy weights `[in, out]` of one depth, and its `MatMulNBits` of one kind, in place.
+    """Join the `MatMul`s of one value with lazy weights `[in, out]` of one depth, and its `MatMulNBits` of one kind, in
+    place.
 
-    Returns how many values had several. Measured on two cores for products of 768 with 768, 256 and 256: one token in 0.63 of the time
-    that they take apart, 128 tokens in 1.03, 512 in 1.35, because the result is copied apart again.
+    Returns how many values had several. Measured on two cores for products of 768 with 768, 256 and 256: one token in
+    0.63 of the time that they take apart, 128 tokens in 1.03, 512 in 1.35, because the result is copied apart again.
     """
     values = [*graph.inputs, *(v for node in graph for v in node.outputs)]
     return sum(_pack(graph, siblings) for value in values for siblings in _families(graph, value))
@@ -22,7 +24,11 @@ def pack_products(graph: ir.Graph) -> int:
 
 def _families(graph: ir.Graph, value: ir.Value) -> list[list[ir.Node]]:
     """The products of one value that can be one, in graph order."""
-    kinds = {node: kind for node, index in value.uses() if index == 0 and node.graph is graph and (kind := _kind(node)) is not None}
+    kinds = {
+        node: kind
+        for node, index in value.uses()
+        if index == 0 and node.graph is graph and (kind := _kind(node)) is not None
+    }
     if len(kinds) < 2:
         return []
     place = {node: n for n, node in enumerate(graph)}
@@ -47,13 +53,20 @@ def _pack(graph: ir.Graph, siblings: list[ir.Node]) -> bool:
     first, dim = siblings[0], 1 if siblings[0].op_type == "MatMul" else 0
     held, sizes = [_weights(node) for node in siblings], [_weights(node)[0].shape[dim] for node in siblings]
     names = ["+".join(str(node.inputs[n].name) for node in siblings) for n in range(1, len(first.inputs))]  # type: ignore[union-attr]
-    packed = [add_initializer(graph, lazy.concat(parts, dim), name) for parts, name in zip(zip(*held, strict=True), names, strict=True)]
+    packed = [
+        add_initializer(graph, lazy.concat(parts, dim), name)
+        for parts, name in zip(zip(*held, strict=True), names, strict=True)
+    ]
     attributes = {**first.attributes, "N": ir.AttrInt64("N", sum(sizes))} if dim == 0 else {}
-    product = ir.node(first.op_type, [first.inputs[0], *packed], attributes, domain=first.domain, name=f"{first.name}/packed")
+    product = ir.node(
+        first.op_type, [first.inputs[0], *packed], attributes, domain=first.domain, name=f"{first.name}/packed"
+    )
     product.outputs[0].name = f"{first.outputs[0].name}/packed"
     product.outputs[0].type = first.outputs[0].type
     counts = add_initializer(graph, lazy.from_tensor(torch.tensor(sizes), f"{names[0]}/sizes"), f"{names[0]}/sizes")
-    split = ir.node("Split", [product.outputs[0], counts], {"axis": -1}, num_outputs=len(siblings), name=f"{first.name}/split")
+    split = ir.node(
+        "Split", [product.outputs[0], counts], {"axis": -1}, num_outputs=len(siblings), name=f"{first.name}/split"
+    )
     graph.insert_before(first, [product, split])
     for node, output in zip(siblings, split.outputs, strict=True):
         take_place(output, node.outputs[0])

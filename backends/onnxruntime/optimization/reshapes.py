@@ -1,4 +1,5 @@
-"""With few tokens every kernel costs as much as a small product, a reshape too, which copies nothing: those that can be spared are."""
+"""With few tokens every kernel costs as much as a small product, a reshape too, which copies nothing: those that can be
+spared are."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from moec.weights.lazy import from_tensor
 
 
 def spare_reshapes(graph: ir.Graph) -> int:
-    """Join reshapes that follow each other, and let heads be told apart and turned once instead of in each of a product's pieces. In place.
+    """Join reshapes that follow each other, and let heads be told apart and turned once instead of in each of a
+    product's pieces. In place.
 
     Returns how many nodes there are less.
     """
@@ -35,13 +37,19 @@ def _is(node: ir.Node | None, op: str) -> bool:
 
 
 def _join(graph: ir.Graph, node: ir.Node) -> None:
-    """`Reshape(Reshape(x, a), b)` is `Reshape(x, b)` unless b takes sizes over from what it is given, and x where the sizes are x's own."""
+    """`Reshape(Reshape(x, a), b)` is `Reshape(x, b)` unless b takes sizes over from what it is given, and x where the
+    sizes are x's own."""
     source = node.inputs[0]
     first = source.producer() if source is not None else None
     if first is None or not _is(first, "Reshape") or first.graph is not graph:
         return
     whole = first.inputs[0]
-    if whole is not None and _is_known(whole.shape) and whole.shape == node.outputs[0].shape and not node.outputs[0].is_graph_output():
+    if (
+        whole is not None
+        and _is_known(whole.shape)
+        and whole.shape == node.outputs[0].shape
+        and not node.outputs[0].is_graph_output()
+    ):
         ir.convenience.replace_all_uses_with(node.outputs[0], whole)
         graph.remove(node, safe=True)
     elif _stands_alone(node):
@@ -76,18 +84,26 @@ def numbers_of(value: ir.Value | None) -> list[int] | None:
 
 
 def _cut_heads(graph: ir.Graph, split: ir.Node) -> None:
-    """Pieces `[B, S, N*D]` of one product that one shape `[b, s, -1, D]` makes `[B, S, N, D]`: reshape the product, then cut its heads."""
+    """Pieces `[B, S, N*D]` of one product that one shape `[b, s, -1, D]` makes `[B, S, N, D]`: reshape the product,
+    then cut its heads."""
     counts = numbers_of(split.inputs[1]) if len(split.inputs) > 1 else None
     users = [user for piece in split.outputs if (user := _only_reshape(piece)) is not None]
     size = _heads_of(users[0].inputs[1]) if users else None
-    if split.attributes.get_int("axis", 0) != -1 or counts is None or len(users) != len(counts) or len({u.inputs[1] for u in users}) > 1:
+    if (
+        split.attributes.get_int("axis", 0) != -1
+        or counts is None
+        or len(users) != len(counts)
+        or len({u.inputs[1] for u in users}) > 1
+    ):
         return
     if size is None or any(n % size for n in counts):
         return
     name = f"{split.name}/heads"
     whole = ir.node("Reshape", [split.inputs[0], users[0].inputs[1]], dict(users[0].attributes), name=name)
     whole.outputs[0].name = name
-    heads = add_initializer(graph, from_tensor(torch.tensor([n // size for n in counts]), f"{name}/sizes"), f"{name}/sizes")
+    heads = add_initializer(
+        graph, from_tensor(torch.tensor([n // size for n in counts]), f"{name}/sizes"), f"{name}/sizes"
+    )
     cut = ir.node("Split", [whole.outputs[0], heads], {"axis": 2}, num_outputs=len(users), name=f"{name}/split")
     graph.insert_before(split, [whole, cut])
     for user, piece in zip(users, cut.outputs, strict=True):
@@ -105,12 +121,21 @@ def _only_reshape(piece: ir.Value) -> ir.Node | None:
 def _heads_of(shape: ir.Value | None) -> int | None:
     """D of a shape `[b, s, -1, D]`, where b and s may be computed; None for any other shape."""
     node = shape.producer() if shape is not None else None
-    parts = [numbers_of(v) for v in node.inputs] if node is not None and _is(node, "Concat") else [[n] for n in numbers_of(shape) or []]
-    return parts[3][0] if len(parts) == 4 and parts[2] == [-1] and parts[3] and len(parts[3]) == 1 and parts[3][0] > 0 else None
+    parts = (
+        [numbers_of(v) for v in node.inputs]
+        if node is not None and _is(node, "Concat")
+        else [[n] for n in numbers_of(shape) or []]
+    )
+    return (
+        parts[3][0]
+        if len(parts) == 4 and parts[2] == [-1] and parts[3] and len(parts[3]) == 1 and parts[3][0] > 0
+        else None
+    )
 
 
 def _turn_heads(graph: ir.Graph, split: ir.Node) -> None:
-    """Pieces `[B, S, N, D]` of one value that are all transposed by head, some after a norm of each row: transpose the value, then cut it."""
+    """Pieces `[B, S, N, D]` of one value that are all transposed by head, some after a norm of each row: transpose the
+    value, then cut it."""
     turns = [_turn(piece) for piece in split.outputs]
     if split.attributes.get_int("axis", 0) != 2 or any(turn is None for turn in turns):
         return
@@ -131,7 +156,11 @@ def _turn_heads(graph: ir.Graph, split: ir.Node) -> None:
 def _turn(piece: ir.Value) -> ir.Node | None:
     """The transpose by head that is all that becomes of a piece, perhaps after a norm of its rows."""
     user = only_user(piece)
-    if user is not None and user.op_type == "SimplifiedLayerNormalization" and user.attributes.get_int("axis", -1) == -1:
+    if (
+        user is not None
+        and user.op_type == "SimplifiedLayerNormalization"
+        and user.attributes.get_int("axis", -1) == -1
+    ):
         user = only_user(user.outputs[0]) if not any(o.uses() for o in user.outputs[1:]) else None
     return user if turns_heads(user) else None
 

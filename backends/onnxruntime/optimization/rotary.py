@@ -14,8 +14,9 @@ from moec.backends.onnxruntime.optimization.reshapes import numbers_of, only_use
 def fuse_rotary(model: ir.Model) -> int:
     """Replace `x * cos + (-x2, x1) * sin` by `RotaryEmbedding`, in place; returns how many there were.
 
-    The operator wants tables of cosines and sines by position. The graph computes them for its own tokens only, so each token gets a
-    position of its own in a table that is as long as the batch has tokens: right for every scaling that changes with the length.
+    The operator wants tables of cosines and sines by position. The graph computes them for its own tokens only, so each
+    token gets a position of its own in a table that is as long as the batch has tokens: right for every scaling that
+    changes with the length.
     """
     count: int = _rules().apply_to_model(model)
     if count:
@@ -24,7 +25,8 @@ def fuse_rotary(model: ir.Model) -> int:
 
 
 def rotate_by_token(graph: ir.Graph) -> int:
-    """Rotate `[B, S, N * D]` where heads were only turned to `[B, N, S, D]` for the rotation and turned back, in place; returns how often."""
+    """Rotate `[B, S, N * D]` where heads were only turned to `[B, N, S, D]` for the rotation and turned back, in place;
+    returns how often."""
     return sum(_turn_back(graph, node) for node in list(graph) if node.op_type == "RotaryEmbedding")
 
 
@@ -33,7 +35,11 @@ def _turned(rotary: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:
     before, after = None if rotary.inputs[0] is None else rotary.inputs[0].producer(), only_user(rotary.outputs[0])
     last = only_user(after.outputs[0]) if after is not None and turns_heads(after) else None
     flat = last is not None and last.op_type == "Reshape" and numbers_of(last.inputs[1]) == [0, 0, -1]
-    return (before, after, last) if before is not None and after is not None and last is not None and flat and turns_heads(before) else None
+    return (
+        (before, after, last)
+        if before is not None and after is not None and last is not None and flat and turns_heads(before)
+        else None
+    )
 
 
 def _turn_back(graph: ir.Graph, rotary: ir.Node) -> bool:
@@ -42,8 +48,18 @@ def _turn_back(graph: ir.Graph, rotary: ir.Node) -> bool:
         return False
     before, after, last = turned
     rows = ir.node("Reshape", [before.inputs[0], last.inputs[1]], name=f"{rotary.name}/rows")
-    rows.outputs[0].name, rows.outputs[0].shape, rows.outputs[0].type = rows.name, last.outputs[0].shape, last.outputs[0].type
-    y = ir.node("RotaryEmbedding", [rows.outputs[0], *rotary.inputs[1:]], {**rotary.attributes}, domain=MICROSOFT, name=rotary.name)
+    rows.outputs[0].name, rows.outputs[0].shape, rows.outputs[0].type = (
+        rows.name,
+        last.outputs[0].shape,
+        last.outputs[0].type,
+    )
+    y = ir.node(
+        "RotaryEmbedding",
+        [rows.outputs[0], *rotary.inputs[1:]],
+        {**rotary.attributes},
+        domain=MICROSOFT,
+        name=rotary.name,
+    )
     graph.insert_before(last, [rows, y])
     take_place(y.outputs[0], last.outputs[0])
     for node in (last, after, rotary):
@@ -59,24 +75,60 @@ def _rules() -> Any:
     return pattern.RewriteRuleSet([pattern.RewriteRule(_by_hand, _at_once, _is_rotary)])
 
 
-def _by_hand(op: Any, x: Any, cos: Any, sin: Any, low: Any, half: Any, middle: Any, high: Any, axis: Any, step: Any, axis_2: Any, step_2: Any) -> Any:
+def _by_hand(
+    op: Any,
+    x: Any,
+    cos: Any,
+    sin: Any,
+    low: Any,
+    half: Any,
+    middle: Any,
+    high: Any,
+    axis: Any,
+    step: Any,
+    axis_2: Any,
+    step_2: Any,
+) -> Any:
     turned = op.Concat(op.Neg(op.Slice(x, middle, high, axis, step)), op.Slice(x, low, half, axis_2, step_2), axis=-1)
     return op.Add(op.Mul(x, cos), op.Mul(turned, sin))
 
 
-def _is_rotary(context: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, low: ir.Value, half: ir.Value, middle: ir.Value, **values: ir.Value) -> bool:
+def _is_rotary(
+    context: Any,
+    x: ir.Value,
+    cos: ir.Value,
+    sin: ir.Value,
+    low: ir.Value,
+    half: ir.Value,
+    middle: ir.Value,
+    **values: ir.Value,
+) -> bool:
     """Whether x is `[B, N, S, D]`, the tables `[B, 1, S, D]`, and the halves halves."""
     size = x.shape[3] if x.shape is not None and len(x.shape) == 4 else None
     if not isinstance(size, int) or size % 2 or not all(_is_table(v, size) for v in (cos, sin)):
         return False
-    last = all(_number(values[name]) in (3, -1) for name in ("axis", "axis_2")) and all(_number(values[name]) == 1 for name in ("step", "step_2"))
-    return last and _number(low) == 0 and _number(half) == _number(middle) == size // 2 and (_number(values["high"]) or 0) >= size
+    last = all(_number(values[name]) in (3, -1) for name in ("axis", "axis_2")) and all(
+        _number(values[name]) == 1 for name in ("step", "step_2")
+    )
+    return (
+        last
+        and _number(low) == 0
+        and _number(half) == _number(middle) == size // 2
+        and (_number(values["high"]) or 0) >= size
+    )
 
 
 def _is_table(value: ir.Value, size: int) -> bool:
-    """Whether a value is `[B, 1, S, size]` and the second half of its rows their first half once more, as its making shows."""
+    """Whether a value is `[B, 1, S, size]` and the second half of its rows their first half once more, as its making
+    shows."""
     made = value.producer()
-    if made is None or made.op_type != "Unsqueeze" or _number(made.inputs[1]) != 1 or value.shape is None or value.shape[3] != size:
+    if (
+        made is None
+        or made.op_type != "Unsqueeze"
+        or _number(made.inputs[1]) != 1
+        or value.shape is None
+        or value.shape[3] != size
+    ):
         return False
     table = made.inputs[0]
     return table is not None and _repeats(table)
@@ -104,7 +156,8 @@ def _varying(node: ir.Node) -> list[ir.Value]:
 
 
 def _half(op: Any, table: Any) -> Any:
-    """The first half of a table's rows `[B, S, size / 2]`, made of what its making repeats: nothing is computed twice to be cut away."""
+    """The first half of a table's rows `[B, S, size / 2]`, made of what its making repeats: nothing is computed twice
+    to be cut away."""
     node = table.producer()
     if node.op_type == "Concat":
         return node.inputs[0]
@@ -116,7 +169,9 @@ def _half(op: Any, table: Any) -> Any:
 def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_: Any) -> Any:
     halves = [_half(op, _producer(table).inputs[0]) for table in (cos, sin)]
     tables = [op.Reshape(h, op.Constant(value_ints=[-1, _number(half)])) for h in halves]
-    if cos.shape is not None and cos.shape[0] == 1:  # one table for all texts: the operator counts from a first position
+    if (
+        cos.shape is not None and cos.shape[0] == 1
+    ):  # one table for all texts: the operator counts from a first position
         return op.RotaryEmbedding(x, op.Constant(value_ints=[0]), *tables, _domain=MICROSOFT)
     count = op.Squeeze(op.Shape(tables[0], end=1))
     places = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))

@@ -1,4 +1,5 @@
-"""Sizes that were asked for before are not asked for again: layers of a model put the same questions to tensors of the same shape."""
+"""Sizes that were asked for before are not asked for again: layers of a model put the same questions to tensors of the
+same shape."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ _QUESTIONS = ("Shape", "Size")
 def share_sizes(graph: ir.Graph) -> int:
     """Let `Shape` and `Size` of values whose dimensions have the same names and numbers be one node each, in place.
 
-    What is computed from them becomes equal thereby, which removal of common subexpressions then finds. Returns how many went.
+    What is computed from them becomes equal thereby, which removal of common subexpressions then finds. Returns how
+    many went.
     """
     first: dict[object, ir.Node] = {}
     gone = 0
@@ -28,7 +30,8 @@ def share_sizes(graph: ir.Graph) -> int:
 
 
 def _key(node: ir.Node) -> object:
-    """Equal for questions with the same answer; None for anything else, or where a dimension has neither name nor number."""
+    """Equal for questions with the same answer; None for anything else, or where a dimension has neither name nor
+    number."""
     if node.op_type not in _QUESTIONS or node.domain != "" or node.outputs[0].is_graph_output():
         return None
     shape = node.inputs[0].shape if node.inputs[0] is not None else None

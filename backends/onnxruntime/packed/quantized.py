@@ -1,7 +1,7 @@
 """Weights that stay packed: what reads a `moec::Dequantize` node becomes the kernel that reads its bytes.
 
-A linear layer is a `MatMulNBits`, an embedding a `GatherBlockQuantized`; both compute in the activations' dtype from exactly the
-numbers that `moec::dequantize` defines. Any other reader gets the formula itself in standard operators.
+A linear layer is a `MatMulNBits`, an embedding a `GatherBlockQuantized`; both compute in the activations' dtype from
+exactly the numbers that `moec::dequantize` defines. Any other reader gets the formula itself in standard operators.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from moec.weights.lazy import rowwise
 
 BITS = (2, 4, 8)
 BLOCKS = (16, 32, 64, 128, 256)  # elements with one scale: what the runtime's kernels are made for
-READERS = (torch.ops.aten.linear.default, torch.ops.aten.embedding.default, torch.ops.moec.experts.default, torch.ops.moec.moe.default)
+READERS = (
+    torch.ops.aten.linear.default,
+    torch.ops.aten.embedding.default,
+    torch.ops.moec.experts.default,
+    torch.ops.moec.moe.default,
+)
 KERNEL_DTYPES = (torch.float32, torch.float16)
 
 
@@ -35,7 +40,9 @@ def why_not_packed(weight: Quantized) -> str:
 
 def unreadable(program: Program) -> list[Refusal]:
     """The quantized matrices, embeddings and experts of a program whose grid no kernel reads."""
-    found = refuse_floats(program, "onnxruntime", f"format=int, bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}")
+    found = refuse_floats(
+        program, "onnxruntime", f"format=int, bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}"
+    )
     for node in program.nodes(torch.ops.moec.dequantize.default):
         packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
         if packed is None or scale is None or not any(user.target in READERS for user in node.users):
@@ -50,15 +57,28 @@ def unreadable(program: Program) -> list[Refusal]:
 
 
 def kernel_inputs(graph: ir.Graph, weight: Quantized, name: str) -> list[ir.Value]:
-    """A weight `[out, in]` as the initializers that `MatMulNBits` reads: `[out, blocks, bytes]`, scales, and zero points if it has any."""
+    """A weight `[out, in]` as the initializers that `MatMulNBits` reads: `[out, blocks, bytes]`, scales, and zero
+    points if it has any."""
     cut = rowwise("blocks", lambda t: t.reshape(len(t), weight.scale.shape[1], -1), weight.packed)
-    zeros = [] if weight.zero is None else [add_initializer(graph, packed_zeros(weight.zero, weight.bits), f"{name}.zeros")]
-    return [add_initializer(graph, cut, f"{name}.blocks"), add_initializer(graph, weight.scale, f"{name}.scales"), *zeros]
+    zeros = (
+        [] if weight.zero is None else [add_initializer(graph, packed_zeros(weight.zero, weight.bits), f"{name}.zeros")]
+    )
+    return [
+        add_initializer(graph, cut, f"{name}.blocks"),
+        add_initializer(graph, weight.scale, f"{name}.scales"),
+        *zeros,
+    ]
 
 
 def emit_product(emit: Emitter, x: ir.Value, weight: Quantized, inputs: list[ir.Value]) -> ir.Value:
     """`x [..., in]` times the transpose of a weight `[out, in]`, given as its `kernel_inputs`."""
-    rule = {"K": weight.shape[1], "N": weight.shape[0], "bits": weight.bits, "block_size": weight.block, "accuracy_level": 0}
+    rule = {
+        "K": weight.shape[1],
+        "N": weight.shape[0],
+        "bits": weight.bits,
+        "block_size": weight.block,
+        "accuracy_level": 0,
+    }
     return emit("MatMulNBits", x, *inputs, domain=MICROSOFT, **rule)
 
 
@@ -66,7 +86,8 @@ def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
     """Replace every `moec::Dequantize` node of the main graph and what reads it, in place; weights stay lazy.
 
     Returns:
-        One record a reader: `node`, `op`, `weight`, `bits`, `block` and `bytes` (packed weight, scales and zero points together).
+        One record a reader: `node`, `op`, `weight`, `bits`, `block` and `bytes` (packed weight, scales and zero points
+            together).
     """
     facts = []
     for node in [n for n in model.graph if n.domain == DOMAIN and n.op_type == "Dequantize"]:
@@ -98,7 +119,9 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> list[dict[str, Any]]:
     if weight is not None and len(weight.shape) == 2 and not why_not_packed(weight):
         products, gathers = _products(output), _gathers(output)
         inputs = kernel_inputs(graph, weight, name) if products or gathers else []
-        found += [(str(n.name), "MatMulNBits") for n in products] + [(str(n.name), "GatherBlockQuantized") for n in gathers]
+        found += [(str(n.name), "MatMulNBits") for n in products] + [
+            (str(n.name), "GatherBlockQuantized") for n in gathers
+        ]
         for product in products:
             _replace_product(Emitter(graph, product), weight, inputs)
         for gather in gathers:
@@ -113,14 +136,24 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> list[dict[str, Any]]:
 
 def _products(weight: ir.Value) -> list[ir.Node]:
     """`MatMul(x, Transpose(weight))` and `Gemm(x, weight, bias?, transB=1)`, as torch.onnx writes linear layers."""
-    turned = [n.outputs[0] for n, i in weight.uses() if i == 0 and n.op_type == "Transpose" and list(n.attributes.get_ints("perm", [1, 0])) == [1, 0]]
-    found = [n for value in turned for n, i in value.uses() if i == 1 and n.op_type == "MatMul" and _rank(n.inputs[0]) != 1]
+    turned = [
+        n.outputs[0]
+        for n, i in weight.uses()
+        if i == 0 and n.op_type == "Transpose" and list(n.attributes.get_ints("perm", [1, 0])) == [1, 0]
+    ]
+    found = [
+        n for value in turned for n, i in value.uses() if i == 1 and n.op_type == "MatMul" and _rank(n.inputs[0]) != 1
+    ]
     return found + [n for n, i in weight.uses() if i == 1 and n.op_type == "Gemm" and _is_linear(n)]
 
 
 def _is_linear(gemm: ir.Node) -> bool:
     at = gemm.attributes
-    return at.get_int("transB", 0) == 1 and at.get_int("transA", 0) == 0 and at.get_float("alpha", 1.0) == 1.0 == at.get_float("beta", 1.0)
+    return (
+        at.get_int("transB", 0) == 1
+        and at.get_int("transA", 0) == 0
+        and at.get_float("alpha", 1.0) == 1.0 == at.get_float("beta", 1.0)
+    )
 
 
 def _rank(value: ir.Value | None) -> int | None:
@@ -140,14 +173,19 @@ def _replace_product(emit: Emitter, weight: Quantized, inputs: list[ir.Value]) -
 
 
 def _replace_gather(emit: Emitter, weight: Quantized, inputs: list[ir.Value]) -> None:
-    """The bytes are those of the product, so a head tied to its embedding is stored once; the runtime folds the reshape when it loads."""
+    """The bytes are those of the product, so a head tied to its embedding is stored once; the runtime folds the reshape
+    when it loads."""
     table = emit("Reshape", inputs[0], emit.constant([weight.shape[0], -1]))
     rule = {"gather_axis": 0, "quantize_axis": 1, "bits": weight.bits, "block_size": weight.block}
     emit.replace(emit("GatherBlockQuantized", table, emit.node.inputs[1], *inputs[1:], domain=MICROSOFT, **rule))
 
 
 def _drop_transposes(graph: ir.Graph, weight: ir.Value) -> None:
-    for reader in [n for n, _ in weight.uses() if n.op_type == "Transpose" and not n.outputs[0].uses() and not n.outputs[0].is_graph_output()]:
+    for reader in [
+        n
+        for n, _ in weight.uses()
+        if n.op_type == "Transpose" and not n.outputs[0].uses() and not n.outputs[0].is_graph_output()
+    ]:
         graph.remove(reader, safe=True)
 
 

@@ -1,8 +1,10 @@
-"""Packed weights as plain ones: `(q - zero) * scale` in standard operators, which the runtime folds once, when it loads an engine.
+"""Packed weights as plain ones: `(q - zero) * scale` in standard operators, which the runtime folds once, when it loads
+an engine.
 
-The file stays small; memory and speed are those of a plain weight. This is what weights get that no kernel reads, and on the CPU those of 2
-and 8 bits whose activations must not be rounded: there `MatMulNBits` unpacks the whole matrix in every call (measured for 1024 x 2048, one
-token, two cores: 1.5 to 2.5 ms, against 0.06 for the plain product and 0.07 for 4 bits, which have an exact kernel).
+The file stays small; memory and speed are those of a plain weight. This is what weights get that no kernel reads, and
+on the CPU those of 2 and 8 bits whose activations must not be rounded: there `MatMulNBits` unpacks the whole matrix in
+every call (measured for 1024 x 2048, one token, two cores: 1.5 to 2.5 ms, against 0.06 for the plain product and 0.07
+for 4 bits, which have an exact kernel).
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ UNPACKED = "MatMul, unpacked when loaded"
 Emit: TypeAlias = "Emitter | _Body"
 
 
-def emit_formula(emit: Emit, numbers: ir.Value, scale: ir.Value, zeros: ir.Value | None, bits: int, shape: list[int]) -> ir.Value:
-    """The weight of unsigned `numbers [..., groups, block]`, `scale [..., groups]` and zero points like it (None: the middle), in `shape`."""
+def emit_formula(
+    emit: Emit, numbers: ir.Value, scale: ir.Value, zeros: ir.Value | None, bits: int, shape: list[int]
+) -> ir.Value:
+    """The weight of unsigned `numbers [..., groups, block]`, `scale [..., groups]` and zero points like it (None: the
+    middle), in `shape`."""
     last = emit.constant([-1])
     zeros = emit.constant(2 ** (bits - 1)) if zeros is None else emit("Unsqueeze", zeros, last)
     steps = emit("Sub", emit("CastLike", numbers, scale), emit("CastLike", zeros, scale))
@@ -40,9 +45,12 @@ def emit_numbers(emit: Emit, packed: ir.Value, bits: int, shape: list[int]) -> i
 def unpack_products(model: ir.Model) -> int:
     """Replace every `MatMulNBits` of other than 4 bits by a plain product, in place, branches too; returns how many.
 
-    How a matrix is unpacked is said once for each kind, in a function of the model that the runtime inlines when it loads it.
+    How a matrix is unpacked is said once for each kind, in a function of the model that the runtime inlines when it
+    loads it.
     """
-    found = [n for n in model.graph.all_nodes() if n.op_type == "MatMulNBits" and n.attributes.get_int("bits") != EXACT_BITS]
+    found = [
+        n for n in model.graph.all_nodes() if n.op_type == "MatMulNBits" and n.attributes.get_int("bits") != EXACT_BITS
+    ]
     done: dict[ir.Value, ir.Value] = {}
     for node in found:
         held = node.inputs[1]
@@ -59,7 +67,9 @@ def unpack_products(model: ir.Model) -> int:
 
 def told(facts: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Facts about packed weights after `unpack_products`."""
-    return [{**f, key: UNPACKED} if f.get(key) == "MatMulNBits" and str(f["bits"]) != str(EXACT_BITS) else f for f in facts]
+    return [
+        {**f, key: UNPACKED} if f.get(key) == "MatMulNBits" and str(f["bits"]) != str(EXACT_BITS) else f for f in facts
+    ]
 
 
 # ---------------------------------------------------------------------- the functions of a model
@@ -78,7 +88,8 @@ def _matrix(model: ir.Model, product: ir.Node, place: ir.Node) -> ir.Value:
 
 
 def _function(name: str, bits: int, zero_points: bool, opset: int) -> ir.Function:
-    """`(blocks [out, groups, bytes], scales [out, groups], zeros [out, bytes]?) -> [out, in]` for any sizes and dtype of the scales."""
+    """`(blocks [out, groups, bytes], scales [out, groups], zeros [out, bytes]?) -> [out, in]` for any sizes and dtype
+    of the scales."""
     blocks, scale, zero = inputs = [ir.Value(name=name) for name in ("blocks", "scales", "zeros")]
     emit, zeros = _Body(opset), None
     if zero_points:  # the last byte of a row may hold more than there are groups

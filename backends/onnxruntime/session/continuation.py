@@ -1,9 +1,11 @@
-"""A text that an ONNX Runtime session is writing, its cache kept as the runtime gave it, or in buffers that the graph appends to.
+"""A text that an ONNX Runtime session is writing, its cache kept as the runtime gave it, or in buffers that the graph
+appends to.
 
-Measured on a CPU (Qwen3, 8 layers, one token after 16 and after 1024, one thread): plain `run` with numpy arrays copies neither what goes in
-nor what comes out, and is the fastest by 0 to 7 %; OrtValues and I/O binding are equal to that or slower, unless they spare a copy of the
-cache: see `kv_cache`. Then ids and logits are bound once too: to fetch the outputs of 12 layers from a binding takes 140 µs when caches are
-full of weights. Elsewhere than on the host the cache has to stay on the device, which only I/O binding says.
+Measured on a CPU (Qwen3, 8 layers, one token after 16 and after 1024, one thread): plain `run` with numpy arrays copies
+neither what goes in nor what comes out, and is the fastest by 0 to 7 %; OrtValues and I/O binding are equal to that or
+slower, unless they spare a copy of the cache: see `kv_cache`. Then ids and logits are bound once too: to fetch the
+outputs of 12 layers from a binding takes 140 µs when caches are full of weights. Elsewhere than on the host the cache
+has to stay on the device, which only I/O binding says.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ ROOM = 256  # tokens: a longer buffer is made, and the cache copied, when these 
 
 
 def refuse(error: Exception, engine: str) -> None:
-    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary; any other error is left alone."""
+    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary; any
+    other error is left alone."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     if isinstance(error, InvalidArgument):
@@ -72,9 +75,11 @@ class HostContinuation:
 
 
 class SharedContinuation(HostContinuation):
-    """The cache as buffers with room for more tokens, each both past and present of its layer: one token appends to it and copies nothing.
+    """The cache as buffers with room for more tokens, each both past and present of its layer: one token appends to it
+    and copies nothing.
 
-    Several tokens at once are concatenated by the graph, which then takes any batch; their time is in other things than the copy.
+    Several tokens at once are concatenated by the graph, which then takes any batch; their time is in other things than
+    the copy.
     """
 
     def __init__(self, session: Any, inputs: Sequence[Input], name: str) -> None:
@@ -106,7 +111,9 @@ class SharedContinuation(HostContinuation):
         from onnxruntime import OrtValue
 
         self._binding, self._past = self._session.io_binding(), {}
-        self._binding.bind_ortvalue_input(IDS, OrtValue.ortvalue_from_numpy(self._token))  # on the host it is the array's own memory
+        self._binding.bind_ortvalue_input(
+            IDS, OrtValue.ortvalue_from_numpy(self._token)
+        )  # on the host it is the array's own memory
         self._binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
         for name, value in caches.items():
             batch, heads, length, size = value.shape

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
-from moec.backends.onnxruntime.session.continuation import DeviceContinuation, HostContinuation, SharedContinuation, refuse
+from moec.backends.onnxruntime.session.continuation import (
+    DeviceContinuation,
+    HostContinuation,
+    SharedContinuation,
+    refuse,
+)
 from moec.backends.onnxruntime.session.huge_pages import anonymous_memory, collapse_beside, without
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -19,9 +24,16 @@ from moec.targets.target import Target
 
 MODEL_FILE = "model.onnx"
 _DTYPES = {
-    "tensor(float)": torch.float32, "tensor(double)": torch.float64, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16,
-    "tensor(int64)": torch.int64, "tensor(int32)": torch.int32, "tensor(uint8)": torch.uint8, "tensor(int8)": torch.int8, "tensor(bool)": torch.bool,
-}  # fmt: skip
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(float16)": torch.float16,
+    "tensor(bfloat16)": torch.bfloat16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(uint8)": torch.uint8,
+    "tensor(int8)": torch.int8,
+    "tensor(bool)": torch.bool,
+}
 PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
@@ -30,7 +42,8 @@ class OnnxruntimeEngine(Engine):
 
     Args:
         folder: where `model.onnx` lies.
-        target: its device chooses the execution provider; the option `threads` sets the intra-op threads (default: all cores).
+        target: its device chooses the execution provider; the option `threads` sets the intra-op threads (default: all
+            cores).
         prepack: let the runtime copy weights into its kernels' own layout; without it see `_stay_small`.
     """
 
@@ -40,7 +53,10 @@ class OnnxruntimeEngine(Engine):
         before = anonymous_memory()
         self._session = open_session(self._path, target, prepack)
         self._weights = without(anonymous_memory(), before)  # and whatever else the session made
-        self.inputs = tuple(Input(i.name, _DTYPES[i.type], tuple(d if isinstance(d, int) else str(d) for d in i.shape)) for i in self._session.get_inputs())
+        self.inputs = tuple(
+            Input(i.name, _DTYPES[i.type], tuple(d if isinstance(d, int) else str(d) for d in i.shape))
+            for i in self._session.get_inputs()
+        )
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,7 +74,9 @@ class OnnxruntimeEngine(Engine):
             if self._weights:  # the first text, and seldom the last: what follows reads them again for every token
                 collapse_beside(self._weights)
                 self._weights = []
-            form = SharedContinuation if SHARED in self._session.get_modelmeta().custom_metadata_map else HostContinuation
+            form = (
+                SharedContinuation if SHARED in self._session.get_modelmeta().custom_metadata_map else HostContinuation
+            )
             return form(self._session, self.inputs, self.name)
         return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
 
@@ -73,13 +91,19 @@ class OnnxruntimeEngine(Engine):
 
 
 def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
-    """An `onnxruntime.InferenceSession`; raises M302 when the device's provider is not there, M106 when the file does not load."""
+    """An `onnxruntime.InferenceSession`; raises M302 when the device's provider is not there, M106 when the file does
+    not load."""
     import onnxruntime as ort
 
     device = target.device or "cpu"
     providers = PROVIDERS[device]
     if device == "cuda" and not torch.cuda.is_available():  # onnxruntime itself would run on the CPU without a word
-        raise MoecError("M302", "there is no CUDA device here", str(target), "run on a machine with a CUDA 13 GPU, or use --target onnxruntime")
+        raise MoecError(
+            "M302",
+            "there is no CUDA device here",
+            str(target),
+            "run on a machine with a CUDA 13 GPU, or use --target onnxruntime",
+        )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = target.threads
@@ -88,14 +112,16 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
         return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=left_out)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise MoecError("M106", f"ONNX Runtime cannot load the engine: {reason[:300]}", str(path), "compile it again") from error
+        raise MoecError(
+            "M106", f"ONNX Runtime cannot load the engine: {reason[:300]}", str(path), "compile it again"
+        ) from error
 
 
 def _stay_small(options: Any, ort: Any) -> list[str]:
     """Let weights stay memory-mapped and keep nothing that is made of them; returns the optimizers to leave out.
 
-    Folding would hold every step of unpacking a matrix until the last is done, the default order would unpack all of them first, and
-    each thread unpacks an expert of its own.
+    Folding would hold every step of unpacking a matrix until the last is done, the default order would unpack all of
+    them first, and each thread unpacks an expert of its own.
     """
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_mem_pattern = options.enable_cpu_mem_arena = False

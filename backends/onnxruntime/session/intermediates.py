@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FOLDER = "session.model_external_initializers_file_folder_path"  # where the weights lie, for a model that comes from memory
+_FOLDER = (
+    "session.model_external_initializers_file_folder_path"  # where the weights lie, for a model that comes from memory
+)
 
 
 def intermediates(path: Path, providers: list[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Build a plan from an ONNX file with either library. Runs in a process of its own, see `worker`; imports neither torch nor onnx.
+"""Build a plan from an ONNX file with either library. Runs in a process of its own, see `worker`; imports neither torch
+nor onnx.
 
 Every call of the library says that it failed by None, False or -1, not by an exception, so every one is checked.
 """
@@ -20,9 +21,10 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         trt: the library.
-        request: `onnx` and `plan`, paths; `profiles`, as `Profile.to_dict` gives them; `architectures` for TensorRT-RTX, else empty;
-            `native`, blocks that get the library's own MoE layer; `kernels`, blocks that get moec's own, whose PTX is beside the ONNX file;
-            `workspace_bytes`, 0 for the library's own limit; `timing_cache`, a path, or empty for none.
+        request: `onnx` and `plan`, paths; `profiles`, as `Profile.to_dict` gives them; `architectures` for
+            TensorRT-RTX, else empty; `native`, blocks that get the library's own MoE layer; `kernels`, blocks that get
+            moec's own, whose PTX is beside the ONNX file; `workspace_bytes`, 0 for the library's own limit;
+            `timing_cache`, a path, or empty for none.
 
     Returns:
         Facts: `version`, `layers` (kind -> count), `workspace_bytes`, `messages`.
@@ -32,7 +34,9 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     """
     logger = _logger(trt)
     builder = _made(trt.Builder(logger), "a builder", logger)
-    network = _made(builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), "a network", logger)
+    network = _made(
+        builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), "a network", logger
+    )
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request["onnx"])):
         raise _refused(parser, str(request["onnx"]))
@@ -44,7 +48,9 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     plan = builder.build_serialized_network(network, config)
     del kept
     if plan is None:
-        raise MoecError("M208", f"{trt.__name__} cannot build the graph: {logger.reason()}", str(request["onnx"]), _BUILD_FIX)
+        raise MoecError(
+            "M208", f"{trt.__name__} cannot build the graph: {logger.reason()}", str(request["onnx"]), _BUILD_FIX
+        )
     Path(request["plan"]).write_bytes(plan)
     _keep_timings(config, request)
     return {
@@ -59,14 +65,17 @@ def _replace_blocks(trt: Any, network: Any, request: Mapping[str, Any]) -> list[
     from moec.backends.tensorrt.plugins import network as plugins
 
     layers = native.splice(trt, network, request["native"]) if request["native"] else []
-    return layers + (plugins.splice(trt, network, request["kernels"], Path(request["onnx"]).parent) if request["kernels"] else [])
+    return layers + (
+        plugins.splice(trt, network, request["kernels"], Path(request["onnx"]).parent) if request["kernels"] else []
+    )
 
 
 _BUILD_FIX = "use another precision or smaller max_… options; report it with `moec compile --dump DIR` if nothing helps"
 
 
 def inspect_plan(trt: Any, plan: Path) -> dict[str, Any]:
-    """What only a GPU can say of a plan: that it loads, its `kernels` (layers after fusion), and `memory_bytes` of each profile's intermediates.
+    """What only a GPU can say of a plan: that it loads, its `kernels` (layers after fusion), and `memory_bytes` of each
+    profile's intermediates.
 
     Raises:
         MoecError: M303 when the plan that was just built cannot be loaded.
@@ -75,13 +84,21 @@ def inspect_plan(trt: Any, plan: Path) -> dict[str, Any]:
     runtime = _made(trt.Runtime(logger), "a runtime", logger)
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        raise MoecError("M303", f"the plan that was built cannot be loaded: {logger.reason()}", str(plan), "check the driver with nvidia-smi")
-    memory = [int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(engine.num_optimization_profiles)]
+        raise MoecError(
+            "M303",
+            f"the plan that was built cannot be loaded: {logger.reason()}",
+            str(plan),
+            "check the driver with nvidia-smi",
+        )
+    memory = [
+        int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(engine.num_optimization_profiles)
+    ]
     return {"kernels": int(engine.num_layers), "memory_bytes": memory}
 
 
 def configure(trt: Any, config: Any, request: Mapping[str, Any], logger: Any) -> None:
-    """Everything but the profiles. TF32 is off: float32 means float32, as in the untouched model that the engine is compared with."""
+    """Everything but the profiles. TF32 is off: float32 means float32, as in the untouched model that the engine is
+    compared with."""
     config.clear_flag(trt.BuilderFlag.TF32)
     if request["workspace_bytes"]:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
@@ -91,12 +108,21 @@ def configure(trt: Any, config: Any, request: Mapping[str, Any], logger: Any) ->
         for index, sm in enumerate(architectures):
             known = getattr(trt.ComputeCapability, f"SM{sm}", None)
             if known is None or not config.set_compute_capability(known, index):
-                raise MoecError("M208", f"{trt.__name__} does not build for sm{sm}: {logger.reason()}", f"sm{sm}", "name another architecture")
+                raise MoecError(
+                    "M208",
+                    f"{trt.__name__} does not build for sm{sm}: {logger.reason()}",
+                    f"sm{sm}",
+                    "name another architecture",
+                )
     if request["timing_cache"]:
         stored = Path(request["timing_cache"])
         cache = config.create_timing_cache(stored.read_bytes() if stored.exists() else b"")
-        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):  # of another driver or GPU: timed anew
-            config.set_timing_cache(_made(config.create_timing_cache(b""), "a timing cache", logger), ignore_mismatch=False)
+        if cache is None or not config.set_timing_cache(
+            cache, ignore_mismatch=False
+        ):  # of another driver or GPU: timed anew
+            config.set_timing_cache(
+                _made(config.create_timing_cache(b""), "a timing cache", logger), ignore_mismatch=False
+            )
 
 
 def _keep_timings(config: Any, request: Mapping[str, Any]) -> None:
@@ -116,7 +142,12 @@ def _add_profile(builder: Any, config: Any, wanted: Mapping[str, Any]) -> None:
     for name, (low, best, high) in wanted["shapes"].items():
         profile.set_shape(name, tuple(low), tuple(best), tuple(high))
     if config.add_optimization_profile(profile) < 0:
-        raise MoecError("M208", f"the profile {wanted['name']!r} is not accepted", f"{wanted['sizes']}", "choose other max_… options of the target")
+        raise MoecError(
+            "M208",
+            f"the profile {wanted['name']!r} is not accepted",
+            f"{wanted['sizes']}",
+            "choose other max_… options of the target",
+        )
 
 
 def layers(network: Any) -> dict[str, int]:
@@ -130,12 +161,19 @@ def _refused(parser: Any, path: str) -> MoecError:
     error = found[0] if found else None
     reason = error.desc().strip().splitlines()[0][:300] if error and error.desc().strip() else "no reason given"
     where = f"{error.node_operator()} {error.node_name()}".strip() if error else ""
-    return MoecError("M208", f"the ONNX parser refuses the graph: {reason}", where or path, "report the operator; `moec compile --dump DIR` shows the graph")
+    return MoecError(
+        "M208",
+        f"the ONNX parser refuses the graph: {reason}",
+        where or path,
+        "report the operator; `moec compile --dump DIR` shows the graph",
+    )
 
 
 def _made(thing: Any, what: str, logger: Any) -> Any:
     if thing is None:
-        raise MoecError("M302", f"the library cannot make {what}: {logger.reason()}", "builder", "check the driver with nvidia-smi")
+        raise MoecError(
+            "M302", f"the library cannot make {what}: {logger.reason()}", "builder", "check the driver with nvidia-smi"
+        )
     return thing
 
 

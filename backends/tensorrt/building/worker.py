@@ -1,6 +1,8 @@
-"""Builds run in a process of their own: a crash of the library, or of the driver under it, is an error message and not the end of moec.
+"""Builds run in a process of their own: a crash of the library, or of the driver under it, is an error message and not
+the end of moec.
 
-`call` is the side of the compiler, `main` that of the process: a request as JSON on stdin, the answer as JSON in the file that it names.
+`call` is the side of the compiler, `main` that of the process: a request as JSON on stdin, the answer as JSON in the
+file that it names.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from moec.errors import MoecError
 _TAIL = 300  # characters of stderr that are shown when the process died
 
 
-def call(request: Mapping[str, Any], program: tuple[str, ...] = ("-m", "moec.backends.tensorrt.building.worker")) -> dict[str, Any]:
+def call(
+    request: Mapping[str, Any], program: tuple[str, ...] = ("-m", "moec.backends.tensorrt.building.worker")
+) -> dict[str, Any]:
     """Have a plan built, see `moec.backends.tensorrt.building.builder.build_plan`.
 
     Raises:
@@ -29,9 +33,13 @@ def call(request: Mapping[str, Any], program: tuple[str, ...] = ("-m", "moec.bac
     with tempfile.TemporaryDirectory(prefix="moec-") as folder:
         answer = Path(folder) / "answer.json"
         environment = {**os.environ, "MOEC_ANSWER": str(answer)}
-        done = subprocess.run([sys.executable, *program], input=json.dumps(request), capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, *program], input=json.dumps(request), capture_output=True, text=True, env=environment
+        )
         if done.returncode or not answer.exists():
-            raise MoecError("M303", f"the build of the plan {_end(done.returncode)}{_last(done.stderr)}", str(request["onnx"]), _FIX)
+            raise MoecError(
+                "M303", f"the build of the plan {_end(done.returncode)}{_last(done.stderr)}", str(request["onnx"]), _FIX
+            )
         data: dict[str, Any] = json.loads(answer.read_text())
     if "error" in data:
         raise MoecError(**data["error"])
@@ -60,7 +68,12 @@ def main() -> None:
     edition = EDITIONS[request["edition"]]
     try:
         if edition.builds_on_gpu and find_gpu() is None:  # the library itself would not say it so well
-            raise MoecError("M302", f"{edition.title} builds on an NVIDIA GPU, and there is none here", edition.backend, "build on the GPU's machine")
+            raise MoecError(
+                "M302",
+                f"{edition.title} builds on an NVIDIA GPU, and there is none here",
+                edition.backend,
+                "build on the GPU's machine",
+            )
         library = edition.load()
         answer = build_plan(library, request)
         if find_gpu() is not None:

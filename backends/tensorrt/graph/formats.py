@@ -1,7 +1,8 @@
 """Number formats that only newer GPUs have, and what to do about the others.
 
-TensorRT-RTX refuses such a network in the middle of the build ("Cannot compile for target(s) sm86, because the model contains HW-specific
-datatypes: fp8_e4m3"), or, where no GPU is named, builds an engine that older ones cannot run. moec asks first.
+TensorRT-RTX refuses such a network in the middle of the build ("Cannot compile for target(s) sm86, because the model
+contains HW-specific datatypes: fp8_e4m3"), or, where no GPU is named, builds an engine that older ones cannot run. moec
+asks first.
 """
 
 from __future__ import annotations
@@ -29,4 +30,7 @@ def lacking(kind: str, edition: str, architectures: Sequence[int]) -> tuple[str,
     who = " and ".join(f"sm{sm}" for sm in without) if architectures else f"sm{without[0]}, which is not ruled out,"
     has = "has" if len(without) == 1 or not architectures else "have"
     choice = "one of " if EDITIONS[edition].builds_on_gpu else ""
-    return f"{who} {has} no {kind}, which came with sm{FIRST[kind]}", f"name {choice}the GPUs that have it, --target {edition}:{','.join(having)}"
+    return (
+        f"{who} {has} no {kind}, which came with sm{FIRST[kind]}",
+        f"name {choice}the GPUs that have it, --target {edition}:{','.join(having)}",
+    )

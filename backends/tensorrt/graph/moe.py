@@ -1,9 +1,11 @@
-"""From opaque `moec::Experts` nodes to standard operators without data-dependent shapes, in the form that the policy chose.
+"""From opaque `moec::Experts` nodes to standard operators without data-dependent shapes, in the form that the policy
+chose.
 
 `gathered`: each token's matrices are copied out of the stack and multiplied with it, `[T, K, I, H] x [T, 1, H, 1]`.
-`dense`: all experts are one wide hidden layer, `[T, H] -> [T, E * I] -> [T, H]`. Between the two products each expert's neurons are
-multiplied by the token's weight for that expert, zero where it was not chosen; the second product then sums over experts too, so that no
-`[E, T, H]` is ever there. These are plain products, for which TensorRT has its best kernels, packed weights included.
+`dense`: all experts are one wide hidden layer, `[T, H] -> [T, E * I] -> [T, H]`. Between the two products each expert's
+neurons are multiplied by the token's weight for that expert, zero where it was not chosen; the second product then sums
+over experts too, so that no `[E, T, H]` is ever there. These are plain products, for which TensorRT has its best
+kernels, packed weights included.
 """
 
 from __future__ import annotations
@@ -37,8 +39,10 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
     """Replace every `moec::Experts` node of the main graph, in place; weights stay lazy.
 
     Returns:
-        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights `kind`, `bits`,
-        `block`, `bytes` and `unfolded`, and for a native block `native`, for one with kernels `kernels`: the tensors between which these
+        One record a node: `node`, `op`, `formulation` (the lowering), `form`, `why`, `memory_bytes`, for packed weights
+            `kind`, `bits`,
+        `block`, `bytes` and `unfolded`, and for a native block `native`, for one with kernels `kernels`: the tensors
+            between which these
         belong, and their sizes.
 
     Raises:
@@ -53,9 +57,17 @@ def shape_of(block: Block) -> Shape:
     packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
     biases = {(False, False): "", (True, True): "all"}.get((block.b_in is not None, block.b_out is not None), "some")
     return Shape(
-        block.experts, block.top_k, block.hidden, block.w_out.shape[2], block.activation, block.score_before,
-        block.w_in.dtype.itemsize, min((w.bits for w in packed), default=0), biases, any(isinstance(w, SmallFloats) for w in packed),
-    )  # fmt: skip
+        block.experts,
+        block.top_k,
+        block.hidden,
+        block.w_out.shape[2],
+        block.activation,
+        block.score_before,
+        block.w_in.dtype.itemsize,
+        min((w.bits for w in packed), default=0),
+        biases,
+        any(isinstance(w, SmallFloats) for w in packed),
+    )
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
@@ -70,7 +82,13 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
     y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
     remove_unread(graph, held)
-    return {"node": emit.name, "op": node.op_type, **choice.facts(), **_packed_facts(layer, choice), **_other_facts(layer, choice, name, plan)}
+    return {
+        "node": emit.name,
+        "op": node.op_type,
+        **choice.facts(),
+        **_packed_facts(layer, choice),
+        **_other_facts(layer, choice, name, plan),
+    }
 
 
 GATHERED = "it is unpacked as a whole before experts are gathered from it"
@@ -80,18 +98,27 @@ def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
     packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, Quantized)]
     if not packed:
         return {}
-    kinds, widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block"))
+    kinds, widths, sizes = (
+        ", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block")
+    )
     why = GATHERED if choice.form == "gathered" else "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
     return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
 
 
 def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
-    """What takes the place of the standard operators in the network: between which tensors, by name, and of which sizes; packed weights lazy."""
+    """What takes the place of the standard operators in the network: between which tensors, by name, and of which
+    sizes; packed weights lazy."""
     block = layer.block
     if choice.lowering not in ("native", "kernels"):
         return {}
     assert block.ids is not None and block.weights is not None
-    ends = {"x": block.x.name, "ids": block.ids.name, "weights": block.weights.name, "y": y, "weights_of": dict(layer.held)}
+    ends = {
+        "x": block.x.name,
+        "ids": block.ids.name,
+        "weights": block.weights.name,
+        "y": y,
+        "weights_of": dict(layer.held),
+    }
     widths = {"top_k": block.top_k, "hidden": block.hidden}
     if choice.lowering == "native":
         return {"native": {**ends, **widths, "experts": block.experts, "inner": block.w_out.shape[2]}}
@@ -104,9 +131,18 @@ def _sizes(layer: _Layer, choice: Choice, tokens: int) -> Sizes:
     grids = [(w.bits, w.block) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
     biases = ["" if b is None else str(b.dtype).removeprefix("torch.") for b in (block.b_in, block.b_out)]
     return Sizes(
-        block.experts, block.top_k, block.hidden, block.w_out.shape[2], tokens, str(block.w_in.dtype).removeprefix("torch."), block.activation,
-        block.score_before, *biases, *grids, turned=choice.form == "dense" and "w_out" not in layer.packed,
-    )  # fmt: skip
+        block.experts,
+        block.top_k,
+        block.hidden,
+        block.w_out.shape[2],
+        tokens,
+        str(block.w_in.dtype).removeprefix("torch."),
+        block.activation,
+        block.score_before,
+        *biases,
+        *grids,
+        turned=choice.form == "dense" and "w_out" not in layer.packed,
+    )
 
 
 @dataclass
@@ -139,23 +175,39 @@ class _Layer:
         assert block.ids is not None and block.weights is not None
         width = emit.constant([-1, block.top_k])
         weights = emit.cast(emit("Reshape", block.weights, width), block.weights.dtype or block.dtype, FLOAT)
-        return cls(emit, block, emit("Reshape", block.x, emit.constant([-1, block.hidden])), emit("Reshape", block.ids, width), weights, distinct, whole)
+        return cls(
+            emit,
+            block,
+            emit("Reshape", block.x, emit.constant([-1, block.hidden])),
+            emit("Reshape", block.ids, width),
+            weights,
+            distinct,
+            whole,
+        )
 
     @property
     def roles(self) -> list[tuple[str, Part]]:
-        """The products of the first layer: gate and up, or one that is called up; and which rows of its stack each has."""
+        """The products of the first layer: gate and up, or one that is called up; and which rows of its stack each
+        has."""
         inner = self.block.w_out.shape[2]
         if self.whole or not self.block.activation.gated:
             return [("up", lambda w: w)]
         return [("gate", lambda w: _rows(w, 0, inner)), ("up", lambda w: _rows(w, inner, 2 * inner))]
 
     def activate(self, hidden: list[ir.Value]) -> ir.Value:
-        """The activation of what the first layer's products gave; a product of both has gates before ups along the axis of neurons, 2."""
+        """The activation of what the first layer's products gave; a product of both has gates before ups along the axis
+        of neurons, 2."""
         rule, dtype = self.block.activation, self.block.dtype
         if rule.gated and self.whole:
-            first, middle, end, axis = (self.emit.constant([n]) for n in (0, self.block.w_out.shape[2], 2 * self.block.w_out.shape[2], 2))
+            first, middle, end, axis = (
+                self.emit.constant([n]) for n in (0, self.block.w_out.shape[2], 2 * self.block.w_out.shape[2], 2)
+            )
             hidden = [self.emit("Slice", hidden[0], *ends, axis) for ends in ((first, middle), (middle, end))]
-        return emit_gated(self.emit, rule, hidden[0], hidden[1], dtype) if rule.gated else emit_plain(self.emit, rule, hidden[0], dtype)
+        return (
+            emit_gated(self.emit, rule, hidden[0], hidden[1], dtype)
+            if rule.gated
+            else emit_plain(self.emit, rule, hidden[0], dtype)
+        )
 
     def matrix(self, weight: Weight | Quantized, role: str, part: Part) -> ir.Value:
         """A weight, or rows of every expert's, as the graph reads it."""
@@ -197,7 +249,11 @@ def _gathered(layer: _Layer) -> ir.Value:
     for role, part in layer.roles:
         product = emit("MatMul", emit("Gather", layer.matrix(block.w_in, role, part), layer.ids, axis=0), x)
         hidden.append(product if block.b_in is None else _add_own(layer, product, part(block.b_in), role))
-    y = emit("MatMul", emit("Gather", layer.matrix(block.w_out, "down", lambda w: w), layer.ids, axis=0), layer.activate(hidden))
+    y = emit(
+        "MatMul",
+        emit("Gather", layer.matrix(block.w_out, "down", lambda w: w), layer.ids, axis=0),
+        layer.activate(hidden),
+    )
     y = layer.to(y if block.b_out is None else _add_own(layer, y, block.b_out, "down"), block.dtype, FLOAT)
     return emit("ReduceSum", y if block.score_before else emit("Mul", y, factors), emit.constant([1, 3]), keepdims=0)
 
@@ -205,7 +261,9 @@ def _gathered(layer: _Layer) -> ir.Value:
 def _add_own(layer: _Layer, product: ir.Value, bias: Weight, role: str) -> ir.Value:
     """Each chosen expert's bias `[E, N]` added to its `[T, K, N, 1]`."""
     emit = layer.emit
-    return emit("Add", product, emit("Unsqueeze", emit("Gather", layer.bias(bias, role), layer.ids, axis=0), emit.constant([3])))
+    return emit(
+        "Add", product, emit("Unsqueeze", emit("Gather", layer.bias(bias, role), layer.ids, axis=0), emit.constant([3]))
+    )
 
 
 # ---------------------------------------------------------------------- dense
@@ -213,7 +271,12 @@ def _dense(layer: _Layer) -> ir.Value:
     """`[T, H]` in the block's dtype, cast to float32 so that both forms end alike."""
     emit, block, inner = layer.emit, layer.block, layer.block.w_out.shape[2]
     chosen = emit("OneHot", layer.ids, emit.constant([block.experts]), emit.constant(_ZERO_ONE), axis=-1)  # [T, K, E]
-    mix = emit("ReduceSum", emit("Mul", chosen, emit("Unsqueeze", layer.weights, emit.constant([2]))), emit.constant([1]), keepdims=0)
+    mix = emit(
+        "ReduceSum",
+        emit("Mul", chosen, emit("Unsqueeze", layer.weights, emit.constant([2]))),
+        emit.constant([1]),
+        keepdims=0,
+    )
     open_ = emit("ReduceSum", chosen, emit.constant([1]), keepdims=0) if block.score_before else mix
     if block.score_before and block.top_k > 1 and not layer.distinct:
         fix = "choose experts by a top-k, or take lowering=gathered"
@@ -232,8 +295,8 @@ _ZERO_ONE = torch.tensor([0.0, 1.0]).numpy()
 
 
 def _all_experts(layer: _Layer, role: str, part: Part, mix: ir.Value) -> ir.Value:
-    """One product of the first layer for every expert, `[T, E * I]`, of both halves `[T, E, 2 * I]`; weights before the experts scale it, which
-    is linear, and not its bias."""
+    """One product of the first layer for every expert, `[T, E * I]`, of both halves `[T, E, 2 * I]`; weights before the
+    experts scale it, which is linear, and not its bias."""
     emit, block = layer.emit, layer.block
     inner = block.w_out.shape[2] * (block.activation.rows_per_neuron if layer.whole else 1)
     y = emit("Gemm", layer.x, layer.matrix(block.w_in, role, lambda w: lazy.merged(part(w))), transB=1)

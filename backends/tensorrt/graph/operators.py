@@ -1,7 +1,7 @@
 """What the ONNX parser of each TensorRT takes, as data (`operators.toml`), and the check of a graph against it.
 
-A parser says which operator it lacks, but neither which line of the model that came from nor, before the build, what the builder behind it
-refuses. The table knows both, on machines without TensorRT too.
+A parser says which operator it lacks, but neither which line of the model that came from nor, before the build, what
+the builder behind it refuses. The table knows both, on machines without TensorRT too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,19 @@ import onnx_ir as ir
 from moec.backends.onnx.export import source_line
 
 TYPES = {
-    ir.DataType.FLOAT: "f32", ir.DataType.FLOAT16: "f16", ir.DataType.BFLOAT16: "bf16", ir.DataType.INT32: "i32", ir.DataType.INT64: "i64",
-    ir.DataType.BOOL: "bool", ir.DataType.INT8: "i8", ir.DataType.UINT8: "u8", ir.DataType.INT4: "i4", ir.DataType.FLOAT8E4M3FN: "f8",
-    ir.DataType.FLOAT4E2M1: "f4", ir.DataType.DOUBLE: "f64",
-}  # fmt: skip
+    ir.DataType.FLOAT: "f32",
+    ir.DataType.FLOAT16: "f16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT32: "i32",
+    ir.DataType.INT64: "i64",
+    ir.DataType.BOOL: "bool",
+    ir.DataType.INT8: "i8",
+    ir.DataType.UINT8: "u8",
+    ir.DataType.INT4: "i4",
+    ir.DataType.FLOAT8E4M3FN: "f8",
+    ir.DataType.FLOAT4E2M1: "f4",
+    ir.DataType.DOUBLE: "f64",
+}
 
 
 @dataclass(frozen=True)
@@ -108,15 +117,26 @@ def _table(name: str, entry: dict[str, Any], data: dict[str, Any], sets: dict[st
 def _rule(raw: dict[str, Any], sets: dict[str, list[str]]) -> Rule:
     types = tuple(t for part in raw["types"] for t in sets.get(part, [part]))
     return Rule(
-        types, tuple(raw.get("same", ())), tuple(raw.get("constant", ())), {int(k): v for k, v in raw.get("most", {}).items()}, tuple(raw.get("zero", ())),
-        tuple(raw.get("double", ())), {k: tuple(v) for k, v in raw.get("attributes", {}).items()}, {k: tuple(v) for k, v in raw.get("blocks", {}).items()},
+        types,
+        tuple(raw.get("same", ())),
+        tuple(raw.get("constant", ())),
+        {int(k): v for k, v in raw.get("most", {}).items()},
+        tuple(raw.get("zero", ())),
+        tuple(raw.get("double", ())),
+        {k: tuple(v) for k, v in raw.get("attributes", {}).items()},
+        {k: tuple(v) for k, v in raw.get("blocks", {}).items()},
         raw.get("outputs", 0),
-    )  # fmt: skip
+    )
 
 
 def table_of(edition: str, version: str = "") -> Table:
-    """The table of a library's version: the newest that is not newer, or the newest of all where the version is not said."""
-    own = {tuple(int(n) for n in name.removeprefix(f"{edition}-").split(".")): t for name, t in tables().items() if name.rpartition("-")[0] == edition}
+    """The table of a library's version: the newest that is not newer, or the newest of all where the version is not
+    said."""
+    own = {
+        tuple(int(n) for n in name.removeprefix(f"{edition}-").split(".")): t
+        for name, t in tables().items()
+        if name.rpartition("-")[0] == edition
+    }
     asked = tuple(int(n) for n in version.split(".")[:2] if n.isdigit())
     fitting = [key for key in sorted(own) if not asked or key <= asked]
     return own[fitting[-1] if fitting else min(own)]
@@ -125,9 +145,15 @@ def table_of(edition: str, version: str = "") -> Table:
 def check(model: ir.Model, table: Table) -> list[Violation]:
     """Everything that the parser or its builder would refuse, in graph order. Values must know their dtypes."""
     newest = model.opset_imports.get("", 0)
-    found = [] if table.opsets[0] <= newest <= table.opsets[1] else [Violation("", "opset", f"it has no opset {newest}", "", "report this")]
+    found = (
+        []
+        if table.opsets[0] <= newest <= table.opsets[1]
+        else [Violation("", "opset", f"it has no opset {newest}", "", "report this")]
+    )
     for node in model.graph.all_nodes():
-        found += [Violation(node.op_type, str(node.name), reason, source_line(node)) for reason in _problems(node, table)]
+        found += [
+            Violation(node.op_type, str(node.name), reason, source_line(node)) for reason in _problems(node, table)
+        ]
     return found
 
 
@@ -136,17 +162,29 @@ def _problems(node: ir.Node, table: Table) -> list[str]:
         return [f"it has no operator {node.domain}::{node.op_type}"]
     rule = table.rules.get(node.op_type)
     if rule is None:
-        return [f"it has no {node.op_type}{': ' + table.lacking[node.op_type] if node.op_type in table.lacking else ''}"]
-    unknown = [f"the dtype of {v.name}, which {node.op_type} reads, cannot be told" for v in node.inputs if v is not None and v.dtype is None]
+        return [
+            f"it has no {node.op_type}{': ' + table.lacking[node.op_type] if node.op_type in table.lacking else ''}"
+        ]
+    unknown = [
+        f"the dtype of {v.name}, which {node.op_type} reads, cannot be told"
+        for v in node.inputs
+        if v is not None and v.dtype is None
+    ]
     return [*unknown, *_of_types(node, rule), *_of_constants(node, rule), *_of_attributes(node, rule)]
 
 
 def _of_types(node: ir.Node, rule: Rule) -> list[str]:
     first = _type(node.inputs[0]) if node.inputs else None
-    found = [f"{node.op_type} takes {', '.join(rule.types)}, not {first}"] if first is not None and first not in rule.types else []
+    found = (
+        [f"{node.op_type} takes {', '.join(rule.types)}, not {first}"]
+        if first is not None and first not in rule.types
+        else []
+    )
     alike = node.inputs if -1 in rule.same else [node.inputs[n] for n in rule.same if n < len(node.inputs)]
     known = list(dict.fromkeys(t for v in alike if (t := _type(v)) is not None))
-    return found + ([f"{node.op_type} has inputs of {' and '.join(known)}, and all must have one type"] if len(known) > 1 else [])
+    return found + (
+        [f"{node.op_type} has inputs of {' and '.join(known)}, and all must have one type"] if len(known) > 1 else []
+    )
 
 
 def _of_constants(node: ir.Node, rule: Rule) -> list[str]:
@@ -170,7 +208,11 @@ def _of_constants(node: ir.Node, rule: Rule) -> list[str]:
 def _dequantized(value: ir.Value) -> bool:
     """Whether a value is a `DequantizeLinear` of constants."""
     node = value.producer()
-    return node is not None and node.op_type == "DequantizeLinear" and all(v is None or v.const_value is not None for v in node.inputs)
+    return (
+        node is not None
+        and node.op_type == "DequantizeLinear"
+        and all(v is None or v.const_value is not None for v in node.inputs)
+    )
 
 
 def _of_attributes(node: ir.Node, rule: Rule) -> list[str]:

@@ -1,10 +1,11 @@
 """Packed weights as `DequantizeLinear` of signed integers, which TensorRT folds into the product that reads them.
 
-TensorRT wants a zero point of 0 and scales that are strictly positive, while moec's symmetric grids have negative scales wherever a
-group's largest number is positive. Codes cannot simply be turned around: the lowest one, -8, has no counterpart. So the magnitude goes into
-`DequantizeLinear` and the signs follow as a product, which is exact; where all scales are positive there is none, and only then can
-TensorRT read packed bytes inside its product. Four bits are blocks along the last axis; eight are rows `[out * groups, block]` with a scale
-each, since blocks of INT8 are not in TensorRT's documentation; two are stored as four. Small floats are `small_floats`' business.
+TensorRT wants a zero point of 0 and scales that are strictly positive, while moec's symmetric grids have negative
+scales wherever a group's largest number is positive. Codes cannot simply be turned around: the lowest one, -8, has no
+counterpart. So the magnitude goes into `DequantizeLinear` and the signs follow as a product, which is exact; where all
+scales are positive there is none, and only then can TensorRT read packed bytes inside its product. Four bits are blocks
+along the last axis; eight are rows `[out * groups, block]` with a scale each, since blocks of INT8 are not in
+TensorRT's documentation; two are stored as four. Small floats are `small_floats`' business.
 """
 
 from __future__ import annotations
@@ -96,18 +97,28 @@ def _nibbles(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Va
     def signed(packed: Tensor, scale: Tensor) -> Tensor:
         if weight.bits == 2:
             places = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
-            packed = pack(((packed.unsqueeze(-1) >> places) & 3).flatten(-2) + 6, 4)  # 2 is the middle of two bits, 8 that of four
+            packed = pack(
+                ((packed.unsqueeze(-1) >> places) & 3).flatten(-2) + 6, 4
+            )  # 2 is the middle of two bits, 8 that of four
         return _without_zeros(packed ^ 0x88, scale)  # from excess 8 to two's complement
 
     codes = emit.weight(lazy.rowwise("signed", signed, weight.packed, weight.scale), f"{role}.codes", Codes)
-    return emit("DequantizeLinear", codes, emit.weight(size, f"{role}.scales"), axis=len(weight.shape) - 1, block_size=weight.block)
+    return emit(
+        "DequantizeLinear",
+        codes,
+        emit.weight(size, f"{role}.scales"),
+        axis=len(weight.shape) - 1,
+        block_size=weight.block,
+    )
 
 
 def _bytes(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Value:
     def signed(packed: Tensor, scale: Tensor) -> Tensor:
         return _without_zeros(packed ^ 0x80, scale).view(torch.int8).reshape(-1, weight.block)
 
-    cut = lazy.rowwise("signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.block), weight.packed, weight.scale)
+    cut = lazy.rowwise(
+        "signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.block), weight.packed, weight.scale
+    )
     return emit_rows(emit, cut, size, weight.shape, role)
 
 
@@ -129,10 +140,11 @@ FP4 = "products with activations of 16 bits or more do not read 4-bit floats; it
 
 
 def unfolded(value: ir.Value, weight: Weight | Quantized) -> str:
-    """Why TensorRT does not read what `emit_weight` gave inside the product, as far as TensorRT-RTX 1.7 shows; empty when it seems to.
+    """Why TensorRT does not read what `emit_weight` gave inside the product, as far as TensorRT-RTX 1.7 shows; empty
+    when it seems to.
 
-    Nothing could be run, but plans have sizes. Where weights are read packed, a plan is little more than they are. Else a kernel of 140 kB or
-    more lies beside them, which unpacks them; or small ones are constants of 16 bits a number.
+    Nothing could be run, but plans have sizes. Where weights are read packed, a plan is little more than they are. Else
+    a kernel of 140 kB or more lies beside them, which unpacks them; or small ones are constants of 16 bits a number.
     """
     if not isinstance(weight, Quantized):
         return ""
@@ -147,10 +159,12 @@ def unfolded(value: ir.Value, weight: Weight | Quantized) -> str:
 
 
 def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
-    """Replace every `moec::Dequantize` and `moec::DequantizeFloat` node of the main graph that is read, in place; weights stay lazy.
+    """Replace every `moec::Dequantize` and `moec::DequantizeFloat` node of the main graph that is read, in place;
+    weights stay lazy.
 
     Returns:
-        One record a weight: `node`, `op`, `weight`, `kind`, `bits`, `block`, `bytes`, and `unfolded`, why TensorRT will not read it packed.
+        One record a weight: `node`, `op`, `weight`, `kind`, `bits`, `block`, `bytes`, and `unfolded`, why TensorRT will
+            not read it packed.
     """
     kinds, found = ("Dequantize", "DequantizeFloat"), []
     for node in [n for n in list(model.graph) if n.domain == DOMAIN and n.op_type in kinds and n.outputs[0].uses()]:
@@ -158,7 +172,13 @@ def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
         assert weight is not None, "refused before: see `unreadable`"
         name = str(node.inputs[0].name if node.inputs[0] is not None else emit.name)
         value = emit_weight(emit, weight, "weight")
-        sizes = {"kind": weight.kind, "bits": weight.bits, "block": weight.block, "bytes": weight.size_bytes, "unfolded": unfolded(value, weight)}
+        sizes = {
+            "kind": weight.kind,
+            "bits": weight.bits,
+            "block": weight.block,
+            "bytes": weight.size_bytes,
+            "unfolded": unfolded(value, weight),
+        }
         take_place(value, node.outputs[0])
         model.graph.remove(node, safe=True)
         found.append({"node": emit.name, "op": "DequantizeLinear", "weight": name, **sizes})

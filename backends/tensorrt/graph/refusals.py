@@ -19,7 +19,8 @@ FIRST = {ops.experts.default: 3, ops.moe.default: 4}  # where w_in stands; w_out
 
 
 def refusals(program: Program, plan: Plan) -> list[Refusal]:
-    """Weights on grids that TensorRT does not read, and MoE blocks for which there is no lowering, see `policy.choose`."""
+    """Weights on grids that TensorRT does not read, and MoE blocks for which there is no lowering, see
+    `policy.choose`."""
     blocks = [(str(node.name), _shape(program, node)) for node in program.nodes(*FIRST)]
     choices = [choose(shape, plan, name) for name, shape in blocks]
     return [*unreadable(program, plan), *(choice for choice in choices if isinstance(choice, Refusal))]
@@ -35,7 +36,18 @@ def _shape(program: Program, node: fx.Node) -> Shape:
     before = bool(node.kwargs.get("score_before", False))
     floats = any(isinstance(w, fx.Node) and w.target is ops.dequantize_float.default for w in (w_in, w_out))
     item_bytes, width = _value(w_in).dtype.itemsize, min(bits, default=0)
-    return Shape(experts, int(top_k), hidden, inner, Activation.of(node.kwargs), before, item_bytes, width, biases, floats)  # type: ignore[arg-type]
+    return Shape(
+        experts,
+        int(top_k),  # type: ignore[arg-type]
+        hidden,
+        inner,
+        Activation.of(node.kwargs),
+        before,
+        item_bytes,
+        width,
+        biases,
+        floats,
+    )
 
 
 def _bits(weight: Any) -> int:

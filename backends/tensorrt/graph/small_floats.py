@@ -1,8 +1,9 @@
 """Weights in small floats as `DequantizeLinear`, in the forms that TensorRT reads inside its products.
 
-`fp8`: E4M3 with one scale for the whole weight, or one for every row of a matrix. `nvfp4`: two of them, as NVIDIA's own exporter writes it.
-The inner one makes E4M3 scales and the float32 number for the whole weight to scales, the outer one E2M1 codes in blocks of 16 and these to
-the weight, in float32; a cast follows where the engine computes in 16 bits. The numbers are those of `moec::dequantize_float`, bit by bit.
+`fp8`: E4M3 with one scale for the whole weight, or one for every row of a matrix. `nvfp4`: two of them, as NVIDIA's own
+exporter writes it. The inner one makes E4M3 scales and the float32 number for the whole weight to scales, the outer one
+E2M1 codes in blocks of 16 and these to the weight, in float32; a cast follows where the engine computes in 16 bits. The
+numbers are those of `moec::dequantize_float`, bit by bit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class E2m1(WeightTensor):  # type: ignore[misc]
 
 
 def why_not_floats(weight: SmallFloats) -> str:
-    """Why TensorRT cannot read a weight in small floats, in a few words; empty when it can. GPUs are `formats`' business."""
+    """Why TensorRT cannot read a weight in small floats, in a few words; empty when it can. GPUs are `formats`'
+    business."""
     scale = weight.scale.dtype if weight.overall is None else weight.overall.dtype
     if scale not in SCALES or weight.dtype not in SCALES:
         return f"TensorRT does not scale in {str(scale if scale not in SCALES else weight.dtype)[6:]}"
@@ -63,19 +65,33 @@ def emit_floats(emit: Emitter, weight: SmallFloats, role: str) -> ir.Value:
 
 def _fp8(emit: Emitter, weight: SmallFloats, role: str) -> ir.Value:
     if not weight.scale.shape:
-        return emit("DequantizeLinear", emit.weight(weight.packed, f"{role}.codes", E4m3), emit.weight(weight.scale, f"{role}.scale"))
+        return emit(
+            "DequantizeLinear",
+            emit.weight(weight.packed, f"{role}.codes", E4m3),
+            emit.weight(weight.scale, f"{role}.scale"),
+        )
     cut = lazy.rowwise("cut", lambda t: t.reshape(len(t), -1, weight.block), weight.packed)
     return emit_rows(emit, cut, weight.scale, weight.shape, role, E4m3)
 
 
 def _nvfp4(emit: Emitter, weight: SmallFloats, overall: Weight, role: str) -> ir.Value:
-    steps = emit("DequantizeLinear", emit.weight(weight.scale, f"{role}.scales", E4m3), emit.weight(overall, f"{role}.overall"))
+    steps = emit(
+        "DequantizeLinear", emit.weight(weight.scale, f"{role}.scales", E4m3), emit.weight(overall, f"{role}.overall")
+    )
     codes = emit.weight(weight.packed, f"{role}.codes", E2m1)
     return emit("DequantizeLinear", codes, steps, axis=len(weight.shape) - 1, block_size=weight.block)
 
 
-def emit_rows(emit: Emitter, codes: Weight, scale: Weight, shape: tuple[int, ...], role: str, kind: type[WeightTensor] = WeightTensor) -> ir.Value:
-    """A weight with one scale along a single axis, which is all that TensorRT has besides blocks: codes as a matrix with a scale a row.
+def emit_rows(
+    emit: Emitter,
+    codes: Weight,
+    scale: Weight,
+    shape: tuple[int, ...],
+    role: str,
+    kind: type[WeightTensor] = WeightTensor,
+) -> ir.Value:
+    """A weight with one scale along a single axis, which is all that TensorRT has besides blocks: codes as a matrix
+    with a scale a row.
 
     Args:
         codes: `[A, B, block]`, whose first two dimensions become one.
@@ -84,5 +100,7 @@ def emit_rows(emit: Emitter, codes: Weight, scale: Weight, shape: tuple[int, ...
     """
     rows = lazy.merged(codes)
     scales = lazy.merged(lazy.rowwise("flat", lambda s: s.reshape(len(s), -1), scale))
-    value = emit("DequantizeLinear", emit.weight(rows, f"{role}.codes", kind), emit.weight(scales, f"{role}.scales"), axis=0)
+    value = emit(
+        "DequantizeLinear", emit.weight(rows, f"{role}.codes", kind), emit.weight(scales, f"{role}.scales"), axis=0
+    )
     return value if rows.shape == shape else emit("Reshape", value, emit.constant(list(shape)))

@@ -1,11 +1,14 @@
-"""A block's experts as a chain of moec's own kernels, compiled ahead of time for one GPU: what `plugins` puts into a network.
+"""A block's experts as a chain of moec's own kernels, compiled ahead of time for one GPU: what `plugins` puts into a
+network.
 
-The kernels are those that PyTorch gets on CUDA (`moec.kernels.launch`), written down instead of started: their tables, grids and constants
-are taken over, and what depends on the number of tokens becomes a `Size`. One kernel holds for all profiles of an engine, so the most
-tokens of a call decide whether pairs are sorted by expert (`align`), and how many rows a tile has.
+The kernels are those that PyTorch gets on CUDA (`moec.kernels.launch`), written down instead of started: their tables,
+grids and constants are taken over, and what depends on the number of tokens becomes a `Size`. One kernel holds for all
+profiles of an engine, so the most tokens of a call decide whether pairs are sorted by expert (`align`), and how many
+rows a tile has.
 
-Whoever launches a kernel has to ask the driver for more than 48 KiB of shared memory, and it is not known whether TensorRT does: tiles are
-cut until they need no more. The PTX is of an old version, so that the driver which reads it may be old too.
+Whoever launches a kernel has to ask the driver for more than 48 KiB of shared memory, and it is not known whether
+TensorRT does: tiles are cut until they need no more. The PTX is of an old version, so that the driver which reads it
+may be old too.
 """
 
 from __future__ import annotations
@@ -73,7 +76,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel of a chain before it is compiled: how it would be started, and the sizes of that; numbers by the kernel's own names."""
+    """One kernel of a chain before it is compiled: how it would be started, and the sizes of that; numbers by the
+    kernel's own names."""
 
     launch: Launch
     inputs: tuple[str, ...]
@@ -98,10 +102,22 @@ def _tensors(sizes: Sizes) -> list[Any]:
         if not packed:
             return empty(*shape)
         (bits, group), (*rows, depth) = packed, shape
-        return Packed(empty(*rows, depth * bits // 8, dtype="uint8"), empty(*rows, depth // group), bits=bits, group=group)
+        return Packed(
+            empty(*rows, depth * bits // 8, dtype="uint8"), empty(*rows, depth // group), bits=bits, group=group
+        )
 
-    experts, top_k, hidden, inner, wide = sizes.experts, sizes.top_k, sizes.hidden, sizes.inner, sizes.activation.rows_per_neuron * sizes.inner
-    w_out = empty(experts, inner, hidden).transpose(1, 2) if sizes.turned else matrix(sizes.packed_out, experts, hidden, inner)
+    experts, top_k, hidden, inner, wide = (
+        sizes.experts,
+        sizes.top_k,
+        sizes.hidden,
+        sizes.inner,
+        sizes.activation.rows_per_neuron * sizes.inner,
+    )
+    w_out = (
+        empty(experts, inner, hidden).transpose(1, 2)
+        if sizes.turned
+        else matrix(sizes.packed_out, experts, hidden, inner)
+    )
     biases = (empty(experts, n, dtype=d) if d else None for n, d in ((wide, sizes.b_in), (hidden, sizes.b_out)))
     ids, weights = (empty(sizes.tokens, top_k, dtype=dtype) for dtype in ("int64", "float32"))
     return [empty(sizes.tokens, hidden), ids, weights, matrix(sizes.packed_in, experts, wide, hidden), w_out, *biases]
@@ -128,8 +144,9 @@ def _smaller(tile: Tile) -> Tile:
 
 # ---------------------------------------------------------------------- one kernel
 _NAMES = {
-    "rows_in_kernel": {"w": "w_in", "scale": "s_in", "bias": "b_in"}, "rows_out_kernel": {"w": "w_out", "scale": "s_out", "bias": "b_out"},
-}  # fmt: skip
+    "rows_in_kernel": {"w": "w_in", "scale": "s_in", "bias": "b_in"},
+    "rows_out_kernel": {"w": "w_out", "scale": "s_out", "bias": "b_out"},
+}
 _TABLES = ("order", "offsets", "tile_expert")
 
 
@@ -150,13 +167,19 @@ def _kernel(sizes: Sizes, started: Launch) -> Kernel:
     return kernel
 
 
-def _layout(sizes: Sizes, name: str, arguments: Mapping[str, Any], few: bool, rows: int) -> tuple[dict[str, Size], tuple[Made, ...], tuple[Size, ...]]:
+def _layout(
+    sizes: Sizes, name: str, arguments: Mapping[str, Any], few: bool, rows: int
+) -> tuple[dict[str, Size], tuple[Made, ...], tuple[Size, ...]]:
     """Numbers by name, outputs and grid of a kernel."""
     pairs, tokens, columns = Size(sizes.top_k), Size(1), arguments.get("BLOCK_N") or arguments["BLOCK"]
     tiles = pairs if few else Size(sizes.top_k, rows, sizes.experts)
     if name == "align_kernel":
         shapes = {"order": pairs, "offsets": Size(plus=sizes.experts + 1), "tile_expert": tiles}
-        return {"pairs": pairs, "tiles": tiles}, tuple(Made(n, "int32", (s,)) for n, s in shapes.items()), (Size(plus=sizes.experts),)
+        return (
+            {"pairs": pairs, "tiles": tiles},
+            tuple(Made(n, "int32", (s,)) for n, s in shapes.items()),
+            (Size(plus=sizes.experts),),
+        )
     width = Size(plus=sizes.inner if name == "rows_in_kernel" else sizes.hidden)
     across = -(-width.plus // columns)
     if name == "combine_kernel":
@@ -171,10 +194,11 @@ def _demand_agreement(sizes: Sizes, kernel: Kernel, tensors: Sequence[str]) -> N
     wanted = [*tensors[:inputs], *kernel.numbers, *tensors[inputs:]]
     made = [(tuple(size.of(at) for size in m.shape), getattr(torch, m.dtype)) for m in kernel.outputs]
     same = (
-        [key for key in started.arguments if key in wanted] == wanted and tuple(size.of(at) for size in kernel.grid) == started.grid
+        [key for key in started.arguments if key in wanted] == wanted
+        and tuple(size.of(at) for size in kernel.grid) == started.grid
         and all(size.of(at) == started.arguments[key] for key, size in kernel.numbers.items())
         and made == [(tuple(t.shape), t.dtype) for t in (started.arguments[key] for key in tensors[inputs:])]
-    )  # fmt: skip
+    )
     if not same:
         raise _refused(started.kernel.__name__, "is started otherwise than its plugin would be")
 
@@ -182,7 +206,8 @@ def _demand_agreement(sizes: Sizes, kernel: Kernel, tensors: Sequence[str]) -> N
 # ---------------------------------------------------------------------- compiled
 @lru_cache(8)
 def compiled(sizes: Sizes, sm: int) -> tuple[tuple[Step, str, Compiled], ...]:
-    """The chain of a block as machine code: steps, their PTX, and what the compiler says of it. About a second a kernel.
+    """The chain of a block as machine code: steps, their PTX, and what the compiler says of it. About a second a
+    kernel.
 
     Raises:
         MoecError: M208 when a kernel needs what a plugin cannot have.
@@ -198,13 +223,22 @@ def _compiled(kernel: Kernel, sm: int) -> tuple[Step, str, Compiled]:
     described = repr((kernel.inputs, numbers, kernel.outputs, kernel.grid, code.warps, code.shared_bytes, ptx))
     plugin = f"{code.name.removesuffix('_kernel')}_{hashlib.sha256(described.encode()).hexdigest()[:12]}"
     step = Step(
-        plugin, code.name, f"{plugin}.ptx", kernel.inputs, numbers, kernel.outputs, kernel.grid, 32 * code.warps, code.shared_bytes
-    )  # fmt: skip
+        plugin,
+        code.name,
+        f"{plugin}.ptx",
+        kernel.inputs,
+        numbers,
+        kernel.outputs,
+        kernel.grid,
+        32 * code.warps,
+        code.shared_bytes,
+    )
     return step, ptx, code
 
 
 def demand_plain(code: Compiled, sm: int) -> None:
-    """Raise M208 unless a launch that knows nothing of Triton can start this: no scratch, no more than the usual shared memory, its own threads."""
+    """Raise M208 unless a launch that knows nothing of Triton can start this: no scratch, no more than the usual shared
+    memory, its own threads."""
     if code.scratch_bytes:
         raise _refused(code.name, f"needs {code.scratch_bytes} bytes of scratch memory")
     if code.shared_bytes > min(SHARED_BYTES, SHARED_LIMIT_BYTES[sm]):
@@ -217,11 +251,14 @@ def _refused(name: str, what: str) -> MoecError:
     return MoecError("M208", f"the kernel {name} {what}", name, "take lowering=dense or gathered, and report this")
 
 
-def compile_chains(blocks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def compile_chains(
+    blocks: Sequence[Mapping[str, Any]], folder: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Compile the chains of blocks, and write their PTX and packed weights into a folder.
 
     Args:
-        blocks: `kernels` of facts of `moe.lower_experts`, whose `packed` weights are lazy; equal sizes are compiled once.
+        blocks: `kernels` of facts of `moe.lower_experts`, whose `packed` weights are lazy; equal sizes are compiled
+            once.
 
     Returns:
         The blocks with `steps` for `plugins.splice` instead of `sizes`; and a row a kernel for the report.
@@ -233,8 +270,18 @@ def compile_chains(blocks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[l
         for step, ptx, code in chain:
             (folder / step.ptx).write_text(ptx)
             rows[step.plugin] = {
-                "kernel": step.kernel, "file": step.ptx, "threads": step.threads, "registers": code.registers, "spilled bytes": code.spilled_bytes,
+                "kernel": step.kernel,
+                "file": step.ptx,
+                "threads": step.threads,
+                "registers": code.registers,
+                "spilled bytes": code.spilled_bytes,
                 "shared bytes": step.shared_bytes,
-            }  # fmt: skip
-        found.append({**{k: v for k, v in block.items() if k != "sizes"}, "packed": records, "steps": [step.to_dict() for step, _, _ in chain]})
+            }
+        found.append(
+            {
+                **{k: v for k, v in block.items() if k != "sizes"},
+                "packed": records,
+                "steps": [step.to_dict() for step, _, _ in chain],
+            }
+        )
     return found, list(rows.values())

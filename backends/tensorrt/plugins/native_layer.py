@@ -1,8 +1,9 @@
-"""TensorRT's own MoE layer in the place of a block's standard operators, put into a network that the ONNX parser has made.
+"""TensorRT's own MoE layer in the place of a block's standard operators, put into a network that the ONNX parser has
+made.
 
-The ONNX file keeps the standard operators, which is what the engine is checked by under ONNX Runtime; they are dead once the layer stands
-there, and the builder drops them. Shapes that the layer wants: hidden states `[B, S, H]`, experts and weights `[B, S, K]`, matrices
-`[E, H, I]` twice and `[E, I, H]`. Nothing here has run on a GPU that has the layer.
+The ONNX file keeps the standard operators, which is what the engine is checked by under ONNX Runtime; they are dead
+once the layer stands there, and the builder drops them. Shapes that the layer wants: hidden states `[B, S, H]`, experts
+and weights `[B, S, K]`, matrices `[E, H, I]` twice and `[E, I, H]`. Nothing here has run on a GPU that has the layer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def splice(trt: Any, network: Any, blocks: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _splice(trt: Any, network: Any, block: Mapping[str, Any]) -> Any:
-    names = [*map(output_of, block["weights_of"].values()), *(str(block[name]) for name in ("x", "ids", "weights", "y"))]
+    names = [
+        *map(output_of, block["weights_of"].values()),
+        *(str(block[name]) for name in ("x", "ids", "weights", "y")),
+    ]
     tensors = tensors_of(network, names, "the MoE layer")
     x = tensors[block["x"]]
     flat = shuffled(network, x, (1, -1, block["hidden"]))
@@ -45,15 +49,18 @@ def _splice(trt: Any, network: Any, block: Mapping[str, Any]) -> Any:
     layer.set_gated_weights(*matrices, trt.MoEActType.SILU)
     if "down.bias" in block["weights_of"]:
         sizes = {"gate": block["inner"], "up": block["inner"], "down": block["hidden"]}
-        biases = [shuffled(network, tensors[output_of(block["weights_of"][f"{r}.bias"])], (block["experts"], n)) for r, n in sizes.items()]
+        biases = [
+            shuffled(network, tensors[output_of(block["weights_of"][f"{r}.bias"])], (block["experts"], n))
+            for r, n in sizes.items()
+        ]
         layer.set_gated_biases(*biases)
     producer(network, block["y"]).set_input(0, layer.get_output(0))
     return layer
 
 
 def _matrix(network: Any, tensors: Mapping[str, Any], block: Mapping[str, Any], role: str) -> Any:
-    """A matrix as `[E, H, I]` (gate, up) or `[E, I, H]` (down). The gathered form holds `[E, out, in]`; the dense one `[E * out, in]`, its
-    second matrix turned already."""
+    """A matrix as `[E, H, I]` (gate, up) or `[E, I, H]` (down). The gathered form holds `[E, out, in]`; the dense one
+    `[E * out, in]`, its second matrix turned already."""
     tensor, sizes = tensors[output_of(block["weights_of"][role])], (block["inner"], block["hidden"])
     dense = len(tuple(tensor.shape)) == 2
     layer = network.add_shuffle(shuffled(network, tensor, (block["experts"], *sizes)) if dense else tensor)

@@ -1,9 +1,11 @@
-"""moec's own kernels in the place of a block's standard operators, one plugin a kernel, put into a network that the ONNX parser has made.
+"""moec's own kernels in the place of a block's standard operators, one plugin a kernel, put into a network that the
+ONNX parser has made.
 
-Each kernel was compiled before (`chain`), for one GPU; what is known of it is a `Step`. It becomes a plugin of TensorRT's "quickly
-deployable" kind with an implementation ahead of time: TensorRT asks for PTX and for the sizes of the launch as expressions of the inputs'
-shapes, and keeps both in the plan, which then runs without Python. Such a plugin is one launch: input pointers, 32-bit integers and output
-pointers, no workspace; hence a chain of them. Nothing here imports torch or Triton, and nothing here has run on a GPU.
+Each kernel was compiled before (`chain`), for one GPU; what is known of it is a `Step`. It becomes a plugin of
+TensorRT's "quickly deployable" kind with an implementation ahead of time: TensorRT asks for PTX and for the sizes of
+the launch as expressions of the inputs' shapes, and keeps both in the plan, which then runs without Python. Such a
+plugin is one launch: input pointers, 32-bit integers and output pointers, no workspace; hence a chain of them. Nothing
+here imports torch or Triton, and nothing here has run on a GPU.
 """
 
 from __future__ import annotations
@@ -81,7 +83,12 @@ class Step:
     def from_dict(cls, data: Mapping[str, Any]) -> Step:
         """Read what `to_dict` gave."""
         outputs = tuple(Made(made["name"], made["dtype"], _sizes(made["shape"])) for made in data["outputs"])
-        plain = {"inputs": tuple(data["inputs"]), "numbers": _sizes(data["numbers"]), "outputs": outputs, "grid": _sizes(data["grid"])}
+        plain = {
+            "inputs": tuple(data["inputs"]),
+            "numbers": _sizes(data["numbers"]),
+            "outputs": outputs,
+            "grid": _sizes(data["grid"]),
+        }
         return cls(**{**data, **plain})
 
 
@@ -90,7 +97,8 @@ def _sizes(found: Sequence[Mapping[str, int]]) -> tuple[Size, ...]:
 
 
 def register(trt: Any, step: Step, ptx: str) -> Any:
-    """The plugin of a kernel, made known to TensorRT unless it is already: a function of its inputs for `add_plugin`."""
+    """The plugin of a kernel, made known to TensorRT unless it is already: a function of its inputs for
+    `add_plugin`."""
     plugin = importlib.import_module(f"{trt.__name__}.plugin")
     space = getattr(plugin.op, NAMESPACE, None)
     if space is None or not hasattr(space, step.plugin):
@@ -101,11 +109,15 @@ def register(trt: Any, step: Step, ptx: str) -> Any:
 
 
 def _description(trt: Any, plugin: Any, step: Step) -> Any:
-    """What TensorRT asks for shapes and dtypes of outputs. It reads signatures, and annotations must be classes, not their names."""
+    """What TensorRT asks for shapes and dtypes of outputs. It reads signatures, and annotations must be classes, not
+    their names."""
 
     def describe(*inputs: Any) -> Any:
         tokens = _tokens(step, inputs)
-        made = [plugin.from_shape_expr(tuple(size.of(tokens) for size in out.shape), getattr(trt, out.dtype)) for out in step.outputs]
+        made = [
+            plugin.from_shape_expr(tuple(size.of(tokens) for size in out.shape), getattr(trt, out.dtype))
+            for out in step.outputs
+        ]
         return tuple(made)
 
     _signed(describe, dict.fromkeys(step.inputs, plugin.TensorDesc), _several(plugin, step))
@@ -113,12 +125,15 @@ def _description(trt: Any, plugin: Any, step: Step) -> Any:
 
 
 def _implementation(plugin: Any, step: Step, ptx: str) -> Any:
-    """What TensorRT asks for the kernel: its name, PTX, launch and numbers. One tactic, and inputs as the network has them."""
+    """What TensorRT asks for the kernel: its name, PTX, launch and numbers. One tactic, and inputs as the network has
+    them."""
 
     def implement(*given: Any) -> Any:
         tokens = _tokens(step, given)
         grid = [size.of(tokens) for size in (*step.grid, Size(plus=1))[:2]]
-        launch = plugin.KernelLaunchParams(grid_x=grid[0], grid_y=grid[1], block_x=step.threads, shared_mem=step.shared_bytes)
+        launch = plugin.KernelLaunchParams(
+            grid_x=grid[0], grid_y=grid[1], block_x=step.threads, shared_mem=step.shared_bytes
+        )
         numbers = plugin.SymIntExprs(len(step.numbers))
         for n, size in enumerate(step.numbers):
             numbers[n] = plugin.SymInt32(size.of(tokens))
@@ -138,7 +153,10 @@ def _several(plugin: Any, step: Step) -> Any:
 
 
 def _signed(function: Any, arguments: Mapping[str, Any], result: Any) -> None:
-    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in arguments.items()]
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+        for name, kind in arguments.items()
+    ]
     function.__signature__ = inspect.Signature(parameters, return_annotation=result)
 
 
@@ -175,7 +193,9 @@ def _splice(trt: Any, network: Any, block: Mapping[str, Any], folder: Path) -> l
         operator = register(trt, step, (folder / step.ptx).read_text())
         layer = network.add_plugin(operator(*(known[name] for name in step.inputs)), aot=True)
         if layer is None:
-            raise MoecError("M208", f"the library takes no plugin {step.plugin}", str(block["y"]), "take lowering=dense or gathered")
+            raise MoecError(
+                "M208", f"the library takes no plugin {step.plugin}", str(block["y"]), "take lowering=dense or gathered"
+            )
         known |= {made.name: layer.get_output(n) for n, made in enumerate(step.outputs)}
         layers.append(layer)
     producer(network, block["y"]).set_input(0, known["out"])
@@ -187,6 +207,9 @@ def _ends(trt: Any, network: Any, block: Mapping[str, Any]) -> dict[str, Any]:
     held = {role: output_of(name) for role, name in block["weights_of"].items()}
     names = {name: str(block[name]) for name in ("x", "ids", "weights")} | held
     tensors = tensors_of(network, [*names.values(), str(block["y"])], "the plugins")
-    x, ids, weights = (shuffled(network, tensors[names[name]], (-1, block[width])) for name, width in (("x", "hidden"), ("ids", "top_k"), ("weights", "top_k")))
+    x, ids, weights = (
+        shuffled(network, tensors[names[name]], (-1, block[width]))
+        for name, width in (("x", "hidden"), ("ids", "top_k"), ("weights", "top_k"))
+    )
     ids, weights = (network.add_cast(t, d).get_output(0) for t, d in ((ids, trt.int32), (weights, trt.float32)))
     return {"x": x, "ids": ids, "route_weights": weights, **{role: tensors[name] for role, name in held.items()}}

@@ -1,8 +1,8 @@
 """A kernel's PTX as a plugin of TensorRT needs it.
 
-Triton ends each entry with two pointers to scratch memory, which its own launcher fills and which kernels without scratch never read.
-TensorRT passes a plugin's inputs, numbers and outputs and nothing else, so these parameters have to go. So do line numbers: they name
-folders of the machine that compiled, and would make equal kernels differ.
+Triton ends each entry with two pointers to scratch memory, which its own launcher fills and which kernels without
+scratch never read. TensorRT passes a plugin's inputs, numbers and outputs and nothing else, so these parameters have to
+go. So do line numbers: they name folders of the machine that compiled, and would make equal kernels differ.
 """
 
 from __future__ import annotations

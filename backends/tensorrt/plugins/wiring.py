@@ -19,7 +19,12 @@ def tensors_of(network: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     found = {t.name: t for t in [*inputs, *(layer.get_output(k) for layer in layers for k in range(layer.num_outputs))]}
     missing = [name for name in names if name not in found]
     if missing:
-        raise MoecError("M208", f"the network has no tensor {missing[0]!r} to put {what} between", str(names[-1]), "take lowering=dense or gathered")
+        raise MoecError(
+            "M208",
+            f"the network has no tensor {missing[0]!r} to put {what} between",
+            str(names[-1]),
+            "take lowering=dense or gathered",
+        )
     return found
 
 
@@ -29,7 +34,8 @@ def output_of(initializer: str) -> str:
 
 
 def producer(network: Any, name: str) -> Any:
-    """The layer that gives a tensor: of a block's output it is the last reshape, which makes any leading dimensions of `[T, H]`."""
+    """The layer that gives a tensor: of a block's output it is the last reshape, which makes any leading dimensions of
+    `[T, H]`."""
     return next(layer for n in range(network.num_layers) if (layer := network.get_layer(n)).get_output(0).name == name)
 
 

@@ -1,7 +1,8 @@
-"""The graph as ONNX Runtime's CPU can run it: it has no kernel for 4-bit floats, so these are decoded before it loads the file.
+"""The graph as ONNX Runtime's CPU can run it: it has no kernel for 4-bit floats, so these are decoded before it loads
+the file.
 
-The bytes are decoded by `ml_dtypes`, which knows nothing of moec: what runs is the engine's own file with every `DequantizeLinear` of 4-bit
-floats replaced by the numbers that ONNX defines for it.
+The bytes are decoded by `ml_dtypes`, which knows nothing of moec: what runs is the engine's own file with every
+`DequantizeLinear` of 4-bit floats replaced by the numbers that ONNX defines for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DECODED = "4-bit floats decoded before, by ml_dtypes"
 
 
 def runnable(folder: Path, load: Callable[[Path], Engine]) -> Engine:
-    """An engine from the `model.onnx` of a folder, or from a copy without 4-bit floats that lives as long as the engine does."""
+    """An engine from the `model.onnx` of a folder, or from a copy without 4-bit floats that lives as long as the engine
+    does."""
     model = ir.load(folder / MODEL_FILE)
     if not decode(model):
         return load(folder)
@@ -35,15 +37,24 @@ def runnable(folder: Path, load: Callable[[Path], Engine]) -> Engine:
 
 
 def decode(model: ir.Model) -> int:
-    """Replace every `DequantizeLinear` of 4-bit floats by its numbers, in place and lazily. Returns how many there were."""
-    nodes = [n for n in model.graph if n.op_type == "DequantizeLinear" and n.inputs[0] is not None and n.inputs[0].dtype == ir.DataType.FLOAT4E2M1]
+    """Replace every `DequantizeLinear` of 4-bit floats by its numbers, in place and lazily. Returns how many there
+    were."""
+    nodes = [
+        n
+        for n in model.graph
+        if n.op_type == "DequantizeLinear" and n.inputs[0] is not None and n.inputs[0].dtype == ir.DataType.FLOAT4E2M1
+    ]
     for node in nodes:
         codes, scales = node.inputs[:2]
         assert codes is not None and codes.const_value is not None and scales is not None
         inner, output = scales.producer(), node.outputs[0]
         block = node.attributes.get_int("block_size")
-        tensor = _Decoded(codes.const_value, _constants(inner if inner is not None else scales), block, str(output.name))
-        value = ir.Value(name=f"{output.name}.decoded", type=ir.TensorType(tensor.dtype), shape=codes.shape, const_value=tensor)
+        tensor = _Decoded(
+            codes.const_value, _constants(inner if inner is not None else scales), block, str(output.name)
+        )
+        value = ir.Value(
+            name=f"{output.name}.decoded", type=ir.TensorType(tensor.dtype), shape=codes.shape, const_value=tensor
+        )
         model.graph.register_initializer(value)
         ir.convenience.replace_all_uses_with(output, value)
         _remove(model.graph, [node, *([inner] if inner is not None else [])])

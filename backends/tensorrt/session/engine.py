@@ -34,8 +34,9 @@ class TensorrtEngine(Engine):
         edition: the library that built it.
 
     Raises:
-        MoecError: M106 where the plan is missing or cannot be read, M301 where another version of the library built it, M302 where its GPU is
-            not here. These are found in this order, so that what needs no GPU is said without one.
+        MoecError: M106 where the plan is missing or cannot be read, M301 where another version of the library built it,
+            M302 where its GPU is not here. These are found in this order, so that what needs no GPU is said without
+            one.
     """
 
     def __init__(self, folder: Path, target: Target, edition: Edition) -> None:
@@ -47,7 +48,9 @@ class TensorrtEngine(Engine):
         require_version(facts, edition, self._plan)
         require_gpu(facts, target)
         self._trt = edition.load()
-        self._dtypes = {getattr(self._trt, theirs): ours for theirs, ours in _DTYPES.items() if hasattr(self._trt, theirs)}
+        self._dtypes = {
+            getattr(self._trt, theirs): ours for theirs, ours in _DTYPES.items() if hasattr(self._trt, theirs)
+        }
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._logger)
         engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
@@ -55,7 +58,12 @@ class TensorrtEngine(Engine):
             raise MoecError("M106", f"{edition.title} cannot read the plan", str(self._plan), _AGAIN)
         context = engine.create_execution_context()
         if context is None:
-            raise MoecError("M302", "the GPU has no memory left for the engine", str(self._plan), "free memory, or compile with smaller max_… options")
+            raise MoecError(
+                "M302",
+                "the GPU has no memory left for the engine",
+                str(self._plan),
+                "free memory, or compile with smaller max_… options",
+            )
         self._engine, self._context, self._profile = engine, context, 0
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
@@ -67,7 +75,9 @@ class TensorrtEngine(Engine):
 
     def run_on_gpu(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; the outputs stay on the GPU. Raises M211 for shapes outside of the profiles."""
-        index = fitting(self._profiles, self.inputs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name)
+        index = fitting(
+            self._profiles, self.inputs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name
+        )
         context, handle = self._context, self._stream.cuda_stream
         given = {name: value.to("cuda").contiguous() for name, value in inputs.items()}
         if index != self._profile:
@@ -91,7 +101,12 @@ class TensorrtEngine(Engine):
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise MoecError("M211", f"the engine refuses the inputs: {what}", self.name, "give inputs that fit its signature and its profiles")
+            raise MoecError(
+                "M211",
+                f"the engine refuses the inputs: {what}",
+                self.name,
+                "give inputs that fit its signature and its profiles",
+            )
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether a profile holds these sizes; a dimension that is not named may be of any."""
@@ -121,9 +136,15 @@ class Continuation:
 
 
 _DTYPES = {
-    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64, "int32": torch.int32, "int8": torch.int8,
-    "uint8": torch.uint8, "bool": torch.bool,
-}  # fmt: skip
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
 _NOTHING: list[Tensor] = []
 
 
@@ -140,12 +161,19 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What stands beside a plan. Raises M106 where it was never built, or what stands there is none of ours."""
     path = folder / FACTS_FILE
     if path.exists() and not (folder / PLAN_FILE).exists():
-        raise MoecError("M106", "the engine is not built yet", str(folder), "finish it with `moec build ENGINE` on the machine that has the GPU")
+        raise MoecError(
+            "M106",
+            "the engine is not built yet",
+            str(folder),
+            "finish it with `moec build ENGINE` on the machine that has the GPU",
+        )
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
         facts["version"], facts["profiles"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MoecError("M106", f"{FACTS_FILE} cannot be read: {type(error).__name__}", str(path), "compile the engine again") from error
+        raise MoecError(
+            "M106", f"{FACTS_FILE} cannot be read: {type(error).__name__}", str(path), "compile the engine again"
+        ) from error
     return facts
 
 
@@ -154,16 +182,36 @@ def require_version(facts: Mapping[str, Any], edition: Edition, plan: Path) -> N
     here = edition.version()
     if facts["edition"] != edition.backend or here != facts["version"]:
         built, found = f"{facts['edition']} {facts['version']}", f"{edition.backend} {here}"
-        raise MoecError("M301", f"the plan was built by {built}, and here is {found}", str(plan), f"install that version, or {_AGAIN}")
+        raise MoecError(
+            "M301",
+            f"the plan was built by {built}, and here is {found}",
+            str(plan),
+            f"install that version, or {_AGAIN}",
+        )
 
 
 def require_gpu(facts: Mapping[str, Any], target: Target) -> None:
     """Raise M302 unless a GPU that the plan was built for is here, for the driver and for torch."""
     gpu, wanted = find_gpu(), facts["architectures"]
     if gpu is None:
-        raise MoecError("M302", "there is no NVIDIA GPU here", str(target), "run on a machine with one; `moec verify` works here, on what stands in for it")
+        raise MoecError(
+            "M302",
+            "there is no NVIDIA GPU here",
+            str(target),
+            "run on a machine with one; `moec verify` works here, on what stands in for it",
+        )
     if wanted and gpu.sm not in wanted:
         built = ", ".join(f"sm{sm}" for sm in wanted)
-        raise MoecError("M302", f"the engine is for {built}, and the GPU here is sm{gpu.sm}", str(target), "compile for it, or run elsewhere")
+        raise MoecError(
+            "M302",
+            f"the engine is for {built}, and the GPU here is sm{gpu.sm}",
+            str(target),
+            "compile for it, or run elsewhere",
+        )
     if not torch.cuda.is_available():
-        raise MoecError("M302", "torch cannot use the GPU that is here", str(target), "install torch with CUDA, see https://pytorch.org")
+        raise MoecError(
+            "M302",
+            "torch cannot use the GPU that is here",
+            str(target),
+            "install torch with CUDA, see https://pytorch.org",
+        )

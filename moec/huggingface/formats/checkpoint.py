@@ -49,7 +49,8 @@ def read_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
     Only headers are read. Spec: https://huggingface.co/docs/safetensors.
 
     Raises:
-        MoecError: M205 when a file is missing or broken, or an index disagrees with its shards; M209 for a pickle without permission.
+        MoecError: M205 when a file is missing or broken, or an index disagrees with its shards; M209 for a pickle
+            without permission.
     """
     for name, pickled in ((SAFETENSORS, False), (PICKLE, True)):
         files, promised = _files(folder, name)
@@ -57,13 +58,22 @@ def read_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
             continue
         if pickled and not allow_pickle:
             raise MoecError(
-                "M209", f"the weights are a pickle, {files[0]}, which can run code when it is loaded", str(folder / files[0]),
+                "M209",
+                f"the weights are a pickle, {files[0]}, which can run code when it is loaded",
+                str(folder / files[0]),
                 "convert it to safetensors, or pass --allow-pickle (moec then loads it with weights_only=True)",
-            )  # fmt: skip
-        weights = {k: w for file in files for k, w in (_read_pickle if pickled else _read_safetensors)(folder / file).items()}
+            )
+        weights = {
+            k: w for file in files for k, w in (_read_pickle if pickled else _read_safetensors)(folder / file).items()
+        }
         _check_promise(folder, promised, weights)
         return Checkpoint(folder, files, weights)
-    raise MoecError("M205", "the folder holds no weights", str(folder / SAFETENSORS), f"put {SAFETENSORS} (or shards and their index) there")
+    raise MoecError(
+        "M205",
+        "the folder holds no weights",
+        str(folder / SAFETENSORS),
+        f"put {SAFETENSORS} (or shards and their index) there",
+    )
 
 
 def _files(folder: Path, name: str) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -90,9 +100,16 @@ def _read_safetensors(path: Path) -> dict[str, Weight]:
             names = list(handle.keys())
         return {name: from_file(path, name) for name in names}
     except KeyError as error:
-        raise MoecError("M206", f"{path.name} holds tensors of type {error}, which moec does not read", str(path), "store them in a float type") from error
+        raise MoecError(
+            "M206",
+            f"{path.name} holds tensors of type {error}, which moec does not read",
+            str(path),
+            "store them in a float type",
+        ) from error
     except Exception as error:  # safetensors' own error class, and OSError for a file that cannot be mapped
-        raise MoecError("M205", f"{path.name} is truncated or no safetensors file: {error}", str(path), "download the file again") from error
+        raise MoecError(
+            "M205", f"{path.name} is truncated or no safetensors file: {error}", str(path), "download the file again"
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Weight]:
@@ -102,14 +119,21 @@ def _read_pickle(path: Path) -> dict[str, Weight]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MoecError("M205", f"{path.name} cannot be unpickled safely: {reason}", str(path), "convert it to safetensors") from error
+        raise MoecError(
+            "M205", f"{path.name} cannot be unpickled safely: {reason}", str(path), "convert it to safetensors"
+        ) from error
     return {name: from_tensor(value, f"{path.name}:{name}") for name, value in state.items()}
 
 
 def _check_promise(folder: Path, promised: dict[str, str], weights: dict[str, Weight]) -> None:
     for name, file in promised.items():
         if name not in weights:
-            raise MoecError("M205", f"{file} lacks the weight {name!r}, which the index promises", str(folder / file), "download the file again")
+            raise MoecError(
+                "M205",
+                f"{file} lacks the weight {name!r}, which the index promises",
+                str(folder / file),
+                "download the file again",
+            )
 
 
 def _sha256(path: Path) -> str:

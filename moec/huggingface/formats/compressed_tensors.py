@@ -1,9 +1,10 @@
-"""Checkpoints in the compressed-tensors format, as llm-compressor and vLLM write and read them: integers with scales, read as they lie.
+"""Checkpoints in the compressed-tensors format, as llm-compressor and vLLM write and read them: integers with scales,
+read as they lie.
 
-In `pack-quantized` a linear layer's `weight` is replaced by `weight_packed` (int32 `[out, in*bits/32]`, lowest bits first, offset by
-half of the range), `weight_scale` `[out, in/group]`, `weight_shape` and, on asymmetric grids, `weight_zero_point` (int32
-`[out*bits/32, in/group]`). Seen as bytes, the first is what `moec::dequantize` reads; nothing is quantized anew.
-Spec: https://github.com/vllm-project/compressed-tensors.
+In `pack-quantized` a linear layer's `weight` is replaced by `weight_packed` (int32 `[out, in*bits/32]`, lowest bits
+first, offset by half of the range), `weight_scale` `[out, in/group]`, `weight_shape` and, on asymmetric grids,
+`weight_zero_point` (int32 `[out*bits/32, in/group]`). Seen as bytes, the first is what `moec::dequantize` reads;
+nothing is quantized anew. Spec: https://github.com/vllm-project/compressed-tensors.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ def why_not(config: Mapping[str, Any]) -> str:
     groups = config.get("config_groups") or {}
     if not groups:
         return "it has no config_groups"
-    return next((reason for name, group in groups.items() if (reason := _why_not_group(name, group, str(config.get("format"))))), "")
+    return next(
+        (
+            reason
+            for name, group in groups.items()
+            if (reason := _why_not_group(name, group, str(config.get("format"))))
+        ),
+        "",
+    )
 
 
 def _why_not_group(name: str, group: Any, default: str) -> str:
@@ -45,35 +53,61 @@ def _why_not_group(name: str, group: Any, default: str) -> str:
     if group.get("input_activations") or group.get("output_activations"):
         return f"{name} quantizes activations too"
     if weights.get("type", "int") != "int" or weights.get("num_bits") not in BITS:
-        return f"{name} has {weights.get('num_bits')} bits of type {weights.get('type', 'int')!r}; moec reads {', '.join(map(str, BITS))} bits of type 'int'"
-    return "" if weights.get("actorder") not in ("group", "dynamic") else f"{name} reorders inputs by importance (actorder)"
+        return (
+            f"{name} has {weights.get('num_bits')} bits of type {weights.get('type', 'int')!r}; moec reads "
+            f"{', '.join(map(str, BITS))} bits of type 'int'"
+        )
+    return (
+        ""
+        if weights.get("actorder") not in ("group", "dynamic")
+        else f"{name} reorders inputs by importance (actorder)"
+    )
 
 
 def decode(stored: Mapping[str, Weight]) -> dict[str, Weight]:
     """The checkpoint's tensors with every packed weight under its own name, decoded when it is read.
 
-    Widths and groups are those of the tensors' shapes, so layers may differ. Scales for groups longer than 128, or for whole rows, are
-    repeated; that changes no number.
+    Widths and groups are those of the tensors' shapes, so layers may differ. Scales for groups longer than 128, or for
+    whole rows, are repeated; that changes no number.
 
     Raises:
         MoecError: M205 when tensors are missing or do not fit each other.
     """
     packed = [n.removesuffix(PACKED) for n in stored if n.endswith(f"weight{PACKED}")]
     if not packed:
-        raise MoecError("M205", f"config.json says {METHOD}, but no tensor is called …weight{PACKED}", "model.safetensors", "download the files again")
+        raise MoecError(
+            "M205",
+            f"config.json says {METHOD}, but no tensor is called …weight{PACKED}",
+            "model.safetensors",
+            "download the files again",
+        )
     spent = {base + ending for base in packed for ending in (PACKED, SCALE, ZERO, SHAPE, ORDER)}
-    return {**{n: w for n, w in stored.items() if n not in spent}, **{base: decoded(_coded(base, stored)) for base in packed}}
+    return {
+        **{n: w for n, w in stored.items() if n not in spent},
+        **{base: decoded(_coded(base, stored)) for base in packed},
+    }
 
 
 def _coded(base: str, stored: Mapping[str, Weight]) -> Coded:
     if base + ORDER in stored:
         raise MoecError("M206", "its inputs are reordered by importance (act-order)", base + ORDER, _WAY_OUT)
     if base + SCALE not in stored or base + SHAPE not in stored:
-        raise MoecError("M205", f"{base + PACKED!r} has no scale or no shape beside it", stored[base + PACKED].origin, "download the files again")
+        raise MoecError(
+            "M205",
+            f"{base + PACKED!r} has no scale or no shape beside it",
+            stored[base + PACKED].origin,
+            "download the files again",
+        )
     packed, scale, zero = stored[base + PACKED], stored[base + SCALE], stored.get(base + ZERO)
     out, width = (int(n) for n in stored[base + SHAPE].load())
     bits = next((b for b in BITS if packed.shape == (out, -(-width * b // 32))), 0)
-    if not bits or packed.dtype != torch.int32 or scale.shape[:1] != (out,) or len(scale.shape) != 2 or width % scale.shape[1]:
+    if (
+        not bits
+        or packed.dtype != torch.int32
+        or scale.shape[:1] != (out,)
+        or len(scale.shape) != 2
+        or width % scale.shape[1]
+    ):
         shapes = f"{list(packed.shape)}, scales {list(scale.shape)} and shape {[out, width]}"
         raise MoecError("M205", f"{base + PACKED!r} does not fit: {shapes}", packed.origin, "download the files again")
     codes = columns(rowwise("bytes", as_bytes, packed), 0, width * bits // 8)
@@ -82,7 +116,8 @@ def _coded(base: str, stored: Mapping[str, Weight]) -> Coded:
 
 
 def in_short_groups(packed: Weight, scale: Weight, zero: Weight | None, bits: int) -> Coded:
-    """The same numbers with a scale (and zero point) for every 128 inputs at least, or for the longest group that divides them."""
+    """The same numbers with a scale (and zero point) for every 128 inputs at least, or for the longest group that
+    divides them."""
     width = packed.shape[-1] * 8 // bits
     group = width // scale.shape[-1]
     short = next((g for g in (LONGEST, 64, 32, 16) if group > LONGEST and group % g == 0), group)
@@ -109,5 +144,6 @@ def unpacked_rows(words: Tensor, bits: int, out: int) -> Tensor:
 
 
 def in_float32(weight: Weight) -> Tensor:
-    """A weight's values: integers times scales in float32, which is exact for scales of 16 bits; other dtypes as they are stored."""
+    """A weight's values: integers times scales in float32, which is exact for scales of 16 bits; other dtypes as they
+    are stored."""
     return (cast(weight, torch.float32) if weight.dtype.is_floating_point else weight).load()

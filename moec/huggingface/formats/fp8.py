@@ -1,7 +1,9 @@
-"""Checkpoints with weights in 8-bit floats and a scale for every tile, as DeepSeek publishes its own: read as the numbers that they stand for.
+"""Checkpoints with weights in 8-bit floats and a scale for every tile, as DeepSeek publishes its own: read as the
+numbers that they stand for.
 
-A linear layer's `weight` is float8 `[out, in]`, and `weight_scale_inv` `[out/128, in/128]` holds what each tile of 128 x 128 is multiplied by.
-The weights become plain ones, exactly; let moec quantize them if they are to be small. Servers round activations to 8 bits as well; moec does not.
+A linear layer's `weight` is float8 `[out, in]`, and `weight_scale_inv` `[out/128, in/128]` holds what each tile of 128
+x 128 is multiplied by. The weights become plain ones, exactly; let moec quantize them if they are to be small. Servers
+round activations to 8 bits as well; moec does not.
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ def decode(stored: Mapping[str, Weight], tile: tuple[int, int] = (128, 128)) -> 
     """
     scaled = {n for n, w in stored.items() if w.dtype == torch.float8_e4m3fn}
     spent = {n + SCALE for n in scaled}
-    return {n: _decoded(n, w, stored.get(n + SCALE), tile) if n in scaled else w for n, w in stored.items() if n not in spent}
+    return {
+        n: _decoded(n, w, stored.get(n + SCALE), tile) if n in scaled else w
+        for n, w in stored.items()
+        if n not in spent
+    }
 
 
 def _decoded(name: str, weight: Weight, scale: Weight | None, tile: tuple[int, int]) -> Weight:
@@ -49,7 +55,12 @@ def _decoded(name: str, weight: Weight, scale: Weight | None, tile: tuple[int, i
     wanted = tuple(-(-size // step) for size, step in zip(weight.shape, tile, strict=False))
     if scale is None or len(weight.shape) != 2 or scale.shape != wanted:
         found = "none" if scale is None else list(scale.shape)
-        raise MoecError("M205", f"{name!r} of shape {list(weight.shape)} needs scales {list(wanted)}, found {found}", weight.origin, "download the files again")
+        raise MoecError(
+            "M205",
+            f"{name!r} of shape {list(weight.shape)} needs scales {list(wanted)}, found {found}",
+            weight.origin,
+            "download the files again",
+        )
 
     def read(start: int, stop: int) -> Tensor:
         first = start // height

@@ -1,9 +1,10 @@
-"""Checkpoints in GPTQ's form, as AutoGPTQ, GPTQModel and auto-round write it: the same integers, packed along the inputs.
+"""Checkpoints in GPTQ's form, as AutoGPTQ, GPTQModel and auto-round write it: the same integers, packed along the
+inputs.
 
-A linear layer's `weight` is replaced by `qweight` (int32 `[in*bits/32, out]`, lowest bits first), `qzeros` (int32 `[groups, out*bits/32]`),
-`scales` `[groups, out]` and `g_idx` `[in]`, the group of each input. Turned around and seen as bytes, the first is what
-`moec::dequantize` reads. The first version of the form (`checkpoint_format` "gptq", auto-round's "auto_round:auto_gptq") stores zero points
-less one.
+A linear layer's `weight` is replaced by `qweight` (int32 `[in*bits/32, out]`, lowest bits first), `qzeros` (int32
+`[groups, out*bits/32]`), `scales` `[groups, out]` and `g_idx` `[in]`, the group of each input. Turned around and seen
+as bytes, the first is what `moec::dequantize` reads. The first version of the form (`checkpoint_format` "gptq",
+auto-round's "auto_round:auto_gptq") stores zero points less one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from moec.weights.lazy import Coded, Weight, decoded, rowwise, transpose, whole
 METHODS = ("gptq", "auto-round")
 WEIGHT, ZEROS, SCALES, ORDER = ".qweight", ".qzeros", ".scales", ".g_idx"
 # whether zero points are stored less one
-_LAYOUTS = {"gptq": True, "gptq_v2": False, "auto_round:auto_gptq": True, "auto_round:gptqmodel": False, "auto_round": False}
+_LAYOUTS = {
+    "gptq": True,
+    "gptq_v2": False,
+    "auto_round:auto_gptq": True,
+    "auto_round:gptqmodel": False,
+    "auto_round": False,
+}
 _WAY_OUT = "use the unquantized checkpoint, or one that was quantized without act-order (desc_act=false)"
 
 
@@ -38,7 +45,11 @@ def why_not(config: Mapping[str, Any]) -> str:
 
 
 def _layout(config: Mapping[str, Any]) -> str:
-    given = config.get("packing_format") if config.get("quant_method") == "auto-round" else config.get("checkpoint_format", "gptq")
+    given = (
+        config.get("packing_format")
+        if config.get("quant_method") == "auto-round"
+        else config.get("checkpoint_format", "gptq")
+    )
     return str(given)
 
 
@@ -62,7 +73,10 @@ def decode(stored: Mapping[str, Weight], less_one: bool = True, symmetric: bool 
     packed = [n.removesuffix(WEIGHT) for n in stored if n.endswith(WEIGHT)]
     if not packed:
         raise MoecError(
-            "M205", f"config.json says that it is quantized, but no tensor is called …{WEIGHT[1:]}", "model.safetensors", "download the files again"
+            "M205",
+            f"config.json says that it is quantized, but no tensor is called …{WEIGHT[1:]}",
+            "model.safetensors",
+            "download the files again",
         )
     spent = {base + ending for base in packed for ending in (WEIGHT, ZEROS, SCALES, ORDER)}
     plain = {n: w for n, w in stored.items() if n not in spent}
@@ -71,7 +85,12 @@ def decode(stored: Mapping[str, Weight], less_one: bool = True, symmetric: bool 
 
 def _coded(base: str, stored: Mapping[str, Weight], less_one: bool, symmetric: bool) -> Coded:
     if base + ZEROS not in stored or base + SCALES not in stored:
-        raise MoecError("M205", f"{base + WEIGHT!r} has no scales or no zero points beside it", stored[base + WEIGHT].origin, "download the files again")
+        raise MoecError(
+            "M205",
+            f"{base + WEIGHT!r} has no scales or no zero points beside it",
+            stored[base + WEIGHT].origin,
+            "download the files again",
+        )
     words, scales, zeros = stored[base + WEIGHT], stored[base + SCALES], stored[base + ZEROS]
     bits, width = _sizes(base, words, scales, zeros)
     if base + ORDER in stored:
@@ -80,7 +99,9 @@ def _coded(base: str, stored: Mapping[str, Weight], less_one: bool, symmetric: b
     turned = transpose(scales, 0, 1)
     points = whole(f"zeros[{bits}]", lambda t: unpacked_columns(t, bits, less_one), zeros)
     if symmetric:
-        return in_short_groups(codes, rowwise("centred", lambda s, z: _centred(s, z, bits, base), turned, points), None, bits)
+        return in_short_groups(
+            codes, rowwise("centred", lambda s, z: _centred(s, z, bits, base), turned, points), None, bits
+        )
     return in_short_groups(codes, turned, points, bits)
 
 
@@ -89,7 +110,13 @@ def _sizes(base: str, words: Weight, scales: Weight, zeros: Weight) -> tuple[int
     groups, out = scales.shape if len(scales.shape) == 2 else (0, 0)
     bits = next((b for b in BITS if groups and zeros.shape == (groups, -(-out * b // 32))), 0)
     width = words.shape[0] * 32 // bits if bits else 0
-    if not bits or words.shape[1:] != (out,) or words.dtype != torch.int32 or zeros.dtype != torch.int32 or width % groups:
+    if (
+        not bits
+        or words.shape[1:] != (out,)
+        or words.dtype != torch.int32
+        or zeros.dtype != torch.int32
+        or width % groups
+    ):
         shapes = f"{list(words.shape)}, scales {list(scales.shape)}, zero points {list(zeros.shape)}"
         raise MoecError("M205", f"{base + WEIGHT!r} does not fit: {shapes}", words.origin, "download the files again")
     return bits, width
@@ -98,12 +125,22 @@ def _sizes(base: str, words: Weight, scales: Weight, zeros: Weight) -> tuple[int
 def _check_order(name: str, order: Tensor, group: int) -> None:
     """Raise M206 unless inputs are in groups of neighbours, in their order."""
     if not torch.equal(order.to(torch.int64), torch.arange(len(order)) // group):
-        raise MoecError("M206", "its inputs are reordered by importance (act-order), which packed kernels do not read", name, _WAY_OUT)
+        raise MoecError(
+            "M206",
+            "its inputs are reordered by importance (act-order), which packed kernels do not read",
+            name,
+            _WAY_OUT,
+        )
 
 
 def _centred(scales: Tensor, zeros: Tensor, bits: int, name: str) -> Tensor:
     if scales.device.type != "meta" and bool((zeros != 2 ** (bits - 1)).any()):
-        raise MoecError("M205", "config.json says that the grid is symmetric, the zero points say otherwise", name + ZEROS, "set sym=false in config.json")
+        raise MoecError(
+            "M205",
+            "config.json says that the grid is symmetric, the zero points say otherwise",
+            name + ZEROS,
+            "set sym=false in config.json",
+        )
     return scales
 
 

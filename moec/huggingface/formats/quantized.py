@@ -1,4 +1,5 @@
-"""Checkpoints that are quantized already: which of them moec reads, and how their weights stay packed in the captured graph."""
+"""Checkpoints that are quantized already: which of them moec reads, and how their weights stay packed in the captured
+graph."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     why_not, decoder = _METHODS.get(method, (_unknown, None))
     reason = why_not(given)
     if decoder is None or reason:
-        raise MoecError("M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT)
+        raise MoecError(
+            "M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT
+        )
     return decoder(given)
 
 
@@ -55,11 +58,16 @@ _METHODS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Mapping[
 
 def decode(checkpoint: Checkpoint, decoder: Decode | None) -> Checkpoint:
     """The checkpoint with plain names and lazily decoded weights."""
-    return checkpoint if decoder is None else replace(checkpoint, weights=decoder(checkpoint.weights), stored_bytes=checkpoint.size_bytes)
+    return (
+        checkpoint
+        if decoder is None
+        else replace(checkpoint, weights=decoder(checkpoint.weights), stored_bytes=checkpoint.size_bytes)
+    )
 
 
 def keep_packed(program: Program) -> int:
-    """Let `moec::dequantize` stand for every weight of the program that is decoded from codes; returns how many there are.
+    """Let `moec::dequantize` stand for every weight of the program that is decoded from codes; returns how many there
+    are.
 
     Raises:
         MoecError: M206 when a layout of the model mixes codes with each other, so that they would have to be made anew.
@@ -81,7 +89,9 @@ def _dequantize(program: Program, node: fx.Node, coded: Coded) -> fx.Node:
     reader = next(iter(node.users))
     names = [str(node.target) + ending for ending in (PACKED, "_scale", "_zero_point")]
     with program.graph.inserting_before(node):
-        arguments = [program.read_weight(program.add_weight(n, part)) for n, part in zip(names, coded.parts(), strict=False)]
+        arguments = [
+            program.read_weight(program.add_weight(n, part)) for n, part in zip(names, coded.parts(), strict=False)
+        ]
         return call_like(program, reader, BY, torch.ops.moec.dequantize.default, *arguments, bits=coded.bits)
 
 

@@ -1,4 +1,5 @@
-"""Mixture-of-experts modules outside transformers' experts interface: one adapter each, proven on a small instance before use."""
+"""Mixture-of-experts modules outside transformers' experts interface: one adapter each, proven on a small instance
+before use."""
 
 from __future__ import annotations
 
@@ -35,13 +36,18 @@ def adapt(model: nn.Module, weights: dict[str, Weight]) -> int:
 def unknown_experts(model: nn.Module) -> tuple[str, nn.Module] | None:
     """The first module called `experts` that neither the interface nor an adapter takes."""
     for path, module in model.named_modules():
-        if path.rsplit(".", 1)[-1] == "experts" and not in_interface(module) and not hasattr(module, "_moec_activation"):
+        if (
+            path.rsplit(".", 1)[-1] == "experts"
+            and not in_interface(module)
+            and not hasattr(module, "_moec_activation")
+        ):
             return path, module
     return None
 
 
 def explain(model: nn.Module, error: MoecError) -> MoecError | None:
-    """A better error (M206) for a failed capture (M207), when the reason is a loop over experts that moec has no adapter for."""
+    """A better error (M206) for a failed capture (M207), when the reason is a loop over experts that moec has no
+    adapter for."""
     found = unknown_experts(model)
     if error.code != "M207" or found is None:
         return None
@@ -49,11 +55,21 @@ def explain(model: nn.Module, error: MoecError) -> MoecError | None:
 
 
 def is_input_scaled(module: nn.Module) -> bool:
-    """Llama 4's structure: a linear router, stacked `[E, in, out]` experts outside the interface, a shared expert beside them."""
+    """Llama 4's structure: a linear router, stacked `[E, in, out]` experts outside the interface, a shared expert
+    beside them."""
     parts = dict(module.named_children())
     experts = parts.get("experts")
-    stacked = isinstance(experts, nn.Module) and not in_interface(experts) and {"gate_up_proj", "down_proj"} <= set(experts._parameters)
-    return stacked and isinstance(parts.get("router"), nn.Linear) and hasattr(parts["router"], "top_k") and "shared_expert" in parts
+    stacked = (
+        isinstance(experts, nn.Module)
+        and not in_interface(experts)
+        and {"gate_up_proj", "down_proj"} <= set(experts._parameters)
+    )
+    return (
+        stacked
+        and isinstance(parts.get("router"), nn.Linear)
+        and hasattr(parts["router"], "top_k")
+        and "shared_expert" in parts
+    )
 
 
 def _input_scaled(path: str, module: Any, weights: dict[str, Weight]) -> None:
@@ -83,7 +99,9 @@ def _input_scaled_forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Ten
     scores, ids = torch.ops.moec.route(logits, None, top_k=self.router.top_k, score="sigmoid", combine="scores")
     experts = self.experts
     rule = experts._moec_activation.arguments()
-    routed = torch.ops.moec.experts(rows, ids, scores.to(rows.dtype), experts.gate_up_proj, experts.down_proj, score_before=True, **rule)
+    routed = torch.ops.moec.experts(
+        rows, ids, scores.to(rows.dtype), experts.gate_up_proj, experts.down_proj, score_before=True, **rule
+    )
     return self.shared_expert(rows) + routed, logits
 
 

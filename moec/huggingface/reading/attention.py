@@ -1,4 +1,5 @@
-"""One attention implementation for transformers: every attention of the interface becomes a single `moec::attention`."""
+"""One attention implementation for transformers: every attention of the interface becomes a single
+`moec::attention`."""
 
 from __future__ import annotations
 
@@ -13,13 +14,22 @@ from moec.errors import MoecError
 IMPLEMENTATION = "moec"
 ATTENTION = "attention"  # where an error says that it comes from
 # what transformers passes for kernels that make their own masks; our mask holds all of it already
-_IN_THE_MASK = ("sliding_window", "is_causal", "position_ids", "cache_position", "use_cache", "attention_dropout", "chunk_size")
+_IN_THE_MASK = (
+    "sliding_window",
+    "is_causal",
+    "position_ids",
+    "cache_position",
+    "use_cache",
+    "attention_dropout",
+    "chunk_size",
+)
 
 
 def use_moec_attention(model: Any) -> bool:
     """Switch a captured copy to `moec::attention`; returns whether the model has the interface.
 
-    Masks keep being made by transformers, as booleans, so that windows, chunks and whatever else a model puts into them are right.
+    Masks keep being made by transformers, as booleans, so that windows, chunks and whatever else a model puts into them
+    are right.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -50,11 +60,17 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _seen(padding: Tensor | None, kv_length: int = 0, kv_offset: int = 0, **_: Any) -> Tensor | None:
-    """Padding `[B, T]` as a view `[B, 1, 1, T]` of what may be seen; transformers would look each element up by index, a dozen nodes in a graph.
+    """Padding `[B, T]` as a view `[B, 1, 1, T]` of what may be seen; transformers would look each element up by index,
+    a dozen nodes in a graph.
 
     None where the mask is not of the keys' own length, which is left to transformers.
     """
-    if padding is None or padding.dim() != 2 or not (isinstance(kv_offset, int) and kv_offset == 0) or padding.shape[1] != kv_length:
+    if (
+        padding is None
+        or padding.dim() != 2
+        or not (isinstance(kv_offset, int) and kv_offset == 0)
+        or padding.shape[1] != kv_length
+    ):
         return None
     return padding.to(torch.bool)[:, None, None, :]
 
@@ -62,8 +78,8 @@ def _seen(padding: Tensor | None, kv_length: int = 0, kv_offset: int = 0, **_: A
 def _among_tokens(allows: Any, padding: Tensor) -> Any:
     """A window or chunk that counts a text's own tokens only.
 
-    onnxruntime-genai pads prompts on the right, so padding lies between a prompt and what follows it; it must take no room in the window.
-    With padding on the left, as transformers has it, every token keeps its place.
+    onnxruntime-genai pads prompts on the right, so padding lies between a prompt and what follows it; it must take no
+    room in the window. With padding on the left, as transformers has it, every token keeps its place.
     """
     seen = padding.to(torch.int64).cumsum(-1)
     place = seen - 1 + (seen == 0).sum(-1, keepdim=True)
@@ -71,7 +87,8 @@ def _among_tokens(allows: Any, padding: Tensor) -> Any:
 
 
 def _is_causal(allows: Any) -> bool:
-    """Whether a mask function forbids every later token, as far as a few tokens tell; one that reads the inputs is not asked."""
+    """Whether a mask function forbids every later token, as far as a few tokens tell; one that reads the inputs is not
+    asked."""
     if allows is None:
         return True
     try:
@@ -84,16 +101,37 @@ def _is_causal(allows: Any) -> bool:
 
 
 def _forward(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None, dropout: float = 0.0,
-    softcap: float | None = None, s_aux: Tensor | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """The attention implementation: what transformers calls instead of its own. Raises M206 for an argument that the operator cannot honour."""
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The attention implementation: what transformers calls instead of its own. Raises M206 for an argument that the
+    operator cannot honour."""
     odd = [k for k, v in others.items() if isinstance(v, Tensor) and k not in _IN_THE_MASK]
     if odd:
-        raise MoecError("M206", f"{type(module).__name__} passes {odd[0]!r} to its attention", ATTENTION, "compile it with --no-cache")
+        raise MoecError(
+            "M206",
+            f"{type(module).__name__} passes {odd[0]!r} to its attention",
+            ATTENTION,
+            "compile it with --no-cache",
+        )
     if attention_mask is None and getattr(module, "is_causal", False):
-        raise MoecError("M206", f"{type(module).__name__} relies on a causal mask of the kernel's own", ATTENTION, "compile it with --no-cache")
+        raise MoecError(
+            "M206",
+            f"{type(module).__name__} relies on a causal mask of the kernel's own",
+            ATTENTION,
+            "compile it with --no-cache",
+        )
     causal = bool(getattr(attention_mask, "moec_causal", False))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    result = torch.ops.moec.attention(query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal)
+    result = torch.ops.moec.attention(
+        query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal
+    )
     return result, None

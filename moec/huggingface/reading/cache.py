@@ -17,7 +17,8 @@ _WAY_OUT = "compile its forward alone with --no-cache"
 
 
 def has_cache(model: Any) -> bool:
-    """Whether this is a decoder that transformers generates text with: it returns logits and takes `past_key_values`."""
+    """Whether this is a decoder that transformers generates text with: it returns logits and takes
+    `past_key_values`."""
     parameters = inspect.signature(model.forward).parameters
     decoder = not model.config.is_encoder_decoder and model.main_input_name == IDS
     return decoder and model.can_generate() and {"past_key_values", MASK, "position_ids"} <= set(parameters)
@@ -40,7 +41,12 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise MoecError("M206", f"{type(model).__name__} does not run with a cache of keys and values: {reason}", "past_key_values", _WAY_OUT) from error
+        raise MoecError(
+            "M206",
+            f"{type(model).__name__} does not run with a cache of keys and values: {reason}",
+            "past_key_values",
+            _WAY_OUT,
+        ) from error
     found: list[Input] = []
     layers: list[Any] = cache.layers
     for number, layer in enumerate(layers):
@@ -48,15 +54,24 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
             continue  # a layer that shares another's keys and values
         tensors = (layer.keys, layer.values)
         if any(t is None or t.dim() != 4 or t.shape[2] != 3 for t in tensors):
-            raise MoecError("M206", f"{type(model).__name__} caches something else than keys and values", f"layer {number}", _WAY_OUT)
-        found += [Input(name, t.dtype, ("batch", t.shape[1], PAST, t.shape[3])) for name, t in zip(past_names(number), tensors, strict=True)]
+            raise MoecError(
+                "M206",
+                f"{type(model).__name__} caches something else than keys and values",
+                f"layer {number}",
+                _WAY_OUT,
+            )
+        found += [
+            Input(name, t.dtype, ("batch", t.shape[1], PAST, t.shape[3]))
+            for name, t in zip(past_names(number), tensors, strict=True)
+        ]
     if not found:
         raise MoecError("M206", f"{type(model).__name__} leaves its cache empty", "past_key_values", _WAY_OUT)
     return tuple(found)
 
 
 def flat_cache(tensors: Mapping[str, Tensor]) -> Any:
-    """A `DynamicCache` that holds these keys and values, every layer at its full length: windows are the mask's business."""
+    """A `DynamicCache` that holds these keys and values, every layer at its full length: windows are the mask's
+    business."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     class Layer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -83,7 +98,13 @@ def cached_call(forward: Callable[..., Any], caches: Sequence[Input]) -> Callabl
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         cache = flat_cache(past)
         places = positions(attention_mask, input_ids.shape[1])
-        output = forward(input_ids=input_ids, attention_mask=attention_mask, position_ids=places, past_key_values=cache, use_cache=True)
+        output = forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+        )
         present = {}
         for spec in caches:
             layer = cache.layers[int(spec.name.split(".")[1])]

@@ -1,8 +1,8 @@
 """From the names and layouts of a checkpoint to those of the model, as transformers does it, but lazily.
 
-transformers 5 describes how each architecture's checkpoints become its parameters: renamings, and converters made of operations
-(stack a list of experts, concatenate gate and up, transpose …). The same description is followed here; only the operations are
-replaced by expressions of lazy weights, so that a stack of experts is read expert by expert.
+transformers 5 describes how each architecture's checkpoints become its parameters: renamings, and converters made of
+operations (stack a list of experts, concatenate gate and up, transpose …). The same description is followed here; only
+the operations are replaced by expressions of lazy weights, so that a stack of experts is read expert by expert.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Pieces = dict[str, list[Weight] | Weight]
 
 
 def convert(model: Any, stored: Mapping[str, Weight]) -> dict[str, Weight]:
-    """The model's parameters and saved buffers, by name, in the dtypes that the model has; weights of no use are left out.
+    """The model's parameters and saved buffers, by name, in the dtypes that the model has; weights of no use are left
+    out.
 
     Args:
         model: a `PreTrainedModel`, its parameters on the meta device.
@@ -38,14 +39,17 @@ def convert(model: Any, stored: Mapping[str, Weight]) -> dict[str, Weight]:
     for name, weight in result.items():
         if weight.shape != tuple(state[name].shape):
             raise MoecError(
-                "M205", f"the checkpoint's {name!r} has shape {list(weight.shape)}, the model needs {list(state[name].shape)}",
-                weight.origin, "use the config.json that belongs to these weights",
-            )  # fmt: skip
+                "M205",
+                f"the checkpoint's {name!r} has shape {list(weight.shape)}, the model needs {list(state[name].shape)}",
+                weight.origin,
+                "use the config.json that belongs to these weights",
+            )
     return result
 
 
 def collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) -> dict[str, tuple[Any, Pieces]]:
-    """Model name -> (converter or None, its sources by pattern), in the order of transformers' `convert_and_load_state_dict_in_model`."""
+    """Model name -> (converter or None, its sources by pattern), in the order of transformers'
+    `convert_and_load_state_dict_in_model`."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -91,7 +95,8 @@ def _run(converter: Any, key: str, pieces: Pieces, model: Any) -> dict[str, Weig
 
 
 def _apply(operation: Any, pieces: Pieces, facts: dict[str, Any]) -> Pieces:
-    """One operation, lazily: it is run on meta tensors for the names and shapes, and its content becomes an expression."""
+    """One operation, lazily: it is run on meta tensors for the names and shapes, and its content becomes an
+    expression."""
     probe = operation.convert({k: _meta(v) for k, v in pieces.items()}, **facts)
     expression = _EXPRESSIONS.get(type(operation).__name__)
     made = expression(operation, pieces, probe, facts) if expression else None
@@ -153,7 +158,9 @@ def _cut(operation: Any, pieces: Pieces, probe: Mapping[str, Tensor], _facts: di
 
 def _narrow(weight: Weight, dim: int, start: int, size: int) -> Weight:
     make = rowwise if dim == len(weight.shape) - 1 else rearranged
-    return make(f"narrow[{dim},{start}:{start + size}]", lambda t: torch.narrow(t, dim, start, size).contiguous(), weight)
+    return make(
+        f"narrow[{dim},{start}:{start + size}]", lambda t: torch.narrow(t, dim, start, size).contiguous(), weight
+    )
 
 
 # the operations whose result can be read in part; a name that transformers drops is only never met

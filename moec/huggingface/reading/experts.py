@@ -1,4 +1,5 @@
-"""One experts implementation for transformers: every experts block becomes a single `moec::experts` in its canonical layout."""
+"""One experts implementation for transformers: every experts block becomes a single `moec::experts` in its canonical
+layout."""
 
 from __future__ import annotations
 
@@ -22,15 +23,16 @@ _WAY_OUT = "compile another model, or give moec the model as a .pt2 with the exp
 def use_moec_experts(model: Any, weights: dict[str, Weight]) -> int:
     """Switch every module of the experts interface in a captured copy to `moec::experts`; returns how many there are.
 
-    Parameters that are interleaved or transposed are replaced by canonical ones (`[E, F*I, H]` gate rows first, `[E, H, I]`), and
-    their entries in `weights` by lazy expressions.
+    Parameters that are interleaved or transposed are replaced by canonical ones (`[E, F*I, H]` gate rows first, `[E, H,
+    I]`), and their entries in `weights` by lazy expressions.
 
     Args:
         model: a `PreTrainedModel` on the meta device that nobody else uses.
         weights: its lazy weights, changed in place.
 
     Raises:
-        MoecError: M206 naming the module, when its gate is not one that moec knows or it does something after its experts.
+        MoecError: M206 naming the module, when its gate is not one that moec knows or it does something after its
+            experts.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -58,9 +60,13 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
     """The experts implementation: what transformers calls in place of the module's own forward."""
     first, suffix = ("gate_up_proj" if self.has_gate else "up_proj"), "_bias"
     ids = top_k_index if top_k_index.dtype == torch.int64 else top_k_index.to(torch.int64)
-    bias_in, bias_out = (getattr(self, first + suffix), getattr(self, "down_proj" + suffix)) if self.has_bias else (None, None)
+    bias_in, bias_out = (
+        (getattr(self, first + suffix), getattr(self, "down_proj" + suffix)) if self.has_bias else (None, None)
+    )
     rule: Activation = self._moec_activation
-    result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, getattr(self, first), self.down_proj, bias_in, bias_out, **rule.arguments())
+    result: Tensor = torch.ops.moec.experts(
+        hidden_states, ids, top_k_weights, getattr(self, first), self.down_proj, bias_in, bias_out, **rule.arguments()
+    )
     return result
 
 
@@ -70,7 +76,12 @@ def _canonicalize(path: str, module: Any, weights: dict[str, Weight]) -> None:
     if module._is_expert_parallel:
         raise refuse(path, module, "is one rank of an expert-parallel model")
     if getattr(module, "_moec_rearranged", False):
-        raise MoecError("M206", "moec.accelerate has put this block's rows in order", path, "compile the model before it is accelerated, or load it anew")
+        raise MoecError(
+            "M206",
+            "moec.accelerate has put this block's rows in order",
+            path,
+            "compile the model before it is accelerated, or load it anew",
+        )
     gate = identify(module._apply_gate if module.has_gate else module.act_fn, module.has_gate, (module, module.config))
     if gate is None:
         raise refuse(path, module, "has a gate that is none of those that moec knows")
@@ -88,10 +99,16 @@ def check_shapes(path: str, module: Any, first: str, gate: Gate) -> None:
     w_in, w_out = getattr(module, first), module.down_proj
     factor = gate.activation.rows_per_neuron
     if w_in.dim() != 3 or w_out.dim() != 3 or w_in.shape != (w_out.shape[0], factor * w_out.shape[2], w_out.shape[1]):
-        raise refuse(path, module, f"has weights {list(w_in.shape)} and {list(w_out.shape)}, which are not those of equal experts")
+        raise refuse(
+            path,
+            module,
+            f"has weights {list(w_in.shape)} and {list(w_out.shape)}, which are not those of equal experts",
+        )
 
 
-def place(path: str, module: nn.Module, name: str, weights: dict[str, Weight], change: Callable[[Weight], Weight]) -> None:
+def place(
+    path: str, module: nn.Module, name: str, weights: dict[str, Weight], change: Callable[[Weight], Weight]
+) -> None:
     """Put a parameter through a change of layout: a new meta parameter in the module, an expression in the table."""
     full = f"{path}.{name}"
     value: Tensor = getattr(module, name)

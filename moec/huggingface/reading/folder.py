@@ -29,7 +29,8 @@ class Folder:
         allow_pickle: read `pytorch_model.bin` (with `weights_only`).
 
     Raises:
-        MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without permission.
+        MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
+            permission.
     """
 
     def __init__(self, text: str, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
@@ -51,7 +52,8 @@ class Folder:
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that `loaded` takes: of a quantized checkpoint the decoded tensors and the model's own, beside each other."""
+        """Memory that `loaded` takes: of a quantized checkpoint the decoded tensors and the model's own, beside each
+        other."""
         if not self.quantized:
             return self.size_bytes
         return 2 * sum(math.prod(w.shape) * 4 for w in self.checkpoint.weights.values())
@@ -75,9 +77,15 @@ class Folder:
     def loaded(self) -> Any:
         """The untouched model with its weights, in float32, with transformers' own experts.
 
-        Of a checkpoint that is quantized, the weights are decoded first, since transformers itself would ask for the format's library.
+        Of a checkpoint that is quantized, the weights are decoded first, since transformers itself would ask for the
+        format's library.
         """
-        kwargs = {"config": self.config, "dtype": torch.float32, "experts_implementation": "eager", "local_files_only": True}
+        kwargs = {
+            "config": self.config,
+            "dtype": torch.float32,
+            "experts_implementation": "eager",
+            "local_files_only": True,
+        }
         if not self.quantized:
             return self.model_class.from_pretrained(str(self.path), **kwargs).eval()
         state = {name: in_float32(weight) for name, weight in self.checkpoint.weights.items()}
@@ -93,20 +101,29 @@ def _resolve(text: str) -> Path:
         return Path(snapshot_download(text, local_files_only=True))
     except Exception as error:  # the hub library has a class of its own for each way of not being there
         raise MoecError(
-            "M204", f"{text!r} is neither a directory nor a model in the local Hugging Face cache (moec downloads nothing)", text,
+            "M204",
+            f"{text!r} is neither a directory nor a model in the local Hugging Face cache (moec downloads nothing)",
+            text,
             f"check the path, or run: hf download {text}",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
-        raise MoecError("M204", "the folder has no config.json, so it is no Hugging Face model", str(folder), "name the folder that holds config.json")
+        raise MoecError(
+            "M204",
+            "the folder has no config.json, so it is no Hugging Face model",
+            str(folder),
+            "name the folder that holds config.json",
+        )
     try:
         raw = json.loads(path.read_text())
         assert isinstance(raw, dict)
     except (ValueError, AssertionError) as error:
-        raise MoecError("M204", f"config.json is not a JSON object: {error}", str(path), "download the file again") from error
+        raise MoecError(
+            "M204", f"config.json is not a JSON object: {error}", str(path), "download the file again"
+        ) from error
     return raw
 
 
@@ -119,12 +136,27 @@ def _check_architecture(raw: dict[str, Any], folder: Path) -> None:
     if kind in known and all(hasattr(transformers, n) for n in names[:1]):
         return
     if raw.get("auto_map"):
-        raise MoecError("M209", f"{kind!r} needs Python code from the model's own folder", where, "read that code, then pass --trust-remote-code")
+        raise MoecError(
+            "M209",
+            f"{kind!r} needs Python code from the model's own folder",
+            where,
+            "read that code, then pass --trust-remote-code",
+        )
     if kind in known:
-        raise MoecError("M206", f"transformers {transformers.__version__} has no class {names[0]!r}", where, "correct `architectures`, or upgrade transformers")
+        raise MoecError(
+            "M206",
+            f"transformers {transformers.__version__} has no class {names[0]!r}",
+            where,
+            "correct `architectures`, or upgrade transformers",
+        )
     near = difflib.get_close_matches(str(kind), sorted(known), n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise MoecError("M206", f"transformers {transformers.__version__} knows no architecture {kind!r}", where, f"{hint}upgrade transformers if it is new")
+    raise MoecError(
+        "M206",
+        f"transformers {transformers.__version__} knows no architecture {kind!r}",
+        where,
+        f"{hint}upgrade transformers if it is new",
+    )
 
 
 def _config(folder: Path, remote: bool) -> Any:
@@ -134,7 +166,12 @@ def _config(folder: Path, remote: bool) -> Any:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote, local_files_only=True)
     except Exception as error:  # a config's own validation may raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MoecError("M204", f"config.json is not a valid configuration: {reason}", str(folder / "config.json"), "correct the entry it names") from error
+        raise MoecError(
+            "M204",
+            f"config.json is not a valid configuration: {reason}",
+            str(folder / "config.json"),
+            "correct the entry it names",
+        ) from error
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are decoded here, or refused
     return config
@@ -150,7 +187,12 @@ def _class(raw: dict[str, Any], config: Any, folder: Path) -> Any:
     try:
         return transformers.AutoModel._model_mapping[type(config)]
     except KeyError as error:
-        raise MoecError("M206", f"{config.model_type!r} has no bare model", str(folder / "config.json"), "add `architectures` to config.json") from error
+        raise MoecError(
+            "M206",
+            f"{config.model_type!r} has no bare model",
+            str(folder / "config.json"),
+            "add `architectures` to config.json",
+        ) from error
 
 
 def _remote_class(auto_map: dict[str, str], folder: Path) -> Any:
@@ -158,6 +200,8 @@ def _remote_class(auto_map: dict[str, str], folder: Path) -> Any:
 
     models = [key for key in auto_map if key.startswith("AutoModel")]
     if not models:
-        raise MoecError("M206", "auto_map names no model class", str(folder / "config.json"), "add an AutoModel… entry to it")
+        raise MoecError(
+            "M206", "auto_map names no model class", str(folder / "config.json"), "add an AutoModel… entry to it"
+        )
     key = "AutoModelForCausalLM" if "AutoModelForCausalLM" in models else models[0]
     return get_class_from_dynamic_module(auto_map[key], str(folder), local_files_only=True)

@@ -1,4 +1,5 @@
-"""Which activation an experts module has, and in which order its gate and up rows lie: found by running it, not by its name."""
+"""Which activation an experts module has, and in which order its gate and up rows lie: found by running it, not by its
+name."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Gate:
 
     Attributes:
         activation: the function.
-        order: how the rows of the first matrix lie: all gates then all ups (canonical), gate and up in turn, or ups first.
+        order: how the rows of the first matrix lie: all gates then all ups (canonical), gate and up in turn, or ups
+            first.
     """
 
     activation: Activation
@@ -36,7 +38,8 @@ class Gate:
 def identify(function: Callable[[Tensor], Tensor], gated: bool, owners: tuple[Any, ...]) -> Gate | None:
     """The gate that agrees best with `function` on random values that reach the clamps, or None when none agrees.
 
-    Rules that agree equally are the same in floating point (gelu clamped at 7 before and after); the simpler one is taken.
+    Rules that agree equally are the same in floating point (gelu clamped at 7 before and after); the simpler one is
+    taken.
 
     Args:
         function: `[N, 2*I] -> [N, I]` (`[N, I] -> [N, I]` when not gated), in float32.
@@ -74,11 +77,17 @@ def stored(tensor: Tensor, order: Order, dim: int) -> Tensor:
 
 
 def _numbers(owners: tuple[Any, ...]) -> list[float]:
-    """Positive numbers that the owners keep under a name that speaks of a limit or factor, and the two usual factors."""
+    """Positive numbers that the owners keep under a name that speaks of a limit or factor, and the two usual
+    factors."""
     found = {1.0, 1.702}
     for owner in owners:
         for name, value in vars(owner).items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and _NAMES_OF_NUMBERS.search(name) and 0 < value < math.inf:
+            if (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and _NAMES_OF_NUMBERS.search(name)
+                and 0 < value < math.inf
+            ):
                 found.add(float(value))
     return sorted(found)
 

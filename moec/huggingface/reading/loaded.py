@@ -30,14 +30,17 @@ class Loaded:
         return {}
 
     def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
-        """A private copy on the meta device and its weights in `dtype`, which stay the user's tensors until they are read."""
+        """A private copy on the meta device and its weights in `dtype`, which stay the user's tensors until they are
+        read."""
         saved = self.template.state_dict(keep_vars=True)
         fixed = {id(t) for t in skeleton.kept_in_float32(self.template, dtype)}
         want = {n: _dtype(t, torch.float32 if id(t) in fixed else dtype) for n, t in saved.items()}
         twins = {id(t): _meta(t, want[n]) for n, t in saved.items()}
         model = _copy(self.template, twins)
         shared: dict[int, Weight] = {}
-        weights = {n: shared.setdefault(id(t), cast(from_tensor(t.detach().cpu(), n), want[n])) for n, t in saved.items()}
+        weights = {
+            n: shared.setdefault(id(t), cast(from_tensor(t.detach().cpu(), n), want[n])) for n, t in saved.items()
+        }
         return model, weights
 
     def loaded(self) -> Any:

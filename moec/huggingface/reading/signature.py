@@ -34,7 +34,8 @@ class Signature:
 
 
 def signature_of(model: Any, caches: Sequence[Input] = ()) -> Signature:
-    """The signature of a `PreTrainedModel`, from its main input, its forward's parameters and the cache inputs that it is to have.
+    """The signature of a `PreTrainedModel`, from its main input, its forward's parameters and the cache inputs that it
+    is to have.
 
     Raises M206 for other modalities.
     """
@@ -44,9 +45,11 @@ def signature_of(model: Any, caches: Sequence[Input] = ()) -> Signature:
     if main == "pixel_values":
         return _image(model)
     raise MoecError(
-        "M206", f"{type(model).__name__} takes {main!r}; moec knows models of token ids and of pixel values", "main_input_name",
+        "M206",
+        f"{type(model).__name__} takes {main!r}; moec knows models of token ids and of pixel values",
+        "main_input_name",
         "wrap the model in an nn.Module and pass sample inputs",
-    )  # fmt: skip
+    )
 
 
 def _text(model: Any, caches: Sequence[Input]) -> Signature:
@@ -96,7 +99,8 @@ def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def expose(model: Any, signature: Signature) -> None:
-    """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and no others."""
+    """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and
+    no others."""
     forward = call_of(model, signature)
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):

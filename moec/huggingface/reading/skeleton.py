@@ -1,4 +1,5 @@
-"""A model without its weights: parameters on the meta device, computed buffers real, names and dtypes as `from_pretrained` makes them."""
+"""A model without its weights: parameters on the meta device, computed buffers real, names and dtypes as
+`from_pretrained` makes them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from moec.weights.lazy import Weight, from_tensor
 
 
 def build(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
-    """A `PreTrainedModel` of this class and config in `dtype`; its rotary tables and other computed buffers hold real values."""
+    """A `PreTrainedModel` of this class and config in `dtype`; its rotary tables and other computed buffers hold real
+    values."""
     from transformers.initialization import no_init_weights
 
     with no_init_weights(), _parameters_on_meta():
@@ -40,11 +42,16 @@ def kept_in_float32(model: Any, dtype: torch.dtype) -> list[Tensor]:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters move to the meta device as modules register them, so nothing but the largest one is ever allocated (and never touched)."""
+    """Parameters move to the meta device as modules register them, so nothing but the largest one is ever allocated
+    (and never touched)."""
     original = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        placed = value if value is None or value.device == META else nn.Parameter(value.detach().to(META), requires_grad=False)
+        placed = (
+            value
+            if value is None or value.device == META
+            else nn.Parameter(value.detach().to(META), requires_grad=False)
+        )
         original(module, name, placed)
 
     nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
@@ -55,7 +62,8 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def take_buffers(model: nn.Module, weights: dict[str, Weight]) -> None:
-    """Move every buffer, and every tensor that hangs on a module as a plain attribute, to the meta device; values become weights."""
+    """Move every buffer, and every tensor that hangs on a module as a plain attribute, to the meta device; values
+    become weights."""
     for path, module in model.named_modules():
         plain = {k: v for k, v in vars(module).items() if isinstance(v, Tensor)}
         for name, value in {**module._buffers, **plain}.items():

@@ -1,4 +1,5 @@
-"""Which mixture-of-experts architecture of transformers holds an upcycled model, weight by weight, and which does not, and why."""
+"""Which mixture-of-experts architecture of transformers holds an upcycled model, weight by weight, and which does not,
+and why."""
 
 from __future__ import annotations
 
@@ -72,9 +73,13 @@ def choose(config: Any, model: Upcycled) -> Container | str:
     """The first container that holds the model exactly; or, as text, why none does."""
     fitting = [c for c in CONTAINERS if config.model_type in c.sources]
     if not fitting:
-        return f"no mixture-of-experts architecture of transformers has the norms, biases and gates of {config.model_type}"
+        return (
+            f"no mixture-of-experts architecture of transformers has the norms, biases and gates of {config.model_type}"
+        )
     reasons = [(c, c.refuse(config, model)) for c in fitting]
-    return next((c for c, reason in reasons if reason is None), "; ".join(f"{c.model_type}: {reason}" for c, reason in reasons))
+    return next(
+        (c for c, reason in reasons if reason is None), "; ".join(f"{c.model_type}: {reason}" for c, reason in reasons)
+    )
 
 
 # ---------------------------------------------------------------------- what the architectures have
@@ -87,13 +92,21 @@ def _biases(config: Any) -> str | None:
 def _slides(config: Any) -> set[bool]:
     """Whether the layers have a sliding window: one answer if they agree."""
     kinds = getattr(config, "layer_types", None)
-    return {kind == "sliding_attention" for kind in kinds} if kinds else {getattr(config, "sliding_window", None) is not None}
+    return (
+        {kind == "sliding_attention" for kind in kinds}
+        if kinds
+        else {getattr(config, "sliding_window", None) is not None}
+    )
 
 
 def _ties(model: Upcycled) -> str | None:
-    # routers in the activations' dtype: in 16 bits the logits of two groups tie in about 1 % of the tokens, and shards get mixed
+    # routers in the activations' dtype: in 16 bits the logits of two groups tie in about 1 % of the tokens, and shards
+    # get mixed
     if model.routing.groups > 1 and model.dtype.itemsize < 4:
-        return f"its router computes in {str(model.dtype)[6:]}, too coarse to keep the {model.routing.groups} groups of shards apart"
+        return (
+            f"its router computes in {str(model.dtype)[6:]}, too coarse to keep the {model.routing.groups} groups "
+            "of shards apart"
+        )
     return None
 
 
@@ -126,26 +139,42 @@ def _refuse_glm4_moe(config: Any, model: Upcycled) -> str | None:
 
 
 def _mixtral(_config: Any, model: Upcycled) -> dict[str, Any]:
-    return {"intermediate_size": model.intermediate, "num_local_experts": model.experts, "num_experts_per_tok": model.routing.top_k}
+    return {
+        "intermediate_size": model.intermediate,
+        "num_local_experts": model.experts,
+        "num_experts_per_tok": model.routing.top_k,
+    }
 
 
 def _qwen3_moe(config: Any, model: Upcycled) -> dict[str, Any]:
     return {
-        "moe_intermediate_size": model.intermediate, "num_experts": model.experts, "num_experts_per_tok": model.routing.top_k,
-        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": model.dense_layers,
+        "moe_intermediate_size": model.intermediate,
+        "num_experts": model.experts,
+        "num_experts_per_tok": model.routing.top_k,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": model.dense_layers,
         "use_sliding_window": True in _slides(config),
-    }  # fmt: skip
+    }
 
 
 def _glm4_moe(config: Any, model: Upcycled) -> dict[str, Any]:
     return {
-        "moe_intermediate_size": model.intermediate, "n_routed_experts": model.experts, "num_experts_per_tok": model.routing.top_k,
-        "n_group": model.routing.groups, "topk_group": model.routing.top_groups, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
-        "n_shared_experts": 0, "num_mtp_layers": 0, "first_k_dense_replace": len(model.dense_layers),
-        "attention_bias": config.model_type == "qwen2", "use_qk_norm": config.model_type == "qwen3",
+        "moe_intermediate_size": model.intermediate,
+        "n_routed_experts": model.experts,
+        "num_experts_per_tok": model.routing.top_k,
+        "n_group": model.routing.groups,
+        "topk_group": model.routing.top_groups,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "n_shared_experts": 0,
+        "num_mtp_layers": 0,
+        "first_k_dense_replace": len(model.dense_layers),
+        "attention_bias": config.model_type == "qwen2",
+        "use_qk_norm": config.model_type == "qwen3",
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         "rope_parameters": {**config.rope_parameters, "partial_rotary_factor": 1.0},
-    }  # fmt: skip
+    }
 
 
 _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")

@@ -13,7 +13,8 @@ from moec.recognition.linear import value_of
 
 ops = torch.ops.moec
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
-# architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of experts
+# architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of
+# experts
 _KNOWN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
 _SAYABLE = ("find-moe", "prune-experts", "quantize", "calibrate-router")
 _FIX = "compile it without saving, or leave that out"
@@ -29,7 +30,9 @@ def refuse_by_call(program: Program) -> None:
     """Raise M206 where a pass made results depend on the call: no checkpoint holds what it does."""
     found = next((step.name for step in program.history if step.by_call and step.rewrites), None)
     if found is not None:
-        raise MoecError("M206", f"what {found} does is no weight, and a checkpoint holds only those", program.source, _FIX)
+        raise MoecError(
+            "M206", f"what {found} does is no weight, and a checkpoint holds only those", program.source, _FIX
+        )
 
 
 def pruned_config(program: Program, config: Any) -> Any:
@@ -40,14 +43,21 @@ def pruned_config(program: Program, config: Any) -> Any:
     """
     key = next((k for k in _COUNTS if k in config.to_dict()), None)
     if config.model_type not in _KNOWN or key is None:
-        raise _refuse(program, f"a {config.model_type} with other numbers of experts has not been tried; known are {', '.join(_KNOWN)}")
+        raise _refuse(
+            program,
+            f"a {config.model_type} with other numbers of experts has not been tried; known are {', '.join(_KNOWN)}",
+        )
     other = next((step.name for step in program.history if step.rewrites and step.name not in _SAYABLE), None)
     if other is not None:
         raise _refuse(program, f"{other} changed the architecture of a {config.model_type}")
     matrices = [node.args[3] for node in program.nodes(ops.experts.default)]
     counts = sorted({int(value_of(w).shape[0]) for w in matrices})
     if len(counts) != 1:
-        raise _refuse(program, f"its layers keep {' and '.join(map(str, counts))} experts, and {config.model_type} has one number for all of them")
+        raise _refuse(
+            program,
+            f"its layers keep {' and '.join(map(str, counts))} experts, and {config.model_type} has one number "
+            "for all of them",
+        )
     changed = deepcopy(config)
     setattr(changed, key, counts[0])
     return changed

@@ -1,4 +1,5 @@
-"""What stands between an expert's two matrices, on tiles of float32; the same functions as `moec.dialect.activation`."""
+"""What stands between an expert's two matrices, on tiles of float32; the same functions as
+`moec.dialect.activation`."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import triton.language as tl
 
 @triton.jit
 def tanh(x):
-    """Hyperbolic tangent with a small relative error near zero too, from operations that every target and the interpreter have."""
+    """Hyperbolic tangent with a small relative error near zero too, from operations that every target and the
+    interpreter have."""
     square = x * x
     # an odd polynomial below 0.625, fitted to tanh at Chebyshev nodes: relative error below 1e-7
     p = -0.006104946 * square + 0.021003639
@@ -45,7 +47,15 @@ def activate(x, NAME: tl.constexpr, ALPHA: tl.constexpr):
 
 
 @triton.jit
-def gate_times_up(gate, up, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr):
+def gate_times_up(
+    gate,
+    up,
+    NAME: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+    LIMIT: tl.constexpr,
+    CLAMP_AFTER: tl.constexpr,
+):
     """`f(gate) * (up + beta)` with the clamps of `moec.dialect.Activation`."""
     if LIMIT > 0:
         up = tl.where(up > LIMIT, LIMIT, tl.where(up < -LIMIT, -LIMIT, up))

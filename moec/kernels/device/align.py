@@ -1,7 +1,8 @@
 """Which tile works on which tokens: the routed pairs sorted by expert, and the experts cut into tiles.
 
-A pair is one of a token's K choices; pair p belongs to token p // K. Tiles have a number that needs no other expert's count: the
-tiles of expert e, whose pairs begin at offset b, are number b // ROWS + e and the following, which never meets the next expert's.
+A pair is one of a token's K choices; pair p belongs to token p // K. Tiles have a number that needs no other expert's
+count: the tiles of expert e, whose pairs begin at offset b, are number b // ROWS + e and the following, which never
+meets the next expert's.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["pairs", "tiles"])
-def align_kernel(ids, pairs, tiles, order, offsets, tile_expert, EXPERTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def align_kernel(
+    ids, pairs, tiles, order, offsets, tile_expert, EXPERTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     """Grid: experts. Each scans all ids by itself, so that one launch without atomics gives a stable order.
 
-    ids `[pairs]`; order `[pairs]` int32, pairs by expert; offsets `[EXPERTS + 1]` int32 into it; tile_expert `[tiles]` int32, -1 where a
-    tile has no work. Ids outside of [0, EXPERTS) are in no expert's range. tiles is pairs // ROWS + EXPERTS.
+    ids `[pairs]`; order `[pairs]` int32, pairs by expert; offsets `[EXPERTS + 1]` int32 into it; tile_expert `[tiles]`
+    int32, -1 where a tile has no work. Ids outside of [0, EXPERTS) are in no expert's range. tiles is pairs // ROWS +
+    EXPERTS.
     """
     expert = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
@@ -68,7 +72,8 @@ def sorted_tile(ids_or_tiles, order, offsets, tile, ROWS: tl.constexpr):
 def token_tile(ids, pair, tokens, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, ROWS: tl.constexpr):
     """The same for few tokens (at most ROWS), without an order: row r of the tile is token r, `pair` leads it.
 
-    The leader of an expert is the first pair that chose it; the tiles of all others, and of ids that are out of range, have expert -1.
+    The leader of an expert is the first pair that chose it; the tiles of all others, and of ids that are out of range,
+    have expert -1.
     """
     token, k = tl.arange(0, ROWS)[:, None], tl.arange(0, K_WIDE)[None, :]
     everyone = tl.load(ids + token * K + k, mask=(token < tokens) & (k < K), other=-1)

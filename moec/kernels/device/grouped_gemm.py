@@ -1,7 +1,8 @@
-"""The two grouped products of `moec::experts`: rows gathered and activation applied on the way in, rows summed by weight on the way out.
+"""The two grouped products of `moec::experts`: rows gathered and activation applied on the way in, rows summed by
+weight on the way out.
 
-Between the kernels, rows lie by pair (token * K + k), whatever order the tiles work in. Parameters are inputs, numbers, outputs, in this
-order, which is the one that TensorRT passes; inputs that are absent are None.
+Between the kernels, rows lie by pair (token * K + k), whatever order the tiles work in. Parameters are inputs, numbers,
+outputs, in this order, which is the one that TensorRT passes; inputs that are absent are None.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from moec.kernels.device.weights import halves, times_weights
 
 @triton.jit
 def place_of(program, tiles, COLUMNS: tl.constexpr, BAND: tl.constexpr):
-    """(tile, block of columns) of a piece of work: BAND tiles after each other read the same weights, which then come from the cache."""
+    """(tile, block of columns) of a piece of work: BAND tiles after each other read the same weights, which then come
+    from the cache."""
     band = program // (BAND * COLUMNS)
     height = tl.minimum(tiles - band * BAND, BAND)
     inside = program - band * BAND * COLUMNS
@@ -25,9 +27,12 @@ def place_of(program, tiles, COLUMNS: tl.constexpr, BAND: tl.constexpr):
 
 
 @triton.jit
-def find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, ROWS: tl.constexpr,
-              FEW: tl.constexpr):  # fmt: skip
-    """Expert, pairs and liveness of a tile's rows, from the ids alone for few tokens, else from `align_kernel`'s tables."""
+def find_tile(
+    ids, order, offsets, tile_expert, tile, tokens, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, ROWS:
+    tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    """Expert, pairs and liveness of a tile's rows, from the ids alone for few tokens, else from `align_kernel`'s
+    tables."""
     if FEW:
         expert, pairs, live = token_tile(ids, tile, tokens, EXPERTS, K, K_WIDE, ROWS)
     else:
@@ -37,11 +42,12 @@ def find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS: tl.conste
 
 @triton.jit
 def rows_in_tile(
-    expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
-    K: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, BEFORE: tl.constexpr,
-    GATED: tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k,
+    stride_scale, hidden, K: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, BEFORE: tl.constexpr, GATED:
+    tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER:
+    tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO:
+    tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K:
+    tl.constexpr,
 ):  # fmt: skip
     """One tile of `rows_in_kernel`: the rows of `pairs` by one block of the columns of one expert."""
     e = expert.to(tl.int64)
@@ -64,11 +70,15 @@ def rows_in_tile(
         if BEFORE:
             a = rounded(a.to(tl.float32) * weight, a.dtype)
         low, high = halves(a, FORMAT)
-        gate = times_weights(gate, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT, GROUP, ROW_GROUP, HAS_ZERO,
-                             LATE, PRECISION)  # fmt: skip
+        gate = times_weights(
+            gate, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT, GROUP,
+            ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+        )  # fmt: skip
         if GATED:
-            up = times_weights(up, low, high, own, own_scale, own_zero, row + INNER, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT, GROUP, ROW_GROUP,
-                               HAS_ZERO, LATE, PRECISION)  # fmt: skip
+            up = times_weights(
+                up, low, high, own, own_scale, own_zero, row + INNER, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT,
+                GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+            )  # fmt: skip
     if HAS_BIAS:
         own_bias = bias + e * (INNER * (2 if GATED else 1)) + row
         gate += tl.load(own_bias).to(tl.float32)[None, :]
@@ -84,33 +94,35 @@ def rows_in_tile(
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def rows_in_kernel(
-    x, ids, order, offsets, tile_expert, route_weights, w, scale, zero, bias,
-    tokens, tiles, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
-    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr,
-    GATED: tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
+    x, ids, order, offsets, tile_expert, route_weights, w, scale, zero, bias, tokens, tiles, stride_x, stride_expert,
+    stride_row, stride_k, stride_scale, hidden, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH:
+    tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr, GATED: tl.constexpr, NAME: tl.constexpr,
+    ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr, HAS_BIAS: tl.constexpr,
+    FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """`hidden[pair] = activation(x[token] @ w[expert].T + bias[expert])`, `[pairs, INNER]` in hidden's dtype.
 
-    Grid: tiles * ceil(INNER / BLOCK_N). x `[tokens, DEPTH]`; w `[EXPERTS, F*INNER, DEPTH]`, gate rows before up rows. BEFORE: rows are
-    multiplied by their routing weight first.
+    Grid: tiles * ceil(INNER / BLOCK_N). x `[tokens, DEPTH]`; w `[EXPERTS, F*INNER, DEPTH]`, gate rows before up rows.
+    BEFORE: rows are multiplied by their routing weight first.
     """
     tile, column = place_of(tl.program_id(0), tiles, (INNER + BLOCK_N - 1) // BLOCK_N, BAND)
     expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
     if expert < 0:
         return
-    rows_in_tile(expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k, stride_scale, hidden,
-                 K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
-                 ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
+    rows_in_tile(
+        expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row,
+        stride_k, stride_scale, hidden, K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER, HAS_BIAS,
+        FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
 
 
 @triton.jit
 def rows_out_tile(
-    expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale, result,
-    INNER: tl.constexpr, WIDTH: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale,
+    result, INNER: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
+    ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of `rows_out_kernel`."""
     e = expert.to(tl.int64)
@@ -128,8 +140,10 @@ def rows_out_tile(
         else:
             a = tl.load(given + k, mask=k < INNER, other=0.0)
         low, high = halves(a, FORMAT)
-        acc = times_weights(acc, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, INNER, BLOCK_K, FORMAT, GROUP, ROW_GROUP, HAS_ZERO,
-                            LATE, PRECISION)  # fmt: skip
+        acc = times_weights(
+            acc, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, INNER, BLOCK_K, FORMAT, GROUP,
+            ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+        )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + e * WIDTH + row).to(tl.float32)[None, :]
     out = result + pairs.to(tl.int64)[:, None] * WIDTH + n[None, :]
@@ -138,27 +152,31 @@ def rows_out_tile(
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def rows_out_kernel(
-    hidden, ids, order, offsets, tile_expert, w, scale, zero, bias,
-    tokens, tiles, stride_expert, stride_row, stride_k, stride_scale, result,
-    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH: tl.constexpr, FEW: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    hidden, ids, order, offsets, tile_expert, w, scale, zero, bias, tokens, tiles, stride_expert, stride_row, stride_k,
+    stride_scale, result, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH:
+    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP:
+    tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N:
+    tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
-    """`result[pair] = hidden[pair] @ w[expert].T + bias[expert]`, `[pairs, WIDTH]`. Grid: tiles * ceil(WIDTH / BLOCK_N)."""
+    """`result[pair] = hidden[pair] @ w[expert].T + bias[expert]`, `[pairs, WIDTH]`. Grid: tiles * ceil(WIDTH /
+    BLOCK_N)."""
     tile, column = place_of(tl.program_id(0), tiles, (WIDTH + BLOCK_N - 1) // BLOCK_N, BAND)
     expert, pairs, live = find_tile(ids, order, offsets, tile_expert, tile, tokens, EXPERTS, K, K_WIDE, ROWS, FEW)
     if expert < 0:
         return
-    rows_out_tile(expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale, result,
-                  INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K)  # fmt: skip
+    rows_out_tile(
+        expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale,
+        result, INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
 
 
 @triton.jit
 def combine_kernel(
-    result, ids, route_weights, out, WIDTH: tl.constexpr, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, BEFORE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    result, ids, route_weights, out, WIDTH: tl.constexpr, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr,
+    BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`out[token]`, the sum of its K rows by their weights in float32 and in the order of k. Grid: (tokens, ceil(WIDTH / BLOCK)).
+    """`out[token]`, the sum of its K rows by their weights in float32 and in the order of k. Grid: (tokens, ceil(WIDTH
+    / BLOCK)).
 
     A choice whose id is out of range adds nothing; one that repeats an earlier one reads that one's row.
     """
@@ -171,7 +189,9 @@ def combine_kernel(
         own = tl.load(ids + token * K + k)
         first = tl.min(tl.where(all_ids == own, slot, K_WIDE))
         known = (own >= 0) & (own < EXPERTS)
-        y = tl.load(result + (token * K + first) * WIDTH + n, mask=n < tl.where(known, WIDTH, 0), other=0.0).to(tl.float32)
+        y = tl.load(result + (token * K + first) * WIDTH + n, mask=n < tl.where(known, WIDTH, 0), other=0.0).to(
+            tl.float32
+        )
         if not BEFORE:
             y *= tl.load(route_weights + token * K + k).to(tl.float32)
         acc += tl.where(known, y, 0.0)

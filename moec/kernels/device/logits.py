@@ -15,8 +15,8 @@ def logits_kernel(
 ):  # fmt: skip
     """`parts[s] = x[:, part s] @ w[:, part s].T` in float32, a part being STEPS blocks of the inner dimension.
 
-    Grid: (ceil(tokens / ROWS), ceil(EXPERTS / BLOCK_N), S). x `[tokens, DEPTH]`; w `[EXPERTS, DEPTH]`; parts `[S, tokens, EXPERTS]`.
-    EXACT: multiply in float32, else x and w have one 16-bit dtype, whose products are exact.
+    Grid: (ceil(tokens / ROWS), ceil(EXPERTS / BLOCK_N), S). x `[tokens, DEPTH]`; w `[EXPERTS, DEPTH]`; parts `[S,
+    tokens, EXPERTS]`. EXACT: multiply in float32, else x and w have one 16-bit dtype, whose products are exact.
     """
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     expert = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)

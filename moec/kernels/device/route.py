@@ -62,12 +62,14 @@ def combined(picked, logits, taken, scale, epsilon, floor, COMBINE: tl.constexpr
 
 @triton.jit(do_not_specialize=["tokens"])
 def route_kernel(
-    logits, router_bias, bias, tokens, scale, epsilon, floor, weights, ids,
-    EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, PLACES_WIDE: tl.constexpr, GROUPS: tl.constexpr, GROUPS_WIDE: tl.constexpr,
-    TOP_GROUPS: tl.constexpr, GROUP_SCORE: tl.constexpr, SCORE: tl.constexpr, COMBINE: tl.constexpr, CLOSED_AS_ZERO: tl.constexpr,
-    HAS_ROUTER_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr, BY_LOGITS: tl.constexpr, SPLITS: tl.constexpr, FLOORED: tl.constexpr,
+    logits, router_bias, bias, tokens, scale, epsilon, floor, weights, ids, EXPERTS: tl.constexpr, K: tl.constexpr,
+    K_WIDE: tl.constexpr, PLACES_WIDE: tl.constexpr, GROUPS: tl.constexpr, GROUPS_WIDE: tl.constexpr, TOP_GROUPS:
+    tl.constexpr, GROUP_SCORE: tl.constexpr, SCORE: tl.constexpr, COMBINE: tl.constexpr, CLOSED_AS_ZERO: tl.constexpr,
+    HAS_ROUTER_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr, BY_LOGITS: tl.constexpr, SPLITS: tl.constexpr, FLOORED:
+    tl.constexpr,
 ):  # fmt: skip
-    """Grid: tokens. logits `[SPLITS, tokens, EXPERTS]` and router_bias `[EXPERTS]` are summed; weights and ids `[tokens, K]`.
+    """Grid: tokens. logits `[SPLITS, tokens, EXPERTS]` and router_bias `[EXPERTS]` are summed; weights and ids
+    `[tokens, K]`.
 
     *_WIDE are powers of two that hold the rest.
     """
@@ -78,7 +80,9 @@ def route_kernel(
     expert = tl.where(valid, group * PLACES + place, EXPERTS)
     x = tl.zeros((GROUPS_WIDE, PLACES_WIDE), tl.float32)
     for split in range(SPLITS):
-        x += tl.load(logits + (split * tokens.to(tl.int64) + token) * EXPERTS + expert, mask=valid, other=0.0).to(tl.float32)
+        x += tl.load(logits + (split * tokens.to(tl.int64) + token) * EXPERTS + expert, mask=valid, other=0.0).to(
+            tl.float32
+        )
     if HAS_ROUTER_BIAS:
         x += tl.load(router_bias + expert, mask=valid, other=0.0).to(tl.float32)
     scores = x if BY_LOGITS else scores_of(x, valid, SCORE)
@@ -93,7 +97,11 @@ def route_kernel(
         choice = tl.where(valid & (open_groups(choice, valid, GROUPS, TOP_GROUPS, GROUP_SCORE) == 0), closed, choice)
 
     slot = tl.arange(0, K_WIDE)
-    picked, own, chosen = tl.zeros((K_WIDE,), tl.float32), tl.zeros((K_WIDE,), tl.float32), tl.zeros((K_WIDE,), tl.int64)
+    picked, own, chosen = (
+        tl.zeros((K_WIDE,), tl.float32),
+        tl.zeros((K_WIDE,), tl.float32),
+        tl.zeros((K_WIDE,), tl.int64),
+    )
     for k in range(K):
         winner = tl.min(tl.where(choice == tl.max(choice), expert, EXPERTS))
         hit = expert == winner

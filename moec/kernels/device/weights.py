@@ -1,4 +1,5 @@
-"""Products with a tile of weights that are plain, or packed and unpacked in registers: the layouts of `moec.kernels.packed`."""
+"""Products with a tile of weights that are plain, or packed and unpacked in registers: the layouts of
+`moec.kernels.packed`."""
 
 from __future__ import annotations
 
@@ -32,9 +33,12 @@ def halves(x, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def scales(scale, zero, row, step, k0, DEPTH: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, WIDE: tl.constexpr, ONE: tl.constexpr,
-           FORMAT: tl.constexpr, HAS_ZERO: tl.constexpr):  # fmt: skip
-    """Scale and zero point of each weight in float32: `[rows, 1]` where a step stays in one group (`ONE`), else `[rows, WIDE]`.
+def scales(
+    scale, zero, row, step, k0, DEPTH: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, WIDE: tl.constexpr,
+    ONE: tl.constexpr, FORMAT: tl.constexpr, HAS_ZERO: tl.constexpr,
+):  # fmt: skip
+    """Scale and zero point of each weight in float32: `[rows, 1]` where a step stays in one group (`ONE`), else `[rows,
+    WIDE]`.
 
     `step` is how many weights a packed column stands for.
     """
@@ -56,14 +60,15 @@ def scales(scale, zero, row, step, k0, DEPTH: tl.constexpr, GROUP: tl.constexpr,
 
 @triton.jit
 def times_weights(
-    acc, low, high, weights, scale, zero, row, k0, stride_row, stride_k,
-    DEPTH: tl.constexpr, BLOCK_K: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
-    LATE: tl.constexpr, PRECISION: tl.constexpr,
+    acc, low, high, weights, scale, zero, row, k0, stride_row, stride_k, DEPTH: tl.constexpr, BLOCK_K: tl.constexpr,
+    FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`acc + x @ weights[row, k0 : k0 + BLOCK_K].T`.
 
-    low, high: x `[M, BLOCK_K]` through `halves`, zero beyond DEPTH. weights, scale, zero: pointers to this expert's. row: `[N]` int64.
-    LATE: scale the product instead of the weights, which is less work where M is small; only with one group a step.
+    low, high: x `[M, BLOCK_K]` through `halves`, zero beyond DEPTH. weights, scale, zero: pointers to this expert's.
+    row: `[N]` int64. LATE: scale the product instead of the weights, which is less work where M is small; only with one
+    group a step.
     """
     STEP: tl.constexpr = 2 if FORMAT == "int4" else 1
     WIDE: tl.constexpr = BLOCK_K // STEP

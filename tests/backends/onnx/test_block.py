@@ -27,8 +27,16 @@ def test_a_moe_node_says_its_rules() -> None:
 
 
 def test_an_experts_node_says_its_rules() -> None:
-    block = read(block_node(experts_model(Experts(activation=Activation("relu", gated=False)), 3, 2, score_before=True)))
-    assert (block.routing, block.activation.name, block.activation.gated, block.score_before, block.top_k) == (None, "relu", False, True, 2)
+    block = read(
+        block_node(experts_model(Experts(activation=Activation("relu", gated=False)), 3, 2, score_before=True))
+    )
+    assert (block.routing, block.activation.name, block.activation.gated, block.score_before, block.top_k) == (
+        None,
+        "relu",
+        False,
+        True,
+        2,
+    )
     assert block.b_in is None and block.b_out is None
 
 

@@ -22,8 +22,12 @@ OPSET = 23
 def test_the_dialect_stays_opaque_and_weights_stay_lazy() -> None:
     program = source_of(MoeModel()).capture()
     model = to_onnx(program, OPSET)
-    assert [n.op_type for n in model.graph if n.domain == "moec"] == ["Experts", "Experts"], "a block becomes routing and experts"
-    lazy = {n: v.const_value.weight for n, v in model.graph.initializers.items() if isinstance(v.const_value, WeightTensor)}
+    assert [n.op_type for n in model.graph if n.domain == "moec"] == ["Experts", "Experts"], (
+        "a block becomes routing and experts"
+    )
+    lazy = {
+        n: v.const_value.weight for n, v in model.graph.initializers.items() if isinstance(v.const_value, WeightTensor)
+    }
     assert lazy.keys() == program.weights.keys() and all(lazy[n] is w for n, w in program.weights.items())
 
 
@@ -37,7 +41,11 @@ def test_nothing_of_this_machine_is_in_it() -> None:
     model = to_onnx(source_of(MoeModel()).capture(), OPSET)
     assert "/" in repr([n.metadata_props for n in model.graph])
     strip_traces(model)
-    text = ir.to_proto(model).SerializeToString() if not model.graph.initializers else repr([n.metadata_props for n in model.graph])
+    text = (
+        ir.to_proto(model).SerializeToString()
+        if not model.graph.initializers
+        else repr([n.metadata_props for n in model.graph])
+    )
     assert "/" not in str(text) and not model.metadata_props and model.producer_name == "moec"
 
 
@@ -69,7 +77,9 @@ def test_a_tied_weight_is_one_initializer() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.head(self.table(ids))
 
-    graph = to_onnx(capture(Tied(), {"ids": torch.zeros(3, 11, dtype=torch.int64)}, {"ids": ("batch", "sequence")}), OPSET).graph
+    graph = to_onnx(
+        capture(Tied(), {"ids": torch.zeros(3, 11, dtype=torch.int64)}, {"ids": ("batch", "sequence")}), OPSET
+    ).graph
     assert sum(isinstance(v.const_value, WeightTensor) for v in graph.initializers.values()) == 1
 
 

@@ -1,4 +1,5 @@
-"""Small floats run in PyTorch, are read back from a graph, and are refused by name where a backend has no lowering for them."""
+"""Small floats run in PyTorch, are read back from a graph, and are refused by name where a backend has no lowering for
+them."""
 
 from __future__ import annotations
 
@@ -38,8 +39,13 @@ def quantized(text: str) -> Program:
     return Pipeline.parse(f"quantize({text})").run(capture(Net(), {"x": X}))[0]
 
 
-@pytest.mark.parametrize(("text", "kinds", "low", "high"), [("format=fp8", ["fp8"] * 2, 5e-3, 0.05), ("format=nvfp4", ["nvfp4"] * 2, 0.05, 0.3)])
-def test_eager_streamed_and_stored_programs_say_the_same(text: str, kinds: list[str], low: float, high: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "kinds", "low", "high"),
+    [("format=fp8", ["fp8"] * 2, 5e-3, 0.05), ("format=nvfp4", ["nvfp4"] * 2, 0.05, 0.3)],
+)
+def test_eager_streamed_and_stored_programs_say_the_same(
+    text: str, kinds: list[str], low: float, high: float, tmp_path: Path
+) -> None:
     program, plain = quantized(text), Net()(X).detach()
     assert [n.kwargs["format"] for n in program.nodes(torch.ops.moec.dequantize_float)] == kinds
     y = program.run(x=X)["output"]
@@ -66,7 +72,12 @@ def test_a_second_run_changes_nothing() -> None:
 def test_onnxruntime_refuses_before_it_builds(kind: str, tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
         moec.compile(Net(), inputs={"x": X}, out=tmp_path / "out", pipeline=f"quantize(format={kind}, group=16)")
-    assert caught.value.code == "M208" and kind in caught.value.what and "bits=2|4|8" in caught.value.fix and not (tmp_path / "out").exists()
+    assert (
+        caught.value.code == "M208"
+        and kind in caught.value.what
+        and "bits=2|4|8" in caught.value.fix
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_every_weight_is_named() -> None:
@@ -83,15 +94,24 @@ def test_the_graph_says_what_the_program_says(text: str, dtype: torch.dtype) -> 
     found = [read_floats(n) for n in nodes]
     assert len(found) == 2 and read_floats(None) is None
     for read, node in zip(found, program.nodes(torch.ops.moec.dequantize_float), strict=True):
-        assert read is not None and (read.shape, read.dtype, read.format) == (node.meta["val"].shape, dtype, node.kwargs["format"])
-        assert sum(w.size_bytes for w in read.parts) == read.size_bytes and (read.block, read.kind) == _GRIDS[text](read.shape[-1])
+        assert read is not None and (read.shape, read.dtype, read.format) == (
+            node.meta["val"].shape,
+            dtype,
+            node.kwargs["format"],
+        )
+        assert sum(w.size_bytes for w in read.parts) == read.size_bytes and (read.block, read.kind) == _GRIDS[text](
+            read.shape[-1]
+        )
         want = torch.ops.moec.dequantize_float(*(program.weight_of(a).load() for a in node.args), **node.kwargs)  # type: ignore[union-attr]
         some = read.each(lambda w: rows(w, 3, 9))
         got = torch.ops.moec.dequantize_float(*(w.load() for w in some.parts), format=read.format, dtype=read.dtype)
         assert torch.equal(got, want[3:9]) and not torch.equal(got, want[4:10])
 
 
-_GRIDS = {"format=fp8": lambda width: (width, "fp8, one scale"), "format=nvfp4": lambda width: (16, "nvfp4, blocks of 16")}
+_GRIDS = {
+    "format=fp8": lambda width: (width, "fp8, one scale"),
+    "format=nvfp4": lambda width: (16, "nvfp4, blocks of 16"),
+}
 
 
 @pytest.mark.parametrize(

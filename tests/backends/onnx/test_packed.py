@@ -15,7 +15,9 @@ CODES = torch.arange(2 * 3 * 32).reshape(2, 3, 32) % 16
 
 def quantized() -> Quantized:
     zero = torch.arange(12, dtype=torch.uint8).reshape(2, 3, 2)
-    return Quantized(from_tensor(pack(CODES, 4), "packed"), from_tensor(torch.ones(2, 3, 2), "scale"), from_tensor(zero, "zero"), 4)
+    return Quantized(
+        from_tensor(pack(CODES, 4), "packed"), from_tensor(torch.ones(2, 3, 2), "scale"), from_tensor(zero, "zero"), 4
+    )
 
 
 def test_it_tells_the_weight_that_it_stands_for() -> None:

@@ -63,7 +63,9 @@ def test_not_proven(unknown) -> None:  # type: ignore[no-untyped-def]
 def test_weights_that_are_set_to_zero_are_seen() -> None:
     kept = op("Where", X, op("CastLike", const(0.0), X), op("Softmax", X))
     assert masked(kept) and masked(op("Mul", op("Reshape", kept, const(1.0)), X))
-    assert not any(masked(v) for v in (X, op("Softmax", X), op("Where", X, const(1.0), op("Softmax", X)), op("ReduceSum", kept)))
+    assert not any(
+        masked(v) for v in (X, op("Softmax", X), op("Where", X, const(1.0), op("Softmax", X)), op("ReduceSum", kept))
+    )
 
 
 def test_ids_of_one_top_k_are_distinct() -> None:

@@ -17,11 +17,22 @@ from moec.dialect import Activation, Routing
 from moec.weights.lazy import from_tensor
 
 ACTIVATIONS = [
-    Activation(), Activation("silu", alpha=1.702, beta=1.0, limit=0.7), Activation("silu", limit=0.5), Activation("silu", limit=0.3, clamp_after=True),
-    Activation("gelu"), Activation("gelu_tanh"), Activation("relu"), Activation("relu2"), Activation("identity"), Activation("sigmoid", limit=0.4),
-    *(Activation(name, gated=False) for name in ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh", "sigmoid", "identity")),
+    Activation(),
+    Activation("silu", alpha=1.702, beta=1.0, limit=0.7),
+    Activation("silu", limit=0.5),
+    Activation("silu", limit=0.3, clamp_after=True),
+    Activation("gelu"),
+    Activation("gelu_tanh"),
+    Activation("relu"),
+    Activation("relu2"),
+    Activation("identity"),
+    Activation("sigmoid", limit=0.4),
+    *(
+        Activation(name, gated=False)
+        for name in ("silu", "gelu", "gelu_tanh", "relu", "relu2", "tanh", "sigmoid", "identity")
+    ),
     Activation("silu", gated=False, alpha=1.702),
-]  # fmt: skip
+]
 
 
 @dataclass
@@ -41,7 +52,9 @@ class Experts:
         wide = self.activation.rows_per_neuron * self.inner
         make = lambda *s: (torch.randn(*s, generator=g) / s[-1] ** 0.5).to(self.dtype)  # noqa: E731
         self.w_in, self.w_out = make(self.experts, wide, self.hidden), make(self.experts, self.hidden, self.inner)
-        self.b_in, self.b_out = (make(self.experts, wide), make(self.experts, self.hidden)) if self.biases else (None, None)
+        self.b_in, self.b_out = (
+            (make(self.experts, wide), make(self.experts, self.hidden)) if self.biases else (None, None)
+        )
         self.router = make(self.experts, self.hidden)
 
     @property
@@ -61,7 +74,8 @@ def choice(*leading: int, experts: int = 6, top_k: int = 2, seed: int = 2) -> tu
 
 
 def experts_model(e: Experts, rank: int, top_k: int, score_before: bool = False, weights_op: str = "") -> ir.Model:
-    """x, ids and weights are inputs; with `weights_op` the weights pass through it first, and ids come from a `TopK` of an input `scores`."""
+    """x, ids and weights are inputs; with `weights_op` the weights pass through it first, and ids come from a `TopK` of
+    an input `scores`."""
     lead = [f"d{n}" for n in range(rank - 1)]
     x, ids = value("x", e.dtype, [*lead, e.hidden]), value("ids", torch.int64, [*lead, top_k])
     weights = value("weights", e.dtype, [*lead, top_k])
@@ -82,8 +96,16 @@ def moe_model(e: Experts, rank: int, routing: Routing, router_bias: Tensor | Non
     x = value("x", e.dtype, [*(f"d{n}" for n in range(rank - 1)), e.hidden])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20, "moec": 1}, name="block")
     router = add_initializer(graph, from_tensor(e.router, "router"), "router")
-    bias = None if router_bias is None else add_initializer(graph, from_tensor(router_bias, "router_bias"), "router_bias")
-    return finish(graph, e, "Moe", [x, router, bias, None], {**routing.arguments(), **e.activation.arguments(), "score_before": False})
+    bias = (
+        None if router_bias is None else add_initializer(graph, from_tensor(router_bias, "router_bias"), "router_bias")
+    )
+    return finish(
+        graph,
+        e,
+        "Moe",
+        [x, router, bias, None],
+        {**routing.arguments(), **e.activation.arguments(), "score_before": False},
+    )
 
 
 def finish(graph: ir.Graph, e: Experts, op: str, inputs: list[ir.Value | None], rule: dict[str, Any]) -> ir.Model:

@@ -1,4 +1,5 @@
-"""Weights rounded to nearest, for tests of engines that read packed bytes; in ONNX models of one node and in captured programs."""
+"""Weights rounded to nearest, for tests of engines that read packed bytes; in ONNX models of one node and in captured
+programs."""
 
 from __future__ import annotations
 
@@ -43,7 +44,11 @@ def quantize_model(model: ir.Model, names: list[str], bits: int, block: int, zer
         assert weight is not None
         parts = rounded(weight.load(), bits, block, zeros)
         found[name] = meant(parts, bits)
-        held = [add_initializer(model.graph, from_tensor(t, f"{name}.{k}"), f"{name}.{k}") for t, k in zip(parts, KINDS, strict=True) if t is not None]
+        held = [
+            add_initializer(model.graph, from_tensor(t, f"{name}.{k}"), f"{name}.{k}")
+            for t, k in zip(parts, KINDS, strict=True)
+            if t is not None
+        ]
         node = ir.node("Dequantize", held, {"bits": bits}, domain="moec", name=f"{name}.dequantize")
         node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{name}.value", old.type, old.shape
         model.graph.insert_before(model.graph[0], node)
@@ -53,7 +58,9 @@ def quantize_model(model: ir.Model, names: list[str], bits: int, block: int, zer
     return found
 
 
-def mix(model: ir.Model, e: Any, bits: tuple[int, ...], block: int, zeros: bool, names: tuple[str, ...] = ("w_in", "w_out")) -> None:
+def mix(
+    model: ir.Model, e: Any, bits: tuple[int, ...], block: int, zeros: bool, names: tuple[str, ...] = ("w_in", "w_out")
+) -> None:
     """Put the expression of several widths where stacks stood, in place; `e` gets the numbers that it stands for."""
     mixture = Mixture(bits)
     for name in names:
@@ -62,7 +69,9 @@ def mix(model: ir.Model, e: Any, bits: tuple[int, ...], block: int, zeros: bool,
         for width, which in mixture.parts:
             parts = rounded(value[list(which)], width, block, zeros)
             numbers[list(which)] = meant(parts, width)
-            given = {f"{name}.{width}.{k}": from_tensor(t, k) for t, k in zip(parts, KINDS, strict=True) if t is not None}
+            given = {
+                f"{name}.{width}.{k}": from_tensor(t, k) for t, k in zip(parts, KINDS, strict=True) if t is not None
+            }
             held = [add_initializer(model.graph, weight, title) for title, weight in given.items()]
             dequantized.append(ir.node("Dequantize", held, {"bits": width}, domain="moec", name=f"{name}.{width}"))
         joined = ir.node("Concat", [n.outputs[0] for n in dequantized], {"axis": 0}, name=f"{name}.joined")
@@ -78,17 +87,27 @@ def mix(model: ir.Model, e: Any, bits: tuple[int, ...], block: int, zeros: bool,
 
 
 def quantize_program(program: Program, bits: int, block: int, zeros: bool, only: str = "") -> int:
-    """Put `moec::dequantize` where a program reads float matrices whose names hold `only`, in place; returns how many."""
+    """Put `moec::dequantize` where a program reads float matrices whose names hold `only`, in place; returns how
+    many."""
     reads = [n for n in program.graph.nodes if n.op == "get_attr" and only in str(n.target)]
-    reads = [n for n in reads if len(program.weights[n.target].shape) >= 2 and program.weights[n.target].dtype.is_floating_point]
+    reads = [
+        n
+        for n in reads
+        if len(program.weights[n.target].shape) >= 2 and program.weights[n.target].dtype.is_floating_point
+    ]
     done: dict[int, fx.Node] = {}  # a tied weight stays one
     for node in reads:
         weight = program.weights[node.target]
         if id(weight) not in done:
             parts = rounded(weight.load(), bits, block, zeros)
             with program.graph.inserting_before(node):
-                inputs = [None if t is None else _read(program, f"{node.target}_{k}", t) for t, k in zip(parts, KINDS, strict=True)]
-                new = done[id(weight)] = program.graph.call_function(torch.ops.moec.dequantize.default, tuple(inputs), {"bits": bits})
+                inputs = [
+                    None if t is None else _read(program, f"{node.target}_{k}", t)
+                    for t, k in zip(parts, KINDS, strict=True)
+                ]
+                new = done[id(weight)] = program.graph.call_function(
+                    torch.ops.moec.dequantize.default, tuple(inputs), {"bits": bits}
+                )
                 new.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(done[id(weight)])
     program.finish()

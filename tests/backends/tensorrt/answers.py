@@ -1,6 +1,8 @@
-"""A process with TensorRT's real bindings on empty libraries: plugins are registered, made and asked as the builder does it.
+"""A process with TensorRT's real bindings on empty libraries: plugins are registered, made and asked as the builder
+does it.
 
-Only what the builder itself would bring stands in: its registry, its tensors, and its expressions of shapes, which are numbers here.
+Only what the builder itself would bring stands in: its registry, its tensors, and its expressions of shapes, which are
+numbers here.
 """
 
 from __future__ import annotations
@@ -32,7 +34,12 @@ class Numbers:
 
     def __init__(self, trt: Any) -> None:
         do = trt.DimensionOperation
-        self.rules = {do.SUM: lambda a, b: a + b, do.PROD: lambda a, b: a * b, do.SUB: lambda a, b: a - b, do.FLOOR_DIV: lambda a, b: a // b}
+        self.rules = {
+            do.SUM: lambda a, b: a + b,
+            do.PROD: lambda a, b: a * b,
+            do.SUB: lambda a, b: a - b,
+            do.FLOOR_DIV: lambda a, b: a // b,
+        }
 
     def constant(self, value: int) -> Number:
         return Number(value)
@@ -110,11 +117,15 @@ class Network:
         name, ptx = plugin.get_kernel(plain[: len(inputs)], plain[len(inputs) :])
         entry = ptx.decode()[ptx.index(b".entry") :]
         return {
-            "kernel": name, "parameters": entry[: entry.index(")")].count(".param"), "target": re.findall(rb"\.target (\w+)", ptx)[0].decode(),
-            "inputs": len(inputs), "outputs": [[str(t.dtype).rpartition(".")[2], list(t.shape)] for t in outputs],
+            "kernel": name,
+            "parameters": entry[: entry.index(")")].count(".param"),
+            "target": re.findall(rb"\.target (\w+)", ptx)[0].decode(),
+            "inputs": len(inputs),
+            "outputs": [[str(t.dtype).rpartition(".")[2], list(t.shape)] for t in outputs],
             "numbers": [numbers.held[n] for n in range(numbers.nbSymExprs)],
-            "launch": [vars(launch)[f"{what}_{axis}"] for what in ("grid", "block") for axis in "xyz"], "shared": launch.shared_mem,
-        }  # fmt: skip
+            "launch": [vars(launch)[f"{what}_{axis}"] for what in ("grid", "block") for axis in "xyz"],
+            "shared": launch.shared_mem,
+        }
 
     def _described(self, tensor: Tensor) -> Any:
         known = self.trt.DynamicPluginTensorDesc()
@@ -155,7 +166,12 @@ def load() -> tuple[Any, Any]:
     sys.modules["tensorrt"] = trt
     plugin = importlib.import_module("tensorrt_bindings.plugin")
     registry = Registry()
-    trt.IDimensionExpr, trt.ITensor, trt.DimsExprs, trt.get_plugin_registry = Number, Tensor, lambda n: [None] * n, lambda: registry
+    trt.IDimensionExpr, trt.ITensor, trt.DimsExprs, trt.get_plugin_registry = (
+        Number,
+        Tensor,
+        lambda n: [None] * n,
+        lambda: registry,
+    )
     sys.modules["tensorrt_bindings.plugin._tensor"].SymExprImpl = lambda expression: expression._expr.value
     return trt, plugin
 
@@ -198,7 +214,11 @@ def main() -> None:
     elif request["ask"] == "said":
         answer = {"said": [said(trt, step, given) for step, given in request["steps"]]}
     else:
-        answer = {"plugin": signatures(plugin, request["names"]), "add_plugin": trt.INetworkDefinition.add_plugin.__doc__, "version": trt.__version__}
+        answer = {
+            "plugin": signatures(plugin, request["names"]),
+            "add_plugin": trt.INetworkDefinition.add_plugin.__doc__,
+            "version": trt.__version__,
+        }
     print(json.dumps(answer))
 
 

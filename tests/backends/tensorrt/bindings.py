@@ -1,4 +1,5 @@
-"""Which calls of TensorRT's Python bindings our sources make, and whether bindings take them: no library is needed for either.
+"""Which calls of TensorRT's Python bindings our sources make, and whether bindings take them: no library is needed for
+either.
 
 The sources name their objects as TensorRT does (`builder`, `network`, `config` …), which tells the class of each.
 """
@@ -13,17 +14,31 @@ from dataclasses import dataclass
 from typing import Any
 
 CLASSES = {
-    "builder": "Builder", "network": "INetworkDefinition", "config": "IBuilderConfig", "parser": "OnnxParser", "error": "ParserError",
-    "profile": "IOptimizationProfile", "cache": "ITimingCache", "runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext",
-    "layer": "ILayer", "tensor": "ITensor", "moe": "IMoELayer", "shuffle": "IShuffleLayer", "plugin": "plugin", "trt": "",
-}  # fmt: skip
+    "builder": "Builder",
+    "network": "INetworkDefinition",
+    "config": "IBuilderConfig",
+    "parser": "OnnxParser",
+    "error": "ParserError",
+    "profile": "IOptimizationProfile",
+    "cache": "ITimingCache",
+    "runtime": "Runtime",
+    "engine": "ICudaEngine",
+    "context": "IExecutionContext",
+    "layer": "ILayer",
+    "tensor": "ITensor",
+    "moe": "IMoELayer",
+    "shuffle": "IShuffleLayer",
+    "plugin": "plugin",
+    "trt": "",
+}
 
 MADE = {"add_moe": "IMoELayer", "add_shuffle": "IShuffleLayer"}  # what a call gives, whatever it is called
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use: `owner.name`, an enumeration's member where the owner is one; `arguments` of a call, keywords as `name=`; None of an attribute.
+    """One use: `owner.name`, an enumeration's member where the owner is one; `arguments` of a call, keywords as
+    `name=`; None of an attribute.
 
     Arguments from a sequence, of which only the run knows how many there are, are `**`.
     """
@@ -52,7 +67,11 @@ def _assigned(function: ast.FunctionDef) -> dict[str, str]:
     """Variables of a function that hold what a call of `MADE` gave."""
     found = {}
     for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and isinstance(node.value.func, ast.Attribute)
+        ):
             made = MADE.get(node.value.func.attr)
             found |= {target.id: made for target in node.targets if isinstance(target, ast.Name) and made}
     return found
@@ -77,15 +96,17 @@ def _owner(value: ast.expr, classes: dict[str, str]) -> str | None:
         if isinstance(value.value, ast.Name) and value.value.id == "self":
             return classes.get(value.attr.removeprefix("_"))
         outer = _owner(value.value, classes)
-        return f"{outer}.{value.attr}".strip(".") if outer is not None and value.attr[0].isupper() else None  # an enumeration
+        return (
+            f"{outer}.{value.attr}".strip(".") if outer is not None and value.attr[0].isupper() else None
+        )  # an enumeration
     return None
 
 
 def problem(use: Use, signatures: dict[str, dict[str, Any]]) -> str:
     """Why bindings do not take a use; empty when they do.
 
-    `signatures` is class -> name -> list of overloads for a method, each a text of arguments (`flags=` may be left out), `ro` or `rw` for a
-    property, `member` for an enumeration's; the module's own names are those of the class "".
+    `signatures` is class -> name -> list of overloads for a method, each a text of arguments (`flags=` may be left
+    out), `ro` or `rw` for a property, `member` for an enumeration's; the module's own names are those of the class "".
     """
     members = signatures.get(use.owner)
     if members is None:
@@ -101,7 +122,11 @@ def problem(use: Use, signatures: dict[str, dict[str, Any]]) -> str:
         return f"{use.name} cannot be set" if use.written and found == "ro" else ""
     if use.written:
         return f"{use.name} is a method"
-    return "" if use.arguments is None or any(_takes(overload.split(), use.arguments) for overload in found) else f"{use.name} takes {' or '.join(found)}"
+    return (
+        ""
+        if use.arguments is None or any(_takes(overload.split(), use.arguments) for overload in found)
+        else f"{use.name} takes {' or '.join(found)}"
+    )
 
 
 def _takes(parameters: list[str], given: tuple[str, ...]) -> bool:
@@ -118,12 +143,16 @@ def installed(module: Any, wanted: list[Use]) -> dict[str, dict[str, Any]]:
     """The signatures of the classes that are used, read from the docstrings of installed bindings."""
     plain = {u.name: "member" for u in wanted if u.owner == "" and not u.name[0].isupper() and hasattr(module, u.name)}
     found: dict[str, dict[str, Any]] = {"": plain}
-    for owner in {u.owner for u in wanted if u.owner} | {u.name for u in wanted if u.owner == "" and u.name[0].isupper()}:
+    for owner in {u.owner for u in wanted if u.owner} | {
+        u.name for u in wanted if u.owner == "" and u.name[0].isupper()
+    }:
         cls: Any = module
         for part in owner.split("."):
             cls = getattr(cls, part, None)
         if cls is not None:
-            found[owner] = {name: _kind(cls, name) for name in dir(cls) if not name.startswith("__") or name == "__init__"}
+            found[owner] = {
+                name: _kind(cls, name) for name in dir(cls) if not name.startswith("__") or name == "__init__"
+            }
     return found
 
 
@@ -134,7 +163,11 @@ def _kind(cls: type, name: str) -> Any:
     if not callable(getattr(cls, name)) or isinstance(getattr(cls, name), cls):
         return "member"
     return [
-        text for text in map(_parameters, re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", getattr(cls, name).__doc__ or "", re.MULTILINE)) if text is not None
+        text
+        for text in map(
+            _parameters, re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", getattr(cls, name).__doc__ or "", re.MULTILINE)
+        )
+        if text is not None
     ]
 
 
@@ -143,4 +176,6 @@ def _parameters(text: str) -> str | None:
     if text.startswith("*args"):
         return None
     parts = re.split(r", (?=\w+:)", text)
-    return " ".join(p.partition(":")[0] + ("=" if re.search(r"\s=\s", p) else "") for p in parts if not p.startswith("self"))
+    return " ".join(
+        p.partition(":")[0] + ("=" if re.search(r"\s=\s", p) else "") for p in parts if not p.startswith("self")
+    )

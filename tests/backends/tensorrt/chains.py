@@ -1,4 +1,5 @@
-"""A chain of kernels run in Triton's interpreter as TensorRT would run its plugins: every size is what the plugin says for the tokens at hand."""
+"""A chain of kernels run in Triton's interpreter as TensorRT would run its plugins: every size is what the plugin says
+for the tokens at hand."""
 
 from __future__ import annotations
 
@@ -23,15 +24,25 @@ FUSED = Activation("silu", alpha=1.702, beta=1.0, limit=1.0)
 def sizes_of(given: Problem, rule: Activation, tokens: int, before: bool = False, turned: bool = False) -> Sizes:
     """What a chain for up to so many tokens is compiled for."""
     (experts, _, hidden), inner = given.w_in.shape, given.w_out.shape[2]
-    dtype, *biases = ("" if t is None else str(t.dtype).removeprefix("torch.") for t in (given.x, given.b_in, given.b_out))
+    dtype, *biases = (
+        "" if t is None else str(t.dtype).removeprefix("torch.") for t in (given.x, given.b_in, given.b_out)
+    )
     packed = [(w.bits, w.group) if isinstance(w, Packed) else () for w in (given.w_in, given.w_out)]
-    return Sizes(experts, given.ids.shape[1], hidden, inner, tokens, dtype, rule, before, *biases, *packed, turned=turned)
+    return Sizes(
+        experts, given.ids.shape[1], hidden, inner, tokens, dtype, rule, before, *biases, *packed, turned=turned
+    )
 
 
 def computed(sizes: Sizes, given: Problem, sm: int = 80, tile: Tile | None = SMALL) -> Tensor:
     """What the chain makes of a problem; runs where kernels are interpreted."""
     w_out = given.w_out.transpose(1, 2).contiguous() if sizes.turned else given.w_out
-    known = {"x": given.x, "ids": given.ids.int(), "route_weights": given.weights, "b_in": given.b_in, "b_out": given.b_out}
+    known = {
+        "x": given.x,
+        "ids": given.ids.int(),
+        "route_weights": given.weights,
+        "b_in": given.b_in,
+        "b_out": given.b_out,
+    }
     for side, w in (("in", given.w_in), ("out", w_out)):
         known |= {f"w_{side}": w.values, f"s_{side}": w.scale} if isinstance(w, Packed) else {f"w_{side}": w}
     for kernel in kernels(sizes, sm, tile):
@@ -57,5 +68,15 @@ def block(folder: Path, sm: int = 90, **changes: Any) -> dict[str, Any]:
     held = {name: name for name in ("w_in", "w_out", "b_in", "b_out")}
     ends = {"x": "x", "ids": "ids", "weights": "weights", "y": "y", "weights_of": held, "top_k": 2, "hidden": 32}
     (found,), _ = compile_chains([{**ends, "sizes": asdict(sizes), "packed": {}, "sm": sm}], folder)
-    half = {"x": (1, -1, 32), "weights": (1, -1, 2), "w_in_output": (6, 48, 32), "w_out_output": (6, 32, 24), "b_in_output": (6, 48), "b_out_output": (6, 32)}
-    return {**found, "tensors": {**{name: ["float16", shape] for name, shape in half.items()}, "ids": ["int64", (1, -1, 2)]}}
+    half = {
+        "x": (1, -1, 32),
+        "weights": (1, -1, 2),
+        "w_in_output": (6, 48, 32),
+        "w_out_output": (6, 32, 24),
+        "b_in_output": (6, 48),
+        "b_out_output": (6, 32),
+    }
+    return {
+        **found,
+        "tensors": {**{name: ["float16", shape] for name, shape in half.items()}, "ids": ["int64", (1, -1, 2)]},
+    }

@@ -1,4 +1,5 @@
-"""The targets as a user meets them: refusals before any work, engines that are finished elsewhere, and what is said of spoiled ones."""
+"""The targets as a user meets them: refusals before any work, engines that are finished elsewhere, and what is said of
+spoiled ones."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ MODEL = """
 import torch
 def make():
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Embedding(96, 32), torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
+    layers = torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32)
+    return torch.nn.Sequential(torch.nn.Embedding(96, 32), *layers)
 """
 INPUTS = ("--input", "input=batch,sequence:int64<96")
 without_tensorrt = pytest.mark.skipif(TENSORRT.version() is not None, reason="TensorRT is installed")
@@ -70,7 +72,9 @@ def accept(engine: Path) -> None:
 # ---------------------------------------------------------------------- before any work
 @without_tensorrt
 def test_without_the_library_nothing_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, err = moec(capsys, "compile", tmp_path / "there is no such model", "-o", tmp_path / "engine", "--target", "tensorrt:sm90")
+    status, err = moec(
+        capsys, "compile", tmp_path / "there is no such model", "-o", tmp_path / "engine", "--target", "tensorrt:sm90"
+    )
     assert status == 3
     assert_three_lines(err, "M301")
     assert "pip install 'moec[tensorrt]'" in err and "--no-build" in err and not (tmp_path / "engine").exists()
@@ -98,14 +102,22 @@ def test_a_target_that_cannot_be(target: str, reason: str) -> None:
     assert reason in " ".join(refusal.reason for refusal in backend.options(goal))
 
 
-def test_a_refused_architecture_ends_the_command(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, err = moec(capsys, "compile", model, *INPUTS, "-o", tmp_path / "engine", "--target", "tensorrt:sm61", "--no-build")
+def test_a_refused_architecture_ends_the_command(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = moec(
+        capsys, "compile", model, *INPUTS, "-o", tmp_path / "engine", "--target", "tensorrt:sm61", "--no-build"
+    )
     assert status == 2 and "sm90" in err
     assert_three_lines(err, "M208")
 
 
 def test_targets_that_can_be() -> None:
-    for target in ("tensorrt", "tensorrt:sm100,precision=fp16,max_batch=4,workspace=512,lowering=dense", "tensorrt-rtx:sm75,sm80,sm86,sm89,sm120,sm121"):
+    for target in (
+        "tensorrt",
+        "tensorrt:sm100,precision=fp16,max_batch=4,workspace=512,lowering=dense",
+        "tensorrt-rtx:sm75,sm80,sm86,sm89,sm120,sm121",
+    ):
         goal = Target.parse(target)
         assert registry.find("backends", goal.backend)().options(goal) == []
 
@@ -118,36 +130,57 @@ def test_dimensions_are_those_of_the_model(model: str, tmp_path: Path) -> None:
 
 def test_layouts_of_other_clients_are_refused(model: str, tmp_path: Path) -> None:
     with pytest.raises(MoecError, match="cannot run this engine") as caught:
-        api.compile(model, inputs=[INPUTS[1]], out=tmp_path / "engine", target="tensorrt:sm90", build=False, layout="genai")
+        api.compile(
+            model, inputs=[INPUTS[1]], out=tmp_path / "engine", target="tensorrt:sm90", build=False, layout="genai"
+        )
     assert caught.value.code == "M208"
 
 
 REFUSED = {
-    "tensorrt:sm90,lowering=native": "'native' cannot be had", "tensorrt:sm90,workspace=1": "more than the",
-    "tensorrt:sm100,lowering=kernels": "'kernels' cannot be had", "tensorrt-rtx:sm86,lowering=kernels": "takes no plugins",
-}  # fmt: skip
+    "tensorrt:sm90,lowering=native": "'native' cannot be had",
+    "tensorrt:sm90,workspace=1": "more than the",
+    "tensorrt:sm100,lowering=kernels": "'kernels' cannot be had",
+    "tensorrt-rtx:sm86,lowering=kernels": "takes no plugins",
+}
 
 
 def test_blocks_that_get_no_lowering_are_refused_before_the_build(mixtral: Path) -> None:
     found = lambda target: registry.find("backends", target.backend)()  # noqa: E731
-    allowed = [Target.parse("tensorrt:sm90"), *([Target.parse("tensorrt:sm90,lowering=kernels")] if has_triton() else [])]
+    allowed = [
+        Target.parse("tensorrt:sm90"),
+        *([Target.parse("tensorrt:sm90,lowering=kernels")] if has_triton() else []),
+    ]
     program, _ = found(allowed[0]).legalize(allowed[0]).run(api.open_source(str(mixtral)).capture(), Context(), [])
     for text, reason in REFUSED.items():
         target = Target.parse(text)
         refused = found(target).supports(program, target)
-        assert [reason in refusal.reason for refusal in refused] == [True, True] and all(refusal.fix for refusal in refused)
+        assert [reason in refusal.reason for refusal in refused] == [True, True] and all(
+            refusal.fix for refusal in refused
+        )
     assert [found(target).supports(program, target) for target in allowed] == [[]] * len(allowed)
 
 
 # ---------------------------------------------------------------------- built elsewhere
 @needs_triton
-def test_kernels_are_compiled_where_the_graph_is_written(mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_are_compiled_where_the_graph_is_written(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "engine"
-    report = api.compile(str(mixtral), out=out, target="tensorrt:sm90,precision=fp16,lowering=kernels,max_sequence=64", build=False)
-    assert report.ok and [b["formulation"] for b in report.facts["blocks"]] == ["kernels", "kernels"] and report.facts["verified_by"] == "onnxruntime"
+    report = api.compile(
+        str(mixtral), out=out, target="tensorrt:sm90,precision=fp16,lowering=kernels,max_sequence=64", build=False
+    )
+    assert (
+        report.ok
+        and [b["formulation"] for b in report.facts["blocks"]] == ["kernels", "kernels"]
+        and report.facts["verified_by"] == "onnxruntime"
+    )
     blocks = json.loads((out / FACTS_FILE).read_text())["kernels"]
     files = {step["ptx"] for block in blocks for step in block["steps"]}
-    assert {a.name for a in report.artefacts if a.name.endswith(".ptx")} == files == {row["file"] for row in report.facts["kernels"]}
+    assert (
+        {a.name for a in report.artefacts if a.name.endswith(".ptx")}
+        == files
+        == {row["file"] for row in report.facts["kernels"]}
+    )
     assert [len(block["steps"]) for block in blocks] == [4, 4] and len(files) == 4, "both layers have the same sizes"
     assert all(".target sm_90a" in (out / file).read_text() for file in files)
     assert moec(capsys, "inspect", out)[0] == 0 and "rows_in_kernel" in markdown(report)
@@ -158,14 +191,21 @@ def test_kernels_are_compiled_where_the_graph_is_written(mixtral: Path, tmp_path
 
 def test_what_no_build_writes(unbuilt: Path) -> None:
     report = api.read_report(unbuilt)
-    assert report.ok and not report.built and report.facts["verified_by"] == "onnxruntime" and "onnxruntime-gpu" in report.environment
+    assert (
+        report.ok
+        and not report.built
+        and report.facts["verified_by"] == "onnxruntime"
+        and "onnxruntime-gpu" in report.environment
+    )
     assert not (unbuilt / "model.plan").exists() and (unbuilt / "model.onnx").exists()
     assert [p["sequence"] for p in report.facts["profiles"]] == ["1 … 16 … 64"] * 2
     assert api.verify(unbuilt).ok
 
 
 @without_tensorrt
-def test_it_is_finished_only_where_the_library_is(unbuilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_finished_only_where_the_library_is(
+    unbuilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted((p.name, p.stat().st_mtime_ns) for p in unbuilt.iterdir())
     for command in (("build", unbuilt), ("run", unbuilt)):
         status, err = moec(capsys, *command)
@@ -191,17 +231,31 @@ def test_a_wrong_unbuilt_engine_is_found_out(unbuilt: Path, tmp_path: Path) -> N
 class TestBuilt:
     """With TensorRT-RTX, which needs no GPU."""
 
-    def test_the_manifest_says_what_was_built_and_who_ran_it(self, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_manifest_says_what_was_built_and_who_ran_it(
+        self, built: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         report = api.read_report(built)
-        assert report.built and report.facts["engine"][0]["architectures"] == "sm86, sm120" and "model.plan" in {a.name for a in report.artefacts}
+        assert (
+            report.built
+            and report.facts["engine"][0]["architectures"] == "sm86, sm120"
+            and "model.plan" in {a.name for a in report.artefacts}
+        )
         assert report.facts["verified_by"] == ("onnxruntime" if find_gpu() is None else report.target)
         assert moec(capsys, "inspect", built)[0] == 0
         text = markdown(report)
-        assert "matrix_multiply | 2" in text and "| single | 1 | 1 … 16 … 64 |" in text and f"TensorRT-RTX {RTX.version()}" in text
+        assert (
+            "matrix_multiply | 2" in text
+            and "| single | 1 | 1 … 16 … 64 |" in text
+            and f"TensorRT-RTX {RTX.version()}" in text
+        )
 
-    def test_finishing_later_makes_the_same_engine(self, model: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_finishing_later_makes_the_same_engine(
+        self, model: str, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         engine = tmp_path / "engine"
-        api.compile(model, inputs=[INPUTS[1]], out=engine, target="tensorrt-rtx:sm86,sm120,max_sequence=64", build=False)
+        api.compile(
+            model, inputs=[INPUTS[1]], out=engine, target="tensorrt-rtx:sm86,sm120,max_sequence=64", build=False
+        )
         assert not (engine / "model.plan").exists()
         assert moec(capsys, "build", engine, "--quiet")[0] == 0 and api.read_report(engine).built
         files = lambda folder: {a.name: a.sha256 for a in api.read_report(folder).artefacts}  # noqa: E731
@@ -217,7 +271,9 @@ class TestBuilt:
         before = {p.name: p.read_bytes() for p in engine.iterdir()}
         with pytest.raises(MoecError, match="profile 'single' is not accepted"):
             api.build(engine)
-        assert {p.name: p.read_bytes() for p in engine.iterdir()} == before and [p.name for p in tmp_path.iterdir()] == ["engine"]
+        assert {p.name: p.read_bytes() for p in engine.iterdir()} == before and [
+            p.name for p in tmp_path.iterdir()
+        ] == ["engine"]
 
     @without_gpu
     def test_it_runs_on_a_gpu_only(self, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +288,9 @@ class TestBuilt:
         assert status == 1 and "model.plan has" in err
         assert_three_lines(err, "M106")
 
-    def test_an_engine_of_another_version(self, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_engine_of_another_version(
+        self, built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         engine = copy(built, tmp_path)
         old, facts = (engine / FACTS_FILE).read_text(), str(RTX.version())
         (engine / FACTS_FILE).write_text(old.replace(facts, "1.0." + facts[4:]))

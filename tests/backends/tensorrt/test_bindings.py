@@ -1,4 +1,5 @@
-"""Every call that we make of TensorRT's bindings is one that they take: of 11.4 and 10.16 from a list, of TensorRT-RTX from the library itself."""
+"""Every call that we make of TensorRT's bindings is one that they take: of 11.4 and 10.16 from a list, of TensorRT-RTX
+from the library itself."""
 
 from __future__ import annotations
 
@@ -17,8 +18,17 @@ from tests.backends.tensorrt.tiny import needs_rtx
 
 ROOT = Path(__file__).parents[3]
 LIST = json.loads((ROOT / "tests/data/tensorrt_api.json").read_text())
-SOURCES = [path for path in sorted((ROOT / "backends/tensorrt").glob("*.py")) if re.search(r"\b_?trt\b", path.read_text())]
-ON_GPU_ONLY = {"execute_async_v3", "set_tensor_address", "set_input_shape", "infer_shapes", "deserialize_cuda_engine", "set_optimization_profile_async"}
+SOURCES = [
+    path for path in sorted((ROOT / "backends/tensorrt").glob("*.py")) if re.search(r"\b_?trt\b", path.read_text())
+]
+ON_GPU_ONLY = {
+    "execute_async_v3",
+    "set_tensor_address",
+    "set_input_shape",
+    "infer_shapes",
+    "deserialize_cuda_engine",
+    "set_optimization_profile_async",
+}
 
 
 def every_use() -> list[Use]:
@@ -41,13 +51,26 @@ def without_rtx(use: Use) -> bool:
 
 def test_the_walk_sees_what_we_call() -> None:
     assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native.py", "plugins.py"}
-    assert {use.name for use in every_use() if without_rtx(use)} >= {"register", "aot_impl", "KernelLaunchParams", "SymInt32", "add_plugin"}
-    assert {use.name for use in every_use()} >= ON_GPU_ONLY | {"build_serialized_network", "parse_from_file", "add_optimization_profile", "set_gated_weights"}
+    assert {use.name for use in every_use() if without_rtx(use)} >= {
+        "register",
+        "aot_impl",
+        "KernelLaunchParams",
+        "SymInt32",
+        "add_plugin",
+    }
+    assert {use.name for use in every_use()} >= ON_GPU_ONLY | {
+        "build_serialized_network",
+        "parse_from_file",
+        "add_optimization_profile",
+        "set_gated_weights",
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
 def test_11_4_takes_every_call(path: Path) -> None:
-    assert {str(use): why for use in uses(path.read_text()) if not only_rtx(use) and (why := problem(use, known()))} == {}
+    assert {
+        str(use): why for use in uses(path.read_text()) if not only_rtx(use) and (why := problem(use, known()))
+    } == {}
 
 
 def test_10_16_has_everything_that_we_use() -> None:
@@ -68,10 +91,15 @@ def test_what_rtx_lacks_is_asked_in_one_file() -> None:
 @needs_bindings
 def test_the_list_says_what_the_bindings_of_plugins_say(tmp_path: Path) -> None:
     listed = LIST["11.4"]["plugin"]
-    answer = ask(write_libraries(tmp_path), {"ask": "signatures", "names": [name for name, kind in listed.items() if isinstance(kind, list)]})
+    answer = ask(
+        write_libraries(tmp_path),
+        {"ask": "signatures", "names": [name for name, kind in listed.items() if isinstance(kind, list)]},
+    )
     assert answer["plugin"] == {name: kind for name, kind in listed.items() if isinstance(kind, list)}
     overloads = re.findall(r"add_plugin\(self: \S+, (.*)\) -> ", answer["add_plugin"])
-    assert [re.sub(r": [^,]+", "", text).replace(",", "") for text in overloads] == LIST["11.4"]["INetworkDefinition"]["add_plugin"]
+    assert [re.sub(r": [^,]+", "", text).replace(",", "") for text in overloads] == LIST["11.4"]["INetworkDefinition"][
+        "add_plugin"
+    ]
 
 
 @needs_rtx
@@ -87,7 +115,11 @@ def test_the_list_says_what_the_library_says() -> None:
     signatures, differs = installed(RTX.load(), every_use()), []
     for owner, members in known("tensorrt-rtx").items():
         for name, listed in members.items():
-            if isinstance(listed, list) and name in signatures.get(owner, {}) and not set(listed) & set(signatures[owner][name]):
+            if (
+                isinstance(listed, list)
+                and name in signatures.get(owner, {})
+                and not set(listed) & set(signatures[owner][name])
+            ):
                 differs.append(f"{owner}.{name}: {listed}, {signatures[owner][name]}")
     assert differs == []
 
@@ -129,5 +161,9 @@ def test_a_wrong_call_is_seen(wrong: str) -> None:
 
 
 def test_right_calls_are_let_pass() -> None:
-    right = "config.set_timing_cache(cache, ignore_mismatch=False)\nbuilder.create_network(flags=1)\nbuilder.create_network()\nnumber = network.num_layers"
+    right = (
+        "config.set_timing_cache(cache, "
+        "ignore_mismatch=False)\nbuilder.create_network(flags=1)\nbuilder.create_network()\nnumber = "
+        "network.num_layers"
+    )
     assert [problem(use, known()) for use in uses(right)] == [""] * 4

@@ -11,7 +11,10 @@ from moec.backends.tensorrt.edition import EDITIONS, RTX, TENSORRT, Edition
 from tests.backends.tensorrt.tiny import needs_rtx
 
 
-@pytest.mark.parametrize(("version", "known"), [("10.15.1", False), ("10.16.0", True), ("11.4.0.106", True), ("9.9", False), ("10.16.0a1", True)])
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("10.15.1", False), ("10.16.0", True), ("11.4.0.106", True), ("9.9", False), ("10.16.0a1", True)],
+)
 def test_old_versions_are_told(version: str, known: bool) -> None:
     assert TENSORRT.knows(version) is known
 
@@ -23,14 +26,20 @@ def test_what_is_not_installed() -> None:
 
 @needs_rtx
 def test_the_version_is_known_without_loading_the_library() -> None:
-    code = "import sys; from moec.backends.tensorrt.edition import RTX; print(RTX.version()); assert 'tensorrt_rtx' not in sys.modules"
+    code = (
+        "import sys; from moec.backends.tensorrt.edition import RTX; print(RTX.version()); assert 'tensorrt_rtx' "
+        "not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == RTX.load().__version__ and RTX.knows(done.stdout)
 
 
 @needs_rtx
 def test_the_architectures_are_those_of_the_library() -> None:
-    assert {f"SM{sm}" for sm in RTX.architectures} == set(RTX.load().ComputeCapability.__members__) - {"NONE", "CURRENT"}
+    assert {f"SM{sm}" for sm in RTX.architectures} == set(RTX.load().ComputeCapability.__members__) - {
+        "NONE",
+        "CURRENT",
+    }
 
 
 def test_names() -> None:

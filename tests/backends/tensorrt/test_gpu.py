@@ -12,9 +12,11 @@ import torch
 from moec.backends.tensorrt.gpu import find_gpu
 
 DRIVER = """
-int cuInit(unsigned f){{return {status};}} int cuDeviceGet(int*d,int n){{*d=0;return 0;}} int cuDriverGetVersion(int*v){{*v=13000;return 0;}}
+int cuInit(unsigned f){{return {status};}}
+int cuDeviceGet(int*d,int n){{*d=0;return 0;}} int cuDriverGetVersion(int*v){{*v=13000;return 0;}}
 int cuDeviceGetName(char*s,int n,int d){{__builtin_strcpy(s,"Stub");return 0;}}
-int cuDeviceGetAttribute(int*v,int a,int d){{*v=a==75?8:6;return 0;}} int cuDeviceTotalMem_v2(unsigned long*m,int d){{*m=1ul<<34;return 0;}}
+int cuDeviceGetAttribute(int*v,int a,int d){{*v=a==75?8:6;return 0;}}
+int cuDeviceTotalMem_v2(unsigned long*m,int d){{*m=1ul<<34;return 0;}}
 """
 
 
@@ -22,7 +24,9 @@ def driver(folder: Path, status: int) -> str:
     """A library with the driver's interface: `cuInit` returns `status`."""
     source, library = folder / "driver.c", folder / f"libdriver{status}.so"
     source.write_text(DRIVER.format(status=status))
-    if subprocess.run(["cc", "-shared", "-fPIC", "-w", str(source), "-o", str(library)], capture_output=True).returncode:
+    if subprocess.run(
+        ["cc", "-shared", "-fPIC", "-w", str(source), "-o", str(library)], capture_output=True
+    ).returncode:
         pytest.skip("there is no C compiler here")
     return str(library)
 

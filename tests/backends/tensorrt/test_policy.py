@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from moec.backends.tensorrt.policy import KERNELS, LOWERINGS, UNTRIED, Choice, Plan, Shape, choose, memory_bytes, why_not_kernels, why_not_native
+from moec.backends.tensorrt.policy import (
+    KERNELS,
+    LOWERINGS,
+    UNTRIED,
+    Choice,
+    Plan,
+    Shape,
+    choose,
+    memory_bytes,
+    why_not_kernels,
+    why_not_native,
+)
 from moec.dialect import Activation
 from moec.targets.backend import Refusal
 
@@ -76,7 +87,10 @@ def test_long_texts_do_not_take_the_native_layer_unless_told() -> None:
 def test_kernels_of_our_own_are_taken_when_asked_for(sm: int) -> None:
     plan = replace(HOPPER, architectures=(sm,), lowering="kernels")
     assert (chosen(MIXTRAL, plan).lowering, chosen(MIXTRAL, plan).form) == ("kernels", "gathered")
-    many = chosen(replace(MIXTRAL, activation=Activation("gelu"), biases="some", score_before=True, item_bytes=4), replace(plan, tokens=8192))
+    many = chosen(
+        replace(MIXTRAL, activation=Activation("gelu"), biases="some", score_before=True, item_bytes=4),
+        replace(plan, tokens=8192),
+    )
     assert (many.lowering, many.form) == ("kernels", "dense")
 
 
@@ -133,9 +147,13 @@ def test_a_form_that_is_asked_for_is_taken() -> None:
 def test_memory_is_bounded_by_the_most_tokens() -> None:
     copied = 3 * 4096 * 14336 * 2  # three matrices of an expert in half precision
     assert memory_bytes(MIXTRAL, "gathered", 1) == pytest.approx(2 * copied, rel=1e-3)
-    assert memory_bytes(replace(MIXTRAL, bits=4), "gathered", 1) == pytest.approx((8 + 2) * copied, rel=1e-3), "all experts are unpacked"
+    assert memory_bytes(replace(MIXTRAL, bits=4), "gathered", 1) == pytest.approx((8 + 2) * copied, rel=1e-3), (
+        "all experts are unpacked"
+    )
     assert memory_bytes(MIXTRAL, "dense", 1000) == pytest.approx(1000 * 8 * 14336 * 3 * 2, rel=1e-3)
-    assert memory_bytes(replace(MIXTRAL, activation=Activation("relu", gated=False)), "dense", 1000) == pytest.approx(1000 * 8 * 14336 * 2 * 2, rel=1e-3)
+    assert memory_bytes(replace(MIXTRAL, activation=Activation("relu", gated=False)), "dense", 1000) == pytest.approx(
+        1000 * 8 * 14336 * 2 * 2, rel=1e-3
+    )
 
 
 def test_too_much_memory_is_refused_with_the_tokens_that_fit() -> None:

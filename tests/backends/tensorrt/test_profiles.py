@@ -13,8 +13,10 @@ from moec.program.program import Input
 
 PAST = Input("past_key_values.0.key", torch.float32, ("batch", 2, "past_sequence", 8))
 DECODER = (
-    Input("input_ids", torch.int64, ("batch", "sequence")), Input("attention_mask", torch.int64, ("batch", "past_sequence + sequence")), PAST,
-)  # fmt: skip
+    Input("input_ids", torch.int64, ("batch", "sequence")),
+    Input("attention_mask", torch.int64, ("batch", "past_sequence + sequence")),
+    PAST,
+)
 ENCODER = DECODER[:1]
 
 
@@ -24,14 +26,30 @@ def shapes(batch: int, new: int, past: int) -> dict[str, tuple[int, ...]]:
 
 def test_a_decoder_decodes_and_prefills() -> None:
     decode, prefill = profiles(DECODER, {"past_sequence": 100})
-    assert decode.sizes == {"batch": (1, 1, 8), "sequence": (1, 1, 1), "past_sequence": (0, 25, 100)} and decode.tokens == 8
-    assert decode.shapes["attention_mask"] == ((1, 1), (1, 26), (8, 101)) and decode.shapes[PAST.name] == ((1, 2, 0, 8), (1, 2, 25, 8), (8, 2, 100, 8))
-    assert prefill.sizes["sequence"] == (1, 256, 1024) and prefill.sizes["past_sequence"] == (0, 0, 100) and prefill.tokens == 8192
+    assert (
+        decode.sizes == {"batch": (1, 1, 8), "sequence": (1, 1, 1), "past_sequence": (0, 25, 100)}
+        and decode.tokens == 8
+    )
+    assert decode.shapes["attention_mask"] == ((1, 1), (1, 26), (8, 101)) and decode.shapes[PAST.name] == (
+        (1, 2, 0, 8),
+        (1, 2, 25, 8),
+        (8, 2, 100, 8),
+    )
+    assert (
+        prefill.sizes["sequence"] == (1, 256, 1024)
+        and prefill.sizes["past_sequence"] == (0, 0, 100)
+        and prefill.tokens == 8192
+    )
 
 
 def test_other_models_run_alone_and_in_batches() -> None:
     single, batch = profiles(ENCODER, {"batch": 4}, "throughput")
-    assert (single.name, single.sizes["batch"], batch.name, batch.sizes["batch"]) == ("single", (1, 1, 1), "batch", (1, 4, 4))
+    assert (single.name, single.sizes["batch"], batch.name, batch.sizes["batch"]) == (
+        "single",
+        (1, 1, 1),
+        "batch",
+        (1, 4, 4),
+    )
     assert profiles([Input("x", torch.float32, (2, 3))], {}) == []
 
 
@@ -47,7 +65,10 @@ def test_the_narrowest_that_fits_is_taken() -> None:
     assert fitting([], DECODER, shapes(2, 2, 7), "engine") == 0
 
 
-@pytest.mark.parametrize(("size", "advice"), [((5, 1, 0), "max_batch=N"), ((1, 51, 0), "max_sequence=N"), ((1, 1, 101), "max_past_sequence=N")])
+@pytest.mark.parametrize(
+    ("size", "advice"),
+    [((5, 1, 0), "max_batch=N"), ((1, 51, 0), "max_sequence=N"), ((1, 1, 101), "max_past_sequence=N")],
+)
 def test_outside_of_all_is_an_error_with_the_option_that_helps(size: tuple[int, int, int], advice: str) -> None:
     found = profiles(DECODER, {"past_sequence": 100, "batch": 4, "sequence": 50})
     with pytest.raises(MoecError, match="outside of the engine's profiles") as caught:
@@ -57,9 +78,15 @@ def test_outside_of_all_is_an_error_with_the_option_that_helps(size: tuple[int, 
 
 def test_sizes_inside_and_outside() -> None:
     decode, prefill = profiles(DECODER, {"past_sequence": 100, "batch": 4, "sequence": 50})
-    assert decode.holds({"batch": 4, "sequence": 1}) and not decode.holds({"batch": 4, "sequence": 2}) and prefill.holds({"sequence": 50, "past_sequence": 100})
+    assert (
+        decode.holds({"batch": 4, "sequence": 1})
+        and not decode.holds({"batch": 4, "sequence": 2})
+        and prefill.holds({"sequence": 50, "past_sequence": 100})
+    )
     assert not prefill.holds({"batch": 5}) and not prefill.holds({"past_sequence": 101})
-    assert [p.name for p in profiles(DECODER, {"sequence": 1})] == ["decode"] and [p.name for p in profiles(ENCODER, {"batch": 1})] == ["single"]
+    assert [p.name for p in profiles(DECODER, {"sequence": 1})] == ["decode"] and [
+        p.name for p in profiles(ENCODER, {"batch": 1})
+    ] == ["single"]
 
 
 def test_limits_are_read_from_the_target() -> None:
@@ -67,4 +94,9 @@ def test_limits_are_read_from_the_target() -> None:
 
 
 def test_tables_show_what_differs() -> None:
-    assert profiles(DECODER, {"past_sequence": 4})[0].row() == {"profile": "decode", "batch": "1 … 8", "sequence": "1", "past_sequence": "0 … 1 … 4"}
+    assert profiles(DECODER, {"past_sequence": 4})[0].row() == {
+        "profile": "decode",
+        "batch": "1 … 8",
+        "sequence": "1",
+        "past_sequence": "0 … 1 … 4",
+    }

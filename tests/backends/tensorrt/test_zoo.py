@@ -1,6 +1,8 @@
-"""Every architecture of the zoo becomes a TensorRT-RTX engine without a GPU: in fp16, and with experts of 4 bits, batch and length dynamic.
+"""Every architecture of the zoo becomes a TensorRT-RTX engine without a GPU: in fp16, and with experts of 4 bits, batch
+and length dynamic.
 
-What the graphs compute is proven in the tests of the lowering; here the library's own parser and builder have the last word.
+What the graphs compute is proven in the tests of the lowering; here the library's own parser and builder have the last
+word.
 """
 
 from __future__ import annotations
@@ -24,10 +26,14 @@ from tests.zoo import save
 pytestmark = [needs_rtx, pytest.mark.slow]
 BLOCK = 64  # TensorRT documents blocks of 64 and 128
 WIDE: dict[str, dict[str, Any]] = {  # inner widths that such blocks divide
-    "qwen2_moe": {"moe_intermediate_size": BLOCK, "shared_expert_intermediate_size": BLOCK}, "qwen3_moe": {"moe_intermediate_size": BLOCK},
-    "deepseek_v2": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0}, "deepseek_v3": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
-    "glm4_moe": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0}, "llama4": {"intermediate_size_mlp": BLOCK}, "gpt2": {"n_inner": BLOCK},
-}  # fmt: skip
+    "qwen2_moe": {"moe_intermediate_size": BLOCK, "shared_expert_intermediate_size": BLOCK},
+    "qwen3_moe": {"moe_intermediate_size": BLOCK},
+    "deepseek_v2": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
+    "deepseek_v3": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
+    "glm4_moe": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
+    "llama4": {"intermediate_size_mlp": BLOCK},
+    "gpt2": {"n_inner": BLOCK},
+}
 
 
 def built(folder: Path, captured: Program, passes: str) -> dict[str, Any]:
@@ -56,5 +62,9 @@ def test_it_builds(case: Case, tmp_path: Path) -> None:
     captured = open_source(save(case.name, tmp_path / "model", **wide)).capture(torch.float16)
     plain = built(tmp_path / "fp16", captured, case.pipeline)
     assert "dequantize" not in layers(plain)
-    packed = built(tmp_path / "int4", captured, ", ".join(filter(None, (case.pipeline, f"quantize(bits=4, group={BLOCK}, attention=16)"))))
+    packed = built(
+        tmp_path / "int4",
+        captured,
+        ", ".join(filter(None, (case.pipeline, f"quantize(bits=4, group={BLOCK}, attention=16)"))),
+    )
     assert {str(block["bits"]) for block in packed["blocks"]} == {"4"} and layers(packed)["dequantize"] >= 2

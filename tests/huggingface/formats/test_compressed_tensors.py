@@ -1,4 +1,5 @@
-"""The tensors of a compressed-tensors checkpoint, decoded: what the format's library packs, and files that don't fit."""
+"""The tensors of a compressed-tensors checkpoint, decoded: what the format's library packs, and files that don't
+fit."""
 
 from __future__ import annotations
 
@@ -16,16 +17,26 @@ OUT, WIDTH = 20, 256  # 20 rows: zero points of 4 bits fill two words and a half
 
 
 def numbers(bits: int, *shape: int) -> Tensor:
-    return torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, generator=torch.Generator().manual_seed(bits)).to(torch.int8)
+    return torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), shape, generator=torch.Generator().manual_seed(bits)).to(
+        torch.int8
+    )
 
 
-def packed_by_library(bits: int, group: int, zeros: bool, width: int = WIDTH, dtype: torch.dtype = torch.bfloat16) -> tuple[dict[str, Tensor], Tensor]:
+def packed_by_library(
+    bits: int, group: int, zeros: bool, width: int = WIDTH, dtype: torch.dtype = torch.bfloat16
+) -> tuple[dict[str, Tensor], Tensor]:
     """The tensors of one layer, and its weight in float32."""
-    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers", reason="compressed-tensors is not installed")
+    helpers = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers", reason="compressed-tensors is not installed"
+    )
     q, groups = numbers(bits, OUT, width), width // group
     scale = torch.randn(OUT, groups, generator=torch.Generator().manual_seed(1)).to(dtype)
     zero = numbers(bits, OUT, groups) if zeros else torch.zeros(OUT, groups, dtype=torch.int8)
-    state = {"a.weight_packed": helpers.pack_to_int32(q, bits), "a.weight_scale": scale, "a.weight_shape": torch.tensor([OUT, width])}
+    state = {
+        "a.weight_packed": helpers.pack_to_int32(q, bits),
+        "a.weight_scale": scale,
+        "a.weight_shape": torch.tensor([OUT, width]),
+    }
     if zeros:
         state["a.weight_zero_point"] = helpers.pack_to_int32(zero, bits, packed_dim=0)
     centred = q.float().reshape(OUT, groups, group) - zero.float()[..., None]
@@ -41,7 +52,11 @@ def lazy(state: dict[str, Tensor]) -> dict[str, object]:
 def test_numbers(bits: int, group: int, zeros: bool) -> None:
     state, wanted = packed_by_library(bits, group, zeros)
     found = decode(lazy(state))  # type: ignore[arg-type]
-    assert set(found) == {"a.weight", "b.weight"} and found["a.weight"].shape == (OUT, WIDTH) and found["a.weight"].dtype == torch.bfloat16
+    assert (
+        set(found) == {"a.weight", "b.weight"}
+        and found["a.weight"].shape == (OUT, WIDTH)
+        and found["a.weight"].dtype == torch.bfloat16
+    )
     assert torch.equal(in_float32(found["a.weight"]), wanted)
     assert torch.equal(found["a.weight"].read(3, 7), found["a.weight"].load()[3:7])
     coded = found["a.weight"].coded
@@ -64,8 +79,13 @@ def test_a_scale_for_a_whole_row_is_repeated() -> None:
     state, _ = packed_by_library(4, WIDTH, True)
     coded = decode(lazy(state))["a.weight"].coded  # type: ignore[arg-type]
     assert coded is not None and coded.zero is not None and coded.scale.shape == coded.zero.shape == (OUT, 2)
-    odd = in_short_groups(from_tensor(torch.zeros(2, 150, dtype=torch.uint8), "q"), from_tensor(torch.ones(2, 1), "s"), None, 4)
-    assert odd.scale.shape == (2, 1) and decoded(odd).shape == (2, 300)  # nothing divides it: left to the target to refuse
+    odd = in_short_groups(
+        from_tensor(torch.zeros(2, 150, dtype=torch.uint8), "q"), from_tensor(torch.ones(2, 1), "s"), None, 4
+    )
+    assert odd.scale.shape == (2, 1) and decoded(odd).shape == (
+        2,
+        300,
+    )  # nothing divides it: left to the target to refuse
 
 
 def spoiled() -> Iterator[tuple[str, dict[str, Tensor | None], str]]:

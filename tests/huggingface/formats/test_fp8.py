@@ -17,7 +17,11 @@ HEIGHT, WIDTH = 20, 27  # neither is a multiple of the tile
 def tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(HEIGHT, WIDTH, generator=generator).to(torch.float8_e4m3fn)
-    return {"a.weight": weight, "a.weight_scale_inv": torch.rand(3, 4, generator=generator) + 0.5, "norm.weight": torch.ones(5)}
+    return {
+        "a.weight": weight,
+        "a.weight_scale_inv": torch.rand(3, 4, generator=generator) + 0.5,
+        "norm.weight": torch.ones(5),
+    }
 
 
 def test_every_number_is_multiplied_by_its_tiles_scale() -> None:
@@ -25,10 +29,15 @@ def test_every_number_is_multiplied_by_its_tiles_scale() -> None:
     found = decode({n: from_tensor(t, n) for n, t in stored.items()}, (8, 8))
     assert set(found) == {"a.weight", "norm.weight"} and found["a.weight"].dtype == torch.float32
     value, scale = stored["a.weight"].float(), stored["a.weight_scale_inv"]
-    wanted = torch.stack([torch.stack([value[r, c] * scale[r // 8, c // 8] for c in range(WIDTH)]) for r in range(HEIGHT)])
+    wanted = torch.stack(
+        [torch.stack([value[r, c] * scale[r // 8, c // 8] for c in range(WIDTH)]) for r in range(HEIGHT)]
+    )
     assert torch.equal(found["a.weight"].load(), wanted)
     assert all(torch.equal(found["a.weight"].read(a, b), wanted[a:b]) for a, b in [(0, 1), (5, 17), (7, 9), (16, 20)])
-    turned = decode({**{n: from_tensor(t, n) for n, t in stored.items()}, "a.weight_scale_inv": from_tensor(scale.flip(0), "s")}, (8, 8))
+    turned = decode(
+        {**{n: from_tensor(t, n) for n, t in stored.items()}, "a.weight_scale_inv": from_tensor(scale.flip(0), "s")},
+        (8, 8),
+    )
     assert not torch.equal(turned["a.weight"].load(), wanted)
 
 
@@ -52,4 +61,7 @@ def test_scales_that_do_not_fit(scale: torch.Tensor | None) -> None:
 def test_which_are_read(config: dict[str, Any], words: str) -> None:
     assert words in why_not(config) and bool(why_not(config)) is bool(words)
     if not words:
-        assert decoder(config)({n: from_tensor(t, n) for n, t in tensors().items()})["a.weight"].shape == (HEIGHT, WIDTH)
+        assert decoder(config)({n: from_tensor(t, n) for n, t in tensors().items()})["a.weight"].shape == (
+            HEIGHT,
+            WIDTH,
+        )

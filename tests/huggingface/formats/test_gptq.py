@@ -33,9 +33,12 @@ def layer(bits: int, group: int, less_one: bool = True, symmetric: bool = False)
     scale = torch.rand(WIDTH // group, OUT, generator=generator).half()
     wanted = (q - zero.repeat_interleave(group, 0)) * scale.float().repeat_interleave(group, 0)
     stored = {
-        "a.qweight": words(q, bits), "a.qzeros": words((zero - int(less_one)).t().contiguous(), bits).t().contiguous(), "a.scales": scale,
-        "a.g_idx": (torch.arange(WIDTH) // group).to(torch.int32), "a.bias": torch.ones(OUT),
-    }  # fmt: skip
+        "a.qweight": words(q, bits),
+        "a.qzeros": words((zero - int(less_one)).t().contiguous(), bits).t().contiguous(),
+        "a.scales": scale,
+        "a.g_idx": (torch.arange(WIDTH) // group).to(torch.int32),
+        "a.bias": torch.ones(OUT),
+    }
     return stored, wanted.t()
 
 
@@ -49,7 +52,9 @@ def test_numbers(bits: int, group: int, less_one: bool) -> None:
     stored, wanted = layer(bits, group, less_one)
     found = decode(lazy(stored), less_one)
     assert set(found) == {"a.weight", "a.bias"} and found["a.weight"].dtype == torch.float16
-    assert torch.equal(in_float32(found["a.weight"]), wanted) and torch.equal(in_float32(found["a.weight"]).half()[5:9], found["a.weight"].read(5, 9))
+    assert torch.equal(in_float32(found["a.weight"]), wanted) and torch.equal(
+        in_float32(found["a.weight"]).half()[5:9], found["a.weight"].read(5, 9)
+    )
     assert not torch.equal(in_float32(decode(lazy(stored), not less_one)["a.weight"]), wanted)
 
 
@@ -107,7 +112,10 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | None], code: s
         ({"bits": 3, "quant_method": "gptq"}, "3 bits"),
         ({"bits": 4, "quant_method": "gptq", "checkpoint_format": "marlin"}, "marlin"),
         ({"bits": 4, "quant_method": "auto-round", "packing_format": "auto_round:auto_awq"}, "auto_awq"),
-        ({"bits": 4, "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "act_bits": 8}, "activations"),
+        (
+            {"bits": 4, "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "act_bits": 8},
+            "activations",
+        ),
     ],
 )
 def test_which_are_read(config: dict[str, Any], words_: str) -> None:
@@ -115,6 +123,9 @@ def test_which_are_read(config: dict[str, Any], words_: str) -> None:
 
 
 def test_the_config_decides_how_zero_points_are_stored() -> None:
-    for config, less_one in [({"quant_method": "gptq"}, True), ({"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"}, False)]:
+    for config, less_one in [
+        ({"quant_method": "gptq"}, True),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"}, False),
+    ]:
         stored, wanted = layer(4, 32, less_one)
         assert torch.equal(in_float32(decoder(config)(lazy(stored))["a.weight"]), wanted)

@@ -22,7 +22,10 @@ from tests.huggingface import packed
 from tests.huggingface.conftest import Saved
 
 TOLERANCE = 2e-5  # of the logits' standard deviation
-GROUP = {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16}}
+GROUP = {
+    "targets": ["Linear"],
+    "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 16},
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,9 @@ def program(four_bits: Path) -> Program:
 def test_it_compiles_into_packed_kernels_and_equals_the_decoded_model(four_bits: Path, tmp_path: Path) -> None:
     report = moec.compile(str(four_bits), out=tmp_path / "engine")
     assert report.comparison.ok and all(step["contract"] == "exact" for step in report.steps)
-    assert {b["kernel"] for b in report.facts["blocks"]} == {"QMoE"} and {p["bits"] for p in report.facts["packed"]} == {4}
+    assert {b["kernel"] for b in report.facts["blocks"]} == {"QMoE"} and {
+        p["bits"] for p in report.facts["packed"]
+    } == {4}
     assert len(report.facts["packed"]) == 8  # four projections of attention in two layers
 
 
@@ -51,7 +56,9 @@ def test_weights_are_expressions_of_the_files_bytes(four_bits: Path, program: Pr
     assert len(nodes) == 2 * (4 + 2) and all(set(n.users) for n in nodes)
     stack = program.weights["model.layers.0.mlp.experts.gate_up_proj_packed"]
     stored = packed.tensors(four_bits)
-    gate, up = (stored[f"model.layers.0.block_sparse_moe.experts.5.{w}.weight_packed"].view(torch.uint8) for w in ("w1", "w3"))
+    gate, up = (
+        stored[f"model.layers.0.block_sparse_moe.experts.5.{w}.weight_packed"].view(torch.uint8) for w in ("w1", "w3")
+    )
     assert torch.equal(stack.read(5, 6)[0], torch.cat([gate, up])) and stack.dtype == torch.uint8
 
 
@@ -70,21 +77,34 @@ def gptq(folder: Path, to: Path, order: Tensor | None = None) -> Path:
         if part == "weight_packed":
             found[f"{base}.qweight"] = value.t().contiguous()
             found[f"{base}.qzeros"] = torch.full((groups, value.shape[0] // 8), 0x77777777, dtype=torch.int32)
-            found[f"{base}.g_idx"] = (torch.arange(value.shape[1] * 8) // 16).to(torch.int32) if order is None else order.clone()
+            found[f"{base}.g_idx"] = (
+                (torch.arange(value.shape[1] * 8) // 16).to(torch.int32) if order is None else order.clone()
+            )
         elif part == "weight_scale":
             found[f"{base}.scales"] = value.t().contiguous()
         elif part != "weight_shape":
             found[name] = value
     shutil.copytree(folder, to)
     save_file(found, to / "model.safetensors")
-    zoo.edit_config(to, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": True, "desc_act": order is not None})
+    zoo.edit_config(
+        to,
+        quantization_config={
+            "quant_method": "gptq",
+            "bits": 4,
+            "group_size": 16,
+            "sym": True,
+            "desc_act": order is not None,
+        },
+    )
     return to
 
 
 def test_gptq_is_the_same_bytes_turned_around(four_bits: Path, program: Program, tmp_path: Path) -> None:
     source = open_source(str(gptq(four_bits, tmp_path / "gptq")))
     again = source.capture()
-    assert packed.same_bytes(program, again) == set() and {n.target for n in again.graph.nodes} == {n.target for n in program.graph.nodes}
+    assert packed.same_bytes(program, again) == set() and {n.target for n in again.graph.nodes} == {
+        n.target for n in program.graph.nodes
+    }
     wanted = packed.said(program.run, source)
     assert float((packed.said(source.reference(), source) - wanted).abs().max() / wanted.std()) < TOLERANCE
 
@@ -99,15 +119,24 @@ def test_eight_bit_floats_of_tiles_become_plain_weights(copied: Saved) -> None:
     folder = copied("llama")
     stored = packed.tensors(folder)
     for name in [n for n in stored if n.endswith("_proj.weight")]:
-        stored[f"{name}_scale_inv"] = torch.rand([-(-size // 16) for size in stored[name].shape], generator=torch.Generator().manual_seed(0)) + 0.5
+        stored[f"{name}_scale_inv"] = (
+            torch.rand([-(-size // 16) for size in stored[name].shape], generator=torch.Generator().manual_seed(0))
+            + 0.5
+        )
         stored[name] = stored[name].to(torch.float8_e4m3fn)
     save_file(stored, folder / "model.safetensors")
-    zoo.edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"})
+    zoo.edit_config(
+        folder,
+        quantization_config={"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"},
+    )
     source = open_source(str(folder))
     found = source.capture()
     name = "model.layers.1.mlp.down_proj.weight"
     tiles = stored[f"{name}_scale_inv"].repeat_interleave(16, 0).repeat_interleave(16, 1)
-    assert torch.equal(found.weights[name].load(), stored[name].float() * tiles) and source.loaded_bytes > source.size_bytes
+    assert (
+        torch.equal(found.weights[name].load(), stored[name].float() * tiles)
+        and source.loaded_bytes > source.size_bytes
+    )
     wanted = packed.said(source.reference(), source)
     assert float((packed.said(found.run, source) - wanted).abs().max() / wanted.std()) < TOLERANCE
 
@@ -157,7 +186,14 @@ def test_a_plain_checkpoint_needs_no_decoder(tmp_path: Path) -> None:
 
 def test_a_config_that_promises_what_the_files_lack(copied: Saved) -> None:
     folder = copied("mixtral")
-    zoo.edit_config(folder, quantization_config={"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": GROUP}})
+    zoo.edit_config(
+        folder,
+        quantization_config={
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": GROUP},
+        },
+    )
     with pytest.raises(MoecError) as caught:
         open_source(str(folder))
     assert caught.value.code == "M205" and "weight_packed" in caught.value.what

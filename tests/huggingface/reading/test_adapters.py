@@ -39,9 +39,21 @@ def test_the_same_parts_with_another_meaning_are_refused(saved: Saved, monkeypat
 
 def test_a_loop_over_experts_is_refused_by_name(tmp_path: Path) -> None:
     config = transformers.SwitchTransformersConfig(
-        vocab_size=64, d_model=32, d_kv=8, d_ff=40, num_layers=2, num_decoder_layers=2, num_heads=4, num_experts=4, num_sparse_encoder_layers=1
+        vocab_size=64,
+        d_model=32,
+        d_kv=8,
+        d_ff=40,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=4,
+        num_experts=4,
+        num_sparse_encoder_layers=1,
     )
     transformers.SwitchTransformersForConditionalGeneration(config).save_pretrained(tmp_path)
     with pytest.raises(MoecError) as error:
         open_source(str(tmp_path)).capture()
-    assert error.value.code == "M206" and "SwitchTransformersExperts" in error.value.what and "experts" in error.value.where
+    assert (
+        error.value.code == "M206"
+        and "SwitchTransformersExperts" in error.value.what
+        and "experts" in error.value.where
+    )

@@ -31,7 +31,9 @@ def rules(name: str) -> list[dict[str, Any]]:
 def test_gemma2_caps_its_scores_and_only_every_other_layer_has_a_window() -> None:
     first, second = rules("gemma2")
     assert first["softcap"] == second["softcap"] == 50.0 and first["scale"] == 8**-0.5
-    assert first["causal"] and second["causal"] and first["mask"] != second["mask"], "one mask has a window, the other has none"
+    assert first["causal"] and second["causal"] and first["mask"] != second["mask"], (
+        "one mask has a window, the other has none"
+    )
 
 
 def test_gpt_oss_has_sinks() -> None:
@@ -42,19 +44,26 @@ def test_what_counts_as_causal() -> None:
     assert _is_causal(None) and _is_causal(causal_mask_function) and _is_causal(sliding_window_causal_mask_function(3))
     assert not _is_causal(lambda b, h, q, k: q >= 0) and not _is_causal(lambda b, h, q, k: k <= q + 1)
     batch = torch.zeros(2, 4, dtype=torch.bool, device="meta")
-    assert not _is_causal(and_masks(causal_mask_function, lambda b, h, q, k: batch[b, k])), "it reads the inputs, so nobody knows"
+    assert not _is_causal(and_masks(causal_mask_function, lambda b, h, q, k: batch[b, k])), (
+        "it reads the inputs, so nobody knows"
+    )
 
 
 def test_padding_takes_no_room_in_a_window() -> None:
-    """The last token sees itself and the two tokens before it, wherever padding lies; padding on the left leaves every place as it was."""
+    """The last token sees itself and the two tokens before it, wherever padding lies; padding on the left leaves every
+    place as it was."""
     window, batch = sliding_window_causal_mask_function(3), torch.arange(3)
     padding = torch.tensor([[1, 1, 1, 0, 0, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     seen = [_among_tokens(window, padding)(b, 0, torch.tensor(5), torch.arange(6)) & (padding[b] > 0) for b in batch]
     assert [s.nonzero().flatten().tolist() for s in seen] == [[1, 2, 5], [3, 4, 5], [3, 4, 5]]
-    assert (window(0, 0, torch.tensor(5), torch.arange(6)) & (padding[0] > 0)).nonzero().flatten().tolist() == [5], "what it would see else"
+    assert (window(0, 0, torch.tensor(5), torch.arange(6)) & (padding[0] > 0)).nonzero().flatten().tolist() == [5], (
+        "what it would see else"
+    )
 
 
-@pytest.mark.parametrize(("extra", "reason"), [({"position_bias": torch.zeros(1)}, "position_bias"), ({}, "causal mask of the kernel's own")])
+@pytest.mark.parametrize(
+    ("extra", "reason"), [({"position_bias": torch.zeros(1)}, "position_bias"), ({}, "causal mask of the kernel's own")]
+)
 def test_what_the_operator_cannot_express_is_refused(extra: dict[str, Any], reason: str) -> None:
     module, heads = SimpleNamespace(is_causal=True), torch.zeros(1, 2, 3, 4)
     with pytest.raises(MoecError, match=reason) as caught:
@@ -67,7 +76,15 @@ def test_padding_is_a_view_and_the_mask_is_transformers_own(local: int | None) -
     """Without padding in the middle both count the same tokens; ours never looks padding up by index."""
     padding = torch.tensor([[1, 1, 1, 1, 1, 1] if local else [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]])
     allows = causal_mask_function if local is None else sliding_window_causal_mask_function(local)
-    given = {"batch_size": 2, "q_length": 4, "kv_length": 6, "q_offset": 2, "kv_offset": 0, "mask_function": allows, "local_size": local}
+    given = {
+        "batch_size": 2,
+        "q_length": 4,
+        "kv_length": 6,
+        "q_offset": 2,
+        "kv_offset": 0,
+        "mask_function": allows,
+        "local_size": local,
+    }
     want = sdpa_mask(**given, attention_mask=padding, allow_is_causal_skip=False)
     made = _mask(**given, attention_mask=padding)
     assert want is not None and made.moec_causal and torch.equal(made, want)  # type: ignore[attr-defined]
@@ -77,7 +94,11 @@ def test_padding_is_a_view_and_the_mask_is_transformers_own(local: int | None) -
 
 
 def test_padding_of_another_length_is_left_to_transformers() -> None:
-    assert _seen(torch.ones(2, 5), kv_length=6) is None and _seen(torch.ones(2, 6), kv_length=6, kv_offset=2) is None and _seen(None, kv_length=6) is None
+    assert (
+        _seen(torch.ones(2, 5), kv_length=6) is None
+        and _seen(torch.ones(2, 6), kv_length=6, kv_offset=2) is None
+        and _seen(None, kv_length=6) is None
+    )
 
 
 class Biased(PreTrainedModel):
@@ -94,7 +115,11 @@ class Biased(PreTrainedModel):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
         heads = self.embed(input_ids).unflatten(-1, (2, -1)).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
-        extra = {"position_bias": heads.new_ones(1, 1, heads.shape[2], heads.shape[2])} if self.config.tie_word_embeddings else {}
+        extra = (
+            {"position_bias": heads.new_ones(1, 1, heads.shape[2], heads.shape[2])}
+            if self.config.tie_word_embeddings
+            else {}
+        )
         return BaseModelOutput(attention(self, heads, heads, heads, None, **extra)[0].flatten(2))
 
 

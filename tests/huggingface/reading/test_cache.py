@@ -26,8 +26,12 @@ def test_which_models_have_one() -> None:
 
 def test_shapes_are_those_of_the_model() -> None:
     shapes = {i.name: i.shape for i in source("deepseek_v3").inputs}
-    assert [shapes[n][1:] for n in past_names(1)] == [(1, "past_sequence", 16), (1, "past_sequence", 8)], "MLA keeps the latent and the rotated key"
-    assert [{i.name: i.shape for i in source("llama").inputs}[n][1:] for n in past_names(1)] == [(2, "past_sequence", 8)] * 2
+    assert [shapes[n][1:] for n in past_names(1)] == [(1, "past_sequence", 16), (1, "past_sequence", 8)], (
+        "MLA keeps the latent and the rotated key"
+    )
+    assert [{i.name: i.shape for i in source("llama").inputs}[n][1:] for n in past_names(1)] == [
+        (2, "past_sequence", 8)
+    ] * 2
     assert shapes["attention_mask"] == ("batch", "past_sequence + sequence") and "position_ids" not in shapes
     assert [i.name for i in source("llama", cache=False).inputs] == ["input_ids", "attention_mask"]
 
@@ -51,8 +55,20 @@ def test_a_text_continued_through_flat_tensors_is_what_transformers_itself_compu
 def test_other_memories_are_refused(name: str) -> None:
     sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48}
     if name == "Qwen3Next":
-        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2}
-        sizes |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+        sizes |= {
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+        }
+        sizes |= {
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "num_experts": 4,
+            "moe_intermediate_size": 8,
+            "shared_expert_intermediate_size": 8,
+        }
     model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**sizes)).eval()
     if not has_cache(model):
         return  # then it is compiled without one

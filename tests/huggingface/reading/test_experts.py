@@ -42,7 +42,9 @@ def test_interleaved_and_transposed_experts_become_canonical(saved: Saved) -> No
     name = "model.layers.1.mlp.experts."
     old, new = stored[name + "gate_up_proj"].load(), weights[name + "gate_up_proj"].load()
     assert tuple(experts.gate_up_proj.shape) == tuple(new.shape) == (8, 48, 32)
-    assert torch.equal(new[:, :24], old[:, :, 0::2].transpose(1, 2)) and torch.equal(new[:, 24:], old[:, :, 1::2].transpose(1, 2))
+    assert torch.equal(new[:, :24], old[:, :, 0::2].transpose(1, 2)) and torch.equal(
+        new[:, 24:], old[:, :, 1::2].transpose(1, 2)
+    )
     bias = stored[name + "gate_up_proj_bias"].load()
     assert torch.equal(weights[name + "gate_up_proj_bias"].load(), torch.cat([bias[:, 0::2], bias[:, 1::2]], 1))
     assert torch.equal(weights[name + "down_proj"].load(), stored[name + "down_proj"].load().transpose(1, 2))

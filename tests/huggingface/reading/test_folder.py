@@ -58,11 +58,16 @@ def test_no_class_falls_back_to_the_bare_model(copied: Saved) -> None:
 def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
     folder = copied("llama")
     (folder / "modeling_own.py").write_text(
-        "from transformers import LlamaConfig, LlamaForCausalLM\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
         "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
-    zoo.edit_config(folder, model_type="own", architectures=["OwnModel"], auto_map={
-        "AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"})  # fmt: skip
+    zoo.edit_config(
+        folder,
+        model_type="own",
+        architectures=["OwnModel"],
+        auto_map={"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"},
+    )
     error = refused(folder)
     assert error.code == "M209" and "--trust-remote-code" in error.fix
     source = open_source(str(folder), trust_remote_code=True, cache=False)
@@ -74,7 +79,9 @@ def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
 def test_an_encoder_without_text_or_pixels(tmp_path: Path) -> None:
     import transformers
 
-    config = transformers.Wav2Vec2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     transformers.Wav2Vec2Model(config).save_pretrained(tmp_path)
     error = refused(tmp_path)
     assert error.code == "M206" and "input_values" in error.what

@@ -13,10 +13,17 @@ from moec.dialect import Activation
 from moec.huggingface.reading.gate import Gate, Order, canonical, identify, stored
 
 RULES = [
-    Activation("silu"), Activation("gelu"), Activation("gelu_tanh"), Activation("relu2"), Activation("silu", alpha=1.702),
-    Activation("silu", limit=7.0), Activation("silu", limit=7.0, clamp_after=True), Activation("gelu_tanh", limit=7.0),
-    Activation("silu", alpha=1.702, beta=1.0, limit=7.0), Activation("silu", limit=20000.0),
-]  # fmt: skip
+    Activation("silu"),
+    Activation("gelu"),
+    Activation("gelu_tanh"),
+    Activation("relu2"),
+    Activation("silu", alpha=1.702),
+    Activation("silu", limit=7.0),
+    Activation("silu", limit=7.0, clamp_after=True),
+    Activation("gelu_tanh", limit=7.0),
+    Activation("silu", alpha=1.702, beta=1.0, limit=7.0),
+    Activation("silu", limit=20000.0),
+]
 ORDERS: tuple[Order, ...] = ("gate_up", "interleaved", "up_gate")
 
 

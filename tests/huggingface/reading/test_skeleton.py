@@ -25,7 +25,10 @@ def test_buffers_and_plain_tensors_become_weights() -> None:
     model.inner.plain = torch.ones(2)  # type: ignore[assignment]
     weights: dict[str, Weight] = {}
     take_buffers(model, weights)
-    assert {k: w.load().tolist() for k, w in weights.items()} == {"inner.table": [0.0, 1.0, 2.0], "inner.plain": [1.0, 1.0]}
+    assert {k: w.load().tolist() for k, w in weights.items()} == {
+        "inner.table": [0.0, 1.0, 2.0],
+        "inner.plain": [1.0, 1.0],
+    }
     assert all(b.device.type == "meta" for b in model.buffers()) and len(list(model.buffers())) == 2
 
 

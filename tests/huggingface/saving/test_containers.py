@@ -1,4 +1,5 @@
-"""The choice of a container: exact, or refused with every reason. That the chosen one is exact is tests/huggingface/saving/test_save.py's."""
+"""The choice of a container: exact, or refused with every reason. That the chosen one is exact is
+tests/huggingface/saving/test_save.py's."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def config(model_type: str, **entries: Any) -> Any:
         (config("llama"), COPIES, "mixtral"),
         (config("llama"), replace(SHARDS, dtype=torch.float16), "glm4_moe"),
         (config("mistral", sliding_window=4), SHARDS, "mixtral"),
-        (config("qwen3", layer_types=["full_attention"] * 2, sliding_window=4), replace(SHARDS, dtype=torch.bfloat16), "glm4_moe"),
+        (
+            config("qwen3", layer_types=["full_attention"] * 2, sliding_window=4),
+            replace(SHARDS, dtype=torch.bfloat16),
+            "glm4_moe",
+        ),
         (config("qwen3", layer_types=["sliding_attention"] * 2, sliding_window=4), COPIES, "qwen3_moe"),
         (config("qwen2", layer_types=["full_attention"] * 2), replace(COPIES, blocks={1: BLOCK}), "glm4_moe"),
     ],
@@ -40,5 +45,9 @@ def test_the_first_exact_one(source: Any, model: Upcycled, expected: str) -> Non
 
 def test_all_reasons_are_given() -> None:
     reason = choose(config("mistral", sliding_window=4), replace(SHARDS, dtype=torch.float16))
-    assert isinstance(reason, str) and "mixtral: its router computes in float16" in reason and "glm4_moe: it has no sliding window" in reason
+    assert (
+        isinstance(reason, str)
+        and "mixtral: its router computes in float16" in reason
+        and "glm4_moe: it has no sliding window" in reason
+    )
     assert "gemma" in str(choose(config("gemma"), COPIES))

@@ -1,4 +1,5 @@
-"""A quantized program goes into compressed-tensors form and comes back byte for byte; the format's own library reads the same numbers."""
+"""A quantized program goes into compressed-tensors form and comes back byte for byte; the format's own library reads
+the same numbers."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def test_round_trip(made: Made) -> None:
     wanted = packed.said(program.run, source)
     assert torch.equal(packed.said(again.run, back), wanted)
     assert float((packed.said(back.reference(), back) - wanted).abs().max() / wanted.std()) < TOLERANCE
-    assert float((packed.said(source.reference(), source) - wanted).abs().max() / wanted.std()) > 100 * TOLERANCE  # it was quantized
+    assert (
+        float((packed.said(source.reference(), source) - wanted).abs().max() / wanted.std()) > 100 * TOLERANCE
+    )  # it was quantized
 
 
 def test_a_wrong_scale_is_seen(saved: Saved, tmp_path: Path) -> None:
@@ -68,15 +71,31 @@ def test_the_formats_library_reads_the_same(made: Made) -> None:
 
 
 def test_config_says_what_is_packed_and_what_is_not(saved: Saved, tmp_path: Path) -> None:
-    packed.write(saved("mixtral"), "quantize(bits=4, group=16, lm_head=16, rules={'*.1.self_attn.o_proj': 16, '*.0.mlp.experts.*': 8})", tmp_path / "out")
+    packed.write(
+        saved("mixtral"),
+        "quantize(bits=4, group=16, lm_head=16, rules={'*.1.self_attn.o_proj': 16, '*.0.mlp.experts.*': 8})",
+        tmp_path / "out",
+    )
     config, stored = packed.config_of(tmp_path / "out"), packed.tensors(tmp_path / "out")
     eight, four = sorted(config["config_groups"].values(), key=lambda g: -g["weights"]["num_bits"])
     layer = [f"model.layers.{i}" for i in (0, 1)]
-    assert eight["targets"] == ["Linear"] and eight["weights"] | {"num_bits": 8, "group_size": 16, "symmetric": True, "type": "int"} == eight["weights"]
-    assert rf"re:{layer[1]}.block_sparse_moe.experts..*".replace(".", r"\.").replace(r"\.\.*", r"\..*") in four["targets"]
+    assert (
+        eight["targets"] == ["Linear"]
+        and eight["weights"] | {"num_bits": 8, "group_size": 16, "symmetric": True, "type": "int"} == eight["weights"]
+    )
+    assert (
+        rf"re:{layer[1]}.block_sparse_moe.experts..*".replace(".", r"\.").replace(r"\.\.*", r"\..*") in four["targets"]
+    )
     assert f"{layer[0]}.self_attn.q_proj" in four["targets"] and four["weights"]["num_bits"] == 4
-    assert set(config["ignore"]) == {"lm_head", f"{layer[1]}.self_attn.o_proj", *(f"{path}.block_sparse_moe.gate" for path in layer)}
-    assert "lm_head.weight" in stored and stored[f"{layer[0]}.block_sparse_moe.experts.3.w2.weight_shape"].tolist() == [32, 48]
+    assert set(config["ignore"]) == {
+        "lm_head",
+        f"{layer[1]}.self_attn.o_proj",
+        *(f"{path}.block_sparse_moe.gate" for path in layer),
+    }
+    assert "lm_head.weight" in stored and stored[f"{layer[0]}.block_sparse_moe.experts.3.w2.weight_shape"].tolist() == [
+        32,
+        48,
+    ]
 
 
 def test_a_head_is_named_since_servers_want_that(saved: Saved, tmp_path: Path) -> None:
@@ -85,7 +104,9 @@ def test_a_head_is_named_since_servers_want_that(saved: Saved, tmp_path: Path) -
     assert group["targets"] == ["Linear", "lm_head"]
 
 
-def test_a_tied_table_becomes_a_packed_head_and_a_plain_embedding_of_the_same_numbers(saved: Saved, tmp_path: Path) -> None:
+def test_a_tied_table_becomes_a_packed_head_and_a_plain_embedding_of_the_same_numbers(
+    saved: Saved, tmp_path: Path
+) -> None:
     packed.write(saved("llama"), "quantize(bits=8, group=16)", tmp_path / "out")
     stored, source = packed.tensors(tmp_path / "out"), open_source(str(tmp_path / "out"))
     assert not source.origin.template.config.tie_word_embeddings
@@ -94,7 +115,9 @@ def test_a_tied_table_becomes_a_packed_head_and_a_plain_embedding_of_the_same_nu
 
 @pytest.mark.parametrize(("name", "kind"), [("llama", "mixtral"), ("qwen3", "qwen3_moe")])
 def test_upcycled_and_quantized(name: str, kind: str, saved: Saved, tmp_path: Path) -> None:
-    source, program = packed.write(saved(name), "upcycle(experts=2, top_k=1), quantize(bits=4, group=16)", tmp_path / "out")
+    source, program = packed.write(
+        saved(name), "upcycle(experts=2, top_k=1), quantize(bits=4, group=16)", tmp_path / "out"
+    )
     back = open_source(str(tmp_path / "out"))
     again, wanted = back.capture(), packed.said(program.run, source)
     assert back.origin.template.config.model_type == kind
@@ -104,7 +127,12 @@ def test_upcycled_and_quantized(name: str, kind: str, saved: Saved, tmp_path: Pa
 
 REFUSED = [
     ("mixtral", "quantize(bits=4, group=16, rules={'*.q_proj': 8})", "computed as one", "self_attn"),
-    ("mixtral", "quantize(bits=4, group=16, rules={'*.1.mlp.experts.down_proj': 8})", "computed as one", "layers.1.block_sparse_moe.experts"),
+    (
+        "mixtral",
+        "quantize(bits=4, group=16, rules={'*.1.mlp.experts.down_proj': 8})",
+        "computed as one",
+        "layers.1.block_sparse_moe.experts",
+    ),
     ("mixtral", "quantize(bits=4, group=16, rules={'*.v_proj': 16})", "unquantized", "self_attn"),
     ("gpt_oss", "quantize(bits=8, group=16, experts=16)", "layout of their own", "mlp.experts"),
     ("gpt2", "quantize(bits=4, group=16)", "no linear layer", "c_attn"),
@@ -113,10 +141,17 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "text", "words", "where"), REFUSED)
-def test_what_the_form_cannot_hold_is_refused(name: str, text: str, words: str, where: str, saved: Saved, tmp_path: Path) -> None:
+def test_what_the_form_cannot_hold_is_refused(
+    name: str, text: str, words: str, where: str, saved: Saved, tmp_path: Path
+) -> None:
     with pytest.raises(MoecError) as caught:
         packed.write(saved(name), text, tmp_path / "out")
-    assert caught.value.code == "M206" and words.replace("computed", "compute") in caught.value.what and where in caught.value.what and caught.value.fix
+    assert (
+        caught.value.code == "M206"
+        and words.replace("computed", "compute") in caught.value.what
+        and where in caught.value.what
+        and caught.value.fix
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,5 @@
-"""A pruned model is saved as its own architecture with fewer experts, and transformers computes the same with it; or it is refused."""
+"""A pruned model is saved as its own architecture with fewer experts, and transformers computes the same with it; or it
+is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from tests import zoo
 
-COUNT = {"mixtral": "num_local_experts", "qwen3_moe": "num_local_experts", "qwen2_moe": "num_experts", "olmoe": "num_experts"}
+COUNT = {
+    "mixtral": "num_local_experts",
+    "qwen3_moe": "num_local_experts",
+    "qwen2_moe": "num_experts",
+    "olmoe": "num_experts",
+}
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2_moe", "olmoe")]
 PRUNE = "prune-experts(score=random)"
 

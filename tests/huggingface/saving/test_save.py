@@ -1,4 +1,5 @@
-"""An upcycled program, saved, loads in transformers as a stock mixture of experts that computes what the dense model does."""
+"""An upcycled program, saved, loads in transformers as a stock mixture of experts that computes what the dense model
+does."""
 
 from __future__ import annotations
 
@@ -64,7 +65,14 @@ def gap(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max() / two.std())
 
 
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 777.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 777.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
 ROUND_TRIPS: list[tuple[str, dict[str, Any], str, str]] = [
     ("llama", {}, "upcycle", "mixtral"),
     ("llama", {"rope_parameters": LLAMA3, "rms_norm_eps": 0.3, "head_dim": 12}, "upcycle", "mixtral"),
@@ -91,8 +99,14 @@ def test_round_trip(name: str, entries: dict[str, Any], text: str, kind: str, tm
     assert gap(logits(saved), logits(model)) < TOLERANCE
     state = saved.state_dict()
     for layer in [i for i in (0, 1) if f"model.layers.{i}.mlp.experts.gate_up_proj" in state]:
-        for theirs, ours in {"experts.gate_up_proj": "experts.w_in", "experts.down_proj": "experts.w_out", "gate.weight": "router.weight"}.items():
-            assert torch.equal(state[f"model.layers.{layer}.mlp.{theirs}"], program.weights[f"model.layers.{layer}.mlp.{ours}"].load())
+        for theirs, ours in {
+            "experts.gate_up_proj": "experts.w_in",
+            "experts.down_proj": "experts.w_out",
+            "gate.weight": "router.weight",
+        }.items():
+            assert torch.equal(
+                state[f"model.layers.{layer}.mlp.{theirs}"], program.weights[f"model.layers.{layer}.mlp.{ours}"].load()
+            )
 
 
 def test_a_wrong_expert_is_seen(tmp_path: Path) -> None:
@@ -162,12 +176,19 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("llama", {}, "upcycle(layers=[0])", "layers [1] are"),
     ("mistral", {}, "upcycle(layers=[1])", "sliding window"),
     ("qwen2", {}, "upcycle(reinit=0.5)", "sigmoid"),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "upcycle", "some of these slide"),
-]  # fmt: skip
+    (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+        "upcycle",
+        "some of these slide",
+    ),
+]
 
 
 @pytest.mark.parametrize(("name", "entries", "text", "says"), REFUSED)
-def test_what_no_container_holds_is_refused(name: str, entries: dict[str, Any], text: str, says: str, tmp_path: Path) -> None:
+def test_what_no_container_holds_is_refused(
+    name: str, entries: dict[str, Any], text: str, says: str, tmp_path: Path
+) -> None:
     model, program = changed(name, **entries) if entries else dense(name)
     with pytest.raises(MoecError) as caught:
         save_hf(upcycled(program, text), model.config, tmp_path / "out")

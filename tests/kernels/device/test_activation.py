@@ -12,7 +12,13 @@ from tests.kernels.device.test_weights import decoded_as
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_every_function(interpret: Interpret, name: str) -> None:
-    x = torch.cat([torch.linspace(-12, 12, 500), torch.tensor([0.0, 1e-6, -1e-6, 60.0, -60.0, 200.0, -200.0, float("nan")]), torch.linspace(-1, 1, 516)])
+    x = torch.cat(
+        [
+            torch.linspace(-12, 12, 500),
+            torch.tensor([0.0, 1e-6, -1e-6, 60.0, -60.0, 200.0, -200.0, float("nan")]),
+            torch.linspace(-1, 1, 516),
+        ]
+    )
     got, exact = interpret(decoded_as, name, x, torch.float32).double(), ACTIVATIONS[name](x.double(), 1.0)
     assert got[507].isnan() and int(got.isnan().sum()) == 1
     # gelu is x times a difference of nearly equal numbers on the far left, here as in PyTorch

@@ -42,25 +42,53 @@ def weights(kind: str, *shape: int) -> torch.Tensor | Packed:
     if kind == "int4":
         return Packed(empty(experts, rows, depth // 2, dtype=torch.uint8), empty(experts, rows, depth // 128))
     if kind == "fp8":
-        return Packed(empty(*shape, dtype=torch.float8_e4m3fn), empty(experts, -(-rows // 128), -(-depth // 128), dtype=torch.float32), group=128, rows=128)
+        return Packed(
+            empty(*shape, dtype=torch.float8_e4m3fn),
+            empty(experts, -(-rows // 128), -(-depth // 128), dtype=torch.float32),
+            group=128,
+            rows=128,
+        )
     return empty(*shape, dtype=torch.float32 if kind == "fp32" else torch.bfloat16)
 
 
-def built(case: str, sm: int, change: dict[str, Any] | None = None, only: str = "", resident: int | None = None) -> list[Compiled]:
+def built(
+    case: str, sm: int, change: dict[str, Any] | None = None, only: str = "", resident: int | None = None
+) -> list[Compiled]:
     """Every kernel of one case, or those with `only` in their names; runs where `compiler` says."""
     shape, kind, rule = CASES[case]
     tokens, experts, top_k, hidden, inner = SHAPES[shape]
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
-    biases = (empty(experts, rule.rows_per_neuron * inner), empty(experts, hidden)) if shape == "gpt-oss" else (None, None)
+    biases = (
+        (empty(experts, rule.rows_per_neuron * inner), empty(experts, hidden)) if shape == "gpt-oss" else (None, None)
+    )
     with recording(sm) as found:
         matrices = weights(kind, experts, rule.rows_per_neuron * inner, hidden), weights(kind, experts, hidden, inner)
         x, router = empty(tokens, hidden, dtype=dtype), empty(experts, hidden)
-        launch.moe(x, router, empty(experts), empty(experts), *matrices, *biases, routing=Routing(top_k), rule=rule, resident=resident)
+        launch.moe(
+            x,
+            router,
+            empty(experts),
+            empty(experts),
+            *matrices,
+            *biases,
+            routing=Routing(top_k),
+            rule=rule,
+            resident=resident,
+        )
     staying = "_persistent" if resident else ""
-    wanted = ["logits", "route", *(["align"] if tokens > 16 else []), f"rows_in{staying}", f"rows_out{staying}", "combine"]
+    wanted = [
+        "logits",
+        "route",
+        *(["align"] if tokens > 16 else []),
+        f"rows_in{staying}",
+        f"rows_out{staying}",
+        "combine",
+    ]
     assert [x.kernel.__name__ for x in found.launches] == [f"{name}_kernel" for name in wanted]
     launches = [replace(x, options={**x.options, **(change or {})}) for x in found.launches]
-    wanted = only or ("" if case in ("one token", "many tokens") else "rows")  # the small ones don't depend on the weights
+    wanted = only or (
+        "" if case in ("one token", "many tokens") else "rows"
+    )  # the small ones don't depend on the weights
     return [compile_ahead(x, sm) for x in launches if wanted in x.kernel.__name__]
 
 
@@ -73,8 +101,12 @@ def test_every_gpu(compiler: Interpret, case: str, sm: int) -> None:
         assert kernel.spilled_bytes == 0 and kernel.registers <= 255, kernel.name
         assert kernel.registers * 32 * kernel.warps <= 65536, kernel.name
         assert kernel.shared_bytes <= SHARED_LIMIT_BYTES[sm], kernel.name
-        assert "\ttrap;" not in kernel.ptx, kernel.name  # what is left of a kernel that needs more tensor memory than there is
-        assert "float32" in case or "rows" not in kernel.name or any(unit in kernel.ptx for unit in UNITS.values()), kernel.name
+        assert "\ttrap;" not in kernel.ptx, (
+            kernel.name
+        )  # what is left of a kernel that needs more tensor memory than there is
+        assert "float32" in case or "rows" not in kernel.name or any(unit in kernel.ptx for unit in UNITS.values()), (
+            kernel.name
+        )
 
 
 def test_a_kernel_that_is_too_large_is_seen(compiler: Interpret) -> None:

@@ -49,7 +49,9 @@ def test_packed_and_weighted_before(interpret: Interpret, sort: bool) -> None:
     given = replace(given, w_in=Packed(torch.randint(0, 256, (6, 64, 32), dtype=torch.uint8), scale))
     rule = {"rule": Activation(), "score_before": True, "sort": sort}
     come, stay = (interpret(launch.experts, *given.tensors(), tile=tile, **rule) for tile in (SMALL, STAYING))
-    assert torch.equal(come, stay) and ratio(stay, given, Activation(), before=True) < MARGIN < ratio(stay, given, Activation())
+    assert torch.equal(come, stay) and ratio(stay, given, Activation(), before=True) < MARGIN < ratio(
+        stay, given, Activation()
+    )
 
 
 def test_no_tokens(interpret: Interpret) -> None:
@@ -68,13 +70,23 @@ def grids(tokens: int, resident: int) -> list[int]:
 
     with recording(90) as found:
         ids = torch.empty(tokens, 8, dtype=torch.int64, device="meta")
-        launch.experts(empty(tokens, 2048), ids, empty(tokens, 8), empty(128, 1536, 2048), empty(128, 2048, 768), rule=Activation(), resident=resident)
+        launch.experts(
+            empty(tokens, 2048),
+            ids,
+            empty(tokens, 8),
+            empty(128, 1536, 2048),
+            empty(128, 2048, 768),
+            rule=Activation(),
+            resident=resident,
+        )
     rows = [x for x in found.launches if "rows" in x.kernel.__name__]
     assert all(("persistent" in x.kernel.__name__) == (resident > 0) for x in rows)
     return [x.grid[0] for x in rows]
 
 
-@pytest.mark.parametrize(("case", "sm"), [*(("many tokens", sm) for sm in SMS), ("many tokens, int4", 90), ("many tokens, int4", 100)])
+@pytest.mark.parametrize(
+    ("case", "sm"), [*(("many tokens", sm) for sm in SMS), ("many tokens, int4", 90), ("many tokens, int4", 100)]
+)
 def test_every_gpu(compiler: Interpret, case: str, sm: int) -> None:
     for kernel in compiler(built, case, sm, None, "rows", resident=1):
         assert "persistent" in kernel.name and f".target sm_{sm}" in kernel.ptx

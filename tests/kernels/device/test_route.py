@@ -27,7 +27,8 @@ def by_expert(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
 
 
 def error(interpret: Interpret, logits: Tensor, bias: Tensor | None, rule: Routing, wanted: Routing) -> float:
-    """The kernel's error with `rule` against `wanted` in float64, in units of the reference's in float32 (of half a rounding at least)."""
+    """The kernel's error with `rule` against `wanted` in float64, in units of the reference's in float32 (of half a
+    rounding at least)."""
     weights, ids = interpret(launch.route, logits, bias, rule)
     assert weights.dtype == torch.float32 and all(len(set(row)) == rule.top_k for row in ids.tolist())
     exact = by_expert(*route_reference(logits.double(), bias, wanted), logits.shape[-1])
@@ -53,10 +54,19 @@ def test_every_score_and_combination(interpret: Interpret, score: str, combine: 
     assert error(interpret, logits, bias, rule, rule) <= MARGIN < error(interpret, logits, bias, rule, wrong)
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("deepseek-v3", {"group_score": "max"}), ("deepseek-v3", {"top_groups": 3}), ("deepseek-v3", {"groups": 2}), ("deepseek-v3", {"score": "softmax"}),
-    ("deepseek-v3, first code", {"closed_as_zero": False}), ("ernie", {"floor": 0.0}), ("epsilon and floor", {"epsilon": 0.0}), ("gpt-oss", {"top_k": 1}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("deepseek-v3", {"group_score": "max"}),
+        ("deepseek-v3", {"top_groups": 3}),
+        ("deepseek-v3", {"groups": 2}),
+        ("deepseek-v3", {"score": "softmax"}),
+        (("deepseek-v3, first code"), {"closed_as_zero": False}),
+        ("ernie", {"floor": 0.0}),
+        ("epsilon and floor", {"epsilon": 0.0}),
+        ("gpt-oss", {"top_k": 1}),
+    ],
+)
 def test_every_option_counts(interpret: Interpret, name: str, change: dict[str, Any]) -> None:
     rule, bias_mean = RULES[name]
     logits, bias = inputs(bias_mean, torch.float32)
@@ -67,7 +77,11 @@ def test_every_option_counts(interpret: Interpret, name: str, change: dict[str, 
 @pytest.mark.parametrize(("tokens", "experts", "top_k"), [(1, 1, 1), (1, 5, 5), (3, 100, 1), (2, 384, 8), (2, 7, 3)])
 def test_every_shape(interpret: Interpret, tokens: int, experts: int, top_k: int) -> None:
     logits, rule = logits_of(tokens, experts), Routing(top_k, combine="scores")
-    assert error(interpret, logits, None, rule, rule) <= MARGIN < error(interpret, logits, None, rule, replace(rule, score="sigmoid"))
+    assert (
+        error(interpret, logits, None, rule, rule)
+        <= MARGIN
+        < error(interpret, logits, None, rule, replace(rule, score="sigmoid"))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -89,7 +103,11 @@ def test_softplus_of_the_far_negative(interpret: Interpret) -> None:
     """log(1 + e) would be 0, and renormalising 0 / 0."""
     logits = torch.tensor([[-30.0, -31.0, -60.0, 25.0], [-80.0, -31.0, -60.0, -30.0]])
     for rule in (Routing(2, "sqrt_softplus"), Routing(4, "sqrt_softplus", "scores")):
-        assert error(interpret, logits, None, rule, rule) <= MARGIN < error(interpret, logits, None, rule, replace(rule, score="sigmoid"))
+        assert (
+            error(interpret, logits, None, rule, rule)
+            <= MARGIN
+            < error(interpret, logits, None, rule, replace(rule, score="sigmoid"))
+        )
 
 
 @pytest.mark.parametrize("groups", [1, 2])

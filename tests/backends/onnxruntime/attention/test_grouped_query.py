@@ -1,4 +1,5 @@
-"""When GroupQueryAttention is right, and the layout of its inputs. Its numbers are those of `test_attention` and `test_kv_cache`."""
+"""When GroupQueryAttention is right, and the layout of its inputs. Its numbers are those of `test_attention` and
+`test_kv_cache`."""
 
 from __future__ import annotations
 
@@ -19,7 +20,16 @@ F32, F16 = torch.float32, torch.float16
 
 def block(dtype: torch.dtype = F32, size: int = 16, width: int = 16) -> Attention:
     query, key = value("query", dtype, ["b", 6, "s", size]), value("key", dtype, ["b", 3, "t", size])
-    return Attention(query, key, value("value", dtype, ["b", 3, "t", width]), value("mask", torch.bool, ["b", 1, "s", "t"]), None, 0.25, 0.0, True)
+    return Attention(
+        query,
+        key,
+        value("value", dtype, ["b", 3, "t", width]),
+        value("mask", torch.bool, ["b", 1, "s", "t"]),
+        None,
+        0.25,
+        0.0,
+        True,
+    )
 
 
 @pytest.mark.parametrize(("given", "provider", "reason"), [
@@ -45,5 +55,8 @@ def test_rows_by_token_and_back(back: bool) -> None:
     emit.replace(by_head(emit, rows, x) if back else rows)
     given = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
     got = run(ir.Model(graph, ir_version=10), x=given)
-    assert torch.equal(got, given if back else given.transpose(1, 2).reshape(2, 5, 24)) and ops(ir.Model(graph, ir_version=10)).count("Transpose") == 1 + back
+    assert (
+        torch.equal(got, given if back else given.transpose(1, 2).reshape(2, 5, 24))
+        and ops(ir.Model(graph, ir_version=10)).count("Transpose") == 1 + back
+    )
     assert not torch.equal(got, given.flip(1) if back else given.reshape(2, 5, 24)), "heads and tokens are not mixed up"

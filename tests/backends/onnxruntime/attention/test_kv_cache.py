@@ -1,4 +1,5 @@
-"""A cache inside the operator: the numbers of `moec::attention` over the whole text, whatever the batch, also where one buffer is past and present."""
+"""A cache inside the operator: the numbers of `moec::attention` over the whole text, whatever the batch, also where one
+buffer is past and present."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ LIMIT = 1e-5
 SIZES = [(1, 1, 5), (2, 1, 5), (1, 4, 5), (2, 4, 0), (1, 1, 0), (2, 4, 5), (3, 2, 1)]  # texts, new tokens, earlier ones
 
 
-def model_of(provider: str = "cpu", readers: int = 1, size: int = D, mask: str = MASK, reads: str = "", **rule: Any) -> tuple[ir.Model, dict[str, str]]:
-    """One layer of a decoder, lowered, with the cache's length as an output; `readers` of its keys, `mask` is what the mask is called, `reads`
-    another operator that reads its cache."""
+def model_of(
+    provider: str = "cpu", readers: int = 1, size: int = D, mask: str = MASK, reads: str = "", **rule: Any
+) -> tuple[ir.Model, dict[str, str]]:
+    """One layer of a decoder, lowered, with the cache's length as an output; `readers` of its keys, `mask` is what the
+    mask is called, `reads` another operator that reads its cache."""
     rows = {"query": N, "new_key": G, "new_value": G}
     inputs = [value(IDS, torch.int64, ["batch", SEQUENCE]), value(mask, torch.int64, ["batch", TOTAL])]
     inputs += [value(name, torch.float32, ["batch", heads, SEQUENCE, size]) for name, heads in rows.items()]
@@ -30,13 +33,24 @@ def model_of(provider: str = "cpu", readers: int = 1, size: int = D, mask: str =
     seen = value("seen", torch.bool, ["batch", 1, SEQUENCE, TOTAL])
     graph = ir.Graph([*inputs, *past, seen], [], nodes=[], opset_imports={"": 20, "moec": 1}, name="layer")
 
-    def add(op: str, *given: ir.Value, name: str, shape: list[Any], dtype: ir.DataType = ir.DataType.FLOAT, domain: str = "", **attributes: Any) -> ir.Value:
+    def add(
+        op: str,
+        *given: ir.Value,
+        name: str,
+        shape: list[Any],
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
         made = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         graph.append(ir.node(op, given, attributes, domain=domain, outputs=[made], name=f"node_{name}"))
         graph.outputs.append(made)
         return made
 
-    whole = [add("Concat", p, n, name=present_name(str(p.name)), shape=["batch", G, TOTAL, size], axis=-2) for p, n in zip(past, inputs[3:], strict=True)]
+    whole = [
+        add("Concat", p, n, name=present_name(str(p.name)), shape=["batch", G, TOTAL, size], axis=-2)
+        for p, n in zip(past, inputs[3:], strict=True)
+    ]
     rule = {"scale": 0.3, "softcap": 0.0, "causal": 1, **rule}
     add("Attention", inputs[2], *whole, seen, name="y", shape=["batch", SEQUENCE, N, size], domain="moec", **rule)
     add("Shape", past[0], name="length", shape=[1], dtype=ir.DataType.INT64, start=2, end=3)
@@ -62,14 +76,18 @@ def text_of(batch: int, new: int, past: int, size: int = D) -> dict[str, Tensor]
 
 
 def reference(text: dict[str, Tensor], **rule: Any) -> dict[str, Tensor]:
-    whole = {present_name(p): torch.cat([text[p], text[new]], 2) for p, new in zip(past_names(0), ("new_key", "new_value"), strict=True)}
+    whole = {
+        present_name(p): torch.cat([text[p], text[new]], 2)
+        for p, new in zip(past_names(0), ("new_key", "new_value"), strict=True)
+    }
     y = torch.ops.moec.attention(text["query"], *whole.values(), text["seen"], **{"scale": 0.3, "softcap": 0.0, **rule})
     sees = text["seen"][:, 0].any(-1)  # a row that sees nothing may say anything
     return {"y": y * sees[..., None, None], **whole, "length": torch.tensor([text[past_names(0)[0]].shape[2]])}
 
 
 def run(model: ir.Model, text: dict[str, Tensor], room: int = 0) -> dict[str, Tensor]:
-    """All outputs; with `room`, past and present are one buffer with so much more space, filled with numbers that nobody may read."""
+    """All outputs; with `room`, past and present are one buffer with so much more space, filled with numbers that
+    nobody may read."""
     opened, caches = session(model), past_names(0)
     feeds = {name: t.numpy() for name, t in text.items()}
     names = [o.name for o in opened.get_outputs()]
@@ -105,7 +123,11 @@ def worst(found: dict[str, Tensor], want: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_any_batch_goes_on_by_any_number_of_tokens(size: tuple[int, int, int], softcap: float) -> None:
     model, fact = model_of(softcap=softcap)
-    assert fact["formulation"] == f"{CACHED}, several texts {'plain' if softcap else 'standard'}" and fact["why"] and "Concat" not in ops(model)
+    assert (
+        fact["formulation"] == f"{CACHED}, several texts {'plain' if softcap else 'standard'}"
+        and fact["why"]
+        and "Concat" not in ops(model)
+    )
     text = text_of(*size)
     assert worst(run(model, text), reference(text, softcap=softcap)) < LIMIT
     other = {**text, "new_key": text["new_key"] * 1.01}
@@ -124,7 +146,10 @@ def test_one_buffer_may_be_past_and_present(size: tuple[int, int, int]) -> None:
 
 
 def test_opset_and_metadata_only_say_what_is_so() -> None:
-    assert model_of()[0].opset_imports[""] == STANDARD_OPSET and model_of(softcap=1.5)[0].opset_imports[""] < STANDARD_OPSET
+    assert (
+        model_of()[0].opset_imports[""] == STANDARD_OPSET
+        and model_of(softcap=1.5)[0].opset_imports[""] < STANDARD_OPSET
+    )
     model, fact = model_of(mask="no_mask")
     assert CACHED in fact["formulation"] and SHARED not in model.metadata_props, "nothing says how long the text is"
     model, fact = model_of(reads="Neg")

@@ -17,10 +17,28 @@ LIMIT = 1e-5
 HALF = {torch.float32: LIMIT, torch.float16: 2e-2}
 ALL, UNGROUPED = "plain, prompts standard, long prompts grouped", "plain, prompts standard"
 FORM = {torch.float32: ALL, torch.float16: "plain, long prompts grouped"}
-LENGTHS = [(1, 1), (1, 9), (4, 9), (7, 7), (PROMPT, PROMPT), (PROMPT, PROMPT + 5), (GROUPED + 3, GROUPED + 3), (LONG + 3, LONG + 3), (LONG, LONG + 5)]
+LENGTHS = [
+    (1, 1),
+    (1, 9),
+    (4, 9),
+    (7, 7),
+    (PROMPT, PROMPT),
+    (PROMPT, PROMPT + 5),
+    (GROUPED + 3, GROUPED + 3),
+    (LONG + 3, LONG + 3),
+    (LONG, LONG + 5),
+]
 
 
-def tensors(new: int, total: int, heads: int = 6, groups: int = 3, size: int = 16, value: int = 16, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+def tensors(
+    new: int,
+    total: int,
+    heads: int = 6,
+    groups: int = 3,
+    size: int = 16,
+    value: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     make = lambda *shape: torch.randn(shape, generator=generator).to(dtype)  # noqa: E731
     mask = (torch.arange(total)[None] <= torch.arange(new)[:, None] + total - new).expand(2, 1, new, total).clone()
@@ -29,19 +47,35 @@ def tensors(new: int, total: int, heads: int = 6, groups: int = 3, size: int = 1
 
 
 def lowered(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sinks: Tensor | None = None, *, provider: str = "cpu", cached: bool = True, **rule: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    sinks: Tensor | None = None,
+    *,
+    provider: str = "cpu",
+    cached: bool = True,
+    **rule: Any,
 ) -> tuple[Any, dict]:
-    """A model of one attention node, lengths dynamic, and the record of its lowering; without a cache all lengths have one name."""
+    """A model of one attention node, lengths dynamic, and the record of its lowering; without a cache all lengths have
+    one name."""
     given = {"query": query, "key": key, "value": value, "mask": mask, **({} if sinks is None else {"sinks": sinks})}
     dynamic = {"query": 2, "key": 2, "value": 2, "mask": (2, 3)}
     inputs = []
     for name, t in given.items():
         axes = dynamic.get(name, ())
-        shape = [(f"{name}_{i}" if cached else "length") if i in (axes if isinstance(axes, tuple) else (axes,)) else int(d) for i, d in enumerate(t.shape)]
+        shape = [
+            (f"{name}_{i}" if cached else "length") if i in (axes if isinstance(axes, tuple) else (axes,)) else int(d)
+            for i, d in enumerate(t.shape)
+        ]
         inputs.append(ir.Value(name=name, type=ir.TensorType(DTYPES[t.dtype]), shape=ir.Shape(shape)))
-    y = ir.Value(name="y", type=ir.TensorType(DTYPES[query.dtype]), shape=ir.Shape([2, "s", query.shape[1], value.shape[3]]))
+    y = ir.Value(
+        name="y", type=ir.TensorType(DTYPES[query.dtype]), shape=ir.Shape([2, "s", query.shape[1], value.shape[3]])
+    )
     rule = {"scale": 0.3, "softcap": 0.0, "causal": 1, **rule}
-    node = ir.node("Attention", [*inputs, *([None] if sinks is None else [])], rule, domain="moec", outputs=[y], name="attention")
+    node = ir.node(
+        "Attention", [*inputs, *([None] if sinks is None else [])], rule, domain="moec", outputs=[y], name="attention"
+    )
     graph = ir.Graph(inputs, [y], nodes=[node], opset_imports={"": 20, "moec": 1}, name="test")
     model = ir.Model(graph, ir_version=10)
     (fact,) = lower_attention(model, provider)
@@ -79,7 +113,9 @@ def test_without_a_cache_the_standard_operator_stands_alone(new: int, heads: tup
     assert check(query, key, value, mask, cached=False, formulation="standard, long prompts grouped") < LIMIT
     both = torch.ones_like(mask)
     both[0, :, :, -1] = False
-    assert check(query, key, value, both, cached=False, causal=0, formulation="standard") < LIMIT, "a token may look at later ones"
+    assert check(query, key, value, both, cached=False, causal=0, formulation="standard") < LIMIT, (
+        "a token may look at later ones"
+    )
     model, _ = lowered(query, key, value, both, cached=False, causal=0)
     got = run(model, query=query, key=key, value=value, mask=both)
     assert error(got, torch.ops.moec.attention(query, key, value, mask, scale=0.3)) > 10 * LIMIT, "the mask matters"

@@ -20,7 +20,11 @@ def computed(rule: Activation, h: torch.Tensor) -> torch.Tensor:
     place = ir.node("Place", [gate, up], outputs=[y], name="act")
     graph = ir.Graph([gate, up], [y], nodes=[place], opset_imports={"": 20, MICROSOFT: 1}, name="g")
     emit = Emitter(graph, place)
-    result = emit_gated(emit, rule, gate, up, ir.DataType.FLOAT) if rule.gated else emit_plain(emit, rule, gate, ir.DataType.FLOAT)
+    result = (
+        emit_gated(emit, rule, gate, up, ir.DataType.FLOAT)
+        if rule.gated
+        else emit_plain(emit, rule, gate, ir.DataType.FLOAT)
+    )
     emit.replace(emit("Identity", result))
     parts = h.chunk(2) if rule.gated else (h, h)
     return run(ir.Model(graph, ir_version=10), gate=parts[0], up=parts[1])

@@ -10,13 +10,25 @@ from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.experts.grouped import branches
 from moec.dialect import Activation
 from moec.weights.lazy import from_tensor
-from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, lowered, ops, run, tokens
+from tests.backends.onnxruntime.blocks import (
+    ACTIVATIONS,
+    Experts,
+    choice,
+    error,
+    experts_model,
+    lowered,
+    ops,
+    run,
+    tokens,
+)
 
 experts_op = torch.ops.moec.experts.default
 LIMIT = 1e-5
 
 
-def grouped(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False) -> torch.Tensor:
+def grouped(
+    e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False
+) -> torch.Tensor:
     """Both arrangements, which must agree; returns one of them."""
     found = []
     for optimize_for in ("latency", "throughput"):
@@ -28,7 +40,9 @@ def grouped(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tenso
     return found[1]
 
 
-def expected(e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False) -> torch.Tensor:
+def expected(
+    e: Experts, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, score_before: bool = False
+) -> torch.Tensor:
     return experts_op(x, ids, weights, *e.tensors, **e.activation.arguments(), score_before=score_before)  # type: ignore[no-any-return]
 
 
@@ -76,7 +90,9 @@ def masked_model(e: Experts, top_k: int, score_before: bool) -> ir.Model:
     """Weights below 0.3 are set to zero in the graph."""
     model = experts_model(e, 2, top_k, score_before)
     (node,) = model.graph
-    floor, none = (add_initializer(model.graph, from_tensor(torch.tensor(v), n), n) for v, n in ((0.3, "floor"), (0.0, "none")))
+    floor, none = (
+        add_initializer(model.graph, from_tensor(torch.tensor(v), n), n) for v, n in ((0.3, "floor"), (0.0, "none"))
+    )
     small = ir.node("Less", [node.inputs[2], floor])
     kept = ir.node("Where", [small.outputs[0], none, node.inputs[2]])
     kept.outputs[0].type, kept.outputs[0].shape = node.inputs[2].type, node.inputs[2].shape  # type: ignore[union-attr]
@@ -89,7 +105,9 @@ def masked_model(e: Experts, top_k: int, score_before: bool) -> ir.Model:
 @pytest.mark.parametrize("top_k", [1, 3])
 @pytest.mark.parametrize(("biases", "score_before"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("optimize_for", ["latency", "throughput"])
-def test_what_weighs_nothing_is_not_computed(experts: int, top_k: int, biases: bool, score_before: bool, optimize_for: str) -> None:
+def test_what_weighs_nothing_is_not_computed(
+    experts: int, top_k: int, biases: bool, score_before: bool, optimize_for: str
+) -> None:
     e, x = Experts(experts=experts, biases=biases), tokens(9)
     ids, weights = choice(9, top_k=top_k, experts=experts)
     if top_k == 1:
@@ -98,10 +116,16 @@ def test_what_weighs_nothing_is_not_computed(experts: int, top_k: int, biases: b
     small = weights < 0.3
     want = expected(e, x, ids, weights.masked_fill(small, 0.0), score_before)
     model, _ = lowered(masked_model(e, top_k, score_before), optimize_for)
-    assert error(run(model, x=x, ids=ids, weights=weights), want) < LIMIT < error(expected(e, x, ids, weights, score_before), want)
+    assert (
+        error(run(model, x=x, ids=ids, weights=weights), want)
+        < LIMIT
+        < error(expected(e, x, ids, weights, score_before), want)
+    )
     assert run(model, x=x[:0], ids=ids[:0], weights=weights[:0]).shape == x[:0].shape
     if not (biases and score_before):
-        assert not run(model, x=x, ids=ids, weights=weights * 0 + 0.1).any(), "nothing is chosen, and something comes out"
+        assert not run(model, x=x, ids=ids, weights=weights * 0 + 0.1).any(), (
+            "nothing is chosen, and something comes out"
+        )
     x[4] = torch.nan
     got = run(model, x=x, ids=ids, weights=weights)
     assert bool(got[4].isnan().any()) is (biases and score_before), "what was left out was computed"
@@ -139,13 +163,19 @@ def test_all_tokens_on_one_expert_and_nothing_computed_elsewhere() -> None:
 @pytest.mark.parametrize("leading", [(1,), (40,), (0,)], ids=str)
 def test_any_number_of_experts(experts: int, top_k: int, leading: tuple[int, ...]) -> None:
     """More than 16 are cut into branches, the last of them not full."""
-    e, x, routed = Experts(experts=experts, biases=True), tokens(*leading), choice(*leading, experts=experts, top_k=top_k)
+    e, x, routed = (
+        Experts(experts=experts, biases=True),
+        tokens(*leading),
+        choice(*leading, experts=experts, top_k=top_k),
+    )
     for before in (False, True):
         got = grouped(e, x, *routed, before)
         assert error(got, expected(e, x, *routed, before) if x.numel() else x) < LIMIT
 
 
-@pytest.mark.parametrize(("joined", "counts"), [(True, [0, 0, 1, 1, 2, 8]), (False, [0, 0, 2, 4, 5, 32])], ids=["joined", "apart"])
+@pytest.mark.parametrize(
+    ("joined", "counts"), [(True, [0, 0, 1, 1, 2, 8]), (False, [0, 0, 2, 4, 5, 32])], ids=["joined", "apart"]
+)
 def test_branches(joined: bool, counts: list[int]) -> None:
     assert [branches(n, joined) for n in (1, 16, 17, 64, 65, 512)] == counts
 
@@ -161,10 +191,17 @@ def test_branches_that_nobody_chose_are_skipped(optimize_for: str, experts: int)
     assert error(run(lowered(experts_model(e, 2, 2), optimize_for)[0], x=x, ids=ids, weights=weights), want) < LIMIT
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-2), (torch.float64, 1e-12)], ids=["float16", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "limit"), [(torch.float16, 1e-2), (torch.float64, 1e-12)], ids=["float16", "float64"]
+)
 def test_other_dtypes(dtype: torch.dtype, limit: float) -> None:
-    e, x = Experts(dtype=dtype, activation=Activation("silu", alpha=1.7, beta=1.0, limit=0.7), biases=True), tokens(2, 5).to(dtype)
+    e, x = (
+        Experts(dtype=dtype, activation=Activation("silu", alpha=1.7, beta=1.0, limit=0.7), biases=True),
+        tokens(2, 5).to(dtype),
+    )
     ids, weights = choice(2, 5)
     for before in (False, True):
-        assert error(grouped(e, x, ids, weights.to(dtype), before), expected(e, x, ids, weights.to(dtype), before)) < limit
+        assert (
+            error(grouped(e, x, ids, weights.to(dtype), before), expected(e, x, ids, weights.to(dtype), before)) < limit
+        )
     assert error(grouped(e, x, ids, weights.to(dtype)), expected(e, x, ids, 1.1 * weights.to(dtype))) > 3 * limit

@@ -1,4 +1,5 @@
-"""The MoE operator (its CPU kernel, in graphs made for CUDA) against the dialect: each rule called native or portable is computed."""
+"""The MoE operator (its CPU kernel, in graphs made for CUDA) against the dialect: each rule called native or portable
+is computed."""
 
 from __future__ import annotations
 
@@ -11,12 +12,24 @@ import torch
 
 from moec.backends.onnxruntime.experts.native_rule import is_native, kernel_activation
 from moec.dialect import Activation, Routing
-from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, error, experts_model, lowered, moe_model, ops, run, tokens
+from tests.backends.onnxruntime.blocks import (
+    ACTIVATIONS,
+    Experts,
+    error,
+    experts_model,
+    lowered,
+    moe_model,
+    ops,
+    run,
+    tokens,
+)
 
 LIMIT = 1e-5
 RULES = [
     Routing(k, score, combine, scale=scale)
-    for k, score, combine, scale in itertools.product((1, 2, 6), ("softmax", "sigmoid", "identity"), ("scores", "renormalize", "softmax", "ones"), (1.0, 2.5))
+    for k, score, combine, scale in itertools.product(
+        (1, 2, 6), ("softmax", "sigmoid", "identity"), ("scores", "renormalize", "softmax", "ones"), (1.0, 2.5)
+    )
 ]
 NATIVE = [r for r in RULES if is_native(r, False, Activation(), False)]
 KERNEL = [a for a in ACTIVATIONS if kernel_activation(a) is not None]
@@ -28,8 +41,12 @@ def reference(e: Experts, x: torch.Tensor, routing: Routing, bias: torch.Tensor 
 
 def test_which_rules_are_native() -> None:
     assert {(r.score, r.combine) for r in NATIVE} == {
-        ("softmax", "scores"), ("softmax", "renormalize"), ("softmax", "softmax"), ("sigmoid", "softmax"), ("identity", "softmax"),
-    }  # fmt: skip
+        ("softmax", "scores"),
+        ("softmax", "renormalize"),
+        ("softmax", "softmax"),
+        ("sigmoid", "softmax"),
+        ("identity", "softmax"),
+    }
     mixtral = Routing(2)
     assert not is_native(mixtral, True, Activation(), False)
     assert not is_native(mixtral, False, Activation(), True)
@@ -40,7 +57,12 @@ def test_which_rules_are_native() -> None:
 
 
 def test_which_activations_the_operator_has() -> None:
-    assert {(a.name, a.gated) for a in KERNEL} == {("silu", True), ("silu", False), ("relu", False), ("identity", False)}
+    assert {(a.name, a.gated) for a in KERNEL} == {
+        ("silu", True),
+        ("silu", False),
+        ("relu", False),
+        ("identity", False),
+    }
     assert kernel_activation(Activation("silu", gated=False, alpha=1.702)) is None
     assert kernel_activation(Activation(limit=7.0, clamp_after=True)) is None
 
@@ -96,7 +118,9 @@ def test_portable_routing(op: str, top_k: int, leading: tuple[int, ...]) -> None
     model, fact = lowered(experts_model(e, x.dim(), top_k, weights_op=op), "latency", "cuda")
     assert fact["formulation"] == "kernel, portable routing"
     top, ids = scores.topk(top_k, -1)
-    weights = {"Softmax": lambda t: t.softmax(-1), "Sigmoid": torch.sigmoid, "Exp": torch.exp, "Relu": torch.relu}[op](top)
+    weights = {"Softmax": lambda t: t.softmax(-1), "Sigmoid": torch.sigmoid, "Exp": torch.exp, "Relu": torch.relu}[op](
+        top
+    )
     got, rule = run(model, x=x, scores=scores), e.activation.arguments()
     if not x.numel():
         assert got.shape == x.shape
@@ -108,7 +132,12 @@ def test_portable_routing(op: str, top_k: int, leading: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("score_before", [False, True], ids=["", "score_before"])
 def test_one_expert_a_token_takes_any_weight(score_before: bool) -> None:
-    e, x, ids, weights = Experts(biases=True), tokens(5), torch.tensor([[0], [3], [3], [5], [1]]), torch.tensor([[0.5], [-2.0], [0.0], [1.0], [30.0]])
+    e, x, ids, weights = (
+        Experts(biases=True),
+        tokens(5),
+        torch.tensor([[0], [3], [3], [5], [1]]),
+        torch.tensor([[0.5], [-2.0], [0.0], [1.0], [30.0]]),
+    )
     model, fact = lowered(experts_model(e, 2, 1, score_before), "latency", "cuda")
     got, rule = run(model, x=x, ids=ids, weights=weights), e.activation.arguments()
     assert fact["formulation"] == "kernel, portable routing"
@@ -124,5 +153,8 @@ def test_float16() -> None:
 
 
 def test_predicate_needs_no_runtime() -> None:
-    code = "import sys, moec.backends.onnxruntime.experts.native_rule; assert not {'onnxruntime', 'onnx', 'onnx_ir'} & set(sys.modules)"
+    code = (
+        "import sys, moec.backends.onnxruntime.experts.native_rule; assert not {'onnxruntime', 'onnx', 'onnx_ir'} "
+        "& set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -69,7 +69,11 @@ def test_only_weights_that_are_read_stay_and_they_stay_lazy(optimize_for: str, p
     assert all(v.uses() for v in model.graph.initializers.values())
     lazy = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, WeightTensor)]
     assert sum(t.size for t in lazy) == sum(t.numel() for t in (*e.tensors, e.router) if t is not None)
-    assert all(v.const_value in lazy or v.const_value.size < 100 for v in model.graph.initializers.values() if v.const_value is not None)
+    assert all(
+        v.const_value in lazy or v.const_value.size < 100
+        for v in model.graph.initializers.values()
+        if v.const_value is not None
+    )
 
 
 def test_a_weight_with_another_reader_stays() -> None:

@@ -1,4 +1,5 @@
-"""Experts from packed bytes against `moec::moe` and `moec::experts` on `moec::dequantize`: the QMoE operator and the grouped form."""
+"""Experts from packed bytes against `moec::moe` and `moec::experts` on `moec::dequantize`: the QMoE operator and the
+grouped form."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from torch import Tensor
 
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.dialect import Activation, Routing
-from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, error, experts_model, lowered, moe_model, run, tokens
+from tests.backends.onnxruntime.blocks import (
+    ACTIVATIONS,
+    Experts,
+    error,
+    experts_model,
+    lowered,
+    moe_model,
+    run,
+    tokens,
+)
 from tests.backends.onnxruntime.rounding import quantize_model
 
 LIMIT, ROUNDED_LIMIT = 1e-5, 0.1
@@ -26,7 +36,14 @@ def reference(e: Experts, x: Tensor, routing: Routing) -> Tensor:
     return torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
 
 
-def built(e: Experts, grid: tuple[int, int, bool], routing: Routing, optimize_for: str = "latency", provider: str = "cpu", names: list[str] | None = None):  # type: ignore[no-untyped-def]
+def built(
+    e: Experts,
+    grid: tuple[int, int, bool],
+    routing: Routing,
+    optimize_for: str = "latency",
+    provider: str = "cpu",
+    names: list[str] | None = None,
+):  # type: ignore[no-untyped-def]
     """The lowered model, what is said of it; `e` gets the weights that the packed ones stand for."""
     model = moe_model(e, 2, routing)
     for name, value in quantize_model(model, names or BOTH, *grid).items():
@@ -85,7 +102,11 @@ def test_every_activation(bits: int, activation: Activation, biases: bool) -> No
 @pytest.mark.parametrize("combine", ["renormalize", "scores", "softmax"])
 @pytest.mark.parametrize("top_k", [1, 2, 6])
 def test_native_rules(combine: str, top_k: int, provider: str) -> None:
-    e, x, routing = experts(dtype=torch.float16 if provider == "cuda" else torch.float32), tokens(7, hidden=128), Routing(top_k, combine=combine, scale=2.5)
+    e, x, routing = (
+        experts(dtype=torch.float16 if provider == "cuda" else torch.float32),
+        tokens(7, hidden=128),
+        Routing(top_k, combine=combine, scale=2.5),
+    )
     x, limit = x.to(e.w_in.dtype), 2e-2 if provider == "cuda" else LIMIT
     model, fact = built(e, (4, 32, False), routing, provider=provider)
     assert fact["kernel"] == "QMoE" and (fact["formulation"] == "kernel") == (combine != "scores")
@@ -111,7 +132,10 @@ def test_given_weights(rank: int, top_k: int, score_before: bool) -> None:
     want = torch.ops.moec.experts(x, ids, top.sigmoid(), *e.tensors, score_before=score_before)
     got = run(model, x=x, scores=scores)
     assert error(got, want) < LIMIT
-    assert error(got, torch.ops.moec.experts(x, ids, torch.softmax(top, -1), *e.tensors, score_before=score_before)) > 100 * LIMIT
+    assert (
+        error(got, torch.ops.moec.experts(x, ids, torch.softmax(top, -1), *e.tensors, score_before=score_before))
+        > 100 * LIMIT
+    )
 
 
 def test_no_tokens() -> None:

@@ -12,7 +12,13 @@ from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.dialect import Routing
 from tests.backends.onnxruntime.blocks import Experts, error, moe_model, tokens
 
-RULES = [Routing(2), Routing(2, combine="scores", scale=2.5), Routing(1, combine="scores"), Routing(3, "identity", "softmax"), Routing(6)]
+RULES = [
+    Routing(2),
+    Routing(2, combine="scores", scale=2.5),
+    Routing(1, combine="scores"),
+    Routing(3, "identity", "softmax"),
+    Routing(6),
+]
 
 
 def routed(e: Experts, x: torch.Tensor, rule: Routing) -> dict[str, torch.Tensor]:
@@ -39,11 +45,17 @@ def test_native_rules(rule: Routing) -> None:
     got = routed(e, x, rule)
     weights, ids = torch.ops.moec.route(x.reshape(10, -1) @ e.router.T + 1.0, None, **rule.arguments())
     assert torch.equal(got["ids"], ids)
-    assert error(got["weights"], weights) < 1e-5 or weights.std() == 0 or (rule.top_k == 1 and torch.allclose(got["weights"], weights))
+    assert (
+        error(got["weights"], weights) < 1e-5
+        or weights.std() == 0
+        or (rule.top_k == 1 and torch.allclose(got["weights"], weights))
+    )
 
 
 def test_the_other_normalisation_is_seen() -> None:
     e, x = Experts(), tokens(2, 5)
     got = routed(e, x, Routing(2))
-    weights, _ = torch.ops.moec.route(x.reshape(10, -1) @ e.router.T + 1.0, None, **Routing(2, combine="scores").arguments())
+    weights, _ = torch.ops.moec.route(
+        x.reshape(10, -1) @ e.router.T + 1.0, None, **Routing(2, combine="scores").arguments()
+    )
     assert error(got["weights"], weights) > 0.1

@@ -1,4 +1,5 @@
-"""Experts of several widths: the engine computes what the expression of the program says, in every form, for every expert."""
+"""Experts of several widths: the engine computes what the expression of the program says, in every form, for every
+expert."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def experts(**options: Any) -> Experts:
     return Experts(hidden=128, inner=64, **options)
 
 
-def built(e: Experts, routing: Routing, bits: tuple[int, ...], block: int = 32, zeros: bool = False, **options: Any) -> tuple[ir.Model, dict[str, Any]]:
+def built(
+    e: Experts, routing: Routing, bits: tuple[int, ...], block: int = 32, zeros: bool = False, **options: Any
+) -> tuple[ir.Model, dict[str, Any]]:
     model = moe_model(e, 2, routing)
     mix(model, e, bits, block, zeros)
     (fact,) = lower(model, **options)
@@ -38,14 +41,21 @@ def reference(e: Experts, x: Tensor, routing: Routing) -> Tensor:
     return torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("routing", [Routing(2), Routing(2, combine="scores"), Routing(4)], ids=["softmax", "scores", "4 of 6"])
+@pytest.mark.parametrize(
+    "routing", [Routing(2), Routing(2, combine="scores"), Routing(4)], ids=["softmax", "scores", "4 of 6"]
+)
 @pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_two_and_four_bits_are_one_exact_operator(block: int, zeros: bool, routing: Routing) -> None:
     e, x = experts(), tokens(9, hidden=128)
     plain = reference(e, x, routing)
     model, fact = built(e, routing, MIXED, block, zeros)
-    assert ops(model).count("QMoE") == 1 and fact["bits"] == "2, 4" and fact["experts"] == {"2": 3, "4": 3} and "when loaded" in fact["why"]
+    assert (
+        ops(model).count("QMoE") == 1
+        and fact["bits"] == "2, 4"
+        and fact["experts"] == {"2": 3, "4": 3}
+        and "when loaded" in fact["why"]
+    )
     got, want = run(model, x=x), reference(e, x, routing)
     assert error(got, want) < LIMIT
     assert error(got, plain) > 10 * LIMIT, "the weights were rounded"
@@ -70,7 +80,11 @@ def test_experts_of_two_bits_alone_become_four_when_loaded(block: int) -> None:
 def test_eight_bits_among_them_are_grouped(biases: bool, optimize_for: str) -> None:
     e, x = experts(biases=biases), tokens(9, hidden=128)
     model, fact = built(e, Routing(2), THREE, zeros=True, optimize_for=optimize_for)
-    assert fact["formulation"] == "grouped" and fact["kernel"] == "MatMulNBits" and fact["experts"] == {"2": 2, "4": 2, "8": 2}
+    assert (
+        fact["formulation"] == "grouped"
+        and fact["kernel"] == "MatMulNBits"
+        and fact["experts"] == {"2": 2, "4": 2, "8": 2}
+    )
     unpack_products(model)
     assert error(run(model, x=x), reference(e, x, Routing(2))) < LIMIT
 
@@ -89,7 +103,8 @@ def test_where_rounding_is_allowed_each_width_is_an_operator(bits: tuple[int, ..
 
 @pytest.fixture
 def as_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 16 in both forms on the CPU, where 2 bits are exact too, if slow; CUDA's form computes the same there."""
+    """Blocks of 16 in both forms on the CPU, where 2 bits are exact too, if slow; CUDA's form computes the same
+    there."""
     monkeypatch.setattr("moec.backends.onnxruntime.experts.qmoe._why_not_cuda", lambda *_: "")
     monkeypatch.setattr("moec.backends.onnxruntime.experts.qmoe.SLOW_NARROW", 0)
 

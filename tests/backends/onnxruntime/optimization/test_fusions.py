@@ -21,7 +21,8 @@ class Norms(nn.Module):
     """A norm, a residual branch, the norm of the sum, and the sum again, as decoders have them.
 
     Args:
-        kind: `plain` multiplies by the weight in x's dtype, `wide` by 1 + weight in float32, `power` is `wide` written with `** -0.5`.
+        kind: `plain` multiplies by the weight in x's dtype, `wide` by 1 + weight in float32, `power` is `wide` written
+            with `** -0.5`.
     """
 
     def __init__(self, dtype: torch.dtype, kind: str = "plain", epsilon: float = 1e-3) -> None:
@@ -101,7 +102,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query = x.unflatten(-1, (4, -1)).transpose(1, 2)
-        return nn.functional.scaled_dot_product_attention(query, query.flip(2) * 2, query.sin()).transpose(1, 2).flatten(2)
+        return (
+            nn.functional.scaled_dot_product_attention(query, query.flip(2) * 2, query.sin()).transpose(1, 2).flatten(2)
+        )
 
 
 def test_a_key_is_transposed_at_once() -> None:
@@ -117,7 +120,9 @@ def test_no_weight_is_read() -> None:
     def refuse(start: int, stop: int) -> Tensor:
         raise AssertionError("a weight was read")
 
-    program = capture(Norms(torch.float32).train(False), {"x": sample(torch.float32, 3, 11)}, {"x": ("batch", "sequence", None)})
+    program = capture(
+        Norms(torch.float32).train(False), {"x": sample(torch.float32, 3, 11)}, {"x": ("batch", "sequence", None)}
+    )
     w = program.weights["linear.weight"]
     program.weights["linear.weight"] = Weight(w.shape, w.dtype, w.origin, refuse)
     model = to_onnx(program)

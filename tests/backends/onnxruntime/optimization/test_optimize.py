@@ -1,4 +1,5 @@
-"""Clean-up: transposed weights are folded without being loaded, small constants are folded, large ones are left alone."""
+"""Clean-up: transposed weights are folded without being loaded, small constants are folded, large ones are left
+alone."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from tests.backends.onnxruntime.blocks import error, ops, run, value
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
 
 
-def model_of(widths: list[int], dtypes: list[torch.dtype] | None = None, depth: int = 8) -> tuple[ir.Model, list[torch.Tensor]]:
+def model_of(
+    widths: list[int], dtypes: list[torch.dtype] | None = None, depth: int = 8
+) -> tuple[ir.Model, list[torch.Tensor]]:
     """`y` is the concatenation of x's products with a weight of each width."""
     x = value("x", torch.float32, ["b", "s", depth])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="products")
@@ -38,7 +40,11 @@ def test_one_product_with_the_same_result(widths: list[int]) -> None:
     assert pack_products(model.graph) == 1 and ops(model).count("MatMul") == 1 and ops(model).count("Split") == 1
     assert error(run(model, x=X), want) < 1e-6
     assert error(run(model, x=X), torch.cat([X @ w for w in weights], -1)) > 0.1, "the order matters"
-    packed = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, WeightTensor) and len(v.const_value.shape) == 2]
+    packed = [
+        v.const_value
+        for v in model.graph.initializers.values()
+        if isinstance(v.const_value, WeightTensor) and len(v.const_value.shape) == 2
+    ]
     assert any(list(t.shape.numpy()) == [8, sum(widths)] for t in packed), "still lazy"
     assert pack_products(model.graph) == 0, "nothing is left to pack"
 

@@ -22,7 +22,9 @@ def constant(graph: ir.Graph, numbers: Sequence[int], name: str) -> ir.Value:
     return held
 
 
-def add(graph: ir.Graph, op: str, inputs: list[ir.Value], name: str, outputs: int = 1, **attributes: Any) -> list[ir.Value]:
+def add(
+    graph: ir.Graph, op: str, inputs: list[ir.Value], name: str, outputs: int = 1, **attributes: Any
+) -> list[ir.Value]:
     node = ir.node(op, inputs, attributes, num_outputs=outputs, name=name)
     for n, out in enumerate(node.outputs):
         out.name = f"{name}.{n}"
@@ -83,7 +85,11 @@ def test_heads_are_cut_once() -> None:
     assert not torch.equal(run(model, x=X), want.flip(2)), "the order matters"
 
 
-@pytest.mark.parametrize(("shape", "counts"), [([2, 5, 2, 4], [8, 8, 8]), ([2, 5, -1, 4], [12, 6, 6])], ids=["heads are fixed", "a piece is no whole heads"])
+@pytest.mark.parametrize(
+    ("shape", "counts"),
+    [([2, 5, 2, 4], [8, 8, 8]), ([2, 5, -1, 4], [12, 6, 6])],
+    ids=["heads are fixed", "a piece is no whole heads"],
+)
 def test_heads_that_the_shape_does_not_infer_stay(shape: list[int], counts: list[int]) -> None:
     assert spare_reshapes(heads(shape, counts).graph) == 0
 
@@ -93,7 +99,8 @@ def test_a_split_of_another_dimension_stays() -> None:
 
 
 def turned(axis: int = 2, perm: tuple[int, ...] = (0, 2, 1, 3), normed: bool = True) -> ir.Model:
-    """Heads `[2, 5, 6, 4]` cut in 3, 2 and 1, the first after a norm of its rows, each transposed, and put together again."""
+    """Heads `[2, 5, 6, 4]` cut in 3, 2 and 1, the first after a norm of its rows, each transposed, and put together
+    again."""
     graph = ir.Graph([value("x", torch.float32, ["b", "s", 6, 4])], [], nodes=[], opset_imports={"": 20}, name="turned")
     cut = add(graph, "Split", [graph.inputs[0], constant(graph, [3, 2, 1], "counts")], "split", 3, axis=axis)
     if normed:
@@ -110,9 +117,13 @@ def test_heads_are_turned_once() -> None:
     assert spare_reshapes(model.graph) == 2 and ops(model).count("Transpose") == 1
     assert torch.equal(run(model, x=heads), before)
     want = heads.transpose(1, 2)
-    assert torch.equal(before[:, 3:], want[:, 3:]) and not torch.allclose(before[:, :3], want[:, :3]), "the first pieces were normed"
+    assert torch.equal(before[:, 3:], want[:, 3:]) and not torch.allclose(before[:, :3], want[:, :3]), (
+        "the first pieces were normed"
+    )
 
 
-@pytest.mark.parametrize("rule", [{"axis": 1, "normed": False}, {"perm": (0, 1, 2, 3)}], ids=["tokens are cut", "nothing is turned"])
+@pytest.mark.parametrize(
+    "rule", [{"axis": 1, "normed": False}, {"perm": (0, 1, 2, 3)}], ids=["tokens are cut", "nothing is turned"]
+)
 def test_pieces_that_are_not_all_turned_by_head_stay(rule: dict[str, Any]) -> None:
     assert spare_reshapes(turned(**rule).graph) == 0

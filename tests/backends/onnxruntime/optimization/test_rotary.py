@@ -15,19 +15,26 @@ POSITIONS = torch.tensor([[3, 4, 5, 6, 7], [0, 0, 1, 2, 3]])
 
 
 def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0, batch: str | int = "b") -> ir.Model:
-    """Rotation as transformers writes it; `half` is where the rows are cut, `factor` scales the tables as YaRN does, `batch` is theirs."""
+    """Rotation as transformers writes it; `half` is where the rows are cut, `factor` scales the tables as YaRN does,
+    `batch` is theirs."""
     x, angles = value("x", torch.float32, ["b", N, "s", D]), value("angles", torch.float32, [batch, "s", D // 2])
     graph = ir.Graph([x, angles], [], nodes=[], opset_imports={"": 20}, name="rotary")
 
     def number(*values: float, dtype: type = np.int64) -> ir.Value:
         name = f"c{len(graph.initializers)}"
         tensor = ir.tensor(np.array(values if len(values) > 1 else values[:1], dtype), name=name)
-        graph.register_initializer(ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor))
+        graph.register_initializer(
+            ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        )
         return graph.initializers[name]
 
     def add(op: str, *inputs: ir.Value, shape: list[object], **attributes: object) -> ir.Value:
         node = ir.node(op, inputs, attributes, name=f"{op}{len(graph)}")
-        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"v{len(graph)}", ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape)
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
+            f"v{len(graph)}",
+            ir.TensorType(ir.DataType.FLOAT),
+            ir.Shape(shape),
+        )
         graph.append(node)
         return node.outputs[0]
 
@@ -35,7 +42,9 @@ def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0, bat
     both = add("Concat", angles, second, shape=[batch, "s", D], axis=-1)
     tables = []
     for name in ("Cos", "Sin"):
-        scaled = add("Mul", add(name, both, shape=[batch, "s", D]), number(factor, dtype=np.float32), shape=[batch, "s", D])
+        scaled = add(
+            "Mul", add(name, both, shape=[batch, "s", D]), number(factor, dtype=np.float32), shape=[batch, "s", D]
+        )
         tables.append(add("Unsqueeze", scaled, number(1), shape=[batch, 1, "s", D]))
     last = add("Slice", x, number(half), number(2**60), number(3), number(1), shape=["b", N, "s", D - half])
     first = add("Slice", x, number(0), number(half), number(3), number(1), shape=["b", N, "s", half])
@@ -49,7 +58,10 @@ def model_of(half: int = D // 2, repeated: bool = True, factor: float = 1.0, bat
 
 def inputs() -> dict[str, torch.Tensor]:
     frequencies = 10.0 ** -torch.arange(D // 2)
-    return {"x": torch.randn(B, N, S, D, generator=torch.Generator().manual_seed(0)), "angles": POSITIONS[..., None] * frequencies}
+    return {
+        "x": torch.randn(B, N, S, D, generator=torch.Generator().manual_seed(0)),
+        "angles": POSITIONS[..., None] * frequencies,
+    }
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.3])
@@ -78,16 +90,26 @@ def test_something_else_is_left_alone(other: dict[str, object]) -> None:
 
 def by_head(turned: tuple[int, ...] = (0, 2, 1, 3), shape: tuple[int, ...] = (0, 0, -1)) -> ir.Model:
     """Rows `[B, S, N, D]` turned to heads, rotated, turned by `turned` and put in a shape."""
-    rows, tables = value("x", torch.float32, ["b", "s", N, D]), [value(name, torch.float32, ["places", D // 2]) for name in ("cos", "sin")]
+    rows, tables = (
+        value("x", torch.float32, ["b", "s", N, D]),
+        [value(name, torch.float32, ["places", D // 2]) for name in ("cos", "sin")],
+    )
     places = value("places", torch.int64, ["b", "s"])
     graph = ir.Graph([rows, places, *tables], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="rotary")
     held = ir.tensor(np.array(shape, np.int64), name="shape")
-    graph.register_initializer(ir.Value(name="shape", const_value=held, type=ir.TensorType(held.dtype), shape=held.shape))
+    graph.register_initializer(
+        ir.Value(name="shape", const_value=held, type=ir.TensorType(held.dtype), shape=held.shape)
+    )
     there = ir.node("Transpose", [rows], {"perm": [0, 2, 1, 3]}, name="there")
     rotary = ir.node("RotaryEmbedding", [there.outputs[0], places, *tables], domain="com.microsoft", name="rotary")
     back = ir.node("Transpose", [rotary.outputs[0]], {"perm": list(turned)}, name="back")
     y = value("y", torch.float32, [None] * len(shape))
-    nodes = [there, rotary, back, ir.node("Reshape", [back.outputs[0], graph.initializers["shape"]], outputs=[y], name="rows")]
+    nodes = [
+        there,
+        rotary,
+        back,
+        ir.node("Reshape", [back.outputs[0], graph.initializers["shape"]], outputs=[y], name="rows"),
+    ]
     for node in nodes[:-1]:
         node.outputs[0].name = f"{node.name}.y"
     graph.extend(nodes)
@@ -97,9 +119,16 @@ def by_head(turned: tuple[int, ...] = (0, 2, 1, 3), shape: tuple[int, ...] = (0,
 
 def test_heads_are_not_turned_for_the_rotation_alone() -> None:
     angles = torch.arange(9)[:, None] * 10.0 ** -torch.arange(D // 2)
-    given = {"x": torch.randn(B, S, N, D, generator=torch.Generator().manual_seed(0)), "places": POSITIONS, "cos": angles.cos(), "sin": angles.sin()}
+    given = {
+        "x": torch.randn(B, S, N, D, generator=torch.Generator().manual_seed(0)),
+        "places": POSITIONS,
+        "cos": angles.cos(),
+        "sin": angles.sin(),
+    }
     model, want = by_head(), run(by_head(), **given)
-    assert rotate_by_token(model.graph) == 1 and "Transpose" not in ops(model) and error(run(model, **given), want) < 1e-6
+    assert (
+        rotate_by_token(model.graph) == 1 and "Transpose" not in ops(model) and error(run(model, **given), want) < 1e-6
+    )
     assert error(run(model, **{**given, "places": POSITIONS + 1}), want) > 1e-2, "the positions matter"
 
 

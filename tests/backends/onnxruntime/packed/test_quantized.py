@@ -1,4 +1,5 @@
-"""Linear layers and embeddings from packed bytes: each grid against `moec::dequantize`, what is stored, what is refused."""
+"""Linear layers and embeddings from packed bytes: each grid against `moec::dequantize`, what is stored, what is
+refused."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.table = nn.Embedding(VOCABULARY, HIDDEN)
-        self.a, self.b, self.c = nn.Linear(HIDDEN, HIDDEN, bias=False), nn.Linear(HIDDEN, 96, bias=False), nn.Linear(HIDDEN, HIDDEN)
+        self.a, self.b, self.c = (
+            nn.Linear(HIDDEN, HIDDEN, bias=False),
+            nn.Linear(HIDDEN, 96, bias=False),
+            nn.Linear(HIDDEN, HIDDEN),
+        )
         self.head = nn.Linear(HIDDEN, VOCABULARY, bias=False)
         if tied:
             self.head.weight = self.table.weight
@@ -86,7 +91,9 @@ def test_every_grid(tmp_path: Path) -> None:
     for n, grid in enumerate(GRIDS * 2):
         assert error(got[n], want[n]) < LIMIT, grid
         assert error(got[n], plain[n]) > 10 * LIMIT, "the weights were rounded"
-    assert sorted((f["bits"], f["block"]) for f in facts["packed"] if f["op"] == "GatherBlockQuantized") == sorted(grid[:2] for grid in GRIDS)
+    assert sorted((f["bits"], f["block"]) for f in facts["packed"] if f["op"] == "GatherBlockQuantized") == sorted(
+        grid[:2] for grid in GRIDS
+    )
     assert {(f["op"], f["bits"]) for f in facts["packed"]} == {
         *(("GatherBlockQuantized", b) for b in (2, 4, 8)),
         (UNPACKED, 2),
@@ -102,7 +109,9 @@ def test_numbers_in_another_order_are_seen(where: str, bits: int, tmp_path: Path
     want = program.run(ids=IDS)[program.outputs[0]]
     name = next(n for n in program.weights if n.startswith(where) and n.endswith("packed"))
     held = program.weights[name].load()
-    numbers = torch.ops.moec.dequantize(held, torch.ones(len(held), 1), torch.zeros(len(held), 1, dtype=torch.uint8), bits=bits)
+    numbers = torch.ops.moec.dequantize(
+        held, torch.ones(len(held), 1), torch.zeros(len(held), 1, dtype=torch.uint8), bits=bits
+    )
     program.weights[name] = from_tensor(pack(numbers.unflatten(-1, (-1, 8 // bits)).flip(-1).flatten(-2), bits), name)
     assert error(build(program, tmp_path)[0], want) > 0.01
 
@@ -127,11 +136,16 @@ def test_siblings_are_one_product_and_the_bytes_are_those_that_were_meant(tmp_pa
     assert not np.array_equal(joined, np.concatenate([weight_of(want, "b"), weight_of(want, "a")]))
     assert np.array_equal(decoded(products[2]), weight_of(want, "head"))
     said = sum(f["bytes"] for f in facts["packed"])
-    assert said <= sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None) < said + 1024, "biases and sizes"
+    assert (
+        said
+        <= sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
+        < said + 1024
+    ), "biases and sizes"
 
 
 def decoded(node: ir.Node) -> np.ndarray[Any, Any]:
-    """The matrix that a MatMulNBits of 4 bits with zero points stands for, read off its bytes in the file, one number at a time."""
+    """The matrix that a MatMulNBits of 4 bits with zero points stands for, read off its bytes in the file, one number
+    at a time."""
     data, scale, zero = (v.const_value.numpy() for v in node.inputs[1:4] if v is not None and v.const_value is not None)
     rows, groups, block = data.shape[0], data.shape[1], node.attributes.get_int("block_size")
     found = np.zeros((rows, groups * block), np.float32)
@@ -143,7 +157,10 @@ def decoded(node: ir.Node) -> np.ndarray[Any, Any]:
 
 
 def weight_of(weights: dict[str, Tensor], layer: str) -> np.ndarray[Any, Any]:
-    parts = [next(t for n, t in weights.items() if n.startswith(f"{layer}.") and n.endswith(kind)) for kind in ("packed", "scale", "zero")]
+    parts = [
+        next(t for n, t in weights.items() if n.startswith(f"{layer}.") and n.endswith(kind))
+        for kind in ("packed", "scale", "zero")
+    ]
     return meant((parts[0], parts[1], parts[2]), 4).numpy()
 
 
@@ -236,8 +253,17 @@ def test_a_whole_decoder_equals_its_program(bits: int, kernel: str, mixtral: Pat
     import moec
 
     report = moec.compile(
-        str(mixtral), out=tmp_path / "engine", pipeline=f"quantize(bits={bits}, group=16, embeddings={bits})", tolerance=100.0
+        str(mixtral),
+        out=tmp_path / "engine",
+        pipeline=f"quantize(bits={bits}, group=16, embeddings={bits})",
+        tolerance=100.0,
     )  # of rounding: untrained
-    assert [b["kernel"] for b in report.facts["blocks"]] == [kernel] * 2 and {b["bits"] for b in report.facts["blocks"]} == {str(bits)}
-    assert {f["op"] for f in report.facts["packed"]} == {"GatherBlockQuantized", UNPACKED, *(["MatMulNBits"] if bits == 4 else [])}, "the head has 8 bits"
+    assert [b["kernel"] for b in report.facts["blocks"]] == [kernel] * 2 and {
+        b["bits"] for b in report.facts["blocks"]
+    } == {str(bits)}
+    assert {f["op"] for f in report.facts["packed"]} == {
+        "GatherBlockQuantized",
+        UNPACKED,
+        *(["MatMulNBits"] if bits == 4 else []),
+    }, "the head has 8 bits"
     assert len(report.facts["packed"]) == 2 * 4 + 2

@@ -56,7 +56,9 @@ def test_in_branches(optimize_for: str) -> None:
     for name, weight in quantize_model(model, ["w_in", "w_out"], 8, 16, True).items():
         setattr(e, name, weight)
     model, _ = lowered(model, optimize_for)
-    assert any(n.op_type == "If" for n in model.graph) and unpack_products(model) == 20 * (2 if optimize_for == "latency" else 3)
+    assert any(n.op_type == "If" for n in model.graph) and unpack_products(model) == 20 * (
+        2 if optimize_for == "latency" else 3
+    )
     assert [f.name for f in model.functions.values()] == ["Unpack8WithZeros"], "said once, not for every matrix"
     assert error(run(model, x=x), torch.ops.moec.moe(x, e.router, None, None, *e.tensors, top_k=2)) < 1e-5
 
@@ -70,5 +72,13 @@ def test_a_session_that_stays_small_gives_the_same(tmp_path: Path) -> None:
 
 
 def test_what_is_said() -> None:
-    facts = [{"op": "MatMulNBits", "bits": 8}, {"op": "MatMulNBits", "bits": 4}, {"op": "GatherBlockQuantized", "bits": 8}]
-    assert [f["op"] for f in told(facts, "op")] == ["MatMul, unpacked when loaded", "MatMulNBits", "GatherBlockQuantized"]
+    facts = [
+        {"op": "MatMulNBits", "bits": 8},
+        {"op": "MatMulNBits", "bits": 4},
+        {"op": "GatherBlockQuantized", "bits": 8},
+    ]
+    assert [f["op"] for f in told(facts, "op")] == [
+        "MatMul, unpacked when loaded",
+        "MatMulNBits",
+        "GatherBlockQuantized",
+    ]

@@ -1,4 +1,5 @@
-"""The cache stays with the runtime: the same logits as the engine's ordinary call, step by step, on the host's form and on the device's."""
+"""The cache stays with the runtime: the same logits as the engine's ordinary call, step by step, on the host's form and
+on the device's."""
 
 from __future__ import annotations
 

@@ -12,12 +12,24 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from moec.backends.onnxruntime.session.huge_pages import ENABLED, HUGE, anonymous_memory, collapse, collapse_beside, without
+from moec.backends.onnxruntime.session.huge_pages import (
+    ENABLED,
+    HUGE,
+    anonymous_memory,
+    collapse,
+    collapse_beside,
+    without,
+)
 
 
 def can_collapse() -> bool:
     version = [int(n) for n in platform.release().split(".")[:2] if n.isdigit()]
-    return platform.machine() == "x86_64" and ENABLED.exists() and "[never]" not in ENABLED.read_text() and version >= [6, 1]
+    return (
+        platform.machine() == "x86_64"
+        and ENABLED.exists()
+        and "[never]" not in ENABLED.read_text()
+        and version >= [6, 1]
+    )
 
 
 needs_huge_pages = pytest.mark.skipif(not can_collapse(), reason="no huge pages here, or Linux is older than 6.1")
@@ -37,7 +49,11 @@ def huge_bytes(memory: list[range]) -> int:
 
 
 def test_parts_that_are_new() -> None:
-    assert without([range(10), range(20, 30)], [range(5, 22), range(28, 29)]) == [range(5), range(22, 28), range(29, 30)]
+    assert without([range(10), range(20, 30)], [range(5, 22), range(28, 29)]) == [
+        range(5),
+        range(22, 28),
+        range(29, 30),
+    ]
     assert without([range(10)], []) == [range(10)] and without([range(3, 5)], [range(10)]) == []
 
 
@@ -56,11 +72,19 @@ def test_written_memory_is_moved_and_keeps_its_contents() -> None:
 
 @needs_huge_pages
 def test_the_weights_of_a_session_are_found_and_moved(tmp_path: Path) -> None:
-    weight = np.random.default_rng(0).standard_normal((2048, 6144), np.float32)  # 48 MiB: malloc keeps nothing of this size from before
+    weight = np.random.default_rng(0).standard_normal(
+        (2048, 6144), np.float32
+    )  # 48 MiB: malloc keeps nothing of this size from before
     node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size]) for name, size in (("x", 2048), ("y", 6144)))
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, size])
+        for name, size in (("x", 2048), ("y", 6144))
+    )
     graph = onnx.helper.make_graph([node], "product", [x], [y], [onnx.numpy_helper.from_array(weight, "w")])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx")
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "model.onnx",
+    )
     before = anonymous_memory()
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     new = without(anonymous_memory(), before)

@@ -35,8 +35,14 @@ def test_values_inside_are_the_programs(tmp_path: Path) -> None:
     trace(program, sample, lambda node, value, args, kwargs: norms.append(value) if "layer_norm" in node.name else None)
     assert len(norms) == 2
     for norm in norms:
-        assert any(v.numel() == norm.numel() and torch.allclose(v.flatten(), norm.flatten(), atol=1e-4) for v in values.values())
-        assert not any(v.numel() == norm.numel() and torch.allclose(v.flatten(), norm.flatten() + 0.01, atol=1e-4) for v in values.values())
+        assert any(
+            v.numel() == norm.numel() and torch.allclose(v.flatten(), norm.flatten(), atol=1e-4)
+            for v in values.values()
+        )
+        assert not any(
+            v.numel() == norm.numel() and torch.allclose(v.flatten(), norm.flatten() + 0.01, atol=1e-4)
+            for v in values.values()
+        )
 
 
 @pytest.mark.parametrize(("block", "expert"), [(0, 1), (1, 3)])

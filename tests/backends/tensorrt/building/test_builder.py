@@ -48,7 +48,10 @@ def test_timings_are_stored_and_spoiled_ones_replaced(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"profiles": []}, "no optimization profile"),
-        ({"profiles": [{"name": "upside down", "sizes": {}, "shapes": {"x": [[9, 8], [4, 8], [16, 8]]}}]}, "profile 'upside down'"),
+        (
+            {"profiles": [{"name": "upside down", "sizes": {}, "shapes": {"x": [[9, 8], [4, 8], [16, 8]]}}]},
+            "profile 'upside down'",
+        ),
         ({"profiles": [{"name": "other", "sizes": {}, "shapes": {"x": [[1, 9], [4, 9], [16, 9]]}}]}, "cannot build"),
         ({"architectures": [90]}, "does not build for sm90"),
     ],

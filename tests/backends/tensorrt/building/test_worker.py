@@ -53,5 +53,13 @@ def test_the_process_does_not_wait_for_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, moec.backends.tensorrt.building.worker, moec.backends.tensorrt.building.builder, moec.backends.tensorrt.edition, moec.backends.tensorrt.gpu"
-    assert subprocess.run([sys.executable, "-c", code + "; assert 'torch' not in sys.modules"], capture_output=True).returncode == 0
+    code = (
+        "import sys, moec.backends.tensorrt.building.worker, moec.backends.tensorrt.building.builder, "
+        "moec.backends.tensorrt.edition, moec.backends.tensorrt.gpu"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code + "; assert 'torch' not in sys.modules"], capture_output=True
+        ).returncode
+        == 0
+    )

@@ -1,4 +1,5 @@
-"""Attention in standard operators against `moec::attention` itself: grouped heads, a cache, padding, soft caps, sinks."""
+"""Attention in standard operators against `moec::attention` itself: grouped heads, a cache, padding, soft caps,
+sinks."""
 
 from __future__ import annotations
 
@@ -20,13 +21,24 @@ NAMES = ("query", "key", "value", "mask", "sinks")
 
 def lowered(given: list[Tensor | None], **rule: Any) -> ir.Model:
     """A model of two attention nodes that share their mask, added up."""
-    inputs = [None if t is None else ir.Value(name=n, type=ir.TensorType(DTYPES[t.dtype]), shape=ir.Shape(t.shape)) for n, t in zip(NAMES, given, strict=True)]
-    nodes = [ir.node("Attention", inputs, {"scale": 0.3, "softcap": 0.0, "causal": 1, **rule}, domain="moec", name=f"layer.{n}") for n in range(2)]
+    inputs = [
+        None if t is None else ir.Value(name=n, type=ir.TensorType(DTYPES[t.dtype]), shape=ir.Shape(t.shape))
+        for n, t in zip(NAMES, given, strict=True)
+    ]
+    nodes = [
+        ir.node(
+            "Attention", inputs, {"scale": 0.3, "softcap": 0.0, "causal": 1, **rule}, domain="moec", name=f"layer.{n}"
+        )
+        for n in range(2)
+    ]
     for n, node in enumerate(nodes):
         node.outputs[0].name, node.outputs[0].type = f"y{n}", ir.TensorType(DTYPES[given[0].dtype])  # type: ignore[union-attr]
     y = ir.Value(name="y", type=nodes[0].outputs[0].type)
     total = ir.node("Add", [node.outputs[0] for node in nodes], outputs=[y])
-    model = ir.Model(ir.Graph([v for v in inputs if v is not None], [y], nodes=[*nodes, total], opset_imports={"": 21}, name="test"), ir_version=10)
+    model = ir.Model(
+        ir.Graph([v for v in inputs if v is not None], [y], nodes=[*nodes, total], opset_imports={"": 21}, name="test"),
+        ir_version=10,
+    )
     facts = lower_attention(model)
     assert [f["formulation"] for f in facts] == ["plain", "plain"]
     assert not {n.domain for n in model.graph} - {""} and "Attention" not in ops(model)

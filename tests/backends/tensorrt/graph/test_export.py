@@ -1,4 +1,5 @@
-"""Whole models as TensorRT's graph: under ONNX Runtime they equal untouched eager, on inputs that reach every expert; wrong ones do not."""
+"""Whole models as TensorRT's graph: under ONNX Runtime they equal untouched eager, on inputs that reach every expert;
+wrong ones do not."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def legal(program: Program, passes: str = "") -> Program:
     return Pipeline.parse("find-moe, fuse-moe").all_optional().run(program, Context(), [])[0]
 
 
-def proven(source: Source, program: Program, folder: Path, plan: Plan, precision: torch.dtype = torch.float32) -> Verification:
+def proven(
+    source: Source, program: Program, folder: Path, plan: Plan, precision: torch.dtype = torch.float32
+) -> Verification:
     """Write the graph, run it, and compare it with the untouched model."""
     facts = write_onnx(program, folder / "model.onnx", precision, plan)
     assert facts["operators"] == "tensorrt-rtx-1.7"
@@ -110,7 +113,11 @@ def session(model: ir.Model):  # type: ignore[no-untyped-def]
 
 def scores_are_wide(model: ir.Model) -> bool:
     """Whether every choice among experts, and every softmax, is made in float32."""
-    return all(n.inputs[0] is not None and n.inputs[0].dtype == ir.DataType.FLOAT for n in model.graph if n.op_type in ("TopK", "Softmax"))
+    return all(
+        n.inputs[0] is not None and n.inputs[0].dtype == ir.DataType.FLOAT
+        for n in model.graph
+        if n.op_type in ("TopK", "Softmax")
+    )
 
 
 def test_routers_compute_in_float32_in_half_precision_too() -> None:
@@ -135,7 +142,10 @@ def test_packed_weights_equal_the_program(tmp_path: Path) -> None:
     program = legal(source.capture(torch.float32), "quantize(bits=4, group=64)")
     facts = write_onnx(program, tmp_path / "model.onnx", torch.float32, DENSE)
     assert {f["bits"] for f in facts["packed"]} == {4, 8} and facts["blocks"][0]["bits"] == "4"
-    engine, sample = OnnxruntimeEngine(tmp_path, Target("onnxruntime")), source.sample({"batch": 2, "sequence": 7, "past_sequence": 0}, seed=5)
+    engine, sample = (
+        OnnxruntimeEngine(tmp_path, Target("onnxruntime")),
+        source.sample({"batch": 2, "sequence": 7, "past_sequence": 0}, seed=5),
+    )
     got, want = engine(**sample)["logits"], program.run(**sample)["logits"]
     assert float((got - want).abs().max() / want.std()) < 1e-3
     plain = source.capture(torch.float32).run(**sample)["logits"]
@@ -147,7 +157,9 @@ def test_the_file_is_of_standard_operators_and_holds_no_path_of_this_machine(tmp
     made = ir.load(tmp_path / "model.onnx")
     assert set(made.opset_imports) == {""} and {n.domain for n in made.graph} == {""}
     assert not any(n.metadata_props for n in made.graph) and b"/work" not in (tmp_path / "model.onnx").read_bytes()
-    assert (tmp_path / "model.onnx.data").stat().st_size == 4 * 8 * 3 * HIDDEN * 12, "three matrices of 8 experts lie beside it"
+    assert (tmp_path / "model.onnx.data").stat().st_size == 4 * 8 * 3 * HIDDEN * 12, (
+        "three matrices of 8 experts lie beside it"
+    )
 
 
 def test_what_the_parser_lacks_is_refused_with_the_models_line() -> None:
@@ -165,7 +177,9 @@ def test_running_sums_count_in_float() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.cumsum(-1)
 
-    model, _ = lowered(capture(Running(), {"x": torch.ones(3, 5, dtype=torch.int64)}, {"x": ("batch", "sequence")}), Plan("tensorrt"))
+    model, _ = lowered(
+        capture(Running(), {"x": torch.ones(3, 5, dtype=torch.int64)}, {"x": ("batch", "sequence")}), Plan("tensorrt")
+    )
     assert sum_in_float(model) == 0, "done already"
     assert [n.inputs[0].dtype for n in model.graph if n.op_type == "CumSum"] == [ir.DataType.FLOAT]  # type: ignore[union-attr]
     x = torch.randint(0, 2, (4, 3000))

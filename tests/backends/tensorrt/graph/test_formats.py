@@ -18,11 +18,18 @@ from tests.backends.tensorrt.tiny import needs_rtx, request, write_floats
     [
         ("fp8", "tensorrt-rtx", (86, 89), ("sm86 has no fp8, which came with sm89", "tensorrt-rtx:sm89,sm120,sm121")),
         ("nvfp4", "tensorrt-rtx", (75, 89, 120), ("sm75 and sm89 have no nvfp4", "tensorrt-rtx:sm120,sm121")),
-        ("nvfp4", "tensorrt", (90,), ("sm90 has no nvfp4", "one of the GPUs that have it, --target tensorrt:sm100,sm103")),
+        (
+            "nvfp4",
+            "tensorrt",
+            (90,),
+            ("sm90 has no nvfp4", "one of the GPUs that have it, --target tensorrt:sm100,sm103"),
+        ),
         ("fp8", "tensorrt", (), ("sm80, which is not ruled out, has no fp8", "tensorrt:sm89,sm90")),
     ],
 )
-def test_gpus_without_it_are_named(kind: str, edition: str, architectures: tuple[int, ...], words: tuple[str, str]) -> None:
+def test_gpus_without_it_are_named(
+    kind: str, edition: str, architectures: tuple[int, ...], words: tuple[str, str]
+) -> None:
     found = lacking(kind, edition, architectures)
     assert found is not None and words[0] in found[0] and words[1] in found[1]
 
@@ -34,7 +41,9 @@ def test_gpus_with_it_are_not() -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize(("kind", "sm", "works"), [("fp8", 86, False), ("fp8", 89, True), ("nvfp4", 89, False), ("nvfp4", 120, True)])
+@pytest.mark.parametrize(
+    ("kind", "sm", "works"), [("fp8", 86, False), ("fp8", 89, True), ("nvfp4", 89, False), ("nvfp4", 120, True)]
+)
 def test_the_builder_says_the_same(kind: str, sm: int, works: bool, tmp_path: Path) -> None:
     asked = request(tmp_path, onnx=write_floats(tmp_path / "model.onnx", kind), architectures=[sm])
     if works:

@@ -54,9 +54,17 @@ def test_one_of_many_all_of_them_and_the_same_twice(form: str) -> None:
     e, x = Experts(), tokens(9)
     for top_k in (1, 6):
         ids, weights = choice(9, top_k=top_k)
-        assert error(run(lowered(experts_model(e, 2, top_k), form), x=x, ids=ids, weights=weights), want(e, x, ids, weights)) < 1e-4
+        assert (
+            error(
+                run(lowered(experts_model(e, 2, top_k), form), x=x, ids=ids, weights=weights), want(e, x, ids, weights)
+            )
+            < 1e-4
+        )
     ids, weights = torch.full((9, 2), 3), choice(9)[1]
-    assert error(run(lowered(experts_model(e, 2, 2), form), x=x, ids=ids, weights=weights), want(e, x, ids, weights)) < 1e-4
+    assert (
+        error(run(lowered(experts_model(e, 2, 2), form), x=x, ids=ids, weights=weights), want(e, x, ids, weights))
+        < 1e-4
+    )
 
 
 @pytest.mark.parametrize("activation", [Activation(), Activation("sigmoid", gated=False)], ids=str)
@@ -107,18 +115,30 @@ def test_a_native_block_says_between_which_tensors_it_stands() -> None:
     assert set(native["weights_of"].values()) <= set(model.graph.initializers)
 
 
-@pytest.mark.parametrize("activation", [Activation("silu", alpha=1.702, beta=1.0, limit=0.7), Activation("relu2", gated=False)], ids=str)
+@pytest.mark.parametrize(
+    "activation", [Activation("silu", alpha=1.702, beta=1.0, limit=0.7), Activation("relu2", gated=False)], ids=str
+)
 @pytest.mark.parametrize(("tokens_", "form"), [(1, "gathered"), (40, "dense")])
 @pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
-def test_a_block_with_kernels_is_proven_by_standard_operators(tokens_: int, form: str, activation: Activation, before: bool) -> None:
-    """Gate and up are one matrix there, which the kernels read too; the twin has them swapped, or neurons where there is no gate."""
+def test_a_block_with_kernels_is_proven_by_standard_operators(
+    tokens_: int, form: str, activation: Activation, before: bool
+) -> None:
+    """Gate and up are one matrix there, which the kernels read too; the twin has them swapped, or neurons where there
+    is no gate."""
     e, x, (ids, weights) = Experts(activation=activation, biases=True), tokens(3, 5), choice(3, 5)
     model = experts_model(e, 3, 2, score_before=before)
     (fact,) = lower_experts(model, Plan("tensorrt", architectures=(90,), tokens=tokens_, lowering="kernels"))
     found = fact["kernels"]
-    assert (fact["formulation"], fact["form"]) == ("kernels", "gathered" if before else form), "the same expert twice would be wrong in the other"
-    assert found["weights_of"] == {name: f"layer.{name}" for name in ("w_in", "w_out", "b_in", "b_out")} and found["sm"] == 90
-    assert set(found["weights_of"].values()) <= set(model.graph.initializers) and found["sizes"]["turned"] == (fact["form"] == "dense")
+    assert (fact["formulation"], fact["form"]) == ("kernels", "gathered" if before else form), (
+        "the same expert twice would be wrong in the other"
+    )
+    assert (
+        found["weights_of"] == {name: f"layer.{name}" for name in ("w_in", "w_out", "b_in", "b_out")}
+        and found["sm"] == 90
+    )
+    assert set(found["weights_of"].values()) <= set(model.graph.initializers) and found["sizes"]["turned"] == (
+        fact["form"] == "dense"
+    )
     got = run(model, x=x, ids=ids, weights=weights)
     assert error(got, want(e, x, ids, weights, before)) < 1e-4
     e.w_in = e.w_in.roll(e.inner if activation.gated else 1, 1)

@@ -32,7 +32,14 @@ class Made:
         self.graph.register_initializer(held)
         return held
 
-    def node(self, op: str, *inputs: ir.Value | np.ndarray[Any, Any] | ir.TensorProtocol, outputs: int = 1, domain: str = "", **attributes: Any) -> ir.Value:
+    def node(
+        self,
+        op: str,
+        *inputs: ir.Value | np.ndarray[Any, Any] | ir.TensorProtocol,
+        outputs: int = 1,
+        domain: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
         values = [v if isinstance(v, ir.Value) else self.constant(v) for v in inputs]
         made = ir.node(op, values, attributes, num_outputs=outputs, domain=domain, name=f"{op}_{len(list(self.graph))}")
         for n, value in enumerate(made.outputs):
@@ -55,10 +62,17 @@ def packed(bits: ir.DataType, rows: int, columns: int) -> ir.TensorProtocol:
     return ir.PackedTensor(np.full(rows * columns // 2, 0x11, np.uint8), bits, shape=ir.Shape([rows, columns]))
 
 
-def dequantized(m: Made, bits: ir.DataType, block: int, sign: float = 1.0, width: int = 256, zero: bool = False) -> ir.Value:
+def dequantized(
+    m: Made, bits: ir.DataType, block: int, sign: float = 1.0, width: int = 256, zero: bool = False
+) -> ir.Value:
     scale = np.full((8, width // block), 0.5 * sign, F)
     more = [packed(bits, 8, width // block)] if zero else []
-    return m.node("Gemm", m.x, m.node("DequantizeLinear", packed(bits, 8, width), scale, *more, axis=1, block_size=block), transB=1)
+    return m.node(
+        "Gemm",
+        m.x,
+        m.node("DequantizeLinear", packed(bits, 8, width), scale, *more, axis=1, block_size=block),
+        transB=1,
+    )
 
 
 def topk(k: int) -> ir.Model:
@@ -66,7 +80,9 @@ def topk(k: int) -> ir.Model:
     return m.model(m.node("TopK", m.x, np.array([k], I64), outputs=2))
 
 
-def simple(build: Callable[[Made], ir.Value], dtype: ir.DataType = ir.DataType.FLOAT, width: int = 8) -> Callable[[], ir.Model]:
+def simple(
+    build: Callable[[Made], ir.Value], dtype: ir.DataType = ir.DataType.FLOAT, width: int = 8
+) -> Callable[[], ir.Model]:
     def make() -> ir.Model:
         m = Made(dtype, width)
         return m.model(build(m))
@@ -75,7 +91,9 @@ def simple(build: Callable[[Made], ir.Value], dtype: ir.DataType = ir.DataType.F
 
 
 def scattered(reduction: str) -> Callable[[Made], ir.Value]:
-    return lambda m: m.node("ScatterND", m.node("Relu", m.x), np.zeros((1, 1), I64), np.ones((1, 8), F), reduction=reduction)
+    return lambda m: m.node(
+        "ScatterND", m.node("Relu", m.x), np.zeros((1, 1), I64), np.ones((1, 8), F), reduction=reduction
+    )
 
 
 # what a table allows must be built, what it forbids must not be
@@ -84,22 +102,39 @@ ALLOWED: dict[str, Callable[[], ir.Model]] = {
     "blocks of 64": simple(lambda m: dequantized(m, ir.DataType.INT4, 64), width=256),
     "blocks of 128": simple(lambda m: dequantized(m, ir.DataType.INT4, 128), width=256),
     "overwriting scatter": simple(scattered("none")),
-    "one hot": simple(lambda m: m.node("OneHot", m.node("Cast", m.x, to=int(ir.DataType.INT64)), np.array([6], I64), np.array([0, 1], F))),
+    "one hot": simple(
+        lambda m: m.node(
+            "OneHot", m.node("Cast", m.x, to=int(ir.DataType.INT64)), np.array([6], I64), np.array([0, 1], F)
+        )
+    ),
     "running sum": simple(lambda m: m.node("CumSum", m.x, np.array(1, I64))),
-    "gemm of a cast": simple(lambda m: m.node("Gemm", m.node("Cast", m.x, to=int(ir.DataType.FLOAT16)), np.ones((8, 8), np.float16))),
-    "batched product": simple(lambda m: m.node("MatMul", np.ones((3, 4, 8), F), m.node("Reshape", m.x, np.array([-1, 1, 8, 1], I64)))),
+    "gemm of a cast": simple(
+        lambda m: m.node("Gemm", m.node("Cast", m.x, to=int(ir.DataType.FLOAT16)), np.ones((8, 8), np.float16))
+    ),
+    "batched product": simple(
+        lambda m: m.node("MatMul", np.ones((3, 4, 8), F), m.node("Reshape", m.x, np.array([-1, 1, 8, 1], I64)))
+    ),
 }
 FORBIDDEN: dict[str, tuple[Callable[[], ir.Model], str]] = {
     "topk 3841": (lambda: topk(3841), "at most 3840, not 3841"),
     "two dtypes": (simple(lambda m: m.node("MatMul", m.x, np.ones((8, 8), np.float16))), "f32 and f16"),
     "adding scatter": (simple(scattered("add")), "reduction none, not add"),
-    "fp32 integers": (simple(lambda m: m.node("BitwiseAnd", m.node("Cast", m.x, to=int(ir.DataType.INT32)), np.array(3, np.int32))), "no BitwiseAnd"),
+    "fp32 integers": (
+        simple(lambda m: m.node("BitwiseAnd", m.node("Cast", m.x, to=int(ir.DataType.INT32)), np.array(3, np.int32))),
+        "no BitwiseAnd",
+    ),
     "sizes by data": (simple(lambda m: m.node("NonZero", m.x)), "no NonZero"),
     "a zero point": (simple(lambda m: dequantized(m, ir.DataType.INT4, 64, zero=True), width=256), "must be zero"),
-    "an operator of a runtime": (simple(lambda m: m.node("FusedMatMul", m.x, np.ones((8, 8), F), domain="com.microsoft")), "com.microsoft::FusedMatMul"),
+    "an operator of a runtime": (
+        simple(lambda m: m.node("FusedMatMul", m.x, np.ones((8, 8), F), domain="com.microsoft")),
+        "com.microsoft::FusedMatMul",
+    ),
     "unique": (simple(lambda m: m.node("Unique", m.x, axis=0)), "no Unique"),
-    "bytes": (simple(lambda m: m.node("Cast", m.node("Transpose", m.node("Cast", m.x, to=BYTE), perm=[1, 0]), to=1)), "not u8"),
-}  # fmt: skip
+    "bytes": (
+        simple(lambda m: m.node("Cast", m.node("Transpose", m.node("Cast", m.x, to=BYTE), perm=[1, 0]), to=1)),
+        "not u8",
+    ),
+}
 
 
 def builds(model: ir.Model) -> str:
@@ -107,7 +142,11 @@ def builds(model: ir.Model) -> str:
     trt = EDITIONS["tensorrt-rtx"].load()
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)
-    network, config, profile = builder.create_network(0), builder.create_builder_config(), builder.create_optimization_profile()
+    network, config, profile = (
+        builder.create_network(0),
+        builder.create_builder_config(),
+        builder.create_optimization_profile(),
+    )
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(ir.to_proto(model).SerializeToString()):
         return str(parser.get_error(0).desc())
@@ -146,7 +185,9 @@ def test_the_parser_has_every_operator_of_the_table() -> None:
 
 def test_a_violation_names_the_line_of_the_model() -> None:
     model = topk(3841)
-    model.graph[0].metadata_props[TRACE] = 'File "/somewhere/modeling_tiny.py", line 12, in forward\\n    topk()\\n  File "/x/router.py", line 7, in route'
+    model.graph[0].metadata_props[TRACE] = (
+        'File "/somewhere/modeling_tiny.py", line 12, in forward\\n    topk()\\n  File "/x/router.py", line 7, in route'
+    )
     (found,) = check(model, RTX)
     assert (found.op, found.source, found.where) == ("TopK", "router.py:7", f"{found.node} (router.py:7)")
 
@@ -174,7 +215,9 @@ def test_tables_differ_where_the_libraries_do() -> None:
     assert "blocks of 64 or 128, not of 32" in blocks(table_of("tensorrt"))[0]
 
 
-@pytest.mark.parametrize(("kind", "block", "wrong"), [(ir.DataType.FLOAT4E2M1, 16, ""), (ir.DataType.INT4, 64, "must be a constant")])
+@pytest.mark.parametrize(
+    ("kind", "block", "wrong"), [(ir.DataType.FLOAT4E2M1, 16, ""), (ir.DataType.INT4, 64, "must be a constant")]
+)
 def test_scales_of_4_bit_floats_may_be_dequantized_themselves(kind: ir.DataType, block: int, wrong: str) -> None:
     m = Made(width=256)
     steps = m.node("DequantizeLinear", packed(ir.DataType.INT8, 8, 256 // block), np.array(0.5, F))

@@ -1,4 +1,5 @@
-"""Packed weights as DequantizeLinear: the numbers are moec's, zero points and scales are as TensorRT wants them, other grids are refused."""
+"""Packed weights as DequantizeLinear: the numbers are moec's, zero points and scales are as TensorRT wants them, other
+grids are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ from tests.backends.tensorrt.tiny import needs_rtx
 GRIDS = [(2, 64), (4, 64), (4, 128), (8, 32), (8, 128)]
 
 
-def quantized(bits: int, block: int, *shape: int, positive: bool = False, dtype: torch.dtype = torch.float32) -> Quantized:
+def quantized(
+    bits: int, block: int, *shape: int, positive: bool = False, dtype: torch.dtype = torch.float32
+) -> Quantized:
     g = torch.Generator().manual_seed(bits + block)
     codes = torch.randint(0, 2**bits, shape, generator=g)
     scale = torch.randn(*shape[:-1], shape[-1] // block, generator=g) * 0.1
@@ -91,18 +94,25 @@ def test_grids_with_positive_scales_have_no_signs_and_are_exact(bits: int, group
         model = dequantized(weight)
         (fact,) = lower_quantized(model)
         assert ("Mul" in [n.op_type for n in model.graph]) != positive and (fact["unfolded"] == SIGNS) != positive
-        assert torch.equal(read_back(model, weight), meaning(weight)) and (bits == 8 or bool(fact["unfolded"]) != positive)
+        assert torch.equal(read_back(model, weight), meaning(weight)) and (
+            bits == 8 or bool(fact["unfolded"]) != positive
+        )
 
 
 @needs_rtx
 @pytest.mark.parametrize(
-    "text", ["positive_scales=True", "positive_scales=False", "bits=8, positive_scales=True", "format=fp8", "format=nvfp4"], ids=lambda t: t.replace(" ", "")
+    "text",
+    ["positive_scales=True", "positive_scales=False", "bits=8, positive_scales=True", "format=fp8", "format=nvfp4"],
+    ids=lambda t: t.replace(" ", ""),
 )
 def test_what_is_said_of_reading_packed_bytes_is_what_the_plan_holds(text: str, tmp_path: Path) -> None:
-    """Where products read the bytes, TensorRT-RTX's plan is little more than these; else a kernel that unpacks them lies beside."""
+    """Where products read the bytes, TensorRT-RTX's plan is little more than these; else a kernel that unpacks them
+    lies beside."""
     size, width = (1024, 1024), torch.float16
     net = torch.nn.Linear(*size, bias=False, dtype=width)
-    program, _ = Pipeline.parse(f"quantize({text})").run(capture(net, {"input": torch.randn(3, size[0], dtype=width)}, {"input": ("tokens", None)}))
+    program, _ = Pipeline.parse(f"quantize({text})").run(
+        capture(net, {"input": torch.randn(3, size[0], dtype=width)}, {"input": ("tokens", None)})
+    )
     facts = TensorrtRtx().build(program, Target.parse("tensorrt-rtx:sm120,precision=fp16"), tmp_path)
     (weight,) = facts["packed"]
     more = (tmp_path / "model.plan").stat().st_size - weight["bytes"]
@@ -142,17 +152,44 @@ def test_four_bits_are_four_bits_in_the_file_too() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("positive", [True, False])
 def test_experts_with_packed_matrices(positive: bool, bits: int, form: str) -> None:
-    w_in, w_out = quantized(bits, 64, 6, 2 * 128, 64, positive=positive), quantized(bits, 64, 6, 64, 128, positive=positive)
+    w_in, w_out = (
+        quantized(bits, 64, 6, 2 * 128, 64, positive=positive),
+        quantized(bits, 64, 6, 64, 128, positive=positive),
+    )
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "moec": 1}, name="block")
-    x, ids, weights = value("x", torch.float32, ["t", 64]), value("ids", torch.int64, ["t", 2]), value("weights", torch.float32, ["t", 2])
+    x, ids, weights = (
+        value("x", torch.float32, ["t", 64]),
+        value("ids", torch.int64, ["t", 2]),
+        value("weights", torch.float32, ["t", 2]),
+    )
     graph.inputs.extend([x, ids, weights])
     made = []
     for name, q in (("w_in", w_in), ("w_out", w_out)):
         inputs = [add_initializer(graph, w, f"{name}.{n}") for w, n in ((q.packed, "packed"), (q.scale, "scale"))]
         made.append(ir.node("Dequantize", inputs, {"bits": bits}, domain="moec", name=name))
     y = ir.Value(name="y", type=x.type, shape=x.shape)
-    rule = {"activation": "silu", "gated": 1, "alpha": 1.0, "beta": 0.0, "limit": 0.0, "clamp_after": 0, "score_before": 0}
-    graph.extend([*made, ir.node("Experts", [x, ids, weights, made[0].outputs[0], made[1].outputs[0]], rule, domain="moec", outputs=[y], name="layer")])
+    rule = {
+        "activation": "silu",
+        "gated": 1,
+        "alpha": 1.0,
+        "beta": 0.0,
+        "limit": 0.0,
+        "clamp_after": 0,
+        "score_before": 0,
+    }
+    graph.extend(
+        [
+            *made,
+            ir.node(
+                "Experts",
+                [x, ids, weights, made[0].outputs[0], made[1].outputs[0]],
+                rule,
+                domain="moec",
+                outputs=[y],
+                name="layer",
+            ),
+        ]
+    )
     graph.outputs.append(y)
     model = ir.Model(graph, ir_version=10)
     (fact,) = lower_experts(model, Plan("tensorrt-rtx", lowering=form))
@@ -163,7 +200,13 @@ def test_experts_with_packed_matrices(positive: bool, bits: int, form: str) -> N
     x_, ids_, mix = tokens(9, hidden=64), torch.arange(18).reshape(9, 2) % 6, torch.rand(9, 2)
     want = torch.ops.moec.experts(x_, ids_, mix, meaning(w_in), meaning(w_out))
     assert error(run(model, x=x_, ids=ids_, weights=mix), want) < 1e-4
-    assert error(run(model, x=x_, ids=ids_, weights=mix), torch.ops.moec.experts(x_, ids_, mix, -meaning(w_in), meaning(w_out))) > 0.1
+    assert (
+        error(
+            run(model, x=x_, ids=ids_, weights=mix),
+            torch.ops.moec.experts(x_, ids_, mix, -meaning(w_in), meaning(w_out)),
+        )
+        > 0.1
+    )
 
 
 def test_grids_that_tensorrt_lacks_are_named() -> None:
@@ -176,7 +219,11 @@ def test_grids_that_tensorrt_lacks_are_named() -> None:
     assert "float64" in why_not(quantized(4, 64, 6, 256, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("grid", "refused"), [(Grid(4, 64), 0), (Grid(4, 32), 1), (Grid(4, 64, symmetric=False), 1), (Grid(8, 32), 0)], ids=str)
+@pytest.mark.parametrize(
+    ("grid", "refused"),
+    [(Grid(4, 64), 0), (Grid(4, 32), 1), (Grid(4, 64, symmetric=False), 1), (Grid(8, 32), 0)],
+    ids=str,
+)
 def test_a_program_is_refused_before_anything_is_built(grid: Grid, refused: int) -> None:
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -186,7 +233,9 @@ def test_a_program_is_refused_before_anything_is_built(grid: Grid, refused: int)
                 self.register_buffer(name, None if part is None else part.load())
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.nn.functional.linear(x, torch.ops.moec.dequantize(self.packed, self.scale, self.zero, bits=grid.bits))
+            return torch.nn.functional.linear(
+                x, torch.ops.moec.dequantize(self.packed, self.scale, self.zero, bits=grid.bits)
+            )
 
     found = unreadable(capture(Net(), {"x": torch.randn(3, 64)}), Plan("tensorrt"))
     assert len(found) == refused and all("symmetric=True" in r.fix for r in found)

@@ -19,7 +19,10 @@ def program() -> Program:
 
 def test_blocks_are_told_from_the_program(program: Program) -> None:
     found = [_shape(program, node) for node in program.nodes(*FIRST)]
-    assert [(s.experts, s.top_k, s.hidden, s.inner, s.item_bytes, s.bits, s.biases) for s in found] == [(4, 2, 16, 12, 4, 0, ""), (4, 2, 16, 12, 4, 0, "all")]
+    assert [(s.experts, s.top_k, s.hidden, s.inner, s.item_bytes, s.bits, s.biases) for s in found] == [
+        (4, 2, 16, 12, 4, 0, ""),
+        (4, 2, 16, 12, 4, 0, "all"),
+    ]
     assert all(not hasattr(choose(s, Plan()), "fix") for s in found)
 
 

@@ -1,4 +1,5 @@
-"""Small floats as DequantizeLinear: the bytes mean what moec means, read by ONNX Runtime where it can and by onnx itself where it cannot."""
+"""Small floats as DequantizeLinear: the bytes mean what moec means, read by ONNX Runtime where it can and by onnx
+itself where it cannot."""
 
 from __future__ import annotations
 
@@ -87,7 +88,9 @@ def test_wrong_bytes_are_seen(kind: str) -> None:
     wrong = [(codes ^ 0x80, floats.scale.load()), (codes << 4 | codes >> 4, floats.scale.load())]
     wrong += [(codes, floats.scale.load().roll(1, 0))] if kind == "nvfp4" else [(codes, floats.scale.load() * 1.01)]
     for bytes_, scale in wrong:
-        other = SmallFloats(from_tensor(bytes_, "c"), from_tensor(scale, "s"), None, floats.bits, floats.overall, kind, floats.dtype)
+        other = SmallFloats(
+            from_tensor(bytes_, "c"), from_tensor(scale, "s"), None, floats.bits, floats.overall, kind, floats.dtype
+        )
         assert not torch.equal(by_onnx(graph_of(other), floats.dtype), meaning(floats))
 
 
@@ -106,7 +109,9 @@ def test_a_scale_for_every_row() -> None:
         codes, scale = weight("fp8", *shape).packed, numbers(*shape[:-1], 1).abs() + 0.01
         floats = SmallFloats(codes, from_tensor(scale, "s"), None, 8, None, "fp8", torch.float32)
         model = graph_of(floats)
-        assert torch.equal(by_onnx(model, torch.float32), meaning(floats)) and ("Reshape" in [n.op_type for n in model.graph]) == (len(shape) == 3)
+        assert torch.equal(by_onnx(model, torch.float32), meaning(floats)) and (
+            "Reshape" in [n.op_type for n in model.graph]
+        ) == (len(shape) == 3)
 
 
 def test_small_floats_are_as_small_in_the_file() -> None:
@@ -121,7 +126,9 @@ def test_what_tensorrt_has_no_scales_for() -> None:
     fp8, nvfp4 = weight("fp8", 3, 4, 32), weight("nvfp4", 3, 4, 32)
     assert why_not_floats(fp8) == why_not_floats(nvfp4) == ""
     each = from_tensor(torch.ones(3), "overall")
-    assert "not one for each matrix" in why_not_floats(SmallFloats(nvfp4.packed, nvfp4.scale, None, 4, each, "nvfp4", torch.float32))
+    assert "not one for each matrix" in why_not_floats(
+        SmallFloats(nvfp4.packed, nvfp4.scale, None, 4, each, "nvfp4", torch.float32)
+    )
     blocks = from_tensor(torch.ones(3, 4, 2), "scale")
     assert "not blocks of 16" in why_not_floats(SmallFloats(fp8.packed, blocks, None, 8, None, "fp8", torch.float32))
     wide: Weight = from_tensor(torch.ones((), dtype=torch.float64), "scale")
@@ -190,7 +197,11 @@ def test_graphs_equal_the_program(model: type[nn.Module], form: str, kind: str, 
     assert check(graph, table_of("tensorrt-rtx")) == check(graph, table_of("tensorrt")) == []
     rows = [*facts["packed"], *facts["blocks"]]
     reasons = {row["unfolded"] for row in rows if row.get("form") != "gathered"}
-    assert rows and reasons <= ({""} if kind == "fp8" else {FP4}) and {str(row["bits"]) for row in rows} == {str(bits_of(kind))}
+    assert (
+        rows
+        and reasons <= ({""} if kind == "fp8" else {FP4})
+        and {str(row["bits"]) for row in rows} == {str(bits_of(kind))}
+    )
     assert deviation(graph, made, dtype) < (1e-4 if dtype == torch.float32 else 2e-2)
     plain = program(model, dtype, "")
     assert deviation(lowered(made, plan)[0], plain, dtype) > 3e-2, "the twin: not the model before quantization"
@@ -199,15 +210,22 @@ def test_graphs_equal_the_program(model: type[nn.Module], form: str, kind: str, 
 @pytest.mark.parametrize("kind", ["fp8", "nvfp4"])
 def test_gpus_without_the_format_are_refused_before_any_work(kind: str) -> None:
     made = program(Dense, torch.float32, f"quantize(format={kind})")
-    for plan in (Plan("tensorrt-rtx", architectures=(86, 120)), Plan("tensorrt-rtx"), Plan("tensorrt", architectures=(80,))):
+    for plan in (
+        Plan("tensorrt-rtx", architectures=(86, 120)),
+        Plan("tensorrt-rtx"),
+        Plan("tensorrt", architectures=(80,)),
+    ):
         found = unreadable(made, plan)
-        assert len(found) == 2 and all(f"no {kind}" in r.reason and f"--target {plan.edition}:sm" in r.fix for r in found)
+        assert len(found) == 2 and all(
+            f"no {kind}" in r.reason and f"--target {plan.edition}:sm" in r.fix for r in found
+        )
     assert unreadable(made, NEW) == unreadable(made, Plan("tensorrt", architectures=(100,))) == []
 
 
 @needs_rtx
 @pytest.mark.parametrize(
-    ("model", "kind", "precision"), [(Dense, "nvfp4", "fp32"), (Mixture, "nvfp4", "fp16"), (Dense, "fp8", "fp16"), (Mixture, "fp8", "fp32")]
+    ("model", "kind", "precision"),
+    [(Dense, "nvfp4", "fp32"), (Mixture, "nvfp4", "fp16"), (Dense, "fp8", "fp16"), (Mixture, "fp8", "fp32")],
 )
 def test_real_engines(model: type[nn.Module], kind: str, precision: str, tmp_path: Path) -> None:
     backend, goal = TensorrtRtx(), Target.parse(f"tensorrt-rtx:sm120,precision={precision}")
@@ -215,5 +233,11 @@ def test_real_engines(model: type[nn.Module], kind: str, precision: str, tmp_pat
     made, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(made, Context(), [])
     facts = backend.build(made, goal, tmp_path)
     layers = {row["layer"]: row["count"] for row in facts["layers"]}
-    assert layers["dequantize"] == len([n for n in ir.load(tmp_path / MODEL_FILE).graph if n.op_type == "DequantizeLinear"]) >= 2
-    assert ("4-bit floats" in " ".join(facts["stand_in"])) == (kind == "nvfp4") and "packed weights" in facts["unproven"][0]
+    assert (
+        layers["dequantize"]
+        == len([n for n in ir.load(tmp_path / MODEL_FILE).graph if n.op_type == "DequantizeLinear"])
+        >= 2
+    )
+    assert ("4-bit floats" in " ".join(facts["stand_in"])) == (kind == "nvfp4") and "packed weights" in facts[
+        "unproven"
+    ][0]

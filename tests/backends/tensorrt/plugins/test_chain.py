@@ -1,4 +1,5 @@
-"""The chain computes what `moec::experts` does, for every number of tokens up to the most, and compiles for every GPU that the policy names."""
+"""The chain computes what `moec::experts` does, for every number of tokens up to the most, and compiles for every GPU
+that the policy names."""
 
 from __future__ import annotations
 
@@ -11,7 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from moec.backends.tensorrt.plugins.chain import ISA, SHARED_BYTES, Sizes, compile_chains, compiled, demand_plain, kernels
+from moec.backends.tensorrt.plugins.chain import (
+    ISA,
+    SHARED_BYTES,
+    Sizes,
+    compile_chains,
+    compiled,
+    demand_plain,
+    kernels,
+)
 from moec.backends.tensorrt.plugins.ptx import parameters
 from moec.backends.tensorrt.policy import KERNELS
 from moec.dialect import Activation, pack
@@ -34,8 +43,14 @@ CASES = {
 
 # ---------------------------------------------------------------------- what it computes
 @pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
-@pytest.mark.parametrize(("dtype", "tokens"), [(torch.float32, (1, 16)), (torch.float16, (9,)), (torch.bfloat16, (9,))], ids=["fp32", "fp16", "bf16"])
-def test_it_is_the_reference_for_any_number_of_tokens(interpret: Interpret, dtype: torch.dtype, tokens: tuple[int, ...], most: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tokens"),
+    [(torch.float32, (1, 16)), (torch.float16, (9,)), (torch.bfloat16, (9,))],
+    ids=["fp32", "fp16", "bf16"],
+)
+def test_it_is_the_reference_for_any_number_of_tokens(
+    interpret: Interpret, dtype: torch.dtype, tokens: tuple[int, ...], most: int
+) -> None:
     for count in tokens:
         given = problem(FUSED, count, biases=True, dtype=dtype)
         got = interpret(computed, sizes_of(given, FUSED, most), given)
@@ -49,7 +64,10 @@ def test_weights_before_the_experts_odd_widths_and_a_turned_matrix(interpret: In
     given = problem(Activation(), 11, hidden=33, inner=7)
     got = interpret(computed, sizes_of(given, Activation(), most, before=True, turned=True), given)
     assert ratio(got, given, Activation(), before=True) < MARGIN < ratio(got, given, Activation())
-    assert ratio(interpret(computed, sizes_of(given, Activation(), most, turned=True), given), given, Activation()) < MARGIN
+    assert (
+        ratio(interpret(computed, sizes_of(given, Activation(), most, turned=True), given), given, Activation())
+        < MARGIN
+    )
 
 
 @pytest.mark.parametrize("name", ["gelu_tanh", "relu2", "tanh"])
@@ -64,7 +82,8 @@ def test_other_activations(interpret: Interpret, name: str) -> None:
 @pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_weights(interpret: Interpret, bits: int, most: int) -> None:
-    """Unpacked in registers, with scales of both signs, as moec's symmetric grid has them; the twin has their signs lost."""
+    """Unpacked in registers, with scales of both signs, as moec's symmetric grid has them; the twin has their signs
+    lost."""
     given = problem(tokens=11, hidden=64, inner=32, dtype=torch.float16)
     packed = replace(given, w_in=quantized(given.w_in, bits), w_out=quantized(given.w_out, bits))
     got = interpret(computed, sizes_of(packed, Activation(), most), packed)
@@ -88,15 +107,23 @@ def test_with_tiles_of_its_own(interpret: Interpret) -> None:
 
 # ---------------------------------------------------------------------- compiled
 def described(sizes: Sizes, sm: int) -> list[tuple[Any, ...]]:
-    return [(step, ptx, code, parameters(ptx, step.kernel), assembled(ptx, sm)) for step, ptx, code in compiled(sizes, sm)]
+    return [
+        (step, ptx, code, parameters(ptx, step.kernel), assembled(ptx, sm)) for step, ptx, code in compiled(sizes, sm)
+    ]
 
 
 def assembled(ptx: str, sm: int) -> str:
-    """What NVIDIA's assembler, which comes with Triton, says of the PTX as it is handed over; empty when it takes it."""
+    """What NVIDIA's assembler, which comes with Triton, says of the PTX as it is handed over; empty when it takes
+    it."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     suffix = "a" if sm >= 90 else ""
-    done = subprocess.run([get_ptxas(sm).path, f"--gpu-name=sm_{sm}{suffix}", "-o", "/dev/null", "/dev/stdin"], input=ptx, capture_output=True, text=True)
+    done = subprocess.run(
+        [get_ptxas(sm).path, f"--gpu-name=sm_{sm}{suffix}", "-o", "/dev/null", "/dev/stdin"],
+        input=ptx,
+        capture_output=True,
+        text=True,
+    )
     return done.stderr if done.returncode else ""
 
 
@@ -110,17 +137,23 @@ def test_every_gpu(compiler: Interpret, sm: int) -> None:
     names = ["rows_in", "rows_out", "combine"] if case == "few" else ["align", "rows_in", "rows_out", "combine"]
     assert [step.kernel for step, *_ in chain] == [f"{name}_kernel" for name in names]
     for step, ptx, code, found, said in chain:
-        assert said == "" and re.search(rf"\.target sm_{sm}a?$", ptx, re.MULTILINE) and f".version {ISA[sm] / 10}" in ptx
+        assert (
+            said == "" and re.search(rf"\.target sm_{sm}a?$", ptx, re.MULTILINE) and f".version {ISA[sm] / 10}" in ptx
+        )
         wanted = [*["u64"] * len(step.inputs), *["u32"] * len(step.numbers), *["u64"] * len(step.outputs)]
         assert found == wanted and code.scratch_bytes == 0 and code.spilled_bytes == 0
-        assert step.threads == 32 * code.warps and step.shared_bytes == code.shared_bytes <= min(SHARED_BYTES, SHARED_LIMIT_BYTES[sm])
+        assert step.threads == 32 * code.warps and step.shared_bytes == code.shared_bytes <= min(
+            SHARED_BYTES, SHARED_LIMIT_BYTES[sm]
+        )
         assert ".loc" not in ptx and "/" not in re.sub(r"//.*", "", ptx), "no folder of this machine"
 
 
 def test_the_assembler_sees_a_wrong_parameter(compiler: Interpret) -> None:
     (step, ptx, *_), *_ = compiler(described, CASES["few"], 80)
     assert "_param_3" in ptx
-    assert "_param_3" in compiler(assembled, re.sub(rf"(\.u\d+) ([^,]*){step.kernel}_param_3", r"\1 \2other", ptx, count=1), 80)
+    assert "_param_3" in compiler(
+        assembled, re.sub(rf"(\.u\d+) ([^,]*){step.kernel}_param_3", r"\1 \2other", ptx, count=1), 80
+    )
 
 
 def test_equal_sizes_are_one_file_and_others_are_not(compiler: Interpret, tmp_path: Path) -> None:
@@ -155,7 +188,9 @@ def test_kernels_that_would_be_started_otherwise_are_refused(monkeypatch: pytest
 
     assert len(kernels(CASES["many"], 80)) == 4
     start = launch.start
-    monkeypatch.setattr(launch, "start", lambda kernel, grid, *rest, **named: start(kernel, (grid[0] + 1, *grid[1:]), *rest, **named))
+    monkeypatch.setattr(
+        launch, "start", lambda kernel, grid, *rest, **named: start(kernel, (grid[0] + 1, *grid[1:]), *rest, **named)
+    )
     with pytest.raises(MoecError, match="otherwise than its plugin"):
         kernels(CASES["many"], 80)
 

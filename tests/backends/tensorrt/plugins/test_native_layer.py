@@ -1,4 +1,5 @@
-"""TensorRT's MoE layer takes a block's place in a parsed network. What the layer computes needs a GPU that has it; its wiring does not."""
+"""TensorRT's MoE layer takes a block's place in a parsed network. What the layer computes needs a GPU that has it; its
+wiring does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Plugins by TensorRT's own validators, on its real Python bindings over empty libraries; and their place in a real parsed network.
+"""Plugins by TensorRT's own validators, on its real Python bindings over empty libraries; and their place in a real
+parsed network.
 
 What the kernels compute is in `test_chain.py`. What TensorRT makes of them needs a GPU.
 """
@@ -34,9 +35,16 @@ from tests.kernels.conftest import Interpret
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
 STEP = Step(
-    "double", "double_kernel", "double.ptx", ("x", "ids"), (Size(1), Size(2, 16, 6)), (Made("out", "float16", (Size(1), Size(plus=32))),),
-    (Size(2, 16, 6, 3),), 128, 1024,
-)  # fmt: skip
+    "double",
+    "double_kernel",
+    "double.ptx",
+    ("x", "ids"),
+    (Size(1), Size(2, 16, 6)),
+    (Made("out", "float16", (Size(1), Size(plus=32))),),
+    (Size(2, 16, 6, 3),),
+    128,
+    1024,
+)
 
 
 def test_sizes_grow_with_tokens() -> None:
@@ -80,12 +88,17 @@ def test_the_bindings_take_every_plugin(compiler: Interpret, libraries: Path, tm
         asked = {plugin["kernel"].removesuffix("_kernel"): plugin for plugin in found["asked"]}
         assert list(asked) == [*(["align"] if most > 16 else []), "rows_in", "rows_out", "combine"]
         for plugin in asked.values():
-            assert plugin["parameters"] == plugin["inputs"] + len(plugin["numbers"]) + len(plugin["outputs"]) and plugin["target"] == "sm_90a"
+            assert (
+                plugin["parameters"] == plugin["inputs"] + len(plugin["numbers"]) + len(plugin["outputs"])
+                and plugin["target"] == "sm_90a"
+            )
             assert plugin["launch"][3:] == [128, 1, 1] and plugin["shared"] <= 48 * 1024
         if most > 16:
             assert asked["align"]["outputs"] == [["INT32", [pairs]], ["INT32", [7]], ["INT32", [tiles]]]
             assert asked["align"]["numbers"] == [pairs, tiles] and asked["align"]["launch"][:3] == [6, 1, 1]
-        assert asked["rows_in"]["outputs"] == [["HALF", [pairs, 24]]] and asked["rows_out"]["outputs"] == [["HALF", [pairs, 32]]]
+        assert asked["rows_in"]["outputs"] == [["HALF", [pairs, 24]]] and asked["rows_out"]["outputs"] == [
+            ["HALF", [pairs, 32]]
+        ]
         assert asked["rows_in"]["numbers"] == asked["rows_out"]["numbers"] == [tokens, tiles]
         assert asked["rows_in"]["launch"][0] == tiles and asked["combine"]["launch"][0] == tokens
 
@@ -97,10 +110,22 @@ def test_the_bindings_take_packed_weights(libraries: Path, tmp_path: Path) -> No
     quantize_model(model, ["w_in", "w_out"], 4, 64, False)
     (fact,) = lower_experts(model, Plan("tensorrt", architectures=(89,), tokens=40, lowering="kernels"))
     ((spliced,), _) = compile_chains([fact["kernels"]], tmp_path)
-    spliced["tensors"] = {"x": ["float16", (1, -1, 128)], "ids": ["int64", (1, -1, 2)], "weights": ["float16", (1, -1, 2)]}
-    _, first, second, last = ask(libraries, {"ask": "chain", "block": spliced, "folder": str(tmp_path), "tokens": [11]})["11"]["asked"]
-    assert first["inputs"] == second["inputs"] == 7 and first["parameters"] == second["parameters"] == 10, "codes and scales are two"
-    assert first["outputs"] == [["HALF", [22, 64]]] and second["outputs"] == [["HALF", [22, 128]]] and last["outputs"] == [["HALF", [11, 128]]]
+    spliced["tensors"] = {
+        "x": ["float16", (1, -1, 128)],
+        "ids": ["int64", (1, -1, 2)],
+        "weights": ["float16", (1, -1, 2)],
+    }
+    _, first, second, last = ask(
+        libraries, {"ask": "chain", "block": spliced, "folder": str(tmp_path), "tokens": [11]}
+    )["11"]["asked"]
+    assert first["inputs"] == second["inputs"] == 7 and first["parameters"] == second["parameters"] == 10, (
+        "codes and scales are two"
+    )
+    assert (
+        first["outputs"] == [["HALF", [22, 64]]]
+        and second["outputs"] == [["HALF", [22, 128]]]
+        and last["outputs"] == [["HALF", [11, 128]]]
+    )
 
 
 @needs_bindings
@@ -112,7 +137,8 @@ def test_the_bindings_refuse_what_is_wrong(libraries: Path) -> None:
 
 # ---------------------------------------------------------------------- a parsed network
 class Recorder:
-    """A real network of TensorRT-RTX, which takes no plugins: they are written down, and their outputs are inputs of the network."""
+    """A real network of TensorRT-RTX, which takes no plugins: they are written down, and their outputs are inputs of
+    the network."""
 
     def __init__(self, trt: Any, network: Any, gives: bool = True) -> None:
         self.trt, self.network, self.gives, self.added = trt, network, gives, []
@@ -134,7 +160,9 @@ class Layer:
     def get_output(self, n: int) -> Any:
         made = self.step.outputs[n]
         shape = tuple(-1 if size.times else size.of(1) for size in made.shape)
-        return self.network.network.add_input(f"{self.step.plugin}.{made.name}", getattr(self.network.trt, made.dtype), shape)
+        return self.network.network.add_input(
+            f"{self.step.plugin}.{made.name}", getattr(self.network.trt, made.dtype), shape
+        )
 
 
 def parsed(tokens: int, gives: bool = True, bits: int = 0) -> tuple[Any, Recorder, dict[str, Any], list[Any]]:
@@ -156,7 +184,9 @@ def parsed(tokens: int, gives: bool = True, bits: int = 0) -> tuple[Any, Recorde
 
 @needs_rtx
 @pytest.mark.parametrize(("tokens", "form"), [(1, "gathered"), (40, "dense")])
-def test_the_chain_stands_between_the_blocks_ends(compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, form: str) -> None:
+def test_the_chain_stands_between_the_blocks_ends(
+    compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, form: str
+) -> None:
     trt, network, found, _held = parsed(tokens)
     assert found["sizes"]["turned"] == (form == "dense")
     ((spliced,), rows) = compiler(compile_chains, [found], tmp_path)
@@ -164,7 +194,11 @@ def test_the_chain_stands_between_the_blocks_ends(compiler: Interpret, monkeypat
     splice(trt, network, [spliced], tmp_path)
     assert len(rows) == len(network.added) == (3 if tokens == 1 else 4)
     given = {name: value for _, inputs in network.added for name, value in inputs.items()}
-    assert given["ids"] == (trt.int32, (-1, 2)) and given["x"] == (trt.float32, (-1, 32)) and given["route_weights"] == (trt.float32, (-1, 2))
+    assert (
+        given["ids"] == (trt.int32, (-1, 2))
+        and given["x"] == (trt.float32, (-1, 32))
+        and given["route_weights"] == (trt.float32, (-1, 2))
+    )
     numbers = {"w_in": 6 * 48 * 32, "w_out": 6 * 32 * 24, "b_in": 6 * 48, "b_out": 6 * 32}
     for name, count in numbers.items():
         dtype, shape = given[name]

@@ -32,9 +32,17 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     first, second = weight(4, dtype), weight(8, dtype)
     records = write(tmp_path, [{"w_in": first, "w_out": second}, {}, {"w_in": second}])
     assert [list(r) for r in records] == [["w_in", "s_in", "w_out", "s_out"], [], ["w_in", "s_in"]]
-    assert records[0]["w_in"]["shape"] == [3, 10, 8] and records[0]["w_out"]["shape"] == [3, 10, 16] and records[0]["s_in"]["shape"] == [3, 10, 2]
+    assert (
+        records[0]["w_in"]["shape"] == [3, 10, 8]
+        and records[0]["w_out"]["shape"] == [3, 10, 16]
+        and records[0]["s_in"]["shape"] == [3, 10, 2]
+    )
     data = (tmp_path / FILE).read_bytes()
-    for record, tensor in ((records[0]["w_in"], first.packed.load()), (records[0]["s_out"], second.scale.load()), (records[2]["w_in"], second.packed.load())):
+    for record, tensor in (
+        (records[0]["w_in"], first.packed.load()),
+        (records[0]["s_out"], second.scale.load()),
+        (records[2]["w_in"], second.packed.load()),
+    ):
         raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
         assert record["offset"] % 256 == 0 and data[record["offset"] : record["offset"] + len(raw)] == raw
 
@@ -43,7 +51,11 @@ def test_nothing_packed_is_no_file(tmp_path: Path) -> None:
     assert write(tmp_path, [{}, {}]) == [{}, {}] and not (tmp_path / FILE).exists()
 
 
-@pytest.mark.parametrize("wrong", [weight(zero=True), weight(depth=4), Quantized(weight().scale, weight().scale, None, 8)], ids=["zeros", "odd", "floats"])
+@pytest.mark.parametrize(
+    "wrong",
+    [weight(zero=True), weight(depth=4), Quantized(weight().scale, weight().scale, None, 8)],
+    ids=["zeros", "odd", "floats"],
+)
 def test_what_the_kernels_do_not_read(tmp_path: Path, wrong: Quantized) -> None:
     with pytest.raises(MoecError, match="packed integers without zero points") as caught:
         write(tmp_path, [{"w_in": wrong}])
@@ -63,8 +75,15 @@ def test_a_real_network_takes_them(tmp_path: Path) -> None:
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(0)
     tensors, held = constants(trt, network, records, tmp_path)
-    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {"w_in": ((3, 10, 8), trt.int32), "s_in": ((3, 10, 2), trt.float16)}
-    codes = np.asarray(network.get_layer(0).weights, dtype=np.int32) if hasattr(network.get_layer(0), "weights") else held[0].view(np.int32)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
+        "w_in": ((3, 10, 8), trt.int32),
+        "s_in": ((3, 10, 2), trt.float16),
+    }
+    codes = (
+        np.asarray(network.get_layer(0).weights, dtype=np.int32)
+        if hasattr(network.get_layer(0), "weights")
+        else held[0].view(np.int32)
+    )
     assert len(held) == 2 and codes.size == math.prod(records["w_in"]["shape"])
     assert held[0].tobytes() == weight().packed.load().numpy().tobytes()
 

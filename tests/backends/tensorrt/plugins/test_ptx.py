@@ -1,4 +1,5 @@
-"""An entry loses the parameters that only Triton's launcher knows, and nothing that it reads. Real PTX is in `test_chain.py`."""
+"""An entry loses the parameters that only Triton's launcher knows, and nothing that it reads. Real PTX is in
+`test_chain.py`."""
 
 from __future__ import annotations
 

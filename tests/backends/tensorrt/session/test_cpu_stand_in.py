@@ -1,4 +1,5 @@
-"""What runs in the place of TensorRT: the same file, with 4-bit floats decoded; wrong bytes come out wrong, and the copy goes with the engine."""
+"""What runs in the place of TensorRT: the same file, with 4-bit floats decoded; wrong bytes come out wrong, and the
+copy goes with the engine."""
 
 from __future__ import annotations
 
@@ -36,7 +37,15 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("engine") / "out"
-    moec.compile(Net(), inputs={"x": X}, out=out, target="tensorrt:sm100", pipeline="quantize(format=nvfp4)", build=False, tolerance=0.9)
+    moec.compile(
+        Net(),
+        inputs={"x": X},
+        out=out,
+        target="tensorrt:sm100",
+        pipeline="quantize(format=nvfp4)",
+        build=False,
+        tolerance=0.9,
+    )
     return out
 
 
@@ -55,7 +64,9 @@ def folders(engine: Path) -> list[Path]:
 
 
 def output(engine: Path) -> Tensor:
-    return next(iter(runnable(engine, lambda folder: OnnxruntimeEngine(folder, Target("onnxruntime"))).run({"x": X}).values()))
+    return next(
+        iter(runnable(engine, lambda folder: OnnxruntimeEngine(folder, Target("onnxruntime"))).run({"x": X}).values())
+    )
 
 
 def test_the_manifest_says_what_ran_and_what_is_open(engine: Path) -> None:

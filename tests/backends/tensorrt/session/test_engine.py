@@ -1,4 +1,5 @@
-"""Loading a plan: everything that can be wrong is said in three lines, whatever needs no GPU without one; with one, it runs."""
+"""Loading a plan: everything that can be wrong is said in three lines, whatever needs no GPU without one; with one, it
+runs."""
 
 from __future__ import annotations
 
@@ -23,9 +24,14 @@ without_gpu = pytest.mark.skipif(find_gpu() is not None, reason="there is a GPU 
 
 def folder_of(folder: Path, plan: bytes | None = b"plan", **changes: Any) -> Path:
     facts = {
-        "inputs": [["x", "float32", ["rows", 8]]], "outputs": ["y"], "profiles": [{**PROFILE, "sizes": {"rows": [1, 4, 16]}}],
-        "edition": RTX.backend, "version": RTX.version(), "architectures": [], **changes,
-    }  # fmt: skip
+        "inputs": [["x", "float32", ["rows", 8]]],
+        "outputs": ["y"],
+        "profiles": [{**PROFILE, "sizes": {"rows": [1, 4, 16]}}],
+        "edition": RTX.backend,
+        "version": RTX.version(),
+        "architectures": [],
+        **changes,
+    }
     (folder / FACTS_FILE).write_text(json.dumps(facts))
     if plan is not None:
         (folder / PLAN_FILE).write_bytes(plan)
@@ -51,10 +57,16 @@ def test_what_stands_beside_a_plan_must_be_ours(tmp_path: Path, text: str) -> No
     assert caught.value.code == "M106"
 
 
-@pytest.mark.parametrize("changes", [{"version": "1.6.0.1"}, {"edition": "tensorrt", "version": "11.4.0.106"}], ids=["older", "the other library"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": "1.6.0.1"}, {"edition": "tensorrt", "version": "11.4.0.106"}],
+    ids=["older", "the other library"],
+)
 def test_a_plan_of_another_version(tmp_path: Path, changes: dict[str, str]) -> None:
     error = refusal(folder_of(tmp_path, **changes))
-    assert error.code == "M301" and error.exit_code == 3 and changes["version"] in error.what and "moec build" in error.fix
+    assert (
+        error.code == "M301" and error.exit_code == 3 and changes["version"] in error.what and "moec build" in error.fix
+    )
 
 
 @without_gpu
