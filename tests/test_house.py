@@ -5,88 +5,44 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT / folder).rglob("*.py"))
-# a module may import those of its own layer and of earlier ones
-LAYERS = [
-    {"errors", "version", "progress", "allocation"},
-    {
-        "registry",
-        "target",
-        "weights",
-        "shards",
-        "dialect",
-        "signature",
-        "router_fit",
-        "divergence",
-        "quantization",
-        "small_floats",
-        "mixture",
-        "gptq",
-    },
-    {"kernels"},
-    {"decoder"},
-    {"calibration"},
-    {"program"},
-    {
-        "frontend",
-        "functional",
-        "initialization",
-        "linear",
-        "probe",
-        "matching",
-        "rewriting",
-        "provenance",
-        "router",
-        "router_probe",
-        "pipeline",
-        "roles",
-    },
-    {"engine", "source", "module_source", "storage"},
-    {"memory", "generation"},
-    {"streaming", "walk"},
-    {
-        "trace",
-        "undecided",
-        "compare",
-        "agreement",
-        "quality",
-        "consistency",
-        "coverage",
-        "verification",
-        "bisection",
-        "hooks",
-        "inspection",
-        "expert_scores",
-        "expert_cut",
-        "rehearsal",
-        "report",
-        "charts",
-        "page",
-        "hessians",
-        "sequential",
-        "sensitivity",
-        "precision",
-        "quantization_settings",
-        "router_place",
-        "router_calibration",
-        "expert_shift",
-    },
-    {"benchmark", "decoder_benchmark"},
-    {"layouts", "huggingface", "sources"},
-    {"corpus"},
-    {"examination"},
-    {"backends"},
-    {"staging"},
-    {"driver"},
-    {"again", "text"},
-    {"completion", "junit"},
-    {"api"},
-    {"cli"},
+# as a compile flows: a room imports itself and those before it
+ROOMS = [
+    "errors",
+    "version",
+    "progress",
+    "registry",
+    "dialect",
+    "kernels",
+    "weights",
+    "program",
+    "execution",
+    "pipeline",
+    "layouts",
+    "recognition",
+    "capture",
+    "targets",
+    "huggingface",
+    "experts",
+    "quantization",
+    "backends",
+    "passes",
+    "text",
+    "proof",
+    "report",
+    "bench",
+    "compiler",
+    "api",
+    "cli",
+    "__main__",
 ]
 RUNTIMES = {
     "onnx": "backends",
@@ -98,6 +54,50 @@ RUNTIMES = {
     "transformers": "moec/huggingface",
     "triton": "moec/kernels",
 }
+# files without a test of their own, and the test through which they run
+THROUGH = {
+    "moec/cli/build.py": "tests/cli/test_cli.py",
+    "moec/cli/console.py": "tests/cli/test_bad_input.py",
+    "moec/cli/look.py": "tests/cli/test_cli.py",
+    "moec/cli/prove.py": "tests/cli/test_cli.py",
+    "moec/cli/settings.py": "tests/cli/test_cli.py",
+    "moec/compiler/made.py": "tests/compiler/test_prove_again.py",
+    "moec/compiler/options.py": "tests/compiler/test_compile.py",
+    "moec/compiler/proving.py": "tests/compiler/test_compile.py",
+    "moec/compiler/publish.py": "tests/compiler/test_compile.py",
+    "moec/execution/choices.py": "tests/execution/test_trace.py",
+    "moec/kernels/routing.py": "tests/kernels/device/test_route.py",
+    "moec/pipeline/notation.py": "tests/pipeline/test_pipeline.py",
+    "moec/pipeline/passes.py": "tests/pipeline/test_pipeline.py",
+    "moec/program/moe_call.py": "tests/execution/test_trace.py",
+    "moec/program/provenance.py": "tests/execution/test_trace.py",
+    "moec/progress.py": "tests/cli/test_cli.py",
+    "moec/proof/contract.py": "tests/pipeline/test_hooks.py",
+    "moec/proof/inputs.py": "tests/proof/test_coverage.py",
+    "moec/proof/tolerances.py": "tests/proof/test_examination.py",
+    "moec/quantization/grid.py": "tests/quantization/test_rounding.py",
+    "moec/report/artefacts.py": "tests/report/test_report.py",
+    "moec/report/environment.py": "tests/report/test_report.py",
+    "moec/targets/backend.py": "tests/compiler/test_compile.py",
+    "moec/version.py": "tests/cli/test_cli.py",
+    "backends/onnx/activation.py": "tests/backends/onnxruntime/experts/test_activation.py",
+    "backends/onnx/attention.py": "tests/backends/onnxruntime/attention/test_lower.py",
+    "backends/onnx/opaque_nodes.py": "tests/backends/onnx/test_export.py",
+    "backends/onnx/tensors.py": "tests/backends/onnx/test_emit.py",
+    "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
+    "backends/onnxruntime/experts/mixing.py": "tests/backends/onnxruntime/experts/test_kernel.py",
+    "backends/onnxruntime/experts/native_rule.py": "tests/backends/onnxruntime/experts/test_kernel.py",
+    "backends/onnxruntime/experts/operands.py": "tests/backends/onnxruntime/experts/test_widths.py",
+}
+
+
+def module_of(path: Path) -> str:
+    """The dotted name by which a source file is imported: `passes/` and `backends/` belong to `moec`."""
+    parts = [p for p in path.relative_to(ROOT).with_suffix("").parts if p != "__init__"]
+    return ".".join(parts if parts[0] == "moec" else ["moec", *parts])
+
+
+MODULES = {module_of(p): p for p in SOURCES}
 
 
 def imports_of(path: Path) -> list[str]:
@@ -107,55 +107,87 @@ def imports_of(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{a.name}" if node.module == "moec" else node.module for a in node.names]
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            found += [n if n in MODULES else node.module for n in names]
     return found
 
 
-def layer(part: str) -> int:
-    return next(i for i, names in enumerate(LAYERS) if part in names)
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-def violations(path: Path, names: list[str]) -> list[str]:
-    where = path.relative_to(ROOT)
-    found = []
+def violations(module: str, names: list[str]) -> list[str]:
+    """What a module imports and may not."""
+    own, found = room_of(module), []
     for name in names:
         top = name.split(".")[0]
-        if top in RUNTIMES and not str(where).startswith(RUNTIMES[top]):
-            found.append(f"{where} imports {top}")
-        if top != "moec" or name in ("moec", "moec.passes"):
-            continue
-        part = name.split(".")[1]
-        if where.parts[0] == "passes" and part in ("backends", "passes", "api", "cli", "driver", "huggingface"):
-            found.append(f"{where} imports {name}")
-        if where.parts[0] == "backends" and part in ("passes", "api", "cli", "driver", "huggingface"):
-            found.append(f"{where} imports {name}")
-        own = where.parts[1].removesuffix(".py") if where.parts[0] == "moec" else None
-        if (
-            own
-            and own not in ("__init__", "__main__")
-            and part in {n for names in LAYERS for n in names}
-            and layer(part) > layer(own)
+        if top in RUNTIMES and not module.replace(".", "/").removeprefix("moec/").startswith(
+            RUNTIMES[top].removeprefix("moec/")
         ):
-            found.append(f"{where} imports {name}, which is above it")
+            found.append(f"{module} imports {top}")
+        if top != "moec" or name == "moec" or not own:
+            continue
+        if ROOMS.index(room_of(name)) > ROOMS.index(own):
+            found.append(f"{module} imports {name}, which is above it")
+        if own == "passes" and room_of(name) in ("passes", "backends"):
+            found.append(f"{module} imports {name}")
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_follow_the_layers(path: Path) -> None:
-    assert violations(path, imports_of(path)) == []
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    """The names of one circle of imports, none when there is none."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def arrows(depth: int | None = None) -> dict[str, set[str]]:
+    """Who imports whom: between modules, or between the packages that hold them down to a depth."""
+    edges: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        for name in imports_of(path):
+            ends = [".".join(m.split(".")[:depth]) for m in (module, name)]
+            if name in MODULES and ends[0] != ends[1] and ends[1] != "moec" != ends[0]:
+                edges.setdefault(ends[0], set()).add(ends[1])
+    return edges
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    assert violations(module, imports_of(MODULES[module])) == []
+
+
+@pytest.mark.parametrize("depth", [None, 2, 3, 4])
+def test_no_circle_of_modules_or_rooms(depth: int | None) -> None:
+    assert circle(arrows(depth)) == []
 
 
 def test_a_wrong_import_is_seen() -> None:
-    assert violations(ROOT / "passes/upcycle.py", ["moec.backends.onnxruntime"]) != []
-    assert violations(ROOT / "moec/program/program.py", ["moec.api"]) != []
-    assert violations(ROOT / "moec/program/program.py", ["onnxruntime"]) != []
+    assert violations("moec.passes.upcycle", ["moec.backends.onnxruntime"]) != []
+    assert violations("moec.passes.upcycle", ["moec.passes.quantize"]) != []
+    assert violations("moec.program.program", ["moec.api"]) != []
+    assert violations("moec.program.program", ["onnxruntime"]) != []
+    assert violations("moec.kernels.launch", ["moec.weights.lazy"]) != []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
 
 
-def test_every_module_has_a_layer() -> None:
-    known = {n for names in LAYERS for n in names} | {"__init__", "__main__"}
-    assert {
-        p.relative_to(ROOT / "moec").parts[0].removesuffix(".py") for p in SOURCES if p.is_relative_to(ROOT / "moec")
-    } <= known
+def test_every_module_has_a_room() -> None:
+    assert {room_of(m) for m in MODULES} - {""} <= set(ROOMS)
+    assert len(list((ROOT / "moec").glob("*.py"))) <= 10
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    rooms = [p for p in SOURCES if p.name == "__init__.py"]
+    assert [str(p) for p in rooms if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
+def test_the_wheel_holds_every_room() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(declared) == sorted(
+        {m if p.name == "__init__.py" else m.rpartition(".")[0] for m, p in MODULES.items()}
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -166,26 +198,14 @@ def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
     assert path.stem not in ("utils", "common", "helpers", "base", "misc")
 
 
-def test_every_source_file_is_mirrored_by_a_test() -> None:
-    tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests").rglob("test_*.py")}
-    # thin, or tested through the one command or class that uses them
-    through = {
-        "__init__",
-        "__main__",
-        "version",
-        "progress",
-        "settings",
-        "console",
-        "build",
-        "look",
-        "prove",
-        "signature",
-        "backend",
-        "tensors",
-        "translate",
-    }
-    missing = sorted(str(p.relative_to(ROOT)) for p in SOURCES if p.stem not in tests | through)
-    assert missing == []
+def test_tests_mirror_the_tree() -> None:
+    for source in (p.relative_to(ROOT) for p in SOURCES if p.stem not in ("__init__", "__main__")):
+        own = Path(*source.parts[source.parts[0] == "moec" :])
+        mirror = Path("tests", own.with_name(f"test_{own.name}"))
+        name = THROUGH.get(str(source), str(mirror))
+        assert (ROOT / name).is_file(), f"{source} has no {name}"
+        assert str(source) not in THROUGH or not (ROOT / mirror).exists(), f"{source} has a test of its own"
+    assert [name for name in THROUGH if not (ROOT / name).exists()] == []
 
 
 def test_public_names_have_docstrings() -> None:
@@ -202,7 +222,9 @@ def test_public_names_have_docstrings() -> None:
 
 def test_help_does_not_import_torch() -> None:
     code = (
-        "import sys, moec, moec.cli\ntry: moec.cli.main(['--help'])\nexcept SystemExit: pass\nassert not {'torch', "
-        "'onnx', 'numpy'} & set(sys.modules)"
+        "import sys, moec, moec.cli\n"
+        "try: moec.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'onnx', 'numpy'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
