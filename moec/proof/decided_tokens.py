@@ -30,8 +30,6 @@ from moec.program.signature import converted
 # median 1.5e-3, 99 % of the tokens below 4.5e-3, worst 5.6e-3; bfloat16, eight times as coarse, median 1.3e-2 and, but
 # for tokens after a flip, 99 % below 4.8e-2. Both logits of a pair have to be off by this, in opposite directions,
 # before a choice flips that counts as decided.
-# that counts as decided.
-# decided.
 NOISE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # share of the tokens that must be compared: from fewer, the few that stand first in their texts, a proof says little
 LEAST = 0.1
