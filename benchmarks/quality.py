@@ -44,10 +44,10 @@ from quality_report import orders, table, targets
 from quality_rows import BUILT, ROWS, Row
 from torch import Tensor, fx
 
-from moec.capture.source import Source
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.execution.choices import choice
+from moec.frontend.source import Source
 from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline

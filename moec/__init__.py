@@ -13,8 +13,8 @@ from moec.version import __version__
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
-    from moec.capture.stored_program import load_program, save_program
     from moec.execution.engine import Engine
+    from moec.frontend.stored_program import load_program, save_program
     from moec.huggingface.accelerate import accelerate
     from moec.pipeline.passes import Pass
     from moec.pipeline.pipeline import Pipeline
@@ -31,14 +31,14 @@ _HOMES = {
     "load": "api",
     "open_source": "api",
     "verify": "api",
-    "load_program": "storage",
-    "save_program": "storage",
-    "Engine": "engine",
-    "Pass": "pipeline",
-    "Pipeline": "pipeline",
-    "Program": "program",
-    "Report": "report",
-    "Target": "target",
+    "load_program": "frontend.stored_program",
+    "save_program": "frontend.stored_program",
+    "Engine": "execution.engine",
+    "Pass": "pipeline.passes",
+    "Pipeline": "pipeline.pipeline",
+    "Program": "program.program",
+    "Report": "report.report",
+    "Target": "targets.target",
 }
 
 __all__ = [

@@ -9,10 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moec.bench.decoders import DecoderBenchmark, bench_decoders
-from moec.bench.engines import Benchmark, bench_engines
-from moec.capture.export import Dynamic, capture
-from moec.capture.source import Source
 from moec.compiler.compile import compile_source
 from moec.compiler.finish import complete_engine, options_of
 from moec.compiler.made import require_same_text
@@ -23,6 +19,8 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, is_decoder
+from moec.frontend.export import Dynamic, capture
+from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.pipeline import Hook, Pipeline
@@ -38,6 +36,8 @@ from moec.report.report import Report
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
+from moec.timing.decoders import DecoderBenchmark, bench_decoders
+from moec.timing.engines import Benchmark, bench_engines
 
 __all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
@@ -259,7 +259,7 @@ def bench(
 
     Args:
         engines: folders or engines; ratios refer to the first.
-        sizes: see `moec.bench.engines.bench_engines` and `moec.bench.decoders.bench_decoders`.
+        sizes: see `moec.timing.engines.bench_engines` and `moec.timing.decoders.bench_decoders`.
         runs: timed runs of each; by default 30 forward or 10 texts.
         eager: put the first folder's untouched model in eager PyTorch beside them.
         forward: time single forward passes of decoders too.

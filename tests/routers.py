@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture.export import capture
 from moec.dialect import Routing
+from moec.frontend.export import capture
 from moec.program.program import Program
 
 HIDDEN, EXPERTS, INNER = 16, 8, 12

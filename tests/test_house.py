@@ -28,7 +28,7 @@ ROOMS = [
     "pipeline",
     "layouts",
     "recognition",
-    "capture",
+    "frontend",
     "targets",
     "huggingface",
     "experts",
@@ -38,7 +38,7 @@ ROOMS = [
     "text",
     "proof",
     "report",
-    "bench",
+    "timing",
     "compiler",
     "api",
     "cli",
@@ -176,6 +176,12 @@ def test_a_wrong_import_is_seen() -> None:
 def test_every_module_has_a_room() -> None:
     assert {room_of(m) for m in MODULES} - {""} <= set(ROOMS)
     assert len(list((ROOT / "moec").glob("*.py"))) <= 10
+
+
+def test_no_room_hides_a_public_name() -> None:
+    import moec
+
+    assert set(moec.__all__) & {room_of(m) for m in MODULES} == set()  # the import of a room would set the name
 
 
 def test_every_room_says_what_it_is_for() -> None:

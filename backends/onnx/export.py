@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.tensors import WeightTensor
-from moec.capture.stored_program import retrace
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
+from moec.frontend.stored_program import retrace
 from moec.program.program import PLUS, Program
 from moec.version import __version__
 

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from moec.capture.source import Source
 from moec.compiler.options import Options
 from moec.compiler.proving import contract_checks, judge, prove
 from moec.compiler.publish import PAGE, checkpoint_of, lay_out, make_report
 from moec.compiler.staging import MANIFEST, staging
 from moec.errors import MoecError
 from moec.execution.streaming import check_finite
+from moec.frontend.source import Source
 from moec.huggingface.companions import describe
 from moec.layouts import choose
 from moec.pipeline.calibration import Calibration

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from moec.capture.source import Source
 from moec.compiler.open import open_source
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.hooks import KeepHook

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from moec.capture.export import Dynamic
-from moec.capture.module_source import ExportedSource, ModuleSource, from_file
-from moec.capture.source import Source
 from moec.errors import MoecError
+from moec.frontend.export import Dynamic
+from moec.frontend.module_source import ExportedSource, ModuleSource, from_file
+from moec.frontend.source import Source
 
 
 def open_source(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from moec.capture.source import Source
 from moec.compiler.options import Options
 from moec.execution.engine import Engine
 from moec.execution.memory import available_bytes
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
 from moec.program.program import Program

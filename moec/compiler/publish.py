@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from moec.capture.source import Source
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
+from moec.frontend.source import Source
 from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport

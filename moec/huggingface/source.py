@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from moec.capture.export import capture
-from moec.capture.source import Domain, Source
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.export import capture
+from moec.frontend.source import Domain, Source
 from moec.huggingface.formats.quantized import keep_packed
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain

@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from moec.capture.source import Source
 from moec.execution.engine import Engine
+from moec.frontend.source import Source
 from moec.huggingface.companions import describe
 from moec.program.decoder_signature import text_inputs
 from moec.program.program import Program

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moec.capture.source import Source
+from moec.frontend.source import Source
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.program.signature import Sample

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from moec.capture.source import Source
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.source import Source
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Input, Program

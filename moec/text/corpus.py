@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.capture.source import Source
 from moec.errors import MoecError
+from moec.frontend.source import Source
 from moec.huggingface.companions import describe
 from moec.huggingface.tokenizer import load_tokenizer
 from moec.pipeline.calibration import Calibration, CalibrationText

@@ -16,9 +16,9 @@ from moec import registry
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.backends.tensorrt.graph.export import write_onnx
 from moec.backends.tensorrt.policy import Plan
-from moec.capture.source import Source
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.source import Source
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program

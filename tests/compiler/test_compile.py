@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from moec.capture.module_source import ModuleSource
-from moec.compiler import compile as driver
+from moec.compiler import proving
 from moec.compiler.compile import compile_source
 from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.module_source import ModuleSource
 from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
@@ -185,8 +185,8 @@ def test_the_reference_is_streamed_when_asked_or_when_memory_is_short(monkeypatc
     captured = model.capture()
     found: dict[tuple[str, int], Any] = {}
     for free in (100, 2**40):
-        monkeypatch.setattr(driver, "available_bytes", lambda free=free: free)
-        found |= {(how, free): driver.reference_of(model, captured, how) for how in ("auto", "full", "streamed")}
+        monkeypatch.setattr(proving, "available_bytes", lambda free=free: free)
+        found |= {(how, free): proving.reference_of(model, captured, how) for how in ("auto", "full", "streamed")}
     streamed = {
         key for key, (reference, prepack) in found.items() if isinstance(reference, StreamingEngine) and not prepack
     }

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from moec.capture.module_source import ExportedSource, ModuleSource
 from moec.compiler.open import open_source
 from moec.errors import MoecError
+from moec.frontend.module_source import ExportedSource, ModuleSource
 from moec.huggingface.source import HuggingFaceSource
 from tests.moe_module import MoeModel, source_of
 from tests.zoo import build

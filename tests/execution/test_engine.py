@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
+from moec.frontend.export import capture
 
 
 class Adds(nn.Module):

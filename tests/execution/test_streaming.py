@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.dialect import pack
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.execution.streaming import StreamingEngine, check_finite
+from moec.frontend.export import capture
 from moec.program.program import Program
 from moec.weights.lazy import Weight
 from tests.moe_module import EXPERTS, MoeModel, source_of

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from moec.capture.source import Source
+from moec.frontend.source import Source
 from moec.huggingface.source import open_source
 from moec.program.decoder_signature import without_padding
 from moec.program.program import Program

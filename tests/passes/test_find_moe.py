@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.dialect import Routing
+from moec.frontend.export import capture
 from moec.passes.find_moe import FindMoe
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from moec import api
-from moec.capture.export import capture
 from moec.errors import MoecError
+from moec.frontend.export import capture
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.pipeline.passes import Context

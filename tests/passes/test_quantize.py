@@ -12,11 +12,11 @@ import torch
 import transformers
 from torch import Tensor, fx
 
-from moec.capture.stored_program import load_program, save_program
 from moec.cli.settings import presets
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.stored_program import load_program, save_program
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.quantize import Quantize
 from moec.pipeline.passes import Context

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import moec
-from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
+from moec.frontend.stored_program import load_program, save_program
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.pipeline.passes import Context

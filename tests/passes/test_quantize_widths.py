@@ -12,10 +12,10 @@ import transformers
 from torch import Tensor
 
 from moec.backends.onnxruntime.backend import Onnxruntime
-from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
+from moec.frontend.stored_program import load_program, save_program
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.pipeline.passes import Context

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture.export import capture
 from moec.errors import MoecError
+from moec.frontend.export import capture
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.upcycle import Upcycle
 from moec.pipeline.passes import Context

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from moec.capture.export import capture
 from moec.errors import MoecError
+from moec.frontend.export import capture
 from moec.pipeline.notation import make_pass
 from moec.pipeline.passes import Context, Pass, kebab
 from moec.pipeline.pipeline import Hook, Pipeline

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.program.functional import functionalize, is_in_place
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.errors import MoecError
+from moec.frontend.export import capture
 from moec.program.program import Input, Program, users
 from moec.weights.lazy import from_tensor, scale
 

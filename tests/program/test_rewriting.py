@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.program.rewriting import call_like
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.source import Source
 from moec.dialect import Routing
+from moec.frontend.source import Source
 from moec.program.program import Input
 from moec.proof.coverage import measure_load, undecided
 from moec.proof.inputs import reach_experts, verification_sizes

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.dialect import Activation
+from moec.frontend.export import capture
 from moec.recognition.activation import candidates, identify, is_split
 
 

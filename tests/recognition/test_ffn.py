@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.huggingface.source import HuggingFaceSource
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn, find_ffns

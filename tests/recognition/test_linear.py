@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.program.program import Program
 from moec.recognition.linear import find_linears, without_views
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.capture.export import capture
 from moec.execution.lockstep import Stop, walk
+from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program

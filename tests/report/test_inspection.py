@@ -73,7 +73,7 @@ def test_no_weight_is_loaded() -> None:
     with torch.device("meta"):
         model = MoeModel()
     weights = dict(MoeModel().named_parameters())
-    from moec.capture.export import capture
+    from moec.frontend.export import capture
     from moec.weights.lazy import Weight
 
     def refuse(start: int, stop: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.capture.source import Domain
 from moec.errors import MoecError
+from moec.frontend.source import Domain
 from moec.huggingface.reading.cache import cached_call
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TOTAL, cache_inputs
 from moec.program.program import Input

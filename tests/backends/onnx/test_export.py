@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from moec.backends.onnx.export import route_plainly, source_line, strip_traces, to_onnx, unsqueeze_complex
 from moec.backends.onnx.tensors import WeightTensor
-from moec.capture.export import capture
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
+from moec.frontend.export import capture
 from tests.moe_module import MoeModel, source_of
 
 OPSET = 23

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import moec
 from moec.backends.onnx.export import to_onnx
 from moec.backends.onnx.floats import read_floats, refuse_floats
-from moec.capture.export import capture
-from moec.capture.stored_program import load_program, save_program
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.export import capture
+from moec.frontend.stored_program import load_program, save_program
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.weights.lazy import rows

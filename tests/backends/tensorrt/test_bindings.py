@@ -19,7 +19,7 @@ from tests.backends.tensorrt.tiny import needs_rtx
 ROOT = Path(__file__).parents[3]
 LIST = json.loads((ROOT / "tests/data/tensorrt_api.json").read_text())
 SOURCES = [
-    path for path in sorted((ROOT / "backends/tensorrt").glob("*.py")) if re.search(r"\b_?trt\b", path.read_text())
+    path for path in sorted((ROOT / "backends/tensorrt").rglob("*.py")) if re.search(r"\b_?trt\b", path.read_text())
 ]
 ON_GPU_ONLY = {
     "execute_async_v3",
@@ -50,7 +50,7 @@ def without_rtx(use: Use) -> bool:
 
 
 def test_the_walk_sees_what_we_call() -> None:
-    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native.py", "plugins.py"}
+    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native_layer.py", "network.py"}
     assert {use.name for use in every_use() if without_rtx(use)} >= {
         "register",
         "aot_impl",
@@ -85,7 +85,7 @@ def test_what_only_rtx_has_is_asked_of_nothing_else() -> None:
 
 def test_what_rtx_lacks_is_asked_in_one_file() -> None:
     found = {path.name for path in SOURCES if any(map(without_rtx, uses(path.read_text())))}
-    assert found == {"plugins.py"}, "the policy never chooses plugins for TensorRT-RTX, see test_policy"
+    assert found == {"network.py"}, "the policy never chooses plugins for TensorRT-RTX, see test_policy"
 
 
 @needs_bindings

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.optimize import optimize
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.weights.lazy import Weight
 
 WIDTH = 96

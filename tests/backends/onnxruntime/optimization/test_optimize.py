@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.optimization.optimize import optimize
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.program.program import Program
 from moec.weights.lazy import Weight
 

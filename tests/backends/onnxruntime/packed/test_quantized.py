@@ -19,8 +19,8 @@ from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.packed.quantized import lower_quantized
 from moec.backends.onnxruntime.packed.unpacking import UNPACKED
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
-from moec.capture.export import capture
 from moec.dialect import pack
+from moec.frontend.export import capture
 from moec.program.program import Program
 from moec.targets.target import Target
 from moec.weights.lazy import Weight, from_tensor

@@ -17,9 +17,9 @@ from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.backends.tensorrt.graph.export import lowered, sum_in_float, write_onnx
 from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.policy import Plan
-from moec.capture.export import capture
-from moec.capture.source import Source
 from moec.errors import MoecError
+from moec.frontend.export import capture
+from moec.frontend.source import Source
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program

@@ -16,8 +16,8 @@ from moec.backends.tensorrt.backend import TensorrtRtx
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.quantized import SIGNS, Codes, lower_quantized, unreadable, why_not
 from moec.backends.tensorrt.policy import Plan
-from moec.capture.export import capture
 from moec.dialect import pack
+from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import quantize_weight

@@ -22,7 +22,7 @@ from moec.backends.tensorrt.graph.refusals import refusals
 from moec.backends.tensorrt.graph.small_floats import E2m1, E4m3, emit_floats, why_not_floats
 from moec.backends.tensorrt.policy import Plan
 from moec.backends.tensorrt.session.cpu_stand_in import decode
-from moec.capture.export import capture
+from moec.frontend.export import capture
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program

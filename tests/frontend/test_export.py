@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture, from_exported, named_outputs
 from moec.errors import MoecError
+from moec.frontend.export import capture, from_exported, named_outputs
 from moec.weights.lazy import from_tensor
 
 IDS = torch.zeros(3, 11, dtype=torch.int64)

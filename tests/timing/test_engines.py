@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.bench.engines import bench_engines, default_sample, sizes_of
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
 from moec.program.program import Input
+from moec.timing.engines import bench_engines, default_sample, sizes_of
 from tests.moe_module import MoeModel, source_of
 
 

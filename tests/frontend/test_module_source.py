@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.module_source import ExportedSource, ModuleSource, from_file, guess_dynamic, parse_inputs
-from moec.capture.source import Domain
 from moec.errors import MoecError
+from moec.frontend.module_source import ExportedSource, ModuleSource, from_file, guess_dynamic, parse_inputs
+from moec.frontend.source import Domain
 
 CODE = """
 import torch

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from moec.capture.export import Dynamic, capture, from_exported, named_outputs
-from moec.capture.source import Domain, Source
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
+from moec.frontend.source import Domain, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
@@ -42,7 +42,7 @@ class ModuleSource(Source):
     Args:
         module: any `nn.Module`; it is never modified.
         inputs: sample inputs by name; their sizes are the capture's.
-        dynamic: names of dynamic dimensions by input, see `moec.capture.export.capture`.
+        dynamic: names of dynamic dimensions by input, see `moec.frontend.export.capture`.
         text: how the user named it.
         hashes: of the files that it was built from.
         domains: values that the inputs may take; integers default to those below the sample's maximum.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moec.capture.source import Domain, sample_input
+from moec.frontend.source import Domain, sample_input
 from moec.program.program import Input
 from tests.moe_module import VOCAB, MoeModel, source_of
 

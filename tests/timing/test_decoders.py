@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.bench.decoders import bench_decoders
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.program import Input
+from moec.timing.decoders import bench_decoders
 
 CACHE = "past_key_values.0.key"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from moec.capture.export import export, from_exported
 from moec.errors import MoecError
+from moec.frontend.export import export, from_exported
 from moec.program.program import META, Input, Program, Step, dynamic_dimensions
 from moec.weights.lazy import Weight, from_file
 from moec.weights.shards import write_shards

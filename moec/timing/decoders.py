@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moec.bench.engines import growth_bytes, rotated
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import clocked, generate, is_decoder
 from moec.program.decoder_signature import SEQUENCE
+from moec.timing.engines import growth_bytes, rotated
 
 SIZES = {"batch": 1, SEQUENCE: 128}
 
