@@ -133,8 +133,8 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
             report.source,
             "compile it anew instead of --from",
         )
-    if report.quality is not None:
-        require_same_text(report.quality.exam.text, report.quality.sha256, "judged")
+    if report.proof.quality is not None:
+        require_same_text(report.proof.quality.exam.text, report.proof.quality.sha256, "judged")
     return compile_source(source, options_of(report), Path(out), progress=progress)
 
 
@@ -186,15 +186,7 @@ def verify(
 
 def page(engine: str | Path, proof: Verification) -> str:
     """An engine's report as an HTML page, with a later proof in the place of the compile's."""
-    later: dict[str, Any] = {
-        "comparison": proof.comparison,
-        "coverage": proof.coverage,
-        "seed": proof.seed,
-        "consistency": proof.consistency,
-        "quality": proof.quality,
-        "decided": proof.decided,
-    }
-    return html(replace(read_report(engine), **later))
+    return html(replace(read_report(engine), proof=proof))
 
 
 def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moec.compiler.options import Options
-from moec.compiler.proving import contract_checks, judge, prove
+from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
 from moec.compiler.publish import PAGE, checkpoint_of, lay_out, make_report
 from moec.compiler.staging import MANIFEST, staging
 from moec.errors import MoecError
@@ -65,7 +65,8 @@ def compile_source(
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")
-        checks = contract_checks(source, captured, options, backend)
+        options = replace(options, verify=choose_reference(source, captured, options.verify))
+        checks = contract_checks(source, options, backend)
         named, program, steps = run_passes(captured, options, backend, calibration, (*checks, *hooks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
@@ -74,20 +75,9 @@ def compile_source(
         )
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
         lay_out(source, program, options, backend, folder)
-        progress.stage("verify")
-        proof = prove(source, captured, program, backend, options, folder)
-        proof.require()
-        progress.done(f"{proof.comparison}; {proof.coverage}")
-        if options.exam and corpus:
-            progress.stage("text")
-            proof = replace(
-                proof, quality=judge(source, captured, program, backend, options.exam, corpus, options, folder)
-            )
-            proof.require()
-            progress.done(
-                "; ".join(f"{name} {figure}" for name, figure in proof.quality.rows()) if proof.quality else ""
-            )
-        report = make_report(source, options, program, steps, facts, proof, backend, folder)
+        subject = subject_of(source, captured, program, backend, options, corpus)
+        proof = prove_folder(subject, backend, options, folder, progress)
+        report = make_report(source, options, steps, facts, proof, backend, folder)
         (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (folder / PAGE).write_text(html(report), encoding="utf-8")
     return report

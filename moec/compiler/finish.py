@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from moec.compiler.made import Made, calibration_of
+from moec.compiler.made import Made, calibration_of, exam_of
 from moec.compiler.options import Options, Verify
-from moec.compiler.proving import judge, prove
+from moec.compiler.proving import prove_folder, subject_of
 from moec.compiler.publish import PAGE, make_report
 from moec.compiler.staging import MANIFEST, staging
 from moec.layouts import model_folder
@@ -37,7 +37,7 @@ def options_of(report: Report) -> Options:
         inputs=report.inputs,
         cache=report.cache,
         layout=report.layout,
-        exam=report.quality.exam if report.quality else None,
+        exam=exam_of(report),
         build=report.built,
         calibration=calibration_of(report),
     )
@@ -79,16 +79,9 @@ def complete_engine(
                 if p.is_file()
             )
         )
-        progress.stage("verify")
-        proof = prove(source, captured, program, made.backend, options, new)
-        proof.require()
-        progress.done(f"{proof.comparison}; {proof.coverage}")
-        if options.exam and corpus:
-            proof = replace(
-                proof, quality=judge(source, captured, program, made.backend, options.exam, corpus, options, new)
-            )
-            proof.require()
-        report = make_report(source, options, program, [], facts, proof, made.backend, new)
+        subject = subject_of(source, captured, program, made.backend, options, corpus)
+        proof = prove_folder(subject, made.backend, options, new, progress)
+        report = make_report(source, options, [], facts, proof, made.backend, new)
         report = replace(report, source=made.report.source, steps=made.report.steps)
         (new / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (new / PAGE).write_text(html(report), encoding="utf-8")

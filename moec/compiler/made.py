@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from moec.compiler.open import open_source
+from moec.compiler.proving import opened
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
-from moec.layouts import model_folder
 from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.hooks import KeepHook
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.compare import Tolerance
 from moec.proof.quality import Exam
-from moec.proof.tolerances import allowed, rounding
+from moec.proof.subject import Reference, Subject
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
@@ -68,32 +66,35 @@ class Made:
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program
 
-    def engine(self, prepack: bool = True) -> Engine:
+    def opened(self) -> AbstractContextManager[Engine]:
         """The engine, loaded; where its hardware is missing, on what stands in for it."""
-        return self.backend.load(
-            model_folder(self.folder), self.backend.stand_in(self.target, self.report.built) or self.target, prepack
+        return opened(self.backend, self.target, self.folder, self.report.built, self.reference)
+
+    @property
+    def reference(self) -> Reference:
+        """What the compile compared with; a proof that is made again does the same."""
+        return "streamed" if self.report.proof.reference == "streamed" else "full"
+
+    def subject(self, source: Source, captured: Program, program: Program) -> Subject:
+        """What the engine has to equal, with the bound that the compile was given."""
+        return replace(
+            Subject.of(source, captured, program, self.backend, self.target),
+            reference=self.reference,
+            asked=self.report.tolerance_asked,
+            engine_bytes=self.size_bytes,
         )
 
-    def tolerance(self, asked: float | None, approximate: bool) -> Tolerance:
-        """What was asked for now, else at the compile, else the precision's own; wider after `approximate` passes."""
-        given = asked if asked is not None else self.report.tolerance_asked
-        return allowed(
-            self.backend.precision(self.target),
-            given,
-            self.report.quality.exam if self.report.quality else None,
-            approximate,
-        )
-
-    def rounding(self, program: Program) -> torch.dtype | None:
-        """See `moec.proof.tolerances.rounding`."""
-        return rounding(self.backend.precision(self.target), program)
-
-    def budget(self, exam: Exam) -> Exam:
-        """An exam with the budget of the compile's, unless it sets one itself."""
-        if exam.bounded or self.report.quality is None:
-            return exam
-        asked = self.report.quality.exam
-        return replace(exam, max_kl=asked.max_kl, max_perplexity_ratio=asked.max_perplexity_ratio)
+    def exam(self, asked: Exam | None) -> Exam | None:
+        """The exam of a later proof: the compile's own text where none is given, else the text that is given with the
+        compile's budget, unless it has one itself. Raises M106 when the compile's text is not the same any more."""
+        compiled = exam_of(self.report)
+        if asked is None:
+            if compiled is not None and self.report.proof.quality is not None:
+                require_same_text(compiled.text, self.report.proof.quality.sha256, "judged")
+            return compiled
+        if asked.bounded or compiled is None:
+            return asked
+        return replace(asked, max_kl=compiled.max_kl, max_perplexity_ratio=compiled.max_perplexity_ratio)
 
     @property
     def size_bytes(self) -> int:
@@ -111,6 +112,11 @@ def require_same_text(file: str, digest: str, purpose: str) -> None:
             str(path),
             "put it back, or compile anew",
         )
+
+
+def exam_of(report: Report) -> Exam | None:
+    """The text that an engine was judged on at its compile, with its budget; None without one."""
+    return None if report.exam is None else Exam(**report.exam)
 
 
 def calibration_of(report: Report) -> CalibrationText | None:

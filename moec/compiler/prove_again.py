@@ -9,101 +9,84 @@ from typing import Any
 
 from moec.compiler.made import Made
 from moec.compiler.open import open_source
-from moec.compiler.proving import reference_of
+from moec.compiler.proving import fitting_exam
 from moec.compiler.staging import MANIFEST
+from moec.execution.engine import Engine
+from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import KeepHook
 from moec.proof.bisection import Divergence, bisect
-from moec.proof.compare import compare
-from moec.proof.decided_tokens import Kept, is_half
-from moec.proof.examination import examine
-from moec.proof.inputs import reach_decided, reach_experts, verification_sizes
-from moec.proof.quality import Exam, Quality
-from moec.proof.verification import Verification, verify
+from moec.proof.compare import Tolerance
+from moec.proof.decided_tokens import is_half
+from moec.proof.evidence import all_tokens, decided_tokens
+from moec.proof.quality import Exam
+from moec.proof.subject import Subject
+from moec.proof.trial import Trial
+from moec.proof.verification import Verification, prove
 from moec.text.corpus import corpus_of
 
 
 def prove_again(
     folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any], exam: Exam | None = None
 ) -> Verification:
-    """Compare an engine with its source (`against` None), with another engine's folder, or with another model; with an
-    exam, on its text too."""
+    """Prove an engine with the checks of its compile, on other inputs.
+
+    Args:
+        folder: what `compile` wrote.
+        against: None for its own source; else another engine's folder, or another model.
+        seed: of the inputs.
+        tolerance: the max |d|/std that is allowed; the compile's when None.
+        opening: arguments of `open_source`.
+        exam: a text; the compile's own when None and `against` is None, unless `tolerance` decides in its place.
+    """
     made = Made(folder, opening)
+    own = made.source()
+    captured, program = made.remake(own)
+    if exam is not None or (against is None and tolerance is None):
+        exam = made.exam(exam)
     if _is_engine(against):
-        return _prove_engines(made, Made(Path(against), opening), seed, tolerance, exam)
-    source = made.source() if against is None else open_source(against, **opening)
-    corpus = corpus_of(exam.text, source, model_folder(folder)) if exam else None
-    captured, program = made.remake(source if against is None else made.source())
-    reference, prepack = reference_of(source, captured, made.report.verify)
-    engine = made.engine(prepack)
-    try:
-        proof = verify(
-            source,
-            engine,
-            program,
-            made.tolerance(tolerance, program.approximate),
-            seed,
-            reference,
-            made.rounding(program),
-        )
-        if exam is None or corpus is None:
-            return proof
-        before = captured if against is None else source.capture(made.backend.precision(made.target))
-        quality = examine(made.budget(exam), corpus, source, reference or source.reference(), engine, before, program)
-        return replace(proof, quality=replace(quality, engine_bytes=made.size_bytes))
-    finally:
-        engine.close()
+        other = Made(Path(against), opening)
+        with other.opened() as reference:
+            theirs = other.remake(other.source())[1]
+            subject = replace(made.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes)
+            return _prove(made, subject, own, seed, tolerance, exam)
+    source = own if against is None else open_source(against, **opening)
+    before = captured if against is None else source.capture(made.backend.precision(made.target))
+    return _prove(made, made.subject(source, before, program), source, seed, tolerance, exam)
+
+
+def _prove(
+    made: Made, subject: Subject, source: Source, seed: int, tolerance: float | None, exam: Exam | None
+) -> Verification:
+    corpus = corpus_of(exam.text, source, model_folder(made.folder)) if exam else None
+    asked = subject.asked if tolerance is None else tolerance
+    subject = replace(subject, seed=seed, asked=asked, exam=fitting_exam(exam, source), corpus=corpus)
+    with made.opened() as engine:
+        return prove(subject, engine)
 
 
 def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
-def _prove_engines(made: Made, other: Made, seed: int, tolerance: float | None, exam: Exam | None) -> Verification:
-    source = made.source()
-    corpus = corpus_of(exam.text, source, model_folder(made.folder)) if exam else None
-    _, program = made.remake(source)
-    samples, coverage = reach_experts(program, source, verification_sizes(source.inputs), seed)
-    first, second = made.engine(), other.engine()
-    try:
-        tolerated, decided = made.tolerance(tolerance, program.approximate), None
-        comparison = compare(second, first, samples, tolerated)
-        precision = made.rounding(program)
-        if not comparison.ok and is_half(precision) and coverage.loads:
-            found = reach_decided(program, source, verification_sizes(source.inputs), precision, seed, full=coverage)
-            comparison, coverage, decided = (
-                compare(second, first, found.samples, tolerated, found.kept),
-                found.coverage,
-                found.decided,
-            )
-        quality: Quality | None = None
-        if exam is not None and corpus is not None:
-            quality = examine(
-                made.budget(exam), corpus, source, second, first, other.remake(other.source())[1], program
-            )
-            quality = replace(quality, engine_bytes=made.size_bytes, source_bytes=other.size_bytes)
-    finally:
-        first.close()
-        second.close()
-    return Verification(comparison, coverage, (), (), seed, quality=quality, decided=decided)
-
-
 def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model."""
+    """The first pass, layer and expert at which an engine's making departs from the untouched model.
+
+    Every step is held to the tolerance of rounding, or to what the compile was asked for.
+    """
     made, keep = Made(folder, opening), KeepHook()
     source = made.source()
     captured, program = made.remake(source, (keep,))
     programs = keep.programs or [("capture", captured)]
-    reference, prepack = reference_of(source, captured, made.report.verify)
-    sizes = verification_sizes(source.inputs)[:2]
-    samples, coverage = reach_experts(program, source, sizes, seed)
-    engine, tolerance, precision = made.engine(prepack), made.tolerance(None, approximate=False), made.rounding(program)
-    reference = reference or source.reference()
-    try:
-        kept: list[Kept] | None = None
-        if is_half(precision) and coverage.loads:  # each stage may round differently
-            found = reach_decided(program, source, sizes, precision, seed, full=coverage)
-            samples, kept = (samples, None) if found.decided.problem else (found.samples, found.kept)
-        return bisect(reference, programs, samples, tolerance, engine, kept)
-    finally:
-        engine.close()
+    subject = replace(made.subject(source, captured, program), seed=seed)
+    with made.opened() as engine:
+        return _bisect(Trial(subject, engine), programs, engine)
+
+
+def _bisect(trial: Trial, programs: list[tuple[str, Any]], engine: Engine) -> Divergence:
+    subject, evidence = trial.subject, trial.once(all_tokens)
+    if is_half(subject.rounding) and evidence.coverage.loads:  # each stage may round differently
+        found = trial.once(decided_tokens)
+        evidence = evidence if found.decided and found.decided.problem else found
+    tolerance = Tolerance.of(subject.precision) if subject.asked is None else Tolerance(subject.asked)
+    return bisect(trial.reference, programs, evidence.samples, tolerance, engine, evidence.compared)

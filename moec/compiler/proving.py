@@ -1,106 +1,104 @@
-"""What the compile driver proves, with what, and against what."""
+"""How a compile proves its engine: the subject, the engine that runs, and the contracts of passes on the way."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from moec.compiler.options import Options
 from moec.execution.engine import Engine
-from moec.execution.memory import available_bytes
-from moec.execution.streaming import StreamingEngine
+from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
+from moec.huggingface.companions import describe
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
 from moec.program.program import Program
+from moec.progress import Progress
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
-from moec.proof.examination import examine
 from moec.proof.inputs import verification_sizes
-from moec.proof.quality import Exam, Quality
-from moec.proof.tolerances import allowed, rounding
-from moec.proof.verification import Verification, verify
+from moec.proof.quality import Exam
+from moec.proof.subject import Reference, Subject, budget_of
+from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
 from moec.targets.backend import Backend
 from moec.targets.target import Target
 from moec.text.corpus import Corpus
 
 
-def runner(backend: Backend, options: Options) -> Target:
-    """What runs the engine for the proof."""
-    return backend.stand_in(options.target, options.build) or options.target
+def choose_reference(source: Source, captured: Program, asked: str) -> Reference:
+    """What a proof compares with: as asked, or by size, where the untouched model and the engine have to fit into half
+    of this machine's memory. Decided once a compile; not by the memory that is free now, which would make the report
+    change from run to run."""
+    if asked == "auto":
+        needed = source.loaded_bytes + 2 * sum(w.size_bytes for w in captured.weights.values())
+        return "full" if needed < total_bytes() // 2 else "streamed"
+    return "streamed" if asked == "streamed" else "full"
 
 
-def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[Hook]:
-    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the end
-    only."""
-    if reference_of(source, captured, options.verify)[0] is not None:
+def runner(backend: Backend, target: Target, built: bool) -> Target:
+    """What runs the engine for the proof: the target, or what stands in for it here."""
+    return backend.stand_in(target, built) or target
+
+
+@contextmanager
+def opened(backend: Backend, target: Target, folder: Path, built: bool, reference: Reference) -> Iterator[Engine]:
+    """The engine in a folder, loaded and closed again; beside a streamed reference its weights stay memory-mapped."""
+    engine = backend.load(model_folder(folder), runner(backend, target, built), reference == "full")
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def subject_of(
+    source: Source, captured: Program, program: Program, backend: Backend, options: Options, corpus: Corpus | None
+) -> Subject:
+    """What a compile with these options has to prove."""
+    assert options.verify != "auto"  # decided by `choose_reference` before
+    return replace(
+        Subject.of(source, captured, program, backend, options.target),
+        reference=options.verify,
+        asked=options.tolerance,
+        exam=fitting_exam(options.exam, source),
+        corpus=corpus,
+        seed=options.seed,
+    )
+
+
+def fitting_exam(exam: Exam | None, source: Source) -> Exam | None:
+    """An exam whose windows are no longer than the model's context."""
+    return exam and replace(exam, window=min(exam.window, describe(source).context or sys.maxsize))
+
+
+def prove_folder(
+    subject: Subject, backend: Backend, options: Options, folder: Path, progress: Progress
+) -> Verification:
+    """Prove the engine in a finished folder. Raises the error of the first check that fails."""
+    subject = replace(subject, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)))
+    progress.stage("verify")
+    with opened(backend, options.target, folder, options.build, subject.reference) as engine:
+        proof = prove(subject, engine)
+    proof.require()
+    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof)]))
+    return proof
+
+
+def text_figures(proof: Verification) -> list[str]:
+    """What was found on a text, in phrases; none without one."""
+    return [f"{name} {figure}" for name, figure in proof.quality.rows()] if proof.quality else []
+
+
+def contract_checks(source: Source, options: Options, backend: Backend) -> list[Hook]:
+    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the
+    end only."""
+    if options.verify == "streamed":
         return []
     precision = backend.precision(options.target)
-    budget = allowed(precision, options.tolerance, options.exam, approximate=True)
     sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
+    budget = budget_of(precision, options.tolerance, options.exam)
     return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]
-
-
-def prove(
-    source: Source, captured: Program, program: Program, backend: Backend, options: Options, folder: Path
-) -> Verification:
-    """Compare the built engine with the untouched model on inputs that reach every expert.
-
-    After approximate passes the engine must also equal the rewritten program exactly, lest their budget hide a wrong
-    lowering.
-    """
-    reference, prepack = reference_of(source, captured, options.verify)
-    precision = backend.precision(options.target)
-    tolerance = allowed(precision, options.tolerance, options.exam, program.approximate)
-    engine = backend.load(model_folder(folder), runner(backend, options), prepack)
-    try:
-        if program.approximate:
-            inexact = backend.deviation(program, options.target)
-            own = Tolerance.of(precision) if inexact is None else Tolerance(inexact)
-            verify(
-                source,
-                engine,
-                program,
-                own,
-                options.seed,
-                StreamingEngine(program),
-                precision if inexact is None else None,
-            ).require()
-        return verify(source, engine, program, tolerance, options.seed, reference, rounding(precision, program))
-    finally:
-        engine.close()
-
-
-def judge(
-    source: Source,
-    captured: Program,
-    program: Program,
-    backend: Backend,
-    exam: Exam,
-    corpus: Corpus,
-    options: Options,
-    folder: Path,
-) -> Quality:
-    """The built engine's quality on a text, beside the untouched model."""
-    reference, prepack = reference_of(source, captured, options.verify)
-    engine = backend.load(model_folder(folder), runner(backend, options), prepack)
-    try:
-        quality = examine(exam, corpus, source, reference or source.reference(), engine, captured, program)
-    finally:
-        engine.close()
-    return replace(quality, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)))
-
-
-def reference_of(source: Source, captured: Program, how: str) -> tuple[Engine | None, bool]:
-    """What to compare with, and whether the engine may copy weights: None and True for the untouched model in memory,
-    else the captured program streamed one weight at a time."""
-    streamed = how == "streamed" or (how == "auto" and not fits_in_memory(source, captured))
-    return (StreamingEngine(captured), False) if streamed else (None, True)
-
-
-def fits_in_memory(source: Source, captured: Program) -> bool:
-    """Whether the untouched model and the engine fit beside each other in the memory that is free now."""
-    needed = source.loaded_bytes + 2 * sum(w.size_bytes for w in captured.weights.values())
-    return needed < available_bytes()

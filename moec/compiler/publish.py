@@ -55,7 +55,6 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
 def make_report(
     source: Source,
     options: Options,
-    program: Program,
     steps: list[StepReport],
     facts: dict[str, Any],
     proof: Verification,
@@ -63,14 +62,13 @@ def make_report(
     folder: Path,
 ) -> Report:
     """Everything that is known of the engine, without anything that changes from run to run."""
-    ran = runner(backend, options)
+    ran = runner(backend, options.target, options.build)
     otherwise = facts.get("stand_in", ()) if ran != options.target else ()
     return Report(
         source=source.text,
         target=str(options.target),
         pipeline=str(options.pipeline),
-        comparison=proof.comparison,
-        coverage=proof.coverage,
+        proof=proof,
         seed=options.seed,
         inputs=options.inputs,
         optimize_for=options.optimize_for,
@@ -83,10 +81,7 @@ def make_report(
         facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])},
         built=options.build,
         calibration=given_calibration(options),
-        refused=tuple(asdict(r) for r in proof.refused),
-        consistency=proof.consistency,
-        quality=proof.quality,
-        decided=proof.decided,
+        exam=asdict(options.exam) if options.exam else None,
         environment=environment(backend.probe(options.target).versions),
         artefacts=hash_artefacts(folder),
     )

@@ -7,7 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
-_MACHINE = Path("/proc/meminfo")
+_MACHINE, _LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -41,6 +41,15 @@ def available_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
     line = next(line for line in _MACHINE.read_text().splitlines() if line.startswith("MemAvailable:"))
     return int(line.split()[1]) * 1024
+
+
+def total_bytes() -> int:
+    """The memory that this process may use: the machine's, or less where a control group (cgroup v2) limits it."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(machine, int(_LIMIT.read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        return machine
 
 
 def _status(key: str) -> int:

@@ -52,8 +52,8 @@ class StreamingInterpreter(fx.Interpreter):
 class StreamingEngine(Engine):
     """A program in eager PyTorch that reads its weights anew in each run and keeps none."""
 
-    def __init__(self, program: Program) -> None:
-        self.name, self.inputs, self.outputs = "the captured program, streamed", program.inputs, program.outputs
+    def __init__(self, program: Program, name: str = "the captured program, streamed") -> None:
+        self.name, self.inputs, self.outputs = name, program.inputs, program.outputs
         self._program = program
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

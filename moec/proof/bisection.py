@@ -19,7 +19,7 @@ from moec.program.program import Program
 from moec.program.provenance import module_path, module_paths
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance, compare
-from moec.proof.decided_tokens import Kept
+from moec.proof.decided_tokens import ComparedTokens
 
 Values = dict[str, list[Tensor]]  # by a module's dotted name
 
@@ -83,7 +83,7 @@ def bisect(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     engine: Engine | None = None,
-    kept: Sequence[Kept] | None = None,
+    kept: Sequence[ComparedTokens] | None = None,
 ) -> Divergence:
     """Find the first step that departs from the reference, and where in it.
 
@@ -121,16 +121,20 @@ def _stage(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    kept: Sequence[Kept] | None,
+    kept: Sequence[ComparedTokens] | None,
 ) -> Stage:
     result = compare(reference, candidate, samples, tolerance, kept)
     return Stage(name, result.worst.deviation, result.ok)
 
 
 def _worst(
-    reference: Engine, candidate: Engine, samples: Sequence[Sample], tolerance: Tolerance, kept: Sequence[Kept] | None
-) -> tuple[Sample, Kept | None]:
-    parts: Sequence[Kept | None] = kept or [None for _ in samples]
+    reference: Engine,
+    candidate: Engine,
+    samples: Sequence[Sample],
+    tolerance: Tolerance,
+    kept: Sequence[ComparedTokens] | None,
+) -> tuple[Sample, ComparedTokens | None]:
+    parts: Sequence[ComparedTokens | None] = kept or [None for _ in samples]
     pairs = list(zip(samples, parts, strict=True))
     return max(
         pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation
@@ -144,7 +148,7 @@ def _inside(
     program: Program,
     sample: Sample,
     tolerance: Tolerance,
-    kept: Kept | None = None,
+    kept: ComparedTokens | None = None,
 ) -> Divergence:
     """Name the layer and the expert in the stage that was found."""
     if kept is not None:
@@ -160,7 +164,7 @@ def _inside(
     return Divergence(stages, stages[-1].name, layer, deviation, blame(ids, wrong), int(wrong.sum()), len(ids))
 
 
-def _of_tokens(good: Values, bad: Values, kept: Kept) -> tuple[Values, Values]:
+def _of_tokens(good: Values, bad: Values, kept: ComparedTokens) -> tuple[Values, Values]:
     """The rows of kept tokens, of the values that have a row a token, in any shape; others say nothing when a token was
     left out."""
     count = kept.tokens.numel()

@@ -9,7 +9,7 @@ with the cache of its own earlier ones.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from moec.execution.engine import Engine
 from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, present_name
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
-from moec.proof.decided_tokens import Decided, Kept
+from moec.proof.decided_tokens import ComparedTokens, Decided
 
 SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
@@ -60,33 +60,24 @@ class Consistency:
     @property
     def ok(self) -> bool:
         """Whether every way says the same, of enough tokens."""
-        return all(way.deviation <= self.tolerance for way in self.ways) and not (self.decided and self.decided.problem)
+        return self.error() is None
 
-    def require(self, engine: str) -> None:
-        """Raise M101 unless `ok`."""
+    def error(self) -> MoecError | None:
+        """M101 for a way that says something else, M108 where too few tokens could be compared, else None."""
         wrong = next((way for way in self.ways if not way.deviation <= self.tolerance), None)
-        if wrong is not None:
-            than = " than the program in PyTorch" if self.by_call else ""
-            what = (
-                f"{engine} says something else{than} when a text comes as {wrong.name}: max |d|/std "
-                f"{wrong.deviation:.2g} of {self.tolerance:g} allowed"
-            )
-            raise MoecError(
-                "M101",
-                what,
-                f"calls of {', '.join(map(str, wrong.steps))} tokens",
-                "report this, and compile with --no-cache meanwhile",
-            )
-        if self.decided is not None:
-            self.decided.require("one text in several ways")
+        if wrong is None:
+            return self.decided.error("one text in several ways") if self.decided else None
+        than = " than the program in PyTorch" if self.by_call else ""
+        what = (
+            f"the engine says something else{than} when a text comes as {wrong.name}: max |d|/std "
+            f"{wrong.deviation:.2g} of {self.tolerance:g} allowed"
+        )
+        where = f"calls of {', '.join(map(str, wrong.steps))} tokens"
+        return MoecError("M101", what, where, "report this, and compile with --no-cache meanwhile")
 
     def __str__(self) -> str:
         figures = "; ".join(f"{way.name} max |d|/std {way.deviation:.2g}" for way in self.ways)
         return f"{figures} ({self.decided.compared} of {self.decided.tokens} tokens)" if self.decided else figures
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
 
 
 def check_consistency(
@@ -94,7 +85,7 @@ def check_consistency(
     sample: Sample,
     tolerance: Tolerance,
     program: Engine | None = None,
-    kept: Kept | None = None,
+    compared: ComparedTokens | None = None,
     decided: Decided | None = None,
 ) -> Consistency:
     """Feed one text to a decoder in several ways.
@@ -105,18 +96,18 @@ def check_consistency(
         tolerance: what may differ.
         program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then
             every way is compared with the same way through it, and not with one go.
-        kept: what of the text can be compared, everything by default: two runs may choose differently near a tie.
-            decided: its figures.
+        compared: the tokens of the text that can be compared, all by default: two runs may choose differently near a
+            tie. decided: its figures.
     """
     ids, mask = sample[IDS], sample[MASK]
     empty: dict[str, Tensor] = {}
-    told = mask.bool() if kept is None else kept.tokens
-    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)[told]
+    read = mask.bool() if compared is None else compared.tokens
+    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)[read]
     ways = []
     for name, steps in (WAYS if program is None else CALLS).items():
-        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[told]
+        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[read]
         error, spread = (
-            (_logits(engine, ids, mask, steps, empty)[told] - want).abs(),
+            (_logits(engine, ids, mask, steps, empty)[read] - want).abs(),
             float(want.std(correction=0)) or 1.0,
         )
         ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))

@@ -13,7 +13,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.decoder_signature import without_padding
 from moec.program.signature import Sample, converted
-from moec.proof.decided_tokens import Kept
+from moec.proof.decided_tokens import ComparedTokens
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -56,7 +56,6 @@ class OutputError:
         top1_undecided: share of the rows that disagree where the reference's two candidates are no further apart than
             the tolerance, so that rounding may decide.
         problem: why it fails whatever the figures say (shape, NaN, missing); empty otherwise.
-        ok: whether it is within the tolerance.
     """
 
     name: str
@@ -69,7 +68,6 @@ class OutputError:
     top1: float | None
     top1_undecided: float | None
     problem: str
-    ok: bool
 
 
 @dataclass(frozen=True)
@@ -78,45 +76,44 @@ class Comparison:
 
     Attributes:
         reference, candidate: names of the engines.
-        tolerance: what `deviation` may be.
+        tolerance: what `deviation` may be; None where a budget on a text decides, and outputs only have to be numbers.
         samples: how many inputs were run.
         outputs: one entry an output.
     """
 
     reference: str
     candidate: str
-    tolerance: float
+    tolerance: float | None
     samples: int
     outputs: tuple[OutputError, ...]
 
     @property
     def ok(self) -> bool:
         """Whether every output is within the tolerance."""
-        return all(o.ok for o in self.outputs)
+        return bool(self.outputs) and all(map(self.within, self.outputs))
+
+    def within(self, output: OutputError) -> bool:
+        """Whether one output is within the tolerance: without one, whether it is made of numbers and has a finite
+        deviation."""
+        if output.problem or not math.isfinite(output.deviation):
+            return False
+        return self.tolerance is None or output.deviation <= self.tolerance
+
+    @property
+    def allowed(self) -> str:
+        """What the deviation may be, in words."""
+        return "a text decides" if self.tolerance is None else f"{self.tolerance:g} allowed"
 
     @property
     def worst(self) -> OutputError:
         """The output that deviates most."""
-        return max(self.outputs, key=lambda o: (not o.ok, o.deviation))
+        return max(self.outputs, key=lambda o: (not self.within(o), o.deviation))
 
     def __str__(self) -> str:
         w = self.worst
-        return f"max |d|/std {w.deviation:.2g} of {self.tolerance:g} allowed" + (
+        joint = "; " if self.tolerance is None else " of "
+        return f"max |d|/std {w.deviation:.2g}{joint}{self.allowed}" + (
             f" in {w.name}" if len(self.outputs) > 1 else ""
-        )
-
-    def require(self) -> None:
-        """Raise M101 with the worst output's figures unless `ok`."""
-        if self.ok:
-            return
-        w = self.worst
-        figures = (
-            f"max |d|/std {w.deviation:.2g} (allowed {self.tolerance:g}), max |d| {w.max_abs:.2g}, cosine "
-            f"{w.cosine:.4g}"
-        )
-        what = f"{self.candidate} differs from {self.reference} in {w.name!r}: {w.problem or figures}"
-        raise MoecError(
-            "M101", what, f"output {w.name!r}, {self.samples} samples", "find the cause with `moec verify --bisect`"
         )
 
 
@@ -124,38 +121,43 @@ def compare(
     reference: Engine,
     candidate: Engine,
     samples: Iterable[Sample],
-    tolerance: Tolerance,
-    kept: Sequence[Kept] | None = None,
+    tolerance: Tolerance | None,
+    compared: Sequence[ComparedTokens] | None = None,
 ) -> Comparison:
     """Run both engines on the samples and measure the difference in each output of the reference.
 
     Everything is compared, padded positions too, except in decoders with a cache, where a row of padding may see
-    nothing at all. With `kept`, one a sample, only what that tells to. Raises M105 when the reference itself yields NaN
+    nothing at all. With `compared`, one a sample, only those tokens. Without a tolerance, outputs only have to be
+    numbers. Raises M105 when the reference itself yields NaN
     or infinity.
     """
     found: dict[str, list[_Difference]] = {}
-    count = 0
+    margin, count = tolerance.deviation if tolerance else _APPROXIMATE, 0
     for count, sample in enumerate(samples, 1):
         want, got = (engine(**converted(engine.inputs, sample)) for engine in (reference, candidate))
         for name, value in want.items():
             found.setdefault(name, []).append(
-                _difference(name, *_told(value, got.get(name), sample, kept[count - 1] if kept else None), tolerance)
+                _difference(
+                    name, *_parts(value, got.get(name), sample, compared[count - 1] if compared else None), margin
+                )
             )
     if not found:
         raise MoecError(
             "M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this"
         )
-    outputs = tuple(_summary(name, differences, tolerance) for name, differences in found.items())
-    return Comparison(reference.name, candidate.name, tolerance.deviation, count, outputs)
+    outputs = tuple(_summary(name, differences) for name, differences in found.items())
+    return Comparison(reference.name, candidate.name, tolerance.deviation if tolerance else None, count, outputs)
 
 
-def _told(want: Tensor, got: Tensor | None, sample: Sample, kept: Kept | None) -> tuple[Tensor, Tensor | None]:
+def _parts(
+    want: Tensor, got: Tensor | None, sample: Sample, tokens: ComparedTokens | None
+) -> tuple[Tensor, Tensor | None]:
     """What of two outputs is to be compared."""
     if got is None or got.shape != want.shape:
         return want, got
     return (
-        (kept.of(want, sample), kept.of(got, sample))
-        if kept
+        (tokens.of(want, sample), tokens.of(got, sample))
+        if tokens
         else (without_padding(want, sample), without_padding(got, sample))
     )
 
@@ -179,7 +181,7 @@ class _Difference:
     problem: str = ""
 
 
-def _difference(name: str, want: Tensor, got: Tensor | None, tolerance: Tolerance) -> _Difference:
+def _difference(name: str, want: Tensor, got: Tensor | None, margin: float) -> _Difference:
     if want.is_floating_point() and not want.isfinite().all():
         fix = "the source's weights or the sample inputs are not usable; look at them with `moec inspect`"
         raise MoecError(
@@ -197,10 +199,11 @@ def _difference(name: str, want: Tensor, got: Tensor | None, tolerance: Toleranc
     if not want.is_floating_point():
         wrong = int((want != got).sum())
         return _Difference(want.numel(), problem=f"{wrong} of {want.numel()} integers differ" if wrong else "")
-    return _measure(want.double(), got.double(), tolerance)
+    return _measure(want.double(), got.double(), margin)
 
 
-def _measure(want: Tensor, got: Tensor, tolerance: Tolerance) -> _Difference:
+def _measure(want: Tensor, got: Tensor, margin: float) -> _Difference:
+    """`margin`: how far apart two candidates of a row are, in spreads, that rounding may swap."""
     if not want.numel():
         return _Difference()
     error, norm = (got - want).abs(), float(want.norm())
@@ -208,7 +211,7 @@ def _measure(want: Tensor, got: Tensor, tolerance: Tolerance) -> _Difference:
     product = norm * float(got.norm())
     cosine = min(1.0, float((want * got).sum()) / product) if product else float(norm == float(got.norm()))
     relative = float(error.norm()) / norm if norm else (math.inf if float(error.max()) else 0.0)
-    rows = _top1(want, got, tolerance.deviation * spread) if want.dim() and want.shape[-1] > 1 else (0, 0, 0)
+    rows = _top1(want, got, margin * spread) if want.dim() and want.shape[-1] > 1 else (0, 0, 0)
     sums = float(want.sum()), float(want.square().sum())
     return _Difference(want.numel(), float(error.max()), float(error.sum()), spread, *sums, relative, cosine, *rows)
 
@@ -219,7 +222,7 @@ def _top1(want: Tensor, got: Tensor, margin: float) -> tuple[int, int, int]:
     return gap.numel(), int((gap == 0).sum()), int(((gap > 0) & (gap <= margin)).sum())
 
 
-def _summary(name: str, differences: list[_Difference], tolerance: Tolerance) -> OutputError:
+def _summary(name: str, differences: list[_Difference]) -> OutputError:
     elements = sum(d.elements for d in differences)
     mean = sum(d.total for d in differences) / max(1, elements)
     pooled = math.sqrt(max(0.0, sum(d.squares for d in differences) / max(1, elements) - mean * mean))
@@ -237,7 +240,6 @@ def _summary(name: str, differences: list[_Difference], tolerance: Tolerance) ->
         sum(d.agree for d in differences) / rows if rows else None,
         sum(d.undecided for d in differences) / rows if rows else None,
         problem,
-        deviation <= tolerance.deviation,
     )
 
 

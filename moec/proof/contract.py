@@ -23,14 +23,19 @@ class VerifyHook(Hook):
 
     An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`.
     Approximate passes may deviate from the captured program by `budget`, all of them together; its unit is
-    `Tolerance`'s, too. Weights are read one at a time, so this takes time rather than memory. In half precision
+    `Tolerance`'s, too; without one a text judges the engine, and outputs only have to be
+    numbers. Weights are read one at a time, so this takes time rather than memory. In half precision
     (`precision`) an exact pass may move tokens to other experts whose choice hangs on rounding: those are left out
     where others differ, and where hardly any other is left, the engine's proof decides. `comparisons` holds the figures
     of each pass. Raises M102 on a broken contract.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], tolerance: Tolerance, budget: Tolerance, precision: torch.dtype | None = None
+        self,
+        samples: Sequence[Sample],
+        tolerance: Tolerance,
+        budget: Tolerance | None,
+        precision: torch.dtype | None = None,
     ) -> None:
         self._samples, self._tolerance, self._budget, self._precision = samples, tolerance, budget, precision
         self._captured: Engine | None = None
@@ -48,14 +53,14 @@ class VerifyHook(Hook):
         result = compare(reference, StreamingEngine(program), self._samples, allowed)
         if not result.ok and exact and is_half(self._precision) and moe_nodes(program):
             causal, noise = is_causal(program, self._samples[0]), NOISE[self._precision]
-            kept = [look(program, sample, noise, causal)[0] for sample in self._samples]
-            if sum(k.compared for k in kept) < LEAST * sum(k.total for k in kept):
+            tokens = [look(program, sample, noise, causal)[0] for sample in self._samples]
+            if sum(t.count for t in tokens) < LEAST * sum(t.total for t in tokens):
                 return
-            result = compare(reference, StreamingEngine(program), self._samples, allowed, kept)
+            result = compare(reference, StreamingEngine(program), self._samples, allowed, tokens)
         self.comparisons.append((str(item), result))
         if not result.ok:
             worst, kind = result.worst, "an exact" if exact else "the error budget of an approximate"
-            figures = worst.problem or f"max |d|/std {worst.deviation:.2g}, allowed {allowed.deviation:g}"
+            figures = worst.problem or f"max |d|/std {worst.deviation:.2g}, {result.allowed}"
             fix = (
                 "report this with `moec compile --dump DIR`"
                 if exact

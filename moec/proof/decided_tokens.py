@@ -107,14 +107,15 @@ class Decided:
             f"{cannot}: {self.lost} experts are reached only by tokens that could not be compared" if self.lost else ""
         )
 
-    def require(self, where: str) -> None:
-        """Raise M108 when this is too little for a proof."""
-        if self.problem:
-            fix = (
-                "judge the engine on a text (--text FILE --max-kl NATS), allow more with --tolerance, or compile "
-                "for float32 (precision=fp32)"
-            )
-            raise MoecError("M108", self.problem, where, fix)
+    def error(self, where: str) -> MoecError | None:
+        """M108 when this is too little for a proof, else None."""
+        if not self.problem:
+            return None
+        fix = (
+            "judge the engine on a text (--text FILE --max-kl NATS), allow more with --tolerance, or compile "
+            "for float32 (precision=fp32)"
+        )
+        return MoecError("M108", self.problem, where, fix)
 
     def __str__(self) -> str:
         return (
@@ -124,7 +125,7 @@ class Decided:
 
 
 @dataclass(frozen=True)
-class Kept:
+class ComparedTokens:
     """What of a sample can be compared.
 
     Attributes:
@@ -137,12 +138,12 @@ class Kept:
     total: int
 
     @property
-    def compared(self) -> int:
-        """How many tokens are kept."""
+    def count(self) -> int:
+        """How many tokens are compared."""
         return int(self.tokens.sum())
 
     def rows(self, count: int) -> Tensor:
-        """Which of a block's rows are kept: bool `[count]`. Rows that are not the sample's tokens count by text."""
+        """Which of a block's rows are compared: bool `[count]`. Rows that are not the sample's tokens count by text."""
         batch = len(self.texts)
         if count == self.tokens.numel():
             return self.tokens.flatten()
@@ -166,8 +167,10 @@ class Kept:
         return value[self.texts] if value.dim() and value.shape[0] == len(self.texts) else value
 
 
-def look(program: Program, sample: Mapping[str, Tensor], noise: float, causal: bool) -> tuple[Kept, dict[str, Tensor]]:
-    """What can be compared in a sample, and how many of the tokens kept each expert gets, by the block's node name.
+def look(
+    program: Program, sample: Mapping[str, Tensor], noise: float, causal: bool
+) -> tuple[ComparedTokens, dict[str, Tensor]]:
+    """What can be compared in a sample, and how many of these tokens each expert gets, by the block's node name.
 
     A token is left out when its choice in any block hangs on `noise`, and when it sees such a token: a later one of the
     same text does if `causal`, else all do. No token sees what the last block made of another where only operators
@@ -183,9 +186,11 @@ def look(program: Program, sample: Mapping[str, Tensor], noise: float, causal: b
             chosen[node.name] = choice(node, args, kwargs)
 
     trace(program, sample, watch)
-    kept = keep([(found, mixes_after(node)) for node, found in routed], sample, program.inputs[0].name, causal)
-    return kept, {
-        name: _load(kept.rows(len(ids)), weights, ids, count) for name, (weights, ids, count) in chosen.items()
+    part = compared_tokens(
+        [(found, mixes_after(node)) for node, found in routed], sample, program.inputs[0].name, causal
+    )
+    return part, {
+        name: _load(part.rows(len(ids)), weights, ids, count) for name, (weights, ids, count) in chosen.items()
     }
 
 
@@ -193,7 +198,9 @@ def _load(rows: Tensor, weights: Tensor, ids: Tensor, count: int) -> Tensor:
     return torch.bincount(ids[rows][weights[rows] != 0].flatten(), minlength=count)
 
 
-def keep(found: list[tuple[Tensor, bool]], sample: Mapping[str, Tensor], first: str, causal: bool) -> Kept:
+def compared_tokens(
+    found: list[tuple[Tensor, bool]], sample: Mapping[str, Tensor], first: str, causal: bool
+) -> ComparedTokens:
     """What can be compared when these choices are undecided.
 
     Args:
@@ -209,18 +216,18 @@ def keep(found: list[tuple[Tensor, bool]], sample: Mapping[str, Tensor], first: 
     real = torch.ones(batch, length, dtype=torch.bool)
     if MASK in sample and sample[MASK].dim() == 2 and sample[MASK].shape[1] >= length:
         real = sample[MASK].bool()[:, -length:]
-    told = (
+    read = (
         real if _is_cached(sample) else torch.ones_like(real)
-    )  # what `moec.program.decoder_signature.without_padding` tells
-    tokens, texts = told.clone(), torch.ones(batch, dtype=torch.bool)
+    )  # what `moec.program.decoder_signature.without_padding` leaves
+    tokens, texts = read.clone(), torch.ones(batch, dtype=torch.bool)
     for rows, seen in found:
         if len(rows) != batch * length:  # not the tokens of the text itself: an encoder's, patches of an image
             spoiled = rows.view(batch, -1).any(1) if len(rows) % batch == 0 else torch.ones(batch, dtype=torch.bool)
             tokens, texts = tokens & ~spoiled[:, None], texts & ~spoiled
             continue
-        rows = rows.view(batch, length) & told
+        rows = rows.view(batch, length) & read
         tokens, texts = tokens & ~(_seers(rows, real, causal) if seen else rows), texts & ~rows.any(1)
-    return Kept(tokens, texts, int(told.sum()))
+    return ComparedTokens(tokens, texts, int(read.sum()))
 
 
 def _seers(rows: Tensor, real: Tensor, causal: bool) -> Tensor:

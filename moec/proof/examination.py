@@ -3,12 +3,9 @@ programs behind them."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 from moec.execution.engine import Engine
-from moec.frontend.source import Source
-from moec.huggingface.companions import describe
 from moec.program.decoder_signature import text_inputs
 from moec.program.program import Program
 from moec.proof.agreement import measure_agreement
@@ -22,19 +19,17 @@ INSIDE_TOKENS = (
 
 
 def examine(
-    exam: Exam, corpus: Corpus, source: Source, reference: Engine, engine: Engine, captured: Program, program: Program
+    exam: Exam, corpus: Corpus, reference: Engine, engine: Engine, captured: Program, program: Program
 ) -> Quality:
     """Judge an engine.
 
     Args:
         exam, corpus: the text, and its tokens.
-        source: its context bounds the windows.
         reference, engine: whose logits are compared.
         captured, program: whose insides are: the graph of the reference, and the one that the engine was built from.
     """
-    exam = replace(exam, window=min(exam.window, describe(source).context or sys.maxsize))
     quality = measure(reference, engine, corpus.windows(exam.window, exam.tokens), exam, corpus.sha256)
     few = list(corpus.windows(exam.window, min(exam.tokens or INSIDE_TOKENS, INSIDE_TOKENS), batch=1))
     inside = measure_agreement(captured, program, (text_inputs(captured.inputs, ids) for ids in few))
     shift = measure_shift(captured, program, few) if program.approximate else None
-    return replace(quality, agreement=inside, shift=shift, source_bytes=source.size_bytes)
+    return replace(quality, agreement=inside, shift=shift)

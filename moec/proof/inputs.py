@@ -14,7 +14,7 @@ from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.program.signature import Sample
 from moec.proof.coverage import Coverage, RunLoad, missed_any, run_load, summarize
-from moec.proof.decided_tokens import NOISE, Decided, Kept, is_causal, look
+from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_causal, look
 
 # (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one
 # long
@@ -23,6 +23,7 @@ _SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
 # and without a cache, and a prompt long enough for the kernels that engines keep for those
 _DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (4, 5, 0), (2, 37, 0), (2, 131, 0))
 _SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
+FRUITLESS = 6  # inputs in succession that reach no new expert, after which a search that costs much ends
 _ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
 
 
@@ -43,7 +44,13 @@ def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
 
 
 def reach_experts(
-    program: Program, source: Source, sizes: Sequence[Mapping[str, int]] = (), seed: int = 0, tries: int = 48
+    program: Program,
+    source: Source,
+    sizes: Sequence[Mapping[str, int]] = (),
+    seed: int = 0,
+    tries: int = 48,
+    holds: Callable[[Sample], bool] = lambda _sample: True,
+    patient: bool = True,
 ) -> tuple[list[Sample], Coverage]:
     """Find inputs that together reach every expert of a program.
 
@@ -51,27 +58,32 @@ def reach_experts(
     fewest choices that hang on rounding. Then up to `tries` more are looked at, larger ones (sweeps over the
     vocabulary, one token repeated, scaled floats), until all are reached, and kept when they reach an expert that none
     did before.
+
+    Args:
+        holds: whether the engine takes an input; others are not looked at.
+        patient: whether the search goes on after `FRUITLESS` inputs in succession that reached nothing new.
     """
     sizes = sizes or verification_sizes(source.inputs)
-    kept = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
-    samples, records, tried = [s for s, _ in kept], [r for _, r in kept], len(kept)
-    for candidate in _candidates(source, sizes[-1], seed, tries):
-        if not missed_any(records):
+    first = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
+    samples, records, tried, fruitless = [s for s, _ in first], [r for _, r in first], len(first), 0
+    for candidate in filter(holds, _candidates(source, sizes[-1], seed, tries)):
+        if not missed_any(records) or (fruitless == FRUITLESS and not patient):
             break
-        record, tried = run_load(program, candidate), tried + 1
+        record, tried, fruitless = run_load(program, candidate), tried + 1, fruitless + 1
         if record.adds_to(records):
             samples.append(candidate)
             records.append(record)
+            fruitless = 0
     return samples, summarize(program, records, tried)
 
 
 @dataclass(frozen=True)
 class DecidedInputs:
-    """Inputs for a proof in half precision: what of each can be compared, which experts that reaches, and how much of
-    all it is."""
+    """Inputs for a proof in half precision: the tokens of each that can be compared, which experts these reach, and how
+    many of all they are."""
 
     samples: list[Sample]
-    kept: list[Kept]
+    tokens: list[ComparedTokens]
     coverage: Coverage
     decided: Decided
 
@@ -92,49 +104,49 @@ def reach_decided(
     see many.
 
     Args:
-        full: experts that inputs reach at all; one among them that no token kept reaches is counted in `Decided.lost`.
+        full: experts that inputs reach at all; one among them that no such token reaches is counted in `Decided.lost`.
         holds: whether the engine takes an input; others are not looked at.
     """
     causal = is_causal(program, source.sample(max(sizes, key=lambda s: sum(s.values())), seed))
     noise, searched = NOISE[precision], min(sizes, key=lambda s: abs(sum(s.values()) - _SHORT))
-    found = [_most_kept(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
-    records, tried = [RunLoad(load, k.compared) for _, k, load in found], len(found)
+    found = [_most_decided(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
+    records, tried = [RunLoad(load, t.count) for _, t, load in found], len(found)
     for candidate in filter(holds, _candidates(source, searched, seed, tries)):
         if not missed_any(records):
             break
-        kept, load = look(program, candidate, noise, causal)
-        record, tried = RunLoad(load, kept.compared), tried + 1
+        tokens, load = look(program, candidate, noise, causal)
+        record, tried = RunLoad(load, tokens.count), tried + 1
         if record.adds_to(records):
-            found.append((candidate, kept, load))
+            found.append((candidate, tokens, load))
             records.append(record)
     coverage = summarize(program, records, tried)
     decided = Decided(
         str(precision)[6:],
         noise,
-        sum(k.compared for _, k, _ in found),
-        sum(k.total for _, k, _ in found),
+        sum(t.count for _, t, _ in found),
+        sum(t.total for _, t, _ in found),
         _lost(coverage, full),
     )
-    return DecidedInputs([s for s, _, _ in found], [k for _, k, _ in found], coverage, decided)
+    return DecidedInputs([s for s, _, _ in found], [t for _, t, _ in found], coverage, decided)
 
 
 def most_decided(
     program: Program, source: Source, sizes: Mapping[str, int], precision: torch.dtype, seed: int
-) -> tuple[Sample, Kept]:
+) -> tuple[Sample, ComparedTokens]:
     """A random input of these sizes, of three seeds the one of which most can be compared, and what that is."""
     causal = is_causal(program, source.sample(sizes, seed))
-    return _most_kept(program, source, sizes, seed, NOISE[precision], causal)[:2]
+    return _most_decided(program, source, sizes, seed, NOISE[precision], causal)[:2]
 
 
-def _most_kept(
+def _most_decided(
     program: Program, source: Source, sizes: Mapping[str, int], seed: int, noise: float, causal: bool
-) -> tuple[Sample, Kept, dict[str, Tensor]]:
+) -> tuple[Sample, ComparedTokens, dict[str, Tensor]]:
     samples = [source.sample(sizes, seed + attempt) for attempt in range(3)]
-    return max(((s, *look(program, s, noise, causal)) for s in samples), key=lambda found: found[1].compared)
+    return max(((s, *look(program, s, noise, causal)) for s in samples), key=lambda found: found[1].count)
 
 
 def _lost(coverage: Coverage, full: Coverage | None) -> int:
-    """Experts that were reached, and are not by what was kept."""
+    """Experts that were reached, and are not by tokens that are compared."""
     pairs = zip(full.loads, coverage.loads, strict=True) if full else ()
     return sum(len(set(b.missed) - set(a.missed)) for a, b in pairs)
 

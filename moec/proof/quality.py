@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -131,20 +131,19 @@ class Quality:
         """Whether the budget is kept; without one, whether the figures are numbers at all."""
         return not self.problems and math.isfinite(self.kl_mean)
 
-    def require(self) -> None:
-        """Raise M107 unless `ok`."""
-        if not self.ok:
-            fix = "make the passes less aggressive, or allow more with --max-kl or --max-perplexity-ratio"
-            raise MoecError(
-                "M107",
-                "; ".join(self.problems) or f"the KL divergence is {self.kl_mean}",
-                f"{self.exam.text}, {self.tokens:,} tokens",
-                fix,
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**asdict(self), "perplexity_ratio": self.perplexity_ratio, "ok": self.ok}
+    def budgets(self) -> tuple[tuple[str, str, bool], ...]:
+        """Of each budget: its name, the figure beside what is allowed, and whether that is kept."""
+        exam = self.exam
+        found = (
+            ("mean KL divergence", self.kl_mean, exam.max_kl),
+            ("perplexity ratio", self.perplexity_ratio, exam.max_perplexity_ratio),
+        )
+        return tuple(
+            (name, f"{figure:.4g}, no bound given", math.isfinite(figure))
+            if bound is None
+            else (name, f"{figure:.4g}, {bound:g} allowed", figure <= bound)
+            for name, figure, bound in found
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures as a table: what, how much."""

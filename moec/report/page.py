@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from moec.proof.agreement import Agreement
+from moec.proof.checks.check import Check
+from moec.proof.checks.decided import DecidedTokens
+from moec.proof.checks.experts import ExpertsReached
 from moec.report.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
-
-if TYPE_CHECKING:
-    from moec.proof.agreement import Agreement
-    from moec.proof.compare import OutputError
-    from moec.report.report import Report
+from moec.report.report import Report
 
 _FORMS = {
     "engine": "The engine",
@@ -25,45 +26,47 @@ _FORMS = {
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown, verdict first."""
+    """The report as Markdown, verdict first, then check by check."""
     lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
-    header = ("output", "max\\|d\\|/std", "allowed", "max\\|d\\|", "mean\\|d\\|", "relative", "cosine", "top-1")
-    lines += _table(header, [(o.name, *figures(o, report.comparison.tolerance)) for o in report.comparison.outputs])
-    lines += [f"- compared: {report.decided}", ""] if report.decided else []
-    if report.coverage.loads:
-        loads = [
-            (load.module or load.node, f"{load.reached}/{len(load.assignments)}", _listed(load.missed))
-            for load in report.coverage.loads
-        ]
-        lines += _table(("block", "experts reached", "not reached"), loads)
+    for section in map(section_of, report.proof.checks):
+        lines += [f"## {section.title}{'' if section.ok else ': FAILED'}", "", section.text, ""]
+        lines += _table(("", *section.columns), [(name.replace("|", "\\|"), *cells) for name, cells, _ in section.rows])
+    inside = report.proof.quality.agreement if report.proof.quality else None
+    if inside:
+        lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
     lines += _table(
         ("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps]
     )
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
-    lines += [f"- {report.consistency.title} {report.consistency}"] if report.consistency else []
-    if report.quality:
-        lines += [
-            "",
-            *_table((f"on {report.quality.exam.text}", f"{report.quality.tokens:,} tokens"), report.quality.rows()),
-        ]
-        inside = report.quality.agreement
-        lines += (
-            _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
-            if inside
-            else []
-        )
-    lines += [f"- cannot run at {sizes(r)}: {r['reason']}" for r in report.refused]
     lines += [f"- {note}" for note in [proof_note(report)] if note]
     for title, rows, columns in forms_of(report):
         lines += ["", f"## {title}", "", *_table(tuple(columns), [tuple(row) for row in rows])]
-    lines += [
-        "",
-        *_table(
-            ("file", "bytes", "SHA-256"), [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
-        ),
-    ]
+    files = [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
+    lines += ["", *_table(("file", "bytes", "SHA-256"), files)]
     lines += _table(("environment", ""), list(report.environment.items()))
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One check as a page shows it: title, a sentence, and a table whose rows have a name, cells, and a verdict."""
+
+    name: str
+    title: str
+    text: str
+    ok: bool
+    columns: tuple[str, ...]
+    rows: list[tuple[str, tuple[str, ...], bool | None]]
+
+
+def section_of(check: Check) -> Section:
+    """A check as a page shows it."""
+    figures, error = check.figures(), check.error()
+    columns = tuple(dict.fromkeys(column for figure in figures for column in figure.values))
+    rows = [(f.name, tuple(f.values.get(c, "") for c in columns), f.ok) for f in figures]
+    return Section(
+        check.name, check.title, f"{error.what}. {check.note}" if error else check.note, not error, columns, rows
+    )
 
 
 def html(report: Report) -> str:
@@ -72,10 +75,11 @@ def html(report: Report) -> str:
 
     template = files("moec.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"sizes": sizes, "listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
-    inside, shift = (report.quality.agreement, report.quality.shift) if report.quality else (None, None)
+    env.filters |= {"listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
+    quality, reached = report.proof.quality, report.proof.find(ExpertsReached)
+    inside, shift = (quality.agreement, quality.shift) if quality else (None, None)
     drawn = {
-        "charts": [(load, bars(load.assignments)) for load in report.coverage.loads],
+        "charts": [(load, bars(load.assignments)) for load in reached.coverage.loads] if reached else [],
         "plots": layer_plots(inside) if inside else [],
         "loads": [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]
         if inside
@@ -88,6 +92,8 @@ def html(report: Report) -> str:
         "calibration": calibration_plots(report.steps),
     }
     shown = {
+        "sections": [section_of(check) for check in report.proof.checks],
+        "quality": quality,
         "forms": forms_of(report),
         "layers": layer_rows(inside) if inside else [],
         "height": HEIGHT,
@@ -96,41 +102,28 @@ def html(report: Report) -> str:
         "span_text": span_text,
     }
     return env.from_string(template).render(
-        r=report, verdict=verdict(report), note=proof_note(report), figures=figures, **drawn, **shown
+        r=report, verdict=verdict(report), note=proof_note(report), **drawn, **shown
     )
 
 
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
-    reference = (
-        "the untouched model" if report.comparison.reference.startswith("eager") else report.comparison.reference
-    )
-    quality = report.quality
-    if report.comparison.ok and quality and not quality.ok:
-        return (
-            f"Not close enough to {reference}: "
-            f"{'; '.join(quality.problems) or 'its figures on the text are not numbers'}"
-        )
-    if report.comparison.ok and report.decided and report.decided.problem:
-        return f"Not proven: {report.decided.problem}"
-    if not report.ok:
-        worst = report.comparison.worst
-        return (
-            f"Not equal to {reference}: {worst.name} "
-            f"{worst.problem or f'deviates by {worst.deviation:.2g} standard deviations'}"
-        )
-    if quality and any(s["contract"] == "approximate" for s in report.steps):
+    proof = report.proof
+    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
+    reference = "the untouched model" if comparison.reference.startswith("eager") else comparison.reference
+    failed = next((error for error in (check.error() for check in proof.checks) if error), None)
+    if failed:
+        return f"Not proven equal to {reference}: {failed.what}"
+    where = " wherever half precision can tell experts apart" if decided else ""
+    every = ", every expert reached" if proof.coverage.loads else ""
+    if not any(step["contract"] == "approximate" for step in report.steps):
+        return f"Equal to {reference}{where}{every}"
+    if quality:
         return (
             f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
             f"{quality.perplexity_ratio:.4f} times its perplexity"
         )
-    if not report.coverage.complete:
-        missed = report.coverage.total - report.coverage.reached
-        return (
-            f"Equal to {reference} on all inputs tried, which did not reach {missed} of {report.coverage.total} experts"
-        )
-    where = " wherever half precision can tell experts apart" if report.decided else ""
-    return f"Equal to {reference}{where}" + (", every expert reached" if report.coverage.loads else "")
+    return f"Close to {reference}: {comparison}{every}"
 
 
 def proof_note(report: Report) -> str:
@@ -170,24 +163,6 @@ def layer_rows(inside: Agreement) -> list[tuple[str, str, str, str]]:
     return blocks + [(layer.module, "", "", f"{layer.relative:.2e}") for layer in inside.layers]
 
 
-def figures(o: OutputError, tolerance: float) -> tuple[str, ...]:
-    """An output's errors, as texts for a table row."""
-    top1 = (
-        "–"
-        if o.top1 is None
-        else f"{100 * o.top1:.4g} %" + (f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else "")
-    )
-    return (
-        f"{o.deviation:.2e}",
-        f"{tolerance:g}",
-        f"{o.max_abs:.2e}",
-        f"{o.mean_abs:.2e}",
-        f"{o.relative:.2e}",
-        f"{o.cosine:.7f}",
-        top1,
-    )
-
-
 def block_table(blocks: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
     """Rows and column names of a backend's facts about the blocks, whatever they are."""
     columns = list(dict.fromkeys(key for block in blocks for key in block))
@@ -200,11 +175,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def sizes(refused: dict[str, Any]) -> str:
-    """`batch=1, sequence=1`."""
-    return ", ".join(f"{k}={v}" for k, v in refused["sizes"].items())
 
 
 def _listed(experts: tuple[int, ...]) -> str:

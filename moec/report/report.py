@@ -14,18 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from moec.errors import MoecError
 from moec.pipeline.pipeline import StepReport
-from moec.proof.agreement import Agreement, BlockAgreement, LayerError
-from moec.proof.cache_consistency import Consistency, Way
-from moec.proof.compare import Comparison, OutputError
-from moec.proof.coverage import Coverage, ExpertLoad
-from moec.proof.damage_by_cause import ExpertShift
-from moec.proof.decided_tokens import Decided
-from moec.proof.quality import Exam, Quality
+from moec.proof.checks.decided import DecidedTokens
+from moec.proof.verification import Verification
 from moec.report.artefacts import Artefact
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,8 @@ class Report:
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their
             reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
-        comparison, coverage: the proof, and the experts that its inputs reached.
-        refused: sizes that the engine cannot run although the model can, each with a reason.
-        consistency: of a decoder: one text in one go against chunks and single tokens.
-        quality: on a text, when one was given; its `exam` is a setting, too.
-        decided: in half precision, how many tokens the proof compared, where not all.
+        proof: every check that was made, see `moec.proof.verification`.
+        exam: the text that the engine was judged on, with its budget; a setting.
         calibration: the text for passes that need data, and its SHA-256; a setting.
         environment: versions and processor type.
         artefacts: the engine's files.
@@ -53,8 +47,7 @@ class Report:
     source: str
     target: str
     pipeline: str
-    comparison: Comparison
-    coverage: Coverage
+    proof: Verification
     seed: int = 0
     inputs: tuple[str, ...] = ()
     optimize_for: str = "latency"
@@ -66,10 +59,7 @@ class Report:
     source_hashes: dict[str, str] = field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    refused: tuple[dict[str, Any], ...] = ()
-    consistency: Consistency | None = None
-    quality: Quality | None = None
-    decided: Decided | None = None
+    exam: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
@@ -77,13 +67,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the engine was proven equal to the untouched model within the tolerance, and keeps its budget on a
-        text."""
-        return (
-            self.comparison.ok
-            and (self.quality is None or self.quality.ok)
-            and not (self.decided and self.decided.problem)
-        )
+        """Whether every check of the proof is passed."""
+        return self.proof.ok
 
     @property
     def opening(self) -> dict[str, Any]:
@@ -93,19 +78,18 @@ class Report:
     def headline(self) -> str:
         """The verdict in a line."""
         size = sum(a.size_bytes for a in self.artefacts) / 2**20
-        text = (
-            f"; KL {self.quality.kl_mean:.2g} nats, perplexity x {self.quality.perplexity_ratio:.4f}"
-            if self.quality
-            else ""
-        )
-        part = f"; compared {self.decided}" if self.decided else ""
-        return f"{'verified' if self.ok else 'DIFFERS'}: {self.comparison}; {self.coverage}{part}{text}; {size:.1f} MiB"
+        proof, quality, decided = self.proof, self.proof.quality, self.proof.find(DecidedTokens)
+        text = f"; KL {quality.kl_mean:.2g} nats, perplexity x {quality.perplexity_ratio:.4f}" if quality else ""
+        part = f"; {decided}" if decided else ""
+        verdict = "verified" if self.ok else "DIFFERS"
+        return f"{verdict}: {proof.comparison}; {proof.coverage}{part}{text}; {size:.1f} MiB"
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
         """Plain data; figures rounded to four digits, what is not finite as text."""
-        data: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return data
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "proof"}
+        found: dict[str, Any] = _plain({**fields, "proof": self.proof.to_dict()})
+        return found
 
     def to_json(self) -> str:
         """The content of `moec.json`."""
@@ -122,6 +106,8 @@ class Report:
                 raise MoecError(
                     "M201", f"the report has schema {data['schema']}, this moec reads up to {SCHEMA}", where, fix
                 )
+            if int(data["schema"]) < SCHEMA:
+                raise ValueError(f"schema {data['schema']} of an older moec, this one reads {SCHEMA}")
             return cls(**{**data, **_typed(data)})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MoecError(
@@ -151,6 +137,8 @@ def _plain(value: Any) -> Any:
     """JSON's types only. Four digits: more would differ with the number of threads, and say nothing."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
@@ -158,61 +146,8 @@ def _plain(value: Any) -> Any:
 
 def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a report's plain data that are dataclasses or tuples."""
-    comparison, coverage = data["comparison"], data["coverage"]
-    outputs = tuple(
-        OutputError(**{**o, "deviation": float(o["deviation"]), "relative": float(o["relative"])})
-        for o in comparison["outputs"]
-    )
-    loads = tuple(ExpertLoad(load["node"], load["module"], tuple(load["assignments"])) for load in coverage["loads"])
     return {
-        "comparison": Comparison(**{**comparison, "outputs": outputs}),
-        "coverage": Coverage(**{**coverage, "loads": loads}),
-        "artefacts": tuple(Artefact(**a) for a in data["artefacts"]),
-        "inputs": tuple(data["inputs"]),
-        "steps": tuple(data["steps"]),
-        "refused": tuple(data["refused"]),
-        "consistency": _consistency(data.get("consistency")),
-        "quality": _quality(data.get("quality")),
-        "decided": _decided(data.get("decided")),
+        "proof": Verification.from_dict(data["proof"]),
+        "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),
+        **{name: tuple(data[name]) for name in ("inputs", "steps")},
     }
-
-
-def _consistency(data: Mapping[str, Any] | None) -> Consistency | None:
-    if data is None:
-        return None
-    return Consistency(
-        data["tolerance"],
-        tuple(Way(w["name"], tuple(w["steps"]), float(w["deviation"])) for w in data["ways"]),
-        data.get("by_call", False),
-        _decided(data.get("decided")),
-    )
-
-
-def _decided(data: Mapping[str, Any] | None) -> Decided | None:
-    return None if data is None else Decided(**data)
-
-
-def _quality(data: Mapping[str, Any] | None) -> Quality | None:
-    if data is None:
-        return None
-    inside = data["agreement"]
-    blocks = (
-        tuple(
-            BlockAgreement(**{**b, "load": tuple(b["load"]), "load_after": tuple(b["load_after"])})
-            for b in inside["blocks"]
-        )
-        if inside
-        else ()
-    )
-    agreement = (
-        Agreement(
-            inside["tokens"], blocks, tuple(LayerError(e["module"], float(e["relative"])) for e in inside["layers"])
-        )
-        if inside
-        else None
-    )
-    given = data.get("shift")
-    shift = (
-        ExpertShift(given["tokens"], *(float(given[part]) for part in ("weights", "routes", "both"))) if given else None
-    )
-    return Quality(**{**data, "exam": Exam(**data["exam"]), "agreement": agreement, "shift": shift})

@@ -1,0 +1,40 @@
+"""Check: after approximate passes, the engine equals the program that it was built from.
+
+A budget for what passes change would hide what a backend does wrong; so the engine is held to its own program, too, by
+rounding alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from moec.errors import MoecError
+from moec.execution.streaming import StreamingEngine
+from moec.proof.checks.outputs import Outputs
+from moec.proof.evidence import compared_with
+from moec.proof.trial import Trial
+
+
+@dataclass(frozen=True)
+class Lowering(Outputs):
+    """The errors of each output beside the program's in PyTorch."""
+
+    name: ClassVar[str] = "lowering"
+    title: ClassVar[str] = "Error of the lowering"
+
+    @classmethod
+    def measure(cls, trial: Trial) -> Self | None:
+        subject = trial.subject
+        if not subject.program.approximate:
+            return None  # the comparison with the untouched model says it already
+        rounding = subject.precision if subject.kernel_deviation is None else None
+        program = StreamingEngine(subject.program, "the program that it was built from")
+        return cls(compared_with(trial, program, subject.lowering_tolerance, rounding)[1])
+
+    def error(self) -> MoecError | None:
+        found = super().error()
+        return found and MoecError(found.code, found.what, found.where, "report this with `moec compile --dump DIR`")
+
+    def __str__(self) -> str:
+        return f"{self.comparison} from {self.comparison.reference}"

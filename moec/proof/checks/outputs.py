@@ -1,0 +1,66 @@
+"""Check: the engine's outputs equal the untouched model's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from moec.errors import MoecError
+from moec.proof.checks.check import Check, Figure
+from moec.proof.compare import Comparison, OutputError
+from moec.proof.evidence import compared
+from moec.proof.trial import Trial
+
+
+@dataclass(frozen=True)
+class Outputs(Check):
+    """The errors of each output beside the reference's."""
+
+    comparison: Comparison
+
+    name: ClassVar[str] = "outputs"
+    title: ClassVar[str] = "Error of each output"
+
+    @classmethod
+    def measure(cls, trial: Trial) -> Self | None:
+        return cls(trial.once(compared)[1])
+
+    def error(self) -> MoecError | None:
+        found = self.comparison
+        if found.ok:
+            return None
+        worst = found.worst
+        figures = (
+            f"max |d|/std {worst.deviation:.2g} ({found.allowed}), max |d| {worst.max_abs:.2g}, "
+            f"cosine {worst.cosine:.4g}"
+        )
+        what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
+        where = f"output {worst.name!r}, {found.samples} samples"
+        return MoecError("M101", what, where, "find the cause with `moec verify --bisect`")
+
+    def figures(self) -> tuple[Figure, ...]:
+        return tuple(Figure(o.name, self._values(o), self.comparison.within(o)) for o in self.comparison.outputs)
+
+    @property
+    def note(self) -> str:
+        found = self.comparison
+        return (
+            f"{found.candidate} beside {found.reference}, {found.samples} inputs. The first figure decides: the "
+            "largest difference, measured in standard deviations of the reference's output."
+        )
+
+    def _values(self, o: OutputError) -> dict[str, str]:
+        hangs = f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else ""
+        values = {
+            "max|d|/std": f"{o.deviation:.2e}",
+            "allowed": "–" if self.comparison.tolerance is None else f"{self.comparison.tolerance:g}",
+            "max|d|": f"{o.max_abs:.2e}",
+            "mean|d|": f"{o.mean_abs:.2e}",
+            "relative": f"{o.relative:.2e}",
+            "cosine": f"{o.cosine:.7f}",
+            "top-1": "–" if o.top1 is None else f"{100 * o.top1:.4g} %{hangs}",
+        }
+        return {**values, "problem": o.problem} if o.problem else values
+
+    def __str__(self) -> str:
+        return str(self.comparison)

@@ -1,0 +1,57 @@
+"""An engine before its checks: what several of them need is found once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+from moec.execution.engine import Engine
+from moec.program.program import Input
+from moec.program.signature import Sample
+from moec.proof.subject import Subject
+
+T = TypeVar("T")
+
+
+class Trial:
+    """One engine, and what is to be proven of it.
+
+    Attributes:
+        subject: what the engine has to equal, and how closely.
+        engine: what is to be proven.
+    """
+
+    def __init__(self, subject: Subject, engine: Engine) -> None:
+        self.subject, self.engine = subject, engine
+        self._found: dict[Any, Any] = {}
+
+    @cached_property
+    def reference(self) -> Engine:
+        """What the engine is compared with, opened once."""
+        return self.subject.open_reference()
+
+    def once(self, find: Callable[[Trial], T]) -> T:
+        """`find(trial)`, run by the first check that asks; others get the same result."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        found: T = self._found[find]
+        return found
+
+    def holds(self, sample: Sample) -> bool:
+        """Whether the engine, and what it is compared with, are made for the sizes of a sample."""
+        return self.holds_sizes(sizes_of(self.subject.source.inputs, sample))
+
+    def holds_sizes(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the engine, and what it is compared with, are made for these sizes of the dynamic dimensions."""
+        return self.engine.holds(sizes) and self.reference.holds(sizes)
+
+
+def sizes_of(inputs: Sequence[Input], sample: Mapping[str, object]) -> dict[str, int]:
+    """The dynamic dimensions of a sample, by name."""
+    found: dict[str, int] = {}
+    for spec in inputs:
+        for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
+            if isinstance(name, str):
+                found[name] = int(size)
+    return found
