@@ -124,7 +124,10 @@ def run(folder: Path, layers: int, passes: str) -> list[dict[str, object]]:
         "largest tensor": (largest, "B"),
         "peak anonymous RSS": (peak[0], "B"),
         "peak anonymous RSS / largest tensor": (peak[0] / largest, "ratio"),
-        "deviation": (max(float(o["deviation"]) for o in report["comparison"]["outputs"]), "max|d|/std"),
+        "deviation": (
+            max(float(o["deviation"]) for o in report["proof"]["checks"]["outputs"]["comparison"]["outputs"]),
+            "max|d|/std",
+        ),
         "time": (time.monotonic() - start, "s"),
     }
     shutil.rmtree(engine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,31 @@ import onnx_ir as ir
 SPOILED = "node_moe_1.5.out.weight"  # the second layer's expert 5, in the grouped lowering
 
 
-def spoil(engine: Path, copy: Path, name: str = SPOILED) -> Path:
-    """A copy of an engine with one weight multiplied, and its manifest made to agree with the file."""
+def half_more(values: np.ndarray) -> np.ndarray:
+    """Every number 1.5 times as large."""
+    return values * 1.5
+
+
+def shuffle(values: np.ndarray) -> np.ndarray:
+    """The same numbers in another order."""
+    return np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
+
+
+def one_step_up(codes: np.ndarray) -> np.ndarray:
+    """Every unsigned code one step larger, but the largest."""
+    return np.minimum(codes, np.iinfo(codes.dtype).max - 1) + 1
+
+
+def spoil(
+    engine: Path, copy: Path, name: str = SPOILED, change: Callable[[np.ndarray], np.ndarray] = half_more
+) -> Path:
+    """A copy of an engine with one weight changed, and its manifest made to agree with the file."""
     shutil.copytree(engine, copy)
     tensor = ir.load(copy / "model.onnx").graph.initializers[name].const_value
     assert isinstance(tensor, ir.ExternalTensor) and tensor.offset is not None
-    data = np.memmap(copy / "model.onnx.data", np.float32, "r+", tensor.offset, tuple(tensor.shape.numpy()))
-    data *= 1.5
+    dtype = tensor.dtype.numpy()
+    data = np.memmap(copy / "model.onnx.data", dtype, "r+", tensor.offset, tuple(tensor.shape.numpy()))
+    data[...] = change(data)
     data.flush()
     manifest = json.loads((copy / "moec.json").read_text())
     artefact = next(a for a in manifest["artefacts"] if a["name"] == "model.onnx.data")

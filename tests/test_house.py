@@ -74,7 +74,6 @@ THROUGH = {
     "moec/progress.py": "tests/cli/test_cli.py",
     "moec/proof/contract.py": "tests/pipeline/test_hooks.py",
     "moec/proof/inputs.py": "tests/proof/test_coverage.py",
-    "moec/proof/tolerances.py": "tests/proof/test_examination.py",
     "moec/quantization/grid.py": "tests/quantization/test_rounding.py",
     "moec/report/artefacts.py": "tests/report/test_report.py",
     "moec/report/environment.py": "tests/report/test_report.py",

@@ -25,6 +25,8 @@ from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
 from moec.text.corpus import corpus_of
 
+BISECTED_SIZES = 2  # every step of the making is run on each input
+
 
 def prove_again(
     folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any], exam: Exam | None = None
@@ -80,7 +82,7 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Diverg
     programs = keep.programs or [("capture", captured)]
     subject = replace(made.subject(source, captured, program), seed=seed)
     with made.opened() as engine:
-        return _bisect(Trial(subject, engine), programs, engine)
+        return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine)
 
 
 def _bisect(trial: Trial, programs: list[tuple[str, Any]], engine: Engine) -> Divergence:

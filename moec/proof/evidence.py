@@ -17,7 +17,6 @@ from moec.proof.inputs import reach_decided, reach_experts, verification_sizes
 from moec.proof.trial import Trial
 
 TRIES, STREAMED_TRIES = 48, 24  # inputs that the search for experts looks at, beside those of the verification sizes
-STREAMED_SIZES = 2  # where every run reads all weights anew
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def sizes_to_prove(trial: Trial) -> Sizes:
     when the engine does not."""
     subject, engine = trial.subject, trial.engine
     source, seed = subject.source, subject.seed
-    wanted = verification_sizes(source.inputs)[: STREAMED_SIZES if subject.streamed else None]
+    wanted = verification_sizes(source.inputs)[: trial.most_sizes]
     wanted = [s for s in wanted if trial.holds_sizes(s)] or wanted[:1]
     possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
     if not possible:

@@ -12,6 +12,7 @@ from moec.program.signature import Sample
 from moec.proof.subject import Subject
 
 T = TypeVar("T")
+STREAMED_SIZES = 2  # where every run reads all weights anew
 
 
 class Trial:
@@ -20,10 +21,12 @@ class Trial:
     Attributes:
         subject: what the engine has to equal, and how closely.
         engine: what is to be proven.
+        most_sizes: how many of the verification sizes are looked at, all when None.
     """
 
-    def __init__(self, subject: Subject, engine: Engine) -> None:
+    def __init__(self, subject: Subject, engine: Engine, most_sizes: int | None = None) -> None:
         self.subject, self.engine = subject, engine
+        self.most_sizes = STREAMED_SIZES if most_sizes is None and subject.streamed else most_sizes
         self._found: dict[Any, Any] = {}
 
     @cached_property

@@ -50,7 +50,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every check is passed."""
+        """Whether every check is passed; a proof without any proves nothing."""
         return bool(self.checks) and all(check.ok for check in self.checks)
 
     def require(self) -> None:
@@ -91,7 +91,7 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        checks = [check.to_dict() for check in self.checks]
+        checks = {check.name: check.to_dict() for check in self.checks}
         return {"ok": self.ok, "seed": self.seed, "reference": self.reference, "checks": checks}
 
     @classmethod
@@ -100,10 +100,10 @@ class Verification:
         has another form, or names a check that nobody here knows."""
         known = {check.name: check for check in all_checks()}
         found = []
-        for entry in data["checks"]:
-            if entry["name"] not in known:
-                raise msgspec.ValidationError(f"no check is called {entry['name']!r}")
-            found.append(known[entry["name"]].from_dict(entry))
+        for name, entry in data["checks"].items():
+            if name not in known:
+                raise msgspec.ValidationError(f"no check is called {name!r}")
+            found.append(known[name].from_dict(entry))
         return cls(tuple(found), int(data["seed"]), str(data["reference"]))
 
 

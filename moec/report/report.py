@@ -19,6 +19,9 @@ import msgspec
 from moec.errors import MoecError
 from moec.pipeline.pipeline import StepReport
 from moec.proof.checks.decided import DecidedTokens
+from moec.proof.compare import Comparison
+from moec.proof.coverage import Coverage
+from moec.proof.quality import Quality
 from moec.proof.verification import Verification
 from moec.report.artefacts import Artefact
 
@@ -69,6 +72,21 @@ class Report:
     def ok(self) -> bool:
         """Whether every check of the proof is passed."""
         return self.proof.ok
+
+    @property
+    def comparison(self) -> Comparison:
+        """The proof's errors of each output."""
+        return self.proof.comparison
+
+    @property
+    def coverage(self) -> Coverage:
+        """The experts that the proof's inputs reached."""
+        return self.proof.coverage
+
+    @property
+    def quality(self) -> Quality | None:
+        """The engine's quality on a text, when one was given."""
+        return self.proof.quality
 
     @property
     def opening(self) -> dict[str, Any]:

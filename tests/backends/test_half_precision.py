@@ -23,9 +23,10 @@ from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.compare import Tolerance
-from moec.proof.verification import Verification, verify
+from moec.proof.verification import Verification
 from moec.targets.target import Target
 from moec.weights import lazy
+from tests.proving import decided, verify
 from tests.zoo import save
 
 HALF, GOAL = torch.float16, Target.parse("onnxruntime:precision=fp16")
@@ -55,8 +56,8 @@ def through_tensorrt(program: Program, folder: Path) -> Engine:
     return OnnxruntimeEngine(folder, Target("onnxruntime"))
 
 
-def proof(source: Source, engine: Engine, program: Program, precision: torch.dtype | None = HALF) -> Verification:
-    return verify(source, engine, program, Tolerance.of(HALF), precision=precision)
+def proof(source: Source, engine: Engine, program: Program, precision: torch.dtype = HALF) -> Verification:
+    return verify(source, engine, program, Tolerance.of(HALF).deviation, precision)
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe", "olmoe"])
@@ -66,8 +67,8 @@ def test_nearly_tied_routers_are_proven(name: str, tmp_path: Path) -> None:
     found = proof(source, engine, program)
     found.require()
     assert found.coverage.complete
-    assert found.decided is not None and found.decided.compared > 0.5 * found.decided.tokens
-    assert not proof(source, engine, program, None).ok, "tokens changed sides, which is why some are left out"
+    assert (part := decided(found)) is not None and part.compared > 0.5 * part.tokens
+    assert not proof(source, engine, program, torch.float32).ok, "tokens changed sides, which is why some are left out"
 
 
 def heavier(program: Program) -> None:
@@ -112,7 +113,7 @@ def test_a_wrong_engine_is_found_on_what_is_left(
     wrong = program.clone()
     spoil(wrong)
     found = proof(source, through_tensorrt(wrong, tmp_path / "engine"), program)
-    assert found.decided is not None and not found.decided.problem and not found.comparison.ok
+    assert (part := decided(found)) is not None and not part.problem and not found.comparison.ok
     with pytest.raises(MoecError, match="differs"):
         found.require()
 

@@ -71,9 +71,9 @@ def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, 
         "genai_config.json",
     } <= set(first)
     report = json.loads(first["moec.json"])
-    assert (report["seed"], report["pipeline"]) == (3, "upcycle") and report["coverage"]["loads"][0]["assignments"][
-        7
-    ] > 0
+    assert (report["seed"], report["pipeline"]) == (3, "upcycle") and report["proof"]["checks"]["experts"]["coverage"][
+        "loads"
+    ][0]["assignments"][7] > 0
 
 
 def test_a_config_file(cli: Cli, llama: Path, tmp_path: Path) -> None:
@@ -150,11 +150,12 @@ def test_verify_on_a_text(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path:
     engine = write_tokenizer(Path(shutil.copytree(mixtral_engine, tmp_path / "engine")))
     text = ("--text", prose, "--window", 64, "--tokens", 400)
     data = cli.json("verify", engine, *text, "--html", tmp_path / "page.html")
-    quality = data["verification"]["quality"]
+    found = data["verification"]["checks"]["text"]
+    quality = found["quality"]
     assert (
         data["ok"]
         and quality["kl_mean"] < 1e-9
-        and quality["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
+        and found["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
         and quality["top1"] == 1
     )
     assert (quality["windows"], quality["tokens"], len(quality["agreement"]["blocks"])) == (7, 393, 2)
@@ -165,7 +166,9 @@ def test_verify_on_a_text(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path:
         "verify", tmp_path / "spoiled", *text, "--max-kl", 10, status=1
     )  # the outputs differ all the same
     same = cli.json("verify", tmp_path / "spoiled", *text, "--max-kl", 1e-6, "--against", tmp_path / "spoiled")
-    assert same["ok"] and same["verification"]["quality"]["kl_max"] < 1e-12  # the twin: against itself
+    assert (
+        same["ok"] and same["verification"]["checks"]["text"]["quality"]["kl_max"] < 1e-12
+    )  # the twin: against itself
 
 
 def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, tmp_path: Path) -> None:
@@ -185,11 +188,12 @@ def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, 
     cli(*options, "-o", tmp_path / "none", "--max-perplexity-ratio", 0.5, status=1)
     assert "error[M107]" in cli.err and [p.name for p in tmp_path.iterdir()] == ["model"]
     report = cli.json(*options, "-o", tmp_path / "first", "--max-perplexity-ratio", 1.001)["report"]
-    assert report["quality"]["exam"]["max_perplexity_ratio"] == 1.001 and report["quality"]["kl_mean"] < 1e-6
+    assert (quality := report["proof"]["checks"]["text"]["quality"])["kl_mean"] < 1e-6
+    assert quality["exam"]["max_perplexity_ratio"] == 1.001
     again = cli.json("compile", "--from", tmp_path / "first" / "moec.json", "-o", tmp_path / "second")["report"]
-    assert again["quality"] == report["quality"]
+    assert again["proof"] == report["proof"]
     assert (
-        cli.json("verify", tmp_path / "first", "--text", prose)["verification"]["quality"]["exam"][
+        cli.json("verify", tmp_path / "first", "--text", prose)["verification"]["checks"]["text"]["quality"]["exam"][
             "max_perplexity_ratio"
         ]
         == 1.001
@@ -220,7 +224,7 @@ def test_inspect_a_model_and_an_engine(cli: Cli, mixtral: Path, mixtral_engine: 
     assert [(b["kind"], b["experts"], b["top_k"]) for b in data["blocks"]] == [("moe", 8, 2)] * 2
     assert data["active_parameters"] < data["parameters"]
     assert "8 experts, softmax top-2" in cli("inspect", mixtral)
-    assert cli.json("inspect", mixtral_engine)["coverage"]["loads"]
+    assert cli.json("inspect", mixtral_engine)["proof"]["checks"]["experts"]["coverage"]["loads"]
     assert cli("inspect", mixtral_engine).startswith("# ")
 
 

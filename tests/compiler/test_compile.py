@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from moec.compiler import proving
 from moec.compiler.compile import compile_source
 from moec.compiler.options import Options
 from moec.errors import MoecError
-from moec.execution.streaming import StreamingEngine
 from moec.frontend.module_source import ModuleSource
 from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Hook, Pipeline
@@ -120,7 +118,7 @@ def test_a_budget_on_a_text_decides_about_approximate_passes(tokens: str, tmp_pa
     stages = Stages()
     report = compile_source(source(), wide, tmp_path / "engine", progress=stages)
     assert (
-        stages.names[-1] == "text" and report.ok and report.comparison.worst.deviation > 0.5
+        stages.names[-1] == "verify" and report.ok and report.comparison.worst.deviation > 0.5
     )  # more than the default budget
     assert (
         report.quality is not None
@@ -180,15 +178,12 @@ def test_backends_are_found_or_refused() -> None:
         assert caught.value.code == code
 
 
-def test_the_reference_is_streamed_when_asked_or_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_is_chosen_by_size_and_not_by_what_is_free_now(monkeypatch: pytest.MonkeyPatch) -> None:
     model = source()
     captured = model.capture()
-    found: dict[tuple[str, int], Any] = {}
-    for free in (100, 2**40):
-        monkeypatch.setattr(proving, "available_bytes", lambda free=free: free)
-        found |= {(how, free): proving.reference_of(model, captured, how) for how in ("auto", "full", "streamed")}
-    streamed = {
-        key for key, (reference, prepack) in found.items() if isinstance(reference, StreamingEngine) and not prepack
-    }
+    found: dict[tuple[str, int], str] = {}
+    for total in (100, 2**40):
+        monkeypatch.setattr(proving, "total_bytes", lambda total=total: total)
+        found |= {(how, total): proving.choose_reference(model, captured, how) for how in ("auto", "full", "streamed")}
+    streamed = {key for key, reference in found.items() if reference == "streamed"}
     assert streamed == {("auto", 100), ("streamed", 100), ("streamed", 2**40)}
-    assert all(value == (None, True) for key, value in found.items() if key not in streamed)

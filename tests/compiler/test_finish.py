@@ -17,7 +17,7 @@ from moec.targets.target import Target
 
 def test_the_settings_are_those_of_the_compile(mixtral_engine: Path) -> None:
     assert options_of(api.read_report(mixtral_engine)) == Options(
-        Target("onnxruntime"), Pipeline.parse(""), layout="genai"
+        Target("onnxruntime"), Pipeline.parse(""), verify="full", layout="genai"
     )
 
 

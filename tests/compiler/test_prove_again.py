@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moec import api
 from moec.compiler.prove_again import bisect_engine, prove_again
 from moec.errors import MoecError
-from tests.spoiling import spoil
+from moec.proof.checks.lowering import Lowering
+from tests.spoiling import one_step_up, shuffle, spoil
 from tests.zoo import save
 
 
@@ -38,6 +40,40 @@ def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled:
     ) + [False]
     assert "layers.1" in found.layer and found.experts == (5,) and 0 < found.wrong_tokens < found.tokens
     assert bisect_engine(mixtral_engine, 1, {}).stage == ""
+
+
+@pytest.fixture(scope="module")
+def judged(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine with 8-bit weights that a budget on a text let pass."""
+    folder = tmp_path_factory.mktemp("judged")
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 96, 300))
+    text = {"text": folder / "tokens.npy", "window": 32, "max_kl": 0.05}
+    api.compile(str(mixtral), out=folder / "engine", pipeline="quantize(bits=8, group=16)", **text)  # type: ignore[arg-type]
+    return folder / "engine"
+
+
+def test_what_the_compile_asked_for_is_asked_again(judged: Path, tmp_path: Path) -> None:
+    proof = api.verify(judged)
+    assert proof.ok and proof.quality is not None and proof.quality.exam.max_kl == 0.05
+    random = api.verify(spoil(judged, tmp_path / "random", "lm_head.weight.blocks", change=shuffle))
+    assert not random.ok and random.quality is not None and random.quality.kl_mean > 0.05
+
+
+def test_a_wrong_lowering_hides_in_no_budget(judged: Path, tmp_path: Path) -> None:
+    assert api.verify(judged, tolerance=5.0).ok
+    off = spoil(judged, tmp_path / "off", "lm_head.weight.blocks", change=one_step_up)
+    proof = api.verify(off, tolerance=5.0)
+    lowering = proof.find(Lowering)
+    assert proof.comparison.ok and lowering is not None and not lowering.ok and not proof.ok
+
+
+def test_without_its_text_an_engine_is_not_waved_through(judged: Path, tmp_path: Path) -> None:
+    engine = Path(shutil.copytree(judged, tmp_path / "engine"))
+    manifest = engine / "moec.json"
+    manifest.write_text(manifest.read_text().replace("tokens.npy", "gone.npy"))
+    with pytest.raises(MoecError, match="has changed, or is missing") as caught:
+        api.verify(engine)
+    assert caught.value.code == "M106"
 
 
 def test_against_another_model(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
 from moec.program.decoder_signature import require_text_model, text_inputs
 from moec.program.program import Input
+from moec.proof.checks.text import TextQuality
 from moec.proof.quality import Exam, Quality, measure
 from tests.moe_module import VOCAB, MoeModel, source_of
 
@@ -108,7 +109,7 @@ def test_a_budget_is_kept_or_not() -> None:
         quality(exam=replace(EXAM, max_kl=0.02, max_perplexity_ratio=1.06)),
         quality(exam=replace(EXAM, max_kl=0.019)),
     )
-    kept.require()
+    TextQuality(kept).require()
     assert (
         kept.ok
         and not broken.ok
@@ -118,7 +119,7 @@ def test_a_budget_is_kept_or_not() -> None:
     )
     assert len(quality(exam=replace(EXAM, max_kl=0.01, max_perplexity_ratio=1.01)).problems) == 2
     with pytest.raises(MoecError, match=r"0\.02 nats") as caught:
-        broken.require()
+        TextQuality(broken).require()
     assert caught.value.code == "M107" and caught.value.exit_code == 1
 
 

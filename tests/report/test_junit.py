@@ -6,17 +6,25 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.proof.cache_consistency import Consistency, Way
-from moec.proof.compare import Tolerance
+from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.check import Check
+from moec.proof.checks.decided import DecidedTokens
+from moec.proof.checks.experts import ExpertsReached
+from moec.proof.checks.lowering import Lowering
+from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
+from moec.proof.decided_tokens import Decided
+from moec.proof.evidence import RefusedSize
 from moec.proof.quality import Exam
-from moec.proof.verification import Refused, Verification, verify
+from moec.proof.verification import Verification
 from moec.report.junit import cases, junit
 from tests.moe_module import MoeModel, source_of
+from tests.proving import sizes, verify
 from tests.report.test_report import QUALITY
 
 
@@ -24,23 +32,30 @@ from tests.report.test_report import QUALITY
 def proof() -> Verification:
     source = source_of(MoeModel())
     program = source.capture()
-    return verify(source, EagerEngine(program), program, Tolerance.of(torch.float32))
+    return verify(source, EagerEngine(program), program)
+
+
+def swapped(proof: Verification, check: Check) -> Verification:
+    """The same proof with this check in the place of the one of its kind, or beside the others."""
+    return replace(proof, checks=(*(c for c in proof.checks if type(c) is not type(check)), check))
 
 
 def broken(proof: Verification, group: str) -> Verification:
     """The same proof with one thing wrong."""
-    if group == "outputs":
-        comparison = proof.comparison
-        wrong = replace(comparison.outputs[0], ok=False, deviation=9.0)
-        return replace(proof, comparison=replace(comparison, outputs=(wrong, *comparison.outputs[1:])))
-    if group == "sizes":
-        return replace(proof, refused=(Refused({"batch": 2, "sequence": 7}, "ValueError: <odd> length"),))
-    if group == "consistency":
-        return replace(
-            proof,
-            consistency=Consistency(1e-3, (Way("chunks", (2, 2), 1e-5), Way("token by token", (1, 1), float("nan")))),
-        )
-    return replace(proof, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01)))
+    ways = Way("chunks", (2, 2), 1e-5), Way("token by token", (1, 1), float("nan"))
+    comparison, run = proof.comparison, sizes(proof)
+    far = replace(comparison, outputs=(replace(comparison.outputs[0], deviation=9.0), *comparison.outputs[1:]))
+    missed = replace(proof.coverage, loads=(ExpertLoad("moe", "blocks.0", (5, 0, 3)),))
+    wrong: dict[str, Check] = {
+        "outputs": Outputs(far),
+        "lowering": Lowering(far),
+        "sizes": replace(run, refused=(RefusedSize({"batch": 2, "sequence": 7}, "ValueError: <odd> length"),)),
+        "cache": CacheConsistency(Consistency(1e-3, ways)),
+        "experts": ExpertsReached(missed),
+        "decided tokens": DecidedTokens(Decided("float16", 5e-3, 1, 100)),
+        "text": TextQuality(replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01))),
+    }
+    return swapped(proof, wrong[group])
 
 
 def found(proof: Verification | MoecError) -> tuple[dict[str, str], ElementTree.Element]:
@@ -63,13 +78,13 @@ def test_a_good_proof_has_a_case_a_check(proof: Verification) -> None:
     verdicts, _ = found(proof)
     assert (
         verdicts["outputs logits"] == "passed"
-        and verdicts["coverage blocks.0"] == "passed"
+        and verdicts["experts blocks.0"] == "passed"
         and verdicts["sizes batch=2, sequence=7"] == "passed"
     )
     assert set(verdicts.values()) == {"passed"} and len(verdicts) == len(cases(proof))
 
 
-@pytest.mark.parametrize("group", ["outputs", "sizes", "consistency", "quality"])
+@pytest.mark.parametrize("group", ["outputs", "lowering", "sizes", "cache", "experts", "decided tokens", "text"])
 def test_a_broken_proof_fails_in_its_own_group(proof: Verification, group: str) -> None:
     wrong = broken(proof, group)
     assert not wrong.ok
@@ -79,22 +94,26 @@ def test_a_broken_proof_fails_in_its_own_group(proof: Verification, group: str) 
     assert root.find(".//failure").attrib["message"]  # type: ignore[union-attr]
 
 
-def test_what_was_not_found_out_is_skipped(proof: Verification) -> None:
-    partly = replace(proof.coverage, loads=(ExpertLoad("moe", "blocks.0", (5, 0, 3)),))
-    verdicts, root = found(replace(proof, coverage=partly, refused=(Refused({"batch": 1}, "specialised"),)))
-    assert (
-        verdicts["coverage blocks.0"] == "skipped"
-        and verdicts["sizes batch=1"] == "skipped"
-        and "failure" not in verdicts.values()
-    )
-    assert "not reached: 1" in str(root.find(".//skipped[@message='2 of 3 experts reached; not reached: 1']").text)  # type: ignore[union-attr]
+def test_a_dimension_of_one_is_a_limitation(proof: Verification) -> None:
+    verdicts, _ = found(swapped(proof, replace(sizes(proof), refused=(RefusedSize({"batch": 1}, "specialised"),))))
+    assert verdicts["sizes batch=1"] == "skipped" and "failure" not in verdicts.values()
+
+
+def test_an_expert_that_no_input_reached_fails(proof: Verification) -> None:
+    wrong = broken(proof, "experts")
+    verdicts, root = found(wrong)
+    assert verdicts["experts blocks.0"] == "failure"
+    assert root.find(".//failure[@message='reached 2 of 3; not reached 1']") is not None
+    with pytest.raises(MoecError, match="1 of 3 experts") as caught:
+        wrong.require()
+    assert caught.value.code == "M104"
 
 
 def test_a_kept_budget_is_said(proof: Verification) -> None:
-    verdicts, root = found(replace(proof, quality=QUALITY))
-    assert verdicts["quality mean KL divergence"] == verdicts["quality perplexity ratio"] == "passed"
-    over, _ = found(broken(proof, "quality"))
-    assert (over["quality mean KL divergence"], over["quality perplexity ratio"]) == ("failure", "passed")
+    verdicts, root = found(swapped(proof, TextQuality(QUALITY)))
+    assert verdicts["text mean KL divergence"] == verdicts["text perplexity ratio"] == "passed"
+    over, _ = found(broken(proof, "text"))
+    assert (over["text mean KL divergence"], over["text perplexity ratio"]) == ("failure", "passed")
     said = [str(c.text) for c in root.iter("system-out")]
     assert any("0.02, 0.05 allowed" in text for text in said) and any("no bound given" in text for text in said)
 

@@ -6,12 +6,14 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+from moec.proof.checks.experts import ExpertsReached
+from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.quality import Exam
 from moec.report.artefacts import Artefact
 from moec.report.page import block_table, html, markdown, proof_note, verdict
-from tests.report.test_report import QUALITY, make
+from tests.report.test_report import QUALITY, make, with_check
 
 
 class Tags(HTMLParser):
@@ -40,13 +42,13 @@ def test_every_expert_has_a_bar_and_missed_ones_are_marked() -> None:
     report = make()
     assert Tags(html(report)).counts["rect"] == 8 and 'class="missed"' not in html(report)
     load = ExpertLoad("moe", "blocks.0", (5, 0, 3))
-    partly = replace(report, coverage=replace(report.coverage, loads=(load,)))
+    partly = with_check(report, ExpertsReached(replace(report.coverage, loads=(load,))))
     assert html(partly).count('class="missed"') == 1 and "not reached: 1" in html(partly)
-    assert "did not reach 1 of 3 experts" in verdict(partly)
+    assert not partly.ok and "1 of 3 experts were reached by none" in verdict(partly)
 
 
 def test_the_quality_is_drawn() -> None:
-    plain, report = make(), replace(make(), quality=QUALITY)
+    plain, report = make(), with_check(make(), TextQuality(QUALITY))
     tags, text = Tags(html(report)), html(report)
     assert (
         tags.counts["polyline"] == 3
@@ -61,7 +63,7 @@ def test_the_quality_is_drawn() -> None:
         "blocks.1: 93.00%",
         "blocks.1: 4.00e-02",
         "1,000, source 4,000",
-        "allowed: 0.05",
+        "0.02, 0.05 allowed",
     ):
         assert part in text
     assert tags.loads == [] and all(
@@ -70,7 +72,7 @@ def test_the_quality_is_drawn() -> None:
 
 
 def test_charts_say_in_words_what_they_show() -> None:
-    text = html(replace(make(), quality=QUALITY))
+    text = html(with_check(make(), TextQuality(QUALITY)))
     for part in (
         "the same sets: 93.00%",
         "‖d‖ / ‖untouched‖: 2.00e-02 to 4.00e-02",
@@ -82,7 +84,10 @@ def test_charts_say_in_words_what_they_show() -> None:
 
 def test_the_cause_of_the_damage_is_shown() -> None:
     shift = ExpertShift(60, 0.012, 0.004, 0.02)
-    plain, report = replace(make(), quality=QUALITY), replace(make(), quality=replace(QUALITY, shift=shift))
+    plain, report = (
+        with_check(make(), TextQuality(QUALITY)),
+        with_check(make(), TextQuality(replace(QUALITY, shift=shift))),
+    )
     tags = Tags(html(report))
     assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3 and "What the damage comes from" not in html(
         plain
@@ -130,15 +135,17 @@ def test_texts_are_escaped() -> None:
 def test_the_verdict_follows_the_figures() -> None:
     good, bad = make(), make(seed=-1)
     assert verdict(good) == "Equal to the untouched model, every expert reached" and verdict(good) in html(good)
-    assert verdict(bad).startswith("Not equal") and "verdict bad" in html(bad) and "verdict bad" not in html(good)
+    assert (
+        verdict(bad).startswith("Not proven equal") and "verdict bad" in html(bad) and "verdict bad" not in html(good)
+    )
 
 
 def test_the_verdict_on_an_approximation() -> None:
     step = {**make().steps[0], "contract": "approximate"}
-    close = replace(make(), quality=QUALITY, steps=(step,))
+    close = replace(with_check(make(), TextQuality(QUALITY)), steps=(step,))
     assert verdict(close).startswith("Close to the untouched model: KL divergence 0.02")
-    far = replace(close, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01)))
-    assert verdict(far).startswith("Not close enough") and "0.01 allowed" in verdict(far) and "verdict bad" in html(far)
+    far = with_check(close, TextQuality(replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01))))
+    assert verdict(far).startswith("Not proven equal") and "0.01 allowed" in verdict(far) and "verdict bad" in html(far)
 
 
 def test_markdown_has_the_tables() -> None:
@@ -146,7 +153,7 @@ def test_markdown_has_the_tables() -> None:
     text = markdown(report)
     for part in (
         "| logits |",
-        "| blocks.1 | 4/4 | – |",
+        "| blocks.1 | 4 of 4 | – |",
         "| fuse-moe | exact | 2 |",
         "| model.onnx | 1,234 |",
         "used <b>twice</b>",

@@ -9,21 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.pipeline.pipeline import StepReport
 from moec.proof.agreement import Agreement, BlockAgreement, LayerError
-from moec.proof.compare import Tolerance
+from moec.proof.checks.check import Check
+from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.text import TextQuality
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.quality import Exam, Quality
-from moec.proof.verification import verify
 from moec.report.artefacts import check_artefacts, hash_artefacts
 from moec.report.environment import environment
 from moec.report.page import html
 from moec.report.report import SCHEMA, Report, step_facts
 from tests.moe_module import MoeModel, source_of
+from tests.proving import verify
 
 STEP = StepReport(
     "fuse-moe",
@@ -49,13 +50,12 @@ def make(folder: Path | None = None, seed: int = 0) -> Report:
     source = source_of(MoeModel())
     program = source.capture()
     wrong = source_of(MoeModel(seed=1)).capture() if seed < 0 else program
-    found = verify(source, EagerEngine(wrong), program, Tolerance.of(torch.float32), seed=max(0, seed))
+    found = verify(source, EagerEngine(wrong), program, seed=max(0, seed))
     return Report(
         "tiny",
         "onnxruntime",
         "fuse-moe",
-        found.comparison,
-        found.coverage,
+        found,
         seed,
         steps=step_facts([STEP]),
         environment=environment({"runtime": "1.0"}),
@@ -78,19 +78,36 @@ def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
     )
 
 
+def with_check(report: Report, check: Check) -> Report:
+    """The report with this check in the place of the one of its kind, or beside the others."""
+    others = tuple(c for c in report.proof.checks if type(c) is not type(check))
+    return replace(report, proof=replace(report.proof, checks=(*others, check)))
+
+
 def test_the_quality_is_read_back_and_decides() -> None:
-    report = replace(make(), quality=QUALITY)
+    report = with_check(make(), TextQuality(QUALITY))
     again = Report.from_json(report.to_json())
     assert again.quality == QUALITY and again.ok and "perplexity x 1.0500" in again.headline()
-    assert not replace(report, quality=replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01))).ok
-    moved = replace(report, quality=replace(QUALITY, shift=ExpertShift(60, 0.01, math.inf, 0.02)))
+    assert not with_check(report, TextQuality(replace(QUALITY, exam=Exam("prose.txt", max_kl=0.01)))).ok
+    moved = with_check(report, TextQuality(replace(QUALITY, shift=ExpertShift(60, 0.01, math.inf, 0.02))))
     assert Report.from_json(moved.to_json()).quality == moved.quality
-    older = json.loads(make().to_json())
-    del older["quality"]  # as reports were before there was one
-    assert Report.from_json(json.dumps(older)).quality is None
-    unsplit = json.loads(report.to_json())
-    del unsplit["quality"]["shift"]
-    assert Report.from_json(json.dumps(unsplit)).quality == QUALITY
+
+
+def test_a_verdict_is_found_anew_from_the_figures() -> None:
+    data = json.loads(make(seed=-1).to_json())
+    data["proof"]["ok"] = True
+    for check in data["proof"]["checks"].values():
+        check["ok"] = True
+    assert not Report.from_json(json.dumps(data)).ok
+    data["proof"]["checks"] = {}
+    assert not Report.from_json(json.dumps(data)).ok  # nothing proves nothing
+
+
+def test_a_check_that_nobody_knows_is_refused() -> None:
+    data = json.loads(make().to_json())
+    data["proof"]["checks"]["horoscope"] = {"ok": True}
+    with pytest.raises(MoecError, match="horoscope"):
+        Report.from_json(json.dumps(data))
 
 
 def test_equal_inputs_give_equal_bytes_and_other_seeds_do_not() -> None:
@@ -108,7 +125,7 @@ def test_a_failure_can_be_written_too() -> None:
     report = make(seed=-1)
     assert not report.ok and report.headline().startswith("DIFFERS")
     endless = replace(report.comparison.outputs[0], deviation=float("inf"), problem="NaN")
-    report = replace(report, comparison=replace(report.comparison, outputs=(endless,)))
+    report = with_check(report, Outputs(replace(report.comparison, outputs=(endless,))))
     assert Report.from_json(report.to_json()).comparison.outputs[0].deviation == float("inf")
 
 
@@ -120,7 +137,17 @@ def test_a_newer_schema_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"schema": 1}', '{"schema": 1, "comparison": 3, "coverage": {}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"schema": 1}',
+        '{"schema": 2}',
+        '{"schema": 2, "proof": 3}',
+        '{"schema": 2, "proof": {"checks": {}}}',
+    ],
 )
 def test_what_is_not_a_report_is_refused(text: str) -> None:
     with pytest.raises(MoecError) as error:

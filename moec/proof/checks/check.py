@@ -74,7 +74,7 @@ class Check(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data. The verdict is there to be read; `from_dict` finds it anew from the figures."""
-        return {"name": self.name, "ok": self.ok, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        return {"ok": self.ok, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

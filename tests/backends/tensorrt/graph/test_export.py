@@ -24,9 +24,10 @@ from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.compare import Tolerance
-from moec.proof.verification import Verification, verify
+from moec.proof.verification import Verification
 from moec.targets.target import Target
 from moec.weights import lazy
+from tests.proving import verify
 from tests.routers import HIDDEN, KNOWN, Block, Router, captured, mixtral, other_input
 from tests.zoo import build, save
 
@@ -48,7 +49,7 @@ def proven(
     facts = write_onnx(program, folder / "model.onnx", precision, plan)
     assert facts["operators"] == "tensorrt-rtx-1.7"
     engine = OnnxruntimeEngine(folder, Target("onnxruntime"))
-    return verify(source, engine, program, Tolerance.of(precision))
+    return verify(source, engine, program, Tolerance.of(precision).deviation)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""Every check is read back as it was written, and its verdict is its error's absence, never what the file says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import msgspec
+import pytest
+
+from moec.proof.cache_consistency import Consistency, Way
+from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.check import Check
+from moec.proof.checks.decided import DecidedTokens
+from moec.proof.checks.experts import ExpertsReached
+from moec.proof.checks.lowering import Lowering
+from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.sizes import SizesRun
+from moec.proof.checks.text import TextQuality
+from moec.proof.compare import Comparison, OutputError
+from moec.proof.coverage import Coverage, ExpertLoad
+from moec.proof.decided_tokens import Decided
+from moec.proof.evidence import RefusedSize
+from moec.proof.quality import Exam, Quality
+from moec.proof.verification import CHECKS
+
+ERROR = OutputError("logits", 40, 1e-6, 1e-7, 1e-5, 1e-6, 1.0, None, None, "")
+COMPARISON = Comparison("eager", "engine", 1e-3, 2, (ERROR,))
+FAR = dataclasses.replace(COMPARISON, outputs=(dataclasses.replace(ERROR, deviation=float("inf")),))
+QUALITY = Quality(Exam("t.txt", max_kl=0.05), "ab", 7, 70, 20.0, 21.0, 0.04879, 0.02, 0.3, 1.5, 0.97)
+REACHED = Coverage((ExpertLoad("moe", "blocks.0", (5, 1, 3)),), 2, 3, 9, 0)
+MISSED = Coverage((ExpertLoad("moe", "blocks.0", (5, 0, 3)),), 2, 3, 8, 0)
+RUN = ({"batch": 2},)
+PAIRS: tuple[tuple[Check, Check], ...] = (
+    (Outputs(COMPARISON), Outputs(FAR)),
+    (Lowering(COMPARISON), Lowering(FAR)),
+    (SizesRun("engine", RUN), SizesRun("engine", RUN, (RefusedSize({"batch": 3}, "why"),))),
+    (DecidedTokens(Decided("float16", 0.005, 900, 1000)), DecidedTokens(Decided("float16", 0.005, 9, 1000))),
+    (
+        CacheConsistency(Consistency(1e-3, (Way("chunks", (2, 2), 1e-5),))),
+        CacheConsistency(Consistency(1e-3, (Way("chunks", (2, 2), float("nan")),))),
+    ),
+    (ExpertsReached(REACHED), ExpertsReached(MISSED)),
+    (TextQuality(QUALITY), TextQuality(dataclasses.replace(QUALITY, kl_mean=0.06))),
+)
+
+
+def test_every_check_is_here() -> None:
+    assert {type(good) for good, _ in PAIRS} == set(CHECKS)
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+@pytest.mark.parametrize(("good", "bad"), PAIRS, ids=lambda c: c.name)
+def test_read_back_with_a_verdict_of_its_own(good: Check, bad: Check) -> None:
+    for check, ok in ((good, True), (bad, False)):
+        data = json.loads(json.dumps(check.to_dict()))
+        assert check.ok is ok and data["ok"] is ok
+        again = type(check).from_dict({**data, "ok": not ok})
+        assert again.ok is ok and type(again) is type(check)
+        assert all(f.ok is not False for f in check.figures()) is ok, "the table fails where the check does"
+        assert str(check) and check.title
+    assert good.error() is None and (error := bad.error()) is not None and error.exit_code == 1 and error.fix
+
+
+@pytest.mark.parametrize(("good", "bad"), PAIRS, ids=lambda c: c.name)
+def test_another_form_is_refused(good: Check, bad: Check) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        type(good).from_dict({next(f.name for f in dataclasses.fields(good)): 3})  # type: ignore[arg-type]

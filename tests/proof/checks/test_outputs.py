@@ -1,0 +1,39 @@
+"""The check of outputs names the worst one, and its table fails exactly where the check does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from moec.errors import MoecError
+from moec.proof.checks.outputs import Outputs
+from moec.proof.compare import Comparison, OutputError
+
+GOOD = OutputError("a", 40, 1e-6, 1e-7, 1e-5, 1e-6, 1.0, 0.97, 0.02, "")
+CHECK = Outputs(Comparison("eager", "engine", 1e-3, 2, (GOOD, replace(GOOD, name="b"))))
+
+
+def wrong(**figures: object) -> Outputs:
+    worst = replace(GOOD, name="b", **figures)  # type: ignore[arg-type]
+    return Outputs(replace(CHECK.comparison, outputs=(GOOD, worst)))
+
+
+def test_a_right_output_passes() -> None:
+    CHECK.require()
+    assert CHECK.ok and [f.ok for f in CHECK.figures()] == [True, True]
+    assert CHECK.figures()[0].values["top-1"] == "97 % + 2 % undecided" and "2 inputs" in CHECK.note
+
+
+@pytest.mark.parametrize(
+    "found", [wrong(deviation=1.1e-3), wrong(deviation=float("inf")), wrong(problem="the output is missing")]
+)
+def test_a_wrong_output_is_named(found: Outputs) -> None:
+    assert not found.ok and [f.ok for f in found.figures()] == [True, False]
+    with pytest.raises(MoecError, match="'b'") as error:
+        found.require()
+    assert error.value.code == "M101" and "--bisect" in error.value.fix
+
+
+def test_a_nan_is_never_within() -> None:
+    assert not wrong(deviation=float("nan")).ok

@@ -1,0 +1,69 @@
+"""Inputs of a proof stay within what both engines are made for, whatever they are compared with."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.compiler.prove_again import _bisect
+from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
+from moec.proof.evidence import all_tokens, compared, sizes_to_prove
+from moec.proof.subject import Subject
+from moec.proof.trial import Trial
+from moec.proof.verification import prove
+from moec.weights.lazy import from_tensor
+from tests.moe_module import MoeModel, source_of
+from tests.proof.bounded import Bounded, Picky
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    source = source_of(MoeModel())
+    program = source.capture()
+    return Subject(source, program, program)
+
+
+def against(subject: Subject, other: EagerEngine) -> Subject:
+    return Subject(subject.source, subject.captured, subject.program, against=other)
+
+
+def test_two_engines_are_compared_where_both_run(subject: Subject) -> None:
+    narrow, wide = Bounded(subject.program), EagerEngine(subject.program)
+    for engine, other in ((narrow, wide), (wide, narrow), (narrow, narrow)):
+        proof = prove(against(subject, other), engine)
+        assert proof.ok and proof.comparison.samples > 1
+
+
+def test_two_engines_that_differ_are_told_apart_within_bounds(subject: Subject) -> None:
+    wrong = subject.program.clone()
+    wrong.weights["head.bias"] = from_tensor(subject.program.weights["head.bias"].load() + 1, "spoiled")
+    assert not prove(against(subject, EagerEngine(wrong)), Bounded(subject.program)).ok
+
+
+def test_bisection_keeps_to_the_bounds(subject: Subject) -> None:
+    programs = [("capture", subject.program)]
+    assert _bisect(Trial(subject, Bounded(subject.program)), programs, Bounded(subject.program)).stage == ""
+    wrong = subject.program.clone()
+    spoiled = subject.program.weights["blocks.1.w_out"].load().clone()
+    spoiled[2] *= 1.5
+    wrong.weights["blocks.1.w_out"] = from_tensor(spoiled, "spoiled")
+    assert _bisect(Trial(subject, Bounded(wrong)), programs, Bounded(wrong)).stage == "the backend's lowering"
+
+
+def test_an_engine_that_runs_nowhere_is_refused(subject: Subject) -> None:
+    broken = Picky(subject.program, 0)
+    broken._length = -1
+    broken.run = lambda inputs: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    with pytest.raises(MoecError, match="runs at no size") as caught:
+        Trial(subject, broken).once(sizes_to_prove)
+    assert caught.value.code == "M101"
+    with pytest.raises(MoecError, match="runs at no size") as caught:
+        Trial(against(subject, broken), EagerEngine(subject.program)).once(sizes_to_prove)
+    assert caught.value.code == "M204"
+
+
+def test_what_is_compared_is_what_coverage_speaks_of(subject: Subject) -> None:
+    trial = Trial(subject, EagerEngine(subject.program))
+    evidence, comparison = trial.once(compared)
+    assert evidence is trial.once(all_tokens) and comparison.samples == len(evidence.samples)
+    assert evidence.coverage.complete and evidence.compared is None and evidence.decided is None
