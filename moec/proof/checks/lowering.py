@@ -11,14 +11,22 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
+from moec.proof.checks.check import Figure
 from moec.proof.checks.outputs import Outputs
+from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import compared_with
 from moec.proof.trial import Trial
 
 
 @dataclass(frozen=True)
 class Lowering(Outputs):
-    """The errors of each output beside the program's in PyTorch."""
+    """The errors of each output beside the program's in PyTorch.
+
+    Attributes:
+        decided: in half precision, how many tokens were compared, where not all were.
+    """
+
+    decided: Decided | None = None
 
     name: ClassVar[str] = "lowering"
     title: ClassVar[str] = "Error of the lowering"
@@ -30,11 +38,21 @@ class Lowering(Outputs):
             return None  # the comparison with the untouched model says it already
         rounding = subject.precision if subject.kernel_deviation is None else None
         program = StreamingEngine(subject.program, "the program that it was built from")
-        return cls(compared_with(trial, program, subject.lowering_tolerance, rounding)[1])
+        evidence, comparison = compared_with(trial, program, subject.lowering_tolerance, rounding)
+        return cls(comparison, evidence.decided)
 
     def error(self) -> MoecError | None:
+        few = self.decided and self.decided.error("the engine beside its own program")
+        if few:
+            return few
         found = super().error()
         return found and MoecError(found.code, found.what, found.where, "report this with `moec compile --dump DIR`")
+
+    def figures(self) -> tuple[Figure, ...]:
+        if self.decided is None:
+            return super().figures()
+        said = Figure("tokens", {"compared": self.decided.problem or str(self.decided)}, not self.decided.problem)
+        return (*super().figures(), said)
 
     def __str__(self) -> str:
         return f"{self.comparison} from {self.comparison.reference}"

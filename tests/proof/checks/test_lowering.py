@@ -13,6 +13,7 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.checks.lowering import Lowering
 from moec.proof.compare import Tolerance
+from moec.proof.decided_tokens import Decided
 from moec.proof.subject import Subject
 from moec.proof.verification import Verification, prove
 from tests.moe_module import MoeModel, source_of
@@ -61,6 +62,13 @@ def test_inexact_kernels_have_a_bound_of_their_own(subject: Subject) -> None:
     inexact = replace(subject, kernel_deviation=0.4)
     assert lowering(prove(inexact, Shifted(subject.program, 0.05))).ok
     assert not lowering(prove(inexact, Shifted(subject.program, 0.6))).ok
+
+
+def test_of_few_tokens_a_lowering_is_not_proven(subject: Subject) -> None:
+    found = lowering(prove(subject, EagerEngine(subject.program)))
+    few = replace(found, decided=Decided("float16", 5e-3, 9, 1000))
+    assert found.ok and few.comparison.ok and not few.ok and not few.figures()[-1].ok
+    assert replace(found, decided=Decided("float16", 5e-3, 900, 1000)).ok
 
 
 def test_without_approximate_passes_the_comparison_says_it(subject: Subject) -> None:
