@@ -19,6 +19,7 @@ import torch
 
 from moec.cli import main
 from moec.errors import MoecError
+from moec.proof.verification import CHECKS
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from tests.byte_tokenizer import write_tokenizer
@@ -232,6 +233,12 @@ def test_the_rooms_are_those_of_the_house() -> None:
     text = prose(ROOT / "docs/architecture.md").partition("| room |")[2].partition("\n\n")[0]
     named = [n for row in text.splitlines()[2:] for n in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert named == [room for room in ROOMS if room != "__main__"]
+
+
+def test_the_table_of_checks_has_every_check() -> None:
+    text = prose(ROOT / "docs/trust.md").partition("| check |")[2].partition("\n\n")[0]
+    named = [row.split("|")[1].strip() for row in text.splitlines()[2:]]
+    assert named == [check.name for check in CHECKS]
 
 
 def test_the_index_names_every_page() -> None:
