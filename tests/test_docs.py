@@ -174,7 +174,8 @@ def problems_of_block(block: Block) -> list[str]:
         return ["the block has no language"]
     if block.marker == "not run" and not block.value:
         return ["the block does not say why it is not run"]
-    known = (*RUN, "text") if block.marker != "file" else (block.language,)
+    elsewhere = block.marker == "file" or (block.page == CONTRIBUTING and block.language not in SHELLS)
+    known = (block.language,) if elsewhere else (*RUN, "text")
     found = [] if block.language in known else [f"no test runs {block.language}; name its file or say why not"]
     if block.language in SHELLS:
         found += [p for c in block.commands() for p in problems_of_code(c.split("  #")[0]) if c.startswith("moec ")]
