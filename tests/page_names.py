@@ -34,16 +34,23 @@ EVERY_FLAG = {flag for verb in VERBS for flag in flags_of(verb)} | {"--version",
 
 def problems_of_code(code: str) -> list[str]:
     """What a piece of code names that does not exist: verbs, flags, targets, passes, codes, modules and files."""
-    words = shlex.split(code, posix=False)
+    return (
+        problems_of_flags(code) + _problems_of_target(_words(code)) + _problems_of_pass(code) + _problems_of_name(code)
+    )
+
+
+def problems_of_flags(code: str) -> list[str]:
+    """Verbs and flags of moec that a command, or a part of one, names and that do not exist."""
+    words = _words(code)
     used = [w.split("=")[0] for w in words if re.match(r"--?[a-z]", w)]
-    if words[0] == "moec" and len(words) > 1:
+    if words[0] == "moec" and len(words) > 1 and words[1] not in EVERY_FLAG:
         verb = words[1]
-        if verb not in VERBS:
-            return [] if verb.startswith("--") and verb in EVERY_FLAG else [f"no verb {verb}"]
-        return [f"moec {verb} has no {f}" for f in used if f not in flags_of(verb)] + _problems_of_target(words)
-    if words[0].startswith("--"):
-        return [f"no verb has {f}" for f in used if f not in EVERY_FLAG] + _problems_of_target(words)
-    return _problems_of_target(words) + _problems_of_pass(code) + _problems_of_name(code)
+        return [f"moec {verb} has no {f}" for f in used if f not in flags_of(verb)] if verb in VERBS else [f"no {verb}"]
+    return [f"no verb has {f}" for f in used if f not in EVERY_FLAG] if words[0].startswith("--") else []
+
+
+def _words(code: str) -> list[str]:
+    return shlex.split(code, posix=False)
 
 
 def _problems_of_target(words: list[str]) -> list[str]:
@@ -51,7 +58,8 @@ def _problems_of_target(words: list[str]) -> list[str]:
     known = registry.names("backends")
     targets = named or ([words[0]] if len(words) == 1 and words[0].partition(":")[0] in known else [])
     parsed = [Target.parse(t) for t in targets if "|" not in t and not re.search(r"\bN\b", t)]
-    return [f"{t}: {r.reason}" for t in parsed for r in registry.find("backends", t.backend)().options(t)]
+    found = [f"no target {t}" for t in parsed if t.backend not in known]
+    return found or [f"{t}: {r.reason}" for t in parsed for r in registry.find("backends", t.backend)().options(t)]
 
 
 def _problems_of_pass(code: str) -> list[str]:

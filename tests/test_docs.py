@@ -24,7 +24,7 @@ from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from tests.byte_tokenizer import write_tokenizer
 from tests.cases import cases
-from tests.page_names import problems_of_code
+from tests.page_names import problems_of_code, problems_of_flags
 from tests.pages import CONTRIBUTING, PAGES, ROOT, Block, anchors, blocks, links, prose, spans
 from tests.test_house import ROOMS
 from tests.zoo import build
@@ -178,7 +178,7 @@ def problems_of_block(block: Block) -> list[str]:
     known = (block.language,) if elsewhere else (*RUN, "text")
     found = [] if block.language in known else [f"no test runs {block.language}; name its file or say why not"]
     if block.language in SHELLS:
-        found += [p for c in block.commands() for p in problems_of_code(c.split("  #")[0]) if c.startswith("moec ")]
+        found += [p for c in block.commands() for p in problems_of_flags(c.split("  #")[0]) if c.startswith("moec ")]
     return found
 
 
@@ -217,7 +217,7 @@ def test_names_exist(page: Path) -> None:
 
 def test_flags_in_contributing_exist() -> None:
     named = [s for s in spans(CONTRIBUTING) if s.startswith(("moec ", "--"))]
-    assert [p for span in named for p in problems_of_code(span)] == []
+    assert [p for span in named for p in problems_of_flags(span)] == []
 
 
 def test_the_table_of_models_has_every_model() -> None:
