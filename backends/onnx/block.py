@@ -12,13 +12,12 @@ from moec.backends.onnx.packed import Quantized, joined, read_quantized, read_sh
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
+from moec.program.dialect_call import positional_names
+from moec.program.moe_call import EXPERTS, MOE
 from moec.weights.lazy import Weight, select
 
-# where the tensors of each operator stand
-INPUTS = {
-    "Experts": ("x", "ids", "weights", "w_in", "w_out", "b_in", "b_out"),
-    "Moe": ("x", "router_weight", "router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"),
-}
+# the tensors of each operator in order: those of the dialect's own
+INPUTS = {"Experts": positional_names(EXPERTS), "Moe": positional_names(MOE)}
 
 
 @dataclass(frozen=True)

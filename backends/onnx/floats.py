@@ -12,6 +12,7 @@ import torch
 from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.packed import Quantized
 from moec.backends.onnx.tensors import DTYPES, weight_of
+from moec.program.dialect_call import DEQUANTIZE_FLOAT, DequantizeFloatCall
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
 from moec.targets.backend import Refusal
@@ -85,7 +86,7 @@ def refuse_floats(program: Program, runtime: str, accepted: str) -> list[Refusal
         accepted: what it takes, as options of `quantize`.
     """
     found = []
-    for node in program.nodes(torch.ops.moec.dequantize_float.default):
-        reason = f"moec does not lower {node.kwargs['format']} weights to {runtime}; only PyTorch and TensorRT run them"
-        found.append(Refusal(reason, str(node.args[0]), f"quantize with {accepted}"))
+    for call in (DequantizeFloatCall(node) for node in program.nodes(DEQUANTIZE_FLOAT)):
+        reason = f"moec does not lower {call.format} weights to {runtime}; only PyTorch and TensorRT run them"
+        found.append(Refusal(reason, str(call.codes), f"quantize with {accepted}"))
     return found

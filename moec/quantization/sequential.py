@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation, dequantize, pack
 from moec.execution.lockstep import Stop, walk
-from moec.program.moe_call import EXPERTS, MOE
+from moec.program.moe_call import EXPERTS, MOE, matrix_positions
 from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
@@ -27,12 +27,9 @@ from moec.weights.widths import Mixture, taken
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
-_MATRICES: dict[Any, int] = {
-    EXPERTS: 3,
-    MOE: 4,
-}  # where an operator's first matrix stands; then come the second and both biases
 _STACKED = (
-    *_MATRICES,
+    EXPERTS,
+    MOE,
     torch.ops.aten.linear.default,
     torch.ops.aten.embedding.default,
 )  # what takes matrices as `[out, in]`
@@ -85,7 +82,7 @@ class Sequential:
 
     # ------------------------------------------------------------------ operators
     def _visit(self, stop: Stop, uses: list[tuple[Use, Grid]]) -> None:
-        if stop.node.target in _MATRICES and uses:
+        if stop.node.target in (EXPERTS, MOE) and uses:
             self._experts(stop, {u.place: (u, g) for u, g in uses})
         for use, grid in uses:
             key = key_of(use, grid)
@@ -113,7 +110,7 @@ class Sequential:
     def _experts(self, stop: Stop, uses: dict[int, tuple[Use, Grid]]) -> None:
         """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the
         first makes of them."""
-        at = _MATRICES[stop.node.target]
+        first_at, second_at = matrix_positions(stop.node.target)
         missing = {
             place: (u, g, _Result(u.weight, g))
             for place, (u, g) in uses.items()
@@ -121,16 +118,17 @@ class Sequential:
         }
         if not missing:
             return
-        arrivals, rule, (first, _, bias) = Arrivals.of(stop), Activation.of(stop.named[0]), _matrices(stop, at)
+        arrivals, call = Arrivals.of(stop), stop.moe_calls()[0]
         for e in range(arrivals.experts):
-            own = _of_expert(first, e)
-            if at in missing:
-                use, grid, found = missing[at]
+            own = _of_expert(call.w_in, e)
+            if first_at in missing:
+                use, grid, found = missing[first_at]
                 found.put(self._encode(own, partial(arrivals.first, e), grid.of(e), f"{use.name}[{e}]"), e)
                 own = found.value(e)
-            if at + 1 in missing:
-                use, grid, found = missing[at + 1]
-                hidden = partial(_hidden, own.float(), None if bias is None else _of_expert(bias, e).float(), rule)
+            if second_at in missing:
+                use, grid, found = missing[second_at]
+                bias = None if call.b_in is None else _of_expert(call.b_in, e).float()
+                hidden = partial(_hidden, own.float(), bias, call.activation)
                 assert use.weight is not None
                 found.put(
                     self._encode(
@@ -221,12 +219,6 @@ def unpacked(packed: Made, grid: Grid) -> Weight:
         return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
     parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
     return taken(concat(parts, 0), Mixture(grid.widths).order)
-
-
-def _matrices(stop: Stop, at: int) -> tuple[Any, Any, Any]:
-    """An operator's first and second matrices and its first bias, which may be None."""
-    bias = stop.values(at + 2)[0]
-    return stop.values(at)[0], stop.values(at + 1)[0], stop.named[0].get("b_in") if bias is None else bias
 
 
 def _of_expert(stacked: Any, e: int) -> Tensor:

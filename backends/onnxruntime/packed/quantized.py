@@ -16,6 +16,8 @@ from moec.backends.onnx.floats import refuse_floats
 from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.packed.unpacking import emit_formula, emit_numbers
+from moec.program.dialect_call import DEQUANTIZE, DequantizeCall
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.targets.backend import Refusal
 from moec.weights.lazy import rowwise
@@ -25,8 +27,8 @@ BLOCKS = (16, 32, 64, 128, 256)  # elements with one scale: what the runtime's k
 READERS = (
     torch.ops.aten.linear.default,
     torch.ops.aten.embedding.default,
-    torch.ops.moec.experts.default,
-    torch.ops.moec.moe.default,
+    EXPERTS,
+    MOE,
 )
 KERNEL_DTYPES = (torch.float32, torch.float16)
 
@@ -43,16 +45,15 @@ def unreadable(program: Program) -> list[Refusal]:
     found = refuse_floats(
         program, "onnxruntime", f"format=int, bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}"
     )
-    for node in program.nodes(torch.ops.moec.dequantize.default):
-        packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
+    for node in program.nodes(DEQUANTIZE):
+        call = DequantizeCall(node)
+        packed, scale, zero = (program.weight_of(a) for a in (call.packed, call.scale, call.zero))
         if packed is None or scale is None or not any(user.target in READERS for user in node.users):
             continue
-        bits = node.kwargs["bits"]
-        assert isinstance(bits, int)
-        reason = why_not_packed(Quantized(packed, scale, zero, bits))
+        reason = why_not_packed(Quantized(packed, scale, zero, call.bits))
         if reason:
             fix = f"quantize to bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}"
-            found.append(Refusal(f"onnxruntime cannot read this quantized weight: {reason}", str(node.args[0]), fix))
+            found.append(Refusal(f"onnxruntime cannot read this quantized weight: {reason}", str(call.packed), fix))
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from moec.backends.onnx.emit import DOMAIN, Emitter, take_place
 from moec.backends.onnx.floats import SmallFloats, read_floats
@@ -24,6 +24,7 @@ from moec.backends.tensorrt.graph.formats import lacking
 from moec.backends.tensorrt.graph.small_floats import emit_floats, emit_rows, why_not_floats
 from moec.backends.tensorrt.policy import Plan
 from moec.dialect import pack
+from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT, DequantizeCall, DequantizeFloatCall
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
 from moec.targets.backend import Refusal
@@ -58,25 +59,29 @@ def why_not(weight: Quantized) -> str:
 def unreadable(program: Program, plan: Plan) -> list[Refusal]:
     """The quantized weights of a program whose grid TensorRT, or a GPU of the plan, does not read."""
     found = []
-    for node in program.nodes(torch.ops.moec.dequantize.default, torch.ops.moec.dequantize_float.default):
-        reason, fix = _why_not_read(program, node, plan)
+    for node in program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT):
+        call = DequantizeCall(node) if node.target is DEQUANTIZE else DequantizeFloatCall(node)
+        reason, fix = _why_not_read(program, call, plan)
         if reason:
-            found.append(Refusal(f"TensorRT cannot read this quantized weight: {reason}", str(node.args[0]), fix))
+            what = f"TensorRT cannot read this quantized weight: {reason}"
+            found.append(Refusal(what, str(next(iter(call.tensors().values()))), fix))
     return found
 
 
 _FIX = f"quantize with format=int, symmetric=True and group={'|'.join(map(str, BLOCKS))}"
 
 
-def _why_not_read(program: Program, node: fx.Node, plan: Plan) -> tuple[str, str]:
+def _why_not_read(program: Program, call: DequantizeCall | DequantizeFloatCall, plan: Plan) -> tuple[str, str]:
     """The reason, empty when there is none, and the way out."""
-    packed, scale, third = (program.weight_of(a) for a in (*node.args, None, None)[:3])
-    if packed is None or scale is None:
+    if isinstance(call, DequantizeCall):
+        packed, scale, zero = (program.weight_of(a) for a in (call.packed, call.scale, call.zero))
+        known = packed is not None and scale is not None
+        return (why_not(Quantized(packed, scale, zero, call.bits)) if known else "it is computed"), _FIX
+    codes, scale, overall = (program.weight_of(a) for a in (call.codes, call.scale, call.overall))
+    if codes is None or scale is None:
         return "it is computed", _FIX
-    if node.target is torch.ops.moec.dequantize.default:
-        return why_not(Quantized(packed, scale, third, node.kwargs["bits"])), _FIX  # type: ignore[arg-type]
-    kind = str(node.kwargs["format"])
-    why = why_not_floats(SmallFloats(packed, scale, None, bits_of(kind), third, kind, node.meta["val"].dtype))
+    kind = call.format
+    why = why_not_floats(SmallFloats(codes, scale, None, bits_of(kind), overall, kind, call.dtype))
     missing = lacking(kind, plan.edition, plan.architectures)
     return (why, f"quantize with format={kind}") if why or missing is None else (missing[0], f"{missing[1]}; or {_FIX}")
 
