@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.dialect import Routing, pack
+from moec.frontend.export import capture
 from moec.program.dialect_call import (
     DEQUANTIZE,
     DEQUANTIZE_FLOAT,

@@ -6,7 +6,8 @@ from moec.errors import MoecError
 from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT, DequantizeCall
 from moec.program.program import Program
 from moec.recognition.weight_roles import PACKED
-from moec.weights.lazy import Coded, decoded
+from moec.weights.lazy import decoded
+from moec.weights.weight import PackedWeight
 
 
 def is_quantized(program: Program) -> bool:
@@ -37,7 +38,7 @@ def with_plain_weights(program: Program) -> Program:
         name = str(call.packed.target).removesuffix(PACKED)
         with plain.graph.inserting_before(node):
             node.replace_all_uses_with(
-                plain.read_weight(plain.add_weight(name, decoded(Coded(packed, scale, zero, call.bits))))
+                plain.read_weight(plain.add_weight(name, decoded(PackedWeight(packed, scale, zero, call.bits))))
             )
     plain.finish()
     return plain

@@ -5,7 +5,6 @@ The architecture's own names are used, its experts one by one.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,6 @@ from moec.recognition.weight_roles import weight_uses
 from moec.weights import lazy
 from moec.weights.lazy import Weight, from_tensor
 
-_OWN_LAYOUT = re.compile(r"(interleaved|up_gate|transpose\[1,2\])\(")  # what capture does to experts that lie otherwise
 _FIX = "quantize everything in a layer alike, or compile without --save-hf"
 
 
@@ -105,18 +103,18 @@ def _file_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, list[list[
         if name not in tied
     }
     files = {name: from_tensor(value, name) for name, value in revert_weight_conversion(model, meta).items()}
-    found = {}
+    name_of, found = {id(weight): name for name, weight in files.items()}, {}
     for key, (converter, pieces) in collect(model, files, dict(state)).items():
         order = [p for p in converter.source_patterns if p in pieces] if converter else list(pieces)
-        found[key] = [[w.origin for w in pieces[p]] for p in order]  # type: ignore[union-attr]
+        found[key] = [[name_of[id(w)] for w in pieces[p]] for p in order]  # type: ignore[union-attr]
     return found
 
 
 def _spread(program: Program, model: Any, key: str, weight: Weight, names: list[list[str]]) -> dict[str, Weight]:
     """One weight of the model under its names in the files. Of experts it is the captured layout, gate rows before up
     rows, that must be theirs."""
-    own, single = _OWN_LAYOUT.search(weight.origin), sum(map(len, names)) == 1
-    if len(weight.shape) == 3 and (single or own):
+    single, relaid = sum(map(len, names)) == 1, any(part.relaid for part in weight.expression())
+    if len(weight.shape) == 3 and (single or relaid):
         raise _refuse(
             program,
             f"the files of {model.config.model_type} hold {key!r} in a layout of their own",
