@@ -23,7 +23,7 @@ from moec.quantization.small_floats import Floats
 from moec.recognition.weight_roles import PACKED, Use, weight_uses, width_name
 from moec.weights.lazy import from_tensor
 from moec.weights.weight import PackedWeight
-from moec.weights.widths import Mixture
+from moec.weights.widths import ExpertWidths
 
 aten, ops = torch.ops.aten, torch.ops.moec
 
@@ -200,7 +200,7 @@ class Quantize(Pass):
             self._dequantize(program, use, width_name(use.name, g.bits), part, g)
             for part, (g, _) in zip(made, grid.parts(), strict=True)
         ]
-        order = torch.tensor(Mixture(grid.widths).order)
+        order = torch.tensor(ExpertWidths(grid.widths).order)
         places = program.read_weight(
             program.add_weight(f"{use.name}_order", from_tensor(order, f"order{order.tolist()}"))
         )

@@ -80,7 +80,6 @@ THROUGH = {
     "moec/version.py": "tests/cli/test_cli.py",
     "backends/onnx/activation.py": "tests/backends/onnxruntime/experts/test_activation.py",
     "backends/onnx/attention.py": "tests/backends/onnxruntime/attention/test_lower.py",
-    "backends/onnx/opaque_nodes.py": "tests/backends/onnx/test_export.py",
     "backends/onnx/tensors.py": "tests/backends/onnx/test_emit.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
     "backends/onnxruntime/experts/mixing.py": "tests/backends/onnxruntime/experts/test_kernel.py",

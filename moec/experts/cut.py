@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MoeBlock:
     """One block.
 
     Attributes:
@@ -49,7 +49,7 @@ class Mixture:
         return _stem(MoeCall(self.node).w_in)
 
 
-def find_mixture(node: fx.Node, linears: dict[fx.Node, Linear]) -> Mixture:
+def find_block(node: fx.Node, linears: dict[fx.Node, Linear]) -> MoeBlock:
     """The block around a `moec::experts` or `moec::moe`.
 
     Raises:
@@ -57,7 +57,7 @@ def find_mixture(node: fx.Node, linears: dict[fx.Node, Linear]) -> Mixture:
     """
     call = MoeCall(node)
     if call.routing is not None:
-        return Mixture(node, node, None, call.routing, call.experts)
+        return MoeBlock(node, node, None, call.routing, call.experts)
     route = route_behind(call.ids, call.weights)
     if route is None:
         raise NotARouter("what gives it ids and weights is not one moec::route")
@@ -67,7 +67,7 @@ def find_mixture(node: fx.Node, linears: dict[fx.Node, Linear]) -> Mixture:
     stranger = _stranger(route)
     if stranger is not None:
         raise NotARouter(f"{stranger.name} reads its choice too")
-    return Mixture(node, route, projection, RouteCall(route).routing, call.experts)
+    return MoeBlock(node, route, projection, RouteCall(route).routing, call.experts)
 
 
 def _stranger(route: fx.Node) -> fx.Node | None:
@@ -84,23 +84,21 @@ def _stranger(route: fx.Node) -> fx.Node | None:
     return None
 
 
-def together(mixtures: list[Mixture]) -> list[list[Mixture]]:
+def together(blocks: list[MoeBlock]) -> list[list[MoeBlock]]:
     """Blocks that share experts or a router, and so can only be cut alike, in graph order."""
-    found: list[list[Mixture]] = []
-    for mixture in mixtures:
-        twins = (
-            group for group in found if any(m.route is mixture.route or m.matrices == mixture.matrices for m in group)
-        )
+    found: list[list[MoeBlock]] = []
+    for block in blocks:
+        twins = (group for group in found if any(m.route is block.route or m.matrices == block.matrices for m in group))
         group = next(twins, None)
         if group is None:
-            found.append([mixture])
+            found.append([block])
         else:
-            group.append(mixture)
+            group.append(block)
     return found
 
 
 # ---------------------------------------------------------------------- cutting
-def cut(program: Program, mixtures: list[Mixture], kept: tuple[int, ...], by: str) -> dict[str, str]:
+def cut(program: Program, blocks: list[MoeBlock], kept: tuple[int, ...], by: str) -> dict[str, str]:
     """Leave blocks that go together with the experts `kept`, which must be in order; nothing is read.
 
     Weights, biases, the router's rows and both of its biases are cut; the routing rule stays as it is.
@@ -115,8 +113,8 @@ def cut(program: Program, mixtures: list[Mixture], kept: tuple[int, ...], by: st
         NotARouter: with the reason, when a weight is computed in the graph.
     """
     cutter = _Cutter(program, kept, by)
-    for mixture in mixtures:
-        cutter.cut(mixture)
+    for block in blocks:
+        cutter.cut(block)
     return cutter.names
 
 
@@ -129,13 +127,13 @@ class _Cutter:
         self._made: dict[str, fx.Node] = {}
         self._routes: set[fx.Node] = set()
 
-    def cut(self, mixture: Mixture) -> None:
-        call = MoeCall(mixture.node)
-        with self.program.graph.inserting_before(mixture.node):
-            call.replace(**{name: self._matrix(a, mixture.node) for name, a in call.per_expert().items()})
-        if mixture.projection is not None and mixture.route not in self._routes:
-            self._routes.add(mixture.route)
-            self._cut_route(mixture.route, mixture.projection)
+    def cut(self, block: MoeBlock) -> None:
+        call = MoeCall(block.node)
+        with self.program.graph.inserting_before(block.node):
+            call.replace(**{name: self._matrix(a, block.node) for name, a in call.per_expert().items()})
+        if block.projection is not None and block.route not in self._routes:
+            self._routes.add(block.route)
+            self._cut_route(block.route, block.projection)
 
     def _cut_route(self, route: fx.Node, linear: Linear) -> None:
         """A new linear layer for the logits: other readers of the old one keep it."""

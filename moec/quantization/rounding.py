@@ -124,7 +124,7 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     exact = torch.promote_types(values.dtype, torch.float32)
     groups = values.to(exact).reshape(*values.shape[:-1], -1, grid.group)
     scale, zero = fit(groups, grid, values.dtype)
-    return kept(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
+    return as_stored(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
 
 
 def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return _refined(groups, scale, zero, grid, dtype) if grid.method == "hqq" else (scale, zero)
 
 
-def kept(
+def as_stored(
     codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes `[…, in]`, scales and zero points `[…, groups, 1]` as they are stored, see `encode`."""

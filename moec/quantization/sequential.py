@@ -24,7 +24,7 @@ from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
 from moec.weights.weight import PackedWeight
-from moec.weights.widths import Mixture, taken
+from moec.weights.widths import ExpertWidths, taken
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
@@ -229,7 +229,7 @@ def unpacked(packed: Made, grid: Grid) -> Weight:
     if isinstance(packed, PackedWeight):
         return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
     parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
-    return taken(concat(parts, 0), Mixture(grid.widths).order)
+    return taken(concat(parts, 0), ExpertWidths(grid.widths).order)
 
 
 def _of_expert(stacked: Any, e: int) -> Tensor:

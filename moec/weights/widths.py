@@ -12,7 +12,7 @@ from moec.weights.lazy import Weight
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ExpertWidths:
     """Which of a block's experts has how many bits.
 
     Parts are stored one a width, the narrowest first, each with its experts in their own order; `order` undoes that.

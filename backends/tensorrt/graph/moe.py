@@ -100,7 +100,7 @@ def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
     if not packed:
         return {}
     kinds, widths, sizes = (
-        ", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block")
+        ", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "group")
     )
     why = GATHERED if choice.form == "gathered" else "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
     return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
