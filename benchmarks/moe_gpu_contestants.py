@@ -17,7 +17,7 @@ from moec.dialect import Activation, Routing, moe, route_reference
 from moec.dialect.experts import dense_expert, experts_reference
 from moec.kernels import dispatch, launch, tuning
 from moec.kernels.ahead import compile_ahead
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 
 Call = Callable[[Tensor], Tensor]
@@ -85,7 +85,7 @@ class Block:
     def draw(self, *size: int) -> Tensor:
         return torch.randn(*size, generator=self.generator, device=self.device, dtype=self.dtype)
 
-    def matrix(self, experts: int, rows: int, depth: int) -> Tensor | Packed:
+    def matrix(self, experts: int, rows: int, depth: int) -> Tensor | ExpertCodes:
         if self.bits == 16:
             return self.draw(experts, rows, depth).mul_(depth**-0.5)
         group = next(g for g in (128, 64, 32, 16, 8) if depth % g == 0)
@@ -93,7 +93,7 @@ class Block:
             0, 256, (experts, rows, depth // 2), generator=self.generator, device=self.device, dtype=torch.uint8
         )
         scale = torch.rand(experts, rows, depth // group, generator=self.generator, device=self.device) + 0.5
-        return Packed(values, (scale * 0.2 * depth**-0.5).to(self.dtype))
+        return ExpertCodes(values, (scale * 0.2 * depth**-0.5).to(self.dtype))
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Plain PyTorch's; float32, as every implementation has it."""
@@ -112,7 +112,7 @@ class Block:
 
     def expert(self, e: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
         own = [
-            w[e] if isinstance(w, Tensor) else Packed(w.values[e : e + 1], w.scale[e : e + 1]).unpacked()[0]
+            w[e] if isinstance(w, Tensor) else ExpertCodes(w.values[e : e + 1], w.scale[e : e + 1]).unpacked()[0]
             for w in (self.w_in, self.w_out)
         ]
         bias = [None if b is None else b[e].to(dtype) for b in (self.b_in, self.b_out)]
@@ -131,7 +131,7 @@ class Block:
         return 2 * len(x) * self.shape.routing.top_k * 3 * self.shape.hidden * self.shape.inner
 
 
-def tensors_of(weight: Tensor | Packed) -> list[Tensor]:
+def tensors_of(weight: Tensor | ExpertCodes) -> list[Tensor]:
     return [weight] if isinstance(weight, Tensor) else [weight.values, weight.scale]
 
 
@@ -150,7 +150,7 @@ def ours_staying(block: Block) -> Call:
 def ours_compiled(block: Block) -> Call:
     """`torch.compile` of the operator: as a node in somebody's graph. Without a GPU the CPU's tensors go to the kernels
     too."""
-    if isinstance(block.w_in, Packed):
+    if isinstance(block.w_in, ExpertCodes):
         raise TypeError("the operator takes unpacked weights")
     if block.device == "cpu":
         moe.register_kernel("cpu")(dispatch.moe)

@@ -9,13 +9,14 @@ import torch
 from torch import fx
 
 from moec.pipeline.passes import Context, Pass
+from moec.program.moe_call import EXPERTS, ROUTE, MoeCall
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.linear import value_of
 from moec.recognition.router_region import NotARouter, Region, find_region, is_routed, own_vector
 from moec.recognition.routing_rule import identify
 
-ops, aten = torch.ops.moec, torch.ops.aten
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class FindMoe(Pass):
 
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of routers that were replaced."""
-        return sum(self._route(program, node, context) for node in program.nodes(ops.experts))
+        return sum(self._route(program, node, context) for node in program.nodes(EXPERTS))
 
     def _route(self, program: Program, node: fx.Node, context: Context) -> bool:
-        ids, weights = node.args[1], node.args[2]
-        assert isinstance(ids, fx.Node) and isinstance(weights, fx.Node)
+        call = MoeCall(node)
+        ids, weights = call.node_of("ids"), call.node_of("weights")
         if is_routed(ids):
             return False
         try:
@@ -46,9 +47,9 @@ class FindMoe(Pass):
         with program.graph.inserting_before(node):
             logits = self._in_dims(program, region, region.logits, value_of(ids).dim())
             bias = None if region.bias is None else own_vector(self._in_dims(program, region, region.bias, 1))
-            chosen = call_like(program, ids, self.name, ops.route.default, logits, bias, **rule.arguments())
-            new = [call_like(program, ids, self.name, operator.getitem, chosen, output) for output in (1, 0)]
-        node.args = (node.args[0], *new, *node.args[3:])
+            chosen = call_like(program, ids, self.name, ROUTE, logits, bias, **rule.arguments())
+            new_ids, new_weights = (call_like(program, ids, self.name, operator.getitem, chosen, i) for i in (1, 0))
+        call.replace(ids=new_ids, weights=new_weights)
         return True
 
     def _in_dims(self, program: Program, region: Region, node: fx.Node, dims: int) -> fx.Node:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from moec.dialect import Activation, Routing
 from moec.pipeline.passes import Context, Pass
+from moec.program.dialect_call import RouteCall, in_order
+from moec.program.moe_call import EXPERTS, MOE, MoeCall
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.linear import Linear, find_linears, value_of
 from moec.recognition.router_region import handed_on, route_behind
 
-ops, aten = torch.ops.moec, torch.ops.aten
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class FuseMoe(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks that were fused."""
         linears = find_linears(program)
-        return sum(self._fuse(program, node, linears, context) for node in program.nodes(ops.experts))
+        return sum(self._fuse(program, node, linears, context) for node in program.nodes(EXPERTS))
 
     def _fuse(self, program: Program, node: fx.Node, linears: dict[fx.Node, Linear], context: Context) -> bool:
-        x, ids, weights, *matrices = node.args
-        route = route_behind(ids, weights)
+        call = MoeCall(node)
+        route = route_behind(call.ids, call.weights)
         projection = _projection(route, linears) if route is not None else None
         if route is None or projection is None:
             context.miss(
@@ -40,26 +41,16 @@ class FuseMoe(Pass):
                 "its router is not a moec::route" if route is None else "its router's logits are not one linear layer",
             )
             return False
-        if not _same_rows(x, projection.x):  # type: ignore[arg-type]
-            context.miss(node, f"its router reads {projection.x.name}, its experts read {x}")
+        if not _same_rows(call.node_of("x"), projection.x):
+            context.miss(node, f"its router reads {projection.x.name}, its experts read {call.x}")
             return False
-        rules = {**Routing.of(route.kwargs).arguments(), **Activation.of(node.kwargs).arguments()}
+        routed = RouteCall(route)
+        rules = {**routed.routing.arguments(), **call.activation.arguments(), "score_before": call.score_before}
         with program.graph.inserting_before(node):
-            router = _router(program, projection)
-            selection_bias = route.args[1] if len(route.args) > 1 else None
-            score_before = node.kwargs.get("score_before", False)
-            fused = call_like(
-                program,
-                node,
-                self.name,
-                ops.moe.default,
-                x,
-                *router,
-                selection_bias,
-                *matrices,
-                **rules,
-                score_before=score_before,
-            )
+            router, bias = _router(program, projection)
+            tensors = {"x": call.x, "router_weight": router, "router_bias": bias, "selection_bias": routed.bias}
+            arguments = in_order(MOE, tensors | call.expert_tensors())
+            fused = call_like(program, node, self.name, MOE, *arguments, **rules)
         node.replace_all_uses_with(fused)
         program.graph.erase_node(node)
         return True
@@ -67,7 +58,7 @@ class FuseMoe(Pass):
 
 def _projection(route: fx.Node, linears: dict[fx.Node, Linear]) -> Linear | None:
     """The linear layer that the logits come from, through casts and views that keep the experts' dimension."""
-    return next((linears[n] for n in handed_on(route.args[0]) if n in linears), None)
+    return next((linears[n] for n in handed_on(RouteCall(route).logits) if n in linears), None)
 
 
 def _same_rows(a: fx.Node, b: fx.Node) -> bool:

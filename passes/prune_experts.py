@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.dialect import Routing
 from moec.errors import MoecError
-from moec.experts.cut import Mixture, cut, find_mixture, rename, together
+from moec.experts.cut import MoeBlock, cut, find_block, rename, together
 from moec.experts.scores import SCORES, Tally, best, shares, tally
 from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.moe_call import moe_nodes
@@ -51,28 +51,28 @@ class PruneExperts(Pass):
         """Returns the number of blocks that were cut. Raises M203 on settings that are none or that leave a router too
         few experts, where a router was not recognised, and when the text never reached an expert that would stay."""
         self._check(context)
-        blocks = [_Block(group) for group in together(self._mixtures(program, context))]
+        blocks = [_Group(group) for group in together(self._moe_blocks(program, context))]
         self._measure(program, context, blocks)
         before = _size_bytes(program)
         chosen = [b for b, count in zip(blocks, self._counts(blocks), strict=True) if self._choose(b, count, context)]
         names: dict[str, str] = {}
         for block in chosen:
             try:
-                names |= cut(program, block.mixtures, block.kept, self.name)
+                names |= cut(program, block.members, block.kept, self.name)
             except NotARouter as reason:
                 raise self._cannot(block.first, str(reason)) from None
         rename(program, names)
         context.facts.update(
             bytes_before=before, bytes_after=_size_bytes(program), blocks=[b.facts(self.score) for b in chosen]
         )
-        return sum(len(b.mixtures) for b in chosen)
+        return sum(len(b.members) for b in chosen)
 
     # ------------------------------------------------------------------ what is given
     def _refuse(self, what: str, where: str, fix: str) -> MoecError:
         return MoecError("M203", what, where, fix)
 
-    def _cannot(self, mixture: Mixture | str, reason: str) -> MoecError:
-        where = mixture if isinstance(mixture, str) else mixture.module
+    def _cannot(self, block: MoeBlock | str, reason: str) -> MoecError:
+        where = block if isinstance(block, str) else block.module
         return self._refuse(
             f"none of its experts can be left out: {reason}", where, "leave prune-experts out for this model"
         )
@@ -93,33 +93,33 @@ class PruneExperts(Pass):
                 "put it before quantize",
             )
 
-    def _mixtures(self, program: Program, context: Context) -> list[Mixture]:
+    def _moe_blocks(self, program: Program, context: Context) -> list[MoeBlock]:
         linears, found = find_linears(program), []
         for node in moe_nodes(program):
             try:
-                found.append(find_mixture(node, linears))
+                found.append(find_block(node, linears))
             except NotARouter as reason:
                 known = (m.reason for m in context.misses if m.pass_name == "find-moe" and m.node == node.name)
                 raise self._cannot(module_path(node) or node.name, next(known, str(reason))) from None
         return found
 
-    def _measure(self, program: Program, context: Context, blocks: list[_Block]) -> None:
+    def _measure(self, program: Program, context: Context, blocks: list[_Group]) -> None:
         """Give every block its scores."""
         if self.score == "random":
             generator = torch.Generator().manual_seed(context.seed)
             for block in blocks:
                 block.scores = torch.rand(block.first.experts, generator=generator, dtype=torch.float64)
         elif blocks:
-            wanted = {m.node for block in blocks for m in block.mixtures}
+            wanted = {m.node for block in blocks for m in block.members}
             batches = context.require_calibration().batches(program.inputs)
             found = tally(program, batches, [n for n in moe_nodes(program) if n in wanted])
             for block in blocks:
-                first, *others = (found[m.node] for m in block.mixtures)
+                first, *others = (found[m.node] for m in block.members)
                 block.tally = sum(others, first)
                 block.scores = block.tally.scores(self.score)
 
     # ------------------------------------------------------------------ choice
-    def _counts(self, blocks: list[_Block]) -> list[int]:
+    def _counts(self, blocks: list[_Group]) -> list[int]:
         """How many experts each block keeps."""
         rules = [b.first.rule for b in blocks]
         if self.per_layer:
@@ -137,7 +137,7 @@ class PruneExperts(Pass):
             [b.scores for b in blocks], _kept(sum(b.first.experts for b in blocks), self.keep), [r.top_k for r in rules]
         )
 
-    def _choose(self, block: _Block, count: int, context: Context) -> bool:
+    def _choose(self, block: _Group, count: int, context: Context) -> bool:
         """Decide which experts stay; False when all do."""
         first, rule, least = block.first, block.first.rule, _least(block.first.rule)
         if count < least:
@@ -164,17 +164,17 @@ class PruneExperts(Pass):
 
 
 @dataclass(eq=False)
-class _Block:
-    """Mixtures that can only be cut alike, mostly one; what is known of their experts, and those that stay."""
+class _Group:
+    """Blocks that can only be cut alike, mostly one; what is known of their experts, and those that stay."""
 
-    mixtures: list[Mixture]
+    members: list[MoeBlock]
     tally: Tally | None = None
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
     kept: tuple[int, ...] = ()
 
     @property
-    def first(self) -> Mixture:
-        return self.mixtures[0]
+    def first(self) -> MoeBlock:
+        return self.members[0]
 
     def facts(self, score: str) -> dict[str, Any]:
         """What is reported, as plain data; scores in units of the block's mean."""

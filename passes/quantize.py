@@ -16,13 +16,14 @@ from moec.program.rewriting import call_like
 from moec.quantization.bit_budget import Budget, without_data
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.hessians import coverage, enough_text
-from moec.quantization.rounding import Made, Packed, quantize_stack
+from moec.quantization.rounding import Made, quantize_stack
 from moec.quantization.sequential import Key, Sequential, key_of
 from moec.quantization.settings import KINDS, Settings
 from moec.quantization.small_floats import Floats
 from moec.recognition.weight_roles import PACKED, Use, weight_uses, width_name
 from moec.weights.lazy import from_tensor
-from moec.weights.widths import Mixture
+from moec.weights.weight import PackedWeight
+from moec.weights.widths import ExpertWidths
 
 aten, ops = torch.ops.aten, torch.ops.moec
 
@@ -148,7 +149,7 @@ class Quantize(Pass):
         context.facts["calibration"] = {
             "tokens": windows.numel(),
             "floor": self.floor,
-            "rounded": job.rounded,
+            "rounded": [str(matrix) for matrix in job.rounded],
             "blocks": coverage(counts),
         }
         for node, few in ((n, [e for e, c in enumerate(c.tolist()) if c < self.floor]) for n, c in counts.items()):
@@ -158,11 +159,11 @@ class Quantize(Pass):
                     f"fewer than {self.floor} tokens of the calibration text reached experts "
                     f"{', '.join(map(str, few))}",
                 )
-        for use in {u.name: u for u, _ in todo if any(r.partition("[")[0] == u.name for r in job.rounded)}.values():
+        for use in {u.name: u for u, _ in todo if any(r.name == u.name for r in job.rounded)}.values():
             context.miss(
                 use.node,
                 "rounded to nearest, its inputs giving no Hessian: "
-                f"{', '.join(r for r in job.rounded if r.startswith(use.name))}",
+                f"{', '.join(str(r) for r in job.rounded if r.name == use.name)}",
             )
         return job.made
 
@@ -193,20 +194,20 @@ class Quantize(Pass):
                 format=grid.format,
                 dtype=made.dtype,
             )
-        if isinstance(made, Packed):
+        if isinstance(made, PackedWeight):
             return self._dequantize(program, use, use.name, made, grid)
         own = [
             self._dequantize(program, use, width_name(use.name, g.bits), part, g)
             for part, (g, _) in zip(made, grid.parts(), strict=True)
         ]
-        order = torch.tensor(Mixture(grid.widths).order)
+        order = torch.tensor(ExpertWidths(grid.widths).order)
         places = program.read_weight(
             program.add_weight(f"{use.name}_order", from_tensor(order, f"order{order.tolist()}"))
         )
         joined = call_like(program, use.node, self.name, aten.cat.default, own)
         return call_like(program, use.node, self.name, aten.index_select.default, joined, 0, places)
 
-    def _dequantize(self, program: Program, use: Use, name: str, packed: Packed, grid: Grid) -> fx.Node:
+    def _dequantize(self, program: Program, use: Use, name: str, packed: PackedWeight, grid: Grid) -> fx.Node:
         parts = zip(packed.parts(), (PACKED, "_scale", "_zero_point"), strict=False)
         arguments = [program.read_weight(program.add_weight(name + ending, part)) for part, ending in parts]
         return call_like(program, use.node, self.name, ops.dequantize.default, *arguments, bits=grid.stored)

@@ -13,13 +13,13 @@ from torch import fx
 from moec.errors import MoecError
 from moec.pipeline.passes import Context, Contract, Pass
 from moec.program.decoder_signature import IDS, MASK
-from moec.program.moe_call import moe_nodes
+from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.rewriting import call_like
 from moec.recognition.linear import value_of
 
-aten, ops = torch.ops.aten, torch.ops.moec
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SkipExperts(Pass):
         for node in blocks:
             sequences.check(node)
             with program.graph.inserting_before(node):
-                node.update_arg(2, self._weights(sequences, program, node))
+                MoeCall(node).replace(weights=self._weights(sequences, program, node))
         context.facts["alpha"] = self.alpha
         return len(blocks)
 
@@ -81,11 +81,12 @@ class SkipExperts(Pass):
 
     def _check_block(self, node: fx.Node) -> None:
         where = module_path(node) or node.name
-        if node.target == ops.moe.default:
+        call = MoeCall(node)
+        if call.fused:
             raise MoecError(
                 "M203", "its routing is inside one operator already", where, "put skip-experts before fuse-moe"
             )
-        if node.kwargs.get("score_before") and any(a is not None for a in node.args[5:7]):
+        if call.score_before and (call.b_in is not None or call.b_out is not None):
             raise MoecError(
                 "M203",
                 "its weights come before experts with biases, so that one of 0 leaves a bias",
@@ -95,9 +96,8 @@ class SkipExperts(Pass):
 
     def _weights(self, sequences: _Sequences, program: Program, node: fx.Node) -> fx.Node:
         """The block's weights, 0 for experts that are left out."""
-        ids, weights, count = node.args[1], node.args[2], int(value_of(node.args[3]).shape[0])
-        assert isinstance(ids, fx.Node) and isinstance(weights, fx.Node)
-        call, top_k = partial(call_like, program, node, self.name), int(value_of(ids).shape[-1])
+        block, call = MoeCall(node), partial(call_like, program, node, self.name)
+        ids, weights, count, top_k = block.node_of("ids"), block.node_of("weights"), block.experts, block.top_k
         batch, length = sequences.sizes
         given = call(aten.reshape.default, weights, [batch, length, top_k])
         chosen = call(aten.reshape.default, ids, [batch, length, top_k])
@@ -150,7 +150,7 @@ class _Sequences:
 
     def check(self, node: fx.Node) -> None:
         """Raise M203 unless a block's rows are all tokens of all sequences."""
-        shape = value_of(node.args[1]).shape[:-1]
+        shape = value_of(MoeCall(node).ids).shape[:-1]
         wanted = [value_of(n) for n in self.sizes]
         if _product(shape) != _product(wanted):
             what = f"its rows {list(map(str, shape))} are not the tokens {list(map(str, wanted))} of all sequences"

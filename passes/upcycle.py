@@ -14,6 +14,7 @@ from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.experts import initialization as init
 from moec.pipeline.passes import Context, Contract, Pass
+from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn, find_ffns
@@ -206,8 +207,8 @@ def _shard(ffn: Ffn, index: int, count: int) -> tuple[Weight, Weight | None, Wei
 
 def _is_shared(program: Program, ffn: Ffn, context: Context) -> bool:
     """Whether the FFN is a shared expert: it reads what a mixture of experts reads."""
-    blocks = program.nodes(ops.experts.default, ops.moe.default)
-    shared = any(isinstance(b.args[0], fx.Node) and without_views(b.args[0]) is without_views(ffn.x) for b in blocks)
+    read = [MoeCall(node).node_of("x") for node in moe_nodes(program)]
+    shared = any(without_views(x) is without_views(ffn.x) for x in read)
     if shared:
         context.miss(ffn.output, "it is the shared expert of a mixture that is there already")
     return shared

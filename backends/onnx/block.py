@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from moec.backends.onnx.floats import read_floats
-from moec.backends.onnx.packed import Quantized, joined, read_quantized, read_shares
+from moec.backends.onnx.packed import joined, read_quantized, read_shares
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
+from moec.program.dialect_call import positional_names
+from moec.program.moe_call import EXPERTS, MOE
 from moec.weights.lazy import Weight, select
+from moec.weights.weight import PackedWeight
 
-# where the tensors of each operator stand
-INPUTS = {
-    "Experts": ("x", "ids", "weights", "w_in", "w_out", "b_in", "b_out"),
-    "Moe": ("x", "router_weight", "router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"),
-}
+# the tensors of each operator in order: those of the dialect's own
+INPUTS = {"Experts": positional_names(EXPERTS), "Moe": positional_names(MOE)}
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Part:
     """The experts of a block that have one width."""
 
     experts: tuple[int, ...]
-    w_in: Quantized
-    w_out: Quantized
+    w_in: PackedWeight
+    w_out: PackedWeight
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Block:
     weights: ir.Value | None
     router_weight: ir.Value | None
     router_bias: ir.Value | None
-    w_in: Weight | Quantized
-    w_out: Weight | Quantized
+    w_in: Weight | PackedWeight
+    w_out: Weight | PackedWeight
     b_in: Weight | None
     b_out: Weight | None
     activation: Activation
@@ -64,11 +64,11 @@ class Block:
     dtype: ir.DataType
     parts: tuple[Part, ...] = ()
 
-    def matrix(self, role: str, e: int) -> Weight | Quantized:
+    def matrix(self, role: str, e: int) -> Weight | PackedWeight:
         """Expert e's own `w_in` or `w_out`, in its own width."""
         holder, at = next(((p, p.experts.index(e)) for p in self.parts if e in p.experts), (self, e))
-        stack: Weight | Quantized = getattr(holder, role)
-        return stack.each(lambda t: select(t, at)) if isinstance(stack, Quantized) else select(stack, at)
+        stack: Weight | PackedWeight = getattr(holder, role)
+        return stack.each(lambda t: select(t, at)) if isinstance(stack, PackedWeight) else select(stack, at)
 
     @property
     def experts(self) -> int:
@@ -119,7 +119,7 @@ def read(node: ir.Node) -> Block:
     )
 
 
-def _matrices(node: ir.Node, value: ir.Value | None) -> Weight | Quantized | None:
+def _matrices(node: ir.Node, value: ir.Value | None) -> Weight | PackedWeight | None:
     producer = value.producer() if value is not None else None
     shares = read_shares(producer)
     return joined(shares) if shares else read_quantized(producer) or read_floats(producer) or _weight(node, value)
@@ -131,7 +131,7 @@ def _parts(at: Mapping[str, ir.Value | None]) -> tuple[Part, ...]:
     if not first or [s.experts for s in first] != [s.experts for s in second]:
         return ()
     same = all(
-        (a.weight.bits, a.weight.block) == (b.weight.bits, b.weight.block) for a, b in zip(first, second, strict=True)
+        (a.weight.bits, a.weight.group) == (b.weight.bits, b.weight.group) for a, b in zip(first, second, strict=True)
     )
     return tuple(Part(a.experts, a.weight, b.weight) for a, b in zip(first, second, strict=True)) if same else ()
 

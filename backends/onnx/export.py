@@ -24,6 +24,7 @@ from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
 from moec.frontend.stored_program import retrace
+from moec.program.moe_call import MOE, ROUTE, MoeCall
 from moec.program.program import PLUS, Program
 from moec.version import __version__
 
@@ -79,12 +80,13 @@ def _trace(program: Program, keeps: Keeps | None) -> torch.export.ExportedProgra
 
 def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
     """Routing becomes plain ATen by tracing its reference."""
-    if node.target is torch.ops.moec.route.default:
+    if node.target is ROUTE:
         node.target = route_plainly
-    elif node.target is torch.ops.moec.moe.default:
-        before = bool(node.kwargs.get("score_before", False))
+    elif node.target is MOE:
+        call = MoeCall(node)
+        assert call.routing is not None
         if keeps is None or not keeps(
-            Routing.of(node.kwargs), node.args[3] is not None, Activation.of(node.kwargs), before
+            call.routing, call.selection_bias is not None, call.activation, call.score_before
         ):
             node.target = route_then_experts
     elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():

@@ -10,16 +10,17 @@ import onnx_ir as ir
 import torch
 
 from moec.backends.onnx.emit import DOMAIN
-from moec.backends.onnx.packed import Quantized
 from moec.backends.onnx.tensors import DTYPES, weight_of
+from moec.program.dialect_call import DEQUANTIZE_FLOAT, DequantizeFloatCall
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
 from moec.targets.backend import Refusal
 from moec.weights.lazy import Weight
+from moec.weights.weight import PackedWeight
 
 
 @dataclass(frozen=True)
-class SmallFloats(Quantized):  # type: ignore[misc]  # what other modules of the backends hold is Any to mypy
+class SmallFloats(PackedWeight):
     """A lazy weight `[..., out, in]` in small floats, as `moec::dequantize_float` defines it; `packed` are its codes,
     and `zero` is None.
 
@@ -39,21 +40,20 @@ class SmallFloats(Quantized):  # type: ignore[misc]  # what other modules of the
         return self.rounded
 
     @property
-    def block(self) -> int:
+    def group(self) -> int:
         """Elements along `in` that share a scale; of one scale for all, all of them."""
         return self.shape[-1] // (self.scale.shape[-1] if self.scale.shape else 1)
 
     @property
     def size_bytes(self) -> int:
         """What it takes in a file."""
-        return sum(part.size_bytes for part in self.parts)
+        return sum(part.size_bytes for part in self.parts())
 
     @property
     def kind(self) -> str:
         """`fp8, one scale`, for reports."""
-        return f"{self.format}, {f'blocks of {self.block}' if self.scale.shape else 'one scale'}"
+        return f"{self.format}, {f'blocks of {self.group}' if self.scale.shape else 'one scale'}"
 
-    @property
     def parts(self) -> list[Weight]:
         """Codes, scales, and the number for all if there is one."""
         return [self.packed, self.scale] + ([] if self.overall is None else [self.overall])
@@ -85,7 +85,7 @@ def refuse_floats(program: Program, runtime: str, accepted: str) -> list[Refusal
         accepted: what it takes, as options of `quantize`.
     """
     found = []
-    for node in program.nodes(torch.ops.moec.dequantize_float.default):
-        reason = f"moec does not lower {node.kwargs['format']} weights to {runtime}; only PyTorch and TensorRT run them"
-        found.append(Refusal(reason, str(node.args[0]), f"quantize with {accepted}"))
+    for call in (DequantizeFloatCall(node) for node in program.nodes(DEQUANTIZE_FLOAT)):
+        reason = f"moec does not lower {call.format} weights to {runtime}; only PyTorch and TensorRT run them"
+        found.append(Refusal(reason, str(call.codes), f"quantize with {accepted}"))
     return found

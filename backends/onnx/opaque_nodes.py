@@ -6,8 +6,9 @@ torch.onnx looks a node's schema up in onnx's registry, so the opaque operators 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.tensors import DTYPES
 
 # inputs whose type is not that of the others
-_KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q", "codes": "Q", "steps": "S", "overall": "O"}
+_KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q", "codes": "Q", "overall": "O"}
 
 
 @cache
@@ -25,17 +26,11 @@ def translations() -> dict[Any, Callable[..., Any]]:
     from onnxscript import values
 
     opset = values.Opset(DOMAIN, 1)
-    _register("Experts", ("x", "ids", "weights", "w_in", "w_out"), ("b_in", "b_out"), torch.ops.moec.experts.default)
-    _register(
-        "Moe",
-        ("x", "router_weight"),
-        ("router_bias", "selection_bias", "w_in", "w_out", "b_in", "b_out"),
-        torch.ops.moec.moe.default,
-    )
-
-    _register("Attention", ("query", "key", "value"), ("mask", "sinks"), torch.ops.moec.attention.default)
-    _register("Dequantize", ("packed", "scale"), ("zero",), torch.ops.moec.dequantize.default)
-    _register("DequantizeFloat", ("codes", "steps"), ("overall",), torch.ops.moec.dequantize_float.default)
+    _register("Experts", torch.ops.moec.experts.default)
+    _register("Moe", torch.ops.moec.moe.default)
+    _register("Attention", torch.ops.moec.attention.default)
+    _register("Dequantize", torch.ops.moec.dequantize.default)
+    _register("DequantizeFloat", torch.ops.moec.dequantize_float.default, {"scale": "S"})
 
     def emit_experts(x, ids, weights, w_in, w_out, b_in=None, b_out=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Experts(
@@ -80,15 +75,21 @@ def _attributes(op: torch._ops.OpOverload, rule: dict[str, Any]) -> dict[str, An
     return {k: int(v) if isinstance(v, bool) else v for k, v in given.items()}
 
 
-def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], op: torch._ops.OpOverload) -> None:
-    """Register an operator's schema with onnx, its attributes read off the torch operator's own schema."""
+def _register(name: str, op: torch._ops.OpOverload, own: Mapping[str, str] | None = None) -> None:
+    """Register an operator's schema with onnx: inputs and attributes are read off the torch operator's own schema.
+
+    Inputs are optional from the first on that torch lets be None. `own`: types of inputs that differ from `_KINDS`.
+    """
     import onnx.defs as defs
 
     if defs.has(name, 1, DOMAIN):
         return
-    option = defs.OpSchema.FormalParameterOption
-    single = [defs.OpSchema.FormalParameter(n, _KINDS.get(n, "T"), "") for n in required]
-    maybe = [defs.OpSchema.FormalParameter(n, _KINDS.get(n, "T"), "", param_option=option.Optional) for n in optional]
+    option, types_of = defs.OpSchema.FormalParameterOption, {**_KINDS, **(own or {})}
+    tensors = {a.name: isinstance(a.type, torch.OptionalType) for a in op._schema.arguments if not a.kwarg_only}
+    required = list(takewhile(lambda n: not tensors[n], tensors))
+    optional = [n for n in tensors if n not in required]
+    single = [defs.OpSchema.FormalParameter(n, types_of.get(n, "T"), "") for n in required]
+    maybe = [defs.OpSchema.FormalParameter(n, types_of.get(n, "T"), "", param_option=option.Optional) for n in optional]
     kinds = {"str": defs.OpSchema.AttrType.STRING, "float": defs.OpSchema.AttrType.FLOAT}
     attributes = [
         defs.OpSchema.Attribute(a.name, kinds.get(str(a.type), defs.OpSchema.AttrType.INT), "", required=False)
@@ -104,8 +105,7 @@ def _register(name: str, required: tuple[str, ...], optional: tuple[str, ...], o
     }
     allowed = {"T": floats, **numbers}
     types = [
-        (kind, allowed[kind], "")
-        for kind in dict.fromkeys(["T", *(_KINDS[n] for n in (*required, *optional) if n in _KINDS)])
+        (kind, allowed[kind], "") for kind in dict.fromkeys(["T", *(types_of[n] for n in tensors if n in types_of)])
     ]
     defs.register_schema(
         defs.OpSchema(

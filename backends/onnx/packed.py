@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,61 +13,8 @@ from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.tensors import weight_of
 from moec.dialect import pack
 from moec.weights.lazy import Weight, concat, rowwise
+from moec.weights.weight import PackedWeight
 from moec.weights.widths import order_of, taken
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A lazy weight `[..., out, in]` that is packed, as `moec::dequantize` defines it.
-
-    Attributes:
-        packed: uint8 `[..., out, in * bits / 8]`.
-        scale: `[..., out, in / block]`.
-        zero: uint8 like scale, or None for the symmetric grid.
-        bits: 2, 4 or 8.
-    """
-
-    packed: Weight
-    scale: Weight
-    zero: Weight | None
-    bits: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight that it stands for."""
-        return (*self.packed.shape[:-1], self.packed.shape[-1] * 8 // self.bits)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weight that it stands for."""
-        return self.scale.dtype
-
-    @property
-    def block(self) -> int:
-        """Elements along `in` that share a scale."""
-        return self.shape[-1] // self.scale.shape[-1]
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes in a file."""
-        zeros = 0 if self.zero is None else packed_zeros(self.zero, self.bits).size_bytes
-        return self.packed.size_bytes + self.scale.size_bytes + zeros
-
-    @property
-    def kind(self) -> str:
-        """`4 bits in blocks of 64, symmetric`, for reports."""
-        return f"{self.bits} bits in blocks of {self.block}, {'symmetric' if self.zero is None else 'with zero points'}"
-
-    @property
-    def parts(self) -> list[Weight]:
-        """Codes, scales, and zero points if there are any."""
-        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
-
-    def each(self, function: Callable[[Weight], Weight]) -> Quantized:
-        """The same function of all parts: one that selects or moves whole rows."""
-        return Quantized(
-            function(self.packed), function(self.scale), None if self.zero is None else function(self.zero), self.bits
-        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +22,7 @@ class Share:
     """The experts of a stack that have one width, and their matrices in that order."""
 
     experts: tuple[int, ...]
-    weight: Quantized
+    weight: PackedWeight
 
 
 def read_shares(node: ir.Node | None) -> tuple[Share, ...]:
@@ -116,7 +63,7 @@ def _indices(value: ir.Value | None) -> Weight | None:
     return weight_of(value)
 
 
-def widened(weight: Quantized, bits: int) -> Quantized:
+def widened(weight: PackedWeight, bits: int) -> PackedWeight:
     """The same numbers in wider codes."""
     if weight.bits == bits:
         return weight
@@ -127,15 +74,15 @@ def widened(weight: Quantized, bits: int) -> Quantized:
         codes = (packed.unsqueeze(-1) >> places.to(packed.device)) & (2**weight.bits - 1)
         return pack(codes.flatten(-2) + middle, bits)
 
-    return Quantized(rowwise(f"widened[{bits}]", wider, weight.packed), weight.scale, weight.zero, bits)
+    return PackedWeight(rowwise(f"widened[{bits}]", wider, weight.packed), weight.scale, weight.zero, bits)
 
 
-def joined(shares: Sequence[Share]) -> Quantized:
+def joined(shares: Sequence[Share]) -> PackedWeight:
     """All experts of a stack of several widths in the widest of them."""
     order = order_of([share.experts for share in shares])
     parts = [widened(share.weight, max(s.weight.bits for s in shares)) for share in shares]
-    whole = [taken(concat(same, 0), order) for same in zip(*(p.parts for p in parts), strict=True)]
-    return Quantized(whole[0], whole[1], whole[2] if len(whole) > 2 else None, parts[0].bits)
+    whole = [taken(concat(same, 0), order) for same in zip(*(p.parts() for p in parts), strict=True)]
+    return PackedWeight(whole[0], whole[1], whole[2] if len(whole) > 2 else None, parts[0].bits)
 
 
 def remove_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
@@ -154,12 +101,14 @@ def remove_unread(graph: ir.Graph, values: Iterable[ir.Value | None]) -> None:
             remove_unread(graph, inputs)
 
 
-def read_quantized(node: ir.Node | None) -> Quantized | None:
+def read_quantized(node: ir.Node | None) -> PackedWeight | None:
     """What a node stands for if it is a `moec::Dequantize` of weights, else None."""
     if node is None or node.domain != DOMAIN or node.op_type != "Dequantize":
         return None
     packed, scale, zero = (weight_of(v) for v in (*node.inputs, None)[:3])
-    return None if packed is None or scale is None else Quantized(packed, scale, zero, node.attributes.get_int("bits"))
+    return (
+        None if packed is None or scale is None else PackedWeight(packed, scale, zero, node.attributes.get_int("bits"))
+    )
 
 
 def packed_zeros(zero: Weight, bits: int) -> Weight:

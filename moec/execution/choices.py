@@ -9,19 +9,20 @@ from torch import Tensor, fx
 
 from moec.dialect import Routing, route_reference
 from moec.execution.streaming import router_logits
-from moec.program.moe_call import EXPERTS, MOE, ROUTE
+from moec.program.dialect_call import ROUTE, RouteCall
+from moec.program.moe_call import MOE, MoeCall
 from moec.weights.lazy import Weight
 
 
 def choice(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, int]:
     """What a MoE operator chose: weights `[T, K]`, ids `[T, K]` and the number of experts."""
-    if node.target is EXPERTS:
-        ids, weights, count = args[1], args[2], args[3].shape[0]
-    else:
-        bias = args[3].load() if isinstance(args[3], Weight) else args[3]
-        weights, ids = route_reference(router_logits(args[0], args[1], args[2]), bias, Routing.of(kwargs))
-        count = args[4].shape[0]
-    return weights.reshape(-1, ids.shape[-1]), ids.reshape(-1, ids.shape[-1]), count
+    return choice_of(MoeCall.evaluated(node.target, args, kwargs))
+
+
+def choice_of(call: MoeCall) -> tuple[Tensor, Tensor, int]:
+    """The same of a call with values for arguments."""
+    weights, ids = (call.weights, call.ids) if call.routing is None else route_reference(*_routed(call, call.routing))
+    return weights.reshape(-1, ids.shape[-1]), ids.reshape(-1, ids.shape[-1]), call.experts
 
 
 def chosen(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -35,9 +36,16 @@ def logits_of(
 ) -> tuple[Tensor, Tensor | None, Routing] | None:
     """The router's logits `[..., E]`, correction bias and rule, where a node routes; None for any other node."""
     if node.target is ROUTE:
-        logits, bias = args[0], args[1] if len(args) > 1 else kwargs.get("bias")
-    elif node.target is MOE:
-        logits, bias = router_logits(args[0], args[1], args[2]), args[3]
-    else:
-        return None
-    return logits, bias.load() if isinstance(bias, Weight) else bias, Routing.of(kwargs)
+        call = RouteCall.evaluated(node.target, args, kwargs)
+        return call.logits, _loaded(call.bias), call.routing
+    block = MoeCall.evaluated(node.target, args, kwargs) if node.target is MOE else None
+    return None if block is None or block.routing is None else _routed(block, block.routing)
+
+
+def _routed(call: MoeCall, routing: Routing) -> tuple[Tensor, Tensor | None, Routing]:
+    """What a `moec::moe` chooses by: its logits, its selection bias and its rule."""
+    return router_logits(call.x, call.router, call.router_bias), _loaded(call.selection_bias), routing
+
+
+def _loaded(bias: Tensor | Weight | None) -> Tensor | None:
+    return bias.load() if isinstance(bias, Weight) else bias

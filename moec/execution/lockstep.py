@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.streaming import StreamingInterpreter
+from moec.program.moe_call import MoeCall
 from moec.program.program import Program
 from moec.program.signature import converted
 from moec.weights.lazy import Weight
@@ -41,6 +42,10 @@ class Stop:
     def values(self, place: int) -> list[Any]:
         """An argument's value for every input; None where it was not given."""
         return [args[place] if len(args) > place else None for args in self.inputs]
+
+    def moe_calls(self) -> list[MoeCall]:
+        """For each input, the arguments of a mixture-of-experts operator by name."""
+        return [MoeCall.evaluated(self.node.target, *given) for given in zip(self.inputs, self.named, strict=True)]
 
     def replace(self, place: int, value: Any) -> None:
         """Compute with another argument, for all inputs the same: a `Weight`, or a tensor."""

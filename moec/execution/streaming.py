@@ -17,9 +17,10 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from moec.dialect import Activation, Routing, experts_reference, route_reference
+from moec.dialect import Activation, experts_reference, route_reference
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.program.moe_call import MoeCall
 from moec.program.program import CPU, Program, place
 from moec.weights.lazy import Weight, concat, rowwise
 from moec.weights.widths import taken
@@ -40,8 +41,11 @@ class StreamingInterpreter(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         handler = _HANDLERS.get(target)
-        if handler and any(isinstance(a, Weight) for a in tree_leaves((args, kwargs))):
-            return handler(*args, **kwargs)
+        if any(isinstance(a, Weight) for a in tree_leaves((args, kwargs))):
+            if target in MoeCall.operators:
+                return _moe(MoeCall.evaluated(target, args, kwargs))
+            if handler:
+                return handler(*args, **kwargs)
         args, kwargs = fx.node.map_aggregate((args, kwargs), _loaded)
         return super().call_function(target, args, kwargs)
 
@@ -139,27 +143,14 @@ def _index_select(weight: Any, dim: int, index: Any) -> Any:
     return torch.index_select(_loaded(weight), dim, _loaded(index))
 
 
-def _experts(
-    x: Any, ids: Any, weights: Any, w_in: Any, w_out: Any, b_in: Any = None, b_out: Any = None, **rule: Any
-) -> Tensor:
+def _moe(call: MoeCall) -> Tensor:
     """One expert's matrices in memory at a time."""
-    expert = lazy_expert(w_in, w_out, b_in, b_out, Activation.of(rule))
-    return experts_reference(_loaded(x), ids, weights, expert, w_in.shape[0], rule.get("score_before", False))
-
-
-def _moe(
-    x: Tensor,
-    router: Any,
-    router_bias: Any,
-    selection_bias: Any,
-    w_in: Any,
-    w_out: Any,
-    b_in: Any = None,
-    b_out: Any = None,
-    **rule: Any,
-) -> Tensor:
-    weights, ids = route_reference(router_logits(x, router, router_bias), _loaded(selection_bias), Routing.of(rule))
-    return _experts(x, ids, weights, w_in, w_out, b_in, b_out, **rule)
+    expert = lazy_expert(call.w_in, call.w_out, call.b_in, call.b_out, call.activation)
+    weights, ids = call.weights, call.ids
+    if call.routing is not None:
+        logits = router_logits(call.x, call.router, call.router_bias)
+        weights, ids = route_reference(logits, _loaded(call.selection_bias), call.routing)
+    return experts_reference(_loaded(call.x), ids, weights, expert, call.experts, call.score_before)
 
 
 def router_logits(x: Tensor, router: Any, bias: Any) -> Tensor:
@@ -192,6 +183,4 @@ _HANDLERS: dict[Any, Handler] = {
     torch.ops.aten.linear.default: _linear,
     torch.ops.moec.dequantize.default: _dequantize,
     torch.ops.moec.dequantize_float.default: _dequantize_float,
-    torch.ops.moec.experts.default: _experts,
-    torch.ops.moec.moe.default: _moe,
 }

@@ -10,7 +10,8 @@ import torch
 from torch import fx
 
 from moec.dialect import Routing
-from moec.program.moe_call import EXPERTS, MOE
+from moec.program.dialect_call import DEQUANTIZE, DequantizeCall, RouteCall
+from moec.program.moe_call import EXPERTS, MoeCall
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.rewriting import call_like
@@ -18,11 +19,11 @@ from moec.recognition.linear import Linear, constant, value_of
 from moec.recognition.router_region import NotARouter, handed_on, hands_on, route_behind
 from moec.weights.lazy import Weight, take, whole
 
-aten, ops = torch.ops.aten, torch.ops.moec
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MoeBlock:
     """One block.
 
     Attributes:
@@ -45,27 +46,28 @@ class Mixture:
     @property
     def matrices(self) -> str:
         """The name of the weight behind its experts' first matrices."""
-        return _stem(self.node.args[3 if self.node.target == EXPERTS else 4])
+        return _stem(MoeCall(self.node).w_in)
 
 
-def find_mixture(node: fx.Node, linears: dict[fx.Node, Linear]) -> Mixture:
+def find_block(node: fx.Node, linears: dict[fx.Node, Linear]) -> MoeBlock:
     """The block around a `moec::experts` or `moec::moe`.
 
     Raises:
         NotARouter: with the reason, when its router is not in a form whose experts can be told apart.
     """
-    if node.target == MOE:
-        return Mixture(node, node, None, Routing.of(node.kwargs), int(value_of(node.args[4]).shape[0]))
-    route = route_behind(node.args[1], node.args[2])
+    call = MoeCall(node)
+    if call.routing is not None:
+        return MoeBlock(node, node, None, call.routing, call.experts)
+    route = route_behind(call.ids, call.weights)
     if route is None:
         raise NotARouter("what gives it ids and weights is not one moec::route")
-    projection = next((linears[n] for n in handed_on(route.args[0]) if n in linears), None)
+    projection = next((linears[n] for n in handed_on(RouteCall(route).logits) if n in linears), None)
     if projection is None:
         raise NotARouter("its logits are not one linear layer")
     stranger = _stranger(route)
     if stranger is not None:
         raise NotARouter(f"{stranger.name} reads its choice too")
-    return Mixture(node, route, projection, Routing.of(route.kwargs), int(value_of(node.args[3]).shape[0]))
+    return MoeBlock(node, route, projection, RouteCall(route).routing, call.experts)
 
 
 def _stranger(route: fx.Node) -> fx.Node | None:
@@ -82,23 +84,21 @@ def _stranger(route: fx.Node) -> fx.Node | None:
     return None
 
 
-def together(mixtures: list[Mixture]) -> list[list[Mixture]]:
+def together(blocks: list[MoeBlock]) -> list[list[MoeBlock]]:
     """Blocks that share experts or a router, and so can only be cut alike, in graph order."""
-    found: list[list[Mixture]] = []
-    for mixture in mixtures:
-        twins = (
-            group for group in found if any(m.route is mixture.route or m.matrices == mixture.matrices for m in group)
-        )
+    found: list[list[MoeBlock]] = []
+    for block in blocks:
+        twins = (group for group in found if any(m.route is block.route or m.matrices == block.matrices for m in group))
         group = next(twins, None)
         if group is None:
-            found.append([mixture])
+            found.append([block])
         else:
-            group.append(mixture)
+            group.append(block)
     return found
 
 
 # ---------------------------------------------------------------------- cutting
-def cut(program: Program, mixtures: list[Mixture], kept: tuple[int, ...], by: str) -> dict[str, str]:
+def cut(program: Program, blocks: list[MoeBlock], kept: tuple[int, ...], by: str) -> dict[str, str]:
     """Leave blocks that go together with the experts `kept`, which must be in order; nothing is read.
 
     Weights, biases, the router's rows and both of its biases are cut; the routing rule stays as it is.
@@ -113,8 +113,8 @@ def cut(program: Program, mixtures: list[Mixture], kept: tuple[int, ...], by: st
         NotARouter: with the reason, when a weight is computed in the graph.
     """
     cutter = _Cutter(program, kept, by)
-    for mixture in mixtures:
-        cutter.cut(mixture)
+    for block in blocks:
+        cutter.cut(block)
     return cutter.names
 
 
@@ -127,17 +127,18 @@ class _Cutter:
         self._made: dict[str, fx.Node] = {}
         self._routes: set[fx.Node] = set()
 
-    def cut(self, mixture: Mixture) -> None:
-        node, first = mixture.node, 3 if mixture.node.target == EXPERTS else 1
-        with self.program.graph.inserting_before(node):
-            node.args = (*node.args[:first], *(self._matrix(a, node) for a in node.args[first:]))
-        if mixture.projection is not None and mixture.route not in self._routes:
-            self._routes.add(mixture.route)
-            self._cut_route(mixture.route, mixture.projection)
+    def cut(self, block: MoeBlock) -> None:
+        call = MoeCall(block.node)
+        with self.program.graph.inserting_before(block.node):
+            call.replace(**{name: self._matrix(a, block.node) for name, a in call.per_expert().items()})
+        if block.projection is not None and block.route not in self._routes:
+            self._routes.add(block.route)
+            self._cut_route(block.route, block.projection)
 
     def _cut_route(self, route: fx.Node, linear: Linear) -> None:
         """A new linear layer for the logits: other readers of the old one keep it."""
-        logits, old = route.args[0], linear.node
+        call, old = RouteCall(route), linear.node
+        logits = call.logits
         name = (
             _stem(linear.product.args[1])
             if linear.product.target == aten.linear.default
@@ -155,16 +156,15 @@ class _Cutter:
                 new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, len(self.kept)])
             if value_of(logits).dtype != value_of(new).dtype:
                 new = call_like(self.program, old, self.by, aten.to.dtype, new, value_of(logits).dtype)
-            selection = self._matrix(route.args[1], route) if len(route.args) > 1 else None
-        route.args = (new, selection)
+            call.replace(logits=new, bias=self._matrix(call.bias, route))
 
     def _matrix(self, argument: Any, consumer: fx.Node) -> fx.Node | None:
         """The kept part of an argument with one row an expert."""
         if argument is None:
             return None
-        if argument.target == ops.dequantize.default:
-            parts = [self._matrix(a, consumer) for a in argument.args]
-            return call_like(self.program, argument, self.by, ops.dequantize.default, *parts, **argument.kwargs)
+        if argument.target == DEQUANTIZE:
+            parts = [self._matrix(a, consumer) for a in DequantizeCall(argument).tensors().values()]
+            return call_like(self.program, argument, self.by, DEQUANTIZE, *parts, **argument.kwargs)
         weight = constant(self.program, argument) or self._vector(argument)
         if weight is None:
             raise NotARouter(f"{argument.name} is computed, so that no rows of a weight can be left out")

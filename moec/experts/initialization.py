@@ -60,6 +60,6 @@ def redraw(w_in: Weight, w_out: Weight, parts: int, share: float, seed: str) -> 
         return w_in, w_out
     text = f"redraw[{share:g}, seed {seed}]"
     return (
-        Weight(w_in.shape, w_in.dtype, f"{text}({w_in.origin})", read_in),
-        Weight(w_out.shape, w_out.dtype, f"{text}({w_out.origin})", read_out),
+        Weight(w_in.shape, w_in.dtype, f"{text}({w_in.origin})", read_in, inputs=(w_in,)),
+        Weight(w_out.shape, w_out.dtype, f"{text}({w_out.origin})", read_out, inputs=(w_out,)),
     )

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Activation
-from moec.execution.choices import choice
+from moec.execution.choices import choice_of
 from moec.execution.lockstep import Stop, hold, walk
 from moec.execution.streaming import lazy_expert
-from moec.program.moe_call import EXPERTS
+from moec.program.moe_call import MoeCall
 from moec.program.program import Program
 from moec.weights.lazy import Weight
 
@@ -68,12 +66,12 @@ def tally(program: Program, batches: Iterable[Mapping[str, Tensor]], blocks: Seq
 
 
 def _look(stop: Stop) -> Tally:
-    node = stop.node
-    routed = [_routed(node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]
-    before = bool(stop.named[0].get("score_before", False))
-    matrices = [*stop.inputs[0][3 if node.target == EXPERTS else 4 :], None, None]
-    w_in, w_out, b_in, b_out = (hold(m) if isinstance(m, Weight) else m for m in matrices[:4])
-    expert = lazy_expert(w_in, w_out, b_in, b_out, Activation.of(stop.named[0]))
+    calls = stop.moe_calls()
+    routed, first, before = [_routed(call) for call in calls], calls[0], calls[0].score_before
+    w_in, w_out, b_in, b_out = (
+        hold(m) if isinstance(m, Weight) else m for m in (first.w_in, first.w_out, first.b_in, first.b_out)
+    )
+    expert = lazy_expert(w_in, w_out, b_in, b_out, first.activation)
     sums = torch.zeros(3, routed[0][3], dtype=torch.float64)
     for e in range(sums.shape[1]):
         for x, ids, weights, _ in routed:
@@ -85,10 +83,10 @@ def _look(stop: Stop) -> Tally:
     return Tally(*sums)
 
 
-def _routed(node: fx.Node, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, int]:
+def _routed(call: MoeCall) -> tuple[Tensor, Tensor, Tensor, int]:
     """Rows `[T, H]`, ids and weights `[T, K]` of one input, and the number of experts."""
-    weights, ids, count = choice(node, args, named)
-    return args[0].reshape(-1, args[0].shape[-1]), ids, weights, count
+    weights, ids, count = choice_of(call)
+    return call.x.reshape(-1, call.x.shape[-1]), ids, weights, count
 
 
 def _scaled(x: Tensor, tokens: Tensor, weights: Tensor, before: bool) -> Tensor:

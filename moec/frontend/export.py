@@ -109,8 +109,8 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
                     prefer_deferred_runtime_asserts_over_guards=True,
                 )
         except Exception as error:
-            if attempt == 1 and isinstance(error, UserError) and "Suggested fixes" in str(error):
-                bounds = {m["name"]: m for m in _BOUND.finditer(str(error))}
+            bounds = _suggested_bounds(error) if attempt == 1 else None
+            if bounds is not None:
                 dims = {d: _bounded(d, bounds.get(identifier(d))) for d in dims}
                 shapes = {
                     name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)}
@@ -125,6 +125,17 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
                 _way_out(error),
             ) from error
     raise AssertionError("unreachable")
+
+
+def _suggested_bounds(error: Exception) -> dict[str, re.Match[str]] | None:
+    """The bounds of dimensions that torch.export asks for, by name; None for any other error.
+
+    Read from torch's message, the one place where they stand: a `UserError` has a type for violated constraints, but no
+    attribute for what it suggests.
+    """
+    if not isinstance(error, UserError) or "Suggested fixes" not in str(error):
+        return None
+    return {m["name"]: m for m in _BOUND.finditer(str(error))}
 
 
 def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:

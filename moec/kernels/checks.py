@@ -8,7 +8,7 @@ from torch import Tensor
 from moec.dialect import Activation, Routing
 from moec.dialect.experts import check_ids
 from moec.errors import MoecError
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import interpreting, is_recording
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -79,8 +79,8 @@ def check_experts(
     x: Tensor,
     ids: Tensor,
     weights: Tensor,
-    w_in: Tensor | Packed,
-    w_out: Tensor | Packed,
+    w_in: Tensor | ExpertCodes,
+    w_out: Tensor | ExpertCodes,
     b_in: Tensor | None,
     b_out: Tensor | None,
     rule: Activation,
@@ -93,7 +93,7 @@ def check_experts(
     packed = {
         f"{k}.{n}": t
         for k, w in parts.items()
-        if isinstance(w, Packed)
+        if isinstance(w, ExpertCodes)
         for n, t in (("values", w.values), ("scale", w.scale), ("zero", w.zero))
     }
     _on_one_device(where, x=x, ids=ids, weights=weights, b_in=b_in, b_out=b_out, **plain, **packed)
@@ -102,7 +102,7 @@ def check_experts(
     _of_dtype(where, DTYPES, weights=weights, b_in=b_in, b_out=b_out)
     _of_dtype(where, (torch.int64,), ids=ids)
     for name, weight in parts.items():
-        if isinstance(weight, Packed):
+        if isinstance(weight, ExpertCodes):
             _check_packed(weight, f"{where}, {name}")
     _check_shapes(x, ids, weights, w_in, w_out, b_in, b_out, rule)
 
@@ -111,8 +111,8 @@ def _check_shapes(
     x: Tensor,
     ids: Tensor,
     weights: Tensor,
-    w_in: Tensor | Packed,
-    w_out: Tensor | Packed,
+    w_in: Tensor | ExpertCodes,
+    w_out: Tensor | ExpertCodes,
     b_in: Tensor | None,
     b_out: Tensor | None,
     rule: Activation,
@@ -164,7 +164,7 @@ def _check_shapes(
         )
 
 
-def _check_packed(weight: Packed, where: str) -> None:
+def _check_packed(weight: ExpertCodes, where: str) -> None:
     integers = weight.format != "fp8"
     _demand(
         weight.values.dtype == (torch.uint8 if integers else torch.float8_e4m3fn),
@@ -221,5 +221,5 @@ def _demand(holds: bool, what: str, where: str) -> None:
         )
 
 
-def _of(tensor: Tensor | Packed | None) -> str:
+def _of(tensor: Tensor | ExpertCodes | None) -> str:
     return str(None if tensor is None else list(tensor.shape))

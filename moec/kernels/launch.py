@@ -10,13 +10,13 @@ from torch import Tensor
 
 from moec.dialect import Activation, Routing
 from moec.kernels.checks import check_experts, check_ids, check_router
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.routing import route, routed, router_parts
 from moec.kernels.starting import capability, multiprocessors, on_device_of, start, wide
 from moec.kernels.tiles import FEW_TOKENS, Tile, rows_for, tile_for
 
 _COMBINE_BLOCK, _ALIGN_BLOCK = 1024, 1024
-_Weight = Tensor | Packed
+_Weight = Tensor | ExpertCodes
 __all__ = ["align", "experts", "moe", "route", "router_parts"]
 
 
@@ -53,7 +53,7 @@ def experts(
     """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows.
 
     Args:
-        x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `Packed`, and
+        x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `ExpertCodes`, and
             strided.
         rule: the activation.
         tile: sizes of the pieces instead of the table's.
@@ -119,7 +119,7 @@ class _Call:
     def cut(self, weight: _Weight) -> Tile:
         kind, group = (
             ("packed", weight.group)
-            if isinstance(weight, Packed)
+            if isinstance(weight, ExpertCodes)
             else ("single" if weight.dtype == torch.float32 else "half", 0)
         )
         tile = self.tile or tile_for(capability(self.x.device), kind, self.height, group)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Packed:
-    """`[E, N, K]` weights as integers of 4 or 8 bits, or FP8 E4M3, with scales by group.
+class ExpertCodes:
+    """`[E, N, K]` weights as integers of 4 or 8 bits, or FP8 E4M3, with scales by group: tensors on a device, as the
+    kernels read them. A lazy weight on the way there is a `moec.weights.weight.PackedWeight`.
 
     Attributes:
         values: uint8 `[E, N, K*bits/8]`, two 4-bit values a byte, the first in the low half, as `moec::dequantize` has

@@ -23,7 +23,7 @@ from moec.dialect import Activation
 from moec.errors import MoecError
 from moec.kernels import launch
 from moec.kernels.ahead import SHARED_LIMIT_BYTES
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import capability
 from moec.kernels.tiles import FEW_TOKENS, ROWS, Key, Tile, rows_for, tile_for
 
@@ -47,8 +47,8 @@ Cost = Callable[[Tile], float]
 class Block:
     """One block's experts as `launch.experts` takes them, and how many of them a token goes to."""
 
-    w_in: Tensor | Packed
-    w_out: Tensor | Packed
+    w_in: Tensor | ExpertCodes
+    w_out: Tensor | ExpertCodes
     b_in: Tensor | None
     b_out: Tensor | None
     rule: Activation
@@ -58,7 +58,7 @@ class Block:
     @property
     def kind(self) -> str:
         """The table's word for its weights."""
-        return "packed" if isinstance(self.w_in, Packed) else "single" if self.dtype == torch.float32 else "half"
+        return "packed" if isinstance(self.w_in, ExpertCodes) else "single" if self.dtype == torch.float32 else "half"
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +85,7 @@ class Block:
         generator = torch.Generator(self.device).manual_seed(tokens)
         x = torch.randn(tokens, self.w_in.shape[2], generator=generator, device=self.device).to(self.dtype)
         weights, ids = torch.rand(tokens, self.w_in.shape[0], generator=generator, device=self.device).topk(self.top_k)
-        group = self.w_in.group if isinstance(self.w_in, Packed) else 0
+        group = self.w_in.group if isinstance(self.w_in, ExpertCodes) else 0
         given = x, ids, weights, self.w_in, self.w_out, self.b_in, self.b_out
         return lambda tile: launch.experts(*given, rule=self.rule, tile=tile.within(group))
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Activation, Routing
 from moec.execution.choices import choice
 from moec.execution.lockstep import Stop, walk
 from moec.program.decoder_signature import LOGITS, text_inputs
-from moec.program.moe_call import MOE, moe_nodes
+from moec.program.dialect_call import in_order, position
+from moec.program.moe_call import EXPERTS, MOE, MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.program.signature import Sample
@@ -94,15 +94,16 @@ def _written_out(program: Program, node: fx.Node) -> fx.Node:
     def call(target: object, *args: object, **kwargs: object) -> fx.Node:
         return call_like(program, node, "unfused", target, *args, **kwargs)
 
-    x, router, bias, selection_bias, *matrices = node.args
-    exact = torch.promote_types(value_of(x).dtype, torch.float32)
-    logits = call(
-        aten.linear.default, *(None if a is None else call(aten.to.dtype, a, exact) for a in (x, router, bias))
-    )
-    chosen = call(ops.route.default, logits, selection_bias, **Routing.of(node.kwargs).arguments())
+    block = MoeCall(node)
+    exact = torch.promote_types(value_of(block.x).dtype, torch.float32)
+    factors = (block.x, block.router, block.router_bias)
+    logits = call(aten.linear.default, *(None if a is None else call(aten.to.dtype, a, exact) for a in factors))
+    assert block.routing is not None
+    chosen = call(ops.route.default, logits, block.selection_bias, **block.routing.arguments())
     ids, weights = (call(operator.getitem, chosen, output) for output in (1, 0))
+    tensors = {"x": block.x, "ids": ids, "weights": weights} | block.expert_tensors()
     rest = {k: node.kwargs[k] for k in ("b_in", "b_out", "score_before") if k in node.kwargs}
-    return call(ops.experts.default, x, ids, weights, *matrices, **Activation.of(node.kwargs).arguments(), **rest)
+    return call(ops.experts.default, *in_order(EXPERTS, tensors), **block.activation.arguments(), **rest)
 
 
 def _forms(program: Program) -> list[tuple[int, int]]:
@@ -111,8 +112,7 @@ def _forms(program: Program) -> list[tuple[int, int]]:
 
 
 def _form(node: fx.Node) -> tuple[int, int]:
-    top_k = Routing.of(node.kwargs).top_k if node.target is MOE else int(value_of(node.args[1]).shape[-1])
-    return int(value_of(node.args[4 if node.target is MOE else 3]).shape[0]), top_k
+    return MoeCall(node).experts, MoeCall(node).top_k
 
 
 def _vocabulary(program: Program) -> int:
@@ -147,7 +147,8 @@ def _run(program: Program, samples: Sequence[Sample], forced: Routes | None = No
 
 
 def _force(stop: Stop, routes: list[tuple[Tensor, Tensor]]) -> None:
-    for place, taken in ((1, [ids for _, ids in routes]), (2, [weights for weights, _ in routes])):
+    for name, taken in (("ids", [ids for _, ids in routes]), ("weights", [weights for weights, _ in routes])):
+        place = position(stop.node.target, name)
         stop.replace_each(
             place, [new.to(own.dtype).reshape(own.shape) for new, own in zip(taken, stop.values(place), strict=True)]
         )

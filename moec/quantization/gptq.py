@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moec.quantization.grid import Grid
-from moec.quantization.rounding import fit, kept, nearest
+from moec.quantization.rounding import as_stored, fit, nearest
 
 DAMPING = 0.01  # what is added to the Hessian's diagonal, of its mean
 _LARGEST_DAMPING = 10.0
@@ -87,4 +87,4 @@ def _descend(values: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor
             work[at + 1 : stop].addr_(factor[at, at + 1 : stop], errors[at - start], alpha=-1)
         work[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
     scales, zeros = (torch.stack(parts, dim=1) for parts in zip(*fits, strict=True))
-    return kept(codes.t(), scales, zeros, values.dtype, grid)
+    return as_stored(codes.t(), scales, zeros, values.dtype, grid)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from moec.quantization.small_floats import BLOCK, FORMATS, WHOLE, bits_of
 from moec.weights.lazy import Weight
-from moec.weights.widths import Mixture
+from moec.weights.widths import ExpertWidths
 
 BITS, GROUPS, METHODS = (2, 3, 4, 8), (16, 32, 64, 128), ("rtn", "hqq", "gptq")
 INTEGERS = "int"
@@ -54,7 +54,7 @@ class Grid:
         """The grids of one width each that a stack is stored on, and the experts of each; None for all of them."""
         if not self.widths:
             return [(self, None)]
-        return [(replace(self, bits=bits, widths=()), experts) for bits, experts in Mixture(self.widths).parts]
+        return [(replace(self, bits=bits, widths=()), experts) for bits, experts in ExpertWidths(self.widths).parts]
 
     def of(self, e: int) -> Grid:
         """The grid of one expert of a stack."""
@@ -102,6 +102,6 @@ class Grid:
         if self.format != INTEGERS:
             return f"{self.format}, {'one scale' if self.group == WHOLE else f'group {self.group}'}"
         wide = "" if self.stored == self.bits else f" in {self.stored}"
-        bits = str(Mixture(self.widths)) if self.widths else f"{self.bits} bit{wide}"
+        bits = str(ExpertWidths(self.widths)) if self.widths else f"{self.bits} bit{wide}"
         signs = ", positive scales" if self.positive_scales and self.symmetric else ""
         return f"{bits}, group {self.group}, {'symmetric' if self.symmetric else 'zero points'}, {self.method}{signs}"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.execution.choices import choice
+from moec.execution.choices import choice_of
 from moec.execution.lockstep import Stop, walk
 from moec.pipeline.calibration import BATCH, Calibration
 from moec.program.decoder_signature import text_inputs
@@ -61,10 +61,11 @@ class Arrivals:
     @classmethod
     def of(cls, stop: Stop) -> Arrivals:
         """Of a `moec::experts` or `moec::moe` operator."""
-        made = [choice(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]
-        rows = torch.cat([x.reshape(-1, x.shape[-1]).float() for x in stop.values(0)])
+        calls = stop.moe_calls()
+        made = [choice_of(call) for call in calls]
+        rows = torch.cat([call.x.reshape(-1, call.x.shape[-1]).float() for call in calls])
         weights, ids = torch.cat([w.float() for w, _, _ in made]), torch.cat([i for _, i, _ in made])
-        return cls(rows, ids, weights, made[0][2], bool(stop.named[0].get("score_before", False)))
+        return cls(rows, ids, weights, made[0][2], calls[0].score_before)
 
     @property
     def counts(self) -> Tensor:
@@ -107,7 +108,7 @@ def count_tokens(program: Program, inputs: Iterable[Mapping[str, Tensor]]) -> di
 
     def visit(stop: Stop) -> None:
         if stop.node in blocks:
-            made = [choice(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)]
+            made = [choice_of(call) for call in stop.moe_calls()]
             found[stop.node] = sum(
                 (ids[weights != 0].bincount(minlength=count) for weights, ids, count in made),
                 torch.zeros((), dtype=torch.int64),

@@ -19,7 +19,7 @@ from torch import Tensor
 from moec.dialect import pack
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.small_floats import Floats, quantize_floats
-from moec.weights.lazy import BLOCK_BYTES, Weight
+from moec.weights.weight import BLOCK_BYTES, PackedWeight, Weight
 from moec.weights.widths import taken
 
 _CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
@@ -28,24 +28,10 @@ _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the expo
 _STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of the rounding's own, and steps from each
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The three inputs of `moec::dequantize` as lazy weights: uint8 `[..., in*bits/8]`, scales `[..., in/group]`, and
-    uint8 zero points or None."""
-
-    packed: Weight
-    scale: Weight
-    zero: Weight | None
-
-    def parts(self) -> list[Weight]:
-        """Those that there are."""
-        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
+Made = PackedWeight | tuple[PackedWeight, ...]  # the whole, or a part for each width of its grid, see `Grid.parts`
 
 
-Made = Packed | tuple[Packed, ...]  # the whole, or a part for each width of its grid, see `Grid.parts`
-
-
-def quantize_weight(weight: Weight, grid: Grid) -> Packed:
+def quantize_weight(weight: Weight, grid: Grid) -> PackedWeight:
     """Put a floating-point weight `[..., out, in]` on a grid; scales have its dtype, and nothing is read before the
     result is."""
     *leading, width = weight.shape
@@ -53,13 +39,12 @@ def quantize_weight(weight: Weight, grid: Grid) -> Packed:
 
     def part(index: int, columns: int, dtype: torch.dtype, name: str) -> Weight:
         text = f"{name} of [{grid}]({weight.origin})"
-        return Weight((*leading, columns), dtype, text, partial(job.read, index), weight.atomic)
+        return Weight((*leading, columns), dtype, text, partial(job.read, index), weight.atomic, inputs=(weight,))
 
     groups = width // grid.group
     zero = None if grid.symmetric else part(2, groups, torch.uint8, "zero")
-    return Packed(
-        part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale"), zero
-    )
+    codes, scale = part(0, width * grid.stored // 8, torch.uint8, "packed"), part(1, groups, weight.dtype, "scale")
+    return PackedWeight(codes, scale, zero, grid.stored)
 
 
 def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
@@ -139,7 +124,7 @@ def encode(values: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor | None]:
     exact = torch.promote_types(values.dtype, torch.float32)
     groups = values.to(exact).reshape(*values.shape[:-1], -1, grid.group)
     scale, zero = fit(groups, grid, values.dtype)
-    return kept(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
+    return as_stored(nearest(groups, scale, zero, grid.bits).flatten(-2), scale, zero, values.dtype, grid)
 
 
 def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -149,7 +134,7 @@ def fit(groups: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tensor]
     return _refined(groups, scale, zero, grid, dtype) if grid.method == "hqq" else (scale, zero)
 
 
-def kept(
+def as_stored(
     codes: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype, grid: Grid
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Codes `[…, in]`, scales and zero points `[…, groups, 1]` as they are stored, see `encode`."""

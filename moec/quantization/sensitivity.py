@@ -15,7 +15,6 @@ from moec.errors import MoecError
 from moec.execution.lockstep import Stop, walk
 from moec.execution.memory import available_bytes
 from moec.program.decoder_signature import IDS, LOGITS
-from moec.program.moe_call import EXPERTS
 from moec.program.program import Program
 from moec.program.signature import converted
 from moec.quantization.grid import Grid
@@ -104,14 +103,9 @@ class _Block:
     """
 
     def __init__(self, stop: Stop, arrivals: Arrivals, squares: Tensor | None) -> None:
-        at = 3 if stop.node.target is EXPERTS else 4
-        given = [*stop.inputs[0], None, None]
-        self._matrices, named = given[at : at + 2], stop.named[0]
-        self._biases = [
-            given[at + 2 + k] if given[at + 2 + k] is not None else named.get(name)
-            for k, name in enumerate(("b_in", "b_out"))
-        ]
-        self._rule, self._arrivals, self._squares = Activation.of(named), arrivals, squares
+        call = stop.moe_calls()[0]
+        self._matrices, self._biases = (call.w_in, call.w_out), (call.b_in, call.b_out)
+        self._rule, self._arrivals, self._squares = call.activation, arrivals, squares
 
     def costs(self, grid: Grid, widths: Sequence[int]) -> Tensor:
         """`[E, widths]` in float64; zero for an expert that no token reaches."""

@@ -14,25 +14,23 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation, dequantize, pack
 from moec.execution.lockstep import Stop, walk
-from moec.program.moe_call import EXPERTS, MOE
+from moec.program.moe_call import EXPERTS, MOE, matrix_positions
 from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
-from moec.quantization.rounding import Made, Packed, encode
+from moec.quantization.rounding import Made, encode
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
-from moec.weights.widths import Mixture, taken
+from moec.weights.weight import PackedWeight
+from moec.weights.widths import ExpertWidths, taken
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
-_MATRICES: dict[Any, int] = {
-    EXPERTS: 3,
-    MOE: 4,
-}  # where an operator's first matrix stands; then come the second and both biases
 _STACKED = (
-    *_MATRICES,
+    EXPERTS,
+    MOE,
     torch.ops.aten.linear.default,
     torch.ops.aten.embedding.default,
 )  # what takes matrices as `[out, in]`
@@ -42,6 +40,17 @@ def key_of(use: Use, grid: Grid) -> Key:
     """Equal keys mean equal results: one weight on one grid."""
     assert use.weight is not None
     return use.name, use.weight.origin, grid
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix: a whole weight by its name, or that of one expert of a stack."""
+
+    name: str
+    expert: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.expert is None else f"{self.name}[{self.expert}]"
 
 
 @dataclass
@@ -54,15 +63,14 @@ class Sequential:
             all the same.
         label: of the data, for the results' origins: equal origins are to mean equal contents.
         made: the results by `key_of`; they are tensors in memory.
-        rounded: matrices that no damping made fit for `gptq`, which were rounded to nearest: their names, with the
-            expert's number.
+        rounded: matrices that no damping made fit for `gptq`, which were rounded to nearest.
     """
 
     program: Program
     todo: Sequence[tuple[Use, Grid]]
     label: str
     made: dict[Key, Made] = field(default_factory=dict)
-    rounded: list[str] = field(default_factory=list)
+    rounded: list[Matrix] = field(default_factory=list)
     _last: tuple[fx.Node | None, Tensor | None] = (None, None)
 
     def run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
@@ -85,7 +93,7 @@ class Sequential:
 
     # ------------------------------------------------------------------ operators
     def _visit(self, stop: Stop, uses: list[tuple[Use, Grid]]) -> None:
-        if stop.node.target in _MATRICES and uses:
+        if stop.node.target in (EXPERTS, MOE) and uses:
             self._experts(stop, {u.place: (u, g) for u, g in uses})
         for use, grid in uses:
             key = key_of(use, grid)
@@ -97,7 +105,7 @@ class Sequential:
     def _matrix(self, stop: Stop, use: Use, grid: Grid) -> None:
         assert use.weight is not None
         found = _Result(use.weight, grid)
-        found.put(self._encode(use.weight.load(), lambda: self._moments(stop), grid, use.name))
+        found.put(self._encode(use.weight.load(), lambda: self._moments(stop), grid, Matrix(use.name)))
         self.made[key_of(use, grid)] = found.packed(self.label)
 
     def _moments(self, stop: Stop) -> Tensor:
@@ -113,7 +121,7 @@ class Sequential:
     def _experts(self, stop: Stop, uses: dict[int, tuple[Use, Grid]]) -> None:
         """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the
         first makes of them."""
-        at = _MATRICES[stop.node.target]
+        first_at, second_at = matrix_positions(stop.node.target)
         missing = {
             place: (u, g, _Result(u.weight, g))
             for place, (u, g) in uses.items()
@@ -121,26 +129,27 @@ class Sequential:
         }
         if not missing:
             return
-        arrivals, rule, (first, _, bias) = Arrivals.of(stop), Activation.of(stop.named[0]), _matrices(stop, at)
+        arrivals, call = Arrivals.of(stop), stop.moe_calls()[0]
         for e in range(arrivals.experts):
-            own = _of_expert(first, e)
-            if at in missing:
-                use, grid, found = missing[at]
-                found.put(self._encode(own, partial(arrivals.first, e), grid.of(e), f"{use.name}[{e}]"), e)
+            own = _of_expert(call.w_in, e)
+            if first_at in missing:
+                use, grid, found = missing[first_at]
+                found.put(self._encode(own, partial(arrivals.first, e), grid.of(e), Matrix(use.name, e)), e)
                 own = found.value(e)
-            if at + 1 in missing:
-                use, grid, found = missing[at + 1]
-                hidden = partial(_hidden, own.float(), None if bias is None else _of_expert(bias, e).float(), rule)
+            if second_at in missing:
+                use, grid, found = missing[second_at]
+                bias = None if call.b_in is None else _of_expert(call.b_in, e).float()
+                hidden = partial(_hidden, own.float(), bias, call.activation)
                 assert use.weight is not None
                 found.put(
                     self._encode(
-                        _of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), f"{use.name}[{e}]"
+                        _of_expert(use.weight, e), partial(arrivals.second, e, hidden), grid.of(e), Matrix(use.name, e)
                     ),
                     e,
                 )
         self.made |= {key_of(u, g): found.packed(self.label) for u, g, found in missing.values()}
 
-    def _encode(self, values: Tensor, moments: Callable[[], Tensor], grid: Grid, what: str) -> Codes:
+    def _encode(self, values: Tensor, moments: Callable[[], Tensor], grid: Grid, what: Matrix) -> Codes:
         if grid.method != "gptq":
             return encode(values, grid)
         found = encode_with(values, moments(), grid)
@@ -206,27 +215,21 @@ class _Part:
             self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored
         )
 
-    def packed(self, label: str) -> Packed:
+    def packed(self, label: str) -> PackedWeight:
         def part(value: Tensor, name: str) -> Weight:
             data = f", {label}" if self._grid.method == "gptq" else ""  # others look at no data
             return from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
 
         zero = None if self._zero is None else part(self._zero, "zero")
-        return Packed(part(self._packed, "packed"), part(self._scale, "scale"), zero)
+        return PackedWeight(part(self._packed, "packed"), part(self._scale, "scale"), zero, self._grid.stored)
 
 
 def unpacked(packed: Made, grid: Grid) -> Weight:
     """The weight that a packed one stands for, read row by row."""
-    if isinstance(packed, Packed):
+    if isinstance(packed, PackedWeight):
         return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
     parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
-    return taken(concat(parts, 0), Mixture(grid.widths).order)
-
-
-def _matrices(stop: Stop, at: int) -> tuple[Any, Any, Any]:
-    """An operator's first and second matrices and its first bias, which may be None."""
-    bias = stop.values(at + 2)[0]
-    return stop.values(at)[0], stop.values(at + 1)[0], stop.named[0].get("b_in") if bias is None else bias
+    return taken(concat(parts, 0), ExpertWidths(grid.widths).order)
 
 
 def _of_expert(stacked: Any, e: int) -> Tensor:

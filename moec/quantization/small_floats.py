@@ -57,7 +57,8 @@ def quantize_floats(weight: Weight, kind: str) -> Floats:
     *leading, width = weight.shape
 
     def part(columns: int, name: str, read: Callable[[int, int], Tensor]) -> Weight:
-        return Weight((*leading, columns), torch.uint8, f"{name} of [{kind}]({weight.origin})", read, weight.atomic)
+        origin = f"{name} of [{kind}]({weight.origin})"
+        return Weight((*leading, columns), torch.uint8, origin, read, weight.atomic, inputs=(weight,))
 
     if kind == "fp8":
         scale = _common(weight, LARGEST["fp8"], weight.dtype, "scale")
@@ -83,7 +84,7 @@ def _common(weight: Weight, largest: float, dtype: torch.dtype, name: str) -> We
         found = max((float(block.abs().max()) for block in weight.blocks() if block.numel()), default=0.0)
         return torch.tensor(max(found / largest, torch.finfo(dtype).smallest_normal) if found else 1.0).to(dtype)
 
-    return Weight((), dtype, f"{name} of ({weight.origin})", lambda _a, _b: one())
+    return Weight((), dtype, f"{name} of ({weight.origin})", lambda _a, _b: one(), inputs=(weight,))
 
 
 def _read_fp8(weight: Weight, scale: Weight, start: int, stop: int) -> Tensor:

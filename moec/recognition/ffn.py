@@ -8,7 +8,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import fx
@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 
 from moec.dialect import Activation
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.recognition.activation import identify, is_split
 from moec.recognition.linear import Linear, find_linears, passes_through, value_of, without_views
 from moec.weights import lazy as weights
@@ -228,8 +229,7 @@ def _between(x: fx.Node, output: fx.Node) -> set[fx.Node]:
 
 def _module_path(nodes: list[fx.Node]) -> str:
     """The innermost module that holds all of these nodes, empty if none is known."""
-    stacks: list[Any] = [list((n.meta.get("nn_module_stack") or {}).values()) for n in nodes]
-    paths = [str(stack[-1][0]).split(".") if stack else [] for stack in stacks]
+    paths = [path.split(".") if (path := module_path(n)) else [] for n in nodes]
     common = 0
     while all(len(p) > common and p[common] == paths[0][common] for p in paths):
         common += 1

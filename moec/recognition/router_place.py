@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from moec.dialect import Routing
 from moec.execution.lockstep import Stop
+from moec.program.dialect_call import RouteCall, position
+from moec.program.moe_call import MOE, MoeCall
 from moec.program.program import Program
 from moec.recognition.linear import Linear, constant, find_linears, passes_through, value_of
 from moec.recognition.router_region import NotARouter, find_region, hands_on, is_routed
 from moec.weights.lazy import Weight, from_tensor
 
-aten, ops = torch.ops.aten, torch.ops.moec
-_MOE = ops.moe.default
+aten = torch.ops.aten
+# at which position a product takes the router's weight, where it is not 1; what it multiplies stands before it
+_WEIGHT_AT: dict[Any, int] = {aten.addmm.default: 2, MOE: position(MOE, "router_weight")}
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,7 @@ class RouterPlace:
 
     def activations(self, stop: Stop) -> list[Tensor]:
         """What the router reads, `[T, H]` for each input of a walk that stands at `product`."""
-        return [
-            x.reshape(-1, self.weight.shape[1])
-            for x in stop.values(1 if self.product.target == aten.addmm.default else 0)
-        ]
+        return [x.reshape(-1, self.weight.shape[1]) for x in stop.values(_WEIGHT_AT.get(self.product.target, 1) - 1)]
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits `[T, E]` in float32 or wider for activations `[T, H]`."""
@@ -66,8 +65,8 @@ class RouterPlace:
 
     def put(self, stop: Stop, new: Tensor) -> None:
         """Let a walk that stands at `product` go on with another router `[E, H]`."""
-        turned = self.product.target not in (aten.linear.default, _MOE)
-        place = 2 if self.product.target == aten.addmm.default else 1
+        turned = self.product.target not in (aten.linear.default, MOE)
+        place = _WEIGHT_AT.get(self.product.target, 1)
         stop.replace(place, (new.T if turned else new).to(value_of(self.product.args[place]).dtype).contiguous())
 
     def write(self, program: Program, new: Tensor, how: str) -> None:
@@ -91,27 +90,21 @@ def find_router(program: Program, block: fx.Node, linears: dict[fx.Node, Linear]
         NotARouter: with the reason, when its logits are not one linear layer, or something else reads the layer's
             weight.
     """
-    if block.target == _MOE:
-        argument, weight, bias = block.args[1], constant(program, block.args[1]), constant(program, block.args[2])
-        product, top_k = block, Routing.of(block.kwargs).top_k
+    call = MoeCall(block)
+    if call.fused:
+        product, weight, bias = block, constant(program, call.router), constant(program, call.router_bias)
     else:
-        linear = _projection(program, block, find_linears(program) if linears is None else linears)
-        product, weight, bias, top_k = (
-            linear.product,
-            linear.weight,
-            linear.bias,
-            int(value_of(block.args[1]).shape[-1]),
-        )
-        argument = product.args[2 if product.target == aten.addmm.default else 1]
+        linear = _projection(program, call, find_linears(program) if linears is None else linears)
+        product, weight, bias = linear.product, linear.weight, linear.bias
+    argument = product.args[_WEIGHT_AT.get(product.target, 1)]
     stored = _only_reader(program, argument, product)
     if weight is None:
         raise NotARouter("its router's weight is computed")
-    return RouterPlace(block, product, weight, bias, stored, top_k)
+    return RouterPlace(block, product, weight, bias, stored, call.top_k)
 
 
-def _projection(program: Program, block: fx.Node, linears: dict[fx.Node, Linear]) -> Linear:
-    ids, weights = block.args[1], block.args[2]
-    assert isinstance(ids, fx.Node) and isinstance(weights, fx.Node)
+def _projection(program: Program, call: MoeCall, linears: dict[fx.Node, Linear]) -> Linear:
+    ids, weights = call.node_of("ids"), call.node_of("weights")
     node: Any = _routed(ids) if is_routed(ids) else find_region(program, ids, weights).logits
     while node not in linears and node.op == "call_function" and passes_through(node):
         node = node.args[0]
@@ -125,7 +118,7 @@ def _routed(ids: fx.Node) -> Any:
     node: Any = ids
     while hands_on(node):
         node = node.args[0]
-    return node.args[0].args[0]
+    return RouteCall(node.args[0]).logits
 
 
 def _only_reader(program: Program, argument: Any, product: fx.Node) -> str:

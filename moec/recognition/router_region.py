@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from moec.program.dialect_call import ROUTE
 from moec.program.functional import is_in_place, is_view
 from moec.program.program import Program
 from moec.recognition.linear import passes_through, value_of
@@ -98,7 +99,7 @@ def is_routed(ids: fx.Node) -> bool:
     """Whether ids come from a `moec::route` already."""
     while hands_on(ids):
         ids = ids.args[0]  # type: ignore[assignment]
-    return ids.target is operator.getitem and ids.args[0].target is torch.ops.moec.route.default  # type: ignore[union-attr]
+    return ids.target is operator.getitem and ids.args[0].target is ROUTE  # type: ignore[union-attr]
 
 
 def handed_on(node: Any) -> list[fx.Node]:
@@ -115,7 +116,7 @@ def route_behind(ids: Any, weights: Any) -> fx.Node | None:
     if any(n.target is not operator.getitem or n.args[1] != place for place, n in enumerate(outputs)):
         return None
     source, other = (n.args[0] for n in outputs)
-    return source if source is other and source.target is torch.ops.moec.route.default else None  # type: ignore[union-attr, return-value]
+    return source if source is other and source.target is ROUTE else None  # type: ignore[union-attr, return-value]
 
 
 def _selection(ids: fx.Node) -> fx.Node:

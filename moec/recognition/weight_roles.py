@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import fx
 
+from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
+from moec.program.moe_call import EXPERTS, MoeCall, matrix_positions
 from moec.program.program import Program
+from moec.program.provenance import module_path
 from moec.recognition.linear import constant, find_linears, value_of
 from moec.weights.lazy import Weight
 
 aten, ops = torch.ops.aten, torch.ops.moec
 PACKED = "_packed"  # how the name of a packed tensor ends; the weight that it stands for is called what stands before
-_EXPERTS: dict[Any, tuple[int, int]] = {
-    ops.experts.default: (3, 4),
-    ops.moe.default: (4, 5),
-}  # where the matrices stand among the arguments
+_EXPERTS: dict[Any, tuple[int, int]] = {operator: matrix_positions(operator) for operator in MoeCall.operators}
 _WIDTH = re.compile(r"_\d+bit$")
 _CORES = (ops.attention, aten.scaled_dot_product_attention, aten.matmul, aten.bmm, aten.baddbmm)
 _LEVELS = 2  # projections one after another on an attention's side, as in multi-head latent attention
@@ -61,9 +61,8 @@ def _use(program: Program, node: fx.Node, place: int, kind: str, weight: Weight 
     argument = node.args[place]
     weight = weight or constant(program, argument)
     name = _stem(argument)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
     return (
-        Use(node, place, kind, weight, name, str(stack[-1][0]) if stack else "")
+        Use(node, place, kind, weight, name, module_path(node))
         if name and (weight is not None or _is_packed(argument))
         else None
     )
@@ -86,9 +85,7 @@ def width_name(name: str, bits: int) -> str:
 
 
 def _is_packed(node: Any) -> bool:
-    return isinstance(node, fx.Node) and (
-        node.target in (ops.dequantize.default, ops.dequantize_float.default) or is_mixed(node)
-    )
+    return isinstance(node, fx.Node) and (node.target in (DEQUANTIZE, DEQUANTIZE_FLOAT) or is_mixed(node))
 
 
 def is_mixed(node: Any) -> bool:
@@ -102,7 +99,7 @@ def is_mixed(node: Any) -> bool:
         or (len(parts.args) > 1 and parts.args[1] != 0)
     ):
         return False
-    return all(isinstance(p, fx.Node) and p.target == ops.dequantize.default for p in parts.args[0])  # type: ignore[union-attr]
+    return all(isinstance(p, fx.Node) and p.target == DEQUANTIZE for p in parts.args[0])  # type: ignore[union-attr]
 
 
 def _products(program: Program) -> dict[fx.Node, tuple[int, Weight | None]]:
@@ -158,13 +155,12 @@ def _routers(program: Program, products: set[fx.Node]) -> set[fx.Node]:
     """Products that decide about experts: all that ids and weights depend on and the experts' rows do not, and the last
     one with a row an expert, even where the rows depend on it, as when scores are applied to them."""
     found: set[fx.Node] = set()
-    for block in program.nodes(ops.experts.default):
-        x, ids, weights, w_in = block.args[:4]
-        assert isinstance(x, fx.Node) and isinstance(ids, fx.Node) and isinstance(weights, fx.Node)
+    for block in program.nodes(EXPERTS):
+        call = MoeCall(block)
+        x, ids, weights = (call.node_of(name) for name in ("x", "ids", "weights"))
         before = _reachable(x, forward=False) | {x}
         found |= products & ((_reachable(ids, forward=False) | _reachable(weights, forward=False)) - before)
-        count = value_of(w_in).shape[0]
-        found |= {n for n in _nearest([ids, weights], products) if value_of(n).shape[-1] == count}
+        found |= {n for n in _nearest([ids, weights], products) if value_of(n).shape[-1] == call.experts}
     return found
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from moec.dialect import Activation, Routing
 from moec.pipeline.passes import Context, Miss
 from moec.pipeline.pipeline import Pipeline
-from moec.program.moe_call import moe_nodes
+from moec.program.moe_call import MATRICES, MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.recognition.ffn import Ffn, find_ffns
@@ -123,25 +122,17 @@ def _matrices(program: Program) -> list[Weight]:
 
 
 def _moe_block(program: Program, node: fx.Node) -> Block:
-    fused = node.target is torch.ops.moec.moe.default
-    matrices = node.args[4:6] if fused else node.args[3:5]
-    w_in, w_out = (value_of(a) for a in matrices)  # they may be expressions of packed weights
+    call = MoeCall(node)
+    w_in, w_out = value_of(call.w_in), value_of(call.w_out)  # they may be expressions of packed weights
     experts, _, hidden = w_in.shape
-    routing = Routing.of(node.kwargs) if fused else None
-    ids = node.args[1]
-    top_k = (
-        routing.top_k
-        if routing
-        else int(ids.meta["val"].shape[-1])
-        if isinstance(ids, fx.Node) and "val" in ids.meta
-        else 0
-    )
+    routing, top_k = call.routing, call.top_k
     each = _count(w_in) // experts + _count(w_out) // experts
-    extra = sum(_count(w) for a in node.args if a not in matrices and (w := program.weight_of(a)) is not None)
-    rule = asdict(Activation.of(node.kwargs))
+    others = [a for name, a in call.tensors().items() if name not in MATRICES]
+    extra = sum(_count(w) for a in others if (w := program.weight_of(a)) is not None)
+    rule = asdict(call.activation)
     return Block(
         module_path(node),
-        "moe" if fused else "experts",
+        "moe" if call.fused else "experts",
         experts,
         top_k,
         hidden,

@@ -7,9 +7,8 @@ experts of a 47 B model with one block in memory.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,68 +17,8 @@ import torch
 from torch import Tensor
 
 from moec.dialect import dequantize
-
-BLOCK_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """A tensor that is not there yet.
-
-    Attributes:
-        shape: its shape.
-        dtype: its dtype.
-        origin: the expression that it stands for, as text; equal text means equal content within one program.
-        read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
-        atomic: a part costs as much as the whole, so `blocks` does not cut it.
-        coded: the integers and scales that it is decoded from, for a weight of a checkpoint that is quantized already.
-            Expressions that only move whole rows keep it, all others lose it.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    origin: str
-    read: Callable[[int, int], Tensor]
-    atomic: bool = False
-    coded: Coded | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def load(self) -> Tensor:
-        """The whole tensor."""
-        return self.read(0, self.shape[0] if self.shape else 1)
-
-    def meta(self) -> Tensor:
-        """A meta tensor of the same shape and dtype, for the graph."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
-
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
-        """The tensor as consecutive blocks of rows of about `block_bytes` each (at least one row)."""
-        if not self.shape or self.atomic:
-            yield self.load()
-            return
-        row_bytes = max(1, self.size_bytes // max(1, self.shape[0]))
-        step = max(1, block_bytes // row_bytes)
-        for start in range(0, self.shape[0], step):
-            yield self.read(start, min(start + step, self.shape[0]))
-
-
-@dataclass(frozen=True)
-class Coded:
-    """What `moec::dequantize` reads: `packed` uint8 `[..., out, in*bits/8]`, `scale` and `zero` (uint8, or None) `[...,
-    out, in/group]`."""
-
-    packed: Weight
-    scale: Weight
-    zero: Weight | None
-    bits: int
-
-    def parts(self) -> list[Weight]:
-        """Those that there are."""
-        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
+from moec.weights.weight import PackedWeight
+from moec.weights.weight import Weight as Weight
 
 
 def _keeping(weight: Weight, sources: Sequence[Weight], move: Callable[[list[Weight]], Weight]) -> Weight:
@@ -90,7 +29,7 @@ def _keeping(weight: Weight, sources: Sequence[Weight], move: Callable[[list[Wei
     if len(codes) != len(sources) or len(kinds) != 1:
         return weight
     packed, scale, *zero = (move(list(same)) for same in zip(*(c.parts() for c in codes), strict=True))
-    return replace(weight, coded=Coded(packed, scale, zero[0] if zero else None, codes[0].bits))
+    return replace(weight, coded=PackedWeight(packed, scale, zero[0] if zero else None, codes[0].bits))
 
 
 def from_tensor(tensor: Tensor, name: str) -> Weight:
@@ -136,7 +75,8 @@ def rowwise(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weig
     """
     probe = function(*(w.meta() for w in inputs))
     origin = f"{text}({', '.join(w.origin for w in inputs)})"
-    return Weight(tuple(probe.shape), probe.dtype, origin, lambda a, b: function(*(w.read(a, b) for w in inputs)))
+    read = lambda a, b: function(*(w.read(a, b) for w in inputs))  # noqa: E731
+    return Weight(tuple(probe.shape), probe.dtype, origin, read, inputs=inputs)
 
 
 def rearranged(text: str, function: Callable[[Tensor], Tensor], weight: Weight) -> Weight:
@@ -144,7 +84,7 @@ def rearranged(text: str, function: Callable[[Tensor], Tensor], weight: Weight) 
     return _keeping(rowwise(text, function, weight), [weight], lambda parts: rowwise(text, function, parts[0]))
 
 
-def decoded(coded: Coded) -> Weight:
+def decoded(coded: PackedWeight) -> Weight:
     """The weight that codes stand for, in the dtype of the scales."""
     function = partial(dequantize, bits=coded.bits)
     return replace(rowwise(f"decoded[{coded.bits}]", function, *coded.parts()), coded=coded)
@@ -159,7 +99,7 @@ def whole(text: str, function: Callable[..., Tensor], *inputs: Weight) -> Weight
         value = function(*(w.load() for w in inputs))
         return value[start:stop] if value.dim() else value
 
-    return Weight(tuple(probe.shape), probe.dtype, origin, read, atomic=True)
+    return Weight(tuple(probe.shape), probe.dtype, origin, read, atomic=True, inputs=inputs)
 
 
 def stack(weights: Sequence[Weight]) -> Weight:
@@ -168,7 +108,8 @@ def stack(weights: Sequence[Weight]) -> Weight:
     same = all(w is first for w in weights)
     text = f"{first.origin} x {len(weights)}" if same else ", ".join(w.origin for w in weights)
     read = lambda a, b: torch.stack([w.load() for w in weights[a:b]]) if b > a else first.load()[None][:0]  # noqa: E731
-    return _keeping(Weight((len(weights), *first.shape), first.dtype, f"stack({text})", read), weights, stack)
+    stacked = Weight((len(weights), *first.shape), first.dtype, f"stack({text})", read, inputs=tuple(weights))
+    return _keeping(stacked, weights, stack)
 
 
 def concat(weights: Sequence[Weight], dim: int) -> Weight:
@@ -190,7 +131,7 @@ def concat(weights: Sequence[Weight], dim: int) -> Weight:
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     origin = f"concat({', '.join(w.origin for w in weights)})"
-    joined = Weight((starts[-1], *weights[0].shape[1:]), weights[0].dtype, origin, read)
+    joined = Weight((starts[-1], *weights[0].shape[1:]), weights[0].dtype, origin, read, inputs=tuple(weights))
     return joined if len(joined.shape) < 2 else _keeping(joined, weights, lambda parts: concat(parts, 0))
 
 
@@ -201,16 +142,15 @@ def select(weight: Weight, index: int) -> Weight:
         row = weight.read(index, index + 1)[0]
         return row[start:stop] if row.dim() else row
 
-    one = Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", read)
+    one = Weight(weight.shape[1:], weight.dtype, f"{weight.origin}[{index}]", read, inputs=(weight,))
     return one if len(one.shape) < 2 else _keeping(one, [weight], lambda parts: select(parts[0], index))
 
 
 def rows(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[start:stop]`."""
     shape = (stop - start, *weight.shape[1:])
-    some = Weight(
-        shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", lambda a, b: weight.read(start + a, start + b)
-    )
+    read = lambda a, b: weight.read(start + a, start + b)  # noqa: E731
+    some = Weight(shape, weight.dtype, f"{weight.origin}[{start}:{stop}]", read, inputs=(weight,))
     return _keeping(some, [weight], lambda parts: rows(parts[0], start, stop))
 
 
@@ -227,7 +167,8 @@ def take(weight: Weight, indices: Sequence[int]) -> Weight:
             [weight.read(part[a], part[b - 1] + 1) for a, b in zip(firsts, [*firsts[1:], len(part)], strict=True)]
         )
 
-    some = Weight((len(wanted), *weight.shape[1:]), weight.dtype, f"{weight.origin}{wanted}", read, weight.atomic)
+    shape = (len(wanted), *weight.shape[1:])
+    some = Weight(shape, weight.dtype, f"{weight.origin}{wanted}", read, weight.atomic, inputs=(weight,))
     return _keeping(some, [weight], lambda parts: take(parts[0], wanted))
 
 
@@ -240,7 +181,8 @@ def merged(weight: Weight) -> Weight:
         part = weight.read(first, max(first, -(-stop // inner))).reshape(-1, *rest)
         return part[start - first * inner : stop - first * inner]
 
-    return Weight((count * inner, *rest), weight.dtype, f"merged({weight.origin})", read, weight.atomic)
+    shape = (count * inner, *rest)
+    return Weight(shape, weight.dtype, f"merged({weight.origin})", read, weight.atomic, inputs=(weight,))
 
 
 def columns(weight: Weight, start: int, stop: int) -> Weight:
@@ -271,7 +213,7 @@ def transpose(weight: Weight, dim0: int, dim1: int) -> Weight:
             at += len(part)
         return block
 
-    return Weight(tuple(shape), weight.dtype, f"{text}({weight.origin})", read)
+    return Weight(tuple(shape), weight.dtype, f"{text}({weight.origin})", read, inputs=(weight,))
 
 
 def cast(weight: Weight, dtype: torch.dtype) -> Weight:

@@ -12,7 +12,7 @@ from moec.weights.lazy import Weight
 
 
 @dataclass(frozen=True)
-class Mixture:
+class ExpertWidths:
     """Which of a block's experts has how many bits.
 
     Parts are stored one a width, the narrowest first, each with its experts in their own order; `order` undoes that.
@@ -51,4 +51,5 @@ def taken(weight: Weight, places: Sequence[int]) -> Weight:
         picked = [weight.read(at, at + 1) for at in places[start:stop]]
         return torch.cat(picked) if picked else weight.read(0, 0)
 
-    return Weight((len(places), *weight.shape[1:]), weight.dtype, f"{weight.origin}[{places}]", read, weight.atomic)
+    shape = (len(places), *weight.shape[1:])
+    return Weight(shape, weight.dtype, f"{weight.origin}[{places}]", read, weight.atomic, inputs=(weight,))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation, Routing, experts_reference, route_reference
 from moec.dialect.experts import dense_expert
-from moec.experts.cut import cut, find_mixture, rename, together
+from moec.experts.cut import cut, find_block, rename, together
 from moec.passes.find_moe import FindMoe
 from moec.pipeline.pipeline import Pipeline
 from moec.program.moe_call import moe_nodes
@@ -42,7 +42,7 @@ def prepared(block: nn.Module) -> Program:
 
 def without(program: Program, kept: tuple[int, ...] = KEPT) -> Program:
     linears = find_linears(program)
-    for group in together([find_mixture(n, linears) for n in moe_nodes(program)]):
+    for group in together([find_block(n, linears) for n in moe_nodes(program)]):
         rename(program, cut(program, group, kept, "test"))
     program.check()
     program.finish()
@@ -164,7 +164,7 @@ class Twice(Block):
 def test_blocks_with_the_same_experts_go_together() -> None:
     program = prepared(Twice())
     linears = find_linears(program)
-    (group,) = together([find_mixture(n, linears) for n in moe_nodes(program)])
+    (group,) = together([find_block(n, linears) for n in moe_nodes(program)])
     assert len(group) == 2
     program = without(program)
     assert sorted(program.weights) == ["gate.weight", "second.weight", "w_in", "w_out"] and {
@@ -189,7 +189,7 @@ class Stranger(Block):
 def test_what_cannot_be_cut_says_why(block: Block, reason: str) -> None:
     program = prepared(block)
     with pytest.raises(NotARouter, match=reason):
-        find_mixture(moe_nodes(program)[0], find_linears(program))
+        find_block(moe_nodes(program)[0], find_linears(program))
 
 
 def test_nothing_is_read_until_it_is_asked_for_and_then_only_what_stays() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moec.dialect import Activation
 from moec.dialect.experts import dense_expert, experts_reference
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 
 MARGIN = 2.0  # times the error of the same computation in PyTorch
 
@@ -22,8 +22,8 @@ class Problem:
     x: Tensor
     ids: Tensor
     weights: Tensor
-    w_in: Tensor | Packed
-    w_out: Tensor | Packed
+    w_in: Tensor | ExpertCodes
+    w_out: Tensor | ExpertCodes
     b_in: Tensor | None
     b_out: Tensor | None
 
@@ -32,7 +32,7 @@ class Problem:
 
     def reference(self, rule: Activation, dtype: torch.dtype, before: bool = False) -> Tensor:
         """The dialect's reference with everything in `dtype`; weights that are packed are unpacked first."""
-        dense = [t.unpacked() if isinstance(t, Packed) else t for t in self.tensors()]
+        dense = [t.unpacked() if isinstance(t, ExpertCodes) else t for t in self.tensors()]
         x, ids, weights, w_in, w_out, b_in, b_out = (
             t if t is None or not t.is_floating_point() else t.to(dtype) for t in dense
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.dialect import Activation, Routing
 from moec.kernels import launch
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.tiles import Tile
 from tests.kernels.accuracy import MARGIN, Problem, problem, ratio
 from tests.kernels.conftest import Interpret
@@ -39,7 +39,7 @@ def given(tokens: int, kind: str) -> Problem:
     )
     ids = made.ids.clone()
     ids.view(-1)[::4] = torch.tensor([WILD[n % len(WILD)] for n in range(len(ids.view(-1)[::4]))])
-    w_in: Tensor | Packed = made.w_in
+    w_in: Tensor | ExpertCodes = made.w_in
     if kind == "int4":
         generator = torch.Generator().manual_seed(0)
         values = torch.randint(0, 256, (6, 42, 24), dtype=torch.uint8, generator=generator)
@@ -47,7 +47,7 @@ def given(tokens: int, kind: str) -> Problem:
             (torch.rand(6, 42, 3, generator=generator) * 0.02).bfloat16(),
             torch.randint(0, 16, (6, 42, 3), dtype=torch.uint8, generator=generator),
         )
-        w_in = Packed(guarded(values), guarded(scale), guarded(zero))
+        w_in = ExpertCodes(guarded(values), guarded(scale), guarded(zero))
     else:
         assert isinstance(w_in, Tensor)
         w_in = guarded(w_in)

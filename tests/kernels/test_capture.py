@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from moec.dialect import Activation, Routing, moe_reference
 from moec.dialect.experts import dense_expert, experts_reference
 from moec.kernels import dispatch, launch
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from tests.kernels.accuracy import distance, problem
 from tests.kernels.conftest import Interpret
@@ -109,9 +109,9 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 def test_on_tensors_of_cuda_without_values(tokens: int, packed: bool) -> None:
     """On fake tensors there is nothing to read: whatever looks at a value, or copies to the host, raises."""
     with FakeTensorMode(), recording(90) as found, NeverWaiting():
-        w_in: Tensor | Packed = empty(6, 128, 64)
+        w_in: Tensor | ExpertCodes = empty(6, 128, 64)
         if packed:
-            w_in = Packed(empty(6, 128, 32, dtype=torch.uint8), empty(6, 128, 2))
+            w_in = ExpertCodes(empty(6, 128, 32, dtype=torch.uint8), empty(6, 128, 2))
         out = launch.moe(
             empty(tokens, 64),
             empty(6, 64),

@@ -14,7 +14,7 @@ from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from moec.kernels import launch
 from moec.kernels.checks import check_experts, check_ids, check_route, check_router
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from tests.kernels.accuracy import Problem, problem
 
@@ -25,8 +25,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
-def packed(rows: int = 48, group: int = 8, bits: int = 4) -> Packed:
-    return Packed(torch.zeros(6, rows, 40 * bits // 8, dtype=torch.uint8), torch.ones(6, rows, 40 // group), bits=bits)
+def packed(rows: int = 48, group: int = 8, bits: int = 4) -> ExpertCodes:
+    return ExpertCodes(
+        torch.zeros(6, rows, 40 * bits // 8, dtype=torch.uint8), torch.ones(6, rows, 40 // group), bits=bits
+    )
 
 
 def refused(given: Problem, rule: Activation = Activation()) -> str:  # noqa: B008  # immutable

@@ -10,7 +10,7 @@ import torch
 import moec.dialect
 from moec.dialect import Activation, pack
 from moec.kernels import launch
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.tiles import Tile
 from tests.kernels.accuracy import MARGIN, problem, ratio
 from tests.kernels.conftest import Interpret
@@ -18,11 +18,11 @@ from tests.kernels.conftest import Interpret
 EXPERTS, HIDDEN, INNER = 5, 64, 32
 
 
-def packed(rows: int, depth: int, kind: str, group: int, zeros: bool, dtype: torch.dtype) -> Packed:
+def packed(rows: int, depth: int, kind: str, group: int, zeros: bool, dtype: torch.dtype) -> ExpertCodes:
     generator = torch.Generator().manual_seed(rows)
     scale = (torch.rand(EXPERTS, rows, depth // group, generator=generator) + 0.5) / depth**0.5
     if kind == "fp8":
-        return Packed(
+        return ExpertCodes(
             torch.randn(EXPERTS, rows, depth, generator=generator).to(torch.float8_e4m3fn), scale.to(dtype), group=group
         )
     bits = int(kind[-1])
@@ -32,7 +32,7 @@ def packed(rows: int, depth: int, kind: str, group: int, zeros: bool, dtype: tor
         if zeros
         else None
     )
-    return Packed(pack(values, bits), (scale / 2 ** (bits - 2)).to(dtype), zero, bits)
+    return ExpertCodes(pack(values, bits), (scale / 2 ** (bits - 2)).to(dtype), zero, bits)
 
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])
@@ -47,7 +47,7 @@ def test_blocks_of_fp8() -> None:
     """DeepSeek-V3's: a scale for 128 by 128, the last of each row and column smaller."""
     values = torch.randn(1, 200, 150).to(torch.float8_e4m3fn)
     scale = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-    weight = Packed(values, scale, group=128, rows=128)
+    weight = ExpertCodes(values, scale, group=128, rows=128)
     ratios = (weight.unpacked() / values.float())[0]
     assert [float(ratios[a, b].round()) for a, b in ((0, 0), (127, 128), (128, 127), (199, 149))] == [1, 2, 3, 4]
 
@@ -73,7 +73,7 @@ def test_every_kind(interpret: Interpret, kind: str, group: int, zeros: bool, de
         w_out=packed(HIDDEN, INNER, kind, group, zeros, torch.bfloat16),
     )
     got = interpret(launch.experts, *given.tensors(), rule=Activation(), tile=Tile(16, 32, depth), sort=sort)
-    assert isinstance(given.w_in, Packed)
+    assert isinstance(given.w_in, ExpertCodes)
     shifted = replace(given, w_in=replace(given.w_in, scale=given.w_in.scale.roll(1, 1)))
     assert ratio(got, given, Activation()) < MARGIN < ratio(got, shifted, Activation())
 
@@ -85,7 +85,7 @@ def test_float32_and_mixed(interpret: Interpret) -> None:
         w_out=packed(HIDDEN, INNER, "int4", 32, True, torch.float32),
     )
     got = interpret(launch.experts, *given.tensors(), rule=Activation())
-    assert isinstance(given.w_out, Packed)
+    assert isinstance(given.w_out, ExpertCodes)
     assert (
         ratio(got, given, Activation())
         < MARGIN
@@ -97,7 +97,7 @@ def test_float32_and_mixed(interpret: Interpret) -> None:
 def test_blocks_of_fp8_in_the_kernel(interpret: Interpret, sort: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(EXPERTS, 2 * INNER, HIDDEN, generator=generator).to(torch.float8_e4m3fn)
-    weight = Packed(values, torch.rand(EXPERTS, 3, 2, generator=generator) + 0.5, group=48, rows=24)
+    weight = ExpertCodes(values, torch.rand(EXPERTS, 3, 2, generator=generator) + 0.5, group=48, rows=24)
     given = replace(problem(experts=EXPERTS, hidden=HIDDEN, inner=INNER), w_in=weight)
     got = interpret(launch.experts, *given.tensors(), rule=Activation(), tile=Tile(16, 32, 32), sort=sort)
     wrong = replace(given, w_in=replace(weight, scale=weight.scale.roll(1, 1)))

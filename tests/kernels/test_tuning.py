@@ -15,7 +15,7 @@ from torch import Tensor
 from moec.dialect import Activation
 from moec.kernels import launch
 from moec.kernels.ahead import SHARED_LIMIT_BYTES, compile_ahead
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from moec.kernels.tiles import ROWS, Tile, rows_for, table, tile_for
 from moec.kernels.tuning import SIZES, Block, candidates, choose, clock_of, fits, relative, shared_bytes, tune
@@ -113,9 +113,9 @@ def test_never_more_is_left_out_than_does_not_fit(compiler: Interpret, tile: Til
 
 def block(kind: str = "single", tokens: int = 5) -> Block:
     made = problem(tokens=tokens, hidden=64, inner=32)
-    w_in: Tensor | Packed = made.w_in
+    w_in: Tensor | ExpertCodes = made.w_in
     if kind == "packed":
-        w_in = Packed(torch.zeros(6, 64, 32, dtype=torch.uint8), torch.ones(6, 64, 2))
+        w_in = ExpertCodes(torch.zeros(6, 64, 32, dtype=torch.uint8), torch.ones(6, 64, 2))
     return Block(w_in, made.w_out, None, None, Activation(), 2, torch.float32)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from moec.dialect import dequantize
 from moec.quantization.grid import Grid
-from moec.quantization.rounding import Packed, encode, quantize_weight
+from moec.quantization.rounding import encode, quantize_weight
 from moec.weights import lazy as weights
 from moec.weights.lazy import from_file, from_tensor
 from moec.weights.shards import write_shards
+from moec.weights.weight import PackedWeight
 
 # relative error of normal numbers in groups of 32: measured 0.0053, 0.087 and 0.37 by rounding; each bound is broken by
 # half the bits
@@ -29,7 +30,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def decoded(parts: Packed, bits: int) -> Tensor:
+def decoded(parts: PackedWeight, bits: int) -> Tensor:
     return dequantize(
         parts.packed.load(), parts.scale.load(), None if parts.zero is None else parts.zero.load(), bits=bits
     )

@@ -19,7 +19,7 @@ from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import second_moments
 from moec.quantization.rounding import encode
-from moec.quantization.sequential import Sequential, key_of, unpacked
+from moec.quantization.sequential import Matrix, Sequential, key_of, unpacked
 from moec.recognition.weight_roles import Use, weight_uses
 from tests import zoo
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_fitted_is_rounded_and_named(monkeypatch: pytest.MonkeyPa
         lambda self, e: torch.full((32, 32), float("nan")) if e == 3 else torch.eye(32) + 0.9,
     )
     job = done(of, [(u, GPTQ) for u in pair])
-    assert job.rounded == [f"{pair[0].name}[3]"] and pair[0].weight is not None
+    assert job.rounded == [Matrix(pair[0].name, 3)] and pair[0].weight is not None
     scales = job.made[key_of(pair[0], GPTQ)].scale.load()
     same = [torch.equal(scales[e], encode(pair[0].weight.load()[e], RTN)[1]) for e in range(8)]
     assert same == [e == 3 for e in range(8)]

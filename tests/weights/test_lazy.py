@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moec.weights import lazy
 from moec.weights.lazy import Weight
+from moec.weights.weight import PackedWeight
 
 A, B, C = torch.randn(7, 5), torch.randn(7, 5), torch.randn(4, 6, 3)
 WA, WB, WC = (lazy.from_tensor(t, name) for t, name in ((A, "a"), (B, "b"), (C, "c")))
@@ -141,7 +142,7 @@ def coded(seed: int, bits: int = 4, rows_: int = 6, zeros: bool = True) -> Weigh
     ]
     packed, scale, zero_ = (None if p is None else lazy.from_tensor(p, f"{seed}.{i}") for i, p in enumerate(parts))
     assert packed is not None and scale is not None
-    return lazy.decoded(lazy.Coded(packed, scale, zero_, bits))
+    return lazy.decoded(PackedWeight(packed, scale, zero_, bits))
 
 
 def test_movements_of_rows_keep_codes() -> None:

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 
 from moec.weights.lazy import concat, from_tensor, merged
-from moec.weights.widths import Mixture, taken
+from moec.weights.widths import ExpertWidths, taken
 
 
 def test_parts_and_the_order_that_undoes_them() -> None:
-    mixture = Mixture((4, 2, 8, 2, 4))
+    mixture = ExpertWidths((4, 2, 8, 2, 4))
     assert mixture.parts == ((2, (1, 3)), (4, (0, 4)), (8, (2,)))
     assert mixture.order == (2, 0, 4, 1, 3)
     stored = [e for _, experts in mixture.parts for e in experts]
@@ -34,7 +34,7 @@ def test_rows_in_another_order_are_read_one_by_one() -> None:
 
 def test_there_and_back() -> None:
     value = torch.randn(5, 4, 2)
-    mixture = Mixture((4, 2, 8, 2, 4))
+    mixture = ExpertWidths((4, 2, 8, 2, 4))
     parts = [taken(from_tensor(value, "w"), experts) for _, experts in mixture.parts]
     again = taken(concat(parts, 0), mixture.order)
     assert torch.equal(again.load(), value)

@@ -20,11 +20,11 @@ import onnx_ir as ir
 
 from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.packed import Quantized
 from moec.backends.onnx.routing_proofs import masked
 from moec.backends.onnxruntime.experts.activation import emit_gated, emit_plain
 from moec.backends.onnxruntime.packed.quantized import emit_product, kernel_inputs
 from moec.weights.lazy import Weight, rows, select
+from moec.weights.weight import PackedWeight
 
 FLAT = 16  # experts that stand in the main graph at most
 # experts in one branch at most: entering a branch takes as long as passing some 16 experts that nobody chose, if each
@@ -215,7 +215,7 @@ def _linear(
     weight, bias = block.matrix("w_out" if role == "out" else "w_in", e), block.b_out if role == "out" else block.b_in
     name, cut = f"{e}.{role}", partial(_cut, part)
     biases = [] if bias is None else [emit.weight(cut(select(bias, e)), f"{name}.bias")]
-    if isinstance(weight, Quantized):
+    if isinstance(weight, PackedWeight):
         own = weight.each(cut)
         y = emit_product(emit, x, own, kernel_inputs(emit.graph, own, f"{emit.name}.{name}"))
         return emit("Add", y, *biases) if biases else y

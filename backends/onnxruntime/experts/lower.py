@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from moec.backends.onnx.block import INPUTS, Block, read
 from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
-from moec.backends.onnx.packed import Quantized, remove_unread
+from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
 from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
 from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable
@@ -26,6 +26,7 @@ from moec.backends.onnxruntime.experts.operands import WIDE
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.backends.onnxruntime.experts.widths import emit_each_width
+from moec.weights.weight import PackedWeight
 
 
 def lower(
@@ -94,9 +95,8 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
 def _why_kernel(block: Block, apart: bool, bits: int) -> str:
     if apart:
         return "one operator computes all experts of a width"
-    stored = sorted(
-        {part.w_in.bits for part in block.parts} or {block.w_in.bits} if isinstance(block.w_in, Quantized) else {bits}
-    )
+    own = block.w_in.bits if isinstance(block.w_in, PackedWeight) else bits
+    stored = sorted({part.w_in.bits for part in block.parts} or {own})
     wider = f"; {stored[0]} bits become {bits} when loaded" if stored[0] < bits else ""
     return f"one operator computes all experts{wider}"
 
@@ -114,12 +114,12 @@ def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -
 
 def is_packed(block: Block) -> bool:
     """Whether one of the experts' matrices is quantized."""
-    return isinstance(block.w_in, Quantized) or isinstance(block.w_out, Quantized)
+    return isinstance(block.w_in, PackedWeight) or isinstance(block.w_out, PackedWeight)
 
 
 def _is_uniform(block: Block, bits: int) -> bool:
     """Whether all experts are stored in so many bits."""
-    return not block.parts and isinstance(block.w_in, Quantized) and block.w_in.bits == bits
+    return not block.parts and isinstance(block.w_in, PackedWeight) and block.w_in.bits == bits
 
 
 def _renormalizes(block: Block) -> bool:
@@ -128,10 +128,10 @@ def _renormalizes(block: Block) -> bool:
 
 
 def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
-    packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, Quantized)]
+    packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
-    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "block"))
+    widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "group"))
     found = {
         "kernel": "QMoE" if kernel else "MatMulNBits",
         "bits": widths,

@@ -9,10 +9,11 @@ import torch
 
 from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.packed import Quantized, packed_zeros
+from moec.backends.onnx.packed import packed_zeros
 from moec.backends.onnx.tensors import add_initializer
 from moec.dialect import pack
 from moec.weights.lazy import Weight, from_tensor, rowwise
+from moec.weights.weight import PackedWeight
 from moec.weights.widths import order_of
 
 Operands = tuple[ir.Value, ir.Value, ir.Value | None]  # codes, scales, zero points
@@ -39,7 +40,7 @@ def operands(emit: Emitter, block: Block, role: str, bits: int, move: Callable[[
     return codes, scales, zeros
 
 
-def _stack(emit: Emitter, weight: Quantized, role: str, bits: int) -> Operands:
+def _stack(emit: Emitter, weight: PackedWeight, role: str, bits: int) -> Operands:
     codes, scales = emit.weight(weight.packed, f"{role}.packed"), emit.weight(weight.scale, f"{role}.scales")
     zeros = None if weight.zero is None else emit.weight(packed_zeros(weight.zero, weight.bits), f"{role}.zeros")
     if weight.bits == bits:

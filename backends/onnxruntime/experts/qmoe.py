@@ -11,11 +11,11 @@ import onnx_ir as ir
 
 from moec.backends.onnx.block import Block, Part
 from moec.backends.onnx.emit import MICROSOFT, Emitter
-from moec.backends.onnx.packed import Quantized
 from moec.backends.onnxruntime.experts.mixing import spread_weights
 from moec.backends.onnxruntime.experts.native_rule import kernel_activation
 from moec.backends.onnxruntime.experts.operands import NARROW, WIDE, interleave, operands
 from moec.weights.lazy import Weight
+from moec.weights.weight import PackedWeight
 
 CUDA_BLOCKS = (32, 64, 128)
 # the block size at which the CPU's kernel of 2 bits rounds nothing, and takes 15 times as long for one token as that of
@@ -31,9 +31,9 @@ def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
         rounded: whether activations may be rounded to 8 bits.
     """
     w_in, w_out = block.w_in, block.w_out
-    if not isinstance(w_in, Quantized) or not isinstance(w_out, Quantized):
+    if not isinstance(w_in, PackedWeight) or not isinstance(w_out, PackedWeight):
         return "only one of the experts' matrices is packed"
-    if (w_in.bits, w_in.block) != (w_out.bits, w_out.block):
+    if (w_in.bits, w_in.group) != (w_out.bits, w_out.group):
         return "the QMoE operator has one width and one block size for both matrices"
     if provider == "cuda":
         return _why_not_cuda(block, w_in)
@@ -42,13 +42,13 @@ def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
     )
 
 
-def _why_not_cuda(block: Block, weight: Quantized) -> str:
+def _why_not_cuda(block: Block, weight: PackedWeight) -> str:
     if block.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return "the CUDA kernel of QMoE has half precision only"
     sizes = (block.hidden, block.w_out.shape[2])
     if any(size % 64 for size in sizes):
         return f"the CUDA kernel of QMoE needs sizes that are multiples of 64, not {sizes}"
-    return "" if weight.block in CUDA_BLOCKS else f"the CUDA kernel of QMoE has no blocks of {weight.block}"
+    return "" if weight.group in CUDA_BLOCKS else f"the CUDA kernel of QMoE has no blocks of {weight.group}"
 
 
 def each_width(block: Block, provider: str, rounded: bool) -> bool:
@@ -67,8 +67,8 @@ def kernel_bits(block: Block | Part, provider: str, rounded: bool) -> int:
     """The width of the codes that one operator reads: not less than 4 on the CPU, unless its kernel of 2 bits is one
     that rounds activations."""
     w_in = block.w_in
-    assert isinstance(w_in, Quantized)
-    wider = provider == "cpu" and w_in.bits == NARROW and (not rounded or w_in.block <= SLOW_NARROW)
+    assert isinstance(w_in, PackedWeight)
+    wider = provider == "cpu" and w_in.bits == NARROW and (not rounded or w_in.group <= SLOW_NARROW)
     return WIDE if wider else w_in.bits
 
 
@@ -83,7 +83,7 @@ def emit_qmoe(
         bits: of the codes that it reads, see `kernel_bits`; those that are stored when 0.
     """
     w_in, rule = block.w_in, kernel_activation(block.activation)
-    assert isinstance(w_in, Quantized) and rule is not None
+    assert isinstance(w_in, PackedWeight) and rule is not None
     turn = interleave if block.activation.gated else _as_it_is
     bits, b_in = bits or w_in.bits, None if block.b_in is None else turn(block.b_in)
     first, second = operands(emit, block, "w_in", bits, turn), operands(emit, block, "w_out", bits, _as_it_is)
@@ -93,7 +93,7 @@ def emit_qmoe(
         tensors.pop()
     return emit(
         "QMoE", x, logits, *tensors, domain=MICROSOFT, k=block.top_k, normalize_routing_weights=int(weights is None),
-        expert_weight_bits=bits, block_size=w_in.block, quant_type="int", weights_prepacked=0, accuracy_level=0, **rule,
+        expert_weight_bits=bits, block_size=w_in.group, quant_type="int", weights_prepacked=0, accuracy_level=0, **rule,
     )  # fmt: skip
 
 

@@ -13,28 +13,31 @@ import torch
 
 from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
 from moec.backends.onnx.floats import refuse_floats
-from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
+from moec.backends.onnx.packed import packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
 from moec.backends.onnxruntime.packed.unpacking import emit_formula, emit_numbers
+from moec.program.dialect_call import DEQUANTIZE, DequantizeCall
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.targets.backend import Refusal
 from moec.weights.lazy import rowwise
+from moec.weights.weight import PackedWeight
 
 BITS = (2, 4, 8)
 BLOCKS = (16, 32, 64, 128, 256)  # elements with one scale: what the runtime's kernels are made for
 READERS = (
     torch.ops.aten.linear.default,
     torch.ops.aten.embedding.default,
-    torch.ops.moec.experts.default,
-    torch.ops.moec.moe.default,
+    EXPERTS,
+    MOE,
 )
 KERNEL_DTYPES = (torch.float32, torch.float16)
 
 
-def why_not_packed(weight: Quantized) -> str:
+def why_not_packed(weight: PackedWeight) -> str:
     """Why the runtime's kernels cannot read a packed weight, in a few words; empty when they can."""
-    if weight.block not in BLOCKS:
-        return f"no kernel reads blocks of {weight.block}, only of {', '.join(map(str, BLOCKS))}"
+    if weight.group not in BLOCKS:
+        return f"no kernel reads blocks of {weight.group}, only of {', '.join(map(str, BLOCKS))}"
     return "" if weight.dtype in KERNEL_DTYPES else f"no kernel scales in {str(weight.dtype)[6:]}"
 
 
@@ -43,20 +46,19 @@ def unreadable(program: Program) -> list[Refusal]:
     found = refuse_floats(
         program, "onnxruntime", f"format=int, bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}"
     )
-    for node in program.nodes(torch.ops.moec.dequantize.default):
-        packed, scale, zero = (program.weight_of(a) for a in (*node.args, None)[:3])
+    for node in program.nodes(DEQUANTIZE):
+        call = DequantizeCall(node)
+        packed, scale, zero = (program.weight_of(a) for a in (call.packed, call.scale, call.zero))
         if packed is None or scale is None or not any(user.target in READERS for user in node.users):
             continue
-        bits = node.kwargs["bits"]
-        assert isinstance(bits, int)
-        reason = why_not_packed(Quantized(packed, scale, zero, bits))
+        reason = why_not_packed(PackedWeight(packed, scale, zero, call.bits))
         if reason:
             fix = f"quantize to bits={'|'.join(map(str, BITS))}, group={'|'.join(map(str, BLOCKS))}"
-            found.append(Refusal(f"onnxruntime cannot read this quantized weight: {reason}", str(node.args[0]), fix))
+            found.append(Refusal(f"onnxruntime cannot read this quantized weight: {reason}", str(call.packed), fix))
     return found
 
 
-def kernel_inputs(graph: ir.Graph, weight: Quantized, name: str) -> list[ir.Value]:
+def kernel_inputs(graph: ir.Graph, weight: PackedWeight, name: str) -> list[ir.Value]:
     """A weight `[out, in]` as the initializers that `MatMulNBits` reads: `[out, blocks, bytes]`, scales, and zero
     points if it has any."""
     cut = rowwise("blocks", lambda t: t.reshape(len(t), weight.scale.shape[1], -1), weight.packed)
@@ -70,13 +72,13 @@ def kernel_inputs(graph: ir.Graph, weight: Quantized, name: str) -> list[ir.Valu
     ]
 
 
-def emit_product(emit: Emitter, x: ir.Value, weight: Quantized, inputs: list[ir.Value]) -> ir.Value:
+def emit_product(emit: Emitter, x: ir.Value, weight: PackedWeight, inputs: list[ir.Value]) -> ir.Value:
     """`x [..., in]` times the transpose of a weight `[out, in]`, given as its `kernel_inputs`."""
     rule = {
         "K": weight.shape[1],
         "N": weight.shape[0],
         "bits": weight.bits,
-        "block_size": weight.block,
+        "block_size": weight.group,
         "accuracy_level": 0,
     }
     return emit("MatMulNBits", x, *inputs, domain=MICROSOFT, **rule)
@@ -130,7 +132,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node) -> list[dict[str, Any]]:
     if output.uses() or output.is_graph_output():
         found += [(str(n.name), "computed from the packed weight") for n, _ in output.uses()]
         _compute(Emitter(graph, node), node)
-    said = {} if weight is None else {"bits": weight.bits, "block": weight.block, "bytes": weight.size_bytes}
+    said = {} if weight is None else {"bits": weight.bits, "block": weight.group, "bytes": weight.size_bytes}
     return [{"node": reader, "op": op, "weight": name, **said} for reader, op in found]
 
 
@@ -165,18 +167,18 @@ def _gathers(weight: ir.Value) -> list[ir.Node]:
     return [n for n, i in weight.uses() if i == 0 and n.op_type == "Gather" and n.attributes.get_int("axis", 0) == 0]
 
 
-def _replace_product(emit: Emitter, weight: Quantized, inputs: list[ir.Value]) -> None:
+def _replace_product(emit: Emitter, weight: PackedWeight, inputs: list[ir.Value]) -> None:
     x, bias = emit.node.inputs[0], (*emit.node.inputs, None)[2]
     assert x is not None
     y = emit_product(emit, x, weight, inputs)
     emit.replace(y if bias is None else emit("Add", y, bias))
 
 
-def _replace_gather(emit: Emitter, weight: Quantized, inputs: list[ir.Value]) -> None:
+def _replace_gather(emit: Emitter, weight: PackedWeight, inputs: list[ir.Value]) -> None:
     """The bytes are those of the product, so a head tied to its embedding is stored once; the runtime folds the reshape
     when it loads."""
     table = emit("Reshape", inputs[0], emit.constant([weight.shape[0], -1]))
-    rule = {"gather_axis": 0, "quantize_axis": 1, "bits": weight.bits, "block_size": weight.block}
+    rule = {"gather_axis": 0, "quantize_axis": 1, "bits": weight.bits, "block_size": weight.group}
     emit.replace(emit("GatherBlockQuantized", table, emit.node.inputs[1], *inputs[1:], domain=MICROSOFT, **rule))
 
 

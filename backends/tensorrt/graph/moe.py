@@ -21,7 +21,7 @@ from moec.backends.onnx.activation import emit_gated, emit_plain
 from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import DOMAIN, Emitter
 from moec.backends.onnx.floats import SmallFloats
-from moec.backends.onnx.packed import Quantized, remove_unread, widened
+from moec.backends.onnx.packed import remove_unread, widened
 from moec.backends.onnx.routing_proofs import distinct
 from moec.backends.tensorrt.graph.quantized import emit_weight, unfolded
 from moec.backends.tensorrt.plugins.chain import Sizes
@@ -30,6 +30,7 @@ from moec.errors import MoecError
 from moec.targets.backend import Refusal
 from moec.weights import lazy
 from moec.weights.lazy import Weight
+from moec.weights.weight import PackedWeight
 
 FLOAT = ir.DataType.FLOAT
 Part = Callable[[Weight], Weight]
@@ -54,7 +55,7 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
 
 def shape_of(block: Block) -> Shape:
     """What the policy wants to know of a block."""
-    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
+    packed = [w for w in (block.w_in, block.w_out) if isinstance(w, PackedWeight)]
     biases = {(False, False): "", (True, True): "all"}.get((block.b_in is not None, block.b_out is not None), "some")
     return Shape(
         block.experts,
@@ -95,11 +96,11 @@ GATHERED = "it is unpacked as a whole before experts are gathered from it"
 
 
 def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
-    packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, Quantized)]
+    packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
     kinds, widths, sizes = (
-        ", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "block")
+        ", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("kind", "bits", "group")
     )
     why = GATHERED if choice.form == "gathered" else "; ".join(dict.fromkeys(filter(None, layer.unfolded)))
     return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
@@ -128,7 +129,7 @@ def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str,
 
 def _sizes(layer: _Layer, choice: Choice, tokens: int) -> Sizes:
     block = layer.block
-    grids = [(w.bits, w.block) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
+    grids = [(w.bits, w.group) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
     biases = ["" if b is None else str(b.dtype).removeprefix("torch.") for b in (block.b_in, block.b_out)]
     return Sizes(
         block.experts,
@@ -167,7 +168,7 @@ class _Layer:
     distinct: bool
     whole: bool = False
     held: dict[str, str] = field(default_factory=dict)
-    packed: dict[str, Quantized] = field(default_factory=dict)
+    packed: dict[str, PackedWeight] = field(default_factory=dict)
     unfolded: list[str] = field(default_factory=list)
 
     @classmethod
@@ -209,13 +210,13 @@ class _Layer:
             else emit_plain(self.emit, rule, hidden[0], dtype)
         )
 
-    def matrix(self, weight: Weight | Quantized, role: str, part: Part) -> ir.Value:
+    def matrix(self, weight: Weight | PackedWeight, role: str, part: Part) -> ir.Value:
         """A weight, or rows of every expert's, as the graph reads it."""
         role = {"up": "w_in", "down": "w_out"}[role] if self.whole else role
-        own = weight.each(part) if isinstance(weight, Quantized) else part(weight)
+        own = weight.each(part) if isinstance(weight, PackedWeight) else part(weight)
         value = emit_weight(self.emit, own, role)
         self.unfolded.append(unfolded(value, own))
-        if self.whole and isinstance(weight, Quantized):
+        if self.whole and isinstance(weight, PackedWeight):
             self.packed[role] = widened(weight, max(weight.bits, 4))
         else:
             self.held[role] = str(value.name)
@@ -311,7 +312,7 @@ def _all_experts(layer: _Layer, role: str, part: Part, mix: ir.Value) -> ir.Valu
 def _second(layer: _Layer, active: ir.Value) -> ir.Value:
     """`[T, E * I]` times all second matrices below each other, `[T, H]`."""
     emit, block = layer.emit, layer.block
-    if isinstance(block.w_out, Quantized):  # its blocks lie along I, so it stays `[out, in]`: [H, E * I]
+    if isinstance(block.w_out, PackedWeight):  # its blocks lie along I, so it stays `[out, in]`: [H, E * I]
         return emit("Gemm", active, layer.matrix(block.w_out, "down", _beside), transB=1)
     return emit("MatMul", active, layer.matrix(block.w_out, "down", lambda w: lazy.merged(lazy.transpose(w, 1, 2))))
 

@@ -14,21 +14,23 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from moec.backends.onnx.emit import DOMAIN, Emitter, take_place
 from moec.backends.onnx.floats import SmallFloats, read_floats
-from moec.backends.onnx.packed import Quantized, read_quantized
+from moec.backends.onnx.packed import read_quantized
 from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.tensorrt.graph.formats import lacking
 from moec.backends.tensorrt.graph.small_floats import emit_floats, emit_rows, why_not_floats
 from moec.backends.tensorrt.policy import Plan
 from moec.dialect import pack
+from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT, DequantizeCall, DequantizeFloatCall
 from moec.program.program import Program
 from moec.quantization.small_floats import bits_of
 from moec.targets.backend import Refusal
 from moec.weights import lazy
 from moec.weights.lazy import Weight
+from moec.weights.weight import PackedWeight
 
 BLOCKS = (64, 128)  # of four bits; what NVIDIA documents for weights alone
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,46 +46,51 @@ class Codes(WeightTensor):  # type: ignore[misc]  # onnx_ir is Any to mypy
         self.weight = weight
 
 
-def why_not(weight: Quantized) -> str:
+def why_not(weight: PackedWeight) -> str:
     """Why TensorRT cannot read a packed weight, in a few words; empty when it can."""
     if weight.zero is not None:
         return "TensorRT has no zero points"
     if weight.bits not in (2, 4, 8):
         return f"there is no form for {weight.bits} bits"
-    if weight.bits < 8 and weight.block not in BLOCKS:
-        return f"TensorRT reads blocks of {' or '.join(map(str, BLOCKS))}, not of {weight.block}"
+    if weight.bits < 8 and weight.group not in BLOCKS:
+        return f"TensorRT reads blocks of {' or '.join(map(str, BLOCKS))}, not of {weight.group}"
     return "" if weight.dtype in DTYPES else f"TensorRT does not scale in {str(weight.dtype)[6:]}"
 
 
 def unreadable(program: Program, plan: Plan) -> list[Refusal]:
     """The quantized weights of a program whose grid TensorRT, or a GPU of the plan, does not read."""
     found = []
-    for node in program.nodes(torch.ops.moec.dequantize.default, torch.ops.moec.dequantize_float.default):
-        reason, fix = _why_not_read(program, node, plan)
+    for node in program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT):
+        call = DequantizeCall(node) if node.target is DEQUANTIZE else DequantizeFloatCall(node)
+        reason, fix = _why_not_read(program, call, plan)
         if reason:
-            found.append(Refusal(f"TensorRT cannot read this quantized weight: {reason}", str(node.args[0]), fix))
+            what = f"TensorRT cannot read this quantized weight: {reason}"
+            found.append(Refusal(what, str(next(iter(call.tensors().values()))), fix))
     return found
 
 
+_COMPUTED = "it is computed"
 _FIX = f"quantize with format=int, symmetric=True and group={'|'.join(map(str, BLOCKS))}"
 
 
-def _why_not_read(program: Program, node: fx.Node, plan: Plan) -> tuple[str, str]:
+def _why_not_read(program: Program, call: DequantizeCall | DequantizeFloatCall, plan: Plan) -> tuple[str, str]:
     """The reason, empty when there is none, and the way out."""
-    packed, scale, third = (program.weight_of(a) for a in (*node.args, None, None)[:3])
-    if packed is None or scale is None:
-        return "it is computed", _FIX
-    if node.target is torch.ops.moec.dequantize.default:
-        return why_not(Quantized(packed, scale, third, node.kwargs["bits"])), _FIX  # type: ignore[arg-type]
-    kind = str(node.kwargs["format"])
-    why = why_not_floats(SmallFloats(packed, scale, None, bits_of(kind), third, kind, node.meta["val"].dtype))
+    if isinstance(call, DequantizeCall):
+        packed, scale, zero = (program.weight_of(a) for a in (call.packed, call.scale, call.zero))
+        known = None if packed is None or scale is None else PackedWeight(packed, scale, zero, call.bits)
+        return (_COMPUTED if known is None else why_not(known)), _FIX
+    codes, scale, overall = (program.weight_of(a) for a in (call.codes, call.scale, call.overall))
+    if codes is None or scale is None:
+        return _COMPUTED, _FIX
+    kind = call.format
+    why = why_not_floats(SmallFloats(codes, scale, None, bits_of(kind), overall, kind, call.dtype))
     missing = lacking(kind, plan.edition, plan.architectures)
     return (why, f"quantize with format={kind}") if why or missing is None else (missing[0], f"{missing[1]}; or {_FIX}")
 
 
-def emit_weight(emit: Emitter, weight: Weight | Quantized, role: str) -> ir.Value:
+def emit_weight(emit: Emitter, weight: Weight | PackedWeight, role: str) -> ir.Value:
     """A weight as an initializer, or as what a packed one stands for."""
-    if not isinstance(weight, Quantized):
+    if not isinstance(weight, PackedWeight):
         return emit.weight(weight, role)
     if isinstance(weight, SmallFloats):
         return emit_floats(emit, weight, role)
@@ -93,7 +100,7 @@ def emit_weight(emit: Emitter, weight: Weight | Quantized, role: str) -> ir.Valu
     return _signed(emit, weight, value, role) if signs else value
 
 
-def _nibbles(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Value:
+def _nibbles(emit: Emitter, weight: PackedWeight, size: Weight, role: str) -> ir.Value:
     def signed(packed: Tensor, scale: Tensor) -> Tensor:
         if weight.bits == 2:
             places = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
@@ -108,16 +115,16 @@ def _nibbles(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Va
         codes,
         emit.weight(size, f"{role}.scales"),
         axis=len(weight.shape) - 1,
-        block_size=weight.block,
+        block_size=weight.group,
     )
 
 
-def _bytes(emit: Emitter, weight: Quantized, size: Weight, role: str) -> ir.Value:
+def _bytes(emit: Emitter, weight: PackedWeight, size: Weight, role: str) -> ir.Value:
     def signed(packed: Tensor, scale: Tensor) -> Tensor:
-        return _without_zeros(packed ^ 0x80, scale).view(torch.int8).reshape(-1, weight.block)
+        return _without_zeros(packed ^ 0x80, scale).view(torch.int8).reshape(-1, weight.group)
 
     cut = lazy.rowwise(
-        "signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.block), weight.packed, weight.scale
+        "signed", lambda p, s: signed(p, s).reshape(len(p), -1, weight.group), weight.packed, weight.scale
     )
     return emit_rows(emit, cut, size, weight.shape, role)
 
@@ -128,9 +135,9 @@ def _without_zeros(codes: Tensor, scale: Tensor) -> Tensor:
     return torch.where(empty, torch.zeros((), dtype=codes.dtype), codes)
 
 
-def _signed(emit: Emitter, weight: Quantized, value: ir.Value, role: str) -> ir.Value:
+def _signed(emit: Emitter, weight: PackedWeight, value: ir.Value, role: str) -> ir.Value:
     signs = lazy.rowwise("signs", lambda s: torch.where(s < 0, -1.0, 1.0).to(s.dtype).unsqueeze(-1), weight.scale)
-    cut = emit("Reshape", value, emit.constant([*weight.scale.shape, weight.block]))
+    cut = emit("Reshape", value, emit.constant([*weight.scale.shape, weight.group]))
     return emit("Reshape", emit("Mul", cut, emit.weight(signs, f"{role}.signs")), emit.constant(list(weight.shape)))
 
 
@@ -139,14 +146,14 @@ BYTES = "its 8-bit integers are in blocks, and products read one scale a row; fo
 FP4 = "products with activations of 16 bits or more do not read 4-bit floats; its bytes are saved, no time"
 
 
-def unfolded(value: ir.Value, weight: Weight | Quantized) -> str:
+def unfolded(value: ir.Value, weight: Weight | PackedWeight) -> str:
     """Why TensorRT does not read what `emit_weight` gave inside the product, as far as TensorRT-RTX 1.7 shows; empty
     when it seems to.
 
     Nothing could be run, but plans have sizes. Where weights are read packed, a plan is little more than they are. Else
     a kernel of 140 kB or more lies beside them, which unpacks them; or small ones are constants of 16 bits a number.
     """
-    if not isinstance(weight, Quantized):
+    if not isinstance(weight, PackedWeight):
         return ""
     if isinstance(weight, SmallFloats) and weight.overall is not None:
         return FP4
@@ -175,7 +182,7 @@ def lower_quantized(model: ir.Model) -> list[dict[str, Any]]:
         sizes = {
             "kind": weight.kind,
             "bits": weight.bits,
-            "block": weight.block,
+            "block": weight.group,
             "bytes": weight.size_bytes,
             "unfolded": unfolded(value, weight),
         }

@@ -50,7 +50,7 @@ def why_not_floats(weight: SmallFloats) -> str:
     if weight.overall is not None and weight.overall.shape:
         return "TensorRT has one number for a whole weight of nvfp4, not one for each matrix of a stack"
     if weight.overall is None and weight.scale.shape and weight.scale.shape[-1] != 1:
-        return f"TensorRT has one scale for a whole weight of fp8, or one for each row, not blocks of {weight.block}"
+        return f"TensorRT has one scale for a whole weight of fp8, or one for each row, not blocks of {weight.group}"
     return ""
 
 
@@ -70,7 +70,7 @@ def _fp8(emit: Emitter, weight: SmallFloats, role: str) -> ir.Value:
             emit.weight(weight.packed, f"{role}.codes", E4m3),
             emit.weight(weight.scale, f"{role}.scale"),
         )
-    cut = lazy.rowwise("cut", lambda t: t.reshape(len(t), -1, weight.block), weight.packed)
+    cut = lazy.rowwise("cut", lambda t: t.reshape(len(t), -1, weight.group), weight.packed)
     return emit_rows(emit, cut, weight.scale, weight.shape, role, E4m3)
 
 
@@ -79,7 +79,7 @@ def _nvfp4(emit: Emitter, weight: SmallFloats, overall: Weight, role: str) -> ir
         "DequantizeLinear", emit.weight(weight.scale, f"{role}.scales", E4m3), emit.weight(overall, f"{role}.overall")
     )
     codes = emit.weight(weight.packed, f"{role}.codes", E2m1)
-    return emit("DequantizeLinear", codes, steps, axis=len(weight.shape) - 1, block_size=weight.block)
+    return emit("DequantizeLinear", codes, steps, axis=len(weight.shape) - 1, block_size=weight.group)
 
 
 def emit_rows(

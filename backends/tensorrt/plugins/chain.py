@@ -30,7 +30,7 @@ from moec.dialect import Activation
 from moec.errors import MoecError
 from moec.kernels import launch
 from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled, compile_ahead
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import Launch, recording
 from moec.kernels.tiles import Tile, rows_for, tile_for
 
@@ -98,11 +98,11 @@ def _tensors(sizes: Sizes) -> list[Any]:
     def empty(*shape: int, dtype: str = sizes.dtype) -> Tensor:
         return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
 
-    def matrix(packed: tuple[int, ...], *shape: int) -> Tensor | Packed:
+    def matrix(packed: tuple[int, ...], *shape: int) -> Tensor | ExpertCodes:
         if not packed:
             return empty(*shape)
         (bits, group), (*rows, depth) = packed, shape
-        return Packed(
+        return ExpertCodes(
             empty(*rows, depth * bits // 8, dtype="uint8"), empty(*rows, depth // group), bits=bits, group=group
         )
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
-    from moec.backends.onnx.packed import Quantized
+    from moec.weights.weight import PackedWeight
 
 FILE = "model.packed"
 _ALIGNMENT_BYTES = 256
 _ITEM_BYTES = {"int32": 4, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def write(folder: Path, blocks: Sequence[Mapping[str, Quantized]]) -> list[dict[str, Any]]:
+def write(folder: Path, blocks: Sequence[Mapping[str, PackedWeight]]) -> list[dict[str, Any]]:
     """Write the packed matrices of blocks, `w_in` and `w_out`, one in memory at a time; no file where there are none.
 
     Returns:
@@ -51,7 +51,7 @@ def write(folder: Path, blocks: Sequence[Mapping[str, Quantized]]) -> list[dict[
         ) from failure
 
 
-def _write(file: Any, role: str, weight: Quantized) -> list[tuple[str, dict[str, Any]]]:
+def _write(file: Any, role: str, weight: PackedWeight) -> list[tuple[str, dict[str, Any]]]:
     import torch
 
     *rows, width = weight.packed.shape

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.weights.lazy import Coded, Weight, cast, columns, decoded, rowwise, whole
+from moec.weights.lazy import Weight, cast, columns, decoded, rowwise, whole
+from moec.weights.weight import PackedWeight
 
 METHOD, FORMAT = "compressed-tensors", "pack-quantized"
 PACKED, SCALE, ZERO, SHAPE, ORDER = "_packed", "_scale", "_zero_point", "_shape", "_g_idx"
@@ -88,7 +89,7 @@ def decode(stored: Mapping[str, Weight]) -> dict[str, Weight]:
     }
 
 
-def _coded(base: str, stored: Mapping[str, Weight]) -> Coded:
+def _coded(base: str, stored: Mapping[str, Weight]) -> PackedWeight:
     if base + ORDER in stored:
         raise MoecError("M206", "its inputs are reordered by importance (act-order)", base + ORDER, _WAY_OUT)
     if base + SCALE not in stored or base + SHAPE not in stored:
@@ -115,7 +116,7 @@ def _coded(base: str, stored: Mapping[str, Weight]) -> Coded:
     return in_short_groups(codes, scale, zeros, bits)
 
 
-def in_short_groups(packed: Weight, scale: Weight, zero: Weight | None, bits: int) -> Coded:
+def in_short_groups(packed: Weight, scale: Weight, zero: Weight | None, bits: int) -> PackedWeight:
     """The same numbers with a scale (and zero point) for every 128 inputs at least, or for the longest group that
     divides them."""
     width = packed.shape[-1] * 8 // bits
@@ -126,7 +127,7 @@ def in_short_groups(packed: Weight, scale: Weight, zero: Weight | None, bits: in
         times = group // short
         return part if times == 1 else rowwise(f"repeat[{times}]", lambda t: t.repeat_interleave(times, -1), part)
 
-    return Coded(packed, repeat(scale), None if zero is None else repeat(zero), bits)
+    return PackedWeight(packed, repeat(scale), None if zero is None else repeat(zero), bits)
 
 
 def as_bytes(words: Tensor) -> Tensor:

@@ -68,4 +68,5 @@ def _decoded(name: str, weight: Weight, scale: Weight | None, tile: tuple[int, i
         rows = tiles.repeat_interleave(height, 0)[start - first * height : stop - first * height]
         return weight.read(start, stop).float() * rows.repeat_interleave(width, 1)[:, : weight.shape[1]]
 
-    return Weight(weight.shape, torch.float32, f"tiles[{height}x{width}]({weight.origin}, {scale.origin})", read)
+    origin = f"tiles[{height}x{width}]({weight.origin}, {scale.origin})"
+    return Weight(weight.shape, torch.float32, origin, read, inputs=(weight, scale))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.huggingface.formats.compressed_tensors import BITS, as_bytes, in_short_groups
-from moec.weights.lazy import Coded, Weight, decoded, rowwise, transpose, whole
+from moec.weights.lazy import Weight, decoded, rowwise, transpose, whole
+from moec.weights.weight import PackedWeight
 
 METHODS = ("gptq", "auto-round")
 WEIGHT, ZEROS, SCALES, ORDER = ".qweight", ".qzeros", ".scales", ".g_idx"
@@ -83,7 +84,7 @@ def decode(stored: Mapping[str, Weight], less_one: bool = True, symmetric: bool 
     return {**plain, **{f"{base}.weight": decoded(_coded(base, stored, less_one, symmetric)) for base in packed}}
 
 
-def _coded(base: str, stored: Mapping[str, Weight], less_one: bool, symmetric: bool) -> Coded:
+def _coded(base: str, stored: Mapping[str, Weight], less_one: bool, symmetric: bool) -> PackedWeight:
     if base + ZEROS not in stored or base + SCALES not in stored:
         raise MoecError(
             "M205",

@@ -19,7 +19,7 @@ from moec.huggingface.formats.checkpoint import Checkpoint
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.weight_roles import PACKED
-from moec.weights.lazy import Coded, Weight
+from moec.weights.weight import PackedWeight, Weight
 
 Decode = Callable[[Mapping[str, Weight]], dict[str, Weight]]
 _WAY_OUT = "use the unquantized checkpoint and let moec quantize it, or one in compressed-tensors form (pack-quantized)"
@@ -85,7 +85,7 @@ def keep_packed(program: Program) -> int:
     return len(made)
 
 
-def _dequantize(program: Program, node: fx.Node, coded: Coded) -> fx.Node:
+def _dequantize(program: Program, node: fx.Node, coded: PackedWeight) -> fx.Node:
     reader = next(iter(node.users))
     names = [str(node.target) + ending for ending in (PACKED, "_scale", "_zero_point")]
     with program.graph.inserting_before(node):
@@ -96,6 +96,6 @@ def _dequantize(program: Program, node: fx.Node, coded: Coded) -> fx.Node:
 
 
 def _refuse_lost(name: str, weight: Weight) -> None:
-    if "decoded[" in weight.origin:
+    if any(part.coded is not None for part in weight.expression()):
         what = f"the quantized weights of {name!r} lie in another layout than the model computes with"
         raise MoecError("M206", what, weight.origin[:200], _WAY_OUT)

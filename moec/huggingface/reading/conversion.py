@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,7 +144,11 @@ def _concatenate(operation: Any, pieces: Pieces, probe: Mapping[str, Tensor], fa
 def _transpose(operation: Any, pieces: Pieces, probe: Mapping[str, Tensor], facts: dict[str, Any]) -> Pieces:
     weight = _only(pieces)
     stays = operation.check_dims and weight.shape == tuple(facts["model"].get_parameter(facts["full_layer_name"]).shape)
-    return {next(iter(probe)): weight if stays else transpose(weight, operation.dim0, operation.dim1)}
+    if stays:
+        return {next(iter(probe)): weight}
+    turned = transpose(weight, operation.dim0, operation.dim1)
+    experts = len(weight.shape) == 3 and {operation.dim0 % 3, operation.dim1 % 3} == {1, 2}
+    return {next(iter(probe)): replace(turned, relaid=experts)}
 
 
 def _cut(operation: Any, pieces: Pieces, probe: Mapping[str, Tensor], _facts: dict[str, Any]) -> Pieces:

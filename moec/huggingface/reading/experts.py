@@ -4,6 +4,7 @@ layout."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -116,7 +117,8 @@ def place(
     shape = change(stand_in).shape
     setattr(module, name, nn.Parameter(torch.empty(shape, dtype=value.dtype, device=META), requires_grad=False))
     if full in weights:
-        weights[full] = change(weights[full])
+        changed = change(weights[full])
+        weights[full] = changed if changed is weights[full] else replace(changed, relaid=True)
 
 
 def _layout(weight: Weight, gate: Gate | None, transposed: bool) -> Weight:

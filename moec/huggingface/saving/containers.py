@@ -14,7 +14,7 @@ from moec.weights.lazy import Weight
 
 
 @dataclass(frozen=True)
-class Block:
+class UpcycledLayer:
     """One upcycled layer: router `[E, H]`, w_in `[E, 2*I, H]` (gate rows first), w_out `[E, H, I]`, lazy."""
 
     router: Weight
@@ -35,7 +35,7 @@ class Upcycled:
         dtype: in which it will be stored.
     """
 
-    blocks: dict[int, Block]
+    blocks: dict[int, UpcycledLayer]
     layers: int
     routing: Routing
     experts: int

@@ -5,13 +5,10 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-import torch
-
 from moec.errors import MoecError
+from moec.program.moe_call import EXPERTS, MoeCall
 from moec.program.program import Program
-from moec.recognition.linear import value_of
 
-ops = torch.ops.moec
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of
 # experts
@@ -50,8 +47,7 @@ def pruned_config(program: Program, config: Any) -> Any:
     other = next((step.name for step in program.history if step.rewrites and step.name not in _SAYABLE), None)
     if other is not None:
         raise _refuse(program, f"{other} changed the architecture of a {config.model_type}")
-    matrices = [node.args[3] for node in program.nodes(ops.experts.default)]
-    counts = sorted({int(value_of(w).shape[0]) for w in matrices})
+    counts = sorted({MoeCall(node).experts for node in program.nodes(EXPERTS)})
     if len(counts) != 1:
         raise _refuse(
             program,

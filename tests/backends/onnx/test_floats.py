@@ -99,12 +99,12 @@ def test_the_graph_says_what_the_program_says(text: str, dtype: torch.dtype) -> 
             dtype,
             node.kwargs["format"],
         )
-        assert sum(w.size_bytes for w in read.parts) == read.size_bytes and (read.block, read.kind) == _GRIDS[text](
+        assert sum(w.size_bytes for w in read.parts()) == read.size_bytes and (read.group, read.kind) == _GRIDS[text](
             read.shape[-1]
         )
         want = torch.ops.moec.dequantize_float(*(program.weight_of(a).load() for a in node.args), **node.kwargs)  # type: ignore[union-attr]
         some = read.each(lambda w: rows(w, 3, 9))
-        got = torch.ops.moec.dequantize_float(*(w.load() for w in some.parts), format=read.format, dtype=read.dtype)
+        got = torch.ops.moec.dequantize_float(*(w.load() for w in some.parts()), format=read.format, dtype=read.dtype)
         assert torch.equal(got, want[3:9]) and not torch.equal(got, want[4:10])
 
 

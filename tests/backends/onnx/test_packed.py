@@ -5,24 +5,25 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnx.packed import Quantized, packed_zeros, read_quantized
+from moec.backends.onnx.packed import packed_zeros, read_quantized
 from moec.backends.onnx.tensors import add_initializer
 from moec.dialect import pack
 from moec.weights.lazy import from_tensor, select
+from moec.weights.weight import PackedWeight
 
 CODES = torch.arange(2 * 3 * 32).reshape(2, 3, 32) % 16
 
 
-def quantized() -> Quantized:
+def quantized() -> PackedWeight:
     zero = torch.arange(12, dtype=torch.uint8).reshape(2, 3, 2)
-    return Quantized(
+    return PackedWeight(
         from_tensor(pack(CODES, 4), "packed"), from_tensor(torch.ones(2, 3, 2), "scale"), from_tensor(zero, "zero"), 4
     )
 
 
 def test_it_tells_the_weight_that_it_stands_for() -> None:
     weight = quantized()
-    assert (weight.shape, weight.dtype, weight.block) == ((2, 3, 32), torch.float32, 16)
+    assert (weight.shape, weight.dtype, weight.group) == ((2, 3, 32), torch.float32, 16)
     assert weight.size_bytes == 2 * 3 * 16 + 2 * 3 * 2 * 4 + 2 * 3, "two zero points of 4 bits are one byte"
     assert weight.kind == "4 bits in blocks of 16, with zero points"
     assert weight.each(lambda part: select(part, 1)).shape == (3, 32)

@@ -13,7 +13,7 @@ from moec.backends.onnx.tensors import add_initializer, weight_of
 from moec.dialect import pack
 from moec.program.program import Program
 from moec.weights.lazy import from_tensor
-from moec.weights.widths import Mixture
+from moec.weights.widths import ExpertWidths
 
 
 def rounded(weight: Tensor, bits: int, block: int, zeros: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -62,7 +62,7 @@ def mix(
     model: ir.Model, e: Any, bits: tuple[int, ...], block: int, zeros: bool, names: tuple[str, ...] = ("w_in", "w_out")
 ) -> None:
     """Put the expression of several widths where stacks stood, in place; `e` gets the numbers that it stands for."""
-    mixture = Mixture(bits)
+    mixture = ExpertWidths(bits)
     for name in names:
         old, value = model.graph.initializers[name], getattr(e, name)
         dequantized, numbers = [], torch.empty_like(value)

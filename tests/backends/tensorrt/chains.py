@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moec.backends.tensorrt.plugins.chain import Kernel, Sizes, compile_chains, kernels
 from moec.dialect import Activation
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import start
 from moec.kernels.tiles import Tile
 from tests.kernels.accuracy import Problem
@@ -27,7 +27,7 @@ def sizes_of(given: Problem, rule: Activation, tokens: int, before: bool = False
     dtype, *biases = (
         "" if t is None else str(t.dtype).removeprefix("torch.") for t in (given.x, given.b_in, given.b_out)
     )
-    packed = [(w.bits, w.group) if isinstance(w, Packed) else () for w in (given.w_in, given.w_out)]
+    packed = [(w.bits, w.group) if isinstance(w, ExpertCodes) else () for w in (given.w_in, given.w_out)]
     return Sizes(
         experts, given.ids.shape[1], hidden, inner, tokens, dtype, rule, before, *biases, *packed, turned=turned
     )
@@ -44,7 +44,7 @@ def computed(sizes: Sizes, given: Problem, sm: int = 80, tile: Tile | None = SMA
         "b_out": given.b_out,
     }
     for side, w in (("in", given.w_in), ("out", w_out)):
-        known |= {f"w_{side}": w.values, f"s_{side}": w.scale} if isinstance(w, Packed) else {f"w_{side}": w}
+        known |= {f"w_{side}": w.values, f"s_{side}": w.scale} if isinstance(w, ExpertCodes) else {f"w_{side}": w}
     for kernel in kernels(sizes, sm, tile):
         known |= _run(kernel, known, len(given.x))
     return known["out"]

@@ -48,4 +48,14 @@ def test_interleaved_and_transposed_experts_become_canonical(saved: Saved) -> No
     bias = stored[name + "gate_up_proj_bias"].load()
     assert torch.equal(weights[name + "gate_up_proj_bias"].load(), torch.cat([bias[:, 0::2], bias[:, 1::2]], 1))
     assert torch.equal(weights[name + "down_proj"].load(), stored[name + "down_proj"].load().transpose(1, 2))
+    assert all(weights[name + matrix].relaid for matrix in ("gate_up_proj", "down_proj"))
+    assert not any(part.relaid for w in stored.values() for part in w.expression()), "not those of the files"
     assert not weights[name + "gate_up_proj"].atomic, "experts should stay readable one by one"
+
+
+def test_experts_that_are_canonical_already_stay_as_they_lie(saved: Saved) -> None:
+    model, _, weights = private(saved("mixtral"))
+    before = dict(weights)
+    assert use_moec_experts(model, weights) == 2
+    assert all(weights[name] is before[name] for name in before)
+    assert not any(part.relaid for w in weights.values() for part in w.expression())

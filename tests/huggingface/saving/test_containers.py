@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from moec.dialect import Routing
-from moec.huggingface.saving.containers import Block, Container, Upcycled, choose
+from moec.huggingface.saving.containers import Container, Upcycled, UpcycledLayer, choose
 from moec.weights.lazy import zeros
 
-BLOCK = Block(*(zeros((1,), torch.float32) for _ in range(3)))
+BLOCK = UpcycledLayer(*(zeros((1,), torch.float32) for _ in range(3)))
 COPIES = Upcycled({0: BLOCK, 1: BLOCK}, 2, Routing(2), 8, 48, True, torch.float32)
 SHARDS = replace(COPIES, routing=Routing(4, groups=8, top_groups=1), experts=32, intermediate=12)
 

@@ -14,7 +14,7 @@ import torch
 from moec.dialect import Activation, Routing
 from moec.kernels import launch
 from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled, compile_ahead
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from tests.kernels.conftest import Interpret
 
@@ -37,12 +37,12 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def weights(kind: str, *shape: int) -> torch.Tensor | Packed:
+def weights(kind: str, *shape: int) -> torch.Tensor | ExpertCodes:
     experts, rows, depth = shape
     if kind == "int4":
-        return Packed(empty(experts, rows, depth // 2, dtype=torch.uint8), empty(experts, rows, depth // 128))
+        return ExpertCodes(empty(experts, rows, depth // 2, dtype=torch.uint8), empty(experts, rows, depth // 128))
     if kind == "fp8":
-        return Packed(
+        return ExpertCodes(
             empty(*shape, dtype=torch.float8_e4m3fn),
             empty(experts, -(-rows // 128), -(-depth // 128), dtype=torch.float32),
             group=128,

@@ -10,7 +10,7 @@ import torch
 from moec.dialect import Activation
 from moec.kernels import launch
 from moec.kernels.ahead import SHARED_LIMIT_BYTES
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from moec.kernels.tiles import Tile
 from tests.kernels.accuracy import MARGIN, problem, ratio
@@ -46,7 +46,7 @@ def test_the_same_bits(interpret: Interpret, name: str) -> None:
 def test_packed_and_weighted_before(interpret: Interpret, sort: bool) -> None:
     given = problem(tokens=9, hidden=64, inner=32)
     scale = torch.rand(6, 64, 2, generator=torch.Generator().manual_seed(0)) * 0.02
-    given = replace(given, w_in=Packed(torch.randint(0, 256, (6, 64, 32), dtype=torch.uint8), scale))
+    given = replace(given, w_in=ExpertCodes(torch.randint(0, 256, (6, 64, 32), dtype=torch.uint8), scale))
     rule = {"rule": Activation(), "score_before": True, "sort": sort}
     come, stay = (interpret(launch.experts, *given.tensors(), tile=tile, **rule) for tile in (SMALL, STAYING))
     assert torch.equal(come, stay) and ratio(stay, given, Activation(), before=True) < MARGIN < ratio(

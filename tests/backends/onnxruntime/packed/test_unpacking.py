@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.packed import Quantized
 from moec.backends.onnxruntime.packed.quantized import emit_product, kernel_inputs
 from moec.backends.onnxruntime.packed.unpacking import told, unpack_products
 from moec.backends.onnxruntime.session.engine import MODEL_FILE, OnnxruntimeEngine
 from moec.dialect import Routing
 from moec.targets.target import Target
 from moec.weights.lazy import from_tensor
+from moec.weights.weight import PackedWeight
 from tests.backends.onnxruntime.blocks import Experts, error, lowered, moe_model, run, tokens, value
 from tests.backends.onnxruntime.rounding import meant, quantize_model, rounded
 
@@ -32,7 +32,7 @@ def product(bits: int, zeros: bool) -> tuple[ir.Model, torch.Tensor]:
     emit = Emitter(graph, old)
     packed, scale, zero = (None if t is None else from_tensor(t, str(n)) for n, t in enumerate(parts))
     assert packed is not None and scale is not None
-    weight = Quantized(packed, scale, zero, bits)
+    weight = PackedWeight(packed, scale, zero, bits)
     emit.replace(emit_product(emit, x, weight, kernel_inputs(graph, weight, "w")))
     return ir.Model(graph, ir_version=10), meant(parts, bits)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.backends.onnx.packed import Quantized
 from moec.backends.tensorrt.backend import TensorrtRtx
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.quantized import SIGNS, Codes, lower_quantized, unreadable, why_not
@@ -23,6 +22,7 @@ from moec.quantization.grid import Grid
 from moec.quantization.rounding import quantize_weight
 from moec.targets.target import Target
 from moec.weights.lazy import from_tensor
+from moec.weights.weight import PackedWeight
 from tests.backends.onnxruntime.blocks import add_initializer, error, run, tokens, value
 from tests.backends.tensorrt.tiny import needs_rtx
 
@@ -31,19 +31,19 @@ GRIDS = [(2, 64), (4, 64), (4, 128), (8, 32), (8, 128)]
 
 def quantized(
     bits: int, block: int, *shape: int, positive: bool = False, dtype: torch.dtype = torch.float32
-) -> Quantized:
+) -> PackedWeight:
     g = torch.Generator().manual_seed(bits + block)
     codes = torch.randint(0, 2**bits, shape, generator=g)
     scale = torch.randn(*shape[:-1], shape[-1] // block, generator=g) * 0.1
     scale = (scale.abs() + 0.01 if positive else scale).to(dtype)
-    return Quantized(from_tensor(pack(codes, bits), "packed"), from_tensor(scale, "scale"), None, bits)
+    return PackedWeight(from_tensor(pack(codes, bits), "packed"), from_tensor(scale, "scale"), None, bits)
 
 
-def meaning(weight: Quantized) -> Tensor:
+def meaning(weight: PackedWeight) -> Tensor:
     return torch.ops.moec.dequantize(weight.packed.load(), weight.scale.load(), bits=weight.bits)
 
 
-def dequantized(weight: Quantized) -> ir.Model:
+def dequantized(weight: PackedWeight) -> ir.Model:
     """A model whose output is a `moec::Dequantize` node, plus an input so that nothing is folded before it runs."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "moec": 1}, name="q")
     x = value("x", weight.dtype, [1])
@@ -57,7 +57,7 @@ def dequantized(weight: Quantized) -> ir.Model:
     return ir.Model(graph, ir_version=10)
 
 
-def read_back(model: ir.Model, weight: Quantized) -> Tensor:
+def read_back(model: ir.Model, weight: PackedWeight) -> Tensor:
     return run(model, x=torch.zeros(1, dtype=weight.dtype))
 
 
@@ -90,7 +90,7 @@ def test_grids_with_positive_scales_have_no_signs_and_are_exact(bits: int, group
     value_ = torch.randn(6, 256, generator=torch.Generator().manual_seed(bits))
     for positive in (True, False):
         made = quantize_weight(from_tensor(value_, "w"), Grid(bits, group, method=method, positive_scales=positive))
-        weight = Quantized(made.packed, made.scale, None, bits)
+        weight = PackedWeight(made.packed, made.scale, None, bits)
         model = dequantized(weight)
         (fact,) = lower_quantized(model)
         assert ("Mul" in [n.op_type for n in model.graph]) != positive and (fact["unfolded"] == SIGNS) != positive
@@ -123,9 +123,9 @@ def test_a_wrong_code_or_sign_is_seen() -> None:
     weight = quantized(4, 64, 6, 256)
     model = dequantized(weight)
     lower_quantized(model)
-    other = Quantized(weight.packed, from_tensor(weight.scale.load().abs(), "scale"), None, 4)
+    other = PackedWeight(weight.packed, from_tensor(weight.scale.load().abs(), "scale"), None, 4)
     assert not torch.equal(read_back(model, weight), meaning(other))
-    turned = Quantized(from_tensor(weight.packed.load() ^ 0x08, "packed"), weight.scale, None, 4)
+    turned = PackedWeight(from_tensor(weight.packed.load() ^ 0x08, "packed"), weight.scale, None, 4)
     assert not torch.equal(read_back(model, weight), meaning(turned))
 
 
@@ -133,7 +133,7 @@ def test_groups_of_nothing_stay_nothing() -> None:
     weight = quantized(4, 64, 6, 256)
     scale = weight.scale.load().clone()
     scale[2, 1] = 0
-    empty = Quantized(weight.packed, from_tensor(scale, "scale"), None, 4)
+    empty = PackedWeight(weight.packed, from_tensor(scale, "scale"), None, 4)
     model = dequantized(empty)
     lower_quantized(model)
     assert torch.equal(read_back(model, empty), meaning(empty)) and not meaning(empty)[2, 64:128].any()
@@ -213,7 +213,7 @@ def test_grids_that_tensorrt_lacks_are_named() -> None:
     zero = from_tensor(torch.zeros(6, 4, dtype=torch.uint8), "zero")
     q = quantized(4, 64, 6, 256)
     assert why_not(q) == ""
-    assert "zero points" in why_not(Quantized(q.packed, q.scale, zero, 4))
+    assert "zero points" in why_not(PackedWeight(q.packed, q.scale, zero, 4))
     assert "blocks of 64 or 128, not of 32" in why_not(quantized(4, 32, 6, 256))
     assert why_not(quantized(8, 32, 6, 256)) == ""
     assert "float64" in why_not(quantized(4, 64, 6, 256, dtype=torch.float64))

@@ -47,7 +47,9 @@ def weight(kind: str, *shape: int, dtype: torch.dtype = torch.float32) -> SmallF
 
 
 def meaning(floats: SmallFloats) -> Tensor:
-    return torch.ops.moec.dequantize_float(*(p.load() for p in floats.parts), format=floats.format, dtype=floats.dtype)
+    return torch.ops.moec.dequantize_float(
+        *(p.load() for p in floats.parts()), format=floats.format, dtype=floats.dtype
+    )
 
 
 def graph_of(floats: SmallFloats) -> ir.Model:

@@ -26,7 +26,7 @@ from moec.backends.tensorrt.policy import KERNELS
 from moec.dialect import Activation, pack
 from moec.errors import MoecError
 from moec.kernels.ahead import SHARED_LIMIT_BYTES, Compiled
-from moec.kernels.packed import Packed
+from moec.kernels.packed import ExpertCodes
 from tests.backends.tensorrt.chains import FUSED, block, computed, sizes_of
 from tests.dialect.experts_case import ACTIVATIONS
 from tests.kernels.accuracy import MARGIN, problem, ratio
@@ -91,11 +91,13 @@ def test_packed_weights(interpret: Interpret, bits: int, most: int) -> None:
     assert ratio(got, packed, Activation()) < MARGIN < ratio(got, unsigned, Activation())
 
 
-def quantized(weight: torch.Tensor, bits: int) -> Packed:
+def quantized(weight: torch.Tensor, bits: int) -> ExpertCodes:
     generator = torch.Generator().manual_seed(bits)
     signs = torch.where(torch.rand(*weight.shape[:2], weight.shape[2] // 32, generator=generator) < 0.5, -1.0, 1.0)
     codes = torch.randint(0, 2**bits, weight.shape, generator=generator)
-    return Packed(pack(codes, bits), (signs * 2.0 ** (2 - bits) / weight.shape[2] ** 0.5).to(weight.dtype), bits=bits)
+    return ExpertCodes(
+        pack(codes, bits), (signs * 2.0 ** (2 - bits) / weight.shape[2] ** 0.5).to(weight.dtype), bits=bits
+    )
 
 
 def test_with_tiles_of_its_own(interpret: Interpret) -> None:

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from moec.backends.onnx.packed import Quantized
 from moec.backends.tensorrt.edition import RTX
 from moec.backends.tensorrt.plugins.packed_file import FILE, constants, write
 from moec.errors import MoecError
 from moec.weights.lazy import from_tensor
+from moec.weights.weight import PackedWeight
 from tests.backends.tensorrt.tiny import needs_rtx
 
 
-def weight(bits: int = 4, dtype: torch.dtype = torch.float16, depth: int = 64, zero: bool = False) -> Quantized:
+def weight(bits: int = 4, dtype: torch.dtype = torch.float16, depth: int = 64, zero: bool = False) -> PackedWeight:
     g = torch.Generator().manual_seed(bits)
     codes = torch.randint(0, 256, (3, 10, depth * bits // 8), dtype=torch.uint8, generator=g)
     scale = torch.randn(3, 10, max(depth // 32, 1), generator=g).to(dtype)
     zeros = from_tensor(torch.zeros(scale.shape, dtype=torch.uint8), "z") if zero else None
-    return Quantized(from_tensor(codes, "w"), from_tensor(scale, "s"), zeros, bits)
+    return PackedWeight(from_tensor(codes, "w"), from_tensor(scale, "s"), zeros, bits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -53,10 +53,10 @@ def test_nothing_packed_is_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [weight(zero=True), weight(depth=4), Quantized(weight().scale, weight().scale, None, 8)],
+    [weight(zero=True), weight(depth=4), PackedWeight(weight().scale, weight().scale, None, 8)],
     ids=["zeros", "odd", "floats"],
 )
-def test_what_the_kernels_do_not_read(tmp_path: Path, wrong: Quantized) -> None:
+def test_what_the_kernels_do_not_read(tmp_path: Path, wrong: PackedWeight) -> None:
     with pytest.raises(MoecError, match="packed integers without zero points") as caught:
         write(tmp_path, [{"w_in": wrong}])
     assert caught.value.code == "M208"

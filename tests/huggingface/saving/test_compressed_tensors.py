@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from moec.errors import MoecError
-from moec.huggingface.saving.save import save_hf
 from moec.huggingface.source import HuggingFaceSource, open_source
-from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.weights.lazy import from_tensor
 from tests.huggingface import packed
@@ -153,15 +151,3 @@ def test_what_the_form_cannot_hold_is_refused(
         and caught.value.fix
     )
     assert not (tmp_path / "out").exists()
-
-
-def test_a_weight_without_a_place_is_refused(saved: Saved, tmp_path: Path) -> None:
-    source = open_source(str(saved("mixtral")))
-    program = Pipeline.parse("quantize(bits=4, group=16)").run(source.capture())[0]
-    node = next(n for n in program.graph.nodes if n.op == "get_attr" and "gate.weight" in str(n.target))
-    name = program.add_weight("model.layers.0.mlp.another", program.weights[str(node.target)])
-    with program.graph.inserting_before(node):
-        node.replace_all_uses_with(program.read_weight(name))
-    program.finish()
-    with pytest.raises(MoecError, match="another"):
-        save_hf(program, source, tmp_path / "out")

@@ -1,0 +1,171 @@
+"""Quantized weights in the compressed-tensors form, which vLLM and other servers load: the same integers and scales.
+
+What the form has no place for is refused: moec never rounds anew. The form allows more than vLLM's kernels read, which
+is 4 and 8 bits in groups of 32, 64 or 128, for experts without zero points. Scales of symmetric grids may be negative,
+see `moec.quantization.rounding.encode`: reading is a product, whose sign they carry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moec.errors import MoecError
+from moec.huggingface.formats.compressed_tensors import FORMAT, METHOD, PACKED, SCALE, SHAPE, ZERO
+from moec.program.program import META
+from moec.weights.lazy import Weight, from_tensor, rowwise, whole
+
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # servers make one product of each of these
+_FIX = "quantize everything in a layer alike, or compile without --save-hf"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one module's weight is stored."""
+
+    num_bits: int
+    group_size: int
+    symmetric: bool
+
+
+def in_packed_form(config: Any, stored: Mapping[str, Weight], where: str) -> tuple[Any, dict[str, Weight]]:
+    """A config that says how its weights are packed, and the tensors of the files. Raises M206, see
+    `quantization_config`."""
+    tables = frozenset(name for name in stored if name.endswith(("embed_tokens.weight", "wte.weight")))
+    config.quantization_config = quantization_config(stored, tables, where)
+    return config, packed_tensors(stored, tables)
+
+
+def packed_tensors(stored: Mapping[str, Weight], tables: frozenset[str]) -> dict[str, Weight]:
+    """The tensors of the files, those that are packed as four: integers, scales, zero points where there are any, and
+    the shape.
+
+    Args:
+        stored: by name in the files.
+        tables: names of embeddings, which are stored as the numbers that they stand for: servers look rows up in plain
+            tables.
+    """
+    found: dict[str, Weight] = {}
+    for name, weight in stored.items():
+        coded = weight.coded
+        if coded is None or name in tables:
+            found[name] = weight
+            continue
+        found[name + PACKED] = rowwise("words", as_words, coded.packed)
+        found[name + SCALE] = coded.scale
+        if coded.zero is not None:
+            found[name + ZERO] = whole(f"words[{coded.bits}]", _row_words(coded.bits), coded.zero)
+        found[name + SHAPE] = from_tensor(torch.tensor(weight.shape), f"shape{list(weight.shape)}")
+    return found
+
+
+def as_words(codes: Tensor) -> Tensor:
+    """uint8 `[…, n]` as int32 `[…, n/4]`, filled up with zeros."""
+    full = F.pad(codes, (0, -codes.shape[-1] % 4))
+    return (
+        full.new_empty((*full.shape[:-1], full.shape[-1] // 4), dtype=torch.int32)
+        if full.device == META
+        else full.contiguous().view(torch.int32)
+    )
+
+
+def _row_words(bits: int) -> Any:
+    def pack_rows(numbers: Tensor) -> Tensor:
+        """uint8 `[out, n]` packed along `out` as int32 `[out*bits/32, n]`, lowest bits first."""
+        many = 32 // bits
+        full = F.pad(numbers, (0, 0, 0, -numbers.shape[0] % many)).to(torch.int64).reshape(-1, many, numbers.shape[1])
+        shifts = torch.arange(0, 32, bits, device=numbers.device)
+        return (full << shifts[:, None]).sum(1).to(torch.int32)
+
+    return pack_rows
+
+
+def quantization_config(stored: Mapping[str, Weight], tables: frozenset[str], where: str) -> dict[str, Any]:
+    """What config.json has to say of `packed_tensors`.
+
+    Raises:
+        MoecError: M206 when modules that servers compute as one are stored differently.
+    """
+    modules = {
+        name.removesuffix(".weight"): _scheme(w)
+        for name, w in stored.items()
+        if name.endswith(".weight") and len(w.shape) == 2 and name not in tables
+    }
+    _check_fused(modules, where)
+    kinds = Counter(s for name, s in modules.items() if s is not None and _EXPERT.match(name)) or Counter(
+        s for s in modules.values() if s is not None
+    )
+    first = kinds.most_common(1)[0][0]
+    groups = [(first, ["Linear"])]
+    others = sorted({s for s in modules.values() if s not in (None, first)}, key=str)
+    groups = [
+        (s, _targets([name for name, own in modules.items() if own == s])) for s in others if s is not None
+    ] + groups  # names before classes
+    head = [name for name in modules if name.endswith("lm_head")]
+    return {
+        "quant_method": METHOD,
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "config_groups": {
+            f"group_{i}": _group(s, names + [h for h in head if modules[h] == s and h not in names])
+            for i, (s, names) in enumerate(groups)
+        },
+        "ignore": _targets([name for name, scheme in modules.items() if scheme is None]),
+    }
+
+
+def _scheme(weight: Weight) -> Scheme | None:
+    coded = weight.coded
+    return None if coded is None else Scheme(coded.bits, weight.shape[-1] // coded.scale.shape[-1], coded.zero is None)
+
+
+def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+    weights = {
+        **asdict(scheme),
+        "type": "int",
+        "strategy": "group",
+        "dynamic": False,
+        "actorder": None,
+        "block_structure": None,
+    }
+    return {
+        "targets": targets,
+        "weights": weights,
+        "input_activations": None,
+        "output_activations": None,
+        "format": FORMAT,
+    }
+
+
+def _targets(names: list[str]) -> list[str]:
+    """Modules by name, the experts of a layer by one pattern: servers know them under other names."""
+    found = [re.sub(_EXPERT, lambda m: f"re:{re.escape(m[1])}\\..*|", name).partition("|")[0] for name in names]
+    return list(dict.fromkeys(found))
+
+
+def _check_fused(modules: Mapping[str, Scheme | None], where: str) -> None:
+    together: dict[tuple[str, int], set[Scheme | None]] = {}
+    for name, scheme in modules.items():
+        experts, (path, _, leaf) = _EXPERT.match(name), name.rpartition(".")
+        keys = [(experts[1], 0)] if experts else [(path, i) for i, fused in enumerate(_FUSED) if leaf in fused]
+        for key in keys:
+            together.setdefault(key, set()).add(scheme)
+    for (path, _), schemes in together.items():
+        if len(schemes) > 1:
+            said = " and ".join(
+                sorted(
+                    "unquantized" if s is None else f"{s.num_bits} bits in groups of {s.group_size}" for s in schemes
+                )
+            )
+            what = f"parts of {path} that servers compute as one are stored differently: {said}"
+            raise MoecError("M206", f"cannot save the program as a quantized checkpoint: {what}", where, _FIX)

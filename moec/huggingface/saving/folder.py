@@ -1,0 +1,67 @@
+"""A checkpoint's folder: written beside its place and renamed when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moec.errors import MoecError
+from moec.weights.lazy import Weight
+from moec.weights.shards import write_shards
+
+_BESIDE = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+)
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the folder and rename; nothing is left behind after an error or an interrupt."""
+    if folder.exists():
+        raise MoecError("M210", "the checkpoint's folder exists already", str(folder), "remove it or name another")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise MoecError(
+            "M210", f"the checkpoint's folder cannot be made: {error}", str(folder), "name a folder that can be written"
+        ) from error
+    try:
+        write(partial)
+        partial.chmod(0o755)
+        partial.rename(folder)
+    except OSError as error:
+        raise MoecError(
+            "M210",
+            f"the checkpoint cannot be written: {error}",
+            str(folder),
+            "make room on the disk, or name another folder",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_checkpoint(
+    folder: Path, config: Any, stored: dict[str, Weight], max_shard_bytes: int, beside: Path | None
+) -> None:
+    """Write config.json and the weights, one block of a weight in memory at a time.
+
+    Args:
+        stored: name in the files -> lazy weight. max_shard_bytes: of one weight file.
+        beside: a folder whose tokenizer files, licence and the like are copied, or None.
+    """
+    config.save_pretrained(folder)
+    write_shards(folder, stored, max_shard_bytes)
+    for pattern in _BESIDE if beside else ():
+        for file in beside.glob(pattern):  # type: ignore[union-attr]
+            shutil.copyfile(file, folder / file.name)

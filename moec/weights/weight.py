@@ -1,0 +1,130 @@
+"""A weight that is not in memory: its shape, its dtype and a way to read its rows; and one whose numbers are packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A tensor that is not there yet.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype.
+        origin: the expression that it stands for, as text for people; equal text means equal content within one
+            program. Nothing reads more out of it: what is to be decided by stands in the fields below.
+        read: `read(start, stop)` returns rows `start` to `stop` of the leading dimension (a scalar ignores both).
+        atomic: a part costs as much as the whole, so `blocks` does not cut it.
+        coded: the integers and scales that it is decoded from, for a weight of a checkpoint that is quantized already.
+            Expressions that only move whole rows keep it, all others lose it.
+        inputs: the weights that it is computed from; none for a tensor of a file or in memory.
+        relaid: reading the checkpoint changed the order of its elements, since the model's code keeps them in another
+            than `moec::experts` reads.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+    read: Callable[[int, int], Tensor]
+    atomic: bool = False
+    coded: PackedWeight | None = None
+    inputs: tuple[Weight, ...] = field(default=(), repr=False)
+    relaid: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def load(self) -> Tensor:
+        """The whole tensor."""
+        return self.read(0, self.shape[0] if self.shape else 1)
+
+    def meta(self) -> Tensor:
+        """A meta tensor of the same shape and dtype, for the graph."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def expression(self) -> Iterator[Weight]:
+        """The weight and all those that it is computed from, each once."""
+        seen, todo = {id(self)}, [self]
+        while todo:
+            yield (weight := todo.pop())
+            new = {id(w): w for w in weight.inputs if id(w) not in seen}
+            seen |= set(new)
+            todo += new.values()
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
+        """The tensor as consecutive blocks of rows of about `block_bytes` each (at least one row)."""
+        if not self.shape or self.atomic:
+            yield self.load()
+            return
+        row_bytes = max(1, self.size_bytes // max(1, self.shape[0]))
+        step = max(1, block_bytes // row_bytes)
+        for start in range(0, self.shape[0], step):
+            yield self.read(start, min(start + step, self.shape[0]))
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A weight `[..., out, in]` as the integers, scales and zero points that `moec::dequantize` reads, all lazy.
+
+    The one form of packed integers between checkpoints, quantization, programs and backends. Elsewhere are other things
+    under other names: `moec.kernels.packed.ExpertCodes`, tensors on a device, as the kernels read them;
+    `moec.quantization.small_floats.Floats`, codes of small floats.
+
+    Attributes:
+        packed: uint8 `[..., out, in * bits / 8]`, see `moec.dialect.pack`.
+        scale: `[..., out, in / group]`.
+        zero: uint8 like scale, or None for the symmetric grid.
+        bits: 2, 4 or 8.
+    """
+
+    packed: Weight
+    scale: Weight
+    zero: Weight | None
+    bits: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that it stands for."""
+        return (*self.packed.shape[:-1], self.packed.shape[-1] * 8 // self.bits)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight that it stands for."""
+        return self.scale.dtype
+
+    @property
+    def group(self) -> int:
+        """Elements along `in` that share a scale."""
+        return self.shape[-1] // self.scale.shape[-1]
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in a file, with zero points packed along their rows, each row in whole bytes."""
+        if self.zero is None:
+            return self.packed.size_bytes + self.scale.size_bytes
+        *rows, groups = self.zero.shape
+        return self.packed.size_bytes + self.scale.size_bytes + math.prod(rows) * -(-groups * self.bits // 8)
+
+    @property
+    def kind(self) -> str:
+        """`4 bits in blocks of 64, symmetric`, for reports."""
+        return f"{self.bits} bits in blocks of {self.group}, {'symmetric' if self.zero is None else 'with zero points'}"
+
+    def parts(self) -> list[Weight]:
+        """Codes, scales, and zero points if there are any."""
+        return [self.packed, self.scale] + ([] if self.zero is None else [self.zero])
+
+    def each(self, function: Callable[[Weight], Weight]) -> PackedWeight:
+        """The same function of all parts: one that selects or moves whole rows."""
+        zero = None if self.zero is None else function(self.zero)
+        return PackedWeight(function(self.packed), function(self.scale), zero, self.bits)
