@@ -28,7 +28,7 @@ from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.backends.onnxruntime.experts.widths import emit_each_width
 
 
-def lower(
+def lower_experts(
     model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False
 ) -> list[dict[str, Any]]:
     """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that
@@ -54,8 +54,6 @@ def lower(
     facts = [_lower_node(model.graph, node, optimize_for, provider, rounded) for node in nodes]
     if facts:
         model.opset_imports[MICROSOFT] = 1
-    if not any(node.domain == DOMAIN for node in model.graph):
-        model.opset_imports.pop(DOMAIN, None)
     return facts
 
 

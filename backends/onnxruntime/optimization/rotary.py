@@ -24,10 +24,10 @@ def fuse_rotary(model: ir.Model) -> int:
     return count
 
 
-def rotate_by_token(graph: ir.Graph) -> int:
+def rotate_by_token(model: ir.Model) -> int:
     """Rotate `[B, S, N * D]` where heads were only turned to `[B, N, S, D]` for the rotation and turned back, in place;
     returns how often."""
-    return sum(_turn_back(graph, node) for node in list(graph) if node.op_type == "RotaryEmbedding")
+    return sum(_turn_back(model.graph, node) for node in list(model.graph) if node.op_type == "RotaryEmbedding")
 
 
 def _turned(rotary: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:

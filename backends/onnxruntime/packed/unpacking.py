@@ -65,7 +65,7 @@ def unpack_products(model: ir.Model) -> int:
     return len(found)
 
 
-def told(facts: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def unpacked(facts: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Facts about packed weights after `unpack_products`."""
     return [
         {**f, key: UNPACKED} if f.get(key) == "MatMulNBits" and str(f["bits"]) != str(EXACT_BITS) else f for f in facts

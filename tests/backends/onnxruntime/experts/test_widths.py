@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.backends.onnxruntime.experts.lower import lower
+from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.packed.unpacking import unpack_products
 from moec.dialect import Activation, Routing
@@ -31,7 +31,7 @@ def built(
 ) -> tuple[ir.Model, dict[str, Any]]:
     model = moe_model(e, 2, routing)
     mix(model, e, bits, block, zeros)
-    (fact,) = lower(model, **options)
+    (fact,) = lower_experts(model, **options)
     assert not lower_quantized(model), "nothing but the block reads them"
     assert not any(n.domain == "moec" for n in model.graph) and {n.op_type for n in model.graph} >= {"Gemm"}
     return model, fact
@@ -69,7 +69,7 @@ def test_experts_of_two_bits_alone_become_four_when_loaded(block: int) -> None:
     model = moe_model(e, 2, Routing(2))
     for name, value in quantize_model(model, ["w_in", "w_out"], 2, block, True).items():
         setattr(e, name, value)
-    (fact,) = lower(model)
+    (fact,) = lower_experts(model)
     lower_quantized(model)
     assert fact["kernel"] == "QMoE" and fact["bits"] == "2" and "2 bits become 4" in fact["why"]
     assert error(run(model, x=x), reference(e, x, Routing(2))) < LIMIT
@@ -129,7 +129,7 @@ def test_tokens_whose_experts_all_have_one_width(provider: str) -> None:
     e, x = experts(), tokens(6, hidden=128)
     model = experts_model(e, 2, 2, weights_op="Softplus")
     mix(model, e, MIXED, 16, False)
-    lower(model, provider=provider, rounded=True)
+    lower_experts(model, provider=provider, rounded=True)
     lower_quantized(model)
     scores = torch.full((6, 6), -3.0)
     for token, pair in enumerate([(0, 3), (3, 5), (1, 2), (2, 4), (0, 1), (4, 5)]):
@@ -145,7 +145,7 @@ def test_scores_before_the_experts() -> None:
         mixed = experts()
         model = experts_model(mixed, 2, 1, score_before=True)
         mix(model, mixed, MIXED, 16, False)
-        (fact,) = lower(model, **options)
+        (fact,) = lower_experts(model, **options)
         lower_quantized(model)
         ids, weights = choice(7, top_k=1)
         weights = torch.rand(7, 1, generator=torch.Generator().manual_seed(0))
@@ -178,7 +178,7 @@ def test_matrices_of_different_mixtures_are_one_operator_in_the_widest() -> None
         model = moe_model(e, 2, Routing(2))
         mix(model, e, MIXED, 32, False, ("w_in",))
         mix(model, e, (2, 4, 2, 2, 4, 4), 32, False, ("w_out",))
-        (fact,) = lower(model, **options)
+        (fact,) = lower_experts(model, **options)
         lower_quantized(model)
         assert fact["formulation"] == "kernel" and fact["bits"] == "4"
         assert error(run(model, x=x), reference(e, x, Routing(2))) < LIMIT
