@@ -6,7 +6,7 @@ MoE operator wherever it is right; the grouped form would launch small kernels f
 QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py);
 for throughput the grouped form also with 4 bits and few experts (128 tokens, 8 experts: 0.87 of the operator's time; 64
 experts: 1.02). Experts of several widths: one operator in the widest where nothing may be rounded, else an operator for
-each width, see `widths`.
+each width, see `each_width`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from moec.backends.onnx.block import INPUTS, Block, read
 from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
 from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
+from moec.backends.onnxruntime.experts.each_width import emit_each_width
 from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
 from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable
 from moec.backends.onnxruntime.experts.native_rule import is_native, kernel_activation
 from moec.backends.onnxruntime.experts.operands import WIDE
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
-from moec.backends.onnxruntime.experts.widths import emit_each_width
 
 
 def lower_experts(
@@ -59,7 +59,7 @@ def lower_experts(
 
 def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool) -> dict[str, Any]:
     block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
-    refusal, held = _why_grouped(block, provider, rounded, joined), list(node.inputs)
+    refusal, inputs = _why_grouped(block, provider, rounded, joined), list(node.inputs)
     bits = kernel_bits(block, provider, rounded) if is_packed(block) and not refusal else 0
     apart = not refusal and each_width(block, provider, rounded)
     logits = emit_logits(emit, block) if block.routing else None
@@ -78,7 +78,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
         else:
             formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype, bits)
     emit.replace(y)
-    remove_unread(graph, held)
+    remove_unread(graph, inputs)
     why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
     return {
         "node": emit.name,
