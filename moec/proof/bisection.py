@@ -100,7 +100,7 @@ def bisect(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     engine: Engine | None = None,
-    kept: Sequence[ComparedTokens] | None = None,
+    compared: Sequence[ComparedTokens] | None = None,
     lowering: Iterable[tuple[str, Engine]] = (),
 ) -> Divergence:
     """Find the first step that departs from the reference, and where in it.
@@ -113,33 +113,33 @@ def bisect(
         tolerance: what may differ.
         engine: what was built from the last program. When it has a method
             `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
-        kept: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
+        compared: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
             default.
         lowering: the steps that the backend took from the last program to the engine, see `Backend.stages`; asked for
             one by one, where the engine is wrong and all programs are right.
     """
     stages: list[Stage] = []
     for k, (name, program) in enumerate(programs):
-        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance, kept))
+        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance, compared))
         if not stages[-1].ok:
-            sample, part = _worst(reference, StreamingEngine(program), samples, tolerance, kept)
+            sample, part = _worst(reference, StreamingEngine(program), samples, tolerance, compared)
             good = outputs_of(programs[k - 1][1], sample) if k else module_outputs(reference, sample)
             return _inside(tuple(stages), good, everything_in(program, sample), program, sample, tolerance, part)
     if engine is None:
         return Divergence(tuple(stages))
-    last = _stage(LOWERING, reference, engine, samples, tolerance, kept)
+    last = _stage(LOWERING, reference, engine, samples, tolerance, compared)
     if last.ok:
         return Divergence((*stages, last))
     culprit, before = engine, len(stages)
     for name, candidate in lowering:
-        stages.append(_graph_stage(name, reference, candidate, samples, tolerance, kept))
+        stages.append(_graph_stage(name, reference, candidate, samples, tolerance, compared))
         if not stages[-1].ok:
             culprit = candidate
             break
         candidate.close()
     else:
         stages.append(replace(last, name=LOWERING if len(stages) == before else RUNTIME))
-    program, (sample, part) = programs[-1][1], _worst(reference, culprit, samples, tolerance, kept)
+    program, (sample, part) = programs[-1][1], _worst(reference, culprit, samples, tolerance, compared)
     good = outputs_of(program, sample)
     return _inside(tuple(stages), good, engine_values(culprit, sample, good), program, sample, tolerance, part)
 
@@ -150,11 +150,11 @@ def _graph_stage(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    kept: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens] | None,
 ) -> Stage:
     """A step of the lowering, whose graph may be one that nothing here can run."""
     try:
-        return _stage(name, reference, candidate, samples, tolerance, kept)
+        return _stage(name, reference, candidate, samples, tolerance, compared)
     except MoecError as error:
         if error.code != "M208":
             raise
@@ -167,9 +167,9 @@ def _stage(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    kept: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens] | None,
 ) -> Stage:
-    result = compare(reference, candidate, samples, tolerance, kept)
+    result = compare(reference, candidate, samples, tolerance, compared)
     return Stage(name, result.worst.deviation, result.ok)
 
 
@@ -178,9 +178,9 @@ def _worst(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    kept: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens] | None,
 ) -> tuple[Sample, ComparedTokens | None]:
-    parts: Sequence[ComparedTokens | None] = kept or [None for _ in samples]
+    parts: Sequence[ComparedTokens | None] = compared or [None for _ in samples]
     pairs = list(zip(samples, parts, strict=True))
     return max(
         pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation
@@ -194,16 +194,16 @@ def _inside(
     program: Program,
     sample: Sample,
     tolerance: Tolerance,
-    kept: ComparedTokens | None = None,
+    compared: ComparedTokens | None = None,
 ) -> Divergence:
     """Name the layer and the expert in the stage that was found."""
-    if kept is not None:
-        good, bad = rows_of_tokens(good, bad, kept)
+    if compared is not None:
+        good, bad = rows_of_tokens(good, bad, compared)
     layer, deviation, pair = first_layer(good, bad, tolerance)
     if pair is None:
         return Divergence(stages, stages[-1].name)
     ids = chosen_experts(program, sample, layer)
-    ids = ids[kept.rows(len(ids))] if ids is not None and kept is not None else ids
+    ids = ids[compared.rows(len(ids))] if ids is not None and compared is not None else ids
     if ids is None or not len(ids) or pair[0].numel() % len(ids):
         return Divergence(stages, stages[-1].name, layer, deviation)
     wrong = wrong_tokens(*pair, len(ids), tolerance)

@@ -111,17 +111,17 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def rows_of_tokens(good: Values, bad: Values, kept: ComparedTokens) -> tuple[Values, Values]:
-    """The rows of kept tokens, of the values that have a row a token, in any shape; others say nothing when a token was
-    left out."""
-    count = kept.tokens.numel()
+def rows_of_tokens(good: Values, bad: Values, compared: ComparedTokens) -> tuple[Values, Values]:
+    """The rows of the tokens that can be compared, of the values that have a row a token, in any shape; others say
+    nothing when a token was left out."""
+    count = compared.tokens.numel()
 
     def rows(value: Tensor) -> bool:
-        return value.dim() > 1 and (len(value) == count or value.shape[:2] == kept.tokens.shape)
+        return value.dim() > 1 and (len(value) == count or value.shape[:2] == compared.tokens.shape)
 
     def cut(values: Values) -> Values:
         return {
-            path: [v.reshape(count, -1)[kept.tokens.flatten()] for v in found if rows(v)]
+            path: [v.reshape(count, -1)[compared.tokens.flatten()] for v in found if rows(v)]
             for path, found in values.items()
         }
 
