@@ -1,8 +1,8 @@
 """A lowering: a list of named steps over an ONNX graph, which all backends run, show and check in the same way.
 
 A step is a pass of onnx_ir. After each the graph is checked, so that a malformed one is blamed on the step that made
-it; `Progress.step` is told the step's name and can ask for the graph's text, which is how `moec compile --dump` writes
-it down; and `moec.backends.onnx.evaluation` runs the graph as it then is, which is how `moec verify --bisect` finds the
+it; `Progress.step` gets the step's name and can ask for the graph's text, which is how `moec compile --dump` writes it
+down; and `moec.backends.onnx.evaluation` runs the graph as it then is, which is how `moec verify --bisect` finds the
 first step that changes the numbers.
 """
 
@@ -93,7 +93,8 @@ def _state(model: ir.Model) -> list[Any]:
     found: list[Any] = [*model.opset_imports.items(), model.ir_version, *model.metadata_props.items(), bodies]
     found += [tuple(graph.inputs), tuple(graph.outputs)]
     found += [(name, value, value.const_value, *_type(value)) for name, value in graph.initializers.items()]
-    for node in (node for part in (graph, *bodies) for node in part.all_nodes()):
+    parts: list[ir.Graph | ir.Function] = [graph, *bodies]
+    for node in (node for part in parts for node in part.all_nodes()):
         found.append((node, node.graph, node.domain, node.op_type, node.inputs, node.outputs))
         found += [*node.attributes.items(), *map(_type, node.outputs)]
     return found

@@ -52,11 +52,11 @@ def _kind(node: ir.Node) -> object:
 
 def _pack(graph: ir.Graph, siblings: list[ir.Node]) -> bool:
     first, dim = siblings[0], 1 if siblings[0].op_type == "MatMul" else 0
-    held, sizes = [_weights(node) for node in siblings], [_weights(node)[0].shape[dim] for node in siblings]
+    weights, sizes = [_weights(node) for node in siblings], [_weights(node)[0].shape[dim] for node in siblings]
     names = ["+".join(str(node.inputs[n].name) for node in siblings) for n in range(1, len(first.inputs))]  # type: ignore[union-attr]
     packed = [
         add_initializer(graph, lazy.concat(parts, dim), name)
-        for parts, name in zip(zip(*held, strict=True), names, strict=True)
+        for parts, name in zip(zip(*weights, strict=True), names, strict=True)
     ]
     attributes = {**first.attributes, "N": ir.AttrInt64("N", sum(sizes))} if dim == 0 else {}
     product = ir.node(
@@ -81,5 +81,5 @@ def _pack(graph: ir.Graph, siblings: list[ir.Node]) -> bool:
 
 def _weights(node: ir.Node) -> list[lazy.Weight]:
     """The lazy weights among a product's inputs, in order."""
-    held = (v.const_value for v in node.inputs[1:] if v is not None)
-    return [tensor.weight for tensor in held if isinstance(tensor, WeightTensor)]
+    tensors = (v.const_value for v in node.inputs[1:] if v is not None)
+    return [tensor.weight for tensor in tensors if isinstance(tensor, WeightTensor)]

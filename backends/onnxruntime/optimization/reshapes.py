@@ -14,7 +14,7 @@ from moec.weights.lazy import from_tensor
 
 
 def spare_reshapes(model: ir.Model) -> int:
-    """Join reshapes that follow each other, and let heads be told apart and turned once instead of in each of a
+    """Join reshapes that follow each other, and let heads be cut and turned once instead of in each of a
     product's pieces. In place.
 
     Returns how many nodes there are less.

@@ -135,8 +135,8 @@ def _is_table(value: ir.Value, size: int) -> bool:
 
 
 def _number(value: ir.Value | None) -> int | None:
-    held = value.const_value if value is not None else None
-    return int(held.numpy().item()) if held is not None and held.size == 1 else None
+    constant = value.const_value if value is not None else None
+    return int(constant.numpy().item()) if constant is not None and constant.size == 1 else None
 
 
 def _repeats(table: ir.Value) -> bool:

@@ -86,7 +86,7 @@ def test_experts_that_may_be_the_same_are_refused_where_they_would_be_wrong() ->
 
 @pytest.mark.parametrize("form", FORMS)
 def test_wrong_lowerings_are_seen(form: str) -> None:
-    """The twins: gate and up swapped, weights that do not sum to one, another expert."""
+    """The mutants: gate and up swapped, weights that do not sum to one, another expert."""
     e, x, (ids, weights) = Experts(), tokens(3, 5), choice(3, 5)
     got = run(lowered(experts_model(e, 3, 2), form), x=x, ids=ids, weights=weights)
     swapped = Experts()

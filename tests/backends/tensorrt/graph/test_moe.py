@@ -42,7 +42,7 @@ def test_a_native_block_says_between_which_tensors_it_stands() -> None:
 def test_a_block_with_kernels_is_proven_by_standard_operators(
     tokens_: int, form: str, activation: Activation, before: bool
 ) -> None:
-    """Gate and up are one matrix there, which the kernels read too; the twin has them swapped, or neurons where there
+    """Gate and up are one matrix there, which the kernels read too; the mutant has them swapped, or neurons where there
     is no gate."""
     e, x, (ids, weights) = Experts(activation=activation, biases=True), tokens(3, 5), choice(3, 5)
     model = experts_model(e, 3, 2, score_before=before)
