@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 from moec.backends.onnxruntime.experts.mixing import log_shares, spread_weights
 from moec.backends.onnxruntime.experts.qmoe import emit_qmoe, kernel_bits
 from moec.weights.lazy import Weight
@@ -20,7 +20,7 @@ from moec.weights.widths import taken
 
 
 def emit_each_width(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, provider: str
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, provider: str
 ) -> ir.Value:
     """Emit one operator for each width of a block, for any chosen `ids` (distinct in a row) and `weights` (not
     negative), both `[..., K]`."""
@@ -50,7 +50,7 @@ def _own(bias: Weight | None, experts: tuple[int, ...]) -> Weight | None:
     return None if bias is None else taken(bias, experts)
 
 
-def _by_logits(emit: Emitter, block: Block, rows: ir.Value, share: ir.Value) -> ir.Value:
+def _by_logits(emit: Emitter, block: MoeNode, rows: ir.Value, share: ir.Value) -> ir.Value:
     """The operator where it reads no weights: it renormalises those of the experts that it has, and what it gives is
     multiplied by their sum, which is zero where it has none of a token's experts. `share [T, E]` and the result in the
     wide dtype."""

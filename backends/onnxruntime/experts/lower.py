@@ -15,8 +15,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import INPUTS, Block, read
 from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
+from moec.backends.onnx.moe_node import INPUTS, MoeNode, read
 from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
 from moec.backends.onnxruntime.experts.each_width import emit_each_width
@@ -89,7 +89,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
     }
 
 
-def _why_kernel(block: Block, apart: bool, bits: int) -> str:
+def _why_kernel(block: MoeNode, apart: bool, bits: int) -> str:
     if apart:
         return "one operator computes all experts of a width"
     stored = sorted(
@@ -99,7 +99,7 @@ def _why_kernel(block: Block, apart: bool, bits: int) -> str:
     return f"one operator computes all experts{wider}"
 
 
-def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -> str:
+def _why_grouped(block: MoeNode, provider: str, rounded: bool, few_tokens: bool) -> str:
     """Why a block's experts become plain products, in a few words; empty for one operator."""
     if is_packed(block):
         wrong = _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block)
@@ -110,22 +110,22 @@ def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -
     return why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
 
 
-def is_packed(block: Block) -> bool:
+def is_packed(block: MoeNode) -> bool:
     """Whether one of the experts' matrices is quantized."""
     return isinstance(block.w_in, Quantized) or isinstance(block.w_out, Quantized)
 
 
-def _is_uniform(block: Block, bits: int) -> bool:
+def _is_uniform(block: MoeNode, bits: int) -> bool:
     """Whether all experts are stored in so many bits."""
     return not block.parts and isinstance(block.w_in, Quantized) and block.w_in.bits == bits
 
 
-def _renormalizes(block: Block) -> bool:
+def _renormalizes(block: MoeNode) -> bool:
     """Whether logits alone tell the operator all; QMoE on the CPU renormalises whatever its attribute says."""
     return not is_packed(block) or (block.routing is not None and block.routing.combine != "scores")
 
 
-def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
+def _packed_facts(block: MoeNode, kernel: bool) -> dict[str, Any]:
     packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, Quantized)]
     if not packed:
         return {}
@@ -146,12 +146,12 @@ def arrangement(experts: int, joined: bool) -> str:
     return f"{'one activation for all (few tokens)' if joined else 'one activation for each (many tokens)'}, {where}"
 
 
-def why_not_kernel(block: Block) -> str:
+def why_not_kernel(block: MoeNode) -> str:
     """Why the MoE operator would be wrong for a block, in a few words; empty when it is right."""
     return _why_not_activation(block) or _why_not_sizes(block) or _why_not_routing(block)
 
 
-def _why_not_activation(block: Block) -> str:
+def _why_not_activation(block: MoeNode) -> str:
     rule = block.activation
     if kernel_activation(rule) is None:
         return (
@@ -161,13 +161,13 @@ def _why_not_activation(block: Block) -> str:
     return "the MoE operator has no float64" if block.dtype == ir.DataType.DOUBLE else ""
 
 
-def _why_not_sizes(block: Block) -> str:
+def _why_not_sizes(block: MoeNode) -> str:
     sizes = (block.hidden, block.w_out.shape[2])
     wrong = any(size < 16 or size % 8 for size in sizes)
     return f"the CUDA kernel needs sizes of 16 or more, multiples of 8, not {sizes}" if wrong else ""
 
 
-def _why_not_routing(block: Block) -> str:
+def _why_not_routing(block: MoeNode) -> str:
     if block.routing is not None:
         return (
             ""

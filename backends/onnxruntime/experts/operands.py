@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 from moec.backends.onnx.packed import Quantized, packed_zeros
 from moec.backends.onnx.tensors import add_initializer
 from moec.dialect import pack
@@ -25,7 +25,7 @@ Operands = tuple[ir.Value, ir.Value, ir.Value | None]  # codes, scales, zero poi
 NARROW, WIDE = 2, 4  # bits that are stored, and that they become
 
 
-def operands(emit: Emitter, block: Block, role: str, bits: int, move: Callable[[Weight], Weight]) -> Operands:
+def operands(emit: Emitter, block: MoeNode, role: str, bits: int, move: Callable[[Weight], Weight]) -> Operands:
     """One of a block's stacks of matrices in codes of one width.
 
     Args:

@@ -16,8 +16,8 @@ import onnx_ir as ir
 import torch
 
 from moec.backends.onnx.activation import emit_gated, emit_plain
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 from moec.backends.onnx.packed import Quantized, widened
 from moec.backends.tensorrt.graph.quantized import emit_weight, unfolded
 from moec.errors import MoecError
@@ -43,7 +43,7 @@ class ExpertLayer:
     """
 
     emit: Emitter
-    block: Block
+    block: MoeNode
     x: ir.Value
     ids: ir.Value
     weights: ir.Value
@@ -54,7 +54,7 @@ class ExpertLayer:
     unfolded: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, emit: Emitter, block: Block, distinct: bool, whole: bool = False) -> ExpertLayer:
+    def of(cls, emit: Emitter, block: MoeNode, distinct: bool, whole: bool = False) -> ExpertLayer:
         assert block.ids is not None and block.weights is not None
         width = emit.constant([-1, block.top_k])
         weights = emit.cast(emit("Reshape", block.weights, width), block.weights.dtype or block.dtype, FLOAT)

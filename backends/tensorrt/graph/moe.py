@@ -8,9 +8,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import DOMAIN, Emitter
 from moec.backends.onnx.floats import SmallFloats
+from moec.backends.onnx.moe_node import MoeNode, read
 from moec.backends.onnx.packed import Quantized, remove_unread
 from moec.backends.onnx.routing_proofs import distinct
 from moec.backends.tensorrt.graph.expert_layer import FLOAT, ExpertLayer, dense, gathered
@@ -37,7 +37,7 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
     return [_lower_node(model.graph, node, plan) for node in nodes]
 
 
-def shape_of(block: Block) -> Shape:
+def shape_of(block: MoeNode) -> Shape:
     """What the policy wants to know of a block."""
     packed = [w for w in (block.w_in, block.w_out) if isinstance(w, Quantized)]
     biases = {(False, False): "", (True, True): "all"}.get((block.b_in is not None, block.b_out is not None), "some")

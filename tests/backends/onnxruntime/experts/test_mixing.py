@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode, read
 from moec.backends.onnxruntime.experts.mixing import (
     CLOSED,
     flatten_tokens,
@@ -24,7 +24,7 @@ X = tokens(2, 3)
 IDS, WEIGHTS = choice(2, 3)
 
 
-def emitted(form: Callable[[Emitter, Block], ir.Value], before: bool = False, top_k: int = 2) -> Tensor:
+def emitted(form: Callable[[Emitter, MoeNode], ir.Value], before: bool = False, top_k: int = 2) -> Tensor:
     """What a form gives for a block's inputs."""
     model = experts_model(Experts(), 3, top_k, score_before=before)
     node = model.graph[0]
@@ -40,7 +40,7 @@ def spread(ids: Tensor, weights: Tensor, otherwise: float = 0.0) -> Tensor:
     return torch.full((6, 6), otherwise).scatter(1, ids.reshape(6, -1), weights.reshape(6, -1))
 
 
-def inputs(block: Block) -> tuple[ir.Value, ir.Value, ir.DataType]:
+def inputs(block: MoeNode) -> tuple[ir.Value, ir.Value, ir.DataType]:
     assert block.ids is not None and block.weights is not None
     return block.ids, block.weights, ir.DataType.FLOAT
 
@@ -60,7 +60,7 @@ def test_the_one_weight_goes_onto_the_rows_where_it_comes_before(before: bool) -
 
 
 def test_a_softmax_of_the_logits_is_the_share_of_the_weights() -> None:
-    def logits(emit: Emitter, block: Block) -> ir.Value:
+    def logits(emit: Emitter, block: MoeNode) -> ir.Value:
         ids, weights, _ = flatten_tokens(emit, block, *inputs(block))
         return scatter_weights(emit, block, ids, log_shares(emit, block, weights), CLOSED)
 
