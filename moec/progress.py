@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class Progress:
     """Stages of a compilation, each with bytes or counts done. This one says nothing; subclasses show it."""
@@ -11,6 +13,9 @@ class Progress:
 
     def advance(self, done: int, total: int, unit: str = "", what: str = "") -> None:
         """The running stage has done so much of its work; `unit` is "B" for bytes, `what` names the current piece."""
+
+    def step(self, name: str, text: Callable[[], str]) -> None:
+        """A backend has taken one step of its lowering; `text` writes down the graph as it now is, until the next."""
 
     def done(self, detail: str = "") -> None:
         """The running stage has ended; `detail` is its result in a few words."""

@@ -78,13 +78,7 @@ THROUGH = {
     "moec/report/environment.py": "tests/report/test_report.py",
     "moec/targets/backend.py": "tests/compiler/test_compile.py",
     "moec/version.py": "tests/cli/test_cli.py",
-    "backends/onnx/activation.py": "tests/backends/onnxruntime/experts/test_activation.py",
-    "backends/onnx/attention.py": "tests/backends/onnxruntime/attention/test_lower.py",
-    "backends/onnx/tensors.py": "tests/backends/onnx/test_emit.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
-    "backends/onnxruntime/experts/mixing.py": "tests/backends/onnxruntime/experts/test_kernel.py",
-    "backends/onnxruntime/experts/native_rule.py": "tests/backends/onnxruntime/experts/test_kernel.py",
-    "backends/onnxruntime/experts/operands.py": "tests/backends/onnxruntime/experts/test_widths.py",
 }
 
 

@@ -82,7 +82,7 @@ class Emitter:
         return self.several(len(then) - 1, "If", condition, then_branch=then[0]._body, else_branch=otherwise[0]._body)
 
     def constant(self, value: int | Sequence[int] | np.ndarray[Any, Any], dtype: Any = np.int64) -> ir.Value:
-        """A small constant, int64 unless told; equal constants are one initializer."""
+        """A small constant, int64 by default; equal constants are one initializer."""
         array = np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value, dtype)
         text = f"moec/{array.dtype}{list(array.shape)}:{','.join(map(repr, array.reshape(-1).tolist()))}"
         if text not in self.graph.initializers:

@@ -1,28 +1,51 @@
-"""What can be computed before anything runs: transposed weights, lazily, and small constants."""
+"""Steps that both runtimes gain from: what can be computed before anything runs is, and what nobody reads goes."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from moec.backends.onnx.steps import Step
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
 from moec.weights import lazy
 
 FOLD_LIMIT = 4096  # elements: masks and scalars of the graph are folded, weights are not
 
 
-def fold(model: ir.Model) -> None:
-    """Fold weight transposes lazily and small constants eagerly, in place; equal nodes become one. No large weight is
-    read."""
+def folding() -> list[Step]:
+    """Fold weight transposes lazily and small constants eagerly; equal nodes become one. No large weight is read."""
+    return [
+        Step("fold-transposes", fold_transposes),
+        Step("fold-constants", fold_constants),
+        Step("share-equal-nodes", share_equal_nodes),
+    ]
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Compute in place what small constants determine."""
     import onnxscript.optimizer as optimizer
+
+    optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False)
+
+
+def share_equal_nodes(model: ir.Model) -> None:
+    """Let nodes that compute the same be one, in place."""
     from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 
-    _fold_transposes(model.graph)
-    optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False)
     CommonSubexpressionEliminationPass()(model)
 
 
-def _fold_transposes(graph: ir.Graph) -> None:
-    """`Transpose(weight)` becomes a transposed lazy weight, so that the runtime need not do it at load time."""
+def remove_unused(model: ir.Model) -> None:
+    """Drop nodes, initializers and opset imports that nobody reads, in place."""
+    from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
+
+
+def fold_transposes(model: ir.Model) -> None:
+    """`Transpose(weight)` becomes a transposed lazy weight, so that the runtime need not do it at load time. In
+    place."""
+    graph = model.graph
     done: dict[str, ir.Value] = {}
     for node in list(graph):
         source = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None

@@ -45,8 +45,8 @@ def nonnegative(value: ir.Value | None, depth: int = 64) -> bool:
     if node.op_type in ALWAYS:
         return True
     if node.op_type == "Constant":
-        held = ir.convenience.get_const_tensor(value)
-        return held is not None and bool((held.numpy() >= 0).all())
+        constant = ir.convenience.get_const_tensor(value)
+        return constant is not None and bool((constant.numpy() >= 0).all())
     if node.op_type in MOVES:
         return nonnegative(node.inputs[0], depth - 1)
     if node.op_type == "Clip":
@@ -77,8 +77,8 @@ def _is_zero(value: ir.Value | None) -> bool:
         and node.op_type in ("Cast", "CastLike", "Identity")
     ):
         value = node.inputs[0]
-    held = None if value is None else ir.convenience.get_const_tensor(value)
-    return held is not None and held.size <= SMALL and not held.numpy().any()
+    constant = None if value is None else ir.convenience.get_const_tensor(value)
+    return constant is not None and constant.size <= SMALL and not constant.numpy().any()
 
 
 def distinct(ids: ir.Value | None, top_k: int) -> bool:
@@ -87,9 +87,9 @@ def distinct(ids: ir.Value | None, top_k: int) -> bool:
         if node.op_type == "TopK":
             axis = node.attributes.get_int("axis", -1)
             return ids is node.outputs[1] and (axis == -1 or (ids.shape is not None and axis == len(ids.shape) - 1))
-        kept = ids.shape is not None and len(ids.shape) > 0 and ids.shape[-1] == top_k
+        same_width = ids.shape is not None and len(ids.shape) > 0 and ids.shape[-1] == top_k
         if node.op_type not in ("Identity", "Cast") and not (
-            node.op_type == "Reshape" and kept and _width(node.inputs[0]) == top_k
+            node.op_type == "Reshape" and same_width and _width(node.inputs[0]) == top_k
         ):
             return False
         ids = node.inputs[0]

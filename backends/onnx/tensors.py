@@ -1,4 +1,4 @@
-"""Lazy weights as onnx_ir tensors: written to external data block by block, never held whole."""
+"""Lazy weights as onnx_ir tensors: written to external data block by block, never loaded as a whole."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 
-from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
@@ -86,44 +86,20 @@ class Onnxruntime(Backend):
         optimize_for: str = "latency",
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        import onnx_ir as ir
-
-        from moec.backends.onnxruntime.attention.lower import lower_attention
-        from moec.backends.onnxruntime.experts.lower import lower
-        from moec.backends.onnxruntime.export import to_onnx
-        from moec.backends.onnxruntime.optimization.optimize import optimize
-        from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
-        from moec.backends.onnxruntime.packed.unpacking import told, unpack_products
+        from moec.backends.onnx.writing import write_model
+        from moec.backends.onnxruntime.lowering import lowered
         from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
-        rounded = target.options.get("accuracy") == "int8"
-        model = to_onnx(program)
-        attentions = lower_attention(model, target.device or "cpu")
-        blocks = lower(model, optimize_for, target.device or "cpu", rounded)
-        packed = lower_quantized(model)
-        set_accuracy(model, 4 if rounded else 0)
-        optimize(model, optimize_for)
-        if not rounded and target.device != "cuda" and unpack_products(model):
-            blocks, packed = told(blocks, "kernel"), told(packed, "op")
-        progress = progress or Progress()
-        total: int = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-        written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
-        try:
-            ir.save(
-                model,
-                folder / MODEL_FILE,
-                external_data=f"{MODEL_FILE}.data",
-                size_threshold_bytes=1024,
-                callback=written,
-            )
-        except OSError as error:
-            raise MoecError(
-                "M210",
-                f"the engine cannot be written: {error.strerror or error}",
-                str(folder),
-                "free space there, or choose another --out",
-            ) from error
-        return {"blocks": blocks, "attention": attentions, "packed": packed, "opset": dict(model.opset_imports)}
+        model, facts = lowered(program, target, optimize_for, progress)
+        write_model(model, folder / MODEL_FILE, progress)
+        return facts
+
+    def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
+        from moec.backends.onnxruntime.lowering import stages
+        from moec.backends.onnxruntime.session.engine import PROVIDERS
+
+        runner = self.stand_in(target) or target
+        return stages(program, target, optimize_for, PROVIDERS[runner.device or "cpu"])
 
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         import onnx_ir as ir

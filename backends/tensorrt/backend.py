@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,11 @@ class Tensorrt(Backend):
         )
         (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
         return {**facts, "profiles": [p.row() for p in found]}
+
+    def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
+        from moec.backends.tensorrt.graph.export import stages
+
+        return stages(program, self.plan(target, profiles(program.inputs, limits_of(target.options), optimize_for)))
 
     def _compile(self, blocks: list[dict[str, Any]], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Kernels of moec's own are compiled where the graph is written: the machine that builds needs no Triton."""

@@ -113,10 +113,10 @@ class Choice:
 def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
     """The lowering of one block, or why there is none. `where` names the block."""
     form = plan.lowering if plan.lowering in ("gathered", "dense") else _form(shape, plan)
-    held = "kernels" if plan.lowering == "kernels" else form
-    need = memory_bytes(shape, held, plan.tokens)
+    stored = "kernels" if plan.lowering == "kernels" else form
+    need = memory_bytes(shape, stored, plan.tokens)
     if need > plan.memory_bytes:
-        return _too_large(shape, plan, held, need, where)
+        return _too_large(shape, plan, stored, need, where)
     refused = {"native": why_not_native(shape, plan), "kernels": why_not_kernels(shape, plan)}
     if plan.lowering in refused:
         why = refused[plan.lowering]

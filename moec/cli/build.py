@@ -53,7 +53,11 @@ from moec.errors import MoecError
     default=None,
     help="For which clients.  [default: genai for decoders, else plain]",
 )
-@click.option("--dump", type=click.Path(path_type=Path), help="Write the program after every pass as Python text.")
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path),
+    help="Write the program after every pass, and the graph after every step of its lowering, as text.",
+)
 @click.option(
     "--no-build",
     is_flag=True,

@@ -18,6 +18,7 @@ from moec.frontend.source import Source
 from moec.huggingface.companions import describe
 from moec.layouts import choose
 from moec.pipeline.calibration import Calibration
+from moec.pipeline.hooks import LoweringProgress
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Hook, StepReport
 from moec.program.decoder_signature import require_text_model
@@ -71,7 +72,7 @@ def compile_source(
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(
-            program, options.target, folder, options.optimize_for, progress
+            program, options.target, folder, options.optimize_for, LoweringProgress(progress, hooks)
         )
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
         lay_out(source, program, options, backend, folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def _is_engine(thing: Any) -> bool:
 
 
 def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model.
+    """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
+    model.
 
     Every step is held to the tolerance of rounding, or to what the compile was asked for.
     """
@@ -82,13 +83,16 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Diverg
     programs = keep.programs or [("capture", captured)]
     subject = replace(made.subject(source, captured, program), seed=seed)
     with made.opened() as engine:
-        return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine)
+        lowering = made.backend.stages(program, made.target, made.report.optimize_for)
+        return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine, lowering)
 
 
-def _bisect(trial: Trial, programs: list[tuple[str, Any]], engine: Engine) -> Divergence:
+def _bisect(
+    trial: Trial, programs: list[tuple[str, Any]], engine: Engine, lowering: Iterator[tuple[str, Engine]]
+) -> Divergence:
     subject, evidence = trial.subject, trial.once(all_tokens)
     if is_half(subject.rounding) and evidence.coverage.loads:  # each stage may round differently
         found = trial.once(decided_tokens)
         evidence = evidence if found.decided and found.decided.problem else found
     tolerance = Tolerance.of(subject.precision) if subject.asked is None else Tolerance(subject.asked)
-    return bisect(trial.reference, programs, evidence.samples, tolerance, engine, evidence.compared)
+    return bisect(trial.reference, programs, evidence.samples, tolerance, engine, evidence.compared, lowering)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -12,6 +12,7 @@ from moec.errors import MoecError
 from moec.pipeline.passes import Pass
 from moec.pipeline.pipeline import Hook
 from moec.program.program import Program
+from moec.progress import Progress
 
 
 class PrintHook(Hook):
@@ -26,8 +27,8 @@ class PrintHook(Hook):
 
 
 class DumpHook(Hook):
-    """Writes `000_capture.py`, `001_find_moe.py`, … into a folder: the program as it came and after each pass, to be
-    compared with diff.
+    """Writes `000_capture.py`, `001_find_moe.py`, … into a folder: the program as it came and after each pass, then
+    `003_export_to_onnx.txt`, … after each step of the backend's lowering, to be compared with diff.
 
     One hook may watch several pipelines in a row; the numbers go on. Raises M210 when the folder cannot be written.
     """
@@ -37,16 +38,19 @@ class DumpHook(Hook):
 
     def before(self, step: int, item: Pass, program: Program) -> None:
         if not self._count:
-            self._write("capture", program)
+            self._write("capture", "py", program.text())
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
-        self._write(item.name, program)
+        self._write(item.name, "py", program.text())
 
-    def _write(self, name: str, program: Program) -> None:
-        path = self._folder / f"{self._count:03d}_{re.sub(r'[^a-z0-9]', '_', name)}.py"
+    def lowered(self, name: str, text: Callable[[], str]) -> None:
+        self._write(name, "txt", text())
+
+    def _write(self, name: str, kind: str, text: str) -> None:
+        path = self._folder / f"{self._count:03d}_{re.sub(r'[^a-z0-9]', '_', name.lower())}.{kind}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(program.text(), encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise MoecError(
                 "M210", f"the dump cannot be written: {error.strerror}", str(path), "choose another --dump folder"
@@ -77,3 +81,16 @@ class KeepHook(Hook):
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
         self.programs.append((str(item), program.clone()))
+
+
+class LoweringProgress(Progress):
+    """The progress of a build that passes on to another, and shows hooks each step of the lowering."""
+
+    def __init__(self, progress: Progress, hooks: Sequence[Hook]) -> None:
+        self.stage, self.advance, self.done = progress.stage, progress.advance, progress.done  # type: ignore[method-assign]
+        self._progress, self._hooks = progress, hooks
+
+    def step(self, name: str, text: Callable[[], str]) -> None:
+        self._progress.step(name, text)
+        for hook in self._hooks:
+            hook.lowered(name, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ class Hook:
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
         """Called after a pass whose count was found honest; may raise to end the pipeline."""
+
+    def lowered(self, name: str, text: Callable[[], str]) -> None:
+        """Called after a step of the backend's lowering, which follows the pipeline; `text` writes down its graph."""
 
 
 @dataclass(frozen=True)

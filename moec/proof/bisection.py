@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx
-
-from moec.execution.choices import choice
+from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
-from moec.execution.trace import cached_values, trace, trace_module
-from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
-from moec.program.provenance import module_path, module_paths
 from moec.program.signature import Sample
+from moec.proof.blamed_experts import blame, chosen_experts, wrong_tokens
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import ComparedTokens
+from moec.proof.first_layer import (
+    Values,
+    engine_values,
+    everything_in,
+    first_layer,
+    module_outputs,
+    outputs_of,
+    rows_of_tokens,
+)
 
-Values = dict[str, list[Tensor]]  # by a module's dotted name
+LOWERING = "the backend's lowering"  # of a backend that doesn't show its steps
+RUNTIME = "the engine as it runs"  # where all steps of the lowering are right, its files or its runtime are wrong
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the making: `capture`, a pass, or the engine; how far it is from the untouched model."""
+    """One step of the making: `capture`, a pass, a step of the lowering, or the engine.
+
+    Attributes:
+        name: the step's.
+        deviation: how far it is from the untouched model, as max |d|/std; None when it was not compared.
+        ok: whether that is within the tolerance; True when it was not compared.
+        why_not: why it was not compared.
+    """
 
     name: str
-    deviation: float
+    deviation: float | None
     ok: bool
+    why_not: str = ""
+
+    def __str__(self) -> str:
+        if self.deviation is None:
+            return f"not compared    {self.name}: {self.why_not}"
+        return f"{'ok   ' if self.ok else 'WRONG'} {self.deviation:9.2e}  {self.name}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ class Divergence:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"  {'ok   ' if s.ok else 'WRONG'} {s.deviation:9.2e}  {s.name}" for s in self.stages]
+        lines = [f"  {stage}" for stage in self.stages]
         if not self.stage:
             return "\n".join(["nothing diverges", *lines])
         layer = (
@@ -83,7 +100,8 @@ def bisect(
     samples: Sequence[Sample],
     tolerance: Tolerance,
     engine: Engine | None = None,
-    kept: Sequence[ComparedTokens] | None = None,
+    compared: Sequence[ComparedTokens] | None = None,
+    lowering: Iterable[tuple[str, Engine]] = (),
 ) -> Divergence:
     """Find the first step that departs from the reference, and where in it.
 
@@ -93,26 +111,54 @@ def bisect(
             (`moec.pipeline.hooks.KeepHook`).
         samples: inputs on which the error shows.
         tolerance: what may differ.
-        engine: what was built from the last program. Named "the backend's lowering" in the result. When it has a method
+        engine: what was built from the last program. When it has a method
             `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
-        kept: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
+        compared: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
             default.
+        lowering: the steps that the backend took from the last program to the engine, see `Backend.stages`; asked for
+            one by one, where the engine is wrong and all programs are right.
     """
     stages: list[Stage] = []
     for k, (name, program) in enumerate(programs):
-        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance, kept))
+        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance, compared))
         if not stages[-1].ok:
-            sample, part = _worst(reference, StreamingEngine(program), samples, tolerance, kept)
-            good = _outputs(programs[k - 1][1], sample) if k else _module_outputs(reference, sample)
-            return _inside(tuple(stages), good, _everything(program, sample), program, sample, tolerance, part)
+            sample, part = _worst(reference, StreamingEngine(program), samples, tolerance, compared)
+            good = outputs_of(programs[k - 1][1], sample) if k else module_outputs(reference, sample)
+            return _inside(tuple(stages), good, everything_in(program, sample), program, sample, tolerance, part)
     if engine is None:
         return Divergence(tuple(stages))
-    stages.append(_stage("the backend's lowering", reference, engine, samples, tolerance, kept))
-    if stages[-1].ok:
-        return Divergence(tuple(stages))
-    (sample, part), program = _worst(reference, engine, samples, tolerance, kept), programs[-1][1]
-    good = _outputs(program, sample)
-    return _inside(tuple(stages), good, _engine_values(engine, sample, good), program, sample, tolerance, part)
+    last = _stage(LOWERING, reference, engine, samples, tolerance, compared)
+    if last.ok:
+        return Divergence((*stages, last))
+    culprit, before = engine, len(stages)
+    for name, candidate in lowering:
+        stages.append(_graph_stage(name, reference, candidate, samples, tolerance, compared))
+        if not stages[-1].ok:
+            culprit = candidate
+            break
+        candidate.close()
+    else:
+        stages.append(replace(last, name=LOWERING if len(stages) == before else RUNTIME))
+    program, (sample, part) = programs[-1][1], _worst(reference, culprit, samples, tolerance, compared)
+    good = outputs_of(program, sample)
+    return _inside(tuple(stages), good, engine_values(culprit, sample, good), program, sample, tolerance, part)
+
+
+def _graph_stage(
+    name: str,
+    reference: Engine,
+    candidate: Engine,
+    samples: Sequence[Sample],
+    tolerance: Tolerance,
+    compared: Sequence[ComparedTokens] | None,
+) -> Stage:
+    """A step of the lowering, whose graph may be one that nothing here can run."""
+    try:
+        return _stage(name, reference, candidate, samples, tolerance, compared)
+    except MoecError as error:
+        if error.code != "M208":
+            raise
+        return Stage(name, None, True, error.what)
 
 
 def _stage(
@@ -121,9 +167,9 @@ def _stage(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    kept: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens] | None,
 ) -> Stage:
-    result = compare(reference, candidate, samples, tolerance, kept)
+    result = compare(reference, candidate, samples, tolerance, compared)
     return Stage(name, result.worst.deviation, result.ok)
 
 
@@ -132,9 +178,9 @@ def _worst(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    kept: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens] | None,
 ) -> tuple[Sample, ComparedTokens | None]:
-    parts: Sequence[ComparedTokens | None] = kept or [None for _ in samples]
+    parts: Sequence[ComparedTokens | None] = compared or [None for _ in samples]
     pairs = list(zip(samples, parts, strict=True))
     return max(
         pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation
@@ -148,163 +194,17 @@ def _inside(
     program: Program,
     sample: Sample,
     tolerance: Tolerance,
-    kept: ComparedTokens | None = None,
+    compared: ComparedTokens | None = None,
 ) -> Divergence:
     """Name the layer and the expert in the stage that was found."""
-    if kept is not None:
-        good, bad = _of_tokens(good, bad, kept)
+    if compared is not None:
+        good, bad = rows_of_tokens(good, bad, compared)
     layer, deviation, pair = first_layer(good, bad, tolerance)
     if pair is None:
         return Divergence(stages, stages[-1].name)
-    ids = _chosen(program, sample, layer)
-    ids = ids[kept.rows(len(ids))] if ids is not None and kept is not None else ids
+    ids = chosen_experts(program, sample, layer)
+    ids = ids[compared.rows(len(ids))] if ids is not None and compared is not None else ids
     if ids is None or not len(ids) or pair[0].numel() % len(ids):
         return Divergence(stages, stages[-1].name, layer, deviation)
     wrong = wrong_tokens(*pair, len(ids), tolerance)
     return Divergence(stages, stages[-1].name, layer, deviation, blame(ids, wrong), int(wrong.sum()), len(ids))
-
-
-def _of_tokens(good: Values, bad: Values, kept: ComparedTokens) -> tuple[Values, Values]:
-    """The rows of kept tokens, of the values that have a row a token, in any shape; others say nothing when a token was
-    left out."""
-    count = kept.tokens.numel()
-
-    def rows(value: Tensor) -> bool:
-        return value.dim() > 1 and (len(value) == count or value.shape[:2] == kept.tokens.shape)
-
-    def cut(values: Values) -> Values:
-        return {
-            path: [v.reshape(count, -1)[kept.tokens.flatten()] for v in found if rows(v)]
-            for path, found in values.items()
-        }
-
-    return cut(good), cut(bad)
-
-
-# ---------------------------------------------------------------------- layers
-def first_layer(good: Values, bad: Values, tolerance: Tolerance) -> tuple[str, float, tuple[Tensor, Tensor] | None]:
-    """The first module, in the order in which they finish, none of whose outputs is among the candidate's values in
-    that module.
-
-    A module inside one that agrees is passed over: what it computes was only arranged differently. So is one, tables of
-    a rotary embedding for example, after which a module made of others agrees that stands elsewhere: what is wrong here
-    would be wrong there.
-    """
-    found = {
-        path: best
-        for path, values in good.items()
-        if path and (best := _closest(values, bad.get(path, []))) is not None
-    }
-    agree = {path for path, (deviation, _) in found.items() if deviation <= tolerance.deviation}
-    for path, (deviation, pair) in found.items():
-        parts = path.split(".")
-        inside = any(".".join(parts[:n]) in agree for n in range(1, len(parts) + 1))
-        if not inside and not any(
-            _parent(other) != _parent(path) for other in _later(path, list(found)) if other in agree
-        ):
-            return path, deviation, pair
-    return "", 0.0, None
-
-
-def _later(path: str, order: list[str]) -> list[str]:
-    """The modules made of others that finish after one and don't hold it."""
-    after = order[order.index(path) + 1 :]
-    return [p for p in after if not path.startswith(f"{p}.") and any(q.startswith(f"{p}.") for q in order)]
-
-
-def _parent(path: str) -> str:
-    return path.rpartition(".")[0]
-
-
-def _closest(wanted: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[float, tuple[Tensor, Tensor]] | None:
-    pairs = [(_distance(w, v), (w, v)) for w in wanted for v in values if w.numel() == v.numel() > 1]
-    return min(pairs, key=lambda p: p[0]) if pairs else None
-
-
-def _distance(want: Tensor, got: Tensor) -> float:
-    want, got = want.double().flatten(), got.double().flatten()
-    spread, error = float(want.std(correction=0)), float((got - want).abs().max())
-    if math.isnan(error):
-        return math.inf
-    return error / spread if spread else (math.inf if error else 0.0)
-
-
-def _outputs(program: Program, sample: Sample) -> Values:
-    """The values that leave each module, by the order of the last one."""
-    found: Values = {}
-    cached = cached_values(program)
-
-    def watch(node: fx.Node, value: Any, _args: Any, _kwargs: Any) -> None:
-        for path in module_paths(node) if _is_real(value) and node.name not in cached else ():
-            if any(path not in module_paths(user) for user in node.users):
-                found[path] = [*found.pop(path, []), value]
-
-    trace(program, sample, watch)
-    return found
-
-
-def _everything(program: Program, sample: Sample) -> Values:
-    """All values inside each module."""
-    found: Values = {}
-
-    def watch(node: fx.Node, value: Any, _args: Any, _kwargs: Any) -> None:
-        for path in module_paths(node) if _is_real(value) else ():
-            found.setdefault(path, []).append(value)
-
-    trace(program, sample, watch)
-    return found
-
-
-def _module_outputs(reference: Engine, sample: Sample) -> Values:
-    module = getattr(reference, "module", None)
-    return trace_module(module, lambda: reference(**sample)) if isinstance(module, torch.nn.Module) else {}
-
-
-def _engine_values(engine: Engine, sample: Sample, paths: Iterable[str]) -> Values:
-    """Everything inside an engine, for each module: a runtime's graph doesn't know modules, and a value is known by its
-    numbers."""
-    intermediates = getattr(engine, "intermediates", None)
-    values = list(intermediates(sample).values()) if intermediates else []
-    return dict.fromkeys(paths, values)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-# ---------------------------------------------------------------------- experts
-def _chosen(program: Program, sample: Sample, layer: str) -> Tensor | None:
-    """The expert ids `[T, K]` of the MoE operator in a layer or around it, None without one."""
-    found: list[Tensor] = []
-
-    def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        path = module_path(node)
-        if node.target in (EXPERTS, MOE) and (f"{path}.".startswith(f"{layer}.") or f"{layer}.".startswith(f"{path}.")):
-            found.append(choice(node, args, kwargs)[1])
-
-    trace(program, sample, watch)
-    return found[0] if len(found) == 1 else None
-
-
-def wrong_tokens(want: Tensor, got: Tensor, tokens: int, tolerance: Tolerance) -> Tensor:
-    """Which of the tokens `[T]` deviate by more than the tolerance."""
-    error = (got.double().reshape(tokens, -1) - want.double().reshape(tokens, -1)).abs().amax(-1)
-    return ~(error <= tolerance.deviation * want.double().std(correction=0))
-
-
-def blame(ids: Tensor, wrong: Tensor) -> tuple[int, ...]:
-    """The fewest experts, found greedily, that every wrong token went to; among equals, those that had the fewest right
-    tokens.
-
-    Args:
-        ids: `[T, K]`. wrong: bool `[T]`.
-    """
-    blamed: list[int] = []
-    left = wrong.clone()
-    while left.any():
-        hits = torch.bincount(ids[left].flatten())
-        right = torch.bincount(ids[~wrong].flatten(), minlength=len(hits))[: len(hits)]
-        score = hits.double() - right.double() / (right.sum() + 1)
-        blamed.append(int(score.argmax()))
-        left &= ~(ids == blamed[-1]).any(-1)
-    return tuple(sorted(blamed))

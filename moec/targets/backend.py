@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,18 @@ class Backend(ABC):
     ) -> dict[str, Any]:
         """Write the engine's files into an existing empty folder; returns facts for the report, `blocks` among them:
         one entry a MoE operator with the lowering that it got and why. Where a stand-in runs them for the proof,
-        `stand_in` says in phrases what that does otherwise, and `unproven` what it leaves open."""
+        `stand_in` says in phrases what that does otherwise, and `unproven` what it leaves open.
+
+        A backend that lowers in named steps calls `progress.step` after each, for `moec compile --dump`."""
+
+    def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
+        """The lowering that `build` does, step by step, for `moec verify --bisect`: the name of each step that changes
+        the graph, and an engine that runs the graph as it then is, on this machine. Nothing for a backend whose
+        lowering is not made of steps.
+
+        An engine raises M208 when its graph cannot be run in the middle of the lowering; bisection says so and goes
+        on."""
+        return iter(())
 
     def export(
         self,

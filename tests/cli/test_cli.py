@@ -51,7 +51,13 @@ def test_compile_says_what_was_proven(cli: Cli, mixtral: Path, tmp_path: Path) -
     assert data["ok"] and data["folder"] == str(tmp_path / "engine")
     assert data["report"] == json.loads((tmp_path / "engine" / "moec.json").read_text())
     assert "verify" in cli.err and "experts reached" in cli.err
-    assert any("moec.moe" in p.read_text() for p in (tmp_path / "dump").iterdir())
+    dumps = sorted((tmp_path / "dump").iterdir())
+    assert any("moec.moe" in p.read_text() for p in dumps) and dumps[0].name == "000_capture.py"
+    graphs = [p for p in dumps if p.suffix == ".txt"]
+    assert graphs == dumps[-len(graphs) :] and graphs[0].name.endswith("export_to_onnx.txt")
+    opaque = ["moec::Moe(" in p.read_text() for p in graphs]
+    lowered = next(k for k, p in enumerate(graphs) if p.name.endswith("lower_experts.txt"))
+    assert opaque == [k < lowered for k in range(len(graphs))]
 
 
 def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, llama: Path, tmp_path: Path) -> None:

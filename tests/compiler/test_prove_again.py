@@ -35,7 +35,7 @@ def test_a_spoiled_engine_is_found_out(mixtral_engine: Path, spoiled: Path) -> N
 
 def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled: Path) -> None:
     found = bisect_engine(spoiled, 1, {})
-    assert found.stage == "the backend's lowering" and [s.ok for s in found.stages] == [True] * (
+    assert found.stage == "the engine as it runs" and [s.ok for s in found.stages] == [True] * (
         len(found.stages) - 1
     ) + [False]
     assert "layers.1" in found.layer and found.experts == (5,) and 0 < found.wrong_tokens < found.tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from moec.errors import MoecError
-from moec.pipeline.hooks import DumpHook, KeepHook, PrintHook, TimeHook
+from moec.pipeline.hooks import DumpHook, KeepHook, LoweringProgress, PrintHook, TimeHook
 from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
+from moec.progress import Progress
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.weights.lazy import scale
@@ -89,6 +91,29 @@ def test_dumps_are_numbered_over_several_pipelines(tmp_path: Path) -> None:
     files = sorted((tmp_path / "dump").iterdir())
     assert [f.name for f in files] == ["000_capture.py", "001_scale_head.py", "002_scale_roughly.py"]
     assert files[1].read_text() == program.text() != files[0].read_text()
+
+
+def test_steps_of_a_lowering_are_dumped_after_the_passes(tmp_path: Path) -> None:
+    class Said(Progress):
+        def __init__(self) -> None:
+            self.said: list[str] = []
+
+        def stage(self, name: str) -> None:
+            self.said.append(name)
+
+        def step(self, name: str, text: Callable[[], str]) -> None:
+            self.said.append(name)
+
+    hook, outer = DumpHook(tmp_path / "dump"), Said()
+    run(ScaleHead(2.0), hooks=[hook])
+    progress = LoweringProgress(outer, [hook])
+    progress.stage("build")
+    progress.step("export to ONNX", lambda: "first\n")
+    progress.step("lower-attention", lambda: "second\n")
+    files = sorted((tmp_path / "dump").iterdir())[2:]
+    assert [f.name for f in files] == ["002_export_to_onnx.txt", "003_lower_attention.txt"]
+    assert [f.read_text() for f in files] == ["first\n", "second\n"]
+    assert outer.said == ["build", "export to ONNX", "lower-attention"], "who was told before is told still"
 
 
 def test_a_dump_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from moec.pipeline.hooks import KeepHook
 from moec.pipeline.passes import Context, Pass
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.bisection import bisect, blame, first_layer
+from moec.proof.bisection import bisect
 from moec.proof.compare import Tolerance
 from moec.weights.lazy import from_tensor
 from tests.moe_module import MoeModel, source_of
@@ -111,48 +111,3 @@ def test_the_backend_is_blamed_when_all_programs_agree() -> None:
     opaque = bisect(reference, programs, samples, FP32, EagerEngine(lowered))  # type: ignore[arg-type]
     assert (opaque.stage, opaque.layer) == ("the backend's lowering", "")
     assert "not found" in str(opaque)
-
-
-def test_blame_takes_the_fewest_experts_and_the_guiltier_of_two() -> None:
-    ids = torch.tensor([[0, 1], [0, 2], [1, 2], [3, 1]])
-    assert blame(ids, torch.tensor([True, True, False, False])) == (0,)
-    assert blame(ids, torch.tensor([True, False, False, True])) == (1,)
-    assert blame(ids, torch.tensor([False, True, False, True])) == (0, 3)
-    assert blame(ids, torch.zeros(4, dtype=torch.bool)) == ()
-
-
-def test_what_was_arranged_away_is_passed_over_and_what_is_wrong_is_not() -> None:
-    """A rotary table that the engine computes at half its width is nowhere to be found, but attention that uses it
-    agrees."""
-    right = {
-        name: [torch.randn(4, 6)]
-        for name in (
-            "rotary",
-            "layers.0.attn.q",
-            "layers.0.attn",
-            "layers.0.mlp.up",
-            "layers.0.mlp",
-            "layers.0",
-            "layers.1.attn.q",
-            "layers.1.attn",
-        )
-    }
-    other = torch.randn(4, 6)
-    halved = {**right, "rotary": [other]}
-    assert first_layer(right, halved, Tolerance(1e-3))[0] == ""
-    assert (
-        first_layer(right, {**halved, "layers.1.attn.q": [other], "layers.1.attn": [other]}, Tolerance(1e-3))[0]
-        == "layers.1.attn.q"
-    )
-    everything = {key: [other] for key in right}
-    assert first_layer(right, everything, Tolerance(1e-3))[0] == "rotary", "nothing agrees after it"
-    beside = {
-        **right,
-        "layers.0.attn": [other],
-        "layers.0": [other],
-        "layers.1.attn.q": [other],
-        "layers.1.attn": [other],
-    }
-    assert first_layer(right, beside, Tolerance(1e-3))[0] == "layers.0.attn", (
-        "a layer beside it that agrees says nothing of it"
-    )

@@ -42,7 +42,7 @@ def by_head(emit: Emitter, rows: ir.Value, like: ir.Value) -> ir.Value:
 
 
 def lengths(emit: Emitter, total: ir.Value, batch: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """What the operator is told of lengths, from `[1]` int64 each: the last place of every row `[B]`, and the longest
+    """The lengths that the operator reads, from `[1]` int64 each: the last place of every row `[B]`, and the longest
     row's tokens `[]`.
 
     Every row is as long as the longest; padding is the bias's business.
@@ -56,7 +56,7 @@ def emit_grouped_query(
     block: Attention,
     tokens: list[ir.Value],
     past: tuple[ir.Value | None, ir.Value | None],
-    told: tuple[ir.Value, ir.Value],
+    row_lengths: tuple[ir.Value, ir.Value],
     bias: ir.Value,
 ) -> tuple[ir.Value, ...]:
     """Emit the operator for queries, keys and values `by_token`, after `past` keys and values `[B, G, P, D]` if there
@@ -65,7 +65,7 @@ def emit_grouped_query(
     Returns:
         What it mixed `[B, S, N * D]`, and keys and values `[B, G, P + S, D]`.
     """
-    inputs = [*tokens, *past, *told, None, None, None, emit.cast(bias, FLOAT, block.dtype)]
+    inputs = [*tokens, *past, *row_lengths, None, None, None, emit.cast(bias, FLOAT, block.dtype)]
     attributes = {
         "num_heads": block.heads,
         "kv_num_heads": block.groups,

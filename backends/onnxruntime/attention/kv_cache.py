@@ -49,8 +49,8 @@ def _read(whole: ir.Value) -> Cache | None:
     ):
         return None
     past, new = joined.inputs if len(joined.inputs) == 2 else (None, None)
-    held = past is not None and past.is_graph_input() and past.shape is not None and str(past.shape[2]) == PAST
-    if not held or new is None or new.shape is None or not whole.is_graph_output() or len(list(whole.uses())) != 1:
+    is_past = past is not None and past.is_graph_input() and past.shape is not None and str(past.shape[2]) == PAST
+    if not is_past or new is None or new.shape is None or not whole.is_graph_output() or len(list(whole.uses())) != 1:
         return None
     assert past is not None
     return Cache(past, new, joined)
@@ -74,8 +74,8 @@ def emit_with_cache(
     tokens = [by_token(emit, v) for v in (block.query, key.new, value.new)]
     assert block.mask is not None and tokens[0].shape is not None
     new, total, batch = _sizes(emit, tokens[0], block.mask)
-    told, grouped = lengths(emit, total, batch), emit.branch("grouped")
-    one = emit_grouped_query(grouped, block, tokens, (key.past, value.past), told, bias)
+    row_lengths, grouped = lengths(emit, total, batch), emit.branch("grouped")
+    one = emit_grouped_query(grouped, block, tokens, (key.past, value.past), row_lengths, bias)
     several = emit.branch("several")
     query, *whole = (
         by_head(several, rows, like) for rows, like in zip(tokens, (block.query, key.new, value.new), strict=True)

@@ -185,6 +185,6 @@ def _standard(emit: Emitter, block: Attention, bias: ir.Value | None) -> ir.Valu
 def _prompt_grouped(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
     """`[B, S, N, V]` by GroupQueryAttention on a prompt without a cache."""
     tokens = [by_token(emit, v) for v in (block.query, block.key, block.value)]
-    told = lengths(emit, emit("Shape", block.key, start=2, end=3), emit("Shape", block.query, start=0, end=1))
-    y = emit_grouped_query(emit, block, tokens, (None, None), told, bias)[0]
+    row_lengths = lengths(emit, emit("Shape", block.key, start=2, end=3), emit("Shape", block.query, start=0, end=1))
+    y = emit_grouped_query(emit, block, tokens, (None, None), row_lengths, bias)[0]
     return emit("Reshape", y, emit.constant([0, 0, block.heads, -1]))

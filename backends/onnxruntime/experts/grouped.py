@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 from moec.backends.onnx.routing_proofs import masked
 from moec.backends.onnxruntime.experts.activation import emit_gated, emit_plain
 from moec.backends.onnxruntime.packed.quantized import emit_product, kernel_inputs
@@ -44,7 +44,7 @@ class _Plan:
         groups, size: branches (0: none, all experts in the main graph), and experts in each; the last may have fewer.
     """
 
-    block: Block
+    block: MoeNode
     x: ir.Value
     flat: ir.Value
     joined: bool
@@ -54,7 +54,7 @@ class _Plan:
 
 
 def emit_grouped(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, joined: bool = True
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, joined: bool = True
 ) -> ir.Value:
     """Emit the experts for `ids` and `weights` `[..., K]`. Any number of tokens, also none.
 
@@ -89,7 +89,7 @@ def emit_grouped(
     return emit("Reshape", mixed, emit("Shape", block.x), allowzero=1)
 
 
-def _routed(block: Block) -> ir.Shape:
+def _routed(block: MoeNode) -> ir.Shape:
     """The shape `[N]` of the routed rows, by a name that layers with as many tokens share; they then share what follows
     from N alone."""
     sizes = None if block.x.shape is None else [str(d) for d in block.x.shape[:-1]]
@@ -136,7 +136,7 @@ def _inverse(emit: Emitter, flat: ir.Value, order: ir.Value, left_out: bool) -> 
     )
 
 
-def _mix(emit: Emitter, block: Block, outputs: ir.Value, weights: ir.Value) -> ir.Value:
+def _mix(emit: Emitter, block: MoeNode, outputs: ir.Value, weights: ir.Value) -> ir.Value:
     """Sum each token's K outputs `[N, H]` by weight; returns `[T, H]`, or `[T, 1, H]`."""
     if block.top_k == 1:
         return outputs if block.score_before else emit("Mul", outputs, emit("Reshape", weights, emit.constant([-1, 1])))
@@ -209,7 +209,7 @@ def _apart(emit: Emitter, plan: _Plan, e: int, piece: ir.Value) -> ir.Value:
 
 
 def _linear(
-    emit: Emitter, x: ir.Value, block: Block, role: str, e: int, part: tuple[int, int] | None = None
+    emit: Emitter, x: ir.Value, block: MoeNode, role: str, e: int, part: tuple[int, int] | None = None
 ) -> ir.Value:
     """A product with one of expert e's matrices `[out, in]` and its bias, or with rows `part` of them."""
     weight, bias = block.matrix("w_out" if role == "out" else "w_in", e), block.b_out if role == "out" else block.b_in

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.moe_node import MoeNode
 from moec.backends.onnxruntime.experts.mixing import CLOSED, flatten_tokens, log_shares, scatter_weights
 from moec.backends.onnxruntime.experts.native_rule import kernel_activation
 from moec.backends.onnxruntime.experts.operands import interleave
@@ -18,7 +18,7 @@ from moec.backends.onnxruntime.experts.qmoe import emit_qmoe
 from moec.weights.lazy import Weight
 
 
-def emit_native(emit: Emitter, block: Block, logits: ir.Value, bits: int = 0) -> ir.Value:
+def emit_native(emit: Emitter, block: MoeNode, logits: ir.Value, bits: int = 0) -> ir.Value:
     """Emit the operator on router logits `[T, E]` for a block whose rule is native; returns `[..., H]`. `bits`: see
     `emit_qmoe`."""
     assert block.routing is not None
@@ -30,7 +30,7 @@ def emit_native(emit: Emitter, block: Block, logits: ir.Value, bits: int = 0) ->
 
 
 def emit_portable(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0
 ) -> ir.Value:
     """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative unless K is 1), both
     `[..., K]`."""
@@ -49,7 +49,7 @@ def emit_portable(
     return emit("Reshape", y, emit("Shape", block.x), allowzero=1)
 
 
-def _operator(emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, normalize: bool, bits: int) -> ir.Value:
+def _operator(emit: Emitter, block: MoeNode, x: ir.Value, logits: ir.Value, normalize: bool, bits: int) -> ir.Value:
     logits = emit.cast(logits, block.wide, block.dtype)  # the operators want x's dtype
     if not isinstance(block.w_in, Weight) or not isinstance(block.w_out, Weight):
         return emit_qmoe(emit, block, x, logits, bits=bits)

@@ -6,7 +6,7 @@ MoE operator wherever it is right; the grouped form would launch small kernels f
 QMoE operator wherever it is right and exact, else the grouped form with packed products (benchmarks/quantized_cpu.py);
 for throughput the grouped form also with 4 bits and few experts (128 tokens, 8 experts: 0.87 of the operator's time; 64
 experts: 1.02). Experts of several widths: one operator in the widest where nothing may be rounded, else an operator for
-each width, see `widths`.
+each width, see `each_width`.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import INPUTS, Block, read
 from moec.backends.onnx.emit import DOMAIN, MICROSOFT, Emitter
+from moec.backends.onnx.moe_node import INPUTS, MoeNode, read
 from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
+from moec.backends.onnxruntime.experts.each_width import emit_each_width
 from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
 from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable
 from moec.backends.onnxruntime.experts.native_rule import is_native, kernel_activation
 from moec.backends.onnxruntime.experts.operands import WIDE
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
-from moec.backends.onnxruntime.experts.widths import emit_each_width
 from moec.weights.weight import PackedWeight
 
 
-def lower(
+def lower_experts(
     model: ir.Model, optimize_for: str = "latency", provider: str = "cpu", rounded: bool = False
 ) -> list[dict[str, Any]]:
     """Replace every `moec::Moe` and `moec::Experts` node of the main graph, in place; weights stay lazy, those that
@@ -55,14 +55,12 @@ def lower(
     facts = [_lower_node(model.graph, node, optimize_for, provider, rounded) for node in nodes]
     if facts:
         model.opset_imports[MICROSOFT] = 1
-    if not any(node.domain == DOMAIN for node in model.graph):
-        model.opset_imports.pop(DOMAIN, None)
     return facts
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str, rounded: bool) -> dict[str, Any]:
     block, emit, joined = read(node), Emitter(graph, node), optimize_for == "latency"
-    refusal, held = _why_grouped(block, provider, rounded, joined), list(node.inputs)
+    refusal, inputs = _why_grouped(block, provider, rounded, joined), list(node.inputs)
     bits = kernel_bits(block, provider, rounded) if is_packed(block) and not refusal else 0
     apart = not refusal and each_width(block, provider, rounded)
     logits = emit_logits(emit, block) if block.routing else None
@@ -81,7 +79,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
         else:
             formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype, bits)
     emit.replace(y)
-    remove_unread(graph, held)
+    remove_unread(graph, inputs)
     why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
     return {
         "node": emit.name,
@@ -92,7 +90,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
     }
 
 
-def _why_kernel(block: Block, apart: bool, bits: int) -> str:
+def _why_kernel(block: MoeNode, apart: bool, bits: int) -> str:
     if apart:
         return "one operator computes all experts of a width"
     own = block.w_in.bits if isinstance(block.w_in, PackedWeight) else bits
@@ -101,7 +99,7 @@ def _why_kernel(block: Block, apart: bool, bits: int) -> str:
     return f"one operator computes all experts{wider}"
 
 
-def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -> str:
+def _why_grouped(block: MoeNode, provider: str, rounded: bool, few_tokens: bool) -> str:
     """Why a block's experts become plain products, in a few words; empty for one operator."""
     if is_packed(block):
         wrong = _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block)
@@ -112,22 +110,22 @@ def _why_grouped(block: Block, provider: str, rounded: bool, few_tokens: bool) -
     return why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
 
 
-def is_packed(block: Block) -> bool:
+def is_packed(block: MoeNode) -> bool:
     """Whether one of the experts' matrices is quantized."""
     return isinstance(block.w_in, PackedWeight) or isinstance(block.w_out, PackedWeight)
 
 
-def _is_uniform(block: Block, bits: int) -> bool:
+def _is_uniform(block: MoeNode, bits: int) -> bool:
     """Whether all experts are stored in so many bits."""
     return not block.parts and isinstance(block.w_in, PackedWeight) and block.w_in.bits == bits
 
 
-def _renormalizes(block: Block) -> bool:
+def _renormalizes(block: MoeNode) -> bool:
     """Whether logits alone tell the operator all; QMoE on the CPU renormalises whatever its attribute says."""
     return not is_packed(block) or (block.routing is not None and block.routing.combine != "scores")
 
 
-def _packed_facts(block: Block, kernel: bool) -> dict[str, Any]:
+def _packed_facts(block: MoeNode, kernel: bool) -> dict[str, Any]:
     packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
@@ -148,12 +146,12 @@ def arrangement(experts: int, joined: bool) -> str:
     return f"{'one activation for all (few tokens)' if joined else 'one activation for each (many tokens)'}, {where}"
 
 
-def why_not_kernel(block: Block) -> str:
+def why_not_kernel(block: MoeNode) -> str:
     """Why the MoE operator would be wrong for a block, in a few words; empty when it is right."""
     return _why_not_activation(block) or _why_not_sizes(block) or _why_not_routing(block)
 
 
-def _why_not_activation(block: Block) -> str:
+def _why_not_activation(block: MoeNode) -> str:
     rule = block.activation
     if kernel_activation(rule) is None:
         return (
@@ -163,13 +161,13 @@ def _why_not_activation(block: Block) -> str:
     return "the MoE operator has no float64" if block.dtype == ir.DataType.DOUBLE else ""
 
 
-def _why_not_sizes(block: Block) -> str:
+def _why_not_sizes(block: MoeNode) -> str:
     sizes = (block.hidden, block.w_out.shape[2])
     wrong = any(size < 16 or size % 8 for size in sizes)
     return f"the CUDA kernel needs sizes of 16 or more, multiples of 8, not {sizes}" if wrong else ""
 
 
-def _why_not_routing(block: Block) -> str:
+def _why_not_routing(block: MoeNode) -> str:
     if block.routing is not None:
         return (
             ""

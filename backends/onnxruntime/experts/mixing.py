@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 
 CLOSED = -1e4  # a logit whose exponential is zero beside any other
 TINY = 1e-30  # keeps log and division defined; an expert with a smaller share of the weight adds nothing in float32
 
 
 def spread_weights(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
 ) -> tuple[ir.Value, ir.Value]:
     """Rows `[T, H]`, and what each expert's output is multiplied by, `[T, E]` in the wide dtype: zero where it was not
     chosen."""
@@ -22,7 +22,7 @@ def spread_weights(
     return rows, scatter_weights(emit, block, ids, weights, 0.0)
 
 
-def log_shares(emit: Emitter, block: Block, weights: ir.Value) -> ir.Value:
+def log_shares(emit: Emitter, block: MoeNode, weights: ir.Value) -> ir.Value:
     """Logits of which the operator makes these weights up to a factor a row; a row of zeros gives equal ones."""
     tiny = emit.number(TINY, block.wide)
     # axis 1, never -1: ONNX Runtime's reductions take -1 wrongly when there are no tokens
@@ -31,7 +31,7 @@ def log_shares(emit: Emitter, block: Block, weights: ir.Value) -> ir.Value:
 
 
 def flatten_tokens(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Ids and weights `[T, K]`, and rows `[T, H]`, which are multiplied by the one weight where that comes before the
     experts."""
@@ -44,7 +44,7 @@ def flatten_tokens(
     return ids, weights, rows
 
 
-def scatter_weights(emit: Emitter, block: Block, ids: ir.Value, values: ir.Value, otherwise: float) -> ir.Value:
+def scatter_weights(emit: Emitter, block: MoeNode, ids: ir.Value, values: ir.Value, otherwise: float) -> ir.Value:
     """`[T, E]` with values at `ids`."""
     tokens = emit("Shape", ids, start=0, end=1)
     closed = emit(

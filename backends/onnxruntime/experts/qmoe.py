@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block, Part
 from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnx.moe_node import MoeNode, Part
 from moec.backends.onnxruntime.experts.mixing import spread_weights
 from moec.backends.onnxruntime.experts.native_rule import kernel_activation
 from moec.backends.onnxruntime.experts.operands import NARROW, WIDE, interleave, operands
@@ -23,7 +23,7 @@ CUDA_BLOCKS = (32, 64, 128)
 SLOW_NARROW = 16
 
 
-def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
+def why_not_qmoe(block: MoeNode, provider: str, rounded: bool) -> str:
     """Why the operator would be wrong or inexact for a block's packed weights, in a few words; empty when it is right.
 
     Args:
@@ -42,7 +42,7 @@ def why_not_qmoe(block: Block, provider: str, rounded: bool) -> str:
     )
 
 
-def _why_not_cuda(block: Block, weight: PackedWeight) -> str:
+def _why_not_cuda(block: MoeNode, weight: PackedWeight) -> str:
     if block.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
         return "the CUDA kernel of QMoE has half precision only"
     sizes = (block.hidden, block.w_out.shape[2])
@@ -51,7 +51,7 @@ def _why_not_cuda(block: Block, weight: PackedWeight) -> str:
     return "" if weight.group in CUDA_BLOCKS else f"the CUDA kernel of QMoE has no blocks of {weight.group}"
 
 
-def each_width(block: Block, provider: str, rounded: bool) -> bool:
+def each_width(block: MoeNode, provider: str, rounded: bool) -> bool:
     """Whether the widths of a block's experts become operators of their own, instead of one in the widest."""
     return bool(block.parts) and (
         provider == "cuda"
@@ -59,11 +59,11 @@ def each_width(block: Block, provider: str, rounded: bool) -> bool:
     )
 
 
-def _narrowest(block: Block) -> Part:
+def _narrowest(block: MoeNode) -> Part:
     return min(block.parts, key=lambda p: p.w_in.bits)
 
 
-def kernel_bits(block: Block | Part, provider: str, rounded: bool) -> int:
+def kernel_bits(block: MoeNode | Part, provider: str, rounded: bool) -> int:
     """The width of the codes that one operator reads: not less than 4 on the CPU, unless its kernel of 2 bits is one
     that rounds activations."""
     w_in = block.w_in
@@ -73,7 +73,7 @@ def kernel_bits(block: Block | Part, provider: str, rounded: bool) -> int:
 
 
 def emit_qmoe(
-    emit: Emitter, block: Block, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None, bits: int = 0
+    emit: Emitter, block: MoeNode, x: ir.Value, logits: ir.Value, weights: ir.Value | None = None, bits: int = 0
 ) -> ir.Value:
     """Emit the operator on rows `[T, H]`, which chooses the K largest of `logits [T, E]` and mixes by their softmax.
 
@@ -102,7 +102,7 @@ def _as_it_is(weight: Weight) -> Weight:
 
 
 def emit_weighted(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, bits: int = 0
 ) -> ir.Value:
     """Emit the operator for any chosen `ids` (distinct in a row) and `weights` (not negative), both `[..., K]`, on the
     CPU.

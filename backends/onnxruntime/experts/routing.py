@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 
 
-def emit_logits(emit: Emitter, block: Block) -> ir.Value:
+def emit_logits(emit: Emitter, block: MoeNode) -> ir.Value:
     """Router logits `[T, E]`, in float32 whatever the block's dtype (float64 for a float64 block)."""
     assert block.router_weight is not None
     rows = emit.cast(emit("Reshape", block.x, emit.constant([-1, block.hidden])), block.dtype, block.wide)
@@ -24,7 +24,7 @@ def emit_logits(emit: Emitter, block: Block) -> ir.Value:
     return emit("Gemm", *inputs, transB=1)
 
 
-def emit_choice(emit: Emitter, block: Block, logits: ir.Value) -> tuple[ir.Value, ir.Value]:
+def emit_choice(emit: Emitter, block: MoeNode, logits: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Ids and weights `[T, K]` by a native rule: softmax, top-k, then as they are or renormalised (as softmax of the
     chosen logits)."""
     assert block.routing is not None

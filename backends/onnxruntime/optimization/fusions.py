@@ -43,10 +43,10 @@ def _rules() -> dict[str, Any]:
 
         def rewrite(self, op: Any, x: ir.Value, scale: ir.Value, epsilon: ir.Value, **_: Any) -> Any:
             rows = x if x.dtype == scale.dtype else op.Cast(x, to=int(scale.dtype or 1))
-            held = ir.convenience.get_const_tensor(epsilon)
-            assert held is not None
+            constant = ir.convenience.get_const_tensor(epsilon)
+            assert constant is not None
             return op.SimplifiedLayerNormalization(
-                rows, scale, axis=-1, epsilon=float(held.numpy().item()), stash_type=self._stash_dtype
+                rows, scale, axis=-1, epsilon=float(constant.numpy().item()), stash_type=self._stash_dtype
             )
 
     rule: Any = RmsNorm.rule
@@ -66,8 +66,8 @@ def _power(op: Any, x: Any, exponent: Any) -> Any:
 
 
 def _is_minus_half(context: Any, x: ir.Value, exponent: ir.Value, **_: Any) -> bool:
-    held = exponent.const_value
-    return held is not None and held.size == 1 and float(held.numpy().item()) == -0.5
+    constant = exponent.const_value
+    return constant is not None and constant.size == 1 and float(constant.numpy().item()) == -0.5
 
 
 def _reciprocal_root(op: Any, x: Any, exponent: Any) -> Any:

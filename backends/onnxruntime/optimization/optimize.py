@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import onnx_ir as ir
-
-from moec.backends.onnx.folding import fold
+from moec.backends.onnx.folding import folding, remove_unused, share_equal_nodes
+from moec.backends.onnx.steps import Step
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
 from moec.backends.onnxruntime.optimization.reshapes import spare_reshapes
@@ -12,21 +11,19 @@ from moec.backends.onnxruntime.optimization.rotary import fuse_rotary, rotate_by
 from moec.backends.onnxruntime.optimization.sizes import share_sizes
 
 
-def optimize(model: ir.Model, optimize_for: str = "latency") -> None:
-    """Fold weight transposes lazily and small constants eagerly, fuse, then drop what nobody reads. In place.
+def optimization(optimize_for: str = "latency") -> list[Step]:
+    """Fold, fuse, then drop what nobody reads.
 
     For `latency` products of one value become one, which pays with few tokens and costs with many, see `pack_products`.
     """
-    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
-
-    fold(model)
-    fuse(model)
-    fuse_rotary(model)
-    rotate_by_token(model.graph)
-    if optimize_for == "latency":
-        pack_products(model.graph)
-    spare_reshapes(model.graph)
-    share_sizes(model.graph)
-    CommonSubexpressionEliminationPass()(model)  # every layer made the same tables, and asked the same of its sizes
-    RemoveUnusedNodesPass()(model)
-    RemoveUnusedOpsetsPass()(model)
+    return [
+        *folding(),
+        Step("fuse-norms", fuse),
+        Step("fuse-rotary", fuse_rotary),
+        Step("rotate-by-token", rotate_by_token),
+        *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),
+        Step("spare-reshapes", spare_reshapes),
+        Step("share-sizes", share_sizes),
+        Step("share-equal-tables", share_equal_nodes),  # every layer made the same, and asked the same of its sizes
+        Step("remove-unused", remove_unused),
+    ]

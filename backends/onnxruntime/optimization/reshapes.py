@@ -13,13 +13,13 @@ from moec.backends.onnx.tensors import add_initializer
 from moec.weights.lazy import from_tensor
 
 
-def spare_reshapes(graph: ir.Graph) -> int:
-    """Join reshapes that follow each other, and let heads be told apart and turned once instead of in each of a
+def spare_reshapes(model: ir.Model) -> int:
+    """Join reshapes that follow each other, and let heads be cut and turned once instead of in each of a
     product's pieces. In place.
 
     Returns how many nodes there are less.
     """
-    before = len(graph)
+    graph, before = model.graph, len(model.graph)
     for node in list(graph):
         if _is(node, "Reshape"):
             _join(graph, node)
@@ -105,11 +105,20 @@ def _cut_heads(graph: ir.Graph, split: ir.Node) -> None:
         graph, from_tensor(torch.tensor([n // size for n in counts]), f"{name}/sizes"), f"{name}/sizes"
     )
     cut = ir.node("Split", [whole.outputs[0], heads], {"axis": 2}, num_outputs=len(users), name=f"{name}/split")
-    graph.insert_before(split, [whole, cut])
+    graph.insert_before(_place(graph, split, users), [whole, cut])
     for user, piece in zip(users, cut.outputs, strict=True):
         take_place(piece, user.outputs[0])
         graph.remove(user, safe=True)
     graph.remove(split, safe=True)
+
+
+def _place(graph: ir.Graph, split: ir.Node, users: list[ir.Node]) -> ir.Node:
+    """Before which node the shape that the pieces of a split are given is there, and nobody has read what they become:
+    the split itself, or the first that reads a piece."""
+    order = {node: n for n, node in enumerate(graph)}
+    shape = users[0].inputs[1]
+    made = None if shape is None else shape.producer()
+    return min(users, key=order.__getitem__) if made is not None and order.get(made, -1) > order[split] else split
 
 
 def _only_reshape(piece: ir.Value) -> ir.Node | None:

@@ -24,10 +24,10 @@ def fuse_rotary(model: ir.Model) -> int:
     return count
 
 
-def rotate_by_token(graph: ir.Graph) -> int:
+def rotate_by_token(model: ir.Model) -> int:
     """Rotate `[B, S, N * D]` where heads were only turned to `[B, N, S, D]` for the rotation and turned back, in place;
     returns how often."""
-    return sum(_turn_back(graph, node) for node in list(graph) if node.op_type == "RotaryEmbedding")
+    return sum(_turn_back(model.graph, node) for node in list(model.graph) if node.op_type == "RotaryEmbedding")
 
 
 def _turned(rotary: ir.Node) -> tuple[ir.Node, ir.Node, ir.Node] | None:
@@ -135,8 +135,8 @@ def _is_table(value: ir.Value, size: int) -> bool:
 
 
 def _number(value: ir.Value | None) -> int | None:
-    held = value.const_value if value is not None else None
-    return int(held.numpy().item()) if held is not None and held.size == 1 else None
+    constant = value.const_value if value is not None else None
+    return int(constant.numpy().item()) if constant is not None and constant.size == 1 else None
 
 
 def _repeats(table: ir.Value) -> bool:

@@ -8,13 +8,13 @@ import onnx_ir as ir
 _QUESTIONS = ("Shape", "Size")
 
 
-def share_sizes(graph: ir.Graph) -> int:
+def share_sizes(model: ir.Model) -> int:
     """Let `Shape` and `Size` of values whose dimensions have the same names and numbers be one node each, in place.
 
     What is computed from them becomes equal thereby, which removal of common subexpressions then finds. Returns how
     many went.
     """
-    first: dict[object, ir.Node] = {}
+    graph, first = model.graph, dict[object, ir.Node]()
     gone = 0
     for node in list(graph):
         key = _key(node)

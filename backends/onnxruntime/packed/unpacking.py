@@ -53,19 +53,19 @@ def unpack_products(model: ir.Model) -> int:
     ]
     done: dict[ir.Value, ir.Value] = {}
     for node in found:
-        held = node.inputs[1]
-        assert held is not None and node.graph is not None
-        if held not in done:
-            done[held] = _matrix(model, node, node if node.graph is model.graph else model.graph[0])
+        codes = node.inputs[1]
+        assert codes is not None and node.graph is not None
+        if codes not in done:
+            done[codes] = _matrix(model, node, node if node.graph is model.graph else model.graph[0])
         # not MatMul of a transposed one: while folding, the runtime holds every step of the way
-        product = ir.node("FusedMatMul", [node.inputs[0], done[held]], {"transB": 1}, domain=MICROSOFT, name=node.name)
+        product = ir.node("FusedMatMul", [node.inputs[0], done[codes]], {"transB": 1}, domain=MICROSOFT, name=node.name)
         node.graph.insert_before(node, product)
         take_place(product.outputs[0], node.outputs[0])
         node.graph.remove(node, safe=True)
     return len(found)
 
 
-def told(facts: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def unpacked(facts: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     """Facts about packed weights after `unpack_products`."""
     return [
         {**f, key: UNPACKED} if f.get(key) == "MatMulNBits" and str(f["bits"]) != str(EXACT_BITS) else f for f in facts

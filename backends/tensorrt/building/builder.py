@@ -40,13 +40,13 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(request["onnx"])):
         raise _refused(parser, str(request["onnx"]))
-    kept = _replace_blocks(trt, network, request)
+    outliving = _replace_blocks(trt, network, request)
     config = _made(builder.create_builder_config(), "a configuration", logger)
     configure(trt, config, request, logger)
     for profile in request["profiles"]:
         _add_profile(builder, config, profile)
     plan = builder.build_serialized_network(network, config)
-    del kept
+    del outliving
     if plan is None:
         raise MoecError(
             "M208", f"{trt.__name__} cannot build the graph: {logger.reason()}", str(request["onnx"]), _BUILD_FIX

@@ -3,23 +3,28 @@ table before it is written."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnx.emit import DOMAIN, Emitter
+from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.evaluation import stages_of
 from moec.backends.onnx.export import strip_traces, to_onnx
-from moec.backends.onnx.folding import fold
+from moec.backends.onnx.folding import folding, remove_unused
+from moec.backends.onnx.steps import Step, apply_steps
+from moec.backends.onnx.writing import write_model
 from moec.backends.tensorrt.graph.attention import lower_attention
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.graph.quantized import lower_quantized
 from moec.backends.tensorrt.graph.small_floats import OPSET as FLOATS_OPSET
 from moec.backends.tensorrt.policy import Plan
-from moec.backends.tensorrt.session.cpu_stand_in import DECODED
+from moec.backends.tensorrt.session.cpu_stand_in import DECODED, decode
 from moec.errors import MoecError
+from moec.execution.engine import Engine
 from moec.program.program import Program
 from moec.progress import Progress
 
@@ -27,7 +32,6 @@ from moec.progress import Progress
 # kernel
 OPSET = 21
 FLOATS_IR_VERSION = 11  # of the file format, for the same floats
-EXTERNAL_BYTES = 1024  # initializers from this size on go into the file beside
 
 
 def write_onnx(
@@ -52,34 +56,34 @@ def write_onnx(
         MoecError: M208 when torch.onnx has no translation for an operator, the policy refuses a block, or the parser
             would refuse a node.
     """
-    model, facts = lowered(program, plan)
-    total: int = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    progress = progress or Progress()
-    written = lambda tensor, info: progress.advance(info.offset + tensor.nbytes, total, "B", tensor.name or "")  # noqa: E731
-    try:
-        ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_BYTES, callback=written)
-    except OSError as error:
-        raise MoecError(
-            "M210",
-            f"the engine cannot be written: {error.strerror or error}",
-            str(path),
-            "free space there, or choose another --out",
-        ) from error
+    model, facts = lowered(program, plan, progress)
+    write_model(model, path, progress)
     return {**facts, "precision": str(precision).removeprefix("torch.")}
 
 
-def lowered(program: Program, plan: Plan) -> tuple[ir.Model, dict[str, Any]]:
+def steps_for(plan: Plan) -> list[Step]:
+    """The steps, in order. Facts: `attention`, `blocks`, `packed`."""
+    from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
+
+    return [
+        Step("lower-attention", lower_attention, facts="attention"),
+        Step("lower-experts", lower_experts, plan, facts="blocks"),
+        Step("lower-quantized", lower_quantized, facts="packed"),
+        Step("admit-small-floats", admit_small_floats),
+        *folding(),
+        Step("remove-unused", remove_unused),
+        Step("lift-constants", LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)),
+        Step("infer-shapes", ShapeInferencePass()),  # the table asks for every value's dtype
+        Step("sum-in-float", sum_in_float),
+        Step("infer-shapes-of-sums", ShapeInferencePass()),
+    ]
+
+
+def lowered(program: Program, plan: Plan, progress: Progress | None = None) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model of standard operators in memory, weights lazy, and the facts about it; raises as `write_onnx`
     does."""
     model = to_onnx(program, OPSET)
-    facts: dict[str, Any] = {
-        "attention": lower_attention(model),
-        "blocks": lower_experts(model, plan),
-        "packed": lower_quantized(model),
-    }
-    model.opset_imports.pop(DOMAIN, None)
-    admit_small_floats(model)
-    tidy(model)
+    facts = apply_steps(model, steps_for(plan), progress)
     table = table_of(plan.edition, plan.version)
     violations = check(model, table)
     if violations:
@@ -87,6 +91,11 @@ def lowered(program: Program, plan: Plan) -> tuple[ir.Model, dict[str, Any]]:
         raise MoecError("M208", f"{table.title} cannot take this graph: {first.reason}{more}", first.where, first.fix)
     strip_traces(model)
     return model, {**facts, "opset": dict(model.opset_imports), "operators": table.name, **_open_questions(model)}
+
+
+def stages(program: Program, plan: Plan) -> Iterator[tuple[str, Engine]]:
+    """See `Backend.stages`; ONNX Runtime's CPU runs the graphs."""
+    yield from stages_of(to_onnx(program, OPSET), steps_for(plan), program.inputs, prepare=decode)
 
 
 def _open_questions(model: ir.Model) -> dict[str, list[str]]:
@@ -126,21 +135,3 @@ def sum_in_float(model: ir.Model) -> int:
         wide = emit.cast(values, values.dtype, ir.DataType.FLOAT)
         emit.replace(emit.cast(emit("CumSum", wide, axis, **rule), ir.DataType.FLOAT, values.dtype))
     return len(nodes)
-
-
-def tidy(model: ir.Model) -> None:
-    """Fold, drop what nobody reads, and let every value know its dtype. In place."""
-    from onnx_ir.passes.common import (
-        LiftConstantsToInitializersPass,
-        RemoveUnusedNodesPass,
-        RemoveUnusedOpsetsPass,
-        ShapeInferencePass,
-    )
-
-    fold(model)
-    RemoveUnusedNodesPass()(model)
-    RemoveUnusedOpsetsPass()(model)
-    LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    ShapeInferencePass()(model)
-    if sum_in_float(model):
-        ShapeInferencePass()(model)

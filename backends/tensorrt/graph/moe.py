@@ -1,39 +1,24 @@
-"""From opaque `moec::Experts` nodes to standard operators without data-dependent shapes, in the form that the policy
-chose.
-
-`gathered`: each token's matrices are copied out of the stack and multiplied with it, `[T, K, I, H] x [T, 1, H, 1]`.
-`dense`: all experts are one wide hidden layer, `[T, H] -> [T, E * I] -> [T, H]`. Between the two products each expert's
-neurons are multiplied by the token's weight for that expert, zero where it was not chosen; the second product then sums
-over experts too, so that no `[E, T, H]` is ever there. These are plain products, for which TensorRT has its best
-kernels, packed weights included.
-"""
+"""From opaque `moec::Experts` nodes to standard operators, in the form that the policy chose, and the facts about
+them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import onnx_ir as ir
-import torch
 
-from moec.backends.onnx.activation import emit_gated, emit_plain
-from moec.backends.onnx.block import Block, read
 from moec.backends.onnx.emit import DOMAIN, Emitter
 from moec.backends.onnx.floats import SmallFloats
-from moec.backends.onnx.packed import remove_unread, widened
+from moec.backends.onnx.moe_node import MoeNode, read
+from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct
-from moec.backends.tensorrt.graph.quantized import emit_weight, unfolded
+from moec.backends.tensorrt.graph.expert_layer import FLOAT, ExpertLayer, dense, gathered
 from moec.backends.tensorrt.plugins.chain import Sizes
 from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
 from moec.errors import MoecError
 from moec.targets.backend import Refusal
-from moec.weights import lazy
-from moec.weights.lazy import Weight
 from moec.weights.weight import PackedWeight
-
-FLOAT = ir.DataType.FLOAT
-Part = Callable[[Weight], Weight]
 
 
 def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
@@ -53,7 +38,7 @@ def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
     return [_lower_node(model.graph, node, plan) for node in nodes]
 
 
-def shape_of(block: Block) -> Shape:
+def shape_of(block: MoeNode) -> Shape:
     """What the policy wants to know of a block."""
     packed = [w for w in (block.w_in, block.w_out) if isinstance(w, PackedWeight)]
     biases = {(False, False): "", (True, True): "all"}.get((block.b_in is not None, block.b_out is not None), "some")
@@ -72,17 +57,17 @@ def shape_of(block: Block) -> Shape:
 
 
 def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
-    block, emit, held = read(node), Emitter(graph, node), list(node.inputs)
+    block, emit, inputs = read(node), Emitter(graph, node), list(node.inputs)
     choice = choose(shape_of(block), plan, emit.name)
     if isinstance(choice, Refusal):
         raise MoecError("M208", choice.reason, choice.where, choice.fix)
     if choice.lowering == "kernels" and block.score_before and not distinct(block.ids, block.top_k):
         choice = replace(choice, form="gathered")  # the other would be wrong, and nothing but the proof runs it
     name = str(node.outputs[0].name)
-    layer = _Layer.of(emit, block, distinct(block.ids, block.top_k), whole=choice.lowering == "kernels")
-    y = _gathered(layer) if choice.form == "gathered" else _dense(layer)
+    layer = ExpertLayer.of(emit, block, distinct(block.ids, block.top_k), whole=choice.lowering == "kernels")
+    y = gathered(layer) if choice.form == "gathered" else dense(layer)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
-    remove_unread(graph, held)
+    remove_unread(graph, inputs)
     return {
         "node": emit.name,
         "op": node.op_type,
@@ -95,7 +80,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
 GATHERED = "it is unpacked as a whole before experts are gathered from it"
 
 
-def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
+def _packed_facts(layer: ExpertLayer, choice: Choice) -> dict[str, Any]:
     packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
@@ -106,7 +91,7 @@ def _packed_facts(layer: _Layer, choice: Choice) -> dict[str, Any]:
     return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
 
 
-def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
+def _other_facts(layer: ExpertLayer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
     """What takes the place of the standard operators in the network: between which tensors, by name, and of which
     sizes; packed weights lazy."""
     block = layer.block
@@ -118,7 +103,7 @@ def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str,
         "ids": block.ids.name,
         "weights": block.weights.name,
         "y": y,
-        "weights_of": dict(layer.held),
+        "weights_of": dict(layer.initializers),
     }
     widths = {"top_k": block.top_k, "hidden": block.hidden}
     if choice.lowering == "native":
@@ -127,7 +112,7 @@ def _other_facts(layer: _Layer, choice: Choice, y: str, plan: Plan) -> dict[str,
     return {"kernels": {**ends, **widths, "sizes": sizes, "packed": layer.packed, "sm": plan.architectures[0]}}
 
 
-def _sizes(layer: _Layer, choice: Choice, tokens: int) -> Sizes:
+def _sizes(layer: ExpertLayer, choice: Choice, tokens: int) -> Sizes:
     block = layer.block
     grids = [(w.bits, w.group) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
     biases = ["" if b is None else str(b.dtype).removeprefix("torch.") for b in (block.b_in, block.b_out)]
@@ -144,184 +129,3 @@ def _sizes(layer: _Layer, choice: Choice, tokens: int) -> Sizes:
         *grids,
         turned=choice.form == "dense" and "w_out" not in layer.packed,
     )
-
-
-@dataclass
-class _Layer:
-    """One block while it is emitted.
-
-    Attributes:
-        x: tokens `[T, H]`.
-        ids, weights: `[T, K]`; weights in float32.
-        distinct: whether the graph proves that no token names an expert twice.
-        whole: gate and up are one product of one matrix, as moec's kernels read it, under the dialect's names.
-        held: role -> name of the initializer, for matrices and biases.
-        packed: role -> packed matrix, of those that moec's kernels are to read; not in `held`.
-        unfolded: of each packed matrix, see `quantized.unfolded`.
-    """
-
-    emit: Emitter
-    block: Block
-    x: ir.Value
-    ids: ir.Value
-    weights: ir.Value
-    distinct: bool
-    whole: bool = False
-    held: dict[str, str] = field(default_factory=dict)
-    packed: dict[str, PackedWeight] = field(default_factory=dict)
-    unfolded: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, emit: Emitter, block: Block, distinct: bool, whole: bool = False) -> _Layer:
-        assert block.ids is not None and block.weights is not None
-        width = emit.constant([-1, block.top_k])
-        weights = emit.cast(emit("Reshape", block.weights, width), block.weights.dtype or block.dtype, FLOAT)
-        return cls(
-            emit,
-            block,
-            emit("Reshape", block.x, emit.constant([-1, block.hidden])),
-            emit("Reshape", block.ids, width),
-            weights,
-            distinct,
-            whole,
-        )
-
-    @property
-    def roles(self) -> list[tuple[str, Part]]:
-        """The products of the first layer: gate and up, or one that is called up; and which rows of its stack each
-        has."""
-        inner = self.block.w_out.shape[2]
-        if self.whole or not self.block.activation.gated:
-            return [("up", lambda w: w)]
-        return [("gate", lambda w: _rows(w, 0, inner)), ("up", lambda w: _rows(w, inner, 2 * inner))]
-
-    def activate(self, hidden: list[ir.Value]) -> ir.Value:
-        """The activation of what the first layer's products gave; a product of both has gates before ups along the axis
-        of neurons, 2."""
-        rule, dtype = self.block.activation, self.block.dtype
-        if rule.gated and self.whole:
-            first, middle, end, axis = (
-                self.emit.constant([n]) for n in (0, self.block.w_out.shape[2], 2 * self.block.w_out.shape[2], 2)
-            )
-            hidden = [self.emit("Slice", hidden[0], *ends, axis) for ends in ((first, middle), (middle, end))]
-        return (
-            emit_gated(self.emit, rule, hidden[0], hidden[1], dtype)
-            if rule.gated
-            else emit_plain(self.emit, rule, hidden[0], dtype)
-        )
-
-    def matrix(self, weight: Weight | PackedWeight, role: str, part: Part) -> ir.Value:
-        """A weight, or rows of every expert's, as the graph reads it."""
-        role = {"up": "w_in", "down": "w_out"}[role] if self.whole else role
-        own = weight.each(part) if isinstance(weight, PackedWeight) else part(weight)
-        value = emit_weight(self.emit, own, role)
-        self.unfolded.append(unfolded(value, own))
-        if self.whole and isinstance(weight, PackedWeight):
-            self.packed[role] = widened(weight, max(weight.bits, 4))
-        else:
-            self.held[role] = str(value.name)
-        return value
-
-    def bias(self, weight: Weight, role: str) -> ir.Value:
-        """A bias as an initializer."""
-        name = {"up": "b_in", "down": "b_out"}[role] if self.whole else f"{role}.bias"
-        value = self.emit.weight(weight, name)
-        self.held[name] = str(value.name)
-        return value
-
-    def to(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
-        return self.emit.cast(value, have, want)
-
-
-def _rows(weight: Weight, start: int, stop: int) -> Weight:
-    """Rows of every expert's matrix, or numbers of its bias: `[E, F*I, …]` to `[E, stop - start, …]`."""
-    return lazy.rowwise(f"rows[{start}:{stop}]", lambda t: t[:, start:stop].contiguous(), weight)
-
-
-# ---------------------------------------------------------------------- gathered
-def _gathered(layer: _Layer) -> ir.Value:
-    """`[T, H]` in float32."""
-    emit, block = layer.emit, layer.block
-    x = emit("Reshape", layer.x, emit.constant([-1, 1, block.hidden, 1]))
-    factors = emit("Reshape", layer.weights, emit.constant([-1, block.top_k, 1, 1]))
-    if block.score_before:
-        x = layer.to(emit("Mul", layer.to(x, block.dtype, FLOAT), factors), FLOAT, block.dtype)
-    hidden = []
-    for role, part in layer.roles:
-        product = emit("MatMul", emit("Gather", layer.matrix(block.w_in, role, part), layer.ids, axis=0), x)
-        hidden.append(product if block.b_in is None else _add_own(layer, product, part(block.b_in), role))
-    y = emit(
-        "MatMul",
-        emit("Gather", layer.matrix(block.w_out, "down", lambda w: w), layer.ids, axis=0),
-        layer.activate(hidden),
-    )
-    y = layer.to(y if block.b_out is None else _add_own(layer, y, block.b_out, "down"), block.dtype, FLOAT)
-    return emit("ReduceSum", y if block.score_before else emit("Mul", y, factors), emit.constant([1, 3]), keepdims=0)
-
-
-def _add_own(layer: _Layer, product: ir.Value, bias: Weight, role: str) -> ir.Value:
-    """Each chosen expert's bias `[E, N]` added to its `[T, K, N, 1]`."""
-    emit = layer.emit
-    return emit(
-        "Add", product, emit("Unsqueeze", emit("Gather", layer.bias(bias, role), layer.ids, axis=0), emit.constant([3]))
-    )
-
-
-# ---------------------------------------------------------------------- dense
-def _dense(layer: _Layer) -> ir.Value:
-    """`[T, H]` in the block's dtype, cast to float32 so that both forms end alike."""
-    emit, block, inner = layer.emit, layer.block, layer.block.w_out.shape[2]
-    chosen = emit("OneHot", layer.ids, emit.constant([block.experts]), emit.constant(_ZERO_ONE), axis=-1)  # [T, K, E]
-    mix = emit(
-        "ReduceSum",
-        emit("Mul", chosen, emit("Unsqueeze", layer.weights, emit.constant([2]))),
-        emit.constant([1]),
-        keepdims=0,
-    )
-    open_ = emit("ReduceSum", chosen, emit.constant([1]), keepdims=0) if block.score_before else mix
-    if block.score_before and block.top_k > 1 and not layer.distinct:
-        fix = "choose experts by a top-k, or take lowering=gathered"
-        raise MoecError("M208", "weights come before the experts, and a token might name one twice", emit.name, fix)
-    hidden = [_all_experts(layer, role, part, mix) for role, part in layer.roles]
-    active = emit("Reshape", layer.activate(hidden), emit.constant([-1, block.experts, inner]))
-    share = layer.to(emit("Unsqueeze", open_, emit.constant([2])), FLOAT, block.dtype)
-    active = emit("Reshape", emit("Mul", active, share), emit.constant([-1, block.experts * inner]))
-    y = _second(layer, active)
-    if block.b_out is not None:
-        y = emit("Add", y, emit("MatMul", layer.to(open_, FLOAT, block.dtype), layer.bias(block.b_out, "down")))
-    return layer.to(y, block.dtype, FLOAT)
-
-
-_ZERO_ONE = torch.tensor([0.0, 1.0]).numpy()
-
-
-def _all_experts(layer: _Layer, role: str, part: Part, mix: ir.Value) -> ir.Value:
-    """One product of the first layer for every expert, `[T, E * I]`, of both halves `[T, E, 2 * I]`; weights before the
-    experts scale it, which is linear, and not its bias."""
-    emit, block = layer.emit, layer.block
-    inner = block.w_out.shape[2] * (block.activation.rows_per_neuron if layer.whole else 1)
-    y = emit("Gemm", layer.x, layer.matrix(block.w_in, role, lambda w: lazy.merged(part(w))), transB=1)
-    if block.score_before:
-        apart = emit("Reshape", layer.to(y, block.dtype, FLOAT), emit.constant([-1, block.experts, inner]))
-        wide = emit("Mul", apart, emit("Unsqueeze", mix, emit.constant([2])))
-        y = layer.to(emit("Reshape", wide, emit.constant([-1, block.experts * inner])), FLOAT, block.dtype)
-    y = y if block.b_in is None else emit("Add", y, layer.bias(_flat(part(block.b_in)), role))
-    return emit("Reshape", y, emit.constant([-1, block.experts, inner])) if layer.whole else y
-
-
-def _second(layer: _Layer, active: ir.Value) -> ir.Value:
-    """`[T, E * I]` times all second matrices below each other, `[T, H]`."""
-    emit, block = layer.emit, layer.block
-    if isinstance(block.w_out, PackedWeight):  # its blocks lie along I, so it stays `[out, in]`: [H, E * I]
-        return emit("Gemm", active, layer.matrix(block.w_out, "down", _beside), transB=1)
-    return emit("MatMul", active, layer.matrix(block.w_out, "down", lambda w: lazy.merged(lazy.transpose(w, 1, 2))))
-
-
-def _beside(weight: Weight) -> Weight:
-    """`[E, H, N]` as `[H, E * N]`: the experts' rows beside each other."""
-    return lazy.rowwise("flat", lambda t: t.flatten(1), lazy.transpose(weight, 0, 1))
-
-
-def _flat(weight: Weight) -> Weight:
-    """Biases `[E, I]` as `[E * I]`."""
-    return lazy.whole("flat", lambda t: t.flatten(), weight)

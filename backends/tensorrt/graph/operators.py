@@ -166,7 +166,7 @@ def _problems(node: ir.Node, table: Table) -> list[str]:
             f"it has no {node.op_type}{': ' + table.lacking[node.op_type] if node.op_type in table.lacking else ''}"
         ]
     unknown = [
-        f"the dtype of {v.name}, which {node.op_type} reads, cannot be told"
+        f"the dtype of {v.name}, which {node.op_type} reads, is not known"
         for v in node.inputs
         if v is not None and v.dtype is None
     ]
@@ -193,14 +193,14 @@ def _of_constants(node: ir.Node, rule: Rule) -> list[str]:
         value = node.inputs[n] if n < len(node.inputs) else None
         if value is None:
             continue
-        held = value.const_value
-        if held is None and _type(node.inputs[0]) in rule.double and _dequantized(value):
+        constant = value.const_value
+        if constant is None and _type(node.inputs[0]) in rule.double and _dequantized(value):
             continue
-        if held is None:
+        if constant is None:
             found.append(f"input {n} of {node.op_type} must be a constant, and {value.name} is computed")
-        elif n in rule.most and int(held.numpy().max()) > rule.most[n]:
-            found.append(f"input {n} of {node.op_type} is at most {rule.most[n]}, not {int(held.numpy().max())}")
-        elif n in rule.zero and held.numpy().any():
+        elif n in rule.most and int(constant.numpy().max()) > rule.most[n]:
+            found.append(f"input {n} of {node.op_type} is at most {rule.most[n]}, not {int(constant.numpy().max())}")
+        elif n in rule.zero and constant.numpy().any():
             found.append(f"input {n} of {node.op_type} must be zero")
     return list(dict.fromkeys(found))
 

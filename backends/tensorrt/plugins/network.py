@@ -183,7 +183,7 @@ def splice(trt: Any, network: Any, blocks: Sequence[Mapping[str, Any]], folder: 
     Raises:
         MoecError: M208 when the network lacks a tensor of a block, or the library gives no layer.
     """
-    return [kept for block in blocks for kept in _splice(trt, network, block, folder)]
+    return [needed for block in blocks for needed in _splice(trt, network, block, folder)]
 
 
 def _splice(trt: Any, network: Any, block: Mapping[str, Any], folder: Path) -> list[Any]:
@@ -204,12 +204,12 @@ def _splice(trt: Any, network: Any, block: Mapping[str, Any], folder: Path) -> l
 
 def _ends(trt: Any, network: Any, block: Mapping[str, Any]) -> dict[str, Any]:
     """The chain's tensors that the network has already: tokens and choices as matrices, and the weights."""
-    held = {role: output_of(name) for role, name in block["weights_of"].items()}
-    names = {name: str(block[name]) for name in ("x", "ids", "weights")} | held
+    by_role = {role: output_of(name) for role, name in block["weights_of"].items()}
+    names = {name: str(block[name]) for name in ("x", "ids", "weights")} | by_role
     tensors = tensors_of(network, [*names.values(), str(block["y"])], "the plugins")
     x, ids, weights = (
         shuffled(network, tensors[names[name]], (-1, block[width]))
         for name, width in (("x", "hidden"), ("ids", "top_k"), ("weights", "top_k"))
     )
     ids, weights = (network.add_cast(t, d).get_output(0) for t, d in ((ids, trt.int32), (weights, trt.float32)))
-    return {"x": x, "ids": ids, "route_weights": weights, **{role: tensors[name] for role, name in held.items()}}
+    return {"x": x, "ids": ids, "route_weights": weights, **{role: tensors[name] for role, name in by_role.items()}}

@@ -87,7 +87,7 @@ def constants(
     """
     import numpy as np
 
-    tensors, held = dict[str, Any](), list[Any]()
+    tensors, mapped = dict[str, Any](), list[Any]()
     for name, record in records.items():
         count = math.prod(record["shape"])
         pages = np.memmap(folder / FILE, np.uint8, "r", record["offset"], (count * _ITEM_BYTES[record["dtype"]],))
@@ -99,5 +99,5 @@ def constants(
                 "M208", f"the library takes no constant of {record['dtype']}", name, "take lowering=dense or gathered"
             )
         tensors[name] = layer.get_output(0)
-        held.append(pages)
-    return tensors, held
+        mapped.append(pages)
+    return tensors, mapped

@@ -35,8 +35,8 @@ def for_plugin(ptx: str, entry: str, count: int) -> str:
     read = [n for n in range(count, len(found)) if re.search(rf"\b{entry}_param_{n}\b", ptx[end:])]
     if read:
         raise _wrong(entry, f"reads its parameter {read[0]}, which is not the plugin's")
-    kept = ",".join(ptx[start:end].split(",")[:count])
-    return _without_lines(f"{ptx[:start]}{kept.rstrip()}\n{ptx[end:]}")
+    first = ",".join(ptx[start:end].split(",")[:count])
+    return _without_lines(f"{ptx[:start]}{first.rstrip()}\n{ptx[end:]}")
 
 
 def _without_lines(ptx: str) -> str:

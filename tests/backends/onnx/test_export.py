@@ -98,3 +98,23 @@ def test_stand_ins_equal_what_they_stand_for() -> None:
     for found, want in zip(route_plainly(logits, top_k=2), torch.ops.moec.route(logits, top_k=2), strict=True):
         assert torch.equal(found, want)
     assert all(torch.equal(unsqueeze_complex(x, d), x.unsqueeze(d)) for d in (0, 1, 2, -1, -2))
+
+
+class Attend(nn.Module):
+    """Attention with all but one setting left at its default."""
+
+    def __init__(self, **rule: float) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.moec.attention(x, x, x, None, None, scale=0.5, **self.rule)  # type: ignore[no-any-return]
+
+
+def test_defaults_are_written_down_and_truth_values_are_numbers() -> None:
+    rules = []
+    for rule in ({}, {"causal": True, "softcap": 2.0}):
+        model = to_onnx(capture(Attend(**rule), {"x": torch.randn(1, 2, 3, 4)}), 20)
+        (node,) = [n for n in model.graph if n.domain == "moec"]
+        rules.append({a.name: a.value for a in node.attributes.values()})
+    assert rules == [{"scale": 0.5, "softcap": 0.0, "causal": 0}, {"scale": 0.5, "softcap": 2.0, "causal": 1}]

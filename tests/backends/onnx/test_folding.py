@@ -6,7 +6,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnx.folding import fold
+from moec.backends.onnx.folding import folding
+from moec.backends.onnx.steps import apply_steps
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
 from moec.weights.lazy import Weight, from_tensor
 
@@ -31,7 +32,7 @@ def model(weight: Weight, perm: list[int]) -> ir.Model:
 def test_a_swap_of_two_axes_is_a_lazy_weight(perm: list[int]) -> None:
     value = torch.randn(20, 17, 16)
     made = model(from_tensor(value, "w"), perm)
-    fold(made)
+    apply_steps(made, folding())
     (held,) = made.graph.initializers.values()
     assert isinstance(held.const_value, WeightTensor) and torch.equal(
         held.const_value.weight.load(), value.permute(perm)
@@ -44,5 +45,5 @@ def test_a_swap_reads_nothing() -> None:
         raise AssertionError("a weight was read")
 
     made = model(Weight((20, 17, 16), torch.float32, "w", refuse), [0, 2, 1])
-    fold(made)
+    apply_steps(made, folding())
     assert [n.op_type for n in made.graph] == ["Relu"]

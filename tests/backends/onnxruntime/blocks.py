@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.tensors import DTYPES, add_initializer
-from moec.backends.onnxruntime.experts.lower import lower
+from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.backends.onnxruntime.packed.quantized import lower_quantized
 from moec.dialect import Activation, Routing
 from moec.weights.lazy import from_tensor
@@ -125,7 +125,7 @@ def value(name: str, dtype: torch.dtype, shape: list[Any]) -> ir.Value:
 
 
 def lowered(model: ir.Model, optimize_for: str, provider: str = "cpu") -> tuple[ir.Model, dict[str, str]]:
-    (fact,) = lower(model, optimize_for, provider)
+    (fact,) = lower_experts(model, optimize_for, provider)
     lower_quantized(model)
     return model, fact
 

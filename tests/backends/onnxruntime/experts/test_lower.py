@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moec.backends.onnx.tensors import WeightTensor
-from moec.backends.onnxruntime.experts.lower import lower
+from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import Experts, error, experts_model, lowered, moe_model, ops, run, tokens, value
@@ -83,7 +83,7 @@ def test_a_weight_with_another_reader_stays() -> None:
     shape.outputs[0].name = "size"
     model.graph.insert_before(model.graph[0], shape)
     model.graph.outputs.append(shape.outputs[0])
-    lower(model, "throughput")
+    lower_experts(model, "throughput")
     assert "w_out" in model.graph.initializers and "w_in" not in model.graph.initializers
 
 
@@ -96,7 +96,7 @@ def test_two_layers_in_a_row_keep_their_names_apart() -> None:
     model.graph.append(second)
     y.name, z.name = "middle", "y"
     model.graph.outputs[0] = z
-    assert [f["node"] for f in lower(model, "throughput")] == ["layer", "layer2"]
+    assert [f["node"] for f in lower_experts(model, "throughput")] == ["layer", "layer2"]
     op = lambda t: torch.ops.moec.moe(t, e.router, None, None, *e.tensors, top_k=2)  # noqa: E731
     assert error(run(model, x=x), op(op(x))) < 1e-5
     assert error(run(model, x=x), op(x)) > 0.1
@@ -106,7 +106,7 @@ def test_a_graph_without_blocks_is_left_alone() -> None:
     x = value("x", torch.float32, ["n"])
     node = ir.node("Relu", [x])
     model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}), ir_version=10)
-    assert lower(model) == [] and dict(model.opset_imports) == {"": 20}
+    assert lower_experts(model) == [] and dict(model.opset_imports) == {"": 20}
 
 
 def test_computed_weights_are_refused() -> None:
@@ -116,5 +116,5 @@ def test_computed_weights_are_refused() -> None:
     model.graph.insert_before(node, computed)
     node.replace_input_with(4, computed.outputs[0])
     with pytest.raises(MoecError) as caught:
-        lower(model)
+        lower_experts(model)
     assert caught.value.code == "M208" and caught.value.where == "layer"

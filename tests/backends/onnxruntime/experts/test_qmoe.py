@@ -171,13 +171,13 @@ def test_what_cuda_takes(grid: tuple[int, int, bool], dtype: torch.dtype, inner:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rounded_activations_are_near(bits: int) -> None:
-    from moec.backends.onnxruntime.experts.lower import lower
+    from moec.backends.onnxruntime.experts.lower import lower_experts
 
     e, x = experts(), tokens(64, hidden=128)
     model = moe_model(e, 2, Routing(2))
     for name, value in quantize_model(model, BOTH, bits, 32, False).items():
         setattr(e, name, value)
-    (fact,) = lower(model, rounded=True)
+    (fact,) = lower_experts(model, rounded=True)
     assert lower_quantized(model) == []
     set_accuracy(model, 4)
     assert fact["kernel"] == "QMoE"

@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnx.block import read
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import read
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.dialect import Routing
 from tests.backends.onnxruntime.blocks import Experts, error, moe_model, tokens

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.backends.onnx.steps import apply_steps
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.optimization.fusions import fuse
-from moec.backends.onnxruntime.optimization.optimize import optimize
+from moec.backends.onnxruntime.optimization.optimize import optimization
 from moec.frontend.export import capture
 from moec.weights.lazy import Weight
 
@@ -51,7 +52,7 @@ def sample(dtype: torch.dtype, *leading: int) -> Tensor:
 
 def graph_of(module: nn.Module, dtype: torch.dtype) -> ir.Model:
     model = to_onnx(capture(module.train(False), {"x": sample(dtype, 3, 11)}, {"x": ("batch", "sequence", None)}))
-    optimize(model)
+    apply_steps(model, optimization())
     return model
 
 
@@ -126,5 +127,5 @@ def test_no_weight_is_read() -> None:
     w = program.weights["linear.weight"]
     program.weights["linear.weight"] = Weight(w.shape, w.dtype, w.origin, refuse)
     model = to_onnx(program)
-    optimize(model)
+    apply_steps(model, optimization())
     assert "SkipSimplifiedLayerNormalization" in kinds(model)

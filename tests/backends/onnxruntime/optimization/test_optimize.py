@@ -6,9 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from moec.backends.onnx.steps import apply_steps
 from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.onnxruntime.export import to_onnx
-from moec.backends.onnxruntime.optimization.optimize import optimize
+from moec.backends.onnxruntime.optimization.optimize import optimization
 from moec.frontend.export import capture
 from moec.program.program import Program
 from moec.weights.lazy import Weight
@@ -31,7 +32,7 @@ def test_a_weights_transpose_is_folded_into_it() -> None:
     program = make()
     want = program.weights["linear.weight"].load().T
     model = to_onnx(program)
-    optimize(model)
+    apply_steps(model, optimization())
     assert "Transpose" not in [n.op_type for n in model.graph]
     folded = model.graph.initializers["linear.weight.T"].const_value
     assert isinstance(folded, WeightTensor) and torch.equal(folded.weight.load(), want)
@@ -48,6 +49,6 @@ def test_no_weight_is_read_and_constants_are_folded() -> None:
     program.weights["linear.weight"] = Weight(w.shape, w.dtype, w.origin, refuse)
     model = to_onnx(program)
     before = len(list(model.graph))
-    optimize(model)
+    apply_steps(model, optimization())
     kinds = [n.op_type for n in model.graph]
     assert len(kinds) < before and not {"Range", "ReduceSum", "Transpose"} & set(kinds)

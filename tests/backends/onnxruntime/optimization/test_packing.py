@@ -37,7 +37,7 @@ def model_of(
 def test_one_product_with_the_same_result(widths: list[int]) -> None:
     model, weights = model_of(widths)
     want = torch.cat([X @ w for w in weights[::-1]], -1)
-    assert pack_products(model.graph) == 1 and ops(model).count("MatMul") == 1 and ops(model).count("Split") == 1
+    assert pack_products(model) == 1 and ops(model).count("MatMul") == 1 and ops(model).count("Split") == 1
     assert error(run(model, x=X), want) < 1e-6
     assert error(run(model, x=X), torch.cat([X @ w for w in weights], -1)) > 0.1, "the order matters"
     packed = [
@@ -46,12 +46,12 @@ def test_one_product_with_the_same_result(widths: list[int]) -> None:
         if isinstance(v.const_value, WeightTensor) and len(v.const_value.shape) == 2
     ]
     assert any(list(t.shape.numpy()) == [8, sum(widths)] for t in packed), "still lazy"
-    assert pack_products(model.graph) == 0, "nothing is left to pack"
+    assert pack_products(model) == 0, "nothing is left to pack"
 
 
 def test_a_single_product_is_left_alone() -> None:
     model, _ = model_of([8])
-    assert pack_products(model.graph) == 0
+    assert pack_products(model) == 0
 
 
 def test_products_of_two_values_are_left_alone() -> None:
@@ -61,4 +61,4 @@ def test_products_of_two_values_are_left_alone() -> None:
     other.outputs[0].name = "other"
     model.graph.insert_before(second, other)
     second.replace_input_with(0, other.outputs[0])
-    assert pack_products(model.graph) == 0
+    assert pack_products(model) == 0

@@ -126,13 +126,11 @@ def test_heads_are_not_turned_for_the_rotation_alone() -> None:
         "sin": angles.sin(),
     }
     model, want = by_head(), run(by_head(), **given)
-    assert (
-        rotate_by_token(model.graph) == 1 and "Transpose" not in ops(model) and error(run(model, **given), want) < 1e-6
-    )
+    assert rotate_by_token(model) == 1 and "Transpose" not in ops(model) and error(run(model, **given), want) < 1e-6
     assert error(run(model, **{**given, "places": POSITIONS + 1}), want) > 1e-2, "the positions matter"
 
 
 @pytest.mark.parametrize("other", [{"turned": (0, 1, 3, 2)}, {"shape": (0, -1)}], ids=str)
 def test_what_is_turned_otherwise_stays(other: dict[str, tuple[int, ...]]) -> None:
     model = by_head(**other)
-    assert rotate_by_token(model.graph) == 0 and ops(model).count("Transpose") == 2
+    assert rotate_by_token(model) == 0 and ops(model).count("Transpose") == 2

@@ -10,7 +10,7 @@ import torch
 
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnxruntime.packed.quantized import emit_product, kernel_inputs
-from moec.backends.onnxruntime.packed.unpacking import told, unpack_products
+from moec.backends.onnxruntime.packed.unpacking import unpack_products, unpacked
 from moec.backends.onnxruntime.session.engine import MODEL_FILE, OnnxruntimeEngine
 from moec.dialect import Routing
 from moec.targets.target import Target
@@ -77,7 +77,7 @@ def test_what_is_said() -> None:
         {"op": "MatMulNBits", "bits": 4},
         {"op": "GatherBlockQuantized", "bits": 8},
     ]
-    assert [f["op"] for f in told(facts, "op")] == [
+    assert [f["op"] for f in unpacked(facts, "op")] == [
         "MatMul, unpacked when loaded",
         "MatMulNBits",
         "GatherBlockQuantized",

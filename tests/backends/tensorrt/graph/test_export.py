@@ -14,19 +14,21 @@ from torch import Tensor, nn
 
 import moec
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
-from moec.backends.tensorrt.graph.export import lowered, sum_in_float, write_onnx
+from moec.backends.tensorrt.graph.export import lowered, stages, sum_in_float, write_onnx
 from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.policy import Plan
 from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
 from moec.frontend.export import capture
 from moec.frontend.source import Source
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.compare import Tolerance
+from moec.proof.compare import Tolerance, compare
 from moec.proof.verification import Verification
 from moec.targets.target import Target
 from moec.weights import lazy
+from tests.moe_module import MoeModel, source_of
 from tests.proving import verify
 from tests.routers import HIDDEN, KNOWN, Block, Router, captured, mixtral, other_input
 from tests.zoo import build, save
@@ -185,3 +187,17 @@ def test_running_sums_count_in_float() -> None:
     assert [n.inputs[0].dtype for n in model.graph if n.op_type == "CumSum"] == [ir.DataType.FLOAT]  # type: ignore[union-attr]
     x = torch.randint(0, 2, (4, 3000))
     assert torch.equal(torch.from_numpy(session(model).run(None, {"x": x.numpy()})[0]), x.cumsum(-1))
+
+
+def test_every_step_keeps_the_numbers() -> None:
+    source, tolerance = source_of(MoeModel()), Tolerance.of(torch.float32)
+    program, samples = source.capture(), [source.sample({"batch": 2, "sequence": 19})]
+    spoiled = program.clone()
+    spoiled.weights["head.weight"] = lazy.scale(program.weights["head.weight"], 1.01)
+    right, wrong = EagerEngine(program), EagerEngine(spoiled)
+    names = []
+    for name, engine in stages(program, DENSE):
+        names.append(name)
+        assert compare(right, engine, samples, tolerance).ok, name
+        assert not compare(wrong, engine, samples, tolerance).ok, name
+    assert names[:2] == ["export to ONNX", "lower-experts"] and names[-1].startswith("infer-shapes")

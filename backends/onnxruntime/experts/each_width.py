@@ -1,12 +1,8 @@
-"""The codes of packed experts as the QMoE operator reads them: as they are stored, or wider; and experts of several
-widths in one block.
+"""Experts of several widths as one QMoE operator for each width.
 
-On the CPU only 4 bits have an exact kernel that is fast; that of 2 bits, for blocks of 16, is slower than unpacked
-products (8 experts of 1024 x 2048, two of them a token, half of 2 bits and half of 4, one core: 16.4 ms a token as two
-operators, 1.1 as one of 4 bits). So where nothing may be rounded, 2 bits become 4 when the engine is loaded: the file
-has the narrow codes, the runtime folds a table look-up once, and experts of 2 and of 4 bits are one operator. Where
-rounding is allowed, and on CUDA, each width is an operator of its own, given the weights of its own experts and zero
-for all tokens that chose none of them; the outputs add up.
+That is what they become where rounding is allowed, and on CUDA: each operator is given the weights of its own experts,
+and zero for all tokens that chose none of them; the outputs add up. Where nothing may be rounded they are one operator,
+see `operands`.
 """
 
 from __future__ import annotations
@@ -15,17 +11,16 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from moec.backends.onnx.block import Block
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.moe_node import MoeNode
 from moec.backends.onnxruntime.experts.mixing import log_shares, spread_weights
 from moec.backends.onnxruntime.experts.qmoe import emit_qmoe, kernel_bits
 from moec.weights.lazy import Weight
 from moec.weights.widths import taken
 
 
-# ---------------------------------------------------------------------- an operator a width
 def emit_each_width(
-    emit: Emitter, block: Block, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, provider: str
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, provider: str
 ) -> ir.Value:
     """Emit one operator for each width of a block, for any chosen `ids` (distinct in a row) and `weights` (not
     negative), both `[..., K]`."""
@@ -55,7 +50,7 @@ def _own(bias: Weight | None, experts: tuple[int, ...]) -> Weight | None:
     return None if bias is None else taken(bias, experts)
 
 
-def _by_logits(emit: Emitter, block: Block, rows: ir.Value, share: ir.Value) -> ir.Value:
+def _by_logits(emit: Emitter, block: MoeNode, rows: ir.Value, share: ir.Value) -> ir.Value:
     """The operator where it reads no weights: it renormalises those of the experts that it has, and what it gives is
     multiplied by their sum, which is zero where it has none of a token's experts. `share [T, E]` and the result in the
     wide dtype."""

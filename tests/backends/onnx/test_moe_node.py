@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from moec.backends.onnx.block import read
+from moec.backends.onnx.moe_node import read
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import Experts, experts_model, moe_model

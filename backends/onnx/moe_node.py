@@ -31,7 +31,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Block:
+class MoeNode:
     """The experts of one layer, and how tokens reach them.
 
     Attributes:
@@ -86,7 +86,7 @@ class Block:
         return ir.DataType.DOUBLE if self.dtype == ir.DataType.DOUBLE else ir.DataType.FLOAT
 
 
-def read(node: ir.Node) -> Block:
+def read(node: ir.Node) -> MoeNode:
     """Read a node of domain `moec`. Raises M208 when the experts' weights are not initializers or K is not static."""
     at = dict(zip(INPUTS[node.op_type], node.inputs, strict=False))
     rule = {name: attribute.value for name, attribute in node.attributes.items()}
@@ -100,7 +100,7 @@ def read(node: ir.Node) -> Block:
     if at.get("selection_bias") is not None:
         raise _refusal(node, "a selection bias is not the kernel's rule; the exporter decomposes such blocks")
     routing = Routing.of(rule) if node.op_type == "Moe" else None
-    return Block(
+    return MoeNode(
         at["x"],
         at.get("ids"),
         at.get("weights"),

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from moec.backends.onnxruntime.experts.lower import lower
+from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.packed.unpacking import unpack_products
 from moec.dialect import Activation, Routing
 from tests.backends.onnxruntime.blocks import Experts, choice, error, experts_model, moe_model, ops, run, tokens
-from tests.backends.onnxruntime.rounding import mix, quantize_model
+from tests.backends.onnxruntime.rounding import mix
 
 LIMIT, ROUNDED_LIMIT = 1e-5, 0.1
 MIXED = (4, 2, 2, 4, 2, 4)
@@ -31,7 +31,7 @@ def built(
 ) -> tuple[ir.Model, dict[str, Any]]:
     model = moe_model(e, 2, routing)
     mix(model, e, bits, block, zeros)
-    (fact,) = lower(model, **options)
+    (fact,) = lower_experts(model, **options)
     assert not lower_quantized(model), "nothing but the block reads them"
     assert not any(n.domain == "moec" for n in model.graph) and {n.op_type for n in model.graph} >= {"Gemm"}
     return model, fact
@@ -39,40 +39,6 @@ def built(
 
 def reference(e: Experts, x: Tensor, routing: Routing) -> Tensor:
     return torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    "routing", [Routing(2), Routing(2, combine="scores"), Routing(4)], ids=["softmax", "scores", "4 of 6"]
-)
-@pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "zeros"])
-@pytest.mark.parametrize("block", [16, 32, 64])
-def test_two_and_four_bits_are_one_exact_operator(block: int, zeros: bool, routing: Routing) -> None:
-    e, x = experts(), tokens(9, hidden=128)
-    plain = reference(e, x, routing)
-    model, fact = built(e, routing, MIXED, block, zeros)
-    assert (
-        ops(model).count("QMoE") == 1
-        and fact["bits"] == "2, 4"
-        and fact["experts"] == {"2": 3, "4": 3}
-        and "when loaded" in fact["why"]
-    )
-    got, want = run(model, x=x), reference(e, x, routing)
-    assert error(got, want) < LIMIT
-    assert error(got, plain) > 10 * LIMIT, "the weights were rounded"
-    e.w_in = e.w_in[[1, 0, 2, 3, 4, 5]]
-    assert error(got, reference(e, x, routing)) > 0.01, "experts in another order are seen"
-
-
-@pytest.mark.parametrize("block", [16, 32, 128])
-def test_experts_of_two_bits_alone_become_four_when_loaded(block: int) -> None:
-    e, x = Experts(hidden=128, inner=128), tokens(9, hidden=128)
-    model = moe_model(e, 2, Routing(2))
-    for name, value in quantize_model(model, ["w_in", "w_out"], 2, block, True).items():
-        setattr(e, name, value)
-    (fact,) = lower(model)
-    lower_quantized(model)
-    assert fact["kernel"] == "QMoE" and fact["bits"] == "2" and "2 bits become 4" in fact["why"]
-    assert error(run(model, x=x), reference(e, x, Routing(2))) < LIMIT
 
 
 @pytest.mark.parametrize("optimize_for", ["latency", "throughput"])
@@ -129,7 +95,7 @@ def test_tokens_whose_experts_all_have_one_width(provider: str) -> None:
     e, x = experts(), tokens(6, hidden=128)
     model = experts_model(e, 2, 2, weights_op="Softplus")
     mix(model, e, MIXED, 16, False)
-    lower(model, provider=provider, rounded=True)
+    lower_experts(model, provider=provider, rounded=True)
     lower_quantized(model)
     scores = torch.full((6, 6), -3.0)
     for token, pair in enumerate([(0, 3), (3, 5), (1, 2), (2, 4), (0, 1), (4, 5)]):
@@ -145,7 +111,7 @@ def test_scores_before_the_experts() -> None:
         mixed = experts()
         model = experts_model(mixed, 2, 1, score_before=True)
         mix(model, mixed, MIXED, 16, False)
-        (fact,) = lower(model, **options)
+        (fact,) = lower_experts(model, **options)
         lower_quantized(model)
         ids, weights = choice(7, top_k=1)
         weights = torch.rand(7, 1, generator=torch.Generator().manual_seed(0))
@@ -159,26 +125,3 @@ def test_no_tokens() -> None:
         model, _ = built(experts(), Routing(2), MIXED, 16, **options)
         assert run(model, x=tokens(0, hidden=128)).shape == (0, 128)
     assert e.hidden == 128
-
-
-def test_blocks_of_sixteen_never_meet_the_slow_kernel_of_two_bits() -> None:
-    e, x = experts(), tokens(9, hidden=128)
-    model, fact = built(e, Routing(2), MIXED, 16, rounded=True)
-    assert ops(model).count("QMoE") == 1 and "2 bits become 4" in fact["why"]
-    model, _ = built(experts(), Routing(2), THREE, 16, rounded=True)
-    assert [n.attributes.get_int("expert_weight_bits") for n in model.graph if n.op_type == "QMoE"] == [4, 4, 8]
-    want = experts()
-    mix(moe_model(want, 2, Routing(2)), want, THREE, 16, False)
-    assert error(run(model, x=x), reference(want, x, Routing(2))) < ROUNDED_LIMIT
-
-
-def test_matrices_of_different_mixtures_are_one_operator_in_the_widest() -> None:
-    for options in ({}, {"rounded": True}):
-        e, x = experts(), tokens(9, hidden=128)
-        model = moe_model(e, 2, Routing(2))
-        mix(model, e, MIXED, 32, False, ("w_in",))
-        mix(model, e, (2, 4, 2, 2, 4, 4), 32, False, ("w_out",))
-        (fact,) = lower(model, **options)
-        lower_quantized(model)
-        assert fact["formulation"] == "kernel" and fact["bits"] == "4"
-        assert error(run(model, x=x), reference(e, x, Routing(2))) < LIMIT

@@ -1,0 +1,198 @@
+"""A graph in the middle of its lowering, as an engine: what is ONNX already runs in ONNX Runtime, what is still an
+opaque node of moec's runs as the dialect's own reference.
+
+A graph is cut into layers: nodes that wait for no opaque node, the opaque nodes that wait for these, and so on. Each
+layer of ordinary nodes is a session of its own, with the runtime's optimisations off, so that what differs between two
+steps is what the step did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from moec.backends.onnx.emit import DOMAIN
+from moec.backends.onnx.steps import Step, each_step
+from moec.backends.onnx.tensors import DTYPES, weight_of
+from moec.backends.onnx.writing import write_model
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.program.program import Input
+
+CPU = ("CPUExecutionProvider",)
+OPERATORS = {
+    "Experts": torch.ops.moec.experts.default,
+    "Moe": torch.ops.moec.moe.default,
+    "Attention": torch.ops.moec.attention.default,
+    "Dequantize": torch.ops.moec.dequantize.default,
+    "DequantizeFloat": torch.ops.moec.dequantize_float.default,
+}
+Values = dict[str, Tensor]  # by a value's name
+
+
+def stages_of(
+    model: ir.Model,
+    steps: Sequence[Step],
+    inputs: tuple[Input, ...],
+    providers: Sequence[str] = CPU,
+    prepare: Callable[[ir.Model], Any] | None = None,
+) -> Iterator[tuple[str, Engine]]:
+    """The name of each step that changes the graph and an engine that runs it as it then is, the export first.
+
+    Args:
+        model: as it was exported; the steps are applied to it one by one, as the stages are asked for.
+        inputs: the program's.
+        providers: of ONNX Runtime.
+        prepare: what must be done to a copy of the graph, in place, before the runtime can take it.
+    """
+    for name, result in each_step(model, steps):
+        if result.modified:
+            graph = model.clone()
+            if prepare is not None:
+                prepare(graph)
+            yield name, GraphEngine(graph, inputs, providers)
+
+
+class GraphEngine(Engine):
+    """Runs an ONNX graph that may hold opaque nodes. Its weights are written to a temporary folder at the first run.
+
+    Args:
+        model: the graph; not to be changed any more.
+        inputs: its signature.
+        providers: of ONNX Runtime.
+    """
+
+    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Sequence[str] = CPU) -> None:
+        self.name, self.inputs = "graph", inputs
+        self.outputs = tuple(str(value.name) for value in model.graph.outputs)
+        self._model, self._providers, self._layers = model, list(providers), layers_of(model.graph)
+        self._folder: TemporaryDirectory[str] | None = None
+        self._sessions: dict[int, Any] = {}
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Raises M208 when ONNX Runtime cannot run a part of the graph."""
+        values = self._run(inputs)
+        return {str(v.name): self._read(values, v) for v in self._model.graph.outputs}
+
+    def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every floating-point value of the main graph, for `moec.proof.bisection`."""
+        return {name: value for name, value in self._run(inputs).items() if value.is_floating_point()}
+
+    def close(self) -> None:
+        """Drop the sessions and the folder with their weights."""
+        self._sessions.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> Values:
+        values: Values = dict(inputs)
+        for number, (plain, opaque) in enumerate(self._layers):
+            if plain:
+                values |= self._run_plain(number, plain, values)
+            for node in opaque:
+                values[str(node.outputs[0].name)] = run_opaque(node, partial(self._read, values))
+        return values
+
+    def _read(self, values: Values, value: ir.Value) -> Tensor:
+        if str(value.name) in values:
+            return values[str(value.name)]
+        weight = weight_of(value)
+        assert weight is not None, f"{value.name} is neither computed nor a weight"
+        return weight.load()
+
+    # ------------------------------------------------------------------ ordinary nodes
+    def _run_plain(self, number: int, nodes: list[ir.Node], values: Values) -> Values:
+        wanted = [v for node in nodes for v in node.outputs if v.name and (v.uses() or v.is_graph_output())]
+        try:
+            if number not in self._sessions:
+                self._sessions[number] = self._session(number, nodes, wanted, values)
+            session, names = self._sessions[number], [str(v.name) for v in wanted]
+            feeds = {i.name: values[i.name].numpy(force=True) for i in session.get_inputs()}
+            found = session.run(names, feeds)
+        except Exception as error:  # the runtime has a type of its own for everything
+            raise MoecError(
+                "M208",
+                f"ONNX Runtime cannot run this graph: {str(error).strip().splitlines()[0][:300]}",
+                f"{nodes[0].name} to {nodes[-1].name}",
+                "look at the graph with `moec compile --dump DIR`",
+            ) from error
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+    def _session(self, number: int, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> Any:
+        import onnxruntime as ort
+
+        self._folder = self._folder or TemporaryDirectory(prefix="moec-")
+        path = Path(self._folder.name) / f"{number}.onnx"
+        write_model(self._part(nodes, wanted, values), path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return ort.InferenceSession(str(path), options, providers=self._providers)
+
+    def _part(self, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> ir.Model:
+        """A model of some nodes; its inputs are typed by the values that they are about to get."""
+        model, own = self._model, set(nodes)
+        read = [v for node in nodes for v in _read_by(node) if v.producer() not in own and str(v.name) in values]
+        graph = ir.convenience.extract(model.graph, list(dict.fromkeys(read)), wanted)
+        for value in graph.inputs:
+            given = values[str(value.name)]
+            value.type, value.shape = ir.TensorType(DTYPES[given.dtype]), ir.Shape([None] * given.dim())
+        if not model.functions:
+            graph.opset_imports.pop(DOMAIN, None)
+        functions = [function.clone() for function in model.functions.values()]
+        return ir.Model(graph, ir_version=model.ir_version, functions=functions)
+
+
+def layers_of(graph: ir.Graph) -> list[tuple[list[ir.Node], list[ir.Node]]]:
+    """The nodes of a graph in layers: ordinary ones, then opaque ones that read what these and earlier layers give."""
+    layer: dict[ir.Node, int] = {}
+    found: list[tuple[list[ir.Node], list[ir.Node]]] = []
+    for node in graph:
+        before = [p for v in _read_by(node) if (p := v.producer()) is not None and p in layer]
+        layer[node] = max((layer[p] + is_opaque(p) for p in before), default=0)
+        while len(found) <= layer[node]:
+            found.append(([], []))
+        found[layer[node]][is_opaque(node)].append(node)
+    return found
+
+
+def is_opaque(node: ir.Node) -> bool:
+    """Whether a node is an operator of the dialect."""
+    return node.domain == DOMAIN and node.op_type in OPERATORS
+
+
+def _read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads, its branches' nodes included."""
+    yield from (v for v in node.inputs if v is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from _read_by(inner)
+
+
+def run_opaque(node: ir.Node, read: Callable[[ir.Value], Tensor]) -> Tensor:
+    """What the dialect's reference makes of a node's inputs."""
+    operator = OPERATORS[node.op_type]
+    arguments = [None if value is None else read(value) for value in node.inputs]
+    rule = {}
+    for argument in operator._schema.arguments:
+        if argument.kwarg_only and argument.name in node.attributes:
+            rule[argument.name] = _setting(str(argument.real_type), node.attributes[argument.name].value)
+    with torch.inference_mode():
+        return operator(*arguments, **rule)  # type: ignore[no-any-return]
+
+
+def _setting(kind: str, value: Any) -> Any:
+    """An attribute as the torch operator takes it: ONNX has neither truth values nor torch's dtypes."""
+    if kind == "bool":
+        return bool(value)
+    if "ScalarType" in kind:
+        return next((ours for ours, theirs in DTYPES.items() if int(theirs) == value), None)
+    return value
