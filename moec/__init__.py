@@ -6,6 +6,8 @@ The public names are loaded when they are first used, so that `import moec` and 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError
@@ -13,15 +15,19 @@ from moec.version import __version__
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
-    from moec.execution.engine import Engine
+    from moec.frontend.source import Domain, Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
+    from moec.execution.engine import EagerEngine, Engine
     from moec.huggingface.accelerate import accelerate
-    from moec.pipeline.passes import Pass
-    from moec.pipeline.pipeline import Pipeline
-    from moec.program.program import Program
+    from moec.layouts.facts import ModelFacts
+    from moec.pipeline.passes import Context, Pass
+    from moec.pipeline.pipeline import Hook, Pipeline
+    from moec.program.program import Input, Program
     from moec.report.report import Report
+    from moec.targets.backend import Backend, Probe, Refusal
     from moec.targets.target import Target
 
+# where each public name is defined; `moec.api` holds the verbs
 _HOMES = {
     "accelerate": "huggingface.accelerate",
     "bench": "api",
@@ -29,26 +35,50 @@ _HOMES = {
     "compile": "api",
     "inspect": "api",
     "load": "api",
-    "open_source": "api",
-    "verify": "api",
     "load_program": "frontend.stored_program",
+    "open_source": "api",
     "save_program": "frontend.stored_program",
+    "verify": "api",
+    "Backend": "targets.backend",
+    "Context": "pipeline.passes",
+    "Domain": "frontend.source",
+    "EagerEngine": "execution.engine",
     "Engine": "execution.engine",
+    "Hook": "pipeline.pipeline",
+    "Input": "program.program",
+    "ModelFacts": "layouts.facts",
+    "Opening": "frontend.source",
     "Pass": "pipeline.passes",
     "Pipeline": "pipeline.pipeline",
+    "Probe": "targets.backend",
     "Program": "program.program",
+    "Refusal": "targets.backend",
     "Report": "report.report",
+    "Source": "frontend.source",
     "Target": "targets.target",
+    "Tokenizer": "frontend.source",
 }
 
 __all__ = [
+    "Backend",
+    "Context",
+    "Domain",
+    "EagerEngine",
     "Engine",
+    "Hook",
+    "Input",
+    "ModelFacts",
     "MoecError",
+    "Opening",
     "Pass",
     "Pipeline",
+    "Probe",
     "Program",
+    "Refusal",
     "Report",
+    "Source",
     "Target",
+    "Tokenizer",
     "__version__",
     "accelerate",
     "bench",
@@ -61,6 +91,26 @@ __all__ = [
     "save_program",
     "verify",
 ]
+
+
+class _Room(ModuleType):
+    """A room that has the name of a verb: `moec.capture(model, …)` is the verb, `moec.frontend.source` a file of it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        verb = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module("moec.api"), verb)(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """This package. An import binds a room to its name here, and so would hide a verb that is called the same."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _HOMES.get(name) == "api" and isinstance(value, ModuleType):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
