@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moec.execution.engine import EagerEngine, Engine
     from moec.huggingface.accelerate import accelerate
     from moec.layouts.facts import ModelFacts
-    from moec.pipeline.passes import Context, Pass
+    from moec.pipeline.passes import Context, Pass, Plan
     from moec.pipeline.pipeline import Hook, Pipeline
     from moec.program.program import Input, Program
     from moec.report.report import Report
@@ -50,6 +50,7 @@ _HOMES = {
     "Opening": "frontend.source",
     "Pass": "pipeline.passes",
     "Pipeline": "pipeline.pipeline",
+    "Plan": "pipeline.passes",
     "Probe": "targets.backend",
     "Program": "program.program",
     "Refusal": "targets.backend",
@@ -72,6 +73,7 @@ __all__ = [
     "Opening",
     "Pass",
     "Pipeline",
+    "Plan",
     "Probe",
     "Program",
     "Refusal",
