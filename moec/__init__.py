@@ -6,8 +6,6 @@ The public names are loaded when they are first used, so that `import moec` and 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError
@@ -15,10 +13,11 @@ from moec.version import __version__
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
+    from moec.execution.engine import EagerEngine, Engine
     from moec.frontend.source import Domain, Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
-    from moec.execution.engine import EagerEngine, Engine
     from moec.huggingface.accelerate import accelerate
+    from moec.huggingface.checkpoint_format import CheckpointFormat
     from moec.layouts.facts import ModelFacts
     from moec.pipeline.passes import Context, Pass, Plan
     from moec.pipeline.pipeline import Hook, Pipeline
@@ -40,6 +39,7 @@ _HOMES = {
     "save_program": "frontend.stored_program",
     "verify": "api",
     "Backend": "targets.backend",
+    "CheckpointFormat": "huggingface.checkpoint_format",
     "Context": "pipeline.passes",
     "Domain": "frontend.source",
     "EagerEngine": "execution.engine",
@@ -62,6 +62,7 @@ _HOMES = {
 
 __all__ = [
     "Backend",
+    "CheckpointFormat",
     "Context",
     "Domain",
     "EagerEngine",
@@ -93,26 +94,6 @@ __all__ = [
     "save_program",
     "verify",
 ]
-
-
-class _Room(ModuleType):
-    """A room that has the name of a verb: `moec.capture(model, …)` is the verb, `moec.frontend.source` a file of it."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        verb = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module("moec.api"), verb)(*args, **kwargs)
-
-
-class _Package(ModuleType):
-    """This package. An import binds a room to its name here, and so would hide a verb that is called the same."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if _HOMES.get(name) == "api" and isinstance(value, ModuleType):
-            value.__class__ = _Room
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

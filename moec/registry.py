@@ -2,7 +2,8 @@
 `moec.backends.onnxruntime.Onnxruntime`.
 
 A folder without `backend.py` is what several backends share. Sources are asked in an order, so the built-in ones are a
-list. Third parties add their own with entry points of the groups `moec.passes`, `moec.backends` and `moec.sources`.
+list. Third parties add their own with entry points of the groups `moec.passes`, `moec.backends`, `moec.sources` and
+`moec.formats` (of checkpoints, see `moec.huggingface.checkpoint_format`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any, Literal
 
 from moec.errors import MoecError
 
-Group = Literal["passes", "backends", "sources"]
-_SINGULAR = {"passes": "pass", "backends": "target", "sources": "source"}
+Group = Literal["passes", "backends", "sources", "formats"]
+_SINGULAR = {"passes": "pass", "backends": "target", "sources": "source", "formats": "checkpoint format"}
+_PACKAGES = {"passes": "moec.passes", "backends": "moec.backends", "formats": "moec.huggingface.formats"}
 # in the order in which they are asked: each takes what those before it left
 _SOURCES = {
     "python-file": "moec.frontend.module_source:FileSource",
@@ -32,7 +34,7 @@ def names(group: Group) -> list[str]:
     theirs = {e.name for e in entry_points(group=f"moec.{group}")}
     if group == "sources":
         return [*sorted(theirs - _SOURCES.keys()), *_SOURCES]
-    package = importlib.import_module(f"moec.{group}")
+    package = importlib.import_module(_PACKAGES[group])
     folders = [m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
     shared = {
         name for name in folders if not any((Path(path) / name / "backend.py").is_file() for path in package.__path__)
@@ -54,7 +56,7 @@ def find(group: Group, name: str) -> Any:
     if group == "sources":
         module_name, _, class_name = _SOURCES[name].partition(":")
         return getattr(importlib.import_module(module_name), class_name)
-    module = importlib.import_module(f"moec.{group}.{name.replace('-', '_')}")
+    module = importlib.import_module(f"{_PACKAGES[group]}.{name.replace('-', '_')}")
     return getattr(module, "".join(part.capitalize() for part in name.split("-")))
 
 

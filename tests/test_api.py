@@ -113,13 +113,3 @@ def test_public_names_exist_and_no_others() -> None:
     assert all(getattr(moec, name) for name in moec.__all__)
     with pytest.raises(AttributeError, match="compil"):
         moec.compil  # noqa: B018
-
-
-def test_a_room_with_the_name_of_a_verb_is_the_verb() -> None:
-    import moec.timing.engines
-    import moec.frontend.export
-
-    program = moec.capture(nn.Linear(4, 2), [torch.randn(3, 4)])
-    assert program.inputs[0].shape == (3, 4) and moec.frontend.export.capture is moec.api.capture  # type: ignore[attr-defined]
-    with pytest.raises(MoecError, match="no engine folder"):
-        moec.bench([], eager=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from moec import registry
-from moec.frontend.source import Source
 from moec.errors import MoecError
+from moec.frontend.source import Source
 from moec.pipeline.passes import Pass, kebab
 from tests.third_party import install
 

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from moec.frontend.source import Source
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
 from moec.compiler.publish import PAGE, checkpoint_of, lay_out, make_report
 from moec.compiler.staging import MANIFEST, staging
 from moec.execution.streaming import check_finite
+from moec.frontend.source import Source
 from moec.layouts import choose
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec import registry
+from moec.errors import MoecError
 from moec.frontend.export import Dynamic
 from moec.frontend.source import Opening, Source
-from moec.errors import MoecError
 
 
 def open_source(

@@ -10,9 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from moec.frontend.source import Source
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
+from moec.frontend.source import Source
 from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program

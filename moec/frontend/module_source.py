@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
-from moec.frontend.source import Domain, Opening, Source
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
+from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from moec.frontend.export import capture
-from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.export import capture
+from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.companions import describe, write_companions
-from moec.huggingface.formats.quantized import keep_packed
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
@@ -23,6 +22,7 @@ from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import Folder
 from moec.huggingface.reading.loaded import Loaded
+from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.layouts.facts import ModelFacts

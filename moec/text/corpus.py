@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.frontend.source import Source
 from moec.errors import MoecError
+from moec.frontend.source import Source
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.program.decoder_signature import IDS, LOGITS, require_text_model
 from moec.text.tokenizer import find_tokenizer

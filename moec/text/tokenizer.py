@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from moec import registry
-from moec.frontend.source import Source, Tokenizer
 from moec.errors import MoecError
+from moec.frontend.source import Source, Tokenizer
 from moec.layouts.facts import ModelFacts
 from moec.program.program import Input
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from moec.frontend.source import Tokenizer
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, clocked, generate
+from moec.frontend.source import Tokenizer
 from moec.layouts import model_folder
 from moec.text.tokenizer import find_facts, find_tokenizer
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import moec
-from moec.frontend.module_source import ExportedSource, ModuleSource
 from moec.compiler.open import open_source
 from moec.errors import MoecError
+from moec.frontend.module_source import ExportedSource, ModuleSource
 from moec.huggingface.source import HuggingFaceSource
 from tests.moe_module import MoeModel, source_of
 from tests.third_party import install

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from moec.frontend.source import Domain, Opening, Source, sample_input
 from moec.errors import MoecError
+from moec.frontend.source import Domain, Opening, Source, sample_input
 from moec.layouts.facts import ModelFacts
 from moec.program.program import Input
 from tests.moe_module import VOCAB, MoeModel, source_of

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moec.frontend.source import Source
 from moec.compiler.open import open_source
 from moec.errors import MoecError
+from moec.frontend.source import Source
 from moec.layouts import ModelFacts
 from tests.huggingface.conftest import Saved
 from tests.moe_module import MoeModel, source_of

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.capture.export import capture
 from moec.errors import MoecError
+from moec.frontend.export import capture
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.pipeline.passes import Context, Miss, Pass
 from moec.pipeline.pipeline import Pipeline

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moec.frontend.module_source import ModuleSource
 from moec.errors import MoecError
+from moec.frontend.module_source import ModuleSource
 from moec.layouts import ModelFacts
 from moec.text.tokenizer import find_facts, find_tokenizer
 from tests.byte_tokenizer import write_tokenizer
