@@ -108,6 +108,13 @@ def test_the_backend_compiles_proves_and_loads(place: Place, tmp_path: Path) -> 
     assert kinds["pytorch"].outputs(tmp_path / "engine") == kinds["onnxruntime"].outputs(tmp_path / "other")
 
 
+def test_the_backend_takes_a_decoder_with_its_cache(place: Place, mixtral: Path, tmp_path: Path) -> None:
+    place("backends/pytorch.py")
+    report = moec.compile(mixtral, target="pytorch", pipeline="quantize(bits=8, group=16)", out=tmp_path / "engine")
+    assert report.ok and report.layout == "plain"
+    assert moec.verify(tmp_path / "engine").ok
+
+
 def test_the_backend_refuses_what_it_does_not_know(place: Place, tmp_path: Path) -> None:
     place("backends/pytorch.py")
     for target in ("pytorch:cuda", "pytorch:precision=fp16"):
