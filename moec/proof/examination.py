@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moec.execution.engine import Engine
-from moec.frontend.source import Source
 from moec.program.decoder_signature import text_inputs
 from moec.program.program import Program
 from moec.proof.agreement import measure_agreement
