@@ -110,7 +110,7 @@ def test_the_backend_compiles_proves_and_loads(place: Place, tmp_path: Path) -> 
 
 def test_the_backend_takes_a_decoder_with_its_cache(place: Place, mixtral: Path, tmp_path: Path) -> None:
     place("backends/pytorch.py")
-    report = moec.compile(mixtral, target="pytorch", pipeline="quantize(bits=8, group=16)", out=tmp_path / "engine")
+    report = moec.compile(mixtral, target="pytorch", out=tmp_path / "engine")
     assert report.ok and report.layout == "plain"
     assert moec.verify(tmp_path / "engine").ok
 
