@@ -13,15 +13,20 @@ from moec.version import __version__
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
-    from moec.execution.engine import Engine
+    from moec.execution.engine import EagerEngine, Engine
+    from moec.frontend.source import Domain, Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
     from moec.huggingface.accelerate import accelerate
-    from moec.pipeline.passes import Pass
-    from moec.pipeline.pipeline import Pipeline
-    from moec.program.program import Program
+    from moec.huggingface.checkpoint_format import CheckpointFormat
+    from moec.layouts.facts import ModelFacts
+    from moec.pipeline.passes import Context, Pass, Plan
+    from moec.pipeline.pipeline import Hook, Pipeline
+    from moec.program.program import Input, Program
     from moec.report.report import Report
+    from moec.targets.backend import Backend, Probe, Refusal
     from moec.targets.target import Target
 
+# where each public name is defined; `moec.api` holds the verbs
 _HOMES = {
     "accelerate": "huggingface.accelerate",
     "bench": "api",
@@ -29,26 +34,54 @@ _HOMES = {
     "compile": "api",
     "inspect": "api",
     "load": "api",
-    "open_source": "api",
-    "verify": "api",
     "load_program": "frontend.stored_program",
+    "open_source": "api",
     "save_program": "frontend.stored_program",
+    "verify": "api",
+    "Backend": "targets.backend",
+    "CheckpointFormat": "huggingface.checkpoint_format",
+    "Context": "pipeline.passes",
+    "Domain": "frontend.source",
+    "EagerEngine": "execution.engine",
     "Engine": "execution.engine",
+    "Hook": "pipeline.pipeline",
+    "Input": "program.program",
+    "ModelFacts": "layouts.facts",
+    "Opening": "frontend.source",
     "Pass": "pipeline.passes",
     "Pipeline": "pipeline.pipeline",
+    "Plan": "pipeline.passes",
+    "Probe": "targets.backend",
     "Program": "program.program",
+    "Refusal": "targets.backend",
     "Report": "report.report",
+    "Source": "frontend.source",
     "Target": "targets.target",
+    "Tokenizer": "frontend.source",
 }
 
 __all__ = [
+    "Backend",
+    "CheckpointFormat",
+    "Context",
+    "Domain",
+    "EagerEngine",
     "Engine",
+    "Hook",
+    "Input",
+    "ModelFacts",
     "MoecError",
+    "Opening",
     "Pass",
     "Pipeline",
+    "Plan",
+    "Probe",
     "Program",
+    "Refusal",
     "Report",
+    "Source",
     "Target",
+    "Tokenizer",
     "__version__",
     "accelerate",
     "bench",

@@ -1,8 +1,9 @@
 """The name is the registry: `fuse-moe` is the class `FuseMoe` of `moec.passes.fuse_moe`, `onnxruntime` is
 `moec.backends.onnxruntime.Onnxruntime`.
 
-A folder without `backend.py` is what several backends share.
-Third parties add their own with entry points of the groups `moec.passes` and `moec.backends`.
+A folder without `backend.py` is what several backends share. Sources are asked in an order, so the built-in ones are a
+list. Third parties add their own with entry points of the groups `moec.passes`, `moec.backends`, `moec.sources` and
+`moec.formats` (of checkpoints, see `moec.huggingface.checkpoint_format`).
 """
 
 from __future__ import annotations
@@ -16,19 +17,30 @@ from typing import Any, Literal
 
 from moec.errors import MoecError
 
-Group = Literal["passes", "backends"]
-_SINGULAR = {"passes": "pass", "backends": "target"}
+Group = Literal["passes", "backends", "sources", "formats"]
+_SINGULAR = {"passes": "pass", "backends": "target", "sources": "source", "formats": "checkpoint format"}
+_PACKAGES = {"passes": "moec.passes", "backends": "moec.backends", "formats": "moec.huggingface.formats"}
+# in the order in which they are asked: each takes what those before it left
+_SOURCES = {
+    "python-file": "moec.frontend.module_source:FileSource",
+    "exported-program": "moec.frontend.module_source:ExportedSource",
+    "huggingface": "moec.huggingface.source:HuggingFaceSource",
+    "module": "moec.frontend.module_source:ModuleSource",
+}
 
 
 def names(group: Group) -> list[str]:
-    """All names of a group, sorted."""
-    package = importlib.import_module(f"moec.{group}")
+    """All names of a group: sorted, but sources in the order in which they are asked, those of third parties first."""
+    theirs = {e.name for e in entry_points(group=f"moec.{group}")}
+    if group == "sources":
+        return [*sorted(theirs - _SOURCES.keys()), *_SOURCES]
+    package = importlib.import_module(_PACKAGES[group])
     folders = [m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg]
     shared = {
         name for name in folders if not any((Path(path) / name / "backend.py").is_file() for path in package.__path__)
     }
     own = [m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name not in shared]
-    return sorted({*own, *(e.name for e in entry_points(group=f"moec.{group}"))})
+    return sorted({*own, *theirs})
 
 
 def find(group: Group, name: str) -> Any:
@@ -41,7 +53,10 @@ def find(group: Group, name: str) -> Any:
     for entry in entry_points(group=f"moec.{group}"):
         if entry.name == name:
             return entry.load()
-    module = importlib.import_module(f"moec.{group}.{name.replace('-', '_')}")
+    if group == "sources":
+        module_name, _, class_name = _SOURCES[name].partition(":")
+        return getattr(importlib.import_module(module_name), class_name)
+    module = importlib.import_module(f"{_PACKAGES[group]}.{name.replace('-', '_')}")
     return getattr(module, "".join(part.capitalize() for part in name.split("-")))
 
 

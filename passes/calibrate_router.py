@@ -13,7 +13,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.experts.router_calibration import Block, Settings, calibrate
 from moec.pipeline.calibration import BATCH
-from moec.pipeline.passes import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
@@ -50,6 +50,7 @@ class CalibrateRouter(Pass):
     """
 
     contract: ClassVar[Contract] = "approximate"
+    needs_weights: ClassVar[Weights] = "quantized"
 
     top: int = 0
     ridge: float = 0.01
@@ -57,6 +58,13 @@ class CalibrateRouter(Pass):
 
     def needs_calibration(self) -> bool:
         return True
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """Which routers can be worked on; the text decides which of them change."""
+        self._check()
+        own = context.given_to(self)
+        blocks = self._blocks(program, self._untouched(program, own), own)
+        return Plan(str(self), 0, len(blocks), program.clone(), tuple(own.misses))
 
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of routers that were changed. Raises M203 on settings that are none or fit no block,
@@ -94,13 +102,7 @@ class CalibrateRouter(Pass):
         ]
 
     def _untouched(self, program: Program, context: Context) -> Program:
-        if context.unquantized is None:
-            raise MoecError(
-                "M203",
-                "no pass before it made weights coarser, so routers have lost nothing",
-                str(self),
-                "put quantize before it",
-            )
+        assert context.unquantized is not None  # `needs_weights`
         now, then = len(moe_nodes(program)), len(moe_nodes(context.unquantized))
         if now != then:
             what = f"the model has {now} mixture-of-experts blocks, and had {then} before it was quantized"

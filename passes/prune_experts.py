@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.experts.cut import MoeBlock, cut, find_block, rename, together
 from moec.experts.scores import SCORES, Tally, best, shares, tally
-from moec.pipeline.passes import Context, Contract, Pass
+from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
@@ -39,6 +39,7 @@ class PruneExperts(Pass):
 
     contract: ClassVar[Contract] = "approximate"
     prepared_by: ClassVar[tuple[str, ...]] = ("find-moe",)
+    needs_weights: ClassVar[Weights] = "unquantized"  # scores would be those of their errors
 
     keep: float = 0.75
     score: str = "reap"
@@ -47,10 +48,21 @@ class PruneExperts(Pass):
     def needs_calibration(self) -> bool:
         return self.score != "random"
 
+    def without_data(self) -> Pass:
+        """The same experts a layer, drawn by lot; a score that there is not stays, for the pass to refuse it."""
+        return replace(self, score="random") if self.score in SCORES else self
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """With `per_layer=False` the scores decide which blocks lose experts at all."""
+        found = super().plan(program, context)
+        if self.per_layer or not self.needs_calibration() or not found.most:
+            return found
+        return replace(found, least=1, most=len(moe_nodes(found.program)))
+
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks that were cut. Raises M203 on settings that are none or that leave a router too
         few experts, where a router was not recognised, and when the text never reached an expert that would stay."""
-        self._check(context)
+        self._check()
         blocks = [_Group(group) for group in together(self._moe_blocks(program, context))]
         self._measure(program, context, blocks)
         before = _size_bytes(program)
@@ -77,7 +89,7 @@ class PruneExperts(Pass):
             f"none of its experts can be left out: {reason}", where, "leave prune-experts out for this model"
         )
 
-    def _check(self, context: Context) -> None:
+    def _check(self) -> None:
         if isinstance(self.keep, bool) or not isinstance(self.keep, int | float) or not 0 < self.keep <= 1:
             raise self._refuse(
                 f"keep={self.keep} is no share of the experts",
@@ -86,12 +98,6 @@ class PruneExperts(Pass):
             )
         if self.score not in SCORES:
             raise self._refuse(f"there is no score {self.score!r}", str(self), f"scores are {', '.join(SCORES)}")
-        if context.unquantized is not None:
-            raise self._refuse(
-                "the weights are coarser already, and scores would be those of their errors",
-                str(self),
-                "put it before quantize",
-            )
 
     def _moe_blocks(self, program: Program, context: Context) -> list[MoeBlock]:
         linears, found = find_linears(program), []
@@ -99,7 +105,7 @@ class PruneExperts(Pass):
             try:
                 found.append(find_block(node, linears))
             except NotARouter as reason:
-                known = (m.reason for m in context.misses if m.pass_name == "find-moe" and m.node == node.name)
+                known = (m.reason for m in context.earlier if m.node == node.name)
                 raise self._cannot(module_path(node) or node.name, next(known, str(reason))) from None
         return found
 

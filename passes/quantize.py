@@ -72,6 +72,7 @@ class Quantize(Pass):
     """
 
     contract: ClassVar[Contract] = "approximate"
+    quantizes: ClassVar[bool] = True
 
     bits: int = 4
     group: int = 64
@@ -98,7 +99,7 @@ class Quantize(Pass):
         }
         return self.budget_bits is not None or "gptq" in methods
 
-    def outline(self) -> Pass:
+    def without_data(self) -> Pass:
         """The same grids rounded to nearest, an expert of a budget in its narrowest width."""
         return type(self)(**without_data(vars(self)))
 
@@ -118,7 +119,6 @@ class Quantize(Pass):
         )
         todo = todo if asked.budget is None else _spend(program, context, asked, asked.budget, todo)
         made = self._calibrated(program, context, todo)
-        context.unquantized = context.unquantized or program.clone()
         self._rewrite(program, todo, made)
         program.graph.eliminate_dead_code()
         program.drop_unused_weights()

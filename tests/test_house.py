@@ -68,7 +68,6 @@ THROUGH = {
     "moec/execution/choices.py": "tests/execution/test_trace.py",
     "moec/kernels/routing.py": "tests/kernels/device/test_route.py",
     "moec/pipeline/notation.py": "tests/pipeline/test_pipeline.py",
-    "moec/pipeline/passes.py": "tests/pipeline/test_pipeline.py",
     "moec/program/provenance.py": "tests/execution/test_trace.py",
     "moec/progress.py": "tests/cli/test_cli.py",
     "moec/proof/contract.py": "tests/pipeline/test_hooks.py",
@@ -162,6 +161,33 @@ def test_a_wrong_import_is_seen() -> None:
     assert violations("moec.program.program", ["onnxruntime"]) != []
     assert violations("moec.kernels.launch", ["moec.weights.lazy"]) != []
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
+
+
+# who may name `moec.huggingface`: itself, the registry that lists it as a source, and the package for `accelerate`
+NAMES_HUGGINGFACE = ("moec/huggingface/", "moec/registry.py", "moec/__init__.py")
+
+
+def names_huggingface(path: Path) -> bool:
+    """Whether a file's code names the room, in an import or in a text that could become one; docstrings may."""
+    tree = ast.parse(path.read_text())
+    documented = [n for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = [n.body[0].value for n in documented if ast.get_docstring(n) and isinstance(n.body[0], ast.Expr)]
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n not in docstrings]
+    return any("huggingface." in str(t) for t in texts) or any("moec.huggingface" in n for n in imports_of(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_models_come_through_sources_not_from_one_library(path: Path) -> None:
+    allowed = str(path.relative_to(ROOT)).startswith(NAMES_HUGGINGFACE)
+    assert allowed or not names_huggingface(path)
+
+
+def test_a_file_that_names_the_library_is_seen(tmp_path: Path) -> None:
+    for code in ("from moec.huggingface.source import x", "import_module('moec.huggingface.source')"):
+        (tmp_path / "file.py").write_text(code + "\n")
+        assert names_huggingface(tmp_path / "file.py")
+    (tmp_path / "file.py").write_text('"""See `moec.huggingface.source`."""\n')
+    assert not names_huggingface(tmp_path / "file.py")
 
 
 def test_every_module_has_a_room() -> None:

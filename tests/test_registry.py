@@ -8,7 +8,9 @@ import pytest
 
 from moec import registry
 from moec.errors import MoecError
+from moec.frontend.source import Source
 from moec.pipeline.passes import Pass, kebab
+from tests.third_party import install
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,14 +45,20 @@ def test_without_a_near_name_all_are_listed() -> None:
 
 
 def test_a_third_partys_entry_point_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "theirs.py").write_text("class Prune: pass\n")
-    info = tmp_path / "theirs-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[moec.passes]\nprune = theirs:Prune\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    install(tmp_path, monkeypatch, "class Prune: pass\n", passes="prune = theirs:Prune")
     assert "prune" in registry.names("passes")
     assert registry.find("passes", "prune").__module__ == "theirs"
+
+
+def test_sources_are_asked_in_their_order_and_third_parties_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_in = ["python-file", "exported-program", "huggingface", "module"]
+    assert registry.names("sources") == built_in
+    assert all(issubclass(registry.find("sources", name), Source) for name in built_in)
+    install(tmp_path, monkeypatch, "class Weights: pass\n", sources="zz-weights = theirs:Weights")
+    assert registry.names("sources") == ["zz-weights", *built_in]
+    assert registry.find("sources", "zz-weights").__module__ == "theirs"
 
 
 def test_what_backends_share_is_no_target() -> None:

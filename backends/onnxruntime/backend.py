@@ -75,6 +75,9 @@ class Onnxruntime(Backend):
         )
         return ROUNDED if rounds else None
 
+    def layouts(self, target: Target) -> tuple[str, ...]:
+        return ("plain", "genai", "triton")
+
     def legalize(self, target: Target) -> Pipeline:
         return Pipeline.parse("find-moe, fuse-moe").all_optional()
 

@@ -12,10 +12,8 @@ from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
 from moec.compiler.publish import PAGE, checkpoint_of, lay_out, make_report
 from moec.compiler.staging import MANIFEST, staging
-from moec.errors import MoecError
 from moec.execution.streaming import check_finite
 from moec.frontend.source import Source
-from moec.huggingface.companions import describe
 from moec.layouts import choose
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.hooks import LoweringProgress
@@ -46,7 +44,7 @@ def compile_source(
         layout=choose(
             options.layout,
             source.inputs,
-            describe(source),
+            source.facts(),
             backend.layouts(options.target) if options.build else ("plain",),
         ),
     )
@@ -85,13 +83,9 @@ def compile_source(
 
 
 def calibration_for(options: Options, source: Source) -> Calibration | None:
-    """The calibration text, where one was given. Raises M203 when a pass cannot work without, M211 when it is of no
-    use."""
-    asking = next((p for p in options.pipeline if p.needs_calibration()), None)
-    if asking is not None and options.calibration is None:
-        raise MoecError(
-            "M203", f"{asking.name} needs a text to calibrate on", str(asking), "name one with --calibration FILE"
-        )
+    """The calibration text, where one was given. Raises M201 or M203 when a pass lacks what it needs, M211 when the
+    text is of no use."""
+    options.pipeline.check(calibrated=options.calibration is not None)
     return read_calibration(options.calibration, source, options.seed) if options.calibration else None
 
 

@@ -1,20 +1,21 @@
-"""From what the user named to a Source: a module, a Hugging Face folder or id, `file.py:callable`, or a `.pt2`."""
+"""From what the user named to a Source: the registered sources are asked in their order."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from moec import registry
 from moec.errors import MoecError
 from moec.frontend.export import Dynamic
-from moec.frontend.module_source import ExportedSource, ModuleSource, from_file
-from moec.frontend.source import Source
+from moec.frontend.source import Opening, Source
 
 
 def open_source(
-    model: str | Path | nn.Module | Source,
+    model: str | Path | nn.Module | Source | Any,
     *,
     inputs: Mapping[str, Tensor] | Sequence[str] | None = None,
     dynamic: Dynamic | None = None,
@@ -26,7 +27,7 @@ def open_source(
 
     Args:
         model: a module, a source, or a text: a Hugging Face folder or hub id, `path/to/file.py:callable`, or
-            `model.pt2`.
+            `model.pt2`; or whatever a source of the group `moec.sources` opens.
         inputs: sample tensors by name for a module, or `name=dims:dtype` texts for `file.py:callable`.
         dynamic: names of dynamic dimensions, for a module.
         trust_remote_code, allow_pickle: run code that came with the model; refused by default.
@@ -38,28 +39,14 @@ def open_source(
     """
     if isinstance(model, Source):
         return model
-    if isinstance(model, nn.Module):
-        return _open_module(model, inputs, dynamic, cache)
-    text = str(model)
-    specs = [str(i) for i in inputs] if inputs is not None and not isinstance(inputs, Mapping) else []
-    if ".py:" in text:
-        return from_file(text, specs)
-    if text.endswith(".pt2"):
-        return ExportedSource(Path(text))
-    from moec.huggingface.source import open_source as open_huggingface
-
-    return open_huggingface(text, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache)
-
-
-def _open_module(
-    model: nn.Module, inputs: Mapping[str, Tensor] | Sequence[str] | None, dynamic: Dynamic | None, cache: bool
-) -> Source:
-    if inputs is None and hasattr(model, "config") and hasattr(model, "base_model_prefix"):
-        from moec.huggingface.source import HuggingFaceSource
-
-        return HuggingFaceSource.from_model(model, cache)
-    if not isinstance(inputs, Mapping):
-        raise MoecError(
-            "M201", f"{type(model).__name__} needs sample inputs", "inputs", "pass inputs={'name': tensor, …}"
-        )
-    return ModuleSource(model, inputs, dynamic, text=type(model).__name__)
+    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache)
+    for name in registry.names("sources"):
+        kind: type[Source] = registry.find("sources", name)
+        if kind.opens(model, opening):
+            return kind.open(model, opening)
+    raise MoecError(
+        "M204",
+        f"a {type(model).__name__} is no model that moec opens",
+        "model",
+        "give a folder, file.py:callable, a .pt2 file, an nn.Module, or install a package with a source for it",
+    )

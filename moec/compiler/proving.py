@@ -12,7 +12,6 @@ from moec.compiler.options import Options
 from moec.execution.engine import Engine
 from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
-from moec.huggingface.companions import describe
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
 from moec.program.program import Program
@@ -71,7 +70,7 @@ def subject_of(
 
 def fitting_exam(exam: Exam | None, source: Source) -> Exam | None:
     """An exam whose windows are no longer than the model's context."""
-    return exam and replace(exam, window=min(exam.window, describe(source).context or sys.maxsize))
+    return exam and replace(exam, window=min(exam.window, source.facts().context or sys.maxsize))
 
 
 def prove_folder(

@@ -13,7 +13,6 @@ from typing import Any
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
 from moec.frontend.source import Source
-from moec.huggingface.companions import describe, write_companions
 from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
@@ -28,14 +27,12 @@ PAGE = "report.html"
 
 @contextmanager
 def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iterator[None]:
-    """Write the program as a checkpoint for transformers, early, so that a refusal costs nothing; take it back if the
-    block fails."""
+    """Write the program as a checkpoint in its source's form, early, so that a refusal costs nothing; take it back if
+    the block fails."""
     if folder is None:
         yield
         return
-    from moec.huggingface.saving.save import save_hf
-
-    save_hf(program, source, folder)
+    source.save_checkpoint(program, folder)
     try:
         yield
     except BaseException:
@@ -45,11 +42,11 @@ def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iter
 
 def lay_out(source: Source, program: Program, options: Options, backend: Backend, folder: Path) -> None:
     """Put the model's own files beside a built engine, and lay the folder out for the software that is to run it."""
-    write_companions(source, folder)
+    source.write_companions(folder)
     outputs, target = backend.outputs(folder), options.target
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
-    arrange(layout, folder, program.inputs, outputs, describe(source), target.device or "cpu", target.threads, shared)
+    arrange(layout, folder, program.inputs, outputs, source.facts(), target.device or "cpu", target.threads, shared)
 
 
 def make_report(

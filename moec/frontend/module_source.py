@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
-from moec.frontend.source import Domain, Source
+from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
@@ -58,6 +58,18 @@ class ModuleSource(Source):
         self.domains = {n: guess_domain(n, t) for n, t in inputs.items()} | dict(domains or {})
         self.size_bytes = sum(p.nbytes for p in module.parameters())
 
+    @classmethod
+    def opens(cls, model: Any, opening: Opening) -> bool:
+        return isinstance(model, nn.Module)
+
+    @classmethod
+    def open(cls, model: Any, opening: Opening) -> ModuleSource:
+        """A module's source. Raises M201 without sample inputs."""
+        if not isinstance(opening.inputs, Mapping):
+            what = f"{type(model).__name__} needs sample inputs"
+            raise MoecError("M201", what, "inputs", "pass inputs={'name': tensor, …}")
+        return cls(model, opening.inputs, opening.dynamic, text=type(model).__name__)
+
     def reference(self) -> Engine:
         return ModuleEngine(self._module, self.inputs)
 
@@ -69,8 +81,30 @@ class ModuleSource(Source):
         return capture(module, samples, self._dynamic, source=self.text)
 
 
+class FileSource(ModuleSource):
+    """A module that a callable in a Python file makes: `file.py:build[:sample_inputs]`."""
+
+    @classmethod
+    def opens(cls, model: Any, opening: Opening) -> bool:
+        return isinstance(model, str | Path) and ".py:" in str(model)
+
+    @classmethod
+    def open(cls, model: Any, opening: Opening) -> ModuleSource:
+        """See `from_file`."""
+        return from_file(str(model), opening.specs)
+
+
 class ExportedSource(Source):
     """A `.pt2` file of torch.export. It is its own reference: nothing less captured of the model exists."""
+
+    @classmethod
+    def opens(cls, model: Any, opening: Opening) -> bool:
+        return isinstance(model, str | Path) and str(model).endswith(".pt2")
+
+    @classmethod
+    def open(cls, model: Any, opening: Opening) -> ExportedSource:
+        """Read the file. Raises M204 when it is none."""
+        return cls(Path(model))
 
     def __init__(self, path: Path) -> None:
         try:
@@ -106,7 +140,7 @@ class ExportedSource(Source):
         return self._program.clone()
 
 
-def from_file(text: str, inputs: Sequence[str] = ()) -> ModuleSource:
+def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
     """`file.py:build[:sample_inputs]`: run the file, call `build()` for the module.
 
     Args:
@@ -130,7 +164,7 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> ModuleSource:
     hashes = {path.name: file_hash(path)}
     if inputs:
         samples, dynamic, domains = parse_inputs(inputs)
-        return ModuleSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
+        return FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
     if len(made) < 2:
         raise MoecError(
             "M201",
@@ -138,7 +172,7 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> ModuleSource:
             text,
             "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs",
         )
-    return ModuleSource(made[0], made[1], text=text, hashes=hashes)
+    return FileSource(made[0], made[1], text=text, hashes=hashes)
 
 
 def parse_inputs(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
 
@@ -31,8 +34,53 @@ class Domain:
     high: int = 2
 
 
+@dataclass(frozen=True)
+class Opening:
+    """How a model is to be opened, beside its name.
+
+    Attributes:
+        inputs: sample tensors by name, or `name=dims:dtype` texts; None where the model says it itself.
+        dynamic: names of dynamic dimensions by input, see `moec.frontend.export.capture`.
+        trust_remote_code, allow_pickle: run code that came with the model; refused by default.
+        cache: give a model that generates text a cache of keys and values as inputs and outputs.
+    """
+
+    inputs: Mapping[str, Tensor] | Sequence[str] | None = None
+    dynamic: Mapping[str, Sequence[str | int | None]] | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    cache: bool = True
+
+    @property
+    def specs(self) -> list[str]:
+        """The inputs that are given as texts."""
+        return [] if self.inputs is None or isinstance(self.inputs, Mapping) else [str(i) for i in self.inputs]
+
+
+class Tokenizer(Protocol):
+    """Text to tokens and back.
+
+    Attributes:
+        start: tokens that stand before every text, mostly one or none.
+    """
+
+    start: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text alone."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The tokens of a text with the special ones that a model expects around it."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens; special ones have none."""
+
+
 class Source(ABC):
-    """A model as the user named it.
+    """A model as the user named it: where its program, its untouched reference and the files beside it come from.
+
+    A class that is registered as a source (`moec.sources`, see `moec.registry`) says which models it `opens`. What a
+    model may lack (facts, files, a tokenizer, a form of its own for checkpoints) has an answer that says so.
 
     Attributes:
         text: how it was named.
@@ -48,6 +96,20 @@ class Source(ABC):
     hashes: dict[str, str]
     size_bytes: int
 
+    @classmethod
+    def opens(cls, model: Any, opening: Opening) -> bool:
+        """Whether this class opens what the user gave: a text, a path or an object. Reads no file."""
+        return False
+
+    @classmethod
+    def open(cls, model: Any, opening: Opening) -> Source:
+        """The source of a model that this class `opens`; reads no weight.
+
+        Raises:
+            MoecError: M204, M205, M206 or M209 when there is no such model, or moec must not or cannot read it.
+        """
+        raise NotImplementedError(f"{cls.__name__} opens no model")
+
     @property
     def loaded_bytes(self) -> int:
         """Memory that the reference takes; more than `size_bytes` where it has to be decoded."""
@@ -60,6 +122,39 @@ class Source(ABC):
     @abstractmethod
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """The model as a Program, floating weights converted to `dtype` lazily."""
+
+    # ------------------------------------------------------------------ what stands beside a model
+    def facts(self) -> ModelFacts:
+        """What clients of an engine need to know of its model; only a name where nothing says more. Raises M204 when
+        the files that say it are broken."""
+        return ModelFacts(model_name(self.text))
+
+    def write_companions(self, folder: Path) -> None:  # noqa: B027  # most sources have no files
+        """Put the model's own files (config, tokenizer, chat template, licence; no weights, no code) into an engine's
+        folder."""
+
+    def save_checkpoint(self, program: Program, folder: Path) -> None:
+        """Write a rewritten program as a checkpoint in the form that this model came in, into a folder that does not
+        exist.
+
+        Raises:
+            MoecError: M206 where there is no such form, or it does not hold the program; M210 when the folder cannot be
+                written.
+        """
+        what = "only a model of the transformers library can be saved as a checkpoint for it"
+        raise MoecError("M206", what, self.text, "compile it without saving")
+
+    @classmethod
+    def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
+        """The tokenizer whose files lie in an engine's folder, else with the model of this name; None where this class
+        finds none. Asked also where the model itself is not here. Raises M204 when it does not load."""
+        return None
+
+    @classmethod
+    def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
+        """The facts that the files in an engine's folder state, else those of the model of this name, with the engine's
+        inputs; None where this class finds none. Raises M204 when the files are broken."""
+        return None
 
     def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
         """Random valid inputs of these sizes; every mask has padding in all rows but the first where there is room for

@@ -37,15 +37,9 @@ SUFFIXES = ("", ".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".md
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
-def write_companions(source: Any, folder: Path) -> None:
-    """Put the model's own files into an engine folder: copies where the source is a folder, else its config as
-    transformers writes it.
-
-    A source that is no model of the transformers library has none.
-    """
-    origin = getattr(source, "origin", None)
-    if origin is None:
-        return
+def write_companions(origin: Any, folder: Path) -> None:
+    """Put the model's own files into an engine folder: copies where the model's origin is a folder, else its config as
+    transformers writes it."""
     path = getattr(origin, "path", None)
     if path is not None:
         _copy(path, folder)
@@ -64,18 +58,15 @@ def _copy(path: Path, folder: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def describe(source: Any) -> ModelFacts:
-    """The facts of a source's model; nothing but its name where it is no model of the transformers library.
+def describe(origin: Any, text: str, inputs: Sequence[Input]) -> ModelFacts:
+    """The facts of the model at an origin that the user named `text`.
 
     Raises:
         MoecError: M204 when its generation config is broken.
     """
-    origin, name = getattr(source, "origin", None), model_name(source.text)
-    if origin is None:
-        return ModelFacts(name)
     model, path = origin.template, getattr(origin, "path", None)
     generation = getattr(model, "generation_config", None) if path is None else _stored_generation(path)
-    return facts_of(name, model.config, generation, source.inputs)
+    return facts_of(model_name(text), model.config, generation, inputs)
 
 
 def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -> ModelFacts:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.export import capture
-from moec.frontend.source import Domain, Source
-from moec.huggingface.formats.quantized import keep_packed
+from moec.frontend.source import Domain, Opening, Source, Tokenizer
+from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
@@ -21,7 +22,10 @@ from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import Folder
 from moec.huggingface.reading.loaded import Loaded
+from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
+from moec.huggingface.tokenizer import load_tokenizer, text_facts
+from moec.layouts.facts import ModelFacts
 from moec.program.program import Input, Program
 from moec.weights.lazy import Weight
 
@@ -73,6 +77,20 @@ class HuggingFaceSource(Source):
             self.signature = signature_of(origin.template)  # refuses other modalities at once
 
     @classmethod
+    def opens(cls, model: Any, opening: Opening) -> bool:
+        """Any text, and a `PreTrainedModel` that comes without sample inputs."""
+        if isinstance(model, nn.Module):
+            return opening.inputs is None and hasattr(model, "config") and hasattr(model, "base_model_prefix")
+        return isinstance(model, str | Path)
+
+    @classmethod
+    def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
+        """See `open_source` and `from_model`."""
+        if isinstance(model, nn.Module):
+            return cls.from_model(model, opening.cache)
+        return cls(str(model), Folder(str(model), opening.trust_remote_code, opening.allow_pickle), opening.cache)
+
+    @classmethod
     def from_model(cls, model: Any, cache: bool = True) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not
         copied."""
@@ -107,6 +125,26 @@ class HuggingFaceSource(Source):
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch and float32, weights loaded."""
         return UntouchedEngine(self.origin.loaded(), self)
+
+    def facts(self) -> ModelFacts:
+        return describe(self.origin, self.text, self.inputs)
+
+    def write_companions(self, folder: Path) -> None:
+        write_companions(self.origin, folder)
+
+    def save_checkpoint(self, program: Program, folder: Path) -> None:
+        """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
+        from moec.huggingface.saving.save import save_hf
+
+        save_hf(program, self, folder)
+
+    @classmethod
+    def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
+        return load_tokenizer(folder, text)
+
+    @classmethod
+    def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
+        return text_facts(folder, text, inputs)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """The model as a Program, its experts as `moec::experts`.

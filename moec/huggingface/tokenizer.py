@@ -15,29 +15,50 @@ from moec.program.program import Input
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
-def load_tokenizer(engine: Path, source: str) -> Any:
+class TransformersTokenizer:
+    """A tokenizer of transformers as `moec.frontend.source.Tokenizer`."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        first = tokenizer("")["input_ids"][:1]
+        self.start = tuple(int(i) for i in first if i == tokenizer.bos_token_id)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text alone."""
+        found: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """The tokens of a text with the special ones around it."""
+        found: list[int] = self._tokenizer(text)["input_ids"]
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of these tokens without special ones."""
+        return str(self._tokenizer.decode([*tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+
+def load_tokenizer(engine: Path, source: str) -> TransformersTokenizer | None:
     """The tokenizer of transformers whose files lie in an engine's folder, else with the model that the engine was made
-    from.
+    from; None where neither has one.
 
     Args:
         engine: the folder.
         source: the model as it was named: a folder or a hub id in the local cache.
 
     Raises:
-        MoecError: M204 when neither has one, or it does not load.
+        MoecError: M204 when it does not load.
     """
     folder = next((f for f in (engine, *_folders(source)) if any((f / name).is_file() for name in FILES)), None)
     if folder is None:
-        fix = (
-            f"put the model's tokenizer.json and tokenizer_config.json into {engine}, or give token ids: --tokens 1,2,3"
-        )
-        raise MoecError(
-            "M204", f"there is no tokenizer beside the engine or with its source {source!r}", str(engine), fix
-        )
+        return None
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # missing entries, packages and versions each have an exception of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise MoecError(
@@ -48,12 +69,12 @@ def load_tokenizer(engine: Path, source: str) -> Any:
         ) from error
 
 
-def text_facts(engine: Path, source: str, inputs: Sequence[Input]) -> ModelFacts:
-    """Context, vocabulary and end tokens as config.json and generation_config.json say; nothing but a name where there
-    is no config."""
+def text_facts(engine: Path, source: str, inputs: Sequence[Input]) -> ModelFacts | None:
+    """Context, vocabulary and end tokens as config.json and generation_config.json say; None where there is no
+    config."""
     folder = next((f for f in (engine, *_folders(source)) if (f / "config.json").is_file()), None)
     if folder is None:
-        return ModelFacts(source)
+        return None
     from transformers import CONFIG_MAPPING, GenerationConfig, PreTrainedConfig
 
     raw = _read(folder / "config.json")

@@ -14,6 +14,7 @@ from moec.pipeline.calibration import Calibration
 from moec.program.program import Program
 
 Contract = Literal["exact", "approximate"]
+Weights = Literal["any", "unquantized", "quantized"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,17 @@ class Miss:
 
 @dataclass
 class Context:
-    """What a pass may know beside its own configuration.
+    """What a pass may know beside its own configuration: what it declares that it needs, and nothing else.
 
     Attributes:
         seed: for anything random; equal seeds make equal programs.
         misses: why near-matches were left alone; filled by `miss`.
-        facts: what the pass that runs now has to say of its work, as plain data for the report.
-        calibration: text for passes that need data; None when none was given.
-        unquantized: the program as it was before the first pass that made its weights coarser; None before that.
+        facts: what the pass has to say of its work, as plain data for the report.
+        current: the pass's name.
+        calibration: text, for a pass that `needs_calibration`; None when none was given.
+        unquantized: the program as it was before the first pass that `quantizes`, for a pass that needs quantized
+            weights; None before that.
+        earlier: the misses of the passes that this one is `after` or `prepared_by`.
     """
 
     seed: int = 0
@@ -44,6 +48,18 @@ class Context:
     current: str = ""
     calibration: Calibration | None = None
     unquantized: Program | None = None
+    earlier: tuple[Miss, ...] = ()
+
+    def given_to(self, item: Pass) -> Context:
+        """What of the context of a whole run one pass gets: a pass that forgets to declare a need meets None."""
+        named = {*item.after, *item.prepared_by}
+        return Context(
+            self.seed,
+            current=item.name,
+            calibration=self.calibration if item.needs_calibration() else None,
+            unquantized=self.unquantized if item.needs_weights == "quantized" else None,
+            earlier=tuple(m for m in self.misses if m.pass_name in named),
+        )
 
     def require_calibration(self) -> Calibration:
         """The text for a pass that cannot work without. Raises M203 when none was given."""
@@ -60,21 +76,49 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a pass would do to a program.
+
+    Attributes:
+        name: the pass with its options.
+        least, most: how many rewrites it would make; they differ only where data decides, and `most` is None where
+            nothing can be said.
+        program: the program in the form that it would have: operators, shapes and dtypes. What is in weights that data
+            decides is left open.
+        misses: what would be left alone and why, as far as that does not depend on data.
+    """
+
+    name: str
+    least: int
+    most: int | None
+    program: Program = field(repr=False)
+    misses: tuple[Miss, ...] = ()
+
+
+@dataclass(frozen=True)
 class Pass(ABC):
     """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state.
 
+    A pass declares what it needs; the pipeline checks that before any work, and gives nothing that is not declared.
+
     Class attributes:
         contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error
-        budget. after: names of passes that must have run before this one. prepared_by: names of passes whose work this
-        one looks for. The pipeline runs those that have not run yet, with their default options, just before it; they
-        may find nothing, and are hooked, checked and reported like any other. by_call: whether the pass makes what a
-        model says of a token depend on what else comes in the same call, so that a text in chunks and in one go are no
-        longer the same.
+            budget.
+        after: names of passes that must have run before this one.
+        prepared_by: names of passes whose work this one looks for. The pipeline runs those that have not run yet, with
+            their default options, just before it; they may find nothing, and are hooked, checked and reported like any
+            other.
+        needs_weights: `unquantized` when no pass before it may quantize, `quantized` when one must, else `any`.
+        quantizes: whether it makes weights coarser.
+        by_call: whether it makes what a model says of a token depend on what else comes in the same call, so that a
+            text in chunks and in one go are no longer the same.
     """
 
     contract: ClassVar[Contract] = "exact"
     after: ClassVar[tuple[str, ...]] = ()
     prepared_by: ClassVar[tuple[str, ...]] = ()
+    needs_weights: ClassVar[Weights] = "any"
+    quantizes: ClassVar[bool] = False
     by_call: ClassVar[bool] = False
 
     @abstractmethod
@@ -87,14 +131,30 @@ class Pass(ABC):
         return self.contract
 
     def needs_calibration(self) -> bool:
-        """Whether this configuration cannot work without a calibration text; asked before any work."""
+        """Whether this configuration cannot work without a calibration text."""
         return False
 
-    def outline(self) -> Pass | None:
-        """This pass without data and without work, whose program has the form that this one's will have: a target is
-        asked with it, before anything costs time, whether it takes what comes out. None where a target need not be
-        asked."""
-        return None
+    def without_data(self) -> Pass | None:
+        """This pass without data and without long work, whose program has the form that this one's will have. None
+        where there is no such pass; itself where it needs no data."""
+        return None if self.needs_calibration() else self
+
+    def plan(self, program: Program, context: Context) -> Plan:
+        """What `apply` would do, without doing it: neither the program nor the context changes, and no data is read.
+
+        By default `without_data` rewrites a copy, which costs little because weights are lazy. Override it where the
+        number of rewrites depends on data.
+
+        Raises:
+            MoecError: M203 as `apply` does.
+        """
+        copy, stand_in, own = program.clone(), self.without_data(), context.given_to(self)
+        if stand_in is None:
+            return Plan(str(self), 0, None, copy)
+        rewrites = stand_in.apply(copy, own)
+        copy.check()
+        copy.finish()
+        return Plan(str(self), rewrites, rewrites, copy, tuple(own.misses))
 
     @property
     def name(self) -> str:

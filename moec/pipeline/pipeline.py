@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moec.errors import MoecError
 from moec.pipeline.notation import make_pass, parse_calls
-from moec.pipeline.passes import Context, Pass
+from moec.pipeline.passes import Context, Miss, Pass, Plan
 from moec.program.program import Program, Step
 
-# ---------------------------------------------------------------------- names
 
-
-# ---------------------------------------------------------------------- pipelines
 class Hook:
     """Something that watches a pipeline: printing, dumping, timing and verifying are hooks."""
 
@@ -65,47 +62,89 @@ class Pipeline:
     def __str__(self) -> str:
         return ", ".join(str(p) for p in self.passes)
 
+    def check(self, ran: Iterable[str] = (), calibrated: bool = False, quantized: bool = False) -> None:
+        """Compare what every pass declares with what it is going to find.
+
+        Args:
+            ran: names of the passes that have run already.
+            calibrated: whether there is a calibration text.
+            quantized: whether a pass before these has quantized weights.
+
+        Raises:
+            MoecError: M201 when the order is wrong, M203 when a pass lacks a calibration text or the weights it needs.
+        """
+        known = set(ran)
+        for item in self.passes:
+            missing = next((name for name in item.after if name not in known), None)
+            if missing is not None:
+                what = f"{item.name} must run after {missing}"
+                raise MoecError("M201", what, "the pipeline", f"put {missing} before {item.name}")
+            if item.needs_calibration() and not calibrated:
+                what = f"{item.name} needs a text to calibrate on"
+                raise MoecError("M203", what, str(item), "name one with --calibration FILE")
+            _check_weights(item, quantized)
+            known |= {item.name, *item.prepared_by}
+            quantized = quantized or item.quantizes
+
+    def plan(self, program: Program, context: Context | None = None) -> list[Plan]:
+        """What `run` would do, pass by pass, those that others are `prepared_by` among them; reads no calibration text.
+
+        Raises:
+            MoecError: as `run` does, where that does not depend on data.
+        """
+        context = replace(context or Context(), misses=[], calibration=None)
+        ran, plans = [step.name for step in program.history], []
+        self.check(ran, calibrated=True, quantized=context.unquantized is not None)
+        for item, may_rest in self._in_order(ran):
+            _check_weights(item, context.unquantized is not None)
+            found = item.plan(program, context)
+            if found.most == 0 and not may_rest:
+                raise _changed_nothing(item, found.misses)
+            if item.quantizes and found.most != 0:
+                context.unquantized = context.unquantized or program
+            found.program.history.append(Step(item.name, found.least, item.contract_of(), item.by_call))
+            context.misses.extend(found.misses)
+            plans.append(found)
+            program = found.program
+        return plans
+
     def run(
         self, program: Program, context: Context | None = None, hooks: Sequence[Hook] = ()
     ) -> tuple[Program, list[StepReport]]:
         """Apply all passes to a copy of the program.
 
-        Returns the new program and a report a pass, those that others are `prepared_by` among them. Raises M103 when a
-        named pass changed nothing, M701 when a pass's count disagrees with what it did, M702 when a pass left a
-        malformed program, M201 when the order is wrong.
+        Returns the new program and a report a pass, those that others are `prepared_by` among them. Raises what `check`
+        does, before any work; M103 when a named pass changed nothing, M701 when a pass's count disagrees with what it
+        did, M702 when a pass left a malformed program.
         """
         program, context = program.clone(), context or Context()
-        reports: list[StepReport] = []
+        ran = [step.name for step in program.history]
+        self.check(ran, context.calibration is not None, context.unquantized is not None)
+        steps = enumerate(self._in_order(ran))
+        return program, [self._step(n, item, program, context, hooks, may_rest) for n, (item, may_rest) in steps]
+
+    def _in_order(self, ran: Iterable[str]) -> Iterator[tuple[Pass, bool]]:
+        """The passes with those that prepare them, and whether each may change nothing."""
+        known = set(ran)
         for item in self.passes:
-            missing = [name for name in item.after if not _has_run(name, program)]
-            if missing:
-                raise MoecError(
-                    "M201",
-                    f"{item.name} must run after {missing[0]}",
-                    "the pipeline",
-                    f"put {missing[0]} before {item.name}",
-                )
-            for name in item.prepared_by:
-                if not _has_run(name, program):
-                    reports.append(
-                        self._step(len(reports), make_pass(name, {}), program, context, hooks, may_rest=True)
-                    )
-            reports.append(self._step(len(reports), item, program, context, hooks, item.name in self.optional))
-        return program, reports
+            yield from ((make_pass(name, {}), True) for name in item.prepared_by if name not in known)
+            known |= {item.name, *item.prepared_by}
+            yield item, item.name in self.optional
 
     def _step(
         self, number: int, item: Pass, program: Program, context: Context, hooks: Sequence[Hook], may_rest: bool
     ) -> StepReport:
         for hook in hooks:
             hook.before(number, item, program)
-        context.current, context.facts, already = item.name, {}, len(context.misses)
+        _check_weights(item, context.unquantized is not None)  # one that may rest did perhaps nothing
+        own, untouched = context.given_to(item), program.clone() if item.quantizes else None
         before, start = program.digest(), time.perf_counter()
-        rewrites = item.apply(program, context)
+        rewrites = item.apply(program, own)
         program.history.append(Step(item.name, rewrites, item.contract_of(), item.by_call))
         program.check()  # `finish` takes only what is well formed
         program.finish()
-        seconds = time.perf_counter() - start
-        digest, misses = program.digest(), context.misses[already:]
+        seconds, digest = time.perf_counter() - start, program.digest()
+        context.misses.extend(own.misses)
         if (digest != before) != (rewrites > 0):
             raise MoecError(
                 "M701",
@@ -114,31 +153,33 @@ class Pipeline:
                 "report this with `moec compile --dump DIR`",
             )
         if rewrites == 0 and not may_rest:
-            why = (
-                "; ".join(f"{m.node}: {m.reason}" for m in misses[:3])
-                or "nothing in the graph looks like what it rewrites"
-            )
-            raise MoecError(
-                "M103",
-                f"{item.name} changed nothing: {why}",
-                str(item),
-                "leave the pass out, or see `moec inspect MODEL` for what the model holds",
-            )
+            raise _changed_nothing(item, own.misses)
+        if rewrites:
+            context.unquantized = context.unquantized or untouched
         for hook in hooks:
             hook.after(number, item, program, rewrites, seconds)
-        return StepReport(
-            str(item),
-            item.contract_of(),
-            rewrites,
-            seconds * 1e3,
-            digest,
-            [dataclasses.asdict(m) for m in misses],
-            context.facts,
-        )
+        misses = [dataclasses.asdict(m) for m in own.misses]
+        return StepReport(str(item), item.contract_of(), rewrites, seconds * 1e3, digest, misses, own.facts)
 
 
-def _has_run(name: str, program: Program) -> bool:
-    return any(step.name == name for step in program.history)
+def _check_weights(item: Pass, quantized: bool) -> None:
+    """Raise M203 unless the weights are what the pass needs."""
+    if item.needs_weights == "unquantized" and quantized:
+        what = f"the weights are coarser already, and {item.name} judges them as they were"
+        raise MoecError("M203", what, str(item), "put it before quantize")
+    if item.needs_weights == "quantized" and not quantized:
+        what = f"no pass before it made weights coarser, so {item.name} has nothing to make good"
+        raise MoecError("M203", what, str(item), "put quantize before it")
+
+
+def _changed_nothing(item: Pass, misses: Sequence[Miss]) -> MoecError:
+    found = "; ".join(f"{m.node}: {m.reason}" for m in misses[:3])
+    return MoecError(
+        "M103",
+        f"{item.name} changed nothing: {found or 'nothing in the graph looks like what it rewrites'}",
+        str(item),
+        "leave the pass out, or see `moec inspect MODEL` for what the model holds",
+    )
 
 
 @dataclass(frozen=True)

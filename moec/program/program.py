@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,18 @@ class Program:
     def by_call(self) -> bool:
         """Whether what it says of a token depends on what else comes in the same call, as a pass declared."""
         return any(step.by_call for step in self.history)
+
+    def output_signature(self) -> tuple[Input, ...]:
+        """Names, dtypes and shapes of the outputs; dynamic dimensions have the inputs' names, or are sums of them."""
+        nodes = list(self.graph.nodes)
+        sizes = [n.meta["val"].shape for n in nodes if n.op == "placeholder"]
+        pairs = [p for shape, i in zip(sizes, self.inputs, strict=True) for p in zip(shape, i.shape, strict=True)]
+        names = {str(size): dim for size, dim in pairs if isinstance(dim, str)}
+        values = [n.meta["val"] for n in nodes[-1].args[0]]
+        return tuple(
+            Input(name, value.dtype, tuple(s if isinstance(s, int) else _named(str(s), names) for s in value.shape))
+            for name, value in zip(self.outputs, values, strict=True)
+        )
 
     # ------------------------------------------------------------------ weights
     def weight_of(self, node: Any) -> Weight | None:
@@ -190,6 +202,15 @@ class Program:
         self.graph.eliminate_dead_code()
         self.drop_unused_weights()
         self.graph_module.recompile()
+
+
+def _named(size: str, names: Mapping[str, str]) -> str:
+    """A symbolic size by the inputs' names; torch writes the terms of a sum in an order of its own."""
+    terms = [names.get(term, term) for term in size.split(PLUS)]
+    sums = {frozenset(dim.split(PLUS)): dim for dim in names.values()}
+    order = list(names.values())
+    terms.sort(key=lambda term: order.index(term) if term in order else len(order))
+    return sums.get(frozenset(terms), PLUS.join(terms))
 
 
 def place(graph: fx.Graph, device: torch.device) -> fx.Graph:

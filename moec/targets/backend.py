@@ -166,8 +166,9 @@ class Backend(ABC):
         )
 
     def layouts(self, target: Target) -> tuple[str, ...]:
-        """The layouts of `moec.layouts` whose clients can run this target's engines."""
-        return ("plain", "genai", "triton")
+        """The layouts of `moec.layouts` whose clients can run this target's engines; those beside `plain` are for ONNX
+        models."""
+        return ("plain",)
 
     @abstractmethod
     def outputs(self, folder: Path) -> tuple[Input, ...]:

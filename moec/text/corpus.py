@@ -13,10 +13,9 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.frontend.source import Source
-from moec.huggingface.companions import describe
-from moec.huggingface.tokenizer import load_tokenizer
 from moec.pipeline.calibration import Calibration, CalibrationText
 from moec.program.decoder_signature import IDS, LOGITS, require_text_model
+from moec.text.tokenizer import find_tokenizer
 
 ARRAYS = (".npy", ".npz", ".safetensors")
 _FIX = f"give a UTF-8 text, or token ids in a file that ends in {', '.join(ARRAYS)}"
@@ -69,7 +68,7 @@ def corpus_of(text: str, source: Source, folder: Path | None = None) -> Corpus:
     require_text_model(source.inputs, (LOGITS,), source.text)
     domain = source.domains.get(IDS)
     vocabulary = domain.high if domain is not None and domain.kind == "token" else 0
-    return read_corpus(Path(text), folder or Path(source.text), source.text, vocabulary)
+    return read_corpus(Path(text), folder or Path(source.text), source.text, vocabulary, type(source))
 
 
 def read_calibration(text: CalibrationText, source: Source, seed: int) -> Calibration:
@@ -79,11 +78,11 @@ def read_calibration(text: CalibrationText, source: Source, seed: int) -> Calibr
         MoecError: M211 when the text is shorter than one window, else see `corpus_of`.
     """
     corpus = corpus_of(text.file, source)
-    window = min(text.window, describe(source).context or text.window)
+    window = min(text.window, source.facts().context or text.window)
     return Calibration(replace(text, window=window), corpus.sha256, corpus.tokens, corpus.start, seed)
 
 
-def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> Corpus:
+def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0, kind: type[Source] | None = None) -> Corpus:
     """Read a text and turn it into tokens.
 
     Args:
@@ -91,6 +90,7 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> C
             `input_ids`, or its only array).
         folder, source: an engine's folder and its model as it was named; the tokenizer is looked for in this order.
         vocabulary: exclusive upper bound of token ids; 0 when it is not known.
+        kind: the class of the model's source where it is open; its tokenizer comes first.
 
     Raises:
         MoecError: M204 when there is no tokenizer; M211 when the file cannot be read, or has fewer than two tokens, or
@@ -100,7 +100,7 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> C
         data = file.read_bytes()
     except OSError as error:
         raise MoecError("M211", f"the text cannot be read: {error.strerror}", str(file), _FIX) from error
-    tokens, start = (_stored(file), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source)
+    tokens, start = (_stored(file), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source, kind)
     if len(tokens) < 2:
         raise MoecError(
             "M211",
@@ -115,18 +115,18 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0) -> C
     return Corpus(str(file), hashlib.sha256(data).hexdigest(), tokens, start)
 
 
-def _tokenized(data: bytes, file: Path, folder: Path, source: str) -> tuple[Tensor, tuple[int, ...]]:
+def _tokenized(
+    data: bytes, file: Path, folder: Path, source: str, kind: type[Source] | None
+) -> tuple[Tensor, tuple[int, ...]]:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise MoecError("M211", f"not UTF-8: {error.reason} at byte {error.start}", str(file), _FIX) from error
     try:
-        tokenizer = load_tokenizer(folder, source)
+        tokenizer = find_tokenizer(folder, source, kind)
     except MoecError as error:
         raise MoecError(error.code, error.what, error.where, f"put the model's tokenizer there, or {_FIX}") from error
-    first = tokenizer("")["input_ids"][:1]
-    start = tuple(int(i) for i in first if i == tokenizer.bos_token_id)
-    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64), start
+    return torch.tensor(tokenizer.encode(text), dtype=torch.int64), tokenizer.start
 
 
 def _stored(file: Path) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,9 @@ import torch
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, clocked, generate
-from moec.huggingface.tokenizer import load_tokenizer, text_facts
+from moec.frontend.source import Tokenizer
 from moec.layouts import model_folder
+from moec.text.tokenizer import find_facts, find_tokenizer
 
 EARLIER = 8  # tokens of the prompt that may change how the first new one is written
 
@@ -112,13 +112,13 @@ class Writer:
 
     def __init__(self, engine: Engine, folder: Path, source: str) -> None:
         self._engine, self._folder, self._source = engine, model_folder(folder), source
-        self.facts = text_facts(self._folder, source, engine.inputs)
-        self._tokenizer: Any = None
+        self.facts = find_facts(self._folder, source, engine.inputs)
+        self._tokenizer: Tokenizer | None = None
 
     def tokens(self, prompt: str) -> list[int]:
         """A text as the model's tokens. Raises M204 without a tokenizer, M211 when the text is none at all."""
-        self._tokenizer = self._tokenizer or load_tokenizer(self._folder, self._source)
-        found: list[int] = self._tokenizer(prompt)["input_ids"]
+        self._tokenizer = self._tokenizer or find_tokenizer(self._folder, self._source)
+        found = self._tokenizer.encode_prompt(prompt)
         if not found:
             raise MoecError("M211", "the prompt has no tokens", self._engine.name, "give some text")
         return found
@@ -173,10 +173,10 @@ class Writer:
 
     def _decoder(self) -> Callable[[list[int]], str] | None:
         try:
-            self._tokenizer = self._tokenizer or load_tokenizer(self._folder, self._source)
+            self._tokenizer = self._tokenizer or find_tokenizer(self._folder, self._source)
         except MoecError:
             return None
-        return partial(self._tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode
 
 
 def _numbers(tokens: list[int]) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import moec
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.frontend.module_source import ExportedSource, ModuleSource
 from moec.huggingface.source import HuggingFaceSource
 from tests.moe_module import MoeModel, source_of
+from tests.third_party import install
 from tests.zoo import build
 
 CODE = "import torch\ndef build():\n    return torch.nn.Linear(4, 2)\n"
@@ -44,6 +48,46 @@ def test_texts(llama: Path, tmp_path: Path) -> None:
     assert isinstance(open_source(llama), HuggingFaceSource)
     assert isinstance(open_source(f"{tmp_path}/net.py:build", inputs=["input=batch,4:float32"]), ModuleSource)
     assert isinstance(open_source(tmp_path / "net.pt2"), ExportedSource)
+
+
+THEIRS = """
+import torch
+from moec import Opening, Source
+from moec.frontend.module_source import ModuleSource
+
+class Layers(ModuleSource):
+    @classmethod
+    def opens(cls, model, opening):
+        return isinstance(model, list) or str(model).endswith(".layers")
+
+    @classmethod
+    def open(cls, model, opening):
+        widths = model if isinstance(model, list) else [int(n) for n in open(model).read().split()]
+        return cls(torch.nn.Linear(*widths), {"input": torch.randn(3, widths[0])}, text=str(model))
+"""
+
+
+def test_a_third_partys_source_opens_texts_and_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MoecError, match="no model that moec opens") as caught:
+        open_source([4, 2])
+    assert caught.value.code == "M204"
+    install(tmp_path, monkeypatch, THEIRS, sources="layers = theirs:Layers")
+    (tmp_path / "net.layers").write_text("4 2")
+    for model in ([4, 2], tmp_path / "net.layers"):
+        source = open_source(model)
+        assert type(source).__name__ == "Layers" and source.inputs[0].shape == ("batch", 4)
+        assert moec.compile(model, out=tmp_path / "engine").source == str(model)
+    assert isinstance(open_source(build("llama")), HuggingFaceSource)
+
+
+def test_a_python_file_is_opened_without_the_library(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    code = (
+        "import sys, moec\n"
+        f"moec.open_source(r'{tmp_path}/net.py:build', inputs=['input=batch,4:float32'])\n"
+        "assert not [m for m in sys.modules if m.startswith('moec.huggingface')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("text", ["nowhere.pt2", "nowhere.py:build", "./no-such-folder"])

@@ -9,16 +9,16 @@ import pytest
 
 from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.huggingface.companions import describe, write_companions
+from moec.frontend.source import Source
 from moec.layouts import ModelFacts
 from tests.huggingface.conftest import Saved
 from tests.moe_module import MoeModel, source_of
 from tests.zoo import build, edit_config
 
 
-def written(source: object, folder: Path) -> list[str]:
+def written(source: Source, folder: Path) -> list[str]:
     folder.mkdir()
-    write_companions(source, folder)
+    source.write_companions(folder)
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
 
 
@@ -54,14 +54,14 @@ def test_a_model_in_memory_writes_its_configs(tmp_path: Path) -> None:
     decoder.generation_config.repetition_penalty = 1.25  # type: ignore[union-attr]
     assert written(open_source(decoder), tmp_path / "llama") == ["config.json", "generation_config.json"]
     assert json.loads((tmp_path / "llama/generation_config.json").read_text())["repetition_penalty"] == 1.25
-    assert describe(open_source(decoder)).sampling["repetition_penalty"] == 1.25
+    assert open_source(decoder).facts().sampling["repetition_penalty"] == 1.25
     assert written(open_source(build("bert")), tmp_path / "bert") == ["config.json"]
 
 
 def test_a_module_has_no_files_and_only_a_name(tmp_path: Path) -> None:
     source = source_of(MoeModel().eval())
     assert written(source, tmp_path / "engine") == []
-    assert describe(source) == ModelFacts(describe(source).name) and describe(source).name
+    assert source.facts() == ModelFacts(source.facts().name) and source.facts().name
 
 
 def test_facts_are_those_of_the_signature_and_the_generation_config(copied: Saved) -> None:
@@ -69,7 +69,7 @@ def test_facts_are_those_of_the_signature_and_the_generation_config(copied: Save
     (model / "generation_config.json").write_text(
         json.dumps({"eos_token_id": [2, 7], "pad_token_id": 5, "temperature": 0.6, "top_k": 20})
     )
-    facts = describe(open_source(model))
+    facts = open_source(model).facts()
     assert (facts.name, facts.model_type, facts.vocabulary, facts.hidden, facts.heads, facts.layers) == (
         "qwen3_moe",
         "qwen3_moe",
@@ -86,7 +86,7 @@ def test_without_a_generation_config_the_models_own_tokens_hold(copied: Saved) -
     model = copied("qwen3_moe")
     (model / "generation_config.json").unlink()
     edit_config(model, eos_token_id=[3, 4], bos_token_id=None, pad_token_id=None)
-    facts = describe(open_source(model))
+    facts = open_source(model).facts()
     assert (facts.bos, facts.eos, facts.pad, dict(facts.sampling)) == (None, (3, 4), None, {})
 
 
@@ -94,11 +94,11 @@ def test_a_broken_generation_config_is_refused(copied: Saved) -> None:
     model = copied("qwen3_moe")
     (model / "generation_config.json").write_text("{")
     with pytest.raises(MoecError, match="generation_config") as caught:
-        describe(open_source(model))
+        open_source(model).facts()
     assert caught.value.code == "M204"
 
 
 def test_encoders_have_no_cache(saved: Saved) -> None:
     for name in ("bert", "vit"):
-        facts = describe(open_source(saved(name)))
+        facts = open_source(saved(name)).facts()
         assert (facts.key_value_heads, facts.head_width, facts.layers) == (0, 0, 2)

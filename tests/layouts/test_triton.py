@@ -132,14 +132,13 @@ def repository(speaking: Path, speaking_engine: Path, tmp_path_factory: pytest.T
     """A real decoder's files as a repository, by its own signature."""
     from moec.backends.onnxruntime import Onnxruntime
     from moec.compiler.open import open_source
-    from moec.huggingface.companions import describe
 
     folder = tmp_path_factory.mktemp("repository") / "models"
     shutil.copytree(
         speaking_engine, folder, ignore=shutil.ignore_patterns("moec.json", "report.html", "genai_config.json")
     )
     source = open_source(speaking)
-    write(folder, source.inputs, Onnxruntime().outputs(folder), describe(source))
+    write(folder, source.inputs, Onnxruntime().outputs(folder), source.facts())
     return folder
 
 

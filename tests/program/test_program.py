@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.frontend.export import capture
+from moec.huggingface.source import open_source
 from moec.program.program import Input, Program, users
 from moec.weights.lazy import from_tensor, scale
 
@@ -121,3 +123,26 @@ def test_a_malformed_program_is_refused(spoil: Callable[[Program], None]) -> Non
 
 def test_an_inputs_shape_is_resolved() -> None:
     assert Input("x", torch.float32, ("batch", 3)).resolve({"batch": 5}) == (5, 3)
+
+
+class Joined(nn.Module):
+    def forward(self, new: Tensor, past: Tensor) -> dict[str, Tensor]:
+        return {"all": torch.cat([new, past], 1), "first": (past > 0)[:, 0], "square": new.mT}
+
+
+def test_outputs_have_the_names_of_the_inputs_dimensions_and_sums_of_them() -> None:
+    inputs = {"new": torch.randn(3, 11, 4), "past": torch.randn(3, 7, 4)}
+    program = capture(Joined(), inputs, {"new": ("batch", "new", None), "past": ("batch", "old", None)})
+    assert program.output_signature() == (
+        Input("all", torch.float32, ("batch", "new + old", 4)),
+        Input("first", torch.bool, ("batch", 4)),
+        Input("square", torch.float32, ("batch", 4, "new")),
+    )
+
+
+def test_a_sum_has_the_name_that_an_input_gives_it(mixtral: Path) -> None:
+    program = open_source(str(mixtral)).capture()
+    found = {o.name: o for o in program.output_signature()}
+    mask = next(i for i in program.inputs if i.name == "attention_mask")
+    assert found["present.0.key"].shape == ("batch", 2, mask.shape[1], 8) and "past" in str(mask.shape[1])
+    assert found["logits"].shape == ("batch", "sequence", 96)

@@ -82,7 +82,7 @@ def test_options_without_data_have_the_same_grids() -> None:
     rules = {"*q_proj": 8, "*k_proj": {"method": "gptq", "group": 16}, "*v_proj": {"bits": 2}}
     given = Quantize(method="gptq", budget_bits=3.0, widths=[4, 2, 8], rules=rules, group=32)
     plain = Quantize(**without_data(vars(given)))
-    assert not plain.needs_calibration() and given.needs_calibration() and given.outline() == plain
+    assert not plain.needs_calibration() and given.needs_calibration() and given.without_data() == plain
     assert plain == Quantize(
         method="rtn", experts=2, widths=[4, 2, 8], rules={**rules, "*k_proj": {"method": "rtn", "group": 16}}, group=32
     )

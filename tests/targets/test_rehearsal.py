@@ -107,8 +107,12 @@ def test_what_is_said_is_what_would_be_said_at_the_end(captured: Program) -> Non
             assert asked(captured, f"quantize({options}, method=hqq)", target) == backend.supports(program, goal)
 
 
-def test_nothing_is_kept_and_without_outlines_nothing_is_asked(captured: Program) -> None:
+def test_nothing_is_kept_and_without_work_nothing_is_asked(captured: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     before, digest = captured.text(), captured.digest()
     assert asked(captured, "quantize(group=16, budget_bits=3.0)", "onnxruntime") == []
     assert captured.text() == before and captured.digest() == digest
-    assert asked(captured, "prune-experts, calibrate-router", "onnxruntime") == []  # neither has a text
+    assert asked(captured, "prune-experts, quantize(group=16), calibrate-router", "onnxruntime") == []  # without a text
+    monkeypatch.setattr(Pipeline, "plan", lambda *_: pytest.fail("planned, though the work is soon done"))
+    assert asked(captured, "find-moe, fuse-moe", "onnxruntime") == []
+    with pytest.raises(pytest.fail.Exception, match="planned"):
+        asked(captured, "prune-experts", "onnxruntime")

@@ -35,12 +35,12 @@ def with_start(folder: Path) -> Path:
 
 
 def test_a_text_is_its_tokenizers_tokens(folder: Path, tmp_path: Path) -> None:
-    from moec.huggingface.tokenizer import load_tokenizer
+    from moec.text.tokenizer import find_tokenizer
 
     file = tmp_path / "text.txt"
     file.write_text(TEXT * 3)
     corpus = read_corpus(file, folder, "nothing", 96)
-    assert corpus.tokens.tolist() == load_tokenizer(folder, "")(TEXT * 3)["input_ids"] and corpus.start == ()
+    assert corpus.tokens.tolist() == find_tokenizer(folder, "").encode_prompt(TEXT * 3) and corpus.start == ()
     assert (corpus.name, corpus.sha256) == (str(file), hashlib.sha256(file.read_bytes()).hexdigest())
 
 

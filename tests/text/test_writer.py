@@ -14,7 +14,7 @@ import torch
 import moec
 from moec.errors import MoecError
 from moec.execution.generation import Sampling, generate
-from moec.huggingface.tokenizer import load_tokenizer
+from moec.text.tokenizer import find_tokenizer
 from moec.text.writer import TextStream, Writer, Written
 from tests.byte_tokenizer import write_tokenizer
 
@@ -23,7 +23,7 @@ TEXT = "naïve café: 漢字 and 🙂🙂, \u200d done"
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("bytes"), 300), "nothing")
+    return find_tokenizer(write_tokenizer(tmp_path_factory.mktemp("bytes"), 300), "nothing")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def pieces(decode: Any, tokens: list[int], earlier: tuple[int, ...] = ()) -> lis
 
 
 def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Any) -> None:
-    tokens = tokenizer(TEXT)["input_ids"]
+    tokens = tokenizer.encode_prompt(TEXT)
     found = pieces(tokenizer.decode, tokens)
     assert "".join(found) == TEXT and len(tokens) > len(TEXT) + 10
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found) and sum(map(bool, found)) == len(TEXT)
@@ -52,7 +52,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Any) -> Non
 
 
 def test_a_character_that_never_ends_is_shown_at_the_end(tokenizer: Any) -> None:
-    tokens = tokenizer("a🙂")["input_ids"][:-1]
+    tokens = tokenizer.encode_prompt("a🙂")[:-1]
     found = pieces(tokenizer.decode, tokens)
     assert found[0] == "a" and not any(found[1:-1]) and found[-1] == tokenizer.decode(tokens)[1:]
 
@@ -73,11 +73,11 @@ def test_what_earlier_tokens_do_to_the_next_is_kept() -> None:
 def test_a_prompt_is_continued(writer: Writer, folder: Path) -> None:
     written, parts = writer.write("def quick(", max_tokens=12)
     shown = list(parts)
-    tokenizer, engine = load_tokenizer(folder, ""), moec.load(folder)
-    ids = torch.tensor([tokenizer("def quick(")["input_ids"]])
+    tokenizer, engine = find_tokenizer(folder, ""), moec.load(folder)
+    ids = torch.tensor([tokenizer.encode_prompt("def quick(")])
     want = [int(t) for t in generate(engine, ids, max_tokens=12, eos=[2])]
     assert written.prompt == ids[0].tolist() and written.tokens == want and len(written.seconds) == len(want)
-    assert "".join(shown) == written.text == tokenizer.decode(want, skip_special_tokens=True)
+    assert "".join(shown) == written.text == tokenizer.decode(want)
     assert list(writer.write("def slow(", max_tokens=12)[1]) != shown
 
 

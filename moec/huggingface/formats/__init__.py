@@ -1,1 +1,1 @@
-"""Checkpoint formats: which tensors of a file make up a weight."""
+"""Checkpoint formats, one file each: which tensors of a file make up a weight."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.huggingface.checkpoint_format import CheckpointFormat
 from moec.weights.lazy import Weight, cast, columns, decoded, rowwise, whole
 from moec.weights.weight import PackedWeight
 
@@ -26,8 +27,20 @@ LONGEST = 128  # of the groups that are kept as they are: runtimes have no kerne
 _WAY_OUT = "use the unquantized checkpoint, or one of weights alone (W4A16, W8A16)"
 
 
+class CompressedTensors(CheckpointFormat):
+    """The form `pack-quantized` of compressed-tensors."""
+
+    methods = (METHOD,)
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        return why_not(config)
+
+    def decode(self, stored: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+        return decode(stored)
+
+
 def why_not(config: Mapping[str, Any]) -> str:
-    """Why a `quantization_config` of this method cannot be imported; empty when it can."""
+    """Why a `quantization_config` of this method cannot be read; empty when it can."""
     for name in ("kv_cache_scheme", "transform_config", "sparsity_config"):
         given = config.get(name)
         if given and not (isinstance(given, Mapping) and given.get("format") == "dense"):

@@ -8,31 +8,33 @@ round activations to 8 bits as well; moec does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.huggingface.checkpoint_format import CheckpointFormat
 from moec.weights.lazy import Weight
 
-METHOD = "fp8"
 SCALE = "_scale_inv"
 
 
-def why_not(config: Mapping[str, Any]) -> str:
-    """Why a `quantization_config` of this method cannot be imported; empty when it can."""
-    tile = config.get("weight_block_size")
-    if not (isinstance(tile, list | tuple) and len(tile) == 2 and all(isinstance(n, int) and n > 0 for n in tile)):
-        return f"its weight_block_size is {tile!r}; moec reads tiles like [128, 128]"
-    return "" if config.get("fmt", "e4m3") == "e4m3" else f"its numbers are {config['fmt']!r}; moec reads 'e4m3'"
+class Fp8(CheckpointFormat):
+    """Tiles of E4M3 with a scale each; see this module."""
 
+    methods = ("fp8",)
 
-def decoder(config: Mapping[str, Any]) -> Callable[[Mapping[str, Weight]], dict[str, Weight]]:
-    """What decodes the tensors of a checkpoint with this `quantization_config`."""
-    return partial(decode, tile=tuple(config["weight_block_size"]))
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        tile = config.get("weight_block_size")
+        if not (isinstance(tile, list | tuple) and len(tile) == 2 and all(isinstance(n, int) and n > 0 for n in tile)):
+            return f"its weight_block_size is {tile!r}; moec reads tiles like [128, 128]"
+        return "" if config.get("fmt", "e4m3") == "e4m3" else f"its numbers are {config['fmt']!r}; moec reads 'e4m3'"
+
+    def decode(self, stored: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+        height, width = config["weight_block_size"]
+        return decode(stored, (height, width))
 
 
 def decode(stored: Mapping[str, Weight], tile: tuple[int, int] = (128, 128)) -> dict[str, Weight]:

@@ -9,19 +9,18 @@ auto-round's "auto_round:auto_gptq") stores zero points less one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.huggingface.checkpoint_format import CheckpointFormat
 from moec.huggingface.formats.compressed_tensors import BITS, as_bytes, in_short_groups
 from moec.weights.lazy import Weight, decoded, rowwise, transpose, whole
 from moec.weights.weight import PackedWeight
 
-METHODS = ("gptq", "auto-round")
 WEIGHT, ZEROS, SCALES, ORDER = ".qweight", ".qzeros", ".scales", ".g_idx"
 # whether zero points are stored less one
 _LAYOUTS = {
@@ -34,15 +33,22 @@ _LAYOUTS = {
 _WAY_OUT = "use the unquantized checkpoint, or one that was quantized without act-order (desc_act=false)"
 
 
-def why_not(config: Mapping[str, Any]) -> str:
-    """Why a `quantization_config` of these methods cannot be imported; empty when it can."""
-    if config.get("bits") not in BITS:
-        return f"it has {config.get('bits')} bits; moec reads {', '.join(map(str, BITS))}"
-    layout = _layout(config)
-    if layout not in _LAYOUTS:
-        return f"its integers are packed as {layout!r}; moec reads {', '.join(_LAYOUTS)}"
-    rounded = config.get("act_bits", 16)
-    return "" if rounded is None or int(rounded) >= 16 else f"activations are quantized too, to {rounded} bits"
+class Gptq(CheckpointFormat):
+    """Integers packed along the inputs; see this module."""
+
+    methods = ("gptq", "auto-round")
+
+    def why_not(self, config: Mapping[str, Any]) -> str:
+        if config.get("bits") not in BITS:
+            return f"it has {config.get('bits')} bits; moec reads {', '.join(map(str, BITS))}"
+        layout = _layout(config)
+        if layout not in _LAYOUTS:
+            return f"its integers are packed as {layout!r}; moec reads {', '.join(_LAYOUTS)}"
+        rounded = config.get("act_bits", 16)
+        return "" if rounded is None or int(rounded) >= 16 else f"activations are quantized too, to {rounded} bits"
+
+    def decode(self, stored: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+        return decode(stored, _LAYOUTS[_layout(config)], bool(config.get("sym", False)))
 
 
 def _layout(config: Mapping[str, Any]) -> str:
@@ -52,11 +58,6 @@ def _layout(config: Mapping[str, Any]) -> str:
         else config.get("checkpoint_format", "gptq")
     )
     return str(given)
-
-
-def decoder(config: Mapping[str, Any]) -> Callable[[Mapping[str, Weight]], dict[str, Weight]]:
-    """What decodes the tensors of a checkpoint with this `quantization_config`."""
-    return partial(decode, less_one=_LAYOUTS[_layout(config)], symmetric=bool(config.get("sym", False)))
 
 
 def decode(stored: Mapping[str, Weight], less_one: bool = True, symmetric: bool = False) -> dict[str, Weight]:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
-from moec.huggingface.formats.checkpoint import Checkpoint, read_checkpoint
 from moec.huggingface.formats.compressed_tensors import in_float32
-from moec.huggingface.formats.quantized import decode, decoder_of
 from moec.huggingface.reading import skeleton
+from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
 from moec.huggingface.reading.conversion import convert
+from moec.huggingface.reading.quantized import decode, decoder_of
 from moec.weights.lazy import Weight
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moec.errors import MoecError
-from moec.huggingface.formats.fp8 import decode, decoder, why_not
+from moec.huggingface.formats.fp8 import Fp8, decode
 from moec.weights.lazy import from_tensor
 
 HEIGHT, WIDTH = 20, 27  # neither is a multiple of the tile
@@ -59,9 +59,9 @@ def test_scales_that_do_not_fit(scale: torch.Tensor | None) -> None:
     ],
 )
 def test_which_are_read(config: dict[str, Any], words: str) -> None:
-    assert words in why_not(config) and bool(why_not(config)) is bool(words)
+    assert words in Fp8().why_not(config) and bool(Fp8().why_not(config)) is bool(words)
     if not words:
-        assert decoder(config)({n: from_tensor(t, n) for n, t in tensors().items()})["a.weight"].shape == (
+        assert Fp8().decode({n: from_tensor(t, n) for n, t in tensors().items()}, config)["a.weight"].shape == (
             HEIGHT,
             WIDTH,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.huggingface.formats.compressed_tensors import in_float32
-from moec.huggingface.formats.gptq import decode, decoder, why_not
+from moec.huggingface.formats.gptq import Gptq, decode
 from moec.weights.lazy import Weight, from_tensor
 
 OUT, WIDTH = 32, 64
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Tensor | None], code: s
     ],
 )
 def test_which_are_read(config: dict[str, Any], words_: str) -> None:
-    assert (words_ in why_not(config)) and bool(why_not(config)) is bool(words_)
+    assert (words_ in Gptq().why_not(config)) and bool(Gptq().why_not(config)) is bool(words_)
 
 
 def test_the_config_decides_how_zero_points_are_stored() -> None:
@@ -128,4 +128,4 @@ def test_the_config_decides_how_zero_points_are_stored() -> None:
         ({"quant_method": "auto-round", "packing_format": "auto_round:gptqmodel"}, False),
     ]:
         stored, wanted = layer(4, 32, less_one)
-        assert torch.equal(in_float32(decoder(config)(lazy(stored))["a.weight"]), wanted)
+        assert torch.equal(in_float32(Gptq().decode(lazy(stored), config)["a.weight"]), wanted)

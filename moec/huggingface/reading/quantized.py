@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
+from moec import registry
 from moec.errors import MoecError
-from moec.huggingface.formats import compressed_tensors
-from moec.huggingface.formats import fp8 as fp8_checkpoint
-from moec.huggingface.formats import gptq as gptq_checkpoint
-from moec.huggingface.formats.checkpoint import Checkpoint
+from moec.huggingface.checkpoint_format import CheckpointFormat
+from moec.huggingface.reading.checkpoint import Checkpoint
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.weight_roles import PACKED
@@ -36,24 +36,14 @@ def decoder_of(config: Mapping[str, Any], folder: Path) -> Decode | None:
     if not given:
         return None
     method = str(given.get("quant_method", "an unnamed method"))
-    why_not, decoder = _METHODS.get(method, (_unknown, None))
-    reason = why_not(given)
-    if decoder is None or reason:
+    known: list[CheckpointFormat] = [registry.find("formats", name)() for name in registry.names("formats")]
+    chosen = next((form for form in known if method in form.methods), None)
+    reason = chosen.why_not(given) if chosen else f"moec reads {', '.join(sorted(m for f in known for m in f.methods))}"
+    if chosen is None or reason:
         raise MoecError(
             "M206", f"the checkpoint is quantized already ({method}): {reason}", str(folder / "config.json"), _WAY_OUT
         )
-    return decoder(given)
-
-
-def _unknown(_config: Mapping[str, Any]) -> str:
-    return f"moec reads {', '.join(sorted(_METHODS))}"
-
-
-_METHODS: dict[str, tuple[Callable[[Mapping[str, Any]], str], Callable[[Mapping[str, Any]], Decode] | None]] = {
-    compressed_tensors.METHOD: (compressed_tensors.why_not, lambda _config: compressed_tensors.decode),
-    fp8_checkpoint.METHOD: (fp8_checkpoint.why_not, fp8_checkpoint.decoder),
-    **dict.fromkeys(gptq_checkpoint.METHODS, (gptq_checkpoint.why_not, gptq_checkpoint.decoder)),
-}
+    return partial(chosen.decode, config=given)
 
 
 def decode(checkpoint: Checkpoint, decoder: Decode | None) -> Checkpoint:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import moec
 from moec.errors import MoecError
-from moec.huggingface.formats.quantized import decoder_of, keep_packed
+from moec.huggingface.reading.quantized import decoder_of, keep_packed
 from moec.huggingface.source import open_source
 from moec.program.program import Program
 from moec.weights.lazy import rowwise

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from moec.errors import MoecError
-from moec.huggingface.formats.checkpoint import read_checkpoint
+from moec.huggingface.reading.checkpoint import read_checkpoint
 from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
