@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from moec.pipeline.passes import Context, Pass, Plan
     from moec.pipeline.pipeline import Hook, Pipeline
     from moec.program.program import Input, Program
+    from moec.proof.checks.check import Check, Figure
+    from moec.proof.trial import Trial
+    from moec.proof.verification import Verification
     from moec.report.report import Report
     from moec.targets.backend import Backend, Probe, Refusal
     from moec.targets.target import Target
@@ -39,11 +42,13 @@ _HOMES = {
     "save_program": "frontend.stored_program",
     "verify": "api",
     "Backend": "targets.backend",
+    "Check": "proof.checks.check",
     "CheckpointFormat": "huggingface.checkpoint_format",
     "Context": "pipeline.passes",
     "Domain": "frontend.source",
     "EagerEngine": "execution.engine",
     "Engine": "execution.engine",
+    "Figure": "proof.checks.check",
     "Hook": "pipeline.pipeline",
     "Input": "program.program",
     "ModelFacts": "layouts.facts",
@@ -58,15 +63,19 @@ _HOMES = {
     "Source": "frontend.source",
     "Target": "targets.target",
     "Tokenizer": "frontend.source",
+    "Trial": "proof.trial",
+    "Verification": "proof.verification",
 }
 
 __all__ = [
     "Backend",
+    "Check",
     "CheckpointFormat",
     "Context",
     "Domain",
     "EagerEngine",
     "Engine",
+    "Figure",
     "Hook",
     "Input",
     "ModelFacts",
@@ -82,6 +91,8 @@ __all__ = [
     "Source",
     "Target",
     "Tokenizer",
+    "Trial",
+    "Verification",
     "__version__",
     "accelerate",
     "bench",

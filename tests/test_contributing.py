@@ -17,6 +17,11 @@ from torch import Tensor, nn
 import moec
 from moec import registry
 from moec.errors import MoecError
+from moec.proof.subject import Subject
+from moec.proof.verification import prove
+from moec.report.junit import junit
+from moec.report.page import html
+from moec.weights.lazy import from_tensor
 from tests.moe_module import MoeModel, source_of
 from tests.third_party import install
 from tests.zoo import VOCAB, edit_config, save
@@ -210,15 +215,20 @@ def test_the_checkpoint_format_says_what_is_wrong(place: Place, tmp_path: Path) 
 
 
 # ---------------------------------------------------------------------- a source
+def entry_of(group: str) -> str:
+    """The entry point that the text shows for a group."""
+    (entry,) = re.findall(rf'^```toml\n\[project.entry-points."moec.{group}"\]\n(.*?)\n```$', TEXT, flags=re.MULTILINE)
+    return str(entry).replace('"', "")
+
+
 def test_the_source_is_opened_by_its_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = next(path for path in BLOCKS if "/" not in path)
-    (entry,) = re.findall(r'^```toml\n\[project.entry-points."moec.sources"\]\n(.*?)\n```$', TEXT, flags=re.MULTILINE)
+    package = "their_package.py"
     program = captured()
     moec.save_program(program, tmp_path / "program")
     with pytest.raises(MoecError):
         moec.open_source(tmp_path / "program")
     name = package.removesuffix(".py")
-    install(tmp_path, monkeypatch, BLOCKS[package], name, sources=entry.replace('"', ""))
+    install(tmp_path, monkeypatch, BLOCKS[package], name, sources=entry_of("sources"))
     source = moec.open_source(tmp_path / "program")
     assert type(source).__name__ == "StoredProgram" and source.inputs == program.inputs
     report = moec.compile(tmp_path / "program", out=tmp_path / "engine")
@@ -227,6 +237,21 @@ def test_the_source_is_opened_by_its_entry_point(tmp_path: Path, monkeypatch: py
     assert torch.allclose(moec.load(tmp_path / "engine")(x=x)["output"], Copies.forward(Copies(), x), atol=1e-5)
 
 
+# ---------------------------------------------------------------------- a metric
+def test_the_metric_is_part_of_every_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, BLOCKS["their_metric.py"], "their_metric", checks=entry_of("checks"))
+    source = source_of(MoeModel().eval())
+    report = moec.compile(source, out=tmp_path / "engine")
+    check = next(c for c in report.proof.checks if c.name == "likeliest")
+    assert check.ok and "The likeliest element" in html(report) and "likeliest" in junit("engine", report.proof)
+    assert moec.Report.read(tmp_path / "engine" / "moec.json").proof.find(type(check)) is not None
+    program = source.capture()
+    wrong = program.clone()
+    wrong.weights["head.weight"] = from_tensor(program.weights["head.weight"].load().flip(0), "flipped")
+    proof = prove(Subject(source, program, program), moec.EagerEngine(wrong), [type(check)])
+    assert not proof.ok and [c.name for c in proof.checks] == ["likeliest"]
+
+
 def test_every_block_is_run() -> None:
     used = set(re.findall(r'^    place\("(.+?)"\)', Path(__file__).read_text(), flags=re.MULTILINE))
-    assert used | {"their_package.py"} == set(BLOCKS)
+    assert used | {"their_package.py", "their_metric.py"} == set(BLOCKS)
