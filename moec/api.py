@@ -22,12 +22,12 @@ from moec.execution.generation import GREEDY, Sampling, is_decoder
 from moec.frontend.export import Dynamic, capture
 from moec.frontend.source import Source
 from moec.layouts import model_folder
-from moec.pipeline.calibration import CalibrationText
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
+from moec.proof.exam import Exam
 from moec.proof.inputs import verification_sizes
-from moec.proof.quality import Exam
 from moec.proof.verification import Verification
 from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program

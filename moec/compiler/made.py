@@ -15,12 +15,12 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
-from moec.pipeline.calibration import CalibrationText
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.hooks import KeepHook
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.subject import Reference, Subject
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from moec.pipeline.calibration import CalibrationText
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.pipeline import Pipeline
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.targets.target import Target
 
 Verify = Literal["auto", "full", "streamed"]

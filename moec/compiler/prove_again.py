@@ -19,7 +19,7 @@ from moec.proof.bisection import Divergence, bisect
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import is_half
 from moec.proof.evidence import all_tokens, decided_tokens
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove

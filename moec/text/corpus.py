@@ -15,7 +15,8 @@ from moec.errors import MoecError
 from moec.frontend.source import Source
 from moec.huggingface.companions import describe
 from moec.huggingface.tokenizer import load_tokenizer
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.program.decoder_signature import IDS, LOGITS, require_text_model
 
 ARRAYS = (".npy", ".npz", ".safetensors")

@@ -19,7 +19,7 @@ from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
 from moec.progress import Progress
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.weights.lazy import scale

@@ -16,7 +16,8 @@ import moec
 from moec.errors import MoecError
 from moec.frontend.stored_program import load_program, save_program
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.program import Program

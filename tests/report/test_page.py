@@ -10,7 +10,7 @@ from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.report.artefacts import Artefact
 from moec.report.page import block_table, html, markdown, proof_note, verdict
 from tests.report.test_report import QUALITY, make, with_check

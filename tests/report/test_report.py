@@ -18,7 +18,8 @@ from moec.proof.checks.check import Check
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.text import TextQuality
 from moec.proof.damage_by_cause import ExpertShift
-from moec.proof.quality import Exam, Quality
+from moec.proof.exam import Exam
+from moec.proof.quality import Quality
 from moec.report.artefacts import check_artefacts, hash_artefacts
 from moec.report.environment import environment
 from moec.report.page import html
