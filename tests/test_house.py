@@ -67,8 +67,6 @@ THROUGH = {
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",
     "moec/execution/choices.py": "tests/execution/test_trace.py",
     "moec/kernels/routing.py": "tests/kernels/device/test_route.py",
-    "moec/pipeline/notation.py": "tests/pipeline/test_pipeline.py",
-    "moec/pipeline/passes.py": "tests/pipeline/test_pipeline.py",
     "moec/program/moe_call.py": "tests/execution/test_trace.py",
     "moec/program/provenance.py": "tests/execution/test_trace.py",
     "moec/progress.py": "tests/cli/test_cli.py",

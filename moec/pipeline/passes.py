@@ -11,6 +11,7 @@ from torch import fx
 
 from moec.errors import MoecError
 from moec.pipeline.calibration import Calibration
+from moec.pipeline.option_values import freeze, write_value
 from moec.program.program import Program
 
 Contract = Literal["exact", "approximate"]
@@ -61,7 +62,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state.
+    """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state. They
+    hold plain data, so that `str` of a pass reads back as the same pass; lists become tuples.
 
     Class attributes:
         contract: `exact` passes keep the function to floating-point tolerance; `approximate` ones carry an error
@@ -96,18 +98,31 @@ class Pass(ABC):
         asked."""
         return None
 
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            object.__setattr__(self, option.name, freeze(getattr(self, option.name)))
+
     @property
     def name(self) -> str:
         """The pass's name on the command line: `FuseMoe` is `fuse-moe`."""
         return kebab(type(self).__name__)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are not the defaults."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        return {k: v for k, (v, default) in values.items() if type(v) is not type(default) or v != default}
+
     def __str__(self) -> str:
-        given = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return self.name + (f"({', '.join(given)})" if given else "")
+        options = [f"{key}={self._written(key, value)}" for key, value in self.given.items()]
+        return self.name + (f"({', '.join(options)})" if options else "")
+
+    def _written(self, key: str, value: Any) -> str:
+        try:
+            return write_value(value)
+        except ValueError as error:
+            fix = "give numbers, texts, tuples and dicts"
+            raise MoecError("M201", f"{key} cannot be written down: {error}", self.name, fix) from None
 
 
 def kebab(name: str) -> str:

@@ -13,10 +13,7 @@ from moec.pipeline.notation import make_pass, parse_calls
 from moec.pipeline.passes import Context, Pass
 from moec.program.program import Program, Step
 
-# ---------------------------------------------------------------------- names
 
-
-# ---------------------------------------------------------------------- pipelines
 class Hook:
     """Something that watches a pipeline: printing, dumping, timing and verifying are hooks."""
 
@@ -46,8 +43,13 @@ class Pipeline:
 
     @classmethod
     def of(cls, items: Iterable[dict[str, Any]]) -> Pipeline:
-        """From plain data, as TOML's `[[pass]]` tables give it: each a `name` and the pass's fields."""
-        return cls(tuple(make_pass(str(i["name"]), {k: v for k, v in i.items() if k != "name"}) for i in items))
+        """From plain data, as TOML's `[[pass]]` tables give it: each a `name` and the pass's fields. `to_plain` gives
+        it back. Raises M201, M202."""
+        return cls(tuple(_pass_of(item) for item in items))
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """As `of` reads it: a dict a pass, with the options that are not the defaults."""
+        return [{"name": p.name, **p.given} for p in self.passes]
 
     def all_optional(self) -> Pipeline:
         """The same passes, each allowed to change nothing."""
@@ -132,6 +134,12 @@ class Pipeline:
             [dataclasses.asdict(m) for m in misses],
             context.facts,
         )
+
+
+def _pass_of(table: Any) -> Pass:
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise MoecError("M201", f"{table!r} names no pass", "[[pass]]", 'write [[pass]] and name = "…"')
+    return make_pass(table["name"], {k: v for k, v in table.items() if k != "name"})
 
 
 def _has_run(name: str, program: Program) -> bool:
