@@ -87,11 +87,12 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     """The calibration text, where one was given. Raises M203 when a pass cannot work without, M211 when it is of no
     use."""
     asking = next((p for p in options.pipeline if p.needs_calibration()), None)
-    if asking is not None and options.calibration is None:
+    text = options.calibration_text
+    if asking is not None and text is None:
         raise MoecError(
             "M203", f"{asking.name} needs a text to calibrate on", str(asking), "name one with --calibration FILE"
         )
-    return read_calibration(options.calibration, source, options.seed) if options.calibration else None
+    return read_calibration(text, source, options.seed) if text else None
 
 
 def run_passes(

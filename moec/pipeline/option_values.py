@@ -53,7 +53,8 @@ def write_value(value: Any) -> str:
     if isinstance(value, numbers.Integral):
         return repr(int(value))
     if isinstance(value, numbers.Real) and not math.isnan(value):
-        return repr(float(value)) if math.isfinite(value) else ("1e999" if value > 0 else "-1e999")
+        number = float(value)
+        return repr(number) if math.isfinite(number) else ("1e999" if number > 0 else "-1e999")
     raise ValueError(f"{value!r} is a {type(value).__name__}" if value == value else "NaN equals nothing")
 
 
