@@ -205,7 +205,8 @@ class Setting:
         try:
             return self.kind.read(value)
         except (ValueError, OverflowError):  # the latter for a whole number that no float can hold
-            what = f"{self.name} cannot be {value!r}"
+            known = isinstance(value, str) and self.kind.code == "M202"
+            what = f"no {self.name} is called {value!r}" if known else f"{self.name} cannot be {value!r}"
             raise MoecError(self.kind.code, what, where or self.flag, self.kind.advice(value)) from None
 
 

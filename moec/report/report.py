@@ -124,8 +124,8 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str, where: str = "moec.json") -> Report:
-        """Read `to_json` back. Raises M201 for another schema than this moec's, M106 for anything that is not a
-        report."""
+        """Read `to_json` back. Raises M201 for the schema of a newer moec, M106 for that of an older one and for
+        anything that is not a report."""
         try:
             data = json.loads(text)
             _require_schema(int(data["schema"]), where)
@@ -155,8 +155,8 @@ def _require_schema(schema: int, where: str) -> None:
     if schema != SCHEMA:
         older = schema < SCHEMA
         what = f"the report has schema {schema}, of {'an older' if older else 'a newer'} moec; this one reads {SCHEMA}"
-        fix = "compile the model again" if older else "pip install --upgrade moec"
-        raise MoecError("M201", what, where, fix)
+        code, fix = ("M106", "compile the model again") if older else ("M201", "pip install --upgrade moec")
+        raise MoecError(code, what, where, fix)
 
 
 def step_facts(steps: Sequence[StepReport]) -> tuple[dict[str, Any], ...]:
