@@ -108,6 +108,29 @@ def test_a_targets_option_of_a_wrong_type_is_refused(target: str, cli: Cli, tmp_
 
 # ---------------------------------------------------------------------- files
 PASSES = "upcycle(experts=2, top_k=1)"
+MODEL = """
+import torch
+from torch import nn
+
+
+class Dense(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(20, 16), nn.Linear(16, 20)
+        self.gate, self.up, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        return self.head(x + self.down(nn.functional.silu(self.gate(x)) * self.up(x)))
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> tuple[object, ...]:
+    """A model that is small enough to be compiled often, as arguments of `moec compile`."""
+    (tmp_path / "dense.py").write_text(MODEL)
+    return (f"{tmp_path / 'dense.py'}:Dense", "--input", "ids=batch,sequence:int64<20")
 
 
 @pytest.fixture
@@ -120,19 +143,21 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command_line_beats_a_file_also_with_a_default(cli: Cli, llama: Path, config: Path, tmp_path: Path) -> None:
+def test_the_command_line_beats_a_file_also_with_a_default(
+    cli: Cli, model: tuple[object, ...], config: Path, tmp_path: Path
+) -> None:
     arguments = ("--config", config, "--verify", "auto", "--target", "onnxruntime", "--seed", 0, "--layout", "plain")
-    found = cli("compile", llama, "-o", tmp_path / "first", *arguments, "--cache")
+    found = cli("compile", *model, "-o", tmp_path / "first", *arguments, "--cache")
     want = {"target": "onnxruntime", "verify": "full", "seed": 0, "layout": "plain", "cache": True}
-    kept = {"pipeline": PASSES, "tolerance": 0.0123456, "optimize_for": "throughput"}
+    kept = {"pipeline": PASSES, "tolerance": 0.0123456, "optimize_for": "throughput", "inputs": [model[2]]}
     assert found == {**Options().to_plain(), **want, **kept}
 
 
 def test_the_command_line_beats_a_manifest_and_the_rest_stays(
-    cli: Cli, llama: Path, config: Path, tmp_path: Path
+    cli: Cli, model: tuple[object, ...], config: Path, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "first" / "moec.json"
-    before = cli("compile", llama, "-o", manifest.parent, "--config", config)
+    before = cli("compile", *model, "-o", manifest.parent, "--config", config)
     given = {"seed": 7, "pipeline": "upcycle(experts=4, top_k=1)", "target": "onnxruntime", "cache": True}
     arguments = [word for name, value in given.items() for word in as_arguments(name, value)]
     dump = tmp_path / "dump"
