@@ -160,10 +160,17 @@ class PassList(Kind):
     expected = "passes, as a text or as [[pass]] tables"
 
     def read(self, value: Any) -> Pipeline:
+        from moec.pipeline.notation import check_options
+
+        pipeline = self._pipeline(value)
+        for item in pipeline:
+            check_options(item)
+        return pipeline
+
+    def _pipeline(self, value: Any) -> Pipeline:
         from moec.pipeline.pipeline import Pipeline
 
         if isinstance(value, Pipeline):
-            str(value)  # raises where an option has no notation, and the manifest could not say it
             return value
         if isinstance(value, str):
             return Pipeline.parse(value)

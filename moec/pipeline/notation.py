@@ -10,7 +10,7 @@ from typing import Any
 
 from moec import registry
 from moec.errors import MoecError
-from moec.pipeline.option_values import expected, fits
+from moec.pipeline.option_values import expected, fits, unwritable, write_value
 from moec.pipeline.passes import Pass
 
 # a string, or a character that opens, closes or joins
@@ -19,8 +19,8 @@ _FIX = 'write "pass(option=value, …), other-pass"'
 
 
 def make_pass(name: str, config: Mapping[str, Any]) -> Pass:
-    """A pass from its name and fields. Raises M202 for an unknown name, M201 for an unknown field or a value of a type
-    that the field does not take."""
+    """A pass from its name and fields. Raises M202 for an unknown name, M201 for an unknown field or a word where none
+    belongs."""
     cls: type[Pass] = registry.find("passes", name)
     known = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
@@ -29,11 +29,22 @@ def make_pass(name: str, config: Mapping[str, Any]) -> Pass:
             raise MoecError(
                 "M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, list(known))
             )
-        if not fits(value, cls, key) or (isinstance(value, _Word) and not str(known[key].type).startswith("str")):
-            shown = value if isinstance(value, _Word) else repr(value)
-            raise MoecError("M201", f"{key}={shown} is not a value", f"{name}(…)", f"{key} is {expected(cls, key)}")
+        if isinstance(value, _Word) and not str(known[key].type).startswith("str"):
+            raise MoecError("M201", f"{key}={value} is not a value", f"{name}(…)", f"{key} is {known[key].type}")
         values[key] = str(value) if isinstance(value, _Word) else value
     return cls(**values)
+
+
+def check_options(item: Pass) -> None:
+    """Raise M201 for an option of another type than its field declares, or one that a manifest could not say."""
+    for key, value in item.given.items():
+        reason = unwritable(value)
+        if reason:
+            fix = "give numbers, texts, tuples and dicts"
+            raise MoecError("M201", f"{key} cannot be written down: {reason}", f"{item.name}(…)", fix)
+        if not fits(value, type(item), key):
+            fix = f"{key} is {expected(type(item), key)}"
+            raise MoecError("M201", f"{key}={write_value(value)} is not a value", f"{item.name}(…)", fix)
 
 
 class _Word(str):

@@ -36,26 +36,34 @@ def freeze(value: Any) -> Any:
 
 
 def write_value(value: Any) -> str:
-    """A value as Python writes it. Infinity, for which Python has no literal, is a number that overflows to it.
-
-    Raises:
-        ValueError: for NaN, which equals nothing, and for what is no plain data.
-    """
+    """A value as Python writes it. Infinity, for which Python has no literal, is a number that overflows to it. What is
+    `unwritable` does not read back."""
     if isinstance(value, tuple | list):
         items = [write_value(v) for v in value]
         return f"({', '.join(items)}{',' * (len(items) == 1)})"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{write_value(k)}: {write_value(v)}" for k, v in value.items()) + "}"
-    if value is None or isinstance(value, bool):
-        return repr(value)
     if isinstance(value, str):
         return repr(str(value))
-    if isinstance(value, numbers.Integral):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return repr(int(value))
-    if isinstance(value, numbers.Real) and not math.isnan(value):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         number = float(value)
-        return repr(number) if math.isfinite(number) else ("1e999" if number > 0 else "-1e999")
-    raise ValueError(f"{value!r} is a {type(value).__name__}" if value == value else "NaN equals nothing")
+        return repr(number) if not math.isinf(number) else ("1e999" if number > 0 else "-1e999")
+    return repr(value)
+
+
+def unwritable(value: Any) -> str:
+    """Why what `write_value` gives for a value does not read back as it; empty where it does."""
+    if isinstance(value, tuple | list):
+        return next(filter(None, map(unwritable, value)), "")
+    if isinstance(value, Mapping):
+        return unwritable([*value.keys(), *value.values()])
+    if value is None or isinstance(value, str | numbers.Integral):
+        return ""
+    if isinstance(value, numbers.Real):
+        return "NaN equals nothing" if math.isnan(value) else ""
+    return f"{value!r} is a {type(value).__name__}"
 
 
 def _fits(value: Any, declared: Any) -> bool:

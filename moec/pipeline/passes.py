@@ -114,15 +114,8 @@ class Pass(ABC):
         return {k: v for k, (v, default) in values.items() if type(v) is not type(default) or v != default}
 
     def __str__(self) -> str:
-        options = [f"{key}={self._written(key, value)}" for key, value in self.given.items()]
+        options = [f"{key}={write_value(value)}" for key, value in self.given.items()]
         return self.name + (f"({', '.join(options)})" if options else "")
-
-    def _written(self, key: str, value: Any) -> str:
-        try:
-            return write_value(value)
-        except ValueError as error:
-            fix = "give numbers, texts, tuples and dicts"
-            raise MoecError("M201", f"{key} cannot be written down: {error}", self.name, fix) from None
 
 
 def kebab(name: str) -> str:
