@@ -48,7 +48,7 @@ from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.execution.choices import choice
 from moec.frontend.source import Source
-from moec.pipeline.calibration import CalibrationText
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import LOGITS, text_inputs

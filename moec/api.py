@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
-from moec.compiler.finish import complete_engine, options_of
-from moec.compiler.made import require_same_text
+from moec.compiler.finish import complete_engine
+from moec.compiler.made import options_of, require_same_texts
 from moec.compiler.open import open_source
-from moec.compiler.options import Options, Verify
+from moec.compiler.options import SETTINGS, Options, Verify, read_settings
 from moec.compiler.prove_again import bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
@@ -22,12 +22,11 @@ from moec.execution.generation import GREEDY, Sampling, is_decoder
 from moec.frontend.export import Dynamic, capture
 from moec.frontend.source import Source
 from moec.layouts import model_folder
-from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
+from moec.proof.exam import Exam
 from moec.proof.inputs import verification_sizes
-from moec.proof.quality import Exam
 from moec.proof.verification import Verification
 from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program
@@ -78,18 +77,10 @@ def compile(
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
             `allow_pickle` and `cache` too.
         out: the engine folder; it appears only when everything went well.
-        target: e.g. `onnxruntime` or `onnxruntime:cuda,precision=fp16`.
-        pipeline: passes to run before the target's own, e.g. `"upcycle(experts=8, top_k=2)"`.
-        optimize_for, verify, tolerance, seed: see `moec.compiler.options.Options`.
-        save_hf: also write the model after the named passes as a checkpoint: upcycled for transformers, quantized for
-            vLLM; see `moec.huggingface.saving.save`.
-        layout: `plain`, `genai` or `triton`, see `moec.layouts`; what suits the model by default.
-        text, tokens, window, max_kl, max_perplexity_ratio: judge the engine on a text, with an error budget; see
-            `moec.proof.quality.Exam`.
-        calibration, calibration_tokens: a text for the passes that need data, and how much of it, see
-            `moec.pipeline.calibration.CalibrationText`.
-        build: False writes what `moec.api.build` finishes on the machine that has the target's runtime and hardware.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
+        progress: is told of every stage.
+
+    All other keywords are settings, see `moec.compiler.options.Options`.
 
     Returns:
         The report that was also written to `moec.json` and `report.html`.
@@ -97,11 +88,11 @@ def compile(
     Raises:
         MoecError: with the code of whatever ended the compilation; then nothing was published.
     """
-    exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
-    data = CalibrationText.of(calibration, calibration_tokens)
-    goal = target if isinstance(target, Target) else Target.parse(target)
-    passes = pipeline if isinstance(pipeline, Pipeline) else Pipeline.parse(pipeline)
-    find_backend(goal, build)  # before any work: a missing runtime must not cost a capture
+    given = {name: value for name, value in locals().items() if name in SETTINGS}
+    if isinstance(inputs, Mapping):  # tensors are no setting: the manifest cannot say them
+        given["inputs"] = ()
+    options = Options.of(given)
+    find_backend(options.target, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(
         model,
         inputs=inputs,
@@ -110,19 +101,39 @@ def compile(
         allow_pickle=allow_pickle,
         cache=cache,
     )
-    texts = tuple(map(str, inputs)) if inputs is not None and not isinstance(inputs, Mapping) else ()
-    checkpoint = Path(save_hf) if save_hf is not None else None
-    options = Options(
-        goal, passes, optimize_for, verify, tolerance, seed, checkpoint, texts, cache, layout, exam, build, data
-    )
     return compile_source(source, options, Path(out), hooks, progress)
 
 
-def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None = None, **sources: Any) -> Report:
-    """Compile again from an engine's `moec.json`: same source, pipeline, target and seed. Raises M106 when the source
-    has changed."""
+def rebuild(
+    manifest: str | Path,
+    out: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    hooks: Sequence[Hook] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Report:
+    """Compile again from an engine's `moec.json`: same source and same settings, but for those that are given here.
+
+    Args:
+        manifest: the file.
+        out, hooks, progress, trust_remote_code, allow_pickle: see `compile`.
+        settings: take the place of the manifest's, see `moec.compiler.options.Options`.
+
+    Raises:
+        MoecError: M106 when the source, or a text that the manifest names, has changed; M201 for an unknown setting.
+    """
     report = Report.read(Path(manifest))
-    source = open_source(report.source, **{**sources, **report.opening})
+    options = replace(options_of(report), **read_settings(settings))
+    find_backend(options.target, options.build)
+    source = open_source(
+        report.source,
+        inputs=options.inputs or None,
+        cache=options.cache,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
     if source.hashes != report.source_hashes:
         changed = sorted(
             k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k)
@@ -133,9 +144,8 @@ def rebuild(manifest: str | Path, out: str | Path, *, progress: Progress | None 
             report.source,
             "compile it anew instead of --from",
         )
-    if report.proof.quality is not None:
-        require_same_text(report.proof.quality.exam.text, report.proof.quality.sha256, "judged")
-    return compile_source(source, options_of(report), Path(out), progress=progress)
+    require_same_texts(report, options)
+    return compile_source(source, options, Path(out), hooks, progress)
 
 
 def build(engine: str | Path, *, model: str | None = None, progress: Progress | None = None, **opening: Any) -> Report:
@@ -180,8 +190,10 @@ def verify(
     Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`,
     its `quality` is there too, see `moec.proof.quality.Exam`; the error budget is the compile's unless one is given.
     """
-    exam = Exam.of(text, tokens=tokens, window=window, max_kl=max_kl, max_perplexity_ratio=max_perplexity_ratio)
-    return prove_again(Path(engine), against, seed, tolerance, opening, exam)
+    budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    read = read_settings({"seed": seed, "tolerance": tolerance, "text": text, **budget})
+    exam = Exam.of(read["text"], **{name: read[name] for name in budget})
+    return prove_again(Path(engine), against, read["seed"], read["tolerance"], opening, exam)
 
 
 def page(engine: str | Path, proof: Verification) -> str:

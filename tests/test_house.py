@@ -60,14 +60,11 @@ THROUGH = {
     "moec/cli/console.py": "tests/cli/test_bad_input.py",
     "moec/cli/look.py": "tests/cli/test_cli.py",
     "moec/cli/prove.py": "tests/cli/test_cli.py",
-    "moec/cli/settings.py": "tests/cli/test_cli.py",
     "moec/compiler/made.py": "tests/compiler/test_prove_again.py",
-    "moec/compiler/options.py": "tests/compiler/test_compile.py",
     "moec/compiler/proving.py": "tests/compiler/test_compile.py",
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",
     "moec/execution/choices.py": "tests/execution/test_trace.py",
     "moec/kernels/routing.py": "tests/kernels/device/test_route.py",
-    "moec/pipeline/notation.py": "tests/pipeline/test_pipeline.py",
     "moec/program/provenance.py": "tests/execution/test_trace.py",
     "moec/progress.py": "tests/cli/test_cli.py",
     "moec/proof/contract.py": "tests/pipeline/test_hooks.py",
@@ -243,10 +240,11 @@ def test_public_names_have_docstrings() -> None:
     assert missing == []
 
 
-def test_help_does_not_import_torch() -> None:
+@pytest.mark.parametrize("arguments", [["--help"], ["compile", "--help"], ["compile", "m", "-o", "x", "--seed", "-1"]])
+def test_help_and_wrong_settings_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys, moec, moec.cli\n"
-        "try: moec.cli.main(['--help'])\n"
+        f"try: moec.cli.main({arguments})\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'onnx', 'numpy'} & set(sys.modules)"
     )

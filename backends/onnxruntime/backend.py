@@ -16,9 +16,10 @@ from moec.program.program import Input, Program
 from moec.progress import Progress
 from moec.targets.backend import Backend, Probe, Refusal
 from moec.targets.target import Target
+from moec.targets.target_options import Count, Declared, refused_options
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPTIONS = {"precision": tuple(PRECISIONS), "threads": (), "accuracy": ("exact", "int8")}
+OPTIONS: Declared = {"precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8")}
 ROUNDED = (
     0.5  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two layers, more in deeper ones
 )
@@ -52,12 +53,7 @@ class Onnxruntime(Backend):
                     f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"
                 )
             )
-        for key, value in target.options.items():
-            allowed = OPTIONS.get(key)
-            if allowed is None or (allowed and value not in allowed):
-                known = ", ".join(f"{name}={'|'.join(values) or 'N'}" for name, values in OPTIONS.items())
-                refusals.append(Refusal(f"no option {key}={value}", str(target), f"options are {known}"))
-        return refusals
+        return refusals + refused_options(target, OPTIONS)
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
         from moec.backends.onnxruntime.packed.quantized import unreadable

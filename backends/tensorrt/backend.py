@@ -22,10 +22,16 @@ from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
 from moec.targets.backend import Backend, Probe, Refusal
 from moec.targets.target import Target
+from moec.targets.target_options import Count, Declared, refused_options
 
 MODEL_FILE = "model.onnx"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-CHOICES = {"precision": tuple(PRECISIONS), "lowering": LOWERINGS}
+OPTIONS: Declared = {
+    "precision": tuple(PRECISIONS),
+    "lowering": LOWERINGS,
+    "workspace": Count("MiB", high=2**30),
+    f"{PREFIX}DIMENSION": Count(),
+}
 STAND_IN = Target("onnxruntime")
 _NO_BF16 = (
     "an engine in bfloat16 could not be proven: ONNX Runtime's CPU multiplies nothing in it, and its rounding "
@@ -90,17 +96,9 @@ class Tensorrt(Backend):
                 )
         if edition.builds_on_gpu and "," in target.device:
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
-        for key, value in target.options.items():
-            counted = (key == "workspace" or key.startswith(PREFIX)) and value.isdigit() and int(value) > 0
-            if (key, value) == ("precision", "bf16"):
-                refusals.append(Refusal(_NO_BF16, str(target), "take precision=fp16, or fp32"))
-            elif not counted and value not in CHOICES.get(key, ()):
-                fix = (
-                    f"options are {', '.join(k + '=' + '|'.join(v) for k, v in CHOICES.items())}, workspace=MiB, "
-                    f"{PREFIX}DIMENSION=N"
-                )
-                refusals.append(Refusal(f"no option {key}={value}", str(target), fix))
-        return refusals
+        if target.options.get("precision") == "bf16":
+            return [*refusals, Refusal(_NO_BF16, str(target), "take precision=fp16, or fp32")]
+        return refusals + refused_options(target, OPTIONS)
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
         names = dynamic_dimensions(program.inputs)

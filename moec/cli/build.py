@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, model_options, progress, text_options
+from moec.cli.config import read_config
+from moec.cli.console import common, emit, progress
+from moec.cli.settings import given_settings, setting_options, trust_options
 from moec.errors import MoecError
 
 
@@ -15,93 +17,75 @@ from moec.errors import MoecError
 @click.argument("model", required=False)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The engine folder to write.")
 @click.option(
-    "--target",
-    default="onnxruntime",
-    show_default=True,
-    help="Runtime, device and options, e.g. onnxruntime:cuda,precision=fp16.",
-)
-@click.option(
-    "--pass",
-    "passes",
-    multiple=True,
-    help='Passes before the target\'s own, e.g. "upcycle(experts=8, top_k=2)". Repeatable.',
-)
-@click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="A TOML file, or the name of a preset, with target, seed and [[pass]] tables.",
-)
-@click.option("--from", "manifest", type=click.Path(path_type=Path), help="Rebuild the engine of this moec.json.")
-@click.option(
-    "--optimize-for",
-    type=click.Choice(["latency", "throughput"]),
-    default=None,
-    help="Few tokens a call, or many.  [default: latency]",
+    help="A TOML file with any of the settings below, or the name of a preset. The command line overrides it.",
 )
 @click.option(
-    "--verify",
-    type=click.Choice(["auto", "full", "streamed"]),
-    default="auto",
-    show_default=True,
-    help="How the untouched model is run for the proof.",
+    "--from",
+    "manifest",
+    type=click.Path(path_type=Path),
+    help="Rebuild the engine of this moec.json: its model, with its settings. The command line overrides these.",
 )
-@click.option("--tolerance", type=float, help="Allowed max|d|/std(reference); the precision's own by default.")
-@click.option("--seed", type=int, default=None, help="For everything random.  [default: 0]")
-@click.option(
-    "--layout",
-    type=click.Choice(["plain", "genai", "triton"]),
-    default=None,
-    help="For which clients.  [default: genai for decoders, else plain]",
-)
+@setting_options()
+@trust_options
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
     help="Write the program after every pass, and the graph after every step of its lowering, as text.",
 )
-@click.option(
-    "--no-build",
-    is_flag=True,
-    help="Leave the part that needs the target's runtime or GPU to `moec build`, on the machine that has it.",
-)
-@click.option(
-    "--save-hf", type=click.Path(path_type=Path), help="Also write the upcycled or quantized model as a checkpoint."
-)
-@click.option(
-    "--calibration", help="A text for the passes that need data (UTF-8, or token ids in .npy, .npz, .safetensors)."
-)
-@click.option(
-    "--calibration-tokens", type=int, help="Tokens of --calibration to use at most, 0 for all.  [default: 16384]"
-)
-@text_options
-@model_options
 @common
+@click.pass_context
 def compile_command(
-    model: str | None, out: Path, manifest: Path | None, config: Path | None, as_json: bool, quiet: bool, **options: Any
+    context: click.Context,
+    /,
+    model: str | None,
+    out: Path,
+    manifest: Path | None,
+    config: Path | None,
+    dump: Path | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    as_json: bool,
+    quiet: bool,
+    **_: Any,
 ) -> None:
     """Compile MODEL into a verified engine folder.
 
     MODEL is a Hugging Face folder or hub id, path/to/file.py:callable[:sample_inputs], or a .pt2 file. The engine
     appears under --out only when it was proven equal to the untouched model; else the exit status is not 0 and nothing
     is there.
-    """
-    from moec import api
-    from moec.cli.settings import settings_of
 
-    opening = {"trust_remote_code": options.pop("trust_remote_code"), "allow_pickle": options.pop("allow_pickle")}
-    cache, build = options.pop("cache"), not options.pop("no_build")
-    if manifest:
-        report = api.rebuild(manifest, out, progress=progress(quiet), **opening)
-    elif model:
-        settings = settings_of(config, options)
-        report = api.compile(model, out=out, progress=progress(quiet), cache=cache, build=build, **settings, **opening)
-    else:
-        raise MoecError(
-            "M201",
-            "no MODEL was given",
-            "moec compile",
-            "moec compile MODEL -o FOLDER, or moec compile --from moec.json -o FOLDER",
-        )
+    Settings come from --config, or from --from; an option that is given on the command line takes their place, also
+    where it says the default. --pass replaces all passes of the file.
+    """
+    _refuse_together(model, manifest, config)
+    settings = {**(read_config(config) if config else {}), **given_settings(context)}
+
+    from moec import api
+    from moec.pipeline.hooks import DumpHook
+
+    rest: dict[str, Any] = {
+        "out": out,
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+        "hooks": [DumpHook(dump)] if dump else [],
+        "progress": progress(quiet),
+    }
+    report = api.rebuild(manifest, **rest, **settings) if manifest else api.compile(str(model), **rest, **settings)
     _say(out, report, as_json)
+
+
+def _refuse_together(model: str | None, manifest: Path | None, config: Path | None) -> None:
+    """Raise M201 unless one thing says what to compile, and one file how."""
+    ways = "moec compile MODEL -o FOLDER, or moec compile --from moec.json -o FOLDER"
+    if model is None and manifest is None:
+        raise MoecError("M201", "no MODEL was given", "moec compile", ways)
+    if model is not None and manifest is not None:
+        raise MoecError("M201", "MODEL and --from both say what to compile", "moec compile", ways)
+    if config is not None and manifest is not None:
+        fix = "give what differs from the manifest as options"
+        raise MoecError("M201", "--config and --from both say how to compile", "moec compile", fix)
 
 
 @click.command("build")
@@ -109,8 +93,7 @@ def compile_command(
 @click.option(
     "--model", help="Where the model lies on this machine, if not where it was compiled; its files must be the same."
 )
-@click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@trust_options
 @common
 def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, **opening: Any) -> None:
     """Finish ENGINE, which `moec compile --no-build` wrote, with the runtime and the GPU of this machine, and prove it

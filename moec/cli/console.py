@@ -27,43 +27,6 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of verbs that open a model."""
-    function = click.option(
-        "--cache/--no-cache", default=True, help="A decoder's keys and values as inputs and outputs.  [default: cache]"
-    )(function)
-    function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
-    function = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
-    return click.option(
-        "--input",
-        "inputs",
-        multiple=True,
-        metavar="NAME=DIMS:DTYPE",
-        help="A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.",
-    )(function)
-
-
-def text_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of verbs that judge an engine on a text."""
-    function = click.option(
-        "--max-perplexity-ratio",
-        type=float,
-        help="On --text: allowed perplexity, as a multiple of the untouched model's.",
-    )(function)
-    function = click.option(
-        "--max-kl", type=float, help="On --text: allowed mean KL divergence to the untouched model, nats a token."
-    )(function)
-    function = click.option(
-        "--window", type=int, help="Tokens of --text that the model sees at a time.  [default: 256]"
-    )(function)
-    function = click.option("--tokens", type=int, help="Tokens of --text to use at most, 0 for all.  [default: 16384]")(
-        function
-    )
-    return click.option(
-        "--text", help="Judge the engine on this text (UTF-8, or token ids in .npy, .npz, .safetensors)."
-    )(function)
-
-
 def emit(data: Any) -> None:
     """Print plain data as JSON on stdout."""
     click.echo(json.dumps(data, indent=2, sort_keys=True, default=str))

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from moec import registry
-from moec.cli.console import common, emit, model_options
+from moec.cli.console import common, emit
+from moec.cli.settings import model_options
 from moec.errors import CODES, EXIT_CODES, MoecError
 
 
@@ -64,7 +65,7 @@ def _millions(count: int) -> str:
 @common
 def ls_command(what: str, as_json: bool, quiet: bool) -> None:
     """List passes, targets or presets, each with one line."""
-    from moec.cli.settings import presets
+    from moec.cli.config import presets
 
     if what == "presets":
         rows = presets()

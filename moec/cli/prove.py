@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, model_options, text_options
+from moec.cli.console import common, emit
+from moec.cli.settings import model_options, text_options
 from moec.errors import MoecError
 
 

@@ -1,76 +1,78 @@
-"""Settings of a compilation from a TOML file or a preset, overridden by the command line."""
+"""The options of the command line that are settings of a compilation: made from `moec.compiler.options.Options`."""
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moec.errors import MoecError
-from moec.pipeline.hooks import DumpHook
-from moec.pipeline.pipeline import Pipeline
-from moec.registry import did_you_mean
+import click
+from click.core import ParameterSource
 
-KEYS = (
-    "target",
-    "pass",
-    "optimize_for",
-    "verify",
-    "tolerance",
-    "seed",
-    "inputs",
-    "layout",
-    "text",
-    "tokens",
-    "window",
-    "max_kl",
-    "max_perplexity_ratio",
-    "calibration",
-    "calibration_tokens",
-)
+from moec.compiler.options import EXAM, SETTINGS
+from moec.compiler.setting import Choice, Folder, Names, PassList, Real, Setting, Switch, Whole
+
+Command = Callable[..., Any]
 
 
-def presets() -> dict[str, str]:
-    """Name -> first comment line of the presets that come with moec."""
-    folder = resources.files("moec") / "presets"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".toml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+def setting_options(*names: str) -> Callable[[Command], Command]:
+    """The options of a verb that takes these settings; all of them when none is named."""
+
+    def decorate(function: Command) -> Command:
+        for name in reversed(names or tuple(SETTINGS)):
+            function = _option(SETTINGS[name])(function)
+        return function
+
+    return decorate
 
 
-def read_config(config: Path) -> dict[str, Any]:
-    """A TOML file, or a preset by name, as keyword arguments of `moec.compile`. Raises M201 on unknown keys, M202 on
-    unknown names."""
-    try:
-        text = (
-            config.read_text()
-            if config.suffix == ".toml"
-            else (resources.files("moec") / "presets" / f"{config}.toml").read_text()
-        )
-        data = tomllib.loads(text)
-    except FileNotFoundError:
-        raise MoecError(
-            "M202", f"no file or preset {str(config)!r}", "--config", did_you_mean(str(config), list(presets()))
-        ) from None
-    except tomllib.TOMLDecodeError as error:
-        raise MoecError("M201", f"not TOML: {error}", str(config), "see `moec ls presets` for examples") from error
-    unknown = next((k for k in data if k not in KEYS), None)
-    if unknown:
-        raise MoecError("M201", f"unknown key {unknown!r}", str(config), did_you_mean(unknown, list(KEYS)))
-    return {**{k: v for k, v in data.items() if k != "pass"}, "pipeline": Pipeline.of(data.get("pass", []))}
+def model_options(function: Command) -> Command:
+    """The options of verbs that open a model."""
+    return setting_options("inputs")(trust_options(setting_options("cache")(function)))
 
 
-def settings_of(config: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of `moec.compile`; what the command line says wins over the file."""
-    settings = read_config(config) if config else {}
-    dump, save_hf, passes = options.pop("dump"), options.pop("save_hf"), options.pop("passes")
-    given = {k: v for k, v in options.items() if v not in (None, ())}
-    defaults = {"target": "onnxruntime", "verify": "auto"}
-    settings |= {k: v for k, v in given.items() if k not in settings or v != defaults.get(k)}
-    if passes:
-        settings["pipeline"] = Pipeline.parse(", ".join(passes))
-    if dump:
-        settings["hooks"] = [DumpHook(dump)]
-    if save_hf:
-        settings["save_hf"] = save_hf
-    return settings
+def trust_options(function: Command) -> Command:
+    """What moec does only when it is told to; no file says these, and no manifest."""
+    function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
+    return click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
+
+
+def text_options(function: Command) -> Command:
+    """The options of verbs that judge an engine on a text."""
+    return setting_options(*EXAM)(function)
+
+
+def given_settings(context: click.Context) -> dict[str, Any]:
+    """The settings that the command line gives, by name; one that equals its default is given, too."""
+    given = [n for n in SETTINGS if context.get_parameter_source(n) not in (None, ParameterSource.DEFAULT)]
+    return {name: context.params[name] for name in given}
+
+
+def _option(setting: Setting) -> Callable[[Command], Command]:
+    kind, default = setting.kind, f"  [default: {setting.shown}]" if setting.shown else ""
+    if isinstance(kind, Switch):
+        flags, word = f"{setting.flag}/--no-{setting.flag[2:]}", setting.flag[2:] if setting.default else "no"
+        return click.option(flags, setting.name, default=setting.default, help=f"{setting.help}  [default: {word}]")
+    several = isinstance(kind, Names | PassList)
+    return click.option(
+        setting.flag,
+        setting.name,
+        type=_click_type(setting),
+        multiple=several,
+        default=() if several else setting.default,
+        metavar="NAME=DIMS:DTYPE" if isinstance(kind, Names) else None,
+        callback=None if isinstance(kind, PassList) else _reader(setting),  # passes need torch: read later
+        help=setting.help + default,
+    )
+
+
+def _reader(setting: Setting) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    return lambda context, parameter, value: setting.read(value)
+
+
+def _click_type(setting: Setting) -> Any:
+    kind = setting.kind
+    if isinstance(kind, Choice):
+        return click.Choice(kind.names)
+    types = {Whole: click.INT, Real: click.FLOAT, Folder: click.Path(path_type=Path)}
+    return types.get(type(kind), click.STRING)

@@ -86,7 +86,8 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     """The calibration text, where one was given. Raises M201 or M203 when a pass lacks what it needs, M211 when the
     text is of no use."""
     options.pipeline.check(calibrated=options.calibration is not None)
-    return read_calibration(options.calibration, source, options.seed) if options.calibration else None
+    text = options.calibration_text
+    return read_calibration(text, source, options.seed) if text else None
 
 
 def run_passes(

@@ -8,39 +8,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from moec.compiler.made import Made, calibration_of, exam_of
-from moec.compiler.options import Options, Verify
+from moec.compiler.made import Made, require_same_texts
 from moec.compiler.proving import prove_folder, subject_of
 from moec.compiler.publish import PAGE, make_report
 from moec.compiler.staging import MANIFEST, staging
 from moec.layouts import model_folder
-from moec.pipeline.pipeline import Pipeline
 from moec.progress import Progress
 from moec.report.page import html
 from moec.report.report import Report
 from moec.targets.backend import find_backend
-from moec.targets.target import Target
 from moec.text.corpus import corpus_of
-
-
-def options_of(report: Report) -> Options:
-    """The settings that an engine was compiled with."""
-    return Options(
-        Target.parse(report.target),
-        Pipeline.parse(report.pipeline),
-        report.optimize_for,
-        cast(Verify, report.verify),
-        report.tolerance_asked,
-        report.seed,
-        inputs=report.inputs,
-        cache=report.cache,
-        layout=report.layout,
-        exam=exam_of(report),
-        build=report.built,
-        calibration=calibration_of(report),
-    )
 
 
 def complete_engine(
@@ -61,7 +40,8 @@ def complete_engine(
     progress = progress or Progress()
     made = Made(folder, opening)
     find_backend(made.target)
-    options = replace(options_of(made.report), build=True)
+    options = replace(made.options, build=True)
+    require_same_texts(made.report, options)
     source = made.source(model)
     captured, program = made.remake(source)
     corpus = corpus_of(options.exam.text, source) if options.exam else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.open import open_source
+from moec.compiler.options import Options
 from moec.compiler.proving import opened
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
-from moec.pipeline.calibration import CalibrationText
 from moec.pipeline.hooks import KeepHook
 from moec.pipeline.passes import Context
-from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.subject import Reference, Subject
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
-from moec.targets.target import Target
 from moec.text.corpus import read_calibration
 
 
@@ -35,7 +33,8 @@ class Made:
     def __init__(self, folder: Path, opening: Mapping[str, Any]) -> None:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
         check_artefacts(self.report.artefacts, folder)
-        self.target = Target.parse(self.report.target)
+        self.options = options_of(self.report)
+        self.target = self.options.target
         self.backend: Backend = find_backend(self.target, runtime=False)
         self._opening = opening
 
@@ -56,19 +55,18 @@ class Made:
 
     def remake(self, source: Source, hooks: tuple[KeepHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""
-        text = calibration_of(self.report)
-        calibration = read_calibration(text, source, self.report.seed) if text else None
-        captured, context = (
-            source.capture(self.backend.precision(self.target)),
-            Context(seed=self.report.seed, calibration=calibration),
-        )
-        program, _ = Pipeline.parse(self.report.pipeline).run(captured, context, hooks)
+        text, seed = self.options.calibration_text, self.options.seed
+        require_same_texts(self.report, self.options, ["calibration"])
+        calibration = read_calibration(text, source, seed) if text else None
+        captured = source.capture(self.backend.precision(self.target))
+        context = Context(seed=seed, calibration=calibration)
+        program, _ = self.options.pipeline.run(captured, context, hooks)
         program, _ = self.backend.legalize(self.target).run(program, context, hooks)
         return captured, program
 
     def opened(self) -> AbstractContextManager[Engine]:
         """The engine, loaded; where its hardware is missing, on what stands in for it."""
-        return opened(self.backend, self.target, self.folder, self.report.built, self.reference)
+        return opened(self.backend, self.target, self.folder, self.options.build, self.reference)
 
     @property
     def reference(self) -> Reference:
@@ -80,17 +78,16 @@ class Made:
         return replace(
             Subject.of(source, captured, program, self.backend, self.target),
             reference=self.reference,
-            asked=self.report.tolerance_asked,
+            asked=self.options.tolerance,
             engine_bytes=self.size_bytes,
         )
 
     def exam(self, asked: Exam | None) -> Exam | None:
         """The exam of a later proof: the compile's own text where none is given, else the text that is given with the
         compile's budget, unless it has one itself. Raises M106 when the compile's text is not the same any more."""
-        compiled = exam_of(self.report)
+        compiled = self.options.exam
         if asked is None:
-            if compiled is not None and self.report.proof.quality is not None:
-                require_same_text(compiled.text, self.report.proof.quality.sha256, "judged")
+            require_same_texts(self.report, self.options, ["text"])
             return compiled
         if asked.bounded or compiled is None:
             return asked
@@ -100,6 +97,21 @@ class Made:
     def size_bytes(self) -> int:
         """Of the engine's files."""
         return sum(a.size_bytes for a in self.report.artefacts)
+
+
+def options_of(report: Report) -> Options:
+    """The settings that an engine was compiled with. Raises M201 where somebody changed them to what none can be."""
+    return Options.of(report.settings, MANIFEST)
+
+
+def require_same_texts(report: Report, options: Options, settings: Sequence[str] = ("text", "calibration")) -> None:
+    """Raise M106 when a text that an engine was judged or calibrated on is not the same any more. None need be there
+    where the compile had none, or where the options name another in its place."""
+    purposes = {"text": "judged", "calibration": "calibrated"}
+    for name in settings:
+        file = getattr(options, name)
+        if file is not None and file == report.settings.get(name):
+            require_same_text(file, report.text_hashes.get(name, ""), purposes[name])
 
 
 def require_same_text(file: str, digest: str, purpose: str) -> None:
@@ -112,17 +124,3 @@ def require_same_text(file: str, digest: str, purpose: str) -> None:
             str(path),
             "put it back, or compile anew",
         )
-
-
-def exam_of(report: Report) -> Exam | None:
-    """The text that an engine was judged on at its compile, with its budget; None without one."""
-    return None if report.exam is None else Exam(**report.exam)
-
-
-def calibration_of(report: Report) -> CalibrationText | None:
-    """The text that an engine was calibrated on, None without one. Raises M106 when it is not the same any more."""
-    if report.calibration is None:
-        return None
-    given = dict(report.calibration)
-    require_same_text(given["file"], given.pop("sha256"), "calibrated")
-    return CalibrationText(**given)

@@ -19,7 +19,7 @@ from moec.proof.bisection import Divergence, bisect
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import is_half
 from moec.proof.evidence import all_tokens, decided_tokens
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
@@ -83,7 +83,7 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Diverg
     programs = keep.programs or [("capture", captured)]
     subject = replace(made.subject(source, captured, program), seed=seed)
     with made.opened() as engine:
-        lowering = made.backend.stages(program, made.target, made.report.optimize_for)
+        lowering = made.backend.stages(program, made.target, str(made.report.settings["optimize_for"]))
         return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine, lowering)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -63,28 +62,18 @@ def make_report(
     otherwise = facts.get("stand_in", ()) if ran != options.target else ()
     return Report(
         source=source.text,
-        target=str(options.target),
-        pipeline=str(options.pipeline),
+        settings=options.to_plain(),
         proof=proof,
-        seed=options.seed,
-        inputs=options.inputs,
-        optimize_for=options.optimize_for,
-        verify=options.verify,
-        tolerance_asked=options.tolerance,
-        cache=options.cache,
-        layout=options.layout or "plain",
+        text_hashes=text_hashes(options),
         source_hashes=source.hashes,
         steps=step_facts(steps),
         facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])},
-        built=options.build,
-        calibration=given_calibration(options),
-        exam=asdict(options.exam) if options.exam else None,
         environment=environment(backend.probe(options.target).versions),
         artefacts=hash_artefacts(folder),
     )
 
 
-def given_calibration(options: Options) -> dict[str, Any] | None:
-    """The calibration text as a manifest keeps it, with its hash: an engine can be made again only from the same."""
-    text = options.calibration
-    return None if text is None else {**asdict(text), "sha256": sha256(Path(text.file).read_bytes()).hexdigest()}
+def text_hashes(options: Options) -> dict[str, str]:
+    """SHA-256 of the texts that the settings name: an engine can be made again only from the same."""
+    files = {"text": options.text, "calibration": options.calibration}
+    return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file is not None}

@@ -1,29 +1,50 @@
-"""The notation of a pipeline: `upcycle(experts=8, top_k=2), fuse-moe`."""
+"""The notation of a pipeline: `upcycle(experts=8, top_k=2), fuse-moe`. What is written reads back as the same."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from moec import registry
 from moec.errors import MoecError
+from moec.pipeline.option_values import expected, fits, unwritable, write_value
 from moec.pipeline.passes import Pass
 
+# a string, or a character that opens, closes or joins
+_PIECES = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[()\[\]{}-]""", re.DOTALL)
+_FIX = 'write "pass(option=value, …), other-pass"'
 
-def make_pass(name: str, config: dict[str, Any]) -> Pass:
+
+def make_pass(name: str, config: Mapping[str, Any]) -> Pass:
     """A pass from its name and fields. Raises M202 for an unknown name, M201 for an unknown field or a word where none
     belongs."""
     cls: type[Pass] = registry.find("passes", name)
-    known = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
     for key, value in config.items():
         if key not in known:
             raise MoecError(
                 "M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, list(known))
             )
-        if isinstance(value, _Word) and not known[key].startswith("str"):
-            raise MoecError("M201", f"{key}={value} is not a value", f"{name}(…)", f"{key} is {known[key]}")
-    return cls(**{k: str(v) if isinstance(v, _Word) else v for k, v in config.items()})
+        if isinstance(value, _Word) and not str(known[key].type).startswith("str"):
+            raise MoecError("M201", f"{key}={value} is not a value", f"{name}(…)", f"{key} is {known[key].type}")
+        values[key] = str(value) if isinstance(value, _Word) else value
+    return cls(**values)
+
+
+def check_options(item: Pass) -> None:
+    """Raise M201 for an option of another type than its field declares, or one that a manifest could not say."""
+    for key, value in item.given.items():
+        reason = unwritable(value)
+        if reason:
+            fix = "give numbers, texts, tuples and dicts"
+            raise MoecError("M201", f"{key} cannot be written down: {reason}", f"{item.name}(…)", fix)
+        if not fits(value, type(item), key):
+            fix = f"{key} is {expected(type(item), key)}"
+            raise MoecError("M201", f"{key}={write_value(value)} is not a value", f"{item.name}(…)", fix)
 
 
 class _Word(str):
@@ -32,34 +53,40 @@ class _Word(str):
 
 def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
     """`"a(x=1, y=z), b-c"` -> [("a", {"x": 1, "y": "z"}), ("b-c", {})]: Python's own grammar, with dashes in names and
-    words as text."""
-    bad = MoecError(
-        "M201", f"cannot read the pipeline {text!r}", "the pipeline", 'write "pass(option=value, …), other-pass"'
-    )
+    words as text. Raises M201 for anything else."""
+    bad = MoecError("M201", f"cannot read the pipeline {text!r}", "the pipeline", _FIX)
     try:
         tree = ast.parse(f"[{_underscore_names(text)}]", mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets nested without end
         raise bad from None
-    calls = []
-    for item in tree.elts if isinstance(tree, ast.List) else []:
-        call = item if isinstance(item, ast.Call) else ast.Call(item, [], [])
-        if not isinstance(call.func, ast.Name) or call.args:
-            raise bad
-        try:
-            config = {
-                k.arg or "": _Word(k.value.id) if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
-                for k in call.keywords
-            }
-        except ValueError:
-            raise bad from None
-        calls.append((call.func.id.replace("_", "-"), config))
-    return calls
+    if not isinstance(tree, ast.List):  # the text has brackets that close ours
+        raise bad
+    return [_read_call(item, bad) for item in tree.elts]
+
+
+def _read_call(item: ast.expr, bad: MoecError) -> tuple[str, dict[str, Any]]:
+    call = item if isinstance(item, ast.Call) else ast.Call(item, [], [])
+    names = [k.arg for k in call.keywords]
+    if not isinstance(call.func, ast.Name) or call.args or None in names or len(names) != len(set(names)):
+        raise bad
+    try:
+        config = {
+            str(k.arg): _Word(k.value.id) if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
+            for k in call.keywords
+        }
+    except (ValueError, TypeError):  # a name inside, or a key that cannot be one
+        raise bad from None
+    return call.func.id.replace("_", "-"), config
 
 
 def _underscore_names(text: str) -> str:
-    """Dashes to underscores outside parentheses, where only pass names stand."""
-    depth, out = 0, []
-    for c in text:
-        depth += (c == "(") - (c == ")")
-        out.append("_" if c == "-" and depth == 0 else c)
-    return "".join(out)
+    """Dashes to underscores outside brackets and quotes, where only pass names stand."""
+    depth = 0
+
+    def replaced(match: re.Match[str]) -> str:
+        nonlocal depth
+        piece = match.group()
+        depth += (piece in tuple("([{")) - (piece in tuple(")]}"))
+        return "_" if piece == "-" and depth == 0 else piece
+
+    return _PIECES.sub(replaced, text)

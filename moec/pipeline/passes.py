@@ -11,6 +11,7 @@ from torch import fx
 
 from moec.errors import MoecError
 from moec.pipeline.calibration import Calibration
+from moec.pipeline.option_values import freeze, write_value
 from moec.program.program import Program
 
 Contract = Literal["exact", "approximate"]
@@ -97,7 +98,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state.
+    """One rewrite of a program. A frozen dataclass: its fields are its whole configuration, and it holds no state. They
+    hold plain data, so that `str` of a pass reads back as the same pass; lists become tuples.
 
     A pass declares what it needs; the pipeline checks that before any work, and gives nothing that is not declared.
 
@@ -156,18 +158,24 @@ class Pass(ABC):
         copy.finish()
         return Plan(str(self), rewrites, rewrites, copy, tuple(own.misses))
 
+    def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            object.__setattr__(self, option.name, freeze(getattr(self, option.name)))
+
     @property
     def name(self) -> str:
         """The pass's name on the command line: `FuseMoe` is `fuse-moe`."""
         return kebab(type(self).__name__)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The options that are not the defaults."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        return {k: v for k, (v, default) in values.items() if type(v) is not type(default) or v != default}
+
     def __str__(self) -> str:
-        given = [
-            f"{f.name}={getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return self.name + (f"({', '.join(given)})" if given else "")
+        options = [f"{key}={write_value(value)}" for key, value in self.given.items()]
+        return self.name + (f"({', '.join(options)})" if options else "")
 
 
 def kebab(name: str) -> str:

@@ -46,8 +46,13 @@ class Pipeline:
 
     @classmethod
     def of(cls, items: Iterable[dict[str, Any]]) -> Pipeline:
-        """From plain data, as TOML's `[[pass]]` tables give it: each a `name` and the pass's fields."""
-        return cls(tuple(make_pass(str(i["name"]), {k: v for k, v in i.items() if k != "name"}) for i in items))
+        """From plain data, as TOML's `[[pass]]` tables give it: each a `name` and the pass's fields. `to_plain` gives
+        it back. Raises M201, M202."""
+        return cls(tuple(_pass_of(item) for item in items))
+
+    def to_plain(self) -> list[dict[str, Any]]:
+        """As `of` reads it: a dict a pass, with the options that are not the defaults."""
+        return [{"name": p.name, **p.given} for p in self.passes]
 
     def all_optional(self) -> Pipeline:
         """The same passes, each allowed to change nothing."""
@@ -180,6 +185,12 @@ def _changed_nothing(item: Pass, misses: Sequence[Miss]) -> MoecError:
         str(item),
         "leave the pass out, or see `moec inspect MODEL` for what the model holds",
     )
+
+
+def _pass_of(table: Any) -> Pass:
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise MoecError("M201", f"{table!r} names no pass", "[[pass]]", 'write [[pass]] and name = "…"')
+    return make_pass(table["name"], {k: v for k, v in table.items() if k != "name"})
 
 
 @dataclass(frozen=True)

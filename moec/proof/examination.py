@@ -10,7 +10,8 @@ from moec.program.decoder_signature import text_inputs
 from moec.program.program import Program
 from moec.proof.agreement import measure_agreement
 from moec.proof.damage_by_cause import measure_shift
-from moec.proof.quality import Exam, Quality, measure
+from moec.proof.exam import Exam
+from moec.proof.quality import Quality, measure
 from moec.text.corpus import Corpus
 
 INSIDE_TOKENS = (

@@ -12,7 +12,7 @@ from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.program.program import Program
 from moec.proof.compare import Tolerance
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.targets.backend import Backend
 from moec.targets.target import Target
 from moec.text.corpus import Corpus

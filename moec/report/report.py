@@ -34,36 +34,25 @@ class Report:
 
     Attributes:
         source: the model as it was named. source_hashes: SHA-256 of the files that it was read from.
-        target, pipeline, seed, inputs, optimize_for, verify, tolerance_asked, cache, layout, built: the settings, which
-            `moec compile --from` takes again.
+        settings: every setting of the compilation by name, as `moec.compiler.options.Options.to_plain` writes them;
+            `moec compile --from` takes them again.
+        text_hashes: SHA-256 of the files that the settings `text` and `calibration` name.
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their
             reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
         proof: every check that was made, see `moec.proof.verification`.
-        exam: the text that the engine was judged on, with its budget; a setting.
-        calibration: the text for passes that need data, and its SHA-256; a setting.
         environment: versions and processor type.
         artefacts: the engine's files.
         schema: version of this form.
     """
 
     source: str
-    target: str
-    pipeline: str
+    settings: dict[str, Any]
     proof: Verification
-    seed: int = 0
-    inputs: tuple[str, ...] = ()
-    optimize_for: str = "latency"
-    verify: str = "auto"
-    tolerance_asked: float | None = None
-    cache: bool = True
-    layout: str = "plain"
-    built: bool = True
+    text_hashes: dict[str, str] = field(default_factory=dict)
     source_hashes: dict[str, str] = field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    exam: dict[str, Any] | None = None
-    calibration: dict[str, Any] | None = None
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
     schema: int = SCHEMA
@@ -88,10 +77,31 @@ class Report:
         """The engine's quality on a text, when one was given."""
         return self.proof.quality
 
+    # ------------------------------------------------------------------ settings that others read
+    @property
+    def target(self) -> str:
+        """Where the engine is to run."""
+        return str(self.settings["target"])
+
+    @property
+    def pipeline(self) -> str:
+        """The passes that the user named."""
+        return str(self.settings["pipeline"])
+
+    @property
+    def layout(self) -> str:
+        """Of the folder."""
+        return str(self.settings["layout"])
+
+    @property
+    def built(self) -> bool:
+        """Whether the part that needs the target's runtime was done."""
+        return bool(self.settings["build"])
+
     @property
     def opening(self) -> dict[str, Any]:
         """How the source was opened, as arguments of `open_source`."""
-        return {"inputs": self.inputs or None, "cache": self.cache}
+        return {"inputs": tuple(self.settings["inputs"]) or None, "cache": bool(self.settings["cache"])}
 
     def headline(self) -> str:
         """The verdict in a line."""
@@ -104,10 +114,9 @@ class Report:
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; figures rounded to four digits, what is not finite as text."""
+        """Plain data; figures rounded to four digits, what is not finite as text. Settings stay as they were given."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "proof"}
-        found: dict[str, Any] = _plain({**fields, "proof": self.proof.to_dict()})
-        return found
+        return {**_plain({**fields, "proof": self.proof.to_dict()}), "settings": self.settings}
 
     def to_json(self) -> str:
         """The content of `moec.json`."""
@@ -115,18 +124,14 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str, where: str = "moec.json") -> Report:
-        """Read `to_json` back. Raises M201 for a schema newer than this moec's, M106 for anything that is not a
-        report."""
+        """Read `to_json` back. Raises M201 for the schema of a newer moec, M106 for that of an older one and for
+        anything that is not a report."""
         try:
             data = json.loads(text)
-            if int(data["schema"]) > SCHEMA:
-                fix = "pip install --upgrade moec"
-                raise MoecError(
-                    "M201", f"the report has schema {data['schema']}, this moec reads up to {SCHEMA}", where, fix
-                )
-            if int(data["schema"]) < SCHEMA:
-                raise ValueError(f"schema {data['schema']} of an older moec, this one reads {SCHEMA}")
-            return cls(**{**data, **_typed(data)})
+            _require_schema(int(data["schema"]), where)
+            report = cls(**{**data, **_typed(data)})
+            _ = report.target, report.pipeline, report.layout, report.built, report.opening  # they are there
+            return report
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MoecError(
                 "M106", f"not a report of moec: {type(error).__name__}: {error}", where, "compile the engine again"
@@ -144,6 +149,14 @@ class Report:
                 str(path),
                 "give an engine folder, or compile again",
             ) from error
+
+
+def _require_schema(schema: int, where: str) -> None:
+    if schema != SCHEMA:
+        older = schema < SCHEMA
+        what = f"the report has schema {schema}, of {'an older' if older else 'a newer'} moec; this one reads {SCHEMA}"
+        code, fix = ("M106", "compile the model again") if older else ("M201", "pip install --upgrade moec")
+        raise MoecError(code, what, where, fix)
 
 
 def step_facts(steps: Sequence[StepReport]) -> tuple[dict[str, Any], ...]:
@@ -167,5 +180,6 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "proof": Verification.from_dict(data["proof"]),
         "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),
-        **{name: tuple(data[name]) for name in ("inputs", "steps")},
+        "settings": dict(data["settings"]),
+        "steps": tuple(data["steps"]),
     }

@@ -33,14 +33,14 @@ class Target:
         device, options = "", {}
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, value = part.partition("=")
-            if equals and key and value:
+            if equals and key and value and key not in options:
                 options[key] = value
             elif not equals and not options and (not device or _ARCHITECTURES.fullmatch(f"{device},{part}")):
                 device = f"{device},{part}" if device else part
             else:
                 raise MoecError(
                     "M201",
-                    f"{part!r} is not a device or a key=value option",
+                    f"{part!r} is not a device or a key=value option" if key not in options else f"{key} is said twice",
                     f"target {text!r}",
                     "write backend[:device[,key=value…]]",
                 )
@@ -50,8 +50,12 @@ class Target:
 
     @property
     def threads(self) -> int:
-        """How many threads the option of that name asks for; 0 leaves it to the runtime, which takes one a core."""
-        return int(self.options.get("threads", 0))
+        """How many threads the option of that name asks for; 0 leaves it to the runtime, which takes one a core. Raises
+        M201 for what is no number."""
+        text = str(self.options.get("threads", "0"))
+        if not text.isascii() or not text.isdigit():
+            raise MoecError("M201", f"threads={text} is not a number", str(self), "write for example threads=4")
+        return int(text)
 
     def __str__(self) -> str:
         parts = [self.device] if self.device else []

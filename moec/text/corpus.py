@@ -13,7 +13,8 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.frontend.source import Source
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.program.decoder_signature import IDS, LOGITS, require_text_model
 from moec.text.tokenizer import find_tokenizer
 

@@ -77,9 +77,10 @@ def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, 
         "genai_config.json",
     } <= set(first)
     report = json.loads(first["moec.json"])
-    assert (report["seed"], report["pipeline"]) == (3, "upcycle") and report["proof"]["checks"]["experts"]["coverage"][
-        "loads"
-    ][0]["assignments"][7] > 0
+    settings = report["settings"]
+    assert (settings["seed"], settings["pipeline"]) == (3, "upcycle") and report["proof"]["checks"]["experts"][
+        "coverage"
+    ]["loads"][0]["assignments"][7] > 0
 
 
 def test_a_config_file(cli: Cli, llama: Path, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_config_file(cli: Cli, llama: Path, tmp_path: Path) -> None:
     report = cli.json("compile", llama, "-o", tmp_path / "engine", "--config", tmp_path / "mine.toml", "--seed", 2)[
         "report"
     ]
-    assert (report["seed"], report["pipeline"]) == (2, "upcycle(experts=2, top_k=1)")
+    assert (report["settings"]["seed"], report["settings"]["pipeline"]) == (2, "upcycle(experts=2, top_k=1)")
 
 
 # ---------------------------------------------------------------------- engines

@@ -19,7 +19,6 @@ from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
 from moec.progress import Progress
-from moec.proof.quality import Exam
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.weights.lazy import scale
@@ -69,7 +68,8 @@ def test_compile_publishes_a_proven_engine(tmp_path: Path) -> None:
     assert report.ok and report.coverage.complete and report.coverage.total == 8
     assert stages.names == ["capture", "weights", "passes", "build", "verify"]
     written = json.loads((tmp_path / "engine" / "moec.json").read_text())
-    assert (written["target"], written["seed"], written["pipeline"]) == ("onnxruntime", 3, "")
+    settings = written["settings"]
+    assert (settings["target"], settings["seed"], settings["pipeline"]) == ("onnxruntime", 3, "")
     assert {p.name for p in (tmp_path / "engine").iterdir()} == {
         "model.onnx",
         "model.onnx.data",
@@ -112,7 +112,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_budget_on_a_text_decides_about_approximate_passes(tokens: str, tmp_path: Path) -> None:
     wide, narrow = (
-        Options(TARGET, Pipeline((ScaleHead(1.3, approximate=True),)), exam=Exam(tokens, window=32, max_kl=kl))
+        Options(TARGET, Pipeline((ScaleHead(1.3, approximate=True),)), text=tokens, window=32, max_kl=kl)
         for kl in (1.0, 1e-4)
     )
     stages = Stages()
@@ -134,18 +134,14 @@ def test_a_broken_budget_keeps_the_engine_that_was_there(tokens: str, tmp_path: 
     compile_source(source(), Options(TARGET), tmp_path / "engine")
     before = {p.name: p.read_bytes() for p in (tmp_path / "engine").iterdir()}
     with pytest.raises(MoecError, match="perplexity"):
-        compile_source(
-            source(), Options(TARGET, exam=Exam(tokens, window=32, max_perplexity_ratio=0.9)), tmp_path / "engine"
-        )
+        compile_source(source(), Options(TARGET, text=tokens, window=32, max_perplexity_ratio=0.9), tmp_path / "engine")
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "engine").iterdir()}
 
 
 def test_a_text_that_cannot_be_read_ends_it_before_any_work(tmp_path: Path) -> None:
     stages = Stages()
     with pytest.raises(MoecError) as caught:
-        compile_source(
-            source(), Options(TARGET, exam=Exam(str(tmp_path / "gone.npy"))), tmp_path / "engine", progress=stages
-        )
+        compile_source(source(), Options(TARGET, text=str(tmp_path / "gone.npy")), tmp_path / "engine", progress=stages)
     assert caught.value.code == "M211" and stages.names == [] and list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,8 @@ import moec
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.passes.calibrate_router import CalibrateRouter
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import text_inputs

@@ -12,7 +12,8 @@ import torch
 from moec import registry
 from moec.errors import MoecError
 from moec.huggingface.source import open_source
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.hooks import KeepHook
 from moec.pipeline.passes import Context, Pass, Plan
 from moec.pipeline.pipeline import Pipeline, StepReport

@@ -15,7 +15,8 @@ from moec import api
 from moec.errors import MoecError
 from moec.frontend.export import capture
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.moe_call import moe_nodes

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, fx
 
-from moec.cli.settings import presets
+from moec.cli.config import presets
 from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine

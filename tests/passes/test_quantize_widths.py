@@ -17,7 +17,8 @@ from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
 from moec.frontend.stored_program import load_program, save_program
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.decoder_signature import without_padding

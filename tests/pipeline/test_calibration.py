@@ -9,7 +9,8 @@ import torch
 
 from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.pipeline.calibration import BATCH, Calibration, CalibrationText
+from moec.pipeline.calibration import BATCH, Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.text.corpus import read_calibration
 
 
@@ -50,15 +51,3 @@ def test_a_short_text_is_refused(tokens: int) -> None:
     with pytest.raises(MoecError, match="too few for one window of 8") as caught:
         of(tokens)
     assert caught.value.code == "M211"
-
-
-def test_settings_that_mean_nothing_are_refused() -> None:
-    for make in (
-        lambda: CalibrationText("x", -1),
-        lambda: CalibrationText("x", 0, 1),
-        lambda: CalibrationText.of(None, 5),
-    ):
-        with pytest.raises(MoecError) as caught:
-            make()
-        assert caught.value.code == "M201"
-    assert CalibrationText.of(None, None) is None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from moec.errors import MoecError
 from moec.frontend.export import capture
-from moec.pipeline.calibration import Calibration, CalibrationText
-from moec.pipeline.passes import Context, Miss, Pass
+from moec.passes.quantize import Quantize
+from moec.passes.upcycle import Upcycle
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
+from moec.pipeline.notation import make_pass
+from moec.pipeline.passes import Context, Miss, Pass, kebab
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 
@@ -114,3 +119,36 @@ def test_what_needs_data_and_says_no_more_is_planned_as_unknown() -> None:
     assert [(p.least, p.most) for p in plans] == [(1, 1), (1, 1), (0, None)]
     assert [len(p.program.nodes(torch.ops.aten.relu)) for p in plans] == [2, 1, 1]
     assert [[m.reason for m in p.misses] for p in plans] == [["the last one stays"], [], []]
+
+
+def test_names() -> None:
+    assert [kebab(n) for n in ("FuseMoe", "Upcycle")] == ["fuse-moe", "upcycle"]
+    assert make_pass("fuse-moe", {}).name == "fuse-moe"
+
+
+def test_what_a_pass_holds_does_not_change() -> None:
+    layers = [0, 1]
+    upcycle = Upcycle(layers=layers)
+    layers.append(7)
+    assert upcycle.layers == (0, 1) and upcycle == Upcycle(layers=(0, 1))
+    assert Quantize(rules={"x": {"bits": 4, "y": [1, [2]]}}).rules == {"x": {"bits": 4, "y": (1, (2,))}}
+
+
+def test_only_options_that_differ_from_the_defaults_are_given() -> None:
+    assert Upcycle(8, 3).given == {"top_k": 3} and str(Upcycle(8, 3)) == "upcycle(top_k=3)"
+    assert Upcycle(reinit=0).given == {"reinit": 0}  # equal to 0.0, and not the same
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    assert str(Upcycle(np.int64(4), reinit=np.float64(0.5))) == "upcycle(experts=4, reinit=0.5)"
+
+
+def test_a_miss_names_the_models_own_line() -> None:
+    context, node = Context(current="fuse-moe"), fx.Graph().placeholder("x")
+    node.meta["stack_trace"] = 'File "model.py", line 7, in forward\n    return x + 1\n'
+    context.miss(node, "no")
+    assert (context.misses[0].pass_name, context.misses[0].node, context.misses[0].source_line) == (
+        "fuse-moe",
+        "x",
+        'File "model.py", line 7, in forward',
+    )

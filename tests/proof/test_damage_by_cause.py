@@ -15,7 +15,8 @@ from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.proof import damage_by_cause as expert_shift
 from moec.proof.damage_by_cause import ExpertShift, measure_shift, unfused
-from moec.proof.quality import Exam, measure
+from moec.proof.exam import Exam
+from moec.proof.quality import measure
 from moec.weights.lazy import from_tensor, scale
 from tests.moe_module import MoeModel, source_of
 

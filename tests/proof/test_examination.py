@@ -14,8 +14,8 @@ from moec.compiler.proving import fitting_exam
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.pipeline.pipeline import Pipeline
+from moec.proof.exam import Exam
 from moec.proof.examination import examine
-from moec.proof.quality import Exam
 from moec.text.corpus import corpus_of
 from tests.zoo import save
 

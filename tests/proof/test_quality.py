@@ -17,7 +17,8 @@ from moec.execution.engine import EagerEngine, Engine
 from moec.program.decoder_signature import require_text_model, text_inputs
 from moec.program.program import Input
 from moec.proof.checks.text import TextQuality
-from moec.proof.quality import Exam, Quality, measure
+from moec.proof.exam import Exam
+from moec.proof.quality import Quality, measure
 from tests.moe_module import VOCAB, MoeModel, source_of
 
 EXAM = Exam("text", window=12)
@@ -132,23 +133,6 @@ def test_what_is_not_a_number_keeps_no_budget() -> None:
     with pytest.raises(MoecError) as caught:
         measure(Says(table * torch.nan), Says(table), windows(5), EXAM)
     assert caught.value.code == "M105"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"window": 1}, {"tokens": -1}, {"max_kl": -0.1}, {"max_perplexity_ratio": 0.0}],
-    ids=["window", "tokens", "KL", "ratio"],
-)
-def test_exams_that_make_no_sense(options: dict[str, float]) -> None:
-    with pytest.raises(MoecError) as caught:
-        Exam.of("text", **options)
-    assert caught.value.code == "M201"
-
-
-def test_options_need_a_text() -> None:
-    assert Exam.of(None, max_kl=None) is None and Exam.of("t", max_kl=None, window=8) == Exam("t", window=8)
-    with pytest.raises(MoecError, match="max_kl says nothing without a text"):
-        Exam.of(None, max_kl=0.1)
 
 
 # ---------------------------------------------------------------------- models

@@ -9,7 +9,7 @@ import torch
 from moec.execution.streaming import StreamingEngine
 from moec.pipeline.pipeline import Pipeline
 from moec.proof.compare import Tolerance
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.subject import Subject, budget_of
 from tests.moe_module import MoeModel, source_of
 

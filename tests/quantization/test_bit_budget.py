@@ -11,7 +11,8 @@ import torch
 
 from moec.huggingface.source import HuggingFaceSource
 from moec.passes.quantize import Quantize
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.program.program import Program
 from moec.quantization.bit_budget import Budget, without_data
 from moec.quantization.grid import Grid

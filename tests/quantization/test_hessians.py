@@ -12,7 +12,8 @@ from torch import Tensor
 from moec.compiler.open import open_source
 from moec.dialect import Activation
 from moec.execution.lockstep import Stop, walk
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.quantization.hessians import (

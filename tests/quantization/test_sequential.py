@@ -11,7 +11,8 @@ from torch import Tensor, fx
 
 from moec.execution.lockstep import Stop, walk
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.pipeline import Pipeline
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program

@@ -20,7 +20,7 @@ from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
 from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import RefusedSize
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.verification import Verification
 from moec.report.junit import cases, junit
 from tests.moe_module import MoeModel, source_of

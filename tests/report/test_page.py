@@ -10,7 +10,7 @@ from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.report.artefacts import Artefact
 from moec.report.page import block_table, html, markdown, proof_note, verdict
 from tests.report.test_report import QUALITY, make, with_check
@@ -178,13 +178,12 @@ def test_what_the_backend_says_of_attention_is_shown() -> None:
 
 def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() -> None:
     report = make()
-    assert (
-        proof_note(report) == ""
-        and proof_note(replace(report, target="onnxruntime:cuda", facts={"verified_by": "onnxruntime:cpu"})) == ""
-    )
-    stood_in = replace(report, target="tensorrt-rtx:sm86", facts={"verified_by": "onnxruntime"})
+    of_cuda = replace(report, settings={**report.settings, "target": "onnxruntime:cuda"})
+    assert proof_note(report) == "" == proof_note(replace(of_cuda, facts={"verified_by": "onnxruntime:cpu"}))
+    elsewhere = {**report.settings, "target": "tensorrt-rtx:sm86"}
+    stood_in = replace(report, settings=elsewhere, facts={"verified_by": "onnxruntime"})
     assert "verified by onnxruntime" in proof_note(stood_in) and "moec verify" in proof_note(stood_in)
-    assert "moec build" in proof_note(replace(stood_in, built=False))
+    assert "moec build" in proof_note(replace(stood_in, settings={**elsewhere, "build": False}))
     open_ = replace(stood_in, facts={"verified_by": "onnxruntime, otherwise", "unproven": ["how fast", "how exact"]})
     assert "verified by onnxruntime, otherwise, which" in proof_note(open_) and proof_note(open_).endswith(
         "; not proven: how fast; not proven: how exact"

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.pipeline.pipeline import StepReport
+from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.proof.agreement import Agreement, BlockAgreement, LayerError
 from moec.proof.checks.check import Check
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.text import TextQuality
 from moec.proof.damage_by_cause import ExpertShift
-from moec.proof.quality import Exam, Quality
+from moec.proof.exam import Exam
+from moec.proof.quality import Quality
 from moec.report.artefacts import check_artefacts, hash_artefacts
 from moec.report.environment import environment
 from moec.report.page import html
@@ -53,10 +55,8 @@ def make(folder: Path | None = None, seed: int = 0) -> Report:
     found = verify(source, EagerEngine(wrong), program, seed=max(0, seed))
     return Report(
         "tiny",
-        "onnxruntime",
-        "fuse-moe",
+        Options(pipeline=Pipeline.parse("fuse-moe"), seed=max(0, seed)).to_plain(),
         found,
-        seed,
         steps=step_facts([STEP]),
         environment=environment({"runtime": "1.0"}),
         facts={"blocks": [{"module": "blocks.0", "kernel": "MoE"}]},
@@ -129,11 +129,31 @@ def test_a_failure_can_be_written_too() -> None:
     assert Report.from_json(report.to_json()).comparison.outputs[0].deviation == float("inf")
 
 
-def test_a_newer_schema_is_refused() -> None:
-    newer = make().to_json().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}')
-    with pytest.raises(MoecError, match="schema") as error:
-        Report.from_json(newer)
-    assert error.value.code == "M201"
+@pytest.mark.parametrize(
+    ("schema", "code", "way_out"), [(SCHEMA + 1, "M201", "upgrade"), (1, "M106", "compile the model again")]
+)
+def test_another_schema_is_refused_with_the_way_out(schema: int, code: str, way_out: str) -> None:
+    other = make().to_json().replace(f'"schema": {SCHEMA}', f'"schema": {schema}')
+    with pytest.raises(MoecError, match=f"has schema {schema}") as error:
+        Report.from_json(other)
+    assert error.value.code == code and way_out in error.value.fix
+
+
+def test_settings_are_read_back_exactly() -> None:
+    """Figures are rounded, settings are not: a compile with the rounded tolerance would not be the same."""
+    given = Options(tolerance=0.1234567, text="t", max_kl=0.0123456, inputs=("ids=batch:int64<9",), cache=False)
+    again = Report.from_json(replace(make(), settings=given.to_plain()).to_json())
+    assert Options.of(again.settings) == given
+    assert again.opening == {"inputs": ("ids=batch:int64<9",), "cache": False}
+
+
+@pytest.mark.parametrize("name", ["target", "pipeline", "layout", "build", "inputs", "cache"])
+def test_a_report_without_a_setting_that_others_read_is_refused(name: str) -> None:
+    report = make()
+    settings = {k: v for k, v in report.settings.items() if k != name}
+    with pytest.raises(MoecError, match=name) as error:
+        Report.from_json(replace(report, settings=settings).to_json())
+    assert error.value.code == "M106"
 
 
 @pytest.mark.parametrize(

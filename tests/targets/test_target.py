@@ -46,3 +46,17 @@ def test_what_is_no_target_is_refused(text: str) -> None:
 
 def test_blanks_do_not_matter() -> None:
     assert Target.parse(" onnxruntime:cuda, precision=fp16 ") == Target("onnxruntime", "cuda", {"precision": "fp16"})
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "²", "1.5"])
+def test_threads_that_are_no_number_are_refused(text: str) -> None:
+    with pytest.raises(MoecError, match=f"threads={text}") as caught:
+        _ = Target("theirs", options={"threads": text}).threads
+    assert caught.value.code == "M201"
+    assert Target("theirs", options={"threads": "3"}).threads == 3 and Target("theirs").threads == 0
+
+
+def test_an_option_that_is_said_twice_is_refused() -> None:
+    with pytest.raises(MoecError, match="threads is said twice") as caught:
+        Target.parse("onnxruntime:threads=2,threads=3")
+    assert caught.value.code == "M201"

@@ -13,7 +13,8 @@ from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.huggingface.saving.save import save_hf
 from moec.huggingface.source import HuggingFaceSource
-from moec.pipeline.calibration import Calibration, CalibrationText
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program

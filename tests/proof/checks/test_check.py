@@ -21,7 +21,8 @@ from moec.proof.compare import Comparison, OutputError
 from moec.proof.coverage import Coverage, ExpertLoad
 from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import RefusedSize
-from moec.proof.quality import Exam, Quality
+from moec.proof.exam import Exam
+from moec.proof.quality import Quality
 from moec.proof.verification import CHECKS
 
 ERROR = OutputError("logits", 40, 1e-6, 1e-7, 1e-5, 1e-6, 1.0, None, None, "")

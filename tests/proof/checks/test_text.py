@@ -13,7 +13,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.pipeline.pipeline import Pipeline
-from moec.proof.quality import Exam
+from moec.proof.exam import Exam
 from moec.proof.subject import Subject
 from moec.proof.verification import prove
 from moec.text.corpus import corpus_of

@@ -1,0 +1,61 @@
+"""Settings of a compilation from a TOML file, or from a preset that comes with moec."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from moec.compiler.options import SETTINGS
+from moec.errors import MoecError
+from moec.registry import did_you_mean
+
+
+def presets() -> dict[str, str]:
+    """Name -> first comment line of the presets that come with moec."""
+    folder = resources.files("moec") / "presets"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".toml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """A TOML file, or a preset by name, as settings by name.
+
+    Raises:
+        MoecError: M202 for an unknown preset; M201 for an unknown key, with the nearest one, and for a value that its
+            setting does not take.
+    """
+    named = {s.key: s for s in SETTINGS.values()}
+    data = _tables(config)
+    unknown = next((key for key in data if key not in named), None)
+    if unknown is not None:
+        raise MoecError("M201", f"unknown key {unknown!r}", str(config), _nearest(unknown))
+    return {named[key].name: named[key].read(value, f"{config}: {key}") for key, value in data.items()}
+
+
+def _tables(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(_text(config))
+    except FileNotFoundError:
+        what, fix = f"no file or preset {str(config)!r}", did_you_mean(str(config), list(presets()))
+        raise MoecError("M202", what, "--config", fix) from None
+    except (OSError, UnicodeDecodeError) as error:
+        what = f"the file cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        raise MoecError("M201", what, str(config), "give a TOML file, or the name of a preset") from error
+    except tomllib.TOMLDecodeError as error:
+        raise MoecError("M201", f"not TOML: {error}", str(config), "see `moec ls presets` for examples") from error
+
+
+def _text(config: Path) -> str:
+    if config.suffix == ".toml":
+        return config.read_text(encoding="utf-8")
+    return (resources.files("moec") / "presets" / f"{config}.toml").read_text(encoding="utf-8")
+
+
+def _nearest(unknown: str) -> str:
+    """Advice for a key that does not exist, where people may write a setting's flag or keyword."""
+    other = {name: s.key for s in SETTINGS.values() for name in (s.name, s.flag.removeprefix("--"))}
+    if unknown in other:
+        return f"did you mean {other[unknown]}?"
+    return did_you_mean(unknown, [s.key for s in SETTINGS.values()])
