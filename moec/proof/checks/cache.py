@@ -48,6 +48,11 @@ class CacheConsistency(Check):
     def error(self) -> MoecError | None:
         return self.consistency.error()
 
+    @property
+    def note(self) -> str:
+        title = self.consistency.title
+        return f"{title[0].upper()}{title[1:].removesuffix(':').removesuffix(' and as')}."
+
     def figures(self) -> tuple[Figure, ...]:
         found = self.consistency
         ways = [
