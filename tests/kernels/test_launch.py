@@ -134,9 +134,9 @@ def test_nan_stays_in_its_token(interpret: Interpret, sort: bool) -> None:
         x[lost] = float("nan")
         got = interpret(launch.experts, x, *given.tensors()[1:], rule=Activation(), tile=SMALL, sort=sort)
         assert got.isnan().any(-1).tolist() == [t == lost for t in range(9)]
-        kept = torch.arange(9) != lost
-        rest = Problem(given.x[kept], given.ids[kept], given.weights[kept], *given.tensors()[3:])
-        assert ratio(got[kept], rest, Activation()) < MARGIN
+        others = torch.arange(9) != lost
+        rest = Problem(given.x[others], given.ids[others], given.weights[others], *given.tensors()[3:])
+        assert ratio(got[others], rest, Activation()) < MARGIN
 
 
 def test_strided_weights_and_tokens(interpret: Interpret) -> None:

@@ -86,7 +86,7 @@ def test_experts_that_may_be_the_same_are_refused_where_they_would_be_wrong() ->
 
 @pytest.mark.parametrize("form", FORMS)
 def test_wrong_lowerings_are_seen(form: str) -> None:
-    """The twins: gate and up swapped, weights that do not sum to one, another expert."""
+    """Mutants: gate and up swapped, weights that do not sum to one, another expert."""
     e, x, (ids, weights) = Experts(), tokens(3, 5), choice(3, 5)
     got = run(lowered(experts_model(e, 3, 2), form), x=x, ids=ids, weights=weights)
     swapped = Experts()
@@ -123,7 +123,7 @@ def test_a_native_block_says_between_which_tensors_it_stands() -> None:
 def test_a_block_with_kernels_is_proven_by_standard_operators(
     tokens_: int, form: str, activation: Activation, before: bool
 ) -> None:
-    """Gate and up are one matrix there, which the kernels read too; the twin has them swapped, or neurons where there
+    """Gate and up are one matrix there, which the kernels read too; the mutant has them swapped, or neurons where there
     is no gate."""
     e, x, (ids, weights) = Experts(activation=activation, biases=True), tokens(3, 5), choice(3, 5)
     model = experts_model(e, 3, 2, score_before=before)
