@@ -47,7 +47,7 @@ def test_an_engine_runs_on_torch_and_numpy(model: nn.Module, engine: Path) -> No
         assert torch.allclose(opened(input_ids=ids)["logits"], want, atol=1e-3, rtol=1e-4)
         found = opened(input_ids=ids.numpy())["logits"]
         assert isinstance(found, np.ndarray) and np.allclose(found, want.numpy(), atol=1e-3, rtol=1e-4)
-    assert not torch.allclose(opened(input_ids=ids)["logits"], want * 1.01, atol=1e-3, rtol=1e-4)  # the twin
+    assert not torch.allclose(opened(input_ids=ids)["logits"], want * 1.01, atol=1e-3, rtol=1e-4)  # the mutant
 
 
 def test_files_are_checked_before_they_are_run(engine: Path, tmp_path: Path) -> None:

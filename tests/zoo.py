@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from moec.huggingface.source import HuggingFaceSource
+    from moec.program.program import Program
 
 VOCAB = 96
 # one shape for all: two layers, a hidden size and head counts that differ from batch, sequence and expert sizes of the
@@ -206,6 +211,24 @@ def build(name: str, seed: int = 0, **changes: Any) -> nn.Module:
     model: nn.Module = getattr(transformers, config.architectures[0])(config)
     randomize(model, seed)
     return model.eval()
+
+
+@cache
+def source(name: str, cache: bool = True) -> HuggingFaceSource:
+    """The random model as a source. One a process: tests share it and do not change it."""
+    from moec.huggingface.source import HuggingFaceSource
+
+    return HuggingFaceSource.from_model(build(name), cache=cache)
+
+
+def captured(name: str, cache: bool = True) -> Program:
+    """The random model's program, captured once a process; each caller has a copy of its own."""
+    return _captured(name, cache).clone()
+
+
+@cache
+def _captured(name: str, cache: bool) -> Program:
+    return source(name, cache).capture()
 
 
 def save(name: str, folder: str | Path, seed: int = 0, **changes: Any) -> str:

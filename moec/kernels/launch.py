@@ -126,7 +126,7 @@ class _Call:
         return tile if self.resident is None else replace(tile, resident=self.resident)
 
     def programs(self, tile: Tile, columns: int) -> tuple[int]:
-        """The grid for so many blocks of columns: a program a piece of work, or as many as stay on the device."""
+        """The grid for so many blocks of columns: a program a piece of work, or as many as a persistent kernel has."""
         pieces = self.order.tiles * columns
         return (min(pieces, tile.resident * multiprocessors(self.x.device)) if tile.resident else pieces,)
 

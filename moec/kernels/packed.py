@@ -1,4 +1,4 @@
-"""Weights of experts that are kept packed and unpacked in registers."""
+"""Weights of experts that lie packed in memory and are unpacked in registers."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ class Tile:
         depth: how far one step goes along the inner dimension.
         band: how many tiles in turn read the same weights.
         warps, stages: Triton's num_warps and num_stages.
-        resident: programs a multiprocessor that stay and take piece after piece (`moec.kernels.device.persistent`); 0:
-            a program a piece.
+        resident: programs a multiprocessor of a persistent kernel (`moec.kernels.device.persistent`); 0: a program a
+            piece, which ends with it.
     """
 
     rows: int

@@ -71,7 +71,7 @@ def test_compiles_and_equals_untouched_eager(case: Case, backend: str, tmp_path:
 
 
 def test_a_wrong_engine_is_seen(tmp_path: Path) -> None:
-    """The twin: the same check on a model of which one expert's weights were changed after the compile."""
+    """The mutant: the same check on a model of which one expert's weights were changed after the compile."""
     from safetensors.torch import load_file, save_file
 
     case = Case("mixtral", "")

@@ -175,7 +175,7 @@ def test_verify_on_a_text(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path:
     same = cli.json("verify", tmp_path / "spoiled", *text, "--max-kl", 1e-6, "--against", tmp_path / "spoiled")
     assert (
         same["ok"] and same["verification"]["checks"]["text"]["quality"]["kl_max"] < 1e-12
-    )  # the twin: against itself
+    )  # the mutant: against itself
 
 
 def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, tmp_path: Path) -> None:

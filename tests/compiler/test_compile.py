@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
 from moec.progress import Progress
-from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.weights.lazy import scale
 from tests.moe_module import MoeModel, source_of
@@ -162,16 +161,6 @@ def test_weights_that_are_not_finite_end_it_early(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- parts
-def test_backends_are_found_or_refused() -> None:
-    assert find_backend(TARGET).name == "onnxruntime"
-    for target, code in (
-        (Target("onxruntime"), "M202"),
-        (Target("onnxruntime", "tpu"), "M208"),
-        (replace(TARGET, options={"precision": "int3"}), "M208"),
-    ):
-        with pytest.raises(MoecError) as caught:
-            find_backend(target)
-        assert caught.value.code == code
 
 
 def test_the_reference_is_chosen_by_size_and_not_by_what_is_free_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_padding_may_be_anywhere(engine: Engine) -> None:
     ids = torch.tensor([r + [0] * (24 - len(r)) for r in right])
     mask = torch.tensor([[1] * len(r) + [0] * (24 - len(r)) for r in right])
     assert torch.equal(text(engine, ids, mask), want)
-    assert not torch.equal(text(engine, ids), want)  # the twin: padding that is not masked
+    assert not torch.equal(text(engine, ids), want)  # the mutant: padding that is not masked
 
 
 def test_finished_rows_stay_finished(engine: Engine, model: Any) -> None:
@@ -261,7 +261,7 @@ def test_draws_follow_the_shares_that_transformers_computes(sampling: Sampling) 
     drawn = choose(logits.expand(20000, -1).numpy(), sampling, generator)
     found = torch.from_numpy(drawn).bincount(minlength=12) / 20000
     assert bool((found[want == 0] == 0).all()) and (found - want).abs().max() < 0.015
-    assert (found - logits.softmax(-1)[0]).abs().max() > 0.03  # the twin: the shares without these settings
+    assert (found - logits.softmax(-1)[0]).abs().max() > 0.03  # the mutant: the shares without these settings
 
 
 def test_waiting_is_clocked() -> None:

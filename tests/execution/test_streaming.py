@@ -85,7 +85,7 @@ def test_the_peak_follows_the_largest_block_not_the_model() -> None:
     assert 0 < meter.peak_bytes <= max(2 * one_expert, head)
     assert meter.live_bytes == 0
 
-    loaded = Meter()  # the twin: loading the program holds all of it at once
+    loaded = Meter()  # the mutant: loading the program holds all of it at once
     kept = [w.load() for w in metered(program, loaded).weights.values()]
     assert kept and loaded.peak_bytes > 4 * meter.peak_bytes
 

@@ -45,7 +45,7 @@ def test_a_row_is_the_least_squares_solution_of_the_tokens_that_it_counts_for() 
         torch.testing.assert_close(found[e], want, rtol=1e-8, atol=1e-8)
         assert not torch.allclose(
             found[e], torch.linalg.lstsq(x, y[:, None]).solution[:, 0], rtol=1e-5
-        )  # the twin: without the pull
+        )  # the mutant: without the pull
 
 
 def test_few_tokens_give_the_same_as_the_other_form_of_the_equations() -> None:

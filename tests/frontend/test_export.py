@@ -55,7 +55,7 @@ def test_runs_at_other_sizes_and_equals_the_model() -> None:
         ids = torch.randint(0, 20, shape)
         assert torch.allclose(program.run(ids=ids)["output"], model(ids), atol=1e-6)
     want = model(ids)
-    model.get_buffer("shift").add_(1)  # the twin: a program that had not read the buffer would not notice
+    model.get_buffer("shift").add_(1)  # the mutant: a program that had not read the buffer would not notice
     assert not torch.allclose(program.run(ids=ids)["output"], want, atol=1e-6)
 
 

@@ -17,7 +17,7 @@ from moec.errors import MoecError
 from moec.huggingface.accelerate import IMPLEMENTATION
 from tests import zoo
 from tests.kernels.conftest import Interpret, compiler, interpret
-from tests.kernels.watching import NeverWaiting, Waits
+from tests.kernels.instruments import NeverWaiting, Waits
 
 __all__ = ["compiler", "interpret"]
 MODELS = [

@@ -15,12 +15,12 @@ from moec.kernels.packed import ExpertCodes
 from moec.kernels.tiles import Tile
 from tests.kernels.accuracy import MARGIN, Problem, problem, ratio
 from tests.kernels.conftest import Interpret
-from tests.kernels.watching import bounded
+from tests.kernels.instruments import bounded
 
 WILD = (-1, 6, 2**31, -(2**40), 2**62)
 RULE = Activation()
 SMALL = Tile(16, 32, 32)
-WAYS = {"few": (9, False, 0), "many": (20, True, 0), "stay": (20, True, 1)}
+WAYS = {"few": (9, False, 0), "many": (20, True, 0), "persistent": (20, True, 1)}
 
 
 def guarded(t: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ def test_ids_that_are_no_experts(interpret: Interpret, way: str, kind: str) -> N
     assert seen > 10_000 and out.isfinite().all()
     assert ratio(out, meant, RULE) < MARGIN < ratio(out, replace(meant, ids=(meant.ids + 1) % 6), RULE)
     if way == "many":
-        staying, touched_by_them = interpret(touched, "stay", kind)
-        assert torch.equal(staying, out) and touched_by_them == seen  # each piece of work is done, and once
+        persistent, touched_by_it = interpret(touched, "persistent", kind)
+        assert torch.equal(persistent, out) and touched_by_it == seen  # each piece of work is done, and once
 
 
 def routed_within() -> int:
@@ -102,7 +102,7 @@ def test_the_router(interpret: Interpret) -> None:
 
 
 def beyond(how: str) -> str:
-    """What the watch says of launches that were told a wrong size; runs where `interpret` says."""
+    """What the watch says of launches that were given a wrong size; runs where `interpret` says."""
     made = given(9, "plain")
     order, w_in = launch.align(made.ids, 6, 16), made.w_in
     assert isinstance(w_in, Tensor)
@@ -131,5 +131,5 @@ def beyond(how: str) -> str:
     ("how", "found"), [("an expert too few", "Outside"), ("a token too few", "Outside"), ("as it is", "nothing")]
 )
 def test_what_is_outside_is_seen(interpret: Interpret, how: str, found: str) -> None:
-    """Past the checks, the kernels believe what they are told: the watch must see it."""
+    """Past the checks, the kernels trust their arguments: the watch must see it."""
     assert found in interpret(beyond, how)

@@ -17,7 +17,7 @@ from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from tests.kernels.accuracy import distance, problem
 from tests.kernels.conftest import Interpret
-from tests.kernels.watching import NeverWaiting, Waits, captured
+from tests.kernels.instruments import NeverWaiting, Waits, captured
 
 RULE, ROUTING = Activation(), Routing(2, "sigmoid", groups=3, top_groups=2, group_score="top2")
 TOKENS = {"few": 5, "many": 20}
@@ -92,7 +92,7 @@ def replayed(tokens: int, resident: int) -> tuple[Tensor, Tensor, Tensor]:
     return first, out, wanted
 
 
-@pytest.mark.parametrize(("tokens", "resident"), [(5, 0), (20, 1)], ids=["few", "many, staying"])
+@pytest.mark.parametrize(("tokens", "resident"), [(5, 0), (20, 1)], ids=["few", "many, persistent"])
 def test_a_replay_computes_for_the_tokens_that_are_there(interpret: Interpret, tokens: int, resident: int) -> None:
     """Its routing differs, and so does how many tokens each expert gets: no grid, no size and no copy may hold on to
     the first call's."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
+from torch import Tensor
 
 from moec.dialect import Activation
 from moec.kernels import launch
@@ -131,9 +134,9 @@ def test_nan_stays_in_its_token(interpret: Interpret, sort: bool) -> None:
         x[lost] = float("nan")
         got = interpret(launch.experts, x, *given.tensors()[1:], rule=Activation(), tile=SMALL, sort=sort)
         assert got.isnan().any(-1).tolist() == [t == lost for t in range(9)]
-        kept = torch.arange(9) != lost
-        rest = Problem(given.x[kept], given.ids[kept], given.weights[kept], *given.tensors()[3:])
-        assert ratio(got[kept], rest, Activation()) < MARGIN
+        others = torch.arange(9) != lost
+        rest = Problem(given.x[others], given.ids[others], given.weights[others], *given.tensors()[3:])
+        assert ratio(got[others], rest, Activation()) < MARGIN
 
 
 def test_strided_weights_and_tokens(interpret: Interpret) -> None:
@@ -147,10 +150,83 @@ def test_strided_weights_and_tokens(interpret: Interpret) -> None:
     assert ratio(got, given, Activation()) < MARGIN
 
 
-def test_the_same_bits_whatever_the_tile(interpret: Interpret) -> None:
-    """Rows don't depend on where they stand, and sums are made in the order of k."""
-    given = problem(tokens=16, top_k=3)
-    first, *others = [
-        interpret(launch.experts, *given.tensors(), rule=Activation(), tile=SMALL, sort=s) for s in (True, True, False)
-    ]
-    assert all(torch.equal(first, other) for other in others)
+TILES = {
+    "small": SMALL,
+    "wide": Tile(32, 64, 32),
+    "deep": Tile(16, 32, 64, band=2),
+    "persistent": replace(SMALL, resident=1),
+}
+
+
+def whole_numbers(tokens: int = 16, top_k: int = 3, experts: int = 6, hidden: int = 40, inner: int = 24) -> Problem:
+    """Integers and powers of two. No sum needs more than 24 bits, so in float32 every order of its terms gives the
+    same bits, and no BLAS decides."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(most: int, *shape: int) -> Tensor:
+        return torch.randint(-most, most + 1, shape, generator=generator).float()
+
+    ids = torch.rand(tokens, experts, generator=generator).topk(top_k).indices
+    weights = 0.5 ** torch.randint(0, 3, (tokens, top_k), generator=generator)
+    biases = draw(1, experts, 2 * inner), draw(1, experts, hidden)
+    x, w_in, w_out = draw(2, tokens, hidden), draw(1, experts, 2 * inner, hidden), draw(1, experts, hidden, inner)
+    return Problem(x, ids, weights, w_in, w_out, *biases)
+
+
+@pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
+def test_a_row_has_its_own_terms_wherever_it_stands(interpret: Interpret, tile: Tile, sort: bool) -> None:
+    """None is lost, none comes twice, and none is another row's."""
+    given, rule = whole_numbers(), Activation("relu")
+    got = interpret(launch.experts, *given.tensors(), rule=rule, tile=tile, sort=sort).double()
+    assert torch.equal(got, given.reference(rule, torch.float64))
+    one_less = replace(given, x=given.x * (torch.arange(40) != 39))
+    assert not torch.equal(got, one_less.reference(rule, torch.float64))
+
+
+ORDERS = list(permutations([2.0**24, 1.0, 1.0, -(2.0**24)]))  # the order of terms shows: 2**24 + 1 is 2**24 in float32
+
+
+def in_order(terms: Sequence[float]) -> float:
+    """Their sum in float32, term by term."""
+    total = torch.zeros(())
+    for term in terms:
+        total = total + torch.tensor(term)
+    return float(total)
+
+
+def sums_of(where: str) -> Problem:
+    """The terms of all `ORDERS` as one of the three sums that an expert makes; all else multiplies by one.
+
+    Every step of 32 columns holds one term among zeros, which any BLAS adds exactly.
+    """
+    terms, eye, place = torch.tensor(ORDERS), torch.eye(128), torch.tensor([3, 32, 95, 96])
+    spread, ones = torch.zeros(128, 128), torch.zeros(128, 128)
+    spread[:24, place], ones[:, place] = terms, 1.0
+    one = torch.zeros(24, 1, dtype=torch.int64), torch.ones(24, 1)
+    if where == "first product":
+        return Problem(spread[:24], *one, ones[None], eye[None], None, None)
+    if where == "second product":
+        return Problem(ones[:24], *one, eye[None], spread[None], None, None)
+    assert where == "experts"
+    many = torch.eye(16).expand(4, 16, 16)
+    return Problem(torch.ones(24, 16), torch.arange(4).expand(24, 4), terms, many, many, None, None)
+
+
+@pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("where", ["first product", "second product", "experts"])
+def test_sums_are_made_in_the_order_of_k(interpret: Interpret, where: str, sort: bool) -> None:
+    given, rule = sums_of(where), Activation("identity", gated=False)
+    got = interpret(launch.experts, *given.tensors(), rule=rule, tile=Tile(32, 32, 32), sort=sort)
+    seen = got[0, :24] if where == "second product" else got[:, 0]
+    assert seen.tolist() == [in_order(terms) for terms in ORDERS]
+
+
+def test_every_other_order_would_be_seen() -> None:
+    """But for the first two terms, which may change places."""
+    meant = [in_order(terms) for terms in ORDERS]
+    for order in permutations(range(4)):
+        other = [in_order([terms[n] for n in order]) for terms in ORDERS]
+        assert (other == meant) == (order[2:] == (2, 3))
+    by_pairs = [in_order([in_order(terms[:2]), in_order(terms[2:])]) for terms in ORDERS]
+    assert by_pairs != meant

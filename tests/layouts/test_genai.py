@@ -194,7 +194,7 @@ def test_another_model_says_something_else(speaking: Path, speaking_engine: Path
 def test_a_config_with_another_padding_token_says_something_else(
     speaking: Path, speaking_engine: Path, tmp_path: Path
 ) -> None:
-    """The twin of the masks: with padding that is taken for text, batches differ."""
+    """The mutant of the masks: with padding that is taken for text, batches differ."""
     copy = another(speaking_engine, tmp_path / "engine", lambda model: model.update(pad_token_id=95))
     asked = prompts(5, 9, 3)
     assert generate(copy, asked) != expected(speaking, asked)

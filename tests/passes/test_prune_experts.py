@@ -121,7 +121,7 @@ def test_it_is_the_model_without_these_experts(name: str, fused: bool) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> Program:
-    return HuggingFaceSource.from_model(zoo.build("mixtral")).capture()
+    return zoo.captured("mixtral")
 
 
 def kept(program: Program, text: str, **given: Any) -> list[list[int]]:

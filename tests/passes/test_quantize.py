@@ -39,7 +39,7 @@ MODELS = ("mixtral", "qwen3_moe", "gpt_oss", "llama", "gpt2")
 @cache
 def source(name: str) -> HuggingFaceSource:
     if name not in WIDER:
-        return HuggingFaceSource.from_model(zoo.build(name))
+        return zoo.source(name)
     config = zoo.moe_configs()[name]
     for key, value in WIDER[name].items():
         setattr(config, key, value)
@@ -50,7 +50,7 @@ def source(name: str) -> HuggingFaceSource:
 
 @cache
 def program(name: str) -> Program:
-    return source(name).capture()
+    return zoo.captured(name) if name not in WIDER else source(name).capture()
 
 
 @cache

@@ -34,7 +34,7 @@ SIZES = {"batch": 2, "sequence": 9}
 @cache
 def source(name: str) -> HuggingFaceSource:
     if name != "mixtral":
-        return HuggingFaceSource.from_model(zoo.build(name))
+        return zoo.source(name)
     config = zoo.moe_configs()[name]
     config.hidden_size, config.intermediate_size = (
         64,
@@ -47,7 +47,7 @@ def source(name: str) -> HuggingFaceSource:
 
 @cache
 def program(name: str) -> Program:
-    return source(name).capture()
+    return zoo.captured(name) if name != "mixtral" else source(name).capture()
 
 
 def context() -> Context:

@@ -66,12 +66,12 @@ def by_hand(weights: Tensor, ids: Tensor, mask: Tensor, alpha: float, renormaliz
 
 @pytest.fixture(scope="module")
 def source() -> HuggingFaceSource:
-    return HuggingFaceSource.from_model(zoo.build("mixtral"))
+    return zoo.source("mixtral")
 
 
 @pytest.fixture(scope="module")
-def model(source: HuggingFaceSource) -> Program:
-    return source.capture()
+def model() -> Program:
+    return zoo.captured("mixtral")
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

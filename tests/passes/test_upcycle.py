@@ -29,12 +29,12 @@ SIZES = {"batch": 2, "sequence": 9}  # capture uses others
 
 @cache
 def source(name: str) -> HuggingFaceSource:
-    return HuggingFaceSource.from_model(zoo.build(name), cache=False)
+    return zoo.source(name, cache=False)
 
 
 @cache
 def dense(name: str) -> Program:
-    return source(name).capture()
+    return zoo.captured(name, cache=False)
 
 
 @cache
@@ -168,7 +168,7 @@ def test_twice_finds_nothing() -> None:
 
 
 def test_a_shared_expert_is_left_alone() -> None:
-    program = HuggingFaceSource.from_model(zoo.build("deepseek_v3")).capture()
+    program = zoo.captured("deepseek_v3")
     context = Context()
     assert Upcycle().apply(program.clone(), context) == 1  # the dense first layer
     assert ["shared expert" in m.reason for m in context.misses] == [True]

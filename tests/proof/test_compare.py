@@ -1,4 +1,4 @@
-"""Figures are checked against numpy's own, and every verdict has a twin that must be the other one."""
+"""Figures are checked against numpy's own, and every verdict has a mutant that must get the other one."""
 
 from __future__ import annotations
 

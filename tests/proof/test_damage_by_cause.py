@@ -97,7 +97,7 @@ def test_written_out_blocks_compute_the_same() -> None:
         program.nodes(torch.ops.moec.moe)
     )
     torch.testing.assert_close(copy.run(input_ids=ids)["logits"], program.run(input_ids=ids)["logits"])
-    copy.weights["blocks.1.b_in"] = scale(copy.weights["blocks.1.b_in"], 2.0)  # the twin: a bias that is another
+    copy.weights["blocks.1.b_in"] = scale(copy.weights["blocks.1.b_in"], 2.0)  # the mutant: a bias that is another
     assert not torch.allclose(copy.run(input_ids=ids)["logits"], program.run(input_ids=ids)["logits"])
 
 

@@ -62,7 +62,7 @@ def test_the_perplexity_is_that_of_transformers(mixtral: Path) -> None:
     assert found.perplexity_reference == pytest.approx(math.exp(sum(loss * n for loss, n in losses) / tokens), rel=1e-4)
     assert (found.tokens, found.windows) == (tokens, 7)
     other = measure(source.reference(), EagerEngine(source.capture()), windows(96, seed=1), EXAM)
-    assert found.perplexity_reference != pytest.approx(other.perplexity_reference, rel=1e-4)  # the twin: another text
+    assert found.perplexity_reference != pytest.approx(other.perplexity_reference, rel=1e-4)  # the mutant: another text
 
 
 def test_an_engine_that_says_the_same_is_perfect_and_another_is_not() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from moec.huggingface.source import HuggingFaceSource
 from moec.passes.quantize import Quantize
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
@@ -22,7 +21,7 @@ from tests import zoo
 
 @cache
 def program() -> Program:
-    return HuggingFaceSource.from_model(zoo.build("mixtral")).capture()
+    return zoo.captured("mixtral")
 
 
 def spent(**options: Any) -> tuple[Any, dict[str, Any]]:

@@ -16,7 +16,6 @@ from moec.execution.choices import choice
 from moec.execution.lockstep import Stop, walk
 from moec.execution.memory import available_bytes
 from moec.execution.trace import trace
-from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
@@ -38,7 +37,7 @@ def model(name: str) -> nn.Module:
 
 @cache
 def captured(name: str) -> Program:
-    return HuggingFaceSource.from_model(model(name)).capture()
+    return zoo.captured(name)
 
 
 @cache

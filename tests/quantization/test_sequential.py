@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.lockstep import Stop, walk
-from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.pipeline import Pipeline
@@ -29,7 +28,7 @@ GPTQ, RTN = Grid(4, 16, True, "gptq"), Grid(4, 16)
 
 @cache
 def program(name: str, fused: bool = False) -> Program:
-    captured = HuggingFaceSource.from_model(zoo.build(name)).capture()
+    captured = zoo.captured(name)
     return Pipeline.parse("find-moe, fuse-moe").all_optional().run(captured)[0] if fused else captured
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec.frontend.export import capture
-from moec.huggingface.source import HuggingFaceSource
 from moec.program.program import Program
 from moec.recognition.ffn import Ffn, find_ffns
 from moec.weights.lazy import Weight
@@ -233,7 +232,7 @@ def test_ffns_in_a_row_do_not_overlap() -> None:
 
 @cache
 def model_program(name: str) -> Program:
-    return HuggingFaceSource.from_model(zoo.build(name)).capture()
+    return zoo.captured(name)
 
 
 ACTIVATIONS = {"gemma2": "gelu_tanh", "nemotron": "relu2", "gpt2": "gelu_tanh", "bert": "gelu", "vit": "gelu"}

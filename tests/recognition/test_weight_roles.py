@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.recognition.weight_roles import weight_uses
@@ -25,7 +24,7 @@ NAMES = {
 
 @cache
 def program(name: str) -> Program:
-    return HuggingFaceSource.from_model(zoo.build(name)).capture()
+    return zoo.captured(name)
 
 
 def expected(name: str, module: str) -> str:

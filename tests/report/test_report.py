@@ -21,7 +21,7 @@ from moec.proof.checks.text import TextQuality
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.exam import Exam
 from moec.proof.quality import Quality
-from moec.report.artefacts import check_artefacts, hash_artefacts
+from moec.report.artefacts import hash_artefacts
 from moec.report.environment import environment
 from moec.report.page import html
 from moec.report.report import SCHEMA, Report, step_facts
@@ -179,19 +179,3 @@ def test_a_missing_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as error:
         Report.read(tmp_path / "moec.json")
     assert error.value.code == "M106"
-
-
-def test_changed_files_are_noticed(tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
-    file.write_bytes(b"123")
-    (tmp_path / "report.html").write_text("is not hashed")
-    report = make(tmp_path)
-    assert [a.name for a in report.artefacts] == ["model.onnx"]
-    check_artefacts(report.artefacts, tmp_path)
-    file.write_bytes(b"124")
-    check_artefacts(report.artefacts, tmp_path, "size")
-    for change, says in ((b"124", "changed"), (b"1234", "4 bytes"), (None, "missing")):
-        file.unlink() if change is None else file.write_bytes(change)
-        with pytest.raises(MoecError, match=says) as error:
-            check_artefacts(report.artefacts, tmp_path)
-        assert error.value.code == "M106"

@@ -10,7 +10,6 @@ import pytest
 import moec
 from moec import registry
 from moec.errors import MoecError
-from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.targets.backend import Backend, Refusal
@@ -23,7 +22,7 @@ NO_WORK = "moec.compiler.compile.check_finite"
 
 @pytest.fixture(scope="module")
 def captured() -> Program:
-    return HuggingFaceSource.from_model(zoo.build("mixtral")).capture()
+    return zoo.captured("mixtral")
 
 
 def asked(captured: Program, pipeline: str, target: str) -> list[Refusal]:

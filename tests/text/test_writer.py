@@ -48,7 +48,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: Any) -> Non
     assert "".join(found) == TEXT and len(tokens) > len(TEXT) + 10
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found) and sum(map(bool, found)) == len(TEXT)
     naive = "".join(tokenizer.decode([t]) for t in tokens)
-    assert naive != TEXT  # the twin: tokens decoded one by one
+    assert naive != TEXT  # the mutant: tokens decoded one by one
 
 
 def test_a_character_that_never_ends_is_shown_at_the_end(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""The grouped products by programs that stay: as many as the GPU holds, each of which takes piece after piece.
+"""The grouped products as persistent kernels: as many programs as the GPU holds, each of which takes piece after piece.
 
 `moec.kernels.device.grouped_gemm` starts a program for each piece of work, and the hardware hands them out. Here
 program p does pieces p, p + programs, p + 2 * programs, …: no counter, no atomics, and the same bits, for what a piece

@@ -9,8 +9,8 @@ import onnx.defs
 import pytest
 import torch
 
-from moec.backends.onnx.block import INPUTS
 from moec.backends.onnx.emit import DOMAIN
+from moec.backends.onnx.moe_node import INPUTS
 from moec.backends.onnx.opaque_nodes import translations
 from moec.program.dialect_call import positional_names
 

@@ -19,11 +19,11 @@ from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.huggingface.reading.attention import _among_tokens, _forward, _is_causal, _mask, _seen
 from moec.huggingface.source import HuggingFaceSource
-from tests.zoo import build
+from tests.zoo import captured
 
 
 def rules(name: str) -> list[dict[str, Any]]:
-    program = HuggingFaceSource.from_model(build(name)).capture()
+    program = captured(name)
     nodes = program.nodes(torch.ops.moec.attention.default)
     return [{**n.kwargs, "mask": n.args[3].name, "sinks": len(n.args) > 4 and n.args[4] is not None} for n in nodes]  # type: ignore[union-attr]
 

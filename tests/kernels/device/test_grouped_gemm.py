@@ -75,13 +75,13 @@ def built(
             rule=rule,
             resident=resident,
         )
-    staying = "_persistent" if resident else ""
+    suffix = "_persistent" if resident else ""
     wanted = [
         "logits",
         "route",
         *(["align"] if tokens > 16 else []),
-        f"rows_in{staying}",
-        f"rows_out{staying}",
+        f"rows_in{suffix}",
+        f"rows_out{suffix}",
         "combine",
     ]
     assert [x.kernel.__name__ for x in found.launches] == [f"{name}_kernel" for name in wanted]

@@ -1,4 +1,4 @@
-"""Programs that stay compute what programs that come and go compute, bit for bit; and they fit where the others do."""
+"""Persistent kernels compute what kernels with a program a piece compute, bit for bit; and they fit where those do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.kernels.accuracy import MARGIN, problem, ratio
 from tests.kernels.conftest import Interpret
 from tests.kernels.device.test_grouped_gemm import SMS, UNITS, built
 
-SMALL, STAYING = Tile(16, 32, 32), Tile(16, 32, 32, resident=1)
+SMALL, PERSISTENT = Tile(16, 32, 32), Tile(16, 32, 32, resident=1)
 IDS = {
     "one token": torch.tensor([[3, 1]]),
     "empty experts": torch.tensor([[1, 4]] * 20),
@@ -32,14 +32,18 @@ def test_the_same_bits(interpret: Interpret, name: str) -> None:
     """Two programs in turn for all pieces, in any layout of work; wild ids are in `tests/kernels/test_bounds.py`."""
     ids, rule = IDS[name], Activation("gelu", limit=1.0)
     given = replace(problem(rule, tokens=len(ids), top_k=ids.shape[1], biases=True, dtype=torch.bfloat16), ids=ids)
-    come, stay = (interpret(launch.experts, *given.tensors(), rule=rule, tile=tile) for tile in (SMALL, STAYING))
-    assert torch.equal(come, stay)
+    plain, persistent = (
+        interpret(launch.experts, *given.tensors(), rule=rule, tile=tile) for tile in (SMALL, PERSISTENT)
+    )
+    assert torch.equal(plain, persistent)
     if name != "nobody's":
         known = (ids >= 0) & (ids < 6)
         meant = replace(given, ids=ids.where(known, 0), weights=given.weights * known)
-        assert ratio(stay, meant, rule) < MARGIN < ratio(stay, replace(meant, ids=(meant.ids + 1) % 6), rule)
+        assert (
+            ratio(persistent, meant, rule) < MARGIN < ratio(persistent, replace(meant, ids=(meant.ids + 1) % 6), rule)
+        )
     else:
-        assert (stay == 0).all()
+        assert (persistent == 0).all()
 
 
 @pytest.mark.parametrize("sort", [False, True], ids=["few", "many"])
@@ -48,20 +52,20 @@ def test_packed_and_weighted_before(interpret: Interpret, sort: bool) -> None:
     scale = torch.rand(6, 64, 2, generator=torch.Generator().manual_seed(0)) * 0.02
     given = replace(given, w_in=ExpertCodes(torch.randint(0, 256, (6, 64, 32), dtype=torch.uint8), scale))
     rule = {"rule": Activation(), "score_before": True, "sort": sort}
-    come, stay = (interpret(launch.experts, *given.tensors(), tile=tile, **rule) for tile in (SMALL, STAYING))
-    assert torch.equal(come, stay) and ratio(stay, given, Activation(), before=True) < MARGIN < ratio(
-        stay, given, Activation()
+    plain, persistent = (interpret(launch.experts, *given.tensors(), tile=tile, **rule) for tile in (SMALL, PERSISTENT))
+    assert torch.equal(plain, persistent) and ratio(persistent, given, Activation(), before=True) < MARGIN < ratio(
+        persistent, given, Activation()
     )
 
 
 def test_no_tokens(interpret: Interpret) -> None:
-    assert interpret(launch.experts, *problem(tokens=0).tensors(), rule=Activation(), tile=STAYING).shape == (0, 40)
+    assert interpret(launch.experts, *problem(tokens=0).tensors(), rule=Activation(), tile=PERSISTENT).shape == (0, 40)
 
 
-def test_as_many_programs_as_stay() -> None:
+def test_as_many_programs_as_are_resident() -> None:
     """On request, whatever the table says; never more programs than pieces."""
-    pieces, staying, few = (grids(tokens, resident) for tokens, resident in ((512, 0), (512, 3), (1, 64)))
-    assert pieces[0] > 6 and staying == [6, 6] and 0 < max(few) <= 8 * 32
+    pieces, persistent, few = (grids(tokens, resident) for tokens, resident in ((512, 0), (512, 3), (1, 64)))
+    assert pieces[0] > 6 and persistent == [6, 6] and 0 < max(few) <= 8 * 32
 
 
 def grids(tokens: int, resident: int) -> list[int]:

@@ -118,11 +118,3 @@ def test_whatever_the_logits_ids_are_experts(interpret: Interpret, value: str, g
     weights, ids = interpret(launch.route, logits, None, Routing(4, "sigmoid", groups=groups))
     assert ((ids >= 0) & (ids < 12)).all() and all(len(set(row)) == 4 for row in ids.tolist())
     assert weights[2].isfinite().all()
-
-
-def test_leading_dimensions_and_no_tokens(interpret: Interpret) -> None:
-    logits = logits_of(6)
-    weights, ids = interpret(launch.route, logits.reshape(2, 3, 12), None, Routing(2))
-    flat, flat_ids = interpret(launch.route, logits, None, Routing(2))
-    assert torch.equal(weights.reshape(6, 2), flat) and torch.equal(ids.reshape(6, 2), flat_ids)
-    assert interpret(launch.route, logits[:0], None, Routing(2))[1].shape == (0, 2)

@@ -59,7 +59,7 @@ def test_steps_give_the_logits_of_the_whole_text(engine: Any, form: str) -> None
     found = logits(FORMS[form](engine), ids, mask)
     assert found.device.type == "cpu" and found.shape == (2, len(CHUNKS), 96)
     assert (found - want[:, ends]).abs().max() < 1e-4 * want.std()
-    other = logits(FORMS[form](engine), ids.flip(1), mask)  # the twin: another text
+    other = logits(FORMS[form](engine), ids.flip(1), mask)  # the mutant: another text
     assert (other - want[:, ends]).abs().max() > 0.1 * want.std()
 
 
@@ -80,7 +80,7 @@ def test_a_buffer_that_is_used_up_is_replaced(engine: Any, monkeypatch: pytest.M
     text = FORMS["shared"](engine)
     found = logits(text, ids, mask)
     assert (found - want).abs().max() < 1e-4 * want.std()
-    for buffer in text._past.values():  # type: ignore[attr-defined]  # the twin: a cache that was lost
+    for buffer in text._past.values():  # type: ignore[attr-defined]  # the mutant: a cache that was lost
         buffer[:] = 0
     more = torch.tensor([[7], [7]]), torch.cat([mask, mask[:, -1:]], 1)
     right = FORMS["host"](engine)

@@ -65,7 +65,7 @@ def test_written_memory_is_moved_and_keeps_its_contents() -> None:
     values[:] = np.arange(values.size) % 251
     address = ctypes.addressof(ctypes.c_char.from_buffer(held))
     mine = [p for p in without(anonymous_memory(), before) if p.start <= address < p.stop]
-    assert mine and huge_bytes(mine) == 0  # the twin: without asking there are none
+    assert mine and huge_bytes(mine) == 0  # the mutant: without asking there are none
     collapse(mine)
     assert huge_bytes(mine) >= 4 * HUGE and np.array_equal(values, np.arange(values.size) % 251)
 

@@ -152,7 +152,7 @@ def test_packed_weights_equal_the_program(tmp_path: Path) -> None:
     got, want = engine(**sample)["logits"], program.run(**sample)["logits"]
     assert float((got - want).abs().max() / want.std()) < 1e-3
     plain = source.capture(torch.float32).run(**sample)["logits"]
-    assert float((got - plain).abs().max() / plain.std()) > 1e-2, "the twin: not the model before quantization"
+    assert float((got - plain).abs().max() / plain.std()) > 1e-2, "the mutant: not the model before quantization"
 
 
 def test_the_file_is_of_standard_operators_and_holds_no_path_of_this_machine(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from moec.backends.tensorrt.graph.refusals import FIRST, _shape, refusals
+from moec.backends.tensorrt.graph.refusals import _shape, refusals
 from moec.backends.tensorrt.policy import Plan, choose
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from tests.moe_module import MoeModel, source_of
 
@@ -18,7 +19,7 @@ def program() -> Program:
 
 
 def test_blocks_are_told_from_the_program(program: Program) -> None:
-    found = [_shape(program, node) for node in program.nodes(*FIRST)]
+    found = [_shape(node) for node in moe_nodes(program)]
     assert [(s.experts, s.top_k, s.hidden, s.inner, s.item_bytes, s.bits, s.biases) for s in found] == [
         (4, 2, 16, 12, 4, 0, ""),
         (4, 2, 16, 12, 4, 0, "all"),

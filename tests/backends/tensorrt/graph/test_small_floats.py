@@ -84,7 +84,7 @@ def test_onnx_reads_the_same_numbers(kind: str, shape: tuple[int, ...], dtype: t
 
 @pytest.mark.parametrize("kind", ["fp8", "nvfp4"])
 def test_wrong_bytes_are_seen(kind: str) -> None:
-    """The twins: signs turned, halves of a byte exchanged, scales of the neighbours."""
+    """Mutants: signs turned, halves of a byte exchanged, scales of the neighbours."""
     floats = weight(kind, 6, 64)
     codes = floats.packed.load()
     wrong = [(codes ^ 0x80, floats.scale.load()), (codes << 4 | codes >> 4, floats.scale.load())]
@@ -206,7 +206,7 @@ def test_graphs_equal_the_program(model: type[nn.Module], form: str, kind: str, 
     )
     assert deviation(graph, made, dtype) < (1e-4 if dtype == torch.float32 else 2e-2)
     plain = program(model, dtype, "")
-    assert deviation(lowered(made, plan)[0], plain, dtype) > 3e-2, "the twin: not the model before quantization"
+    assert deviation(lowered(made, plan)[0], plain, dtype) > 3e-2, "the mutant: not the model before quantization"
 
 
 @pytest.mark.parametrize("kind", ["fp8", "nvfp4"])

@@ -56,7 +56,7 @@ def test_it_is_the_reference_for_any_number_of_tokens(
         got = interpret(computed, sizes_of(given, FUSED, most), given)
         swapped = replace(given, w_in=given.w_in.roll(24, 1), b_in=given.b_in.roll(24, 1))
         assert got.dtype == dtype and got.shape == given.x.shape
-        assert ratio(got, given, FUSED) < MARGIN < ratio(got, swapped, FUSED), "the twin has gate and up swapped"
+        assert ratio(got, given, FUSED) < MARGIN < ratio(got, swapped, FUSED), "the mutant has gate and up swapped"
 
 
 @pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
@@ -82,7 +82,7 @@ def test_other_activations(interpret: Interpret, name: str) -> None:
 @pytest.mark.parametrize("most", [16, 40], ids=["few", "many"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_weights(interpret: Interpret, bits: int, most: int) -> None:
-    """Unpacked in registers, with scales of both signs, as moec's symmetric grid has them; the twin has their signs
+    """Unpacked in registers, with scales of both signs, as moec's symmetric grid has them; the mutant has their signs
     lost."""
     given = problem(tokens=11, hidden=64, inner=32, dtype=torch.float16)
     packed = replace(given, w_in=quantized(given.w_in, bits), w_out=quantized(given.w_out, bits))

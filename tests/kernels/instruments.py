@@ -1,4 +1,4 @@
-"""Looking over the kernels' shoulder: what waits for the device, what a CUDA graph would replay, and where memory is
+"""Instruments for the kernels: what waits for the device, what a CUDA graph would replay, and which addresses are
 touched."""
 
 from __future__ import annotations
