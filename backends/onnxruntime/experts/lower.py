@@ -55,6 +55,8 @@ def lower_experts(
     facts = [_lower_node(model.graph, node, optimize_for, provider, rounded) for node in nodes]
     if facts:
         model.opset_imports[MICROSOFT] = 1
+    if not any(node.domain == DOMAIN for node in model.graph):
+        model.opset_imports.pop(DOMAIN, None)
     return facts
 
 
