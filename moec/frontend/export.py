@@ -139,8 +139,10 @@ def _suggested_bounds(error: Exception) -> dict[str, re.Match[str]] | None:
 
 
 def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:
-    """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it."""
-    least = int(found["min"]) if found and found["min"] and PLUS in name else 0 if name == PAST else 1
+    """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it: said at
+    once, it saves the export that fails."""
+    least = 2 * (name.count(PLUS) + 1) if PLUS in name else 0 if name == PAST else 1
+    least = int(found["min"]) if found and found["min"] and PLUS in name else least
     return Dim(identifier(name), min=least, max=int(found["max"]) if found and found["max"] else None)
 
 

@@ -74,7 +74,9 @@ def declared(kind: Kind) -> Any:
     return settings_of(Holder)["some_thing"]
 
 
-@pytest.mark.parametrize(("kind", "value", "want"), TAKEN, ids=str)
+@pytest.mark.parametrize(
+    ("kind", "value", "want"), TAKEN, ids=lambda v: type(v).__name__ if isinstance(v, Kind) else None
+)
 def test_values_are_read_and_what_is_written_reads_back(kind: Kind, value: Any, want: Any) -> None:
     read = declared(kind).read(value)
     assert read == want and type(read) is type(want)

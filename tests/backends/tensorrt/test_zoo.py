@@ -56,7 +56,12 @@ def layers(facts: dict[str, Any]) -> dict[str, int]:
     return {row["layer"]: row["count"] for row in facts["layers"]}
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+# what the builder sees of these it sees in another of the zoo: the same attention, block and activation
+REPEATED = ("deepseek_v2", "olmoe", "glm4_moe", "llama", "qwen2", "qwen3", "mistral")
+CASES = [pytest.param(c, marks=[pytest.mark.repeats] if c.name in REPEATED else [], id=c.name) for c in cases()]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_it_builds(case: Case, tmp_path: Path) -> None:
     wide = {"hidden_size": BLOCK, "intermediate_size": BLOCK, "num_hidden_layers": 1, **WIDE.get(case.name, {})}
     captured = open_source(save(case.name, tmp_path / "model", **wide)).capture(torch.float16)
