@@ -188,7 +188,7 @@ def verify(
     """Prove an engine again: against its source (default), another engine's folder, or another model.
 
     Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`,
-    its `quality` is there too, see `moec.proof.quality.Exam`; the error budget is the compile's unless one is given.
+    its `quality` is there too, see `moec.proof.exam.Exam`; the error budget is the compile's unless one is given.
     """
     budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     read = read_settings({"seed": seed, "tolerance": tolerance, "text": text, **budget})
@@ -201,10 +201,11 @@ def page(engine: str | Path, proof: Verification) -> str:
     return html(replace(read_report(engine), proof=proof))
 
 
-def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model, see
-    `moec.proof.bisection`."""
-    return bisect_engine(Path(engine), seed, opening)
+def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **opening: Any) -> Divergence:
+    """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
+    model, see `moec.proof.bisection`. `seed` and `tolerance` as in `verify`."""
+    read = read_settings({"seed": seed, "tolerance": tolerance})
+    return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"])
 
 
 def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:

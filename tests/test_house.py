@@ -83,7 +83,8 @@ def imports_of(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: imports are absolute, so that these rules see them"
             names = [f"{node.module}.{a.name}" for a in node.names]
             found += [n if n in MODULES else node.module for n in names]
     return found

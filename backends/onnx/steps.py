@@ -66,15 +66,15 @@ class Step(ir.passes.InPlacePass):  # type: ignore[misc]
 
 
 def each_step(model: ir.Model, steps: Sequence[Step]) -> Iterator[tuple[str, StepResult]]:
-    """Apply steps one by one, in place, and show the model as it came and after each. Raises M702 when a step leaves a
-    malformed graph, and what the steps raise."""
-    check_graph(model, EXPORT)
+    """Apply steps one by one, in place, and show the model as it came and after each, before it is checked. Raises M702
+    when a step leaves a malformed graph, and what the steps raise."""
     yield EXPORT, StepResult(model, True, purpose="The program in ONNX, operators of moec's dialect as opaque nodes.")
+    check_graph(model, EXPORT)
     for step in steps:
         result = step(model)
         assert isinstance(result, StepResult)
-        check_graph(model, step.name)
         yield step.name, result
+        check_graph(model, step.name)
 
 
 def apply_steps(model: ir.Model, steps: Sequence[Step], progress: Progress | None = None) -> dict[str, Any]:

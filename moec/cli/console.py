@@ -29,7 +29,7 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def emit(data: Any) -> None:
     """Print plain data as JSON on stdout."""
-    click.echo(json.dumps(data, indent=2, sort_keys=True, default=str))
+    click.echo(json.dumps(data, indent=2, sort_keys=True, default=str, allow_nan=False))
 
 
 def fail(error: MoecError | None, as_json: bool, debug: bool) -> int:

@@ -50,7 +50,12 @@ def verify_command(
     the untouched model's choices of experts, and the other way.
     """
     from moec import api
+
+    if bisect and against is not None:
+        what = "an engine is bisected along its own making, not another's"
+        raise MoecError("M201", what, "--bisect, --against", "leave one of them out")
     from moec.report.junit import junit as as_junit
+    from moec.report.report import plain
 
     try:
         result = api.verify(engine, against, **options)
@@ -61,11 +66,13 @@ def verify_command(
     if junit:
         _publish(junit, as_junit(str(engine), result))
     opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
-    culprit = api.bisect(engine, seed=options["seed"], **opening) if bisect else None
+    culprit = api.bisect(engine, seed=options["seed"], tolerance=options["tolerance"], **opening) if bisect else None
     if html:
         _publish(html, api.page(engine, result))
     if as_json:
-        emit({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
+        emit(
+            plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
+        )
     else:
         click.echo(str(result))
         if culprit:

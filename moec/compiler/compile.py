@@ -66,7 +66,7 @@ def compile_source(
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
         checks = contract_checks(source, options, backend)
-        named, program, steps = run_passes(captured, options, backend, calibration, (*checks, *hooks), progress)
+        named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(

@@ -122,5 +122,5 @@ def require_same_text(file: str, digest: str, purpose: str) -> None:
             "M106",
             f"the text that the engine was {purpose} on has changed, or is missing",
             str(path),
-            "put it back, or compile anew",
+            "put it back, name another with --text FILE, or compile anew",
         )

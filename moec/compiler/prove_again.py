@@ -15,7 +15,7 @@ from moec.execution.engine import Engine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import KeepHook
-from moec.proof.bisection import Divergence, bisect
+from moec.proof.bisection import Bounds, Divergence, bisect
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import is_half
 from moec.proof.evidence import all_tokens, decided_tokens
@@ -39,12 +39,12 @@ def prove_again(
         seed: of the inputs.
         tolerance: the max |d|/std that is allowed; the compile's when None.
         opening: arguments of `open_source`.
-        exam: a text; the compile's own when None and `against` is None, unless `tolerance` decides in its place.
+        exam: a text; the compile's own when None and `against` is None.
     """
     made = Made(folder, opening)
     own = made.source()
     captured, program = made.remake(own)
-    if exam is not None or (against is None and tolerance is None):
+    if exam is not None or against is None:
         exam = made.exam(exam)
     if _is_engine(against):
         other = Made(Path(against), opening)
@@ -71,17 +71,19 @@ def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
-def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
+def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any], tolerance: float | None = None) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model.
 
-    Every step is held to the tolerance of rounding, or to what the compile was asked for.
+    An exact step is held to the step before it, by rounding, or by what was asked for now or at the compile;
+    approximate ones to their budget, all of them together. What a backend made of them is held to the last program.
     """
     made, keep = Made(folder, opening), KeepHook()
     source = made.source()
     captured, program = made.remake(source, (keep,))
     programs = keep.programs or [("capture", captured)]
     subject = replace(made.subject(source, captured, program), seed=seed)
+    subject = subject if tolerance is None else replace(subject, asked=tolerance)
     with made.opened() as engine:
         lowering = made.backend.stages(program, made.target, str(made.report.settings["optimize_for"]))
         return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine, lowering)
@@ -91,8 +93,12 @@ def _bisect(
     trial: Trial, programs: list[tuple[str, Any]], engine: Engine, lowering: Iterator[tuple[str, Engine]]
 ) -> Divergence:
     subject, evidence = trial.subject, trial.once(all_tokens)
-    if is_half(subject.rounding) and evidence.coverage.loads:  # each stage may round differently
+    if is_half(subject.precision) and evidence.coverage.loads:  # each stage may round differently
         found = trial.once(decided_tokens)
         evidence = evidence if found.decided and found.decided.problem else found
-    tolerance = Tolerance.of(subject.precision) if subject.asked is None else Tolerance(subject.asked)
-    return bisect(trial.reference, programs, evidence.samples, tolerance, engine, evidence.compared, lowering)
+    bounds = Bounds(
+        exact=subject.lowering_tolerance if subject.program.approximate else subject.tolerance or Tolerance(0.0),
+        budget=subject.tolerance if subject.program.approximate else None,
+        lowering=subject.lowering_tolerance if subject.program.approximate else None,
+    )
+    return bisect(trial.reference, programs, evidence.samples, bounds, engine, evidence.compared, lowering)

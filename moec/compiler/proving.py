@@ -57,10 +57,9 @@ def subject_of(
     source: Source, captured: Program, program: Program, backend: Backend, options: Options, corpus: Corpus | None
 ) -> Subject:
     """What a compile with these options has to prove."""
-    assert options.verify != "auto"  # decided by `choose_reference` before
     return replace(
         Subject.of(source, captured, program, backend, options.target),
-        reference=options.verify,
+        reference="streamed" if options.verify == "streamed" else "full",  # decided by `choose_reference` before
         asked=options.tolerance,
         exam=fitting_exam(options.exam, source),
         corpus=corpus,
@@ -80,7 +79,7 @@ def prove_folder(
     subject = replace(subject, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)))
     progress.stage("verify")
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
-        proof = prove(subject, engine)
+        proof = prove(subject, engine, until_failure=True)
     proof.require()
     progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof)]))
     return proof

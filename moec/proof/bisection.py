@@ -94,11 +94,28 @@ class Divergence:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What the steps of a making may change.
+
+    Attributes:
+        exact: an exact pass, beside the step before it.
+        budget: all approximate passes together, beside the reference; None where a text decides, and outputs only have
+            to be numbers.
+        lowering: after approximate passes, what a backend made of the last program, beside that program; `exact`, and
+            beside the reference, when None.
+    """
+
+    exact: Tolerance
+    budget: Tolerance | None = None
+    lowering: Tolerance | None = None
+
+
 def bisect(
     reference: Engine,
     programs: Sequence[tuple[str, Program]],
     samples: Sequence[Sample],
-    tolerance: Tolerance,
+    bounds: Bounds,
     engine: Engine | None = None,
     compared: Sequence[ComparedTokens] | None = None,
     lowering: Iterable[tuple[str, Engine]] = (),
@@ -110,7 +127,7 @@ def bisect(
         programs: the program after each step and the step's name, the captured one first
             (`moec.pipeline.hooks.KeepHook`).
         samples: inputs on which the error shows.
-        tolerance: what may differ.
+        bounds: what may differ.
         engine: what was built from the last program. When it has a method
             `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
         compared: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
@@ -120,13 +137,21 @@ def bisect(
     """
     stages: list[Stage] = []
     for k, (name, program) in enumerate(programs):
-        stages.append(_stage(name, reference, StreamingEngine(program), samples, tolerance, compared))
+        rough = bool(k and program.history and program.history[-1].contract == "approximate")
+        # an exact pass has to equal the program before it: that may differ from the reference by a budget
+        base = StreamingEngine(programs[k - 1][1]) if k and not rough else reference
+        allowed = bounds.budget if rough else bounds.exact
+        stages.append(_stage(name, base, StreamingEngine(program), samples, allowed, compared))
         if not stages[-1].ok:
-            sample, part = _worst(reference, StreamingEngine(program), samples, tolerance, compared)
+            sample, part = _worst(base, StreamingEngine(program), samples, allowed, compared)
             good = outputs_of(programs[k - 1][1], sample) if k else module_outputs(reference, sample)
-            return _inside(tuple(stages), good, everything_in(program, sample), program, sample, tolerance, part)
+            inner = allowed or bounds.exact
+            return _inside(tuple(stages), good, everything_in(program, sample), program, sample, inner, part)
     if engine is None:
         return Divergence(tuple(stages))
+    tolerance = bounds.exact
+    if bounds.lowering is not None:
+        reference, tolerance = StreamingEngine(programs[-1][1]), bounds.lowering
     last = _stage(LOWERING, reference, engine, samples, tolerance, compared)
     if last.ok:
         return Divergence((*stages, last))
@@ -141,7 +166,10 @@ def bisect(
         stages.append(replace(last, name=LOWERING if len(stages) == before else RUNTIME))
     program, (sample, part) = programs[-1][1], _worst(reference, culprit, samples, tolerance, compared)
     good = outputs_of(program, sample)
-    return _inside(tuple(stages), good, engine_values(culprit, sample, good), program, sample, tolerance, part)
+    bad = engine_values(culprit, sample, good)
+    if culprit is not engine:
+        culprit.close()
+    return _inside(tuple(stages), good, bad, program, sample, tolerance, part)
 
 
 def _graph_stage(
@@ -166,7 +194,7 @@ def _stage(
     reference: Engine,
     candidate: Engine,
     samples: Sequence[Sample],
-    tolerance: Tolerance,
+    tolerance: Tolerance | None,
     compared: Sequence[ComparedTokens] | None,
 ) -> Stage:
     result = compare(reference, candidate, samples, tolerance, compared)
@@ -177,7 +205,7 @@ def _worst(
     reference: Engine,
     candidate: Engine,
     samples: Sequence[Sample],
-    tolerance: Tolerance,
+    tolerance: Tolerance | None,
     compared: Sequence[ComparedTokens] | None,
 ) -> tuple[Sample, ComparedTokens | None]:
     parts: Sequence[ComparedTokens | None] = compared or [None for _ in samples]

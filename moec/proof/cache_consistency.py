@@ -20,6 +20,7 @@ from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, pres
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
+from moec.proof.digits import at_most
 
 SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
@@ -64,7 +65,7 @@ class Consistency:
 
     def error(self) -> MoecError | None:
         """M101 for a way that says something else, M108 where too few tokens could be compared, else None."""
-        wrong = next((way for way in self.ways if not way.deviation <= self.tolerance), None)
+        wrong = next((way for way in self.ways if not at_most(way.deviation, self.tolerance)), None)
         if wrong is None:
             return self.decided.error("one text in several ways") if self.decided else None
         than = " than the program in PyTorch" if self.by_call else ""

@@ -14,6 +14,7 @@ from moec.execution.engine import Engine
 from moec.program.decoder_signature import without_padding
 from moec.program.signature import Sample, converted
 from moec.proof.decided_tokens import ComparedTokens
+from moec.proof.digits import at_most
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -97,7 +98,7 @@ class Comparison:
         deviation."""
         if output.problem or not math.isfinite(output.deviation):
             return False
-        return self.tolerance is None or output.deviation <= self.tolerance
+        return self.tolerance is None or at_most(output.deviation, self.tolerance)
 
     @property
     def allowed(self) -> str:

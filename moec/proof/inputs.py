@@ -3,6 +3,7 @@ decided."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,7 +67,8 @@ def reach_experts(
     sizes = sizes or verification_sizes(source.inputs)
     first = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
     samples, records, tried, fruitless = [s for s, _ in first], [r for _, r in first], len(first), 0
-    for candidate in filter(holds, _candidates(source, sizes[-1], seed, tries)):
+    searched = _most_tokens(verification_sizes(source.inputs), source, holds) or sizes[-1]
+    for candidate in filter(holds, _candidates(source, searched, seed, tries)):
         if not missed_any(records) or (fruitless == FRUITLESS and not patient):
             break
         record, tried, fruitless = run_load(program, candidate), tried + 1, fruitless + 1
@@ -75,6 +77,19 @@ def reach_experts(
             records.append(record)
             fruitless = 0
     return samples, summarize(program, records, tried)
+
+
+def _most_tokens(
+    sizes: Sequence[Mapping[str, int]], source: Source, holds: Callable[[Sample], bool]
+) -> Mapping[str, int] | None:
+    """The size of the most tokens that the engine takes: whatever is compared, a search wants many tokens a run."""
+    taken = [s for s in sizes if holds(source.sample({**s, **_wide(s)}))]
+    return max(taken, key=lambda s: math.prod(n for name, n in s.items() if name != PAST), default=None)
+
+
+def _wide(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes with a larger batch, the first of them."""
+    return {name: _ROWS if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
 
 
 @dataclass(frozen=True)
@@ -176,7 +191,7 @@ def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int)
     ones."""
     floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
     tokens = [i.name for i in source.inputs if i.name in source.domains and source.domains[i.name].kind == "token"]
-    wide = {name: _ROWS if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
+    wide = _wide(sizes)
     for attempt in range(tries):
         sample = source.sample(wide, seed + 1000 + attempt)
         if attempt % 3 != 2:

@@ -15,6 +15,7 @@ from moec.execution.engine import Engine
 from moec.program.decoder_signature import LOGITS, require_text_model, text_inputs
 from moec.proof.agreement import Agreement
 from moec.proof.damage_by_cause import ExpertShift
+from moec.proof.digits import at_most, four_digits
 from moec.proof.divergence import divergence
 from moec.proof.exam import Exam
 
@@ -61,9 +62,9 @@ class Quality:
     def problems(self) -> tuple[str, ...]:
         """What is not allowed, in words; a figure that is not a number is never allowed."""
         exam, found = self.exam, []
-        if exam.max_kl is not None and not self.kl_mean <= exam.max_kl:
+        if exam.max_kl is not None and not at_most(self.kl_mean, exam.max_kl):
             found.append(f"mean KL divergence {self.kl_mean:.4g} nats a token, {exam.max_kl:g} allowed")
-        if exam.max_perplexity_ratio is not None and not self.perplexity_ratio <= exam.max_perplexity_ratio:
+        if exam.max_perplexity_ratio is not None and not self._keeps_ratio(exam.max_perplexity_ratio):
             found.append(
                 f"perplexity {self.perplexity_ratio:.4g} times the untouched model's, "
                 f"{exam.max_perplexity_ratio:g} allowed"
@@ -75,18 +76,23 @@ class Quality:
         """Whether the budget is kept; without one, whether the figures are numbers at all."""
         return not self.problems and math.isfinite(self.kl_mean)
 
+    def _keeps_ratio(self, bound: float) -> bool:
+        return self.perplexity_ratio <= bound and _exp(four_digits(self.likelihood_loss)) <= bound
+
     def budgets(self) -> tuple[tuple[str, str, bool], ...]:
         """Of each budget: its name, the figure beside what is allowed, and whether that is kept."""
         exam = self.exam
+        kept = exam.max_kl is None or at_most(self.kl_mean, exam.max_kl)
+        kept_ratio = exam.max_perplexity_ratio is None or self._keeps_ratio(exam.max_perplexity_ratio)
         found = (
-            ("mean KL divergence", self.kl_mean, exam.max_kl),
-            ("perplexity ratio", self.perplexity_ratio, exam.max_perplexity_ratio),
+            ("mean KL divergence", self.kl_mean, exam.max_kl, kept),
+            ("perplexity ratio", self.perplexity_ratio, exam.max_perplexity_ratio, kept_ratio),
         )
         return tuple(
             (name, f"{figure:.4g}, no bound given", math.isfinite(figure))
             if bound is None
-            else (name, f"{figure:.4g}, {bound:g} allowed", figure <= bound)
-            for name, figure, bound in found
+            else (name, f"{figure:.4g}, {bound:g} allowed", within)
+            for name, figure, bound, within in found
         )
 
     def rows(self) -> list[tuple[str, str]]:

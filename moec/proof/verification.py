@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
-import msgspec
-
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.proof.checks.cache import CacheConsistency
@@ -17,6 +15,7 @@ from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
 from moec.proof.compare import Comparison
@@ -25,9 +24,10 @@ from moec.proof.quality import Quality
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
-# in the order in which failures are told: of what few tokens say, a difference is no finding either
+# in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
+# lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    SizesRun, DecidedTokens, Outputs, Lowering, CacheConsistency, ExpertsReached, TextQuality,
+    SizesRun, DecidedTokens, Lowering, Outputs, CacheConsistency, ExpertsReached, TextQuality,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 
@@ -41,7 +41,8 @@ class Verification:
     Attributes:
         checks: what was looked at; one verdict follows from all.
         seed: of the inputs.
-        reference: `full` or `streamed`, see `moec.proof.subject.Subject`.
+        reference: `full` or `streamed`, see `moec.proof.subject.Subject`; `engine` where another engine was compared
+            with.
     """
 
     checks: tuple[Check, ...]
@@ -69,8 +70,9 @@ class Verification:
 
     @property
     def coverage(self) -> Coverage:
-        """The experts that inputs reached. Raises M799 for a proof without."""
-        return self._demand(ExpertsReached).coverage
+        """The experts that inputs reached; of none for a program without experts."""
+        found = self.find(ExpertsReached)
+        return found.coverage if found else Coverage((), self.comparison.samples, self.comparison.samples, 0, 0)
 
     @property
     def quality(self) -> Quality | None:
@@ -96,14 +98,13 @@ class Verification:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Verification:
-        """The proof that `to_dict` wrote; its verdict is found anew. Raises `msgspec.ValidationError` where the data
-        has another form, or names a check that nobody here knows."""
+        """The proof that `to_dict` wrote; its verdict is found anew. A check of a package that is not here is only
+        shown, with the verdict that was recorded. Raises `msgspec.ValidationError` where the data has another form."""
         known = {check.name: check for check in all_checks()}
-        found = []
-        for name, entry in data["checks"].items():
-            if name not in known:
-                raise msgspec.ValidationError(f"no check is called {name!r}")
-            found.append(known[name].from_dict(entry))
+        found = [
+            known[name].from_dict(entry) if name in known else RecordedCheck.of(name, entry)
+            for name, entry in data["checks"].items()
+        ]
         return cls(tuple(found), int(data["seed"]), str(data["reference"]))
 
 
@@ -112,18 +113,31 @@ def all_checks() -> tuple[type[Check], ...]:
     return (*CHECKS, *(entry.load() for entry in entry_points(group=GROUP)))
 
 
-def prove(subject: Subject, engine: Engine, checks: Sequence[type[Check]] | None = None) -> Verification:
+def prove(
+    subject: Subject, engine: Engine, checks: Sequence[type[Check]] | None = None, until_failure: bool = False
+) -> Verification:
     """Make every check on an engine.
 
     Args:
         subject: what the engine has to equal.
         engine: what is to be proven.
         checks: other ones than `all_checks()`.
+        until_failure: make no more checks once one has failed.
 
     Raises:
         MoecError: M105 when the reference yields NaN or infinity, M204 when it runs at no size that was tried, M101
             when the engine does not, M211 when a text is to be judged on that the model cannot read.
     """
-    trial = Trial(subject, engine)
-    found = [check.measure(trial) for check in (all_checks() if checks is None else checks)]
-    return Verification(tuple(c for c in found if c is not None), subject.seed, subject.reference)
+    trial, found = Trial(subject, engine), list[Check]()
+    for check in all_checks() if checks is None else checks:
+        try:
+            made = check.measure(trial)
+        except Exception:
+            if all(c.ok for c in found):
+                raise
+            break  # an engine that failed already may fail in any way later
+        found += [] if made is None else [made]
+        if until_failure and made is not None and not made.ok:
+            break
+    reference = "engine" if subject.against is not None else subject.reference
+    return Verification(tuple(found), subject.seed, reference)

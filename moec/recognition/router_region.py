@@ -2,7 +2,7 @@
 takes.
 
 Where the piece begins is read from its structure: the ids come from a selection (top-k), the selection from scores, the
-scores from the logits. What it computes is found by value, in `router_probe`.
+scores from the logits. What it computes is found by value, in `routing_rule`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,13 @@ class Case:
 
 def cases(proof: Verification) -> list[Case]:
     """Every figure of every check of a proof; one at least fails exactly when the proof does."""
-    return [_case(check, figure) for check in proof.checks for figure in check.figures()]
+    return [case for check in proof.checks for case in (_verdict(check), *(_case(check, f) for f in check.figures()))]
+
+
+def _verdict(check: Check) -> Case:
+    """The check itself, whose verdict no table can miss."""
+    error = check.error()
+    return Case(check.name, "verdict", "failure" if error else "passed", error.what if error else str(check))
 
 
 def _case(check: Check, figure: Figure) -> Case:

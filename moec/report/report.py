@@ -21,6 +21,7 @@ from moec.pipeline.pipeline import StepReport
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.compare import Comparison
 from moec.proof.coverage import Coverage
+from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
 from moec.report.artefacts import Artefact
@@ -116,7 +117,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data; figures rounded to four digits, what is not finite as text. Settings stay as they were given."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "proof"}
-        return {**_plain({**fields, "proof": self.proof.to_dict()}), "settings": self.settings}
+        return {**plain({**fields, "proof": self.proof.to_dict()}), "settings": self.settings}
 
     def to_json(self) -> str:
         """The content of `moec.json`."""
@@ -164,15 +165,15 @@ def step_facts(steps: Sequence[StepReport]) -> tuple[dict[str, Any], ...]:
     return tuple({k: v for k, v in dataclasses.asdict(s).items() if k != "time_ms"} for s in steps)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON's types only. Four digits: more would differ with the number of threads, and say nothing."""
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else str(value)
+        return four_digits(value) if math.isfinite(value) else str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _typed(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from moec.pipeline.hooks import KeepHook
 from moec.pipeline.passes import Context, Pass
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.bisection import bisect
+from moec.proof.bisection import Bounds, bisect
 from moec.proof.compare import Tolerance
-from moec.weights.lazy import from_tensor
+from moec.weights.lazy import from_tensor, scale
 from tests.moe_module import MoeModel, source_of
 
 FP32 = Tolerance.of(torch.float32)
@@ -73,14 +73,14 @@ def made(*passes: Pass) -> tuple[list[tuple[str, Program]], object, list[dict[st
 
 def test_nothing_is_blamed_when_all_agree() -> None:
     programs, reference, samples = made(Commute())
-    found = bisect(reference, programs, samples, FP32, EagerEngine(programs[-1][1]))  # type: ignore[arg-type]
+    found = bisect(reference, programs, samples, Bounds(FP32), EagerEngine(programs[-1][1]))  # type: ignore[arg-type]
     assert found.stage == "" and [s.name for s in found.stages] == ["capture", "commute", "the backend's lowering"]
     assert all(s.ok and s.deviation < 1e-5 for s in found.stages) and str(found).startswith("nothing diverges")
 
 
 def test_the_pass_the_layer_and_the_expert_are_named() -> None:
     programs, reference, samples = made(Commute(), Spoil(0, 3), Commute(), Spoil(1, 1))
-    found = bisect(reference, programs, samples, FP32)  # type: ignore[arg-type]
+    found = bisect(reference, programs, samples, Bounds(FP32))  # type: ignore[arg-type]
     assert found.stage == "spoil(block=0, expert=3)" and [s.ok for s in found.stages] == [True, True, False]
     assert found.layer == "blocks.0" and found.layer_deviation > FP32.deviation
     assert found.experts == (3,) and 0 < found.wrong_tokens < found.tokens
@@ -91,14 +91,14 @@ def test_the_pass_the_layer_and_the_expert_are_named() -> None:
 
 def test_the_fused_operator_is_bisected_too() -> None:
     programs, reference, samples = made(Spoil(1, 0))
-    found = bisect(reference, programs, samples, FP32)  # type: ignore[arg-type]
+    found = bisect(reference, programs, samples, Bounds(FP32))  # type: ignore[arg-type]
     assert (found.layer, found.experts) == ("blocks.1", (0,))
 
 
 def test_a_wrong_capture_is_bisected_with_the_modules_own_values() -> None:
     programs, reference, samples = made(Commute())
     spoil(programs[0][1], 1, 2)
-    found = bisect(reference, programs, samples, FP32)  # type: ignore[arg-type]
+    found = bisect(reference, programs, samples, Bounds(FP32))  # type: ignore[arg-type]
     assert (found.stage, found.layer, found.experts) == ("capture", "blocks.1", (2,))
 
 
@@ -106,8 +106,38 @@ def test_the_backend_is_blamed_when_all_programs_agree() -> None:
     programs, reference, samples = made(Commute())
     lowered = programs[-1][1].clone()
     spoil(lowered, 1, 2)
-    seen = bisect(reference, programs, samples, FP32, Transparent(lowered))  # type: ignore[arg-type]
+    seen = bisect(reference, programs, samples, Bounds(FP32), Transparent(lowered))  # type: ignore[arg-type]
     assert (seen.stage, seen.layer, seen.experts) == ("the backend's lowering", "blocks.1", (2,))
-    opaque = bisect(reference, programs, samples, FP32, EagerEngine(lowered))  # type: ignore[arg-type]
+    opaque = bisect(reference, programs, samples, Bounds(FP32), EagerEngine(lowered))  # type: ignore[arg-type]
     assert (opaque.stage, opaque.layer) == ("the backend's lowering", "")
     assert "not found" in str(opaque)
+
+
+@dataclass(frozen=True)
+class Roughen(Pass):
+    """Multiplies the head by a little more than one, and says that it is approximate."""
+
+    factor: float = 1.01
+    contract = "approximate"
+
+    def apply(self, program: Program, context: Context) -> int:
+        program.weights["head.weight"] = scale(program.weights["head.weight"], self.factor)
+        return 1
+
+
+def test_a_pass_that_keeps_its_budget_is_not_blamed() -> None:
+    programs, reference, samples = made(Roughen(), Commute())
+    last, bounds = programs[-1][1], Bounds(FP32, budget=Tolerance(0.5), lowering=FP32)
+    assert bisect(reference, programs, samples, bounds, EagerEngine(last)).stage == ""  # type: ignore[arg-type]
+    wrong = last.clone()
+    spoil(wrong, 1, 2)
+    found = bisect(reference, programs, samples, bounds, EagerEngine(wrong))  # type: ignore[arg-type]
+    assert found.stage == "the backend's lowering" and [s.ok for s in found.stages] == [True, True, True, False]
+
+
+def test_a_pass_that_breaks_its_budget_or_its_word_is() -> None:
+    programs, reference, samples = made(Roughen(3.0), Commute())
+    bounds = Bounds(FP32, budget=Tolerance(0.5), lowering=FP32)
+    assert bisect(reference, programs, samples, bounds).stage == "roughen(factor=3.0)"  # type: ignore[arg-type]
+    programs, reference, samples = made(Roughen(), Spoil())
+    assert bisect(reference, programs, samples, bounds).stage == "spoil"  # type: ignore[arg-type]

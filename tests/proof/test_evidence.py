@@ -8,12 +8,14 @@ from moec.compiler.prove_again import _bisect
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.proof.evidence import all_tokens, compared, sizes_to_prove
+from moec.proof.inputs import reach_experts
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.verification import prove
 from moec.weights.lazy import from_tensor
 from tests.moe_module import MoeModel, source_of
 from tests.proof.bounded import Bounded, Picky
+from tests.proof.test_inputs import by_token
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,12 @@ def test_two_engines_that_differ_are_told_apart_within_bounds(subject: Subject) 
 
 def test_bisection_keeps_to_the_bounds(subject: Subject) -> None:
     programs = [("capture", subject.program)]
-    assert _bisect(Trial(subject, Bounded(subject.program)), programs, Bounded(subject.program)).stage == ""
+    assert _bisect(Trial(subject, Bounded(subject.program)), programs, Bounded(subject.program), iter(())).stage == ""
     wrong = subject.program.clone()
     spoiled = subject.program.weights["blocks.1.w_out"].load().clone()
     spoiled[2] *= 1.5
     wrong.weights["blocks.1.w_out"] = from_tensor(spoiled, "spoiled")
-    assert _bisect(Trial(subject, Bounded(wrong)), programs, Bounded(wrong)).stage == "the backend's lowering"
+    assert _bisect(Trial(subject, Bounded(wrong)), programs, Bounded(wrong), iter(())).stage == "the backend's lowering"
 
 
 def test_an_engine_that_runs_nowhere_is_refused(subject: Subject) -> None:
@@ -67,3 +69,18 @@ def test_what_is_compared_is_what_coverage_speaks_of(subject: Subject) -> None:
     evidence, comparison = trial.once(compared)
     assert evidence is trial.once(all_tokens) and comparison.samples == len(evidence.samples)
     assert evidence.coverage.complete and evidence.compared is None and evidence.decided is None
+
+
+def test_a_streamed_proof_searches_with_many_tokens(subject: Subject) -> None:
+    streamed = Subject(subject.source, subject.captured, subject.program, reference="streamed")
+    trial = Trial(streamed, EagerEngine(subject.program))
+    assert [s["sequence"] for s in trial.once(sizes_to_prove).possible] == [7, 1]
+    looked_at, rare = list[int](), by_token([0] * 199 + [1], 2)
+    reach_experts(
+        rare.capture(),
+        rare,
+        [{"batch": 1, "sequence": 1}],
+        tries=3,
+        holds=lambda sample: looked_at.append(sample["input_ids"].numel()) or True,  # type: ignore[func-returns-value]
+    )
+    assert max(looked_at) == 8 * 37  # whatever is compared, the search takes the size of the most tokens

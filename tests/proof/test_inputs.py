@@ -65,7 +65,7 @@ def test_a_rare_expert_is_searched_for() -> None:
     few, without = reach_experts(program, source, sizes, tries=0)
     assert len(few) == 2 and without.loads[0].missed == (1,)
     samples, coverage = reach_experts(program, source, sizes, tries=100)
-    assert coverage.complete and coverage.samples == len(samples) == 3 < coverage.tried
+    assert coverage.complete and coverage.samples == len(samples) == 3 <= coverage.tried
     assert (samples[2]["input_ids"] == 100).any()
 
 

@@ -7,6 +7,9 @@ import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
+from moec.proof.checks.experts import ExpertsReached
+from moec.proof.subject import Subject
+from moec.proof.verification import prove
 from moec.weights.lazy import from_tensor
 from tests.moe_module import MoeModel, source_of
 from tests.proving import sizes, verify
@@ -47,3 +50,18 @@ def test_nan_in_the_untouched_model_ends_the_proof() -> None:
     with pytest.raises(MoecError) as error:
         verify(source, EagerEngine(program), program)
     assert error.value.code == "M105"
+
+
+def test_a_proof_ends_at_the_first_failure_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of(MoeModel())
+    program = source.capture()
+    wrong = program.clone()
+    wrong.weights["head.bias"] = from_tensor(program.weights["head.bias"].load() + 1, "spoiled")
+    subject, engine = Subject(source, program, program), EagerEngine(wrong)
+    every, short = prove(subject, engine), prove(subject, engine, until_failure=True)
+    assert not every.ok and not short.ok and short.checks == every.checks[: len(short.checks)]
+    assert short.checks[-1].name == "outputs" and every.checks[-1].name == "experts"
+    monkeypatch.setattr(ExpertsReached, "measure", lambda trial: 1 / 0)
+    assert [c.name for c in prove(subject, engine).checks] == [c.name for c in short.checks]  # it had failed already
+    with pytest.raises(ZeroDivisionError):
+        prove(subject, EagerEngine(program))

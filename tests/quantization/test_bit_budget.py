@@ -53,7 +53,7 @@ def test_uniform_ends_are_plain_grids() -> None:
 
 def test_what_was_measured_instead_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reason" not in spent(bits=3.0)[1]
-    monkeypatch.setattr("moec.quantization.sensitivity.available_bytes", lambda: 0)
+    monkeypatch.setattr("moec.quantization.sensitivity.total_bytes", lambda: 0)
     facts = spent(bits=3.0)[1]
     assert facts["sensitivity"] == "error" and facts["asked"] == "fisher" and "GiB" in facts["reason"]
 

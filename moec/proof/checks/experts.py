@@ -23,7 +23,8 @@ class ExpertsReached(Check):
 
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
-        return cls(trial.once(compared)[0].coverage)
+        coverage = trial.once(compared)[0].coverage
+        return cls(coverage) if coverage.loads else None
 
     def error(self) -> MoecError | None:
         found = self.coverage

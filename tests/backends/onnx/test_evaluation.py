@@ -19,7 +19,7 @@ from moec.backends.onnxruntime.lowering import steps_for
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.program.program import Input, Program
-from moec.proof.bisection import Divergence, bisect
+from moec.proof.bisection import Bounds, Divergence, bisect
 from moec.proof.compare import Tolerance
 from moec.targets.target import Target
 from moec.weights.lazy import from_tensor
@@ -41,7 +41,7 @@ def bisected(program: Program, samples: list[dict[str, Tensor]], steps: list[Ste
     spoiled.weights["blocks.1.w_out"] = from_tensor(2 * program.weights["blocks.1.w_out"].load(), "spoiled")
     lowering = stages_of(to_whole_blocks(program), steps, program.inputs)
     engine = EagerEngine(program if right else spoiled)
-    return bisect(reference, [("capture", program)], samples, FP32, engine, lowering=lowering)
+    return bisect(reference, [("capture", program)], samples, Bounds(FP32), engine, lowering=lowering)
 
 
 def test_ordinary_nodes_run_and_a_wrong_weight_is_seen() -> None:

@@ -58,6 +58,13 @@ def test_a_shift_within_the_budget_is_found(subject: Subject) -> None:
     assert caught.value.code == "M101"
 
 
+def test_a_wrong_lowering_is_reported_before_what_it_makes_wrong(subject: Subject) -> None:
+    proof = prove(subject, Shifted(subject.program, 3.0))
+    assert not proof.comparison.ok and not lowering(proof).ok
+    with pytest.raises(MoecError, match="the program that it was built from"):
+        proof.require()
+
+
 def test_inexact_kernels_have_a_bound_of_their_own(subject: Subject) -> None:
     inexact = replace(subject, kernel_deviation=0.4)
     assert lowering(prove(inexact, Shifted(subject.program, 0.05))).ok

@@ -11,7 +11,7 @@ from moec.backends.onnxruntime.backend import Onnxruntime
 from moec.execution.engine import Engine
 from moec.execution.trace import trace
 from moec.program.program import Program
-from moec.proof.bisection import bisect
+from moec.proof.bisection import Bounds, bisect
 from moec.proof.compare import Tolerance
 from moec.targets.target import Target
 from moec.weights.lazy import from_tensor
@@ -50,11 +50,15 @@ def test_a_wrong_lowering_is_bisected_to_block_and_expert(tmp_path: Path, block:
     source = source_of(MoeModel())
     program = source.capture()
     samples = [source.sample({"batch": 2, "sequence": 19})]
-    right = bisect(source.reference(), [("capture", program)], samples, FP32, built(program, tmp_path / "right"))
+    right = bisect(
+        source.reference(), [("capture", program)], samples, Bounds(FP32), built(program, tmp_path / "right")
+    )
     assert right.stage == ""
     lowered = program.clone()
     value = lowered.weights[f"blocks.{block}.w_out"].load().clone()
     value[expert] *= 1.2
     lowered.weights[f"blocks.{block}.w_out"] = from_tensor(value, "spoiled")
-    wrong = bisect(source.reference(), [("capture", program)], samples, FP32, built(lowered, tmp_path / "wrong"))
+    wrong = bisect(
+        source.reference(), [("capture", program)], samples, Bounds(FP32), built(lowered, tmp_path / "wrong")
+    )
     assert (wrong.stage, wrong.layer, wrong.experts) == ("the backend's lowering", f"blocks.{block}", (expert,))
