@@ -82,7 +82,14 @@ def all_tokens(trial: Trial) -> Evidence:
     subject = trial.subject
     sizes, tries = trial.once(sizes_to_prove).possible, STREAMED_TRIES if subject.streamed else TRIES
     samples, coverage = reach_experts(
-        subject.program, subject.source, sizes, subject.seed, tries, trial.holds, patient=not subject.streamed
+        subject.program,
+        subject.source,
+        sizes,
+        subject.seed,
+        tries,
+        trial.holds,
+        patient=not subject.streamed,
+        among=None if trial.searches_wide else sizes,
     )
     held = [sample for sample in samples if trial.holds(sample)]
     return Evidence(held, coverage if len(held) == len(samples) else measure_load(subject.program, held))

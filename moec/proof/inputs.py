@@ -52,6 +52,7 @@ def reach_experts(
     tries: int = 48,
     holds: Callable[[Sample], bool] = lambda _sample: True,
     patient: bool = True,
+    among: Sequence[Mapping[str, int]] | None = None,
 ) -> tuple[list[Sample], Coverage]:
     """Find inputs that together reach every expert of a program.
 
@@ -63,11 +64,13 @@ def reach_experts(
     Args:
         holds: whether the engine takes an input; others are not looked at.
         patient: whether the search goes on after `FRUITLESS` inputs in succession that reached nothing new.
+        among: sizes of which the search takes the one of the most tokens; by default all that a proof may look at.
     """
     sizes = sizes or verification_sizes(source.inputs)
     first = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
     samples, records, tried, fruitless = [s for s, _ in first], [r for _, r in first], len(first), 0
-    searched = _most_tokens(verification_sizes(source.inputs), source, holds) or sizes[-1]
+    among = verification_sizes(source.inputs) if among is None else among
+    searched = _most_tokens(among, source, holds) or sizes[-1]
     for candidate in filter(holds, _candidates(source, searched, seed, tries)):
         if not missed_any(records) or (fruitless == FRUITLESS and not patient):
             break

@@ -22,10 +22,11 @@ class Trial:
         subject: what the engine has to equal, and how closely.
         engine: what is to be proven.
         most_sizes: how many of the verification sizes are looked at, all when None.
+        searches_wide: whether a search for experts may take inputs that are larger than these.
     """
 
     def __init__(self, subject: Subject, engine: Engine, most_sizes: int | None = None) -> None:
-        self.subject, self.engine = subject, engine
+        self.subject, self.engine, self.searches_wide = subject, engine, most_sizes is None
         self.most_sizes = STREAMED_SIZES if most_sizes is None and subject.streamed else most_sizes
         self._found: dict[Any, Any] = {}
 
