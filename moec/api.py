@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
+from moec.compiler.engine_folder import options_of, require_same_texts
 from moec.compiler.finish import complete_engine
-from moec.compiler.made import options_of, require_same_texts
 from moec.compiler.open import open_source
 from moec.compiler.options import SETTINGS, Options, Verify, read_settings
 from moec.compiler.prove_again import bisect_engine, prove_again

@@ -108,7 +108,7 @@ def bisect(
     Args:
         reference: the untouched model. When it has a `module`, a wrong capture can be bisected to a layer.
         programs: the program after each step and the step's name, the captured one first
-            (`moec.pipeline.hooks.KeepHook`).
+            (`moec.pipeline.hooks.RecordHook`).
         samples: inputs on which the error shows.
         tolerance: what may differ.
         engine: what was built from the last program. When it has a method

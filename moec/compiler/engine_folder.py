@@ -1,4 +1,4 @@
-"""An engine that was made before: its report, its source and its program, made again."""
+"""The folder of a compiled engine: its report, its options, and its source and program, computed again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
-from moec.pipeline.hooks import KeepHook
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
 from moec.program.program import Program
 from moec.proof.exam import Exam
@@ -27,8 +27,8 @@ from moec.targets.backend import Backend, find_backend
 from moec.text.corpus import read_calibration
 
 
-class Made:
-    """An engine folder with everything that its manifest says about its making."""
+class EngineFolder:
+    """An engine's folder, and what its manifest says about how the engine was compiled."""
 
     def __init__(self, folder: Path, opening: Mapping[str, Any]) -> None:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
@@ -53,7 +53,7 @@ class Made:
             )
         return source
 
-    def remake(self, source: Source, hooks: tuple[KeepHook, ...] = ()) -> tuple[Program, Program]:
+    def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""
         text, seed = self.options.calibration_text, self.options.seed
         require_same_texts(self.report, self.options, ["calibration"])
@@ -70,7 +70,7 @@ class Made:
 
     @property
     def reference(self) -> Reference:
-        """What the compile compared with; a proof that is made again does the same."""
+        """What the compile compared with; a later proof compares with the same."""
         return "streamed" if self.report.proof.reference == "streamed" else "full"
 
     def subject(self, source: Source, captured: Program, program: Program) -> Subject:
