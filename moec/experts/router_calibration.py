@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.choices import chosen
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.router_fit import Fit, Lesson, best_experts, fit_router
 from moec.program.program import Program
 from moec.program.provenance import module_path
@@ -99,7 +99,7 @@ def calibrate(
 ) -> None:
     """Fit the routers of all blocks, and fill in what `Block` holds; the programs are not changed.
 
-    The untouched program is walked once, on all inputs, and the quantized one twice: on the inputs that judge with the
+    The untouched program runs once, on all inputs, and the quantized one twice: on the inputs that judge with the
     routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits are kept: 4
     bytes a token, expert and block.
 
@@ -107,9 +107,9 @@ def calibrate(
         blocks: in graph order. lessons: inputs to fit on. judges: inputs that decide whether a fit is kept.
     """
     samples = [*lessons, *judges]
-    _walk(untouched, samples, [(b.twin, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
-    _walk(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
-    _walk(
+    _run(untouched, samples, [(b.twin, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
+    _run(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
+    _run(
         program,
         samples,
         [
@@ -119,47 +119,39 @@ def calibrate(
     )
 
 
-Do = Callable[[Stop], None]
+Do = Callable[[OperatorCalls], None]
 
 
-def _walk(
+def _run(
     program: Program, samples: Sequence[Mapping[str, Tensor]], work: Sequence[tuple[RouterPlace, Do | None, Do]]
 ) -> None:
-    """Walk to the last block, and do what is to be done at each router's product and at each block."""
+    """Run up to the last block, and do what is to be done at each router's product and at each block."""
     todo: dict[fx.Node, list[Do]] = {}
     for place, at_product, at_block in work:
         todo.setdefault(place.product, []).extend([at_product] if at_product else [])
         todo.setdefault(place.block, []).append(at_block)
 
-    def visit(stop: Stop) -> None:
-        for do in todo.pop(stop.node, []):
-            do(stop)
-        if not todo:
-            raise _Done
+    def visit(calls: OperatorCalls) -> None:
+        for do in todo.pop(calls.node, []):
+            do(calls)
 
-    try:
-        walk(program, samples, visit)
-    except _Done:  # nothing behind the last choice is computed
-        return
+    if todo:
+        run_in_lockstep(program, samples, visit, until=[n for n in program.graph.nodes if n in todo][-1])
 
 
-class _Done(Exception):  # no error: it ends a walk
-    pass
+def _remember(block: Block, calls: OperatorCalls) -> None:
+    block.wanted = [block.twin.logits(x) for x in block.twin.activations(calls)]
 
 
-def _remember(block: Block, stop: Stop) -> None:
-    block.wanted = [block.twin.logits(x) for x in block.twin.activations(stop)]
-
-
-def _note(block: Block, what: str, start: int, stop: Stop) -> None:
+def _note(block: Block, what: str, start: int, calls: OperatorCalls) -> None:
     masks = [
-        chosen(stop.node, args, named) for args, named in zip(stop.inputs[start:], stop.named[start:], strict=True)
+        chosen(calls.node, args, named) for args, named in zip(calls.inputs[start:], calls.named[start:], strict=True)
     ]
     setattr(block, what, masks)
 
 
-def _fit(program: Program, block: Block, lessons: int, settings: Settings, stop: Stop) -> None:
-    place, x = block.place, block.place.activations(stop)
+def _fit(program: Program, block: Block, lessons: int, settings: Settings, calls: OperatorCalls) -> None:
+    place, x = block.place, block.place.activations(calls)
 
     def lesson(some: slice) -> Lesson:
         wanted = torch.cat(block.wanted[some])
@@ -179,4 +171,4 @@ def _fit(program: Program, block: Block, lessons: int, settings: Settings, stop:
         partial(place.rounded, program),
     )
     if block.fitted is not None:
-        place.put(stop, block.fitted)
+        place.put(calls, block.fitted)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moec.execution.choices import chosen
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.router_calibration import Block, Settings, calibrate
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
@@ -47,13 +47,15 @@ def blocks_of(captured: Program, moved: Program) -> list[Block]:
 def choices(program: Program, given: list[dict[str, Tensor]]) -> list[Tensor]:
     found: list[Tensor] = []
 
-    def look(stop: Stop) -> None:
-        if stop.node in moe_nodes(program):
+    def look(calls: OperatorCalls) -> None:
+        if calls.node in moe_nodes(program):
             found.append(
-                torch.cat([chosen(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)])
+                torch.cat(
+                    [chosen(calls.node, args, named) for args, named in zip(calls.inputs, calls.named, strict=True)]
+                )
             )
 
-    walk(program, given, look)
+    run_in_lockstep(program, given, look)
     return found
 
 
@@ -95,7 +97,7 @@ def test_nothing_behind_the_last_choice_is_computed(programs: tuple[Program, Pro
         program.weights["head.weight"] = replace(program.weights["head.weight"], read=fail)
     calibrate(moved, captured, blocks_of(captured, moved), samples(2, 0), samples(1, 1), SETTINGS)
     with pytest.raises(AssertionError, match="the head was read"):
-        walk(moved, samples(1, 0), lambda stop: None)
+        run_in_lockstep(moved, samples(1, 0), lambda calls: None)
 
 
 def test_no_block_is_no_work(programs: tuple[Program, Program]) -> None:
