@@ -88,8 +88,10 @@ def together(blocks: list[MoeBlock]) -> list[list[MoeBlock]]:
     """Blocks that share experts or a router, and so can only be cut alike, in graph order."""
     found: list[list[MoeBlock]] = []
     for block in blocks:
-        twins = (group for group in found if any(m.route is block.route or m.matrices == block.matrices for m in group))
-        group = next(twins, None)
+        linked = (
+            group for group in found if any(m.route is block.route or m.matrices == block.matrices for m in group)
+        )
+        group = next(linked, None)
         if group is None:
             found.append([block])
         else:

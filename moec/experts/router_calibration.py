@@ -21,7 +21,7 @@ from moec.recognition.router_place import RouterPlace
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """How to fit: `top`, `ridge` and `floor` of `calibrate-router`."""
 
     top: int
@@ -34,11 +34,11 @@ class Settings:
 
 
 @dataclass
-class Block:
+class CalibratedBlock:
     """One mixture-of-experts block while it is worked on.
 
     Attributes:
-        place, twin: its router in the quantized and in the untouched program.
+        place, untouched: its router in the quantized and in the untouched program.
         wanted: the untouched logits `[T, E]` for each input. chosen: masks `[T, E]` of the untouched choices for each
             input.
         before, after: those of the quantized program, with the routers that it had and with fitted ones, for each input
@@ -47,7 +47,7 @@ class Block:
     """
 
     place: RouterPlace
-    twin: RouterPlace
+    untouched: RouterPlace
     wanted: list[Tensor] = field(default_factory=list)
     chosen: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
@@ -85,29 +85,29 @@ class Block:
 def _shift(wanted: Tensor, got: Tensor) -> tuple[float, float]:
     """Of masks `[T, E]`: the share of the choices that went elsewhere, and of the tokens whose set of experts is the
     same."""
-    kept = (wanted & got).sum(-1) / wanted.sum(-1).clamp(min=1)
-    return 1 - float(kept.double().mean()), float((wanted == got).all(-1).double().mean())
+    unchanged = (wanted & got).sum(-1) / wanted.sum(-1).clamp(min=1)
+    return 1 - float(unchanged.double().mean()), float((wanted == got).all(-1).double().mean())
 
 
 def calibrate(
     program: Program,
     untouched: Program,
-    blocks: Sequence[Block],
+    blocks: Sequence[CalibratedBlock],
     lessons: Sequence[Sample],
     judges: Sequence[Sample],
-    settings: Settings,
+    settings: FitSettings,
 ) -> None:
-    """Fit the routers of all blocks, and fill in what `Block` holds; the programs are not changed.
+    """Fit the routers of all blocks, and fill in the fields of each block; the programs are not changed.
 
     The untouched program runs once, on all inputs, and the quantized one twice: on the inputs that judge with the
-    routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits are kept: 4
-    bytes a token, expert and block.
+    routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits lie in
+    memory: 4 bytes a token, expert and block.
 
     Args:
         blocks: in graph order. lessons: inputs to fit on. judges: inputs that decide whether a fit is kept.
     """
     samples = [*lessons, *judges]
-    _run(untouched, samples, [(b.twin, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
+    _run(untouched, samples, [(b.untouched, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
     _run(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
     _run(
         program,
@@ -139,18 +139,18 @@ def _run(
         run_in_lockstep(program, samples, visit, until=[n for n in program.graph.nodes if n in todo][-1])
 
 
-def _remember(block: Block, calls: OperatorCalls) -> None:
-    block.wanted = [block.twin.logits(x) for x in block.twin.activations(calls)]
+def _remember(block: CalibratedBlock, calls: OperatorCalls) -> None:
+    block.wanted = [block.untouched.logits(x) for x in block.untouched.activations(calls)]
 
 
-def _note(block: Block, what: str, start: int, calls: OperatorCalls) -> None:
+def _note(block: CalibratedBlock, what: str, start: int, calls: OperatorCalls) -> None:
     masks = [
         chosen(calls.node, args, named) for args, named in zip(calls.inputs[start:], calls.named[start:], strict=True)
     ]
     setattr(block, what, masks)
 
 
-def _fit(program: Program, block: Block, lessons: int, settings: Settings, calls: OperatorCalls) -> None:
+def _fit(program: Program, block: CalibratedBlock, lessons: int, settings: FitSettings, calls: OperatorCalls) -> None:
     place, x = block.place, block.place.activations(calls)
 
     def lesson(some: slice) -> Lesson:
@@ -163,7 +163,7 @@ def _fit(program: Program, block: Block, lessons: int, settings: Settings, calls
     parts = lesson(slice(lessons)), lesson(slice(lessons, None))
     block.fit = fit_router(
         place.weight.load(),
-        block.twin.weight.load(),
+        block.untouched.weight.load(),
         bias,
         *parts,
         settings.ridge,

@@ -63,8 +63,7 @@ def measure_shift(captured: Program, program: Program, windows: Iterable[Tensor]
 
     Returns:
         None where routes cannot be exchanged: without experts, or when passes made blocks or changed how many experts
-            there are, or
-        are chosen.
+            there are, or are chosen.
     """
     if not moe_nodes(captured) or _forms(captured) != _forms(program):
         return None
@@ -72,8 +71,8 @@ def measure_shift(captured: Program, program: Program, windows: Iterable[Tensor]
     for group in _groups(windows, _vocabulary(captured)):
         samples = [text_inputs(captured.inputs, ids) for ids in group]
         (want, routes), (got, moved) = _run(untouched, samples), _run(changed, samples)
-        told = _run(changed, samples, routes)[0], _run(untouched, samples, moved)[0], got
-        totals = [total + _divergence(want, logits) for total, logits in zip(totals, told, strict=True)]
+        by_cause = _run(changed, samples, routes)[0], _run(untouched, samples, moved)[0], got
+        totals = [total + _divergence(want, logits) for total, logits in zip(totals, by_cause, strict=True)]
         tokens += sum(ids.shape[0] * (ids.shape[1] - 1) for ids in group)
     return ExpertShift(tokens, *(total / tokens for total in totals)) if tokens else None
 

@@ -81,7 +81,7 @@ def measure_sensitivity(
                     [4.0**-b for b in widths], dtype=torch.float64
                 )
             else:
-                costs[calls.node] = _Block(calls, arrivals, weights.pop(calls.node, None)).costs(
+                costs[calls.node] = _BlockErrors(calls, arrivals, weights.pop(calls.node, None)).costs(
                     blocks[calls.node], widths
                 )
             if not bool(costs[calls.node].isfinite().all()):
@@ -97,7 +97,7 @@ def measure_sensitivity(
 
 
 # ---------------------------------------------------------------------- errors of outputs
-class _Block:
+class _BlockErrors:
     """One block on all tokens.
 
     Args:

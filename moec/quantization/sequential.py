@@ -19,7 +19,7 @@ from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
-from moec.quantization.rounding import Made, encode
+from moec.quantization.rounding import PackedParts, encode
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
@@ -69,7 +69,7 @@ class Sequential:
     program: Program
     todo: Sequence[tuple[Use, Grid]]
     label: str
-    made: dict[Key, Made] = field(default_factory=dict)
+    made: dict[Key, PackedParts] = field(default_factory=dict)
     rounded: list[Matrix] = field(default_factory=list)
     _last: tuple[fx.Node | None, Tensor | None] = (None, None)
 
@@ -169,7 +169,7 @@ class _Result:
         part, at = self._place(e)
         return part.value(at)
 
-    def packed(self, label: str) -> Made:
+    def packed(self, label: str) -> PackedParts:
         found = tuple(part.packed(label) for part in self._parts)
         return found if self._places else found[0]
 
@@ -215,7 +215,7 @@ class _Part:
         return PackedWeight(part(self._packed, "packed"), part(self._scale, "scale"), zero, self._grid.stored)
 
 
-def unpacked(packed: Made, grid: Grid) -> Weight:
+def unpacked(packed: PackedParts, grid: Grid) -> Weight:
     """The weight that a packed one stands for, read row by row."""
     if isinstance(packed, PackedWeight):
         return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())

@@ -22,7 +22,7 @@ _LEAVE = f"leave experts with experts={KEEP}: no group divides it"
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuantizeSettings:
     """The options of one `quantize`, see there.
 
     Attributes:

@@ -144,7 +144,7 @@ def _only_reader(program: Program, argument: Any, product: fx.Node) -> str:
 
 def _other_names(program: Program, node: fx.Node) -> Sequence[str]:
     own = program.weights[str(node.target)]
-    twins = [n for n in program.graph.nodes if n.op == "get_attr" and n is not node and n.target == node.target]
-    return [n.name for n in twins] + [
+    same_name = [n for n in program.graph.nodes if n.op == "get_attr" and n is not node and n.target == node.target]
+    return [n.name for n in same_name] + [
         name for name, weight in program.weights.items() if weight is own and name != node.target
     ]

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from moec.execution.choices import chosen
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.experts.router_calibration import Block, Settings, calibrate
+from moec.experts.router_calibration import CalibratedBlock, FitSettings, calibrate
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.router_place import find_router
 from moec.weights.lazy import scale
 from tests.moe_module import EXPERTS, MoeModel, source_of
 
-SETTINGS = Settings(0, 0.01, 10)
+SETTINGS = FitSettings(0, 0.01, 10)
 
 
 def samples(count: int, seed: int) -> list[dict[str, Tensor]]:
@@ -37,9 +37,9 @@ def programs() -> tuple[Program, Program]:
     return captured, moved
 
 
-def blocks_of(captured: Program, moved: Program) -> list[Block]:
+def blocks_of(captured: Program, moved: Program) -> list[CalibratedBlock]:
     return [
-        Block(find_router(moved, a), find_router(captured, b))
+        CalibratedBlock(find_router(moved, a), find_router(captured, b))
         for a, b in zip(moe_nodes(moved), moe_nodes(captured), strict=True)
     ]
 
@@ -113,7 +113,7 @@ def test_how_many_logits_count(programs: tuple[Program, Program]) -> None:
     place = blocks_of(*programs)[0].place
     wide = replace(place, weight=replace(place.weight, shape=(64, 16)))
     assert (
-        Settings(0, 0.01, 1).best(place) == 8
-        and Settings(0, 0.01, 1).best(wide) == 21
-        and Settings(3, 0.01, 1).best(wide) == 3
+        FitSettings(0, 0.01, 1).best(place) == 8
+        and FitSettings(0, 0.01, 1).best(wide) == 21
+        and FitSettings(3, 0.01, 1).best(wide) == 3
     )

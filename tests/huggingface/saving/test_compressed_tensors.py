@@ -15,7 +15,7 @@ from moec.weights.lazy import from_tensor
 from tests.huggingface import packed
 from tests.huggingface.conftest import Saved
 
-Made = tuple[HuggingFaceSource, Program, Path]
+SavedProgram = tuple[HuggingFaceSource, Program, Path]
 TOLERANCE = 2e-5  # of the logits' standard deviation
 CASES = [
     ("mixtral", "quantize(bits=4, group=16)"),
@@ -27,14 +27,14 @@ CASES = [
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
-def made(request: pytest.FixtureRequest, saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(request: pytest.FixtureRequest, saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> SavedProgram:
     """A source, its quantized program, and the folder that it was saved in; each made once."""
     name, text = request.param
     folder = tmp_path_factory.mktemp("packed") / "out"
     return (*packed.write(saved(name), text, folder), folder)
 
 
-def test_round_trip(made: Made) -> None:
+def test_round_trip(made: SavedProgram) -> None:
     source, program, folder = made
     back = open_source(str(folder))
     again = back.capture()
@@ -57,7 +57,7 @@ def test_a_wrong_scale_is_seen(saved: Saved, tmp_path: Path) -> None:
     assert float((packed.said(program.run, source) - wanted).abs().max() / wanted.std()) > TOLERANCE
 
 
-def test_the_formats_library_reads_the_same(made: Made) -> None:
+def test_the_formats_library_reads_the_same(made: SavedProgram) -> None:
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     _, program, folder = made
     theirs, ours = packed.read_by_library(folder), open_source(str(folder)).origin.checkpoint.weights  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from moec.backends.tensorrt.gpu import Gpu
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.plugins import network as plugins
 from moec.backends.tensorrt.plugins.chain import compile_chains
-from moec.backends.tensorrt.plugins.network import Made, Size, Step, demand_gpu_of, splice
+from moec.backends.tensorrt.plugins.network import OutputTensor, Size, Step, demand_gpu_of, splice
 from moec.backends.tensorrt.policy import Plan
 from moec.errors import MoecError
 from moec.kernels.dispatch import has_triton
@@ -40,7 +40,7 @@ STEP = Step(
     "double.ptx",
     ("x", "ids"),
     (Size(1), Size(2, 16, 6)),
-    (Made("out", "float16", (Size(1), Size(plus=32))),),
+    (OutputTensor("out", "float16", (Size(1), Size(plus=32))),),
     (Size(2, 16, 6, 3),),
     128,
     1024,
