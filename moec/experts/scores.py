@@ -119,12 +119,12 @@ def shares(scores: Sequence[Tensor], total: int, least: Sequence[int]) -> list[i
     Scores of different blocks are compared in units of their block's mean. Each block keeps at least its number in
     `least`.
     """
-    kept = list(least)
+    counts = list(least)
     rest = [
         (float(v / s.mean().clamp(min=1e-30)), block)
         for block, s in enumerate(scores)
         for v in s.sort(descending=True).values[least[block] :]
     ]
     for _, block in sorted(rest, key=lambda pair: -pair[0])[: max(0, total - sum(least))]:
-        kept[block] += 1
-    return kept
+        counts[block] += 1
+    return counts
