@@ -202,7 +202,7 @@ def page(engine: str | Path, proof: Verification) -> str:
 
 
 def bisect(engine: str | Path, *, seed: int = 1, **opening: Any) -> Divergence:
-    """The first pass, layer and expert at which an engine's making departs from the untouched model, see
+    """The first pass, layer and expert at which an engine departs from the untouched model, see
     `moec.proof.bisection`."""
     return bisect_engine(Path(engine), seed, opening)
 

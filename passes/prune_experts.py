@@ -60,7 +60,7 @@ class PruneExperts(Pass):
         return replace(found, least=1, most=len(moe_nodes(found.program)))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of blocks that were cut. Raises M203 on settings that are none or that leave a router too
+        """Returns the number of blocks that were cut. Raises M203 on settings that are invalid or leave a router too
         few experts, where a router was not recognised, and when the text never reached an expert that would stay."""
         self._check()
         blocks = [_Group(group) for group in together(self._moe_blocks(program, context))]

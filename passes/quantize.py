@@ -104,8 +104,8 @@ class Quantize(Pass):
         return type(self)(**without_data(vars(self)))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit
-        no weight, and where a calibration text is missing."""
+        """Returns the number of places where a weight was replaced. Raises M203 on settings that are invalid or fit no
+        weight, and where a calibration text is missing."""
         asked = self._settings
         asked.check()
         if self.needs_calibration():  # before any work

@@ -65,7 +65,7 @@ class EngineFolder:
         return captured, program
 
     def opened(self) -> AbstractContextManager[Engine]:
-        """The engine, loaded; where its hardware is missing, on what stands in for it."""
+        """The engine, loaded; where its hardware is missing, on the backend's stand-in (`Backend.stand_in`)."""
         return opened(self.backend, self.target, self.folder, self.options.build, self.reference)
 
     @property
@@ -100,13 +100,14 @@ class EngineFolder:
 
 
 def options_of(report: Report) -> Options:
-    """The settings that an engine was compiled with. Raises M201 where somebody changed them to what none can be."""
+    """The settings that an engine was compiled with. Raises M201 where an edit of the manifest made one
+    invalid."""
     return Options.of(report.settings, MANIFEST)
 
 
 def require_same_texts(report: Report, options: Options, settings: Sequence[str] = ("text", "calibration")) -> None:
-    """Raise M106 when a text that an engine was judged or calibrated on is not the same any more. None need be there
-    where the compile had none, or where the options name another in its place."""
+    """Raise M106 when a text that an engine was judged or calibrated on is not the same any more. A text is not
+    checked where the compile had none, or where the options name another one."""
     purposes = {"text": "judged", "calibration": "calibrated"}
     for name in settings:
         file = getattr(options, name)

@@ -1,4 +1,4 @@
-"""An engine that exists already: prove it again, or find where its making departs from the model."""
+"""An engine that exists already: prove it again, or find the step at which it departs from the model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
 from moec.text.corpus import corpus_of
 
-BISECTED_SIZES = 2  # every step of the making is run on each input
+BISECTED_SIZES = 2  # every step of the compile is run on each input
 
 
 def prove_again(
@@ -74,8 +74,7 @@ def _is_engine(thing: Any) -> bool:
 
 
 def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any]) -> Divergence:
-    """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
-    model.
+    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched model.
 
     Every step is held to the tolerance of rounding, or to what the compile was asked for.
     """

@@ -101,7 +101,7 @@ def together(blocks: list[MoeBlock]) -> list[list[MoeBlock]]:
 
 # ---------------------------------------------------------------------- cutting
 def cut(program: Program, blocks: list[MoeBlock], remaining: tuple[int, ...], by: str) -> dict[str, str]:
-    """Leave blocks that go together with the experts `remaining`, which must be in order; nothing is read.
+    """Cut blocks that go together down to the experts `remaining`, which must be in order; no weight is read.
 
     Weights, biases, the router's rows and both of its biases are cut; the routing rule stays as it is.
 

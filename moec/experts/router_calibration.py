@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from moec.execution.choices import chosen
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
-from moec.experts.router_fit import Fit, Lesson, best_experts, fit_router
+from moec.experts.router_fit import Fit, FitData, best_experts, fit_router
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
@@ -35,15 +35,15 @@ class FitSettings:
 
 @dataclass
 class CalibratedBlock:
-    """One mixture-of-experts block while it is worked on.
+    """One mixture-of-experts block whose router is fitted.
 
     Attributes:
         place, untouched: its router in the quantized and in the untouched program.
         wanted: the untouched logits `[T, E]` for each input. chosen: masks `[T, E]` of the untouched choices for each
             input.
-        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each input
-            that judges.
-        fit: what came of it.
+        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each
+            held-out input.
+        fit: the result.
     """
 
     place: RouterPlace
@@ -60,7 +60,7 @@ class CalibratedBlock:
         return self.fit.weight if self.fit else None
 
     def facts(self) -> dict[str, Any]:
-        """What there is to report, as plain data; shares are of the tokens that judge."""
+        """What there is to report, as plain data; shares are of the held-out tokens."""
         assert self.fit is not None
         wanted, seen = torch.cat(self.chosen[-len(self.after) :]), sorted(self.fit.tokens)
         (changed, same), (changed_after, same_after) = (
@@ -93,27 +93,27 @@ def calibrate(
     program: Program,
     untouched: Program,
     blocks: Sequence[CalibratedBlock],
-    lessons: Sequence[Sample],
-    judges: Sequence[Sample],
+    training: Sequence[Sample],
+    held_out: Sequence[Sample],
     settings: FitSettings,
 ) -> None:
     """Fit the routers of all blocks, and fill in the fields of each block; the programs are not changed.
 
-    The untouched program runs once, on all inputs, and the quantized one twice: on the inputs that judge with the
+    The untouched program runs once, on all inputs, and the quantized one twice: on the held-out inputs with the
     routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits lie in
     memory: 4 bytes a token, expert and block.
 
     Args:
-        blocks: in graph order. lessons: inputs to fit on. judges: inputs that decide whether a fit is kept.
+        blocks: in graph order. training: inputs to fit on. held_out: inputs that decide whether a fit is used.
     """
-    samples = [*lessons, *judges]
+    samples = [*training, *held_out]
     _run(untouched, samples, [(b.untouched, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
-    _run(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
+    _run(program, held_out, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
     _run(
         program,
         samples,
         [
-            (b.place, partial(_fit, program, b, len(lessons), settings), partial(_note, b, "after", len(lessons)))
+            (b.place, partial(_fit, program, b, len(training), settings), partial(_note, b, "after", len(training)))
             for b in blocks
         ],
     )
@@ -150,17 +150,17 @@ def _note(block: CalibratedBlock, what: str, start: int, calls: OperatorCalls) -
     setattr(block, what, masks)
 
 
-def _fit(program: Program, block: CalibratedBlock, lessons: int, settings: FitSettings, calls: OperatorCalls) -> None:
+def _fit(program: Program, block: CalibratedBlock, fitted: int, settings: FitSettings, calls: OperatorCalls) -> None:
     place, x = block.place, block.place.activations(calls)
 
-    def lesson(some: slice) -> Lesson:
+    def data(some: slice) -> FitData:
         wanted = torch.cat(block.wanted[some])
-        return Lesson(
+        return FitData(
             torch.cat(x[some]), wanted, best_experts(wanted, settings.best(place), torch.cat(block.chosen[some]))
         )
 
     bias = None if place.bias is None else place.bias.load()
-    parts = lesson(slice(lessons)), lesson(slice(lessons, None))
+    parts = data(slice(fitted)), data(slice(fitted, None))
     block.fit = fit_router(
         place.weight.load(),
         block.untouched.weight.load(),

@@ -1,4 +1,4 @@
-"""Watchers of a pipeline: print, dump, time, keep and verify are the same thing."""
+"""Hooks that watch a pipeline: they print, dump, time or record what it does to a program."""
 
 from __future__ import annotations
 

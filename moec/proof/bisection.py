@@ -1,4 +1,4 @@
-"""Where an engine's making departs from the untouched model: the first pass, then the first layer, then the expert."""
+"""Where an engine departs from the untouched model: the first pass, then the first layer, then the expert."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNTIME = "the engine as it runs"  # where all steps of the lowering are right, 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the making: `capture`, a pass, a step of the lowering, or the engine.
+    """One step of the compile: `capture`, a pass, a step of the lowering, or the engine.
 
     Attributes:
         name: the step's.

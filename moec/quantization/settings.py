@@ -42,7 +42,7 @@ class QuantizeSettings:
     text: str
 
     def check(self) -> None:
-        """Raise M203 on settings that are none, whatever the model."""
+        """Raise M203 on settings that are invalid for every model."""
         if self.rules is not None and not isinstance(self.rules, Mapping):
             raise self.refusal(
                 f"rules={self.rules!r} is not a table of patterns", 'write for example rules={"*.layers.0.*": 8}'

@@ -61,17 +61,17 @@ def choices(program: Program, given: list[dict[str, Tensor]]) -> list[Tensor]:
 
 def test_what_is_reported_is_what_was_chosen(programs: tuple[Program, Program]) -> None:
     captured, moved = programs
-    texts, blocks, judges = [p.text() for p in programs], blocks_of(captured, moved), samples(2, 1)
-    calibrate(moved, captured, blocks, samples(6, 0), judges, SETTINGS)
+    texts, blocks, held_out = [p.text() for p in programs], blocks_of(captured, moved), samples(2, 1)
+    calibrate(moved, captured, blocks, samples(6, 0), held_out, SETTINGS)
     assert [p.text() for p in programs] == texts
     fitted = moved.clone()
     for block in blocks:
         assert block.fitted is not None
         block.place.write(fitted, block.fitted, "fitted")
     rows = zip(
-        choices(captured, judges),
-        choices(moved, judges),
-        choices(fitted, judges),
+        choices(captured, held_out),
+        choices(moved, held_out),
+        choices(fitted, held_out),
         (b.facts() for b in blocks),
         strict=True,
     )
