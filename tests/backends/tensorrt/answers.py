@@ -122,7 +122,7 @@ class Network:
             "target": re.findall(rb"\.target (\w+)", ptx)[0].decode(),
             "inputs": len(inputs),
             "outputs": [[str(t.dtype).rpartition(".")[2], list(t.shape)] for t in outputs],
-            "numbers": [numbers.held[n] for n in range(numbers.nbSymExprs)],
+            "numbers": [numbers.values[n] for n in range(numbers.nbSymExprs)],
             "launch": [vars(launch)[f"{what}_{axis}"] for what in ("grid", "block") for axis in "xyz"],
             "shared": launch.shared_mem,
         }
@@ -154,10 +154,10 @@ class Blank:
 
 class Setter:
     def __init__(self) -> None:
-        self.nbSymExprs, self.held = 0, {}
+        self.nbSymExprs, self.values = 0, {}
 
     def __setitem__(self, n: int, value: int) -> None:
-        self.held[n] = value
+        self.values[n] = value
 
 
 def load() -> tuple[Any, Any]:

@@ -28,9 +28,9 @@ class SmallModel:
     def constant(self, array: np.ndarray[Any, Any] | ir.TensorProtocol) -> ir.Value:
         name = f"c{len(self.graph.initializers)}"
         tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
-        held = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self.graph.register_initializer(held)
-        return held
+        initializer = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.graph.register_initializer(initializer)
+        return initializer
 
     def node(
         self,
