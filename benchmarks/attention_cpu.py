@@ -129,8 +129,8 @@ def session(form: str) -> Any:
         value("y", ["B", "S", HEADS * SIZE]),
         *(value(n, ["B", GROUPS, "T", SIZE]) for n in ("present_k", "present_v")),
     ]
-    nodes, held = FORMS[form]()
-    graph = helper.make_graph(nodes, "attention", inputs, outputs, held)
+    nodes, initializers = FORMS[form]()
+    graph = helper.make_graph(nodes, "attention", inputs, outputs, initializers)
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)], ir_version=11
     )
@@ -158,13 +158,13 @@ def caller(form: str, one: Any, feeds: dict[str, Any]) -> Callable[[], Any]:
         return lambda: one.run(None, feeds)[0]
     from onnxruntime import OrtValue
 
-    binding, kept, new = one.io_binding(), [], feeds["q"].shape[1]
+    binding, buffers, new = one.io_binding(), [], feeds["q"].shape[1]
     for name, value in feeds.items():
         room = ((0, 0), (0, 0), (0, new), (0, 0)) if name.startswith("past_") else ((0, 0),) * value.ndim
-        kept.append(OrtValue.ortvalue_from_numpy(np.pad(value, room)))
-        binding.bind_ortvalue_input(name, kept[-1])
+        buffers.append(OrtValue.ortvalue_from_numpy(np.pad(value, room)))
+        binding.bind_ortvalue_input(name, buffers[-1])
         if name.startswith("past_"):
-            binding.bind_ortvalue_output(name.replace("past", "present"), kept[-1])
+            binding.bind_ortvalue_output(name.replace("past", "present"), buffers[-1])
     binding.bind_output("y", "cpu")
 
     def call() -> Any:

@@ -75,7 +75,7 @@ class Case:
 
 CASES = {
     "moe": Case("Qwen3-MoE, 32 experts of 256, top-4: 0.27 B parameters, 0.07 B active", 32),
-    "dense": Case("Qwen3, its dense twin of 1024", 0),
+    "dense": Case("Qwen3, dense, FFN of 1024", 0),
 }
 
 

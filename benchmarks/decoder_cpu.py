@@ -4,7 +4,8 @@ llama.cpp.
 usage: python benchmarks/decoder_cpu.py [--case moe dense] [--only moec llama.cpp …] [--rounds 4] [--sittings 2]
 [--patience 1] [--limit 600] [--json] [--save]
 
-Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and its dense twin.
+Two models with random weights in float32: Qwen3-MoE's shape (0.27 B parameters, 0.07 B active) and a dense Qwen3
+of the same sizes (FFN of 1024).
 `prefill` is a prompt of 512 tokens at batch 1, `decode` the median of 24 tokens after a prompt of 64; both as tokens a
 second, greedy, the same text for everybody.
 

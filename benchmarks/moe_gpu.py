@@ -9,8 +9,9 @@ bfloat16, or 4-bit integers in groups of 128 (eager PyTorch then has the unpacke
 QMoE). Routing is uniform, or skewed as Zipf has it (without ONNX Runtime). Every output is compared with the same block
 in float64 before it is timed: ours must be within twice eager PyTorch's error, or the run ends with status 1.
 
-`moec staying` is the same by programs that stay (one a multiprocessor), for more than a few tokens; `moec compiled` is
-the operator under `torch.compile`. Before ours is timed, PyTorch is told to raise where a call waits for the GPU.
+`moec persistent` is the same by persistent kernels (one program a multiprocessor), for more than a few tokens;
+`moec compiled` is the operator under `torch.compile`. Before ours is timed, PyTorch is set to raise where a call waits
+for the GPU.
 
 A time is the median of calls between two events, with the L2 cache overwritten before each; `graph` is the same call
 captured in a CUDA graph, without Python's part, where it can be captured. `bandwidth` is (chosen experts' bytes +
@@ -151,7 +152,7 @@ def measure(
     )
     copies = tokens * block.shape.routing.top_k * 3 * block.shape.hidden * block.shape.inner * 2
     here = {who: call for who, call in people.items() if copies <= COPIES_LIMIT_BYTES or "batched_mm" not in who}
-    here = {who: call for who, call in here.items() if tokens > FEW_TOKENS or who != "moec staying"}
+    here = {who: call for who, call in here.items() if tokens > FEW_TOKENS or who != "moec persistent"}
     rows = [{"case": case, "who": who, "value": value, "unit": "error"} for who, value in check(block, here, x).items()]
     for who, call in here.items():
         ms, graph = (

@@ -142,7 +142,7 @@ def ours(block: Block, resident: int | None = None) -> Call:
     return lambda x: launch.moe(x, *given, routing=shape.routing, rule=shape.rule, resident=resident)
 
 
-def ours_staying(block: Block) -> Call:
+def ours_persistent(block: Block) -> Call:
     """The same tiles by one program a multiprocessor."""
     return ours(block, resident=1)
 
@@ -297,7 +297,7 @@ def onnxruntime(block: Block) -> Call:
 
 CONTESTANTS: dict[str, Callable[[Block], Call]] = {
     "moec": ours,
-    "moec staying": ours_staying,
+    "moec persistent": ours_persistent,
     "moec compiled": ours_compiled,
     "eager": eager,
     "torch._grouped_mm": plain_grouped,
@@ -312,7 +312,7 @@ def resources(tokens: int = 4096) -> list[str]:
     """Registers a thread and KiB of shared memory a program of our kernels, compiled for five GPU generations; needs no
     GPU.
 
-    For many tokens also those by programs that stay; bytes that a thread spills are added where there are any.
+    For many tokens also the persistent kernels; bytes that a thread spills are added where there are any.
     """
     lines = [
         "| kernel: registers, KiB, warps | " + " | ".join(f"sm_{sm}" for sm in SMS) + " |",

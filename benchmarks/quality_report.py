@@ -27,10 +27,10 @@ def table(report: dict[str, Any]) -> str:
     ]
     for case in dict.fromkeys(case for case, _ in value):
         kl, ratio, top, sets, size = (value[case, f] for f in FIGURES)
-        kept = "–" if math.isnan(sets) else f"{100 * sets:.2f} %"
+        same_sets = "–" if math.isnan(sets) else f"{100 * sets:.2f} %"
         lines.append(
             f"| {case} | {kl:.5f} ± {value[case, 'spread']:.5f} ({value[case, 'seeds']}) | × {ratio:.4f} "
-            f"| {100 * top:.2f} % | {kept} "
+            f"| {100 * top:.2f} % | {same_sets} "
             f"| {untouched / size:.2f} times fewer | {value[case, 'seconds']:.0f} |"
         )
     built = [r for r in rows if r["who"] == "file over arithmetic"]

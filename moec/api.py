@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
+from moec.compiler.engine_folder import options_of, require_same_texts
 from moec.compiler.finish import complete_engine
-from moec.compiler.made import options_of, require_same_texts
 from moec.compiler.open import open_source
 from moec.compiler.options import SETTINGS, Options, Verify, read_settings
 from moec.compiler.prove_again import bisect_engine, prove_again
@@ -202,7 +202,7 @@ def page(engine: str | Path, proof: Verification) -> str:
 
 
 def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **opening: Any) -> Divergence:
-    """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
+    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
     model, see `moec.proof.bisection`. `seed` and `tolerance` as in `verify`."""
     read = read_settings({"seed": seed, "tolerance": tolerance})
     return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.experts.router_calibration import Block, Settings, calibrate
+from moec.experts.router_calibration import CalibratedBlock, FitSettings, calibrate
 from moec.pipeline.calibration import BATCH
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.decoder_signature import text_inputs
@@ -23,7 +23,7 @@ from moec.recognition.linear import find_linears
 from moec.recognition.router_place import find_router
 from moec.recognition.router_region import NotARouter
 
-_HELD_BACK = 10  # one window in ten judges what the others fitted
+_HELD_OUT = 10  # one window in ten is held out, and judges the fit on the others
 _USUAL = {
     "top": "a number of logits, or 0 to choose by the model",
     "ridge": "a number above 0, 0.01 is usual",
@@ -67,13 +67,13 @@ class CalibrateRouter(Pass):
         return Plan(str(self), 0, len(blocks), program.clone(), tuple(own.misses))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of routers that were changed. Raises M203 on settings that are none or fit no block,
+        """Returns the number of routers that were changed. Raises M203 on settings that are invalid or fit no block,
         without a calibration text of two windows, and when no pass before this one made weights coarser."""
         self._check()
-        lessons, judges = self._texts(program, context.require_calibration().windows())
+        training, held_out = self._texts(program, context.require_calibration().windows())
         untouched = self._untouched(program, context)
         blocks = self._blocks(program, untouched, context)
-        calibrate(program, untouched, blocks, lessons, judges, Settings(self.top, self.ridge, self.floor))
+        calibrate(program, untouched, blocks, training, held_out, FitSettings(self.top, self.ridge, self.floor))
         context.facts["blocks"] = [b.facts() for b in blocks]
         return sum(self._settle(program, context, b) for b in blocks)
 
@@ -91,14 +91,14 @@ class CalibrateRouter(Pass):
                 raise MoecError("M203", f"{name}={getattr(self, name)!r} is not possible", str(self), _USUAL[name])
 
     def _texts(self, program: Program, windows: Tensor) -> tuple[list[Sample], list[Sample]]:
-        """The inputs to fit on, and those to judge by."""
+        """The inputs to fit on, and the held-out ones that judge the fit."""
         if len(windows) < 2:
             what = "the calibration text is one window, and a fit needs another to be judged by"
             raise MoecError("M203", what, str(self), "give a longer text, or more of it with --calibration-tokens")
-        held = max(1, len(windows) // _HELD_BACK)
-        lessons, judges = (torch.split(part, BATCH) for part in (windows[:-held], windows[-held:]))  # type: ignore[no-untyped-call]
-        return [text_inputs(program.inputs, ids) for ids in lessons], [
-            text_inputs(program.inputs, ids) for ids in judges
+        start = len(windows) - max(1, len(windows) // _HELD_OUT)
+        training, held_out = (torch.split(part, BATCH) for part in (windows[:start], windows[start:]))  # type: ignore[no-untyped-call]
+        return [text_inputs(program.inputs, ids) for ids in training], [
+            text_inputs(program.inputs, ids) for ids in held_out
         ]
 
     def _untouched(self, program: Program, context: Context) -> Program:
@@ -110,15 +110,18 @@ class CalibrateRouter(Pass):
         return context.unquantized
 
     # ------------------------------------------------------------------ blocks
-    def _blocks(self, program: Program, untouched: Program, context: Context) -> list[Block]:
-        """The blocks that can be worked on; of the others is said why not."""
+    def _blocks(self, program: Program, untouched: Program, context: Context) -> list[CalibratedBlock]:
+        """The blocks whose routers can be fitted; `context.miss` says why others cannot."""
         linears, before, found = find_linears(program), find_linears(untouched), []
-        for node, twin in zip(moe_nodes(program), moe_nodes(untouched), strict=True):
+        for node, node_before in zip(moe_nodes(program), moe_nodes(untouched), strict=True):
             try:
-                block = Block(find_router(program, node, linears), find_router(untouched, twin, before))
-                if block.place.weight.shape != block.twin.weight.shape:
+                block = CalibratedBlock(
+                    find_router(program, node, linears), find_router(untouched, node_before, before)
+                )
+                if block.place.weight.shape != block.untouched.weight.shape:
                     raise NotARouter(
-                        f"it chooses among {block.place.experts} experts, and chose among {block.twin.experts} before"
+                        f"it chooses among {block.place.experts} experts, "
+                        f"and chose among {block.untouched.experts} before"
                     )
             except NotARouter as reason:
                 context.miss(node, f"its router stays as it is: {reason}")
@@ -134,7 +137,7 @@ class CalibrateRouter(Pass):
             found.append(block)
         return found
 
-    def _settle(self, program: Program, context: Context, block: Block) -> int:
+    def _settle(self, program: Program, context: Context, block: CalibratedBlock) -> int:
         """Write a block's new router into the program, or say why it stays; returns how many were written."""
         assert block.fit is not None
         if block.fitted is None:

@@ -60,7 +60,7 @@ class PruneExperts(Pass):
         return replace(found, least=1, most=len(moe_nodes(found.program)))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of blocks that were cut. Raises M203 on settings that are none or that leave a router too
+        """Returns the number of blocks that were cut. Raises M203 on settings that are invalid or leave a router too
         few experts, where a router was not recognised, and when the text never reached an expert that would stay."""
         self._check()
         blocks = [_Group(group) for group in together(self._moe_blocks(program, context))]
@@ -70,7 +70,7 @@ class PruneExperts(Pass):
         names: dict[str, str] = {}
         for block in chosen:
             try:
-                names |= cut(program, block.members, block.kept, self.name)
+                names |= cut(program, block.members, block.remaining, self.name)
             except NotARouter as reason:
                 raise self._cannot(block.first, str(reason)) from None
         rename(program, names)
@@ -130,7 +130,8 @@ class PruneExperts(Pass):
         rules = [b.first.rule for b in blocks]
         if self.per_layer:
             return [
-                r.groups * _kept(b.first.experts // r.groups, self.keep) for b, r in zip(blocks, rules, strict=True)
+                r.groups * _remaining_count(b.first.experts // r.groups, self.keep)
+                for b, r in zip(blocks, rules, strict=True)
             ]
         grouped = next((b for b, r in zip(blocks, rules, strict=True) if r.groups > 1), None)
         if grouped is not None:
@@ -140,7 +141,9 @@ class PruneExperts(Pass):
                 "leave per_layer out",
             )
         return shares(
-            [b.scores for b in blocks], _kept(sum(b.first.experts for b in blocks), self.keep), [r.top_k for r in rules]
+            [b.scores for b in blocks],
+            _remaining_count(sum(b.first.experts for b in blocks), self.keep),
+            [r.top_k for r in rules],
         )
 
     def _choose(self, block: _Group, count: int, context: Context) -> bool:
@@ -158,8 +161,8 @@ class PruneExperts(Pass):
         if count == first.experts:
             context.miss(first.node, f"keep={self.keep} of its {first.experts} experts is all of them")
             return False
-        block.kept = best(block.scores, count, rule.groups)
-        blind = [] if block.tally is None else [e for e in block.kept if block.tally.tokens[e] == 0]
+        block.remaining = best(block.scores, count, rule.groups)
+        blind = [] if block.tally is None else [e for e in block.remaining if block.tally.tokens[e] == 0]
         if blind:
             what = (
                 f"the calibration text never reached experts {', '.join(map(str, blind))}, which would stay: "
@@ -176,7 +179,7 @@ class _Group:
     members: list[MoeBlock]
     tally: Tally | None = None
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
-    kept: tuple[int, ...] = ()
+    remaining: tuple[int, ...] = ()
 
     @property
     def first(self) -> MoeBlock:
@@ -184,27 +187,27 @@ class _Group:
 
     def facts(self, score: str) -> dict[str, Any]:
         """What is reported, as plain data; scores in units of the block's mean."""
-        dropped = [e for e in range(self.first.experts) if e not in self.kept]
+        dropped = [e for e in range(self.first.experts) if e not in self.remaining]
         found: dict[str, Any] = {
             "module": self.first.module,
             "experts": self.first.experts,
-            "kept": list(self.kept),
+            "kept": list(self.remaining),
             "dropped": dropped,
         }
         if self.tally is not None:
-            tokens, scores, kept = self.tally.tokens, self.scores / self.scores.mean(), list(self.kept)
+            tokens, scores, remaining = self.tally.tokens, self.scores / self.scores.mean(), list(self.remaining)
             found |= {
-                "tokens_least": int(tokens[kept].min()),
+                "tokens_least": int(tokens[remaining].min()),
                 "choices_dropped": float(tokens[dropped].sum() / tokens.sum()),
             }
             found |= {
                 f"{score}_dropped_most": float(scores[dropped].max()),
-                f"{score}_kept_least": float(scores[kept].min()),
+                f"{score}_kept_least": float(scores[remaining].min()),
             }
         return found
 
 
-def _kept(count: int, share: float) -> int:
+def _remaining_count(count: int, share: float) -> int:
     return count - math.floor(count * (1 - share) + 1e-9)
 
 

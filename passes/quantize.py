@@ -16,9 +16,9 @@ from moec.program.rewriting import call_like
 from moec.quantization.bit_budget import Budget, without_data
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.hessians import coverage, enough_text
-from moec.quantization.rounding import Made, quantize_stack
+from moec.quantization.rounding import PackedParts, quantize_stack
 from moec.quantization.sequential import Key, Sequential, key_of
-from moec.quantization.settings import KINDS, Settings
+from moec.quantization.settings import KINDS, QuantizeSettings
 from moec.quantization.small_floats import Floats
 from moec.recognition.weight_roles import PACKED, Use, weight_uses, width_name
 from moec.weights.lazy import from_tensor
@@ -104,8 +104,8 @@ class Quantize(Pass):
         return type(self)(**without_data(vars(self)))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of places where a weight was replaced. Raises M203 on settings that are none, or that fit
-        no weight, and where a calibration text is missing."""
+        """Returns the number of places where a weight was replaced. Raises M203 on settings that are invalid or fit no
+        weight, and where a calibration text is missing."""
         asked = self._settings
         asked.check()
         if self.needs_calibration():  # before any work
@@ -126,17 +126,17 @@ class Quantize(Pass):
         return len(todo)
 
     @property
-    def _settings(self) -> Settings:
+    def _settings(self) -> QuantizeSettings:
         default = Grid(
             self.bits, self.group, self.symmetric, self.method, format=self.format, positive_scales=self.positive_scales
         )
         budget = None if self.budget_bits is None else Budget(self.budget_bits, self.widths, self.sensitivity)
-        return Settings(
+        return QuantizeSettings(
             default, {kind: getattr(self, kind) for kind in KINDS}, self.rules, budget, self.floor, str(self)
         )
 
     # ------------------------------------------------------------------ data
-    def _calibrated(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> dict[Key, Made]:
+    def _calibrated(self, program: Program, context: Context, todo: list[tuple[Use, Grid]]) -> dict[Key, PackedParts]:
         """What is made of the weights where some need data."""
         if not any(g.method == "gptq" for _, g in todo):
             return {}
@@ -168,7 +168,7 @@ class Quantize(Pass):
         return job.made
 
     # ------------------------------------------------------------------ graph
-    def _rewrite(self, program: Program, todo: list[tuple[Use, Grid]], made: dict[Key, Made]) -> None:
+    def _rewrite(self, program: Program, todo: list[tuple[Use, Grid]], made: dict[Key, PackedParts]) -> None:
         nodes: dict[Key, fx.Node] = {}
         for use, grid in todo:
             assert use.weight is not None
@@ -179,7 +179,7 @@ class Quantize(Pass):
                 )
                 self._put(program, use, nodes[key])
 
-    def _stand_in(self, program: Program, use: Use, made: Made | Floats, grid: Grid) -> fx.Node:
+    def _stand_in(self, program: Program, use: Use, made: PackedParts | Floats, grid: Grid) -> fx.Node:
         """What stands for the weight: its numbers, or those of each width one after another and brought into their
         order."""
         if isinstance(made, Floats):
@@ -224,7 +224,7 @@ class Quantize(Pass):
 
 
 def _spend(
-    program: Program, context: Context, asked: Settings, budget: Budget, todo: list[tuple[Use, Grid]]
+    program: Program, context: Context, asked: QuantizeSettings, budget: Budget, todo: list[tuple[Use, Grid]]
 ) -> list[tuple[Use, Grid]]:
     """The same with each expert's own width."""
     free = [(u, g) for u, g in todo if u.kind == "experts" and asked.rule(u) is None]

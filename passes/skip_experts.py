@@ -107,14 +107,16 @@ class SkipExperts(Pass):
         flat = call(aten.reshape.default, chosen, [batch, call(operator.mul, length, top_k)])
         own = call(aten.reshape.default, call(aten.gather.default, counts, 1, flat), [batch, length, top_k])
         limit = call(aten.mul.Tensor, sequences.tokens, self.alpha * top_k / count)
-        kept = call(aten.masked_fill.Scalar, given, call(aten.lt.Tensor, own, limit), 0.0)
+        masked = call(aten.masked_fill.Scalar, given, call(aten.lt.Tensor, own, limit), 0.0)
         if self.renormalize:
-            before, after = (call(aten.sum.dim_IntList, w, [-1], True) for w in (given, kept))
+            before, after = (call(aten.sum.dim_IntList, w, [-1], True) for w in (given, masked))
             smallest = max(
                 torch.finfo(value_of(weights).dtype).tiny, 1e-20
             )  # where all are left out, nothing divided by it remains nothing
-            kept = call(aten.mul.Tensor, kept, call(aten.div.Tensor, before, call(aten.clamp.default, after, smallest)))
-        return kept if value_of(weights).dim() == 3 else call(aten.reshape.default, kept, [-1, top_k])
+            masked = call(
+                aten.mul.Tensor, masked, call(aten.div.Tensor, before, call(aten.clamp.default, after, smallest))
+            )
+        return masked if value_of(weights).dim() == 3 else call(aten.reshape.default, masked, [-1, top_k])
 
 
 class _Sequences:

@@ -15,7 +15,7 @@ _MARKER = re.compile(r"<!-- (?P<kind>not run|needs|file|output of the block abov
 
 
 @dataclass(frozen=True)
-class Block:
+class FencedBlock:
     """A fenced block of a page.
 
     Attributes:
@@ -47,13 +47,13 @@ class Block:
         return [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
 
 
-def blocks(page: Path) -> list[Block]:
+def blocks(page: Path) -> list[FencedBlock]:
     """All fenced blocks of a page, in order."""
     text, found = page.read_text(), []
     for fence in _FENCE.finditer(text):
         marker = _MARKER.search(text[: fence.start()].rstrip(" ")) if _is_adjacent(text, fence.start()) else None
         found.append(
-            Block(
+            FencedBlock(
                 page,
                 text.count("\n", 0, fence.start("text")) + 1,
                 fence["language"],

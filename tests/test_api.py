@@ -12,7 +12,7 @@ from torch import nn
 import moec
 from moec import api
 from moec.errors import MoecError
-from moec.pipeline.hooks import KeepHook
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.pipeline import Pipeline
 from moec.targets.target import Target
 from tests.moe_module import VOCAB, MoeModel, source_of
@@ -64,16 +64,16 @@ def test_files_are_checked_before_they_are_run(engine: Path, tmp_path: Path) -> 
 
 
 def test_pipelines_are_objects_or_text(llama: Path, tmp_path: Path) -> None:
-    keep = KeepHook()
+    record = RecordHook()
     report = moec.compile(
         llama,
         out=tmp_path / "engine",
         pipeline=Pipeline.parse("upcycle(experts=2, top_k=1)"),
-        hooks=[keep],
+        hooks=[record],
         save_hf=tmp_path / "hf",
     )
     assert report.pipeline == "upcycle(experts=2, top_k=1)" and report.ok
-    assert [name for name, _ in keep.programs][1].startswith("upcycle")
+    assert [name for name, _ in record.programs][1].startswith("upcycle")
     import transformers
 
     saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()

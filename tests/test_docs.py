@@ -25,7 +25,7 @@ from moec.targets.target import Target
 from tests.byte_tokenizer import write_tokenizer
 from tests.cases import cases
 from tests.page_names import problems_of_code, problems_of_flags
-from tests.pages import CONTRIBUTING, PAGES, ROOT, Block, anchors, blocks, links, prose, spans
+from tests.pages import CONTRIBUTING, PAGES, ROOT, FencedBlock, anchors, blocks, links, prose, spans
 from tests.test_house import ROOMS
 from tests.zoo import build
 
@@ -39,13 +39,13 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-def is_run(block: Block) -> bool:
+def is_run(block: FencedBlock) -> bool:
     """CONTRIBUTING's snippets have a test of their own: here only its commands are run."""
     languages = SHELLS if block.page == CONTRIBUTING else RUN
     return block.language in languages and block.marker in ("", "needs") and not absent(block)
 
 
-def absent(block: Block) -> str:
+def absent(block: FencedBlock) -> str:
     """Why a block cannot run here; empty when it can."""
     if block.marker == "not run":
         return block.value
@@ -94,7 +94,7 @@ class Reader:
         shim.write_text('#!/bin/sh\nfor argument; do printf "%s\\0" "$argument"; done > "$RECORD"\n')
         shim.chmod(0o755)
 
-    def follow(self, block: Block) -> None:
+    def follow(self, block: FencedBlock) -> None:
         """Do what a block says; fails where that fails."""
         with contextlib.chdir(self.folder):
             if block.language == "python":
@@ -123,7 +123,7 @@ class Reader:
         if key:
             self.engines[key] = self.folder / out
 
-    def compare(self, block: Block) -> None:
+    def compare(self, block: FencedBlock) -> None:
         """What a page shows was printed: the same first words, in order; figures may differ."""
         printed = iter([line.split()[0] for line in self.printed.splitlines() if line.split()])
         for line in block.text.splitlines():
@@ -161,14 +161,14 @@ def test_a_page_does_what_it_says(
 
 
 @pytest.mark.parametrize("block", NOT_RUN, ids=lambda b: b.place)
-def test_a_block_that_is_not_run(block: Block) -> None:
+def test_a_block_that_is_not_run(block: FencedBlock) -> None:
     """One skip a block, with its reason."""
     if reason := absent(block):
         pytest.skip(reason)
 
 
 # ---------------------------------------------------------------------- form
-def problems_of_block(block: Block) -> list[str]:
+def problems_of_block(block: FencedBlock) -> list[str]:
     """Why nobody would notice if this block were wrong."""
     if not block.language:
         return ["the block has no language"]

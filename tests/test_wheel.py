@@ -57,10 +57,10 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.Zip
 
 @pytest.mark.slow
 def test_the_wheel_holds_every_file(wheel: zipfile.ZipFile, source: Path) -> None:
-    held = contents(wheel.namelist())
-    assert held == tree(source)
-    assert {"moec/py.typed", "moec/kernels/tiles.toml", "moec/backends/tensorrt/operators.toml"} <= held
-    assert any(n.startswith("moec/report/templates/") for n in held) and "moec/presets/int4.toml" in held
+    wheel_files = contents(wheel.namelist())
+    assert wheel_files == tree(source)
+    assert {"moec/py.typed", "moec/kernels/tiles.toml", "moec/backends/tensorrt/operators.toml"} <= wheel_files
+    assert any(n.startswith("moec/report/templates/") for n in wheel_files) and "moec/presets/int4.toml" in wheel_files
 
 
 @pytest.mark.slow
@@ -76,5 +76,5 @@ def test_a_forgotten_package_and_file_are_seen(source: Path, tmp_path: Path) -> 
     assert '    "moec.text",\n' in project and '"moec.kernels" = ["*.toml"]\n' in project
     project = project.replace('    "moec.text",\n', "").replace('"moec.kernels" = ["*.toml"]\n', "")
     (copy / "pyproject.toml").write_text(project)
-    held = contents(zipfile.ZipFile(build(copy, tmp_path / "out")).namelist())
-    assert {"moec/text/writer.py", "moec/kernels/tiles.toml"} <= tree(source) - held
+    wheel_files = contents(zipfile.ZipFile(build(copy, tmp_path / "out")).namelist())
+    assert {"moec/text/writer.py", "moec/kernels/tiles.toml"} <= tree(source) - wheel_files

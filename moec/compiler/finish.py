@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.made import Made, require_same_texts
+from moec.compiler.engine_folder import EngineFolder, require_same_texts
 from moec.compiler.proving import prove_folder, subject_of
 from moec.compiler.publish import PAGE, make_report
 from moec.compiler.staging import MANIFEST, staging
@@ -38,19 +38,19 @@ def complete_engine(
             M101 where the engine differs. The folder is then as it was.
     """
     progress = progress or Progress()
-    made = Made(folder, opening)
-    find_backend(made.target)
-    options = replace(made.options, build=True)
-    require_same_texts(made.report, options)
-    source = made.source(model)
-    captured, program = made.remake(source)
+    engine_folder = EngineFolder(folder, opening)
+    find_backend(engine_folder.target)
+    options = replace(engine_folder.options, build=True)
+    require_same_texts(engine_folder.report, options)
+    source = engine_folder.source(model)
+    captured, program = engine_folder.remake(source)
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     with staging(folder) as new:
-        copy_artefacts(made.report, folder, new)
+        copy_artefacts(engine_folder.report, folder, new)
         progress.stage("build")
         facts = {
-            **made.report.facts,
-            **made.backend.finish(model_folder(new), made.target, options.optimize_for, progress),
+            **engine_folder.report.facts,
+            **engine_folder.backend.finish(model_folder(new), engine_folder.target, options.optimize_for, progress),
         }
         progress.done(
             ", ".join(
@@ -59,10 +59,10 @@ def complete_engine(
                 if p.is_file()
             )
         )
-        subject = subject_of(source, captured, program, made.backend, options, corpus)
-        proof = prove_folder(subject, made.backend, options, new, progress)
-        report = make_report(source, options, [], facts, proof, made.backend, new)
-        report = replace(report, source=made.report.source, steps=made.report.steps)
+        subject = subject_of(source, captured, program, engine_folder.backend, options, corpus)
+        proof = prove_folder(subject, engine_folder.backend, options, new, progress)
+        report = make_report(source, options, [], facts, proof, engine_folder.backend, new)
+        report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
         (new / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (new / PAGE).write_text(html(report), encoding="utf-8")
     return report

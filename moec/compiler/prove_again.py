@@ -1,4 +1,4 @@
-"""An engine that exists already: prove it again, or find where its making departs from the model."""
+"""An engine that exists already: prove it again, or find the step at which it departs from the model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.made import Made
+from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.compiler.staging import MANIFEST
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
-from moec.pipeline.hooks import KeepHook
+from moec.pipeline.hooks import RecordHook
 from moec.proof.bisection import Bounds, Divergence, bisect
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import is_half
@@ -25,7 +25,7 @@ from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
 from moec.text.corpus import corpus_of
 
-BISECTED_SIZES = 2  # every step of the making is run on each input
+BISECTED_SIZES = 2  # every step of the compile is run on each input
 
 
 def prove_again(
@@ -41,29 +41,31 @@ def prove_again(
         opening: arguments of `open_source`.
         exam: a text; the compile's own when None and `against` is None.
     """
-    made = Made(folder, opening)
-    own = made.source()
-    captured, program = made.remake(own)
+    engine_folder = EngineFolder(folder, opening)
+    own = engine_folder.source()
+    captured, program = engine_folder.remake(own)
     if exam is not None or against is None:
-        exam = made.exam(exam)
+        exam = engine_folder.exam(exam)
     if _is_engine(against):
-        other = Made(Path(against), opening)
+        other = EngineFolder(Path(against), opening)
         with other.opened() as reference:
             theirs = other.remake(other.source())[1]
-            subject = replace(made.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes)
-            return _prove(made, subject, own, seed, tolerance, exam)
+            subject = replace(
+                engine_folder.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes
+            )
+            return _prove(engine_folder, subject, own, seed, tolerance, exam)
     source = own if against is None else open_source(against, **opening)
-    before = captured if against is None else source.capture(made.backend.precision(made.target))
-    return _prove(made, made.subject(source, before, program), source, seed, tolerance, exam)
+    before = captured if against is None else source.capture(engine_folder.backend.precision(engine_folder.target))
+    return _prove(engine_folder, engine_folder.subject(source, before, program), source, seed, tolerance, exam)
 
 
 def _prove(
-    made: Made, subject: Subject, source: Source, seed: int, tolerance: float | None, exam: Exam | None
+    engine_folder: EngineFolder, subject: Subject, source: Source, seed: int, tolerance: float | None, exam: Exam | None
 ) -> Verification:
-    corpus = corpus_of(exam.text, source, model_folder(made.folder)) if exam else None
+    corpus = corpus_of(exam.text, source, model_folder(engine_folder.folder)) if exam else None
     asked = subject.asked if tolerance is None else tolerance
     subject = replace(subject, seed=seed, asked=asked, exam=fitting_exam(exam, source), corpus=corpus)
-    with made.opened() as engine:
+    with engine_folder.opened() as engine:
         return prove(subject, engine)
 
 
@@ -78,14 +80,16 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any], tolerance
     An exact step is held to the step before it, by rounding, or by what was asked for now or at the compile;
     approximate ones to their budget, all of them together. What a backend made of them is held to the last program.
     """
-    made, keep = Made(folder, opening), KeepHook()
-    source = made.source()
-    captured, program = made.remake(source, (keep,))
-    programs = keep.programs or [("capture", captured)]
-    subject = replace(made.subject(source, captured, program), seed=seed)
+    engine_folder, record = EngineFolder(folder, opening), RecordHook()
+    source = engine_folder.source()
+    captured, program = engine_folder.remake(source, (record,))
+    programs = record.programs or [("capture", captured)]
+    subject = replace(engine_folder.subject(source, captured, program), seed=seed)
     subject = subject if tolerance is None else replace(subject, asked=tolerance)
-    with made.opened() as engine:
-        lowering = made.backend.stages(program, made.target, str(made.report.settings["optimize_for"]))
+    with engine_folder.opened() as engine:
+        lowering = engine_folder.backend.stages(
+            program, engine_folder.target, str(engine_folder.report.settings["optimize_for"])
+        )
         return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine, lowering)
 
 

@@ -39,7 +39,7 @@ def choose_reference(source: Source, captured: Program, asked: str) -> Reference
 
 
 def runner(backend: Backend, target: Target, built: bool) -> Target:
-    """What runs the engine for the proof: the target, or what stands in for it here."""
+    """What runs the engine for the proof: the target, or its stand-in on this machine (`Backend.stand_in`)."""
     return backend.stand_in(target, built) or target
 
 

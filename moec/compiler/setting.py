@@ -206,7 +206,7 @@ class Setting:
     recorded: bool
 
     def read(self, value: Any, where: str = "") -> Any:
-        """The value from plain data or a user's object. Raises M201, or what its kind raises, for one that is none."""
+        """The value from plain data or a user's object. Raises M201, or what its kind raises, for an invalid one."""
         if value is None and self.default is None:
             return None
         try:

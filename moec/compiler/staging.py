@@ -1,4 +1,4 @@
-"""Writing beside and renaming: nobody ever sees half an engine under the name that was asked for."""
+"""Write a folder beside its place, then rename it: nobody sees half an engine under the name that was asked for."""
 
 from __future__ import annotations
 

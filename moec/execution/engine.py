@@ -1,4 +1,4 @@
-"""Engines and backends: the two protocols that everything after compilation works with."""
+"""Engines: the protocol that everything after compilation works with."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """Run a program over many inputs side by side, operator by operator, and change what it computes on the way.
 
 Methods that calibrate need, at each operator, what all inputs bring there once everything before it has been changed
-already. A walk gives that in one pass over the graph: an operator is computed for every input before the next one
-begins, so that each weight is read once however many inputs there are, and only values that are still needed are held.
+already. `run_in_lockstep` gives that in one pass over the graph: it computes an operator for every input before it
+begins the next one, so that each weight is read once however many inputs there are, and it holds only values that are
+still needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,15 +22,15 @@ from moec.program.program import Program
 from moec.program.signature import converted
 from moec.weights.lazy import Weight
 
-_HELD_BLOCKS = 16  # of each weight, while the operator that reads it runs for all inputs
+_CACHED_BLOCKS = 16  # of each weight, while the operator that reads it runs for all inputs
 
 
 @dataclass
-class Stop:
-    """One operator, before it is computed.
+class OperatorCalls:
+    """The calls of one operator, one for each input, before they are computed.
 
     Attributes:
-        node: in the program that is walked.
+        node: in the program that runs.
         inputs: for each input, the operator's arguments. Weights among them are lazy, and the same object in all.
         named: for each input, its keyword arguments.
     """
@@ -37,7 +38,6 @@ class Stop:
     node: fx.Node
     inputs: list[tuple[Any, ...]]
     named: list[dict[str, Any]]
-    _instead: dict[int, list[Any]] = field(default_factory=dict)
 
     def values(self, place: int) -> list[Any]:
         """An argument's value for every input; None where it was not given."""
@@ -53,41 +53,48 @@ class Stop:
 
     def replace_each(self, place: int, values: list[Any]) -> None:
         """Compute with other arguments, one for every input."""
-        self._instead[place] = values
         self.inputs = [
             (*args[:place], value, *args[place + 1 :]) for args, value in zip(self.inputs, values, strict=True)
         ]
 
 
-Visit = Callable[[Stop], None]
+Visit = Callable[[OperatorCalls], None]
 
 
-def walk(
+def run_in_lockstep(
     program: Program, inputs: Iterable[Mapping[str, Tensor]], visit: Visit, until: fx.Node | None = None
 ) -> list[tuple[Any, ...]]:
     """Compute a program for all inputs at once.
 
     Args:
-        program: its graph is not changed; what `visit` replaces holds for this walk.
+        program: its graph is not changed; what `visit` replaces holds for this run.
         inputs: named tensors, see `Program.inputs`.
         visit: is shown every operator before it is computed, in graph order.
-        until: the last operator to compute; the rest of the graph is left out.
+        until: the last operator that `visit` is shown; neither it nor what comes after it is computed.
 
     Returns:
         The outputs for each input, in the order of `program.outputs`; nothing when `until` was given.
     """
     with torch.inference_mode():
-        runs = [_Run(program, [converted(program.inputs, sample)[i.name] for i in program.inputs]) for sample in inputs]
+        runs = [
+            _OneInput(program, [converted(program.inputs, sample)[i.name] for i in program.inputs]) for sample in inputs
+        ]
         for node in program.graph.nodes:
             if node.op == "output":
                 return [run.outputs() for run in runs]
-            _step(node, runs, visit)
+            if node.op != "call_function":
+                for run in runs:
+                    run.keep(node, run.run_node(run.here[node.name]))
+                continue
+            calls = _calls(node, runs)
+            visit(calls)
             if node is until:
                 break
+            _compute(calls, runs)
     return []
 
 
-class _Run(StreamingInterpreter):
+class _OneInput(StreamingInterpreter):
     """One input's values so far."""
 
     def __init__(self, program: Program, values: list[Tensor]) -> None:
@@ -109,20 +116,18 @@ class _Run(StreamingInterpreter):
         return tuple(v.load() if isinstance(v, Weight) else v for v in self.fetch_args_kwargs_from_env(node)[0][0])
 
 
-def _step(node: fx.Node, runs: list[_Run], visit: Visit) -> None:
-    if node.op != "call_function":
-        for run in runs:
-            run.keep(node, run.run_node(run.here[node.name]))
-        return
+def _calls(node: fx.Node, runs: list[_OneInput]) -> OperatorCalls:
     given = [run.arguments(node) for run in runs]
-    stop = Stop(node, [args for args, _ in given], [named for _, named in given])
-    visit(stop)
-    held: dict[int, Weight] = {}
-    for run, args, named in zip(runs, stop.inputs, stop.named, strict=True):
-        lent = tuple(held.setdefault(id(a), hold(a)) if isinstance(a, Weight) else a for a in args)
-        run.keep(node, run.call_function(run.here[node.name].target, lent, named))
+    return OperatorCalls(node, [args for args, _ in given], [named for _, named in given])
 
 
-def hold(weight: Weight) -> Weight:
+def _compute(calls: OperatorCalls, runs: list[_OneInput]) -> None:
+    cached: dict[int, Weight] = {}
+    for run, args, named in zip(runs, calls.inputs, calls.named, strict=True):
+        lent = tuple(cached.setdefault(id(a), with_block_cache(a)) if isinstance(a, Weight) else a for a in args)
+        run.keep(calls.node, run.call_function(run.here[calls.node.name].target, lent, named))
+
+
+def with_block_cache(weight: Weight) -> Weight:
     """The same weight, which remembers the blocks that were read last instead of reading them anew."""
-    return replace(weight, read=lru_cache(maxsize=_HELD_BLOCKS)(weight.read))
+    return replace(weight, read=lru_cache(maxsize=_CACHED_BLOCKS)(weight.read))

@@ -88,8 +88,10 @@ def together(blocks: list[MoeBlock]) -> list[list[MoeBlock]]:
     """Blocks that share experts or a router, and so can only be cut alike, in graph order."""
     found: list[list[MoeBlock]] = []
     for block in blocks:
-        twins = (group for group in found if any(m.route is block.route or m.matrices == block.matrices for m in group))
-        group = next(twins, None)
+        linked = (
+            group for group in found if any(m.route is block.route or m.matrices == block.matrices for m in group)
+        )
+        group = next(linked, None)
         if group is None:
             found.append([block])
         else:
@@ -98,8 +100,8 @@ def together(blocks: list[MoeBlock]) -> list[list[MoeBlock]]:
 
 
 # ---------------------------------------------------------------------- cutting
-def cut(program: Program, blocks: list[MoeBlock], kept: tuple[int, ...], by: str) -> dict[str, str]:
-    """Leave blocks that go together with the experts `kept`, which must be in order; nothing is read.
+def cut(program: Program, blocks: list[MoeBlock], remaining: tuple[int, ...], by: str) -> dict[str, str]:
+    """Cut blocks that go together down to the experts `remaining`, which must be in order; no weight is read.
 
     Weights, biases, the router's rows and both of its biases are cut; the routing rule stays as it is.
 
@@ -112,7 +114,7 @@ def cut(program: Program, blocks: list[MoeBlock], kept: tuple[int, ...], by: str
     Raises:
         NotARouter: with the reason, when a weight is computed in the graph.
     """
-    cutter = _Cutter(program, kept, by)
+    cutter = _Cutter(program, remaining, by)
     for block in blocks:
         cutter.cut(block)
     return cutter.names
@@ -121,8 +123,8 @@ def cut(program: Program, blocks: list[MoeBlock], kept: tuple[int, ...], by: str
 class _Cutter:
     """Cuts weights once, whoever reads them."""
 
-    def __init__(self, program: Program, kept: tuple[int, ...], by: str) -> None:
-        self.program, self.kept, self.by = program, kept, by
+    def __init__(self, program: Program, remaining: tuple[int, ...], by: str) -> None:
+        self.program, self.remaining, self.by = program, remaining, by
         self.names: dict[str, str] = {}
         self._made: dict[str, fx.Node] = {}
         self._routes: set[fx.Node] = set()
@@ -153,13 +155,13 @@ class _Cutter:
                 self.program, old, self.by, aten.linear.default, linear.x, self._read(name, linear.weight), bias
             )
             if value_of(logits).dim() != value_of(new).dim():
-                new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, len(self.kept)])
+                new = call_like(self.program, old, self.by, aten.reshape.default, new, [-1, len(self.remaining)])
             if value_of(logits).dtype != value_of(new).dtype:
                 new = call_like(self.program, old, self.by, aten.to.dtype, new, value_of(logits).dtype)
             call.replace(logits=new, bias=self._matrix(call.bias, route))
 
     def _matrix(self, argument: Any, consumer: fx.Node) -> fx.Node | None:
-        """The kept part of an argument with one row an expert."""
+        """The remaining part of an argument with one row an expert."""
         if argument is None:
             return None
         if argument.target == DEQUANTIZE:
@@ -183,7 +185,7 @@ class _Cutter:
 
     def _read(self, name: str, weight: Weight) -> fx.Node:
         if name not in self._made:
-            entered = self.program.add_weight(name, take(weight, self.kept))
+            entered = self.program.add_weight(name, take(weight, self.remaining))
             self.names[entered] = name
             self._made[name] = self.program.read_weight(entered)
         return self._made[name]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.choices import chosen
-from moec.execution.lockstep import Stop, walk
-from moec.experts.router_fit import Fit, Lesson, best_experts, fit_router
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.experts.router_fit import Fit, FitData, best_experts, fit_router
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
@@ -21,7 +21,7 @@ from moec.recognition.router_place import RouterPlace
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """How to fit: `top`, `ridge` and `floor` of `calibrate-router`."""
 
     top: int
@@ -34,20 +34,20 @@ class Settings:
 
 
 @dataclass
-class Block:
-    """One mixture-of-experts block while it is worked on.
+class CalibratedBlock:
+    """One mixture-of-experts block whose router is fitted.
 
     Attributes:
-        place, twin: its router in the quantized and in the untouched program.
+        place, untouched: its router in the quantized and in the untouched program.
         wanted: the untouched logits `[T, E]` for each input. chosen: masks `[T, E]` of the untouched choices for each
             input.
-        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each input
-            that judges.
-        fit: what came of it.
+        before, after: those of the quantized program, with the routers that it had and with fitted ones, for each
+            held-out input.
+        fit: the result.
     """
 
     place: RouterPlace
-    twin: RouterPlace
+    untouched: RouterPlace
     wanted: list[Tensor] = field(default_factory=list)
     chosen: list[Tensor] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Block:
         return self.fit.weight if self.fit else None
 
     def facts(self) -> dict[str, Any]:
-        """What there is to report, as plain data; shares are of the tokens that judge."""
+        """What there is to report, as plain data; shares are of the held-out tokens."""
         assert self.fit is not None
         wanted, seen = torch.cat(self.chosen[-len(self.after) :]), sorted(self.fit.tokens)
         (changed, same), (changed_after, same_after) = (
@@ -85,93 +85,85 @@ class Block:
 def _shift(wanted: Tensor, got: Tensor) -> tuple[float, float]:
     """Of masks `[T, E]`: the share of the choices that went elsewhere, and of the tokens whose set of experts is the
     same."""
-    kept = (wanted & got).sum(-1) / wanted.sum(-1).clamp(min=1)
-    return 1 - float(kept.double().mean()), float((wanted == got).all(-1).double().mean())
+    unchanged = (wanted & got).sum(-1) / wanted.sum(-1).clamp(min=1)
+    return 1 - float(unchanged.double().mean()), float((wanted == got).all(-1).double().mean())
 
 
 def calibrate(
     program: Program,
     untouched: Program,
-    blocks: Sequence[Block],
-    lessons: Sequence[Sample],
-    judges: Sequence[Sample],
-    settings: Settings,
+    blocks: Sequence[CalibratedBlock],
+    training: Sequence[Sample],
+    held_out: Sequence[Sample],
+    settings: FitSettings,
 ) -> None:
-    """Fit the routers of all blocks, and fill in what `Block` holds; the programs are not changed.
+    """Fit the routers of all blocks, and fill in the fields of each block; the programs are not changed.
 
-    The untouched program is walked once, on all inputs, and the quantized one twice: on the inputs that judge with the
-    routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits are kept: 4
-    bytes a token, expert and block.
+    The untouched program runs once, on all inputs, and the quantized one twice: on the held-out inputs with the
+    routers that it has, and on all of them while each router is fitted as its turn comes. Untouched logits lie in
+    memory: 4 bytes a token, expert and block.
 
     Args:
-        blocks: in graph order. lessons: inputs to fit on. judges: inputs that decide whether a fit is kept.
+        blocks: in graph order. training: inputs to fit on. held_out: inputs that decide whether a fit is used.
     """
-    samples = [*lessons, *judges]
-    _walk(untouched, samples, [(b.twin, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
-    _walk(program, judges, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
-    _walk(
+    samples = [*training, *held_out]
+    _run(untouched, samples, [(b.untouched, partial(_remember, b), partial(_note, b, "chosen", 0)) for b in blocks])
+    _run(program, held_out, [(b.place, None, partial(_note, b, "before", 0)) for b in blocks])
+    _run(
         program,
         samples,
         [
-            (b.place, partial(_fit, program, b, len(lessons), settings), partial(_note, b, "after", len(lessons)))
+            (b.place, partial(_fit, program, b, len(training), settings), partial(_note, b, "after", len(training)))
             for b in blocks
         ],
     )
 
 
-Do = Callable[[Stop], None]
+Do = Callable[[OperatorCalls], None]
 
 
-def _walk(
+def _run(
     program: Program, samples: Sequence[Mapping[str, Tensor]], work: Sequence[tuple[RouterPlace, Do | None, Do]]
 ) -> None:
-    """Walk to the last block, and do what is to be done at each router's product and at each block."""
+    """Run up to the last block, and do what is to be done at each router's product and at each block."""
     todo: dict[fx.Node, list[Do]] = {}
     for place, at_product, at_block in work:
         todo.setdefault(place.product, []).extend([at_product] if at_product else [])
         todo.setdefault(place.block, []).append(at_block)
 
-    def visit(stop: Stop) -> None:
-        for do in todo.pop(stop.node, []):
-            do(stop)
-        if not todo:
-            raise _Done
+    def visit(calls: OperatorCalls) -> None:
+        for do in todo.pop(calls.node, []):
+            do(calls)
 
-    try:
-        walk(program, samples, visit)
-    except _Done:  # nothing behind the last choice is computed
-        return
+    if todo:
+        run_in_lockstep(program, samples, visit, until=[n for n in program.graph.nodes if n in todo][-1])
 
 
-class _Done(Exception):  # no error: it ends a walk
-    pass
+def _remember(block: CalibratedBlock, calls: OperatorCalls) -> None:
+    block.wanted = [block.untouched.logits(x) for x in block.untouched.activations(calls)]
 
 
-def _remember(block: Block, stop: Stop) -> None:
-    block.wanted = [block.twin.logits(x) for x in block.twin.activations(stop)]
-
-
-def _note(block: Block, what: str, start: int, stop: Stop) -> None:
+def _note(block: CalibratedBlock, what: str, start: int, calls: OperatorCalls) -> None:
     masks = [
-        chosen(stop.node, args, named) for args, named in zip(stop.inputs[start:], stop.named[start:], strict=True)
+        chosen(calls.node, args, named) for args, named in zip(calls.inputs[start:], calls.named[start:], strict=True)
     ]
     setattr(block, what, masks)
 
 
-def _fit(program: Program, block: Block, lessons: int, settings: Settings, stop: Stop) -> None:
-    place, x = block.place, block.place.activations(stop)
+def _fit(program: Program, block: CalibratedBlock, fitted: int, settings: FitSettings, calls: OperatorCalls) -> None:
+    place, x = block.place, block.place.activations(calls)
 
-    def lesson(some: slice) -> Lesson:
+    def data(some: slice) -> FitData:
         wanted = torch.cat(block.wanted[some])
-        return Lesson(
+        return FitData(
             torch.cat(x[some]), wanted, best_experts(wanted, settings.best(place), torch.cat(block.chosen[some]))
         )
 
     bias = None if place.bias is None else place.bias.load()
-    parts = lesson(slice(lessons)), lesson(slice(lessons, None))
+    parts = data(slice(fitted)), data(slice(fitted, None))
     block.fit = fit_router(
         place.weight.load(),
-        block.twin.weight.load(),
+        block.untouched.weight.load(),
         bias,
         *parts,
         settings.ridge,
@@ -179,4 +171,4 @@ def _fit(program: Program, block: Block, lessons: int, settings: Settings, stop:
         partial(place.rounded, program),
     )
     if block.fitted is not None:
-        place.put(stop, block.fitted)
+        place.put(calls, block.fitted)

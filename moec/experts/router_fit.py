@@ -38,8 +38,8 @@ def best_experts(logits: Tensor, top: int, chosen: Tensor | None = None) -> Tens
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Tokens to fit a router on, or to judge a fit on.
+class FitData:
+    """Tokens to fit a router on, or held out to judge the fit.
 
     Attributes:
         x: `[T, H]`, what the router reads in the quantized model.
@@ -61,7 +61,9 @@ class Lesson:
         return float((got - self.wanted.double())[self.counts].square().mean())
 
 
-def fit_rows(weight: Tensor, origin: Tensor, bias: Tensor | None, lesson: Lesson, ridge: float, floor: int) -> Tensor:
+def fit_rows(
+    weight: Tensor, origin: Tensor, bias: Tensor | None, training: FitData, ridge: float, floor: int
+) -> Tensor:
     """The router `[E, H]` in float64 whose logits are nearest to the wanted ones where these count.
 
     Args:
@@ -72,10 +74,10 @@ def fit_rows(weight: Tensor, origin: Tensor, bias: Tensor | None, lesson: Lesson
         ridge: how strongly, in units of the mean squared activation of the tokens that a row counts for.
     """
     new = weight.to(torch.float64, copy=True)
-    for e in lesson.rows(floor):
-        own, start = lesson.counts[:, e], origin[e].double()
-        x = lesson.x[own].double()
-        missing = lesson.wanted[own, e].double() - x @ start - (0.0 if bias is None else float(bias[e]))
+    for e in training.rows(floor):
+        own, start = training.counts[:, e], origin[e].double()
+        x = training.x[own].double()
+        missing = training.wanted[own, e].double() - x @ start - (0.0 if bias is None else float(bias[e]))
         new[e] = start + _ridge(x, missing, ridge)
     return new
 
@@ -91,7 +93,7 @@ def _ridge(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     return x.T @ solved if wide else solved
 
 
-# ---------------------------------------------------------------------- with a judge
+# ---------------------------------------------------------------------- judged on held-out tokens
 @dataclass(frozen=True)
 class Fit:
     """What came of fitting a router.
@@ -99,8 +101,8 @@ class Fit:
     Attributes:
         weight: the new router `[E, H]`, rounded as it will be stored; None where the old one stays.
         reason: why it stays, else empty.
-        rows: experts whose row was fitted. tokens: for each expert, how many tokens it counts for in the lesson.
-        loss_before, loss_after: see `Lesson.loss`, on the tokens that were held back; equal where nothing was fitted.
+        rows: experts whose row was fitted. tokens: for each expert, how many tokens of the training part it counts for.
+        loss_before, loss_after: see `FitData.loss`, on the held-out tokens; equal where nothing was fitted.
     """
 
     weight: Tensor | None
@@ -115,8 +117,8 @@ def fit_router(
     weight: Tensor,
     origin: Tensor,
     bias: Tensor | None,
-    lesson: Lesson,
-    judge: Lesson,
+    training: FitData,
+    held_out: FitData,
     ridge: float,
     floor: int,
     rounded: Callable[[Tensor], Tensor],
@@ -125,23 +127,23 @@ def fit_router(
 
     Args:
         weight, origin, bias, ridge, floor: see `fit_rows`.
-        lesson: what is fitted. judge: what decides.
+        training: what the rows are fitted on. held_out: what decides whether the fit is used.
         rounded: a router as it comes back from being stored.
     """
     tokens, rows, before = (
-        tuple(int(n) for n in lesson.counts.sum(0)),
-        len(lesson.rows(floor)),
-        judge.loss(weight, bias),
+        tuple(int(n) for n in training.counts.sum(0)),
+        len(training.rows(floor)),
+        held_out.loss(weight, bias),
     )
     if not rows:
         reason = (
             f"no expert is among the best of {floor} tokens of the calibration text, the commonest of {max(tokens)}"
         )
         return Fit(None, reason, 0, tokens, before, before)
-    if before <= _SAME**2 * float(judge.wanted[judge.counts].double().square().mean()):
+    if before <= _SAME**2 * float(held_out.wanted[held_out.counts].double().square().mean()):
         return Fit(None, "its logits are the untouched model's", 0, tokens, before, before)
-    new = rounded(fit_rows(weight, origin, bias, lesson, ridge, floor))
-    after = judge.loss(new, bias)
+    new = rounded(fit_rows(weight, origin, bias, training, ridge, floor))
+    after = held_out.loss(new, bias)
     if after < before:
         return Fit(new, "", rows, tokens, before, after)
     return Fit(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.choices import choice_of
-from moec.execution.lockstep import Stop, hold, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep, with_block_cache
 from moec.execution.streaming import lazy_expert
 from moec.program.moe_call import MoeCall
 from moec.program.program import Program
@@ -57,19 +57,19 @@ def tally(program: Program, batches: Iterable[Mapping[str, Tensor]], blocks: Seq
     """
     found: dict[fx.Node, Tally] = {}
 
-    def visit(stop: Stop) -> None:
-        if stop.node in blocks:
-            found[stop.node] = _look(stop)
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node in blocks:
+            found[calls.node] = _look(calls)
 
-    walk(program, batches, visit, until=blocks[-1])
+    run_in_lockstep(program, batches, visit, until=blocks[-1])
     return found
 
 
-def _look(stop: Stop) -> Tally:
-    calls = stop.moe_calls()
-    routed, first, before = [_routed(call) for call in calls], calls[0], calls[0].score_before
+def _look(calls: OperatorCalls) -> Tally:
+    by_input = calls.moe_calls()
+    routed, first, before = [_routed(call) for call in by_input], by_input[0], by_input[0].score_before
     w_in, w_out, b_in, b_out = (
-        hold(m) if isinstance(m, Weight) else m for m in (first.w_in, first.w_out, first.b_in, first.b_out)
+        with_block_cache(m) if isinstance(m, Weight) else m for m in (first.w_in, first.w_out, first.b_in, first.b_out)
     )
     expert = lazy_expert(w_in, w_out, b_in, b_out, first.activation)
     sums = torch.zeros(3, routed[0][3], dtype=torch.float64)
@@ -119,12 +119,12 @@ def shares(scores: Sequence[Tensor], total: int, least: Sequence[int]) -> list[i
     Scores of different blocks are compared in units of their block's mean. Each block keeps at least its number in
     `least`.
     """
-    kept = list(least)
+    counts = list(least)
     rest = [
         (float(v / s.mean().clamp(min=1e-30)), block)
         for block, s in enumerate(scores)
         for v in s.sort(descending=True).values[least[block] :]
     ]
     for _, block in sorted(rest, key=lambda pair: -pair[0])[: max(0, total - sum(least))]:
-        kept[block] += 1
-    return kept
+        counts[block] += 1
+    return counts

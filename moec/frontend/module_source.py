@@ -130,10 +130,10 @@ class ExportedSource(Source):
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         dtypes = {w.dtype for w in self._program.weights.values() if w.dtype.is_floating_point}
         if dtypes and dtype not in dtypes:  # its operators name their dtypes, so weights alone cannot be converted
-            held = ", ".join(sorted(str(d)[6:] for d in dtypes))
+            own_dtypes = ", ".join(sorted(str(d)[6:] for d in dtypes))
             raise MoecError(
                 "M208",
-                f"the .pt2 computes in {held}, the target in {str(dtype)[6:]}",
+                f"the .pt2 computes in {own_dtypes}, the target in {str(dtype)[6:]}",
                 self.text,
                 "choose the target's precision=…, or export it anew",
             )

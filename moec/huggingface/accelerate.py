@@ -79,7 +79,7 @@ def _tune(modules: list[Any], seconds: float) -> None:
     for module in modules:
         w_in, w_out, b_in, b_out = _operands(module)
         top_k = getattr(module.config, "num_experts_per_tok", None) or 1  # only says how many tokens are tried
-        blocks[w_in.shape, w_in.dtype] = tuning.Block(
+        blocks[w_in.shape, w_in.dtype] = tuning.BlockExperts(
             w_in, w_out, b_in, b_out, module._moec_gate.activation, top_k, w_in.dtype
         )
     with torch.no_grad():

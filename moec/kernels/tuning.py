@@ -44,7 +44,7 @@ Cost = Callable[[Tile], float]
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockExperts:
     """One block's experts as `launch.experts` takes them, and how many of them a token goes to."""
 
     w_in: Tensor | ExpertCodes
@@ -162,7 +162,7 @@ def _same(got: Tensor, wanted: Tensor) -> bool:
 
 
 def tune(
-    blocks: Sequence[Block],
+    blocks: Sequence[BlockExperts],
     *,
     seconds: float = 120.0,
     rows: Sequence[int] = ROWS,

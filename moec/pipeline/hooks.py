@@ -1,4 +1,4 @@
-"""Watchers of a pipeline: print, dump, time, keep and verify are the same thing."""
+"""Hooks that watch a pipeline: they print, dump, time or record what it does to a program."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class TimeHook(Hook):
         self.times.append((str(item), seconds * 1e3))
 
 
-class KeepHook(Hook):
-    """Keeps the program as it came and after each pass in `programs`, for `moec.proof.bisection`. Their weights are
-    shared, so this is cheap."""
+class RecordHook(Hook):
+    """Records the program as it came and after each pass in `programs`, for `moec.proof.bisection`. They share their
+    weights, so this is cheap."""
 
     def __init__(self) -> None:
         self.programs: list[tuple[str, Program]] = []

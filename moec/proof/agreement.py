@@ -60,7 +60,7 @@ class Agreement:
 
 
 @dataclass
-class _Block:
+class _ChoiceSums:
     """Sums over the inputs seen so far."""
 
     load: Tensor
@@ -91,7 +91,7 @@ def measure_agreement(captured: Program, program: Program, samples: Iterable[Sam
     A block is left out when the passes made it, or changed how many experts it has: there is nothing to agree with.
     Weights are read one at a time, and one input's values are held.
     """
-    blocks: dict[str, _Block] = {}
+    blocks: dict[str, _ChoiceSums] = {}
     squares: dict[str, tuple[float, float]] = {}
     tokens = 0
     for sample in samples:
@@ -99,7 +99,7 @@ def measure_agreement(captured: Program, program: Program, samples: Iterable[Sam
         for name, mask in before.chosen.items():
             other = after.chosen.get(name)
             if other is not None and other.shape == mask.shape:
-                blocks.setdefault(name, _Block(*torch.zeros(2, mask.shape[1], dtype=torch.int64))).add(mask, other)
+                blocks.setdefault(name, _ChoiceSums(*torch.zeros(2, mask.shape[1], dtype=torch.int64))).add(mask, other)
         for name, value in before.layers.items():
             other = after.layers.get(name)
             if other is not None and other.shape == value.shape:

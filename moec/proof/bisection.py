@@ -1,4 +1,4 @@
-"""Where an engine's making departs from the untouched model: the first pass, then the first layer, then the expert."""
+"""Where an engine departs from the untouched model: the first pass, then the first layer, then the expert."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNTIME = "the engine as it runs"  # where all steps of the lowering are right, 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the making: `capture`, a pass, a step of the lowering, or the engine.
+    """One step of the compile: `capture`, a pass, a step of the lowering, or the engine.
 
     Attributes:
         name: the step's.
@@ -125,7 +125,7 @@ def bisect(
     Args:
         reference: the untouched model. When it has a `module`, a wrong capture can be bisected to a layer.
         programs: the program after each step and the step's name, the captured one first
-            (`moec.pipeline.hooks.KeepHook`).
+            (`moec.pipeline.hooks.RecordHook`).
         samples: inputs on which the error shows.
         bounds: what may differ.
         engine: what was built from the last program. When it has a method

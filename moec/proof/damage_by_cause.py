@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.choices import choice
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.program.decoder_signature import LOGITS, text_inputs
 from moec.program.dialect_call import in_order, position
 from moec.program.moe_call import EXPERTS, MOE, MoeCall, moe_nodes
@@ -58,13 +58,12 @@ def measure_shift(captured: Program, program: Program, windows: Iterable[Tensor]
 
     Args:
         captured, program: the untouched language model, and what passes made of it.
-        windows: tokens, int64 `[B, S]`. As many are taken together as their logits have room; four walks read every
+        windows: tokens, int64 `[B, S]`. As many are taken together as their logits have room; four runs read every
             weight for these.
 
     Returns:
         None where routes cannot be exchanged: without experts, or when passes made blocks or changed how many experts
-            there are, or
-        are chosen.
+            there are, or are chosen.
     """
     if not moe_nodes(captured) or _forms(captured) != _forms(program):
         return None
@@ -72,8 +71,8 @@ def measure_shift(captured: Program, program: Program, windows: Iterable[Tensor]
     for group in _groups(windows, _vocabulary(captured)):
         samples = [text_inputs(captured.inputs, ids) for ids in group]
         (want, routes), (got, moved) = _run(untouched, samples), _run(changed, samples)
-        told = _run(changed, samples, routes)[0], _run(untouched, samples, moved)[0], got
-        totals = [total + _divergence(want, logits) for total, logits in zip(totals, told, strict=True)]
+        by_cause = _run(changed, samples, routes)[0], _run(untouched, samples, moved)[0], got
+        totals = [total + _divergence(want, logits) for total, logits in zip(totals, by_cause, strict=True)]
         tokens += sum(ids.shape[0] * (ids.shape[1] - 1) for ids in group)
     return ExpertShift(tokens, *(total / tokens for total in totals)) if tokens else None
 
@@ -135,22 +134,24 @@ def _run(program: Program, samples: Sequence[Sample], forced: Routes | None = No
     """Logits for each sample, and the routes that were taken; those that are forced, if there are any."""
     blocks, routes = moe_nodes(program), Routes()
 
-    def visit(stop: Stop) -> None:
-        if stop.node not in blocks:
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node not in blocks:
             return
         if forced is not None:
-            _force(stop, forced[len(routes)])
-        routes.append([choice(stop.node, args, named)[:2] for args, named in zip(stop.inputs, stop.named, strict=True)])
+            _force(calls, forced[len(routes)])
+        routes.append(
+            [choice(calls.node, args, named)[:2] for args, named in zip(calls.inputs, calls.named, strict=True)]
+        )
 
     at = program.outputs.index(LOGITS)
-    return [outputs[at] for outputs in walk(program, samples, visit)], routes
+    return [outputs[at] for outputs in run_in_lockstep(program, samples, visit)], routes
 
 
-def _force(stop: Stop, routes: list[tuple[Tensor, Tensor]]) -> None:
+def _force(calls: OperatorCalls, routes: list[tuple[Tensor, Tensor]]) -> None:
     for name, taken in (("ids", [ids for _, ids in routes]), ("weights", [weights for weights, _ in routes])):
-        place = position(stop.node.target, name)
-        stop.replace_each(
-            place, [new.to(own.dtype).reshape(own.shape) for new, own in zip(taken, stop.values(place), strict=True)]
+        place = position(calls.node.target, name)
+        calls.replace_each(
+            place, [new.to(own.dtype).reshape(own.shape) for new, own in zip(taken, calls.values(place), strict=True)]
         )
 
 

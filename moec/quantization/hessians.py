@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.execution.choices import choice_of
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.pipeline.calibration import BATCH, Calibration
 from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
@@ -59,13 +59,13 @@ class Arrivals:
     scaled: bool = False
 
     @classmethod
-    def of(cls, stop: Stop) -> Arrivals:
+    def of(cls, calls: OperatorCalls) -> Arrivals:
         """Of a `moec::experts` or `moec::moe` operator."""
-        calls = stop.moe_calls()
-        made = [choice_of(call) for call in calls]
-        rows = torch.cat([call.x.reshape(-1, call.x.shape[-1]).float() for call in calls])
+        by_input = calls.moe_calls()
+        made = [choice_of(call) for call in by_input]
+        rows = torch.cat([call.x.reshape(-1, call.x.shape[-1]).float() for call in by_input])
         weights, ids = torch.cat([w.float() for w, _, _ in made]), torch.cat([i for _, i, _ in made])
-        return cls(rows, ids, weights, made[0][2], calls[0].score_before)
+        return cls(rows, ids, weights, made[0][2], by_input[0].score_before)
 
     @property
     def counts(self) -> Tensor:
@@ -106,16 +106,16 @@ def count_tokens(program: Program, inputs: Iterable[Mapping[str, Tensor]]) -> di
     """How many tokens reach each expert of each block: `[E]`."""
     blocks, found = moe_nodes(program), dict[fx.Node, Tensor]()
 
-    def visit(stop: Stop) -> None:
-        if stop.node in blocks:
-            made = [choice_of(call) for call in stop.moe_calls()]
-            found[stop.node] = sum(
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node in blocks:
+            made = [choice_of(call) for call in calls.moe_calls()]
+            found[calls.node] = sum(
                 (ids[weights != 0].bincount(minlength=count) for weights, ids, count in made),
                 torch.zeros((), dtype=torch.int64),
             )
 
     if blocks:
-        walk(program, inputs, visit, until=blocks[-1])
+        run_in_lockstep(program, inputs, visit, until=blocks[-1])
     return found
 
 

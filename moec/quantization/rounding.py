@@ -28,7 +28,9 @@ _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the expo
 _STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of the rounding's own, and steps from each
 
 
-Made = PackedWeight | tuple[PackedWeight, ...]  # the whole, or a part for each width of its grid, see `Grid.parts`
+PackedParts = (
+    PackedWeight | tuple[PackedWeight, ...]
+)  # the whole, or a part for each width of its grid, see `Grid.parts`
 
 
 def quantize_weight(weight: Weight, grid: Grid) -> PackedWeight:
@@ -47,7 +49,7 @@ def quantize_weight(weight: Weight, grid: Grid) -> PackedWeight:
     return PackedWeight(codes, scale, zero, grid.stored)
 
 
-def quantize_stack(weight: Weight, grid: Grid) -> Made | Floats:
+def quantize_stack(weight: Weight, grid: Grid) -> PackedParts | Floats:
     """The same of a stack whose experts may have several widths, or of small floats."""
     if grid.format != INTEGERS:
         return quantize_floats(weight, grid.format)

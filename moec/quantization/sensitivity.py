@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from moec.dialect import Activation, dequantize, pack
 from moec.errors import MoecError
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.execution.memory import total_bytes
 from moec.program.decoder_signature import IDS, LOGITS
 from moec.program.program import Program
@@ -73,37 +73,39 @@ def measure_sensitivity(
     costs: dict[fx.Node, Tensor] = {}
     last = [n for n in program.graph.nodes if n in blocks][-1]
 
-    def visit(stop: Stop) -> None:
-        if stop.node in blocks:
-            arrivals = Arrivals.of(stop)
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node in blocks:
+            arrivals = Arrivals.of(calls)
             if kind == "frequency":
-                costs[stop.node] = arrivals.counts.double()[:, None] * torch.tensor(
+                costs[calls.node] = arrivals.counts.double()[:, None] * torch.tensor(
                     [4.0**-b for b in widths], dtype=torch.float64
                 )
             else:
-                costs[stop.node] = _Block(stop, arrivals, weights.pop(stop.node, None)).costs(blocks[stop.node], widths)
-            if not bool(costs[stop.node].isfinite().all()):
+                costs[calls.node] = _BlockErrors(calls, arrivals, weights.pop(calls.node, None)).costs(
+                    blocks[calls.node], widths
+                )
+            if not bool(costs[calls.node].isfinite().all()):
                 raise MoecError(
                     "M105",
                     "the error of an expert's output is not a finite number",
-                    stop.node.name,
+                    calls.node.name,
                     "look at its weights with `moec inspect`",
                 )
 
-    walk(program, inputs, visit, until=last)
+    run_in_lockstep(program, inputs, visit, until=last)
     return Sensitivity(costs, kind, reason)
 
 
 # ---------------------------------------------------------------------- errors of outputs
-class _Block:
+class _BlockErrors:
     """One block on all tokens.
 
     Args:
         squares: of the gradients at its output `[T, H]`; None to count all elements alike.
     """
 
-    def __init__(self, stop: Stop, arrivals: Arrivals, squares: Tensor | None) -> None:
-        call = stop.moe_calls()[0]
+    def __init__(self, calls: OperatorCalls, arrivals: Arrivals, squares: Tensor | None) -> None:
+        call = calls.moe_calls()[0]
         self._matrices, self._biases = (call.w_in, call.w_out), (call.b_in, call.b_out)
         self._rule, self._arrivals, self._squares = call.activation, arrivals, squares
 

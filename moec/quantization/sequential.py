@@ -13,13 +13,13 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from moec.dialect import Activation, dequantize, pack
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.program.moe_call import EXPERTS, MOE, matrix_positions
 from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
-from moec.quantization.rounding import Made, encode
+from moec.quantization.rounding import PackedParts, encode
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
@@ -55,7 +55,7 @@ class Matrix:
 
 @dataclass
 class Sequential:
-    """Quantizes weights while a program is walked.
+    """Quantizes weights while a program runs over many inputs, operator by operator.
 
     Attributes:
         program: is not changed.
@@ -69,59 +69,54 @@ class Sequential:
     program: Program
     todo: Sequence[tuple[Use, Grid]]
     label: str
-    made: dict[Key, Made] = field(default_factory=dict)
+    made: dict[Key, PackedParts] = field(default_factory=dict)
     rounded: list[Matrix] = field(default_factory=list)
     _last: tuple[fx.Node | None, Tensor | None] = (None, None)
 
     def run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
-        """Walk all inputs until the last weight that needs data is done; results of other methods behind it are not
-        made."""
+        """Run all inputs up to the last weight that needs data; results of other methods behind it are not made."""
         uses: dict[fx.Node, list[tuple[Use, Grid]]] = {}
         for use, grid in self.todo:
             uses.setdefault(use.node, []).append((use, grid))
         last = [n for n in self.program.graph.nodes if any(g.method == "gptq" for _, g in uses.get(n, []))][-1]
 
-        def visit(stop: Stop) -> None:
-            self._visit(stop, uses.get(stop.node, []))
-            if stop.node is last:
-                raise _Done
+        def visit(calls: OperatorCalls) -> None:
+            self._visit(calls, uses.get(calls.node, []))
 
-        try:
-            walk(self.program, inputs, visit)
-        except _Done:  # nothing behind it is computed, a whole vocabulary's logits least of all
-            return
+        # nothing from the last one on is computed, a whole vocabulary's logits least of all
+        run_in_lockstep(self.program, inputs, visit, until=last)
 
     # ------------------------------------------------------------------ operators
-    def _visit(self, stop: Stop, uses: list[tuple[Use, Grid]]) -> None:
-        if stop.node.target in (EXPERTS, MOE) and uses:
-            self._experts(stop, {u.place: (u, g) for u, g in uses})
+    def _visit(self, calls: OperatorCalls, uses: list[tuple[Use, Grid]]) -> None:
+        if calls.node.target in (EXPERTS, MOE) and uses:
+            self._experts(calls, {u.place: (u, g) for u, g in uses})
         for use, grid in uses:
             key = key_of(use, grid)
             if key not in self.made:
-                self._matrix(stop, use, grid)
+                self._matrix(calls, use, grid)
             value = unpacked(self.made[key], grid)
-            stop.replace(use.place, value if stop.node.target in _STACKED else value.load().t())
+            calls.replace(use.place, value if calls.node.target in _STACKED else value.load().t())
 
-    def _matrix(self, stop: Stop, use: Use, grid: Grid) -> None:
+    def _matrix(self, calls: OperatorCalls, use: Use, grid: Grid) -> None:
         assert use.weight is not None
         found = _Result(use.weight, grid)
-        found.put(self._encode(use.weight.load(), lambda: self._moments(stop), grid, Matrix(use.name)))
+        found.put(self._encode(use.weight.load(), lambda: self._moments(calls), grid, Matrix(use.name)))
         self.made[key_of(use, grid)] = found.packed(self.label)
 
-    def _moments(self, stop: Stop) -> Tensor:
+    def _moments(self, calls: OperatorCalls) -> Tensor:
         """Of a linear layer's inputs; those that share them, as queries, keys and values do, follow each other."""
-        place = 1 if stop.node.target == torch.ops.aten.addmm.default else 0
-        source = stop.node.args[place]
+        place = 1 if calls.node.target == torch.ops.aten.addmm.default else 0
+        source = calls.node.args[place]
         assert isinstance(source, fx.Node)
         source = without_views(source)
         if self._last[0] is not source or self._last[1] is None:
-            self._last = source, second_moments(stop.values(place))
+            self._last = source, second_moments(calls.values(place))
         return self._last[1]  # type: ignore[return-value]
 
-    def _experts(self, stop: Stop, uses: dict[int, tuple[Use, Grid]]) -> None:
+    def _experts(self, calls: OperatorCalls, uses: dict[int, tuple[Use, Grid]]) -> None:
         """Expert after expert, so that one's matrices are in memory; both read the same inputs, the second what the
         first makes of them."""
-        first_at, second_at = matrix_positions(stop.node.target)
+        first_at, second_at = matrix_positions(calls.node.target)
         missing = {
             place: (u, g, _Result(u.weight, g))
             for place, (u, g) in uses.items()
@@ -129,7 +124,7 @@ class Sequential:
         }
         if not missing:
             return
-        arrivals, call = Arrivals.of(stop), stop.moe_calls()[0]
+        arrivals, call = Arrivals.of(calls), calls.moe_calls()[0]
         for e in range(arrivals.experts):
             own = _of_expert(call.w_in, e)
             if first_at in missing:
@@ -158,10 +153,6 @@ class Sequential:
         return found or encode(values, replace(grid, method="rtn"))
 
 
-class _Done(Exception):  # no error: it ends a walk
-    pass
-
-
 class _Result:
     """A packed weight that is filled expert by expert, or at once: one part for each width."""
 
@@ -178,7 +169,7 @@ class _Result:
         part, at = self._place(e)
         return part.value(at)
 
-    def packed(self, label: str) -> Made:
+    def packed(self, label: str) -> PackedParts:
         found = tuple(part.packed(label) for part in self._parts)
         return found if self._places else found[0]
 
@@ -195,7 +186,7 @@ class _Part:
         *leading, width = weight.shape
         leading = leading if experts is None else [len(experts), *leading[1:]]
         groups = width // grid.group
-        with torch.inference_mode(False):  # these outlive the walk
+        with torch.inference_mode(False):  # these outlive the run
             self._packed = torch.empty(*leading, width * grid.stored // 8, dtype=torch.uint8)
             self._scale = torch.empty(*leading, groups, dtype=weight.dtype)
             self._zero = None if grid.symmetric else torch.empty(*leading, groups, dtype=torch.uint8)
@@ -224,7 +215,7 @@ class _Part:
         return PackedWeight(part(self._packed, "packed"), part(self._scale, "scale"), zero, self._grid.stored)
 
 
-def unpacked(packed: Made, grid: Grid) -> Weight:
+def unpacked(packed: PackedParts, grid: Grid) -> Weight:
     """The weight that a packed one stands for, read row by row."""
     if isinstance(packed, PackedWeight):
         return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())

@@ -22,7 +22,7 @@ _LEAVE = f"leave experts with experts={KEEP}: no group divides it"
 
 
 @dataclass(frozen=True)
-class Settings:
+class QuantizeSettings:
     """The options of one `quantize`, see there.
 
     Attributes:
@@ -42,7 +42,7 @@ class Settings:
     text: str
 
     def check(self) -> None:
-        """Raise M203 on settings that are none, whatever the model."""
+        """Raise M203 on settings that are invalid for every model."""
         if self.rules is not None and not isinstance(self.rules, Mapping):
             raise self.refusal(
                 f"rules={self.rules!r} is not a table of patterns", 'write for example rules={"*.layers.0.*": 8}'

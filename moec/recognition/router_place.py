@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from moec.execution.lockstep import Stop
+from moec.execution.lockstep import OperatorCalls
 from moec.program.dialect_call import RouteCall, position
 from moec.program.moe_call import MOE, MoeCall
 from moec.program.program import Program
@@ -48,9 +48,9 @@ class RouterPlace:
         """E, how many there are to choose from."""
         return self.weight.shape[0]
 
-    def activations(self, stop: Stop) -> list[Tensor]:
-        """What the router reads, `[T, H]` for each input of a walk that stands at `product`."""
-        return [x.reshape(-1, self.weight.shape[1]) for x in stop.values(_WEIGHT_AT.get(self.product.target, 1) - 1)]
+    def activations(self, calls: OperatorCalls) -> list[Tensor]:
+        """What the router reads, `[T, H]` for each input of a run that is about to compute `product`."""
+        return [x.reshape(-1, self.weight.shape[1]) for x in calls.values(_WEIGHT_AT.get(self.product.target, 1) - 1)]
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits `[T, E]` in float32 or wider for activations `[T, H]`."""
@@ -63,11 +63,11 @@ class RouterPlace:
         """What is multiplied with once a router `[E, H]` was written: it is stored in the old one's dtype."""
         return new.to(program.weights[self.stored].dtype).to(self.weight.dtype)
 
-    def put(self, stop: Stop, new: Tensor) -> None:
-        """Let a walk that stands at `product` go on with another router `[E, H]`."""
+    def put(self, calls: OperatorCalls, new: Tensor) -> None:
+        """Let a run that is about to compute `product` go on with another router `[E, H]`."""
         turned = self.product.target not in (aten.linear.default, MOE)
         place = _WEIGHT_AT.get(self.product.target, 1)
-        stop.replace(place, (new.T if turned else new).to(value_of(self.product.args[place]).dtype).contiguous())
+        calls.replace(place, (new.T if turned else new).to(value_of(self.product.args[place]).dtype).contiguous())
 
     def write(self, program: Program, new: Tensor, how: str) -> None:
         """Give the program another router `[E, H]`, in the old one's dtype and layout; `how` is the text of its
@@ -144,7 +144,7 @@ def _only_reader(program: Program, argument: Any, product: fx.Node) -> str:
 
 def _other_names(program: Program, node: fx.Node) -> Sequence[str]:
     own = program.weights[str(node.target)]
-    twins = [n for n in program.graph.nodes if n.op == "get_attr" and n is not node and n.target == node.target]
-    return [n.name for n in twins] + [
+    same_name = [n for n in program.graph.nodes if n.op == "get_attr" and n is not node and n.target == node.target]
+    return [n.name for n in same_name] + [
         name for name, weight in program.weights.items() if weight is own and name != node.target
     ]

@@ -20,7 +20,7 @@ from moec.weights.lazy import Weight
 
 
 @dataclass(frozen=True)
-class Block:
+class FeedForwardBlock:
     """One feed-forward block.
 
     Attributes:
@@ -64,7 +64,7 @@ class Inspection:
     source: str
     inputs: list[str]
     outputs: list[str]
-    blocks: list[Block]
+    blocks: list[FeedForwardBlock]
     parameters: int
     active_parameters: int
     active_without_embedding: int
@@ -121,7 +121,7 @@ def _matrices(program: Program) -> list[Weight]:
     return list({id(w): w for name, w in program.weights.items() if name in read and len(w.shape) >= 2}.values())
 
 
-def _moe_block(program: Program, node: fx.Node) -> Block:
+def _moe_block(program: Program, node: fx.Node) -> FeedForwardBlock:
     call = MoeCall(node)
     w_in, w_out = value_of(call.w_in), value_of(call.w_out)  # they may be expressions of packed weights
     experts, _, hidden = w_in.shape
@@ -130,7 +130,7 @@ def _moe_block(program: Program, node: fx.Node) -> Block:
     others = [a for name, a in call.tensors().items() if name not in MATRICES]
     extra = sum(_count(w) for a in others if (w := program.weight_of(a)) is not None)
     rule = asdict(call.activation)
-    return Block(
+    return FeedForwardBlock(
         module_path(node),
         "moe" if call.fused else "experts",
         experts,
@@ -144,6 +144,8 @@ def _moe_block(program: Program, node: fx.Node) -> Block:
     )
 
 
-def _dense_block(ffn: Ffn) -> Block:
+def _dense_block(ffn: Ffn) -> FeedForwardBlock:
     count = sum(_count(w) for w in (ffn.w_in, ffn.w_out, ffn.b_in, ffn.b_out) if w is not None)
-    return Block(ffn.path, "ffn", 1, 1, ffn.hidden, ffn.intermediate, asdict(ffn.activation), {}, count, count)
+    return FeedForwardBlock(
+        ffn.path, "ffn", 1, 1, ffn.hidden, ffn.intermediate, asdict(ffn.activation), {}, count, count
+    )

@@ -20,7 +20,7 @@ from moec.targets.target import Target
 
 
 def find_backend(target: Target, runtime: bool = True) -> Backend:
-    """The target's backend, ready; without `runtime`, where something stands in for it, too.
+    """The target's backend, ready to be used; with `runtime=False` its stand-in on this machine is enough.
 
     Raises:
         MoecError: M202 for an unknown one, M208 for bad options, M301 or M302 when its runtime or hardware is not here.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from moec import api
+from moec.compiler.engine_folder import options_of
 from moec.compiler.finish import copy_artefacts
-from moec.compiler.made import options_of
 from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline

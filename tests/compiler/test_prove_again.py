@@ -24,7 +24,7 @@ def spoiled(mixtral_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_good_engine_is_proven_on_other_inputs(mixtral_engine: Path) -> None:
     proof = prove_again(mixtral_engine, None, 5, None, {})
     assert proof.ok and proof.seed == 5 and proof.coverage.complete
-    assert not prove_again(mixtral_engine, None, 5, 1e-12, {}).ok  # the twin: not even rounding is allowed
+    assert not prove_again(mixtral_engine, None, 5, 1e-12, {}).ok  # must fail: not even rounding is allowed
 
 
 def test_a_spoiled_engine_is_found_out(mixtral_engine: Path, spoiled: Path) -> None:

@@ -1,5 +1,5 @@
-"""A walk computes what running each input does, reads weights once, and computes on with what was put in a value's
-place."""
+"""A run in lockstep computes what running each input does, reads weights once, and goes on with what was put in a
+value's place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from moec.compiler.open import open_source
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import text_inputs
 from moec.program.moe_call import moe_nodes
@@ -25,14 +25,14 @@ def program_of(folder: Path) -> tuple[Program, list[dict[str, Tensor]]]:
     return program, [text_inputs(program.inputs, rows) for rows in ids]
 
 
-def look(_: Stop) -> None:
+def look(_: OperatorCalls) -> None:
     """Changes nothing."""
 
 
 def test_it_computes_what_single_runs_compute(mixtral: Path) -> None:
     program, samples = program_of(mixtral)
     engine = StreamingEngine(program)
-    for outputs, sample in zip(walk(program, samples, look), samples, strict=True):
+    for outputs, sample in zip(run_in_lockstep(program, samples, look), samples, strict=True):
         assert torch.equal(outputs[0], engine.run(sample)["logits"])
 
 
@@ -42,28 +42,28 @@ def test_weights_are_read_once(mixtral: Path) -> None:
     reads: list[tuple[int, int]] = []
     whole = program.weights[name]
     program.weights[name] = replace(whole, read=lambda a, b: reads.append((a, b)) or whole.read(a, b))
-    walk(program, samples, look)
+    run_in_lockstep(program, samples, look)
     assert reads == [(0, whole.shape[0])]
 
 
 def test_what_stands_in_a_place_is_computed_with(mixtral: Path) -> None:
     program, samples = program_of(mixtral)
-    plain = walk(program, samples, look)
+    plain = run_in_lockstep(program, samples, look)
     experts = moe_nodes(program)[0]
 
-    def silence(stop: Stop) -> None:
-        if stop.node is experts:
-            stop.replace_each(2, [torch.zeros_like(w) for w in stop.values(2)])
+    def silence(calls: OperatorCalls) -> None:
+        if calls.node is experts:
+            calls.replace_each(2, [torch.zeros_like(w) for w in calls.values(2)])
 
-    changed = walk(program, samples, silence)
+    changed = run_in_lockstep(program, samples, silence)
     assert all(not torch.equal(a[0], b[0]) for a, b in zip(plain, changed, strict=True))
-    again = walk(program, samples, look)
+    again = run_in_lockstep(program, samples, look)
     assert all(torch.equal(a[0], b[0]) for a, b in zip(plain, again, strict=True))  # the program itself is as it was
 
 
-def test_it_ends_where_it_is_told_to(mixtral: Path) -> None:
+def test_it_ends_where_it_should(mixtral: Path) -> None:
     program, samples = program_of(mixtral)
     seen: list[str] = []
     first = moe_nodes(program)[0]
-    assert walk(program, samples, lambda stop: seen.append(stop.node.name), until=first) == []
+    assert run_in_lockstep(program, samples, lambda calls: seen.append(calls.node.name), until=first) == []
     assert seen[-1] == first.name

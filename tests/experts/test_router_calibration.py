@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from moec.execution.choices import chosen
-from moec.execution.lockstep import Stop, walk
-from moec.experts.router_calibration import Block, Settings, calibrate
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
+from moec.experts.router_calibration import CalibratedBlock, FitSettings, calibrate
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.recognition.router_place import find_router
 from moec.weights.lazy import scale
 from tests.moe_module import EXPERTS, MoeModel, source_of
 
-SETTINGS = Settings(0, 0.01, 10)
+SETTINGS = FitSettings(0, 0.01, 10)
 
 
 def samples(count: int, seed: int) -> list[dict[str, Tensor]]:
@@ -37,9 +37,9 @@ def programs() -> tuple[Program, Program]:
     return captured, moved
 
 
-def blocks_of(captured: Program, moved: Program) -> list[Block]:
+def blocks_of(captured: Program, moved: Program) -> list[CalibratedBlock]:
     return [
-        Block(find_router(moved, a), find_router(captured, b))
+        CalibratedBlock(find_router(moved, a), find_router(captured, b))
         for a, b in zip(moe_nodes(moved), moe_nodes(captured), strict=True)
     ]
 
@@ -47,29 +47,31 @@ def blocks_of(captured: Program, moved: Program) -> list[Block]:
 def choices(program: Program, given: list[dict[str, Tensor]]) -> list[Tensor]:
     found: list[Tensor] = []
 
-    def look(stop: Stop) -> None:
-        if stop.node in moe_nodes(program):
+    def look(calls: OperatorCalls) -> None:
+        if calls.node in moe_nodes(program):
             found.append(
-                torch.cat([chosen(stop.node, args, named) for args, named in zip(stop.inputs, stop.named, strict=True)])
+                torch.cat(
+                    [chosen(calls.node, args, named) for args, named in zip(calls.inputs, calls.named, strict=True)]
+                )
             )
 
-    walk(program, given, look)
+    run_in_lockstep(program, given, look)
     return found
 
 
 def test_what_is_reported_is_what_was_chosen(programs: tuple[Program, Program]) -> None:
     captured, moved = programs
-    texts, blocks, judges = [p.text() for p in programs], blocks_of(captured, moved), samples(2, 1)
-    calibrate(moved, captured, blocks, samples(6, 0), judges, SETTINGS)
+    texts, blocks, held_out = [p.text() for p in programs], blocks_of(captured, moved), samples(2, 1)
+    calibrate(moved, captured, blocks, samples(6, 0), held_out, SETTINGS)
     assert [p.text() for p in programs] == texts
     fitted = moved.clone()
     for block in blocks:
         assert block.fitted is not None
         block.place.write(fitted, block.fitted, "fitted")
     rows = zip(
-        choices(captured, judges),
-        choices(moved, judges),
-        choices(fitted, judges),
+        choices(captured, held_out),
+        choices(moved, held_out),
+        choices(fitted, held_out),
         (b.facts() for b in blocks),
         strict=True,
     )
@@ -95,7 +97,7 @@ def test_nothing_behind_the_last_choice_is_computed(programs: tuple[Program, Pro
         program.weights["head.weight"] = replace(program.weights["head.weight"], read=fail)
     calibrate(moved, captured, blocks_of(captured, moved), samples(2, 0), samples(1, 1), SETTINGS)
     with pytest.raises(AssertionError, match="the head was read"):
-        walk(moved, samples(1, 0), lambda stop: None)
+        run_in_lockstep(moved, samples(1, 0), lambda calls: None)
 
 
 def test_no_block_is_no_work(programs: tuple[Program, Program]) -> None:
@@ -111,7 +113,7 @@ def test_how_many_logits_count(programs: tuple[Program, Program]) -> None:
     place = blocks_of(*programs)[0].place
     wide = replace(place, weight=replace(place.weight, shape=(64, 16)))
     assert (
-        Settings(0, 0.01, 1).best(place) == 8
-        and Settings(0, 0.01, 1).best(wide) == 21
-        and Settings(3, 0.01, 1).best(wide) == 3
+        FitSettings(0, 0.01, 1).best(place) == 8
+        and FitSettings(0, 0.01, 1).best(wide) == 21
+        and FitSettings(3, 0.01, 1).best(wide) == 3
     )

@@ -26,7 +26,7 @@ def write(model: Path, text: str, folder: Path) -> tuple[HuggingFaceSource, Prog
     return source, program
 
 
-def said(run: Any, source: HuggingFaceSource) -> Tensor:
+def logits_of(run: Any, source: HuggingFaceSource) -> Tensor:
     """The logits of real tokens: what is computed at padding is nobody's business."""
     sample = source.sample(SIZES)
     return run(**sample)["logits"][sample["attention_mask"].bool()]  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from moec.kernels.ahead import SHARED_LIMIT_BYTES, compile_ahead
 from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
 from moec.kernels.tiles import ROWS, Tile, rows_for, table, tile_for
-from moec.kernels.tuning import SIZES, Block, candidates, choose, clock_of, fits, relative, shared_bytes, tune
+from moec.kernels.tuning import SIZES, BlockExperts, candidates, choose, clock_of, fits, relative, shared_bytes, tune
 from tests.kernels.accuracy import problem
 from tests.kernels.conftest import Interpret
 
@@ -111,17 +111,19 @@ def test_never_more_is_left_out_than_does_not_fit(compiler: Interpret, tile: Til
     assert fits(tile, "half", sm) == (really <= SHARED_LIMIT_BYTES[sm])
 
 
-def block(kind: str = "single", tokens: int = 5) -> Block:
+def block(kind: str = "single", tokens: int = 5) -> BlockExperts:
     made = problem(tokens=tokens, hidden=64, inner=32)
     w_in: Tensor | ExpertCodes = made.w_in
     if kind == "packed":
         w_in = ExpertCodes(torch.zeros(6, 64, 32, dtype=torch.uint8), torch.ones(6, 64, 2))
-    return Block(w_in, made.w_out, None, None, Activation(), 2, torch.float32)
+    return BlockExperts(w_in, made.w_out, None, None, Activation(), 2, torch.float32)
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (128, 8), (4, 1), (256, 8), (6, 2)])
 def test_as_many_tokens_as_the_line_is_for(experts: int, top_k: int) -> None:
-    tried = Block(empty(experts, 64, 32), empty(experts, 32, 32), None, None, Activation(), top_k, torch.bfloat16)
+    tried = BlockExperts(
+        empty(experts, 64, 32), empty(experts, 32, 32), None, None, Activation(), top_k, torch.bfloat16
+    )
     for rows in ROWS:
         assert [rows_for(tokens, top_k, experts) for tokens in tried.tokens(rows)] == [rows] * (2 if rows == 16 else 1)
     assert tried.kind == "half" and block().kind == "single" and block("packed").kind == "packed"

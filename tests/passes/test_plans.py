@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.huggingface.source import open_source
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
-from moec.pipeline.hooks import KeepHook
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context, Pass, Plan
 from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.program.program import Program
@@ -66,12 +66,12 @@ def differences(plan: Plan, step: StepReport, done: Program) -> list[str]:
 
 
 def planned_and_done(program: Program, pipeline: Pipeline) -> tuple[list[Plan], list[StepReport], list[Program]]:
-    keep = KeepHook()
+    record = RecordHook()
     before = program.text()
     plans = pipeline.plan(program)
     assert program.text() == before
-    _, steps = pipeline.run(program, Context(calibration=text()), [keep])
-    return plans, steps, [done for _, done in keep.programs[1:]]
+    _, steps = pipeline.run(program, Context(calibration=text()), [record])
+    return plans, steps, [done for _, done in record.programs[1:]]
 
 
 @pytest.mark.parametrize(("model", "pipeline"), [*(("mixtral", p) for p in MIXTRAL), *(("llama", p) for p in LLAMA)])

@@ -124,21 +124,21 @@ def model() -> Program:
     return zoo.captured("mixtral")
 
 
-def kept(program: Program, text: str, **given: Any) -> list[list[int]]:
+def experts_kept(program: Program, text: str, **given: Any) -> list[list[int]]:
     return [b["kept"] for b in pruned(program, text, **given)[1]]
 
 
 def test_seeds_and_scores_decide(model: Program) -> None:
     by_score = {
-        score: kept(model, f"prune-experts(keep=0.5, score={score})")
+        score: experts_kept(model, f"prune-experts(keep=0.5, score={score})")
         for score in ("reap", "activation", "frequency", "random")
     }
     assert by_score["random"] != by_score["reap"]
-    assert by_score["random"] != kept(model, "prune-experts(keep=0.5, score=random)", seed=1)
-    assert by_score["random"] == kept(model, "prune-experts(keep=0.5, score=random)", calibration=None), (
+    assert by_score["random"] != experts_kept(model, "prune-experts(keep=0.5, score=random)", seed=1)
+    assert by_score["random"] == experts_kept(model, "prune-experts(keep=0.5, score=random)", calibration=None), (
         "chance needs no text"
     )
-    assert by_score["frequency"] == kept(model, "prune-experts(keep=0.5, score=frequency)")
+    assert by_score["frequency"] == experts_kept(model, "prune-experts(keep=0.5, score=frequency)")
 
 
 def test_what_is_kept_is_what_is_used(model: Program) -> None:
@@ -150,9 +150,12 @@ def test_what_is_kept_is_what_is_used(model: Program) -> None:
 
 
 def test_layers_may_keep_different_numbers(model: Program) -> None:
-    sizes = [len(k) for k in kept(model, "prune-experts(keep=0.4375, score=activation, per_layer=False)")]
+    sizes = [len(k) for k in experts_kept(model, "prune-experts(keep=0.4375, score=activation, per_layer=False)")]
     assert sum(sizes) == 7 and all(n >= 2 for n in sizes)
-    assert [len(k) for k in kept(model, "prune-experts(keep=0.4375)")] == [4, 4]  # a part of an expert does not go
+    assert [len(k) for k in experts_kept(model, "prune-experts(keep=0.4375)")] == [
+        4,
+        4,
+    ]  # a part of an expert does not go
 
 
 def test_it_composes_with_quantize(model: Program) -> None:

@@ -141,8 +141,8 @@ def test_the_engine_computes_the_program_and_has_the_size_of_its_bits(target: st
         for v in ir.load(tmp_path / "model.onnx").graph.initializers.values()
         if v.const_value is not None
     )
-    held = sum(w.size_bytes for w in {id(w): w for w in found.weights.values()}.values())
-    assert abs(written - held) < 0.03 * held
+    program_bytes = sum(w.size_bytes for w in {id(w): w for w in found.weights.values()}.values())
+    assert abs(written - program_bytes) < 0.03 * program_bytes
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moec.errors import MoecError
-from moec.pipeline.hooks import DumpHook, KeepHook, LoweringProgress, PrintHook, TimeHook
+from moec.pipeline.hooks import DumpHook, LoweringProgress, PrintHook, RecordHook, TimeHook
 from moec.pipeline.pipeline import Pipeline
 from moec.progress import Progress
 from tests.pipeline.scaling import ScaleHead, ScaleRoughly, run
@@ -61,11 +61,11 @@ def test_prints_all_or_only_what_is_named() -> None:
     assert some.getvalue().count("# after scale-") == 1 and program.text() in some.getvalue()
 
 
-def test_keeps_programs_as_they_were() -> None:
-    keep = KeepHook()
-    program = run(ScaleHead(2.0), ScaleHead(3.0), hooks=[keep])
-    assert [name for name, _ in keep.programs] == ["capture", "scale-head(factor=2.0)", "scale-head(factor=3.0)"]
-    assert keep.programs[-1][1].digest() == program.digest() != keep.programs[0][1].digest()
+def test_records_programs_as_they_were() -> None:
+    record = RecordHook()
+    program = run(ScaleHead(2.0), ScaleHead(3.0), hooks=[record])
+    assert [name for name, _ in record.programs] == ["capture", "scale-head(factor=2.0)", "scale-head(factor=3.0)"]
+    assert record.programs[-1][1].digest() == program.digest() != record.programs[0][1].digest()
 
 
 def test_times_every_pass() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moec.execution.engine import EagerEngine
 from moec.execution.trace import trace
-from moec.pipeline.hooks import KeepHook
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context, Pass
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
@@ -66,9 +66,9 @@ class Transparent(EagerEngine):
 
 
 def made(*passes: Pass) -> tuple[list[tuple[str, Program]], object, list[dict[str, Tensor]]]:
-    source, keep = source_of(MoeModel()), KeepHook()
-    Pipeline(passes).run(source.capture(), hooks=[keep])
-    return keep.programs, source.reference(), [source.sample({"batch": 2, "sequence": n}, n) for n in (7, 19)]
+    source, record = source_of(MoeModel()), RecordHook()
+    Pipeline(passes).run(source.capture(), hooks=[record])
+    return record.programs, source.reference(), [source.sample({"batch": 2, "sequence": n}, n) for n in (7, 19)]
 
 
 def test_nothing_is_blamed_when_all_agree() -> None:

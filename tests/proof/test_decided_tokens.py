@@ -32,7 +32,7 @@ def marks(text: str) -> Tensor:
     return torch.tensor([[c == "x" for c in row] for row in text.split()])
 
 
-def kept(text: str, causal: bool, seen: bool = True, **sample: Tensor) -> ComparedTokens:
+def compared(text: str, causal: bool, seen: bool = True, **sample: Tensor) -> ComparedTokens:
     return compared_tokens([(marks(text).flatten(), seen)], {"input_ids": IDS, **sample}, "input_ids", causal)
 
 
@@ -51,24 +51,26 @@ def test_only_differences_below_the_noise_hang() -> None:
 
 
 def test_later_tokens_see_it_in_a_causal_text_and_all_do_in_another() -> None:
-    assert shown(kept("..x. ....", causal=True)) == "xx.. xxxx"
-    assert shown(kept("..x. ....", causal=False)) == ".... xxxx"
-    assert shown(kept("..x. ....", causal=True, seen=False)) == "xx.x xxxx", "nothing looks at it after the last block"
-    assert kept("..x. ....", causal=True, seen=False).texts.tolist() == [False, True]
+    assert shown(compared("..x. ....", causal=True)) == "xx.. xxxx"
+    assert shown(compared("..x. ....", causal=False)) == ".... xxxx"
+    assert shown(compared("..x. ....", causal=True, seen=False)) == "xx.x xxxx", (
+        "nothing looks at it after the last block"
+    )
+    assert compared("..x. ....", causal=True, seen=False).texts.tolist() == [False, True]
 
 
 def test_padding_is_seen_by_no_text() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
     past = {"past_key_values.0.key": torch.zeros(2, 1, 0, 3)}
-    alone = kept("...x xx..", causal=True, attention_mask=mask, **past)
+    alone = compared("...x xx..", causal=True, attention_mask=mask, **past)
     assert shown(alone) == "xxx. ..xx" and alone.count == alone.total == 5, (
         "a decoder's padding is not compared, and left out by nobody"
     )
-    whole = kept("...x ....", causal=False, attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
+    whole = compared("...x ....", causal=False, attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
     assert shown(whole) == "xx.. xxxx" and whole.total == 8, (
         "without a cache it is compared, and padding may see padding"
     )
-    assert shown(kept(".x.. ....", causal=True, attention_mask=mask, **past)) == "x... ..xx"
+    assert shown(compared(".x.. ....", causal=True, attention_mask=mask, **past)) == "x... ..xx"
 
 
 def test_each_form_of_output_is_cut() -> None:
@@ -76,7 +78,7 @@ def test_each_form_of_output_is_cut() -> None:
         "past_key_values.0.key": torch.zeros(2, 1, 1, 3),
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
     }
-    k = kept("..x. ....", causal=True, **past)
+    k = compared("..x. ....", causal=True, **past)
     sample = {"input_ids": IDS, **past}
     assert k.of(torch.arange(8).view(2, 4, 1), sample).flatten().tolist() == [0, 1, 5, 6, 7]
     assert k.of(torch.arange(10).view(2, 1, 5, 1), sample).flatten().tolist() == [0, 1, 2, 7, 8, 9], (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moec.compiler.made import require_same_text
+from moec.compiler.engine_folder import require_same_text
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.errors import MoecError

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.compiler.open import open_source
 from moec.dialect import Activation
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
 from moec.program.moe_call import moe_nodes
@@ -102,17 +102,17 @@ def test_both_operators_are_read_alike(mixtral: Path, name: str) -> None:
     if name == "fused":
         program, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program)
     found: list[Arrivals] = []
-    walk(
+    run_in_lockstep(
         program,
         calibration(60).batches(program.inputs),
-        lambda stop: found.append(_of(stop)) if stop.node in moe_nodes(program) else None,
+        lambda calls: found.append(_of(calls)) if calls.node in moe_nodes(program) else None,
     )
     assert [a.counts.sum() for a in found] == [2 * 60] * 2 and found[0].rows.shape == (60, 32)
     torch.testing.assert_close(found[0].weights.sum(-1), torch.ones(60))
 
 
-def _of(stop: Stop) -> Arrivals:
-    return Arrivals.of(stop)
+def _of(calls: OperatorCalls) -> Arrivals:
+    return Arrivals.of(calls)
 
 
 # ---------------------------------------------------------------------- how much text

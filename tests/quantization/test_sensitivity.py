@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from moec.errors import MoecError
 from moec.execution.choices import choice
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.execution.memory import available_bytes
 from moec.execution.trace import trace
 from moec.pipeline.pipeline import Pipeline
@@ -64,14 +64,14 @@ def block_outputs(of: Program, node: fx.Node, instead: dict[int, Tensor]) -> Ten
     found: list[Tensor] = []
     (reader,) = [u for u in node.users if u.op == "call_function"][:1]
 
-    def visit(stop: Stop) -> None:
-        if stop.node is node:
+    def visit(calls: OperatorCalls) -> None:
+        if calls.node is node:
             for place, value in instead.items():
-                stop.replace(place, from_tensor(value, "other"))
-        if stop.node is reader:
-            found.extend(stop.values(reader.args.index(node)))
+                calls.replace(place, from_tensor(value, "other"))
+        if calls.node is reader:
+            found.extend(calls.values(reader.args.index(node)))
 
-    walk(of, inputs(of), visit, until=reader)
+    run_in_lockstep(of, inputs(of), visit, until=reader)
     return torch.cat([v.reshape(-1, v.shape[-1]) for v in found])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
 from moec.pipeline.pipeline import Pipeline
@@ -51,13 +51,13 @@ def seen(of: Program, node: fx.Node, place: int, given: dict[fx.Node, dict[int, 
     """An operator's argument for every input, computed with other arguments of the operators before it."""
     found: list[Tensor] = []
 
-    def visit(stop: Stop) -> None:
-        for at, value in given.get(stop.node, {}).items():
-            stop.replace(at, value)
-        if stop.node is node:
-            found.extend(stop.values(place))
+    def visit(calls: OperatorCalls) -> None:
+        for at, value in given.get(calls.node, {}).items():
+            calls.replace(at, value)
+        if calls.node is node:
+            found.extend(calls.values(place))
 
-    walk(of, inputs(of), visit, until=node)
+    run_in_lockstep(of, inputs(of), visit, until=node)
     return found
 
 
@@ -79,14 +79,14 @@ def test_a_layer_sees_the_quantized_ones_before_it(before: Grid) -> None:
 
 
 def test_queries_keys_and_values_share_their_moments(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
+    computed: list[int] = []
     monkeypatch.setattr(
-        "moec.quantization.sequential.second_moments", lambda parts: calls.append(1) or second_moments(parts)
+        "moec.quantization.sequential.second_moments", lambda parts: computed.append(1) or second_moments(parts)
     )
     of = program("llama")
     todo = [(u, GPTQ) for u in uses(of, "attention", "dense")]
     done(of, todo)
-    assert len(todo) == 14 and len(calls) == 8  # of queries, of the output, of gate and up, of down: in two layers
+    assert len(todo) == 14 and len(computed) == 8  # of queries, of the output, of gate and up, of down: in two layers
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -147,7 +147,7 @@ def test_nothing_behind_the_last_weight_is_computed(monkeypatch: pytest.MonkeyPa
     (head,) = uses(of, "lm_head")
     shapes: list[tuple[int, ...]] = []
     monkeypatch.setattr(
-        "moec.execution.lockstep._Run.keep",
+        "moec.execution.lockstep._OneInput.keep",
         lambda self, node, value: shapes.append(tuple(getattr(value, "shape", ()))) or _keep(self, node, value),
     )
     done(of, [(head, GPTQ)])

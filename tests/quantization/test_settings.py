@@ -11,12 +11,12 @@ from torch import fx
 from moec.errors import MoecError
 from moec.quantization.bit_budget import Budget
 from moec.quantization.grid import Grid
-from moec.quantization.settings import FINE, KEEP, KINDS, Settings
+from moec.quantization.settings import FINE, KEEP, KINDS, QuantizeSettings
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import from_tensor
 
 NONE = dict.fromkeys(KINDS)
-PLAIN = Settings(Grid(4, 16), NONE, None, None, 0, "quantize(…)")
+PLAIN = QuantizeSettings(Grid(4, 16), NONE, None, None, 0, "quantize(…)")
 
 
 def use(kind: str, name: str, module: str = "", width: int = 64) -> Use:
@@ -25,7 +25,7 @@ def use(kind: str, name: str, module: str = "", width: int = 64) -> Use:
     )
 
 
-def bits(settings: Settings, *uses: Use) -> list[int | None]:
+def bits(settings: QuantizeSettings, *uses: Use) -> list[int | None]:
     return [None if g is None else g.bits for g in settings.choose(uses)]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.execution.lockstep import Stop, walk
+from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
 from moec.program.moe_call import moe_nodes
@@ -71,10 +71,10 @@ def place_of(program: Program) -> RouterPlace:
 
 def logits_of(program: Program, place: RouterPlace, x: Tensor) -> Tensor:
     found: list[Tensor] = []
-    walk(
+    run_in_lockstep(
         program,
         [{"x": x}],
-        lambda stop: found.append(place.logits(place.activations(stop)[0])) if stop.node is place.product else None,
+        lambda calls: found.append(place.logits(place.activations(calls)[0])) if calls.node is place.product else None,
     )
     return found[0]
 
@@ -116,16 +116,16 @@ def test_products_in_other_forms(form: str) -> None:
 
 
 def check_new(program: Program, place: RouterPlace, new: Tensor, block: nn.Module, x: Tensor) -> None:
-    """Put into a walk, and written, a router gives what the module that has it gives; the old one does not."""
+    """Put into a run, and written, a router gives what the module that has it gives; the old one does not."""
     with torch.no_grad():
         expected = block(x)
 
-    def put(stop: Stop) -> None:
-        if stop.node is place.product:
-            place.put(stop, new)
+    def put(calls: OperatorCalls) -> None:
+        if calls.node is place.product:
+            place.put(calls, new)
 
     assert not torch.allclose(program.run(x=x)["output"], expected, atol=1e-3)
-    torch.testing.assert_close(walk(program, [{"x": x}], put)[0][0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run_in_lockstep(program, [{"x": x}], put)[0][0], expected, rtol=1e-4, atol=1e-5)
     text = program.text()
     place.write(program, new, "other")
     program.check()

@@ -25,7 +25,7 @@ def captured() -> Program:
     return zoo.captured("mixtral")
 
 
-def asked(captured: Program, pipeline: str, target: str) -> list[Refusal]:
+def refusals_of(captured: Program, pipeline: str, target: str) -> list[Refusal]:
     goal = Target.parse(target)
     backend: Backend = registry.find("backends", goal.backend)()
     return rehearse(captured, Pipeline.parse(pipeline), backend, goal)
@@ -45,7 +45,7 @@ def asked(captured: Program, pipeline: str, target: str) -> list[Refusal]:
     ],
 )
 def test_a_target_says_what_it_takes_instead(pipeline: str, target: str, listed: str, captured: Program) -> None:
-    assert listed in asked(captured, pipeline, target)[0].fix
+    assert listed in refusals_of(captured, pipeline, target)[0].fix
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_target_says_what_it_takes_instead(pipeline: str, target: str, listed:
 )
 def test_settings_that_are_none_are_refused_with_those_that_are(pipeline: str, listed: str, captured: Program) -> None:
     with pytest.raises(MoecError, match="M203") as caught:
-        asked(captured, pipeline, "onnxruntime")
+        refusals_of(captured, pipeline, "onnxruntime")
     assert listed in caught.value.fix
 
 
@@ -103,15 +103,17 @@ def test_what_is_said_is_what_would_be_said_at_the_end(captured: Program) -> Non
             goal = Target.parse(target)
             backend: Backend = registry.find("backends", goal.backend)()
             program, _ = (Pipeline.parse(f"quantize({options})") + backend.legalize(goal)).run(captured)
-            assert asked(captured, f"quantize({options}, method=hqq)", target) == backend.supports(program, goal)
+            assert refusals_of(captured, f"quantize({options}, method=hqq)", target) == backend.supports(program, goal)
 
 
 def test_nothing_is_kept_and_without_work_nothing_is_asked(captured: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     before, digest = captured.text(), captured.digest()
-    assert asked(captured, "quantize(group=16, budget_bits=3.0)", "onnxruntime") == []
+    assert refusals_of(captured, "quantize(group=16, budget_bits=3.0)", "onnxruntime") == []
     assert captured.text() == before and captured.digest() == digest
-    assert asked(captured, "prune-experts, quantize(group=16), calibrate-router", "onnxruntime") == []  # without a text
+    assert (
+        refusals_of(captured, "prune-experts, quantize(group=16), calibrate-router", "onnxruntime") == []
+    )  # without a text
     monkeypatch.setattr(Pipeline, "plan", lambda *_: pytest.fail("planned, though the work is soon done"))
-    assert asked(captured, "find-moe, fuse-moe", "onnxruntime") == []
+    assert refusals_of(captured, "find-moe, fuse-moe", "onnxruntime") == []
     with pytest.raises(pytest.fail.Exception, match="planned"):
-        asked(captured, "prune-experts", "onnxruntime")
+        refusals_of(captured, "prune-experts", "onnxruntime")

@@ -45,7 +45,7 @@ def emit_numbers(emit: Emit, packed: ir.Value, bits: int, shape: list[int]) -> i
 def unpack_products(model: ir.Model) -> int:
     """Replace every `MatMulNBits` of other than 4 bits by a plain product, in place, branches too; returns how many.
 
-    How a matrix is unpacked is said once for each kind, in a function of the model that the runtime inlines when it
+    How a matrix is unpacked is written once for each kind, in a function of the model that the runtime inlines when it
     loads it.
     """
     found = [

@@ -91,18 +91,18 @@ class SharedContinuation(HostContinuation):
     def _advance(self, ids: Any, mask: Any) -> Any:
         (_, new), total = ids.shape, mask.shape[1]
         if new > 1 or self._binding is None:
-            logits, *present = self._run({IDS: ids, MASK: mask}, self._held(total - new) or self._empty(len(ids)))
+            logits, *present = self._run({IDS: ids, MASK: mask}, self._used_part(total - new) or self._empty(len(ids)))
             self._token, self._logits = np.empty_like(ids[:, :1]), np.empty_like(logits[:, :1])
             self._keep(self._named(present))
             return logits
         if total > next(iter(self._past.values())).shape[2]:
-            self._keep(self._held(total - new))
+            self._keep(self._used_part(total - new))
         self._token[:] = ids
         self._binding.bind_cpu_input(MASK, mask)
         self._session.run_with_iobinding(self._binding)
         return self._logits
 
-    def _held(self, length: int) -> dict[str, Any]:
+    def _used_part(self, length: int) -> dict[str, Any]:
         """The part of the buffers that is in use."""
         return {name: buffer[:, :, :length] for name, buffer in self._past.items()}
 

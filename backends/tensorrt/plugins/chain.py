@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.backends.tensorrt.plugins import packed_file as carried
-from moec.backends.tensorrt.plugins.network import Made, Size, Step
+from moec.backends.tensorrt.plugins import packed_file
+from moec.backends.tensorrt.plugins.network import OutputTensor, Size, Step
 from moec.backends.tensorrt.plugins.ptx import for_plugin
 from moec.dialect import Activation
 from moec.errors import MoecError
@@ -82,7 +82,7 @@ class Kernel:
     launch: Launch
     inputs: tuple[str, ...]
     numbers: dict[str, Size]
-    outputs: tuple[Made, ...]
+    outputs: tuple[OutputTensor, ...]
     grid: tuple[Size, ...]
 
 
@@ -169,7 +169,7 @@ def _kernel(sizes: Sizes, started: Launch) -> Kernel:
 
 def _layout(
     sizes: Sizes, name: str, arguments: Mapping[str, Any], few: bool, rows: int
-) -> tuple[dict[str, Size], tuple[Made, ...], tuple[Size, ...]]:
+) -> tuple[dict[str, Size], tuple[OutputTensor, ...], tuple[Size, ...]]:
     """Numbers by name, outputs and grid of a kernel."""
     pairs, tokens, columns = Size(sizes.top_k), Size(1), arguments.get("BLOCK_N") or arguments["BLOCK"]
     tiles = pairs if few else Size(sizes.top_k, rows, sizes.experts)
@@ -177,14 +177,14 @@ def _layout(
         shapes = {"order": pairs, "offsets": Size(plus=sizes.experts + 1), "tile_expert": tiles}
         return (
             {"pairs": pairs, "tiles": tiles},
-            tuple(Made(n, "int32", (s,)) for n, s in shapes.items()),
+            tuple(OutputTensor(n, "int32", (s,)) for n, s in shapes.items()),
             (Size(plus=sizes.experts),),
         )
     width = Size(plus=sizes.inner if name == "rows_in_kernel" else sizes.hidden)
     across = -(-width.plus // columns)
     if name == "combine_kernel":
-        return {}, (Made("out", sizes.dtype, (tokens, width)),), (tokens, Size(plus=across))
-    made = Made("hidden" if name == "rows_in_kernel" else "result", sizes.dtype, (pairs, width))
+        return {}, (OutputTensor("out", sizes.dtype, (tokens, width)),), (tokens, Size(plus=across))
+    made = OutputTensor("hidden" if name == "rows_in_kernel" else "result", sizes.dtype, (pairs, width))
     return {"tokens": tokens, "tiles": tiles}, (made,), (replace(tiles, columns=across),)
 
 
@@ -264,7 +264,7 @@ def compile_chains(
         The blocks with `steps` for `plugins.splice` instead of `sizes`; and a row a kernel for the report.
     """
     found, rows = [], {}
-    packed = carried.write(folder, [block["packed"] for block in blocks])
+    packed = packed_file.write(folder, [block["packed"] for block in blocks])
     for block, records in zip(blocks, packed, strict=True):
         chain = compiled(Sizes.from_dict(block["sizes"]), block["sm"])
         for step, ptx, code in chain:

@@ -45,8 +45,8 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a kernel writes: a tensor's name in the chain, dtype (`float16`) and shape."""
+class OutputTensor:
+    """A tensor that a kernel writes: its name in the chain, dtype (`float16`) and shape."""
 
     name: str
     dtype: str
@@ -70,7 +70,7 @@ class Step:
     ptx: str
     inputs: tuple[str, ...]
     numbers: tuple[Size, ...]
-    outputs: tuple[Made, ...]
+    outputs: tuple[OutputTensor, ...]
     grid: tuple[Size, ...]
     threads: int
     shared_bytes: int
@@ -82,7 +82,7 @@ class Step:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Step:
         """Read what `to_dict` gave."""
-        outputs = tuple(Made(made["name"], made["dtype"], _sizes(made["shape"])) for made in data["outputs"])
+        outputs = tuple(OutputTensor(o["name"], o["dtype"], _sizes(o["shape"])) for o in data["outputs"])
         plain = {
             "inputs": tuple(data["inputs"]),
             "numbers": _sizes(data["numbers"]),

@@ -35,8 +35,8 @@ class Loaded:
         saved = self.template.state_dict(keep_vars=True)
         fixed = {id(t) for t in skeleton.kept_in_float32(self.template, dtype)}
         want = {n: _dtype(t, torch.float32 if id(t) in fixed else dtype) for n, t in saved.items()}
-        twins = {id(t): _meta(t, want[n]) for n, t in saved.items()}
-        model = _copy(self.template, twins)
+        on_meta = {id(t): _meta(t, want[n]) for n, t in saved.items()}
+        model = _copy(self.template, on_meta)
         shared: dict[int, Weight] = {}
         weights = {
             n: shared.setdefault(id(t), cast(from_tensor(t.detach().cpu(), n), want[n])) for n, t in saved.items()
@@ -52,9 +52,9 @@ class Loaded:
         return model
 
 
-def _copy(model: nn.Module, twins: dict[int, Tensor]) -> Any:
-    """A deep copy in which these tensors are replaced; nothing of theirs is copied."""
-    return copy.deepcopy(model, dict(twins)).eval()
+def _copy(model: nn.Module, replacements: dict[int, Tensor]) -> Any:
+    """A deep copy in which the tensors of these ids are replaced; none of them is copied."""
+    return copy.deepcopy(model, dict(replacements)).eval()
 
 
 def _dtype(value: Tensor, dtype: torch.dtype) -> torch.dtype:

@@ -29,8 +29,8 @@ def test_equal_constants_are_one_and_others_are_not() -> None:
     assert emit.constant([1, 2]) is emit.constant(np.array([1, 2]))
     assert emit.constant(1) is not emit.constant([1])
     assert emit.number(0.5, ir.DataType.FLOAT) is not emit.number(0.5, ir.DataType.FLOAT16)
-    held = emit.number(-7.25, ir.DataType.BFLOAT16).const_value
-    assert held is not None and float(held.numpy()) == -7.25 and held.dtype == ir.DataType.BFLOAT16
+    constant = emit.number(-7.25, ir.DataType.BFLOAT16).const_value
+    assert constant is not None and float(constant.numpy()) == -7.25 and constant.dtype == ir.DataType.BFLOAT16
 
 
 def test_a_cast_to_the_same_dtype_is_nothing() -> None:

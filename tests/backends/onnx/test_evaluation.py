@@ -80,9 +80,9 @@ def test_a_graph_is_cut_at_its_opaque_nodes() -> None:
 def spoil(model: ir.Model, factor: float = 1.2) -> None:
     """Multiply one expert's matrix of the second block."""
     name = next(n for n in model.graph.initializers if n.endswith("2.out.weight") and n.startswith("node_moe"))
-    held = model.graph.initializers[name]
-    weight = held.const_value.weight  # type: ignore[union-attr]
-    held.const_value = WeightTensor(from_tensor(weight.load() * factor, "spoiled"), name)
+    initializer = model.graph.initializers[name]
+    weight = initializer.const_value.weight  # type: ignore[union-attr]
+    initializer.const_value = WeightTensor(from_tensor(weight.load() * factor, "spoiled"), name)
 
 
 def test_a_step_that_is_wrong_is_found_by_its_name_with_layer_and_expert() -> None:

@@ -14,15 +14,15 @@ from moec.weights.lazy import Weight, from_tensor
 
 def model(weight: Weight, perm: list[int]) -> ir.Model:
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 23}, name="fold")
-    held = add_initializer(graph, weight, "w")
-    node = ir.node("Transpose", [held], {"perm": perm})
+    initializer = add_initializer(graph, weight, "w")
+    node = ir.node("Transpose", [initializer], {"perm": perm})
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
         "t",
-        held.type,
+        initializer.type,
         ir.Shape([weight.shape[p] for p in perm]),
     )
     use = ir.node("Relu", [node.outputs[0]])
-    use.outputs[0].name, use.outputs[0].type, use.outputs[0].shape = "y", held.type, node.outputs[0].shape
+    use.outputs[0].name, use.outputs[0].type, use.outputs[0].shape = "y", initializer.type, node.outputs[0].shape
     graph.extend([node, use])
     graph.outputs.append(use.outputs[0])
     return ir.Model(graph, ir_version=10)
@@ -33,9 +33,9 @@ def test_a_swap_of_two_axes_is_a_lazy_weight(perm: list[int]) -> None:
     value = torch.randn(20, 17, 16)
     made = model(from_tensor(value, "w"), perm)
     apply_steps(made, folding())
-    (held,) = made.graph.initializers.values()
-    assert isinstance(held.const_value, WeightTensor) and torch.equal(
-        held.const_value.weight.load(), value.permute(perm)
+    (initializer,) = made.graph.initializers.values()
+    assert isinstance(initializer.const_value, WeightTensor) and torch.equal(
+        initializer.const_value.weight.load(), value.permute(perm)
     )
     assert [n.op_type for n in made.graph] == ["Relu"]
 

@@ -109,8 +109,8 @@ def moe_model(e: Experts, rank: int, routing: Routing, router_bias: Tensor | Non
 
 
 def finish(graph: ir.Graph, e: Experts, op: str, inputs: list[ir.Value | None], rule: dict[str, Any]) -> ir.Model:
-    held = [(t, n) for t, n in zip(e.tensors, ("w_in", "w_out", "b_in", "b_out"), strict=True) if t is not None]
-    inputs = [*inputs, *(add_initializer(graph, from_tensor(t, n), n) for t, n in held)]
+    present = [(t, n) for t, n in zip(e.tensors, ("w_in", "w_out", "b_in", "b_out"), strict=True) if t is not None]
+    inputs = [*inputs, *(add_initializer(graph, from_tensor(t, n), n) for t, n in present)]
     attributes = {k: int(v) if isinstance(v, bool) else v for k, v in rule.items()}
     x = inputs[0]
     assert x is not None

@@ -44,12 +44,12 @@ def quantize_model(model: ir.Model, names: list[str], bits: int, block: int, zer
         assert weight is not None
         parts = rounded(weight.load(), bits, block, zeros)
         found[name] = meant(parts, bits)
-        held = [
+        operands = [
             add_initializer(model.graph, from_tensor(t, f"{name}.{k}"), f"{name}.{k}")
             for t, k in zip(parts, KINDS, strict=True)
             if t is not None
         ]
-        node = ir.node("Dequantize", held, {"bits": bits}, domain="moec", name=f"{name}.dequantize")
+        node = ir.node("Dequantize", operands, {"bits": bits}, domain="moec", name=f"{name}.dequantize")
         node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{name}.value", old.type, old.shape
         model.graph.insert_before(model.graph[0], node)
         ir.convenience.replace_all_uses_with(old, node.outputs[0])
@@ -72,8 +72,8 @@ def mix(
             given = {
                 f"{name}.{width}.{k}": from_tensor(t, k) for t, k in zip(parts, KINDS, strict=True) if t is not None
             }
-            held = [add_initializer(model.graph, weight, title) for title, weight in given.items()]
-            dequantized.append(ir.node("Dequantize", held, {"bits": width}, domain="moec", name=f"{name}.{width}"))
+            operands = [add_initializer(model.graph, weight, title) for title, weight in given.items()]
+            dequantized.append(ir.node("Dequantize", operands, {"bits": width}, domain="moec", name=f"{name}.{width}"))
         joined = ir.node("Concat", [n.outputs[0] for n in dequantized], {"axis": 0}, name=f"{name}.joined")
         order = add_initializer(model.graph, from_tensor(torch.tensor(mixture.order), "order"), f"{name}.order")
         gathered = ir.node("Gather", [joined.outputs[0], order], {"axis": 0}, name=f"{name}.gathered")

@@ -122,7 +122,7 @@ class Network:
             "target": re.findall(rb"\.target (\w+)", ptx)[0].decode(),
             "inputs": len(inputs),
             "outputs": [[str(t.dtype).rpartition(".")[2], list(t.shape)] for t in outputs],
-            "numbers": [numbers.held[n] for n in range(numbers.nbSymExprs)],
+            "numbers": [numbers.values[n] for n in range(numbers.nbSymExprs)],
             "launch": [vars(launch)[f"{what}_{axis}"] for what in ("grid", "block") for axis in "xyz"],
             "shared": launch.shared_mem,
         }
@@ -154,10 +154,10 @@ class Blank:
 
 class Setter:
     def __init__(self) -> None:
-        self.nbSymExprs, self.held = 0, {}
+        self.nbSymExprs, self.values = 0, {}
 
     def __setitem__(self, n: int, value: int) -> None:
-        self.held[n] = value
+        self.values[n] = value
 
 
 def load() -> tuple[Any, Any]:
@@ -185,7 +185,7 @@ def chain(trt: Any, block: dict[str, Any], folder: str, tokens: int) -> dict[str
     return {"asked": network.asked, "last": list(network.last.given.shape)}
 
 
-def said(trt: Any, data: dict[str, Any], given: int) -> str:
+def complaint(trt: Any, data: dict[str, Any], given: int) -> str:
     """What the validators say when a plugin is registered and called with so many inputs; empty when nothing."""
     try:
         step = Step.from_dict(data)
@@ -212,7 +212,7 @@ def main() -> None:
     if request["ask"] == "chain":
         answer: dict[str, Any] = {str(t): chain(trt, request["block"], request["folder"], t) for t in request["tokens"]}
     elif request["ask"] == "said":
-        answer = {"said": [said(trt, step, given) for step, given in request["steps"]]}
+        answer = {"said": [complaint(trt, step, given) for step, given in request["steps"]]}
     else:
         answer = {
             "plugin": signatures(plugin, request["names"]),

@@ -65,8 +65,16 @@ def _run(kernel: Kernel, known: dict[str, Any], tokens: int) -> dict[str, Tensor
 def block(folder: Path, sm: int = 90, **changes: Any) -> dict[str, Any]:
     """A compiled block of 6 experts in half precision with biases, and the tensors that its network has."""
     sizes = replace(Sizes(6, 2, 32, 24, 40, "float16", Activation(), b_in="float16", b_out="float16"), **changes)
-    held = {name: name for name in ("w_in", "w_out", "b_in", "b_out")}
-    ends = {"x": "x", "ids": "ids", "weights": "weights", "y": "y", "weights_of": held, "top_k": 2, "hidden": 32}
+    weight_names = {name: name for name in ("w_in", "w_out", "b_in", "b_out")}
+    ends = {
+        "x": "x",
+        "ids": "ids",
+        "weights": "weights",
+        "y": "y",
+        "weights_of": weight_names,
+        "top_k": 2,
+        "hidden": 32,
+    }
     (found,), _ = compile_chains([{**ends, "sizes": asdict(sizes), "packed": {}, "sm": sm}], folder)
     half = {
         "x": (1, -1, 32),

@@ -105,8 +105,8 @@ def test_gptq_is_the_same_bytes_turned_around(four_bits: Path, program: Program,
     assert packed.same_bytes(program, again) == set() and {n.target for n in again.graph.nodes} == {
         n.target for n in program.graph.nodes
     }
-    wanted = packed.said(program.run, source)
-    assert float((packed.said(source.reference(), source) - wanted).abs().max() / wanted.std()) < TOLERANCE
+    wanted = packed.logits_of(program.run, source)
+    assert float((packed.logits_of(source.reference(), source) - wanted).abs().max() / wanted.std()) < TOLERANCE
 
 
 def test_gptq_with_inputs_in_another_order_is_refused(four_bits: Path, tmp_path: Path) -> None:
@@ -137,8 +137,8 @@ def test_eight_bit_floats_of_tiles_become_plain_weights(copied: Saved) -> None:
         torch.equal(found.weights[name].load(), stored[name].float() * tiles)
         and source.loaded_bytes > source.size_bytes
     )
-    wanted = packed.said(source.reference(), source)
-    assert float((packed.said(found.run, source) - wanted).abs().max() / wanted.std()) < TOLERANCE
+    wanted = packed.logits_of(source.reference(), source)
+    assert float((packed.logits_of(found.run, source) - wanted).abs().max() / wanted.std()) < TOLERANCE
 
 
 def test_sizes_are_those_of_the_files_and_of_what_is_loaded(four_bits: Path) -> None:

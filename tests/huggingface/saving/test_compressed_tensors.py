@@ -15,7 +15,7 @@ from moec.weights.lazy import from_tensor
 from tests.huggingface import packed
 from tests.huggingface.conftest import Saved
 
-Made = tuple[HuggingFaceSource, Program, Path]
+SavedProgram = tuple[HuggingFaceSource, Program, Path]
 TOLERANCE = 2e-5  # of the logits' standard deviation
 CASES = [
     ("mixtral", "quantize(bits=4, group=16)"),
@@ -27,37 +27,37 @@ CASES = [
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
-def made(request: pytest.FixtureRequest, saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(request: pytest.FixtureRequest, saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> SavedProgram:
     """A source, its quantized program, and the folder that it was saved in; each made once."""
     name, text = request.param
     folder = tmp_path_factory.mktemp("packed") / "out"
     return (*packed.write(saved(name), text, folder), folder)
 
 
-def test_round_trip(made: Made) -> None:
+def test_round_trip(made: SavedProgram) -> None:
     source, program, folder = made
     back = open_source(str(folder))
     again = back.capture()
     assert packed.same_bytes(program, again) == set()
-    wanted = packed.said(program.run, source)
-    assert torch.equal(packed.said(again.run, back), wanted)
-    assert float((packed.said(back.reference(), back) - wanted).abs().max() / wanted.std()) < TOLERANCE
+    wanted = packed.logits_of(program.run, source)
+    assert torch.equal(packed.logits_of(again.run, back), wanted)
+    assert float((packed.logits_of(back.reference(), back) - wanted).abs().max() / wanted.std()) < TOLERANCE
     assert (
-        float((packed.said(source.reference(), source) - wanted).abs().max() / wanted.std()) > 100 * TOLERANCE
+        float((packed.logits_of(source.reference(), source) - wanted).abs().max() / wanted.std()) > 100 * TOLERANCE
     )  # it was quantized
 
 
 def test_a_wrong_scale_is_seen(saved: Saved, tmp_path: Path) -> None:
     source, program = packed.write(saved("mixtral"), "quantize(bits=4, group=16)", tmp_path / "out")
     name = "model.layers.1.mlp.experts.down_proj_scale"
-    wanted = packed.said(program.run, source)
+    wanted = packed.logits_of(program.run, source)
     program.weights[name] = from_tensor(program.weights[name].load() * 1.01, name)
     back = open_source(str(tmp_path / "out"))
     assert packed.same_bytes(program, back.capture()) == {name}
-    assert float((packed.said(program.run, source) - wanted).abs().max() / wanted.std()) > TOLERANCE
+    assert float((packed.logits_of(program.run, source) - wanted).abs().max() / wanted.std()) > TOLERANCE
 
 
-def test_the_formats_library_reads_the_same(made: Made) -> None:
+def test_the_formats_library_reads_the_same(made: SavedProgram) -> None:
     pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     _, program, folder = made
     theirs, ours = packed.read_by_library(folder), open_source(str(folder)).origin.checkpoint.weights  # type: ignore[attr-defined]
@@ -117,9 +117,9 @@ def test_upcycled_and_quantized(name: str, kind: str, saved: Saved, tmp_path: Pa
         saved(name), "upcycle(experts=2, top_k=1), quantize(bits=4, group=16)", tmp_path / "out"
     )
     back = open_source(str(tmp_path / "out"))
-    again, wanted = back.capture(), packed.said(program.run, source)
+    again, wanted = back.capture(), packed.logits_of(program.run, source)
     assert back.origin.template.config.model_type == kind
-    assert float((packed.said(again.run, back) - wanted).abs().max() / wanted.std()) < TOLERANCE
+    assert float((packed.logits_of(again.run, back) - wanted).abs().max() / wanted.std()) < TOLERANCE
     assert sum("experts" in n and n.endswith("_packed") for n in again.weights) == 4
 
 

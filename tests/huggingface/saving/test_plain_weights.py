@@ -33,9 +33,9 @@ def test_weights_have_their_names_again_and_their_codes(saved: Saved) -> None:
         codes = plain.weights[name].coded
         assert codes is not None and codes.packed is program.weights[f"{name}_packed"]
         assert codes.scale is program.weights[f"{name}_scale"] and codes.zero is program.weights[f"{name}_zero_point"]
-    wanted = packed.said(program.run, source)
-    assert torch.equal(packed.said(plain.run, source), wanted)
-    assert not torch.equal(packed.said(captured.run, source), wanted), "it was quantized"
+    wanted = packed.logits_of(program.run, source)
+    assert torch.equal(packed.logits_of(plain.run, source), wanted)
+    assert not torch.equal(packed.logits_of(captured.run, source), wanted), "it was quantized"
 
 
 def test_the_program_itself_stays_quantized(saved: Saved) -> None:

@@ -30,7 +30,7 @@ def upcycled(name: str, text: str) -> tuple[Any, Program]:
     return config, Pipeline.parse(text).run(program.clone())[0]
 
 
-def held(config: Any, program: Program) -> tuple[Container, Upcycled, Any]:
+def container_of(config: Any, program: Program) -> tuple[Container, Upcycled, Any]:
     """The architecture that holds it, its layers, and its new config."""
     model = read_upcycled(program, config)
     container = choose(config, model)
@@ -52,7 +52,7 @@ def test_layers_are_read_with_their_rule_and_sizes() -> None:
 
 def test_files_hold_the_programs_experts_one_by_one() -> None:
     config, program = upcycled("llama", "upcycle(experts=4, top_k=2, reinit=0.5)")
-    container, model, target = held(config, program)
+    container, model, target = container_of(config, program)
     stored = plan_upcycled(program, target, container, model)
     w_in, w_out = (program.weights[f"model.layers.1.mlp.experts.{name}"].load() for name in ("w_in", "w_out"))
     path = "model.layers.1.block_sparse_moe.experts"
@@ -76,7 +76,7 @@ def test_another_pass_in_between_is_refused() -> None:
 
 def test_a_weight_of_another_shape_is_refused() -> None:
     config, program = upcycled("llama", "upcycle")
-    container, model, target = held(config, program)
+    container, model, target = container_of(config, program)
     program.weights["model.norm.weight"] = program.weights["model.layers.0.self_attn.q_proj.weight"]
     with pytest.raises(MoecError, match=r"model\.norm\.weight"):
         plan_upcycled(program, target, container, model)

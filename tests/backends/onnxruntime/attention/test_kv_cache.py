@@ -100,10 +100,10 @@ def run(model: ir.Model, text: dict[str, Tensor], room: int = 0) -> dict[str, Te
         buffers = {c: np.pad(feeds[c], ((0, 0), (0, 0), (0, room), (0, 0)), constant_values=1e3) for c in caches}
         assert total <= past + room
         for name, array in {**feeds, **buffers}.items():
-            held = OrtValue.ortvalue_from_numpy(array)
-            binding.bind_ortvalue_input(name, held)
+            ort_value = OrtValue.ortvalue_from_numpy(array)
+            binding.bind_ortvalue_input(name, ort_value)
             if name in caches:
-                binding.bind_ortvalue_output(present_name(name), held)
+                binding.bind_ortvalue_output(present_name(name), ort_value)
         others = [n for n in names if n not in map(present_name, caches)]
         for name in others:
             binding.bind_output(name, "cpu")
@@ -156,9 +156,9 @@ def test_opset_and_metadata_only_say_what_is_so() -> None:
     assert CACHED in fact["formulation"] and SHARED not in model.metadata_props, "something reads the whole buffer"
 
 
-@pytest.mark.parametrize("kept", [{"provider": "cuda"}, {"readers": 2}, {"size": 12}, {"causal": 0}], ids=str)
-def test_what_it_cannot_do_stays_concatenated(kept: dict[str, Any]) -> None:
-    model, fact = model_of(**kept)
+@pytest.mark.parametrize("unlike", [{"provider": "cuda"}, {"readers": 2}, {"size": 12}, {"causal": 0}], ids=str)
+def test_what_it_cannot_do_stays_concatenated(unlike: dict[str, Any]) -> None:
+    model, fact = model_of(**unlike)
     assert CACHED not in fact["formulation"] and SHARED not in model.metadata_props and "Concat" in ops(model)
-    text = text_of(1, 4, 5, kept.get("size", D))
+    text = text_of(1, 4, 5, unlike.get("size", D))
     assert worst(run(model, text), reference(text)) < LIMIT

@@ -23,9 +23,9 @@ def model_of(
     weights = [torch.randn(depth, n, generator=torch.Generator().manual_seed(k)) for k, n in enumerate(widths)]
     outputs = []
     for n, weight in enumerate(weights):
-        held = add_initializer(graph, from_tensor(weight, f"w{n}"), f"w{n}")
+        initializer = add_initializer(graph, from_tensor(weight, f"w{n}"), f"w{n}")
         out = ir.Value(name=f"out{n}", type=x.type, shape=ir.Shape(["b", "s", widths[n]]))
-        graph.append(ir.node("MatMul", [x, held], outputs=[out], name=f"product{n}"))
+        graph.append(ir.node("MatMul", [x, initializer], outputs=[out], name=f"product{n}"))
         outputs.append(out)
     y = value("y", torch.float32, ["b", "s", sum(widths)])
     graph.append(ir.node("Concat", outputs[::-1], {"axis": -1}, outputs=[y]))

@@ -18,9 +18,9 @@ X = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(0))
 
 
 def constant(graph: ir.Graph, numbers: Sequence[int], name: str) -> ir.Value:
-    held = ir.Value(name=name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
-    graph.register_initializer(held)
-    return held
+    initializer = ir.Value(name=name, const_value=ir.tensor(np.asarray(numbers, np.int64), name=name))
+    graph.register_initializer(initializer)
+    return initializer
 
 
 def add(

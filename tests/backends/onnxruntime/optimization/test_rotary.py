@@ -96,9 +96,11 @@ def by_head(turned: tuple[int, ...] = (0, 2, 1, 3), shape: tuple[int, ...] = (0,
     )
     places = value("places", torch.int64, ["b", "s"])
     graph = ir.Graph([rows, places, *tables], [], nodes=[], opset_imports={"": 20, "com.microsoft": 1}, name="rotary")
-    held = ir.tensor(np.array(shape, np.int64), name="shape")
+    shape_tensor = ir.tensor(np.array(shape, np.int64), name="shape")
     graph.register_initializer(
-        ir.Value(name="shape", const_value=held, type=ir.TensorType(held.dtype), shape=held.shape)
+        ir.Value(
+            name="shape", const_value=shape_tensor, type=ir.TensorType(shape_tensor.dtype), shape=shape_tensor.shape
+        )
     )
     there = ir.node("Transpose", [rows], {"perm": [0, 2, 1, 3]}, name="there")
     rotary = ir.node("RotaryEmbedding", [there.outputs[0], places, *tables], domain="com.microsoft", name="rotary")

@@ -108,9 +108,9 @@ def test_numbers_in_another_order_are_seen(where: str, bits: int, tmp_path: Path
     quantize_program(program, bits, 16, False)
     want = program.run(ids=IDS)[program.outputs[0]]
     name = next(n for n in program.weights if n.startswith(where) and n.endswith("packed"))
-    held = program.weights[name].load()
+    table = program.weights[name].load()
     numbers = torch.ops.moec.dequantize(
-        held, torch.ones(len(held), 1), torch.zeros(len(held), 1, dtype=torch.uint8), bits=bits
+        table, torch.ones(len(table), 1), torch.zeros(len(table), 1, dtype=torch.uint8), bits=bits
     )
     program.weights[name] = from_tensor(pack(numbers.unflatten(-1, (-1, 8 // bits)).flip(-1).flatten(-2), bits), name)
     assert error(build(program, tmp_path)[0], want) > 0.01
@@ -170,8 +170,10 @@ def test_a_tied_head_is_stored_once(tmp_path: Path) -> None:
     got, facts = build(program, tmp_path)
     assert error(got, program.run(ids=IDS)[program.outputs[0]]) < LIMIT
     assert len(facts["packed"]) == 5 and len({f["weight"] for f in facts["packed"]}) == 4
-    held = [v for v in ir.load(tmp_path / MODEL_FILE).graph.initializers.values() if v.dtype == ir.DataType.UINT8]
-    assert len(held) == 3, "a and b are one product; c; the table"
+    packed_bytes = [
+        v for v in ir.load(tmp_path / MODEL_FILE).graph.initializers.values() if v.dtype == ir.DataType.UINT8
+    ]
+    assert len(packed_bytes) == 3, "a and b are one product; c; the table"
 
 
 class Odd(nn.Module):

@@ -60,10 +60,10 @@ def test_parts_that_are_new() -> None:
 @needs_huge_pages
 def test_written_memory_is_moved_and_keeps_its_contents() -> None:
     before = anonymous_memory()
-    held = mmap.mmap(-1, 6 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    values = np.frombuffer(held, np.uint8)
+    mapped = mmap.mmap(-1, 6 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    values = np.frombuffer(mapped, np.uint8)
     values[:] = np.arange(values.size) % 251
-    address = ctypes.addressof(ctypes.c_char.from_buffer(held))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
     mine = [p for p in without(anonymous_memory(), before) if p.start <= address < p.stop]
     assert mine and huge_bytes(mine) == 0  # the mutant: without asking there are none
     collapse(mine)
@@ -89,6 +89,6 @@ def test_the_weights_of_a_session_are_found_and_moved(tmp_path: Path) -> None:
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     new = without(anonymous_memory(), before)
     feeds = {"x": np.ones((1, 2048), np.float32)}
-    want, held = session.run(None, feeds)[0], huge_bytes(new)
+    want, huge_before = session.run(None, feeds)[0], huge_bytes(new)
     collapse_beside(new).join()
-    assert huge_bytes(new) - held >= 24 << 20 and np.array_equal(session.run(None, feeds)[0], want)
+    assert huge_bytes(new) - huge_before >= 24 << 20 and np.array_equal(session.run(None, feeds)[0], want)

@@ -18,7 +18,7 @@ RTX = table_of("tensorrt-rtx")
 F, I64, BYTE = np.float32, np.int64, int(ir.DataType.UINT8)
 
 
-class Made:
+class SmallModel:
     """A model of a few nodes on `x` `[rows, 8]`; constants are numpy arrays."""
 
     def __init__(self, dtype: ir.DataType = ir.DataType.FLOAT, width: int = 8) -> None:
@@ -28,9 +28,9 @@ class Made:
     def constant(self, array: np.ndarray[Any, Any] | ir.TensorProtocol) -> ir.Value:
         name = f"c{len(self.graph.initializers)}"
         tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
-        held = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self.graph.register_initializer(held)
-        return held
+        initializer = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.graph.register_initializer(initializer)
+        return initializer
 
     def node(
         self,
@@ -63,7 +63,7 @@ def packed(bits: ir.DataType, rows: int, columns: int) -> ir.TensorProtocol:
 
 
 def dequantized(
-    m: Made, bits: ir.DataType, block: int, sign: float = 1.0, width: int = 256, zero: bool = False
+    m: SmallModel, bits: ir.DataType, block: int, sign: float = 1.0, width: int = 256, zero: bool = False
 ) -> ir.Value:
     scale = np.full((8, width // block), 0.5 * sign, F)
     more = [packed(bits, 8, width // block)] if zero else []
@@ -76,21 +76,21 @@ def dequantized(
 
 
 def topk(k: int) -> ir.Model:
-    m = Made(width=4000)
+    m = SmallModel(width=4000)
     return m.model(m.node("TopK", m.x, np.array([k], I64), outputs=2))
 
 
 def simple(
-    build: Callable[[Made], ir.Value], dtype: ir.DataType = ir.DataType.FLOAT, width: int = 8
+    build: Callable[[SmallModel], ir.Value], dtype: ir.DataType = ir.DataType.FLOAT, width: int = 8
 ) -> Callable[[], ir.Model]:
     def make() -> ir.Model:
-        m = Made(dtype, width)
+        m = SmallModel(dtype, width)
         return m.model(build(m))
 
     return make
 
 
-def scattered(reduction: str) -> Callable[[Made], ir.Value]:
+def scattered(reduction: str) -> Callable[[SmallModel], ir.Value]:
     return lambda m: m.node(
         "ScatterND", m.node("Relu", m.x), np.zeros((1, 1), I64), np.ones((1, 8), F), reduction=reduction
     )
@@ -193,7 +193,7 @@ def test_a_violation_names_the_line_of_the_model() -> None:
 
 
 def test_a_constant_that_is_computed_is_seen() -> None:
-    m = Made()
+    m = SmallModel()
     total = m.node("ReduceSum", m.x, m.node("Cast", m.node("Shape", m.x), to=int(ir.DataType.INT64)))
     assert any("must be a constant" in v.reason for v in check(m.model(total), RTX))
 
@@ -219,7 +219,7 @@ def test_tables_differ_where_the_libraries_do() -> None:
     ("kind", "block", "wrong"), [(ir.DataType.FLOAT4E2M1, 16, ""), (ir.DataType.INT4, 64, "must be a constant")]
 )
 def test_scales_of_4_bit_floats_may_be_dequantized_themselves(kind: ir.DataType, block: int, wrong: str) -> None:
-    m = Made(width=256)
+    m = SmallModel(width=256)
     steps = m.node("DequantizeLinear", packed(ir.DataType.INT8, 8, 256 // block), np.array(0.5, F))
     y = m.node("Gemm", m.x, m.node("DequantizeLinear", packed(kind, 8, 256), steps, axis=1, block_size=block), transB=1)
     m.graph.opset_imports[""] = 23

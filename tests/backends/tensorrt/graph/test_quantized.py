@@ -141,8 +141,8 @@ def test_groups_of_nothing_stay_nothing() -> None:
 
 def test_four_bits_are_four_bits_in_the_file_too() -> None:
     weight = quantized(4, 64, 6, 256)
-    held = Codes(weight.packed, "codes")
-    assert held.dtype == ir.DataType.INT4 and held.nbytes == weight.packed.size_bytes == len(held.tobytes())
+    tensor = Codes(weight.packed, "codes")
+    assert tensor.dtype == ir.DataType.INT4 and tensor.nbytes == weight.packed.size_bytes == len(tensor.tobytes())
     model = dequantized(weight)
     lower_quantized(model)
     assert ir.DataType.INT4 in {v.dtype for v in model.graph.initializers.values()}
@@ -244,5 +244,5 @@ def test_a_program_is_refused_before_anything_is_built(grid: Grid, refused: int)
 def test_codes_read_back_by_onnx() -> None:
     """The nibbles of the file are those that onnx itself unpacks."""
     codes = torch.arange(16).reshape(1, 16)
-    held = Codes(from_tensor(pack(codes, 4) ^ 0x88, "codes"), "codes")
-    assert np.array_equal(held.numpy().astype(np.int64), codes.numpy() - 8)
+    tensor = Codes(from_tensor(pack(codes, 4) ^ 0x88, "codes"), "codes")
+    assert np.array_equal(tensor.numpy().astype(np.int64), codes.numpy() - 8)

@@ -119,9 +119,9 @@ def test_a_scale_for_every_row() -> None:
 def test_small_floats_are_as_small_in_the_file() -> None:
     for kind, cls, bits in (("fp8", E4m3, 8), ("nvfp4", E2m1, 4)):
         floats = weight(kind, 6, 64)
-        held = cls(floats.packed, "codes")
-        assert held.nbytes == len(held.tobytes()) == 6 * 64 * bits // 8 and list(held.shape) == [6, 64]
-        assert held.numpy().dtype.name.startswith("float4" if bits == 4 else "float8")
+        tensor = cls(floats.packed, "codes")
+        assert tensor.nbytes == len(tensor.tobytes()) == 6 * 64 * bits // 8 and list(tensor.shape) == [6, 64]
+        assert tensor.numpy().dtype.name.startswith("float4" if bits == 4 else "float8")
 
 
 def test_what_tensorrt_has_no_scales_for() -> None:

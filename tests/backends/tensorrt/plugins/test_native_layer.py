@@ -36,7 +36,7 @@ def parsed(tokens: int, biases: bool) -> tuple[Any, Any, dict[str, Any], list[An
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize(("tokens", "form"), [(1, "gathered"), (8, "dense")])
 def test_the_layer_stands_between_the_blocks_ends(tokens: int, form: str, biases: bool) -> None:
-    trt, network, block, _held = parsed(tokens, biases)
+    trt, network, block, _alive = parsed(tokens, biases)
     (layer,) = splice(trt, network, [block])
     assert layer.type == trt.LayerType.MOE and layer.activation_type == trt.MoEActType.SILU
     inputs = [layer.get_input(n) for n in range(layer.num_inputs) if layer.get_input(n) is not None]
@@ -50,6 +50,6 @@ def test_the_layer_stands_between_the_blocks_ends(tokens: int, form: str, biases
 
 
 def test_a_network_without_the_blocks_tensors_is_refused() -> None:
-    trt, network, block, _held = parsed(1, False)
+    trt, network, block, _alive = parsed(1, False)
     with pytest.raises(MoecError, match="no tensor 'elsewhere'"):
         splice(trt, network, [{**block, "x": "elsewhere"}])

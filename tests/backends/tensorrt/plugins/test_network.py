@@ -22,7 +22,7 @@ from moec.backends.tensorrt.gpu import Gpu
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.plugins import network as plugins
 from moec.backends.tensorrt.plugins.chain import compile_chains
-from moec.backends.tensorrt.plugins.network import Made, Size, Step, demand_gpu_of, splice
+from moec.backends.tensorrt.plugins.network import OutputTensor, Size, Step, demand_gpu_of, splice
 from moec.backends.tensorrt.policy import Plan
 from moec.errors import MoecError
 from moec.kernels.dispatch import has_triton
@@ -40,7 +40,7 @@ STEP = Step(
     "double.ptx",
     ("x", "ids"),
     (Size(1), Size(2, 16, 6)),
-    (Made("out", "float16", (Size(1), Size(plus=32))),),
+    (OutputTensor("out", "float16", (Size(1), Size(plus=32))),),
     (Size(2, 16, 6, 3),),
     128,
     1024,
@@ -187,7 +187,7 @@ def parsed(tokens: int, gives: bool = True, bits: int = 0) -> tuple[Any, Recorde
 def test_the_chain_stands_between_the_blocks_ends(
     compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tokens: int, form: str
 ) -> None:
-    trt, network, found, _held = parsed(tokens)
+    trt, network, found, _alive = parsed(tokens)
     assert found["sizes"]["turned"] == (form == "dense")
     ((spliced,), rows) = compiler(compile_chains, [found], tmp_path)
     monkeypatch.setattr(plugins, "register", lambda _trt, step, ptx: lambda *inputs: (step, inputs) if ptx else None)
@@ -210,7 +210,7 @@ def test_the_chain_stands_between_the_blocks_ends(
 @needs_rtx
 @needs_triton
 def test_packed_weights_come_from_their_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    trt, network, found, _held = parsed(40, bits=4)
+    trt, network, found, _alive = parsed(40, bits=4)
     ((spliced,), _) = compile_chains([found], tmp_path)  # here, since lazy weights don't travel
     assert json.loads(json.dumps(spliced)) and set(spliced["packed"]) == {"w_in", "s_in", "w_out", "s_out"}
     monkeypatch.setattr(plugins, "register", lambda _trt, step, _ptx: lambda *inputs: (step, inputs))
@@ -223,7 +223,7 @@ def test_packed_weights_come_from_their_file(monkeypatch: pytest.MonkeyPatch, tm
 
 @needs_rtx
 def test_what_cannot_be_spliced(compiler: Interpret, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    trt, network, found, _held = parsed(1, gives=False)
+    trt, network, found, _alive = parsed(1, gives=False)
     ((spliced,), _) = compiler(compile_chains, [found], tmp_path)
     monkeypatch.setattr(plugins, "register", lambda _trt, step, _ptx: lambda *inputs: (step, inputs))
     with pytest.raises(MoecError, match="no tensor 'elsewhere'"):

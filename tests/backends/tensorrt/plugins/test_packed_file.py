@@ -74,7 +74,7 @@ def test_a_real_network_takes_them(tmp_path: Path) -> None:
     trt = RTX.load()
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(0)
-    tensors, held = constants(trt, network, records, tmp_path)
+    tensors, arrays = constants(trt, network, records, tmp_path)
     assert {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} == {
         "w_in": ((3, 10, 8), trt.int32),
         "s_in": ((3, 10, 2), trt.float16),
@@ -82,10 +82,10 @@ def test_a_real_network_takes_them(tmp_path: Path) -> None:
     codes = (
         np.asarray(network.get_layer(0).weights, dtype=np.int32)
         if hasattr(network.get_layer(0), "weights")
-        else held[0].view(np.int32)
+        else arrays[0].view(np.int32)
     )
-    assert len(held) == 2 and codes.size == math.prod(records["w_in"]["shape"])
-    assert held[0].tobytes() == weight().packed.load().numpy().tobytes()
+    assert len(arrays) == 2 and codes.size == math.prod(records["w_in"]["shape"])
+    assert arrays[0].tobytes() == weight().packed.load().numpy().tobytes()
 
 
 def test_a_library_that_takes_none(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An engine that was made before: its report, its source and its program, made again."""
+"""The folder of a compiled engine: its report, its options, and its source and program, computed again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
-from moec.pipeline.hooks import KeepHook
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
 from moec.program.program import Program
 from moec.proof.exam import Exam
@@ -27,8 +27,8 @@ from moec.targets.backend import Backend, find_backend
 from moec.text.corpus import read_calibration
 
 
-class Made:
-    """An engine folder with everything that its manifest says about its making."""
+class EngineFolder:
+    """An engine's folder, and what its manifest says about how the engine was compiled."""
 
     def __init__(self, folder: Path, opening: Mapping[str, Any]) -> None:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
@@ -53,7 +53,7 @@ class Made:
             )
         return source
 
-    def remake(self, source: Source, hooks: tuple[KeepHook, ...] = ()) -> tuple[Program, Program]:
+    def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""
         text, seed = self.options.calibration_text, self.options.seed
         require_same_texts(self.report, self.options, ["calibration"])
@@ -65,12 +65,12 @@ class Made:
         return captured, program
 
     def opened(self) -> AbstractContextManager[Engine]:
-        """The engine, loaded; where its hardware is missing, on what stands in for it."""
+        """The engine, loaded; where its hardware is missing, on the backend's stand-in (`Backend.stand_in`)."""
         return opened(self.backend, self.target, self.folder, self.options.build, self.reference)
 
     @property
     def reference(self) -> Reference:
-        """What the compile compared with; a proof that is made again does the same."""
+        """What the compile compared with; a later proof compares with the same."""
         return "streamed" if self.report.proof.reference == "streamed" else "full"
 
     def subject(self, source: Source, captured: Program, program: Program) -> Subject:
@@ -100,13 +100,14 @@ class Made:
 
 
 def options_of(report: Report) -> Options:
-    """The settings that an engine was compiled with. Raises M201 where somebody changed them to what none can be."""
+    """The settings that an engine was compiled with. Raises M201 where an edit of the manifest made one
+    invalid."""
     return Options.of(report.settings, MANIFEST)
 
 
 def require_same_texts(report: Report, options: Options, settings: Sequence[str] = ("text", "calibration")) -> None:
-    """Raise M106 when a text that an engine was judged or calibrated on is not the same any more. None need be there
-    where the compile had none, or where the options name another in its place."""
+    """Raise M106 when a text that an engine was judged or calibrated on is not the same any more. A text is not
+    checked where the compile had none, or where the options name another one."""
     purposes = {"text": "judged", "calibration": "calibrated"}
     for name in settings:
         file = getattr(options, name)
