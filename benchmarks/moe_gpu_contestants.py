@@ -162,9 +162,9 @@ def ours_compiled(block: Block) -> Call:
     )
 
 
-def for_tuning(block: Block) -> tuning.Block:
+def for_tuning(block: Block) -> tuning.BlockExperts:
     """The block as `moec.kernels.tuning` takes it."""
-    return tuning.Block(
+    return tuning.BlockExperts(
         block.w_in, block.w_out, block.b_in, block.b_out, block.shape.rule, block.shape.routing.top_k, block.dtype
     )
 

@@ -13,7 +13,7 @@ import torch
 from moec import registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, Plan
+from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, BuildPlan
 from moec.backends.tensorrt.profiles import PREFIX, Profile, limits_of, profiles
 from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
 from moec.execution.engine import Engine
@@ -170,14 +170,14 @@ class Tensorrt(Backend):
         found, facts["kernels"] = compile_chains(blocks, folder)
         return found
 
-    def plan(self, target: Target, found: list[Profile]) -> Plan:
+    def plan(self, target: Target, found: list[Profile]) -> BuildPlan:
         """What the graph depends on: the GPU that is named or here, and the most tokens that the profiles allow."""
         gpu = find_gpu()
         wanted = architectures(target) or ([gpu.sm] if gpu and self.edition.builds_on_gpu else [])
         tokens, length = max((p.tokens for p in found), default=1), max((p.length for p in found), default=1)
         memory_bytes = int(target.options.get("workspace", MEMORY_BYTES >> 20)) << 20
         version, lowering = self.edition.version() or "", target.options.get("lowering", "auto")
-        return Plan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
+        return BuildPlan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
 
     def finish(
         self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None

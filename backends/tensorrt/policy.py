@@ -40,7 +40,7 @@ NATIVE_TOKENS = 16  # new tokens a text above which the library itself warns of 
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """What an engine is built for, as far as the graph depends on it.
 
     Attributes:
@@ -89,7 +89,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormChoice:
     """What a block gets.
 
     Attributes:
@@ -110,7 +110,7 @@ class Choice:
         return {"formulation": self.lowering, "form": self.form, "why": self.why, "memory_bytes": self.memory_bytes}
 
 
-def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
+def choose(shape: Shape, plan: BuildPlan, where: str = "") -> FormChoice | Refusal:
     """The lowering of one block, or why there is none. `where` names the block."""
     form = plan.lowering if plan.lowering in ("gathered", "dense") else _form(shape, plan)
     stored = "kernels" if plan.lowering == "kernels" else form
@@ -126,13 +126,13 @@ def choose(shape: Shape, plan: Plan, where: str = "") -> Choice | Refusal:
                 where,
                 "leave the choice to moec (auto), or take gathered or dense",
             )
-        return Choice(plan.lowering, form, "asked for", need)
+        return FormChoice(plan.lowering, form, "asked for", need)
     if plan.lowering == form:
-        return Choice(form, form, "asked for", need)
+        return FormChoice(form, form, "asked for", need)
     if not refused["native"] and plan.length <= NATIVE_TOKENS:
-        return Choice("native", form, "TensorRT's MoE layer has this activation on this GPU", need)
+        return FormChoice("native", form, "TensorRT's MoE layer has this activation on this GPU", need)
     slow = f"TensorRT's MoE layer is made for {NATIVE_TOKENS} new tokens a text, not {plan.length}"
-    return Choice(
+    return FormChoice(
         form, form, f"{_why(shape, plan, form)}; {refused['native'] or slow}; {refused['kernels'] or UNTRIED}", need
     )
 
@@ -155,7 +155,7 @@ def memory_bytes(shape: Shape, form: str, tokens: int) -> int:
     )
 
 
-def why_not_native(shape: Shape, plan: Plan) -> str:
+def why_not_native(shape: Shape, plan: BuildPlan) -> str:
     """Why TensorRT's MoE layer would be wrong or is not there, in a few words; empty when it is right."""
     if plan.edition != "tensorrt":
         return "TensorRT-RTX has no MoE layer that it can build"
@@ -171,7 +171,7 @@ def why_not_native(shape: Shape, plan: Plan) -> str:
     return "TensorRT's MoE layer takes all biases or none" if shape.biases == "some" else ""
 
 
-def why_not_kernels(shape: Shape, plan: Plan) -> str:
+def why_not_kernels(shape: Shape, plan: BuildPlan) -> str:
     """Why moec's own kernels cannot be had, in a few words; empty when they can."""
     if plan.edition != "tensorrt":
         return "TensorRT-RTX takes no plugins"
@@ -201,11 +201,11 @@ def _named(architectures: Sequence[int]) -> str:
     return " and ".join(f"sm{sm}" for sm in architectures)
 
 
-def _form(shape: Shape, plan: Plan) -> str:
+def _form(shape: Shape, plan: BuildPlan) -> str:
     return "gathered" if COPIES * plan.tokens * shape.top_k <= shape.experts else "dense"
 
 
-def _why(shape: Shape, plan: Plan, form: str) -> str:
+def _why(shape: Shape, plan: BuildPlan, form: str) -> str:
     copied = (
         f"{plan.tokens} tokens would copy {plan.tokens * shape.top_k} of {shape.experts} experts"
         if form == "dense"
@@ -214,7 +214,7 @@ def _why(shape: Shape, plan: Plan, form: str) -> str:
     return copied or f"{plan.tokens} tokens choose at most {plan.tokens * shape.top_k} of {shape.experts} experts"
 
 
-def _too_large(shape: Shape, plan: Plan, form: str, need: int, where: str) -> Refusal:
+def _too_large(shape: Shape, plan: BuildPlan, form: str, need: int, where: str) -> Refusal:
     fixed = memory_bytes(shape, form, 0)
     fitting = (plan.memory_bytes - fixed) // max(1, memory_bytes(shape, form, 1) - fixed)
     reason = (

@@ -11,7 +11,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.frontend.export import export, from_exported
-from moec.program.program import META, Input, Program, Step, dynamic_dimensions
+from moec.program.program import META, AppliedPass, Input, Program, dynamic_dimensions
 from moec.weights.lazy import Weight, from_file
 from moec.weights.shards import write_shards
 
@@ -80,5 +80,5 @@ def load_program(folder: str | Path) -> Program:
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in inputs}
     named = {i.name: torch.empty(0) for i in inputs}
     program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"], inputs=named)
-    program.outputs, program.history = tuple(facts["outputs"]), [Step(**s) for s in facts["history"]]
+    program.outputs, program.history = tuple(facts["outputs"]), [AppliedPass(**s) for s in facts["history"]]
     return program

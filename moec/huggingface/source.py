@@ -20,7 +20,7 @@ from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.experts import use_moec_experts
-from moec.huggingface.reading.folder import Folder
+from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
@@ -31,7 +31,7 @@ from moec.weights.lazy import Weight
 
 
 class Origin(Protocol):
-    """Where a model's structure and weights come from: a `Folder` or a `Loaded` model."""
+    """Where a model's structure and weights come from: a `ModelFolder` or a `Loaded` model."""
 
     @property
     def template(self) -> Any:
@@ -62,7 +62,7 @@ def open_source(
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
-    return HuggingFaceSource(text, Folder(text, trust_remote_code, allow_pickle), cache)
+    return HuggingFaceSource(text, ModelFolder(text, trust_remote_code, allow_pickle), cache)
 
 
 class HuggingFaceSource(Source):
@@ -88,7 +88,7 @@ class HuggingFaceSource(Source):
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache)
-        return cls(str(model), Folder(str(model), opening.trust_remote_code, opening.allow_pickle), opening.cache)
+        return cls(str(model), ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle), opening.cache)
 
     @classmethod
     def from_model(cls, model: Any, cache: bool = True) -> HuggingFaceSource:

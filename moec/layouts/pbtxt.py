@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class Name(str):
+class EnumName(str):
     """A word that is written without quotes: a value of an enumeration."""
 
 
@@ -27,6 +27,6 @@ def _field(name: str, value: Any, indent: str) -> str:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, Name):
+    if isinstance(value, EnumName):
         return value
     return json.dumps(value, ensure_ascii=True)  # numbers, true and false, and quoted text are the same in both formats

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from moec.layouts.facts import ModelFacts
-from moec.layouts.pbtxt import Name, pbtxt
+from moec.layouts.pbtxt import EnumName, pbtxt
 from moec.program.decoder_signature import PAST, SEQUENCE
 from moec.program.program import Input, dynamic_dimensions
 
@@ -79,7 +79,7 @@ def config(
         "input": [_tensor(i, batched) for i in inputs],
         "output": [_tensor(o, batched) for o in outputs],
         "instance_group": [
-            {"count": 1, "kind": Name("KIND_GPU" if device == "cuda" or backend == "tensorrt" else "KIND_CPU")}
+            {"count": 1, "kind": EnumName("KIND_GPU" if device == "cuda" or backend == "tensorrt" else "KIND_CPU")}
         ],
     }
     if batched:
@@ -111,7 +111,11 @@ def _ones(mask: Input) -> str:
 
 def _tensor(spec: Input, batched: bool) -> dict[str, Any]:
     dims = [d if isinstance(d, int) else -1 for d in spec.shape[1 if batched else 0 :]]
-    tensor: dict[str, Any] = {"name": spec.name, "data_type": Name(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1]}
+    tensor: dict[str, Any] = {
+        "name": spec.name,
+        "data_type": EnumName(f"TYPE_{TYPES[spec.dtype]}"),
+        "dims": dims or [1],
+    }
     return tensor if dims else {**tensor, "reshape": {"shape": []}}  # dims may not be empty
 
 
@@ -132,6 +136,9 @@ def _warmup(name: str, sizes: Mapping[str, int], inputs: Sequence[Input], batche
         data = {"input_data_file": _ones(spec)} if spec in masks else {"zero_data": True}
         dims = list(spec.resolve(sizes)[1 if batched else 0 :])
         entries.append(
-            {"key": spec.name, "value": {"data_type": Name(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1], **data}}
+            {
+                "key": spec.name,
+                "value": {"data_type": EnumName(f"TYPE_{TYPES[spec.dtype]}"), "dims": dims or [1], **data},
+            }
         )
     return {"name": name, "batch_size": 1, "inputs": entries}

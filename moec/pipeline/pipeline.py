@@ -11,7 +11,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.pipeline.notation import make_pass, parse_calls
 from moec.pipeline.passes import Context, Miss, Pass, Plan
-from moec.program.program import Program, Step
+from moec.program.program import AppliedPass, Program
 
 
 class Hook:
@@ -107,7 +107,7 @@ class Pipeline:
                 raise _changed_nothing(item, found.misses)
             if item.quantizes and found.most != 0:
                 context.unquantized = context.unquantized or program
-            found.program.history.append(Step(item.name, found.least, item.contract_of(), item.by_call))
+            found.program.history.append(AppliedPass(item.name, found.least, item.contract_of(), item.by_call))
             context.misses.extend(found.misses)
             plans.append(found)
             program = found.program
@@ -145,7 +145,7 @@ class Pipeline:
         own, untouched = context.given_to(item), program.clone() if item.quantizes else None
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, own)
-        program.history.append(Step(item.name, rewrites, item.contract_of(), item.by_call))
+        program.history.append(AppliedPass(item.name, rewrites, item.contract_of(), item.by_call))
         program.check()  # `finish` takes only what is well formed
         program.finish()
         seconds, digest = time.perf_counter() - start, program.digest()

@@ -24,7 +24,7 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Step:
+class AppliedPass:
     """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`."""
 
     name: str
@@ -51,7 +51,7 @@ class Program:
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
     source: str = "memory"
-    history: list[Step] = field(default_factory=list)
+    history: list[AppliedPass] = field(default_factory=list)
 
     @property
     def graph(self) -> fx.Graph:

@@ -28,7 +28,7 @@ class RefusedSize:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ProvenSizes:
     """The sizes that a proof is made at, and those that the engine cannot run."""
 
     possible: list[dict[str, int]]
@@ -52,7 +52,7 @@ class Evidence:
     decided: Decided | None = None
 
 
-def sizes_to_prove(trial: Trial) -> Sizes:
+def sizes_to_prove(trial: Trial) -> ProvenSizes:
     """Sizes that the engine is proven at. Raises M204 when the reference runs at none of those that were tried, M101
     when the engine does not."""
     subject, engine = trial.subject, trial.engine
@@ -74,7 +74,7 @@ def sizes_to_prove(trial: Trial) -> Sizes:
     if not sizes:
         what = f"{engine.name} runs at no size that was tried: {refused[0].reason}"
         raise MoecError("M101", what, engine.name, "report this with `moec compile --dump DIR`")
-    return Sizes(sizes, refused)
+    return ProvenSizes(sizes, refused)
 
 
 def all_tokens(trial: Trial) -> Evidence:

@@ -15,7 +15,7 @@ import moec
 from moec import registry
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.backends.tensorrt.graph.export import write_onnx
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
@@ -52,7 +52,7 @@ def through_onnxruntime(program: Program, folder: Path) -> tuple[Engine, Program
 def through_tensorrt(program: Program, folder: Path) -> Engine:
     """TensorRT's graph on what stands in for it."""
     folder.mkdir()
-    write_onnx(program, folder / "model.onnx", HALF, Plan("tensorrt-rtx", lowering="gathered"))
+    write_onnx(program, folder / "model.onnx", HALF, BuildPlan("tensorrt-rtx", lowering="gathered"))
     return OnnxruntimeEngine(folder, Target("onnxruntime"))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from moec.layouts.pbtxt import Name, pbtxt
+from moec.layouts.pbtxt import EnumName, pbtxt
 
 
 def test_messages_lists_and_enumerations_are_written_in_order() -> None:
     text = pbtxt(
         {
             "name": 'a"b',
-            "kind": Name("KIND_CPU"),
+            "kind": EnumName("KIND_CPU"),
             "dims": [2, -1],
             "on": True,
             "empty": [],

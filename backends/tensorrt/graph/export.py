@@ -21,7 +21,7 @@ from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.graph.quantized import lower_quantized
 from moec.backends.tensorrt.graph.small_floats import OPSET as FLOATS_OPSET
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.backends.tensorrt.session.cpu_stand_in import DECODED, decode
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -35,7 +35,7 @@ FLOATS_IR_VERSION = 11  # of the file format, for the same floats
 
 
 def write_onnx(
-    program: Program, path: Path, precision: torch.dtype, plan: Plan, progress: Progress | None = None
+    program: Program, path: Path, precision: torch.dtype, plan: BuildPlan, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Write `path` and, beside it, `<path>.data` with the weights, one block in memory at a time.
 
@@ -61,7 +61,7 @@ def write_onnx(
     return {**facts, "precision": str(precision).removeprefix("torch.")}
 
 
-def steps_for(plan: Plan) -> list[Step]:
+def steps_for(plan: BuildPlan) -> list[Step]:
     """The steps, in order. Facts: `attention`, `blocks`, `packed`."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
@@ -79,7 +79,7 @@ def steps_for(plan: Plan) -> list[Step]:
     ]
 
 
-def lowered(program: Program, plan: Plan, progress: Progress | None = None) -> tuple[ir.Model, dict[str, Any]]:
+def lowered(program: Program, plan: BuildPlan, progress: Progress | None = None) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model of standard operators in memory, weights lazy, and the facts about it; raises as `write_onnx`
     does."""
     model = to_onnx(program, OPSET)
@@ -93,7 +93,7 @@ def lowered(program: Program, plan: Plan, progress: Progress | None = None) -> t
     return model, {**facts, "opset": dict(model.opset_imports), "operators": table.name, **_open_questions(model)}
 
 
-def stages(program: Program, plan: Plan) -> Iterator[tuple[str, Engine]]:
+def stages(program: Program, plan: BuildPlan) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`; ONNX Runtime's CPU runs the graphs."""
     yield from stages_of(to_onnx(program, OPSET), steps_for(plan), program.inputs, prepare=decode)
 

@@ -14,14 +14,14 @@ from moec.backends.onnx.moe_node import MoeNode, read
 from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct
 from moec.backends.tensorrt.graph.expert_layer import FLOAT, ExpertLayer, dense, gathered
-from moec.backends.tensorrt.plugins.chain import Sizes
-from moec.backends.tensorrt.policy import Choice, Plan, Shape, choose
+from moec.backends.tensorrt.plugins.chain import ChainSizes
+from moec.backends.tensorrt.policy import BuildPlan, FormChoice, Shape, choose
 from moec.errors import MoecError
 from moec.targets.backend import Refusal
 from moec.weights.weight import PackedWeight
 
 
-def lower_experts(model: ir.Model, plan: Plan) -> list[dict[str, Any]]:
+def lower_experts(model: ir.Model, plan: BuildPlan) -> list[dict[str, Any]]:
     """Replace every `moec::Experts` node of the main graph, in place; weights stay lazy.
 
     Returns:
@@ -56,7 +56,7 @@ def shape_of(block: MoeNode) -> Shape:
     )
 
 
-def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
+def _lower_node(graph: ir.Graph, node: ir.Node, plan: BuildPlan) -> dict[str, Any]:
     block, emit, inputs = read(node), Emitter(graph, node), list(node.inputs)
     choice = choose(shape_of(block), plan, emit.name)
     if isinstance(choice, Refusal):
@@ -80,7 +80,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: Plan) -> dict[str, Any]:
 GATHERED = "it is unpacked as a whole before experts are gathered from it"
 
 
-def _packed_facts(layer: ExpertLayer, choice: Choice) -> dict[str, Any]:
+def _packed_facts(layer: ExpertLayer, choice: FormChoice) -> dict[str, Any]:
     packed = [w for w in (layer.block.w_in, layer.block.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
@@ -91,7 +91,7 @@ def _packed_facts(layer: ExpertLayer, choice: Choice) -> dict[str, Any]:
     return {"kind": kinds, "bits": widths, "block": sizes, "bytes": sum(w.size_bytes for w in packed), "unfolded": why}
 
 
-def _other_facts(layer: ExpertLayer, choice: Choice, y: str, plan: Plan) -> dict[str, Any]:
+def _other_facts(layer: ExpertLayer, choice: FormChoice, y: str, plan: BuildPlan) -> dict[str, Any]:
     """What takes the place of the standard operators in the network: between which tensors, by name, and of which
     sizes; packed weights lazy."""
     block = layer.block
@@ -112,11 +112,11 @@ def _other_facts(layer: ExpertLayer, choice: Choice, y: str, plan: Plan) -> dict
     return {"kernels": {**ends, **widths, "sizes": sizes, "packed": layer.packed, "sm": plan.architectures[0]}}
 
 
-def _sizes(layer: ExpertLayer, choice: Choice, tokens: int) -> Sizes:
+def _sizes(layer: ExpertLayer, choice: FormChoice, tokens: int) -> ChainSizes:
     block = layer.block
     grids = [(w.bits, w.group) if (w := layer.packed.get(role)) else () for role in ("w_in", "w_out")]
     biases = ["" if b is None else str(b.dtype).removeprefix("torch.") for b in (block.b_in, block.b_out)]
-    return Sizes(
+    return ChainSizes(
         block.experts,
         block.top_k,
         block.hidden,

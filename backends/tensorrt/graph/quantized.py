@@ -22,7 +22,7 @@ from moec.backends.onnx.packed import read_quantized
 from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.tensorrt.graph.formats import lacking
 from moec.backends.tensorrt.graph.small_floats import emit_floats, emit_rows, why_not_floats
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.dialect import pack
 from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT, DequantizeCall, DequantizeFloatCall
 from moec.program.program import Program
@@ -57,7 +57,7 @@ def why_not(weight: PackedWeight) -> str:
     return "" if weight.dtype in DTYPES else f"TensorRT does not scale in {str(weight.dtype)[6:]}"
 
 
-def unreadable(program: Program, plan: Plan) -> list[Refusal]:
+def unreadable(program: Program, plan: BuildPlan) -> list[Refusal]:
     """The quantized weights of a program whose grid TensorRT, or a GPU of the plan, does not read."""
     found = []
     for node in program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT):
@@ -73,7 +73,7 @@ _COMPUTED = "it is computed"
 _FIX = f"quantize with format=int, symmetric=True and group={'|'.join(map(str, BLOCKS))}"
 
 
-def _why_not_read(program: Program, call: DequantizeCall | DequantizeFloatCall, plan: Plan) -> tuple[str, str]:
+def _why_not_read(program: Program, call: DequantizeCall | DequantizeFloatCall, plan: BuildPlan) -> tuple[str, str]:
     """The reason, empty when there is none, and the way out."""
     if isinstance(call, DequantizeCall):
         packed, scale, zero = (program.weight_of(a) for a in (call.packed, call.scale, call.zero))

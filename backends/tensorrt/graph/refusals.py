@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from moec.backends.tensorrt.graph.quantized import unreadable
-from moec.backends.tensorrt.policy import Plan, Shape, choose
+from moec.backends.tensorrt.policy import BuildPlan, Shape, choose
 from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT, DequantizeCall, DequantizeFloatCall
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
@@ -16,7 +16,7 @@ from moec.quantization.small_floats import bits_of
 from moec.targets.backend import Refusal
 
 
-def refusals(program: Program, plan: Plan) -> list[Refusal]:
+def refusals(program: Program, plan: BuildPlan) -> list[Refusal]:
     """Weights on grids that TensorRT does not read, and MoE blocks for which there is no lowering, see
     `policy.choose`."""
     blocks = [(str(node.name), _shape(node)) for node in moe_nodes(program)]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.tensorrt.plugins import packed_file
-from moec.backends.tensorrt.plugins.network import OutputTensor, Size, Step
+from moec.backends.tensorrt.plugins.network import ChainStep, OutputTensor, Size
 from moec.backends.tensorrt.plugins.ptx import for_plugin
 from moec.dialect import Activation
 from moec.errors import MoecError
@@ -40,7 +40,7 @@ _SHORT, _NARROW, _WIDE = 32, 32, 128  # a step's least depth and columns; column
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ChainSizes:
     """What the kernels of a block depend on.
 
     Attributes:
@@ -68,7 +68,7 @@ class Sizes:
     turned: bool = False
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Sizes:
+    def from_dict(cls, data: Mapping[str, Any]) -> ChainSizes:
         """Read what `dataclasses.asdict` gave."""
         packed = {name: tuple(data[name]) for name in ("packed_in", "packed_out")}
         return cls(**{**data, "activation": Activation(**data["activation"]), **packed})
@@ -86,7 +86,7 @@ class Kernel:
     grid: tuple[Size, ...]
 
 
-def kernels(sizes: Sizes, sm: int, tile: Tile | None = None) -> list[Kernel]:
+def kernels(sizes: ChainSizes, sm: int, tile: Tile | None = None) -> list[Kernel]:
     """The chain of a block on compute capability `sm`; tiles of the table, cut to fit, unless `tile` says which."""
     with recording(sm) as found:
         tensors = _tensors(sizes)
@@ -94,7 +94,7 @@ def kernels(sizes: Sizes, sm: int, tile: Tile | None = None) -> list[Kernel]:
     return [_kernel(sizes, started) for started in found.launches]
 
 
-def _tensors(sizes: Sizes) -> list[Any]:
+def _tensors(sizes: ChainSizes) -> list[Any]:
     def empty(*shape: int, dtype: str = sizes.dtype) -> Tensor:
         return torch.empty(*shape, dtype=getattr(torch, dtype), device="meta")
 
@@ -123,7 +123,7 @@ def _tensors(sizes: Sizes) -> list[Any]:
     return [empty(sizes.tokens, hidden), ids, weights, matrix(sizes.packed_in, experts, wide, hidden), w_out, *biases]
 
 
-def _tile(sizes: Sizes, sm: int) -> Tile:
+def _tile(sizes: ChainSizes, sm: int) -> Tile:
     item = getattr(torch, sizes.dtype).itemsize
     packed = [*sizes.packed_in[1:], *sizes.packed_out[1:]]
     kind = "packed" if packed else "single" if item == 4 else "half"
@@ -150,7 +150,7 @@ _NAMES = {
 _TABLES = ("order", "offsets", "tile_expert")
 
 
-def _kernel(sizes: Sizes, started: Launch) -> Kernel:
+def _kernel(sizes: ChainSizes, started: Launch) -> Kernel:
     """What the plugin of one launch is; raises where the two would not agree."""
     name, arguments = started.kernel.__name__, dict(started.arguments)
     few = bool(arguments.get("FEW", False))
@@ -168,7 +168,7 @@ def _kernel(sizes: Sizes, started: Launch) -> Kernel:
 
 
 def _layout(
-    sizes: Sizes, name: str, arguments: Mapping[str, Any], few: bool, rows: int
+    sizes: ChainSizes, name: str, arguments: Mapping[str, Any], few: bool, rows: int
 ) -> tuple[dict[str, Size], tuple[OutputTensor, ...], tuple[Size, ...]]:
     """Numbers by name, outputs and grid of a kernel."""
     pairs, tokens, columns = Size(sizes.top_k), Size(1), arguments.get("BLOCK_N") or arguments["BLOCK"]
@@ -188,7 +188,7 @@ def _layout(
     return {"tokens": tokens, "tiles": tiles}, (made,), (replace(tiles, columns=across),)
 
 
-def _demand_agreement(sizes: Sizes, kernel: Kernel, tensors: Sequence[str]) -> None:
+def _demand_agreement(sizes: ChainSizes, kernel: Kernel, tensors: Sequence[str]) -> None:
     """Raise unless plugin and launch are the same for the tokens that the launch was written down for."""
     started, at, inputs = kernel.launch, sizes.tokens, len(kernel.inputs)
     wanted = [*tensors[:inputs], *kernel.numbers, *tensors[inputs:]]
@@ -205,7 +205,7 @@ def _demand_agreement(sizes: Sizes, kernel: Kernel, tensors: Sequence[str]) -> N
 
 # ---------------------------------------------------------------------- compiled
 @lru_cache(8)
-def compiled(sizes: Sizes, sm: int) -> tuple[tuple[Step, str, Compiled], ...]:
+def compiled(sizes: ChainSizes, sm: int) -> tuple[tuple[ChainStep, str, Compiled], ...]:
     """The chain of a block as machine code: steps, their PTX, and what the compiler says of it. About a second a
     kernel.
 
@@ -215,14 +215,14 @@ def compiled(sizes: Sizes, sm: int) -> tuple[tuple[Step, str, Compiled], ...]:
     return tuple(_compiled(kernel, sm) for kernel in kernels(sizes, sm))
 
 
-def _compiled(kernel: Kernel, sm: int) -> tuple[Step, str, Compiled]:
+def _compiled(kernel: Kernel, sm: int) -> tuple[ChainStep, str, Compiled]:
     code = compile_ahead(kernel.launch, sm, fixed=True, isa=ISA[sm])
     demand_plain(code, sm)
     ptx = for_plugin(code.ptx, code.name, len(kernel.inputs) + len(kernel.numbers) + len(kernel.outputs))
     numbers = tuple(kernel.numbers.values())
     described = repr((kernel.inputs, numbers, kernel.outputs, kernel.grid, code.warps, code.shared_bytes, ptx))
     plugin = f"{code.name.removesuffix('_kernel')}_{hashlib.sha256(described.encode()).hexdigest()[:12]}"
-    step = Step(
+    step = ChainStep(
         plugin,
         code.name,
         f"{plugin}.ptx",
@@ -266,7 +266,7 @@ def compile_chains(
     found, rows = [], {}
     packed = packed_file.write(folder, [block["packed"] for block in blocks])
     for block, records in zip(blocks, packed, strict=True):
-        chain = compiled(Sizes.from_dict(block["sizes"]), block["sm"])
+        chain = compiled(ChainSizes.from_dict(block["sizes"]), block["sm"])
         for step, ptx, code in chain:
             (folder / step.ptx).write_text(ptx)
             rows[step.plugin] = {

@@ -1,7 +1,7 @@
 """moec's own kernels in the place of a block's standard operators, one plugin a kernel, put into a network that the
 ONNX parser has made.
 
-Each kernel was compiled before (`chain`), for one GPU; what is known of it is a `Step`. It becomes a plugin of
+Each kernel was compiled before (`chain`), for one GPU; what is known of it is a `ChainStep`. It becomes a plugin of
 TensorRT's "quickly deployable" kind with an implementation ahead of time: TensorRT asks for PTX and for the sizes of
 the launch as expressions of the inputs' shapes, and keeps both in the plan, which then runs without Python. Such a
 plugin is one launch: input pointers, 32-bit integers and output pointers, no workspace; hence a chain of them. Nothing
@@ -54,7 +54,7 @@ class OutputTensor:
 
 
 @dataclass(frozen=True)
-class Step:
+class ChainStep:
     """One kernel of a chain, as data that an engine's folder keeps.
 
     Attributes:
@@ -80,7 +80,7 @@ class Step:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Step:
+    def from_dict(cls, data: Mapping[str, Any]) -> ChainStep:
         """Read what `to_dict` gave."""
         outputs = tuple(OutputTensor(o["name"], o["dtype"], _sizes(o["shape"])) for o in data["outputs"])
         plain = {
@@ -96,7 +96,7 @@ def _sizes(found: Sequence[Mapping[str, int]]) -> tuple[Size, ...]:
     return tuple(Size(**size) for size in found)
 
 
-def register(trt: Any, step: Step, ptx: str) -> Any:
+def register(trt: Any, step: ChainStep, ptx: str) -> Any:
     """The plugin of a kernel, made known to TensorRT unless it is already: a function of its inputs for
     `add_plugin`."""
     plugin = importlib.import_module(f"{trt.__name__}.plugin")
@@ -108,7 +108,7 @@ def register(trt: Any, step: Step, ptx: str) -> Any:
     return getattr(getattr(plugin.op, NAMESPACE), step.plugin)
 
 
-def _description(trt: Any, plugin: Any, step: Step) -> Any:
+def _description(trt: Any, plugin: Any, step: ChainStep) -> Any:
     """What TensorRT asks for shapes and dtypes of outputs. It reads signatures, and annotations must be classes, not
     their names."""
 
@@ -124,7 +124,7 @@ def _description(trt: Any, plugin: Any, step: Step) -> Any:
     return describe
 
 
-def _implementation(plugin: Any, step: Step, ptx: str) -> Any:
+def _implementation(plugin: Any, step: ChainStep, ptx: str) -> Any:
     """What TensorRT asks for the kernel: its name, PTX, launch and numbers. One tactic, and inputs as the network has
     them."""
 
@@ -144,11 +144,11 @@ def _implementation(plugin: Any, step: Step, ptx: str) -> Any:
     return implement
 
 
-def _tokens(step: Step, inputs: Sequence[Any]) -> Any:
+def _tokens(step: ChainStep, inputs: Sequence[Any]) -> Any:
     return inputs[step.inputs.index("ids")].shape_expr[0]
 
 
-def _several(plugin: Any, step: Step) -> Any:
+def _several(plugin: Any, step: ChainStep) -> Any:
     return tuple[(plugin.TensorDesc,) * len(step.outputs)]  # type: ignore[misc]  # a type of as many as there are outputs
 
 
@@ -189,7 +189,7 @@ def splice(trt: Any, network: Any, blocks: Sequence[Mapping[str, Any]], folder: 
 def _splice(trt: Any, network: Any, block: Mapping[str, Any], folder: Path) -> list[Any]:
     packed, layers = constants(trt, network, block["packed"], folder)
     known = _ends(trt, network, block) | packed
-    for step in map(Step.from_dict, block["steps"]):
+    for step in map(ChainStep.from_dict, block["steps"]):
         operator = register(trt, step, (folder / step.ptx).read_text())
         layer = network.add_plugin(operator(*(known[name] for name in step.inputs)), aot=True)
         if layer is None:

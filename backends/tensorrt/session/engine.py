@@ -112,15 +112,15 @@ class TensorrtEngine(Engine):
         """Whether a profile holds these sizes; a dimension that is not named may be of any."""
         return not self._profiles or any(p.holds(sizes) for p in self._profiles)
 
-    def continuation(self) -> Continuation:
+    def continuation(self) -> GpuContinuation:
         """A new text, see `moec.execution.generation`: its cache stays on the GPU."""
-        return Continuation(self)
+        return GpuContinuation(self)
 
     def close(self) -> None:
         self._context = self._engine = self._runtime = None
 
 
-class Continuation:
+class GpuContinuation:
     """A text whose cache stays on the GPU. `step` is that of `moec.execution.generation.Continuation`."""
 
     def __init__(self, engine: TensorrtEngine) -> None:

@@ -20,7 +20,7 @@ from moec.huggingface.reading.quantized import decode, decoder_of
 from moec.weights.lazy import Weight
 
 
-class Folder:
+class ModelFolder:
     """A model that is stored in a directory. Opening reads config.json and the headers of the weight files.
 
     Args:

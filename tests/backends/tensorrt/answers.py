@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moec.backends.tensorrt.plugins.network import Step, register, splice
+from moec.backends.tensorrt.plugins.network import ChainStep, register, splice
 
 
 class Number:
@@ -188,7 +188,7 @@ def chain(trt: Any, block: dict[str, Any], folder: str, tokens: int) -> dict[str
 def complaint(trt: Any, data: dict[str, Any], given: int) -> str:
     """What the validators say when a plugin is registered and called with so many inputs; empty when nothing."""
     try:
-        step = Step.from_dict(data)
+        step = ChainStep.from_dict(data)
         register(trt, step, "")(*(Tensor("", trt.float32, (1,)) for _ in range(given)))
     except ValueError as error:
         return str(error)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.backends.tensorrt.plugins.chain import Kernel, Sizes, compile_chains, kernels
+from moec.backends.tensorrt.plugins.chain import ChainSizes, Kernel, compile_chains, kernels
 from moec.dialect import Activation
 from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import start
@@ -21,19 +21,19 @@ SMALL = Tile(16, 32, 32)
 FUSED = Activation("silu", alpha=1.702, beta=1.0, limit=1.0)
 
 
-def sizes_of(given: Problem, rule: Activation, tokens: int, before: bool = False, turned: bool = False) -> Sizes:
+def sizes_of(given: Problem, rule: Activation, tokens: int, before: bool = False, turned: bool = False) -> ChainSizes:
     """What a chain for up to so many tokens is compiled for."""
     (experts, _, hidden), inner = given.w_in.shape, given.w_out.shape[2]
     dtype, *biases = (
         "" if t is None else str(t.dtype).removeprefix("torch.") for t in (given.x, given.b_in, given.b_out)
     )
     packed = [(w.bits, w.group) if isinstance(w, ExpertCodes) else () for w in (given.w_in, given.w_out)]
-    return Sizes(
+    return ChainSizes(
         experts, given.ids.shape[1], hidden, inner, tokens, dtype, rule, before, *biases, *packed, turned=turned
     )
 
 
-def computed(sizes: Sizes, given: Problem, sm: int = 80, tile: Tile | None = SMALL) -> Tensor:
+def computed(sizes: ChainSizes, given: Problem, sm: int = 80, tile: Tile | None = SMALL) -> Tensor:
     """What the chain makes of a problem; runs where kernels are interpreted."""
     w_out = given.w_out.transpose(1, 2).contiguous() if sizes.turned else given.w_out
     known = {
@@ -64,7 +64,7 @@ def _run(kernel: Kernel, known: dict[str, Any], tokens: int) -> dict[str, Tensor
 
 def block(folder: Path, sm: int = 90, **changes: Any) -> dict[str, Any]:
     """A compiled block of 6 experts in half precision with biases, and the tensors that its network has."""
-    sizes = replace(Sizes(6, 2, 32, 24, 40, "float16", Activation(), b_in="float16", b_out="float16"), **changes)
+    sizes = replace(ChainSizes(6, 2, 32, 24, 40, "float16", Activation(), b_in="float16", b_out="float16"), **changes)
     weight_names = {name: name for name in ("w_in", "w_out", "b_in", "b_out")}
     ends = {
         "x": "x",

@@ -10,8 +10,8 @@ from moec.backends.tensorrt.policy import (
     KERNELS,
     LOWERINGS,
     UNTRIED,
-    Choice,
-    Plan,
+    BuildPlan,
+    FormChoice,
     Shape,
     choose,
     memory_bytes,
@@ -23,17 +23,17 @@ from moec.targets.backend import Refusal
 
 MIXTRAL = Shape(8, 2, 4096, 14336, Activation())
 FINE = Shape(128, 8, 2048, 768, Activation())
-BLACKWELL = Plan("tensorrt", architectures=(100,), tokens=1, length=1)
+BLACKWELL = BuildPlan("tensorrt", architectures=(100,), tokens=1, length=1)
 HOPPER = replace(BLACKWELL, architectures=(90,))
 
 
-def chosen(shape: Shape, plan: Plan) -> Choice:
+def chosen(shape: Shape, plan: BuildPlan) -> FormChoice:
     found = choose(shape, plan)
-    assert isinstance(found, Choice), found
+    assert isinstance(found, FormChoice), found
     return found
 
 
-def refused(shape: Shape, plan: Plan) -> Refusal:
+def refused(shape: Shape, plan: BuildPlan) -> Refusal:
     found = choose(shape, plan, "layer.0")
     assert isinstance(found, Refusal), found
     assert found.where == "layer.0" and found.fix
@@ -70,7 +70,7 @@ def test_the_native_layer_is_taken_where_it_is(sm: int) -> None:
         (replace(MIXTRAL, biases="some"), BLACKWELL, "all biases or none"),
     ],
 )  # fmt: skip
-def test_the_native_layer_is_not_taken_where_it_would_be_wrong(shape: Shape, plan: Plan, why: str) -> None:
+def test_the_native_layer_is_not_taken_where_it_would_be_wrong(shape: Shape, plan: BuildPlan, why: str) -> None:
     assert why in why_not_native(shape, plan)
     found = chosen(shape, plan)
     assert found.lowering != "native" and why in found.why
@@ -119,7 +119,7 @@ def test_they_are_not_taken_untried() -> None:
         (replace(MIXTRAL, hidden=8, inner=8), replace(HOPPER, tokens=2**30), "more than moec's kernels count"),
     ],
 )  # fmt: skip
-def test_kernels_are_not_taken_where_they_would_be_wrong(shape: Shape, plan: Plan, why: str) -> None:
+def test_kernels_are_not_taken_where_they_would_be_wrong(shape: Shape, plan: BuildPlan, why: str) -> None:
     assert why in why_not_kernels(shape, plan) and not why_not_kernels(MIXTRAL, HOPPER)
     assert why in refused(shape, replace(plan, lowering="kernels", memory_bytes=2**60)).reason
 
@@ -134,7 +134,7 @@ def test_kernels_need_no_more_than_the_rows_of_what_was_chosen() -> None:
     assert memory_bytes(MIXTRAL, "kernels", 1000) == pytest.approx(1000 * 2 * (4096 + 14336) * 2, rel=1e-3)
     assert chosen(MIXTRAL, plan).memory_bytes < 2**30 < memory_bytes(MIXTRAL, "dense", 8192)
     fix = refused(MIXTRAL, replace(plan, memory_bytes=2**28)).fix
-    assert isinstance(choose(MIXTRAL, replace(plan, memory_bytes=2**28, tokens=int(fix.split()[2]))), Choice)
+    assert isinstance(choose(MIXTRAL, replace(plan, memory_bytes=2**28, tokens=int(fix.split()[2]))), FormChoice)
 
 
 def test_a_form_that_is_asked_for_is_taken() -> None:
@@ -160,7 +160,7 @@ def test_too_much_memory_is_refused_with_the_tokens_that_fit() -> None:
     plan = replace(HOPPER, tokens=8192, memory_bytes=2**30)
     reason = refused(MIXTRAL, plan)
     fitting = int(reason.fix.split()[2])
-    assert isinstance(choose(MIXTRAL, replace(plan, tokens=fitting)), Choice)
+    assert isinstance(choose(MIXTRAL, replace(plan, tokens=fitting)), FormChoice)
     assert isinstance(choose(MIXTRAL, replace(plan, tokens=fitting + 1)), Refusal)
     assert "more memory" in refused(replace(MIXTRAL, bits=4), replace(plan, tokens=1, lowering="gathered")).fix
 
@@ -169,5 +169,5 @@ def test_every_choice_says_why_and_how_much() -> None:
     for plan in (HOPPER, BLACKWELL, replace(HOPPER, tokens=4096, length=4096)):
         for shape in (MIXTRAL, FINE, replace(FINE, bits=4)):
             found = choose(shape, plan)
-            if isinstance(found, Choice):
+            if isinstance(found, FormChoice):
                 assert found.why and found.facts()["memory_bytes"] == memory_bytes(shape, found.form, plan.tokens)

@@ -11,7 +11,7 @@ import transformers
 
 from moec.errors import MoecError
 from moec.huggingface.reading.adapters import adapt
-from moec.huggingface.reading.folder import Folder
+from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.source import open_source
 from tests.huggingface.conftest import Saved
 
@@ -23,7 +23,7 @@ def test_llama4_scores_multiply_the_experts_input(saved: Saved) -> None:
 
 
 def test_the_same_parts_with_another_meaning_are_refused(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, weights = Folder(str(saved("llama4"))).captured(torch.float32)
+    model, weights = ModelFolder(str(saved("llama4"))).captured(torch.float32)
     kind = type(model.model.layers[0].feed_forward)
     original = kind.forward
 

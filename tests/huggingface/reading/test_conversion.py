@@ -10,14 +10,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from moec.errors import MoecError
-from moec.huggingface.reading.folder import Folder
+from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.source import open_source
 from tests import zoo
 from tests.huggingface.conftest import Saved
 
 
 def assert_as_from_pretrained(path: Path, dtype: torch.dtype = torch.float32) -> None:
-    folder = Folder(str(path))
+    folder = ModelFolder(str(path))
     _, weights = folder.captured(dtype)
     wanted = folder.model_class.from_pretrained(path, dtype=dtype).state_dict()
     assert sorted(weights) == sorted(wanted)
@@ -43,7 +43,7 @@ def test_half_precision(name: str, saved: Saved) -> None:
 def test_stacks_of_experts_can_be_read_expert_by_expert(name: str, saved: Saved) -> None:
     stored = load_file(saved(name) / "model.safetensors")
     assert any(".experts.3." in key for key in stored), "the checkpoint should hold one tensor an expert"
-    _, weights = Folder(str(saved(name))).captured(torch.float32)
+    _, weights = ModelFolder(str(saved(name))).captured(torch.float32)
     stacks = {k: w for k, w in weights.items() if k.endswith(("gate_up_proj", "down_proj"))}
     assert stacks and not any(w.atomic for w in stacks.values())
     assert all("stack(" in w.origin for w in stacks.values())
@@ -76,7 +76,7 @@ def test_prefixes_of_the_base_model(copied: Saved, tmp_path: Path) -> None:
     assert_as_from_pretrained(whole)  # "bert." is taken away
     bare = copied("bert")
     zoo.edit_config(bare, architectures=["BertForMaskedLM"])
-    _, weights = Folder(str(bare)).captured(torch.float32)
+    _, weights = ModelFolder(str(bare)).captured(torch.float32)
     assert "bert.encoder.layer.0.output.dense.weight" in weights  # and put there
 
 
@@ -87,5 +87,5 @@ def test_tied_names_that_are_both_stored(offset: float, copied: Saved) -> None:
     stored["lm_head.weight"] = stored["model.embed_tokens.weight"] + offset
     save_file(stored, path, metadata={"format": "pt"})
     assert_as_from_pretrained(path.parent)
-    _, weights = Folder(str(path.parent)).captured(torch.float32)
+    _, weights = ModelFolder(str(path.parent)).captured(torch.float32)
     assert (weights["lm_head.weight"] is weights["model.embed_tokens.weight"]) == (offset == 0.0)

@@ -9,12 +9,12 @@ import torch
 
 from moec.errors import MoecError
 from moec.huggingface.reading.experts import use_moec_experts
-from moec.huggingface.reading.folder import Folder
+from moec.huggingface.reading.folder import ModelFolder
 from tests.huggingface.conftest import Saved
 
 
 def private(path: Any) -> tuple[Any, Any, dict[str, Any]]:
-    model, weights = Folder(str(path)).captured(torch.float32)
+    model, weights = ModelFolder(str(path)).captured(torch.float32)
     return model, model.model.layers[1].mlp.experts, weights
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.tensorrt.graph.moe import lower_experts
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.dialect import Activation
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, ops, run, tokens
@@ -19,7 +19,7 @@ BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
 
 
 def lowered(model: ir.Model, form: str, **plan: object) -> ir.Model:
-    (fact,) = lower_experts(model, Plan("tensorrt-rtx", lowering=form, **plan))  # type: ignore[arg-type]
+    (fact,) = lower_experts(model, BuildPlan("tensorrt-rtx", lowering=form, **plan))  # type: ignore[arg-type]
     assert fact["form"] == form and fact["memory_bytes"] > 0
     assert not {n.domain for n in model.graph} - {""}
     assert not {"NonZero", "If", "Loop", "ScatterND", "ScatterElements", "Split"} & set(ops(model))

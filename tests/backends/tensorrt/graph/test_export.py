@@ -16,7 +16,7 @@ import moec
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.backends.tensorrt.graph.export import lowered, stages, sum_in_float, write_onnx
 from moec.backends.tensorrt.graph.operators import check, table_of
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.frontend.export import capture
@@ -33,7 +33,7 @@ from tests.proving import verify
 from tests.routers import HIDDEN, KNOWN, Block, Router, captured, mixtral, other_input
 from tests.zoo import build, save
 
-DENSE = Plan("tensorrt-rtx", lowering="dense")
+DENSE = BuildPlan("tensorrt-rtx", lowering="dense")
 GATHERED = replace(DENSE, lowering="gathered")
 BOUND = 1e-4  # of one block in float32
 
@@ -45,7 +45,7 @@ def legal(program: Program, passes: str = "") -> Program:
 
 
 def proven(
-    source: Source, program: Program, folder: Path, plan: Plan, precision: torch.dtype = torch.float32
+    source: Source, program: Program, folder: Path, plan: BuildPlan, precision: torch.dtype = torch.float32
 ) -> Verification:
     """Write the graph, run it, and compare it with the untouched model."""
     facts = write_onnx(program, folder / "model.onnx", precision, plan)
@@ -60,7 +60,7 @@ def proven(
         ("mixtral", torch.float32, GATHERED), ("gpt_oss", torch.float16, GATHERED), ("bert", torch.float16, DENSE),
     ],
 )  # fmt: skip
-def test_models_equal_untouched_eager(name: str, precision: torch.dtype, plan: Plan, tmp_path: Path) -> None:
+def test_models_equal_untouched_eager(name: str, precision: torch.dtype, plan: BuildPlan, tmp_path: Path) -> None:
     source = moec.open_source(save(name, tmp_path / "model"))
     proof = proven(source, legal(source.capture(precision)), tmp_path, plan, precision)
     proof.require()
@@ -82,7 +82,7 @@ def unnormalised(program: Program) -> None:
 
 
 @pytest.mark.parametrize("plan", [GATHERED, DENSE], ids=lambda p: p.lowering)
-def test_wrong_lowerings_are_caught(plan: Plan) -> None:
+def test_wrong_lowerings_are_caught(plan: BuildPlan) -> None:
     program = legal(captured(Block(mixtral)))
     assert block_error(program, program, plan) < BOUND
     for spoil in (swapped, unnormalised):
@@ -101,7 +101,7 @@ def test_every_routing_rule(router: Router) -> None:
     assert block_error(program, program, DENSE) < BOUND
 
 
-def block_error(program: Program, reference: Program, plan: Plan) -> float:
+def block_error(program: Program, reference: Program, plan: BuildPlan) -> float:
     """max |d| / std of a lowered program, on an input that the capture never saw."""
     x = other_input()
     (want,), (got,) = reference.run(x=x).values(), session(lowered(program, plan)[0]).run(None, {"x": x.numpy()})
@@ -181,7 +181,8 @@ def test_running_sums_count_in_float() -> None:
             return x.cumsum(-1)
 
     model, _ = lowered(
-        capture(Running(), {"x": torch.ones(3, 5, dtype=torch.int64)}, {"x": ("batch", "sequence")}), Plan("tensorrt")
+        capture(Running(), {"x": torch.ones(3, 5, dtype=torch.int64)}, {"x": ("batch", "sequence")}),
+        BuildPlan("tensorrt"),
     )
     assert sum_in_float(model) == 0, "done already"
     assert [n.inputs[0].dtype for n in model.graph if n.op_type == "CumSum"] == [ir.DataType.FLOAT]  # type: ignore[union-attr]

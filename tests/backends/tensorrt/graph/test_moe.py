@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moec.backends.tensorrt.graph.moe import lower_experts
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.dialect import Activation
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import Experts, choice, error, experts_model, run, tokens
@@ -17,16 +17,16 @@ from tests.backends.tensorrt.graph.test_expert_layer import want
 
 def test_the_policy_is_obeyed_and_refuses() -> None:
     model = experts_model(Experts(), 2, 2)
-    (fact,) = lower_experts(model, Plan("tensorrt-rtx", tokens=1))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt-rtx", tokens=1))
     assert fact["formulation"] == "gathered" and "native" not in fact
     with pytest.raises(MoecError) as caught:
-        lower_experts(experts_model(Experts(), 2, 2), Plan(memory_bytes=1000))
+        lower_experts(experts_model(Experts(), 2, 2), BuildPlan(memory_bytes=1000))
     assert caught.value.code == "M208" and "GiB" in caught.value.what
 
 
 def test_a_native_block_says_between_which_tensors_it_stands() -> None:
     model = experts_model(Experts(biases=True), 3, 2)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(100,), tokens=8, length=1))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt", architectures=(100,), tokens=8, length=1))
     assert fact["formulation"] == "native"
     native = fact["native"]
     assert (native["x"], native["ids"], native["weights"], native["y"]) == ("x", "ids", "weights", "y")
@@ -46,7 +46,7 @@ def test_a_block_with_kernels_is_proven_by_standard_operators(
     is no gate."""
     e, x, (ids, weights) = Experts(activation=activation, biases=True), tokens(3, 5), choice(3, 5)
     model = experts_model(e, 3, 2, score_before=before)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(90,), tokens=tokens_, lowering="kernels"))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt", architectures=(90,), tokens=tokens_, lowering="kernels"))
     found = fact["kernels"]
     assert (fact["formulation"], fact["form"]) == ("kernels", "gathered" if before else form), (
         "the same expert twice would be wrong in the other"
@@ -72,7 +72,7 @@ def test_packed_weights_for_kernels_are_the_dialects(tokens_: int, form: str, bi
     model = experts_model(e, 2, 2)
     model.graph.opset_imports[""] = 21
     meant = quantize_model(model, ["w_in", "w_out"], bits, 64, False)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(90,), tokens=tokens_, lowering="kernels"))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt", architectures=(90,), tokens=tokens_, lowering="kernels"))
     found, wide = fact["kernels"], max(bits, 4)
     assert fact["form"] == form and found["weights_of"] == {} and not found["sizes"]["turned"]
     assert found["sizes"]["packed_in"] == found["sizes"]["packed_out"] == (wide, 64)

@@ -14,7 +14,7 @@ from torch import Tensor
 from moec.backends.tensorrt.backend import TensorrtRtx
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.quantized import SIGNS, Codes, lower_quantized, unreadable, why_not
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.dialect import pack
 from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
@@ -192,7 +192,7 @@ def test_experts_with_packed_matrices(positive: bool, bits: int, form: str) -> N
     )
     graph.outputs.append(y)
     model = ir.Model(graph, ir_version=10)
-    (fact,) = lower_experts(model, Plan("tensorrt-rtx", lowering=form))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt-rtx", lowering=form))
     assert (fact["bits"], fact["block"], fact["bytes"]) == (str(bits), "64", w_in.size_bytes + w_out.size_bytes)
     assert lower_quantized(model) == [], "nobody reads the old nodes"
     assert not any(node.domain == "moec" for node in graph), "and they are gone, with their weights"
@@ -237,7 +237,7 @@ def test_a_program_is_refused_before_anything_is_built(grid: Grid, refused: int)
                 x, torch.ops.moec.dequantize(self.packed, self.scale, self.zero, bits=grid.bits)
             )
 
-    found = unreadable(capture(Net(), {"x": torch.randn(3, 64)}), Plan("tensorrt"))
+    found = unreadable(capture(Net(), {"x": torch.randn(3, 64)}), BuildPlan("tensorrt"))
     assert len(found) == refused and all("symmetric=True" in r.fix for r in found)
 
 

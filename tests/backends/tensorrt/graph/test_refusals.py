@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.backends.tensorrt.graph.refusals import _shape, refusals
-from moec.backends.tensorrt.policy import Plan, choose
+from moec.backends.tensorrt.policy import BuildPlan, choose
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.moe_call import moe_nodes
@@ -24,17 +24,17 @@ def test_blocks_are_told_from_the_program(program: Program) -> None:
         (4, 2, 16, 12, 4, 0, ""),
         (4, 2, 16, 12, 4, 0, "all"),
     ]
-    assert all(not hasattr(choose(s, Plan()), "fix") for s in found)
+    assert all(not hasattr(choose(s, BuildPlan()), "fix") for s in found)
 
 
 def test_a_lowering_that_cannot_be_had_is_refused_for_every_block(program: Program) -> None:
-    assert refusals(program, Plan()) == []
-    found = refusals(program, Plan(architectures=(90,), lowering="native"))
+    assert refusals(program, BuildPlan()) == []
+    found = refusals(program, BuildPlan(architectures=(90,), lowering="native"))
     assert len(found) == 2 and all("sm90" in r.reason and r.where and r.fix for r in found)
-    assert len(refusals(program, Plan(memory_bytes=1))) == 2
+    assert len(refusals(program, BuildPlan(memory_bytes=1))) == 2
 
 
 def test_grids_are_refused_too(program: Program) -> None:
     packed, _ = Pipeline.parse("quantize(bits=4, group=16, experts=16, lm_head=4)").run(program, Context(), [])
-    found = refusals(packed, Plan())
+    found = refusals(packed, BuildPlan())
     assert found and all("blocks of 64 or 128, not of 16" in r.reason for r in found)

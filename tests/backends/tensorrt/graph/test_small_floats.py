@@ -20,7 +20,7 @@ from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.graph.quantized import FP4, unreadable
 from moec.backends.tensorrt.graph.refusals import refusals
 from moec.backends.tensorrt.graph.small_floats import E2m1, E4m3, emit_floats, why_not_floats
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.backends.tensorrt.session.cpu_stand_in import decode
 from moec.frontend.export import capture
 from moec.pipeline.passes import Context
@@ -33,7 +33,7 @@ from tests.backends.onnxruntime.blocks import run
 from tests.backends.tensorrt.graph.test_export import legal
 from tests.backends.tensorrt.tiny import needs_rtx
 
-NEW = Plan("tensorrt-rtx", architectures=(120,))
+NEW = BuildPlan("tensorrt-rtx", architectures=(120,))
 HALVES = [torch.float32, torch.float16]
 
 
@@ -193,7 +193,7 @@ def deviation(model: ir.Model, made: Program, dtype: torch.dtype) -> float:
 )  # fmt: skip
 def test_graphs_equal_the_program(model: type[nn.Module], form: str, kind: str, dtype: torch.dtype) -> None:
     made = program(model, dtype, f"quantize(format={kind})")
-    plan = Plan("tensorrt-rtx", architectures=(120,), lowering=form)
+    plan = BuildPlan("tensorrt-rtx", architectures=(120,), lowering=form)
     assert refusals(made, plan) == []
     graph, facts = lowered(made, plan)
     assert check(graph, table_of("tensorrt-rtx")) == check(graph, table_of("tensorrt")) == []
@@ -213,15 +213,15 @@ def test_graphs_equal_the_program(model: type[nn.Module], form: str, kind: str, 
 def test_gpus_without_the_format_are_refused_before_any_work(kind: str) -> None:
     made = program(Dense, torch.float32, f"quantize(format={kind})")
     for plan in (
-        Plan("tensorrt-rtx", architectures=(86, 120)),
-        Plan("tensorrt-rtx"),
-        Plan("tensorrt", architectures=(80,)),
+        BuildPlan("tensorrt-rtx", architectures=(86, 120)),
+        BuildPlan("tensorrt-rtx"),
+        BuildPlan("tensorrt", architectures=(80,)),
     ):
         found = unreadable(made, plan)
         assert len(found) == 2 and all(
             f"no {kind}" in r.reason and f"--target {plan.edition}:sm" in r.fix for r in found
         )
-    assert unreadable(made, NEW) == unreadable(made, Plan("tensorrt", architectures=(100,))) == []
+    assert unreadable(made, NEW) == unreadable(made, BuildPlan("tensorrt", architectures=(100,))) == []
 
 
 @needs_rtx

@@ -15,7 +15,7 @@ import torch
 from moec.backends.tensorrt.plugins.chain import (
     ISA,
     SHARED_BYTES,
-    Sizes,
+    ChainSizes,
     compile_chains,
     compiled,
     demand_plain,
@@ -33,11 +33,11 @@ from tests.kernels.accuracy import MARGIN, problem, ratio
 from tests.kernels.conftest import Interpret
 
 CASES = {
-    "few": Sizes(6, 2, 64, 48, 4, "bfloat16", Activation(), turned=True),
-    "many": Sizes(128, 8, 2048, 768, 4096, "float16", Activation()),
-    "odd": Sizes(5, 3, 33, 7, 40, "float32", Activation("relu2", gated=False), score_before=True),
-    "packed": Sizes(8, 2, 256, 128, 300, "float16", Activation(), packed_in=(4, 128), packed_out=(8, 64)),
-    "with biases": Sizes(32, 4, 2880, 2880, 512, "bfloat16", FUSED, b_in="bfloat16", b_out="float32", turned=True),
+    "few": ChainSizes(6, 2, 64, 48, 4, "bfloat16", Activation(), turned=True),
+    "many": ChainSizes(128, 8, 2048, 768, 4096, "float16", Activation()),
+    "odd": ChainSizes(5, 3, 33, 7, 40, "float32", Activation("relu2", gated=False), score_before=True),
+    "packed": ChainSizes(8, 2, 256, 128, 300, "float16", Activation(), packed_in=(4, 128), packed_out=(8, 64)),
+    "with biases": ChainSizes(32, 4, 2880, 2880, 512, "bfloat16", FUSED, b_in="bfloat16", b_out="float32", turned=True),
 }
 
 
@@ -108,7 +108,7 @@ def test_with_tiles_of_its_own(interpret: Interpret) -> None:
 
 
 # ---------------------------------------------------------------------- compiled
-def described(sizes: Sizes, sm: int) -> list[tuple[Any, ...]]:
+def described(sizes: ChainSizes, sm: int) -> list[tuple[Any, ...]]:
     return [
         (step, ptx, code, parameters(ptx, step.kernel), assembled(ptx, sm)) for step, ptx, code in compiled(sizes, sm)
     ]

@@ -11,7 +11,7 @@ import pytest
 from moec.backends.tensorrt.edition import EDITIONS
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.plugins.native_layer import splice
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import Experts, experts_model
 from tests.backends.tensorrt.tiny import needs_rtx
@@ -22,7 +22,7 @@ pytestmark = needs_rtx
 def parsed(tokens: int, biases: bool) -> tuple[Any, Any, dict[str, Any], list[Any]]:
     """The library, a network of one block of 6 experts, what is to be spliced, and what must outlive the network."""
     model = experts_model(Experts(biases=biases), 3, 2)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(100,), tokens=tokens, length=1))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt", architectures=(100,), tokens=tokens, length=1))
     model.opset_imports.pop("moec", None)
     trt = EDITIONS["tensorrt-rtx"].load()
     logger = trt.Logger(trt.Logger.ERROR)

@@ -22,8 +22,8 @@ from moec.backends.tensorrt.gpu import Gpu
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.plugins import network as plugins
 from moec.backends.tensorrt.plugins.chain import compile_chains
-from moec.backends.tensorrt.plugins.network import OutputTensor, Size, Step, demand_gpu_of, splice
-from moec.backends.tensorrt.policy import Plan
+from moec.backends.tensorrt.plugins.network import ChainStep, OutputTensor, Size, demand_gpu_of, splice
+from moec.backends.tensorrt.policy import BuildPlan
 from moec.errors import MoecError
 from moec.kernels.dispatch import has_triton
 from tests.backends.onnxruntime.blocks import Experts, experts_model
@@ -34,7 +34,7 @@ from tests.backends.tensorrt.tiny import needs_rtx
 from tests.kernels.conftest import Interpret
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
-STEP = Step(
+STEP = ChainStep(
     "double",
     "double_kernel",
     "double.ptx",
@@ -53,7 +53,7 @@ def test_sizes_grow_with_tokens() -> None:
 
 
 def test_a_step_is_data() -> None:
-    assert Step.from_dict(json.loads(json.dumps(STEP.to_dict()))) == STEP
+    assert ChainStep.from_dict(json.loads(json.dumps(STEP.to_dict()))) == STEP
 
 
 def test_kernels_of_another_gpu_are_refused() -> None:
@@ -108,7 +108,7 @@ def test_the_bindings_take_every_plugin(compiler: Interpret, libraries: Path, tm
 def test_the_bindings_take_packed_weights(libraries: Path, tmp_path: Path) -> None:
     model = experts_model(Experts(hidden=128, inner=64, dtype=torch.float16), 3, 2)
     quantize_model(model, ["w_in", "w_out"], 4, 64, False)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(89,), tokens=40, lowering="kernels"))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt", architectures=(89,), tokens=40, lowering="kernels"))
     ((spliced,), _) = compile_chains([fact["kernels"]], tmp_path)
     spliced["tensors"] = {
         "x": ["float16", (1, -1, 128)],
@@ -146,7 +146,7 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.network, name)
 
-    def add_plugin(self, made: tuple[Step, tuple[Any, ...]], aot: bool) -> Any:
+    def add_plugin(self, made: tuple[ChainStep, tuple[Any, ...]], aot: bool) -> Any:
         assert aot
         step, inputs = made
         self.added.append((step, {n: (t.dtype, tuple(t.shape)) for n, t in zip(step.inputs, inputs, strict=True)}))
@@ -154,7 +154,7 @@ class Recorder:
 
 
 class Layer:
-    def __init__(self, network: Recorder, step: Step) -> None:
+    def __init__(self, network: Recorder, step: ChainStep) -> None:
         self.network, self.step = network, step
 
     def get_output(self, n: int) -> Any:
@@ -171,7 +171,7 @@ def parsed(tokens: int, gives: bool = True, bits: int = 0) -> tuple[Any, Recorde
     if bits:
         model.graph.opset_imports[""] = 21
         quantize_model(model, ["w_in", "w_out"], bits, 64, False)
-    (fact,) = lower_experts(model, Plan("tensorrt", architectures=(90,), tokens=tokens, lowering="kernels"))
+    (fact,) = lower_experts(model, BuildPlan("tensorrt", architectures=(90,), tokens=tokens, lowering="kernels"))
     model.opset_imports.pop("moec", None)
     trt = RTX.load()
     logger = trt.Logger(trt.Logger.ERROR)
