@@ -92,12 +92,10 @@ class Quantize(Pass):
     positive_scales: bool = False
 
     def needs_calibration(self) -> bool:
-        """Whether anything is to be done by `gptq`, or experts are to have several widths."""
-        methods = {
-            self.method,
-            *(rule["method"] for rule in (self.rules or {}).values() if isinstance(rule, Mapping) and "method" in rule),
-        }
-        return self.budget_bits is not None or "gptq" in methods
+        """Whether anything is to be done by `gptq`, or experts are to have several widths; no float format is."""
+        rules = self.rules.values() if isinstance(self.rules, Mapping) else ()  # `apply` refuses what is no table
+        methods = {self.method, *(rule["method"] for rule in rules if isinstance(rule, Mapping) and "method" in rule)}
+        return self.format == INTEGERS and (self.budget_bits is not None or "gptq" in methods)
 
     def without_data(self) -> Pass:
         """The same grids rounded to nearest, an expert of a budget in its narrowest width."""
