@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
-from moec.compiler.engine_folder import options_of, require_same_texts
+from moec.compiler.engine_folder import options_of, require_same_source, require_same_texts
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import SETTINGS, Options, Verify, read_settings
@@ -134,16 +134,7 @@ def rebuild(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    if source.hashes != report.source_hashes:
-        changed = sorted(
-            k for k in {*source.hashes, *report.source_hashes} if source.hashes.get(k) != report.source_hashes.get(k)
-        )
-        raise MoecError(
-            "M106",
-            f"the source has changed since: {', '.join(changed[:3])}",
-            report.source,
-            "compile it anew instead of --from",
-        )
+    require_same_source(report, source)
     require_same_texts(report, options)
     return compile_source(source, options, Path(out), hooks, progress)
 

@@ -74,9 +74,10 @@ def compile_source(
         )
         progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
         lay_out(source, program, options, backend, folder)
+        texts = {name: t.sha256 for name, t in (("text", corpus), ("calibration", calibration)) if t is not None}
         subject = subject_of(source, captured, program, backend, options, corpus)
         proof = prove_folder(subject, backend, options, folder, progress)
-        report = make_report(source, options, steps, facts, proof, backend, folder)
+        report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (folder / PAGE).write_text(html(report), encoding="utf-8")
     return report

@@ -42,15 +42,7 @@ class EngineFolder:
         """The model, opened again, from another place if one is given. Raises M106 when its files are not those that
         the engine was made from."""
         source = open_source(model or self.report.source, **{**self._opening, **self.report.opening})
-        changed = sorted(
-            k
-            for k in {*source.hashes, *self.report.source_hashes}
-            if source.hashes.get(k) != self.report.source_hashes.get(k)
-        )
-        if changed:
-            raise MoecError(
-                "M106", f"the source has changed since: {', '.join(changed[:3])}", self.report.source, "compile it anew"
-            )
+        require_same_source(self.report, source)
         return source
 
     def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
@@ -103,6 +95,15 @@ def options_of(report: Report) -> Options:
     """The settings that an engine was compiled with. Raises M201 where an edit of the manifest made one
     invalid."""
     return Options.of(report.settings, MANIFEST)
+
+
+def require_same_source(report: Report, source: Source) -> None:
+    """Raise M106 when the files of a model are not those that an engine was made from."""
+    files = {*source.hashes, *report.source_hashes}
+    changed = sorted(name for name in files if source.hashes.get(name) != report.source_hashes.get(name))
+    if changed:
+        what = f"the source has changed since: {', '.join(changed[:3])}"
+        raise MoecError("M106", what, report.source, "compile it anew: moec compile MODEL")
 
 
 def require_same_texts(report: Report, options: Options, settings: Sequence[str] = ("text", "calibration")) -> None:

@@ -61,7 +61,9 @@ def complete_engine(
         )
         subject = subject_of(source, captured, program, engine_folder.backend, options, corpus)
         proof = prove_folder(subject, engine_folder.backend, options, new, progress)
-        report = make_report(source, options, [], facts, proof, engine_folder.backend, new)
+        report = make_report(
+            source, options, [], facts, proof, engine_folder.backend, new, engine_folder.report.text_hashes
+        )
         report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
         (new / MANIFEST).write_text(report.to_json(), encoding="utf-8")
         (new / PAGE).write_text(html(report), encoding="utf-8")

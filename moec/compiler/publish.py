@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,24 +55,20 @@ def make_report(
     proof: Verification,
     backend: Backend,
     folder: Path,
+    text_hashes: dict[str, str],
 ) -> Report:
-    """Everything that is known of the engine, without anything that changes from run to run."""
+    """Everything that is known of the engine, without anything that changes from run to run. `text_hashes`: SHA-256 of
+    the texts as they were read: an engine can be made again only from the same."""
     ran = runner(backend, options.target, options.build)
     otherwise = facts.get("stand_in", ()) if ran != options.target else ()
     return Report(
         source=source.text,
         settings=options.to_plain(),
         proof=proof,
-        text_hashes=text_hashes(options),
+        text_hashes=text_hashes,
         source_hashes=source.hashes,
         steps=step_facts(steps),
         facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])},
         environment=environment(backend.probe(options.target).versions),
         artefacts=hash_artefacts(folder),
     )
-
-
-def text_hashes(options: Options) -> dict[str, str]:
-    """SHA-256 of the texts that the settings name: an engine can be made again only from the same."""
-    files = {"text": options.text, "calibration": options.calibration}
-    return {name: sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file is not None}
