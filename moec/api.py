@@ -117,14 +117,15 @@ def rebuild(
     """Compile again from an engine's `moec.json`: same source and same settings, but for those that are given here.
 
     Args:
-        manifest: the file.
+        manifest: the file, or the engine's folder.
         out, hooks, progress, trust_remote_code, allow_pickle: see `compile`.
         settings: take the place of the manifest's, see `moec.compiler.options.Options`.
 
     Raises:
         MoecError: M106 when the source, or a text that the manifest names, has changed; M201 for an unknown setting.
     """
-    report = Report.read(Path(manifest))
+    path = Path(manifest)
+    report = Report.read(path / MANIFEST if path.is_dir() else path)
     options = replace(options_of(report), **read_settings(settings))
     find_backend(options.target, options.build)
     source = open_source(

@@ -84,7 +84,8 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any], tolerance
     source = engine_folder.source()
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]
-    subject = replace(engine_folder.subject(source, captured, program), seed=seed)
+    exam = engine_folder.options.exam  # its budget may stand in the place of one on outputs
+    subject = replace(engine_folder.subject(source, captured, program), seed=seed, exam=exam)
     subject = subject if tolerance is None else replace(subject, asked=tolerance)
     with engine_folder.opened() as engine:
         lowering = engine_folder.backend.stages(

@@ -87,7 +87,8 @@ def prove_folder(
 
 def text_figures(proof: Verification) -> list[str]:
     """What was found on a text, in phrases; none without one."""
-    return [f"{name} {figure}" for name, figure in proof.quality.rows()] if proof.quality else []
+    found = proof.quality
+    return [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else []
 
 
 def contract_checks(source: Source, options: Options, backend: Backend) -> list[Hook]:

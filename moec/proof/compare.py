@@ -112,10 +112,9 @@ class Comparison:
 
     def __str__(self) -> str:
         w = self.worst
-        joint = "; " if self.tolerance is None else " of "
-        return f"max |d|/std {w.deviation:.2g}{joint}{self.allowed}" + (
-            f" in {w.name}" if len(self.outputs) > 1 else ""
-        )
+        if self.tolerance is None:
+            return f"max |d|/std {w.deviation:.2g} in {w.name}, which {self.allowed} about"
+        return f"max |d|/std {w.deviation:.2g} of {self.allowed}" + (f" in {w.name}" if len(self.outputs) > 1 else "")
 
 
 def compare(
@@ -227,7 +226,7 @@ def _summary(name: str, differences: list[_Difference]) -> OutputError:
     elements = sum(d.elements for d in differences)
     mean = sum(d.total for d in differences) / max(1, elements)
     pooled = math.sqrt(max(0.0, sum(d.squares for d in differences) / max(1, elements) - mean * mean))
-    problem = next((d.problem for d in differences if d.problem), "")
+    problem = next((d.problem for d in differences if d.problem), "" if elements else "no element could be compared")
     deviation = math.inf if problem else max(_deviation(d, pooled or abs(mean)) for d in differences)
     rows = sum(d.rows for d in differences)
     return OutputError(

@@ -16,7 +16,7 @@ from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
-from moec.proof.decided_tokens import NOISE, hanging
+from moec.proof.decided_tokens import NOISE, compared_tokens, hanging
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,16 @@ def missed_any(records: Sequence[RunLoad]) -> bool:
 def run_load(program: Program, sample: Sample) -> RunLoad:
     """Run a program and count what its MoE operators choose."""
     record = RunLoad({})
+    compared = compared_tokens([], sample, program.inputs[0].name, causal=True)  # of padding nothing is compared
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
             record.undecided += undecided(*routing)
         if node.target in (EXPERTS, MOE):
             weights, ids, count = choice(node, args, kwargs)
-            record.assignments[node.name] = torch.bincount(ids[weights != 0].flatten(), minlength=count)
-            record.tokens += ids.shape[0]
+            rows = compared.rows(len(ids))
+            record.assignments[node.name] = torch.bincount(ids[rows][weights[rows] != 0].flatten(), minlength=count)
+            record.tokens += int(rows.sum())
 
     if moe_nodes(program):
         trace(program, sample, watch)

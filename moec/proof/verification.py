@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
@@ -27,7 +28,7 @@ from moec.proof.trial import Trial
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    SizesRun, DecidedTokens, Lowering, Outputs, CacheConsistency, ExpertsReached, TextQuality,
+    SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, TextQuality,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 
@@ -87,9 +88,12 @@ class Verification:
         return found
 
     def __str__(self) -> str:
-        found = self.comparison
-        head = f"{'equal' if self.ok else 'DIFFERS'}: {found.candidate} against {found.reference}: {found}"
-        return "\n".join([head, *(f"  {'ok  ' if c.ok else 'FAIL'} {c.name}: {c}" for c in self.checks)])
+        found = self.find(Outputs)
+        between = f": {found.comparison.candidate} against {found.comparison.reference}" if found else ""
+        error = next((e for e in (check.error() for check in self.checks) if e), None)
+        verdict = "DIFFERS" if error else "close" if self.find(Lowering) else "equal"
+        lines = [f"{verdict}{between}", *(f"  {'ok  ' if c.ok else 'FAIL'} {c.name}: {c}" for c in self.checks)]
+        return "\n".join([*lines, str(error)] if error else lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -42,7 +42,7 @@ def cases(proof: Verification) -> list[Case]:
 def _verdict(check: Check) -> Case:
     """The check itself, whose verdict no table can miss."""
     error = check.error()
-    return Case(check.name, "verdict", "failure" if error else "passed", error.what if error else str(check))
+    return Case(check.name, "verdict", "failure" if error else "passed", str(error or check))
 
 
 def _case(check: Check, figure: Figure) -> Case:

@@ -30,7 +30,7 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
     for section in map(section_of, report.proof.checks):
         lines += [f"## {section.title}{'' if section.ok else ': FAILED'}", "", section.text, ""]
-        lines += _table(("", *section.columns), [(name.replace("|", "\\|"), *cells) for name, cells, _ in section.rows])
+        lines += _table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
     inside = report.proof.quality.agreement if report.proof.quality else None
     if inside:
         lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
@@ -129,7 +129,7 @@ def verdict(report: Report) -> str:
 def proof_note(report: Report) -> str:
     """What ran the engine's files for the proof, where it was not the target's own runtime; else empty."""
     ran = str(report.facts.get("verified_by", report.target))
-    if ran.partition(":")[0] == report.target.partition(":")[0]:
+    if _runs_on(ran) == _runs_on(report.target):
         return ""
     built = "the target's own runtime has not run it; `moec verify` on a machine that has its GPU proves that"
     built = built if report.built else "it is not built yet, `moec build` does that"
@@ -137,6 +137,13 @@ def proof_note(report: Report) -> str:
     return f"verified by {ran}, which ran the graph that the engine is made from: {built}" + "".join(
         f"; not proven: {what}" for what in left
     )
+
+
+def _runs_on(target: str) -> tuple[str, str]:
+    """Runtime and device of a target's text: an engine for a GPU that the CPU ran has not run on its hardware."""
+    runtime, _, options = target.split(", ")[0].partition(":")
+    device = options.split(",")[0]
+    return runtime, device if device and "=" not in device else "cpu"
 
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
@@ -184,9 +191,6 @@ def _listed(experts: tuple[int, ...]) -> str:
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(r) + " |" for r in rows),
-        "",
-    ]
+    lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (header, *rows))
+    head, *body = (f"| {line} |" for line in lines)
+    return [head, "|" + "---|" * len(header), *body, ""]

@@ -133,7 +133,7 @@ class Report:
             report = cls(**{**data, **_typed(data)})
             _ = report.target, report.pipeline, report.layout, report.built, report.opening  # they are there
             return report
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise MoecError(
                 "M106", f"not a report of moec: {type(error).__name__}: {error}", where, "compile the engine again"
             ) from error
@@ -176,11 +176,20 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+# entries of plain data that readers rely on, and what they are where they are missing
+_PLAIN: dict[str, tuple[Any, Any]] = {
+    "source": (str, None),
+    "settings": (dict[str, Any], None),
+    "steps": (tuple[dict[str, Any], ...], ()),
+    "facts": (dict[str, Any], {}),
+    **dict.fromkeys(("source_hashes", "text_hashes", "environment"), (dict[str, str], {})),
+}
+
+
 def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a report's plain data that are dataclasses or tuples."""
     return {
         "proof": Verification.from_dict(data["proof"]),
         "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),
-        "settings": dict(data["settings"]),
-        "steps": tuple(data["steps"]),
+        **{name: msgspec.convert(data.get(name, default), kind) for name, (kind, default) in _PLAIN.items()},
     }

@@ -13,6 +13,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.program import Input
 from moec.proof.compare import Comparison, OutputError, Tolerance, compare
+from moec.proof.decided_tokens import ComparedTokens
 
 FP32 = Tolerance.of(torch.float32)
 
@@ -138,3 +139,11 @@ def test_where_a_text_decides_outputs_have_to_be_numbers() -> None:
     assert far.ok and far.tolerance is None and "a text decides" in str(far)
     for wrong in (torch.full((2, 20), float("nan")), want[:1]):
         assert not compare(Table({"y": want}), Table({"y": wrong}), [{"x": torch.tensor(0)}], None).ok
+
+
+def test_an_output_of_which_nothing_is_compared_is_not_equal() -> None:
+    want = torch.randn(2, 3, 4)
+    nothing = ComparedTokens(torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool), 6)
+    sample = [{"x": torch.tensor(0)}]
+    found = compare(Table({"y": want}), Table({"y": want}), sample, FP32, [nothing])
+    assert not found.ok and found.worst.problem == "no element could be compared"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.compiler.open import open_source
 from moec.dialect import Routing
+from moec.pipeline.pipeline import Pipeline
 from moec.proof.coverage import measure_load, undecided
 from tests.moe_module import HIDDEN, source_of
 
@@ -41,3 +45,13 @@ def test_an_expert_whose_weight_is_zero_was_not_reached() -> None:
     source = source_of(Muted())
     coverage = measure_load(source.capture(), [source.sample({"batch": 2, "sequence": 5})])
     assert coverage.loads[0].assignments == (10, 0)
+
+
+def test_an_expert_that_only_padding_reaches_was_not_reached(mixtral: Path) -> None:
+    source = open_source(str(mixtral))
+    program = Pipeline.parse("find-moe").run(source.capture())[0]
+    sample = source.sample({"batch": 2, "sequence": 7, "past_sequence": 0})
+    real = int(sample["attention_mask"].sum())
+    assert real < 14  # the second row is padded
+    coverage = measure_load(program, [sample])
+    assert [sum(load.assignments) for load in coverage.loads] == [2 * real, 2 * real] and coverage.tokens == 2 * real

@@ -179,7 +179,9 @@ def test_what_the_backend_says_of_attention_is_shown() -> None:
 def test_who_ran_the_engine_for_the_proof_is_said_where_it_was_not_the_target() -> None:
     report = make()
     of_cuda = replace(report, settings={**report.settings, "target": "onnxruntime:cuda"})
-    assert proof_note(report) == "" == proof_note(replace(of_cuda, facts={"verified_by": "onnxruntime:cpu"}))
+    assert proof_note(report) == "" == proof_note(replace(report, facts={"verified_by": "onnxruntime:cpu"}))
+    assert "verified by onnxruntime:cpu" in proof_note(replace(of_cuda, facts={"verified_by": "onnxruntime:cpu"}))
+    assert proof_note(replace(of_cuda, facts={"verified_by": "onnxruntime:cuda,threads=2"})) == ""
     elsewhere = {**report.settings, "target": "tensorrt-rtx:sm86"}
     stood_in = replace(report, settings=elsewhere, facts={"verified_by": "onnxruntime"})
     assert "verified by onnxruntime" in proof_note(stood_in) and "moec verify" in proof_note(stood_in)

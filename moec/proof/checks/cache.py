@@ -40,7 +40,11 @@ class CacheConsistency(Check):
         assert tolerance is not None  # a text decides after approximate passes only
         rounding = subject.precision if subject.kernel_deviation is None else None
         peer = StreamingEngine(program) if program.by_call else None
-        found = check_consistency(engine, decided_sample(program, source, SIZES, seed), tolerance, peer)
+        try:
+            found = check_consistency(engine, decided_sample(program, source, SIZES, seed), tolerance, peer)
+        except MoecError as error:
+            what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
+            raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
         if found.ok or not is_half(rounding) or not moe_nodes(program):
             return cls(found)
         sample, part = most_decided(program, source, SIZES, subject.precision, seed)

@@ -39,7 +39,7 @@ class Lowering(Outputs):
         rounding = subject.precision if subject.kernel_deviation is None else None
         program = StreamingEngine(subject.program, "the program that it was built from")
         evidence, comparison = compared_with(trial, program, subject.lowering_tolerance, rounding)
-        return cls(comparison, evidence.decided)
+        return cls(comparison, decided=evidence.decided)
 
     def error(self) -> MoecError | None:
         few = self.decided and self.decided.error("the engine beside its own program")

@@ -14,16 +14,21 @@ from moec.proof.trial import Trial
 
 @dataclass(frozen=True)
 class Outputs(Check):
-    """The errors of each output beside the reference's."""
+    """The errors of each output beside the reference's.
+
+    Attributes:
+        approximate: whether passes were allowed to change the numbers.
+    """
 
     comparison: Comparison
+    approximate: bool = False
 
     name: ClassVar[str] = "outputs"
     title: ClassVar[str] = "Error of each output"
 
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
-        return cls(trial.once(compared)[1])
+        return cls(trial.once(compared)[1], trial.subject.program.approximate)
 
     def error(self) -> MoecError | None:
         found = self.comparison
@@ -36,7 +41,10 @@ class Outputs(Check):
         )
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
-        return MoecError("M101", what, where, "find the cause with `moec verify --bisect`")
+        fix = "find the cause with `moec verify --bisect`, or in `moec compile --dump DIR`"
+        if self.approximate:
+            fix = "ask less of the passes, judge by a text (--text FILE --max-kl 0.05), or allow more with --tolerance"
+        return MoecError("M101", what, where, fix)
 
     def figures(self) -> tuple[Figure, ...]:
         return tuple(Figure(o.name, self._values(o), self.comparison.within(o)) for o in self.comparison.outputs)

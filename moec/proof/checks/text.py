@@ -57,4 +57,6 @@ class TextQuality(Check):
         return {**super().to_dict(), "perplexity_ratio": self.quality.perplexity_ratio}
 
     def __str__(self) -> str:
-        return str(self.quality)
+        budgets = "; ".join(f"{name} {text}" for name, text, _ in self.quality.budgets())
+        details = "\n".join(f"    {line}" for line in str(self.quality).splitlines())
+        return f"{budgets}\n{details}"

@@ -10,6 +10,7 @@ import pytest
 
 from moec.proof.cache_consistency import Consistency, Way
 from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
@@ -35,6 +36,7 @@ RUN = ({"batch": 2},)
 PAIRS: tuple[tuple[Check, Check], ...] = (
     (Outputs(COMPARISON), Outputs(FAR)),
     (Lowering(COMPARISON), Lowering(FAR)),
+    (Capture(COMPARISON), Capture(FAR)),
     (SizesRun("engine", RUN), SizesRun("engine", RUN, (RefusedSize({"batch": 3}, "why"),))),
     (DecidedTokens(Decided("float16", 0.005, 900, 1000)), DecidedTokens(Decided("float16", 0.005, 9, 1000))),
     (
