@@ -18,7 +18,13 @@ from moec.pipeline.pipeline import Pipeline
 from moec.targets.target import Target
 from tests.pages import ROOT
 
-NO_MODULE = ("moec.json", "moec.shared_cache", "moec.checks")  # a file, metadata of a model, entry points
+NO_MODULE = (
+    "moec.json",
+    "moec.shared_cache",
+    "moec.checks",
+    "moec.sources",
+    "moec.formats",
+)  # a file, metadata of a model, entry points
 
 
 def flags_of(verb: str) -> set[str]:

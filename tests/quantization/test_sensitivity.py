@@ -149,7 +149,7 @@ def test_frequency_counts_tokens() -> None:
 def test_without_memory_or_logits_it_is_the_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
     of = captured("mixtral")
     blocks = {n: Grid(4, 8) for n in moe_nodes(of)}
-    monkeypatch.setattr(sensitivity, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(sensitivity, "total_bytes", lambda: 1000)
     found = measure_sensitivity(of, inputs(of), blocks, WIDTHS, "fisher")
     assert found.kind == "error" and "GiB" in found.reason
     monkeypatch.undo()
