@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
-from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.outputs import REPORT_THIS, Outputs
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import is_half
 from moec.proof.evidence import all_tokens
@@ -36,6 +35,6 @@ class Capture(Outputs):
         samples, tolerance = trial.once(all_tokens).samples, Tolerance.of(subject.precision)
         return cls(compare(trial.reference, captured, samples, tolerance))
 
-    def error(self) -> MoecError | None:
-        found = super().error()
-        return found and MoecError(found.code, found.what, found.where, "report this with `moec compile --dump DIR`")
+    @property
+    def way_out(self) -> str:
+        return REPORT_THIS

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
 from moec.proof.checks.check import Figure
-from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.outputs import REPORT_THIS, Outputs
 from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import compared_with
 from moec.proof.trial import Trial
@@ -43,10 +43,11 @@ class Lowering(Outputs):
 
     def error(self) -> MoecError | None:
         few = self.decided and self.decided.error("the engine beside its own program")
-        if few:
-            return few
-        found = super().error()
-        return found and MoecError(found.code, found.what, found.where, "report this with `moec compile --dump DIR`")
+        return few or super().error()
+
+    @property
+    def way_out(self) -> str:
+        return REPORT_THIS
 
     def figures(self) -> tuple[Figure, ...]:
         if self.decided is None:

@@ -11,6 +11,8 @@ from moec.proof.compare import Comparison, OutputError
 from moec.proof.evidence import compared
 from moec.proof.trial import Trial
 
+REPORT_THIS = "report this with `moec compile --dump DIR`"  # a fault of moec's own, not of the passes
+
 
 @dataclass(frozen=True)
 class Outputs(Check):
@@ -41,10 +43,14 @@ class Outputs(Check):
         )
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
-        fix = "find the cause with `moec verify --bisect`, or in `moec compile --dump DIR`"
+        return MoecError("M101", what, where, self.way_out)
+
+    @property
+    def way_out(self) -> str:
+        """What can be done about outputs that differ."""
         if self.approximate:
-            fix = "ask less of the passes, judge by a text (--text FILE --max-kl 0.05), or allow more with --tolerance"
-        return MoecError("M101", what, where, fix)
+            return "ask less of the passes, judge by a text (--text FILE --max-kl 0.05), or allow more with --tolerance"
+        return "find the cause with `moec verify --bisect`, or in `moec compile --dump DIR`"
 
     def figures(self) -> tuple[Figure, ...]:
         return tuple(Figure(o.name, self._values(o), self.comparison.within(o)) for o in self.comparison.outputs)
