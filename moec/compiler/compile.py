@@ -10,8 +10,8 @@ from pathlib import Path
 
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
-from moec.compiler.publish import PAGE, checkpoint_of, lay_out, make_report
-from moec.compiler.staging import MANIFEST, staging
+from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, write_report
+from moec.compiler.staging import staging
 from moec.execution.streaming import check_finite
 from moec.frontend.source import Source
 from moec.layouts import choose
@@ -22,7 +22,6 @@ from moec.pipeline.pipeline import Hook, StepReport
 from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
-from moec.report.page import html
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend, refuse
 from moec.targets.rehearsal import rehearse
@@ -72,14 +71,13 @@ def compile_source(
         facts = (backend.build if options.build else backend.export)(
             program, options.target, folder, options.optimize_for, LoweringProgress(progress, hooks)
         )
-        progress.done(", ".join(f"{p.name} {p.stat().st_size / 2**20:.1f} MiB" for p in sorted(folder.iterdir())))
+        progress.done(sizes_of_files(folder))
         lay_out(source, program, options, backend, folder)
         texts = {name: t.sha256 for name, t in (("text", corpus), ("calibration", calibration)) if t is not None}
         subject = subject_of(source, captured, program, backend, options, corpus)
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
-        (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
-        (folder / PAGE).write_text(html(report), encoding="utf-8")
+        write_report(report, folder)
     return report
 
 

@@ -12,11 +12,10 @@ from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
 from moec.compiler.proving import prove_folder, subject_of
-from moec.compiler.publish import PAGE, make_report
-from moec.compiler.staging import MANIFEST, staging
+from moec.compiler.publish import make_report, sizes_of_files, write_report
+from moec.compiler.staging import staging
 from moec.layouts import model_folder
 from moec.progress import Progress
-from moec.report.page import html
 from moec.report.report import Report
 from moec.targets.backend import find_backend
 from moec.text.corpus import corpus_of
@@ -52,21 +51,14 @@ def complete_engine(
             **engine_folder.report.facts,
             **engine_folder.backend.finish(model_folder(new), engine_folder.target, options.optimize_for, progress),
         }
-        progress.done(
-            ", ".join(
-                f"{p.name} {p.stat().st_size / 2**20:.1f} MiB"
-                for p in sorted(model_folder(new).iterdir())
-                if p.is_file()
-            )
-        )
+        progress.done(sizes_of_files(model_folder(new)))
         subject = subject_of(source, captured, program, engine_folder.backend, options, corpus)
         proof = prove_folder(subject, engine_folder.backend, options, new, progress)
         report = make_report(
             source, options, [], facts, proof, engine_folder.backend, new, engine_folder.report.text_hashes
         )
         report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
-        (new / MANIFEST).write_text(report.to_json(), encoding="utf-8")
-        (new / PAGE).write_text(html(report), encoding="utf-8")
+        write_report(report, new)
     return report
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
+from moec.compiler.staging import MANIFEST
 from moec.frontend.source import Source
 from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport
@@ -17,6 +18,7 @@ from moec.program.program import Program
 from moec.proof.verification import Verification
 from moec.report.artefacts import hash_artefacts
 from moec.report.environment import environment
+from moec.report.page import html
 from moec.report.report import Report, step_facts
 from moec.targets.backend import Backend
 
@@ -72,3 +74,15 @@ def make_report(
         environment=environment(backend.probe(options.target).versions),
         artefacts=hash_artefacts(folder),
     )
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write the manifest and the page into an engine's folder."""
+    (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
+    (folder / PAGE).write_text(html(report), encoding="utf-8")
+
+
+def sizes_of_files(folder: Path) -> str:
+    """The files of a folder with their sizes, in a line for the terminal."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return ", ".join(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in files)
