@@ -148,6 +148,7 @@ class Tensorrt(Backend):
             "inputs": [_plain(i) for i in program.inputs],
             "outputs": list(program.outputs),
             "profiles": [p.to_dict() for p in found],
+            "assumptions": program.assumptions.to_plain(),
         }
         described["native"] = [block.pop("native") for block in facts["blocks"] if "native" in block]
         described["kernels"] = self._compile(
