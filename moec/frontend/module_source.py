@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from moec.errors import MoecError
+from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.source import Domain, Opening, Source
@@ -25,15 +26,16 @@ _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<hig
 
 
 class ModuleEngine(Engine):
-    """An untouched module in eager PyTorch."""
+    """An untouched module in eager PyTorch; one that changes itself while it runs is made anew for each input."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Input, ...]) -> None:
-        self.name, self.inputs, self.module = "eager", inputs, module.eval()
+        self.name, self.inputs, self.module = "eager", inputs, (copied(module) or module).eval()
         self.outputs: tuple[str, ...] = ()
+        self._call = CalledAnew(self.module, lambda other: lambda **given: named_outputs(other(**given)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return named_outputs(self.module(**inputs))
+            return self._call(**inputs)
 
 
 class ModuleSource(Source):
@@ -74,7 +76,7 @@ class ModuleSource(Source):
         return ModuleEngine(self._module, self.inputs)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        module = self._module
+        module = copied(self._module) or self._module  # torch.export runs it, and it may change itself
         if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(dtype)
         samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}

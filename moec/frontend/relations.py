@@ -47,6 +47,10 @@ def _say(value: Any) -> str:
     return form([*value.args])
 
 
+def _product(args: list[Any]) -> str:
+    return _between("*")([a for a in args if not (a.is_Float and float(a) == 1.0)] or args[:1])
+
+
 def _between(sign: str) -> Callable[[list[Any]], str]:
     return lambda args: "(" + f" {sign} ".join(map(_say, args)) + ")"
 
@@ -76,7 +80,7 @@ _SIGNS = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.G
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _FORMS: list[tuple[Any, Callable[[list[Any]], str]]] = [
     (sympy.Add, _between("+")),
-    (sympy.Mul, _between("*")),
+    (sympy.Mul, _product),
     (sympy.Pow, _power),
     (_function("PowByNatural"), _power),
     (_function("FloorDiv"), _between("//")),
