@@ -36,7 +36,8 @@ class ExpertLoad:
         assignments: how many (token, expert) pairs with a weight other than 0 each expert got, over all samples. Of a
             mixture in plain operators, whose tokens are not counted: 1 for an expert that was reached.
         faint: experts that tokens reach so weakly that a comparison would not see them negated.
-        driven: experts that no input reached, compared on rows that the block's router sends to them.
+        driven: experts that no input reached, and that agree on rows which the block's router sends to them. wrong: those
+            that don't.
     """
 
     node: str
@@ -44,6 +45,7 @@ class ExpertLoad:
     assignments: tuple[int, ...]
     faint: tuple[int, ...] = ()
     driven: tuple[int, ...] = ()
+    wrong: tuple[int, ...] = ()
 
     @property
     def unreached(self) -> tuple[int, ...]:
@@ -53,7 +55,7 @@ class ExpertLoad:
     @property
     def missed(self) -> tuple[int, ...]:
         """Experts of which nothing is proven: no input reached them, and they were not driven directly."""
-        return tuple(e for e in self.unreached if e not in self.driven)
+        return tuple(e for e in self.unreached if e not in (*self.driven, *self.wrong))
 
     @property
     def reached(self) -> int:
@@ -103,8 +105,8 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        """Whether something is proven of every expert of every block, and of every other matrix."""
-        return not any(load.missed for load in self.loads) and not self.unused
+        """Whether every expert of every block is proven, and every other matrix was reached."""
+        return not any(load.missed or load.wrong for load in self.loads) and not self.unused
 
     @property
     def routes(self) -> bool:
@@ -123,6 +125,7 @@ class Coverage:
         missed = "; ".join(f"{load.place}: {', '.join(map(str, load.missed))}" for load in self.loads if load.missed)
         parts = [f"{self.reached}/{self.total} experts reached with {self.samples} inputs"] if self.loads else []
         parts += [f"{self.driven} driven directly"] if self.driven else []
+        parts += [f"{load.place}: {', '.join(map(str, load.wrong))} wrong" for load in self.loads if load.wrong]
         parts += [f"not reached: {missed}"] if missed else []
         parts += [f"reached by no input: {', '.join(self.unused)}"] if self.unused else []
         return ", ".join(parts) or "no experts"

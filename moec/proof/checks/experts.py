@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
 from moec.proof.coverage import Coverage, ExpertLoad
+from moec.proof.driven import drive
 from moec.proof.evidence import compared
 from moec.proof.reach import BY_HAND
 from moec.proof.trial import Trial
@@ -31,13 +32,20 @@ class ExpertsReached(Check):
 
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
-        coverage = trial.once(compared)[0].coverage
-        return cls(coverage, trial.subject.streamed) if coverage.loads or coverage.unused else None
+        evidence, subject = trial.once(compared)[0], trial.subject
+        coverage = drive(
+            subject.program, trial.engine, evidence.samples, evidence.coverage, subject.lowering_tolerance,
+            subject.precision, subject.seed,
+        )  # fmt: skip
+        return cls(coverage, subject.streamed) if coverage.loads or coverage.unused else None
 
     def error(self) -> MoecError | None:
         found = self.coverage
         if found.complete:
             return None
+        if bad := next((load for load in found.loads if load.wrong), None):
+            what = f"the engine's block differs on rows that its router sends to {_named(bad.wrong)}"
+            return MoecError("M101", what, bad.place, "report this with `moec compile --dump DIR`")
         block = next((load for load in found.loads if load.missed), None)
         if block is None:
             what = f"{len(found.unused)} matrices were reached by none of {found.tried} inputs"
@@ -74,9 +82,10 @@ class ExpertsReached(Check):
                 {
                     "reached": f"{load.reached} of {len(load.assignments)}",
                     "driven directly": ", ".join(map(str, load.driven)) or "–",
+                    "wrong": ", ".join(map(str, load.wrong)) or "–",
                     "not reached": ", ".join(map(str, load.missed)) or "–",
                 },
-                not load.missed,
+                not load.missed and not load.wrong,
             )
             for load in self.coverage.loads
         )
@@ -84,3 +93,7 @@ class ExpertsReached(Check):
 
     def __str__(self) -> str:
         return str(self.coverage)
+
+
+def _named(experts: tuple[int, ...]) -> str:
+    return f"expert{'s' * (len(experts) > 1)} {', '.join(map(str, experts))}"
