@@ -21,7 +21,7 @@ def choice(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
 
 def choice_of(call: MoeCall) -> tuple[Tensor, Tensor, int]:
     """The same of a call with values for arguments."""
-    weights, ids = (call.weights, call.ids) if call.routing is None else route_reference(*_routed(call, call.routing))
+    weights, ids = (call.weights, call.ids) if call.routing is None else route_reference(*routed(call, call.routing))
     return weights.reshape(-1, ids.shape[-1]), ids.reshape(-1, ids.shape[-1]), call.experts
 
 
@@ -39,10 +39,10 @@ def logits_of(
         call = RouteCall.evaluated(node.target, args, kwargs)
         return call.logits, _loaded(call.bias), call.routing
     block = MoeCall.evaluated(node.target, args, kwargs) if node.target is MOE else None
-    return None if block is None or block.routing is None else _routed(block, block.routing)
+    return None if block is None or block.routing is None else routed(block, block.routing)
 
 
-def _routed(call: MoeCall, routing: Routing) -> tuple[Tensor, Tensor | None, Routing]:
+def routed(call: MoeCall, routing: Routing) -> tuple[Tensor, Tensor | None, Routing]:
     """What a `moec::moe` chooses by: its logits, its selection bias and its rule."""
     return router_logits(call.x, call.router, call.router_bias), _loaded(call.selection_bias), routing
 

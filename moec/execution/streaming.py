@@ -43,7 +43,7 @@ class StreamingInterpreter(fx.Interpreter):
         handler = _HANDLERS.get(target)
         if any(isinstance(a, Weight) for a in tree_leaves((args, kwargs))):
             if target in MoeCall.operators:
-                return _moe(MoeCall.evaluated(target, args, kwargs))
+                return moe_output(MoeCall.evaluated(target, args, kwargs))
             if handler:
                 return handler(*args, **kwargs)
         args, kwargs = fx.node.map_aggregate((args, kwargs), _loaded)
@@ -144,8 +144,8 @@ def _index_select(weight: Any, dim: int, index: Any) -> Any:
     return torch.index_select(_loaded(weight), dim, _loaded(index))
 
 
-def _moe(call: MoeCall) -> Tensor:
-    """One expert's matrices in memory at a time."""
+def moe_output(call: MoeCall) -> Tensor:
+    """What a block yields for values, with one expert's matrices in memory at a time."""
     expert = lazy_expert(call.w_in, call.w_out, call.b_in, call.b_out, call.activation)
     weights, ids = call.weights, call.ids
     if call.routing is not None:

@@ -15,6 +15,7 @@ from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.coverage import Coverage, measure_load
 from moec.proof.decided_tokens import ComparedTokens, Decided, is_half
 from moec.proof.inputs import reach_decided, reach_experts, verification_sizes
+from moec.proof.reach import Reach
 from moec.proof.trial import Trial
 
 TRIES, STREAMED_TRIES = 48, 24  # inputs that the search for experts looks at, beside those of the verification sizes
@@ -100,9 +101,12 @@ def all_tokens(trial: Trial) -> Evidence:
         trial.holds,
         patient=not subject.streamed,
         among=None if trial.searches_wide else sizes,
+        in_memory=not subject.streamed,
     )
     held = [sample for sample in samples if trial.holds(sample)]
-    return Evidence(held, coverage if len(held) == len(samples) else measure_load(subject.program, held))
+    if len(held) < len(samples):
+        coverage = measure_load(subject.program, held, None if subject.streamed else Reach(subject.program))
+    return Evidence(held, coverage)
 
 
 def decided_tokens(trial: Trial) -> Evidence:
@@ -118,7 +122,8 @@ def decided_tokens(trial: Trial) -> Evidence:
         trial.once(all_tokens).coverage,
         trial.holds,
     )
-    return Evidence(found.samples, found.coverage, found.tokens, found.decided)
+    coverage = found.coverage.with_effects_of(trial.once(all_tokens).coverage)
+    return Evidence(found.samples, coverage, found.tokens, found.decided)
 
 
 def compared(trial: Trial) -> tuple[Evidence, Comparison]:
@@ -136,7 +141,7 @@ def compared_with(
     """`compared`, with another reference and tolerance; `rounding`: the precision by which alone both may differ."""
     evidence = trial.once(all_tokens)
     comparison = compare(reference, trial.engine, evidence.samples, tolerance)
-    if comparison.ok or not is_half(rounding) or not evidence.coverage.loads:
+    if comparison.ok or not is_half(rounding) or not evidence.coverage.routes:
         return evidence, comparison
     evidence = trial.once(decided_tokens)
     return evidence, compare(reference, trial.engine, evidence.samples, tolerance, evidence.compared)

@@ -16,6 +16,7 @@ from moec.program.program import Input, Program, dynamic_dimensions
 from moec.program.signature import Sample
 from moec.proof.coverage import Coverage, RunLoad, missed_any, run_load, summarize
 from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_causal, look
+from moec.proof.reach import BY_HAND, Reach
 
 # (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one
 # long
@@ -53,6 +54,7 @@ def reach_experts(
     holds: Callable[[Sample], bool] = lambda _sample: True,
     patient: bool = True,
     among: Sequence[Mapping[str, int]] | None = None,
+    in_memory: bool = True,
 ) -> tuple[list[Sample], Coverage]:
     """Find inputs that together reach every expert of a program.
 
@@ -65,21 +67,30 @@ def reach_experts(
         holds: whether the engine takes an input; others are not looked at.
         patient: whether the search goes on after `FRUITLESS` inputs in succession that reached nothing new.
         among: sizes of which the search takes the one of the most tokens; by default all that a proof may look at.
+        in_memory: whether the program's weights fit there, so that it can be asked what each adds to the outputs
+            (`moec.proof.reach`). Without it, mixtures in plain operators count as not reached.
     """
     sizes = sizes or verification_sizes(source.inputs)
     first = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
     samples, records, tried, fruitless = [s for s, _ in first], [r for _, r in first], len(first), 0
+    reach = Reach(program) if in_memory else None
+    for sample in samples if reach else ():
+        reach.look(sample)
     among = verification_sizes(source.inputs) if among is None else among
     searched = _most_tokens(among, source, holds) or sizes[-1]
     for candidate in filter(holds, _candidates(source, searched, seed, tries)):
-        if not missed_any(records) or (fruitless == FRUITLESS and not patient):
+        by_hand = reach is not None and reach.searches
+        if not (missed_any(records) or by_hand) or (fruitless == FRUITLESS and not patient):
             break
         record, tried, fruitless = run_load(program, candidate), tried + 1, fruitless + 1
-        if record.adds_to(records):
+        adds = record.adds_to(records)
+        if reach is not None and (adds or by_hand):
+            adds |= reach.look(candidate)
+        if adds:
             samples.append(candidate)
             records.append(record)
             fruitless = 0
-    return samples, summarize(program, records, tried)
+    return samples, summarize(program, records, tried, reach, samples)
 
 
 def _most_tokens(
@@ -128,12 +139,12 @@ def reach_decided(
     causal = is_causal(program, source.sample(max(sizes, key=lambda s: sum(s.values())), seed))
     noise, searched = NOISE[precision], min(sizes, key=lambda s: abs(sum(s.values()) - _SHORT))
     found = [_most_decided(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
-    records, tried = [RunLoad(load, t.count) for _, t, load in found], len(found)
+    records, tried = [RunLoad.of(load, t.count) for _, t, load in found], len(found)
     for candidate in filter(holds, _candidates(source, searched, seed, tries)):
         if not missed_any(records):
             break
         tokens, load = look(program, candidate, noise, causal)
-        record, tried = RunLoad(load, tokens.count), tried + 1
+        record, tried = RunLoad.of(load, tokens.count), tried + 1
         if record.adds_to(records):
             found.append((candidate, tokens, load))
             records.append(record)
@@ -165,8 +176,8 @@ def _most_decided(
 
 def _lost(coverage: Coverage, full: Coverage | None) -> int:
     """Experts that were reached, and are not by tokens that are compared."""
-    pairs = zip(full.loads, coverage.loads, strict=True) if full else ()
-    return sum(len(set(b.missed) - set(a.missed)) for a, b in pairs)
+    before = {load.node: set(load.missed) for load in full.loads} if full else {}
+    return sum(len(set(load.missed) - before[load.node]) for load in coverage.loads if full and load.node != BY_HAND)
 
 
 def decided_sample(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> Sample:

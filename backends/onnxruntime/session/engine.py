@@ -50,7 +50,7 @@ class OnnxruntimeEngine(Engine):
 
     def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
         self.name = f"onnxruntime:{target.device or 'cpu'}"
-        self._path, self._providers = folder / MODEL_FILE, PROVIDERS[target.device or "cpu"]
+        self._path, self._target, self._providers = folder / MODEL_FILE, target, PROVIDERS[target.device or "cpu"]
         before = anonymous_memory()
         self._session = open_session(self._path, target, prepack)
         self._weights = without(anonymous_memory(), before)  # and whatever else the session made
@@ -88,6 +88,13 @@ class OnnxruntimeEngine(Engine):
 
         return intermediates(self._path, self._providers, inputs)
 
+    def part(self, inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float) -> Any:
+        """What the engine computes between two values, for `moec.proof.driven`: see
+        `moec.backends.onnxruntime.session.part`."""
+        from moec.backends.onnxruntime.session.part import part
+
+        return part(self._path, self._target, self._providers, inputs, x, y, within)
+
     def close(self) -> None:
         self._session = None
 
@@ -106,9 +113,7 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
             str(target),
             "run on a machine with a CUDA 13 GPU, or use --target onnxruntime",
         )
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = target.threads
+    options = _options(target)
     left_out = None if prepack else _stay_small(options, ort)
     try:
         return ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=left_out)
@@ -117,6 +122,25 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
         raise MoecError(
             "M106", f"ONNX Runtime cannot load the engine: {reason[:300]}", str(path), "compile it again"
         ) from error
+
+
+def session_of(model: bytes, target: Target, entries: Mapping[str, str]) -> Any:
+    """A session of a graph that is in memory, with the settings of an engine's; `entries`: of its configuration."""
+    import onnxruntime as ort
+
+    options = _options(target)
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    return ort.InferenceSession(model, options, providers=PROVIDERS[target.device or "cpu"])
+
+
+def _options(target: Target) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = target.threads
+    return options
 
 
 def _stay_small(options: Any, ort: Any) -> list[str]:

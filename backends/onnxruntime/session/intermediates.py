@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FOLDER = (
+FOLDER = (
     "session.model_external_initializers_file_folder_path"  # where the weights lie, for a model that comes from memory
 )
 
@@ -28,7 +28,7 @@ def intermediates(path: Path, providers: list[str], inputs: Mapping[str, Tensor]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry(_FOLDER, str(path.parent))
+    options.add_session_config_entry(FOLDER, str(path.parent))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
     types = {o.name: o.type for o in session.get_outputs()}
     wanted = [name for name in values if types[name] in ("tensor(float)", "tensor(float16)", "tensor(double)")]

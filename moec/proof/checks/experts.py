@@ -1,4 +1,4 @@
-"""Check: the inputs reached every expert."""
+"""Check: the inputs reached every expert, and every other matrix."""
 
 from __future__ import annotations
 
@@ -7,56 +7,93 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
-from moec.proof.coverage import Coverage
+from moec.proof.coverage import Coverage, ExpertLoad
+from moec.proof.driven import drive
 from moec.proof.evidence import compared
+from moec.proof.reach import BY_HAND
 from moec.proof.trial import Trial
 
 
 @dataclass(frozen=True)
 class ExpertsReached(Check):
-    """Which experts got tokens that were compared. Of one that got none, nothing is proven."""
+    """Which experts got tokens that were compared, and that a comparison would have seen spoiled. Of one that got none,
+    nothing is proven; nor of another matrix that no input reached.
+
+    Attributes:
+        coverage: what was reached.
+        streamed: whether the reference was, so that mixtures in plain operators could not be looked at.
+    """
 
     coverage: Coverage
+    streamed: bool = False
 
     name: ClassVar[str] = "experts"
     title: ClassVar[str] = "Experts reached"
 
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
-        coverage = trial.once(compared)[0].coverage
-        return cls(coverage) if coverage.loads else None
+        evidence, subject = trial.once(compared)[0], trial.subject
+        coverage = drive(
+            subject.program, trial.engine, evidence.samples, evidence.coverage, subject.lowering_tolerance,
+            subject.precision, subject.seed,
+        )  # fmt: skip
+        return cls(coverage, subject.streamed) if coverage.loads or coverage.unused else None
 
     def error(self) -> MoecError | None:
         found = self.coverage
         if found.complete:
             return None
-        block = next(load for load in found.loads if load.missed)
-        what = f"{found.total - found.reached} of {found.total} experts were reached by none of {found.tried} inputs"
-        where = f"{block.module or block.node}: {', '.join(map(str, block.missed))}"
-        fix = "try other inputs with --seed N; an expert that no token reaches can go: --pass prune-experts"
-        return MoecError("M104", what, where, fix)
+        if bad := next((load for load in found.loads if load.wrong), None):
+            what = f"the engine's block differs on rows that its router sends to {_named(bad.wrong)}"
+            return MoecError("M101", what, bad.place, "report this with `moec compile --dump DIR`")
+        block = next((load for load in found.loads if load.missed), None)
+        if block is None:
+            what = f"{len(found.unused)} matrices were reached by none of {found.tried} inputs"
+            return MoecError("M104", what, ", ".join(found.unused[:3]), "try other inputs with --seed N")
+        missed = sum(len(load.missed) for load in found.loads)
+        what = f"{missed} of {found.total} experts were reached by none of {found.tried} inputs"
+        where = f"{block.place}: {', '.join(map(str, block.missed))}"
+        if faint := set(block.missed) & set(block.faint):
+            where += f" ({len(faint)} too weakly for a comparison to see it)"
+        return MoecError("M104", what, where, self._way_out(block))
+
+    def _way_out(self, block: ExpertLoad) -> str:
+        if block.node != BY_HAND:
+            return "try other inputs with --seed N; an expert that no token reaches can go: --pass prune-experts"
+        if self.streamed:
+            return "these experts are written in plain operators; prove them with the model in memory: --verify full"
+        return "try other inputs with --seed N, or take the expert that no token reaches out of the model"
 
     @property
     def note(self) -> str:
         found = self.coverage
         hang = f" {found.undecided} of {found.tokens} choices hang on rounding in the untouched model itself."
+        driven = f" {found.driven} that no input reached were compared on rows that their router sends there."
         return (
             f"{found.reached} of {found.total} experts reached; {found.tried} inputs tried, {found.samples} used."
+            + (driven if found.driven else "")
             + (hang if found.undecided else "")
         )
 
     def figures(self) -> tuple[Figure, ...]:
-        return tuple(
+        blocks = tuple(
             Figure(
-                load.module or load.node,
+                load.place,
                 {
                     "reached": f"{load.reached} of {len(load.assignments)}",
+                    "driven directly": ", ".join(map(str, load.driven)) or "–",
+                    "wrong": ", ".join(map(str, load.wrong)) or "–",
                     "not reached": ", ".join(map(str, load.missed)) or "–",
                 },
-                not load.missed,
+                not load.missed and not load.wrong,
             )
             for load in self.coverage.loads
         )
+        return blocks + tuple(Figure(name, {"reached": "no"}, False) for name in self.coverage.unused)
 
     def __str__(self) -> str:
         return str(self.coverage)
+
+
+def _named(experts: tuple[int, ...]) -> str:
+    return f"expert{'s' * (len(experts) > 1)} {', '.join(map(str, experts))}"
