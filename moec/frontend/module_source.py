@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from moec.errors import MoecError
-from moec.execution.engine import Engine
+from moec.execution.engine import Engine, tensors_of
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
@@ -34,6 +34,9 @@ class ModuleEngine(Engine):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return named_outputs(self.module(**inputs))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return tensors_of(self.module)
 
 
 class ModuleSource(Source):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.execution.engine import Engine
+from moec.execution.engine import Engine, tensors_of
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.companions import describe, write_companions
@@ -209,3 +209,6 @@ class UntouchedEngine(Engine):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._call(**inputs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return tensors_of(self.module)
