@@ -21,6 +21,8 @@ CODES: dict[str, str] = {
     "M107": "The engine's quality on the given text is outside of the error budget. No engine was published.",
     "M108": "Half precision can't tell the model's experts apart for most tokens, or for some experts, so the engine "
     "cannot be proven by its outputs.",
+    "M110": "A constant of the engine (a weight, a table, a number in an operator) is not the model's, bit for bit, or "
+    "cannot be traced to the model.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
     "M202": "No pass, target, preset or layout has this name.",
     "M203": "The configuration of a pass is not valid for this model.",

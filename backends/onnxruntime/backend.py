@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
 from moec.targets.backend import Backend, Probe, Refusal
+from moec.targets.constant import Constant
 from moec.targets.target import Target
 from moec.targets.target_options import Count, Declared, refused_options
 
@@ -35,6 +36,8 @@ class Onnxruntime(Backend):
     """
 
     name = "onnxruntime"
+    constants_file = "model.onnx"
+    _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
         try:
@@ -91,7 +94,25 @@ class Onnxruntime(Backend):
 
         model, facts = lowered(program, target, optimize_for, progress)
         write_model(model, folder / MODEL_FILE, progress)
+        self._lowered = program, model
         return facts
+
+    def constants(self, folder: Path) -> Iterable[Constant] | None:
+        import onnx_ir as ir
+
+        from moec.backends.onnx.constants import constants_of
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
+
+        return constants_of(ir.load(folder / MODEL_FILE))
+
+    def lowered_constants(
+        self, program: Program, target: Target, folder: Path, optimize_for: str = "latency"
+    ) -> Iterable[Constant] | None:
+        from moec.backends.onnx.constants import constants_of
+        from moec.backends.onnxruntime.lowering import lowered
+
+        kept = self._lowered
+        return constants_of(kept[1] if kept and kept[0] is program else lowered(program, target, optimize_for)[0])
 
     def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
         from moec.backends.onnxruntime.lowering import stages

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
 from moec.targets.backend import Backend, Probe, Refusal
+from moec.targets.constant import Constant
 from moec.targets.target import Target
 from moec.targets.target_options import Count, Declared, refused_options
 
@@ -45,7 +47,9 @@ class Tensorrt(Backend):
     `precision=fp32|fp16`, `max_DIMENSION=N`, `workspace=MiB`."""
 
     name = "tensorrt"
+    constants_file = "model.onnx, which the plan is built from"
     edition: Edition = TENSORRT
+    _lowered: tuple[Program, Any] | None = None  # what was written last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
         edition, version, gpu = self.edition, self.edition.version(), find_gpu()
@@ -142,9 +146,11 @@ class Tensorrt(Backend):
     ) -> dict[str, Any]:
         from moec.backends.tensorrt.graph.export import write_onnx
 
-        found = profiles(program.inputs, limits_of(target.options), optimize_for)
-        facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), self.plan(target, found), progress)
+        plan = self.plan(target, found := profiles(program.inputs, limits_of(target.options), optimize_for))
+        model, facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), plan, progress)
+        self._lowered = program, model
         described = {
+            "plan": asdict(plan),
             "inputs": [_plain(i) for i in program.inputs],
             "outputs": list(program.outputs),
             "profiles": [p.to_dict() for p in found],
@@ -156,6 +162,16 @@ class Tensorrt(Backend):
         )
         (folder / FACTS_FILE).write_text(json.dumps(described, indent=1) + "\n")
         return {**facts, "profiles": [p.row() for p in found]}
+
+    def constants(self, folder: Path) -> Iterable[Constant] | None:
+        return stand_in().constants(folder)  # of model.onnx: a plan is opaque, and is built from this file
+
+    def lowered_constants(
+        self, program: Program, target: Target, folder: Path, optimize_for: str = "latency"
+    ) -> Iterable[Constant] | None:
+        from moec.backends.tensorrt.graph.constants import lowered_constants
+
+        return lowered_constants(program, folder / FACTS_FILE, self._lowered)
 
     def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
         from moec.backends.tensorrt.graph.export import stages

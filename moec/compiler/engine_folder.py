@@ -16,6 +16,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
+from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
 from moec.program.program import Program
@@ -24,6 +25,7 @@ from moec.proof.subject import Reference, Subject
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
+from moec.targets.engine_file import EngineFile
 from moec.text.corpus import read_calibration
 
 
@@ -72,6 +74,7 @@ class EngineFolder:
             reference=self.reference,
             asked=self.options.tolerance,
             engine_bytes=self.size_bytes,
+            file=EngineFile(self.backend, self.target, model_folder(self.folder), self.options.optimize_for),
         )
 
     def exam(self, asked: Exam | None) -> Exam | None:

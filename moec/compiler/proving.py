@@ -25,6 +25,7 @@ from moec.proof.subject import Reference, Subject, budget_of
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
 from moec.targets.backend import Backend
+from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
 from moec.text.corpus import Corpus
 
@@ -77,7 +78,8 @@ def prove_folder(
     subject: Subject, backend: Backend, options: Options, folder: Path, progress: Progress
 ) -> Verification:
     """Prove the engine in a finished folder. Raises the error of the first check that fails."""
-    subject = replace(subject, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)))
+    file = EngineFile(backend, options.target, model_folder(folder), options.optimize_for)
+    subject = replace(subject, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)), file=file)
     progress.stage("verify")
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.program.conditions import Assumptions, Condition, Values, broken, require
@@ -71,8 +71,25 @@ class Engine(ABC):
         asked for a proof. A dimension that is not named may be of any size."""
         return broken(self.conditions, sizes) is None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters and buffers of an untouched model by name, none of them copied; empty for an engine that has
+        no module behind it."""
+        return {}
+
     def close(self) -> None:  # noqa: B027  # most engines have nothing to close
         """Free the runtime's resources."""
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that hangs on a module or on one inside it, by dotted name: parameters, buffers, and plain
+    attributes."""
+    found: dict[str, Tensor] = {}
+    for path, inner in module.named_modules(remove_duplicate=False):
+        plain = {name: value for name, value in vars(inner).items() if isinstance(value, Tensor)}
+        for name, value in {**inner._parameters, **inner._buffers, **plain}.items():
+            if value is not None:
+                found[f"{path}.{name}" if path else name] = value
+    return found
 
 
 def _fit(spec: Input, inputs: Mapping[str, Any], sizes: dict[str, int], engine: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
-from moec.execution.engine import Engine
+from moec.execution.engine import Engine, tensors_of
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
@@ -36,6 +36,9 @@ class ModuleEngine(Engine):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._call(**inputs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return tensors_of(self.module)
 
 
 class ModuleSource(Source):

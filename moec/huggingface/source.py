@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew
-from moec.execution.engine import Engine
+from moec.execution.engine import Engine, tensors_of
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.companions import describe, write_companions
@@ -212,3 +212,6 @@ class UntouchedEngine(Engine):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._call(**inputs)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return tensors_of(self.module)

@@ -14,6 +14,7 @@ from moec.program.program import Program
 from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
 from moec.targets.backend import Backend
+from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
 from moec.text.corpus import Corpus
 
@@ -37,6 +38,7 @@ class Subject:
         exam: a text to judge the engine on, with its budget; corpus: its tokens. Both or neither.
         seed: of the inputs.
         engine_bytes, source_bytes: of the files of both sides, for the report.
+        file: of the engine, to compare what it holds by value; None where there is none.
     """
 
     source: Source
@@ -52,6 +54,7 @@ class Subject:
     seed: int = 0
     engine_bytes: int = 0
     source_bytes: int = 0
+    file: EngineFile | None = None
 
     @classmethod
     def of(cls, source: Source, captured: Program, program: Program, backend: Backend, target: Target) -> Subject:

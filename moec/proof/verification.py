@@ -20,6 +20,7 @@ from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
+from moec.proof.checks.values import Values
 from moec.proof.compare import Comparison
 from moec.proof.coverage import Coverage
 from moec.proof.quality import Quality
@@ -29,7 +30,8 @@ from moec.proof.trial import Trial
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    Assumed, SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, TextQuality,
+    Assumed, SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, Values,
+    TextQuality,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 

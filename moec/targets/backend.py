@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
+from moec.targets.constant import Constant
 from moec.targets.target import Target
 
 
@@ -81,6 +82,7 @@ class Backend(ABC):
     """A runtime that programs are lowered to. One class a file in `backends/`, named as the runtime."""
 
     name: str
+    constants_file = "the engine"  # what `constants` reads, in words
 
     @abstractmethod
     def probe(self, target: Target) -> Probe:
@@ -174,6 +176,18 @@ class Backend(ABC):
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         """Names, dtypes and shapes of what the engine in this folder gives, dynamic dimensions named as the inputs'
         are; reads no weights."""
+
+    def constants(self, folder: Path) -> Iterable[Constant] | None:
+        """Everything of fixed value in the engine of this folder, read when it is asked for; where the runtime's own
+        file is opaque, in the graph that it is built from. None for a backend that cannot say."""
+        return None
+
+    def lowered_constants(
+        self, program: Program, target: Target, folder: Path, optimize_for: str = "latency"
+    ) -> Iterable[Constant] | None:
+        """What `constants` must give for this program, by the same names and with no number from the folder's files;
+        of the folder only what says how it was built. None for a backend that cannot say."""
+        return None
 
     def shares_cache(self, folder: Path) -> bool:
         """Whether past and present of every layer of the decoder in this folder may be one buffer, to which it appends;

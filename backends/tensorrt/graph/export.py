@@ -37,7 +37,7 @@ FLOATS_IR_VERSION = 11  # of the file format, for the same floats
 
 def write_onnx(
     program: Program, path: Path, precision: torch.dtype, plan: BuildPlan, progress: Progress | None = None
-) -> dict[str, Any]:
+) -> tuple[ir.Model, dict[str, Any]]:
     """Write `path` and, beside it, `<path>.data` with the weights, one block in memory at a time.
 
     Args:
@@ -47,8 +47,8 @@ def write_onnx(
         plan: what the engine is for, see `policy`.
 
     Returns:
-        Facts: `blocks` (one a MoE block: the lowering that it got and why, the bound of its memory in bytes),
-            `attention`, `packed`, `opset`,
+        The model, and facts: `blocks` (one a MoE block: the lowering that it got and why, the bound of its memory in
+            bytes), `attention`, `packed`, `opset`,
         `precision`, `operators`, the table that the graph was checked against, `stand_in`, what ONNX Runtime computes
             otherwise, and `unproven`,
         what its proof leaves open.
@@ -59,7 +59,7 @@ def write_onnx(
     """
     model, facts = lowered(program, plan, progress)
     write_model(model, path, progress)
-    return {**facts, "precision": str(precision).removeprefix("torch.")}
+    return model, {**facts, "precision": str(precision).removeprefix("torch.")}
 
 
 def steps_for(plan: BuildPlan) -> list[Step]:

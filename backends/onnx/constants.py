@@ -1,0 +1,88 @@
+"""What an ONNX model holds of fixed value: initializers, numbers in attributes, and the operators themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from moec.backends.onnx.tensors import DTYPES, WeightTensor
+from moec.targets.constant import Constant
+from moec.weights.lazy import Weight, from_tensor
+
+_TORCH = {theirs: ours for ours, theirs in DTYPES.items()}
+_HALVES = 2  # elements of four bits in a byte
+
+
+def constants_of(model: ir.Model) -> Iterator[Constant]:
+    """Everything of fixed value in a model, in memory or in files; nothing is read before it is asked for. Names are
+    the values' own; attributes have `<first output>.<attribute>`, what stands in a branch has its name before it."""
+    yield Constant("inputs", text=_signature(model.graph.inputs))
+    yield Constant("outputs", text=_signature(model.graph.outputs))
+    yield from _graph(model.graph, "")
+
+
+def _signature(values: Any) -> str:
+    return ", ".join(f"{v.name}: {v.dtype} {v.shape}" for v in values)
+
+
+def _graph(graph: ir.Graph, inside: str) -> Iterator[Constant]:
+    for name, value in graph.initializers.items():
+        if value.const_value is not None:
+            yield _tensor(f"{inside}{name}", value.const_value)
+    for node in graph:
+        yield from _node(node, inside)
+
+
+def _node(node: ir.Node, inside: str) -> Iterator[Constant]:
+    place = f"{inside}{node.outputs[0].name}"
+    reads = ", ".join("" if v is None else str(v.name) for v in node.inputs)
+    words = []
+    for name, attribute in sorted(node.attributes.items()):
+        where, value = f"{place}.{name}", attribute.value
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from _graph(value, f"{where}/")
+        elif attribute.type == ir.AttributeType.TENSOR:
+            yield _tensor(where, value)
+        elif attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
+            yield _numbers(where, np.asarray(value, np.float32))  # as the file stores it
+        elif attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS):
+            yield _numbers(where, np.asarray(value, np.int64))
+        else:
+            words.append(f"{name}={value}")
+    writes = ", ".join(str(v.name) for v in node.outputs)
+    yield Constant(place, text=f"{writes} = {node.domain}::{node.op_type}({reads}) {' '.join(words)}".strip())
+
+
+def _numbers(name: str, values: np.ndarray[Any, Any]) -> Constant:
+    return Constant(name, str(values.dtype), values.shape, from_tensor(torch.from_numpy(values.copy()), name))
+
+
+def _tensor(name: str, tensor: Any) -> Constant:
+    lazy = isinstance(tensor, WeightTensor)
+    weight = tensor.weight if lazy else _weight(tensor, name)
+    return Constant(name, tensor.dtype.name, tuple(tensor.shape.numpy()), weight, lazy=lazy)
+
+
+def _weight(tensor: Any, name: str) -> Weight:
+    """A tensor of a file, memory-mapped, or one in memory."""
+    shape, dtype = tuple(int(n) for n in tensor.shape.numpy()), _TORCH.get(tensor.dtype, torch.uint8)
+    if tensor.dtype.bitwidth < 8 and shape:
+        shape = (*shape[:-1], -(-shape[-1] * tensor.dtype.bitwidth // 8))
+    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    if isinstance(tensor, ir.ExternalTensor):
+        pages = (
+            np.memmap(tensor.path, np.uint8, "r", tensor.offset or 0, (int(tensor.nbytes),)) if tensor.nbytes else b""
+        )
+    else:
+        pages = np.frombuffer(tensor.tobytes(), np.uint8)
+
+    def read(start: int, stop: int) -> Tensor:
+        rows = np.array(pages[start * row_bytes : stop * row_bytes] if shape else pages)
+        return torch.from_numpy(rows).view(dtype).reshape((stop - start, *shape[1:]) if shape else ())
+
+    return Weight(shape, dtype, name, read)
