@@ -34,6 +34,9 @@ CODES: dict[str, str] = {
     "M211": "The inputs given to an engine do not fit its signature.",
     "M212": "The tensors given to a kernel are on the wrong device, or of a dtype, shape or layout that it does not "
     "take.",
+    "M215": "What a model's files say does not fit together: the class that was trained, or tensors that nothing uses.",
+    "M216": "The model takes an input that the engine would not have.",
+    "M217": "An adapter of a model cannot be merged into its weights.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",
