@@ -39,6 +39,9 @@ CODES: dict[str, str] = {
     "M213": "The sizes of the inputs are not those that the engine was made for: its capture followed a branch of the "
     "model that others do not take.",
     "M214": "An input holds a value that the model has no row for, such as an id outside of its vocabulary.",
+    "M215": "What a model's files say does not fit together: the class that was trained, or tensors that nothing uses.",
+    "M216": "The model takes an input that the engine would not have.",
+    "M217": "An adapter of a model cannot be merged into its weights.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",

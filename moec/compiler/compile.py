@@ -38,6 +38,7 @@ def compile_source(
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
+    say_account(source, progress)
     options = replace(
         options,
         layout=choose(
@@ -79,6 +80,14 @@ def compile_source(
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         write_report(report, folder)
     return report
+
+
+def say_account(source: Source, progress: Progress) -> None:
+    """What the model is and what is left out of it, a line each. Raises M205 or M215 to M217 for what nothing
+    explains."""
+    for line in source.account().lines():
+        progress.stage("account")
+        progress.done(line)
 
 
 def calibration_for(options: Options, source: Source) -> Calibration | None:

@@ -45,6 +45,7 @@ class EngineFolder:
         the engine was made from."""
         source = open_source(model or self.report.source, **{**self._opening, **self.report.opening})
         require_same_source(self.report, source)
+        source.account()
         return source
 
     def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
