@@ -64,7 +64,7 @@ def compile_source(
         check_finite(captured)
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
-        checks = contract_checks(source, options, backend)
+        checks = contract_checks(source, captured, options, backend)
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
@@ -75,6 +75,7 @@ def compile_source(
         lay_out(source, program, options, backend, folder)
         texts = {name: t.sha256 for name, t in (("text", corpus), ("calibration", calibration)) if t is not None}
         subject = subject_of(source, captured, program, backend, options, corpus)
+        subject = replace(subject, own_text=next((c.text for c in checks if c.text), None))
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         write_report(report, folder)
