@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, write_report
@@ -65,6 +66,7 @@ def compile_source(
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
         checks = contract_checks(source, captured, options, backend)
+        stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")

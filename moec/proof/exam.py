@@ -58,7 +58,7 @@ class Exam:
             if set(given) - {"max_kl"}:
                 raise MoecError(
                     "M201",
-                    f"{', '.join(sorted(given))} says nothing without a text",
+                    f"{', '.join(sorted(set(given) - {'max_kl'}))} says nothing without a text",
                     "--text",
                     "name a text with --text FILE",
                 )

@@ -20,6 +20,7 @@ from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
+from moec.proof.checks.weights import QuantizedWeights
 from moec.proof.compare import Comparison
 from moec.proof.coverage import Coverage
 from moec.proof.own_text import OwnQuality
@@ -30,7 +31,8 @@ from moec.proof.trial import Trial
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, OwnTextQuality, TextQuality,
+    SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency, ExpertsReached,
+    OwnTextQuality, TextQuality,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 
