@@ -48,6 +48,9 @@ class PruneExperts(Pass):
     def needs_calibration(self) -> bool:
         return self.score != "random"
 
+    def milder(self) -> tuple[Pass, ...]:
+        return tuple(replace(self, keep=keep) for keep in (0.75, 0.875) if self.keep < keep)
+
     def without_data(self) -> Pass:
         """The same experts a layer, drawn by lot; a score that there is not stays, for the pass to refuse it."""
         return replace(self, score="random") if self.score in SCORES else self

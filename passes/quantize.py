@@ -16,6 +16,7 @@ from moec.program.rewriting import call_like
 from moec.quantization.bit_budget import Budget, without_data
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.hessians import coverage, enough_text
+from moec.quantization.milder import milder
 from moec.quantization.rounding import PackedParts, quantize_stack
 from moec.quantization.sequential import Key, Sequential, key_of
 from moec.quantization.settings import KINDS, QuantizeSettings
@@ -91,6 +92,9 @@ class Quantize(Pass):
     format: str = INTEGERS
     positive_scales: bool = False
 
+    def milder(self) -> tuple[Pass, ...]:
+        return tuple(type(self)(**options) for options in milder(vars(self)))
+
     def needs_calibration(self) -> bool:
         """Whether anything is to be done by `gptq`, or experts are to have several widths; no float format is."""
         rules = self.rules.values() if isinstance(self.rules, Mapping) else ()  # `apply` refuses what is no table
@@ -120,6 +124,7 @@ class Quantize(Pass):
         self._rewrite(program, todo, made)
         program.graph.eliminate_dead_code()
         program.drop_unused_weights()
+        context.widths = tuple(sorted({part.bits for _, grid in todo for part, _ in grid.parts()}))
         context.facts.update(_facts(program, uses, todo, before))
         return len(todo)
 

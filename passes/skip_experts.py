@@ -46,6 +46,9 @@ class SkipExperts(Pass):
     alpha: float = 0.3
     renormalize: bool = False
 
+    def milder(self) -> tuple[Pass, ...]:
+        return tuple(replace(self, alpha=alpha) for alpha in (0.3, 0.1) if alpha < self.alpha)
+
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of blocks. Raises M203 when alpha means nothing, without sequences among the inputs, and
         naming the block where weights of 0 would not leave its experts out."""

@@ -58,6 +58,9 @@ class Upcycle(Pass):
     def contract_of(self) -> Contract:
         return "approximate" if self.reinit > 0 else "exact"
 
+    def milder(self) -> tuple[Pass, ...]:
+        return tuple(replace(self, reinit=self.reinit * share) for share in (0.5, 0.0) if self.reinit > 0)
+
     def apply(self, program: Program, context: Context) -> int:
         """Rewrite the chosen FFNs; raises M203 on a configuration that is not exact for this model."""
         self._check()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, write_report
@@ -65,7 +66,8 @@ def compile_source(
         check_finite(captured)
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
-        checks = contract_checks(source, options, backend, captured)
+        checks = contract_checks(source, captured, options, backend)
+        stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")
@@ -76,6 +78,7 @@ def compile_source(
         lay_out(source, program, options, backend, folder)
         texts = {name: t.sha256 for name, t in (("text", corpus), ("calibration", calibration)) if t is not None}
         subject = subject_of(source, captured, program, backend, options, corpus)
+        subject = replace(subject, own_text=next((c.text for c in checks if c.text), None))
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         write_report(report, folder)

@@ -58,7 +58,8 @@ class Options:
         calibration, calibration_tokens: a text for the passes that need data, and how much of it, see
             `calibration_text`.
         text, tokens, window, max_kl, max_perplexity_ratio: a text to judge the engine on, with the error budget, see
-            `exam`. One that is set stands in the place of the approximate passes' default budget in max|d|/std.
+            `exam`. One that is set stands in the place of the approximate passes' default budget. Without a text,
+            `max_kl` is for the model's own, see `moec.proof.own_text`.
         inputs: `name=dims:dtype` texts that the source is opened with.
         cache: whether a decoder is opened with its cache of keys and values.
         leave_out: what of the model the engine is to be without, see `moec.frontend.account.LeaveOut`.
@@ -100,7 +101,9 @@ class Options:
     tokens: int | None = setting(Whole(0), None, "Tokens of --text to use at most, 0 for all.", shown=Exam.tokens)
     window: int | None = setting(Whole(2), None, "Tokens of --text that the model sees at a time.", shown=Exam.window)
     max_kl: float | None = setting(
-        Real(), None, "On --text: allowed mean KL divergence to the untouched model, nats a token."
+        Real(),
+        None,
+        "Allowed mean KL divergence to the untouched model, nats a token, on --text or on the model's own text.",
     )
     max_perplexity_ratio: float | None = setting(
         Real(above=True), None, "On --text: allowed perplexity, as a multiple of the untouched model's."
@@ -132,7 +135,8 @@ class Options:
 
     @property
     def exam(self) -> Exam | None:
-        """The text to judge the engine on; None without one. Raises M201 for a budget without a text."""
+        """The text to judge the engine on; None without one. Raises M201 for what says nothing without a text: all but
+        `max_kl`, which then is for the model's own text."""
         asked = {name: getattr(self, name) for name in EXAM if name != "text"}
         return Exam.of(self.text, **asked)
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from moec.compiler.options import Options
@@ -13,7 +14,6 @@ from moec.execution.engine import Engine
 from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
 from moec.layouts import model_folder
-from moec.pipeline.pipeline import Hook
 from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.progress import Progress
@@ -21,7 +21,8 @@ from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
 from moec.proof.inputs import verification_sizes
-from moec.proof.subject import Reference, Subject, budget_of
+from moec.proof.own_text import OwnText, write_own_text
+from moec.proof.subject import Reference, Subject, yardstick
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
 from moec.targets.backend import Backend
@@ -63,6 +64,7 @@ def subject_of(
         Subject.of(source, captured, program, backend, options.target),
         reference="streamed" if options.verify == "streamed" else "full",  # decided by `choose_reference` before
         asked=options.tolerance,
+        max_kl=options.max_kl if options.exam is None else None,
         exam=fitting_exam(options.exam, source),
         corpus=corpus,
         seed=options.seed,
@@ -89,19 +91,30 @@ def prove_folder(
 
 
 def text_figures(proof: Verification) -> list[str]:
-    """What was found on a text, in phrases; none without one."""
-    found = proof.quality
-    return [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else []
+    """What was found on texts, in phrases; none without any."""
+    found, own = proof.quality, proof.own_quality
+    said = [f"{name} {text}" for name, text, _ in own.budgets] if own else []
+    return (
+        said + [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else said
+    )
 
 
-def contract_checks(source: Source, options: Options, backend: Backend, captured: Program) -> list[Hook]:
-    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the
-    end only."""
+def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[VerifyHook]:
+    """Every pass is held to its contract, by the proof's own yardstick: on one small input, or on the model's own text;
+    a model that does not fit into memory is proven at the end only."""
     if options.verify == "streamed":
         return []
     precision = backend.precision(options.target)
     sizes = verification_sizes(source.inputs)[0]
     sample = source.sample(nearest(captured.conditions, sizes) or sizes, options.seed)
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
-    budget = budget_of(precision, options.tolerance, options.exam)
-    return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]
+    exact, asked, by = Tolerance.of(precision), options.tolerance, yardstick(captured, options.tolerance, options.exam)
+    if by != "outputs":
+        write = partial(_own_text, source, options.seed) if by == "own text" else None
+        return [VerifyHook([sample], exact, None, precision, write, options.max_kl)]
+    budget = Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
+    return [VerifyHook([sample], exact, budget, precision)]
+
+
+def _own_text(source: Source, seed: int) -> OwnText:
+    return write_own_text(source.reference(), source, seed)

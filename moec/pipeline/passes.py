@@ -41,6 +41,7 @@ class Context:
         unquantized: the program as it was before the first pass that `quantizes`, for a pass that needs quantized
             weights; None before that.
         earlier: the misses of the passes that this one is `after` or `prepared_by`.
+        widths: in bits, of the grids that the pass put weights on; the pass says so, and the proof's budget follows.
     """
 
     seed: int = 0
@@ -50,6 +51,7 @@ class Context:
     calibration: Calibration | None = None
     unquantized: Program | None = None
     earlier: tuple[Miss, ...] = ()
+    widths: tuple[int, ...] = ()
 
     def given_to(self, item: Pass) -> Context:
         """What of the context of a whole run one pass gets: a pass that forgets to declare a need meets None."""
@@ -140,6 +142,11 @@ class Pass(ABC):
         """This pass without data and without long work, whose program has the form that this one's will have. None
         where there is no such pass; itself where it needs no data."""
         return None if self.needs_calibration() else self
+
+    def milder(self) -> tuple[Pass, ...]:
+        """This pass with other settings that change less, the smallest step first, for the advice where it changed too
+        much. None for a pass that knows no such settings."""
+        return ()
 
     def plan(self, program: Program, context: Context) -> Plan:
         """What `apply` would do, without doing it: neither the program nor the context changes, and no data is read.

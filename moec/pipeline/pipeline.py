@@ -145,7 +145,9 @@ class Pipeline:
         own, untouched = context.given_to(item), program.clone() if item.quantizes else None
         before, start = program.digest(), time.perf_counter()
         rewrites = item.apply(program, own)
-        program.history.append(AppliedPass(item.name, rewrites, item.contract_of(), item.by_call))
+        program.history.append(
+            AppliedPass(item.name, rewrites, item.contract_of(), item.by_call, own.widths or _kept(item, program))
+        )
         program.check()  # `finish` takes only what is well formed
         program.finish()
         seconds, digest = time.perf_counter() - start, program.digest()
@@ -175,6 +177,11 @@ def _check_weights(item: Pass, quantized: bool) -> None:
     if item.needs_weights == "quantized" and not quantized:
         what = f"no pass before it made weights coarser, so {item.name} has nothing to make good"
         raise MoecError("M203", what, str(item), "put quantize before it")
+
+
+def _kept(item: Pass, program: Program) -> tuple[int, ...]:
+    """The widths that a pass works on which makes good for what came before it."""
+    return tuple(w for s in program.history for w in s.widths) if item.needs_weights == "quantized" else ()
 
 
 def _changed_nothing(item: Pass, misses: Sequence[Miss]) -> MoecError:

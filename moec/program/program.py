@@ -26,12 +26,17 @@ META, CPU = torch.device("meta"), torch.device("cpu")
 
 @dataclass(frozen=True)
 class AppliedPass:
-    """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`."""
+    """What one pass did to a program; `by_call`: see `moec.pipeline.passes.Pass`; `widths`: in bits, of the grids that
+    it put weights on."""
 
     name: str
     rewrites: int
     contract: str
     by_call: bool = False
+    widths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
 
 
 @dataclass

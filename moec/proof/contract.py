@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -14,20 +15,25 @@ from moec.pipeline.pipeline import Hook
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
 from moec.program.signature import Sample
+from moec.proof.budgets import OverBudget, budget_of
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.decided_tokens import LEAST, NOISE, is_causal, is_half, look
+from moec.proof.own_text import OwnQuality, OwnText, judge, logits_of
+
+LESS = "make the pass less aggressive, or allow more with --max-kl, or with --tolerance on the outputs"
 
 
 class VerifyHook(Hook):
     """Holds every pass to its contract, by running the program before and after it on samples.
 
     An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`.
-    Approximate passes may deviate from the captured program by `budget`, all of them together; its unit is
-    `Tolerance`'s, too; without one a text judges the engine, and outputs only have to be
-    numbers. Weights are read one at a time, so this takes time rather than memory. In half precision
-    (`precision`) an exact pass may move tokens to other experts whose choice hangs on rounding: those are left out
-    where others differ, and where hardly any other is left, the engine's proof decides. `comparisons` holds the figures
-    of each pass. Raises M102 on a broken contract.
+    Approximate passes may deviate from the captured program by a budget, all of them together. It is the proof's own:
+    mean KL divergence and top-1 agreement on the model's own text (`moec.proof.own_text`), where `write` gives one; else
+    `budget` in `Tolerance`'s unit; without both a text judges the engine, and
+    outputs only have to be numbers. Weights are read one at a time, so this takes time rather than memory. In half
+    precision (`precision`) an exact pass may move tokens to other experts whose choice hangs on rounding: those are
+    left out where others differ, and where hardly any other is left, the engine's proof decides. `comparisons` and
+    `judged` hold the figures of each pass. Raises M102 on a broken contract.
     """
 
     def __init__(
@@ -36,36 +42,60 @@ class VerifyHook(Hook):
         tolerance: Tolerance,
         budget: Tolerance | None,
         precision: torch.dtype | None = None,
+        write: Callable[[], OwnText] | None = None,
+        max_kl: float | None = None,
     ) -> None:
         self._samples, self._tolerance, self._budget, self._precision = samples, tolerance, budget, precision
+        self._write, self._max_kl = write, max_kl
+        self.text: OwnText | None = None  # the model's own, once it was needed
+        self._said: Tensor | None = None  # by the captured program, on that text
         self._captured: Engine | None = None
         self._previous: Engine | None = None
         self.comparisons: list[tuple[str, Comparison]] = []
+        self.judged: list[tuple[str, OwnQuality]] = []
 
     def before(self, step: int, item: Pass, program: Program) -> None:
         self._previous = StreamingEngine(program.clone())
         self._captured = self._captured or self._previous
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
-        assert self._previous is not None and self._captured is not None
-        exact = item.contract_of() == "exact"
-        reference, allowed = (self._previous, self._tolerance) if exact else (self._captured, self._budget)
-        result = compare(reference, StreamingEngine(program), self._samples, allowed)
-        if not result.ok and exact and is_half(self._precision) and moe_nodes(program):
+        if item.contract_of() == "exact":
+            self._hold_exact(item, program)
+        elif self._write is not None:
+            self._judge(item, program)
+        else:
+            assert self._captured is not None
+            result = compare(self._captured, StreamingEngine(program), self._samples, self._budget)
+            fix = "allow more with --tolerance, or make the pass less aggressive"
+            self._take(item, result, "the error budget of an approximate", fix)
+
+    def _hold_exact(self, item: Pass, program: Program) -> None:
+        assert self._previous is not None
+        result = compare(self._previous, StreamingEngine(program), self._samples, self._tolerance)
+        if not result.ok and is_half(self._precision) and moe_nodes(program):
             causal, noise = is_causal(program, self._samples[0]), NOISE[self._precision]
             tokens = [look(program, sample, noise, causal)[0] for sample in self._samples]
             if sum(t.count for t in tokens) < LEAST * sum(t.total for t in tokens):
                 return
-            result = compare(reference, StreamingEngine(program), self._samples, allowed, tokens)
+            result = compare(self._previous, StreamingEngine(program), self._samples, self._tolerance, tokens)
+        self._take(item, result, "an exact", "report this with `moec compile --dump DIR`")
+
+    def _take(self, item: Pass, result: Comparison, kind: str, fix: str) -> None:
         self.comparisons.append((str(item), result))
         if not result.ok:
-            worst, kind = result.worst, "an exact" if exact else "the error budget of an approximate"
+            worst = result.worst
             figures = worst.problem or f"max |d|/std {worst.deviation:.2g}, {result.allowed}"
-            fix = (
-                "report this with `moec compile --dump DIR`"
-                if exact
-                else "allow more with --tolerance, or make the pass less aggressive"
-            )
-            raise MoecError(
-                "M102", f"{item.name} broke the contract of {kind} pass in {worst.name!r}: {figures}", str(item), fix
-            )
+            what = f"{item.name} broke the contract of {kind} pass in {worst.name!r}: {figures}"
+            error = MoecError if item.contract_of() == "exact" else OverBudget
+            raise error("M102", what, str(item), fix)
+
+    def _judge(self, item: Pass, program: Program) -> None:
+        assert self._captured is not None and self._write is not None
+        self.text = self.text or self._write()
+        self._said = logits_of(self._captured, self.text.ids) if self._said is None else self._said
+        budget = budget_of(program.history, self._max_kl)
+        found = judge(self._captured, StreamingEngine(program), self.text, budget, self._said)
+        self.judged.append((str(item), found))
+        if not found.ok:
+            what = f"{item.name} broke the error budget of an approximate pass: {'; '.join(found.problems)}"
+            raise OverBudget("M102", what, str(item), LESS)

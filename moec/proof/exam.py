@@ -52,13 +52,13 @@ class Exam:
     @classmethod
     def of(cls, text: Any, **options: Any) -> Exam | None:
         """From options of which some may be None, meaning the default; None without a text. Raises M201 for options
-        that need one."""
+        that need one; `max_kl` alone does not (`moec.proof.own_text`)."""
         given = {name: value for name, value in options.items() if value is not None}
         if text is None:
-            if given:
+            if set(given) - {"max_kl"}:
                 raise MoecError(
                     "M201",
-                    f"{', '.join(sorted(given))} says nothing without a text",
+                    f"{', '.join(sorted(set(given) - {'max_kl'}))} says nothing without a text",
                     "--text",
                     "name a text with --text FILE",
                 )

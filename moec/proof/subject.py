@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -13,12 +14,14 @@ from moec.frontend.source import Source
 from moec.program.program import Program
 from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
+from moec.proof.own_text import OwnText, is_language_model
 from moec.targets.backend import Backend
 from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
 from moec.text.corpus import Corpus
 
 Reference = Literal["full", "streamed"]
+Yardstick = Literal["outputs", "text", "own text"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ class Subject:
             memory at a time. Chosen once, recorded, and used by every check.
         against: another engine to compare with, in the reference's place.
         asked: the max |d|/std that the user allows; None for the default.
+        max_kl: the mean KL divergence that the user allows on the model's own text, in nats a token; None for the
+            default.
+        own_text: the model's own text, where it is written already; it has to fit the engine.
         exam: a text to judge the engine on, with its budget; corpus: its tokens. Both or neither.
+        exam_decides: whether a budget on the text takes the default's place.
         seed: of the inputs.
         engine_bytes, source_bytes: of the files of both sides, for the report.
         file: of the engine, to compare what it holds by value; None where there is none.
@@ -49,8 +56,11 @@ class Subject:
     reference: Reference = "full"
     against: Engine | None = None
     asked: float | None = None
+    max_kl: float | None = None
+    own_text: OwnText | None = None
     exam: Exam | None = None
     corpus: Corpus | None = None
+    exam_decides: bool = True
     seed: int = 0
     engine_bytes: int = 0
     source_bytes: int = 0
@@ -73,12 +83,20 @@ class Subject:
             return self.against
         return StreamingEngine(self.captured) if self.streamed else self.source.reference()
 
+    @cached_property
+    def judged_by(self) -> Yardstick:
+        """What decides how much may differ: outputs, for exact passes, where the user bounds them, and for approximate
+        passes on what is no language model; a text with a budget; else the model's own text."""
+        if not self.program.approximate:
+            return "outputs"
+        return yardstick(self.program, self.asked, self.exam if self.exam_decides else None)
+
     @property
     def tolerance(self) -> Tolerance | None:
         """What outputs may differ from the reference's; None where a text decides."""
-        if self.program.approximate:
-            return budget_of(self.precision, self.asked, self.exam)
-        return Tolerance.of(self.precision) if self.asked is None else Tolerance(self.asked)
+        if self.judged_by != "outputs":
+            return None
+        return Tolerance.of(self.precision, self.program.approximate) if self.asked is None else Tolerance(self.asked)
 
     @property
     def lowering_tolerance(self) -> Tolerance:
@@ -94,9 +112,10 @@ class Subject:
         return None if self.program.approximate else self.precision
 
 
-def budget_of(precision: torch.dtype, asked: float | None, exam: Exam | None) -> Tolerance | None:
-    """What all approximate passes together may change: what was asked for, else the default; None where a budget on a
-    text decides in their place."""
-    if asked is None and exam is not None and exam.bounded:
-        return None
-    return Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
+def yardstick(program: Program, asked: float | None, exam: Exam | None) -> Yardstick:
+    """By what approximate passes on a program are judged, all of them together; see `Subject.judged_by`."""
+    if asked is not None:
+        return "outputs"
+    if exam is not None and exam.bounded:
+        return "text"
+    return "own text" if is_language_model(program) else "outputs"

@@ -17,12 +17,15 @@ from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
 from moec.proof.checks.values import Values
+from moec.proof.checks.weights import QuantizedWeights
 from moec.proof.compare import Comparison
 from moec.proof.coverage import Coverage
+from moec.proof.own_text import OwnQuality
 from moec.proof.quality import Quality
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
@@ -30,8 +33,8 @@ from moec.proof.trial import Trial
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    Assumed, SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, Values,
-    TextQuality,
+    Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency, ExpertsReached,
+    Values, OwnTextQuality, TextQuality,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 
@@ -82,6 +85,12 @@ class Verification:
     def quality(self) -> Quality | None:
         """On a text, when one was given."""
         found = self.find(TextQuality)
+        return found.quality if found else None
+
+    @property
+    def own_quality(self) -> OwnQuality | None:
+        """On texts that the untouched model writes itself, where these decide."""
+        found = self.find(OwnTextQuality)
         return found.quality if found else None
 
     def _demand(self, kind: type[C]) -> C:

@@ -190,6 +190,7 @@ class _Part:
             self._packed = torch.empty(*leading, width * grid.stored // 8, dtype=torch.uint8)
             self._scale = torch.empty(*leading, groups, dtype=weight.dtype)
             self._zero = None if grid.symmetric else torch.empty(*leading, groups, dtype=torch.uint8)
+        self._weight = weight if experts is None else taken(weight, experts)
         self._grid, self._origin, self.experts = (
             grid,
             weight.origin if experts is None else f"{weight.origin}{list(experts)}",
@@ -209,7 +210,8 @@ class _Part:
     def packed(self, label: str) -> PackedWeight:
         def part(value: Tensor, name: str) -> Weight:
             data = f", {label}" if self._grid.method == "gptq" else ""  # others look at no data
-            return from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
+            made = from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
+            return replace(made, inputs=(self._weight,))
 
         zero = None if self._zero is None else part(self._zero, "zero")
         return PackedWeight(part(self._packed, "packed"), part(self._scale, "scale"), zero, self._grid.stored)

@@ -5,21 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from moec.execution.streaming import StreamingEngine
 from moec.pipeline.pipeline import Pipeline
 from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
-from moec.proof.subject import Subject, budget_of
+from moec.proof.subject import Subject, yardstick
 from tests.moe_module import MoeModel, source_of
 
 
-def test_a_budget_on_a_text_stands_in_the_place_of_one_on_outputs() -> None:
-    precision, bounded, free = torch.float32, Exam("t", max_kl=0.1), Exam("t")
-    default = Tolerance.of(precision, approximate=True)
-    assert budget_of(precision, None, None) == budget_of(precision, None, free) == default
-    assert budget_of(precision, None, bounded) is None
-    assert budget_of(precision, 0.2, bounded) == budget_of(precision, 0.2, None) == Tolerance(0.2)
+class Values(nn.Module):
+    """The small model without its head: it says nothing of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MoeModel()
+        self.inner.head = nn.Identity()
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"hidden": self.inner(input_ids)["logits"]}
+
+
+def test_what_judges_approximate_passes() -> None:
+    program, bounded, free = source_of(MoeModel()).capture(), Exam("t", max_kl=0.1), Exam("t")
+    assert yardstick(program, None, None) == yardstick(program, None, free) == "own text"
+    assert yardstick(program, None, bounded) == "text"
+    assert yardstick(program, 0.2, bounded) == yardstick(program, 0.2, None) == "outputs"  # what was asked for
+    assert yardstick(source_of(Values()).capture(), None, free) == "outputs"
 
 
 def test_what_may_differ() -> None:
@@ -30,7 +43,9 @@ def test_what_may_differ() -> None:
     assert exact.rounding is torch.float32 and replace(exact, asked=0.25).tolerance == Tolerance(0.25)
     program, _ = Pipeline.parse("quantize(bits=8, group=16, experts=16)").run(captured)
     changed = replace(exact, program=program, precision=torch.float16)
-    assert changed.tolerance is None and changed.rounding is None
+    assert changed.tolerance is None and changed.rounding is None and changed.judged_by == "text"
+    assert replace(changed, exam_decides=False).judged_by == replace(changed, exam=None).judged_by == "own text"
+    assert replace(changed, asked=0.2).tolerance == Tolerance(0.2)
     assert changed.lowering_tolerance == Tolerance.of(torch.float16)
     assert replace(changed, kernel_deviation=0.3).lowering_tolerance == Tolerance(0.3)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
+from moec.proof.budgets import OverBudget
 from moec.proof.checks.check import Check, Figure
 from moec.proof.compare import Comparison, OutputError
 from moec.proof.evidence import compared
@@ -43,7 +44,7 @@ class Outputs(Check):
         )
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
-        return MoecError("M101", what, where, self.way_out)
+        return (OverBudget if self.approximate else MoecError)("M101", what, where, self.way_out)
 
     @property
     def way_out(self) -> str:

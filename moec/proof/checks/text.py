@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from moec.errors import MoecError
+from moec.proof.budgets import OverBudget
 from moec.proof.checks.check import Check, Figure
 from moec.proof.examination import examine
 from moec.proof.quality import Quality
@@ -37,7 +38,7 @@ class TextQuality(Check):
             return None
         what = "; ".join(found.problems) or f"the KL divergence is {found.kl_mean}"
         fix = "make the passes less aggressive, or allow more with --max-kl or --max-perplexity-ratio"
-        return MoecError("M107", what, f"{found.exam.text}, {found.tokens:,} tokens", fix)
+        return OverBudget("M107", what, f"{found.exam.text}, {found.tokens:,} tokens", fix)
 
     @property
     def note(self) -> str:
