@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit
+from moec.cli.console import common, emit, say
 from moec.cli.settings import model_options, text_options
 from moec.errors import MoecError
 
@@ -74,9 +74,9 @@ def verify_command(
             plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
         )
     else:
-        click.echo(str(result))
+        say(str(result))
         if culprit:
-            click.echo(str(culprit))
+            say(str(culprit))
     return 0 if result.ok else 1
 
 
@@ -117,7 +117,7 @@ def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: boo
     from moec import api
 
     result = api.bench(engines, sizes=_sizes(sizes), **options)
-    emit(result.to_dict()) if as_json else click.echo(str(result))
+    emit(result.to_dict()) if as_json else say(str(result))
 
 
 def _sizes(texts: tuple[str, ...]) -> dict[str, int]:

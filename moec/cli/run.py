@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit
+from moec.cli.console import common, emit, say
 from moec.errors import MoecError
 
 
@@ -77,13 +77,13 @@ def _write(
         engine, prompt, max_tokens=max_tokens, sampling=Sampling(temperature, top_k, top_p, seed)
     )
     for piece in pieces:
-        click.echo("" if as_json else piece, nl=False)
+        say("" if as_json else piece, nl=False)
     if as_json:
         emit(written.to_dict())
         return
-    click.echo()
+    say()
     if not quiet:
-        click.echo(str(written), err=True)
+        say(str(written), err=True)
 
 
 def _ids(text: str) -> list[int]:
@@ -116,7 +116,7 @@ def _forward(engine: Path, file: Path | None, output: Path | None, seed: int, as
         emit({"outputs": rows})
         return
     for name, row in rows.items():
-        click.echo(f"{name}: {row['dtype']}{row['shape']} mean {row['mean']:.4g} std {row['std']:.4g}")
+        say(f"{name}: {row['dtype']}{row['shape']} mean {row['mean']:.4g} std {row['std']:.4g}")
 
 
 def _read(file: Path) -> dict[str, Any]:

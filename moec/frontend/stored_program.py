@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from moec.errors import MoecError
+from moec.files.regular import read_text
 from moec.frontend.export import export, from_exported
+from moec.frontend.exported_file import load_exported
 from moec.program.program import META, AppliedPass, Input, Program, dynamic_dimensions
 from moec.weights.lazy import Weight, from_file
 from moec.weights.shards import write_shards
@@ -65,9 +67,11 @@ def load_program(folder: str | Path) -> Program:
     """Read what `save_program` wrote; the weights stay on disk until they are needed. Raises M204 for anything else."""
     path = Path(folder)
     try:
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        exported = torch.export.load(path / GRAPH)
+        facts = json.loads(read_text(path / FACTS))
+        exported = load_exported(path / GRAPH)
         files = {name: from_file(path / WEIGHTS, name) for name in set(facts["weights"].values())}
+    except MoecError:
+        raise
     except Exception as error:
         raise MoecError(
             "M204",
