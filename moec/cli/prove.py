@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from moec.cli.console import common, emit, say
-from moec.cli.settings import model_options, text_options
+from moec.cli.settings import model_options, text_options, trust_options
 from moec.errors import MoecError
 
 
@@ -108,6 +108,7 @@ def _publish(path: Path, text: str) -> None:
 @click.option("--forward", is_flag=True, help="Time single forward passes of decoders too.")
 @click.option("--runs", type=int, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
 @click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
+@trust_options
 @common
 def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine.

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from moec.cli.console import common, emit, say
+from moec.cli.settings import trust_options
 from moec.errors import MoecError
 
 
@@ -40,6 +41,7 @@ from moec.errors import MoecError
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn."
 )
+@trust_options
 @common
 def run_command(
     engine: Path, prompt: str | None, tokens: str | None, file: Path | None, output: Path | None, **options: Any
@@ -49,8 +51,9 @@ def run_command(
     Without a prompt, run ENGINE once and print the shape, mean and spread of each output.
     """
     as_json, seed = options.pop("as_json"), options.pop("seed")
+    opening = {name: options.pop(name) for name in ("trust_remote_code", "allow_pickle")}
     if prompt is None and tokens is None:
-        _forward(engine, file, output, seed, as_json)
+        _forward(engine, file, output, seed, as_json, opening)
         return
     if file or output or (prompt is not None and tokens is not None):
         raise MoecError(
@@ -98,13 +101,15 @@ def _ids(text: str) -> list[int]:
         ) from None
 
 
-def _forward(engine: Path, file: Path | None, output: Path | None, seed: int, as_json: bool) -> None:
+def _forward(
+    engine: Path, file: Path | None, output: Path | None, seed: int, as_json: bool, opening: dict[str, Any]
+) -> None:
     import numpy as np
 
     from moec import api
 
     opened = api.load(engine)
-    inputs = _read(file) if file else {k: v.numpy() for k, v in api.sample(engine, seed).items()}
+    inputs = _read(file) if file else {k: v.numpy() for k, v in api.sample(engine, seed, **opening).items()}
     outputs = opened(**inputs)
     if output:
         np.savez(output, **outputs)

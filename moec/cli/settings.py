@@ -34,7 +34,8 @@ def model_options(function: Command) -> Command:
 def trust_options(function: Command) -> Command:
     """What moec does only when it is told to; no file says these, and no manifest."""
     function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
-    return click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
+    help = "Run code that comes with the model, or a model of code that an engine's manifest names."
+    return click.option("--trust-remote-code", is_flag=True, help=help)(function)
 
 
 def text_options(function: Command) -> Command:

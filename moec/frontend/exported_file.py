@@ -33,6 +33,11 @@ _SIZES = re.compile(  # of integers and their relations; what else `operator` ha
     r"|math\.\w+|torch\.(sym_\w+|_sym_\w+))"
 )
 _FORBIDDEN = ("from_file", "load_library", "import_module")  # these make or open files
+_SYMPY = {
+    *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "floor", "ceiling"),
+    *("Eq", "Ne", "Ge", "Gt", "Le", "Lt", "And", "Or", "Not", "Piecewise", "ExprCondPair", "Tuple"),
+    *("Equality", "Unequality", "GreaterThan", "StrictGreaterThan", "LessThan", "StrictLessThan"),
+}
 _POWERS = ("Pow", "PowByNatural", "FloatPow", "LShift", "RShift")
 _MOST = 64  # of an exponent: SymPy computes powers of numbers at once, and digits take memory
 _PURE = (ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.Load, ast.UnaryOp, ast.BinOp, ast.Compare,
@@ -179,14 +184,12 @@ def _is_plain(node: ast.AST) -> bool:
 
 
 def _functions() -> set[str]:
-    """The functions that sizes are written with: torch's own, and a few of SymPy's."""
+    """The functions that sizes are written with: torch's own, and some of SymPy's."""
+    import sympy
     import torch.utils._sympy.functions as theirs
 
-    own = {name for name, value in vars(theirs).items() if isinstance(value, type)}
-    return own | set("Symbol Integer Rational Float Add Mul Pow Mod Max Min Eq Ne Ge Gt Le Lt And Or Not Abs floor".split()) | {
-        "Equality", "Unequality", "GreaterThan", "StrictGreaterThan", "LessThan", "StrictLessThan", "ceiling", "Piecewise",
-        "ExprCondPair", "Tuple", "BooleanTrue", "BooleanFalse",
-    }  # fmt: skip
+    own = {name for name, value in vars(theirs).items() if isinstance(value, type) and issubclass(value, sympy.Basic)}
+    return own | _SYMPY
 
 
 def _refusal(what: str, path: Path) -> MoecError:

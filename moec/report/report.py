@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from moec.errors import MoecError
+from moec.files.regular import read_text
 from moec.pipeline.pipeline import StepReport
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.compare import Comparison
@@ -142,7 +143,7 @@ class Report:
     def read(cls, path: Path) -> Report:
         """Read a `moec.json`. Raises M106 when it is missing."""
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+            return cls.from_json(read_text(path), str(path))
         except OSError as error:
             raise MoecError(
                 "M106",

@@ -145,5 +145,5 @@ def test_a_weight_without_values_takes_no_memory(good: Path, tmp_path: Path) -> 
 
 
 def test_a_right_file_is_read(good: Path) -> None:
-    assert load_exported(good).module()(torch.randn(5, 9)).shape == (10, 2)
+    assert load_exported(good).module()(torch.randn(6, 10)).shape == (15, 2)
     assert ExportedSource(good).inputs[0].name == "x"
