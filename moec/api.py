@@ -58,6 +58,7 @@ def compile(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     cache: bool = True,
+    leave_out: Sequence[str] = (),
     save_hf: str | Path | None = None,
     layout: str | None = None,
     text: str | Path | None = None,
@@ -75,7 +76,7 @@ def compile(
 
     Args:
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
-            `allow_pickle` and `cache` too.
+            `allow_pickle`, `cache` and `leave_out` too.
         out: the engine folder; it appears only when everything went well.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
         progress: is told of every stage.
@@ -100,6 +101,7 @@ def compile(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         cache=cache,
+        leave_out=options.leave_out,
     )
     return compile_source(source, options, Path(out), hooks, progress)
 

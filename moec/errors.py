@@ -36,6 +36,9 @@ CODES: dict[str, str] = {
     "M211": "The inputs given to an engine do not fit its signature.",
     "M212": "The tensors given to a kernel are on the wrong device, or of a dtype, shape or layout that it does not "
     "take.",
+    "M215": "What a model's files say does not fit together: the class that was trained, or tensors that nothing uses.",
+    "M216": "The model takes an input that the engine would not have.",
+    "M217": "An adapter of a model cannot be merged into its weights.",
     "M218": "The operating system refused a file that moec was to read or write.",
     "M219": "The model's own code failed, or ended the program, while moec ran it.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",

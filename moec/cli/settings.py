@@ -28,7 +28,7 @@ def setting_options(*names: str) -> Callable[[Command], Command]:
 
 def model_options(function: Command) -> Command:
     """The options of verbs that open a model."""
-    return setting_options("inputs")(trust_options(setting_options("cache")(function)))
+    return setting_options("inputs")(trust_options(setting_options("cache", "leave_out")(function)))
 
 
 def trust_options(function: Command) -> Command:
@@ -61,7 +61,7 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         type=_click_type(setting),
         multiple=several,
         default=() if several else setting.default,
-        metavar="NAME=DIMS:DTYPE" if isinstance(kind, Names) else None,
+        metavar=setting.metavar or None,
         callback=None if isinstance(kind, PassList) else _reader(setting),  # passes need torch: read later
         help=setting.help + default,
     )

@@ -41,6 +41,7 @@ def compile_source(
     check_out(out, what_is_read(source, options))
     if options.save_hf:
         require_free(options.save_hf)
+    say_account(source, progress)
     options = replace(
         options,
         layout=choose(
@@ -87,6 +88,14 @@ def compile_source(
 def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:
     """The files and folders that a compile reads, which its engine must not take the place of."""
     return (*source.places, *(Path(text) for text in (options.text, options.calibration) if text))
+
+
+def say_account(source: Source, progress: Progress) -> None:
+    """What the model is and what is left out of it, a line each. Raises M205 or M215 to M217 for what nothing
+    explains."""
+    for line in source.account().lines():
+        progress.stage("account")
+        progress.done(line)
 
 
 def calibration_for(options: Options, source: Source) -> Calibration | None:

@@ -42,7 +42,9 @@ class EngineFolder:
     def source(self, model: str | None = None) -> Source:
         """The model, opened again, from another place if one is given. Raises M106 when its files are not those that
         the engine was made from."""
-        return open_recorded(self.report, self._opening, model)
+        source = open_recorded(self.report, self._opening, model)
+        source.account()
+        return source
 
     def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
         """The captured program, and the one that the engine was built from."""

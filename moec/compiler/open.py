@@ -22,6 +22,7 @@ def open_source(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     cache: bool = True,
+    leave_out: Sequence[str] = (),
 ) -> Source:
     """Open a model without loading its weights.
 
@@ -33,13 +34,14 @@ def open_source(
         trust_remote_code, allow_pickle: run code that came with the model; refused by default.
         cache: give a Hugging Face model that generates text a cache of keys and values as inputs and outputs, so that
             one graph serves the prompt and every token after it.
+        leave_out: names of inputs, tensors and files of a Hugging Face model that the engine is to be without.
 
     Raises:
         MoecError: M204, M205, M206 or M209, when there is no such model or moec must not or cannot read it.
     """
     if isinstance(model, Source):
         return model
-    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache)
+    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out)
     kind = source_kind(model, opening)
     if kind is not None:
         return kind.open(model, opening)

@@ -61,6 +61,7 @@ class Options:
             `exam`. One that is set stands in the place of the approximate passes' default budget in max|d|/std.
         inputs: `name=dims:dtype` texts that the source is opened with.
         cache: whether a decoder is opened with its cache of keys and values.
+        leave_out: what of the model the engine is to be without, see `moec.frontend.account.LeaveOut`.
 
     Raises:
         MoecError: M201 for a value that a setting does not take, M202 for unknown passes and layouts.
@@ -105,9 +106,19 @@ class Options:
         Real(above=True), None, "On --text: allowed perplexity, as a multiple of the untouched model's."
     )
     inputs: tuple[str, ...] = setting(
-        Names(), (), "A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.", flag="--input"
+        Names(),
+        (),
+        "A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.",
+        flag="--input",
+        metavar="NAME=DIMS:DTYPE",
     )
     cache: bool = setting(Switch(), True, "A decoder's keys and values as inputs and outputs.")
+    leave_out: tuple[str, ...] = setting(
+        Names(),
+        (),
+        "Inputs, tensors or files of the model that the engine is to be without, e.g. 'pixel_values*'. Repeatable.",
+        metavar="NAME",
+    )
 
     def __post_init__(self) -> None:
         for name, declared in SETTINGS.items():

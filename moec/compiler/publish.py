@@ -72,6 +72,7 @@ def make_report(
         proof=proof,
         text_hashes=text_hashes,
         source_hashes=source.hashes,
+        account=source.account().to_plain(),
         steps=step_facts(steps),
         facts={**facts, "verified_by": ", ".join([str(ran), *otherwise])},
         environment=environment(backend.probe(options.target).versions),

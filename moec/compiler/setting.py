@@ -194,6 +194,7 @@ class Setting:
         flag: on the command line. key: in a TOML file.
         shown: the default in words.
         recorded: whether the manifest keeps it.
+        metavar: what the command line's help calls its value; empty for the usual word.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Setting:
     key: str
     shown: str
     recorded: bool
+    metavar: str = ""
 
     def read(self, value: Any, where: str = "") -> Any:
         """The value from plain data or a user's object. Raises M201, or what its kind raises, for an invalid one."""
@@ -226,9 +228,18 @@ def setting(
     key: str = "",
     shown: Any = None,
     recorded: bool = True,
+    metavar: str = "",
 ) -> Any:
     """A dataclass field that declares a setting; flag and key follow from the field's name unless they are given."""
-    metadata = {"kind": kind, "help": help, "flag": flag, "key": key, "shown": shown, "recorded": recorded}
+    metadata = {
+        "kind": kind,
+        "help": help,
+        "flag": flag,
+        "key": key,
+        "shown": shown,
+        "recorded": recorded,
+        "metavar": metavar,
+    }
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 
 
@@ -242,4 +253,6 @@ def _setting_of(field: dataclasses.Field[Any]) -> Setting:
     flag, key = given["flag"] or f"--{field.name.replace('_', '-')}", given["key"] or field.name
     default = "" if field.default in (None, (), "") else str(field.default)
     shown = default if given["shown"] is None else str(given["shown"])
-    return Setting(field.name, given["kind"], field.default, given["help"], flag, key, shown, given["recorded"])
+    return Setting(
+        field.name, given["kind"], field.default, given["help"], flag, key, shown, given["recorded"], given["metavar"]
+    )

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.account import Account
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
 
-Kind = Literal["token", "mask", "padding", "position", "type", "number"]
+Kind = Literal["token", "mask", "padding", "position", "type", "box", "number"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Domain:
 
     Attributes:
         kind: `token` ids, an attention `mask` of ones with padding on the right, one with `padding` on either side,
-            `position` ids counting up, `type` ids, or a plain `number`.
+            `position` ids counting up, `type` ids, a `box` (left, top, right, bottom), or a plain `number`.
         high: exclusive upper bound of integer values.
+        end: the token that every row ends with, and has nowhere else; None where rows end anyhow.
     """
 
     kind: Kind
     high: int = 2
+    end: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Opening:
         dynamic: names of dynamic dimensions by input, see `moec.frontend.export.capture`.
         trust_remote_code, allow_pickle: run code that came with the model; refused by default.
         cache: give a model that generates text a cache of keys and values as inputs and outputs.
+        leave_out: names (with `*` and `?`) of inputs, tensors and files of the model that the engine is to be without.
     """
 
     inputs: Mapping[str, Tensor] | Sequence[str] | None = None
@@ -50,6 +54,7 @@ class Opening:
     trust_remote_code: bool = False
     allow_pickle: bool = False
     cache: bool = True
+    leave_out: Sequence[str] = ()
 
     @property
     def specs(self) -> list[str]:
@@ -140,6 +145,15 @@ class Source(ABC):
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """The model as a Program, floating weights converted to `dtype` lazily."""
 
+    def account(self) -> Account:
+        """What the model is taken to be and what is left out of it, before anything is compared. A module in memory is
+        what it is, and its inputs are those that it was given.
+
+        Raises:
+            MoecError: M215 to M217, or M205, for what cannot be explained.
+        """
+        return Account(self.text, inputs=tuple(i.name for i in self.inputs))
+
     # ------------------------------------------------------------------ what stands beside a model
     def facts(self) -> ModelFacts:
         """What clients of an engine need to know of its model; only a name where nothing says more. Raises M204 when
@@ -197,4 +211,17 @@ def sample_input(spec: Input, domain: Domain | None, sizes: Mapping[str, int], g
         return torch.arange(shape[-1]).expand(shape).to(spec.dtype).clone()
     if spec.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(spec.dtype)
-    return torch.randint(0, domain.high if domain else 2, shape, generator=generator).to(spec.dtype)
+    drawn = torch.randint(0, domain.high if domain else 2, shape, generator=generator)
+    if kind == "box":
+        drawn = torch.cat([drawn[..., :2].minimum(drawn[..., 2:]), drawn[..., :2].maximum(drawn[..., 2:])], -1)
+    if domain is not None and domain.end is not None:
+        drawn = ended(drawn, domain)
+    return drawn.to(spec.dtype)
+
+
+def ended(tokens: Tensor, domain: Domain) -> Tensor:
+    """Token ids `[batch, length]` whose rows end with the domain's end token and have it nowhere else."""
+    assert domain.end is not None
+    tokens = torch.where(tokens == domain.end, (domain.end + 1) % domain.high, tokens)
+    tokens[..., -1] = domain.end
+    return tokens

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.account import Account, LeaveOut
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
+from moec.huggingface.account import account_of
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
@@ -52,29 +54,36 @@ class Origin(Protocol):
 
 
 def open_source(
-    text: str, *, trust_remote_code: bool = False, allow_pickle: bool = False, cache: bool = True
+    text: str,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    cache: bool = True,
+    leave_out: Sequence[str] = (),
 ) -> HuggingFaceSource:
     """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
 
-    With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs.
+    With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs. `leave_out` names
+    what the engine is to be without, see `moec.frontend.account.LeaveOut`.
 
     Raises:
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
-    return HuggingFaceSource(text, ModelFolder(text, trust_remote_code, allow_pickle), cache)
+    wanted = LeaveOut(leave_out)
+    return HuggingFaceSource(text, ModelFolder(text, trust_remote_code, allow_pickle, wanted), cache, wanted)
 
 
 class HuggingFaceSource(Source):
     """A model of the transformers library."""
 
-    def __init__(self, text: str, origin: Origin, cache: bool = True) -> None:
-        self.text, self.origin = text, origin
+    def __init__(self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None) -> None:
+        self.text, self.origin, self._leave_out = text, origin, leave_out or LeaveOut()
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache, self._own_attention = cache and decoder, not cache and decoder
         if not self._cache:
-            self.signature = signature_of(origin.template)  # refuses other modalities at once
+            self.signature = self._signature()  # refuses other modalities at once
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -93,20 +102,37 @@ class HuggingFaceSource(Source):
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
-            return cls.from_model(model, opening.cache)
-        return cls(str(model), ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle), opening.cache)
+            return cls.from_model(model, opening.cache, opening.leave_out)
+        return open_source(
+            str(model),
+            trust_remote_code=opening.trust_remote_code,
+            allow_pickle=opening.allow_pickle,
+            cache=opening.cache,
+            leave_out=opening.leave_out,
+        )
 
     @classmethod
-    def from_model(cls, model: Any, cache: bool = True) -> HuggingFaceSource:
+    def from_model(cls, model: Any, cache: bool = True, leave_out: Sequence[str] = ()) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not
         copied."""
-        return cls(type(model).__name__, Loaded(model), cache)
+        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out))
 
     @cached_property
     def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
         caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
-        return signature_of(self.origin.template, caches)
+        return self._signature(caches)
+
+    def _signature(self, caches: Sequence[Input] = ()) -> Signature:
+        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None))
+
+    @cached_property
+    def _account(self) -> Account:
+        return account_of(self.origin, (i.name for i in self.inputs), self._leave_out)
+
+    def account(self) -> Account:
+        """See `moec.huggingface.account.account_of`."""
+        return self._account
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks

@@ -76,9 +76,7 @@ def html(report: Report) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = _TEMPLATE.read_text(encoding="utf-8")
-    env = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     env.filters |= {"listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
     quality, reached = report.proof.quality, report.proof.find(ExpertsReached)
     inside, shift = (quality.agreement, quality.shift) if quality else (None, None)

@@ -38,6 +38,7 @@ class Report:
         source: the model as it was named. source_hashes: SHA-256 of the files that it was read from.
         settings: every setting of the compilation by name, as `moec.compiler.options.Options.to_plain` writes them;
             `moec compile --from` takes them again.
+        account: what the model is, and what the engine is without, see `moec.frontend.account.Account`.
         text_hashes: SHA-256 of the files that the settings `text` and `calibration` name.
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their
             reasons.
@@ -53,6 +54,7 @@ class Report:
     proof: Verification
     text_hashes: dict[str, str] = field(default_factory=dict)
     source_hashes: dict[str, str] = field(default_factory=dict)
+    account: dict[str, Any] = field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
@@ -103,7 +105,11 @@ class Report:
     @property
     def opening(self) -> dict[str, Any]:
         """How the source was opened, as arguments of `open_source`."""
-        return {"inputs": tuple(self.settings["inputs"]) or None, "cache": bool(self.settings["cache"])}
+        return {
+            "inputs": tuple(self.settings["inputs"]) or None,
+            "cache": bool(self.settings["cache"]),
+            "leave_out": tuple(self.settings.get("leave_out", ())),
+        }
 
     def headline(self) -> str:
         """The verdict in a line."""
@@ -183,6 +189,7 @@ _PLAIN: dict[str, tuple[Any, Any]] = {
     "settings": (dict[str, Any], None),
     "steps": (tuple[dict[str, Any], ...], ()),
     "facts": (dict[str, Any], {}),
+    "account": (dict[str, Any], {}),
     **dict.fromkeys(("source_hashes", "text_hashes", "environment"), (dict[str, str], {})),
 }
 

@@ -7,7 +7,7 @@ the operations are replaced by expressions of lazy weights, so that a stack of e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -51,6 +51,20 @@ def convert(model: Any, stored: Mapping[str, Weight]) -> dict[str, Weight]:
 def collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) -> dict[str, tuple[Any, Pieces]]:
     """Model name -> (converter or None, its sources by pattern), in the order of transformers'
     `convert_and_load_state_dict_in_model`."""
+    groups: dict[str, tuple[Any, Pieces]] = {}
+    for original, key, pattern, converter in place(model, stored, state):
+        if key not in state:
+            continue
+        _, pieces = groups.setdefault(key, (deepcopy(converter), {}))
+        sources = pieces.setdefault(pattern or original, [])
+        assert isinstance(sources, list)
+        sources.append(cast(stored[original], state[key].dtype))
+    return groups
+
+
+def place(model: Any, stored: Iterable[str], state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str | None, Any]]:
+    """Each stored name, the model's name that it goes to (not one of `state` where it goes nowhere), and the pattern
+    and the converter by which it does, if any."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
@@ -58,18 +72,11 @@ def collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) 
     renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
     converters = [m for m in mapping if isinstance(m, WeightConverter)]
     by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
-    groups: dict[str, tuple[Any, Pieces]] = {}
     for original in sorted(stored, key=dot_natural_key):
         key, pattern = rename_source_key(original, renamings, converters, model.base_model_prefix, state)
         if key not in state and original in state:
             key, pattern = rename_source_key(original, [], [], model.base_model_prefix, state)
-        if key not in state:
-            continue
-        _, pieces = groups.setdefault(key, (deepcopy(by_pattern[pattern]) if pattern else None, {}))
-        sources = pieces.setdefault(pattern or original, [])
-        assert isinstance(sources, list)
-        sources.append(cast(stored[original], state[key].dtype))
-    return groups
+        yield original, key, pattern, by_pattern[pattern] if pattern else None
 
 
 def _only(pieces: Pieces) -> Weight:

@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
+import re
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
+from torch import Tensor
 
 from moec.errors import MoecError
+from moec.files.inside import leads_outside
+from moec.files.regular import read_bytes
+from moec.frontend.account import FLAG, cut
 from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
+from moec.huggingface.reading.config_sizes import built_from, check_config, check_size
 from moec.huggingface.reading.conversion import convert
+from moec.huggingface.reading.model_class import CONFIG, check_permission, class_of
+from moec.huggingface.reading.peft_adapter import ADAPTER, adapter_in
 from moec.huggingface.reading.quantized import decode, decoder_of
-from moec.weights.lazy import Weight
+from moec.weights.lazy import Weight, cast, from_tensor
 
 
 class ModelFolder:
     """A model that is stored in a directory. Opening reads config.json and the headers of the weight files.
 
     Args:
-        text: a directory, or a hub id that the local cache holds (nothing is downloaded).
+        text: a directory, or a hub id that the local cache holds (nothing is downloaded); that of an adapter stands for
+            its base model with the adapter in it.
         trust_remote_code: let transformers run Python files that came with the model.
         allow_pickle: read `pytorch_model.bin` (with `weights_only`).
+        leave_out: what the user does not want; an adapter's file may be among it.
 
     Raises:
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
-            permission.
+            permission, M215 a config that names two models, M217 or M301 an adapter that cannot be merged.
     """
 
-    def __init__(self, text: str, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        leave_out: Container[str] = (),
+    ) -> None:
         self.path = _resolve(text)
-        raw = _read_config(self.path)
-        decoder = decoder_of(raw, self.path)
-        remote = raw.get("auto_map") if trust_remote_code else None
+        adapted = (self.path / ADAPTER).is_file() and ADAPTER not in leave_out
+        self.adapter = adapter_in(self.path, allow_pickle) if adapted else None
+        if self.adapter is not None and not (self.path / CONFIG).exists():
+            self.path = _resolve(self.adapter.base)
+        self.raw = _read_config(self.path)
+        decoder = decoder_of(self.raw, self.path)
+        remote = trust_remote_code and bool(self.raw.get("auto_map"))
         if not remote:
-            _check_architecture(raw, self.path)
-        self.config = _config(self.path, bool(remote))
-        self.model_class = _remote_class(raw["auto_map"], self.path) if remote else _class(raw, self.config, self.path)
+            check_permission(self.raw, self.path)
+        self.config = _config(self.path, remote)
+        self.model_class = class_of(self.raw, self.config, self.path, remote)
+        if self.adapter is not None:
+            self.adapter.check_task(self.model_class)
         self.checkpoint: Checkpoint = decode(read_checkpoint(self.path, allow_pickle), decoder)
         self.quantized = decoder is not None
+        if not remote:
+            check_size(self.model_class, self.config, self.checkpoint.weights, self.path / CONFIG)
 
     @property
     def size_bytes(self) -> int:
@@ -52,44 +77,112 @@ class ModelFolder:
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that `loaded` takes: of a quantized checkpoint the decoded tensors and the model's own, beside each
-        other."""
-        if not self.quantized:
+        """Memory that `loaded` takes: of a quantized checkpoint, or one with an adapter, the decoded tensors and the
+        model's own, beside each other."""
+        if not self.quantized and self.adapter is None:
             return self.size_bytes
-        return 2 * sum(math.prod(w.shape) * 4 for w in self.checkpoint.weights.values())
+        return 2 * self._float_bytes
+
+    @property
+    def _float_bytes(self) -> int:
+        return sum(math.prod(w.shape) * 4 for w in self.checkpoint.weights.values())
 
     @cached_property
     def template(self) -> Any:
         """The model without weights, in float32, for its signature."""
-        return skeleton.build(self.model_class, self.config, torch.float32)
+        with built_from(self.path / CONFIG):
+            return skeleton.build(self.model_class, self.config, torch.float32)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 by file name."""
-        return self.checkpoint.hashes()
+        return {**self.checkpoint.hashes(), **(self.adapter.hashes() if self.adapter else {})}
 
     def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
         """A private model on the meta device and its lazy weights in `dtype`."""
-        model = skeleton.build(self.model_class, self.config, dtype)
-        weights = convert(model, self.checkpoint.weights)
+        with built_from(self.path / CONFIG):
+            model = skeleton.build(self.model_class, self.config, dtype)
+        weights = convert(model, self.checkpoint.weights) if self.adapter is None else self._adapted(model)
         skeleton.tie(model, weights)
         return model, weights
 
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the model's tensors that the files do not give, which transformers would fill with random values."""
+        model, weights = self.captured(torch.float32)
+        patterns = model._keys_to_ignore_on_load_missing or ()
+        names = [name for name in model.state_dict() if name not in weights]
+        return tuple(name for name in names if not any(re.search(p, name) for p in patterns))
+
+    def _adapted(self, model: Any) -> dict[str, Weight]:
+        dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+        return {n: cast(from_tensor(v, n), dtypes[n]) for n, v in self._merged.items() if n in dtypes}
+
+    @cached_property
+    def _merged(self) -> dict[str, Tensor]:
+        assert self.adapter is not None
+        ending = re.sub(r"^.*?(?=For[A-Z]|$)", "", self.model_class.__name__) or "ForCausalLM"
+        return self.adapter.merged(self._from_state, self._float_bytes, ending)
+
     def loaded(self) -> Any:
-        """The untouched model with its weights, in float32, with transformers' own experts.
+        """The untouched model with its weights, in float32, with transformers' own experts, its adapter unmerged.
 
         Of a checkpoint that is quantized, the weights are decoded first, since transformers itself would ask for the
-        format's library.
+        format's library. Raises M205 when transformers misses tensors in the files, M217 when it cannot place those of
+        the adapter.
         """
-        kwargs = {
-            "config": self.config,
-            "dtype": torch.float32,
-            "experts_implementation": "eager",
-            "local_files_only": True,
-        }
-        if not self.quantized:
-            return self.model_class.from_pretrained(str(self.path), **kwargs).eval()
+        if self.quantized:
+            model = self._from_state()
+            if self.adapter is not None:
+                model.load_adapter(str(self.adapter.folder))
+            return model.eval()
+        folder = self.path if self.adapter is None else self.adapter.folder
+        with _without_adapter(self.adapter is None), built_from(self.path / CONFIG):
+            model, found = self.model_class.from_pretrained(
+                str(folder), output_loading_info=True, local_files_only=True, **self._kwargs
+            )
+        self._check_loaded(found)
+        return model.eval()
+
+    @property
+    def _kwargs(self) -> dict[str, Any]:
+        return {"config": self.config, "dtype": torch.float32, "experts_implementation": "eager"}
+
+    def _from_state(self) -> Any:
+        """The base model from tensors that are read, and decoded, here."""
         state = {name: in_float32(weight) for name, weight in self.checkpoint.weights.items()}
-        return self.model_class.from_pretrained(None, state_dict=state, **kwargs).eval()
+        return self.model_class.from_pretrained(None, state_dict=state, local_files_only=True, **self._kwargs).eval()
+
+    def _check_loaded(self, found: dict[str, Any]) -> None:
+        """What transformers itself says of the files, which moec has read by itself before."""
+        lacking = [*found["missing_keys"], *found["mismatched_keys"]]
+        extra = sorted(found["unexpected_keys"]) if self.adapter is not None else []
+        if extra:
+            what = f"the adapter holds {cut(extra)}, for which the base model has no place"
+            fix = f"name the base model that it was trained on, or compile without it: {FLAG} {ADAPTER}"
+            raise MoecError("M217", what, str(self.adapter.folder / ADAPTER), fix)  # type: ignore[union-attr]
+        if lacking:
+            raise lacks(sorted(map(str, lacking)), self.path)
+
+
+def lacks(names: Sequence[str], folder: Path) -> MoecError:
+    """M205 for tensors that no file gives."""
+    what = f"the files lack {cut(names)}, which transformers would fill with random values"
+    fix = "download the whole checkpoint, or correct `architectures` in config.json to the class that was trained"
+    return MoecError("M205", what, str(folder), fix)
+
+
+@contextmanager
+def _without_adapter(wanted: bool) -> Iterator[None]:
+    """transformers loads the adapter that stands beside a model by itself; not where the user left it out."""
+    import transformers.modeling_utils as loading
+
+    original = loading.maybe_load_adapters
+    if wanted:
+        loading.maybe_load_adapters = lambda name, _kwargs, **rest: (None, name, rest)
+    try:
+        yield
+    finally:
+        loading.maybe_load_adapters = original
 
 
 def _resolve(text: str) -> Path:
@@ -117,46 +210,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
             str(folder),
             "name the folder that holds config.json",
         )
+    if leads_outside(path, folder):
+        raise MoecError("M204", "config.json is a link out of its folder", str(path), "put the file itself there")
     try:
-        raw = json.loads(path.read_text())
-        assert isinstance(raw, dict)
-    except (ValueError, AssertionError) as error:
+        raw = msgspec.json.decode(read_bytes(path), type=dict[str, Any])
+    except OSError as error:
+        what = f"config.json cannot be read: {error.strerror}"
+        raise MoecError("M204", what, str(path), "put a readable file there") from error
+    except (ValueError, RecursionError) as error:
         raise MoecError(
             "M204", f"config.json is not a JSON object: {error}", str(path), "download the file again"
         ) from error
+    check_config(raw, path)
     return raw
-
-
-def _check_architecture(raw: dict[str, Any], folder: Path) -> None:
-    """Raise M209 when only code from the folder knows this model, M206 when nothing does."""
-    import transformers
-
-    known, where, kind = set(transformers.CONFIG_MAPPING.keys()), str(folder / "config.json"), raw.get("model_type")
-    names = raw.get("architectures") or []
-    if kind in known and all(hasattr(transformers, n) for n in names[:1]):
-        return
-    if raw.get("auto_map"):
-        raise MoecError(
-            "M209",
-            f"{kind!r} needs Python code from the model's own folder",
-            where,
-            "read that code, then pass --trust-remote-code",
-        )
-    if kind in known:
-        raise MoecError(
-            "M206",
-            f"transformers {transformers.__version__} has no class {names[0]!r}",
-            where,
-            "correct `architectures`, or upgrade transformers",
-        )
-    near = difflib.get_close_matches(str(kind), sorted(known), n=3)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise MoecError(
-        "M206",
-        f"transformers {transformers.__version__} knows no architecture {kind!r}",
-        where,
-        f"{hint}upgrade transformers if it is new",
-    )
 
 
 def _config(folder: Path, remote: bool) -> Any:
@@ -175,33 +241,3 @@ def _config(folder: Path, remote: bool) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are decoded here, or refused
     return config
-
-
-def _class(raw: dict[str, Any], config: Any, folder: Path) -> Any:
-    """The class that config.json names, else the architecture's bare model."""
-    import transformers
-
-    names = raw.get("architectures") or []
-    if names:
-        return getattr(transformers, names[0])
-    try:
-        return transformers.AutoModel._model_mapping[type(config)]
-    except KeyError as error:
-        raise MoecError(
-            "M206",
-            f"{config.model_type!r} has no bare model",
-            str(folder / "config.json"),
-            "add `architectures` to config.json",
-        ) from error
-
-
-def _remote_class(auto_map: dict[str, str], folder: Path) -> Any:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    models = [key for key in auto_map if key.startswith("AutoModel")]
-    if not models:
-        raise MoecError(
-            "M206", "auto_map names no model class", str(folder / "config.json"), "add an AutoModel… entry to it"
-        )
-    key = "AutoModelForCausalLM" if "AutoModelForCausalLM" in models else models[0]
-    return get_class_from_dynamic_module(auto_map[key], str(folder), local_files_only=True)

@@ -1,0 +1,138 @@
+"""An adapter that peft trained (LoRA and its kin), beside its base model or in a folder of its own.
+
+peft itself merges it into the base model's weights, which is what is compiled. The proof compares with the model that
+transformers and peft load together, in which the adapter stands unmerged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.execution.memory import total_bytes
+from moec.files.regular import read_text
+from moec.frontend.account import FLAG, cut
+
+ADAPTER = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_TASKS = {  # of peft, and the ending of the class that transformers has for it
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """A folder with an `adapter_config.json`, whose content is `config`, and the file of the adapter's tensors."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: str
+
+    @property
+    def base(self) -> str:
+        """What the adapter says that it was trained on: a folder or a hub id."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def kind(self) -> str:
+        """LORA, and peft's other names."""
+        return str(self.config.get("peft_type"))
+
+    def note(self) -> str:
+        """The adapter in a line."""
+        targets = [t for name in ("target_modules", "target_parameters") for t in _listed(self.config.get(name))]
+        rank = f" of rank {self.config['r']}" if "r" in self.config else ""
+        return f"adapter: {self.kind}{rank} on {cut(sorted(targets), 8)}, merged by peft"
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the adapter's files by name."""
+        return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in (ADAPTER, self.weights)}
+
+    def check_task(self, model_class: Any) -> None:
+        """Raise M217 when the adapter is of another task than the base model's class has a head for."""
+        ending = _TASKS.get(str(self.config.get("task_type")), "")
+        if ending and not model_class.__name__.endswith((ending, ending.replace("ForCausalLM", "LMHeadModel"))):
+            what = f"the adapter is of task {self.config['task_type']}, and its base model is {model_class.__name__}"
+            raise self._refusal(what, merging(self.folder, ending))
+
+    def merged(self, base: Callable[[], Any], needed_bytes: int, ending: str) -> dict[str, Tensor]:
+        """The base model's tensors with the adapter in them, float32, by the model's own names.
+
+        Args:
+            base: makes the base model, weights loaded.
+            needed_bytes: memory that it takes; merging needs it twice.
+            ending: of the model's class, such as `ForCausalLM`, for the command that merges it elsewhere.
+
+        Raises:
+            MoecError: M217 when peft cannot merge it, or there is too little memory.
+        """
+        if 2 * needed_bytes > total_bytes():
+            what = f"merging the adapter takes {2 * needed_bytes / 2**30:.0f} GiB of memory, more than this machine has"
+            raise self._refusal(what, merging(self.folder, ending))
+        from peft import PeftModel
+
+        try:
+            model: Any = PeftModel.from_pretrained(base(), str(self.folder))
+            model = model.merge_and_unload(safe_merge=True)
+        except MoecError:
+            raise
+        except Exception as error:  # each of peft's tuners has errors of its own
+            reason = (str(error).splitlines() or [""])[0][:200]
+            what = f"peft cannot merge an adapter of type {self.kind}: {type(error).__name__}: {reason}"
+            raise self._refusal(what, f"compile the base model alone: {FLAG} {ADAPTER}") from error
+        return {name: value.detach() for name, value in model.state_dict().items()}
+
+    def _refusal(self, what: str, fix: str) -> MoecError:
+        return MoecError("M217", what, str(self.folder / ADAPTER), fix)
+
+
+def merging(folder: Path, ending: str) -> str:
+    """The command that merges an adapter with peft alone."""
+    name = f"AutoPeftModel{ending}"
+    code = (
+        f"from peft import {name} as M; M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+    )
+    return f'merge it first, then compile ./merged: python -c "{code}"'
+
+
+def adapter_in(folder: Path, allow_pickle: bool) -> PeftAdapter:
+    """The adapter of a folder with an `adapter_config.json`.
+
+    Raises:
+        MoecError: M204 when its files are broken or missing, M209 for a pickle without permission, M217 for one that
+            asks for code, M301 without peft.
+    """
+    path = folder / ADAPTER
+    try:
+        config = json.loads(read_text(path))
+        assert isinstance(config, dict)
+    except (OSError, ValueError, AssertionError, RecursionError) as error:
+        raise MoecError("M204", f"{ADAPTER} is not a JSON object", str(path), "download the file again") from error
+    weights = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise MoecError("M204", f"the adapter has no {_WEIGHTS[0]}", str(folder), "download the file")
+    if weights.endswith(".bin") and not allow_pickle:
+        fix = "convert it to safetensors, or pass --allow-pickle (it is then loaded with weights_only=True)"
+        raise MoecError("M209", f"the adapter is a pickle, {weights}", str(folder / weights), fix)
+    if config.get("megatron_config"):  # peft would import the module that the file names
+        fix = f"remove megatron_config, or compile the base model alone: {FLAG} {ADAPTER}"
+        raise MoecError("M217", "the adapter asks for a module of Megatron to be imported", str(path), fix)
+    if find_spec("peft") is None:
+        fix = f"pip install 'moec[peft]'; or compile the base model alone: {FLAG} {ADAPTER}"
+        raise MoecError("M301", "the folder holds an adapter, and peft, which reads it, is missing", str(path), fix)
+    return PeftAdapter(folder, config, weights)
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)] if value else []
