@@ -1,5 +1,5 @@
-"""A config is looked at before anything is built from it: its entries' types, its counts, and the size of the model that
-it describes beside what the weight files hold."""
+"""A config is looked at before anything is built from it: its entries' types, its counts, and the size of the model
+that it describes beside what the weight files hold."""
 
 from __future__ import annotations
 
