@@ -2,9 +2,9 @@
 
 usage: python benchmarks/fuzz.py [--attacks 2000] [--workers 2] [--kinds config weights …] [--seconds 120] [--json]
 
-The attacks are those of `tests/mutations.py`, equal for equal numbers. Each runs the command line in a worker process; a
-worker that needs longer than `--seconds` or dies is counted and replaced. Wrong are: an exit status other than 0 to 3
-(70 is a bug), a traceback, an escape sequence on the terminal, foreign code that ran, a file outside of the attack's
+The attacks are those of `tests/mutations.py`, equal for equal numbers. Each runs the command line in a worker process;
+a worker that needs longer than `--seconds` or dies is counted and replaced. Wrong are: an exit status other than 0 to
+3 (70 is a bug), a traceback, an escape sequence on the terminal, foreign code that ran, a file outside of the attack's
 folder, a hang, a crash. Exit status 1 when there is any.
 """
 

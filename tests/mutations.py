@@ -23,15 +23,36 @@ import numpy as np
 EVIL = "\x1b]0;owned\x07\x1b[2J"  # a terminal that prints this is steered
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 _ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 3, 10**12, 2**70, -(2**63), 1e308, 0.5, -0.0, "", "x", "1", EVIL, "../../etc/passwd", "/etc/passwd",
-    [], [None], [1, 2], [[]], ["x"] * 3, {}, {"x": 1}, {"rope_type": "x"}, "\u202egpj", "é" * 300,
-)  # fmt: skip
+    *(None, True, False, 0, 1, -1, 3, 10**12, 2**70, -(2**63), 1e308, 0.5, -0.0),
+    *("", "x", "1", EVIL, "../../etc/passwd", "/etc/passwd", "\u202egpj", "é" * 300),
+    *([], [None], [1, 2], [[]], ["x"] * 3, {}, {"x": 1}, {"rope_type": "x"}),
+)
 _WORDS = (
-    "", "0", "1", "-1", "3", str(2**70), "2**70", "nan", "inf", "-inf", "1e400", "0x10", "x", "x=", "=x", "x=1", "a,b", EVIL,
-    "/dev/null", "/dev/zero", "/etc/passwd", ".", "..", "../..", "nowhere", "nowhere.pt2", "nowhere.py:x", "pipe", "a" * 5000, "\udcff",
-    "onnxruntime:threads=x", "onnxruntime:cpu,threads=99999999999", "quantize(bits=3)", "quantize(", "upcycle(experts=10000000)",
-    "x=batch,sequence:int64<5", "x=999999999999,999999999:float32", "--", "-h", "--debug=x", "1,2,3", "1,-5", "1,999999999999999999999",
-)  # fmt: skip
+    *(
+        "",
+        "0",
+        "1",
+        "-1",
+        "3",
+        str(2**70),
+        "2**70",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "0x10",
+        "x",
+        "x=",
+        "=x",
+        "x=1",
+        "a,b",
+    ),
+    *("/dev/null", "/dev/zero", "/etc/passwd", ".", "..", "../..", "nowhere", "nowhere.pt2", "nowhere.py:x", "pipe"),
+    *(EVIL, "a" * 5000, "\udcff", "onnxruntime:threads=x", "onnxruntime:cpu,threads=99999999999", "quantize(bits=3)"),
+    *("quantize(", "upcycle(experts=10000000)", "x=batch,sequence:int64<5", "x=999999999999,999999999:float32"),
+    *("--", "-h", "--debug=x", "1,2,3", "1,-5", "1,999999999999999999999"),
+)
+_PLACES = ("/etc/passwd", "../../../etc/passwd", "..\\x", "C:\\x", "../pipe", ".", "", EVIL, "config.json", "/dev/zero")
 
 
 @dataclass(frozen=True)
@@ -200,9 +221,7 @@ def index(chance: random.Random, bases: Bases, place: Path, deep: bool) -> list[
     raw = json.loads((bases.sharded / name).read_text())
     if chance.random() < 0.4:
         key = chance.choice(sorted(raw["weight_map"]))
-        raw["weight_map"][key] = chance.choice(
-            ("/etc/passwd", "../../../../etc/passwd", "..\\x", "C:\\x", "../pipe", ".", "", EVIL, "config.json", "/dev/zero")
-        )
+        raw["weight_map"][key] = chance.choice(_PLACES)
     (model / name).write_bytes(text_of(broken(raw, chance, 1) if chance.random() < 0.7 else raw, chance))
     return ["inspect", str(model)]
 
@@ -248,9 +267,16 @@ def arrays(chance: random.Random, bases: Bases, place: Path, deep: bool) -> list
     """An odd .npz for `run --inputs`."""
     names = ("input_ids", "attention_mask", "past_key_values.0.key", "position_ids", EVIL, "")
     odd = (
-        np.array(["x"]), np.zeros((0, 3), np.int64), np.full((1, 3), 2**60), np.ones((1, 3), np.int64), np.array(1.5), np.zeros((1, 3), "V4"),
-        np.array([{"x": 1}], dtype=object), np.zeros((1, 3), np.complex64), np.array("2020-01-01", dtype="datetime64[D]"), np.float16([[1, 2]]),
-    )  # fmt: skip
+        *(
+            np.array(["x"]),
+            np.zeros((0, 3), np.int64),
+            np.full((1, 3), 2**60),
+            np.ones((1, 3), np.int64),
+            np.array(1.5),
+        ),
+        *(np.zeros((1, 3), "V4"), np.array([{"x": 1}], dtype=object), np.zeros((1, 3), np.complex64)),
+        *(np.array("2020-01-01", dtype="datetime64[D]"), np.float16([[1, 2]])),
+    )
     file = place / "inputs.npz"
     np.savez(file, **{chance.choice(names): chance.choice(odd) for _ in range(chance.choice((0, 1, 2, 5)))})  # type: ignore[arg-type]
     if chance.random() < 0.4:

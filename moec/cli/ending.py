@@ -15,6 +15,7 @@ from moec.errors import MoecError
 from moec.files.refused import refused
 
 CLOSED_PIPE = 128 + 13  # SIGPIPE
+_NO_MEMORY = ("can't allocate memory", "Failed to allocate memory")  # PyTorch and ONNX Runtime say it in words only
 
 
 def as_moec_error(error: BaseException) -> MoecError | None:
@@ -28,7 +29,7 @@ def as_moec_error(error: BaseException) -> MoecError | None:
         return MoecError("M201", error.format_message(), "moec", "see `moec --help`")
     if isinstance(error, OSError):
         return refused(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         what = f"there is not enough memory: {(str(error).splitlines() or ['no more is given'])[0]}"
         return MoecError("M302", what, "this machine", "use a machine with more, or a smaller model")
     if not isinstance(error, Exception):  # SystemExit and its like; moec itself raises none

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import click
 
 from moec.cli.console import common, emit, say
-from moec.cli.settings import trust_options
+from moec.cli.settings import WHOLE, trust_options
 from moec.errors import MoecError
+from moec.files.regular import open_regular
 
 
 @click.command("run")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("--tokens", help="The prompt as token ids, e.g. 1,2,3; needs no tokenizer.")
-@click.option("--max-tokens", type=int, default=64, show_default=True, help="Tokens to write at most.")
+@click.option("--max-tokens", type=WHOLE, default=64, show_default=True, help="Tokens to write at most.")
 @click.option(
     "--temperature",
     type=float,
@@ -24,7 +26,7 @@ from moec.errors import MoecError
     show_default=True,
     help="0 takes the likeliest token, above 0 one is drawn.",
 )
-@click.option("--top-k", type=int, default=0, help="Draw from this many of the likeliest tokens.  [default: all]")
+@click.option("--top-k", type=WHOLE, default=0, help="Draw from this many of the likeliest tokens.  [default: all]")
 @click.option(
     "--top-p",
     type=float,
@@ -39,7 +41,7 @@ from moec.errors import MoecError
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Without a prompt: write the outputs into this .npz.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn."
+    "--seed", type=WHOLE, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn."
 )
 @trust_options
 @common
@@ -125,11 +127,20 @@ def _forward(
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """The arrays of an .npz by name. Raises M211 for anything else, and for one that takes more than the memory."""
     import numpy as np
 
+    from moec.execution.memory import total_bytes
+
+    fix = "write it with numpy.savez(file, name=array, …)"
     try:
-        return dict(np.load(file))
-    except (OSError, ValueError) as error:
-        raise MoecError(
-            "M211", f"not a readable .npz: {error}", str(file), "write it with numpy.savez(file, name=array, …)"
-        ) from error
+        with open_regular(file) as opened:
+            with ZipFile(opened) as archive:
+                size_bytes = sum(entry.file_size for entry in archive.infolist())
+            if size_bytes > total_bytes() // 2:
+                raise ValueError(f"its arrays take {size_bytes} bytes")
+            opened.seek(0)
+            return dict(np.load(opened, allow_pickle=False))
+    except Exception as error:  # zip files, headers of arrays and their values each have exceptions of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise MoecError("M211", f"not a readable .npz: {reason}", str(file), fix) from error

@@ -13,6 +13,7 @@ from moec.compiler.options import EXAM, SETTINGS
 from moec.compiler.setting import Choice, Folder, Names, PassList, Real, Setting, Switch, Whole
 
 Command = Callable[..., Any]
+WHOLE = click.IntRange(0, 2**63 - 1)  # what 64 bits hold
 
 
 def setting_options(*names: str) -> Callable[[Command], Command]:
