@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ try:
 except ImportError:  # Windows has no such locks, and nothing is swept there
     fcntl = None  # type: ignore[assignment]
 
-_NAME = re.compile(r"\.(?P<out>.+)\.moec-[a-z0-9_]{8}")
+_NAME = re.compile(r"\.(?P<out>.+)\.moec-[0-9a-f]{8}")
 OLD = "old"  # what stood in the place while a new one is moved there, on systems that cannot swap
 
 
@@ -31,12 +31,12 @@ def workplace(out: Path) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out.parent)
-    folder, lock = _locked(out)
+    folder, locks = out.parent / f".{out.name}.moec-{secrets.token_hex(4)}", list[int]()
     try:
+        _make(folder, locks)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        _remove(folder, locks)
 
 
 def sweep(parent: Path) -> None:
@@ -64,19 +64,27 @@ def _sweep_one(folder: Path) -> None:
         os.close(lock)
 
 
-def _locked(out: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor that holds its lock. Another process may sweep the folder before it is locked;
-    then there is another one."""
+def _make(folder: Path, locks: list[int]) -> None:
+    """Make a folder and lock it; again, where another process swept it before it was locked."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.moec-", dir=out.parent))
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        _lock(descriptor, wait=True)
-        if folder.exists():
-            return folder, descriptor
-        os.close(descriptor)
+        folder.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            locks.append(os.open(folder, os.O_RDONLY))
+            _lock(locks[-1], wait=True)
+            if folder.exists():
+                return
+
+
+def _remove(folder: Path, locks: list[int]) -> None:
+    """Remove a folder, to the end also where a signal comes meanwhile, and let its lock go."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        while locks:
+            os.close(locks.pop())
 
 
 def _lock(descriptor: int, wait: bool) -> bool:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from moec.compiler import staging as module
 from moec.compiler.staging import check_out, staging
 from moec.errors import MoecError
+from moec.files.workplace import sweep
 
 
 def write(folder: Path, text: str, **more: str) -> Path:
@@ -176,3 +182,40 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught, staging(tmp_path / "out" / "engine") as folder:
         (folder / "no" / "such").write_text("")
     assert caught.value.code == "M210"
+
+
+PUBLISHING = """
+import json, pathlib, signal, sys
+from moec.compiler.staging import staging
+
+def end(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, end)
+out = pathlib.Path(sys.argv[1])
+try:
+    for k in range(10**6):
+        with staging(out) as folder:
+            for name in ("a", "b"):
+                (folder / name).write_text(f"{sys.argv[2]} {k}")
+            (folder / "moec.json").write_text(json.dumps({"artefacts": [{"name": "a"}, {"name": "b"}]}))
+        print(k, flush=True)
+except KeyboardInterrupt:
+    sys.exit(143)
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_kill_leaves_a_whole_engine(by: signal.Signals, tmp_path: Path) -> None:
+    out, chance = tmp_path / "engine", random.Random(0)
+    for k in range(8):
+        process = subprocess.Popen([sys.executable, "-c", PUBLISHING, str(out), str(k)], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline()
+        time.sleep(chance.uniform(0, 0.02))
+        process.send_signal(by)
+        process.communicate()
+        assert process.returncode == (-9 if by == signal.SIGKILL else 143)
+        assert (out / "a").read_text() == (out / "b").read_text() and (out / "moec.json").exists()
+        if by == signal.SIGKILL:
+            sweep(tmp_path)
+        assert [p.name for p in tmp_path.iterdir()] == ["engine"]
