@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
-from moec.compiler.engine_folder import options_of, require_same_source, require_same_texts
+from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import SETTINGS, Options, Verify, read_settings
@@ -130,15 +130,9 @@ def rebuild(
     report = Report.read(path / MANIFEST if path.is_dir() else path)
     options = replace(options_of(report), **read_settings(settings))
     find_backend(options.target, options.build)
-    source = open_source(
-        report.source,
-        inputs=options.inputs or None,
-        cache=options.cache,
-        leave_out=options.leave_out,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
-    require_same_source(report, source)
+    opening = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    asked = replace(report, settings={**report.settings, **options.to_plain()})
+    source = open_recorded(asked, opening)
     require_same_texts(report, options)
     return compile_source(source, options, Path(out), hooks, progress)
 
@@ -205,10 +199,9 @@ def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None,
     return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"])
 
 
-def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:
-    """Random valid inputs for an engine, from its source's domains."""
-    report = read_report(folder)
-    source = open_source(report.source, **report.opening)
+def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:
+    """Random valid inputs for an engine, from its source's domains. `opening`: arguments of `open_source`."""
+    source = open_recorded(read_report(folder), opening)
     return source.sample(
         {name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}, seed
     )
@@ -275,7 +268,7 @@ def bench(
                 "M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder"
             )
         report = read_report(folder)
-        opened.append(open_source(report.source, **{**opening, **report.opening}).reference())
+        opened.append(open_recorded(report, opening).reference())
     if forward or not all(map(is_decoder, opened)):
         return bench_engines(opened, sizes=sizes, runs=30 if runs is None else runs)
     return bench_decoders(opened, sizes, max_tokens, 10 if runs is None else runs)

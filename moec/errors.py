@@ -6,6 +6,8 @@ wrong command (2), a missing runtime (3) and a bug of ours (70).
 
 from __future__ import annotations
 
+from moec.shown import one_line, shown
+
 EXIT_CODES = {"M1": 1, "M2": 2, "M3": 3, "M7": 70}
 
 # One line a code; `moec explain CODE` prints it. Add a code here before raising it.
@@ -42,6 +44,8 @@ CODES: dict[str, str] = {
     "M215": "What a model's files say does not fit together: the class that was trained, or tensors that nothing uses.",
     "M216": "The model takes an input that the engine would not have.",
     "M217": "An adapter of a model cannot be merged into its weights.",
+    "M218": "The operating system refused a file that moec was to read or write.",
+    "M219": "The model's own code failed, or ended the program, while moec ran it.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",
@@ -73,7 +77,8 @@ class MoecError(Exception):
         return EXIT_CODES[self.code[:2]]
 
     def __str__(self) -> str:
-        return f"error[{self.code}]: {self.what}\n  where: {self.where}\n  fix:   {self.fix}"
+        what, fix = (shown(text).replace("\n", "\n    ") for text in (self.what, self.fix))
+        return f"error[{self.code}]: {what}\n  where: {one_line(self.where)}\n  fix:   {fix}"
 
     def to_dict(self) -> dict[str, str | int]:
         """The same as plain data, for `--json`."""

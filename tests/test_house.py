@@ -16,10 +16,12 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(p for folder in ("moec", "passes", "backends") for p in (ROOT / folder).rglob("*.py"))
 # as a compile flows: a room imports itself and those before it
 ROOMS = [
+    "shown",
     "errors",
     "version",
     "progress",
     "registry",
+    "files",
     "dialect",
     "kernels",
     "weights",

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from moec.cli.console import INTERRUPTION, fail
+from moec.cli.ending import as_moec_error, drop_output, is_closed_pipe, standard_streams
 from moec.errors import MoecError
 from moec.version import __version__
 
@@ -68,24 +69,24 @@ def main(argv: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if argv is None else argv
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()
-    try:
-        status: Any = cli.main(arguments, standalone_mode=False)
-    except MoecError as error:
-        status = fail(error, as_json, debug)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "moec"
-        status = fail(MoecError("M201", error.format_message(), where, f"see `{where} --help`"), as_json, debug)
-    except (KeyboardInterrupt, click.Abort):
-        status = fail(None, as_json, debug)
-    except Exception as error:
-        if debug:
-            raise
-        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        status = fail(
-            MoecError(
-                "M799", what, " ".join(["moec", *arguments]), "run it again with --debug and report the traceback"
-            ),
-            as_json,
-            debug,
-        )
+    with standard_streams(questions=debug):
+        try:
+            status: Any = cli.main(arguments, standalone_mode=False)
+            sys.stdout.flush()
+        except BaseException as error:
+            status = _ended(error, arguments, as_json, debug)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:
+    """Say why the command line ended; returns the exit status."""
+    if is_closed_pipe(error):
+        return drop_output()
+    if isinstance(error, click.Abort) or (isinstance(error, KeyboardInterrupt) and INTERRUPTION.signal):
+        return INTERRUPTION.report()
+    known = as_moec_error(error)
+    if known is None and debug:
+        raise error
+    first = (str(error).splitlines() or [""])[0]
+    command, fix = " ".join(["moec", *arguments]), "run it again with --debug and report the traceback"
+    return fail(known or MoecError("M799", f"{type(error).__name__}: {first}", command, fix), as_json, debug)

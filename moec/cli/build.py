@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from moec.cli.config import read_config
-from moec.cli.console import common, emit, progress
+from moec.cli.console import common, emit, progress, say
 from moec.cli.settings import given_settings, setting_options, trust_options
 from moec.errors import MoecError
 
@@ -112,4 +112,4 @@ def _say(folder: Path, report: Any, as_json: bool) -> None:
     if as_json:
         emit({"ok": True, "folder": str(folder), "report": report.to_dict()})
     else:
-        click.echo(f"{folder}  {report.headline()}")
+        say(f"{folder}  {report.headline()}")

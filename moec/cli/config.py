@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
+from moec.files.regular import read_text
 from moec.registry import did_you_mean
+
+_PRESETS = Path(__file__).parents[1] / "presets"
 
 
 def presets() -> dict[str, str]:
     """Name -> first comment line of the presets that come with moec."""
-    folder = resources.files("moec") / "presets"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".toml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+    files = sorted(_PRESETS.glob("*.toml"))
+    return {f.stem: f.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for f in files}
 
 
 def read_config(config: Path) -> dict[str, Any]:
@@ -48,9 +49,7 @@ def _tables(config: Path) -> dict[str, Any]:
 
 
 def _text(config: Path) -> str:
-    if config.suffix == ".toml":
-        return config.read_text(encoding="utf-8")
-    return (resources.files("moec") / "presets" / f"{config}.toml").read_text(encoding="utf-8")
+    return read_text(config if config.suffix == ".toml" else _PRESETS / f"{config.name}.toml")
 
 
 def _nearest(unknown: str) -> str:

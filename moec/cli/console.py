@@ -14,8 +14,9 @@ import click
 
 from moec.errors import MoecError
 from moec.progress import Progress
+from moec.shown import one_line, shown
 
-INTERRUPTED = 130  # what shells say of a program that Ctrl-C ended
+ENDED_BY_SIGNAL = 128  # and the signal's number is what shells say of a program that one ended
 
 
 def common(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,38 +28,48 @@ def common(function: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
+def say(text: str = "", err: bool = False, nl: bool = True) -> None:
+    """Print a text on stdout or stderr; names and other texts of foreign origin cannot steer the terminal."""
+    click.echo(shown(text), err=err, nl=nl)
+
+
 def emit(data: Any) -> None:
     """Print plain data as JSON on stdout."""
     click.echo(json.dumps(data, indent=2, sort_keys=True, default=str, allow_nan=False))
 
 
-def fail(error: MoecError | None, as_json: bool, debug: bool) -> int:
-    """Print an error (None: interrupted) in three lines on stderr; returns the exit status."""
-    if error is None:
-        click.echo("interrupted\n  where: at your request\n  fix:   nothing was published; run it again", err=True)
-        return INTERRUPTED
+def fail(error: MoecError, as_json: bool, debug: bool) -> int:
+    """Print an error in three lines on stderr; returns the exit status."""
     if debug:
         traceback.print_exception(error)
-    click.echo(str(error), err=True)
+    say(str(error), err=True)
     if as_json:
         emit({"ok": False, "error": error.to_dict()})
     return error.exit_code
 
 
 class Interruption:
-    """Ctrl-C that cannot get lost. Where PyTorch catches everything it swallows this too, so it is asked for when a
-    stage ends or begins."""
+    """Ctrl-C, and a signal that asks to end: each raises KeyboardInterrupt, so that what was begun is taken back.
+
+    Where PyTorch catches everything it swallows this too, so it is asked for when a stage ends or begins.
+    """
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
     def __init__(self) -> None:
         self._asked = False
+        self.signal: signal.Signals | None = None
 
     def install(self) -> None:
-        """Note interrupts from now on; where they are ignored, as in a shell's background jobs, they stay so."""
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
+        """Note signals from now on; where they are ignored, as in a shell's background jobs, they stay so."""
+        self._asked, self.signal = False, None
+        for name in self.SIGNALS:
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+                signal.signal(number, self._note)
 
-    def _note(self, *_: Any) -> None:
-        self._asked = True
+    def _note(self, number: int, *_: Any) -> None:
+        self._asked, self.signal = True, signal.Signals(number)
         raise KeyboardInterrupt
 
     def check(self) -> None:
@@ -66,6 +77,13 @@ class Interruption:
         if self._asked:
             self._asked = False
             raise KeyboardInterrupt
+
+    def report(self) -> int:
+        """Say on stderr that the program was interrupted; returns the exit status."""
+        by = self.signal or signal.SIGINT
+        asked = "at your request" if by == signal.SIGINT else f"by {by.name}"
+        say(f"interrupted\n  where: {asked}\n  fix:   no half engine was published; run it again", err=True)
+        return ENDED_BY_SIGNAL + by
 
 
 INTERRUPTION = Interruption()
@@ -85,7 +103,8 @@ class ConsoleProgress(Progress):
     """Stages as lines on stderr; on a terminal the running one shows its bytes."""
 
     def __init__(self) -> None:
-        self._live, self._name, self._start, self._shown = sys.stderr.isatty(), "", 0.0, 0.0
+        self._live = sys.stderr is not None and sys.stderr.isatty()
+        self._name, self._start, self._shown = "", 0.0, 0.0
 
     def stage(self, name: str) -> None:
         INTERRUPTION.check()
@@ -98,12 +117,12 @@ class ConsoleProgress(Progress):
         if self._live and (now - self._shown > 0.1 or done >= total):
             self._shown = now
             amount = f"{done / 2**20:,.1f} / {total / 2**20:,.1f} MiB" if unit == "B" else f"{done} / {total}"
-            click.echo(f"\r\033[K  {self._name:<10} {amount}  {what[:60]}", nl=False, err=True)
+            click.echo(f"\r\033[K  {self._name:<10} {amount}  {one_line(what)[:60]}", nl=False, err=True)
 
     def done(self, detail: str = "") -> None:
         INTERRUPTION.check()
         start = "\r\033[K" if self._live else ""
-        click.echo(f"{start}  {self._name:<10} {detail}  ({time.perf_counter() - self._start:.1f} s)", err=True)
+        click.echo(f"{start}  {self._name:<10} {shown(detail)}  ({time.perf_counter() - self._start:.1f} s)", err=True)
 
 
 def progress(quiet: bool) -> Progress:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from moec import registry
-from moec.cli.console import common, emit
+from moec.cli.console import common, emit, say
 from moec.cli.settings import model_options
 from moec.errors import CODES, EXIT_CODES, MoecError
 
@@ -27,7 +27,7 @@ def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> N
 
     if (Path(model) / "moec.json").exists():
         report = api.read_report(model)
-        emit(report.to_dict()) if as_json else click.echo(markdown(report))
+        emit(report.to_dict()) if as_json else say(markdown(report))
         return
     found = api.inspect(model, **opening)
     if as_json:
@@ -43,17 +43,17 @@ def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> N
         )
         mixture = f"{block.experts} experts, {routing}" if block.kind != "ffn" else "dense"
         gate = "gated " if block.activation["gated"] else ""
-        click.echo(
+        say(
             f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} "
             f"{gate}{block.activation['name']}  {_millions(block.parameters)}"
         )
-    click.echo(
+    say(
         f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)}"
         f" ({_millions(found.active_without_embedding)} without the input embedding),"
         f" {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
     )
     for miss in found.misses:
-        click.echo(f"not matched: {miss.pass_name} at {miss.node}: {miss.reason}")
+        say(f"not matched: {miss.pass_name} at {miss.node}: {miss.reason}")
 
 
 def _millions(count: int) -> str:
@@ -72,7 +72,7 @@ def ls_command(what: str, as_json: bool, quiet: bool) -> None:
     else:
         group: registry.Group = "passes" if what == "passes" else "backends"
         rows = {name: _first_line(registry.find(group, name)) for name in registry.names(group)}
-    emit(rows) if as_json else click.echo("\n".join(f"{name:<16} {line}" for name, line in rows.items()))
+    emit(rows) if as_json else say("\n".join(f"{name:<16} {line}" for name, line in rows.items()))
 
 
 def _first_line(thing: Any) -> str:
@@ -99,7 +99,7 @@ def explain_command(name: str, as_json: bool, quiet: bool) -> None:
         }
         options = ", ".join(f"{k}={v!r}" for k, v in fields.items())
         text = f"{name}({options})\ncontract: {cls.contract}\n\n{data['doc']}"
-    emit(data) if as_json else click.echo(text)
+    emit(data) if as_json else say(text)
 
 
 @click.command("doctor")
@@ -131,7 +131,7 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
             }
         )
         return 0 if usable else 3
-    click.echo(
+    say(
         f"python {platform.python_version()} on {platform.machine()}, "
         + ", ".join(f"{k} {v}" for k, v in packages.items())
     )
@@ -141,7 +141,7 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
             if probe["available"]
             else f"missing: {probe['missing']}; {probe['install']}"
         )
-        click.echo(f"{name:<12} {state}")
+        say(f"{name:<12} {state}")
     if not usable:
         raise MoecError("M301", "no target can be used here", "moec doctor", next(iter(probes.values()))["install"])
     return 0

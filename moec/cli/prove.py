@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from moec.cli.console import common, emit
-from moec.cli.settings import model_options, text_options
+from moec.cli.console import common, emit, say
+from moec.cli.settings import WHOLE, model_options, text_options, trust_options
 from moec.errors import MoecError
 
 
@@ -17,7 +18,7 @@ from moec.errors import MoecError
 @click.option("--against", help="Another engine's folder or another model; the engine's own source by default.")
 @click.option("--bisect", is_flag=True, help="Name the first pass, layer and expert that diverge.")
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the inputs; the compile used 0.")
+@click.option("--seed", type=WHOLE, default=1, show_default=True, help="Of the inputs; the compile used 0.")
 @click.option(
     "--html",
     type=click.Path(path_type=Path),
@@ -74,9 +75,9 @@ def verify_command(
             plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
         )
     else:
-        click.echo(str(result))
+        say(str(result))
         if culprit:
-            click.echo(str(culprit))
+            say(str(culprit))
     return 0 if result.ok else 1
 
 
@@ -100,14 +101,15 @@ def _publish(path: Path, text: str) -> None:
 )
 @click.option(
     "--max-tokens",
-    type=int,
+    type=WHOLE,
     default=32,
     show_default=True,
     help="Decoders: tokens that follow the prompt, whose length is sequence.",
 )
 @click.option("--forward", is_flag=True, help="Time single forward passes of decoders too.")
-@click.option("--runs", type=int, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
+@click.option("--runs", type=WHOLE, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
 @click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
+@trust_options
 @common
 def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
     """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine.
@@ -117,7 +119,7 @@ def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: boo
     from moec import api
 
     result = api.bench(engines, sizes=_sizes(sizes), **options)
-    emit(result.to_dict()) if as_json else click.echo(str(result))
+    emit(result.to_dict()) if as_json else say(str(result))
 
 
 def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
@@ -126,12 +128,15 @@ def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
         (
             text
             for text, (name, _, size) in zip(texts, pairs, strict=True)
-            if not name or not size.isdigit() or int(size) < 1
+            if not name or not re.fullmatch(r"[0-9]{1,9}", size) or int(size) < 1
         ),
         None,
     )
     if bad is not None:
         raise MoecError(
-            "M201", f"cannot read the size {bad!r}", "--size", "write DIM=N with N of 1 or more, e.g. --size batch=4"
+            "M201",
+            f"cannot read the size {bad!r}",
+            "--size",
+            "write DIM=N with N from 1 to 999999999, e.g. --size batch=4",
         )
     return {name: int(size) for name, _, size in pairs}

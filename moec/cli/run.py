@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import click
 
-from moec.cli.console import common, emit
+from moec.cli.console import common, emit, say
+from moec.cli.settings import WHOLE, trust_options
 from moec.errors import MoecError
+from moec.files.regular import open_regular
 
 
 @click.command("run")
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.argument("prompt", required=False)
 @click.option("--tokens", help="The prompt as token ids, e.g. 1,2,3; needs no tokenizer.")
-@click.option("--max-tokens", type=int, default=64, show_default=True, help="Tokens to write at most.")
+@click.option("--max-tokens", type=WHOLE, default=64, show_default=True, help="Tokens to write at most.")
 @click.option(
     "--temperature",
     type=float,
@@ -23,7 +26,7 @@ from moec.errors import MoecError
     show_default=True,
     help="0 takes the likeliest token, above 0 one is drawn.",
 )
-@click.option("--top-k", type=int, default=0, help="Draw from this many of the likeliest tokens.  [default: all]")
+@click.option("--top-k", type=WHOLE, default=0, help="Draw from this many of the likeliest tokens.  [default: all]")
 @click.option(
     "--top-p",
     type=float,
@@ -38,8 +41,9 @@ from moec.errors import MoecError
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Without a prompt: write the outputs into this .npz.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn."
+    "--seed", type=WHOLE, default=0, show_default=True, help="Of random inputs, and of the tokens that are drawn."
 )
+@trust_options
 @common
 def run_command(
     engine: Path, prompt: str | None, tokens: str | None, file: Path | None, output: Path | None, **options: Any
@@ -49,8 +53,9 @@ def run_command(
     Without a prompt, run ENGINE once and print the shape, mean and spread of each output.
     """
     as_json, seed = options.pop("as_json"), options.pop("seed")
+    opening = {name: options.pop(name) for name in ("trust_remote_code", "allow_pickle")}
     if prompt is None and tokens is None:
-        _forward(engine, file, output, seed, as_json)
+        _forward(engine, file, output, seed, as_json, opening)
         return
     if file or output or (prompt is not None and tokens is not None):
         raise MoecError(
@@ -77,13 +82,13 @@ def _write(
         engine, prompt, max_tokens=max_tokens, sampling=Sampling(temperature, top_k, top_p, seed)
     )
     for piece in pieces:
-        click.echo("" if as_json else piece, nl=False)
+        say("" if as_json else piece, nl=False)
     if as_json:
         emit(written.to_dict())
         return
-    click.echo()
+    say()
     if not quiet:
-        click.echo(str(written), err=True)
+        say(str(written), err=True)
 
 
 def _ids(text: str) -> list[int]:
@@ -98,13 +103,15 @@ def _ids(text: str) -> list[int]:
         ) from None
 
 
-def _forward(engine: Path, file: Path | None, output: Path | None, seed: int, as_json: bool) -> None:
+def _forward(
+    engine: Path, file: Path | None, output: Path | None, seed: int, as_json: bool, opening: dict[str, Any]
+) -> None:
     import numpy as np
 
     from moec import api
 
     opened = api.load(engine)
-    inputs = _read(file) if file else {k: v.numpy() for k, v in api.sample(engine, seed).items()}
+    inputs = _read(file) if file else {k: v.numpy() for k, v in api.sample(engine, seed, **opening).items()}
     outputs = opened(**inputs)
     if output:
         np.savez(output, **outputs)
@@ -116,15 +123,24 @@ def _forward(engine: Path, file: Path | None, output: Path | None, seed: int, as
         emit({"outputs": rows})
         return
     for name, row in rows.items():
-        click.echo(f"{name}: {row['dtype']}{row['shape']} mean {row['mean']:.4g} std {row['std']:.4g}")
+        say(f"{name}: {row['dtype']}{row['shape']} mean {row['mean']:.4g} std {row['std']:.4g}")
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """The arrays of an .npz by name. Raises M211 for anything else, and for one that takes more than the memory."""
     import numpy as np
 
+    from moec.execution.memory import total_bytes
+
+    fix = "write it with numpy.savez(file, name=array, …)"
     try:
-        return dict(np.load(file))
-    except (OSError, ValueError) as error:
-        raise MoecError(
-            "M211", f"not a readable .npz: {error}", str(file), "write it with numpy.savez(file, name=array, …)"
-        ) from error
+        with open_regular(file) as opened:
+            with ZipFile(opened) as archive:
+                size_bytes = sum(entry.file_size for entry in archive.infolist())
+            if size_bytes > total_bytes() // 2:
+                raise ValueError(f"its arrays take {size_bytes} bytes")
+            opened.seek(0)
+            return dict(np.load(opened, allow_pickle=False))
+    except Exception as error:  # zip files, headers of arrays and their values each have exceptions of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise MoecError("M211", f"not a readable .npz: {reason}", str(file), fix) from error

@@ -13,6 +13,7 @@ from moec.compiler.options import EXAM, SETTINGS
 from moec.compiler.setting import Choice, Folder, Names, PassList, Real, Setting, Switch, Whole
 
 Command = Callable[..., Any]
+WHOLE = click.IntRange(0, 2**63 - 1)  # what 64 bits hold
 
 
 def setting_options(*names: str) -> Callable[[Command], Command]:
@@ -34,7 +35,8 @@ def model_options(function: Command) -> Command:
 def trust_options(function: Command) -> Command:
     """What moec does only when it is told to; no file says these, and no manifest."""
     function = click.option("--allow-pickle", is_flag=True, help="Read weights from pickles.")(function)
-    return click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")(function)
+    help = "Run code that comes with the model, or a model of code that an engine's manifest names."
+    return click.option("--trust-remote-code", is_flag=True, help=help)(function)
 
 
 def text_options(function: Command) -> Command:

@@ -12,7 +12,7 @@ from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, write_report
-from moec.compiler.staging import staging
+from moec.compiler.staging import check_out, require_free, staging
 from moec.execution.streaming import check_finite
 from moec.frontend.source import Source
 from moec.layouts import choose
@@ -39,6 +39,9 @@ def compile_source(
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
+    check_out(out, what_is_read(source, options))
+    if options.save_hf:
+        require_free(options.save_hf)
     say_account(source, progress)
     options = replace(
         options,
@@ -52,7 +55,7 @@ def compile_source(
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     calibration = calibration_for(options, source)
     with ExitStack() as stack:
-        folder = stack.enter_context(staging(out))
+        folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
         progress.done(
@@ -83,6 +86,11 @@ def compile_source(
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         write_report(report, folder)
     return report
+
+
+def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:
+    """The files and folders that a compile reads, which its engine must not take the place of."""
+    return (*source.places, *(Path(text) for text in (options.text, options.calibration) if text))
 
 
 def say_account(source: Source, progress: Progress) -> None:

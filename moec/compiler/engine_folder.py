@@ -7,15 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from moec.compiler.open import open_source
+from moec.compiler.open import open_source, source_kind
 from moec.compiler.options import Options
 from moec.compiler.proving import opened
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.frontend.source import Source
+from moec.frontend.module_source import file_hash
+from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
@@ -43,8 +44,7 @@ class EngineFolder:
     def source(self, model: str | None = None) -> Source:
         """The model, opened again, from another place if one is given. Raises M106 when its files are not those that
         the engine was made from."""
-        source = open_source(model or self.report.source, **{**self._opening, **self.report.opening})
-        require_same_source(self.report, source)
+        source = open_recorded(self.report, self._opening, model)
         source.account()
         return source
 
@@ -101,13 +101,52 @@ def options_of(report: Report) -> Options:
     return Options.of(report.settings, MANIFEST)
 
 
+def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None = None) -> Source:
+    """The model that a manifest names, opened again; or `model`, which has to be the same.
+
+    A manifest may come from anywhere: what it names is opened only when its files are those that the engine was made
+    from, and code is run only when the user named it himself, or said so with `trust_remote_code`.
+
+    Args:
+        report: the manifest's. opening: arguments of `open_source`, what the user gave. model: where it lies here.
+
+    Raises:
+        MoecError: M106 when its files are not the same, M209 for code that would have to be run.
+    """
+    text = model or report.source
+    kind = source_kind(text, Opening())
+    runs = kind.runs(text) if kind else ""
+    if runs and model is None and not opening.get("trust_remote_code"):
+        fix = "read it, then pass --trust-remote-code"
+        raise MoecError("M209", f"the manifest names the model, and {runs}", text, fix)
+    _require_same_files(report, kind.files(text) if kind else ())
+    source = open_source(text, **{**opening, **report.opening})
+    require_same_source(report, source)
+    return source
+
+
+def _require_same_files(report: Report, files: Sequence[Path]) -> None:
+    """Raise M106 when a file that would be opened is not the one that an engine was made from."""
+    for file in files:
+        try:
+            same = report.source_hashes.get(file.name) == file_hash(file)
+        except OSError:
+            continue  # who opens it says what is wrong
+        if not same:
+            _refuse_changed(report, [file.name])
+
+
+def _refuse_changed(report: Report, names: Sequence[str]) -> NoReturn:
+    what = f"the source has changed since: {', '.join(names[:3])}"
+    raise MoecError("M106", what, report.source, "compile it anew: moec compile MODEL")
+
+
 def require_same_source(report: Report, source: Source) -> None:
     """Raise M106 when the files of a model are not those that an engine was made from."""
     files = {*source.hashes, *report.source_hashes}
     changed = sorted(name for name in files if source.hashes.get(name) != report.source_hashes.get(name))
     if changed:
-        what = f"the source has changed since: {', '.join(changed[:3])}"
-        raise MoecError("M106", what, report.source, "compile it anew: moec compile MODEL")
+        _refuse_changed(report, changed)
 
 
 def require_same_texts(report: Report, options: Options, settings: Sequence[str] = ("text", "calibration")) -> None:

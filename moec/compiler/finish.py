@@ -44,7 +44,7 @@ def complete_engine(
     source = engine_folder.source(model)
     captured, program = engine_folder.remake(source)
     corpus = corpus_of(options.exam.text, source) if options.exam else None
-    with staging(folder) as new:
+    with staging(folder, source.places) as new:
         copy_artefacts(engine_folder.report, folder, new)
         progress.stage("build")
         facts = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,18 @@ def open_source(
     if isinstance(model, Source):
         return model
     opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out)
-    for name in registry.names("sources"):
-        kind: type[Source] = registry.find("sources", name)
-        if kind.opens(model, opening):
-            return kind.open(model, opening)
+    kind = source_kind(model, opening)
+    if kind is not None:
+        return kind.open(model, opening)
     raise MoecError(
         "M204",
         f"a {type(model).__name__} is no model that moec opens",
         "model",
         "give a folder, file.py:callable, a .pt2 file, an nn.Module, or install a package with a source for it",
     )
+
+
+def source_kind(model: Any, opening: Opening) -> type[Source] | None:
+    """The first registered source that opens this model; None where none does. Opens nothing."""
+    kinds: Iterator[type[Source]] = (registry.find("sources", name) for name in registry.names("sources"))
+    return next((kind for kind in kinds if kind.opens(model, opening)), None)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
-from moec.compiler.staging import MANIFEST
+from moec.compiler.staging import MANIFEST, PAGE, as_refusal, require_free
+from moec.files.exchange import move
+from moec.files.workplace import workplace
 from moec.frontend.source import Source
 from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport
@@ -22,22 +23,24 @@ from moec.report.page import html
 from moec.report.report import Report, step_facts
 from moec.targets.backend import Backend
 
-PAGE = "report.html"
-
 
 @contextmanager
 def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iterator[None]:
-    """Write the program as a checkpoint in its source's form, early, so that a refusal costs nothing; take it back if
-    the block fails."""
+    """Write the program as a checkpoint in its source's form, early, so that a refusal costs nothing. It gets its name
+    when the block ends well. Raises M210 where something has that name already, before the work or after it."""
     if folder is None:
         yield
         return
-    source.save_checkpoint(program, folder)
-    try:
+    out = folder.resolve()
+    with ExitStack() as stack:
+        with as_refusal(out.parent, out):
+            place = stack.enter_context(workplace(out))
+        require_free(out)
+        source.save_checkpoint(program, place / out.name)
         yield
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        require_free(out)
+        with as_refusal(out.parent, out):
+            move(place / out.name, out)
 
 
 def lay_out(source: Source, program: Program, options: Options, backend: Backend, folder: Path) -> None:

@@ -1,49 +1,156 @@
-"""Write a folder beside its place, then rename it: nobody sees half an engine under the name that was asked for."""
+"""Publish an engine's folder: made beside its place, put there in one step, only where nothing of others is lost."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from moec.errors import MoecError
+import msgspec
 
-MANIFEST = "moec.json"  # what makes a folder an engine's
+from moec.errors import MoecError
+from moec.files.exchange import exchange, move
+from moec.files.inside import stays_inside
+from moec.files.refused import refused
+from moec.files.regular import read_bytes
+from moec.files.workplace import OLD, workplace
+
+MANIFEST, PAGE = "moec.json", "report.html"  # the first is what makes a folder an engine's
 
 
 @contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well and vanishes when it does not."""
-    check_out(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise MoecError(
-            "M210", f"cannot write there: {error.strerror}", str(out.parent), "choose another --out"
-        ) from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        folder.rename(out)
-    except OSError as error:
-        raise MoecError(
-            "M210",
-            f"the engine cannot be written: {error.strerror or error}",
-            str(out),
-            "free space there, or choose another --out",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def staging(out: Path, keep: Sequence[Path] = ()) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and vanishes when it does not.
+
+    Whoever reads `out` sees the old engine or the new one (on systems that cannot swap two folders, none for a moment).
+    Of an engine that was there, what its manifest lists is removed.
+
+    Args:
+        out: the place. keep: files and folders that the work reads, which must not be in it.
+
+    Raises:
+        MoecError: M210 when the place cannot be written or taken, before the work or after it; M218 when the system
+            refused another file during the work.
+    """
+    out = out.resolve()
+    check_out(out, keep)
+    with ExitStack() as stack:
+        with as_refusal(out.parent, out):
+            place = stack.enter_context(workplace(out))
+        with as_refusal(place, out):
+            new = place / "engine"
+            new.mkdir()
+            yield new
+            new.chmod(0o755)
+            check_out(out, keep)
+            put_in_place(new, out)
 
 
-def check_out(out: Path) -> None:
-    """Raise M210 unless `out` is free, empty, or an engine folder that may be replaced."""
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / MANIFEST).exists())):
-        raise MoecError(
-            "M210", "there is something that moec did not write", str(out), "choose another --out, or remove it"
-        )
+@contextmanager
+def as_refusal(place: Path, out: Path) -> Iterator[None]:
+    """An OSError of the block as the error that says which file it is about: M210 for one in `place`, where what
+    becomes `out` is written; see `moec.files.refused`."""
+    try:
+        yield
+    except OSError as error:
+        better = refused(error, place, out)
+        if better is None:
+            raise
+        raise better from error
+
+
+def check_out(out: Path, keep: Sequence[Path] = ()) -> None:
+    """Raise M210 unless `out` is free, empty, or an engine's folder with nothing else in it; never the current
+    directory, the home, what is in `keep`, or a folder above one of these."""
+    place = out.resolve()
+    held = next((path for path in (Path.cwd(), Path.home(), *keep) if path.resolve().is_relative_to(place)), None)
+    if held is not None:
+        what = f"it is or holds {held}, which would be lost"
+        raise MoecError("M210", what, str(out), "choose another --out, beside it")
+    if not out.exists():
+        return
+    stranger = _stranger(place)
+    if stranger is not None:
+        what = f"there is something that moec did not write: {stranger}"
+        raise MoecError("M210", what, str(out), "choose another --out, or move it away")
+
+
+def require_free(folder: Path) -> None:
+    """Raise M210 when something has this name already."""
+    if folder.exists() or folder.is_symlink():
+        raise MoecError("M210", "there is something of that name already", str(folder), "remove it or name another")
+
+
+def put_in_place(new: Path, out: Path) -> None:
+    """Give a new engine its place, and remove the one that was there.
+
+    Raises:
+        OSError: when the system says no. MoecError: M210 when somebody put a file into the old one meanwhile. `out` is
+            then as it was.
+    """
+    try:
+        move(new, out)
+        return
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+    _to_disk(new)  # the old one goes: the new one has to be there after a loss of power too
+    if exchange(new, out):
+        _keep_strangers(new, out)  # the old one goes with its work folder
+        return
+    old = new.parent / OLD  # an interrupted process leaves it for the next to put back, see `moec.files.workplace`
+    out.rename(old)
+    try:
+        move(new, out)
+    except BaseException:
+        old.rename(out)
+        raise
+
+
+def _keep_strangers(old: Path, out: Path) -> None:
+    """Swap back when the old engine's folder holds something else by now."""
+    stranger = _stranger(old)
+    if stranger is not None:
+        exchange(old, out)
+        what = f"somebody put {stranger} into it during the work"
+        raise MoecError("M210", what, str(out), "move that away, and run it again")
+
+
+def _stranger(folder: Path) -> str | None:
+    """The first thing in a folder that its manifest does not list; None in an empty one."""
+    if not folder.is_dir():
+        return folder.name
+    listed = _listed(folder)
+    known = {*listed, *(str(parent) for name in listed for parent in Path(name).parents)}
+    found = (path for path in sorted(folder.rglob("*")) if path.relative_to(folder).as_posix() not in known)
+    return next((path.relative_to(folder).as_posix() for path in found), None)
+
+
+class _File(msgspec.Struct):
+    name: str
+
+
+class _Manifest(msgspec.Struct):
+    artefacts: list[_File]
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that moec wrote into a folder, as its manifest says; none where there is no manifest."""
+    try:
+        manifest = msgspec.json.decode(read_bytes(folder / MANIFEST), type=_Manifest)
+    except (OSError, msgspec.MsgspecError):
+        return set()
+    return {MANIFEST, PAGE, *(file.name for file in manifest.artefacts if stays_inside(file.name))}
+
+
+def _to_disk(folder: Path) -> None:
+    """Have the system write every file of a folder, and the names in it."""
+    for path in [*folder.rglob("*"), folder]:
+        with suppress(OSError):  # some file systems have no such call for folders
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

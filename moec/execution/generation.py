@@ -44,12 +44,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        drawable = 0 <= self.temperature < float("inf") and 0 <= self.top_k < 2**63 and 0 < self.top_p <= 1
+        if not drawable or not 0 <= self.seed < 2**63:
             raise MoecError(
                 "M201",
                 f"{self} makes no sense",
                 "sampling",
-                "a temperature and top_k of 0 or more, top_p above 0 and at most 1",
+                "a finite temperature, a seed and a top_k of 0 or more (below 2**63), top_p above 0 and at most 1",
             )
         if not self.temperature and (self.top_k or self.top_p < 1):
             raise MoecError(

@@ -7,7 +7,8 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import Tensor, fx, nn
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine, tensors_of
+from moec.files.regular import open_regular
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
+from moec.frontend.exported_file import load_exported
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
@@ -94,6 +97,14 @@ class FileSource(ModuleSource):
         return isinstance(model, str | Path) and ".py:" in str(model)
 
     @classmethod
+    def files(cls, model: str) -> tuple[Path, ...]:
+        return (_file_of(model)[0],)
+
+    @classmethod
+    def runs(cls, model: str) -> str:
+        return f"the Python file {_file_of(model)[0]} would be run"
+
+    @classmethod
     def open(cls, model: Any, opening: Opening) -> ModuleSource:
         """See `from_file`."""
         return from_file(str(model), opening.specs)
@@ -107,20 +118,20 @@ class ExportedSource(Source):
         return isinstance(model, str | Path) and str(model).endswith(".pt2")
 
     @classmethod
+    def files(cls, model: str) -> tuple[Path, ...]:
+        return (Path(model),)
+
+    @classmethod
+    def runs(cls, model: str) -> str:
+        return f"the graph of {model} would be run"
+
+    @classmethod
     def open(cls, model: Any, opening: Opening) -> ExportedSource:
-        """Read the file. Raises M204 when it is none."""
+        """Read the file, see `moec.frontend.exported_file`. Raises M204 when it is none, M209 when it holds code."""
         return cls(Path(model))
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._exported = torch.export.load(path)
-        except Exception as error:
-            raise MoecError(
-                "M204",
-                f"not a readable .pt2: {str(error).splitlines()[0][:200]}",
-                str(path),
-                "write it with torch.export.save",
-            ) from error
+        self._exported = load_exported(path)
         self.text, self.hashes = str(path), {path.name: file_hash(path)}
         self._program = from_exported(self._exported, source=str(path))
         self.inputs = self._program.inputs
@@ -155,8 +166,7 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
     Raises:
         MoecError: M204 when the file or a callable is missing or fails, M201 on a malformed input.
     """
-    path_text, *names = text.rsplit(":", 2) if text.count(":") > 1 else text.rsplit(":", 1)
-    path = Path(path_text)
+    path, names = _file_of(text)
     module_code = _import_file(path)
     made = [_call(module_code, name, text) for name in names]
     if not isinstance(made[0], nn.Module):
@@ -178,6 +188,12 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
             "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs",
         )
     return FileSource(made[0], made[1], text=text, hashes=hashes)
+
+
+def _file_of(text: str) -> tuple[Path, list[str]]:
+    """The file and the callables' names of `file.py:build[:sample_inputs]`."""
+    path, *names = text.rsplit(":", 2) if text.count(":") > 1 else text.rsplit(":", 1)
+    return Path(path), names
 
 
 def parse_inputs(
@@ -242,7 +258,7 @@ def token_domains(program: Program) -> dict[str, Domain]:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -252,20 +268,14 @@ def _shape(t: Tensor, dims: Sequence[str | int | None]) -> tuple[int | str, ...]
 
 
 def _import_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    name = f"moec_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"  # it takes no module's place
+    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise MoecError("M204", "no such Python file", str(path), "give path/to/file.py:callable")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
+    sys.modules[name] = module  # dataclasses and pickles of the file look for it
+    with _users_code(f"the file {path.name}", str(path), "run it with python to see the traceback"):
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise MoecError(
-            "M204",
-            f"the file does not run: {type(error).__name__}: {error}",
-            str(path),
-            "run it with python to see the traceback",
-        ) from error
     return module
 
 
@@ -273,9 +283,16 @@ def _call(module: Any, name: str, text: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         raise MoecError("M204", f"the file has no callable {name!r}", text, "name a function or class of the file")
-    try:
+    with _users_code(f"{name}()", text, "call it in python to see the traceback"):
         return function()
-    except Exception as error:
-        raise MoecError(
-            "M204", f"{name}() failed: {type(error).__name__}: {error}", text, "call it in python to see the traceback"
-        ) from error
+
+
+@contextmanager
+def _users_code(what: str, where: str, fix: str) -> Iterator[None]:
+    """Raise M204 for whatever the block raises, a SystemExit too; an interrupt is none of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise MoecError("M204", f"{what} failed: {type(error).__name__}: {error}", where, fix) from error

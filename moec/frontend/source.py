@@ -115,6 +115,23 @@ class Source(ABC):
         """
         raise NotImplementedError(f"{cls.__name__} opens no model")
 
+    @classmethod
+    def files(cls, model: str) -> tuple[Path, ...]:
+        """Files that the model of this name is opened from, if they can be told without opening it, under their names
+        in `hashes`. Those of an engine's manifest are compared with its hashes before anything is opened."""
+        return ()
+
+    @classmethod
+    def runs(cls, model: str) -> str:
+        """What code of the model would run when it is opened or used; empty where none does. It is asked for models
+        that a manifest names, not the user."""
+        return ""
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The files and folders that the model is read from; no engine is put in their place."""
+        return tuple(path for path in (Path(self.text), *self.files(self.text)) if path.exists())
+
     @property
     def loaded_bytes(self) -> int:
         """Memory that the reference takes; more than `size_bytes` where it has to be decoded."""

@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 
 from moec.errors import MoecError
+from moec.files.regular import read_text
 from moec.frontend.edges import default_sizes
 from moec.frontend.export import export, from_exported
+from moec.frontend.exported_file import load_exported
 from moec.program.conditions import Assumptions
 from moec.program.program import META, AppliedPass, Input, Program
 from moec.weights.lazy import Weight, from_file
@@ -68,10 +70,12 @@ def load_program(folder: str | Path) -> Program:
     """Read what `save_program` wrote; the weights stay on disk until they are needed. Raises M204 for anything else."""
     path = Path(folder)
     try:
-        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        exported = torch.export.load(path / GRAPH)
+        facts = json.loads(read_text(path / FACTS))
+        exported = load_exported(path / GRAPH)
         files = {name: from_file(path / WEIGHTS, name) for name in set(facts["weights"].values())}
         assumed = Assumptions.of_plain(facts["assumptions"])
+    except MoecError:
+        raise
     except Exception as error:
         raise MoecError(
             "M204",

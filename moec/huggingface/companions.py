@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.files.inside import leads_outside
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import cache_inputs
 from moec.program.program import Input
@@ -52,7 +53,7 @@ def write_companions(origin: Any, folder: Path) -> None:
 
 def _copy(path: Path, folder: Path) -> None:
     found = sorted({f for pattern in FILES for f in path.glob(pattern) if f.is_file() and f.suffix in SUFFIXES})
-    for file in found:
+    for file in (f for f in found if not leads_outside(f, path)):
         target = folder / file.relative_to(path)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)

@@ -95,6 +95,12 @@ class HuggingFaceSource(Source):
         return isinstance(model, str | Path)
 
     @classmethod
+    def files(cls, model: str) -> tuple[Path, ...]:
+        """The config, which decides what is built. The weights are compared when they are open: they are only data."""
+        config = Path(model) / "config.json"
+        return (config,) if config.is_file() else ()
+
+    @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):

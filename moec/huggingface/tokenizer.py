@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.files.regular import read_text
 from moec.huggingface.companions import facts_of
 from moec.layouts import ModelFacts
 from moec.program.program import Input
@@ -57,8 +58,9 @@ def load_tokenizer(engine: Path, source: str) -> TransformersTokenizer | None:
         return None
     from transformers import AutoTokenizer
 
-    try:
-        return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    try:  # said outright: transformers asks on the terminal where it is not told
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return TransformersTokenizer(tokenizer)
     except Exception as error:  # missing entries, packages and versions each have an exception of their own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise MoecError(
@@ -92,9 +94,9 @@ def text_facts(engine: Path, source: str, inputs: Sequence[Input]) -> ModelFacts
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(path))
         assert isinstance(raw, dict)
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, ValueError, AssertionError, RecursionError) as error:
         raise MoecError(
             "M204", f"{path.name} is not a JSON object", str(path), "restore the file, or compile the engine again"
         ) from error

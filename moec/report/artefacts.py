@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moec.errors import MoecError
+from moec.files.inside import stays_inside
 
 _OWN = ("moec.json", "report.html")  # files that hold the hashes of the others and therefore cannot hold their own
 
@@ -32,7 +33,9 @@ def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "h
     contents."""
     for artefact in artefacts:
         path = folder / artefact.name
-        if not path.is_file():
+        if not stays_inside(artefact.name):
+            problem = "names a place outside of the folder"
+        elif not path.is_file():
             problem = "is missing"
         elif path.stat().st_size != artefact.size_bytes:
             problem = f"has {path.stat().st_size} bytes instead of {artefact.size_bytes}"

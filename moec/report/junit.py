@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
 from moec.proof.verification import Verification
+from moec.shown import shown
 
 Verdict = Literal["passed", "failure", "error", "skipped"]
 
@@ -74,5 +75,5 @@ def junit(engine: str, found: Verification | MoecError) -> str:
 
 
 def _clean(text: str) -> str:
-    """Without the characters that XML 1.0 has no way to write."""
-    return "".join(c for c in text if c in "\t\n" or c >= " ")
+    """With the characters that XML 1.0 has no way to write, and those that steer a terminal, spelled out."""
+    return shown(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from moec.proof.agreement import Agreement
@@ -13,7 +13,9 @@ from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.report.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
 from moec.report.report import Report
+from moec.shown import one_line, shown
 
+_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"  # beside this file, whatever `moec` is elsewhere
 _FORMS = {
     "engine": "The engine",
     "profiles": "Sizes that it is built for",
@@ -44,7 +46,7 @@ def markdown(report: Report) -> str:
     files = [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
     lines += ["", *_table(("file", "bytes", "SHA-256"), files)]
     lines += _table(("environment", ""), list(report.environment.items()))
-    return "\n".join(lines)
+    return shown("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def html(report: Report) -> str:
     """The report as a page without external resources, for light and dark screens; values are escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    template = files("moec.report").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
     env.filters |= {"listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
     quality, reached = report.proof.quality, report.proof.find(ExpertsReached)
     inside, shift = (quality.agreement, quality.shift) if quality else (None, None)
@@ -184,6 +186,11 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _shown(value: Any) -> Any:
+    """What a template prints: texts of others cannot steer who reads them; plain text only, markup is the page's."""
+    return shown(value) if type(value) is str else value
+
+
 def _listed(experts: tuple[int, ...]) -> str:
     return ", ".join(map(str, experts)) or "–"
 
@@ -191,6 +198,6 @@ def _listed(experts: tuple[int, ...]) -> str:
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     if not rows:
         return []
-    lines = (" | ".join(cell.replace("|", "\\|") for cell in row) for row in (header, *rows))
+    lines = (" | ".join(one_line(cell).replace("|", "\\|") for cell in row) for row in (header, *rows))
     head, *body = (f"| {line} |" for line in lines)
     return [head, "|" + "---|" * len(header), *body, ""]

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from moec.errors import MoecError
+from moec.files.regular import read_bytes
 from moec.pipeline.pipeline import StepReport
 from moec.program.conditions import Assumptions
 from moec.proof.checks.assumed import Assumed
@@ -160,7 +161,7 @@ class Report:
     def read(cls, path: Path) -> Report:
         """Read a `moec.json`. Raises M106 when it is missing."""
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+            return cls.from_json(read_bytes(path).decode("utf-8", "replace"), str(path))
         except OSError as error:
             raise MoecError(
                 "M106",

@@ -149,8 +149,8 @@ class Writer:
         return written, self._pieces(written, (int(token) for token in steps), max_tokens)
 
     def _check(self, ids: Sequence[int]) -> None:
-        known = self.facts.vocabulary
-        strange = next((i for i in ids if i < 0 or (known and i >= known)), None)
+        known = self.facts.vocabulary or 2**63
+        strange = next((i for i in ids if not 0 <= i < known), None)
         if strange is not None:
             raise MoecError(
                 "M211", f"no token has the number {strange}", self._engine.name, f"tokens are 0 to {known - 1}"

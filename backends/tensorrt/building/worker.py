@@ -23,7 +23,7 @@ _TAIL = 300  # characters of stderr that are shown when the process died
 
 
 def call(
-    request: Mapping[str, Any], program: tuple[str, ...] = ("-m", "moec.backends.tensorrt.building.worker")
+    request: Mapping[str, Any], program: tuple[str, ...] = ("-P", "-m", "moec.backends.tensorrt.building.worker")
 ) -> dict[str, Any]:
     """Have a plan built, see `moec.backends.tensorrt.building.builder.build_plan`.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -102,7 +102,7 @@ class Violation:
 @cache
 def tables() -> dict[str, Table]:
     """All tables by name."""
-    data = tomllib.loads((files("moec.backends.tensorrt") / "operators.toml").read_text(encoding="utf-8"))
+    data = tomllib.loads((Path(__file__).parents[1] / "operators.toml").read_text(encoding="utf-8"))
     sets: dict[str, list[str]] = data["types"]
     return {name: _table(name, entry, data, sets) for name, entry in data["versions"].items()}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from moec.errors import MoecError
+from moec.files.inside import leads_outside, stays_inside
+from moec.files.regular import read_bytes
 from moec.weights.lazy import Weight, from_file, from_tensor
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
@@ -63,6 +65,8 @@ def read_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
                 str(folder / files[0]),
                 "convert it to safetensors, or pass --allow-pickle (moec then loads it with weights_only=True)",
             )
+        for file in files:
+            _require_file(folder, file)
         weights = {
             k: w for file in files for k, w in (_read_pickle if pickled else _read_safetensors)(folder / file).items()
         }
@@ -84,17 +88,35 @@ def _files(folder: Path, name: str) -> tuple[tuple[str, ...], dict[str, str]]:
     if not index.exists():
         return (), {}
     try:
-        promised = dict(json.loads(index.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        promised = msgspec.json.decode(read_bytes(index), type=_Index).weight_map
+    except (ValueError, OSError, RecursionError) as error:
         raise MoecError("M205", f"the index is not readable: {error}", str(index), "download the file again") from error
+    outside = next((file for file in promised.values() if not stays_inside(file)), None)
+    if outside is not None:
+        what = f"the index names {outside!r}, which is no file of its folder"
+        raise MoecError("M205", what, str(index), "download the file again, or name the files without folders")
     return tuple(sorted(set(promised.values()))), promised
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def _require_file(folder: Path, name: str) -> None:
+    """Raise M205 for a weight file that is missing, none, or in truth somewhere else."""
+    path = folder / name
+    if not path.exists():
+        raise MoecError("M205", "a weight file is missing", str(path), "download the file; the index names it")
+    if not path.is_file():
+        raise MoecError("M205", "a weight file is a folder, a pipe or a device", str(path), "put the file there")
+    if leads_outside(path, folder):
+        fix = f"put the file itself there, or name the folder that it lies in: {path.resolve().parent}"
+        raise MoecError("M205", "a weight file is a link out of the model's folder", str(path), fix)
 
 
 def _read_safetensors(path: Path) -> dict[str, Weight]:
     from safetensors import safe_open
 
-    if not path.exists():
-        raise MoecError("M205", "a weight file is missing", str(path), "download the file; the index names it")
     try:
         with safe_open(path, framework="pt") as handle:
             names = list(handle.keys())
@@ -113,8 +135,6 @@ def _read_safetensors(path: Path) -> dict[str, Weight]:
 
 
 def _read_pickle(path: Path) -> dict[str, Weight]:
-    if not path.exists():
-        raise MoecError("M205", "a weight file is missing", str(path), "download the file; the index names it")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Container, Iterator, Sequence
@@ -11,14 +10,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.files.inside import leads_outside
+from moec.files.regular import read_bytes
 from moec.frontend.account import FLAG, cut
 from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
+from moec.huggingface.reading.config_sizes import built_from, check_config, check_size
 from moec.huggingface.reading.conversion import convert
 from moec.huggingface.reading.model_class import CONFIG, check_permission, class_of
 from moec.huggingface.reading.peft_adapter import ADAPTER, adapter_in
@@ -64,6 +67,8 @@ class ModelFolder:
             self.adapter.check_task(self.model_class)
         self.checkpoint: Checkpoint = decode(read_checkpoint(self.path, allow_pickle), decoder)
         self.quantized = decoder is not None
+        if not remote:
+            check_size(self.model_class, self.config, self.checkpoint.weights, self.path / CONFIG)
 
     @property
     def size_bytes(self) -> int:
@@ -85,7 +90,8 @@ class ModelFolder:
     @cached_property
     def template(self) -> Any:
         """The model without weights, in float32, for its signature."""
-        return skeleton.build(self.model_class, self.config, torch.float32)
+        with built_from(self.path / CONFIG):
+            return skeleton.build(self.model_class, self.config, torch.float32)
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 by file name."""
@@ -93,7 +99,8 @@ class ModelFolder:
 
     def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
         """A private model on the meta device and its lazy weights in `dtype`."""
-        model = skeleton.build(self.model_class, self.config, dtype)
+        with built_from(self.path / CONFIG):
+            model = skeleton.build(self.model_class, self.config, dtype)
         weights = convert(model, self.checkpoint.weights) if self.adapter is None else self._adapted(model)
         skeleton.tie(model, weights)
         return model, weights
@@ -129,7 +136,7 @@ class ModelFolder:
                 model.load_adapter(str(self.adapter.folder))
             return model.eval()
         folder = self.path if self.adapter is None else self.adapter.folder
-        with _without_adapter(self.adapter is None):
+        with _without_adapter(self.adapter is None), built_from(self.path / CONFIG):
             model, found = self.model_class.from_pretrained(
                 str(folder), output_loading_info=True, local_files_only=True, **self._kwargs
             )
@@ -203,13 +210,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
             str(folder),
             "name the folder that holds config.json",
         )
+    if leads_outside(path, folder):
+        raise MoecError("M204", "config.json is a link out of its folder", str(path), "put the file itself there")
     try:
-        raw = json.loads(path.read_text())
-        assert isinstance(raw, dict)
-    except (ValueError, AssertionError) as error:
+        raw = msgspec.json.decode(read_bytes(path), type=dict[str, Any])
+    except OSError as error:
+        what = f"config.json cannot be read: {error.strerror}"
+        raise MoecError("M204", what, str(path), "put a readable file there") from error
+    except (ValueError, RecursionError) as error:
         raise MoecError(
             "M204", f"config.json is not a JSON object: {error}", str(path), "download the file again"
         ) from error
+    check_config(raw, path)
     return raw
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.memory import total_bytes
+from moec.files.regular import read_text
 from moec.frontend.account import FLAG, cut
 
 ADAPTER = "adapter_config.json"
@@ -112,9 +113,9 @@ def adapter_in(folder: Path, allow_pickle: bool) -> PeftAdapter:
     """
     path = folder / ADAPTER
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
         assert isinstance(config, dict)
-    except (OSError, ValueError, AssertionError) as error:
+    except (OSError, ValueError, AssertionError, RecursionError) as error:
         raise MoecError("M204", f"{ADAPTER} is not a JSON object", str(path), "download the file again") from error
     weights = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:

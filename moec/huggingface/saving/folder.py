@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.files.exchange import move
+from moec.files.inside import leads_outside
+from moec.files.refused import refused
+from moec.files.workplace import workplace
 from moec.weights.lazy import Weight
 from moec.weights.shards import write_shards
 
@@ -30,25 +33,16 @@ def publish(folder: Path, write: Callable[[Path], None]) -> None:
     if folder.exists():
         raise MoecError("M210", "the checkpoint's folder exists already", str(folder), "remove it or name another")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with workplace(folder) as place:
+            partial = place / "checkpoint"
+            partial.mkdir()
+            write(partial)
+            move(partial, folder)
     except OSError as error:
-        raise MoecError(
-            "M210", f"the checkpoint's folder cannot be made: {error}", str(folder), "name a folder that can be written"
-        ) from error
-    try:
-        write(partial)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except OSError as error:
-        raise MoecError(
-            "M210",
-            f"the checkpoint cannot be written: {error}",
-            str(folder),
-            "make room on the disk, or name another folder",
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        better = refused(error, folder.parent, folder)
+        if better is None:
+            raise
+        raise better from error
 
 
 def write_checkpoint(
@@ -64,4 +58,5 @@ def write_checkpoint(
     write_shards(folder, stored, max_shard_bytes)
     for pattern in _BESIDE if beside else ():
         for file in beside.glob(pattern):  # type: ignore[union-attr]
-            shutil.copyfile(file, folder / file.name)
+            if file.is_file() and not leads_outside(file, beside):  # type: ignore[arg-type]
+                shutil.copyfile(file, folder / file.name)

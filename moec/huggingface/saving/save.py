@@ -107,7 +107,7 @@ def _config(source: Any) -> tuple[Any, Path | None]:
     if isinstance(source, str | Path) and (Path(source) / "config.json").exists():
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(source, local_files_only=True), Path(source)
+        return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False), Path(source)
     where = str(getattr(source, "text", source))
     raise MoecError(
         "M206",

@@ -1,0 +1,76 @@
+"""How the command line ends: what went wrong as an error with a code, and streams that are closed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import click
+
+from moec.errors import MoecError
+from moec.files.refused import refused
+
+CLOSED_PIPE = 128 + 13  # SIGPIPE
+_NO_MEMORY = ("can't allocate memory", "Failed to allocate memory")  # PyTorch and ONNX Runtime say it in words only
+
+
+def as_moec_error(error: BaseException) -> MoecError | None:
+    """What ended the program as an error that a user can act on; None for a bug of moec."""
+    if isinstance(error, MoecError):
+        return error
+    if isinstance(error, click.UsageError):
+        where = error.ctx.command_path if error.ctx else "moec"
+        return MoecError("M201", error.format_message(), where, f"see `{where} --help`")
+    if isinstance(error, click.ClickException):
+        return MoecError("M201", error.format_message(), "moec", "see `moec --help`")
+    if isinstance(error, OSError):
+        return refused(error)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        what = f"there is not enough memory: {(str(error).splitlines() or ['no more is given'])[0]}"
+        return MoecError("M302", what, "this machine", "use a machine with more, or a smaller model")
+    if not isinstance(error, Exception):  # SystemExit and its like; moec itself raises none
+        what = f"the model's code ended the program: {type(error).__name__}({str(error) or ''})"
+        return MoecError("M219", what, "the model's code", "have it raise an ordinary exception, or none")
+    return None
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Whether nobody reads what is printed. Click answers that with a SystemExit of its own."""
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    return isinstance(cause, OSError) and cause.errno == errno.EPIPE
+
+
+def drop_output() -> int:
+    """Let what could not be printed go; returns the exit status."""
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    return CLOSED_PIPE
+
+
+@contextmanager
+def standard_streams(questions: bool) -> Iterator[None]:
+    """Standard streams that are there: a closed one goes nowhere, so that no file that is opened gets its number and
+    what is printed.
+
+    Args:
+        questions: leave stdin as it is. Otherwise nothing that runs here can ask one, and wait.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
+    with ExitStack() as stack:
+        if sys.stdout is None:
+            stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        if sys.stderr is None:
+            stack.enter_context(redirect_stderr(stack.enter_context(Path(os.devnull).open("w"))))
+        before, sys.stdin = sys.stdin, sys.stdin if questions else stack.enter_context(Path(os.devnull).open())
+        try:
+            yield
+        finally:
+            sys.stdin = before

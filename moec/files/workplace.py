@@ -1,0 +1,96 @@
+"""A private folder beside the place of what is to be published. It goes when its process does: a lock says who lives.
+
+The folder of a process that was killed stays behind, without its lock, and the next one that works there removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and nothing is swept there
+    fcntl = None  # type: ignore[assignment]
+
+_NAME = re.compile(r"\.(?P<out>.+)\.moec-[0-9a-f]{8}")
+OLD = "old"  # what stood in the place while a new one is moved there, on systems that cannot swap
+
+
+@contextmanager
+def workplace(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, for what is to get that name; removed at the end with what is still in it.
+
+    Raises:
+        OSError: when the folder cannot be made.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sweep(out.parent)
+    folder, locks = out.parent / f".{out.name}.moec-{secrets.token_hex(4)}", list[int]()
+    try:
+        _make(folder, locks)
+        yield folder
+    finally:
+        _remove(folder, locks)
+
+
+def sweep(parent: Path) -> None:
+    """Remove the work folders of dead processes, of this user only; what one of them had moved aside goes back to its
+    place."""
+    with suppress(OSError):
+        for folder in [p for p in parent.iterdir() if _NAME.fullmatch(p.name)]:
+            with suppress(OSError):
+                _sweep_one(folder)
+
+
+def _sweep_one(folder: Path) -> None:
+    found = folder.lstat()
+    if folder.is_symlink() or not folder.is_dir() or found.st_uid != os.getuid():
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(lock, wait=False):
+            return
+        name = _NAME.fullmatch(folder.name)
+        if name and (folder / OLD).exists() and not (folder.parent / name["out"]).exists():
+            (folder / OLD).rename(folder.parent / name["out"])
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _make(folder: Path, locks: list[int]) -> None:
+    """Make a folder and lock it; again, where another process swept it before it was locked."""
+    while True:
+        folder.mkdir(mode=0o700)
+        with suppress(FileNotFoundError):
+            locks.append(os.open(folder, os.O_RDONLY))
+            _lock(locks[-1], wait=True)
+            if folder.exists():
+                return
+
+
+def _remove(folder: Path, locks: list[int]) -> None:
+    """Remove a folder, to the end also where a signal comes meanwhile, and let its lock go."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        while locks:
+            os.close(locks.pop())
+
+
+def _lock(descriptor: int, wait: bool) -> bool:
+    """Whether the lock is ours now. Where the file system has no locks, nobody gets one."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (OSError, AttributeError):
+        return False
+    return True

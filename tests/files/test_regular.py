@@ -1,0 +1,34 @@
+"""Pipes and devices are no files, and nothing larger than it may be is read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from moec.files.regular import open_regular, read_bytes, read_text
+
+
+def test_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("Grüße", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_text(tmp_path / "link") == "Grüße"
+    with open_regular(tmp_path / "file") as file:
+        assert file.read(2) == b"Gr"
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder", "/dev/zero", "nowhere"])
+def test_what_is_no_file_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        read_bytes(tmp_path / name)
+    assert caught.value.strerror and str(caught.value.filename) == str(tmp_path / name)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(OSError, match="5 bytes"):
+        read_bytes(tmp_path / "file", 4)
