@@ -19,7 +19,7 @@ from moec.progress import Progress
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
-from moec.proof.inputs import verification_sizes
+from moec.proof.sizes import verification_sizes
 from moec.proof.subject import Reference, Subject, budget_of
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
