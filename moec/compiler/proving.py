@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +11,17 @@ from pathlib import Path
 from moec.compiler.options import Options
 from moec.execution.engine import Engine
 from moec.execution.memory import total_bytes
+from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
 from moec.program.program import Program
+from moec.program.signature import Sample, converted
 from moec.progress import Progress
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
-from moec.proof.sizes import verification_sizes
+from moec.proof.sizes import contract_sizes, verification_sizes
 from moec.proof.subject import Reference, Subject, budget_of
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
@@ -91,13 +93,29 @@ def text_figures(proof: Verification) -> list[str]:
     return [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else []
 
 
-def contract_checks(source: Source, options: Options, backend: Backend) -> list[Hook]:
-    """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the
-    end only."""
+def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[Hook]:
+    """Every pass is held to its contract on one small input, and one past every window of the model; a model that does
+    not fit into memory is proven at the end only."""
     if options.verify == "streamed":
         return []
     precision = backend.precision(options.target)
-    sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
-    sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
+    samples = contract_samples(source, captured, options.seed)
     budget = budget_of(precision, options.tolerance, options.exam)
-    return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]
+    return [VerifyHook(samples, Tolerance.of(precision), budget, precision)]
+
+
+def contract_samples(source: Source, captured: Program, seed: int) -> list[Sample]:
+    """Inputs for contracts: one small, and one long where that is cheap; of the sizes that the model asks for, the
+    first of each at which the captured program runs."""
+    sizes = contract_sizes(source, captured)
+    small = next((s for s in verification_sizes(source.inputs) if _runs(captured, source, s, seed)), sizes[0])
+    long = [s for s in sizes[1:] if _runs(captured, source, s, seed)]
+    return [converted(captured.inputs, source.sample(s, seed)) for s in (small, *long)]
+
+
+def _runs(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> bool:
+    try:
+        StreamingEngine(program)(**converted(program.inputs, source.sample(sizes, seed)))
+    except Exception:  # outside of its conditions, or of a table
+        return False
+    return True

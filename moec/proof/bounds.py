@@ -125,8 +125,7 @@ def _of_tokens(source: Source, program: Program) -> set[fx.Node]:
             if _is_whole(node) and (domain is None or domain.kind in ("token", "type", "number")):
                 found.add(node)
         elif _is_whole(node) and _kind(node) not in _COMPARISONS and not isinstance(node.meta["val"], torch.SymInt):
-            if any(a in found for a in node.all_input_nodes):
-                found.add(node)
+            found |= {node} if any(a in found for a in node.all_input_nodes) else set()
     return found
 
 

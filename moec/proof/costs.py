@@ -1,4 +1,4 @@
-"""What a run of a program takes, estimated from its graph: a proof looks at long texts only where that is affordable."""
+"""What a run of a program takes, estimated from its graph, so that a proof looks at long texts only where it can."""
 
 from __future__ import annotations
 

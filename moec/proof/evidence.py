@@ -19,6 +19,7 @@ from moec.proof.sizes import Beyond, SizePlan, named, plan_sizes
 from moec.proof.trial import Trial
 
 OUTSIDE = "the engine is made for other sizes"
+EDGE = "they, or tokens that they see, choose between experts that rounding can't tell apart"
 TRIES, STREAMED_TRIES = 48, 24  # inputs that the search for experts looks at, beside those of the verification sizes
 
 

@@ -25,6 +25,7 @@ MOST_BOUNDS = 8  # of which both sides are run
 # FLOPs of all long inputs together, on each side, which runs each of them twice: what some seconds compute; and as much
 # as a text of so many tokens takes in a larger model
 FLOPS, TOKENS = 2.5e11, 256
+MOST_FED, FED_SHARE = 3, 8  # bounds past which a text is fed in pieces, and the share of the FLOPs that one may take
 
 
 def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
@@ -88,6 +89,7 @@ class SizePlan:
         near: small ones of every kind; a search for experts starts from them.
         far: on both sides of each bound, at the full context, with long caches. Each is run once.
         bounds: what the model shows.
+        cached: bounds past which a decoder's text is fed in pieces.
         context: tokens of the longest text; 0 where no dimension is a length.
         beyond: what was left out.
     """
@@ -95,6 +97,7 @@ class SizePlan:
     near: list[dict[str, int]]
     far: list[dict[str, int]] = field(default_factory=list)
     bounds: list[Bound] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
     context: int = 0
     beyond: list[Beyond] = field(default_factory=list)
 
@@ -147,6 +150,7 @@ class Planner:
     def _choose(self) -> None:
         batches = list(self._batches())
         caches, texts = (list(self._caches()), list(self._texts())) if self.plan.context else ([], [])
+        self.plan.cached = [] if self.streamed or not caches else self._fed()
         if self.streamed:
             self._choose_one([*caches, *reversed(texts), *batches])
             return
@@ -205,6 +209,13 @@ class Planner:
         others = [n for n in self.names if n not in (self._batch, PAST)]
         found = {n: max(1, length - 2 * k) for k, n in enumerate(others)}
         return {self._batch: 1, **found} | ({PAST: 0} if self.cached else {})
+
+    def _fed(self) -> list[int]:
+        """The smallest bounds, and the context, where two texts as long take no more than a share of the budget."""
+        share = Budget(self.budget.flops / FED_SHARE, self.budget.bytes)
+        lengths = [b.size for b in self.lengths]
+        wanted = [*lengths[:-1][: MOST_FED - 1], lengths[-1]]
+        return [n for n in wanted if share.holds(self.costs.of({**self.text(n), self._batch: 2}))]
 
     # ------------------------------------------------------------------ what is left
     def _shorten(self, caches: Sequence[Mapping[str, int]]) -> None:

@@ -55,9 +55,7 @@ def built(folder: Path, name: str, **changes: int) -> Built:
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A decoder with a sliding window of 200 tokens."""
-    return built(
-        tmp_path_factory.mktemp("windowed"), "mistral", sliding_window=WINDOW, max_position_embeddings=CONTEXT
-    )
+    return built(tmp_path_factory.mktemp("windowed"), "mistral", sliding_window=WINDOW, max_position_embeddings=CONTEXT)
 
 
 @pytest.fixture(scope="module")

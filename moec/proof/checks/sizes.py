@@ -8,11 +8,9 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
-from moec.proof.evidence import Evidence, RefusedSize, compared, sizes_to_prove
+from moec.proof.evidence import EDGE, Evidence, RefusedSize, compared, sizes_to_prove
 from moec.proof.sizes import Beyond, named
 from moec.proof.trial import Trial, sizes_of
-
-EDGE = "they, or tokens that they see, choose between experts that rounding can't tell apart"
 
 
 @dataclass(frozen=True)
