@@ -26,7 +26,7 @@ from moec.pipeline.pipeline import Hook, Pipeline
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
 from moec.proof.exam import Exam
-from moec.proof.inputs import verification_sizes
+from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
 from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program

@@ -45,3 +45,53 @@ def spoil(
     artefact["sha256"] = hashlib.sha256((copy / "model.onnx.data").read_bytes()).hexdigest()
     (copy / "moec.json").write_text(json.dumps(manifest))
     return copy
+
+
+def edit(engine: Path, copy: Path, change: Callable[[ir.Graph], None]) -> Path:
+    """A copy of an engine whose graph somebody changed, and its manifest made to agree with the file."""
+    shutil.copytree(engine, copy)
+    model = ir.load(copy / "model.onnx")
+    change(model.graph)
+    ir.save(model, copy / "model.onnx")
+    manifest = json.loads((copy / "moec.json").read_text())
+    artefact = next(a for a in manifest["artefacts"] if a["name"] == "model.onnx")
+    data = (copy / "model.onnx").read_bytes()
+    artefact |= {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+    (copy / "moec.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def set_constant(old: np.ndarray, new: np.ndarray) -> Callable[[ir.Graph], None]:
+    """Put another array in the place of the one constant that equals `old`."""
+
+    def change(graph: ir.Graph) -> None:
+        (value,) = [v for v in graph.initializers.values() if _equal(v.const_value, old)]
+        value.const_value = ir.tensor(new.astype(old.dtype), name=value.name)
+
+    return change
+
+
+def _equal(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
+    found = tensor.numpy() if tensor is not None and tensor.size == array.size else None
+    return found is not None and found.dtype == array.dtype and np.array_equal(found, array)
+
+
+def halve_logits_from(least: int, source: str, dim: int) -> Callable[[ir.Graph], None]:
+    """Halve the first output in calls in which a dimension of an input has this size or more."""
+
+    def change(graph: ir.Graph) -> None:
+        given = next(i for i in graph.inputs if i.name == source)
+        old = graph.outputs[0]
+        size = ir.node("Shape", [given], {"start": dim, "end": dim + 1})
+        limit, half, one = (ir.node("Constant", [], {"value": ir.tensor(value)}) for value in (
+            np.array([least]), np.array([0.5], np.float32), np.array([1.0], np.float32)))  # fmt: skip
+        many = ir.node("GreaterOrEqual", [size.outputs[0], limit.outputs[0]])
+        factor = ir.node("Where", [many.outputs[0], half.outputs[0], one.outputs[0]])
+        halved = ir.node("Mul", [old, factor.outputs[0]])
+        new, name = halved.outputs[0], old.name
+        old.name, new.name = f"{name}.whole", name
+        new.type, new.shape = old.type, old.shape
+        graph.extend([size, limit, half, one, many, factor, halved])
+        graph.outputs[0] = new
+
+    return change

@@ -15,10 +15,11 @@ from moec.execution.engine import Engine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
+from moec.program.signature import Sample
 from moec.proof.bisection import Bounds, Divergence, bisect
-from moec.proof.compare import Tolerance
-from moec.proof.decided_tokens import is_half
-from moec.proof.evidence import all_tokens, decided_tokens
+from moec.proof.compare import Tolerance, compare
+from moec.proof.decided_tokens import ComparedTokens, is_half
+from moec.proof.evidence import Evidence, all_tokens, decided_tokens
 from moec.proof.exam import Exam
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
@@ -106,4 +107,16 @@ def _bisect(
         budget=subject.tolerance if subject.program.approximate else None,
         lowering=subject.lowering_tolerance if subject.program.approximate else None,
     )
-    return bisect(trial.reference, programs, evidence.samples, bounds, engine, evidence.compared, lowering)
+    samples, tokens = _telling(trial, evidence)
+    return bisect(trial.reference, programs, samples, bounds, engine, tokens, lowering)
+
+
+def _telling(trial: Trial, evidence: Evidence) -> tuple[list[Sample], list[ComparedTokens] | None]:
+    """The inputs to run every step on: of the long ones, only that on which the engine is worst."""
+    if evidence.decided is not None or not evidence.far:
+        return evidence.samples, [t for t in evidence.compared if t] if evidence.compared else None
+
+    def deviation(sample: Sample) -> float:
+        return compare(trial.reference, trial.engine, [sample], Tolerance(0.0)).worst.deviation
+
+    return [*evidence.near, max(evidence.samples[len(evidence.near) :], key=deviation)], None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,16 +12,18 @@ from pathlib import Path
 from moec.compiler.options import Options
 from moec.execution.engine import Engine
 from moec.execution.memory import total_bytes
+from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.program.conditions import nearest
 from moec.program.program import Program
+from moec.program.signature import Sample, converted
 from moec.progress import Progress
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
-from moec.proof.inputs import verification_sizes
 from moec.proof.own_text import OwnText, write_own_text
+from moec.proof.sizes import contract_sizes, verification_sizes
 from moec.proof.subject import Reference, Subject, yardstick
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
@@ -100,21 +102,37 @@ def text_figures(proof: Verification) -> list[str]:
 
 
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[VerifyHook]:
-    """Every pass is held to its contract, by the proof's own yardstick: on one small input, or on the model's own text;
-    a model that does not fit into memory is proven at the end only."""
+    """Every pass is held to its contract, by the proof's own yardstick: on one small input and one past every window of
+    the model, or on the model's own text; a model that does not fit into memory is proven at the end only."""
     if options.verify == "streamed":
         return []
     precision = backend.precision(options.target)
-    sizes = verification_sizes(source.inputs)[0]
-    sample = source.sample(nearest(captured.conditions, sizes) or sizes, options.seed)
-    sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
+    samples = contract_samples(source, captured, options.seed)
     exact, asked, by = Tolerance.of(precision), options.tolerance, yardstick(captured, options.tolerance, options.exam)
     if by != "outputs":
         write = partial(_own_text, source, options.seed) if by == "own text" else None
-        return [VerifyHook([sample], exact, None, precision, write, options.max_kl)]
+        return [VerifyHook(samples, exact, None, precision, write, options.max_kl)]
     budget = Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
-    return [VerifyHook([sample], exact, budget, precision)]
+    return [VerifyHook(samples, exact, budget, precision)]
 
 
 def _own_text(source: Source, seed: int) -> OwnText:
     return write_own_text(source.reference(), source, seed)
+
+
+def contract_samples(source: Source, captured: Program, seed: int) -> list[Sample]:
+    """Inputs for contracts: one small, and one long where that is cheap; of the sizes that the model asks for, the
+    first of each at which the captured program runs."""
+    sizes = contract_sizes(source, captured)
+    near = [nearest(captured.conditions, s) or s for s in verification_sizes(source.inputs)]
+    small = next((s for s in near if _runs(captured, source, s, seed)), sizes[0])
+    long = [s for s in sizes[1:] if _runs(captured, source, s, seed)]
+    return [converted(captured.inputs, source.sample(s, seed)) for s in (small, *long)]
+
+
+def _runs(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> bool:
+    try:
+        StreamingEngine(program)(**converted(program.inputs, source.sample(sizes, seed)))
+    except Exception:  # outside of its conditions, or of a table
+        return False
+    return True

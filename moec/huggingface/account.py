@@ -111,7 +111,9 @@ def unused_tensors(model: Any, stored: Mapping[str, Weight], leave_out: LeaveOut
 
 def _unexplained(names: list[str], kind: str, stored: Mapping[str, Weight]) -> MoecError:
     what = f"{kind} has no place for {cut(names)}, which the files hold"
-    fix = f"correct `architectures` in config.json if the model is another one; else {FLAG} '{','.join(covering(names))}'"
+    fix = (
+        f"correct `architectures` in config.json if the model is another one; else {FLAG} '{','.join(covering(names))}'"
+    )
     return MoecError("M215", what, stored[names[0]].origin, fix)
 
 

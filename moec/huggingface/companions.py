@@ -10,6 +10,7 @@ from typing import Any
 
 from moec.errors import MoecError
 from moec.files.inside import leads_outside
+from moec.huggingface.lengths import config_lengths
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import cache_inputs
 from moec.program.program import Input
@@ -90,6 +91,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         eos=tuple(i for i in _ids(generation, text, "eos_token_id") if i is not None),
         pad=_ids(generation, text, "pad_token_id")[0],
         sampling={k: float(v) for k in SAMPLING if isinstance(v := getattr(generation, k, None), int | float)},
+        lengths=config_lengths(config),
     )
 
 

@@ -20,6 +20,7 @@ class ModelFacts:
         key_value_heads, head_width: of the cache, which is `[batch, key_value_heads, past_sequence, head_width]`.
         bos, eos, pad: token ids; each of several `eos` ends a text.
         sampling: entries of the model's generation config that every client knows by the same name.
+        lengths: numbers of its config that speak of windows, chunks, contexts and the like, by name.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelFacts:
     eos: tuple[int, ...] = ()
     pad: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
 
 def model_name(source: str) -> str:

@@ -22,18 +22,45 @@ from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
 from moec.proof.digits import at_most
 
-SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, one on the right
-WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
+SIZES = {"batch": 3, "sequence": 16}  # one row whole, one padded on the left, one on the right
+WAYS = {"chunks": (7, 5, 4), "prompt, then token by token": (9, *[1] * 7), "token by token": (1,) * 16}
 # against the program in PyTorch, which may read all its weights anew in each call
-CALLS = {"one go": (12,), "chunks": (5, 4, 3), "prompt, then token by token": (9, 1, 1, 1)}
+CALLS = {"one go": (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
+PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
 
 
-def calls() -> list[dict[str, int]]:
-    """The sizes of every call that these ways make."""
-    ways = [steps for steps in (*WAYS.values(), *CALLS.values())]
-    return [
-        {"batch": SIZES["batch"], SEQUENCE: step, PAST: sum(steps[:k])} for steps in ways for k, step in enumerate(steps)
-    ]
+@dataclass(frozen=True)
+class Text:
+    """A text, and the calls that it is fed in.
+
+    Attributes:
+        sizes: batch and tokens.
+        ways: name -> tokens of each call; each is compared with one go.
+        calls: the same, where each is compared with the same calls of the program.
+    """
+
+    sizes: Mapping[str, int]
+    ways: Mapping[str, tuple[int, ...]]
+    calls: Mapping[str, tuple[int, ...]]
+
+    def each_call(self) -> list[dict[str, int]]:
+        """The sizes of every call that these ways make, and of one go."""
+        batch, ways = self.sizes["batch"], [(self.sizes[SEQUENCE],), *self.ways.values(), *self.calls.values()]
+        return [
+            {"batch": batch, SEQUENCE: step, PAST: sum(steps[:k])} for steps in ways for k, step in enumerate(steps)
+        ]
+
+
+SHORT = Text(SIZES, WAYS, CALLS)
+
+
+def text_past(bound: int, context: int) -> Text:
+    """A text that goes on past a bound, as far as the context allows: its cache is cut one token before the bound, at
+    the bound and after it, and once in one piece that is longer than the bound."""
+    length = max(2, min(bound + PAST_BOUND, context))
+    starts = {max(1, min(n, length - 1)) for n in (bound - 1, bound + 2)}
+    ways = {f"a prompt of {n}, then token by token": (n, *[1] * (length - n)) for n in sorted(starts)}
+    return Text({"batch": 2, "sequence": length}, ways, ways)
 
 
 @dataclass(frozen=True)
@@ -96,24 +123,27 @@ def check_consistency(
     program: Engine | None = None,
     compared: ComparedTokens | None = None,
     decided: Decided | None = None,
+    text: Text = SHORT,
 ) -> Consistency:
     """Feed one text to a decoder in several ways.
 
     Args:
         engine: with the signature of `moec.program.decoder_signature`.
-        sample: `input_ids [B, 12]` and `attention_mask [B, 12]`; what it holds of a cache is left out.
+        sample: `input_ids [B, S]` and `attention_mask [B, S]` of the text's sizes; what it holds of a cache is left
+            out.
         tolerance: what may differ.
         program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then
             every way is compared with the same way through it, and not with one go.
         compared: the tokens of the text that can be compared, all by default: two runs may choose differently near a
             tie. decided: its figures.
+        text: its sizes, and the ways.
     """
     ids, mask = sample[IDS], sample[MASK]
     empty: dict[str, Tensor] = {}
     read = mask.bool() if compared is None else compared.tokens
     whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)[read]
     ways = []
-    for name, steps in (WAYS if program is None else CALLS).items():
+    for name, steps in (text.ways if program is None else text.calls).items():
         want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[read]
         error, spread = (
             (_logits(engine, ids, mask, steps, empty)[read] - want).abs(),

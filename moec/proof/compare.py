@@ -122,14 +122,13 @@ def compare(
     candidate: Engine,
     samples: Iterable[Sample],
     tolerance: Tolerance | None,
-    compared: Sequence[ComparedTokens] | None = None,
+    compared: Sequence[ComparedTokens | None] | None = None,
 ) -> Comparison:
     """Run both engines on the samples and measure the difference in each output of the reference.
 
     Everything is compared, padded positions too, except in decoders with a cache, where a row of padding may see
-    nothing at all. With `compared`, one a sample, only those tokens. Without a tolerance, outputs only have to be
-    numbers. Raises M105 when the reference itself yields NaN
-    or infinity.
+    nothing at all. With `compared`, one a sample, only those tokens; all where it is None. Without a tolerance, outputs
+    only have to be numbers. Raises M105 when the reference itself yields NaN or infinity.
     """
     found: dict[str, list[_Difference]] = {}
     margin, count = tolerance.deviation if tolerance else _APPROXIMATE, 0

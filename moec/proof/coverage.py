@@ -198,7 +198,9 @@ def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
 def strong(weights: Tensor) -> Tensor:
     """Which weights `[T, K]`, none negative, count for something in their token: bool `[T, K]`."""
     most = weights.amax(-1, keepdim=True) if weights.numel() else weights
-    return (weights >= FAINT * most) & (weights >= FAINT_TOKEN * most.max() if weights.numel() else True) & (weights > 0)
+    return (
+        (weights >= FAINT * most) & (weights >= FAINT_TOKEN * most.max() if weights.numel() else True) & (weights > 0)
+    )
 
 
 def summarize(

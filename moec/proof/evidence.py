@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.conditions import nearest
+from moec.program.decoder_signature import PAST
 from moec.program.signature import Sample, converted
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.coverage import Coverage, measure_load
-from moec.proof.decided_tokens import ComparedTokens, Decided, is_half
-from moec.proof.inputs import reach_decided, reach_experts, verification_sizes
+from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_causal, is_half, look
+from moec.proof.inputs import reach_decided, reach_experts
 from moec.proof.reach import Reach
+from moec.proof.sizes import Beyond, SizePlan, named, plan_sizes
 from moec.proof.trial import Trial
 
+OUTSIDE = "the engine is made for other sizes"
+EDGE = "they, or tokens that they see, choose between experts that rounding can't tell apart"
 TRIES, STREAMED_TRIES = 48, 24  # inputs that the search for experts looks at, beside those of the verification sizes
 
 
@@ -31,10 +35,21 @@ class RefusedSize:
 
 @dataclass(frozen=True)
 class ProvenSizes:
-    """The sizes that a proof is made at, and those that the engine cannot run."""
+    """The sizes that a proof is made at.
+
+    Attributes:
+        possible: small ones, at which both sides run; a search for experts starts from them.
+        refused: those that the engine cannot run.
+        far: long ones, at which both sides run.
+        plan: what was to be run, and the model's bounds.
+        beyond: what was left out, and why.
+    """
 
     possible: list[dict[str, int]]
     refused: tuple[RefusedSize, ...]
+    far: list[dict[str, int]] = field(default_factory=list)
+    plan: SizePlan = field(default_factory=lambda: SizePlan([]))
+    beyond: tuple[Beyond, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,15 +58,28 @@ class Evidence:
 
     Attributes:
         samples: the inputs.
-        coverage: experts that they reach, by tokens that are compared.
-        compared: of each sample, the tokens that are compared; None when all are.
-        decided: how many these are; None when all are.
+        coverage: experts that they reach, by tokens that are compared; long inputs don't count.
+        compared: of each sample, the tokens that are compared, None when all are; None when all of all are.
+        decided: how many these are in half precision; None when all are.
+        far: how many of the samples, the last ones, are long.
     """
 
     samples: list[Sample]
     coverage: Coverage
-    compared: list[ComparedTokens] | None = None
+    compared: list[ComparedTokens | None] | None = None
     decided: Decided | None = None
+    far: int = 0
+
+    @property
+    def near(self) -> list[Sample]:
+        """The samples that are not long."""
+        return self.samples[: len(self.samples) - self.far]
+
+
+def size_plan(trial: Trial) -> SizePlan:
+    """The sizes that the model asks for."""
+    subject = trial.subject
+    return plan_sizes(subject.source, subject.captured, subject.streamed)
 
 
 def sizes_to_prove(trial: Trial) -> ProvenSizes:
@@ -59,9 +87,11 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     when the engine does not."""
     subject, engine = trial.subject, trial.engine
     source, seed = subject.source, subject.seed
-    wanted = [*verification_sizes(source.inputs), *subject.captured.edges][: trial.most_sizes]
-    held = [s for s in (held_nearest(trial, s) for s in wanted) if s is not None]
-    wanted = [s for k, s in enumerate(held) if s not in held[:k]] or wanted[:1]
+    plan = trial.once(size_plan)
+    asked = [*plan.near, *subject.captured.edges][: trial.most_sizes]
+    outside = [s for s in asked if not trial.holds_sizes(s)]
+    held = [s for s in (held_nearest(trial, s) for s in asked) if s is not None]
+    wanted = [s for k, s in enumerate(held) if s not in held[:k]] or asked[:1]
     possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
     if not possible:
         reason = _why_not(trial.reference, source.sample(wanted[0], seed))
@@ -72,12 +102,49 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
             "give sample inputs that fit the model",
         )
     reasons = [_why_not(engine, source.sample(s, seed)) for s in possible]
-    refused = tuple(RefusedSize(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None)
+    refused = [RefusedSize(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None]
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:
         what = f"{engine.name} runs at no size that was tried: {refused[0].reason}"
         raise MoecError("M101", what, engine.name, "report this with `moec compile --dump DIR`")
-    return ProvenSizes(sizes, refused)
+    far, more, beyond = _far_sizes(trial, plan)
+    beyond = [*(Beyond(named(s), OUTSIDE) for s in outside if s not in wanted), *beyond]
+    return ProvenSizes(sizes, (*refused, *more), far, plan, tuple(beyond))
+
+
+def _far_sizes(trial: Trial, plan: SizePlan) -> tuple[list[dict[str, int]], list[RefusedSize], list[Beyond]]:
+    """The long sizes at which both sides run; those that the engine cannot run; those that it is not asked for."""
+    found, refused, beyond = list[dict[str, int]](), list[RefusedSize](), list(plan.beyond)
+    for sizes in plan.far:
+        why = _not_asked(trial, sizes)
+        if why is not None:
+            beyond.append(Beyond(named(sizes), why))
+            sizes = _longest(trial, plan, sizes)
+        if not sizes or sizes in (*plan.near, *found):
+            continue
+        reason = _why_not(trial.engine, trial.subject.source.sample(sizes, trial.subject.seed))
+        found += [] if reason is not None else [sizes]
+        refused += [] if reason is None else [RefusedSize(sizes, reason)]
+    return found, refused, beyond
+
+
+def _not_asked(trial: Trial, sizes: dict[str, int]) -> str | None:
+    """Why an engine is not asked for sizes: it is made for others, or the model does not run there either."""
+    if not trial.holds_sizes(sizes):
+        return OUTSIDE
+    sample = trial.subject.source.sample(sizes, trial.subject.seed)
+    reason = None if trial.subject.streamed else _why_not(trial.reference, sample)
+    return reason and f"the model itself does not run there: {reason}"
+
+
+def _longest(trial: Trial, plan: SizePlan, sizes: dict[str, int]) -> dict[str, int]:
+    """In the place of the full context, where some of it cannot be used: the longest text that one finds in steps of 1,
+    2, 4 and so on. Nothing in the place of other sizes."""
+    if plan.context not in sizes.values() or 1 not in list(sizes.values())[:1]:
+        return {}
+    steps = (2**k for k in range(plan.context.bit_length() - 1))
+    shorter = ({n: v if v != plan.context else v - step for n, v in sizes.items()} for step in steps)
+    return next((s for s in shorter if _not_asked(trial, s) is None), {})
 
 
 def held_nearest(trial: Trial, sizes: dict[str, int]) -> dict[str, int] | None:
@@ -89,33 +156,45 @@ def held_nearest(trial: Trial, sizes: dict[str, int]) -> dict[str, int] | None:
 
 
 def all_tokens(trial: Trial) -> Evidence:
-    """Inputs that reach every expert, all their tokens compared."""
-    subject = trial.subject
-    sizes, tries = trial.once(sizes_to_prove).possible, STREAMED_TRIES if subject.streamed else TRIES
+    """Inputs that reach every expert, and long ones; all their tokens compared."""
+    subject, proven = trial.subject, trial.once(sizes_to_prove)
     samples, coverage = reach_experts(
         subject.program,
         subject.source,
-        sizes,
+        proven.possible,
         subject.seed,
-        tries,
+        STREAMED_TRIES if subject.streamed else TRIES,
         trial.holds,
         patient=not subject.streamed,
-        among=None if trial.searches_wide else sizes,
+        among=None if trial.searches_wide else proven.possible,
         in_memory=not subject.streamed,
     )
     held = [sample for sample in samples if trial.holds(sample)]
     if len(held) < len(samples):
         coverage = measure_load(subject.program, held, None if subject.streamed else Reach(subject.program))
-    return Evidence(held, coverage)
+    far = [subject.source.sample(s, subject.seed + 100 * k) for k, s in enumerate(proven.far, len(proven.possible))]
+    return Evidence([*held, *far], coverage, far=len(far))
+
+
+def far_decided(trial: Trial) -> Evidence:
+    """`all_tokens`, where only those tokens of long inputs are compared whose experts no rounding in float32 can
+    change: among thousands, a few stand at an edge."""
+    program, found = trial.subject.program, trial.once(all_tokens)
+    long = found.samples[len(found.near) :]
+    causal = is_causal(program, found.samples[0])
+    tokens = [look(program, sample, NOISE[torch.float32], causal)[0] for sample in long]
+    return replace(found, compared=[*(None for _ in found.near), *tokens])
 
 
 def decided_tokens(trial: Trial) -> Evidence:
-    """Inputs that reach every expert by tokens whose experts are decided in the engine's half precision."""
-    subject = trial.subject
+    """Inputs that reach every expert by tokens whose experts are decided in the engine's half precision. Of the long
+    ones, those with few tokens after a cache: in long texts hardly a token sees no undecided one."""
+    subject, proven = trial.subject, trial.once(sizes_to_prove)
+    caches = [s for s in proven.far if s.get(PAST)]
     found = reach_decided(
         subject.program,
         subject.source,
-        trial.once(sizes_to_prove).possible,
+        [*proven.possible, *caches],
         subject.precision,
         subject.seed,
         STREAMED_TRIES if subject.streamed else TRIES,
@@ -123,14 +202,15 @@ def decided_tokens(trial: Trial) -> Evidence:
         trial.holds,
     )
     coverage = found.coverage.with_effects_of(trial.once(all_tokens).coverage)
-    return Evidence(found.samples, coverage, found.tokens, found.decided)
+    return Evidence(found.samples, coverage, list(found.tokens), found.decided)
 
 
 def compared(trial: Trial) -> tuple[Evidence, Comparison]:
     """The comparison with the reference, and what was compared.
 
     In half precision, an engine that differs is held to the same tolerance once more, on the tokens whose experts are
-    decided there (`moec.proof.decided_tokens`); only where rounding is all that may differ.
+    decided there (`moec.proof.decided_tokens`); only where rounding is all that may differ. In float32, this is done
+    with long inputs.
     """
     return compared_with(trial, trial.reference, trial.subject.tolerance, trial.subject.rounding)
 
@@ -138,12 +218,15 @@ def compared(trial: Trial) -> tuple[Evidence, Comparison]:
 def compared_with(
     trial: Trial, reference: Engine, tolerance: Tolerance | None, rounding: torch.dtype | None
 ) -> tuple[Evidence, Comparison]:
-    """`compared`, with another reference and tolerance; `rounding`: the precision by which alone both may differ."""
+    """`compared`, with another reference and tolerance; `rounding`: the precision by which alone both may differ. Where
+    passes may change more, long inputs are left to the comparisons before and after them."""
     evidence = trial.once(all_tokens)
+    if rounding is None:
+        return evidence, compare(reference, trial.engine, evidence.near, tolerance)
     comparison = compare(reference, trial.engine, evidence.samples, tolerance)
-    if comparison.ok or not is_half(rounding) or not evidence.coverage.routes:
+    if comparison.ok or not evidence.coverage.routes or not (is_half(rounding) or evidence.far):
         return evidence, comparison
-    evidence = trial.once(decided_tokens)
+    evidence = trial.once(decided_tokens if is_half(rounding) else far_decided)
     return evidence, compare(reference, trial.engine, evidence.samples, tolerance, evidence.compared)
 
 

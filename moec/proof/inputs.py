@@ -1,5 +1,5 @@
-"""Inputs to prove an engine on: sizes unlike the capture's, tokens that reach every expert, tokens whose experts are
-decided."""
+"""Inputs to prove an engine on: tokens that reach every expert, tokens whose experts are decided; their sizes are
+`moec.proof.sizes`' to choose."""
 
 from __future__ import annotations
 
@@ -11,38 +11,17 @@ import torch
 from torch import Tensor
 
 from moec.frontend.source import Source
-from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
-from moec.program.program import Input, Program, dynamic_dimensions
+from moec.program.decoder_signature import PAST
+from moec.program.program import Program
 from moec.program.signature import Sample
 from moec.proof.coverage import Coverage, RunLoad, missed_any, run_load, summarize
 from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_causal, look
 from moec.proof.reach import BY_HAND, Reach
+from moec.proof.sizes import verification_sizes
 
-# (batch, length) of the samples: none of batch 3 or length 11, which captures use; one token; rows with padding; one
-# long
-_SIZES = ((2, 7), (1, 1), (1, 13), (4, 5), (2, 37))
-# (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with
-# and without a cache, and a prompt long enough for the kernels that engines keep for those
-_DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (4, 5, 0), (2, 37, 0), (2, 131, 0))
 _SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
 FRUITLESS = 6  # inputs in succession that reach no new expert, after which a search that costs much ends
 _ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
-
-
-def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
-    """Sizes of the dynamic dimensions to verify at, all unlike the capture's.
-
-    The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different
-    lengths get different sizes, so that a mix-up of two cannot go unnoticed.
-    """
-    if cache_inputs(inputs):
-        return [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
-    names = dynamic_dimensions(inputs)
-    sizes = [
-        {n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)}
-        for batch, length in _SIZES
-    ]
-    return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
 
 
 def reach_experts(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from moec.execution.engine import Engine
 from moec.program.program import Input
-from moec.program.signature import Sample
+from moec.program.signature import PLUS, Sample
 from moec.proof.subject import Subject
 
 T = TypeVar("T")
@@ -52,10 +52,10 @@ class Trial:
 
 
 def sizes_of(inputs: Sequence[Input], sample: Mapping[str, object]) -> dict[str, int]:
-    """The dynamic dimensions of a sample, by name."""
+    """The dynamic dimensions of a sample, by name; sums follow from their parts."""
     found: dict[str, int] = {}
     for spec in inputs:
         for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
-            if isinstance(name, str):
+            if isinstance(name, str) and PLUS not in name:
                 found[name] = int(size)
     return found

@@ -19,7 +19,7 @@ from moec.execution.memory import peak_rss_bytes, reset_peak, rss_bytes
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input
 from moec.program.signature import Sample
-from moec.proof.inputs import verification_sizes
+from moec.proof.sizes import verification_sizes
 
 Result = TypeVar("Result")
 

@@ -22,7 +22,8 @@ def test_the_captured_program_is_proven() -> None:
     assert found.ok and found.comparison.outputs[0].deviation < 1e-5 and not sizes(found).refused
     run = sizes(found).sizes
     assert {"batch": 1, "sequence": 1} in run and all(s["sequence"] != 11 for s in run)
-    assert len(run) == found.comparison.samples == found.coverage.samples
+    assert len(run) == found.comparison.samples > found.coverage.samples  # long ones are run, not searched from
+    assert max(s["sequence"] for s in run) == 513  # nothing says how long its texts may be
     found.require()
 
 

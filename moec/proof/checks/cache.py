@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import cache_inputs
 from moec.program.moe_call import moe_nodes
-from moec.proof.cache_consistency import SIZES, Consistency, calls, check_consistency
+from moec.proof.cache_consistency import SHORT, Consistency, Text, check_consistency, text_past
 from moec.proof.checks.check import Check, Figure
 from moec.proof.decided_tokens import NOISE, Decided, is_half
 from moec.proof.digits import at_most
+from moec.proof.evidence import EDGE, OUTSIDE, size_plan
 from moec.proof.inputs import decided_sample, most_decided
+from moec.proof.sizes import Beyond
 from moec.proof.trial import Trial
 
 SEED = 7  # added to the proof's: another text than those that are compared
@@ -21,9 +23,16 @@ SEED = 7  # added to the proof's: another text than those that are compared
 
 @dataclass(frozen=True)
 class CacheConsistency(Check):
-    """One text in one go, in chunks and token by token; see `moec.proof.cache_consistency`."""
+    """One text in one go, in chunks and token by token, then longer ones past each window; see
+    `moec.proof.cache_consistency`.
+
+    Attributes:
+        consistency: of all texts.
+        beyond: long texts that were left out, and why.
+    """
 
     consistency: Consistency
+    beyond: tuple[Beyond, ...] = ()
 
     name: ClassVar[str] = "cache"
     title: ClassVar[str] = "A decoder's cache"
@@ -32,24 +41,18 @@ class CacheConsistency(Check):
     def measure(cls, trial: Trial) -> Self | None:
         """Of a decoder that takes the text; in half precision once more on tokens that are decided, when it fails on
         the whole. Passes change nothing here: the engine is compared with itself, or with its own program."""
-        subject, engine = trial.subject, trial.engine
-        if not cache_inputs(engine.inputs) or not all(engine.holds(sizes) for sizes in calls()):
+        if not cache_inputs(trial.engine.inputs) or not _held(trial, SHORT):
             return None
-        program, source, seed = subject.program, subject.source, subject.seed + SEED
-        tolerance = subject.lowering_tolerance if program.approximate else subject.tolerance
-        assert tolerance is not None  # a text decides after approximate passes only
-        rounding = subject.precision if subject.kernel_deviation is None else None
-        peer = StreamingEngine(program) if program.by_call else None
-        try:
-            found = check_consistency(engine, decided_sample(program, source, SIZES, seed), tolerance, peer)
-        except MoecError as error:
-            what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
-            raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
-        if found.ok or not is_half(rounding) or not moe_nodes(program):
-            return cls(found)
-        sample, part = most_decided(program, source, SIZES, subject.precision, seed)
-        decided = Decided(str(subject.precision)[6:], NOISE[subject.precision], part.count, part.total)
-        return cls(check_consistency(engine, sample, tolerance, peer, part, decided))
+        found, beyond = _fed(trial, SHORT), list[Beyond]()
+        plan = trial.once(size_plan)
+        for text in (text_past(bound, plan.context) for bound in plan.cached):
+            why = _left_out(trial, text)
+            more = None if why else _fed(trial, text)
+            if more is not None and more.decided is not None and more.decided.problem:
+                why, more = EDGE, None
+            beyond += [Beyond(f"a text of {text.sizes[SEQUENCE]:,} tokens in pieces", why)] if why else []
+            found = replace(found, ways=(*found.ways, *more.ways)) if more else found
+        return cls(found, tuple(beyond))
 
     def error(self) -> MoecError | None:
         return self.consistency.error()
@@ -72,7 +75,41 @@ class CacheConsistency(Check):
         if found.decided is not None:
             said = found.decided.problem or str(found.decided)
             ways.append(Figure("tokens", {"compared": said}, not found.decided.problem))
-        return tuple(ways)
+        left = [Figure(b.what, {"compared": f"not proven: {b.why}"}, None) for b in self.beyond]
+        return (*ways, *left)
 
     def __str__(self) -> str:
         return f"{self.consistency.title} {self.consistency}"
+
+
+def _held(trial: Trial, text: Text) -> bool:
+    return all(trial.engine.holds(sizes) for sizes in text.each_call())
+
+
+def _left_out(trial: Trial, text: Text) -> str:
+    """Why a long text is not fed to an engine; empty when it is."""
+    if not _held(trial, text):
+        return OUTSIDE
+    half = is_half(trial.subject.precision) and moe_nodes(trial.subject.program)
+    return f"in half precision, {EDGE}" if half else ""
+
+
+def _fed(trial: Trial, text: Text) -> Consistency:
+    """One text in its ways. Where two runs may choose other experts, once more on decided tokens. Raises M101 where the
+    engine does not take it."""
+    subject, engine = trial.subject, trial.engine
+    program, source, seed = subject.program, subject.source, subject.seed + SEED
+    tolerance = subject.lowering_tolerance if program.approximate else subject.tolerance
+    assert tolerance is not None  # a text decides after approximate passes only
+    rounding = subject.precision if subject.kernel_deviation is None else None
+    peer = StreamingEngine(program) if program.by_call else None
+    try:
+        found = check_consistency(engine, decided_sample(program, source, text.sizes, seed), tolerance, peer, text=text)
+    except MoecError as error:
+        what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
+        raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
+    if found.ok or not moe_nodes(program) or not (is_half(rounding) or text is not SHORT):
+        return found
+    sample, part = most_decided(program, source, text.sizes, subject.precision, seed)
+    decided = Decided(str(subject.precision)[6:], NOISE[subject.precision], part.count, part.total)
+    return check_consistency(engine, sample, tolerance, peer, part, decided, text)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
-from moec.proof.evidence import RefusedSize, compared, sizes_to_prove
+from moec.proof.evidence import EDGE, Evidence, RefusedSize, compared, sizes_to_prove
+from moec.proof.sizes import Beyond, named
 from moec.proof.trial import Trial, sizes_of
 
 
@@ -18,13 +20,17 @@ class SizesRun(Check):
     Attributes:
         engine: its name.
         sizes: the dynamic dimensions of each input that was compared.
-        refused: those that the engine cannot run. A dimension of 1 there is a limitation that is reported, since
-            exporters specialise it; any other refusal is a failure.
+        refused: those that the engine cannot run. A dimension of 1, at which it runs nowhere, is a limitation that is
+            reported, since exporters specialise it; any other refusal is a failure.
+        bounds: where the model may behave in another way, by what shows it; inputs stand on both sides.
+        beyond: what no input reached, and why.
     """
 
     engine: str
     sizes: tuple[dict[str, int], ...]
     refused: tuple[RefusedSize, ...] = ()
+    bounds: dict[str, int] = field(default_factory=dict)
+    beyond: tuple[Beyond, ...] = ()
 
     name: ClassVar[str] = "sizes"
     title: ClassVar[str] = "Sizes of the inputs"
@@ -32,13 +38,20 @@ class SizesRun(Check):
     @classmethod
     def measure(cls, trial: Trial) -> Self:
         evidence, _ = trial.once(compared)
+        proven = trial.once(sizes_to_prove)
         sizes = tuple(sizes_of(trial.subject.source.inputs, sample) for sample in evidence.samples)
-        return cls(trial.engine.name, sizes, trial.once(sizes_to_prove).refused)
+        bounds = {bound.name: bound.size for bound in proven.plan.bounds if bound.size <= proven.plan.context}
+        beyond = (*proven.beyond, *_undecided(evidence, sizes, proven.far))
+        return cls(trial.engine.name, sizes, proven.refused, bounds, beyond)
 
     @property
     def failures(self) -> tuple[RefusedSize, ...]:
         """Refusals that are not about a dimension of 1."""
-        return tuple(r for r in self.refused if 1 not in r.sizes.values())
+        return tuple(r for r in self.refused if not self._specialised(r.sizes))
+
+    def _specialised(self, sizes: dict[str, int]) -> bool:
+        """Whether some dimension is 1 there, and nowhere where the engine runs."""
+        return any(n == 1 and all(run.get(name) != 1 for run in self.sizes) for name, n in sizes.items())
 
     def error(self) -> MoecError | None:
         if not self.failures:
@@ -54,16 +67,34 @@ class SizesRun(Check):
             Figure(named(r.sizes), {"the engine": f"cannot run: {r.reason}"}, False if r in self.failures else None)
             for r in self.refused
         ]
-        return (*run, *refused)
+        beyond = [Figure(b.what, {"the engine": f"not proven: {b.why}"}, None) for b in self.beyond]
+        return (*run, *refused, *beyond)
+
+    @property
+    def note(self) -> str:
+        shown = ", ".join(f"{name} ({size:,})" for name, size in self.bounds.items())
+        return f"The model shows bounds, and inputs stand on both sides: {shown}." if shown else ""
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.sizes)} inputs run",
+            f"{len(self.sizes)} inputs run, {self.longest}",
             *(f"cannot run at {named(r.sizes)}: {r.reason}" for r in self.refused),
+            *(f"not run: {b}" for b in self.beyond),
         ]
         return "; ".join(lines)
 
+    @property
+    def longest(self) -> str:
+        """The largest of each dimension."""
+        names = dict.fromkeys(name for sizes in self.sizes for name in sizes)
+        most = {name: max(sizes.get(name, 0) for sizes in self.sizes) for name in names}
+        return f"up to {named(most)}" if most else "of fixed sizes"
 
-def named(sizes: dict[str, int]) -> str:
-    """`batch=1, sequence=1`."""
-    return ", ".join(f"{name}={size}" for name, size in sizes.items()) or "fixed sizes"
+
+def _undecided(evidence: Evidence, sizes: Sequence[dict[str, int]], far: Sequence[dict[str, int]]) -> list[Beyond]:
+    """Long inputs that could not be compared, or only in part, since experts hang on rounding there."""
+    left = [Beyond(named(s), EDGE) for s in far if s not in sizes]
+    for found, tokens in zip(sizes, evidence.compared or (), strict=False):
+        if tokens is not None and found in far and tokens.count < tokens.total:
+            left.append(Beyond(f"{tokens.total - tokens.count:,} of {tokens.total:,} tokens at {named(found)}", EDGE))
+    return left
