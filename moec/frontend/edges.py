@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.frontend.relations import say
-from moec.program.conditions import Condition, nearest
+from moec.program.conditions import Condition, nearest, stated
 from moec.program.expression import Function, read
 from moec.program.program import META, Program, dynamic_dimensions
 from moec.program.signature import identifier
@@ -60,8 +60,25 @@ def settle(
                 break
         else:
             edges += [{**default_sizes(program, kept), **point} for point in inner[:1]]
+    kept = _needed(kept)
     unique = [e for k, e in enumerate(edges) if e not in edges[:k] and all(c.holds(e) for c in kept)]
     return tuple(sorted(kept, key=lambda c: c.text)), tuple(unique)
+
+
+def _needed(conditions: Sequence[Condition]) -> list[Condition]:
+    """Without those that follow from the others where no size is 0 or 1: with a past of 2 tokens at least,
+    `past + sequence <= 16` makes torch say `sequence <= 14`, which is not so for a past of none."""
+    kept = list(conditions)
+    for condition in sorted(conditions, key=lambda c: (len(c.names), c.text)):
+        others = [c for c in kept if c is not condition]
+        names = sorted(condition.names.union(*(c.names for c in others if c.names & condition.names)))
+        if len(names) > 3 or not any(c.names & condition.names for c in others):
+            continue
+        places = sorted({2, 3, 4, 5, 8, 31, 4096, *(n for c in kept for n in stated(c) if n > 1)})[:60]
+        points = (dict(zip(names, point, strict=True)) for point in product(places, repeat=len(names)))
+        if not any(not condition.holds(p) and all(c.holds(p) for c in others) for p in points):
+            kept.remove(condition)
+    return kept
 
 
 def default_sizes(program: Program, conditions: Sequence[Condition] = ()) -> Sizes:
