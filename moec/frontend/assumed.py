@@ -96,7 +96,7 @@ def shape_environment(exported: ExportedProgram) -> Any:
 
 
 def _asserted(value: Any) -> Any:
-    """The expression of an asserted value; made anew from its operands where torch has replaced it by what it hoped for."""
+    """The expression of an asserted value; made anew from its operands, since torch replaces it by what it hopes for."""
     meta = value.meta.get("val") if isinstance(value, fx.Node) else value
     relation = _RELATIONS.get(getattr(value.target, "__name__", "")) if isinstance(value, fx.Node) else None
     if relation is not None:
@@ -126,9 +126,7 @@ def _ranges(exported: ExportedProgram, names: dict[sympy.Symbol, sympy.Expr]) ->
             yield sympy.Le(symbol, high)
 
 
-def _equal(
-    exported: ExportedProgram, inputs: Sequence[Input], names: dict[sympy.Symbol, sympy.Expr]
-) -> Iterator[Any]:
+def _equal(exported: ExportedProgram, inputs: Sequence[Input], names: dict[sympy.Symbol, sympy.Expr]) -> Iterator[Any]:
     """Dimensions of other names that torch found to be one size, or a function of others."""
     for size, dim in _sizes(exported, inputs):
         if size.free_symbols <= set(names):
@@ -136,9 +134,7 @@ def _equal(
 
 
 # ---------------------------------------------------------------------- what of it is a condition
-def _condition(
-    expression: Any, names: dict[sympy.Symbol, sympy.Expr], exported: ExportedProgram
-) -> Condition | None:
+def _condition(expression: Any, names: dict[sympy.Symbol, sympy.Expr], exported: ExportedProgram) -> Condition | None:
     """The condition by the dimensions' names; None where it holds always, M207 where it cannot be said."""
     environment = shape_environment(exported)
     stated = sympy.sympify(expression if environment is None else environment.replace(sympy.sympify(expression)))

@@ -212,3 +212,6 @@ class UntouchedEngine(Engine):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._call(**inputs)
+
+    def be_timed(self) -> None:
+        self._call.watched = False

@@ -32,7 +32,9 @@ def calls() -> list[dict[str, int]]:
     """The sizes of every call that these ways make."""
     ways = [steps for steps in (*WAYS.values(), *CALLS.values())]
     return [
-        {"batch": SIZES["batch"], SEQUENCE: step, PAST: sum(steps[:k])} for steps in ways for k, step in enumerate(steps)
+        {"batch": SIZES["batch"], SEQUENCE: step, PAST: sum(steps[:k])}
+        for steps in ways
+        for k, step in enumerate(steps)
     ]
 
 
