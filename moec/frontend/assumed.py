@@ -96,7 +96,7 @@ def shape_environment(exported: ExportedProgram) -> Any:
 
 
 def _asserted(value: Any) -> Any:
-    """The expression of an asserted value; made anew from its operands, since torch replaces it by what it hopes for."""
+    """The expression of an asserted value; made anew from its operands: torch replaces it by what it hopes for."""
     meta = value.meta.get("val") if isinstance(value, fx.Node) else value
     relation = _RELATIONS.get(getattr(value.target, "__name__", "")) if isinstance(value, fx.Node) else None
     if relation is not None:

@@ -30,12 +30,8 @@ CALLS = {"one go": (12,), "chunks": (5, 4, 3), "prompt, then token by token": (9
 
 def calls() -> list[dict[str, int]]:
     """The sizes of every call that these ways make."""
-    ways = [steps for steps in (*WAYS.values(), *CALLS.values())]
-    return [
-        {"batch": SIZES["batch"], SEQUENCE: step, PAST: sum(steps[:k])}
-        for steps in ways
-        for k, step in enumerate(steps)
-    ]
+    batch, ways = SIZES["batch"], (*WAYS.values(), *CALLS.values())
+    return [{"batch": batch, SEQUENCE: n, PAST: sum(steps[:k])} for steps in ways for k, n in enumerate(steps)]
 
 
 @dataclass(frozen=True)
