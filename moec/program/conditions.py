@@ -204,7 +204,8 @@ def nearest(conditions: Sequence[Condition], sizes: Mapping[str, int]) -> dict[s
     grid = _grid(conditions)
     alone = ({**wanted, name: size} for name in free for size in _by_distance(grid, wanted[name]))
     width = max(2, int(_TRIED ** (1 / max(1, len(free)))))
-    near = [_by_distance(grid, wanted[name])[:width] for name in free]
+    some = [*(2**k for k in range(0, 17, 2)), *_by_distance(grid, 12)[:24], *(n for c in conditions for n in stated(c))]
+    near = [[*dict.fromkeys((*some[: width // 2], *_by_distance(grid, wanted[name])))][:width] for name in free]
     together = ({**wanted, **dict(zip(free, found, strict=True))} for found in product(*near))
     for candidates in (alone, islice(together, _TRIED)):
         holding = [c for c in candidates if all(size > 0 or wanted[n] == 0 for n, size in c.items())
