@@ -269,6 +269,7 @@ def bench(
             )
         report = read_report(folder)
         opened.append(open_recorded(report, opening).reference())
+        opened[-1].be_timed()
     if forward or not all(map(is_decoder, opened)):
         return bench_engines(opened, sizes=sizes, runs=30 if runs is None else runs)
     return bench_decoders(opened, sizes, max_tokens, 10 if runs is None else runs)

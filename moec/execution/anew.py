@@ -1,9 +1,9 @@
 """Models that change themselves while they run: a rotary table that grows with the text, a flag that one short text
 sets for good.
 
-What such a model says of an input depends on the inputs before it. An engine has no memory, so it can equal only a model
-that has seen nothing yet. So a model is looked at after every run; once it has changed, each further input gets a copy
-of what it was at first.
+What such a model says of an input depends on the inputs before it. An engine has no memory, so it can equal only a
+model that has seen nothing yet. So a model is looked at after every run; once it has changed, each further input gets a
+copy of what it was at first.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ class CalledAnew:
 
     Attributes:
         changes: whether a run has changed the model.
+        watched: whether it is looked at after each run; not where runs are timed.
     """
 
     def __init__(self, model: nn.Module, call: Callable[[Any], Call]) -> None:
         self._call, self._of, self._model, self._before = call(model), call, model, state_of(model)
         self._first = copied(model)
-        self.changes = False
+        self.changes, self.watched = False, True
 
     def __call__(self, **inputs: Tensor) -> dict[str, Tensor]:
         """The model's outputs. Raises M206 for a model that changes itself and cannot be copied."""
         if self.changes:
             return self._of(self._another())(**inputs)
         found = self._call(**inputs)
-        self.changes = state_of(self._model) != self._before
+        self.changes = self.watched and state_of(self._model) != self._before
         return found
 
     def _another(self) -> nn.Module:

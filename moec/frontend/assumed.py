@@ -36,9 +36,10 @@ def assume(program: Program, exported: ExportedProgram) -> None:
     """
     inputs = program.inputs
     names = _names(exported, inputs)
+    known = {*names, *(s for _, dim in _sizes(exported, inputs) for s in _dimension(dim).free_symbols)}
     found: set[Condition] = set()
     for expression in (*_stated(exported), *_ranges(exported, names), *_equal(exported, inputs, names)):
-        condition = _condition(expression, names, exported)
+        condition = _condition(expression, names, known, exported)
         if condition is not None:
             found.add(condition)
     refuse_on_tensors(exported)
@@ -96,7 +97,7 @@ def shape_environment(exported: ExportedProgram) -> Any:
 
 
 def _asserted(value: Any) -> Any:
-    """The expression of an asserted value; made anew from its operands where torch has replaced it by what it hoped for."""
+    """The expression of an asserted value; made anew from its operands: torch replaces it by what it hopes for."""
     meta = value.meta.get("val") if isinstance(value, fx.Node) else value
     relation = _RELATIONS.get(getattr(value.target, "__name__", "")) if isinstance(value, fx.Node) else None
     if relation is not None:
@@ -134,11 +135,12 @@ def _equal(exported: ExportedProgram, inputs: Sequence[Input], names: dict[sympy
 
 
 # ---------------------------------------------------------------------- what of it is a condition
-def _condition(expression: Any, names: dict[sympy.Symbol, sympy.Expr], exported: ExportedProgram) -> Condition | None:
+def _condition(
+    expression: Any, names: dict[sympy.Symbol, sympy.Expr], known: set[Any], exported: ExportedProgram
+) -> Condition | None:
     """The condition by the dimensions' names; None where it holds always, M207 where it cannot be said."""
     environment = shape_environment(exported)
     stated = sympy.sympify(expression if environment is None else environment.replace(sympy.sympify(expression)))
-    known = set(names) | {s for name in names.values() for s in name.free_symbols}
     if stated == sympy.true or (stated.free_symbols - known and always(exported, stated, known)):
         return None
     said = stated.xreplace(names)

@@ -16,7 +16,7 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from moec.errors import MoecError
 
-_COUNTS = ("nonzero", "masked_select", "_unique2")  # as many as the first argument has elements, at most
+_COUNTS = ("nonzero", "where", "masked_select", "_unique2")  # as many as the first argument has elements, at most
 _READ = ("_local_scalar_dense", "item")
 _ON_TENSORS = (torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)
 _MOST = 2**63 - 1

@@ -12,8 +12,10 @@ from torch.export import Dim
 from moec.program.decoder_signature import PAST
 from moec.program.signature import PLUS, identifier
 
-# how torch.export words the bound that it found
+# how torch.export words the bound that it found, and that two dimensions are one
 _BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
+
+_SAME = re.compile(r"^ *(?P<name>[A-Za-z]\w*) = (?P<other>[A-Za-z]\w*)$", re.MULTILINE)
 
 Found = Mapping[str, re.Match[str]]
 Shapes = Mapping[str, Sequence[str | int | None]]
@@ -25,9 +27,14 @@ def dynamic_shapes(inputs: Iterable[str], dynamic: Shapes, found: Found) -> dict
     Args:
         inputs: their names.
         dynamic: the name of each dimension, None where it is fixed.
-        found: bounds that torch has asked for, by the dimension's identifier.
+        found: what torch has asked for, by the dimension's identifier: bounds, or another dimension of its size.
     """
-    dims = {d: _bounded(d, found.get(identifier(d))) for shape in dynamic.values() for d in shape if isinstance(d, str)}
+    names = {identifier(d): d for shape in dynamic.values() for d in shape if isinstance(d, str)}
+    dims = {}
+    for name, dim in names.items():
+        same = found[name].groupdict().get("other") if name in found else None
+        chosen = names.get(same or name, dim)
+        dims[dim] = _bounded(chosen, found.get(identifier(chosen)))
     return {name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs}
 
 
@@ -39,12 +46,13 @@ def suggested_bounds(error: Exception) -> dict[str, re.Match[str]]:
     """
     if not isinstance(error, UserError) or "Suggested fixes" not in str(error):
         return {}
-    return {m["name"]: m for m in _BOUND.finditer(str(error))}
+    return {m["name"]: m for form in (_SAME, _BOUND) for m in form.finditer(str(error))}
 
 
 def _bounded(name: str, found: re.Match[str] | None) -> Dim:
     """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it: said at
     once, it saves the export that fails."""
     least = 2 * (name.count(PLUS) + 1) if PLUS in name else 0 if name == PAST else 1
-    least = max(least, int(found["min"])) if found and found["min"] else least
-    return Dim(identifier(name), min=least, max=int(found["max"]) if found and found["max"] else None)
+    bounds = found.groupdict() if found else {}
+    most = int(bounds["max"]) if bounds.get("max") else None
+    return Dim(identifier(name), min=max(least, int(bounds.get("min") or 0)), max=most)

@@ -109,7 +109,7 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
 
 
 def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any) -> ExportedProgram:
-    """Where a branch hangs on a size, torch follows the sample's, and notes that it did: see `moec.frontend.assumed`."""
+    """Where a branch hangs on a size, torch follows the sample's and notes that it did: `moec.frontend.assumed`."""
     with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where torch prints its whole partial graph
         return torch.export.export(
             model, (), inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True

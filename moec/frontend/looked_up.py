@@ -38,8 +38,8 @@ def values_of(graph: fx.Graph, inputs: tuple[Input, ...]) -> tuple[Values, ...]:
 
 
 def _lookups(graph: fx.Graph) -> Iterator[tuple[Any, int, int]]:
-    """What indexes a table, with the least and the largest index that PyTorch takes: an embedding takes no negative one,
-    an indexed tensor counts them from its end."""
+    """What indexes a table, with the least and the largest index that PyTorch takes: an embedding takes no negative
+    one, an indexed tensor counts them from its end."""
     for node in graph.nodes:
         if node.target in (_aten.embedding.default, _aten.index_select.default):
             table, ids = (node.args[0], node.args[1]) if node.target is _aten.embedding.default else _selected(node)

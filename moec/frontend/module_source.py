@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -25,6 +26,7 @@ from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
+GROWTH = 8  # of samples that are too small for the model
 _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")
 
 
@@ -39,6 +41,9 @@ class ModuleEngine(Engine):
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._call(**inputs)
+
+    def be_timed(self) -> None:
+        self._call.watched = False
 
     def tensors(self) -> dict[str, Tensor]:
         return tensors_of(self.module)
@@ -86,7 +91,15 @@ class ModuleSource(Source):
         if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(dtype)
         samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}
-        return capture(module, samples, self._dynamic, source=self.text)
+        try:
+            return capture(module, samples, self._dynamic, source=self.text)
+        except MoecError as error:
+            larger = _larger(samples, self._dynamic)
+            if error.code != "M207" or not larger or "DataDependent" in type(error.__cause__).__name__:
+                raise
+            with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
+                return capture(module, larger, self._dynamic, source=self.text)
+            raise
 
 
 class FileSource(ModuleSource):
@@ -244,6 +257,15 @@ def _named_domain(name: str, high: int = 2) -> Domain:
     kinds = {"mask": "mask", "position": "position", "type": "type"}
     kind: Any = next((k for part, k in kinds.items() if part in name), "number")
     return Domain(kind, high)
+
+
+def _larger(samples: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, Tensor]:
+    """The samples repeated along their dynamic dimensions, for a model that needs more of them than the samples have;
+    none where that would change nothing. Every dimension grows as much, so that sums stay sums."""
+    named = {n: [d if isinstance(d, str) else None for d in _shape(t, dynamic.get(n, ()))] for n, t in samples.items()}
+    if not any(d for dims in named.values() for d in dims):
+        return {}
+    return {n: t.repeat([GROWTH if d else 1 for d in named[n]]) if t.dim() else t for n, t in samples.items()}
 
 
 def token_domains(program: Program) -> dict[str, Domain]:

@@ -180,15 +180,16 @@ def _between(condition: Condition, fixed: dict[str, int], name: str, low: int, h
 def _grid(conditions: Iterable[Condition]) -> list[int]:
     """Sizes to look at: small ones one by one, then ever farther apart, and around each number that stands in a
     condition."""
-    stated = {int(float(word)) for c in conditions for word in _numbers(c.text)}
-    around = {n + d for n in stated for d in (-1, 0, 1) if 0 <= n + d <= _FARTHEST}
+    around = {n for c in conditions for n in stated(c) if n <= _FARTHEST}
     far = {int(_DENSE * 1.25**k) for k in range(25)}
     return sorted({*range(_DENSE), *(n for n in far if n <= _FARTHEST), *around})
 
 
-def _numbers(text: str) -> list[str]:
-    spaced = "".join(c if c.isalnum() or c in "._" else " " for c in text)
-    return [word for word in spaced.split() if word.replace(".", "", 1).isdigit()]
+def stated(condition: Condition) -> set[int]:
+    """The whole numbers that stand in a condition, each with its neighbours."""
+    spaced = "".join(c if c.isalnum() or c in "._" else " " for c in condition.text)
+    found = {int(float(word)) for word in spaced.split() if word.replace(".", "", 1).isdigit()}
+    return {n + d for n in found for d in (-1, 0, 1) if n + d >= 0}
 
 
 def nearest(conditions: Sequence[Condition], sizes: Mapping[str, int]) -> dict[str, int] | None:
@@ -203,7 +204,8 @@ def nearest(conditions: Sequence[Condition], sizes: Mapping[str, int]) -> dict[s
     grid = _grid(conditions)
     alone = ({**wanted, name: size} for name in free for size in _by_distance(grid, wanted[name]))
     width = max(2, int(_TRIED ** (1 / max(1, len(free)))))
-    near = [_by_distance(grid, wanted[name])[:width] for name in free]
+    some = [*(2**k for k in range(0, 17, 2)), *_by_distance(grid, 12)[:24], *(n for c in conditions for n in stated(c))]
+    near = [[*dict.fromkeys((*some[: width // 2], *_by_distance(grid, wanted[name])))][:width] for name in free]
     together = ({**wanted, **dict(zip(free, found, strict=True))} for found in product(*near))
     for candidates in (alone, islice(together, _TRIED)):
         holding = [c for c in candidates if all(size > 0 or wanted[n] == 0 for n, size in c.items())

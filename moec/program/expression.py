@@ -1,8 +1,8 @@
 """Expressions over sizes, as text: read without running anything, and turned into a function.
 
-The form is a small part of Python's: names, whole and decimal numbers, `+ - * / // %`, comparisons, `and`, `or`, `not`,
-and the functions of `FUNCTIONS`. Python's own parser reads it; what it finds is taken only where it stands in the tables
-below, so that a manifest from anywhere cannot run code, and cannot ask for more than a few operations.
+The form is a small part of Python's: names, whole and decimal numbers, `+ - * / // %`, comparisons, `and`, `or`,
+`not`, and the functions of `FUNCTIONS`. Python's own parser reads it; what it finds is taken only where it stands in
+the tables below, so that a manifest from anywhere cannot run code, and cannot ask for more than a few operations.
 """
 
 from __future__ import annotations

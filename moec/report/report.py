@@ -150,14 +150,8 @@ class Report:
             data = json.loads(text)
             _require_schema(int(data["schema"]), where)
             report = cls(**{**data, **_typed(data)})
-            _ = (
-                report.assumptions,
-                report.target,
-                report.pipeline,
-                report.layout,
-                report.built,
-                report.opening,
-            )  # they are there
+            _ = report.target, report.pipeline, report.layout, report.built, report.opening  # they are there
+            _ = report.assumptions
             return report
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise MoecError(

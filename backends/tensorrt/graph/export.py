@@ -10,9 +10,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from moec.backends.onnx.assumed import write_assumptions
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.evaluation import stages_of
-from moec.backends.onnx.assumed import write_assumptions
 from moec.backends.onnx.export import strip_traces, to_onnx
 from moec.backends.onnx.folding import folding, remove_unused
 from moec.backends.onnx.steps import Step, apply_steps
