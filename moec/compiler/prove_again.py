@@ -113,10 +113,10 @@ def _bisect(
 
 def _telling(trial: Trial, evidence: Evidence) -> tuple[list[Sample], list[ComparedTokens] | None]:
     """The inputs to run every step on: of the long ones, only that on which the engine is worst."""
-    if evidence.decided is not None or not evidence.far:
+    if not evidence.far:
         return evidence.samples, [t for t in evidence.compared if t] if evidence.compared else None
 
     def deviation(sample: Sample) -> float:
         return compare(trial.reference, trial.engine, [sample], Tolerance(0.0)).worst.deviation
 
-    return [*evidence.near, max(evidence.samples[len(evidence.near) :], key=deviation)], None
+    return [*evidence.samples, max(evidence.far, key=deviation)], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST
+from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.coverage import Coverage, measure_load
@@ -57,23 +59,23 @@ class Evidence:
     """Inputs that both sides run on.
 
     Attributes:
-        samples: the inputs.
-        coverage: experts that they reach, by tokens that are compared; long inputs don't count.
-        compared: of each sample, the tokens that are compared, None when all are; None when all of all are.
+        samples: small inputs.
+        coverage: experts that they reach, by tokens that are compared.
+        compared: of each of `whole`, the tokens that are compared, None when all are; None when all of all are.
         decided: how many these are in half precision; None when all are.
-        far: how many of the samples, the last ones, are long.
+        far: long inputs, which are compared and don't count for experts.
     """
 
     samples: list[Sample]
     coverage: Coverage
     compared: list[ComparedTokens | None] | None = None
     decided: Decided | None = None
-    far: int = 0
+    far: Sequence[Sample] = ()
 
     @property
-    def near(self) -> list[Sample]:
-        """The samples that are not long."""
-        return self.samples[: len(self.samples) - self.far]
+    def whole(self) -> list[Sample]:
+        """All inputs, small ones first."""
+        return [*self.samples, *self.far]
 
 
 def size_plan(trial: Trial) -> SizePlan:
@@ -90,8 +92,9 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     plan = trial.once(size_plan)
     asked = [*plan.near, *subject.captured.edges][: trial.most_sizes]
     outside = [s for s in asked if not trial.holds_sizes(s)]
-    held = [s for s in (held_nearest(trial, s) for s in asked) if s is not None]
-    wanted = [s for k, s in enumerate(held) if s not in held[:k]] or asked[:1]
+    held = [s if s not in outside else held_nearest(trial, s) for s in asked]
+    taken = [s for s in held if s and 0 not in list(s.values())[:1]]
+    wanted = [s for k, s in enumerate(taken) if s not in taken[:k]] or asked[:1]
     possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
     if not possible:
         reason = _why_not(trial.reference, source.sample(wanted[0], seed))
@@ -138,21 +141,29 @@ def _not_asked(trial: Trial, sizes: dict[str, int]) -> str | None:
 
 
 def _longest(trial: Trial, plan: SizePlan, sizes: dict[str, int]) -> dict[str, int]:
-    """In the place of the full context, where some of it cannot be used: the longest text that one finds in steps of 1,
-    2, 4 and so on. Nothing in the place of other sizes."""
-    if plan.context not in sizes.values() or 1 not in list(sizes.values())[:1]:
+    """In the place of the full context, where some of it cannot be used: the longest that the engine is made for, then
+    the longest at which the model runs that is found in steps of 1, 2, 4 and so on. Nothing in the place of others."""
+    name = max(sizes, key=lambda name: sizes[name], default="")
+    if sizes not in plan.whole:
         return {}
-    steps = (2**k for k in range(plan.context.bit_length() - 1))
-    shorter = ({n: v if v != plan.context else v - step for n, v in sizes.items()} for step in steps)
-    return next((s for s in shorter if _not_asked(trial, s) is None), {})
+    held = _most_held(trial, sizes, name)[name]
+    steps = (0, *(2**k for k in range(held.bit_length() - 1)))
+    shorter = ({**sizes, name: held - step} for step in steps)
+    return next((s for s in shorter if s[name] > 0 and _not_asked(trial, s) is None), {})
+
+
+def _most_held(trial: Trial, sizes: dict[str, int], name: str) -> dict[str, int]:
+    """These sizes with as much of one dimension as the engine is made for; 0 where it takes none."""
+    counts = range(1, sizes[name] + 1)
+    return {**sizes, name: bisect_left(counts, True, key=lambda n: not trial.holds_sizes({**sizes, name: n}))}
 
 
 def held_nearest(trial: Trial, sizes: dict[str, int]) -> dict[str, int] | None:
-    """These sizes, or the nearest that the engine was made for; None where it holds neither."""
-    if trial.holds_sizes(sizes):
-        return sizes
+    """The sizes nearest to these that the engine was made for: those of its conditions, else a smaller batch."""
     near = nearest(trial.engine.conditions, sizes)
-    return near if near is not None and trial.holds_sizes(near) else None
+    if near is not None and trial.holds_sizes(near):
+        return near
+    return _most_held(trial, sizes, next(iter(sizes))) if sizes else None
 
 
 def all_tokens(trial: Trial) -> Evidence:
@@ -173,17 +184,25 @@ def all_tokens(trial: Trial) -> Evidence:
     if len(held) < len(samples):
         coverage = measure_load(subject.program, held, None if subject.streamed else Reach(subject.program))
     far = [subject.source.sample(s, subject.seed + 100 * k) for k, s in enumerate(proven.far, len(proven.possible))]
-    return Evidence([*held, *far], coverage, far=len(far))
+    return Evidence(held, coverage, far=far)
 
 
 def far_decided(trial: Trial) -> Evidence:
     """`all_tokens`, where only those tokens of long inputs are compared whose experts no rounding in float32 can
     change: among thousands, a few stand at an edge."""
-    program, found = trial.subject.program, trial.once(all_tokens)
-    long = found.samples[len(found.near) :]
+    return _far_decided(trial, trial.subject.program)
+
+
+def captured_far_decided(trial: Trial) -> Evidence:
+    """`far_decided`, by the experts that the program chooses before the passes."""
+    return _far_decided(trial, trial.subject.captured)
+
+
+def _far_decided(trial: Trial, program: Program) -> Evidence:
+    found = trial.once(all_tokens)
     causal = is_causal(program, found.samples[0])
-    tokens = [look(program, sample, NOISE[torch.float32], causal)[0] for sample in long]
-    return replace(found, compared=[*(None for _ in found.near), *tokens])
+    tokens = [look(program, sample, NOISE[torch.float32], causal)[0] for sample in found.far]
+    return replace(found, compared=[*(None for _ in found.samples), *tokens])
 
 
 def decided_tokens(trial: Trial) -> Evidence:
@@ -222,12 +241,12 @@ def compared_with(
     passes may change more, long inputs are left to the comparisons before and after them."""
     evidence = trial.once(all_tokens)
     if rounding is None:
-        return evidence, compare(reference, trial.engine, evidence.near, tolerance)
-    comparison = compare(reference, trial.engine, evidence.samples, tolerance)
+        return evidence, compare(reference, trial.engine, evidence.samples, tolerance)
+    comparison = compare(reference, trial.engine, evidence.whole, tolerance)
     if comparison.ok or not evidence.coverage.routes or not (is_half(rounding) or evidence.far):
         return evidence, comparison
     evidence = trial.once(decided_tokens if is_half(rounding) else far_decided)
-    return evidence, compare(reference, trial.engine, evidence.samples, tolerance, evidence.compared)
+    return evidence, compare(reference, trial.engine, evidence.whole, tolerance, evidence.compared)
 
 
 def _why_not(engine: Engine, sample: Sample) -> str | None:

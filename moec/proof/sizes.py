@@ -88,6 +88,7 @@ class SizePlan:
     Attributes:
         near: small ones of every kind; a search for experts starts from them.
         far: on both sides of each bound, at the full context, with long caches. Each is run once.
+        whole: those of the far ones that reach the end of the context.
         bounds: what the model shows.
         cached: bounds past which a decoder's text is fed in pieces.
         context: tokens of the longest text; 0 where no dimension is a length.
@@ -96,6 +97,7 @@ class SizePlan:
 
     near: list[dict[str, int]]
     far: list[dict[str, int]] = field(default_factory=list)
+    whole: list[dict[str, int]] = field(default_factory=list)
     bounds: list[Bound] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
     context: int = 0
@@ -158,6 +160,7 @@ class Planner:
             self._take(sizes)
         if self.plan.context:
             self._shorten(caches)
+            self.plan.whole = [self.text(self.plan.context), self.cache(self.plan.context)]
         self._leave_out()
 
     def _choose_one(self, wanted: list[dict[str, int]]) -> None:

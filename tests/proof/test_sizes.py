@@ -9,16 +9,23 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import Tensor, nn
 
 import moec
 from moec import api
 from moec.compiler.engine_folder import EngineFolder
 from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
+from moec.proof.costs import Costs
+from moec.proof.sizes import UNKNOWN, Budget, SizePlan, contract_sizes, plan_sizes
 from moec.proof.subject import Subject
 from moec.proof.verification import Verification, prove
-from tests.proving import sizes
+from tests.moe_module import MoeModel, source_of
+from tests.proof.bounded import Bounded
+from tests.proving import sizes, verify
 from tests.spoiling import edit, halve_logits_from, set_constant, spoil
-from tests.zoo import save
+from tests.zoo import captured, save, source
 
 WINDOW, CONTEXT = 200, 512
 
@@ -114,3 +121,76 @@ def test_positions_that_are_zeroed_are_found(learned: Built, tmp_path: Path, fir
 
     copy = spoil(learned.folder, tmp_path / "copy", "embeddings.position_embeddings.weight", change)
     assert learned.refusal(copy) == "M101"
+
+
+def plan(name: str, flops: float = 1e12, byte: float = 2**30, streamed: bool = False) -> SizePlan:
+    return plan_sizes(source(name), captured(name), streamed, Budget(flops, byte))
+
+
+def test_both_sides_of_every_bound_are_run_as_texts_and_behind_caches() -> None:
+    found = plan("llama4")
+    assert [b.size for b in found.bounds] == [4, 7, 256] and found.cached == [4, 7, 256] and not found.beyond
+    for length in (4, 5, 7, 8, 256, 257):
+        assert {"batch": 1, "sequence": length, "past_sequence": 0} in found.far
+        assert any(s["past_sequence"] and s["past_sequence"] + s["sequence"] == length for s in found.far)
+
+
+def test_what_cannot_be_afforded_is_named_and_the_longest_that_can_is_run() -> None:
+    text = Costs(captured("mistral")).of({"batch": 1, "sequence": 200, "past_sequence": 0})
+    found = plan("mistral", flops=text.flops)
+    lengths = {s["sequence"] for s in found.far if not s["past_sequence"]}
+    assert max(lengths) < 200 and {"batch": 2, "sequence": 3, "past_sequence": 253} in found.far
+    assert found.beyond[0].what == "positions 131 to 255, but for 253 to 255, 256, after drawn caches"
+    assert "FLOPs" in found.beyond[0].why and "batch=1, sequence=256, past_sequence=0" in [b.what for b in found.beyond]
+    nothing = plan("mistral", flops=0)
+    assert not nothing.far and not nothing.cached and len(nothing.beyond) > 4
+    assert not plan("mistral", byte=0).far
+
+
+def test_a_streamed_model_gets_one_long_input() -> None:
+    found = plan("mistral", streamed=True)
+    assert found.far == [{"batch": 2, "sequence": 3, "past_sequence": 253}] and not found.cached
+    assert "each run reads all weights anew" in {b.why for b in found.beyond}
+
+
+def test_where_nothing_says_how_long_texts_may_be_that_is_said() -> None:
+    model = source_of(MoeModel())
+    found = plan_sizes(model, model.capture())
+    assert found.context == UNKNOWN and {"batch": 1, "sequence": UNKNOWN} in found.far
+    assert [b.what for b in found.beyond] == [f"texts of more than {UNKNOWN + 1} tokens"]
+
+
+def test_a_model_without_lengths_has_no_long_inputs() -> None:
+    found = plan("vit")
+    assert not found.far and not found.context and {s["batch"] for s in found.near} >= {1, 2, 5, 9}
+
+
+def test_contracts_are_held_past_every_window() -> None:
+    first, long = contract_sizes(source("mistral"), captured("mistral"))
+    assert first["past_sequence"] + first["sequence"] == 13 and long["past_sequence"] == 253
+    assert contract_sizes(source("vit"), captured("vit")) == [first_size := {"batch": 2}] and first_size
+
+
+def test_an_engine_is_run_at_the_longest_text_that_it_is_made_for() -> None:
+    model = source_of(MoeModel())
+    program = model.capture()
+    run = sizes(verify(model, Bounded(program), program))
+    assert {"batch": 1, "sequence": 10} in run.sizes and max(s["sequence"] for s in run.sizes) == 10
+    assert {b.why for b in run.beyond} >= {"the engine is made for other sizes"} and not run.refused
+
+
+def test_where_the_model_ends_before_its_context_the_longest_text_is_found() -> None:
+    """As RoBERTa's, whose table holds two more rows than a text may have tokens."""
+    model = source_of(Offset(), 50)
+    program = model.capture()
+    run = sizes(verify(model, EagerEngine(program), program))
+    assert run.bounds == {"a table of 66 positions": 66} and max(s["sequence"] for s in run.sizes) == 64
+
+
+class Offset(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(50, 8), nn.Embedding(66, 8)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.tokens(input_ids) + self.places(torch.arange(input_ids.shape[1]) + 2)

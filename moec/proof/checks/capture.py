@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from moec.execution.streaming import StreamingEngine
+from moec.program.moe_call import moe_nodes
 from moec.proof.checks.outputs import REPORT_THIS, Outputs
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import is_half
-from moec.proof.evidence import all_tokens
+from moec.proof.evidence import all_tokens, captured_far_decided
 from moec.proof.trial import Trial
 
 
@@ -32,8 +33,13 @@ class Capture(Outputs):
         if not subject.program.approximate or not whole or is_half(subject.precision):
             return None
         captured = StreamingEngine(subject.captured, "the captured program")
-        samples, tolerance = trial.once(all_tokens).samples, Tolerance.of(subject.precision)
-        return cls(compare(trial.reference, captured, samples, tolerance))
+        tolerance = Tolerance.of(subject.precision)
+        for find in (all_tokens, captured_far_decided):
+            evidence = trial.once(find)
+            found = compare(trial.reference, captured, evidence.whole, tolerance, evidence.compared)
+            if found.ok or not evidence.far or not moe_nodes(subject.captured):
+                break
+        return cls(found)
 
     @property
     def way_out(self) -> str:

@@ -39,7 +39,7 @@ class SizesRun(Check):
     def measure(cls, trial: Trial) -> Self:
         evidence, _ = trial.once(compared)
         proven = trial.once(sizes_to_prove)
-        sizes = tuple(sizes_of(trial.subject.source.inputs, sample) for sample in evidence.samples)
+        sizes = tuple(sizes_of(trial.subject.source.inputs, sample) for sample in evidence.whole)
         bounds = {bound.name: bound.size for bound in proven.plan.bounds if bound.size <= proven.plan.context}
         beyond = (*proven.beyond, *_undecided(evidence, sizes, proven.far))
         return cls(trial.engine.name, sizes, proven.refused, bounds, beyond)

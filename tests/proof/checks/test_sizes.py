@@ -16,7 +16,8 @@ def test_an_engine_is_proven_at_the_sizes_that_it_was_made_for() -> None:
     found = verify(source, Bounded(program), program)
     run = sizes(found)
     assert found.ok and not run.refused and {"batch": 2, "sequence": 7} in run.sizes
-    assert all(s["batch"] <= 4 and s["sequence"] <= 10 for s in run.sizes) and found.coverage.samples == len(run.sizes)
+    assert all(s["batch"] <= 4 and s["sequence"] <= 10 for s in run.sizes) and found.coverage.samples < len(run.sizes)
+    assert {"batch": 4, "sequence": 2} in run.sizes  # as near to a batch of 9 as it goes
     with pytest.raises((RuntimeError, MoecError)):  # must fail: its refusals are failures
         verify(source, Bounded(program, says_so=False), program).require()
 

@@ -1,0 +1,51 @@
+"""Bounds are found in a config, in tables and in numbers of the graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moec.proof.bounds import Bound, find_bounds, table_lengths
+from tests.moe_module import source_of
+from tests.zoo import captured, source
+
+
+class Local(nn.Module):
+    """Sees 20 tokens back, has 64 positions, and knows a special token, 33."""
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(50, 8), nn.Embedding(64, 8)
+        self.mask, self.cut = nn.Buffer(torch.ones(48, 48).tril()), cut
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        length = input_ids.shape[1]
+        place = torch.arange(length)
+        seen = (place[:, None] - place[None] < 20) & (place[:, None] >= place[None])
+        if self.cut:
+            seen = seen & (self.mask[:length, :length] > 0)
+        x = self.tokens(input_ids) + self.places(place) + (input_ids == 33)[..., None]
+        return (x @ x.transpose(1, 2)).masked_fill(~seen, -9.0).softmax(-1) @ x
+
+
+def test_numbers_and_tables_of_a_graph_are_bounds_and_those_of_tokens_are_not() -> None:
+    model = source_of(Local(), 50)
+    found = find_bounds(model, model.capture())
+    assert found == [Bound(20, "20 in the graph"), Bound(64, "a table of 64 positions")]
+
+
+def test_a_mask_that_is_cut_to_the_text_is_a_table() -> None:
+    model = source_of(Local(cut=True), 50)
+    assert table_lengths(model, model.capture()) == [48, 64]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("mistral", [5, 256]), ("gpt_oss", [5, 16, 256]), ("llama4", [4, 7, 256]), ("bert", [256])]
+)
+def test_the_configs_lengths_are_bounds(name: str, sizes: list[int]) -> None:
+    assert [b.size for b in find_bounds(source(name), captured(name))] == sizes
+
+
+def test_a_table_of_positions_is_found_without_a_config() -> None:
+    assert table_lengths(source("gpt2"), captured("gpt2")) == [256] == table_lengths(source("bert"), captured("bert"))
