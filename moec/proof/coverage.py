@@ -16,6 +16,7 @@ from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
+from moec.proof.climb import nearness
 from moec.proof.decided_tokens import NOISE, compared_tokens, hanging
 from moec.proof.reach import BY_HAND, Block, Reach, hand_written
 from moec.recognition.hand_written import find_hand_written
@@ -133,18 +134,19 @@ class Coverage:
 
 @dataclass
 class RunLoad:
-    """Counts of one run: expert assignments by node name, those of them that count for something, tokens, and tokens
-    whose choice hangs on rounding."""
+    """Counts of one run: expert assignments by node name, those of them that count for something, how near each text
+    came to each expert `[batch, E]`, tokens, and tokens whose choice hangs on rounding."""
 
     assignments: dict[str, Tensor]
     strong: dict[str, Tensor] = field(default_factory=dict)
+    near: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
     undecided: int = 0
 
     @classmethod
     def of(cls, assignments: dict[str, Tensor], tokens: int) -> RunLoad:
         """Counts that are all taken for strong."""
-        return cls(assignments, assignments, tokens)
+        return cls(assignments, assignments, tokens=tokens)
 
     def adds_to(self, others: Sequence[RunLoad]) -> bool:
         """Whether this run reached an expert that the others did not."""
@@ -163,9 +165,10 @@ def _total(counts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([c[name] for c in counts]).sum(0) for name in counts[0]}
 
 
-def missed_any(records: Sequence[RunLoad]) -> bool:
-    """Whether some expert was reached by none of these runs."""
-    return any(bool((n == 0).any()) for n in _total([r.strong for r in records]).values())
+def missed_experts(records: Sequence[RunLoad]) -> list[tuple[str, int]]:
+    """The experts that were reached by none of these runs: block, number."""
+    found = _total([r.strong for r in records])
+    return [(name, e) for name, counts in found.items() for e, n in enumerate(counts.tolist()) if n == 0]
 
 
 def run_load(program: Program, sample: Sample) -> RunLoad:
@@ -176,6 +179,10 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
             record.undecided += undecided(*routing)
+            near, texts = nearness(*routing), len(compared.texts)
+            if len(near) % texts == 0:
+                seen = near.masked_fill(~compared.rows(len(near))[:, None], -torch.inf)
+                record.near |= dict.fromkeys(_routed_by(node), seen.view(texts, -1, near.shape[-1]).amax(1))
         if node.target in (EXPERTS, MOE):
             weights, ids, count = choice(node, args, kwargs)
             rows = compared.rows(len(ids))
@@ -187,6 +194,13 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
     if moe_nodes(program):
         trace(program, sample, watch)
     return record
+
+
+def _routed_by(node: fx.Node) -> list[str]:
+    """The blocks that a router serves: itself, or those that its ids go to."""
+    if node.target is MOE:
+        return [node.name]
+    return [user.name for part in node.users for user in part.users if user.target is EXPERTS]
 
 
 def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:

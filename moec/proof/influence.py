@@ -156,7 +156,7 @@ class _Run(fx.Interpreter):
 
     def _record(self, matrix: Matrix, leaf: Tensor) -> None:
         assert leaf.grad is not None
-        size = float(leaf.detach().double().square().mean().sqrt())
+        size = float(leaf.detach().double().square().mean().sqrt()) or leaf.shape[-1] ** -0.5
         rows = leaf.grad.flatten(1) if matrix.parts else leaf.grad.reshape(1, -1)
         for k, norm in enumerate(rows.norm(dim=1).tolist()):
             self.norms[Place(matrix, k if matrix.parts else None)] = size * norm
