@@ -14,6 +14,7 @@ from moec.frontend.source import Source
 from moec.program.signature import Sample
 
 ROWS = 8  # of an input: the best one so far, and changed copies of it
+PATIENCE = 8  # proposals that come no nearer, after which an expert is given up
 
 
 def nearness(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
@@ -61,8 +62,9 @@ class Climb:
 
     def propose(self, missed: Sequence[tuple[str, int]]) -> Sample | None:
         """Changed copies of the input that came nearest to one of these experts, (block, number); the one that was
-        tried least since it last came nearer. None when nothing is known of any."""
-        known = [self._best[key] for key in missed if key in self._best]
+        tried least since it last came nearer. None when nothing is known of any, or none
+        came nearer for long."""
+        known = [b for key in missed if (b := self._best.get(key)) is not None and b.fruitless < PATIENCE]
         if not known:
             return None
         best = min(known, key=lambda b: b.fruitless)

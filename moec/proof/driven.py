@@ -53,17 +53,19 @@ def drive(
         precision: the dtype that the engine computes in.
 
     Returns:
-        The coverage, with the experts that were compared as `driven`, and those that differed as `wrong` too.
+        The coverage, with the experts that agreed as `driven`, and those that differed as `wrong`. What another engine
+        was `driven` on before has to agree here as well.
     """
     part = getattr(engine, "part", None)
-    if part is None or not samples or not any(load.missed for load in coverage.loads):
-        return coverage
+    if part is None or not samples:
+        return replace(coverage, loads=tuple(replace(load, driven=()) for load in coverage.loads))
     sample = converted(engine.inputs, samples[0])
     blocks = _blocks(program, sample)
     loads = []
     for load in coverage.loads:
-        seen = blocks.get(load.node) if load.missed else None
+        seen = blocks.get(load.node) if load.missed or load.driven else None
         run = part(sample, seen.x, seen.y, tolerance.deviation) if seen else None
+        load = replace(load, driven=())
         loads.append(_driven(load, seen, run, tolerance, precision, seed) if seen and run else load)
     return replace(coverage, loads=tuple(loads))
 
@@ -94,7 +96,7 @@ def _driven(
         if is_half(precision) and not (want.isfinite().all() and got.isfinite().all()):
             continue  # rows that large are beyond half precision
         (right if _agree(want, got, tolerance) else wrong).append(e)
-    return replace(load, driven=tuple(right), wrong=tuple(wrong))
+    return replace(load, driven=tuple(right), wrong=(*load.wrong, *wrong))
 
 
 def _agree(want: Tensor, got: Tensor, tolerance: Tolerance) -> bool:
