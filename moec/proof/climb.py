@@ -14,7 +14,7 @@ from moec.frontend.source import Source
 from moec.program.signature import Sample
 
 ROWS = 8  # of an input: the best one so far, and changed copies of it
-PATIENCE = 8  # proposals that come no nearer, after which an expert is given up
+PATIENCE = 12  # proposals that come no nearer, after which an expert is given up
 
 
 def nearness(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
@@ -79,7 +79,9 @@ class Climb:
         if not by_row or not isinstance(self._source.inputs[0].shape[0], str):
             return value
         rows = value[row : row + 1].expand(ROWS, *value.shape[1:]).clone()
-        share = torch.rand(ROWS, generator=self._generator).square().view(-1, *[1] * (rows.dim() - 1))
+        # from one element of a row to half of it
+        share = 0.5 * (2 / max(2, rows[0].numel())) ** torch.rand(ROWS, generator=self._generator)
+        share = share.view(-1, *[1] * (rows.dim() - 1))
         share[0] = 0.0  # the best one as it was
         if name in self._vocabulary:
             other = torch.randint(0, self._vocabulary[name], rows.shape, generator=self._generator).to(rows.dtype)

@@ -37,8 +37,8 @@ class ExpertLoad:
         assignments: how many (token, expert) pairs with a weight other than 0 each expert got, over all samples. Of a
             mixture in plain operators, whose tokens are not counted: 1 for an expert that was reached.
         faint: experts that tokens reach so weakly that a comparison would not see them negated.
-        driven: experts that no input reached, and that agree on rows which the block's router sends to them. wrong: those
-            that don't.
+        driven: experts that no input reached, and that agree on rows which the block's router sends to them.
+        wrong: those that don't agree there.
     """
 
     node: str
@@ -156,8 +156,8 @@ class RunLoad:
 
 def measure_load(program: Program, samples: Sequence[Sample], reach: Reach | None = None) -> Coverage:
     """Which experts these samples reach, and how often; `reach`: see `summarize`."""
-    for sample in samples if reach else ():
-        reach.look(sample)
+    for sample in samples if reach is not None else ():
+        reach.look(sample)  # type: ignore[union-attr]
     return summarize(program, [run_load(program, sample) for sample in samples], len(samples), reach, samples)
 
 
@@ -211,8 +211,10 @@ def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
 
 def strong(weights: Tensor) -> Tensor:
     """Which weights `[T, K]`, none negative, count for something in their token: bool `[T, K]`."""
-    most = weights.amax(-1, keepdim=True) if weights.numel() else weights
-    return (weights >= FAINT * most) & (weights >= FAINT_TOKEN * most.max() if weights.numel() else True) & (weights > 0)
+    if not weights.numel():
+        return weights > 0
+    most = weights.amax(-1, keepdim=True)
+    return (weights > 0) & (weights >= FAINT * most) & (weights >= FAINT_TOKEN * most.max())
 
 
 def summarize(

@@ -87,7 +87,7 @@ def _driven(
     load: ExpertLoad, seen: Seen, run: Any, tolerance: Tolerance, precision: torch.dtype, seed: int
 ) -> ExpertLoad:
     rows = {e: found for e in load.missed if (found := rows_to(seen, e, precision, seed)) is not None}
-    right, wrong = [], []
+    right, wrong = list[int](), list[int]()
     for e, given in rows.items():
         x = given[torch.arange(seen.x.numel() // seen.x.shape[-1]) % len(given)].to(seen.x.dtype).view(seen.x.shape)
         with torch.inference_mode():
@@ -106,8 +106,8 @@ def _agree(want: Tensor, got: Tensor, tolerance: Tolerance) -> bool:
 
 
 def rows_to(seen: Seen, expert: int, precision: torch.dtype, seed: int = 0) -> Tensor | None:
-    """Rows `[N, H]`, no two alike, that a block's router sends to an expert with a weight that counts; the smallest that
-    were found. None where no row goes there, as far as was tried."""
+    """Rows `[N, H]`, no two alike, that a block's router sends to an expert with a weight that counts; the smallest
+    that were found. None where no row goes there, as far as was tried."""
     router = seen.call.router
     weight = (router if isinstance(router, Tensor) else router.load()).float()
     size = seen.x.float().square().mean().sqrt() * seen.x.shape[-1] ** 0.5

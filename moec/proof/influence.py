@@ -149,7 +149,8 @@ class _Run(fx.Interpreter):
 
     def _leaf(self, matrix: Matrix, value: Tensor) -> Tensor:
         leaf = value.detach().clone() if value.is_inference() else value.detach()
-        leaf.requires_grad_().register_post_accumulate_grad_hook(lambda tensor: self._record(matrix, tensor))
+        hooked: Any = leaf.requires_grad_()
+        hooked.register_post_accumulate_grad_hook(lambda tensor: self._record(matrix, tensor))
         for k in range(len(matrix.names)):  # no gradient at all: nothing that is compared hangs on it
             self.norms[Place(matrix, k if matrix.parts else None)] = 0.0
         return leaf

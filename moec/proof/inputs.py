@@ -139,8 +139,8 @@ class _Search:
 
 
 def _vocabulary(program: Program, source: Source, spec: Input) -> int:
-    """How many values an input of tokens may take: the rows of the tables in which it is looked up; 0 for one that is no
-    token."""
+    """How many values an input of tokens may take: the rows of the tables in which it is looked up; 0 for one that is
+    no token."""
     domain = source.domains.get(spec.name)
     if spec.dtype.is_floating_point or domain is None or domain.kind not in ("token", "number"):
         return 0
