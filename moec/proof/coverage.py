@@ -110,9 +110,14 @@ class Coverage:
         return not any(load.missed or load.wrong for load in self.loads) and not self.unused
 
     @property
-    def routes(self) -> bool:
-        """Whether a block is an operator, whose router's choices can be looked at."""
-        return any(load.node != BY_HAND for load in self.loads)
+    def counted(self) -> tuple[ExpertLoad, ...]:
+        """The blocks that are operators, whose routers' choices can be looked at."""
+        return tuple(load for load in self.loads if load.node != BY_HAND)
+
+    @property
+    def every(self) -> str:
+        """What a complete coverage says of the experts."""
+        return "every expert reached" + (f" ({self.driven} of {self.total} driven directly)" if self.driven else "")
 
     def with_effects_of(self, other: Coverage) -> Coverage:
         """This coverage, with what `other` found out beyond counting: experts that are too weak to be seen, mixtures in

@@ -131,7 +131,7 @@ def compared_with(
     """`compared`, with another reference and tolerance; `rounding`: the precision by which alone both may differ."""
     evidence = trial.once(all_tokens)
     comparison = compare(reference, trial.engine, evidence.samples, tolerance)
-    if comparison.ok or not is_half(rounding) or not evidence.coverage.routes:
+    if comparison.ok or not is_half(rounding) or not evidence.coverage.counted:
         return evidence, comparison
     evidence = trial.once(decided_tokens)
     return evidence, compare(reference, trial.engine, evidence.samples, tolerance, evidence.compared)
