@@ -17,7 +17,7 @@ CODES: dict[str, str] = {
     "M102": "A pass broke its contract: an exact pass changed the numbers, or an approximate one exceeded its error "
     "budget.",
     "M103": "A pass that was named changed nothing. moec never reports success for work that was not done.",
-    "M104": "An expert could not be reached by any input that was tried, so the engine cannot be proven.",
+    "M104": "An expert, or another matrix, was reached by no input that was tried, so the engine cannot be proven.",
     "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
     "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest.",
     "M107": "The engine's quality on the given text is outside of the error budget. No engine was published.",

@@ -42,10 +42,11 @@ def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> N
             else f"top-{block.top_k}"
         )
         mixture = f"{block.experts} experts, {routing}" if block.kind != "ffn" else "dense"
-        gate = "gated " if block.activation["gated"] else ""
+        gate = "gated " if block.activation.get("gated") else ""
+        widths = f"{block.hidden} → {block.intermediate} " if block.hidden else ""
         say(
-            f"{block.kind:<8} {block.module}  {mixture}  {block.hidden} → {block.intermediate} "
-            f"{gate}{block.activation['name']}  {_millions(block.parameters)}"
+            f"{block.kind:<8} {block.module}  {mixture}  {widths}{gate}{block.activation.get('name', '')}"
+            f"  {_millions(block.parameters)}"
         )
     say(
         f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)}"

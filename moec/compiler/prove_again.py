@@ -99,7 +99,7 @@ def _bisect(
     trial: Trial, programs: list[tuple[str, Any]], engine: Engine, lowering: Iterator[tuple[str, Engine]]
 ) -> Divergence:
     subject, evidence = trial.subject, trial.once(all_tokens)
-    if is_half(subject.precision) and evidence.coverage.routes:  # each stage may round differently
+    if is_half(subject.precision) and evidence.coverage.counted:  # each stage may round differently
         found = trial.once(decided_tokens)
         evidence = evidence if found.decided and found.decided.problem else found
     bounds = Bounds(

@@ -16,6 +16,7 @@ from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
+from moec.proof.climb import nearness
 from moec.proof.decided_tokens import NOISE, compared_tokens, hanging
 from moec.proof.reach import BY_HAND, Block, Reach, hand_written
 from moec.recognition.hand_written import find_hand_written
@@ -36,8 +37,8 @@ class ExpertLoad:
         assignments: how many (token, expert) pairs with a weight other than 0 each expert got, over all samples. Of a
             mixture in plain operators, whose tokens are not counted: 1 for an expert that was reached.
         faint: experts that tokens reach so weakly that a comparison would not see them negated.
-        driven: experts that no input reached, and that agree on rows which the block's router sends to them. wrong: those
-            that don't.
+        driven: experts that no input reached, and that agree on rows which the block's router sends to them.
+        wrong: those that don't agree there.
     """
 
     node: str
@@ -109,9 +110,14 @@ class Coverage:
         return not any(load.missed or load.wrong for load in self.loads) and not self.unused
 
     @property
-    def routes(self) -> bool:
-        """Whether a block is an operator, whose router's choices can be looked at."""
-        return any(load.node != BY_HAND for load in self.loads)
+    def counted(self) -> tuple[ExpertLoad, ...]:
+        """The blocks that are operators, whose routers' choices can be looked at."""
+        return tuple(load for load in self.loads if load.node != BY_HAND)
+
+    @property
+    def every(self) -> str:
+        """What a complete coverage says of the experts."""
+        return "every expert reached" + (f" ({self.driven} of {self.total} driven directly)" if self.driven else "")
 
     def with_effects_of(self, other: Coverage) -> Coverage:
         """This coverage, with what `other` found out beyond counting: experts that are too weak to be seen, mixtures in
@@ -133,18 +139,19 @@ class Coverage:
 
 @dataclass
 class RunLoad:
-    """Counts of one run: expert assignments by node name, those of them that count for something, tokens, and tokens
-    whose choice hangs on rounding."""
+    """Counts of one run: expert assignments by node name, those of them that count for something, how near each text
+    came to each expert `[batch, E]`, tokens, and tokens whose choice hangs on rounding."""
 
     assignments: dict[str, Tensor]
     strong: dict[str, Tensor] = field(default_factory=dict)
+    near: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
     undecided: int = 0
 
     @classmethod
     def of(cls, assignments: dict[str, Tensor], tokens: int) -> RunLoad:
         """Counts that are all taken for strong."""
-        return cls(assignments, assignments, tokens)
+        return cls(assignments, assignments, tokens=tokens)
 
     def adds_to(self, others: Sequence[RunLoad]) -> bool:
         """Whether this run reached an expert that the others did not."""
@@ -154,8 +161,8 @@ class RunLoad:
 
 def measure_load(program: Program, samples: Sequence[Sample], reach: Reach | None = None) -> Coverage:
     """Which experts these samples reach, and how often; `reach`: see `summarize`."""
-    for sample in samples if reach else ():
-        reach.look(sample)
+    for sample in samples if reach is not None else ():
+        reach.look(sample)  # type: ignore[union-attr]
     return summarize(program, [run_load(program, sample) for sample in samples], len(samples), reach, samples)
 
 
@@ -163,9 +170,10 @@ def _total(counts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([c[name] for c in counts]).sum(0) for name in counts[0]}
 
 
-def missed_any(records: Sequence[RunLoad]) -> bool:
-    """Whether some expert was reached by none of these runs."""
-    return any(bool((n == 0).any()) for n in _total([r.strong for r in records]).values())
+def missed_experts(records: Sequence[RunLoad]) -> list[tuple[str, int]]:
+    """The experts that were reached by none of these runs: block, number."""
+    found = _total([r.strong for r in records])
+    return [(name, e) for name, counts in found.items() for e, n in enumerate(counts.tolist()) if n == 0]
 
 
 def run_load(program: Program, sample: Sample) -> RunLoad:
@@ -176,6 +184,10 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
             record.undecided += undecided(*routing)
+            near, texts = nearness(*routing), len(compared.texts)
+            if len(near) % texts == 0:
+                seen = near.masked_fill(~compared.rows(len(near))[:, None], -torch.inf)
+                record.near |= dict.fromkeys(_routed_by(node), seen.view(texts, -1, near.shape[-1]).amax(1))
         if node.target in (EXPERTS, MOE):
             weights, ids, count = choice(node, args, kwargs)
             rows = compared.rows(len(ids))
@@ -189,6 +201,13 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
     return record
 
 
+def _routed_by(node: fx.Node) -> list[str]:
+    """The blocks that a router serves: itself, or those that its ids go to."""
+    if node.target is MOE:
+        return [node.name]
+    return [user.name for part in node.users for user in part.users if user.target is EXPERTS]
+
+
 def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
     """How many tokens choose other experts when their logits change by what rounding in float32 may change them, in the
     worst direction."""
@@ -197,10 +216,10 @@ def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
 
 def strong(weights: Tensor) -> Tensor:
     """Which weights `[T, K]`, none negative, count for something in their token: bool `[T, K]`."""
-    most = weights.amax(-1, keepdim=True) if weights.numel() else weights
-    return (
-        (weights >= FAINT * most) & (weights >= FAINT_TOKEN * most.max() if weights.numel() else True) & (weights > 0)
-    )
+    if not weights.numel():
+        return weights > 0
+    most = weights.amax(-1, keepdim=True)
+    return (weights > 0) & (weights >= FAINT * most) & (weights >= FAINT_TOKEN * most.max())
 
 
 def summarize(

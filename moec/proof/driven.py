@@ -53,17 +53,19 @@ def drive(
         precision: the dtype that the engine computes in.
 
     Returns:
-        The coverage, with the experts that were compared as `driven`, and those that differed as `wrong` too.
+        The coverage, with the experts that agreed as `driven`, and those that differed as `wrong`. What another engine
+        was `driven` on before has to agree here as well.
     """
     part = getattr(engine, "part", None)
-    if part is None or not samples or not any(load.missed for load in coverage.loads):
-        return coverage
-    sample = converted(engine.inputs, max(samples, key=lambda s: sum(v.numel() for v in s.values())))
+    if part is None or not samples:
+        return replace(coverage, loads=tuple(replace(load, driven=()) for load in coverage.loads))
+    sample = converted(engine.inputs, samples[0])
     blocks = _blocks(program, sample)
     loads = []
     for load in coverage.loads:
-        seen = blocks.get(load.node) if load.missed else None
+        seen = blocks.get(load.node) if load.missed or load.driven else None
         run = part(sample, seen.x, seen.y, tolerance.deviation) if seen else None
+        load = replace(load, driven=())
         loads.append(_driven(load, seen, run, tolerance, precision, seed) if seen and run else load)
     return replace(coverage, loads=tuple(loads))
 
@@ -85,7 +87,7 @@ def _driven(
     load: ExpertLoad, seen: Seen, run: Any, tolerance: Tolerance, precision: torch.dtype, seed: int
 ) -> ExpertLoad:
     rows = {e: found for e in load.missed if (found := rows_to(seen, e, precision, seed)) is not None}
-    right, wrong = [], []
+    right, wrong = list[int](), list[int]()
     for e, given in rows.items():
         x = given[torch.arange(seen.x.numel() // seen.x.shape[-1]) % len(given)].to(seen.x.dtype).view(seen.x.shape)
         with torch.inference_mode():
@@ -94,7 +96,7 @@ def _driven(
         if is_half(precision) and not (want.isfinite().all() and got.isfinite().all()):
             continue  # rows that large are beyond half precision
         (right if _agree(want, got, tolerance) else wrong).append(e)
-    return replace(load, driven=tuple(right), wrong=tuple(wrong))
+    return replace(load, driven=tuple(right), wrong=(*load.wrong, *wrong))
 
 
 def _agree(want: Tensor, got: Tensor, tolerance: Tolerance) -> bool:
@@ -104,8 +106,8 @@ def _agree(want: Tensor, got: Tensor, tolerance: Tolerance) -> bool:
 
 
 def rows_to(seen: Seen, expert: int, precision: torch.dtype, seed: int = 0) -> Tensor | None:
-    """Rows `[N, H]`, no two alike, that a block's router sends to an expert with a weight that counts; the smallest that
-    were found. None where no row goes there, as far as was tried."""
+    """Rows `[N, H]`, no two alike, that a block's router sends to an expert with a weight that counts; the smallest
+    that were found. None where no row goes there, as far as was tried."""
     router = seen.call.router
     weight = (router if isinstance(router, Tensor) else router.load()).float()
     size = seen.x.float().square().mean().sqrt() * seen.x.shape[-1] ** 0.5

@@ -243,7 +243,7 @@ def compared_with(
     if rounding is None:
         return evidence, compare(reference, trial.engine, evidence.samples, tolerance)
     comparison = compare(reference, trial.engine, evidence.whole, tolerance)
-    if comparison.ok or not evidence.coverage.routes or not (is_half(rounding) or evidence.far):
+    if comparison.ok or not evidence.coverage.counted or not (is_half(rounding) or evidence.far):
         return evidence, comparison
     evidence = trial.once(decided_tokens if is_half(rounding) else far_decided)
     return evidence, compare(reference, trial.engine, evidence.whole, tolerance, evidence.compared)

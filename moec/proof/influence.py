@@ -149,14 +149,15 @@ class _Run(fx.Interpreter):
 
     def _leaf(self, matrix: Matrix, value: Tensor) -> Tensor:
         leaf = value.detach().clone() if value.is_inference() else value.detach()
-        leaf.requires_grad_().register_post_accumulate_grad_hook(lambda tensor: self._record(matrix, tensor))
+        hooked: Any = leaf.requires_grad_()
+        hooked.register_post_accumulate_grad_hook(lambda tensor: self._record(matrix, tensor))
         for k in range(len(matrix.names)):  # no gradient at all: nothing that is compared hangs on it
             self.norms[Place(matrix, k if matrix.parts else None)] = 0.0
         return leaf
 
     def _record(self, matrix: Matrix, leaf: Tensor) -> None:
         assert leaf.grad is not None
-        size = float(leaf.detach().double().square().mean().sqrt())
+        size = float(leaf.detach().double().square().mean().sqrt()) or leaf.shape[-1] ** -0.5
         rows = leaf.grad.flatten(1) if matrix.parts else leaf.grad.reshape(1, -1)
         for k, norm in enumerate(rows.norm(dim=1).tolist()):
             self.norms[Place(matrix, k if matrix.parts else None)] = size * norm

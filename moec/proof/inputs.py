@@ -14,10 +14,12 @@ from moec.frontend.source import Source
 from moec.program.decoder_signature import PAST
 from moec.program.program import Program
 from moec.program.signature import Sample
-from moec.proof.coverage import Coverage, RunLoad, missed_any, run_load, summarize
+from moec.proof.climb import Climb
+from moec.proof.coverage import Coverage, RunLoad, missed_experts, run_load, summarize
 from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_causal, look
 from moec.proof.reach import BY_HAND, Reach
 from moec.proof.sizes import verification_sizes
+from moec.recognition.linear import value_of
 
 _SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
 FRUITLESS = 6  # inputs in succession that reach no new expert, after which a search that costs much ends
@@ -40,7 +42,7 @@ def reach_experts(
     One random input of each of `sizes` (default: `verification_sizes`) is always kept; of three seeds, the one with the
     fewest choices that hang on rounding. Then up to `tries` more are looked at, larger ones (sweeps over the
     vocabulary, one token repeated, scaled floats), until all are reached, and kept when they reach an expert that none
-    did before.
+    did before. At last, as many changed copies of those that almost reached one (`moec.proof.climb`).
 
     Args:
         holds: whether the engine takes an input; others are not looked at.
@@ -50,26 +52,80 @@ def reach_experts(
             (`moec.proof.reach`). Without it, mixtures in plain operators count as not reached.
     """
     sizes = sizes or verification_sizes(source.inputs)
-    first = [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)]
-    samples, records, tried, fruitless = [s for s, _ in first], [r for _, r in first], len(first), 0
-    reach = Reach(program) if in_memory else None
-    for sample in samples if reach else ():
-        reach.look(sample)
+    found = _Search(program, source, [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)], seed,
+                    Reach(program) if in_memory else None)  # fmt: skip
     among = verification_sizes(source.inputs) if among is None else among
     searched = _most_tokens(among, source, holds) or sizes[-1]
-    for candidate in filter(holds, _candidates(source, searched, seed, tries)):
-        by_hand = reach is not None and reach.searches
-        if not (missed_any(records) or by_hand) or (fruitless == FRUITLESS and not patient):
-            break
-        record, tried, fruitless = run_load(program, candidate), tried + 1, fruitless + 1
-        adds = record.adds_to(records)
-        if reach is not None and (adds or by_hand):
-            adds |= reach.look(candidate)
+    drawn = filter(holds, _candidates(source, found.vocabulary, searched, seed, tries))
+    for candidates in (drawn, filter(holds, found.near_ones(tries))):
+        found.fruitless = 0
+        for candidate in candidates:
+            if not found.searches or (found.fruitless == FRUITLESS and not patient):
+                break
+            found.look(candidate)
+    return found.samples, found.coverage()
+
+
+class _Search:
+    """The inputs that were kept, what they reach, and how many were looked at."""
+
+    def __init__(
+        self, program: Program, source: Source, first: Sequence[tuple[Sample, RunLoad]], seed: int, reach: Reach | None
+    ) -> None:
+        self._program, self._reach = program, reach
+        self.samples, self._records = [s for s, _ in first], [r for _, r in first]
+        self.tried, self.fruitless = len(first), 0
+        self.vocabulary = {i.name: high for i in source.inputs if (high := _vocabulary(program, source, i))}
+        self._climb = Climb(source, self.vocabulary, seed)
+        for sample, record in first:
+            self._climb.learn(sample, record.near)
+            if reach is not None:
+                reach.look(sample)
+
+    @property
+    def _by_hand(self) -> bool:
+        return self._reach is not None and self._reach.searches
+
+    @property
+    def searches(self) -> bool:
+        """Whether an expert is still to be reached."""
+        return bool(missed_experts(self._records)) or self._by_hand
+
+    def look(self, candidate: Sample) -> None:
+        """Look at one more input, and keep it if it reaches an expert that none did."""
+        record = run_load(self._program, candidate)
+        self._climb.learn(candidate, record.near)
+        self.tried, self.fruitless = self.tried + 1, self.fruitless + 1
+        adds = record.adds_to(self._records)
+        if self._reach is not None and (adds or self._by_hand):
+            adds |= self._reach.look(candidate)
         if adds:
-            samples.append(candidate)
-            records.append(record)
-            fruitless = 0
-    return samples, summarize(program, records, tried, reach, samples)
+            self.samples.append(candidate)
+            self._records.append(record)
+            self.fruitless = 0
+
+    def near_ones(self, tries: int) -> Iterator[Sample]:
+        """Up to `tries` changed copies of inputs that almost reached an expert that is missed."""
+        for _ in range(tries):
+            candidate = self._climb.propose(missed_experts(self._records))
+            if candidate is None:
+                return
+            yield candidate
+
+    def coverage(self) -> Coverage:
+        """What the kept inputs reach."""
+        return summarize(self._program, self._records, self.tried, self._reach, self.samples)
+
+
+def _vocabulary(program: Program, source: Source, spec: Input) -> int:
+    """How many values an input of tokens may take: the rows of the tables in which it is looked up; 0 for one that is
+    no token."""
+    domain = source.domains.get(spec.name)
+    if spec.dtype.is_floating_point or domain is None or domain.kind not in ("token", "number"):
+        return 0
+    node = next(n for n in program.graph.nodes if n.op == "placeholder" and n.target == spec.identifier)
+    tables = [value_of(u.args[0]).shape[0] for u in node.users if u.target is torch.ops.aten.embedding.default]
+    return int(min(tables)) if tables else domain.high if domain.kind == "token" else 0
 
 
 def _most_tokens(
@@ -119,8 +175,9 @@ def reach_decided(
     noise, searched = NOISE[precision], min(sizes, key=lambda s: abs(sum(s.values()) - _SHORT))
     found = [_most_decided(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
     records, tried = [RunLoad.of(load, t.count) for _, t, load in found], len(found)
-    for candidate in filter(holds, _candidates(source, searched, seed, tries)):
-        if not missed_any(records):
+    vocabulary = {i.name: high for i in source.inputs if (high := _vocabulary(program, source, i))}
+    for candidate in filter(holds, _candidates(source, vocabulary, searched, seed, tries)):
+        if not missed_experts(records):
             break
         tokens, load = look(program, candidate, noise, causal)
         record, tried = RunLoad.of(load, tokens.count), tried + 1
@@ -179,18 +236,19 @@ def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: i
     return best
 
 
-def _candidates(source: Source, sizes: Mapping[str, int], seed: int, tries: int) -> Iterator[Sample]:
+def _candidates(
+    source: Source, vocabulary: Mapping[str, int], sizes: Mapping[str, int], seed: int, tries: int
+) -> Iterator[Sample]:
     """Inputs unlike each other: sweeps over the vocabulary, single repeated tokens, floats of other magnitudes, random
     ones."""
     floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
-    tokens = [i.name for i in source.inputs if i.name in source.domains and source.domains[i.name].kind == "token"]
     wide = _wide(sizes)
     for attempt in range(tries):
         sample = source.sample(wide, seed + 1000 + attempt)
         if attempt % 3 != 2:
-            sample |= {name: _sweep(sample[name], source.domains[name].high, attempt // 3, seed) for name in tokens}
+            sample |= {name: _sweep(sample[name], high, attempt // 3, seed) for name, high in vocabulary.items()}
         if attempt % 3 == 1:  # one token a row: what an expert gets may hang on the token alone
-            sample |= {name: sample[name][..., :1].expand_as(sample[name]).contiguous() for name in tokens}
+            sample |= {name: sample[name][..., :1].expand_as(sample[name]).contiguous() for name in vocabulary}
         if attempt % 2:
             sample |= {name: sample[name] * (0.1, 3.0, 10.0)[attempt // 2 % 3] for name in floats}
         yield sample

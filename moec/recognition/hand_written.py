@@ -1,5 +1,5 @@
-"""Mixtures of experts that a model writes out in plain operators: matrices of one shape beside each other, each behind a
-gate of its own that a selection opens.
+"""Mixtures of experts that a model writes out in plain operators: matrices of one shape beside each other, each behind
+a gate of its own that a selection opens.
 
 Nothing is rewritten here. A graph may hold such a mixture in any form (a loop over the experts, a mask, a dispatch, a
 look-up of weights); what all have in common is that a top-k, a maximum or a comparison decides which of them count.
@@ -23,8 +23,9 @@ aten = torch.ops.aten
 _TOP = {aten.topk.default: 1}  # position of k
 _ONE = (aten.max.dim, aten.argmax.default)
 _OTHER = (
-    aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.kthvalue.default, aten.gt.Scalar,
-    aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar, aten.le.Tensor,
+    aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable, aten.kthvalue.default,
+    aten.gt.Scalar, aten.gt.Tensor, aten.ge.Scalar, aten.ge.Tensor, aten.lt.Scalar, aten.lt.Tensor, aten.le.Scalar,
+    aten.le.Tensor,
 )  # fmt: skip
 _STACKS = (aten.stack.default, aten.cat.default)
 # what still keeps experts apart that were stacked

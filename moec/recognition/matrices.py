@@ -16,7 +16,7 @@ from moec.recognition.linear import value_of
 
 aten = torch.ops.aten
 _BATCHED = (aten.bmm.default, aten.baddbmm.default, aten.matmul.default, aten.mm.default)
-_PRODUCTS = {  # operator -> at which positions it multiplies by a matrix
+_PRODUCTS: dict[Any, tuple[int, ...]] = {  # operator -> at which positions it multiplies by a matrix
     aten.linear.default: (1,),
     aten.addmm.default: (1, 2),
     aten.baddbmm.default: (1, 2),

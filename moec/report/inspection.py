@@ -15,8 +15,11 @@ from moec.program.moe_call import MATRICES, MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.recognition.ffn import Ffn, find_ffns
+from moec.recognition.hand_written import HandWritten, find_hand_written
 from moec.recognition.linear import value_of
 from moec.weights.lazy import Weight
+
+_UNFUSED = "a mixture in plain operators: its experts are not fused, and run as they are written"
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class FeedForwardBlock:
 
     Attributes:
         module: dotted name of the module that it came from.
-        kind: `moe` (fused), `experts` (its router stays apart) or `ffn` (dense).
+        kind: `moe` (fused), `experts` (its router stays apart), `unfused` (experts in plain operators, which run as
+            they are written) or `ffn` (dense).
         experts, top_k: 1 for a dense FFN. top_k is 0 where the graph does not say it.
-        hidden, intermediate: widths H and I.
-        activation, routing: the rules, as their dataclasses' fields; routing is empty where it was not recognised.
+        hidden, intermediate: widths H and I; 0 where the graph does not say them.
+        activation, routing: the rules, as their dataclasses' fields; each is empty where it was not recognised.
         parameters, active_parameters: of the block; active ones are those that one token uses.
     """
 
@@ -83,7 +87,12 @@ def inspect_program(program: Program) -> Inspection:
     found, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(program, context)
     blocks = [_moe_block(found, node) for node in moe_nodes(found)]
     ffns, left = find_ffns(found)
-    blocks += [_dense_block(ffn) for ffn in ffns]
+    by_hand = find_hand_written(found)
+    experts = {place.name for block in by_hand for places in block.experts for place in places}
+    inside = [ffn for ffn in ffns if any(name.startswith(f"{ffn.path}.") for name in experts)]
+    blocks += [_unfused_block(found, block, inside) for block in by_hand]
+    blocks += [_dense_block(ffn) for ffn in ffns if ffn not in inside]
+    context.misses += [Miss("fuse-moe", block.module or "the model", _UNFUSED) for block in by_hand]
     unique = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point}.values()
     total = sum(_count(w) for w in unique)
     active = total - sum(b.parameters - b.active_parameters for b in blocks)
@@ -142,6 +151,19 @@ def _moe_block(program: Program, node: fx.Node) -> FeedForwardBlock:
         experts * each + extra,
         top_k * each + extra,
     )
+
+
+def _unfused_block(program: Program, block: HandWritten, ffns: list[Ffn]) -> FeedForwardBlock:
+    names = {place.name for expert in block.experts for place in expert}
+    biases = {f"{name.rpartition('.')[0]}.bias" for name in names} & set(program.weights)
+    places = [place for expert in block.experts for place in expert]
+    count = sum(math.prod(value_of(p.matrix.node).shape) // (len(p.matrix.parts) or 1) for p in places)
+    count += sum(_count(program.weights[name]) for name in biases)
+    like = next((ffn for ffn in ffns if any(name.startswith(f"{ffn.path}.") for name in names)), None)
+    widths = (like.hidden, like.intermediate) if like else (0, 0)
+    rule = asdict(like.activation) if like else {}
+    experts, active = len(block.experts), count * (block.top_k or len(block.experts)) // len(block.experts)
+    return FeedForwardBlock(block.module, "unfused", experts, block.top_k, *widths, rule, {}, count, active)
 
 
 def _dense_block(ffn: Ffn) -> FeedForwardBlock:

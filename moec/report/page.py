@@ -81,7 +81,7 @@ def html(report: Report) -> str:
     quality, reached = report.proof.quality, report.proof.find(ExpertsReached)
     inside, shift = (quality.agreement, quality.shift) if quality else (None, None)
     drawn = {
-        "charts": [(load, bars(load.assignments)) for load in reached.coverage.loads] if reached else [],
+        "charts": [(load, bars(load.assignments)) for load in reached.coverage.counted] if reached else [],
         "plots": layer_plots(inside) if inside else [],
         "loads": [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]
         if inside
@@ -117,7 +117,7 @@ def verdict(report: Report) -> str:
     if failed:
         return f"Not proven equal to {reference}: {failed.what}"
     where = " wherever half precision can tell experts apart" if decided else ""
-    every = ", every expert reached" if proof.coverage.loads else ""
+    every = f", {proof.coverage.every}" if proof.coverage.loads else ""
     if not any(step["contract"] == "approximate" for step in report.steps):
         return f"Equal to {reference}{where}{every}"
     if quality:

@@ -10,6 +10,8 @@ from torch import nn
 
 from moec.compiler.open import open_source
 from moec.report.inspection import inspect_program
+from tests import mixtures
+from tests.mixtures import Loop, Stacked, mixture
 from tests.moe_module import EXPERTS, HIDDEN, VOCAB, MoeModel, source_of
 from tests.zoo import build
 
@@ -84,3 +86,18 @@ def test_no_weight_is_loaded() -> None:
         model, {"input_ids": torch.zeros(3, 11, dtype=torch.int64)}, {"input_ids": ("batch", "sequence")}, weights=lazy
     )
     assert inspect_program(program).size_bytes > VOCAB * HIDDEN * 4
+
+
+def test_a_mixture_in_plain_operators_is_named_as_one_that_is_not_fused() -> None:
+    model = mixture(Loop)
+    found = inspect_program(mixtures.source_of(model).capture())
+    experts = count(model.experts.parameters())
+    assert [(b.kind, b.module, b.experts, b.top_k) for b in found.blocks] == [("unfused", "experts", 4, 2)]
+    assert (found.blocks[0].hidden, found.blocks[0].intermediate) == (16, 24)
+    assert found.blocks[0].parameters == experts and found.active_parameters == found.parameters - experts // 2
+    assert [(m.pass_name, m.node) for m in found.misses if "not fused" in m.reason] == [("fuse-moe", "experts")]
+
+
+def test_stacked_experts_in_plain_operators() -> None:
+    (block,) = inspect_program(mixtures.source_of(mixture(Stacked)).capture()).blocks
+    assert (block.kind, block.experts, block.top_k, block.parameters) == ("unfused", 4, 2, 2 * 4 * 16 * 24)

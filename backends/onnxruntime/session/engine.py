@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class OnnxruntimeEngine(Engine):
         `moec.backends.onnxruntime.session.part`."""
         from moec.backends.onnxruntime.session.part import part
 
-        return part(self._path, self._target, self._providers, inputs, x, y, within)
+        return part(self._path, partial(session_of, self._target), self._providers, inputs, x, y, within)
 
     def close(self) -> None:
         self._session = None
@@ -124,7 +125,7 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
         ) from error
 
 
-def session_of(model: bytes, target: Target, entries: Mapping[str, str]) -> Any:
+def session_of(target: Target, model: bytes, entries: Mapping[str, str]) -> Any:
     """A session of a graph that is in memory, with the settings of an engine's; `entries`: of its configuration."""
     import onnxruntime as ort
 

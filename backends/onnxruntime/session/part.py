@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnxruntime.session.intermediates import FOLDER, intermediates
-from moec.targets.target import Target
 
+Start = Callable[[bytes, Mapping[str, str]], Any]
 Part = Callable[[Tensor], Tensor]
 
 
 def part(
-    path: Path, target: Target, providers: list[str], inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float
+    path: Path, start: Start, providers: list[str], inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float
 ) -> Part | None:
     """What an engine computes between two values.
 
     Args:
-        path: the model file. target: for the session's settings.
+        path: the model file. start: opens a session of a graph's bytes, with more entries of its configuration.
         inputs: a sample. x, y: the two values for it, as the program has them, in any shape.
         within: how far the engine's own values may be from these, as max |d|/std.
 
@@ -41,7 +41,7 @@ def part(
         starts = [n for n, value in found.items() if n in before and n != end and _equal(value, x, within)]
         if starts:
             cut = _cut(model, starts[0], end)
-            return _runner(cut, path, target, inputs, found[starts[0]], starts[0], y)
+            return _runner(cut, path, start, inputs, found[starts[0]], starts[0], y)
     return None
 
 
@@ -99,21 +99,19 @@ def _cut(model: Any, start: str, end: str) -> Any:
 
 
 def _runner(
-    cut: Any, path: Path, target: Target, inputs: Mapping[str, Tensor], like: Tensor, start: str, y: Tensor
+    cut: Any, path: Path, start: Start, inputs: Mapping[str, Tensor], like: Tensor, name: str, y: Tensor
 ) -> Part:
     import onnx
 
-    from moec.backends.onnxruntime.session.engine import session_of
-
     kinds = {torch.float32: onnx.TensorProto.FLOAT, torch.float16: onnx.TensorProto.FLOAT16,
              torch.float64: onnx.TensorProto.DOUBLE}  # fmt: skip
-    cut.graph.input.append(onnx.helper.make_tensor_value_info(start, kinds[like.dtype], [None] * like.dim()))
-    session = session_of(cut.SerializeToString(), target, {FOLDER: str(path.parent)})
+    cut.graph.input.append(onnx.helper.make_tensor_value_info(name, kinds[like.dtype], [None] * like.dim()))
+    session = start(cut.SerializeToString(), {FOLDER: str(path.parent)})
     wanted = {i.name for i in session.get_inputs()}
-    feeds = {name: value.numpy(force=True) for name, value in inputs.items() if name in wanted}
+    feeds = {i: value.numpy(force=True) for i, value in inputs.items() if i in wanted}
 
     def run(x: Tensor) -> Tensor:
-        given = {**feeds, start: x.reshape(like.shape).to(like.dtype).numpy(force=True)}
+        given = {**feeds, name: x.reshape(like.shape).to(like.dtype).numpy(force=True)}
         return torch.from_numpy(session.run(None, given)[0]).reshape(y.shape)
 
     return run

@@ -33,10 +33,13 @@ class ExpertsReached(Check):
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
         evidence, subject = trial.once(compared)[0], trial.subject
-        coverage = drive(
-            subject.program, trial.engine, evidence.samples, evidence.coverage, subject.lowering_tolerance,
-            subject.precision, subject.seed,
-        )  # fmt: skip
+        coverage = evidence.coverage
+        sides = [trial.engine] if subject.against is None else [trial.engine, trial.reference]
+        for engine in sides if not coverage.complete else ():  # of two engines, both have to be right
+            coverage = drive(
+                subject.program, engine, evidence.samples, coverage, subject.lowering_tolerance, subject.precision,
+                subject.seed,
+            )  # fmt: skip
         return cls(coverage, subject.streamed) if coverage.loads or coverage.unused else None
 
     def error(self) -> MoecError | None:

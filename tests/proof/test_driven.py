@@ -1,0 +1,133 @@
+"""An expert that no input reaches is compared on rows that its router sends to it, and a spoiled one is found so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moec.backends.onnxruntime.backend import Onnxruntime
+from moec.compiler.compile import compile_source
+from moec.compiler.options import Options
+from moec.dialect import Routing, route_reference
+from moec.errors import MoecError
+from moec.execution.engine import EagerEngine, Engine
+from moec.program.moe_call import MOE, MoeCall
+from moec.program.program import Program
+from moec.proof.checks.experts import ExpertsReached
+from moec.proof.checks.outputs import Outputs
+from moec.proof.driven import Seen, rows_to
+from moec.proof.subject import Subject
+from moec.proof.verification import prove
+from moec.targets.target import Target
+from moec.weights.lazy import from_tensor
+from tests.moe_module import EXPERTS, HIDDEN, Block, MoeModel, source_of
+
+SHY = 3
+
+
+class Shy(Block):
+    """A block whose router has a bias under which one expert is chosen by no token."""
+
+    def __init__(self, bias: float = -60.0) -> None:
+        super().__init__(True)
+        self.bias = nn.Parameter(torch.tensor([0.0] * SHY + [bias]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = self.w_in, self.w_out, self.b_in, self.b_out
+        return torch.ops.moec.moe(x, self.router, self.bias, None, *tensors, top_k=2)
+
+
+def shy(bias: float = -60.0) -> MoeModel:
+    model = MoeModel()
+    model.blocks[1] = Shy(bias)
+    return model
+
+
+def built(program: Program, target: str, folder: Path) -> Engine:
+    folder.mkdir()
+    Onnxruntime().build(program, Target.parse(target), folder)
+    return Onnxruntime().load(folder, Target.parse(target))
+
+
+def spoiled(program: Program, name: str, expert: int, by: float = -1.0) -> Program:
+    wrong = program.clone()
+    value = program.weights[name].load().clone()
+    value[expert] *= by
+    wrong.weights[name] = from_tensor(value, "spoiled")
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("target", "weight", "by"), [("onnxruntime", "w_in", -1.0), ("onnxruntime:precision=fp16", "w_out", 1.1)]
+)
+def test_a_right_one_is_driven_and_a_spoiled_one_is_found(target: str, weight: str, by: float, tmp_path: Path) -> None:
+    source = source_of(shy())
+    precision = Onnxruntime().precision(Target.parse(target))
+    program = source.capture(precision)
+    subject = Subject(source, program, program, precision)
+    proof = prove(subject, built(program, target, tmp_path / "right"))
+    load = proof.coverage.loads[1]
+    assert proof.ok and load.unreached == load.driven == (SHY,) and load.missed == ()
+    assert proof.coverage.reached == 7 and "7/8 experts reached with 5 inputs, 1 driven directly" in str(proof)
+    wrong = built(spoiled(program, f"blocks.1.{weight}", SHY, by), target, tmp_path / "wrong")
+    assert prove(subject, wrong, [Outputs]).ok, "no input shows it"
+    error = prove(subject, wrong, [ExpertsReached]).checks[0].error()
+    assert error is not None and error.code == "M101" and "expert 3" in error.what and error.where == "blocks.1"
+
+
+def test_an_engine_that_cannot_run_a_part_of_itself_is_refused() -> None:
+    source = source_of(shy())
+    program = source.capture()
+    with pytest.raises(MoecError, match="1 of 8 experts") as caught:
+        prove(Subject(source, program, program), EagerEngine(program)).require()
+    assert caught.value.code == "M104" and caught.value.exit_code == 1
+
+
+def test_a_compile_says_what_was_driven(tmp_path: Path) -> None:
+    report = compile_source(source_of(shy()), Options(Target("onnxruntime")), tmp_path / "engine")
+    assert report.ok and report.coverage.driven == 1 and "1 driven directly" in str(report.coverage)
+
+
+def test_another_engine_is_driven_too(tmp_path: Path) -> None:
+    source = source_of(shy())
+    program = source.capture()
+    engine = built(program, "onnxruntime", tmp_path / "engine")
+    subject = replace(Subject(source, program, program), against=engine)
+    assert prove(subject, engine).ok
+    wrong = built(spoiled(program, "blocks.1.w_out", SHY), "onnxruntime", tmp_path / "wrong")
+    assert not prove(replace(subject, against=wrong), engine).ok
+    unable = prove(replace(subject, against=EagerEngine(program)), engine)
+    with pytest.raises(MoecError, match="1 of 8 experts"):
+        unable.require()
+
+
+def seen(experts: int, hidden: int, bias: Tensor | None, selection: Tensor | None, rule: Routing) -> Seen:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, hidden, generator=generator)
+    arguments = (x, torch.randn(experts, hidden, generator=generator), bias, selection)
+    return Seen(x, x, MoeCall.evaluated(MOE, arguments, rule.arguments()))
+
+
+@pytest.mark.parametrize("rule", [Routing(1), Routing(2, "sigmoid", "scores"), Routing(2, combine="softmax")])
+@pytest.mark.parametrize(("experts", "hidden"), [(EXPERTS, HIDDEN), (24, 8)])
+def test_rows_go_where_they_are_to_go(rule: Routing, experts: int, hidden: int) -> None:
+    block = seen(experts, hidden, torch.linspace(-9.0, 3.0, experts), None, rule)
+    found = 0
+    for expert in range(experts):
+        rows = rows_to(block, expert, torch.float32)
+        if rows is not None:
+            logits = torch.nn.functional.linear(rows, block.call.router, block.call.router_bias)
+            assert (route_reference(logits, None, rule)[1] == expert).any(-1).all()
+            assert len(rows.unique(dim=0)) == len(rows) > 1
+            found += 1
+    assert found == experts if experts < hidden else found >= experts // 2
+
+
+def test_no_rows_for_what_a_selection_bias_shuts_out() -> None:
+    rule = Routing(2, "sigmoid", "scores")
+    block = seen(EXPERTS, HIDDEN, None, torch.tensor([0.0, 0.0, 0.0, -1e9]), rule)
+    assert rows_to(block, SHY, torch.float32) is None and rows_to(block, 0, torch.float32) is not None

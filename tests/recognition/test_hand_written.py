@@ -1,0 +1,62 @@
+"""Mixtures in plain operators are found in every form, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moec.recognition.hand_written import find_hand_written
+from tests import zoo
+from tests.mixtures import EXPERTS, WAYS, Expert, Heads, Loop, Mixture, Switch, mixture, source_of
+from tests.moe_module import MoeModel
+from tests.moe_module import source_of as dialect_source
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_found(way: type[Mixture]) -> None:
+    (found,) = find_hand_written(source_of(mixture(way)).capture())
+    assert len(found.experts) == EXPERTS and all(len(places) == 2 for places in found.experts)
+    assert found.top_k == (1 if way is Switch else 2)
+    up, down = found.experts[1]
+    assert up.name in ("experts.1.up.weight", "up.1") and down.name in ("experts.1.down.weight", "down.1")
+    assert found.module == ("experts" if "experts" in up.name else "")
+
+
+def test_gated_experts_are_one_each() -> None:
+    torch.manual_seed(0)
+    (found,) = find_hand_written(source_of(Loop(gated=True)).capture())
+    assert [len(places) for places in found.experts] == [3] * EXPERTS
+
+
+class Deep(nn.Module):
+    """Two mixtures, each after heads in a list, and two tops in a list at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(mixture(Loop, seed) for seed in range(2))
+        self.heads = nn.ModuleList(nn.ModuleList(nn.Linear(16, 8) for _ in range(2)) for _ in range(2))
+        self.outs, self.tops = nn.ModuleList(nn.Linear(16, 16) for _ in range(2)), nn.ModuleList([Expert(), Expert()])
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.layers[0].embedding(input_ids).reshape(-1, 16)
+        for layer, heads, out in zip(self.layers, self.heads, self.outs, strict=True):
+            h = h + out(torch.cat([torch.relu(head(h)) for head in heads], -1))
+            h = h + layer.mix(h)
+        return torch.cat([top(h) for top in self.tops], -1)
+
+
+def test_lists_of_other_modules_are_no_experts() -> None:
+    found = find_hand_written(source_of(Deep()).capture())
+    assert [block.module for block in found] == ["layers.0.experts", "layers.1.experts"]
+    assert all(len(block.experts) == EXPERTS for block in found)
+
+
+def test_what_every_token_uses_is_no_mixture() -> None:
+    assert find_hand_written(source_of(mixture(Heads)).capture()) == []
+    assert find_hand_written(dialect_source(MoeModel()).capture()) == []
+
+
+@pytest.mark.parametrize("name", ["bert", "mixtral"])
+def test_nothing_in_models_of_the_library(name: str) -> None:
+    assert find_hand_written(zoo.captured(name)) == []
