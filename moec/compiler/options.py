@@ -106,7 +106,10 @@ class Options:
         Real(above=True), None, "On --text: allowed perplexity, as a multiple of the untouched model's."
     )
     inputs: tuple[str, ...] = setting(
-        Names(), (), "A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.", flag="--input",
+        Names(),
+        (),
+        "A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.",
+        flag="--input",
         metavar="NAME=DIMS:DTYPE",
     )
     cache: bool = setting(Switch(), True, "A decoder's keys and values as inputs and outputs.")

@@ -231,7 +231,15 @@ def setting(
     metavar: str = "",
 ) -> Any:
     """A dataclass field that declares a setting; flag and key follow from the field's name unless they are given."""
-    metadata = {"kind": kind, "help": help, "flag": flag, "key": key, "shown": shown, "recorded": recorded, "metavar": metavar}
+    metadata = {
+        "kind": kind,
+        "help": help,
+        "flag": flag,
+        "key": key,
+        "shown": shown,
+        "recorded": recorded,
+        "metavar": metavar,
+    }
     return dataclasses.field(default=default, metadata={_KEY: metadata})
 
 
@@ -245,4 +253,6 @@ def _setting_of(field: dataclasses.Field[Any]) -> Setting:
     flag, key = given["flag"] or f"--{field.name.replace('_', '-')}", given["key"] or field.name
     default = "" if field.default in (None, (), "") else str(field.default)
     shown = default if given["shown"] is None else str(given["shown"])
-    return Setting(field.name, given["kind"], field.default, given["help"], flag, key, shown, given["recorded"], given["metavar"])
+    return Setting(
+        field.name, given["kind"], field.default, given["help"], flag, key, shown, given["recorded"], given["metavar"]
+    )

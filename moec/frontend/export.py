@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from moec.errors import MoecError
+from moec.frontend.refusals import place_of, reason, way_out
 from moec.program.decoder_signature import PAST
 from moec.program.functional import functionalize
 from moec.program.program import META, PLUS, Input, Program, attach, identifier, place
@@ -120,9 +121,9 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
             raise MoecError(
                 "M207",
                 f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: "
-                f"{_reason(error)[:400]}",
-                "capture",
-                _way_out(error),
+                f"{reason(error)[:400]}",
+                place_of(error),
+                way_out(error),
             ) from error
     raise AssertionError("unreachable")
 
@@ -144,23 +145,6 @@ def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:
     least = 2 * (name.count(PLUS) + 1) if PLUS in name else 0 if name == PAST else 1
     least = int(found["min"]) if found and found["min"] and PLUS in name else least
     return Dim(identifier(name), min=least, max=int(found["max"]) if found and found["max"] else None)
-
-
-def _way_out(error: Exception) -> str:
-    if "DataDependent" in type(error).__name__:
-        return (
-            "a loop over experts depends on data: write it with torch.ops.moec.route and torch.ops.moec.experts, "
-            "or without branches on tensor values"
-        )
-    return "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype"
-
-
-def _reason(error: Exception) -> str:
-    """The first line of torch's message, and the first item of the list that follows where it only announces one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    head, announces, _ = lines[0].partition("! For more information")
-    detail = next((line for line in lines[1:] if line.startswith("- ")), "") if announces else ""
-    return f"{head} {detail}".strip()
 
 
 def from_exported(
@@ -253,7 +237,7 @@ def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None
                 "M207",
                 f"the model fixes dimension {given!r} at {size}",
                 f"input {name!r}",
-                f"give it as {size} in --input, or make the model take other sizes",
+                "make the model take other sizes",
             )
         shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
     return Input(name, value.dtype, tuple(shape))

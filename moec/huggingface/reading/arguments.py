@@ -31,7 +31,9 @@ _KINDS = (
 )
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
-_SAYS_MORE = re.compile(r"image|video|audio|pixel|grid|^mm_|visual|vision|patch|spatial|aspect|feature|frame|^token_type_ids$")
+_SAYS_MORE = re.compile(
+    r"image|video|audio|pixel|grid|^mm_|visual|vision|patch|spatial|aspect|feature|frame|^token_type_ids$"
+)
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 
 
@@ -90,7 +92,9 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
         return "describes images, video or sound, which are left out"
     if name == "token_type_ids" and int(_number(config, "type_vocab_size")) <= 1:
         return "the config counts no types of tokens"
-    if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(config, "add_cross_attention", False):
+    if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(
+        config, "add_cross_attention", False
+    ):
         return "the config has no cross-attention"
     if name == "decoder_input_ids" and makes_decoder_ids(model):
         return "the model makes it of input_ids"

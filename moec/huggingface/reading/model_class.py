@@ -81,7 +81,9 @@ def _own(names: list[str], config: Any, folder: Path) -> Any:
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise _mismatch(f"{names[0]!r}, which `architectures` names, is no model", folder, "correct `architectures`")
     if wanted is not None and not isinstance(config, wanted):
-        what = f"`architectures` names {names[0]}, a model of {wanted.__name__}; `model_type` says {config.model_type!r}"
+        what = (
+            f"`architectures` names {names[0]}, a model of {wanted.__name__}; `model_type` says {config.model_type!r}"
+        )
         raise _mismatch(what, folder, "correct the one that is wrong; they belong to two different models")
     return found
 
@@ -99,7 +101,9 @@ def _remote(names: list[str], remote: dict[str, str], folder: Path) -> Any:
     try:  # the file that holds the others may hold it too
         return _import(f"{module}.{names[0]}", folder)
     except AttributeError:
-        what = f"`architectures` names {names[0]}, which is not in the folder's code: `auto_map` has {', '.join(remote)}"
+        what = (
+            f"`architectures` names {names[0]}, which is not in the folder's code: `auto_map` has {', '.join(remote)}"
+        )
         fix = f'write the class that you use there: "architectures": ["{next(iter(remote))}"]'
         raise _mismatch(what, folder, fix) from None
 

@@ -99,7 +99,9 @@ class PeftAdapter:
 def merging(folder: Path, ending: str) -> str:
     """The command that merges an adapter with peft alone."""
     name = f"AutoPeftModel{ending}"
-    code = f"from peft import {name} as M; M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+    code = (
+        f"from peft import {name} as M; M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('merged')"
+    )
     return f'merge it first, then compile ./merged: python -c "{code}"'
 
 
