@@ -34,6 +34,9 @@ CODES: dict[str, str] = {
     "M211": "The inputs given to an engine do not fit its signature.",
     "M212": "The tensors given to a kernel are on the wrong device, or of a dtype, shape or layout that it does not "
     "take.",
+    "M213": "The sizes of the inputs are not those that the engine was made for: its capture followed a branch of the "
+    "model that others do not take.",
+    "M214": "An input holds a value that the model has no row for, such as an id outside of its vocabulary.",
     "M215": "What a model's files say does not fit together: the class that was trained, or tensors that nothing uses.",
     "M216": "The model takes an input that the engine would not have.",
     "M217": "An adapter of a model cannot be merged into its weights.",

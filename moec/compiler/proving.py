@@ -14,6 +14,7 @@ from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
+from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.compare import Tolerance
@@ -91,13 +92,14 @@ def text_figures(proof: Verification) -> list[str]:
     return [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else []
 
 
-def contract_checks(source: Source, options: Options, backend: Backend) -> list[Hook]:
+def contract_checks(source: Source, options: Options, backend: Backend, captured: Program) -> list[Hook]:
     """Every pass is held to its contract on one small input; a model that does not fit into memory is proven at the
     end only."""
     if options.verify == "streamed":
         return []
     precision = backend.precision(options.target)
-    sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
+    sizes = verification_sizes(source.inputs)[0]
+    sample = source.sample(nearest(captured.conditions, sizes) or sizes, options.seed)
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
     budget = budget_of(precision, options.tolerance, options.exam)
     return [VerifyHook([sample], Tolerance.of(precision), budget, precision)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from moec.errors import MoecError
+from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.refusals import with_fixed_sizes
@@ -22,19 +24,24 @@ from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
+GROWTH = 8  # of samples that are too small for the model
 _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")
 
 
 class ModuleEngine(Engine):
-    """An untouched module in eager PyTorch."""
+    """An untouched module in eager PyTorch; one that changes itself while it runs is made anew for each input."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Input, ...]) -> None:
-        self.name, self.inputs, self.module = "eager", inputs, module.eval()
+        self.name, self.inputs, self.module = "eager", inputs, (copied(module) or module).eval()
         self.outputs: tuple[str, ...] = ()
+        self._call = CalledAnew(self.module, lambda other: lambda **given: named_outputs(other(**given)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return named_outputs(self.module(**inputs))
+            return self._call(**inputs)
+
+    def be_timed(self) -> None:
+        self._call.watched = False
 
 
 class ModuleSource(Source):
@@ -75,7 +82,7 @@ class ModuleSource(Source):
         return ModuleEngine(self._module, self.inputs)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        module = self._module
+        module = copied(self._module) or self._module  # torch.export runs it, and it may change itself
         if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(dtype)
         samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}
@@ -86,6 +93,10 @@ class ModuleSource(Source):
         try:
             return attempt(self._dynamic)
         except MoecError as error:
+            larger = _larger(samples, self._dynamic)
+            if error.code == "M207" and larger and "DataDependent" not in type(error.__cause__).__name__:
+                with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
+                    return capture(module, larger, self._dynamic, source=self.text)
             raise with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic) from error
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
@@ -244,6 +255,15 @@ def _named_domain(name: str, high: int = 2) -> Domain:
     kinds = {"mask": "mask", "position": "position", "type": "type"}
     kind: Any = next((k for part, k in kinds.items() if part in name), "number")
     return Domain(kind, high)
+
+
+def _larger(samples: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, Tensor]:
+    """The samples repeated along their dynamic dimensions, for a model that needs more of them than the samples have;
+    none where that would change nothing. Every dimension grows as much, so that sums stay sums."""
+    named = {n: [d if isinstance(d, str) else None for d in _shape(t, dynamic.get(n, ()))] for n, t in samples.items()}
+    if not any(d for dims in named.values() for d in dims):
+        return {}
+    return {n: t.repeat([GROWTH if d else 1 for d in named[n]]) if t.dim() else t for n, t in samples.items()}
 
 
 def token_domains(program: Program) -> dict[str, Domain]:

@@ -16,7 +16,7 @@ from moec.program.signature import PLUS, Input
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
-IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+IDS, MASK, LOGITS, TYPES = "input_ids", "attention_mask", "logits", "token_type_ids"
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -46,15 +46,14 @@ def past_axis(spec: Input) -> int:
 
 def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
     """The given inputs, an absent cache put in as an empty one and an absent mask as ones; absent types of tokens are
-    zeros, as transformers has it.
+    zeros, as transformers has them.
 
     A cache is absent when none of its tensors is given. Other missing inputs stay missing.
     """
     caches, filled = cache_inputs(inputs), dict(given)
     ids = given.get(IDS)
-    types = next((i for i in inputs if i.name == TYPES and i.shape == _shape_of(IDS, inputs)), None)
-    if types is not None and TYPES not in given and hasattr(ids, "shape"):
-        filled[TYPES] = torch.zeros(tuple(ids.shape), dtype=types.dtype)  # type: ignore[union-attr]
+    if TYPES not in given and getattr(ids, "ndim", 0) == 2 and any(i.name == TYPES for i in inputs):
+        filled[TYPES] = torch.zeros(tuple(ids.shape), dtype=torch.int64)  # type: ignore[union-attr]  # it has a shape
     if not caches or getattr(ids, "ndim", 0) != 2:
         return filled
     batch, length = (int(n) for n in ids.shape)  # type: ignore[union-attr]  # it has two dimensions
@@ -66,10 +65,6 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     if MASK not in given and any(i.name == MASK for i in inputs) and getattr(first, "ndim", 0) > axis:
         filled[MASK] = torch.ones((batch, int(first.shape[axis]) + length), dtype=torch.int64)  # type: ignore[union-attr]
     return filled
-
-
-def _shape_of(name: str, inputs: Sequence[Input]) -> tuple[int | str, ...] | None:
-    return next((i.shape for i in inputs if i.name == name), None)
 
 
 def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:

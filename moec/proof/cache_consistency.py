@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, present_name
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
@@ -26,6 +26,12 @@ SIZES = {"batch": 3, "sequence": 12}  # one row whole, one padded on the left, o
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (6, *[1] * 6), "token by token": (1,) * 12}
 # against the program in PyTorch, which may read all its weights anew in each call
 CALLS = {"one go": (12,), "chunks": (5, 4, 3), "prompt, then token by token": (9, 1, 1, 1)}
+
+
+def calls() -> list[dict[str, int]]:
+    """The sizes of every call that these ways make."""
+    batch, ways = SIZES["batch"], (*WAYS.values(), *CALLS.values())
+    return [{"batch": batch, SEQUENCE: n, PAST: sum(steps[:k])} for steps in ways for k, n in enumerate(steps)]
 
 
 @dataclass(frozen=True)

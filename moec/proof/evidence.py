@@ -9,6 +9,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.program.conditions import nearest
 from moec.program.signature import Sample, converted
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.coverage import Coverage, measure_load
@@ -57,8 +58,9 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     when the engine does not."""
     subject, engine = trial.subject, trial.engine
     source, seed = subject.source, subject.seed
-    wanted = verification_sizes(source.inputs)[: trial.most_sizes]
-    wanted = [s for s in wanted if trial.holds_sizes(s)] or wanted[:1]
+    wanted = [*verification_sizes(source.inputs), *subject.captured.edges][: trial.most_sizes]
+    held = [s for s in (held_nearest(trial, s) for s in wanted) if s is not None]
+    wanted = [s for k, s in enumerate(held) if s not in held[:k]] or wanted[:1]
     possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
     if not possible:
         reason = _why_not(trial.reference, source.sample(wanted[0], seed))
@@ -75,6 +77,14 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
         what = f"{engine.name} runs at no size that was tried: {refused[0].reason}"
         raise MoecError("M101", what, engine.name, "report this with `moec compile --dump DIR`")
     return ProvenSizes(sizes, refused)
+
+
+def held_nearest(trial: Trial, sizes: dict[str, int]) -> dict[str, int] | None:
+    """These sizes, or the nearest that the engine was made for; None where it holds neither."""
+    if trial.holds_sizes(sizes):
+        return sizes
+    near = nearest(trial.engine.conditions, sizes)
+    return near if near is not None and trial.holds_sizes(near) else None
 
 
 def all_tokens(trial: Trial) -> Evidence:

@@ -7,9 +7,9 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
-from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
+from moec.program.decoder_signature import cache_inputs
 from moec.program.moe_call import moe_nodes
-from moec.proof.cache_consistency import SIZES, Consistency, check_consistency
+from moec.proof.cache_consistency import SIZES, Consistency, calls, check_consistency
 from moec.proof.checks.check import Check, Figure
 from moec.proof.decided_tokens import NOISE, Decided, is_half
 from moec.proof.digits import at_most
@@ -33,7 +33,7 @@ class CacheConsistency(Check):
         """Of a decoder that takes the text; in half precision once more on tokens that are decided, when it fails on
         the whole. Passes change nothing here: the engine is compared with itself, or with its own program."""
         subject, engine = trial.subject, trial.engine
-        if not cache_inputs(engine.inputs) or not engine.holds({**SIZES, PAST: SIZES[SEQUENCE]}):
+        if not cache_inputs(engine.inputs) or not all(engine.holds(sizes) for sizes in calls()):
             return None
         program, source, seed = subject.program, subject.source, subject.seed + SEED
         tolerance = subject.lowering_tolerance if program.approximate else subject.tolerance
