@@ -48,21 +48,25 @@ def settle(
     edges: list[Sizes] = []
     for condition in sorted(conditions, key=lambda c: (len(c.names), len(c.text))):  # bounds of one size come first
         failing = [point for point in _failing(condition) if all(c.holds(point) for c in kept)]
-        if any(min(point.values()) > 1 and _least(functions, point) > 1 for point in failing) or not failing:
+        if not failing or any(min(point.values()) > 1 and _least(functions, point) > 1 for point in failing):
             kept.append(condition)
             continue
-        inner = [point for point in failing if min(point.values()) > 1]  # plain sizes of 1 are proven anyway
-        inner.sort(key=lambda point: max(point.values()))
-        for point in (inner[0], inner[-1]) if inner else ():
-            sample = {**default_sizes(program, kept), **point}
-            if not _runs(program, sample):
-                kept.append(condition)
-                break
-        else:
-            edges += [{**default_sizes(program, kept), **point} for point in inner[:1]]
+        inner = sorted((p for p in failing if min(p.values()) > 1), key=lambda p: max(p.values()))
+        at = [{**default_sizes(program, kept), **point} for point in inner]  # plain sizes of 1 are proven anyway
+        first = next((k for k in range(len(at)) if _runs(program, at[k])), None) if _is_minimum(condition) else 0
+        if first is None or not all(_runs(program, at[k]) for k in (first, -1) if at):
+            kept.append(condition)
+        elif at:
+            kept += [Condition(f"{next(iter(inner[0]))} >= {min(inner[first].values())}")] if first else []
+            edges.append(at[first])
     kept = _needed(kept)
     unique = [e for k, e in enumerate(edges) if e not in edges[:k] and all(c.holds(e) for c in kept)]
     return tuple(sorted(kept, key=lambda c: c.text)), tuple(unique)
+
+
+def _is_minimum(condition: Condition) -> bool:
+    """Whether it is a least size of one dimension; torch may ask for more than the model does."""
+    return len(condition.names) == 1 and condition.text.startswith(f"{next(iter(condition.names))} >= ")
 
 
 def _needed(conditions: Sequence[Condition]) -> list[Condition]:
@@ -74,8 +78,11 @@ def _needed(conditions: Sequence[Condition]) -> list[Condition]:
         names = sorted(condition.names.union(*(c.names for c in others if c.names & condition.names)))
         if len(names) > 3 or not any(c.names & condition.names for c in others):
             continue
-        places = sorted({2, 3, 4, 5, 8, 31, 4096, *(n for c in kept for n in stated(c) if n > 1)})[:60]
-        points = (dict(zip(names, point, strict=True)) for point in product(places, repeat=len(names)))
+        numbers = {n for c in kept for n in stated(c)}
+        beyond = {n + d for n in stated(condition) for d in range(12)}
+        places = [sorted(n for n in {2, 3, 4, 5, 8, 31, 4096, *numbers, *(beyond if name in condition.names else ())}
+                         if n > 1)[:60] for name in names]  # fmt: skip
+        points = (dict(zip(names, point, strict=True)) for point in product(*places))
         if not any(not condition.holds(p) and all(c.holds(p) for c in others) for p in points):
             kept.remove(condition)
     return kept
