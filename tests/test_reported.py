@@ -20,7 +20,7 @@ DYNAMIC: dict[str, Any] = {  # of models that have no folder
     "one-hot": {"input_ids": ("batch", "sequence")},
     "speech": {"feats": ("batch", "frames", None)},
 }
-STILL_WRONG = ("bigbird", "switch", "speech", "bart-mnli", "detr", "dynamic-rope")
+STILL_WRONG = ("bigbird", "switch", "speech", "dynamic-rope")
 REFUSED = {"qwen3-vl-moe": ("M216", "pixel_values")}  # and tests/huggingface/reading/test_arguments.py goes the way out
 
 
