@@ -20,8 +20,8 @@ DYNAMIC: dict[str, Any] = {  # of models that have no folder
     "one-hot": {"input_ids": ("batch", "sequence")},
     "speech": {"feats": ("batch", "frames", None)},
 }
-STILL_WRONG = ("bigbird", "switch", "speech", "layoutlm", "qwen3-vl-moe", "bart-mnli", "detr", "dynamic-rope",
-               "qwen3-reranker")  # fmt: skip
+STILL_WRONG = ("bigbird", "switch", "speech", "dynamic-rope")
+REFUSED = {"qwen3-vl-moe": ("M216", "pixel_values")}  # and tests/huggingface/reading/test_arguments.py goes the way out
 
 
 def engine_of(name: str, tmp_path: Path) -> Any:
@@ -38,6 +38,11 @@ def engine_of(name: str, tmp_path: Path) -> Any:
     "name", [pytest.param(n, marks=pytest.mark.xfail(strict=True) if n in STILL_WRONG else ()) for n in CASES]
 )
 def test_equal_or_refused(name: str, tmp_path: Path) -> None:
+    if name in REFUSED:
+        with pytest.raises(MoecError, match=REFUSED[name][1]) as caught:
+            engine_of(name, tmp_path)
+        assert caught.value.code == REFUSED[name][0]
+        return
     engine = engine_of(name, tmp_path)
     compared = 0
     for inputs in CASES[name].inputs():
@@ -50,6 +55,8 @@ def test_equal_or_refused(name: str, tmp_path: Path) -> None:
             continue
         for output in set(found) & set(want):
             difference = (found[output].double() - want[output].double()).abs().max()
-            assert difference <= TOLERANCE * float(want[output].double().std()), (output, inputs)
+            values = want[output].double()
+            spread = values.std() if values.numel() > 1 else values.abs().max()
+            assert difference <= TOLERANCE * float(spread), (output, inputs)
         compared += 1
     assert compared

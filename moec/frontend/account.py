@@ -51,13 +51,16 @@ class Account:
         taken = f"; {self.used} of {self.tensors} tensors" if self.tensors else ""
         quiet = [x.name for x in self.left_out if x.thing == "input" and not x.asked]
         rest = f"; inputs left to the model: {', '.join(quiet)}" if quiet else ""
-        first = f"{self.model}{declared}{taken}; inputs {', '.join(self.inputs)}{rest}"
+        caches = sum(name.startswith("past_key_values.") for name in self.inputs)
+        named = [*self.inputs[: len(self.inputs) - caches], *([f"a cache of {caches} tensors"] if caches else [])]
+        first = f"{self.model}{declared}{taken}; inputs {', '.join(named)}{rest}"
         loud = [x for x in self.left_out if x.name not in quiet or x.thing != "input"]
         return [first, *self.notes, *grouped(loud)]
 
     def to_plain(self) -> dict[str, Any]:
         """JSON's types, for the manifest."""
-        return asdict(self)
+        lists = ("inputs", "left_out", "notes")
+        return {name: list(value) if name in lists else value for name, value in asdict(self).items()}
 
 
 def grouped(left_out: Iterable[LeftOut]) -> list[str]:

@@ -94,6 +94,26 @@ def default_sizes(program: Program, conditions: Sequence[Condition] = ()) -> Siz
     return nearest(tuple(conditions) or program.conditions, sizes) or sizes
 
 
+def sizes_to_trace(program: Program) -> Sizes:
+    """The default sizes, or larger ones at which no size in the graph is 0 or 1: torch would take it for fixed. A
+    detector's features are a 32nd of its image."""
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
+    inner = sizes_in(program.graph)
+    for growth in (1, 3, 9, 27):
+        wanted = {name: size * growth for name, size in default_sizes(program).items()}
+        sizes = nearest(program.conditions, wanted) or wanted
+        known = {
+            size.node.expr: sympy.Integer(number)
+            for node, spec in zip(nodes, program.inputs, strict=True)
+            for size, number in zip(node.meta["val"].shape, spec.resolve(sizes), strict=True)
+            if isinstance(size, torch.SymInt)
+        }
+        found = [size.xreplace(known) for size in inner]
+        if all(size.free_symbols or size > 1 for size in found):
+            return sizes
+    return default_sizes(program)
+
+
 def _failing(condition: Condition) -> list[Sizes]:
     names = sorted(condition.names)
     points = product(_LOOKED_AT.get(len(names), _FEW), repeat=min(len(names), 6))

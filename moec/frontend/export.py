@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.frontend.assumed import assume
 from moec.frontend.dimensions import dynamic_shapes, suggested_bounds
 from moec.frontend.looked_up import values_of
+from moec.frontend.refusals import place_of, reason, way_out
 from moec.program.functional import functionalize
 from moec.program.program import META, Input, Program, attach, identifier, place
 from moec.weights.lazy import Weight, from_tensor
@@ -102,9 +103,9 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
             raise MoecError(
                 "M207",
                 f"torch.export cannot capture {type(model).__name__} as one graph: {type(error).__name__}: "
-                f"{_reason(error)[:400]}",
-                "capture",
-                _way_out(error),
+                f"{reason(error)[:400]}",
+                place_of(error),
+                way_out(error),
             ) from error
 
 
@@ -114,23 +115,6 @@ def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any) -> Expor
         return torch.export.export(
             model, (), inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
         )
-
-
-def _way_out(error: Exception) -> str:
-    if "DataDependent" in type(error).__name__:
-        return (
-            "a loop over experts depends on data: write it with torch.ops.moec.route and torch.ops.moec.experts, "
-            "or without branches on tensor values"
-        )
-    return "make the named shape or branch independent of data, or fix that dimension with --input name=shape:dtype"
-
-
-def _reason(error: Exception) -> str:
-    """The first line of torch's message, and the first item of the list that follows where it only announces one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    head, announces, _ = lines[0].partition("! For more information")
-    detail = next((line for line in lines[1:] if line.startswith("- ")), "") if announces else ""
-    return f"{head} {detail}".strip()
 
 
 def from_exported(
@@ -225,7 +209,7 @@ def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None
                 "M207",
                 f"the model fixes dimension {given!r} at {size}",
                 f"input {name!r}",
-                f"give it as {size} in --input, or make the model take other sizes",
+                "make the model take other sizes",
             )
         shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
     return Input(name, value.dtype, tuple(shape))

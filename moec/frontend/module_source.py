@@ -22,6 +22,7 @@ from moec.execution.engine import Engine, tensors_of
 from moec.files.regular import open_regular
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
+from moec.frontend.refusals import with_fixed_sizes
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
@@ -91,15 +92,22 @@ class ModuleSource(Source):
         if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(dtype)
         samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}
+
+        def attempt(dynamic: Dynamic) -> Program:
+            return capture(module, samples, dynamic, source=self.text)
+
         try:
-            return capture(module, samples, self._dynamic, source=self.text)
+            return attempt(self._dynamic)
         except MoecError as error:
             larger = _larger(samples, self._dynamic)
-            if error.code != "M207" or not larger or "DataDependent" in type(error.__cause__).__name__:
-                raise
-            with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
-                return capture(module, larger, self._dynamic, source=self.text)
-            raise
+            if error.code == "M207" and larger and "DataDependent" not in type(error.__cause__).__name__:
+                with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
+                    return capture(module, larger, self._dynamic, source=self.text)
+            raise with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic) from error
+
+    def _say_dynamic(self, dynamic: Dynamic) -> str:
+        """How a user asks for these dynamic dimensions, at the samples' sizes elsewhere."""
+        return f"pass dynamic={ {name: tuple(dims) for name, dims in dynamic.items()} }"
 
 
 class FileSource(ModuleSource):
@@ -121,6 +129,15 @@ class FileSource(ModuleSource):
     def open(cls, model: Any, opening: Opening) -> ModuleSource:
         """See `from_file`."""
         return from_file(str(model), opening.specs)
+
+    def _say_dynamic(self, dynamic: Dynamic) -> str:
+        return "pass " + " ".join(f"--input '{self._spec(name, dims)}'" for name, dims in dynamic.items())
+
+    def _spec(self, name: str, dims: Sequence[str | int | None]) -> str:
+        sample, domain = self._samples[name], self.domains[name]
+        sizes = ",".join(d if isinstance(d, str) else str(n) for d, n in zip(dims, sample.shape, strict=False))
+        whole = "" if sample.is_floating_point() else f"<{domain.high}"
+        return f"{name}={sizes}:{str(sample.dtype)[6:]}{whole}"
 
 
 class ExportedSource(Source):

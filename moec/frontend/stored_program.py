@@ -11,7 +11,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.files.regular import read_text
-from moec.frontend.edges import default_sizes
+from moec.frontend.edges import sizes_to_trace
 from moec.frontend.export import export, from_exported
 from moec.frontend.exported_file import load_exported
 from moec.program.conditions import Assumptions
@@ -25,7 +25,7 @@ GRAPH, WEIGHTS, FACTS = "graph.pt2", "model.safetensors", "program.json"
 def retrace(program: Program, module: torch.nn.Module | None = None) -> torch.export.ExportedProgram:
     """The program (or its module on the meta device, edited) through torch.export once more, with its own dynamic
     dimensions."""
-    sizes = default_sizes(program)
+    sizes = sizes_to_trace(program)
     inputs = {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype, device=META) for i in program.inputs}
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in program.inputs}
     return export(module or program.module(META), inputs, dynamic)

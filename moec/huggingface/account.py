@@ -6,9 +6,9 @@ folder, so that a comparison would never find it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -160,6 +160,6 @@ def covering(names: Iterable[str]) -> list[str]:
         groups.setdefault(name.split(".")[0], []).append(name.split("."))
     patterns = []
     for parts in groups.values():
-        common = os.path.commonprefix(parts)
+        common = [place[0] for place in takewhile(lambda place: len(set(place)) == 1, zip(*parts, strict=False))]
         patterns.append(".".join(parts[0]) if len(parts) == 1 else ".".join([*common, "*"]))
     return patterns

@@ -45,6 +45,9 @@ def write_companions(origin: Any, folder: Path) -> None:
     path = getattr(origin, "path", None)
     if path is not None:
         _copy(path, folder)
+        adapter = getattr(origin, "adapter", None)
+        if adapter is not None and adapter.folder != path:  # it may bring a tokenizer or a template of its own
+            _copy(adapter.folder, folder)
         return
     model = origin.template
     model.config.save_pretrained(folder)

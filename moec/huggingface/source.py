@@ -122,7 +122,10 @@ class HuggingFaceSource(Source):
     @cached_property
     def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
-        caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
+        try:
+            caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
+        except MoecError as error:
+            raise self._refusal(error) from error
         return self._signature(caches)
 
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
@@ -188,6 +191,24 @@ class HuggingFaceSource(Source):
                 cannot take.
         """
         try:
+            return self._captured(dtype)
+        except MoecError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: MoecError) -> MoecError:
+        """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
+        if error.code not in ("M206", "M207") or not self._cache:
+            return error
+        try:
+            HuggingFaceSource(self.text, self.origin, False, self._leave_out).capture()
+        except MoecError as other:
+            what = f"{error.what}; with --no-cache, {other.what}"
+            return MoecError(error.code, what, other.where, other.fix)
+        fix = "compile its forward alone: pass --no-cache, with which it was captured just now"
+        return MoecError(error.code, error.what, error.where, fix)
+
+    def _captured(self, dtype: torch.dtype) -> Program:
+        try:
             return self._capture(dtype)
         except MoecError as error:
             if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
@@ -196,7 +217,7 @@ class HuggingFaceSource(Source):
                 error.code == "M206" and error.where == ATTENTION and not self._cache
             ):  # an argument that our operator cannot honour
                 self._own_attention = True
-                return self.capture(dtype)
+                return self._captured(dtype)
             if error.code != "M207":
                 raise
             return self._capture(dtype, attention="eager")

@@ -68,10 +68,6 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     return filled
 
 
-def _shape_of(name: str, inputs: Sequence[Input]) -> tuple[int | str, ...] | None:
-    return next((i.shape for i in inputs if i.name == name), None)
-
-
 def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:
     """What a language model is given for tokens `[B, S]` without padding; an absent cache is an empty one."""
     dtypes = {i.name: i.dtype for i in inputs if i.name in (IDS, MASK)}

@@ -11,6 +11,7 @@ from moec.proof.agreement import Agreement
 from moec.proof.checks.check import Check
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
+from moec.report.account import account_tables
 from moec.report.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
 from moec.report.report import Report
 from moec.shown import one_line, shown
@@ -149,8 +150,9 @@ def _runs_on(target: str) -> tuple[str, str]:
 
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
-    """Title, rows and columns of each table that the facts of the backend and of the passes give."""
-    found = [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
+    """Title, rows and columns of each table that the account, the facts of the backend and of the passes give."""
+    found = account_tables(report.account)
+    found += [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
     for step in report.steps:
         name = str(step["name"]).partition("(")[0]
         tables = ((key, _as_table(value)) for key, value in (step.get("facts") or {}).items())

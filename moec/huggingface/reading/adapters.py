@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec.errors import MoecError
+from moec.frontend.refusals import came_through
 from moec.huggingface.reading.experts import check_shapes, in_interface, place, refuse
 from moec.huggingface.reading.gate import identify
 from moec.weights.lazy import Weight, transpose
@@ -49,7 +50,7 @@ def explain(model: nn.Module, error: MoecError) -> MoecError | None:
     """A better error (M206) for a failed capture (M207), when the reason is a loop over experts that moec has no
     adapter for."""
     found = unknown_experts(model)
-    if error.code != "M207" or found is None:
+    if error.code != "M207" or found is None or not came_through(error, type(found[1])):
         return None
     return refuse(*found, "is outside transformers' experts interface, and moec has no adapter for it")
 

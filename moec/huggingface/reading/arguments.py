@@ -13,6 +13,7 @@ from typing import Any
 
 from moec.errors import MoecError
 from moec.frontend.account import FLAG, LeaveOut, LeftOut, cut
+from moec.program.decoder_signature import IDS, TYPES
 
 # what a name says, first match first; whole names, as patterns
 _KINDS = (
@@ -90,7 +91,9 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
     config = model.config.get_text_config()
     if media_gone and _SAYS_MORE.search(name):
         return "describes images, video or sound, which are left out"
-    if name == "token_type_ids" and int(_number(config, "type_vocab_size")) <= 1:
+    if name == "attention_mask" and model.main_input_name != IDS and IDS not in tensor_arguments(model):
+        return "no part of an image is padding"
+    if name == TYPES and int(_number(config, "type_vocab_size")) <= 1:
         return "the config counts no types of tokens"
     if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(
         config, "add_cross_attention", False

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.files.inside import leads_outside
 from moec.files.regular import read_bytes
-from moec.frontend.account import FLAG, cut
+from moec.frontend.account import cut
 from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
@@ -127,20 +126,20 @@ class ModelFolder:
         """The untouched model with its weights, in float32, with transformers' own experts, its adapter unmerged.
 
         Of a checkpoint that is quantized, the weights are decoded first, since transformers itself would ask for the
-        format's library. Raises M205 when transformers misses tensors in the files, M217 when it cannot place those of
-        the adapter.
+        format's library. Raises M205 when transformers misses tensors in the files, M217 when peft has no place for the
+        adapter's.
         """
-        if self.quantized:
-            model = self._from_state()
-            if self.adapter is not None:
-                model.load_adapter(str(self.adapter.folder))
-            return model.eval()
-        folder = self.path if self.adapter is None else self.adapter.folder
-        with _without_adapter(self.adapter is None), built_from(self.path / CONFIG):
+        if self.adapter is not None:
+            return self.adapter.attach(self._from_state()).get_base_model().eval()
+        if self.quantized or (self.path / ADAPTER).is_file():  # which transformers would load by itself
+            return self._from_state()
+        with built_from(self.path / CONFIG):
             model, found = self.model_class.from_pretrained(
-                str(folder), output_loading_info=True, local_files_only=True, **self._kwargs
+                str(self.path), output_loading_info=True, local_files_only=True, **self._kwargs
             )
-        self._check_loaded(found)
+        lacking = [*found["missing_keys"], *found["mismatched_keys"]]
+        if lacking:
+            raise lacks(sorted(map(str, lacking)), self.path)
         return model.eval()
 
     @property
@@ -152,37 +151,12 @@ class ModelFolder:
         state = {name: in_float32(weight) for name, weight in self.checkpoint.weights.items()}
         return self.model_class.from_pretrained(None, state_dict=state, local_files_only=True, **self._kwargs).eval()
 
-    def _check_loaded(self, found: dict[str, Any]) -> None:
-        """What transformers itself says of the files, which moec has read by itself before."""
-        lacking = [*found["missing_keys"], *found["mismatched_keys"]]
-        extra = sorted(found["unexpected_keys"]) if self.adapter is not None else []
-        if extra:
-            what = f"the adapter holds {cut(extra)}, for which the base model has no place"
-            fix = f"name the base model that it was trained on, or compile without it: {FLAG} {ADAPTER}"
-            raise MoecError("M217", what, str(self.adapter.folder / ADAPTER), fix)  # type: ignore[union-attr]
-        if lacking:
-            raise lacks(sorted(map(str, lacking)), self.path)
-
 
 def lacks(names: Sequence[str], folder: Path) -> MoecError:
     """M205 for tensors that no file gives."""
     what = f"the files lack {cut(names)}, which transformers would fill with random values"
     fix = "download the whole checkpoint, or correct `architectures` in config.json to the class that was trained"
     return MoecError("M205", what, str(folder), fix)
-
-
-@contextmanager
-def _without_adapter(wanted: bool) -> Iterator[None]:
-    """transformers loads the adapter that stands beside a model by itself; not where the user left it out."""
-    import transformers.modeling_utils as loading
-
-    original = loading.maybe_load_adapters
-    if wanted:
-        loading.maybe_load_adapters = lambda name, _kwargs, **rest: (None, name, rest)
-    try:
-        yield
-    finally:
-        loading.maybe_load_adapters = original
 
 
 def _resolve(text: str) -> Path:

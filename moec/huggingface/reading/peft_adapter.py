@@ -1,13 +1,14 @@
 """An adapter that peft trained (LoRA and its kin), beside its base model or in a folder of its own.
 
-peft itself merges it into the base model's weights, which is what is compiled. The proof compares with the model that
-transformers and peft load together, in which the adapter stands unmerged.
+peft itself merges it into the base model's weights, which is what is compiled. The proof compares with the model as
+peft runs it, in which the adapter stands unmerged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -80,18 +81,46 @@ class PeftAdapter:
         if 2 * needed_bytes > total_bytes():
             what = f"merging the adapter takes {2 * needed_bytes / 2**30:.0f} GiB of memory, more than this machine has"
             raise self._refusal(what, merging(self.folder, ending))
+        model = self.attach(base())
+        try:
+            merged = model.merge_and_unload(safe_merge=True)
+        except Exception as error:  # each of peft's tuners has errors of its own
+            raise self._unmergeable(error) from error
+        return {name: value.detach() for name, value in merged.state_dict().items()}
+
+    def attach(self, base: Any) -> Any:
+        """A base model with the adapter beside its weights, as peft runs it.
+
+        Raises:
+            MoecError: M217 when peft cannot load the adapter, or does not find a place for each of its tensors, or the
+                adapter is none of weights (virtual tokens are not).
+        """
         from peft import PeftModel
 
         try:
-            model: Any = PeftModel.from_pretrained(base(), str(self.folder))
-            model = model.merge_and_unload(safe_merge=True)
-        except MoecError:
-            raise
-        except Exception as error:  # each of peft's tuners has errors of its own
-            reason = (str(error).splitlines() or [""])[0][:200]
-            what = f"peft cannot merge an adapter of type {self.kind}: {type(error).__name__}: {reason}"
-            raise self._refusal(what, f"compile the base model alone: {FLAG} {ADAPTER}") from error
-        return {name: value.detach() for name, value in model.state_dict().items()}
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what peft and transformers say of missing tensors is asked for below
+                model: Any = PeftModel.from_pretrained(base, str(self.folder))
+                placed = model.load_adapter(str(self.folder), "default")
+        except Exception as error:  # as above
+            raise self._unmergeable(error) from error
+        if not hasattr(model.base_model, "merge_and_unload"):
+            raise self._unmergeable(TypeError("it does not change weights"))
+        marked = model.base_model.prefix  # of the names of what an adapter of this type adds
+        wrong = [*placed.unexpected_keys, *(name for name in placed.missing_keys if marked in name)]
+        if wrong:
+            what = f"the adapter and its base model do not fit: {cut(sorted(wrong))}"
+            raise self._refusal(what, f"name the base model that it was trained on, or {self._without}")
+        return model
+
+    @property
+    def _without(self) -> str:
+        return f"compile the base model alone: {FLAG} {ADAPTER}"
+
+    def _unmergeable(self, error: Exception) -> MoecError:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        what = f"peft cannot merge an adapter of type {self.kind}: {type(error).__name__}: {reason}"
+        return self._refusal(what, self._without)
 
     def _refusal(self, what: str, fix: str) -> MoecError:
         return MoecError("M217", what, str(self.folder / ADAPTER), fix)
