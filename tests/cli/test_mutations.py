@@ -11,7 +11,7 @@ import pytest
 
 from tests.mutations import KINDS, Bases, attempt, command, judged, make_bases
 
-EACH = {"config": 40, "weights": 40, "index": 30, "manifest": 30, "engine": 20, "arrays": 20, "line": 20}  # 200
+EACH = {"config": 40, "weights": 55, "index": 15, "manifest": 30, "engine": 20, "arrays": 20, "line": 20}  # 200
 
 
 @pytest.fixture(scope="module")
