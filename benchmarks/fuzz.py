@@ -101,6 +101,8 @@ def fuzz(folder: Path, attacks: list[tuple[str, int]], workers: int, seconds: fl
             if text:
                 done.append(json.loads(text))
                 streams[stream].attack = None
+                if done[-1][3]:
+                    print(done[-1], file=sys.stderr, flush=True)
                 if len(done) % 100 == 0:
                     print(f"{len(done)} of {len(attacks)}", file=sys.stderr, flush=True)
     for worker in crew:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from moec.cli.console import INTERRUPTION, fail
-from moec.cli.ending import as_moec_error, drop_output, is_closed_pipe, standard_streams
+from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
 from moec.errors import MoecError
 from moec.version import __version__
 
@@ -46,6 +46,12 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"moec.cli.{VERBS[cmd_name]}"), f"{cmd_name}_command")
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ClosedPipeError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -80,9 +86,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:
     """Say why the command line ended; returns the exit status."""
-    if is_closed_pipe(error):
+    if isinstance(error, ClosedPipeError | BrokenPipeError):
         return drop_output()
-    if isinstance(error, click.Abort) or (isinstance(error, KeyboardInterrupt) and INTERRUPTION.signal):
+    if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.signal:
         return INTERRUPTION.report()
     known = as_moec_error(error)
     if known is None and debug:

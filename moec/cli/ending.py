@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ _NO_MEMORY = ("can't allocate memory", "Failed to allocate memory")  # PyTorch a
 
 def as_moec_error(error: BaseException) -> MoecError | None:
     """What ended the program as an error that a user can act on; None for a bug of moec."""
+    if isinstance(error, click.Abort):  # what click makes of a KeyboardInterrupt that no signal raised
+        error = error.__cause__ or error
     if isinstance(error, MoecError):
         return error
     if isinstance(error, click.UsageError):
@@ -32,16 +33,14 @@ def as_moec_error(error: BaseException) -> MoecError | None:
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
         what = f"there is not enough memory: {(str(error).splitlines() or ['no more is given'])[0]}"
         return MoecError("M302", what, "this machine", "use a machine with more, or a smaller model")
-    if not isinstance(error, Exception):  # SystemExit and its like; moec itself raises none
+    if isinstance(error, EOFError) or not isinstance(error, Exception):  # SystemExit and its like: none is of moec
         what = f"the model's code ended the program: {type(error).__name__}({str(error) or ''})"
         return MoecError("M219", what, "the model's code", "have it raise an ordinary exception, or none")
     return None
 
 
-def is_closed_pipe(error: BaseException) -> bool:
-    """Whether nobody reads what is printed. Click answers that with a SystemExit of its own."""
-    cause = error.__context__ if isinstance(error, SystemExit) else error
-    return isinstance(cause, OSError) and cause.errno == errno.EPIPE
+class ClosedPipeError(Exception):
+    """Nobody reads what is printed any more; of its own, since click answers the system's error by itself."""
 
 
 def drop_output() -> int:

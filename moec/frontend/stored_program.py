@@ -74,20 +74,20 @@ def load_program(folder: str | Path) -> Program:
         exported = load_exported(path / GRAPH)
         files = {name: from_file(path / WEIGHTS, name) for name in set(facts["weights"].values())}
         assumed = Assumptions.of_plain(facts["assumptions"])
+        inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
+        weights = {name: files[of] for name, of in facts["weights"].items()}
+        dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in inputs}
+        named = {i.name: torch.empty(0) for i in inputs}
+        program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"], inputs=named)
+        program.conditions, program.values, program.edges = assumed.sizes, assumed.values, tuple(facts["edges"])
+        program.outputs, program.history = tuple(facts["outputs"]), [AppliedPass(**s) for s in facts["history"]]
+        return program
     except MoecError:
         raise
     except Exception as error:
         raise MoecError(
             "M204",
-            f"not a program of moec: {str(error).splitlines()[0][:200]}",
+            f"not a program of moec: {(str(error).splitlines() or [type(error).__name__])[0][:200]}",
             str(path),
             "write it with moec.save_program",
         ) from error
-    inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
-    weights = {name: files[of] for name, of in facts["weights"].items()}
-    dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in inputs}
-    named = {i.name: torch.empty(0) for i in inputs}
-    program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"], inputs=named)
-    program.conditions, program.values, program.edges = assumed.sizes, assumed.values, tuple(facts["edges"])
-    program.outputs, program.history = tuple(facts["outputs"]), [AppliedPass(**s) for s in facts["history"]]
-    return program

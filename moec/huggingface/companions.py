@@ -11,6 +11,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.files.inside import leads_outside
 from moec.huggingface.lengths import config_lengths
+from moec.huggingface.reading.config_sizes import built_from
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import cache_inputs
 from moec.program.program import Input
@@ -71,7 +72,8 @@ def describe(origin: Any, text: str, inputs: Sequence[Input]) -> ModelFacts:
     """
     model, path = origin.template, getattr(origin, "path", None)
     generation = getattr(model, "generation_config", None) if path is None else _stored_generation(path)
-    return facts_of(model_name(text), model.config, generation, inputs)
+    with built_from(Path(path or "") / "config.json"):
+        return facts_of(model_name(text), model.config, generation, inputs)
 
 
 def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -> ModelFacts:

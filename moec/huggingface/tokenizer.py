@@ -10,6 +10,7 @@ from typing import Any
 from moec.errors import MoecError
 from moec.files.regular import read_text
 from moec.huggingface.companions import facts_of
+from moec.huggingface.reading.config_sizes import built_from
 from moec.layouts import ModelFacts
 from moec.program.program import Input
 
@@ -84,12 +85,9 @@ def text_facts(engine: Path, source: str, inputs: Sequence[Input]) -> ModelFacts
         CONFIG_MAPPING[raw["model_type"]] if raw.get("model_type") in CONFIG_MAPPING else PreTrainedConfig
     )  # never the model's own code
     stored = (folder / "generation_config.json").is_file()
-    return facts_of(
-        source,
-        kind.from_dict(raw),
-        GenerationConfig.from_dict(_read(folder / "generation_config.json")) if stored else None,
-        inputs,
-    )
+    with built_from(folder / "config.json"):
+        generation = GenerationConfig.from_dict(_read(folder / "generation_config.json")) if stored else None
+        return facts_of(source, kind.from_dict(raw), generation, inputs)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.execution.memory import total_bytes
+from moec.files.regular import read_bytes
 from moec.frontend.source import Source
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
@@ -98,7 +100,7 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0, kind
             one that the model lacks.
     """
     try:
-        data = file.read_bytes()
+        data = read_bytes(file, total_bytes() // 4)
     except OSError as error:
         raise MoecError("M211", f"the text cannot be read: {error.strerror}", str(file), _FIX) from error
     tokens, start = (_stored(file), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source, kind)

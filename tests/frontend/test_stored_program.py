@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,15 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoecError, match="not a program") as caught:
         moec.load_program(tmp_path)
     assert caught.value.code == "M204"
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs", "weights", "history", "source"])
+@pytest.mark.parametrize("value", [None, 7, [7], {"x": "y"}, [["ids", "system", [1]]]], ids=str)
+def test_facts_of_another_form_are_refused(name: str, value: object, program: Program, tmp_path: Path) -> None:
+    moec.save_program(program, tmp_path)
+    facts = json.loads((tmp_path / "program.json").read_text())
+    (tmp_path / "program.json").write_text(json.dumps({**facts, name: value}))
+    try:
+        moec.load_program(tmp_path)
+    except MoecError as error:
+        assert error.code == "M204"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_files_of_a_folder_are_copied_but_no_weights_pickles_or_code(copied: Sav
     found = written(open_source(model), tmp_path / "engine")
     assert set(found) == wanted | {"config.json"}
     assert all((tmp_path / "engine" / n).read_bytes() == (model / n).read_bytes() for n in found)
+
+
+def test_links_out_of_the_folder_and_pipes_are_left_alone(copied: Saved, tmp_path: Path) -> None:
+    model, secret = copied("bert"), tmp_path / "secret"
+    secret.mkdir()
+    (secret / "passwd").write_text("root:x:0:0")
+    (secret / "extra.jinja").write_text("secret")
+    (model / "vocab.txt").symlink_to(secret / "passwd")
+    (model / "additional_chat_templates").symlink_to(secret)
+    (model / "LICENSE").symlink_to("config.json")
+    os.mkfifo(model / "tokenizer.json")
+    assert set(written(open_source(model), tmp_path / "engine")) == {"config.json", "LICENSE"}
 
 
 def test_a_model_in_memory_writes_its_configs(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,14 @@ def test_limits(mixtral: Path, tmp_path: Path) -> None:
 
 def test_no_config_means_no_facts(tmp_path: Path) -> None:
     assert text_facts(tmp_path, "nowhere", ()) is None
+
+
+def test_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenization_evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    auto = {"AutoTokenizer": ["tokenization_evil.Evil", None]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": auto, "tokenizer_class": "Evil"}))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(MoecError) as error:
+        load_tokenizer(tmp_path, "")
+    assert error.value.code == "M204" and not (tmp_path / "mark").exists()
+    assert sys.stdin.read() == "y\n"

@@ -121,3 +121,9 @@ def test_a_kept_budget_is_said(proof: Verification) -> None:
 def test_an_error_is_an_error() -> None:
     verdicts, root = found(MoecError("M106", "model.onnx \x00 has 3 bytes & <more>", "engine", "compile again"))
     assert verdicts == {"verify M106": "error"} and "<more>" in root.find(".//error").attrib["message"]  # type: ignore[union-attr]
+
+
+def test_what_steers_a_terminal_is_spelled_out() -> None:
+    text = junit("a\x1b[2J", MoecError("M106", "b\x9b \ufffe \ud800", "c", "d"))
+    assert ElementTree.fromstring(text) is not None
+    assert "a\\x1b[2J" in text and "b\\x9b \\ufffe \\ud800" in text and text.isascii()

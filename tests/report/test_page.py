@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
 
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.text import TextQuality
@@ -130,6 +133,20 @@ def test_texts_are_escaped() -> None:
     report = replace(make(), source="<script>alert(1)</script>")
     assert "<script>" not in html(report) and "&lt;script&gt;" in html(report)
     assert "used &lt;b&gt;twice&lt;/b&gt;" in html(report)
+
+
+def test_what_steers_a_terminal_is_spelled_out() -> None:
+    report = replace(make(), source="a\x1b[2J\u202eb", environment={"x\x07": "y\n| **equal** |"})
+    for text in (html(report), markdown(report)):
+        assert not set(text) & {"\x1b", "\x07", "\u202e"} and "a\\x1b[2J\\u202eb" in text
+    assert "| x\\x07 | y\\n\\| **equal** \\| |" in markdown(report)
+
+
+def test_the_template_lies_beside_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "moec" / "report").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "<html" in html(make())
 
 
 def test_the_verdict_follows_the_figures() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Container, Sequence
@@ -9,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
 from moec.errors import MoecError
 from moec.files.inside import leads_outside
-from moec.files.regular import read_bytes
+from moec.files.regular import read_text
 from moec.frontend.account import cut
 from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
@@ -187,11 +187,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if leads_outside(path, folder):
         raise MoecError("M204", "config.json is a link out of its folder", str(path), "put the file itself there")
     try:
-        raw = msgspec.json.decode(read_bytes(path), type=dict[str, Any])
+        raw = json.loads(read_text(path))  # as transformers reads it: with Infinity and NaN
+        assert isinstance(raw, dict)
     except OSError as error:
         what = f"config.json cannot be read: {error.strerror}"
         raise MoecError("M204", what, str(path), "put a readable file there") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, AssertionError, RecursionError) as error:
         raise MoecError(
             "M204", f"config.json is not a JSON object: {error}", str(path), "download the file again"
         ) from error

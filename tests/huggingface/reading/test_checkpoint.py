@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,33 @@ def test_a_pickle_that_runs_code_is_refused_even_then(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as error:
         read_checkpoint(tmp_path, allow_pickle=True)
     assert error.value.code == "M205"
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "..\\\\x", "C:x", "", "."])
+def test_an_index_whose_names_leave_the_folder(name: str, tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "model")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = name
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refused(folder).code == "M205" and "no file of its folder" in refused(folder).what
+
+
+def test_weights_that_are_no_file_or_somewhere_else(tmp_path: Path, copied: Saved) -> None:
+    model = copied("llama")
+    weights = model / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere.safetensors")
+    weights.symlink_to(tmp_path / "elsewhere.safetensors")
+    error = refused(model)
+    assert error.code == "M205" and "link out of" in error.what and str(tmp_path) in error.fix
+    weights.unlink()
+    os.mkfifo(weights)
+    assert refused(model).code == "M205" and "pipe" in refused(model).what
+
+
+def test_links_of_the_cache_are_followed(tmp_path: Path, copied: Saved) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    copied("llama").rename(blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert read_checkpoint(snapshot).weights and open_source(str(snapshot)).inputs
