@@ -71,6 +71,12 @@ class Onnxruntime(Backend):
         )
         return ROUNDED if rounds else None
 
+    def shown(self, folder: Path, target: Target) -> Target:
+        from moec.backends.onnx.shown import shown
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
+
+        return shown(folder / MODEL_FILE, target)
+
     def layouts(self, target: Target) -> tuple[str, ...]:
         return ("plain", "genai", "triton")
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
+from moec.frontend.snapshot import Snapshot
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
@@ -107,6 +108,7 @@ class ExportedSource(Source):
         return cls(Path(model))
 
     def __init__(self, path: Path) -> None:
+        self.snapshot = Snapshot.of([path])
         try:
             self._exported = torch.export.load(path)
         except Exception as error:
@@ -152,6 +154,7 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
     """
     path_text, *names = text.rsplit(":", 2) if text.count(":") > 1 else text.rsplit(":", 1)
     path = Path(path_text)
+    snapshot = Snapshot.of([path])
     module_code = _import_file(path)
     made = [_call(module_code, name, text) for name in names]
     if not isinstance(made[0], nn.Module):
@@ -164,7 +167,9 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
     hashes = {path.name: file_hash(path)}
     if inputs:
         samples, dynamic, domains = parse_inputs(inputs)
-        return FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
+        given = FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
+        given.snapshot = snapshot
+        return given
     if len(made) < 2:
         raise MoecError(
             "M201",
@@ -172,7 +177,9 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
             text,
             "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs",
         )
-    return FileSource(made[0], made[1], text=text, hashes=hashes)
+    found = FileSource(made[0], made[1], text=text, hashes=hashes)
+    found.snapshot = snapshot
+    return found
 
 
 def parse_inputs(

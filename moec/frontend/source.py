@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.frontend.snapshot import Snapshot
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
@@ -88,6 +89,7 @@ class Source(ABC):
         domains: which values each input may take, by name.
         hashes: SHA-256 of the files that it was read from, by path relative to the model's folder.
         size_bytes: bytes of its weights.
+        snapshot: of these files as they were when they were opened; None for a model in memory.
     """
 
     text: str
@@ -95,6 +97,7 @@ class Source(ABC):
     domains: dict[str, Domain]
     hashes: dict[str, str]
     size_bytes: int
+    snapshot: Snapshot | None = None
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -122,6 +125,11 @@ class Source(ABC):
     @abstractmethod
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """The model as a Program, floating weights converted to `dtype` lazily."""
+
+    def require_unchanged(self) -> None:
+        """Raise M106 when a file that the model was read from is not what it was when it was opened."""
+        if self.snapshot is not None:
+            self.snapshot.require_unchanged()
 
     # ------------------------------------------------------------------ what stands beside a model
     def facts(self) -> ModelFacts:

@@ -69,7 +69,7 @@ class HuggingFaceSource(Source):
     """A model of the transformers library."""
 
     def __init__(self, text: str, origin: Origin, cache: bool = True) -> None:
-        self.text, self.origin = text, origin
+        self.text, self.origin, self.snapshot = text, origin, getattr(origin, "snapshot", None)
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache, self._own_attention = cache and decoder, not cache and decoder

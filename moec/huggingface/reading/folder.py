@@ -12,12 +12,16 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
+from moec.frontend.snapshot import Snapshot
 from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
 from moec.huggingface.reading.conversion import convert
 from moec.huggingface.reading.quantized import decode, decoder_of
 from moec.weights.lazy import Weight
+
+# the files that decide what a model is; what else lies beside them is only copied
+_READ = ("config.json", "generation_config.json", "*.index.json", "*.safetensors", "pytorch_model*.bin", "*.py")
 
 
 class ModelFolder:
@@ -35,6 +39,7 @@ class ModelFolder:
 
     def __init__(self, text: str, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
         self.path = _resolve(text)
+        self.snapshot = Snapshot.of(path for pattern in _READ for path in self.path.glob(pattern))
         raw = _read_config(self.path)
         decoder = decoder_of(raw, self.path)
         remote = raw.get("auto_map") if trust_remote_code else None
