@@ -91,8 +91,8 @@ class EngineFolder:
         )
 
     def lost_checks(self, proof: Verification) -> list[RecordedCheck]:
-        """The checks that the compile made and this proof could not, their packages not being here: what a manifest says
-        of them proves nothing."""
+        """The checks that the compile made and this proof could not, their packages not being here: what a manifest
+        says of them proves nothing."""
         made = {check.name for check in proof.checks} | {check.name for check in all_checks()}
         return [c.lost() for c in self.report.proof.checks if isinstance(c, RecordedCheck) and c.name not in made]
 
