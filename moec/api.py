@@ -14,7 +14,7 @@ from moec.compiler.engine_folder import open_recorded, options_of, require_same_
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import SETTINGS, Options, Verify, read_settings
-from moec.compiler.prove_again import bisect_engine, prove_again
+from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -179,12 +179,14 @@ def verify(
     """Prove an engine again: against its source (default), another engine's folder, or another model.
 
     Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`,
-    its `quality` is there too, see `moec.proof.exam.Exam`; the error budget is the compile's unless one is given.
+    its `quality` is there too, see `moec.proof.exam.Exam`. Bounds are those that are given here, else moec's own; the
+    manifest's count where they ask for more.
     """
     budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     read = read_settings({"seed": seed, "tolerance": tolerance, "text": text, **budget})
     exam = Exam.of(read["text"], **{name: read[name] for name in budget})
-    return prove_again(Path(engine), against, read["seed"], read["tolerance"], opening, exam)
+    asked = Asked(read["seed"], read["tolerance"], exam, read["max_kl"])
+    return prove_again(Path(engine), against, asked, opening)
 
 
 def page(engine: str | Path, proof: Verification) -> str:

@@ -14,17 +14,21 @@ EXIT_CODES = {"M1": 1, "M2": 2, "M3": 3, "M7": 70}
 CODES: dict[str, str] = {
     "M101": "The engine's outputs differ from the untouched model's by more than the tolerance. No engine was "
     "published.",
-    "M102": "A pass broke its contract: an exact pass changed the numbers, or an approximate one exceeded its error "
-    "budget.",
+    "M102": "A pass broke its contract: an exact pass changed the numbers, an approximate one exceeded its error "
+    "budget, or a weight is further from what it stands for than its bits explain.",
     "M103": "A pass that was named changed nothing. moec never reports success for work that was not done.",
     "M104": "An expert, or another matrix, was reached by no input that was tried, so the engine cannot be proven.",
     "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
-    "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest.",
-    "M107": "The engine's quality on the given text is outside of the error budget. No engine was published.",
+    "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest. "
+    "Or a model's files were changed while they were read.",
+    "M107": "The engine's quality on a text is outside of the error budget: on the given one, or on texts that the "
+    "untouched model writes itself. No engine was published.",
     "M108": "Half precision can't tell the model's experts apart for most tokens, or for some experts, so the engine "
     "cannot be proven by its outputs.",
     "M110": "A constant of the engine (a weight, a table, a number in an operator) is not the model's, bit for bit, or "
     "cannot be traced to the model.",
+    "M111": "A later proof of an engine fails with moec's own bounds. Those that its manifest records are looser, and "
+    "count only when the command repeats them.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
     "M202": "No pass, target, preset or layout has this name.",
     "M203": "The configuration of a pass is not valid for this model.",

@@ -21,9 +21,7 @@ from moec.targets.target_options import Count, Declared, refused_options
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS: Declared = {"precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8")}
-ROUNDED = (
-    0.5  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two layers, more in deeper ones
-)
+ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
@@ -73,6 +71,12 @@ class Onnxruntime(Backend):
             n.target is torch.ops.moec.dequantize.default for n in program.graph.nodes
         )
         return ROUNDED if rounds else None
+
+    def shown(self, folder: Path, target: Target) -> Target:
+        from moec.backends.onnx.shown import shown
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
+
+        return shown(folder / MODEL_FILE, target)
 
     def layouts(self, target: Target) -> tuple[str, ...]:
         return ("plain", "genai", "triton")

@@ -239,6 +239,11 @@ class Tensorrt(Backend):
         home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         return str(home / "moec" / f"{self.edition.backend}-{self.edition.version()}-sm{gpu.sm}-{gpu.cuda}.timing")
 
+    def shown(self, folder: Path, target: Target) -> Target:
+        from moec.backends.onnx.shown import shown
+
+        return shown(folder / MODEL_FILE, target)
+
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         return stand_in().outputs(folder)
 

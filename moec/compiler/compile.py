@@ -84,6 +84,7 @@ def compile_source(
         subject = replace(subject, own_text=next((c.text for c in checks if c.text), None))
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
+        source.require_unchanged()  # after the last hash
         write_report(report, folder)
     return report
 

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from moec.compiler.open import open_source, source_kind
 from moec.compiler.options import Options
-from moec.compiler.proving import opened
+from moec.compiler.proving import choose_reference, opened, ran_on
+from moec.compiler.recorded_bounds import Recorded
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -21,8 +22,9 @@ from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
 from moec.program.program import Program
-from moec.proof.exam import Exam
+from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.subject import Reference, Subject
+from moec.proof.verification import Verification, all_checks
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
@@ -37,8 +39,8 @@ class EngineFolder:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
         check_artefacts(self.report.artefacts, folder)
         self.options = options_of(self.report)
-        self.target = self.options.target
-        self.backend: Backend = find_backend(self.target, runtime=False)
+        self.backend: Backend = find_backend(self.options.target, runtime=False)
+        self.target = self.backend.shown(model_folder(folder), self.options.target)
         self._opening = opening
 
     def source(self, model: str | None = None) -> Source:
@@ -61,33 +63,45 @@ class EngineFolder:
 
     def opened(self) -> AbstractContextManager[Engine]:
         """The engine, loaded; where its hardware is missing, on the backend's stand-in (`Backend.stand_in`)."""
-        return opened(self.backend, self.target, self.folder, self.options.build, self.reference)
+        return opened(self.backend, self.target, self.folder, self.options.build, self.prepacked)
 
     @property
-    def reference(self) -> Reference:
-        """What the compile compared with; a later proof compares with the same."""
+    def prepacked(self) -> Reference:
+        """How the engine is loaded, see `opened`: as at the compile."""
         return "streamed" if self.report.proof.reference == "streamed" else "full"
 
+    def reference(self, source: Source, captured: Program) -> Reference:
+        """What a later proof compares with: the untouched model, or its graph where the compile did so and this machine
+        would, too. The manifest's word alone does not spare the model."""
+        return self.prepacked if self.prepacked == "full" else choose_reference(source, captured, "auto")
+
     def subject(self, source: Source, captured: Program, program: Program) -> Subject:
-        """What the engine has to equal, with the bound that the compile was given."""
+        """What the engine has to equal, with moec's own bounds, or recorded ones that ask for more; looser ones are
+        named in `Subject.looser`."""
+        found = Subject.of(source, captured, program, self.backend, self.target)
+        bounds = Recorded(self.options, self.target, found)
         return replace(
-            Subject.of(source, captured, program, self.backend, self.target),
-            reference=self.reference,
-            asked=self.options.tolerance,
+            found,
+            reference=self.reference(source, captured),
             engine_bytes=self.size_bytes,
             file=EngineFile(self.backend, self.target, model_folder(self.folder), self.options.optimize_for),
+            exam=bounds.exam,
+            exam_decides=False,
+            tighter=bounds.tighter,
+            looser=bounds.looser,
+            target=str(self.options.target),
+            ran_on=ran_on(self.backend, self.options.target, self.options.build),
         )
 
-    def exam(self, asked: Exam | None) -> Exam | None:
-        """The exam of a later proof: the compile's own text where none is given, else the text that is given with the
-        compile's budget, unless it has one itself. Raises M106 when the compile's text is not the same any more."""
-        compiled = self.options.exam
-        if asked is None:
-            require_same_texts(self.report, self.options, ["text"])
-            return compiled
-        if asked.bounded or compiled is None:
-            return asked
-        return replace(asked, max_kl=compiled.max_kl, max_perplexity_ratio=compiled.max_perplexity_ratio)
+    def lost_checks(self, proof: Verification) -> list[RecordedCheck]:
+        """The checks that the compile made and this proof could not, their packages not being here: what a manifest
+        says of them proves nothing."""
+        made = {check.name for check in proof.checks} | {check.name for check in all_checks()}
+        return [c.lost() for c in self.report.proof.checks if isinstance(c, RecordedCheck) and c.name not in made]
+
+    def require_same_text(self) -> None:
+        """Raise M106 when the text that the compile was judged on is not the same any more."""
+        require_same_texts(self.report, self.options, ["text"])
 
     @property
     def size_bytes(self) -> int:

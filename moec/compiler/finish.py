@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
-from moec.compiler.proving import prove_folder, subject_of
+from moec.compiler.proving import fitting_exam, prove_folder, ran_on
 from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
 from moec.layouts import model_folder
@@ -34,7 +34,8 @@ def complete_engine(
 
     Raises:
         MoecError: M301 or M302 where runtime or hardware are missing, M106 where the folder or the source was changed,
-            M101 where the engine differs. The folder is then as it was.
+            M101 where the engine differs, M111 where only bounds of the manifest let it pass. The folder is then as it
+            was.
     """
     progress = progress or Progress()
     engine_folder = EngineFolder(folder, opening)
@@ -52,12 +53,15 @@ def complete_engine(
             **engine_folder.backend.finish(model_folder(new), engine_folder.target, options.optimize_for, progress),
         }
         progress.done(sizes_of_files(model_folder(new)))
-        subject = subject_of(source, captured, program, engine_folder.backend, options, corpus)
+        subject = replace(engine_folder.subject(source, captured, program), corpus=corpus, seed=options.seed)
+        ran = ran_on(engine_folder.backend, options.target, options.build)
+        subject = replace(subject, exam=fitting_exam(subject.exam, source), ran_on=ran)
         proof = prove_folder(subject, engine_folder.backend, options, new, progress)
         report = make_report(
             source, options, [], facts, proof, engine_folder.backend, new, engine_folder.report.text_hashes
         )
         report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
+        source.require_unchanged()
         write_report(report, new)
     return report
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,20 @@ from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.compiler.staging import MANIFEST
 from moec.execution.engine import Engine
-from moec.frontend.source import Source
+from moec.execution.streaming import StreamingEngine
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
+from moec.program.program import Program
 from moec.program.signature import Sample
 from moec.proof.bisection import Bounds, Divergence, bisect
+from moec.proof.budgets import budget_of
+from moec.proof.checks.own_text import own_text
+from moec.proof.checks.weights import QuantizedWeights
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import ComparedTokens, is_half
 from moec.proof.evidence import Evidence, all_tokens, decided_tokens
 from moec.proof.exam import Exam
+from moec.proof.own_text import judge
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
@@ -29,45 +34,84 @@ from moec.text.corpus import corpus_of
 BISECTED_SIZES = 2  # every step of the compile is run on each input
 
 
-def prove_again(
-    folder: Path, against: Any, seed: int, tolerance: float | None, opening: Mapping[str, Any], exam: Exam | None = None
-) -> Verification:
-    """Prove an engine with the checks of its compile, on other inputs.
+@dataclass(frozen=True)
+class Asked:
+    """What the command asks of a later proof.
+
+    Attributes:
+        seed: of the inputs.
+        tolerance: the max |d|/std that is allowed; moec's own bounds when None.
+        exam: a text; the compile's own when None and nothing else is compared with.
+        max_kl: the mean KL divergence that is allowed, on the model's own text where there is no other.
+    """
+
+    seed: int = 1
+    tolerance: float | None = None
+    exam: Exam | None = None
+    max_kl: float | None = None
+
+
+def prove_again(folder: Path, against: Any, asked: Asked, opening: Mapping[str, Any]) -> Verification:
+    """Prove an engine with the checks of its compile, on other inputs. Bounds are the command's or moec's own, see
+    `moec.proof.checks.bounds`.
 
     Args:
         folder: what `compile` wrote.
         against: None for its own source; else another engine's folder, or another model.
-        seed: of the inputs.
-        tolerance: the max |d|/std that is allowed; the compile's when None.
         opening: arguments of `open_source`.
-        exam: a text; the compile's own when None and `against` is None.
     """
     engine_folder = EngineFolder(folder, opening)
     own = engine_folder.source()
     captured, program = engine_folder.remake(own)
-    if exam is not None or against is None:
-        exam = engine_folder.exam(exam)
     if _is_engine(against):
         other = EngineFolder(Path(against), opening)
         with other.opened() as reference:
             theirs = other.remake(other.source())[1]
             subject = replace(
-                engine_folder.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes
+                engine_folder.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes, exam=None
             )
-            return _prove(engine_folder, subject, own, seed, tolerance, exam)
+            return _prove(engine_folder, subject, asked)
     source = own if against is None else open_source(against, **opening)
     before = captured if against is None else source.capture(engine_folder.backend.precision(engine_folder.target))
-    return _prove(engine_folder, engine_folder.subject(source, before, program), source, seed, tolerance, exam)
+    subject = engine_folder.subject(source, before, program)
+    return _prove(engine_folder, subject if against is None else replace(subject, exam=None), asked)
 
 
-def _prove(
-    engine_folder: EngineFolder, subject: Subject, source: Source, seed: int, tolerance: float | None, exam: Exam | None
-) -> Verification:
+def _prove(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Verification:
+    source, exam = subject.source, _exam(engine_folder, subject, asked)
     corpus = corpus_of(exam.text, source, model_folder(engine_folder.folder)) if exam else None
-    asked = subject.asked if tolerance is None else tolerance
-    subject = replace(subject, seed=seed, asked=asked, exam=fitting_exam(exam, source), corpus=corpus)
+    subject = replace(
+        subject,
+        seed=asked.seed,
+        asked=asked.tolerance,
+        max_kl=asked.max_kl if asked.exam is None else None,
+        exam=fitting_exam(exam, source),
+        exam_decides=asked.exam is not None and asked.exam.bounded,
+        corpus=corpus,
+        tighter=None if asked.tolerance is not None else subject.tighter,
+        looser=tuple(b for b in subject.looser if not _said(asked, b.name)),
+    )
     with engine_folder.opened() as engine:
-        return prove(subject, engine)
+        proof = prove(subject, engine)
+    source.require_unchanged()
+    return replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
+
+
+def _exam(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Exam | None:
+    """The text that is given, with the recorded budget unless it has one itself; else the recorded text."""
+    recorded = subject.exam
+    if asked.exam is None:
+        if recorded is not None:
+            engine_folder.require_same_text()
+        return recorded if recorded is None or asked.max_kl is None else replace(recorded, max_kl=asked.max_kl)
+    if asked.exam.bounded or recorded is None:
+        return asked.exam
+    return replace(asked.exam, max_kl=recorded.max_kl, max_perplexity_ratio=recorded.max_perplexity_ratio)
+
+
+def _said(asked: Asked, name: str) -> bool:
+    """Whether the command itself says what a bound is to be."""
+    return any(getattr(place, name, None) is not None for place in (asked, asked.exam))
 
 
 def _is_engine(thing: Any) -> bool:
@@ -78,21 +122,31 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any], tolerance
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model.
 
-    An exact step is held to the step before it, by rounding, or by what was asked for now or at the compile;
-    approximate ones to their budget, all of them together. What a backend made of them is held to the last program.
+    An exact step is held to the step before it, by rounding, or by what is asked for now; approximate ones to their
+    budget, all of them together. What a backend made of them is held to the last program.
     """
     engine_folder, record = EngineFolder(folder, opening), RecordHook()
     source = engine_folder.source()
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]
-    exam = engine_folder.options.exam  # its budget may stand in the place of one on outputs
-    subject = replace(engine_folder.subject(source, captured, program), seed=seed, exam=exam)
-    subject = subject if tolerance is None else replace(subject, asked=tolerance)
+    subject = replace(engine_folder.subject(source, captured, program), seed=seed, asked=tolerance)
     with engine_folder.opened() as engine:
         lowering = engine_folder.backend.stages(
             program, engine_folder.target, str(engine_folder.report.settings["optimize_for"])
         )
         return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine, lowering)
+
+
+def _judge(trial: Trial) -> Callable[[Program], bool]:
+    """Whether a program keeps the budget of approximate passes, and its weights the errors of their grids."""
+    text, subject = trial.once(own_text), trial.subject
+
+    def keeps(program: Program) -> bool:
+        weights = QuantizedWeights.of(program, subject.captured)
+        budget = budget_of(program.history, subject.max_kl)
+        return (weights is None or weights.ok) and judge(trial.reference, StreamingEngine(program), text, budget).ok
+
+    return keeps
 
 
 def _bisect(
@@ -103,6 +157,7 @@ def _bisect(
         found = trial.once(decided_tokens)
         evidence = evidence if found.decided and found.decided.problem else found
     bounds = Bounds(
+        judge=_judge(trial) if subject.judged_by == "own text" else None,
         exact=subject.lowering_tolerance if subject.program.approximate else subject.tolerance or Tolerance(0.0),
         budget=subject.tolerance if subject.program.approximate else None,
         lowering=subject.lowering_tolerance if subject.program.approximate else None,

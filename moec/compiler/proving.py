@@ -43,6 +43,12 @@ def choose_reference(source: Source, captured: Program, asked: str) -> Reference
     return "streamed" if asked == "streamed" else "full"
 
 
+def ran_on(backend: Backend, target: Target, built: bool) -> str:
+    """The same as a text that names the hardware: `onnxruntime:cpu`, or the target's own."""
+    stand_in = backend.stand_in(target, built)
+    return str(target) if stand_in is None else f"{stand_in.backend}:{stand_in.device or 'cpu'}"
+
+
 def runner(backend: Backend, target: Target, built: bool) -> Target:
     """What runs the engine for the proof: the target, or its stand-in on this machine (`Backend.stand_in`)."""
     return backend.stand_in(target, built) or target
@@ -70,6 +76,8 @@ def subject_of(
         exam=fitting_exam(options.exam, source),
         corpus=corpus,
         seed=options.seed,
+        target=str(options.target),
+        ran_on=ran_on(backend, options.target, options.build),
     )
 
 

@@ -23,6 +23,7 @@ from moec.files.regular import open_regular
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
 from moec.frontend.refusals import with_fixed_sizes
+from moec.frontend.snapshot import Snapshot
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
@@ -161,6 +162,7 @@ class ExportedSource(Source):
         return cls(Path(model))
 
     def __init__(self, path: Path) -> None:
+        self.snapshot = Snapshot.of([path])
         self._exported = load_exported(path)
         self.text, self.hashes = str(path), {path.name: file_hash(path)}
         self._program = from_exported(self._exported, source=str(path))
@@ -197,6 +199,7 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
         MoecError: M204 when the file or a callable is missing or fails, M201 on a malformed input.
     """
     path, names = _file_of(text)
+    snapshot = Snapshot.of([path])
     module_code = _import_file(path)
     made = [_call(module_code, name, text) for name in names]
     if not isinstance(made[0], nn.Module):
@@ -209,7 +212,9 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
     hashes = {path.name: file_hash(path)}
     if inputs:
         samples, dynamic, domains = parse_inputs(inputs)
-        return FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
+        given = FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
+        given.snapshot = snapshot
+        return given
     if len(made) < 2:
         raise MoecError(
             "M201",
@@ -217,7 +222,9 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
             text,
             "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs",
         )
-    return FileSource(made[0], made[1], text=text, hashes=hashes)
+    found = FileSource(made[0], made[1], text=text, hashes=hashes)
+    found.snapshot = snapshot
+    return found
 
 
 def _file_of(text: str) -> tuple[Path, list[str]]:

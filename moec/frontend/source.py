@@ -14,6 +14,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account
+from moec.frontend.snapshot import Snapshot
 from moec.layouts.facts import ModelFacts, model_name
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
@@ -93,6 +94,7 @@ class Source(ABC):
         domains: which values each input may take, by name.
         hashes: SHA-256 of the files that it was read from, by path relative to the model's folder.
         size_bytes: bytes of its weights.
+        snapshot: of these files as they were when they were opened; None for a model in memory.
     """
 
     text: str
@@ -100,6 +102,7 @@ class Source(ABC):
     domains: dict[str, Domain]
     hashes: dict[str, str]
     size_bytes: int
+    snapshot: Snapshot | None = None
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -153,6 +156,11 @@ class Source(ABC):
             MoecError: M215 to M217, or M205, for what cannot be explained.
         """
         return Account(self.text, inputs=tuple(i.name for i in self.inputs))
+
+    def require_unchanged(self) -> None:
+        """Raise M106 when a file that the model was read from is not what it was when it was opened."""
+        if self.snapshot is not None:
+            self.snapshot.require_unchanged()
 
     # ------------------------------------------------------------------ what stands beside a model
     def facts(self) -> ModelFacts:

@@ -81,6 +81,7 @@ class HuggingFaceSource(Source):
 
     def __init__(self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None) -> None:
         self.text, self.origin, self._leave_out = text, origin, leave_out or LeaveOut()
+        self.snapshot = getattr(origin, "snapshot", None)
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache, self._own_attention = cache and decoder, not cache and decoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -104,11 +104,13 @@ class Bounds:
             to be numbers.
         lowering: after approximate passes, what a backend made of the last program, beside that program; `exact`, and
             beside the reference, when None.
+        judge: whether the program after an approximate pass is acceptable, where more than outputs decides.
     """
 
     exact: Tolerance
     budget: Tolerance | None = None
     lowering: Tolerance | None = None
+    judge: Callable[[Program], bool] | None = None
 
 
 def bisect(
@@ -141,7 +143,9 @@ def bisect(
         # an exact pass has to equal the program before it: that may differ from the reference by a budget
         base = StreamingEngine(programs[k - 1][1]) if k and not rough else reference
         allowed = bounds.budget if rough else bounds.exact
-        stages.append(_stage(name, base, StreamingEngine(program), samples, allowed, compared))
+        stage = _stage(name, base, StreamingEngine(program), samples, allowed, compared)
+        kept = not rough or bounds.judge is None or bounds.judge(program)
+        stages.append(stage if kept else replace(stage, ok=False))
         if not stages[-1].ok:
             sample, part = _worst(base, StreamingEngine(program), samples, allowed, compared)
             good = outputs_of(programs[k - 1][1], sample) if k else module_outputs(reference, sample)

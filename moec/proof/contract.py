@@ -28,12 +28,12 @@ class VerifyHook(Hook):
 
     An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`.
     Approximate passes may deviate from the captured program by a budget, all of them together. It is the proof's own:
-    mean KL divergence and top-1 agreement on the model's own text (`moec.proof.own_text`), where `write` gives one; else
-    `budget` in `Tolerance`'s unit; without both a text judges the engine, and
-    outputs only have to be numbers. Weights are read one at a time, so this takes time rather than memory. In half
-    precision (`precision`) an exact pass may move tokens to other experts whose choice hangs on rounding: those are
-    left out where others differ, and where hardly any other is left, the engine's proof decides. `comparisons` and
-    `judged` hold the figures of each pass. Raises M102 on a broken contract.
+    mean KL divergence and top-1 agreement on the model's own text (`moec.proof.own_text`), where `write` gives one;
+    else `budget` in `Tolerance`'s unit; without both a text judges the engine, and outputs only have to be numbers.
+    Weights are read one at a time, so this takes time rather than memory. In half precision (`precision`) an exact pass
+    may move tokens to other experts whose choice hangs on rounding: those are left out where others differ, and where
+    hardly any other is left, the engine's proof decides. `comparisons` and `judged` hold the figures of each pass.
+    Raises M102 on a broken contract.
     """
 
     def __init__(

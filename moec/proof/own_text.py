@@ -28,6 +28,7 @@ from moec.proof.divergence import divergence
 TEXTS, PROMPT, CONTINUED = 8, 4, 24
 STREAMED_CONTINUED = 6  # where each token reads all weights anew
 _SHORTEST = 8  # tokens of a text, where an engine takes no long ones
+_ROWS = 64  # of logits that are held in float64
 NEAR = 0.1  # nats: tokens that the untouched model holds for less likely by no more than this are as good
 
 
@@ -183,7 +184,9 @@ def judge(
     if not want.isfinite().all():
         fix = "look at its weights with `moec inspect`"
         raise MoecError("M105", "the untouched model's logits are NaN or infinite", reference.name, fix)
-    kl, top1, near = torch.cat([_row(*pair) for pair in zip(want.split(64), got.split(64), strict=True)], 1)
+    kl, top1, near = torch.cat(
+        [_row(*pair) for pair in zip(torch.split(want, _ROWS), torch.split(got, _ROWS), strict=True)], 1
+    )
     figures = float(kl.mean()), float(kl.max()), float(top1.mean()), float(near.mean())
     names = reference.name, candidate.name
     return OwnQuality(*names, len(text.ids), len(kl), *figures, budget.max_kl, budget.min_top1, budget.why)

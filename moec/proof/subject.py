@@ -15,6 +15,7 @@ from moec.program.program import Program
 from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
 from moec.proof.own_text import OwnText, is_language_model
+from moec.proof.recorded_bound import RecordedBound
 from moec.targets.backend import Backend
 from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
@@ -43,6 +44,9 @@ class Subject:
         own_text: the model's own text, where it is written already; it has to fit the engine.
         exam: a text to judge the engine on, with its budget; corpus: its tokens. Both or neither.
         exam_decides: whether a budget on the text takes the default's place.
+        tighter: another bound on max |d|/std, beside whatever else decides; looser: bounds that a manifest records and
+            that are not used, see `moec.proof.checks.bounds`.
+        target, ran_on: where the engine is to run, and what runs it for the proof, as texts; empty where nobody says.
         seed: of the inputs.
         engine_bytes, source_bytes: of the files of both sides, for the report.
         file: of the engine, to compare what it holds by value; None where there is none.
@@ -61,6 +65,10 @@ class Subject:
     exam: Exam | None = None
     corpus: Corpus | None = None
     exam_decides: bool = True
+    tighter: float | None = None
+    looser: tuple[RecordedBound, ...] = ()
+    target: str = ""
+    ran_on: str = ""
     seed: int = 0
     engine_bytes: int = 0
     source_bytes: int = 0
@@ -95,8 +103,11 @@ class Subject:
     def tolerance(self) -> Tolerance | None:
         """What outputs may differ from the reference's; None where a text decides."""
         if self.judged_by != "outputs":
-            return None
-        return Tolerance.of(self.precision, self.program.approximate) if self.asked is None else Tolerance(self.asked)
+            return None if self.tighter is None else Tolerance(self.tighter)
+        if self.asked is not None:
+            return Tolerance(self.asked)
+        own = Tolerance.of(self.precision, self.program.approximate)
+        return own if self.tighter is None else Tolerance(min(own.deviation, self.tighter))
 
     @property
     def lowering_tolerance(self) -> Tolerance:

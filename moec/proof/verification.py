@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.proof.checks.assumed import Assumed
+from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
@@ -19,7 +20,7 @@ from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.recorded import RecordedCheck
-from moec.proof.checks.sizes import SizesRun
+from moec.proof.checks.sizes import SizesRun, named
 from moec.proof.checks.text import TextQuality
 from moec.proof.checks.values import Values
 from moec.proof.checks.weights import QuantizedWeights
@@ -29,12 +30,13 @@ from moec.proof.own_text import OwnQuality
 from moec.proof.quality import Quality
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
+from moec.targets.target import Target, place_of
 
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
     Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency, ExpertsReached,
-    Values, OwnTextQuality, TextQuality,
+    Values, OwnTextQuality, TextQuality, RecordedBounds,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 
@@ -50,11 +52,14 @@ class Verification:
         seed: of the inputs.
         reference: `full` or `streamed`, see `moec.proof.subject.Subject`; `engine` where another engine was compared
             with.
+        target, ran_on: where the engine is to run, and what ran it for the proof; empty where nobody said.
     """
 
     checks: tuple[Check, ...]
     seed: int = 0
     reference: str = "full"
+    target: str = ""
+    ran_on: str = ""
 
     @property
     def ok(self) -> bool:
@@ -69,6 +74,28 @@ class Verification:
     def find(self, kind: type[C]) -> C | None:
         """The check of exactly this class, if it was made."""
         return next((check for check in self.checks if type(check) is kind), None)
+
+    @property
+    def proven_on_target(self) -> bool:
+        """Whether what ran is what the engine is for: an engine for a GPU that a CPU ran has not run on its
+        hardware."""
+        return place_of(self.ran_on) == place_of(self.target)
+
+    @property
+    def elsewhere(self) -> str:
+        """`the CPU (onnxruntime); not yet run on onnxruntime:cuda`, empty where it ran on its target."""
+        if self.proven_on_target:
+            return ""
+        ran = Target.parse(self.ran_on) if self.ran_on else Target("nothing")
+        where = ran.device.upper() if ran.device in ("", "cpu") else ran.device
+        return f"the {where or 'CPU'} ({ran.backend}); not yet run on {place_of(self.target)}"
+
+    @property
+    def limits(self) -> str:
+        """Sizes that the engine refuses and the model takes, in words; empty where there are none."""
+        found = self.find(SizesRun)
+        sizes = " or ".join(named(r.sizes) for r in found.refused) if found else ""
+        return f"cannot run at {sizes}" if sizes else ""
 
     @property
     def comparison(self) -> Comparison:
@@ -104,13 +131,16 @@ class Verification:
         between = f": {found.comparison.candidate} against {found.comparison.reference}" if found else ""
         error = next((e for e in (check.error() for check in self.checks) if e), None)
         verdict = "DIFFERS" if error else "close" if self.find(Lowering) else "equal"
+        verdict += f" on {self.elsewhere}" if self.elsewhere else ""
+        verdict += f"; {self.limits}" if self.limits else ""
         lines = [f"{verdict}{between}", *(f"  {'ok  ' if c.ok else 'FAIL'} {c.name}: {c}" for c in self.checks)]
         return "\n".join([*lines, str(error)] if error else lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         checks = {check.name: check.to_dict() for check in self.checks}
-        return {"ok": self.ok, "seed": self.seed, "reference": self.reference, "checks": checks}
+        where = {"target": self.target, "ran_on": self.ran_on, "proven_on_target": self.proven_on_target}
+        return {"ok": self.ok, "seed": self.seed, "reference": self.reference, **where, "checks": checks}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Verification:
@@ -121,7 +151,8 @@ class Verification:
             known[name].from_dict(entry) if name in known else RecordedCheck.of(name, entry)
             for name, entry in data["checks"].items()
         ]
-        return cls(tuple(found), int(data["seed"]), str(data["reference"]))
+        where = str(data.get("target", "")), str(data.get("ran_on", ""))
+        return cls(tuple(found), int(data["seed"]), str(data["reference"]), *where)
 
 
 def all_checks() -> tuple[type[Check], ...]:
@@ -155,5 +186,8 @@ def prove(
         found += [] if made is None else [made]
         if until_failure and made is not None and not made.ok:
             break
+    if subject.looser:
+        failed = next((e.what for e in (c.error() for c in found) if e), "")
+        found.insert(0 if failed else len(found), RecordedBounds(subject.looser, failed))
     reference = "engine" if subject.against is not None else subject.reference
-    return Verification(tuple(found), subject.seed, reference)
+    return Verification(tuple(found), subject.seed, reference, subject.target, subject.ran_on)

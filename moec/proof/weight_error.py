@@ -23,7 +23,8 @@ from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
 from moec.program.program import Program
 from moec.proof.digits import at_most
 from moec.quantization.grid import Grid
-from moec.quantization.rounding import encode, quantize_floats
+from moec.quantization.rounding import encode
+from moec.quantization.small_floats import quantize_floats
 from moec.recognition.weight_roles import PACKED
 from moec.weights.lazy import Weight
 
@@ -93,7 +94,8 @@ def weight_errors(program: Program, before: Mapping[str, Weight]) -> tuple[list[
 def packed_nodes(program: Program) -> dict[str, fx.Node]:
     """One node that unpacks each packed weight, by the name of what it stands for."""
     nodes = program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT)
-    return {str(n.args[0].target).removesuffix(PACKED): n for n in nodes if program.weight_of(n.args[0]) is not None}
+    names = {n: program.weight_of(n.args[0]) is not None and str(n.args[0].target) for n in nodes}  # type: ignore[union-attr]
+    return {name.removesuffix(PACKED): n for n, name in names.items() if name}
 
 
 def source_of(program: Program, node: fx.Node, name: str, before: Mapping[str, Weight]) -> Weight | None:
@@ -127,7 +129,7 @@ Triple = tuple[Tensor, Tensor, Tensor]  # rows of a matrix: as it was, as it is,
 
 
 def _integer_pairs(node: fx.Node, parts: list[Weight], source: Weight, bits: int) -> Iterator[Iterator[Triple]]:
-    stored, group = int(node.kwargs["bits"]), source.shape[-1] // parts[1].shape[-1]  # type: ignore[call-overload]
+    stored, group = int(node.kwargs["bits"]), source.shape[-1] // parts[1].shape[-1]  # type: ignore[arg-type]
     positive = len(parts) == 2 and bool((parts[1].load() >= 0).all())
     grid = Grid(bits, group, symmetric=len(parts) == 2, positive_scales=positive)
 
@@ -135,7 +137,8 @@ def _integer_pairs(node: fx.Node, parts: list[Weight], source: Weight, bits: int
         want = source.read(start, stop)
         codes, scale, zero = encode(want, grid)
         shift = 2 ** (stored - 1) if zero is None else zero.float().unsqueeze(-1)
-        near = ((codes.float().unflatten(-1, (-1, group)) - shift) * scale.float().unsqueeze(-1)).flatten(-2)
+        steps = codes.float().reshape(*scale.shape, group) - shift
+        near = (steps * scale.float().unsqueeze(-1)).flatten(-2)
         return want, dequantize(*(p.read(start, stop) for p in parts), bits=stored), near
 
     yield from _matrices(source, rows)
@@ -162,9 +165,9 @@ def _figures(blocks: Iterator[Triple]) -> tuple[float, float, float]:
     sums = torch.zeros(7, dtype=torch.float64)
     for block in blocks:
         want, got, near = (t.double() for t in block)
-        products = (want, want), (want - got, want - got), (want - near, want - near)
-        products += (want, got), (got, got), (want, near), (near, near)
-        sums += torch.stack([(a * b).sum() for a, b in products])
+        off, off_near = want - got, want - near
+        pairs = ((want, want), (off, off), (off_near, off_near), (want, got), (got, got), (want, near), (near, near))
+        sums += torch.stack([(a * b).sum() for a, b in pairs])
     norm, error, rounding, own, own_norm, other, other_norm = sums.tolist()
     scale = (own / own_norm) / (other / other_norm) if own_norm and other and other_norm else math.inf
     return math.sqrt(error / norm) if norm else math.sqrt(error), math.sqrt(rounding / norm) if norm else 0.0, scale

@@ -36,8 +36,10 @@ class Case:
 
 
 def cases(proof: Verification) -> list[Case]:
-    """Every figure of every check of a proof; one at least fails exactly when the proof does."""
-    return [case for check in proof.checks for case in (_verdict(check), *(_case(check, f) for f in check.figures()))]
+    """Every figure of every check of a proof; one at least fails exactly when the proof does. One is skipped where the
+    engine has not run on what it is for."""
+    found = [case for check in proof.checks for case in (_verdict(check), *(_case(check, f) for f in check.figures()))]
+    return found + ([Case("target", proof.target, "skipped", f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
 
 
 def _verdict(check: Check) -> Case:

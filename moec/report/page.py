@@ -117,16 +117,24 @@ def verdict(report: Report) -> str:
     failed = next((error for error in (check.error() for check in proof.checks) if error), None)
     if failed:
         return f"Not proven equal to {reference}: {failed.what}"
+    on = "".join(f", on {where}" for where in [proof.elsewhere] if where) + (
+        f"; {proof.limits}" if proof.limits else ""
+    )
     where = " wherever half precision can tell experts apart" if decided else ""
     every = f", {proof.coverage.every}" if proof.coverage.loads else ""
     if not any(step["contract"] == "approximate" for step in report.steps):
-        return f"Equal to {reference}{where}{every}"
+        return f"Equal to {reference}{where}{every}{on}"
+    if own := proof.own_quality:
+        return (
+            f"Close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
+            f"{own.top1:.1%}{every}{on}"
+        )
     if quality:
         return (
             f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
-            f"{quality.perplexity_ratio:.4f} times its perplexity"
+            f"{quality.perplexity_ratio:.4f} times its perplexity{on}"
         )
-    return f"Close to {reference}: {comparison}{every}"
+    return f"Close to {reference}: {comparison}{every}{on}"
 
 
 def proof_note(report: Report) -> str:

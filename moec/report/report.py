@@ -129,8 +129,19 @@ class Report:
         proof, quality, decided = self.proof, self.proof.quality, self.proof.find(DecidedTokens)
         text = f"; KL {quality.kl_mean:.2g} nats, perplexity x {quality.perplexity_ratio:.4f}" if quality else ""
         part = f"; {decided}" if decided else ""
-        verdict = "verified" if self.ok else "DIFFERS"
-        return f"{verdict}: {proof.comparison}; {proof.coverage}{part}{text}; {size:.1f} MiB"
+        own = f"; {proof.own_quality}" if proof.own_quality else ""
+        limits = f"; {proof.limits}" if proof.limits else ""
+        said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size:.1f} MiB"
+        return f"{self.verdict}: {said}"
+
+    @property
+    def verdict(self) -> str:
+        """`verified` of an engine that ran on what it is for; else what ran it, and what it has not run on."""
+        if not self.ok:
+            return "DIFFERS"
+        close = any(step["contract"] == "approximate" for step in self.steps)
+        where = self.proof.elsewhere
+        return f"{'close' if close else 'equal'} on {where}" if where else "verified"
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:

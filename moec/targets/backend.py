@@ -105,6 +105,11 @@ class Backend(ABC):
         chose inexact ones; None for kernels that only round in their precision."""
         return None
 
+    def shown(self, folder: Path, target: Target) -> Target:
+        """The target without the options that would loosen a later proof and that the engine's files in this folder do
+        not show: a manifest's word for them counts nothing."""
+        return target
+
     @abstractmethod
     def legalize(self, target: Target) -> Pipeline:
         """The passes that bring a program into the form that `build` takes."""

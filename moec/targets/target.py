@@ -61,3 +61,10 @@ class Target:
         parts = [self.device] if self.device else []
         parts += [f"{k}={v}" for k, v in self.options.items()]
         return self.backend + (":" + ",".join(parts) if parts else "")
+
+
+def place_of(target: str) -> str:
+    """Runtime and hardware of a target's text, without its options: `onnxruntime:cuda`. The CPU is not named, being
+    what a runtime takes that has several devices. Empty of an empty text."""
+    found = Target.parse(target) if target else Target("")
+    return found.backend + (f":{found.device}" if found.device not in ("", "cpu") else "")

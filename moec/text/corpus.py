@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def read_corpus(file: Path, folder: Path, source: str, vocabulary: int = 0, kind
         data = read_bytes(file, total_bytes() // 4)
     except OSError as error:
         raise MoecError("M211", f"the text cannot be read: {error.strerror}", str(file), _FIX) from error
-    tokens, start = (_stored(file), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source, kind)
+    tokens, start = (_stored(file, data), ()) if file.suffix in ARRAYS else _tokenized(data, file, folder, source, kind)
     if len(tokens) < 2:
         raise MoecError(
             "M211",
@@ -132,9 +133,10 @@ def _tokenized(
     return torch.tensor(tokenizer.encode(text), dtype=torch.int64), tokenizer.start
 
 
-def _stored(file: Path) -> Tensor:
+def _stored(file: Path, data: bytes) -> Tensor:
+    """The tokens in the bytes that were read, which are those that are hashed."""
     try:
-        value = torch.as_tensor(_array(file))
+        value = torch.as_tensor(_array(file, data))
     except Exception as error:  # each format has exceptions of its own
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise MoecError("M211", f"the tokens cannot be read: {reason}", str(file), _FIX) from error
@@ -143,17 +145,17 @@ def _stored(file: Path) -> Tensor:
     return value.flatten().to(torch.int64)
 
 
-def _array(file: Path) -> Any:
+def _array(file: Path, data: bytes) -> Any:
     import numpy as np
 
     if file.suffix == ".npy":
-        return np.load(file, allow_pickle=False)
+        return np.load(io.BytesIO(data), allow_pickle=False)
     if file.suffix == ".npz":
-        arrays: Any = np.load(file, allow_pickle=False)
+        arrays: Any = np.load(io.BytesIO(data), allow_pickle=False)
     else:
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
-        arrays = load_file(file)
+        arrays = load(data)
     names = list(arrays)
     if "input_ids" not in names and len(names) != 1:
         raise ValueError(f"none of its arrays {', '.join(names)} is called input_ids")

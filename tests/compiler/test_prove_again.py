@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from moec import api
-from moec.compiler.prove_again import bisect_engine, prove_again
+from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.errors import MoecError
+from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.lowering import Lowering
 from tests.spoiling import one_step_up, shuffle, spoil
 from tests.zoo import save
@@ -22,15 +23,15 @@ def spoiled(mixtral_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_good_engine_is_proven_on_other_inputs(mixtral_engine: Path) -> None:
-    proof = prove_again(mixtral_engine, None, 5, None, {})
+    proof = prove_again(mixtral_engine, None, Asked(5), {})
     assert proof.ok and proof.seed == 5 and proof.coverage.complete
-    assert not prove_again(mixtral_engine, None, 5, 1e-12, {}).ok  # must fail: not even rounding is allowed
+    assert not prove_again(mixtral_engine, None, Asked(5, 1e-12), {}).ok  # must fail: not even rounding is allowed
 
 
 def test_a_spoiled_engine_is_found_out(mixtral_engine: Path, spoiled: Path) -> None:
-    assert not prove_again(spoiled, None, 1, None, {}).ok
-    assert not prove_again(spoiled, mixtral_engine, 1, None, {}).ok
-    assert prove_again(spoiled, spoiled, 1, None, {}).ok
+    assert not prove_again(spoiled, None, Asked(), {}).ok
+    assert not prove_again(spoiled, mixtral_engine, Asked(), {}).ok
+    assert prove_again(spoiled, spoiled, Asked(), {}).ok
 
 
 def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled: Path) -> None:
@@ -54,7 +55,8 @@ def judged(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_the_compile_asked_for_is_asked_again(judged: Path, tmp_path: Path) -> None:
     proof = api.verify(judged)
-    assert proof.ok and proof.quality is not None and proof.quality.exam.max_kl == 0.05
+    assert proof.ok and proof.quality is not None and proof.quality.exam.max_kl == 0.005  # moec's own, of 8 bits
+    assert proof.find(RecordedBounds) is not None and proof.own_quality is not None and proof.own_quality.ok
     random = api.verify(spoil(judged, tmp_path / "random", "lm_head.weight.blocks", change=shuffle))
     assert not random.ok and random.quality is not None and random.quality.kl_mean > 0.05
 
@@ -77,8 +79,8 @@ def test_without_its_text_an_engine_is_not_waved_through(judged: Path, tmp_path:
 
 
 def test_against_another_model(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:
-    assert prove_again(mixtral_engine, str(mixtral), 1, None, {}).ok
-    assert not prove_again(mixtral_engine, save("mixtral", tmp_path / "other", seed=9), 1, None, {}).ok
+    assert prove_again(mixtral_engine, str(mixtral), Asked(), {}).ok
+    assert not prove_again(mixtral_engine, save("mixtral", tmp_path / "other", seed=9), Asked(), {}).ok
 
 
 def test_a_changed_source_is_refused(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from moec.errors import MoecError
 from moec.files.inside import leads_outside
 from moec.files.regular import read_text
 from moec.frontend.account import cut
+from moec.frontend.snapshot import Snapshot
 from moec.huggingface.formats.compressed_tensors import in_float32
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.checkpoint import Checkpoint, read_checkpoint
@@ -26,6 +27,17 @@ from moec.huggingface.reading.model_class import CONFIG, check_permission, class
 from moec.huggingface.reading.peft_adapter import ADAPTER, adapter_in
 from moec.huggingface.reading.quantized import decode, decoder_of
 from moec.weights.lazy import Weight, cast, from_tensor
+
+# the files that decide what a model is; what else lies beside them is only copied
+_READ = (
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "*.index.json",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "*.py",
+)
 
 
 class ModelFolder:
@@ -51,10 +63,12 @@ class ModelFolder:
         leave_out: Container[str] = (),
     ) -> None:
         self.path = _resolve(text)
+        self.snapshot = Snapshot.of(path for pattern in _READ for path in self.path.glob(pattern))
         adapted = (self.path / ADAPTER).is_file() and ADAPTER not in leave_out
         self.adapter = adapter_in(self.path, allow_pickle) if adapted else None
         if self.adapter is not None and not (self.path / CONFIG).exists():
             self.path = _resolve(self.adapter.base)
+            self.snapshot = self.snapshot.and_of(path for pattern in _READ for path in self.path.glob(pattern))
         self.raw = _read_config(self.path)
         decoder = decoder_of(self.raw, self.path)
         remote = trust_remote_code and bool(self.raw.get("auto_map"))

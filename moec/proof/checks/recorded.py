@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from moec.errors import MoecError
@@ -17,12 +17,12 @@ class RecordedCheck(Check):
 
     Attributes:
         name: of the check.
-        passed: the verdict that was recorded; nobody here can find it anew.
+        passed: the verdict that was recorded; nobody here can find it anew. None in a later proof, which believes none.
         data: what was recorded.
     """
 
     name: str  # type: ignore[misc]  # of each instance, where other checks have one of their class
-    passed: bool
+    passed: bool | None
     data: dict[str, Any] = field(default_factory=dict)
 
     title: ClassVar[str] = "A check of another package"
@@ -36,17 +36,25 @@ class RecordedCheck(Check):
     def measure(cls, trial: Trial) -> Self | None:
         return None
 
+    def lost(self) -> Self:
+        """The same in a later proof, which would have to make the check itself."""
+        return replace(self, passed=None)
+
     def error(self) -> MoecError | None:
         if self.passed:
             return None
+        if self.passed is None:
+            what = f"the check {self.name!r} cannot be made here, and what the manifest says of it proves nothing"
+            fix = "install the package that made it, or compile anew without"
+            return MoecError("M111", what, "the manifest", fix)
         return MoecError("M101", f"the check {self.name!r} failed", "the manifest", "install the package that made it")
 
     def figures(self) -> tuple[Figure, ...]:
         values = {key: str(value) for key, value in self.data.items() if key != "ok"}
-        return (Figure("as recorded", values, self.passed),)
+        return (Figure("as recorded", values, bool(self.passed)),)
 
     def to_dict(self) -> dict[str, Any]:
         return self.data
 
     def __str__(self) -> str:
-        return f"as recorded: {'passed' if self.passed else 'failed'}; its package is not here"
+        return f"as recorded: {'passed' if self.data.get('ok') is True else 'failed'}; its package is not here"

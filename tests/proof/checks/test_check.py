@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from moec.proof.cache_consistency import Consistency, Way
+from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
@@ -16,15 +17,20 @@ from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
+from moec.proof.checks.weights import QuantizedWeights
 from moec.proof.compare import Comparison, OutputError
 from moec.proof.coverage import Coverage, ExpertLoad
 from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import RefusedSize
 from moec.proof.exam import Exam
+from moec.proof.own_text import OwnQuality
 from moec.proof.quality import Quality
+from moec.proof.recorded_bound import RecordedBound
 from moec.proof.verification import CHECKS
+from moec.proof.weight_error import WeightError
 
 ERROR = OutputError("logits", 40, 1e-6, 1e-7, 1e-5, 1e-6, 1.0, None, None, "")
 COMPARISON = Comparison("eager", "engine", 1e-3, 2, (ERROR,))
@@ -32,6 +38,9 @@ FAR = dataclasses.replace(COMPARISON, outputs=(dataclasses.replace(ERROR, deviat
 QUALITY = Quality(Exam("t.txt", max_kl=0.05), "ab", 7, 70, 20.0, 21.0, 0.04879, 0.02, 0.3, 1.5, 0.97)
 REACHED = Coverage((ExpertLoad("moe", "blocks.0", (5, 1, 3)),), 2, 3, 9, 0)
 MISSED = Coverage((ExpertLoad("moe", "blocks.0", (5, 0, 3)),), 2, 3, 8, 0)
+NEAR = WeightError("w", 3, 4, 0.09, 0.09, 1.0)
+OWN = OwnQuality("eager", "engine", 8, 200, 0.003, 0.1, 0.95, 0.02, 0.05, 0.9, "4 bits")
+LOOSER = (RecordedBound("tolerance", "50", "0.001", "--tolerance 50"),)
 RUN = ({"batch": 2},)
 PAIRS: tuple[tuple[Check, Check], ...] = (
     (Outputs(COMPARISON), Outputs(FAR)),
@@ -44,6 +53,9 @@ PAIRS: tuple[tuple[Check, Check], ...] = (
         CacheConsistency(Consistency(1e-3, (Way("chunks", (2, 2), float("nan")),))),
     ),
     (ExpertsReached(REACHED), ExpertsReached(MISSED)),
+    (QuantizedWeights(1, (NEAR,)), QuantizedWeights(2, (NEAR, dataclasses.replace(NEAR, relative=0.5)))),
+    (OwnTextQuality(OWN), OwnTextQuality(OWN, dataclasses.replace(OWN, kl_mean=float("nan")))),
+    (RecordedBounds(LOOSER), RecordedBounds(LOOSER, "it differs")),
     (TextQuality(QUALITY), TextQuality(dataclasses.replace(QUALITY, kl_mean=0.06))),
 )
 

@@ -60,7 +60,7 @@ def test_a_shift_within_the_budget_is_found(subject: Subject) -> None:
 
 def test_a_wrong_lowering_is_reported_before_what_it_makes_wrong(subject: Subject) -> None:
     proof = prove(subject, Shifted(subject.program, 3.0))
-    assert not proof.comparison.ok and not lowering(proof).ok
+    assert not proof.ok and not lowering(proof).ok
     with pytest.raises(MoecError, match="the program that it was built from"):
         proof.require()
 
