@@ -45,3 +45,46 @@ def spoil(
     artefact["sha256"] = hashlib.sha256((copy / "model.onnx.data").read_bytes()).hexdigest()
     (copy / "moec.json").write_text(json.dumps(manifest))
     return copy
+
+
+def edit(engine: Path, copy: Path, change: Callable[[ir.Model], None]) -> Path:
+    """A copy of an engine with its graph changed; its manifest, where it has one, is made to agree with the files."""
+    shutil.copytree(engine, copy)
+    model = ir.load(engine / "model.onnx")
+    change(model)
+    ir.save(model, copy / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=1024)
+    if (copy / "moec.json").exists():
+        agree(copy)
+    return copy
+
+
+def agree(engine: Path) -> None:
+    """Make the hashes and sizes of a manifest those of the files."""
+    manifest = json.loads((engine / "moec.json").read_text())
+    for artefact in manifest["artefacts"]:
+        data = (engine / artefact["name"]).read_bytes()
+        artefact["sha256"], artefact["size_bytes"] = hashlib.sha256(data).hexdigest(), len(data)
+    (engine / "moec.json").write_text(json.dumps(manifest))
+
+
+def set_number(name: str, at: tuple[int, ...], by: float) -> Callable[[ir.Model], None]:
+    """The edit that multiplies one element of an initializer."""
+
+    def change(model: ir.Model) -> None:
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        array[at] *= by
+        value.const_value = ir.tensor(array, name=name)
+
+    return change
+
+
+def set_attribute(op: str, name: str, by: float) -> Callable[[ir.Model], None]:
+    """The edit that multiplies a number of the first operator of a kind."""
+
+    def change(model: ir.Model) -> None:
+        node = next(node for node in model.graph.all_nodes() if node.op_type == op)
+        node.attributes[name] = ir.AttrFloat32(name, node.attributes[name].as_float() * by)
+
+    return change
