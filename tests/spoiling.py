@@ -47,24 +47,54 @@ def spoil(
     return copy
 
 
-def edit(engine: Path, copy: Path, change: Callable[[ir.Graph], None]) -> Path:
-    """A copy of an engine whose graph somebody changed, and its manifest made to agree with the file."""
+def edit(engine: Path, copy: Path, change: Callable[[ir.Model], None]) -> Path:
+    """A copy of an engine with its graph changed; its manifest, where it has one, is made to agree with the files."""
     shutil.copytree(engine, copy)
-    model = ir.load(copy / "model.onnx")
-    change(model.graph)
-    ir.save(model, copy / "model.onnx")
-    manifest = json.loads((copy / "moec.json").read_text())
-    artefact = next(a for a in manifest["artefacts"] if a["name"] == "model.onnx")
-    data = (copy / "model.onnx").read_bytes()
-    artefact |= {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-    (copy / "moec.json").write_text(json.dumps(manifest))
+    model = ir.load(engine / "model.onnx")
+    change(model)
+    ir.save(model, copy / "model.onnx", external_data="model.onnx.data", size_threshold_bytes=1024)
+    if (copy / "moec.json").exists():
+        agree(copy)
     return copy
 
 
-def set_constant(old: np.ndarray, new: np.ndarray) -> Callable[[ir.Graph], None]:
+def agree(engine: Path) -> None:
+    """Make the hashes and sizes of a manifest those of the files."""
+    manifest = json.loads((engine / "moec.json").read_text())
+    for artefact in manifest["artefacts"]:
+        data = (engine / artefact["name"]).read_bytes()
+        artefact["sha256"], artefact["size_bytes"] = hashlib.sha256(data).hexdigest(), len(data)
+    (engine / "moec.json").write_text(json.dumps(manifest))
+
+
+def set_number(name: str, at: tuple[int, ...], by: float) -> Callable[[ir.Model], None]:
+    """The edit that multiplies one element of an initializer."""
+
+    def change(model: ir.Model) -> None:
+        value = model.graph.initializers[name]
+        assert value.const_value is not None
+        array = value.const_value.numpy().copy()
+        array[at] *= by
+        value.const_value = ir.tensor(array, name=name)
+
+    return change
+
+
+def set_attribute(op: str, name: str, by: float) -> Callable[[ir.Model], None]:
+    """The edit that multiplies a number of the first operator of a kind."""
+
+    def change(model: ir.Model) -> None:
+        node = next(node for node in model.graph.all_nodes() if node.op_type == op)
+        node.attributes[name] = ir.AttrFloat32(name, node.attributes[name].as_float() * by)
+
+    return change
+
+
+def set_constant(old: np.ndarray, new: np.ndarray) -> Callable[[ir.Model], None]:
     """Put another array in the place of the one constant that equals `old`."""
 
-    def change(graph: ir.Graph) -> None:
+    def change(model: ir.Model) -> None:
+        graph = model.graph
         (value,) = [v for v in graph.initializers.values() if _equal(v.const_value, old)]
         value.const_value = ir.tensor(new.astype(old.dtype), name=value.name)
 
@@ -76,10 +106,11 @@ def _equal(tensor: ir.TensorProtocol | None, array: np.ndarray) -> bool:
     return found is not None and found.dtype == array.dtype and np.array_equal(found, array)
 
 
-def halve_logits_from(least: int, source: str, dim: int) -> Callable[[ir.Graph], None]:
+def halve_logits_from(least: int, source: str, dim: int) -> Callable[[ir.Model], None]:
     """Halve the first output in calls in which a dimension of an input has this size or more."""
 
-    def change(graph: ir.Graph) -> None:
+    def change(model: ir.Model) -> None:
+        graph = model.graph
         given = next(i for i in graph.inputs if i.name == source)
         old = graph.outputs[0]
         size = ir.node("Shape", [given], {"start": dim, "end": dim + 1})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.tensors import DTYPES, WeightTensor
-from moec.targets.constant import Constant
+from moec.targets.backend import Constant
 from moec.weights.lazy import Weight, from_tensor
 
 _TORCH = {theirs: ours for ours, theirs in DTYPES.items()}

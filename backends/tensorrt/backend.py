@@ -21,8 +21,7 @@ from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
-from moec.targets.backend import Backend, Probe, Refusal
-from moec.targets.constant import Constant
+from moec.targets.backend import Backend, Constant, Probe, Refusal
 from moec.targets.target import Target
 from moec.targets.target_options import Count, Declared, refused_options
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.program.program import Program
-from moec.targets.constant import Constant
+from moec.targets.backend import Constant
 from moec.weights.difference import bits_of, fingerprint, first_difference
 from moec.weights.lazy import Weight, cast, from_tensor
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moec.program.program import Program
-from moec.targets.backend import Backend
-from moec.targets.constant import Constant
+from moec.targets.backend import Backend, Constant
 from moec.targets.target import Target
 
 

@@ -28,7 +28,8 @@ class Place:
     found: str
 
     def __str__(self) -> str:
-        return f"{list(self.index)} is {self.found}, not {self.expected}"
+        where = f"{list(self.index)}" if self.index else "it"
+        return f"{where} is {self.found}, not {self.expected}"
 
 
 def first_difference(expected: Weight, found: Weight) -> Place | None:

@@ -14,7 +14,7 @@ from moec.backends.tensorrt.graph.export import lowered
 from moec.backends.tensorrt.policy import BuildPlan
 from moec.errors import MoecError
 from moec.program.program import Program
-from moec.targets.constant import Constant
+from moec.targets.backend import Constant
 
 
 def lowered_constants(

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
+from moec.proof.literals import missing_literals
 from moec.proof.trial import Trial
 from moec.proof.values import (
     Finding,
@@ -57,8 +58,12 @@ class Values(Check):
         tensors = {} if subject.streamed else trial.reference.tensors()
         findings = [*islice(compare_file(held, due), SHOWN), *islice(compare_lowering(due, subject.program), SHOWN)]
         findings += islice(compare_source(subject.captured, tensors), SHOWN)
+        graphs = [subject.program]
         if not subject.program.approximate:
             findings += islice(compare_passes(subject.captured, subject.program), SHOWN)
+            graphs.append(subject.captured)
+        lost = dict(pair for graph in graphs for pair in missing_literals(graph, held))
+        findings += [Finding(node, f"its number {value:g} is not in the engine") for node, value in lost.items()]
         numbers = [c for c in held.values() if c.weight is not None]
         return cls(
             file.backend.constants_file,

@@ -1,0 +1,63 @@
+"""Everything of fixed value in an ONNX model, in memory and from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from moec.backends.onnx.constants import constants_of
+from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.tensors import WeightTensor
+from moec.backends.onnx.writing import write_model
+from moec.backends.tensorrt.graph.quantized import Codes
+from moec.weights.lazy import from_tensor
+
+
+def model() -> ir.Model:
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", 4]))
+    last = ir.node("Identity", [x], name="last")
+    graph = ir.Graph([x], last.outputs, nodes=[last], opset_imports={"": 21}, name="main")
+    emit = Emitter(graph, last)
+    wide = emit.weight(from_tensor(torch.arange(4096.0).reshape(1024, 4), "wide"), "wide")
+    codes = emit.weight(from_tensor(torch.arange(6, dtype=torch.uint8).reshape(2, 3), "codes"), "codes", Codes)
+    then, other = emit.branch("then"), emit.branch("else")
+    branches = (then, then("LeakyRelu", x, alpha=0.25)), (other, other("Add", x, emit.number(7.0, ir.DataType.FLOAT)))
+    chosen = emit.choose(emit("Equal", emit("Size", x), emit("Size", wide)), *branches)
+    emit("Cast", codes, to=1)
+    emit.replace(emit("Gelu", chosen, approximate="tanh"))
+    return ir.Model(graph, ir_version=10)
+
+
+def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
+    made = model()
+    write_model(made, tmp_path / "model.onnx")
+    due = {c.name: c for c in constants_of(made)}
+    held = {c.name: c for c in constants_of(ir.load(tmp_path / "model.onnx"))}
+    assert held.keys() == due.keys()
+    for name, constant in due.items():
+        other = held[name]
+        assert (constant.form, constant.text) == (other.form, other.text), name
+        if constant.weight is not None and other.weight is not None:
+            assert torch.equal(constant.weight.load(), other.weight.load()), name
+
+
+def test_numbers_in_branches_and_words_are_found() -> None:
+    found = {c.name: c for c in constants_of(model())}
+    alpha = next(c for name, c in found.items() if name.endswith(".alpha"))
+    assert "then_branch/" in alpha.name and alpha.weight is not None and alpha.weight.load().item() == 0.25
+    assert found["moec/float[]:7.0"].weight is not None
+    assert any("approximate=tanh" in c.text for c in found.values())
+
+
+def test_rows_are_read_apart(tmp_path: Path) -> None:
+    write_model(model(), tmp_path / "model.onnx")
+    held = {c.name: c for c in constants_of(ir.load(tmp_path / "model.onnx"))}
+    wide = held["last.wide"].weight
+    assert wide is not None and torch.equal(wide.read(1000, 1002), torch.arange(4000.0, 4008.0).reshape(2, 4))
+    assert not held["last.wide"].lazy and isinstance(model().graph.initializers["last.wide"].const_value, WeightTensor)
+    codes = held["last.codes"]
+    assert codes.dtype == "INT4" and codes.shape == (2, 6) and codes.weight is not None
+    assert np.array_equal(codes.weight.load().numpy(), np.arange(6).reshape(2, 3))
