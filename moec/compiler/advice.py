@@ -25,9 +25,9 @@ from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.proof.budgets import OverBudget, budget_of
 from moec.proof.compare import Tolerance, compare
-from moec.proof.inputs import verification_sizes
 from moec.proof.own_text import judge, write_own_text
 from moec.proof.quality import measure
+from moec.proof.sizes import verification_sizes
 from moec.proof.subject import yardstick
 from moec.proof.weight_error import packed_nodes, source_of
 from moec.text.corpus import Corpus

@@ -52,8 +52,8 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     """
     caches, filled = cache_inputs(inputs), dict(given)
     ids = given.get(IDS)
-    types = next((i for i in inputs if i.name == TYPES and i.shape == _shape_of(IDS, inputs)), None)
-    if types is not None and TYPES not in given and hasattr(ids, "shape"):
+    types = next((i for i in inputs if i.name == TYPES), None)
+    if types is not None and TYPES not in given and getattr(ids, "ndim", 0) == len(types.shape):
         filled[TYPES] = torch.zeros(tuple(ids.shape), dtype=types.dtype)  # type: ignore[union-attr]
     if not caches or getattr(ids, "ndim", 0) != 2:
         return filled

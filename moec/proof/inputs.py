@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moec.frontend.source import Source
 from moec.program.decoder_signature import PAST
-from moec.program.program import Program
+from moec.program.program import Input, Program
 from moec.program.signature import Sample
 from moec.proof.climb import Climb
 from moec.proof.coverage import Coverage, RunLoad, missed_experts, run_load, summarize

@@ -20,7 +20,7 @@ from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.recorded import RecordedCheck
-from moec.proof.checks.sizes import SizesRun, named
+from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
 from moec.proof.checks.values import Values
 from moec.proof.checks.weights import QuantizedWeights
@@ -28,6 +28,7 @@ from moec.proof.compare import Comparison
 from moec.proof.coverage import Coverage
 from moec.proof.own_text import OwnQuality
 from moec.proof.quality import Quality
+from moec.proof.sizes import named
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.targets.target import Target, place_of

@@ -20,7 +20,8 @@ from moec.proof.decided_tokens import (
     look,
     mixes_after,
 )
-from moec.proof.inputs import reach_decided, reach_experts, verification_sizes
+from moec.proof.inputs import reach_decided, reach_experts
+from moec.proof.sizes import verification_sizes
 from tests.moe_module import EXPERTS, HIDDEN, Block, MoeModel, source_of
 
 HALF, FP16 = torch.float16, Tolerance.of(torch.float16)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from moec.frontend.source import Source
 from moec.program.program import Input
-from moec.proof.inputs import reach_experts, verification_sizes
+from moec.proof.inputs import reach_experts
+from moec.proof.sizes import verification_sizes
 from tests.moe_module import EXPERTS, HIDDEN, MoeModel, source_of
 
 

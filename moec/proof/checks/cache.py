@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
-from moec.program.decoder_signature import cache_inputs
+from moec.program.decoder_signature import SEQUENCE, cache_inputs
 from moec.program.moe_call import moe_nodes
 from moec.proof.cache_consistency import SHORT, Consistency, Text, check_consistency, text_past
 from moec.proof.checks.check import Check, Figure
