@@ -18,12 +18,12 @@ from torch import Tensor, fx, nn
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine
+from moec.frontend.dimensions import enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
-GROWTH = 8  # of samples that are too small for the model
 _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")
 
 
@@ -88,11 +88,11 @@ class ModuleSource(Source):
         try:
             return capture(module, samples, self._dynamic, source=self.text)
         except MoecError as error:
-            larger = _larger(samples, self._dynamic)
-            if error.code != "M207" or not larger or "DataDependent" in type(error.__cause__).__name__:
+            if error.code != "M207" or "DataDependent" in type(error.__cause__).__name__:
                 raise
-            with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
-                return capture(module, larger, self._dynamic, source=self.text)
+            for larger in enlarged(samples, self._dynamic):
+                with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
+                    return capture(module, larger, self._dynamic, source=self.text)
             raise
 
 
@@ -238,15 +238,6 @@ def _named_domain(name: str, high: int = 2) -> Domain:
     kinds = {"mask": "mask", "position": "position", "type": "type"}
     kind: Any = next((k for part, k in kinds.items() if part in name), "number")
     return Domain(kind, high)
-
-
-def _larger(samples: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, Tensor]:
-    """The samples repeated along their dynamic dimensions, for a model that needs more of them than the samples have;
-    none where that would change nothing. Every dimension grows as much, so that sums stay sums."""
-    named = {n: [d if isinstance(d, str) else None for d in _shape(t, dynamic.get(n, ()))] for n, t in samples.items()}
-    if not any(d for dims in named.values() for d in dims):
-        return {}
-    return {n: t.repeat([GROWTH if d else 1 for d in named[n]]) if t.dim() else t for n, t in samples.items()}
 
 
 def token_domains(program: Program) -> dict[str, Domain]:

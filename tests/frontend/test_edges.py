@@ -56,7 +56,9 @@ def test_what_fails_elsewhere_too_is_the_models() -> None:
 
 def test_what_the_graph_cannot_run_is_kept() -> None:
     _, captured = program()
-    assert settle(captured, [Condition("frames >= 7")], [FloorDiv(sympy.Symbol("frames", integer=True) - 3, 4)])[0] != ()
+    assert (
+        settle(captured, [Condition("frames >= 7")], [FloorDiv(sympy.Symbol("frames", integer=True) - 3, 4)])[0] != ()
+    )
 
 
 def test_what_follows_from_others_is_left_out() -> None:
