@@ -1,4 +1,4 @@
-"""Dynamic dimensions as torch.export takes them, with the bounds that it asks for, and samples that are large enough."""
+"""Dynamic dimensions as torch.export takes them: the bounds that it asks for, and samples that are large enough."""
 
 from __future__ import annotations
 
