@@ -173,4 +173,4 @@ def sizes_in(graph: fx.Graph) -> set[sympy.Expr]:
     """Every symbolic size of a tensor in a graph."""
     values = [node.meta.get("val") for node in graph.nodes]
     found = (s for v in values if isinstance(v, Tensor) for s in v.shape if isinstance(s, torch.SymInt))
-    return {size.node.expr for size in found}
+    return {size.node.expr for size in found}  # type: ignore[attr-defined]  # a SymInt, which mypy takes for an int

@@ -20,6 +20,7 @@ from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine, tensors_of
 from moec.files.regular import open_regular
+from moec.frontend.dimensions import enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
 from moec.frontend.refusals import with_fixed_sizes
@@ -28,7 +29,6 @@ from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
-GROWTH = 8  # of samples that are too small for the model
 _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")
 
 
@@ -100,10 +100,10 @@ class ModuleSource(Source):
         try:
             return attempt(self._dynamic)
         except MoecError as error:
-            larger = _larger(samples, self._dynamic)
-            if error.code == "M207" and larger and "DataDependent" not in type(error.__cause__).__name__:
-                with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
-                    return capture(module, larger, self._dynamic, source=self.text)
+            if error.code == "M207" and "DataDependent" not in type(error.__cause__).__name__:
+                for larger in enlarged(samples, self._dynamic):
+                    with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
+                        return capture(module, larger, self._dynamic, source=self.text)
             raise with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic) from error
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
@@ -281,15 +281,6 @@ def _named_domain(name: str, high: int = 2) -> Domain:
     kinds = {"mask": "mask", "position": "position", "type": "type"}
     kind: Any = next((k for part, k in kinds.items() if part in name), "number")
     return Domain(kind, high)
-
-
-def _larger(samples: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, Tensor]:
-    """The samples repeated along their dynamic dimensions, for a model that needs more of them than the samples have;
-    none where that would change nothing. Every dimension grows as much, so that sums stay sums."""
-    named = {n: [d if isinstance(d, str) else None for d in _shape(t, dynamic.get(n, ()))] for n, t in samples.items()}
-    if not any(d for dims in named.values() for d in dims):
-        return {}
-    return {n: t.repeat([GROWTH if d else 1 for d in named[n]]) if t.dim() else t for n, t in samples.items()}
 
 
 def token_domains(program: Program) -> dict[str, Domain]:

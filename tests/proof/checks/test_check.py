@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from moec.proof.cache_consistency import Consistency, Way
+from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
@@ -43,6 +44,10 @@ OWN = OwnQuality("eager", "engine", 8, 200, 0.003, 0.1, 0.95, 0.02, 0.05, 0.9, "
 LOOSER = (RecordedBound("tolerance", "50", "0.001", "--tolerance 50"),)
 RUN = ({"batch": 2},)
 PAIRS: tuple[tuple[Check, Check], ...] = (
+    (
+        Assumed("engine", ("sequence <= 72",), (("ids", 0, 9),)),
+        Assumed("engine", ("sequence <= 72",), (), ("0 <= ids <= 9",)),
+    ),
     (Outputs(COMPARISON), Outputs(FAR)),
     (Lowering(COMPARISON), Lowering(FAR)),
     (Capture(COMPARISON), Capture(FAR)),
