@@ -18,6 +18,7 @@ from moec.pipeline.pipeline import Hook
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
+from moec.proof.checks.sizes import SizesRun
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
@@ -83,7 +84,7 @@ def prove_folder(
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)
     proof.require()
-    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof)]))
+    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof), *size_figures(proof)]))
     return proof
 
 
@@ -91,6 +92,15 @@ def text_figures(proof: Verification) -> list[str]:
     """What was found on a text, in phrases; none without one."""
     found = proof.quality
     return [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else []
+
+
+def size_figures(proof: Verification) -> list[str]:
+    """How far the inputs went, and what stayed beyond: the first of it, and how much more the report lists."""
+    found = proof.find(SizesRun)
+    if found is None:
+        return []
+    more = [f"{len(found.beyond) - 1} more in the report"] if len(found.beyond) > 1 else []
+    return [found.longest, *(f"not run: {b}" for b in found.beyond[:1]), *more]
 
 
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[Hook]:

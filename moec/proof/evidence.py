@@ -90,7 +90,7 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     plan = trial.once(size_plan)
     wanted = plan.near[: trial.most_sizes]
     outside = [s for s in wanted if not trial.holds_sizes(s)]
-    fewer = [_most_held(trial, s, next(iter(s))) for s in outside if s]
+    fewer = [most_held(trial, s, next(iter(s))) for s in outside if s]
     wanted = [s for s in (*wanted, *fewer) if s not in outside and 0 not in list(s.values())[:1]] or wanted[:1]
     wanted = [s for k, s in enumerate(wanted) if s not in wanted[:k]]
     possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
@@ -144,13 +144,13 @@ def _longest(trial: Trial, plan: SizePlan, sizes: dict[str, int]) -> dict[str, i
     name = max(sizes, key=lambda name: sizes[name], default="")
     if sizes not in plan.whole:
         return {}
-    held = _most_held(trial, sizes, name)[name]
+    held = most_held(trial, sizes, name)[name]
     steps = (0, *(2**k for k in range(held.bit_length() - 1)))
     shorter = ({**sizes, name: held - step} for step in steps)
     return next((s for s in shorter if s[name] > 0 and _not_asked(trial, s) is None), {})
 
 
-def _most_held(trial: Trial, sizes: dict[str, int], name: str) -> dict[str, int]:
+def most_held(trial: Trial, sizes: dict[str, int], name: str) -> dict[str, int]:
     """These sizes with as much of one dimension as the engine is made for; 0 where it takes none."""
     counts = range(1, sizes[name] + 1)
     return {**sizes, name: bisect_left(counts, True, key=lambda n: not trial.holds_sizes({**sizes, name: n}))}

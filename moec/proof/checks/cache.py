@@ -13,7 +13,7 @@ from moec.proof.cache_consistency import SHORT, Consistency, Text, check_consist
 from moec.proof.checks.check import Check, Figure
 from moec.proof.decided_tokens import NOISE, Decided, is_half
 from moec.proof.digits import at_most
-from moec.proof.evidence import EDGE, OUTSIDE, size_plan
+from moec.proof.evidence import EDGE, OUTSIDE, most_held, size_plan
 from moec.proof.inputs import decided_sample, most_decided
 from moec.proof.sizes import Beyond
 from moec.proof.trial import Trial
@@ -45,7 +45,8 @@ class CacheConsistency(Check):
             return None
         found, beyond = _fed(trial, SHORT), list[Beyond]()
         plan = trial.once(size_plan)
-        for text in (text_past(bound, plan.context) for bound in plan.cached):
+        longest = most_held(trial, {**SHORT.sizes, "batch": 2, SEQUENCE: plan.context, PAST: 0}, SEQUENCE)[SEQUENCE]
+        for text in (text_past(bound, longest) for bound in dict.fromkeys(min(n, longest) for n in plan.cached)):
             why = _left_out(trial, text)
             more = None if why else _fed(trial, text)
             if more is not None and more.decided is not None and more.decided.problem:
@@ -83,7 +84,7 @@ class CacheConsistency(Check):
 
 
 def _held(trial: Trial, text: Text) -> bool:
-    return trial.engine.holds({**text.sizes, PAST: text.sizes[SEQUENCE]})
+    return all(trial.engine.holds(sizes) for sizes in text.every_call())
 
 
 def _left_out(trial: Trial, text: Text) -> str:
