@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+import moec
 from moec import api
 from moec.execution.engine import EagerEngine
 from moec.program.program import Program
 from moec.proof.cache_consistency import SHORT, WAYS, text_past
 from moec.report.page import html, markdown
 from tests.proving import cache, verify
+from tests.reported import CASES
 from tests.zoo import captured, source
 
 
@@ -63,3 +65,12 @@ def test_every_call_of_a_text_is_named() -> None:
     assert {"batch": 3, "sequence": 1, "past_sequence": 15} in SHORT.every_call()
     assert text_past(200, 512).sizes == {"batch": 2, "sequence": 204}
     assert all(s["sequence"] + s["past_sequence"] <= 204 for s in text_past(200, 512).every_call())
+
+
+def test_a_model_that_says_something_else_when_a_text_is_cut_is_its_own_yardstick(tmp_path: Path) -> None:
+    """longrope: 33 tokens in one go turn every key by the long factors, 31 and two more only some."""
+    CASES["longrope"].save(tmp_path / "model")
+    report = moec.compile(str(tmp_path / "model"), out=tmp_path / "engine")
+    ways = cache(report.proof).consistency.ways
+    assert any("prompt of 31, then token by token, each call beside the model's" in way.name for way in ways)
+    assert len([way for way in ways if "beside" not in way.name]) >= 3
