@@ -161,7 +161,9 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    return find_backend(target).load(model_folder(path), target)
+    engine = find_backend(target).load(model_folder(path), target)
+    engine.assume(report.assumptions)
+    return engine
 
 
 def verify(
@@ -271,6 +273,7 @@ def bench(
             )
         report = read_report(folder)
         opened.append(open_source(report.source, **{**opening, **report.opening}).reference())
+        opened[-1].be_timed()
     if forward or not all(map(is_decoder, opened)):
         return bench_engines(opened, sizes=sizes, runs=30 if runs is None else runs)
     return bench_decoders(opened, sizes, max_tokens, 10 if runs is None else runs)

@@ -34,6 +34,9 @@ CODES: dict[str, str] = {
     "M211": "The inputs given to an engine do not fit its signature.",
     "M212": "The tensors given to a kernel are on the wrong device, or of a dtype, shape or layout that it does not "
     "take.",
+    "M213": "The sizes of the inputs are not those that the engine was made for: its capture followed a branch of the "
+    "model that others do not take.",
+    "M214": "An input holds a value that the model has no row for, such as an id outside of its vocabulary.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",

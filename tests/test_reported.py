@@ -20,8 +20,7 @@ DYNAMIC: dict[str, Any] = {  # of models that have no folder
     "one-hot": {"input_ids": ("batch", "sequence")},
     "speech": {"feats": ("batch", "frames", None)},
 }
-STILL_WRONG = ("bigbird", "switch", "speech", "layoutlm", "qwen3-vl-moe", "bart-mnli", "detr", "dynamic-rope",
-               "qwen3-reranker")  # fmt: skip
+STILL_WRONG = ("layoutlm", "qwen3-vl-moe", "bart-mnli", "detr", "qwen3-reranker")
 
 
 def engine_of(name: str, tmp_path: Path) -> Any:
@@ -46,7 +45,7 @@ def test_equal_or_refused(name: str, tmp_path: Path) -> None:
         try:
             found = engine(**inputs)
         except MoecError as error:
-            assert error.code == "M211", error
+            assert error.code in ("M211", "M213"), error
             continue
         for output in set(found) & set(want):
             difference = (found[output].double() - want[output].double()).abs().max()

@@ -17,8 +17,8 @@ Scores = Callable[[Emitter, ir.Value, ir.Value, float, ir.DataType], ir.Value]
 
 @dataclass(frozen=True)
 class Attention:
-    """One node, read. query `[B, N, S, D]`, key `[B, G, T, D]`, value `[B, G, T, V]`, mask `[B, 1, S, T]`, sinks
-    `[N]`."""
+    """One node, read. query `[B, N, S, D]`, key `[B, G, T, D]`, value `[B, G, T, V]`, mask `[B, 1 or N, S, T]`,
+    sinks `[N]`."""
 
     query: ir.Value
     key: ir.Value
@@ -111,7 +111,9 @@ def emit_plain(
 
 def fold_bias(emit: Emitter, block: Attention, bias: ir.Value) -> ir.Value:
     """The bias once for each query head of a key-value head, `[B, 1, N/G * S, T]`: what layers share, so that none
-    unfolds its scores."""
+    unfolds its scores. One that each query head has of its own is folded as the queries are, `[B, G, N/G * S, T]`."""
+    if block.mask is not None and block.mask.shape is not None and block.mask.shape[1] == block.heads:
+        return emit("Reshape", bias, emit.constant([0, block.groups, -1, 0]))
     return emit("Concat", *[bias] * (block.heads // block.groups), axis=2)
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.steps import Step, each_step
 from moec.backends.onnx.tensors import DTYPES, weight_of
@@ -73,6 +74,7 @@ class GraphEngine(Engine):
         self.name, self.inputs = "graph", inputs
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._model, self._providers, self._layers = model, list(providers), layers_of(model.graph)
+        self.assume(read_assumptions(model.metadata_props, self.name))
         self._folder: TemporaryDirectory[str] | None = None
         self._sessions: dict[int, Any] = {}
 

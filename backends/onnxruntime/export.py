@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from moec.backends.onnx import export
+from moec.backends.onnx.assumed import write_assumptions
 from moec.backends.onnxruntime.experts.native_rule import is_native
 from moec.program.program import Program
 
@@ -16,4 +17,5 @@ def to_onnx(program: Program) -> ir.Model:
     M208, see `export.to_onnx`."""
     model = export.to_onnx(program, OPSET, is_native)
     export.strip_traces(model)
+    write_assumptions(model, program.assumptions)
     return model

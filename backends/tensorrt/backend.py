@@ -108,7 +108,7 @@ class Tensorrt(Backend):
             return [Refusal(f"the model has no dynamic dimension {name!r}", f"{PREFIX}{name}", fix) for name in unknown]
         from moec.backends.tensorrt.graph.refusals import refusals
 
-        return refusals(program, self.plan(target, profiles(program.inputs, limits_of(target.options))))
+        return refusals(program, self.plan(target, self._profiles(program, target)))
 
     def precision(self, target: Target) -> torch.dtype:
         return PRECISIONS[target.options.get("precision", "fp32")]
@@ -142,12 +142,13 @@ class Tensorrt(Backend):
     ) -> dict[str, Any]:
         from moec.backends.tensorrt.graph.export import write_onnx
 
-        found = profiles(program.inputs, limits_of(target.options), optimize_for)
+        found = self._profiles(program, target, optimize_for)
         facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), self.plan(target, found), progress)
         described = {
             "inputs": [_plain(i) for i in program.inputs],
             "outputs": list(program.outputs),
             "profiles": [p.to_dict() for p in found],
+            "assumptions": program.assumptions.to_plain(),
         }
         described["native"] = [block.pop("native") for block in facts["blocks"] if "native" in block]
         described["kernels"] = self._compile(
@@ -159,7 +160,10 @@ class Tensorrt(Backend):
     def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
         from moec.backends.tensorrt.graph.export import stages
 
-        return stages(program, self.plan(target, profiles(program.inputs, limits_of(target.options), optimize_for)))
+        return stages(program, self.plan(target, self._profiles(program, target, optimize_for)))
+
+    def _profiles(self, program: Program, target: Target, optimize_for: str = "latency") -> list[Profile]:
+        return profiles(program.inputs, limits_of(target.options), optimize_for, program.conditions)
 
     def _compile(self, blocks: list[dict[str, Any]], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Kernels of moec's own are compiled where the graph is written: the machine that builds needs no Triton."""

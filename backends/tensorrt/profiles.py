@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from moec.errors import MoecError
+from moec.program.conditions import Condition, broken
 from moec.program.decoder_signature import PAST, SEQUENCE
 from moec.program.signature import PLUS, Input, dynamic_dimensions
 
@@ -70,17 +71,25 @@ class Profile:
         }
 
 
-def profiles(inputs: Sequence[Input], limits: Mapping[str, int], optimize_for: str = "latency") -> list[Profile]:
+def profiles(
+    inputs: Sequence[Input],
+    limits: Mapping[str, int],
+    optimize_for: str = "latency",
+    conditions: Sequence[Condition] = (),
+) -> list[Profile]:
     """The profiles of a signature; none where all is static.
 
     Args:
         inputs: the program's.
         limits: largest size of dimensions, by name; `LARGEST` and `OTHER` for the rest.
         optimize_for: `latency` tunes for a batch of 1, `throughput` for the largest.
+        conditions: the program's; no profile holds sizes of one dimension that they exclude.
     """
     names = dynamic_dimensions(inputs)
     most = {name: limits.get(name, LARGEST.get(name, OTHER)) for name in names}
     whole = {name: _range(name, largest, optimize_for, first=k == 0) for k, (name, largest) in enumerate(most.items())}
+    whole = {name: _within(name, sizes, conditions) for name, sizes in whole.items()}
+    most = {name: sizes[2] for name, sizes in whole.items()}
     if not whole:
         return []
     if PAST in whole and SEQUENCE in whole:
@@ -99,6 +108,14 @@ def _range(name: str, largest: int, optimize_for: str, first: bool) -> Range:
     if first:
         return 1, 1 if optimize_for == "latency" else largest, largest
     return 0 if name == PAST else 1, max(1, largest // 4), largest
+
+
+def _within(name: str, sizes: Range, conditions: Sequence[Condition]) -> Range:
+    """The part of a range from the least to the largest size that the conditions on this dimension alone allow."""
+    alone = [c for c in conditions if c.names == {name}]
+    low, tuned, high = sizes
+    held = [n for n in range(low, high + 1) if broken(alone, {name: n}) is None] if alone else [low, high]
+    return (held[0], min(max(tuned, held[0]), held[-1]), held[-1]) if held else sizes
 
 
 def _profile(name: str, sizes: dict[str, Range], inputs: Sequence[Input]) -> Profile:

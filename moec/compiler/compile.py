@@ -64,7 +64,7 @@ def compile_source(
         check_finite(captured)
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
-        checks = contract_checks(source, captured, options, backend)
+        checks = contract_checks(source, options, backend, captured)
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf))
         progress.stage("build")

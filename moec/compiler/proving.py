@@ -15,6 +15,7 @@ from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
+from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
@@ -103,7 +104,7 @@ def size_figures(proof: Verification) -> list[str]:
     return [found.longest, *(f"not run: {b}" for b in found.beyond[:1]), *more]
 
 
-def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[Hook]:
+def contract_checks(source: Source, options: Options, backend: Backend, captured: Program) -> list[Hook]:
     """Every pass is held to its contract on one small input, and one past every window of the model; a model that does
     not fit into memory is proven at the end only."""
     if options.verify == "streamed":
@@ -118,7 +119,9 @@ def contract_samples(source: Source, captured: Program, seed: int) -> list[Sampl
     """Inputs for contracts: one small, and one long where that is cheap; of the sizes that the model asks for, the
     first of each at which the captured program runs."""
     sizes = contract_sizes(source, captured)
-    small = next((s for s in verification_sizes(source.inputs) if _runs(captured, source, s, seed)), sizes[0])
+    first = nearest(captured.conditions, sizes[0]) or sizes[0]
+    tried = (first, *verification_sizes(source.inputs))
+    small = next((s for s in tried if _runs(captured, source, s, seed)), first)
     long = [s for s in sizes[1:] if _runs(captured, source, s, seed)]
     return [converted(captured.inputs, source.sample(s, seed)) for s in (small, *long)]
 

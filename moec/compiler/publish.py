@@ -46,7 +46,8 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     outputs, target = backend.outputs(folder), options.target
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
-    arrange(layout, folder, program.inputs, outputs, source.facts(), target.device or "cpu", target.threads, shared)
+    facts = source.facts().assuming(program.assumptions)
+    arrange(layout, folder, program.inputs, outputs, facts, target.device or "cpu", target.threads, shared)
 
 
 def make_report(

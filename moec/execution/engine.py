@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.program.conditions import Assumptions, Condition, Values, broken, require
 from moec.program.decoder_signature import complete
 from moec.program.program import PLUS, Input, Program
 
@@ -21,18 +22,23 @@ class Engine(ABC):
     Attributes:
         name: for tables.
         inputs, outputs: signature.
+        conditions: on the sizes of the inputs, for which alone the engine is the model.
+        values: that inputs may hold.
     """
 
     name: str
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...]
+    conditions: tuple[Condition, ...] = ()
+    values: tuple[Values, ...] = ()
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on tensors that have been checked against the signature."""
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
-        """Run by name. Raises M211 on a missing, unknown or ill-shaped input."""
+        """Run by name. Raises M211 on a missing, unknown or ill-shaped input, M213 for sizes and M214 for values that
+        the engine was not made for."""
         as_numpy = any(isinstance(v, np.ndarray) for v in inputs.values())
         result = self.run(self.check(inputs))
         return {k: v.numpy() for k, v in result.items()} if as_numpy else result
@@ -48,12 +54,25 @@ class Engine(ABC):
             if name not in names:
                 raise MoecError("M211", f"no input is called {name!r}", self.name, f"the inputs are {', '.join(names)}")
         sizes: dict[str, int] = {}
-        return {spec.name: _fit(spec, inputs, sizes, self.name) for spec in self.inputs}
+        fitting = {spec.name: _fit(spec, inputs, sizes, self.name) for spec in self.inputs}
+        require(self.conditions, sizes, self.name)
+        for values in self.values:
+            values.require(fitting[values.name], self.name)
+        return fitting
+
+    def assume(self, assumptions: Assumptions) -> None:
+        """Ask every call for what a program assumes, beside what the engine's own files say."""
+        self.conditions = tuple(dict.fromkeys((*self.conditions, *assumptions.sizes)))
+        names = {i.name for i in self.inputs}
+        self.values = tuple(dict.fromkeys((*self.values, *(v for v in assumptions.values if v.name in names))))
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether the engine was made for these sizes of the dynamic dimensions, by name; one that is outside is not
-        asked for a proof."""
-        return True
+        asked for a proof. A dimension that is not named may be of any size."""
+        return broken(self.conditions, sizes) is None
+
+    def be_timed(self) -> None:  # noqa: B027  # most engines do nothing else
+        """Leave out what only a proof needs."""
 
     def close(self) -> None:  # noqa: B027  # most engines have nothing to close
         """Free the runtime's resources."""
@@ -103,6 +122,7 @@ class EagerEngine(Engine):
 
     def __init__(self, program: Program, device: str = "cpu") -> None:
         self.name, self.inputs, self.outputs = "eager", program.inputs, program.outputs
+        self.conditions, self.values = program.conditions, program.values
         self._module = program.module(device)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

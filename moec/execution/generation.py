@@ -21,7 +21,8 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, present_name
+from moec.program.conditions import require
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
 
 Item = TypeVar("Item")
 
@@ -93,6 +94,27 @@ class TensorContinuation:
         return last_logits(outputs)
 
 
+class GuardedContinuation:
+    """A continuation of an engine's own, each step asked for what the engine was made for, as `Engine.check` does.
+
+    Tokens that the engine chose are looked up only where its logits are wider than its vocabulary.
+    """
+
+    def __init__(self, engine: Engine, text: Continuation) -> None:
+        self._engine, self._text, self._width = engine, text, 0
+        self._values = next((v for v in engine.values if v.name == IDS), None)
+
+    def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        (batch, new), total = ids.shape, mask.shape[1]
+        if self._engine.conditions:
+            require(self._engine.conditions, {"batch": batch, SEQUENCE: new, PAST: total - new}, self._engine.name)
+        if self._values is not None and (new > 1 or not 0 < self._width <= self._values.high + 1):
+            self._values.require(torch.from_numpy(ids), self._engine.name)
+        logits = self._text.step(ids, mask)
+        self._width = logits.shape[-1]
+        return logits
+
+
 def is_decoder(engine: Engine) -> bool:
     """Whether an engine can write text: tokens, mask and a cache in, logits and the longer cache out."""
     caches = [c.name for c in cache_inputs(engine.inputs)]
@@ -115,7 +137,7 @@ def continuation(engine: Engine) -> Continuation:
             "compile a causal language model, without --no-cache",
         )
     own = getattr(engine, "continuation", None)
-    return own() if own is not None else TensorContinuation(engine)
+    return TensorContinuation(engine) if own is None else GuardedContinuation(engine, own())
 
 
 def last_logits(outputs: Mapping[str, Tensor]) -> np.ndarray:

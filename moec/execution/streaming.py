@@ -58,6 +58,7 @@ class StreamingEngine(Engine):
 
     def __init__(self, program: Program, name: str = "the captured program, streamed") -> None:
         self.name, self.inputs, self.outputs = name, program.inputs, program.outputs
+        self.conditions, self.values = program.conditions, program.values
         self._program = program
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

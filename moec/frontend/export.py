@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.exc import UserError
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from moec.errors import MoecError
-from moec.program.decoder_signature import PAST
+from moec.frontend.assumed import assume
+from moec.frontend.dimensions import dynamic_shapes, suggested_bounds
+from moec.frontend.looked_up import values_of
 from moec.program.functional import functionalize
-from moec.program.program import META, PLUS, Input, Program, attach, identifier, place
+from moec.program.program import META, Input, Program, attach, identifier, place
 from moec.weights.lazy import Weight, from_tensor
 
 Dynamic = Mapping[str, Sequence[str | int | None]]
 
-# how torch.export words the bound that it found
-_BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
-# bookkeeping that torch.export leaves in a graph; none of it computes anything
+# bookkeeping that torch.export leaves in a graph; none of it computes anything, and what it states of sizes becomes
+# conditions of the program
 _ASSERTS = (
     torch.ops.aten._assert_tensor_metadata.default,
     torch.ops.aten._assert_scalar.default,
@@ -90,32 +90,14 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
         inputs = {name: t.to(META) for name, t in inputs.items()}
     inputs = {identifier(name): value for name, value in inputs.items()}
     dynamic = {identifier(name): shape for name, shape in dynamic.items()}
-    dims = {d: _bounded(d) for shape in dynamic.values() for d in shape if isinstance(d, str)}
-    shapes: Any = {
-        name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)} for name in inputs
-    }
-    for attempt in (1, 2):
+    found: dict[str, re.Match[str]] = {}
+    while True:
         try:
-            with (
-                torch.no_grad(),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):  # where torch prints its whole partial graph when it fails
-                return torch.export.export(
-                    model,
-                    (),
-                    dict(inputs),
-                    dynamic_shapes=shapes,
-                    strict=False,
-                    prefer_deferred_runtime_asserts_over_guards=True,
-                )
+            return _exported(model, dict(inputs), dynamic_shapes(inputs, dynamic, found))
         except Exception as error:
-            bounds = _suggested_bounds(error) if attempt == 1 else None
-            if bounds is not None:
-                dims = {d: _bounded(d, bounds.get(identifier(d))) for d in dims}
-                shapes = {
-                    name: {i: dims[d] for i, d in enumerate(dynamic.get(name, ())) if isinstance(d, str)}
-                    for name in inputs
-                }
+            more = {name: bound for name, bound in suggested_bounds(error).items() if name not in found}
+            if more:
+                found |= more
                 continue
             raise MoecError(
                 "M207",
@@ -124,26 +106,14 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
                 "capture",
                 _way_out(error),
             ) from error
-    raise AssertionError("unreachable")
 
 
-def _suggested_bounds(error: Exception) -> dict[str, re.Match[str]] | None:
-    """The bounds of dimensions that torch.export asks for, by name; None for any other error.
-
-    Read from torch's message, the one place where they stand: a `UserError` has a type for violated constraints, but no
-    attribute for what it suggests.
-    """
-    if not isinstance(error, UserError) or "Suggested fixes" not in str(error):
-        return None
-    return {m["name"]: m for m in _BOUND.finditer(str(error))}
-
-
-def _bounded(name: str, found: re.Match[str] | None = None) -> Dim:
-    """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it: said at
-    once, it saves the export that fails."""
-    least = 2 * (name.count(PLUS) + 1) if PLUS in name else 0 if name == PAST else 1
-    least = int(found["min"]) if found and found["min"] and PLUS in name else least
-    return Dim(identifier(name), min=least, max=int(found["max"]) if found and found["max"] else None)
+def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any) -> ExportedProgram:
+    """Where a branch hangs on a size, torch follows the sample's and notes that it did: `moec.frontend.assumed`."""
+    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where torch prints its whole partial graph
+        return torch.export.export(
+            model, (), inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
+        )
 
 
 def _way_out(error: Exception) -> str:
@@ -210,6 +180,8 @@ def from_exported(
     program = Program(fx.GraphModule(root, place(graph, META)), table, signature, outputs, source)
     functionalize(program.graph)
     program.finish()
+    program.values = values_of(program.graph, signature)
+    assume(program, exported)
     program.check()
     return program
 

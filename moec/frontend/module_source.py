@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from moec.errors import MoecError
+from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine
+from moec.frontend.dimensions import enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
@@ -25,15 +28,19 @@ _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<hig
 
 
 class ModuleEngine(Engine):
-    """An untouched module in eager PyTorch."""
+    """An untouched module in eager PyTorch; one that changes itself while it runs is made anew for each input."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Input, ...]) -> None:
-        self.name, self.inputs, self.module = "eager", inputs, module.eval()
+        self.name, self.inputs, self.module = "eager", inputs, (copied(module) or module).eval()
         self.outputs: tuple[str, ...] = ()
+        self._call = CalledAnew(self.module, lambda other: lambda **given: named_outputs(other(**given)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
-            return named_outputs(self.module(**inputs))
+            return self._call(**inputs)
+
+    def be_timed(self) -> None:
+        self._call.watched = False
 
 
 class ModuleSource(Source):
@@ -74,11 +81,19 @@ class ModuleSource(Source):
         return ModuleEngine(self._module, self.inputs)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        module = self._module
+        module = copied(self._module) or self._module  # torch.export runs it, and it may change itself
         if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(dtype)
         samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}
-        return capture(module, samples, self._dynamic, source=self.text)
+        try:
+            return capture(module, samples, self._dynamic, source=self.text)
+        except MoecError as error:
+            if error.code != "M207" or "DataDependent" in type(error.__cause__).__name__:
+                raise
+            for larger in enlarged(samples, self._dynamic):
+                with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
+                    return capture(module, larger, self._dynamic, source=self.text)
+            raise
 
 
 class FileSource(ModuleSource):

@@ -10,19 +10,20 @@ from pathlib import Path
 import torch
 
 from moec.errors import MoecError
+from moec.frontend.edges import default_sizes
 from moec.frontend.export import export, from_exported
-from moec.program.program import META, AppliedPass, Input, Program, dynamic_dimensions
+from moec.program.conditions import Assumptions
+from moec.program.program import META, AppliedPass, Input, Program
 from moec.weights.lazy import Weight, from_file
 from moec.weights.shards import write_shards
 
 GRAPH, WEIGHTS, FACTS = "graph.pt2", "model.safetensors", "program.json"
-TRACE_SIZES = (3, 11, 7, 13, 17, 19)  # of dynamic dimensions; torch.export specialises 0 and 1
 
 
 def retrace(program: Program, module: torch.nn.Module | None = None) -> torch.export.ExportedProgram:
     """The program (or its module on the meta device, edited) through torch.export once more, with its own dynamic
     dimensions."""
-    sizes = dict(zip(dynamic_dimensions(program.inputs), TRACE_SIZES, strict=False))
+    sizes = default_sizes(program)
     inputs = {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype, device=META) for i in program.inputs}
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in program.inputs}
     return export(module or program.module(META), inputs, dynamic)
@@ -46,6 +47,8 @@ def save_program(program: Program, folder: str | Path) -> None:
         "source": program.source,
         "history": [asdict(s) for s in program.history],
         "weights": alias,
+        "assumptions": program.assumptions.to_plain(),
+        "edges": list(program.edges),
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -68,6 +71,7 @@ def load_program(folder: str | Path) -> Program:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         exported = torch.export.load(path / GRAPH)
         files = {name: from_file(path / WEIGHTS, name) for name in set(facts["weights"].values())}
+        assumed = Assumptions.of_plain(facts["assumptions"])
     except Exception as error:
         raise MoecError(
             "M204",
@@ -80,5 +84,6 @@ def load_program(folder: str | Path) -> Program:
     dynamic = {i.name: [d if isinstance(d, str) else None for d in i.shape] for i in inputs}
     named = {i.name: torch.empty(0) for i in inputs}
     program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"], inputs=named)
+    program.conditions, program.values, program.edges = assumed.sizes, assumed.values, tuple(facts["edges"])
     program.outputs, program.history = tuple(facts["outputs"]), [AppliedPass(**s) for s in facts["history"]]
     return program

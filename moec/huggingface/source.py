@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
+from moec.execution.anew import CalledAnew
 from moec.execution.engine import Engine
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
@@ -23,6 +24,7 @@ from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.quantized import keep_packed
+from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.layouts.facts import ModelFacts
@@ -193,19 +195,23 @@ class HuggingFaceSource(Source):
         skeleton.share(model, weights)
         adapt(model, weights)
         use_moec_experts(model, weights)
+        grow_without_memory(model)
         if not self._own_attention:
             use_moec_attention(model)
         return model, weights
 
 
 class UntouchedEngine(Engine):
-    """A model exactly as transformers runs it."""
+    """A model exactly as transformers runs it; one that changes itself while it runs is made anew for each input."""
 
     def __init__(self, model: Any, source: HuggingFaceSource) -> None:
         self.name, self.inputs, self.module = "eager (transformers)", source.inputs, model
-        self._call = call_of(model, source.signature)
+        self._call = CalledAnew(model, lambda other: call_of(other, source.signature))
         self.outputs = tuple(self.run(source.sample(CAPTURE_SIZES)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.inference_mode():
             return self._call(**inputs)
+
+    def be_timed(self) -> None:
+        self._call.watched = False

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from moec.program.conditions import Assumptions, bounds, broken
+from moec.program.decoder_signature import PAST, SEQUENCE
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class ModelFacts:
         bos, eos, pad: token ids; each of several `eos` ends a text.
         sampling: entries of the model's generation config that every client knows by the same name.
         lengths: numbers of its config that speak of windows, chunks, contexts and the like, by name.
+        assumes: of which inputs an engine was made for.
     """
 
     name: str
@@ -37,6 +41,13 @@ class ModelFacts:
     pad: int | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     lengths: Mapping[str, int] = field(default_factory=dict)
+    assumes: Assumptions = field(default_factory=Assumptions)
+
+    def assuming(self, assumed: Assumptions) -> ModelFacts:
+        """The facts of an engine: its conditions, and a context that is no longer than they allow a text alone."""
+        at = [{"batch": 1, SEQUENCE: n, PAST: 0} for n in {self.context, *bounds(assumed.sizes).get(SEQUENCE, ())}]
+        held = [s[SEQUENCE] for s in at if s[SEQUENCE] <= self.context and broken(assumed.sizes, s) is None]
+        return replace(self, assumes=assumed, context=max(held, default=self.context))
 
 
 def model_name(source: str) -> str:

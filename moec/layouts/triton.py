@@ -15,6 +15,7 @@ import torch
 
 from moec.layouts.facts import ModelFacts
 from moec.layouts.pbtxt import EnumName, pbtxt
+from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST, SEQUENCE
 from moec.program.program import Input, dynamic_dimensions
 
@@ -31,6 +32,7 @@ BATCHED = f"""\
 # other, so clients that want batches pad to a few common lengths and mask what they padded.
 """
 ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
+UNCHECKED = "Triton does not check that."
 CACHE = """\
 # The server keeps nothing between requests: a client sends the keys and values of earlier tokens as
 # past_key_values.* and gets them back, longer by the new tokens, as present.*. The first request sends them with 0
@@ -88,7 +90,8 @@ def config(
             "max_queue_delay_microseconds": MAX_DELAY_US,
         }
     fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts)]
-    return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + pbtxt(fields)
+    assumed = f"# The engine is the model where {facts.assumes}; {UNCHECKED}\n" if str(facts.assumes) else ""
+    return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)
 
 
 def is_batched(tensors: Sequence[Input]) -> bool:
@@ -124,9 +127,10 @@ def warmups(inputs: Sequence[Input], facts: ModelFacts) -> list[tuple[str, Mappi
     after it."""
     length = min(PREFILL, facts.context // 2 or PREFILL)
     sizes = {name: 1 if k == 0 else OTHER for k, name in enumerate(dynamic_dimensions(inputs))}
-    if not _has_cache(inputs):
-        return [("request", {**sizes, SEQUENCE: length})]
-    return [("prefill", {**sizes, SEQUENCE: length, PAST: 0}), ("decode", {**sizes, SEQUENCE: 1, PAST: length})]
+    found: list[tuple[str, dict[str, int]]] = [("request", {**sizes, SEQUENCE: length})]
+    if _has_cache(inputs):
+        found = [("prefill", {**sizes, SEQUENCE: length, PAST: 0}), ("decode", {**sizes, SEQUENCE: 1, PAST: length})]
+    return [(name, nearest(facts.assumes.sizes, sizes) or sizes) for name, sizes in found]
 
 
 def _warmup(name: str, sizes: Mapping[str, int], inputs: Sequence[Input], batched: bool) -> dict[str, Any]:

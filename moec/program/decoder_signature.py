@@ -16,7 +16,7 @@ from moec.program.signature import PLUS, Input
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
-IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
+IDS, MASK, LOGITS, TYPES = "input_ids", "attention_mask", "logits", "token_type_ids"
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -45,12 +45,15 @@ def past_axis(spec: Input) -> int:
 
 
 def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given inputs, an absent cache put in as an empty one and an absent mask as ones.
+    """The given inputs, an absent cache put in as an empty one and an absent mask as ones; absent types of tokens are
+    zeros, as transformers has them.
 
     A cache is absent when none of its tensors is given. Other missing inputs stay missing.
     """
     caches, filled = cache_inputs(inputs), dict(given)
     ids = given.get(IDS)
+    if TYPES not in given and getattr(ids, "ndim", 0) == 2 and any(i.name == TYPES for i in inputs):
+        filled[TYPES] = torch.zeros(tuple(ids.shape), dtype=torch.int64)  # type: ignore[union-attr]  # it has a shape
     if not caches or getattr(ids, "ndim", 0) != 2:
         return filled
     batch, length = (int(n) for n in ids.shape)  # type: ignore[union-attr]  # it has two dimensions

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 import moec.dialect  # noqa: F401  # registers the operators that a graph may hold
 from moec.errors import MoecError
+from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.decoder_signature import complete
 from moec.program.signature import PLUS as PLUS
 from moec.program.signature import Input as Input
@@ -44,6 +45,9 @@ class Program:
         inputs, outputs: signature.
         source: where the program came from, as text.
         history: the passes that were applied.
+        conditions: on the sizes of the inputs, for which alone the graph is what the model does.
+        values: that inputs may hold, where the graph looks them up in a table.
+        edges: sizes at which the capture assumed something that the model did not say, and that a proof looks at.
     """
 
     graph_module: fx.GraphModule
@@ -52,6 +56,14 @@ class Program:
     outputs: tuple[str, ...]
     source: str = "memory"
     history: list[AppliedPass] = field(default_factory=list)
+    conditions: tuple[Condition, ...] = ()
+    values: tuple[Values, ...] = ()
+    edges: tuple[dict[str, int], ...] = ()
+
+    @property
+    def assumptions(self) -> Assumptions:
+        """Conditions and values, as they stand in an engine's files."""
+        return Assumptions(self.conditions, self.values)
 
     @property
     def graph(self) -> fx.Graph:
@@ -148,6 +160,7 @@ class Program:
                 f"# program from {self.source}",
                 f"# inputs: {signature}",
                 f"# outputs: {', '.join(self.outputs)}",
+                *([f"# holds where: {self.assumptions}"] if str(self.assumptions) else []),
                 *table,
                 body.strip(),
                 "",
@@ -195,6 +208,9 @@ class Program:
             self.outputs,
             self.source,
             list(self.history),
+            self.conditions,
+            self.values,
+            self.edges,
         )
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
@@ -28,7 +29,7 @@ from moec.proof.trial import Trial
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, TextQuality,
+    Assumed, SizesRun, DecidedTokens, Capture, Lowering, Outputs, CacheConsistency, ExpertsReached, TextQuality,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 

@@ -18,6 +18,8 @@ import msgspec
 
 from moec.errors import MoecError
 from moec.pipeline.pipeline import StepReport
+from moec.program.conditions import Assumptions
+from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.compare import Comparison
 from moec.proof.coverage import Coverage
@@ -78,6 +80,16 @@ class Report:
         """The engine's quality on a text, when one was given."""
         return self.proof.quality
 
+    @property
+    def assumptions(self) -> Assumptions:
+        """What the engine was made for, as its proof found it. Raises M106 where an edit made it unreadable."""
+        found = self.proof.find(Assumed)
+        try:
+            return found.assumptions if found else Assumptions()
+        except ValueError as error:
+            fix = "compile the engine again"
+            raise MoecError("M106", f"a condition cannot be read: {error}", self.source, fix) from error
+
     # ------------------------------------------------------------------ settings that others read
     @property
     def target(self) -> str:
@@ -132,6 +144,7 @@ class Report:
             _require_schema(int(data["schema"]), where)
             report = cls(**{**data, **_typed(data)})
             _ = report.target, report.pipeline, report.layout, report.built, report.opening  # they are there
+            _ = report.assumptions
             return report
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise MoecError(

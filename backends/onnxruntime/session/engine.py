@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.continuation import (
     DeviceContinuation,
@@ -58,6 +59,7 @@ class OnnxruntimeEngine(Engine):
             for i in self._session.get_inputs()
         )
         self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.assume(read_assumptions(self._session.get_modelmeta().custom_metadata_map, str(self._path)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: value.numpy(force=True) for name, value in inputs.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from moec.backends.onnx.assumed import write_assumptions
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.evaluation import stages_of
 from moec.backends.onnx.export import strip_traces, to_onnx
@@ -90,6 +91,7 @@ def lowered(program: Program, plan: BuildPlan, progress: Progress | None = None)
         first, more = violations[0], f"; {len(violations) - 1} more" if len(violations) > 1 else ""
         raise MoecError("M208", f"{table.title} cannot take this graph: {first.reason}{more}", first.where, first.fix)
     strip_traces(model)
+    write_assumptions(model, program.assumptions)
     return model, {**facts, "opset": dict(model.opset_imports), "operators": table.name, **_open_questions(model)}
 
 

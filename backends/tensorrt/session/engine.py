@@ -17,6 +17,7 @@ from moec.backends.tensorrt.profiles import Profile, fitting
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import last_logits
+from moec.program.conditions import Assumptions
 from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs, present_name
 from moec.program.program import Input
 from moec.targets.target import Target
@@ -45,6 +46,7 @@ class TensorrtEngine(Engine):
         self.inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
         self.outputs = tuple(facts["outputs"])
         self._profiles = [Profile.of(data) for data in facts["profiles"]]
+        self.assume(Assumptions.of_plain(facts["assumptions"]))
         require_version(facts, edition, self._plan)
         require_gpu(facts, target)
         self._trt = edition.load()
@@ -109,8 +111,8 @@ class TensorrtEngine(Engine):
             )
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether a profile holds these sizes; a dimension that is not named may be of any."""
-        return not self._profiles or any(p.holds(sizes) for p in self._profiles)
+        """Whether its conditions and a profile hold these sizes; a dimension that is not named may be of any."""
+        return super().holds(sizes) and (not self._profiles or any(p.holds(sizes) for p in self._profiles))
 
     def continuation(self) -> GpuContinuation:
         """A new text, see `moec.execution.generation`: its cache stays on the GPU."""
@@ -169,7 +171,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         )
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
-        facts["version"], facts["profiles"]
+        facts["version"], facts["profiles"], Assumptions.of_plain(facts["assumptions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MoecError(
             "M106", f"{FACTS_FILE} cannot be read: {type(error).__name__}", str(path), "compile the engine again"

@@ -1,0 +1,77 @@
+"""Which conditions are torch's own: they fail only where a size is 0 or 1, and the graph runs there."""
+
+from __future__ import annotations
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.utils._sympy.functions import FloorDiv
+
+from moec.execution.engine import EagerEngine
+from moec.frontend.edges import default_sizes, settle, sizes_in
+from moec.frontend.export import capture
+from moec.program.conditions import Condition
+from moec.program.program import Program
+
+
+class Frames(nn.Module):
+    """Two strided convolutions, and a product over what is left of the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(4, 4, 3, 2), nn.Conv1d(4, 4, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x.transpose(1, 2))).transpose(1, 2)
+        return y.reshape(-1, 4).unsqueeze(0).expand(2, -1, -1).reshape(2, x.shape[0], -1, 4)
+
+
+def program() -> tuple[nn.Module, Program]:
+    model = Frames().eval()
+    return model, capture(model, {"x": torch.randn(3, 30, 4)}, {"x": ("batch", "frames", None)})
+
+
+def test_a_minimum_is_kept_and_an_inner_size_of_one_is_not() -> None:
+    model, captured = program()
+    assert [str(c) for c in captured.conditions] == ["frames >= 7"]
+    engine = EagerEngine(captured)
+    for batch, frames in ((1, 7), (2, 7), (2, 10), (5, 11), (1, 99)):
+        x = torch.randn(batch, frames, 4)
+        assert torch.allclose(engine(x=x)["output"], model(x), atol=1e-6)
+
+
+def test_where_torch_assumed_something_a_proof_looks() -> None:
+    _, captured = program()
+    length = sympy.Symbol("frames", integer=True)
+    kept, edges = settle(captured, [Condition("(frames - 3) // 4 != 1")], [FloorDiv(length - 3, 4)])
+    assert kept == () and edges == ({"batch": 3, "frames": 7},)
+
+
+def test_what_fails_elsewhere_too_is_the_models() -> None:
+    _, captured = program()
+    own = [Condition("frames % 2 == 0"), Condition("frames <= 900"), Condition("batch * frames <= 5000")]
+    kept, edges = settle(captured, own, [sympy.Symbol("frames")])
+    assert set(kept) == set(own) and edges == ()
+
+
+def test_what_the_graph_cannot_run_is_kept() -> None:
+    _, captured = program()
+    assert (
+        settle(captured, [Condition("frames >= 7")], [FloorDiv(sympy.Symbol("frames", integer=True) - 3, 4)])[0] != ()
+    )
+
+
+def test_what_follows_from_others_is_left_out() -> None:
+    """torch says the second and third because it takes every size for 2 or more."""
+    _, captured = program()
+    window = Condition("past + sequence <= 16")
+    assert settle(captured, [window, Condition("past <= 14"), Condition("sequence <= 14")], [])[0] == (window,)
+    tighter = Condition("sequence <= 9")
+    assert set(settle(captured, [window, tighter], [])[0]) == {window, tighter}
+
+
+def test_sizes_to_trace_at_satisfy_the_conditions() -> None:
+    _, captured = program()
+    captured.conditions = (Condition("frames >= 50"),)
+    assert default_sizes(captured) == {"batch": 3, "frames": 50}
+    assert {str(s) for s in sizes_in(captured.graph)}
