@@ -19,6 +19,7 @@ from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
+from moec.proof.checks.sizes import SizesRun
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
@@ -96,7 +97,7 @@ def prove_folder(
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)
     proof.require()
-    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof)]))
+    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof), *size_figures(proof)]))
     return proof
 
 
@@ -107,6 +108,15 @@ def text_figures(proof: Verification) -> list[str]:
     return (
         said + [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else said
     )
+
+
+def size_figures(proof: Verification) -> list[str]:
+    """How far the inputs went, and what stayed beyond: the first of it, and how much more the report lists."""
+    found = proof.find(SizesRun)
+    if found is None:
+        return []
+    more = [f"{len(found.beyond) - 1} more in the report"] if len(found.beyond) > 1 else []
+    return [found.longest, *(f"not run: {b}" for b in found.beyond[:1]), *more]
 
 
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[VerifyHook]:
@@ -132,8 +142,9 @@ def contract_samples(source: Source, captured: Program, seed: int) -> list[Sampl
     """Inputs for contracts: one small, and one long where that is cheap; of the sizes that the model asks for, the
     first of each at which the captured program runs."""
     sizes = contract_sizes(source, captured)
-    near = [nearest(captured.conditions, s) or s for s in verification_sizes(source.inputs)]
-    small = next((s for s in near if _runs(captured, source, s, seed)), sizes[0])
+    first = nearest(captured.conditions, sizes[0]) or sizes[0]
+    tried = (first, *verification_sizes(source.inputs))
+    small = next((s for s in tried if _runs(captured, source, s, seed)), first)
     long = [s for s in sizes[1:] if _runs(captured, source, s, seed)]
     return [converted(captured.inputs, source.sample(s, seed)) for s in (small, *long)]
 

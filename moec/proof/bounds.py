@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.frontend.source import Source
+from moec.program.conditions import bounds
 from moec.program.program import Program
 from moec.program.signature import dynamic_dimensions, identifier
 
@@ -69,13 +70,8 @@ def find_bounds(source: Source, program: Program) -> list[Bound]:
 
 def _conditions(program: Program) -> Iterator[Bound]:
     """Both neighbours of each bound stand in what `bounds` finds; the lower one is meant."""
-    conditions = getattr(program, "conditions", ())
-    if not conditions:
-        return
-    from moec.program.conditions import bounds  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
     names = {identifier(name): name for name in dynamic_dimensions(program.inputs)}
-    for name, sizes in bounds(conditions).items():
+    for name, sizes in bounds(program.conditions).items():
         for size in sizes:
             if size + 1 in sizes:
                 yield Bound(size, f"a condition on {name}", names.get(name, name))

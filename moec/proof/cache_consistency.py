@@ -22,7 +22,7 @@ from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
 from moec.proof.digits import at_most
 
-SIZES = {"batch": 3, "sequence": 16}  # one row whole, one padded on the left, one on the right
+SIZES = {"batch": 3, SEQUENCE: 16}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (7, 5, 4), "prompt, then token by token": (9, *[1] * 7), "token by token": (1,) * 16}
 # against the program in PyTorch, which may read all its weights anew in each call
 CALLS = {"one go": (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
@@ -43,12 +43,11 @@ class Text:
     ways: Mapping[str, tuple[int, ...]]
     calls: Mapping[str, tuple[int, ...]]
 
-    def each_call(self) -> list[dict[str, int]]:
-        """The sizes of every call that these ways make, and of one go."""
-        batch, ways = self.sizes["batch"], [(self.sizes[SEQUENCE],), *self.ways.values(), *self.calls.values()]
-        return [
-            {"batch": batch, SEQUENCE: step, PAST: sum(steps[:k])} for steps in ways for k, step in enumerate(steps)
-        ]
+    def every_call(self) -> list[dict[str, int]]:
+        """The sizes of every call that is made, the one that takes the whole text first."""
+        ways = [(self.sizes[SEQUENCE],), *self.ways.values(), *self.calls.values()]
+        found = [(step, sum(steps[:k])) for steps in ways for k, step in enumerate(steps)]
+        return [{**self.sizes, SEQUENCE: step, PAST: past} for step, past in dict.fromkeys(found)]
 
 
 SHORT = Text(SIZES, WAYS, CALLS)
@@ -60,7 +59,7 @@ def text_past(bound: int, context: int) -> Text:
     length = max(2, min(bound + PAST_BOUND, context))
     starts = {max(1, min(n, length - 1)) for n in (bound - 1, bound + 2)}
     ways = {f"a prompt of {n}, then token by token": (n, *[1] * (length - n)) for n in sorted(starts)}
-    return Text({"batch": 2, "sequence": length}, ways, ways)
+    return Text({"batch": 2, SEQUENCE: length}, ways, ways)
 
 
 @dataclass(frozen=True)

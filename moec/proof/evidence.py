@@ -90,11 +90,9 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     subject, engine = trial.subject, trial.engine
     source, seed = subject.source, subject.seed
     plan = trial.once(size_plan)
-    asked = [*plan.near, *subject.captured.edges][: trial.most_sizes]
-    outside = [s for s in asked if not trial.holds_sizes(s)]
-    held = [s if s not in outside else held_nearest(trial, s) for s in asked]
-    taken = [s for s in held if s and 0 not in list(s.values())[:1]]
-    wanted = [s for k, s in enumerate(taken) if s not in taken[:k]] or asked[:1]
+    asked = plan.near[: trial.most_sizes]
+    held = [s for s in (held_nearest(trial, s) for s in asked) if s is not None]
+    wanted = [s for k, s in enumerate(held) if s not in held[:k]] or asked[:1]
     possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
     if not possible:
         reason = _why_not(trial.reference, source.sample(wanted[0], seed))
@@ -111,7 +109,7 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
         what = f"{engine.name} runs at no size that was tried: {refused[0].reason}"
         raise MoecError("M101", what, engine.name, "report this with `moec compile --dump DIR`")
     far, more, beyond = _far_sizes(trial, plan)
-    beyond = [*(Beyond(named(s), OUTSIDE) for s in outside if s not in wanted), *beyond]
+    beyond = [*(Beyond(named(s), OUTSIDE) for s in asked if s not in wanted), *beyond]
     return ProvenSizes(sizes, (*refused, *more), far, plan, tuple(beyond))
 
 
@@ -142,28 +140,37 @@ def _not_asked(trial: Trial, sizes: dict[str, int]) -> str | None:
 
 def _longest(trial: Trial, plan: SizePlan, sizes: dict[str, int]) -> dict[str, int]:
     """In the place of the full context, where some of it cannot be used: the longest that the engine is made for, then
-    the longest at which the model runs that is found in steps of 1, 2, 4 and so on. Nothing in the place of others."""
+    the longest at which the model runs that is found in steps of 1, 2, 4 and so on. In the place of any, the nearest
+    that its conditions allow."""
     name = max(sizes, key=lambda name: sizes[name], default="")
+    near = nearest(trial.engine.conditions, sizes)
+    if near is not None and near != sizes and _not_asked(trial, near) is None:
+        return near
     if sizes not in plan.whole:
         return {}
-    held = _most_held(trial, sizes, name)[name]
+    held = most_held(trial, sizes, name)[name]
     steps = (0, *(2**k for k in range(held.bit_length() - 1)))
     shorter = ({**sizes, name: held - step} for step in steps)
     return next((s for s in shorter if s[name] > 0 and _not_asked(trial, s) is None), {})
 
 
-def _most_held(trial: Trial, sizes: dict[str, int], name: str) -> dict[str, int]:
+def most_held(trial: Trial, sizes: dict[str, int], name: str) -> dict[str, int]:
     """These sizes with as much of one dimension as the engine is made for; 0 where it takes none."""
     counts = range(1, sizes[name] + 1)
     return {**sizes, name: bisect_left(counts, True, key=lambda n: not trial.holds_sizes({**sizes, name: n}))}
 
 
 def held_nearest(trial: Trial, sizes: dict[str, int]) -> dict[str, int] | None:
-    """The sizes nearest to these that the engine was made for: those of its conditions, else a smaller batch."""
+    """These sizes, or the nearest that the engine was made for, or as much of the first dimension as it takes; None
+    where it holds none of them."""
+    if trial.holds_sizes(sizes):
+        return sizes
     near = nearest(trial.engine.conditions, sizes)
     if near is not None and trial.holds_sizes(near):
         return near
-    return _most_held(trial, sizes, next(iter(sizes))) if sizes else None
+    first = next(iter(sizes), "")
+    fewer = most_held(trial, sizes, first) if first else {}
+    return fewer if fewer.get(first) else None
 
 
 def all_tokens(trial: Trial) -> Evidence:

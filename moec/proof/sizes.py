@@ -124,6 +124,7 @@ class Planner:
         self.names, self.cached = dynamic_dimensions(source.inputs), bool(cache_inputs(source.inputs))
         self.costs, self._spent = Costs(program), 0.0
         self.budget = budget or Budget.of(self.costs, source.inputs)
+        self._edges = program.edges
         self.plan = SizePlan(verification_sizes(source.inputs))
         if len(self.names) > 1:
             self.plan.bounds = find_bounds(source, program)
@@ -152,6 +153,7 @@ class Planner:
     def _choose(self) -> None:
         batches = list(self._batches())
         caches, texts = (list(self._caches()), list(self._texts())) if self.plan.context else ([], [])
+        batches += [dict(edge) for edge in self._edges if set(edge) == set(self.names)]
         self.plan.cached = [] if self.streamed or not caches else self._fed()
         if self.streamed:
             self._choose_one([*caches, *reversed(texts), *batches])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.program.conditions import Condition
 from moec.proof.bounds import Bound, find_bounds, table_lengths
+from moec.proof.sizes import plan_sizes
 from tests.moe_module import source_of
 from tests.zoo import captured, source
 
@@ -49,3 +51,15 @@ def test_the_configs_lengths_are_bounds(name: str, sizes: list[int]) -> None:
 
 def test_a_table_of_positions_is_found_without_a_config() -> None:
     assert table_lengths(source("gpt2"), captured("gpt2")) == [256] == table_lengths(source("bert"), captured("bert"))
+
+
+def test_conditions_are_bounds_of_their_dimension() -> None:
+    model = source_of(Local(), 50)
+    program = model.capture()
+    program.conditions = (Condition("sequence <= 41"), Condition("batch <= 6"))
+    found = find_bounds(model, program)
+    assert (
+        Bound(41, "a condition on sequence", "sequence") in found and Bound(6, "a condition on batch", "batch") in found
+    )
+    far = plan_sizes(model, program).far
+    assert [s["batch"] for s in far[:2]] == [6, 7] and {s["sequence"] for s in far} >= {20, 21, 41, 42, 64, 65}

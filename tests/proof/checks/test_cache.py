@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+from torch import Tensor
+
+import moec
 from moec import api
-from moec.proof.cache_consistency import WAYS
+from moec.execution.engine import EagerEngine
+from moec.program.program import Program
+from moec.proof.cache_consistency import SHORT, WAYS, text_past
 from moec.report.page import html, markdown
-from tests.proving import cache
+from tests.proving import cache, verify
+from tests.reported import CASES
+from tests.zoo import captured, source
 
 
 def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> None:
@@ -17,3 +26,51 @@ def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> No
     assert found.ok and steps[:3] == list(WAYS.values()) and not found.beyond
     assert [sum(s) for s in steps] == [16, 16, 16, 256] and steps[3][0] == 255  # the context of the model
     assert "token by token" in markdown(report) and "token by token" in html(report)
+
+
+class Forgetful(EagerEngine):
+    """Calls with a cache of so many tokens say something else, or are not taken."""
+
+    def __init__(self, program: Program, least: int, takes: bool = True) -> None:
+        super().__init__(program)
+        self.name, self.least, self.takes = "forgetful", least, takes
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        return self.takes or sizes["past_sequence"] + sizes["sequence"] < self.least
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        past = inputs["past_key_values.0.key"].shape[2]
+        outputs = super().run(inputs)
+        return {**outputs, "logits": outputs["logits"] * (0.9 if past >= self.least and self.takes else 1)}
+
+
+@pytest.mark.parametrize("least", [13, 254])
+def test_a_cache_that_is_wrong_from_a_length_on_is_found(least: int) -> None:
+    program = captured("mistral")
+    found = cache(verify(source("mistral"), Forgetful(program, least), program)).consistency
+    assert not found.ok and (max(w.deviation for w in found.ways[:3]) < 1e-4) == (least > 16)
+
+
+def test_texts_go_past_the_window_and_end_with_the_context_or_where_the_engine_does() -> None:
+    program = captured("mistral")
+    found = cache(verify(source("mistral"), EagerEngine(program), program))
+    assert found.ok and [w.steps for w in found.consistency.ways[3:]] == [
+        (4, 1, 1, 1, 1, 1), (7, 1, 1), (255, 1),
+    ]  # fmt: skip
+    narrow = cache(verify(source("mistral"), Forgetful(program, 40, takes=False), program))
+    assert narrow.ok and narrow.consistency.ways[-1].steps == (38, 1)
+
+
+def test_every_call_of_a_text_is_named() -> None:
+    assert {"batch": 3, "sequence": 1, "past_sequence": 15} in SHORT.every_call()
+    assert text_past(200, 512).sizes == {"batch": 2, "sequence": 204}
+    assert all(s["sequence"] + s["past_sequence"] <= 204 for s in text_past(200, 512).every_call())
+
+
+def test_a_model_that_says_something_else_when_a_text_is_cut_is_its_own_yardstick(tmp_path: Path) -> None:
+    """longrope: 33 tokens in one go turn every key by the long factors, 31 and two more only some."""
+    CASES["longrope"].save(tmp_path / "model")
+    report = moec.compile(str(tmp_path / "model"), out=tmp_path / "engine")
+    ways = cache(report.proof).consistency.ways
+    assert any("prompt of 31, then token by token, each call beside the model's" in way.name for way in ways)
+    assert len([way for way in ways if "beside" not in way.name]) >= 3
