@@ -11,10 +11,12 @@ from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.compiler.staging import MANIFEST
+from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
+from moec.program.program import Program
 from moec.proof.bisection import Bounds, Divergence, bisect
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import is_half
@@ -54,9 +56,21 @@ def prove_again(
                 engine_folder.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes
             )
             return _prove(engine_folder, subject, own, seed, tolerance, exam)
-    source = own if against is None else open_source(against, **opening)
-    before = captured if against is None else source.capture(engine_folder.backend.precision(engine_folder.target))
-    return _prove(engine_folder, engine_folder.subject(source, before, program), source, seed, tolerance, exam)
+    if against is None:
+        return _prove(engine_folder, engine_folder.subject(own, captured, program), own, seed, tolerance, exam)
+    source = open_source(against, **opening)
+    before, twin = _compiled_alike(engine_folder, source)
+    subject = replace(engine_folder.subject(source, before, program), twin=twin)
+    return _prove(engine_folder, subject, source, seed, tolerance, exam)
+
+
+def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Program, Program | None]:
+    """Another model's captured program, and what the engine would be built from if it were its model; None where the
+    passes do not fit it."""
+    try:
+        return engine_folder.remake(source)
+    except MoecError:  # one that cannot be captured at all says so now
+        return source.capture(engine_folder.backend.precision(engine_folder.target)), None
 
 
 def _prove(

@@ -16,6 +16,7 @@ from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook
 from moec.program.program import Program
 from moec.progress import Progress
+from moec.proof.checks.values import Values
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
@@ -83,7 +84,8 @@ def prove_folder(
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)
     proof.require()
-    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof)]))
+    values = [f"{found.constants:,} constants equal by value" for found in [proof.find(Values)] if found]
+    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *values, *text_figures(proof)]))
     return proof
 
 
