@@ -11,6 +11,7 @@ from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.compiler.staging import MANIFEST
+from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
 from moec.layouts import model_folder
@@ -71,10 +72,20 @@ def prove_again(folder: Path, against: Any, asked: Asked, opening: Mapping[str, 
                 engine_folder.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes, exam=None
             )
             return _prove(engine_folder, subject, asked)
-    source = own if against is None else open_source(against, **opening)
-    before = captured if against is None else source.capture(engine_folder.backend.precision(engine_folder.target))
-    subject = engine_folder.subject(source, before, program)
-    return _prove(engine_folder, subject if against is None else replace(subject, exam=None), asked)
+    if against is None:
+        return _prove(engine_folder, engine_folder.subject(own, captured, program), asked)
+    source = open_source(against, **opening)
+    before, twin = _compiled_alike(engine_folder, source)
+    return _prove(engine_folder, replace(engine_folder.subject(source, before, program), twin=twin, exam=None), asked)
+
+
+def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Program, Program | None]:
+    """Another model's captured program, and what the engine would be built from if it were its model; None where the
+    passes do not fit it."""
+    try:
+        return engine_folder.remake(source)
+    except MoecError:  # one that cannot be captured at all says so now
+        return source.capture(engine_folder.backend.precision(engine_folder.target)), None
 
 
 def _prove(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Verification:

@@ -19,7 +19,11 @@ from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
+<<<<<<< HEAD
 from moec.proof.checks.sizes import SizesRun
+=======
+from moec.proof.checks.values import Values
+>>>>>>> values
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
@@ -97,7 +101,12 @@ def prove_folder(
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)
     proof.require()
+<<<<<<< HEAD
     progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof), *size_figures(proof)]))
+=======
+    values = [f"{found.constants:,} constants equal by value" for found in [proof.find(Values)] if found]
+    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *values, *text_figures(proof)]))
+>>>>>>> values
     return proof
 
 

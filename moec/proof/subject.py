@@ -50,6 +50,7 @@ class Subject:
         seed: of the inputs.
         engine_bytes, source_bytes: of the files of both sides, for the report.
         file: of the engine, to compare what it holds by value; None where there is none.
+        twin: what the engine would be built from if `source`, another model than its own, were its model.
     """
 
     source: Source
@@ -73,6 +74,7 @@ class Subject:
     engine_bytes: int = 0
     source_bytes: int = 0
     file: EngineFile | None = None
+    twin: Program | None = None
 
     @classmethod
     def of(cls, source: Source, captured: Program, program: Program, backend: Backend, target: Target) -> Subject:

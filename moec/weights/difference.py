@@ -56,7 +56,7 @@ def fingerprint(weights: Iterable[Weight]) -> tuple[int, int]:
     first, second = 0, 0
     for weight in weights:
         for block in weight.blocks():
-            for part in bits_of(block).reshape(-1).split(_COUNTED_BYTES):
+            for part in torch.split(bits_of(block).reshape(-1), _COUNTED_BYTES):
                 wide = part.to(torch.int64)
                 first, second = first + int(wide.sum()), second + int((wide * wide).sum())
     return first % 2**64, second % 2**64

@@ -6,6 +6,7 @@ show that these are right. Their values can.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Self
@@ -13,15 +14,11 @@ from typing import ClassVar, Self
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
 from moec.proof.literals import missing_literals
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
-from moec.proof.values import (
-    Finding,
-    compare_file,
-    compare_lowering,
-    compare_passes,
-    compare_source,
-    same_names,
-)
+from moec.proof.values import Finding, compare_file, compare_lowering, compare_passes, compare_source, same_names
+from moec.targets.backend import Constant
+from moec.targets.engine_file import EngineFile
 
 SHOWN = 20  # differences that are kept at most: the first says what is wrong
 
@@ -56,14 +53,12 @@ class Values(Check):
         if held is None or due is None:
             return None
         tensors = {} if subject.streamed else trial.reference.tensors()
-        findings = [*islice(compare_file(held, due), SHOWN), *islice(compare_lowering(due, subject.program), SHOWN)]
-        findings += islice(compare_source(subject.captured, tensors), SHOWN)
-        graphs = [subject.program]
-        if not subject.program.approximate:
-            findings += islice(compare_passes(subject.captured, subject.program), SHOWN)
-            graphs.append(subject.captured)
-        lost = dict(pair for graph in graphs for pair in missing_literals(graph, held))
-        findings += [Finding(node, f"its number {value:g} is not in the engine") for node, value in lost.items()]
+        findings = [
+            *islice(compare_file(held, due), SHOWN),
+            *islice(compare_lowering(due, subject.program), SHOWN),
+            *islice(compare_source(subject.captured, tensors), SHOWN),
+            *islice(_passes(subject, file, held), SHOWN),
+        ]
         numbers = [c for c in held.values() if c.weight is not None]
         return cls(
             file.backend.constants_file,
@@ -99,3 +94,18 @@ class Values(Check):
             return f"{len(self.differences)} constants differ: {self.differences[0].name}: {self.differences[0].what}"
         source = f", {self.weights:,} weights equal to the untouched model's" if self.weights else ""
         return f"{self.constants:,} constants equal by value{source}"
+
+
+def _passes(subject: Subject, file: EngineFile, held: Mapping[str, Constant]) -> Iterator[Finding]:
+    """What exact passes must leave as it is, and what is not as in another model that the engine is to equal. Where
+    the user allows a difference, another model may have other weights."""
+    another = subject.captured.source != subject.program.source
+    exact = not subject.program.approximate and not (another and subject.asked is not None)
+    if exact:
+        yield from compare_passes(subject.captured, subject.program)
+    if exact and subject.twin is not None:
+        twin = file.due(subject.twin) or {}
+        yield from compare_file(held, twin) if held.keys() == twin.keys() else ()
+    for graph in (subject.captured, subject.program) if exact else (subject.program,):
+        for node, value in missing_literals(graph, held):
+            yield Finding(node, f"its number {value:g} is not in the engine")

@@ -36,11 +36,11 @@ ONNXRUNTIME = Target("onnxruntime")
 ROWS = 32000
 
 
-class Untouched(Engine):
-    """The model's own tensors; nothing is run here."""
+class Given(Engine):
+    """A model's own tensors; nothing is run here."""
 
-    def __init__(self, source: Source) -> None:
-        self.name, self._tensors = "untouched", source.reference().tensors()
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.name, self._tensors = "given", tensors
 
     def run(self, inputs: object) -> dict[str, Tensor]:
         raise AssertionError("values are compared without a run")
@@ -80,7 +80,7 @@ def built(source: Source, folder: Path, pipeline: str = "", target: Target = ONN
     (backend.build if backend.probe(target).available else backend.export)(program, target, folder)
     file = EngineFile(backend, target, folder)
     subject = replace(Subject.of(source, captured, program, backend, target), file=file)
-    return Built(subject, folder, Untouched(source))
+    return Built(subject, folder, Given(source.reference().tensors()))
 
 
 @pytest.fixture(scope="module")
@@ -202,16 +202,32 @@ def test_a_constant_under_another_name_is_traced_by_its_content(gpt_oss: Built, 
     assert {f.name: f.what for f in found.differences}["other"] == "it cannot be traced to the model"
 
 
-def test_verify_finds_a_row_that_no_input_reaches(tmp_path: Path) -> None:
-    out = tmp_path / "engine"
-    moec.compile(save("qwen2", tmp_path / "model", vocab_size=ROWS), out=out)
-    row = edit(out, tmp_path / "row", set_number("model.embed_tokens.weight", (31990,), -1.0))
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled from the model beside it."""
+    folder = tmp_path_factory.mktemp("qwen2")
+    save("qwen2", folder / "model", vocab_size=ROWS)
+    moec.compile(str(folder / "model"), out=folder / "engine")
+    return folder / "engine"
+
+
+def test_verify_finds_a_row_that_no_input_reaches(engine: Path, tmp_path: Path) -> None:
+    row = edit(engine, tmp_path / "row", set_number("model.embed_tokens.weight", (31990,), -1.0))
     proof = moec.verify(row)
     found = proof.find(Values)
     assert proof.comparison.ok and found is not None and not found.ok and not proof.ok
     with pytest.raises(MoecError, match=r"\[31990, 0\] is .*, not ") as caught:
         proof.require()
     assert caught.value.code == "M110" and "model.embed_tokens.weight in model.onnx" in caught.value.where
+
+
+def test_another_model_is_compared_by_value(engine: Path, tmp_path: Path) -> None:
+    """A twin with an epsilon twice as large: no output shows it."""
+    twin = save("qwen2", tmp_path / "twin", vocab_size=ROWS, rms_norm_eps=2e-6)
+    proof = moec.verify(engine, against=twin)
+    found = proof.find(Values)
+    assert proof.comparison.ok and found is not None and not found.ok and not proof.ok
+    assert "epsilon" in found.differences[0].name
 
 
 # ---------------------------------------------------------------------- wrong writers, lowerings, passes and readers
@@ -277,6 +293,16 @@ def test_a_pass_that_changes_a_clamp_is_found(positions: Built) -> None:
     node.args = (*node.args[:-1], 31.0)
     found = measured(replace(positions.subject, captured=captured), positions.reference)
     assert [f.what for f in found.differences] == ["its number 31 is not in the engine"]
+
+
+def test_who_allows_a_difference_from_another_model_gets_one(positions: Built) -> None:
+    captured = positions.subject.captured.clone()
+    captured.source = "another model"
+    captured.weights["head.bias"] = from_tensor(captured.weights["head.bias"].load() + 1e-6, "other")
+    tensors = Given({name: weight.load() for name, weight in captured.weights.items()})
+    other = replace(positions.subject, captured=captured)
+    assert [f.name for f in measured(other, tensors).differences] == ["head.bias"]
+    assert measured(replace(other, asked=1e-3), tensors).ok
 
 
 def test_an_engine_without_a_file_is_left_out(gpt_oss: Built) -> None:
