@@ -12,6 +12,7 @@ from pathlib import Path
 from moec.compiler.options import Options
 from moec.execution.engine import Engine
 from moec.execution.memory import total_bytes
+from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.program.program import Program
@@ -114,11 +115,11 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     sample = {k: v.to(precision) if v.is_floating_point() else v for k, v in sample.items()}
     exact, asked, by = Tolerance.of(precision), options.tolerance, yardstick(captured, options.tolerance, options.exam)
     if by != "outputs":
-        write = partial(_own_text, source, options.seed) if by == "own text" else None
+        write = partial(_own_text, source, captured, options.seed) if by == "own text" else None
         return [VerifyHook([sample], exact, None, precision, write, options.max_kl)]
     budget = Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
     return [VerifyHook([sample], exact, budget, precision)]
 
 
-def _own_text(source: Source, seed: int) -> OwnText:
-    return write_own_text(source.reference(), source, seed)
+def _own_text(source: Source, captured: Program, seed: int) -> OwnText:
+    return write_own_text(source.reference(), source, seed, StreamingEngine(captured).holds)
