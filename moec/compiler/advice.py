@@ -105,7 +105,7 @@ def _look(source: Source, captured: Program, options: Options, corpus: Corpus | 
 
         return read
     if by == "own text":
-        text = write_own_text(reference, source, options.seed)
+        text = write_own_text(reference, source, options.seed, EagerEngine(captured).holds)
 
         def continue_(program: Program) -> Finding:
             found = judge(reference, EagerEngine(program), text, budget_of(program.history, options.max_kl))

@@ -49,7 +49,8 @@ class Options:
         optimize_for: `latency` (few tokens a call) or `throughput` (many).
         verify: `full` compares with the untouched model in memory; `streamed` with the captured graph, one weight in
             memory at a time, for models that do not fit; `auto` decides by size.
-        tolerance: bound of max|d|/std(reference); the dtype's default when None. An approximate pass's budget.
+        tolerance: bound of max|d|/std(reference); the dtype's default when None. Given, it is the budget of approximate
+            passes, too.
         seed: for everything random.
         layout: of the engine folder, see `moec.layouts`; what suits the model when None.
         build: False leaves the part that needs the target's own runtime to `moec build`; the proof is then its

@@ -14,6 +14,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
 from moec.program.program import Program

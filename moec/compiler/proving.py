@@ -19,11 +19,8 @@ from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
-<<<<<<< HEAD
 from moec.proof.checks.sizes import SizesRun
-=======
 from moec.proof.checks.values import Values
->>>>>>> values
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
@@ -101,12 +98,9 @@ def prove_folder(
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)
     proof.require()
-<<<<<<< HEAD
-    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *text_figures(proof), *size_figures(proof)]))
-=======
     values = [f"{found.constants:,} constants equal by value" for found in [proof.find(Values)] if found]
-    progress.done("; ".join([str(proof.comparison), str(proof.coverage), *values, *text_figures(proof)]))
->>>>>>> values
+    said = [str(proof.comparison), str(proof.coverage), *values, *text_figures(proof), *size_figures(proof)]
+    progress.done("; ".join(said))
     return proof
 
 
@@ -137,14 +131,14 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     samples = contract_samples(source, captured, options.seed)
     exact, asked, by = Tolerance.of(precision), options.tolerance, yardstick(captured, options.tolerance, options.exam)
     if by != "outputs":
-        write = partial(_own_text, source, options.seed) if by == "own text" else None
+        write = partial(_own_text, source, captured, options.seed) if by == "own text" else None
         return [VerifyHook(samples, exact, None, precision, write, options.max_kl)]
     budget = Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
     return [VerifyHook(samples, exact, budget, precision)]
 
 
-def _own_text(source: Source, seed: int) -> OwnText:
-    return write_own_text(source.reference(), source, seed)
+def _own_text(source: Source, captured: Program, seed: int) -> OwnText:
+    return write_own_text(source.reference(), source, seed, StreamingEngine(captured).holds)
 
 
 def contract_samples(source: Source, captured: Program, seed: int) -> list[Sample]:

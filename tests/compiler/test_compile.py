@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 from moec.compiler import proving
 from moec.compiler.compile import compile_source
+from moec.compiler.open import open_source
 from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.frontend.module_source import ModuleSource
@@ -19,6 +22,9 @@ from moec.pipeline.passes import Context, Contract, Pass
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.program import Program
 from moec.progress import Progress
+from moec.report.junit import junit
+from moec.report.page import html
+from moec.report.report import Report
 from moec.targets.target import Target
 from moec.weights.lazy import scale
 from tests.moe_module import MoeModel, source_of
@@ -150,6 +156,42 @@ def test_nothing_is_left_when_it_is_interrupted(tmp_path: Path) -> None:
             source(), Options(TARGET, Pipeline((ScaleHead(1.0001, True),))), tmp_path / "engine", hooks=[Stops()]
         )
     assert list(tmp_path.iterdir()) == []
+
+
+class Edits(Progress):
+    """Somebody edits a file of the model at a stage of its compile."""
+
+    def __init__(self, at: str, path: Path, change: Callable[[bytes], bytes]) -> None:
+        self._at, self._path, self._change = at, path, change
+
+    def stage(self, name: str) -> None:
+        if name == self._at:
+            self._path.write_bytes(self._change(self._path.read_bytes()))
+
+
+@pytest.mark.parametrize("at", ["capture", "build", "verify"])
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_model_that_changes_meanwhile_is_refused(llama: Path, file: str, at: str, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(llama, tmp_path / "model"))
+    changes = {"config.json": lambda data: data.replace(b"1e-06", b"1e-05"), "model.safetensors": lambda data: data}
+    edit = Edits(at, model / file, changes[file])
+    with pytest.raises(MoecError, match="was changed while it was read") as caught:
+        compile_source(open_source(str(model)), Options(TARGET), tmp_path / "engine", progress=edit)
+    assert caught.value.code == "M106" and not (tmp_path / "engine").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the hardware that the target names")
+def test_what_has_not_run_on_its_target_is_never_called_verified(tmp_path: Path) -> None:
+    report = compile_source(source(), Options(Target("onnxruntime", "cuda")), tmp_path / "engine")
+    assert not report.proof.proven_on_target and report.proof.ran_on == "onnxruntime:cpu"
+    said = "on the CPU (onnxruntime); not yet run on onnxruntime:cuda"
+    again = Report.read(tmp_path / "engine" / "moec.json")
+    assert again.ok and again.headline().startswith(f"equal {said}: ") and "verified" not in again.headline()
+    assert said in html(again) and said in str(again.proof) and said in junit("engine", again.proof)
+    written = json.loads((tmp_path / "engine" / "moec.json").read_text())["proof"]
+    assert written["proven_on_target"] is False and written["ran_on"] == "onnxruntime:cpu"
+    here = compile_source(source(), Options(TARGET), tmp_path / "here")
+    assert here.proof.proven_on_target and here.headline().startswith("verified: ")
 
 
 def test_weights_that_are_not_finite_end_it_early(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +69,62 @@ def test_a_wrong_lowering_hides_in_no_budget(judged: Path, tmp_path: Path) -> No
     proof = api.verify(off, tolerance=5.0)
     lowering = proof.find(Lowering)
     assert proof.comparison.ok and lowering is not None and not lowering.ok and not proof.ok
+
+
+def edited(engine: Path, copy: Path, **settings: Any) -> Path:
+    """A copy of an engine whose manifest says other settings."""
+    copy = Path(shutil.copytree(engine, copy))
+    manifest = json.loads((copy / "moec.json").read_text())
+    manifest["settings"] |= settings
+    (copy / "moec.json").write_text(json.dumps(manifest))
+    return copy
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "tolerance": {"tolerance": 1e9},
+    "target": {"target": "onnxruntime:accuracy=int8", "pipeline": "quantize(bits=8, group=16)"},
+    "precision": {"target": "onnxruntime:precision=fp16"},
+    "pipeline": {"pipeline": "quantize(bits=2, group=16)"},
+    "streamed": {"verify": "streamed"},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_manifest_cannot_loosen_its_own_proof(spoiled: Path, tmp_path: Path, edit: str) -> None:
+    proof = api.verify(edited(spoiled, tmp_path / "engine", **EDITS[edit]))
+    error = next(e for e in (c.error() for c in proof.checks) if e)
+    assert not proof.ok and (error.code == "M111") is (edit in ("tolerance", "target", "precision"))
+    assert edit != "tolerance" or "--tolerance 1e+09" in error.fix
+
+
+def test_the_command_accepts_what_the_manifest_cannot(mixtral_engine: Path, spoiled: Path, tmp_path: Path) -> None:
+    loose = edited(spoiled, tmp_path / "loose", tolerance=50.0)
+    assert not api.verify(loose).ok and api.verify(loose, tolerance=50.0).ok
+    right = api.verify(edited(mixtral_engine, tmp_path / "right", tolerance=50.0))
+    assert right.ok and right.find(RecordedBounds) is not None and right.comparison.tolerance == 1e-3
+    tight = api.verify(edited(mixtral_engine, tmp_path / "tight", tolerance=1e-12))
+    assert not tight.ok and tight.comparison.tolerance == 1e-12  # what asks for more counts
+
+
+def test_a_budget_on_a_text_that_the_manifest_widens_counts_nothing(judged: Path, tmp_path: Path) -> None:
+    engine = spoil(judged, tmp_path / "engine", "lm_head.weight.blocks", change=shuffle)
+    wide = edited(engine, tmp_path / "wide", max_kl=1e6)
+    proof = api.verify(wide)
+    assert not proof.ok and proof.quality is not None and proof.quality.exam.max_kl == 0.005
+
+
+def test_of_a_check_that_is_not_here_the_manifest_proves_nothing(mixtral_engine: Path, tmp_path: Path) -> None:
+    engine = edited(mixtral_engine, tmp_path / "engine")
+    manifest = json.loads((engine / "moec.json").read_text())
+    manifest["proof"]["checks"]["horoscope"] = {"ok": True, "share": 1.0}
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    proof = api.verify(engine)
+    assert not proof.ok and "'horoscope' cannot be made here" in str(proof) and proof.checks[-1].error() is not None
+
+
+def test_bisection_takes_no_bound_from_the_manifest(spoiled: Path, tmp_path: Path) -> None:
+    loose = edited(spoiled, tmp_path / "loose", tolerance=1e9)
+    assert bisect_engine(loose, 1, {}).stage != "" == bisect_engine(loose, 1, {}, tolerance=1e9).stage
 
 
 def test_without_its_text_an_engine_is_not_waved_through(judged: Path, tmp_path: Path) -> None:

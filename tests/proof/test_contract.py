@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from moec.errors import MoecError
+from moec.proof.budgets import OverBudget
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
+from moec.proof.own_text import write_own_text
 from tests.moe_module import MoeModel, source_of
 from tests.pipeline.scaling import ScaleHead, ScaleRoughly, run
 
@@ -43,6 +47,24 @@ def test_the_budget_is_for_all_approximate_passes_together() -> None:
     run(ScaleRoughly(once), hooks=[verifier()])
     with pytest.raises(MoecError, match="error budget"):
         run(*[ScaleRoughly(once + 1e-6 * n) for n in range(5)], hooks=[verifier()])
+
+
+def judged(max_kl: float | None = None) -> VerifyHook:
+    source = source_of(MoeModel())
+    write = partial(write_own_text, source.reference(), source, 0)
+    return VerifyHook([source.sample({"batch": 2, "sequence": 7})], FP32, None, write=write, max_kl=max_kl)
+
+
+def test_a_language_model_is_judged_by_its_own_text() -> None:
+    hook = judged()
+    run(ScaleRoughly(1.01), ScaleHead(1 + 1e-6), hooks=[hook])
+    assert [name for name, _ in hook.judged] == ["scale-roughly(factor=1.01)"] and len(hook.comparisons) == 1
+    for wrong in (ScaleRoughly(3.0), ScaleRoughly(-1.0)):
+        with pytest.raises(OverBudget, match="mean KL divergence") as error:
+            run(wrong, hooks=[judged()])
+        assert error.value.code == "M102"
+    with pytest.raises(OverBudget, match="1e-09 allowed"):
+        run(ScaleRoughly(1.01), hooks=[judged(max_kl=1e-9)])
 
 
 def test_an_exact_pass_after_an_approximate_one_is_held_to_the_program_before_it() -> None:

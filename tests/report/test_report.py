@@ -19,6 +19,7 @@ from moec.proof.checks.check import Check
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.text import TextQuality
 from moec.proof.damage_by_cause import ExpertShift
+from moec.proof.evidence import RefusedSize
 from moec.proof.exam import Exam
 from moec.proof.quality import Quality
 from moec.report.artefacts import hash_artefacts
@@ -26,7 +27,7 @@ from moec.report.environment import environment
 from moec.report.page import html
 from moec.report.report import SCHEMA, Report, step_facts
 from tests.moe_module import MoeModel, source_of
-from tests.proving import verify
+from tests.proving import sizes, verify
 
 STEP = StepReport(
     "fuse-moe",
@@ -179,3 +180,26 @@ def test_a_missing_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as error:
         Report.read(tmp_path / "moec.json")
     assert error.value.code == "M106"
+
+
+def test_sizes_that_the_engine_refuses_stand_in_the_headline() -> None:
+    report = make()
+    found = sizes(report.proof)
+    short = replace(found, refused=(RefusedSize({"batch": 1, "sequence": 1}, "no"),))
+    proof = replace(report.proof, checks=tuple(short if c is found else c for c in report.proof.checks))
+    said = replace(report, proof=proof)
+    assert said.ok and "cannot run at batch=1, sequence=1" in said.headline() and "cannot run" not in report.headline()
+    assert "cannot run at batch=1, sequence=1" in html(said) and "cannot run at batch=1" in str(proof).splitlines()[0]
+
+
+def test_a_proof_on_other_hardware_is_not_called_verified() -> None:
+    report = make()
+    assert report.headline().startswith("verified") and report.proof.elsewhere == ""
+    for target, ran, where in (
+        ("tensorrt:sm90", "onnxruntime:cpu", "on the CPU (onnxruntime); not yet run on tensorrt:sm90"),
+        ("onnxruntime:cuda,precision=fp16", "onnxruntime:cpu", "not yet run on onnxruntime:cuda"),
+        ("onnxruntime:threads=2", "onnxruntime:cpu", ""),
+        ("tensorrt:sm90", "tensorrt:sm90", ""),
+    ):
+        found = replace(report, proof=replace(report.proof, target=target, ran_on=ran))
+        assert where in found.headline() and found.headline().startswith("verified") is (where == "")

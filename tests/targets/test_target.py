@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.targets.target import Target
+from moec.targets.target import Target, place_of
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,17 @@ def test_an_option_that_is_said_twice_is_refused() -> None:
     with pytest.raises(MoecError, match="threads is said twice") as caught:
         Target.parse("onnxruntime:threads=2,threads=3")
     assert caught.value.code == "M201"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("onnxruntime", "onnxruntime"),
+        ("onnxruntime:cpu,threads=2", "onnxruntime"),
+        ("onnxruntime:cuda,precision=fp16", "onnxruntime:cuda"),
+        ("tensorrt-rtx:sm86,sm89", "tensorrt-rtx:sm86,sm89"),
+        ("", ""),
+    ],
+)
+def test_the_place_of_a_target_is_its_hardware(text: str, place: str) -> None:
+    assert place_of(text) == place

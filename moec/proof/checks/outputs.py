@@ -50,7 +50,7 @@ class Outputs(Check):
     def way_out(self) -> str:
         """What can be done about outputs that differ."""
         if self.approximate:
-            return "ask less of the passes, judge by a text (--text FILE --max-kl 0.05), or allow more with --tolerance"
+            return "make the passes less aggressive, or allow more with --tolerance"
         return "find the cause with `moec verify --bisect`, or in `moec compile --dump DIR`"
 
     def figures(self) -> tuple[Figure, ...]:

@@ -78,6 +78,12 @@ def test_what_was_asked_for_takes_the_defaults_place(subject: Subject) -> None:
     assert prove(replace(subject, program=captured()), EagerEngine(captured())).find(OwnTextQuality) is None
 
 
+def test_where_each_token_reads_all_weights_texts_are_short(subject: Subject) -> None:
+    found = own(replace(subject, reference="streamed"), EagerEngine(subject.program))
+    assert found.ok and found.quality.tokens < 60 and "streamed" in found.quality.reference
+    assert found.quality.kl_mean == pytest.approx(own(subject, EagerEngine(subject.program)).quality.kl_mean, rel=2)
+
+
 class Noisy(EagerEngine):
     """Logits with noise of some nats: kernels that do more than round."""
 
