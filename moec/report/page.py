@@ -159,8 +159,8 @@ def _runs_on(target: str) -> tuple[str, str]:
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
     """Title, rows and columns of each table that the account, the facts of the backend and of the passes give."""
-    found = account_tables(report.account)
-    found += [(title, *block_table(report.facts[key])) for key, title in _FORMS.items() if report.facts.get(key)]
+    forms = ((title, _as_table(report.facts.get(key))) for key, title in _FORMS.items())
+    found = account_tables(report.account) + [(title, *block_table(rows)) for title, rows in forms if rows]
     for step in report.steps:
         name = str(step["name"]).partition("(")[0]
         tables = ((key, _as_table(value)) for key, value in (step.get("facts") or {}).items())

@@ -218,8 +218,33 @@ _PLAIN: dict[str, tuple[Any, Any]] = {
 }
 
 
+class _Miss(msgspec.Struct):
+    node: str
+    reason: str
+
+
+class _Step(msgspec.Struct):
+    """What pages read of a step; the rest is its pass's own."""
+
+    name: str
+    contract: str
+    rewrites: int
+    misses: list[_Miss]
+    facts: dict[str, Any] | None = None
+
+
+class _Facts(msgspec.Struct):
+    """What pages read of a backend's facts."""
+
+    verified_by: str = ""
+    unproven: list[str] = []
+
+
 def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a report's plain data that are dataclasses or tuples."""
+    """The entries of a report's plain data that are dataclasses or tuples. Raises `msgspec.ValidationError` where one
+    that is read has another form."""
+    msgspec.convert(data.get("steps", []), list[_Step])
+    msgspec.convert(data.get("facts", {}), _Facts)
     return {
         "proof": Verification.from_dict(data["proof"]),
         "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),
