@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from moec.frontend.data_assertions import always, refuse_on_tensors, refused
 from moec.frontend.edges import settle, sizes_in
+from moec.frontend.looked_up import positions_in_tables
 from moec.frontend.relations import say
 from moec.program.conditions import Condition
 from moec.program.program import Program
@@ -38,7 +39,12 @@ def assume(program: Program, exported: ExportedProgram) -> None:
     names = _names(exported, inputs)
     known = {*names, *(s for _, dim in _sizes(exported, inputs) for s in _dimension(dim).free_symbols)}
     found: set[Condition] = set()
-    for expression in (*_stated(exported), *_ranges(exported, names), *_equal(exported, inputs, names)):
+    for expression in (
+        *_stated(exported),
+        *positions_in_tables(program.graph),
+        *_ranges(exported, names),
+        *_equal(exported, inputs, names),
+    ):
         condition = _condition(expression, names, known, exported)
         if condition is not None:
             found.add(condition)
