@@ -14,6 +14,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.utils._sympy.functions import FloorDiv
 
 from moec.frontend.data_assertions import always, refuse_on_tensors, refused
 from moec.frontend.edges import settle, sizes_in
@@ -54,11 +55,17 @@ def assume(program: Program, exported: ExportedProgram) -> None:
 
 
 def _names(exported: ExportedProgram, inputs: Sequence[Input]) -> dict[sympy.Symbol, sympy.Expr]:
-    """For each symbol the dimension that it is the size of; of several, one that is no sum."""
+    """For each symbol the dimension that it is the size of; of several, one that is no sum. A symbol that only occurs
+    in a computed size, such as `2*s7`, by that size."""
     found: dict[sympy.Symbol, sympy.Expr] = {}
     for size, dim in _sizes(exported, inputs):
         if isinstance(size, sympy.Symbol) and (size not in found or PLUS not in dim):
             found[size] = _dimension(dim)
+    for size, dim in _sizes(exported, inputs):
+        for symbol in size.free_symbols - set(found):
+            factor, rest = size.coeff(symbol, 1), size.coeff(symbol, 0)
+            if factor.is_Integer and rest.is_Integer and size == factor * symbol + rest:
+                found[symbol] = FloorDiv(_dimension(dim) - rest, factor)
     return found
 
 
