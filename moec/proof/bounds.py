@@ -61,19 +61,22 @@ def find_bounds(source: Source, program: Program) -> list[Bound]:
         *(Bound(number, f"{number:,} in the graph") for number in _numbers(source, program)),
         *_conditions(program),
     ]
-    kept: dict[tuple[int, str], Bound] = {}
+    batch = next(iter(dynamic_dimensions(program.inputs)), "")
+    kept: dict[tuple[int, bool], Bound] = {}
     for bound in found:
         if bound.size >= _LEAST or (bound.dimension and bound.size > 0):
-            kept.setdefault((bound.size, bound.dimension), bound)
+            kept.setdefault((bound.size, bound.dimension == batch), bound)
     return sorted(kept.values())
 
 
 def _conditions(program: Program) -> Iterator[Bound]:
-    """Both neighbours of each bound stand in what `bounds` finds; the lower one is meant."""
+    """Where each condition begins and ceases to hold; of one on several dimensions, the largest size of each, where the
+    others are small."""
     names = {identifier(name): name for name in dynamic_dimensions(program.inputs)}
-    for name, sizes in bounds(program.conditions).items():
-        for size in sizes:
-            if size + 1 in sizes:
+    for condition in program.conditions:
+        for name, sizes in bounds([condition]).items():
+            lower = [n for n in sizes if n + 1 in sizes]  # both neighbours of a bound stand there
+            for size in {*lower[-1:], *(lower[:1] if len(condition.names) == 1 else ())}:
                 yield Bound(size, f"a condition on {name}", names.get(name, name))
 
 

@@ -63,3 +63,10 @@ def test_conditions_are_bounds_of_their_dimension() -> None:
     )
     far = plan_sizes(model, program).far
     assert [s["batch"] for s in far[:2]] == [6, 7] and {s["sequence"] for s in far} >= {20, 21, 41, 42, 64, 65}
+
+
+def test_of_a_condition_on_a_sum_the_largest_size_counts() -> None:
+    program = captured("mistral")
+    program.conditions = (Condition("past_sequence + sequence <= 99"), Condition("sequence >= 7"))
+    sizes = [(b.size, b.dimension) for b in find_bounds(source("mistral"), program) if b.dimension]
+    assert sizes == [(6, "sequence"), (99, "past_sequence")]

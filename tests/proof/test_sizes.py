@@ -81,7 +81,7 @@ def test_right_engines_pass_at_every_size(windowed: Built, learned: Built) -> No
     assert not run.refused and not run.beyond
     run = sizes(learned.proof())
     assert {"batch": 1, "sequence": CONTEXT} in run.sizes
-    assert [b.what for b in run.beyond] == ["batch=1, sequence=513"] and "the model itself" in run.beyond[0].why
+    assert [b.what for b in run.beyond] == ["batch=1, sequence=513"]  # where the model does not run either
 
 
 @pytest.mark.parametrize("window", [4000, 150, WINDOW - 1, WINDOW + 1])
