@@ -74,15 +74,17 @@ def _weight(tensor: Any, name: str) -> Weight:
     if tensor.dtype.bitwidth < 8 and shape:
         shape = (*shape[:-1], -(-shape[-1] * tensor.dtype.bitwidth // 8))
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    if isinstance(tensor, ir.ExternalTensor):
-        pages = (
-            np.memmap(tensor.path, np.uint8, "r", tensor.offset or 0, (int(tensor.nbytes),)) if tensor.nbytes else b""
-        )
-    else:
-        pages = np.frombuffer(tensor.tobytes(), np.uint8)
+    pages = _mapped(tensor) if isinstance(tensor, ir.ExternalTensor) else np.frombuffer(tensor.tobytes(), np.uint8)
 
     def read(start: int, stop: int) -> Tensor:
         rows = np.array(pages[start * row_bytes : stop * row_bytes] if shape else pages)
         return torch.from_numpy(rows).view(dtype).reshape((stop - start, *shape[1:]) if shape else ())
 
     return Weight(shape, dtype, name, read)
+
+
+def _mapped(tensor: Any) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor beside the model; an empty file cannot be mapped."""
+    if not tensor.nbytes:
+        return np.empty(0, np.uint8)
+    return np.memmap(tensor.path, np.uint8, "r", tensor.offset or 0, (int(tensor.nbytes),))

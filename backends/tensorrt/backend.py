@@ -149,7 +149,7 @@ class Tensorrt(Backend):
         plan = self.plan(target, found)
         model, facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), plan, progress)
         self._lowered = program, model
-        described = {
+        described: dict[str, Any] = {
             "plan": asdict(plan),
             "inputs": [_plain(i) for i in program.inputs],
             "outputs": list(program.outputs),

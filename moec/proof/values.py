@@ -58,7 +58,7 @@ def _compare(held: Constant, due: Constant) -> Finding | None:
     if held.form != due.form:
         return Finding(due.name, f"it is {held.dtype}{list(held.shape)}, not {due.dtype}{list(due.shape)}")
     place = first_difference(due.weight, held.weight)
-    return place and Finding(due.name, str(place))
+    return None if place is None else Finding(due.name, str(place))
 
 
 def _untraced(held: Iterable[Constant], due: Mapping[str, Constant]) -> Iterator[Finding]:

@@ -286,6 +286,11 @@ def test_a_reader_that_errs_is_found(gpt_oss: Built) -> None:
     assert {f.name for f in found.differences} == {"model.embed_tokens.weight"}
 
 
+def test_a_model_that_changes_its_tables_while_it_runs_is_compared_as_it_was(positions: Built) -> None:
+    after = Given({**positions.reference.tensors(), "positions.weight": torch.zeros(1024, HIDDEN)})
+    assert measured(positions.subject, after).ok  # the subject's own reference, opened anew, has the table
+
+
 def test_a_pass_that_changes_a_clamp_is_found(positions: Built) -> None:
     captured = positions.subject.captured.clone()
     node = captured.nodes(torch.ops.aten.clamp)[0]
