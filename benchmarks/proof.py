@@ -43,7 +43,8 @@ from proof_report import table
 from moec.errors import MoecError
 
 CASES = {case.title: case for case in [*RIGHT, *(mutant.case for mutant in MUTANTS)]}
-WRONG_BY = 10  # a mutant differs from the untouched model by so many times what the right engine does
+WRONG_BY = 10  # a mutant differs from the untouched model by so many times what the right engine does,
+ROUNDING = 1e-6  # or what no engine of float32 is below
 TIMED = ("qwen3_moe", "deepseek_v3", "gpt_oss", "llama4")
 COMPILE = """
 import json, sys, time, tempfile, moec
@@ -95,7 +96,7 @@ def judge_mutant(mutant: Mutant, right: Right, own: float, people: list[str], bi
     except (MoecError, RuntimeError, AssertionError) as error:
         return [_row(mutant.name, "how wrong", None, f"NOT built: {error}")]
     distance = right.distance(folder)
-    if not distance > WRONG_BY * own:
+    if not distance > WRONG_BY * max(own, ROUNDING):
         return [_row(mutant.name, "how wrong", distance, f"NOT wrong: the right engine has {own:.1e}")]
     rows = [_row(mutant.name, "how wrong", float(f"{distance:.2g}"), "max |d|/std")]
     begun, said = time.perf_counter(), {}

@@ -10,6 +10,7 @@ from proof_changes import aten, dialect, then
 from torch import Tensor, fx, nn
 
 from moec.program.program import Program
+from moec.weights.lazy import from_tensor
 
 
 # ---------------------------------------------------------------------- routers and experts
@@ -48,8 +49,6 @@ def first_token_of_everybody(program: Program, ids: fx.Node, _shares: fx.Node) -
 
 def no_up(program: Program) -> None:
     """SwiGLU without its second factor: its rows are zeros, and 1 is added to what they give."""
-    from moec.weights.lazy import from_tensor
-
     for node in program.nodes(dialect.moe.default):
         name = str(node.args[4].target)  # type: ignore[union-attr]  # a weight
         value = program.weights[name].load().clone()
@@ -127,8 +126,6 @@ def mask_cut_at(length: int) -> Callable[[Program], None]:
     def edit(program: Program) -> None:
         mask = next(n for n in program.graph.nodes if n.op == "placeholder" and n.name == "attention_mask")
         users = [user for user in mask.users if user.target is not aten.cumsum.default]
-        with program.graph.inserting_before(mask.next):
-            pass
         first = next(n for n in program.graph.nodes if n.op == "call_function")
         with program.graph.inserting_before(first):
             seen = then(
@@ -168,7 +165,7 @@ def mask_as_ones(least: int) -> Callable[[Any], None]:
         mask = next(i for i in model.graph.inputs if i.name == "attention_mask")
         users = list(mask.uses())
         large, nodes = _condition(model, "input_ids", 0, least)
-        ones = ir.node("Cast", [large], {"to": 7}, name="mutant/ones")
+        ones = ir.node("Cast", [large], {"to": ir.DataType.INT64.value}, name="mutant/ones")
         full = ir.node("Max", [mask, ones.outputs[0]], name="mutant/mask")
         for node, index in users:
             node.replace_input_with(index, full.outputs[0])
@@ -178,27 +175,25 @@ def mask_as_ones(least: int) -> Callable[[Any], None]:
 
 
 def halved_where(name: str, axis: int, least: int) -> Callable[[Any], None]:
-    """The logits are half of what they should be where an input is at least so large along an axis."""
+    """The logits are half of what they should be where an input has at least so many along an axis."""
 
     def edit(model: Any) -> None:
         import onnx_ir as ir
 
-        logits = model.graph.outputs[0]
-        producer, whole = logits.producer(), ir.Value(name="mutant.logits")
+        logits, name_of = model.graph.outputs[0], model.graph.outputs[0].name
+        numbers = {"mutant.half": -0.5, "mutant.one": 1.0}
+        for label, number in numbers.items():
+            tensor = ir.tensor([number], dtype=ir.DataType.FLOAT, name=label)
+            model.graph.initializers[label] = ir.Value(name=label, const_value=tensor)
+        half, one = (model.graph.initializers[label] for label in numbers)
         large, nodes = _condition(model, name, axis, least)
-        scale = ir.node("Cast", [large], {"to": 1}, name="mutant/float")
-        half = ir.Value(name="mutant.half", const_value=ir.tensor([-0.5], dtype=ir.DataType.FLOAT, name="mutant.half"))
-        one = ir.Value(name="mutant.one", const_value=ir.tensor([1.0], dtype=ir.DataType.FLOAT, name="mutant.one"))
-        model.graph.initializers.update({"mutant.half": half, "mutant.one": one})
+        scale = ir.node("Cast", [large], {"to": ir.DataType.FLOAT.value}, name="mutant/float")
         less = ir.node("Mul", [scale.outputs[0], half], name="mutant/less")
         factor = ir.node("Add", [less.outputs[0], one], name="mutant/factor")
-        old = ir.node("Mul", [producer.outputs[logits.index()], factor.outputs[0]], name="mutant/halved")
-        del whole
-        name_, shape, dtype = logits.name, logits.shape, logits.type
-        logits.name = "mutant.whole"
-        new = old.outputs[0]
-        new.name, new.shape, new.type = name_, shape, dtype
-        model.graph.extend([*nodes, scale, less, factor, old])
+        halved = ir.node("Mul", [logits, factor.outputs[0]], name="mutant/halved")
+        logits.name, new = "mutant.whole", halved.outputs[0]
+        new.name, new.shape, new.type = name_of, logits.shape, logits.type
+        model.graph.extend([*nodes, scale, less, factor, halved])
         model.graph.outputs[0] = new
 
     return edit

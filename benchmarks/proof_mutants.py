@@ -128,8 +128,8 @@ ROUTING = [
     Mutant("top-k one too few", QWEN2_MOE, rule(top_k=2), "ROCm/aiter#5595", "layers.0.mlp"),
     Mutant("the sample's top-k baked in", MIXTRAL, routed(baked, 1), "Tencent/YOLO-Master#241", "layers.0.mlp"),
     Mutant("one choice for the whole text", MIXTRAL, routed(first_token_of_everybody, 1), FOUND, "layers.0.mlp"),
-    Mutant("router in bfloat16", QWEN3, Captured(after_routers(BF16, F32)), "vllm-project/vllm#14027",
-           "layers.0.mlp"),
+    Mutant("router's logits rounded as bfloat16 rounds", QWEN3, Captured(after_routers((aten.mul.Tensor, 64.0),
+           (aten.round.default,), (aten.mul.Tensor, 1 / 64))), "vllm-project/vllm#14027", "layers.0.mlp"),
     Mutant("router of 4 bits", MIXTRAL, weights(r"mlp.gate.weight", lambda w: (w / w.abs().max() * 7).round()
            * w.abs().max() / 7), "huggingface/transformers#48801", "layers.0.mlp"),
     Mutant("router's bias dropped", GPT_OSS, without(dialect.moe.default, 2), "pytorch/torchtitan#2319",
