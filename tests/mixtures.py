@@ -160,6 +160,40 @@ class OneAfterAnother(Stacked):
         return sum(gates[:, e, None] * (F.gelu(x @ self.up[e]) @ self.down[e]) for e in range(EXPERTS))  # type: ignore[return-value]
 
 
+class Grouped(Stacked):
+    """Rows sorted by expert, and a grouped product in half precision."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        weight, ids = self.router(x).softmax(-1).max(-1)
+        order, ends = ids.argsort(), F.one_hot(ids, EXPERTS).sum(0).cumsum(0).to(torch.int32)
+        up, down = self.up.bfloat16(), self.down.bfloat16()
+        hidden = F.gelu(torch._grouped_mm(x[order].bfloat16(), up, ends))
+        y = torch._grouped_mm(hidden, down, ends)
+        return y.to(x.dtype)[order.argsort()] * weight[:, None]
+
+
+class Named(Mixture):
+    """Attributes with a number in their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.experts
+        for e in range(EXPERTS):
+            setattr(self, f"expert_{e}", Expert())
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.gates(x)
+        return sum(gates[:, e, None] * getattr(self, f"expert_{e}")(x) for e in range(EXPERTS))  # type: ignore[return-value]
+
+
+class Rectified(Mixture):
+    """Gates that a ReLU closes: nothing is selected, and what stays closed is an unused matrix."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.router(x).relu()
+        return sum(gates[:, e, None] * expert(x) for e, expert in enumerate(self.experts))  # type: ignore[return-value]
+
+
 class Heads(Mixture):
     """No mixture: all of the list is used by every token, behind one gate that a maximum opens."""
 
@@ -169,7 +203,7 @@ class Heads(Mixture):
 
 
 WAYS: tuple[type[Mixture], ...] = (
-    Loop, IndexAdd, OneHot, Switch, Masked, Stacked, Einsum, Dispatched, Gathered, OneAfterAnother,
+    Loop, IndexAdd, OneHot, Switch, Masked, Stacked, Einsum, Dispatched, Gathered, OneAfterAnother, Grouped, Named,
 )  # fmt: skip
 
 

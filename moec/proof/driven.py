@@ -1,14 +1,15 @@
 """Experts that no input reaches are compared directly: the engine's block and the program's, on rows that the block's
-router sends to them."""
+router sends to them; and with the untouched model's own experts, where these are a module that can be called."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from moec.dialect import route_reference
 from moec.execution.choices import routed
@@ -43,6 +44,7 @@ def drive(
     tolerance: Tolerance,
     precision: torch.dtype,
     seed: int = 0,
+    reference: Engine | None = None,
 ) -> Coverage:
     """Compare the experts that a coverage misses, block by block, where the engine can run a part of itself.
 
@@ -51,6 +53,8 @@ def drive(
         samples: inputs that both run on.
         tolerance: how far the block's outputs may be apart, as max |d|/std of a row.
         precision: the dtype that the engine computes in.
+        reference: the untouched model, which has to agree too where its experts are a module that takes tokens, ids
+            and weights (`top_k_index`, `top_k_weights`).
 
     Returns:
         The coverage, with the experts that agreed as `driven`, and those that differed as `wrong`. What another engine
@@ -66,7 +70,8 @@ def drive(
         seen = blocks.get(load.node) if load.missed or load.driven else None
         run = part(sample, seen.x, seen.y, tolerance.deviation) if seen else None
         load = replace(load, driven=())
-        loads.append(_driven(load, seen, run, tolerance, precision, seed) if seen and run else load)
+        own = _own_experts(reference, load.module)
+        loads.append(_driven(load, seen, run, tolerance, precision, seed, own) if seen and run else load)
     return replace(coverage, loads=tuple(loads))
 
 
@@ -83,20 +88,43 @@ def _blocks(program: Program, sample: Sample) -> dict[str, Seen]:
     return found
 
 
+def _own_experts(reference: Engine | None, name: str) -> Any:
+    """The untouched model's experts in a block; None where it has no such module."""
+    module = getattr(reference, "module", None)
+    found = dict(module.named_modules()).get(name) if isinstance(module, nn.Module) else None
+    names = inspect.signature(found.forward).parameters if found is not None else ()
+    return found if {"top_k_index", "top_k_weights"} <= set(names) else None
+
+
 def _driven(
-    load: ExpertLoad, seen: Seen, run: Any, tolerance: Tolerance, precision: torch.dtype, seed: int
+    load: ExpertLoad, seen: Seen, run: Any, tolerance: Tolerance, precision: torch.dtype, seed: int, own: Any = None
 ) -> ExpertLoad:
     rows = {e: found for e in load.missed if (found := rows_to(seen, e, precision, seed)) is not None}
     right, wrong = list[int](), list[int]()
     for e, given in rows.items():
         x = given[torch.arange(seen.x.numel() // seen.x.shape[-1]) % len(given)].to(seen.x.dtype).view(seen.x.shape)
+        call = MoeCall.evaluated(MOE, (x, *seen.call.args[1:]), seen.call.kwargs)
         with torch.inference_mode():
-            want = moe_output(MoeCall.evaluated(MOE, (x, *seen.call.args[1:]), seen.call.kwargs))
+            want = moe_output(call)
         got = run(x)
         if is_half(precision) and not (want.isfinite().all() and got.isfinite().all()):
             continue  # rows that large are beyond half precision
-        (right if _agree(want, got, tolerance) else wrong).append(e)
+        same = _agree(want, got, tolerance) and (own is None or _agree(_untouched(own, call), got, tolerance))
+        (right if same else wrong).append(e)
     return replace(load, driven=tuple(right), wrong=(*load.wrong, *wrong))
+
+
+def _untouched(own: nn.Module, call: MoeCall) -> Tensor:
+    """What the untouched model's experts make of the same rows."""
+    assert call.routing is not None
+    weights, ids = route_reference(*routed(call, call.routing))
+    dtype = next((p.dtype for p in own.parameters()), torch.float32)
+    x = call.x.to(dtype)
+    with torch.inference_mode():
+        y: Tensor = own(
+            x.flatten(0, -2), top_k_index=ids.flatten(0, -2), top_k_weights=weights.flatten(0, -2).to(dtype)
+        )
+    return y.view(x.shape)
 
 
 def _agree(want: Tensor, got: Tensor, tolerance: Tolerance) -> bool:

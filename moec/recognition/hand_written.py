@@ -111,9 +111,9 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[_Group]:
 
 
 def _stack_module(matrix: Matrix) -> str:
-    words = matrix.parts[0].split(".")
-    number = next((k for k, word in reversed(list(enumerate(words))) if word.isdigit()), len(words))
-    return _module(words[:number], number < len(words) - 1)
+    first, last = matrix.parts[0].split("."), matrix.parts[-1].split(".")
+    number = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return _module(first[:number], number < len(first) - 1)
 
 
 def _module(words: list[str], of_modules: bool) -> str:

@@ -15,9 +15,12 @@ from moec.program.program import Program
 from moec.recognition.linear import value_of
 
 aten = torch.ops.aten
-_BATCHED = (aten.bmm.default, aten.baddbmm.default, aten.matmul.default, aten.mm.default)
+_BATCHED = (
+    aten.bmm.default, aten.baddbmm.default, aten.matmul.default, aten.mm.default, aten._grouped_mm.default,
+)  # fmt: skip
 _PRODUCTS: dict[Any, tuple[int, ...]] = {  # operator -> at which positions it multiplies by a matrix
     aten.linear.default: (1,),
+    aten._grouped_mm.default: (1,),
     aten.addmm.default: (1, 2),
     aten.baddbmm.default: (1, 2),
     **dict.fromkeys((aten.mm.default, aten.matmul.default, aten.bmm.default), (0, 1)),

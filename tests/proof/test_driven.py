@@ -131,3 +131,23 @@ def test_no_rows_for_what_a_selection_bias_shuts_out() -> None:
     rule = Routing(2, "sigmoid", "scores")
     block = seen(EXPERTS, HIDDEN, None, torch.tensor([0.0, 0.0, 0.0, -1e9]), rule)
     assert rows_to(block, SHY, torch.float32) is None and rows_to(block, 0, torch.float32) is not None
+
+
+class Callable(Shy):
+    """One whose experts can be called alone, as those of the transformers library can."""
+
+    def forward(self, x: Tensor, top_k_index: Tensor | None = None, top_k_weights: Tensor | None = None) -> Tensor:
+        if top_k_index is None or top_k_weights is None:
+            return super().forward(x)
+        return torch.ops.moec.experts(x, top_k_index, top_k_weights, self.w_in, self.w_out, self.b_in, self.b_out)
+
+
+def test_the_untouched_models_own_experts_have_to_agree(tmp_path: Path) -> None:
+    model = MoeModel()
+    model.blocks[1] = Callable()
+    source = source_of(model)
+    program = source.capture()
+    assert prove(Subject(source, program, program), built(program, "onnxruntime", tmp_path / "right")).ok
+    wrong = spoiled(program, "blocks.1.w_out", SHY)  # as a wrong reading would: program and engine agree
+    proof = prove(Subject(source, program, wrong), built(wrong, "onnxruntime", tmp_path / "wrong"))
+    assert proof.comparison.ok and proof.coverage.loads[1].wrong == (SHY,) and not proof.ok

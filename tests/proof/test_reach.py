@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.proof.reach import BY_HAND, Reach
-from tests.mixtures import WAYS, WIDTH, Expert, Loop, Mixture, Switch, mixture, source_of
+from tests.mixtures import WAYS, WIDTH, Expert, Loop, Mixture, Rectified, Switch, mixture, source_of
 from tests.moe_module import MoeModel
 from tests.moe_module import source_of as dialect_source
 from tests.proof.test_influence import Whispered
@@ -61,6 +61,12 @@ def test_the_experts_of_the_dialect_are_asked_too() -> None:
     assert [len(reach.missed(block)) for block in reach.blocks] == [4, 4]
     assert not reach.look(sample), "only mixtures in plain operators are searched for by looking"
     assert [reach.missed(block) for block in reach.blocks] == [(), ()]
+
+
+def test_an_expert_behind_a_gate_that_nothing_selects_is_told_as_a_matrix() -> None:
+    closed = reached(mixture(Rectified).close(2))
+    assert closed.blocks == [] and closed.unused == ("experts.2.up.weight", "experts.2.down.weight")
+    assert reached(mixture(Rectified)).unused == ()
 
 
 class Branch(nn.Module):

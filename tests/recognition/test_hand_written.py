@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moec.recognition.hand_written import find_hand_written
 from tests import zoo
-from tests.mixtures import EXPERTS, WAYS, Expert, Heads, Loop, Mixture, Switch, mixture, source_of
+from tests.mixtures import EXPERTS, WAYS, Expert, Grouped, Heads, Loop, Mixture, Switch, mixture, source_of
 from tests.moe_module import MoeModel
 from tests.moe_module import source_of as dialect_source
 
@@ -17,10 +17,10 @@ from tests.moe_module import source_of as dialect_source
 def test_every_way_is_found(way: type[Mixture]) -> None:
     (found,) = find_hand_written(source_of(mixture(way)).capture())
     assert len(found.experts) == EXPERTS and all(len(places) == 2 for places in found.experts)
-    assert found.top_k == (1 if way is Switch else 2)
+    assert found.top_k == (1 if way in (Switch, Grouped) else 2)
     up, down = found.experts[1]
-    assert up.name in ("experts.1.up.weight", "up.1") and down.name in ("experts.1.down.weight", "down.1")
-    assert found.module == ("experts" if "experts" in up.name else "")
+    of = {"expert_1.up.weight": "expert", "experts.1.up.weight": "experts", "up.1": ""}
+    assert found.module == of[up.name] and down.name == up.name.replace("up", "down")
 
 
 def test_gated_experts_are_one_each() -> None:

@@ -13,6 +13,8 @@ from moec.proof.evidence import compared
 from moec.proof.reach import BY_HAND
 from moec.proof.trial import Trial
 
+_OUT = "try other inputs with --seed N, or take what no input reaches out of the model"
+
 
 @dataclass(frozen=True)
 class ExpertsReached(Check):
@@ -38,7 +40,7 @@ class ExpertsReached(Check):
         for engine in sides if not coverage.complete else ():  # of two engines, both have to be right
             coverage = drive(
                 subject.program, engine, evidence.samples, coverage, subject.lowering_tolerance, subject.precision,
-                subject.seed,
+                subject.seed, None if subject.program.approximate else trial.reference,
             )  # fmt: skip
         return cls(coverage, subject.streamed) if coverage.loads or coverage.unused else None
 
@@ -52,7 +54,7 @@ class ExpertsReached(Check):
         block = next((load for load in found.loads if load.missed), None)
         if block is None:
             what = f"{len(found.unused)} matrices were reached by none of {found.tried} inputs"
-            return MoecError("M104", what, ", ".join(found.unused[:3]), "try other inputs with --seed N")
+            return MoecError("M104", what, ", ".join(found.unused[:3]), _OUT)
         missed = sum(len(load.missed) for load in found.loads)
         what = f"{missed} of {found.total} experts were reached by none of {found.tried} inputs"
         where = f"{block.place}: {', '.join(map(str, block.missed))}"
@@ -65,7 +67,7 @@ class ExpertsReached(Check):
             return "try other inputs with --seed N; an expert that no token reaches can go: --pass prune-experts"
         if self.streamed:
             return "these experts are written in plain operators; prove them with the model in memory: --verify full"
-        return "try other inputs with --seed N, or take the expert that no token reaches out of the model"
+        return _OUT
 
     @property
     def note(self) -> str:
