@@ -370,6 +370,16 @@ def test_wrong_inputs_of_a_decoder(
     assert_three_lines(err, "M211")
 
 
+def test_inputs_that_the_runtime_refuses(
+    mixtral_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It says so itself, and its own log, which would print the engine's names as they are, stays silent."""
+    np.savez(tmp_path / "empty.npz", input_ids=np.zeros((0, 3), np.int64))
+    status, err = moec(capfd, "run", mixtral_engine, "--inputs", tmp_path / "empty.npz")
+    assert status == 2 and "\x1b" not in err
+    assert [line[:5] for line in err.splitlines()[:1]] == ["error"]
+
+
 def test_a_prompt_beyond_the_context(mixtral_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, err = moec(capsys, "run", mixtral_engine, "--tokens", ",".join(["5"] * 300))
     assert status == 2

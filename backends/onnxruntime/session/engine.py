@@ -105,7 +105,7 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
             "run on a machine with a CUDA 13 GPU, or use --target onnxruntime",
         )
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says of errors it raises too; its own log would print names as they are
     options.intra_op_num_threads = target.threads
     left_out = None if prepack else _stay_small(options, ort)
     try:
