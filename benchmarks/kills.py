@@ -35,9 +35,16 @@ from moec import api  # noqa: E402
 from moec.cli import main as command_line  # noqa: E402
 from moec.files.workplace import sweep  # noqa: E402
 from moec.report.artefacts import check_artefacts  # noqa: E402
-from tests.zoo import save  # noqa: E402
 
 AIM_S = 0.03
+CODE = """
+import torch
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8))
+def samples():
+    return {"input": torch.randn(3, 8)}
+"""
 _ = api.compile  # everything that a compile imports at once is here before the first fork
 
 
@@ -51,7 +58,7 @@ def compile_in_fork(model: Path, out: Path, seed: int) -> int:
         os.dup2(null, number)
     status = 70
     try:
-        command_line(["compile", str(model), "-o", str(out), "--seed", str(seed), "--quiet"])
+        command_line(["compile", f"{model}:net:samples", "-o", str(out), "--seed", str(seed), "--quiet"])
     except SystemExit as stop:
         status = int(stop.code or 0)
     finally:
@@ -81,11 +88,11 @@ def one_kill(
     os.kill(child, by)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     wrong = [] if status in (0, 143, -9, -15) else [f"exit {status}"]  # -15: before the handler stood
-    left = [p.name for p in out.parent.iterdir() if p.name not in ("engine", "model")]
+    left = [p.name for p in out.parent.iterdir() if p.name not in ("engine", "model.py", "__pycache__")]
     if left and by == signal.SIGTERM and status != -15:
         wrong.append(f"left {left}")
     sweep(out.parent)
-    left = [p.name for p in out.parent.iterdir() if p.name not in ("engine", "model")]
+    left = [p.name for p in out.parent.iterdir() if p.name not in ("engine", "model.py", "__pycache__")]
     wrong += [f"not swept: {left}"] if left else []
     try:
         check_artefacts(api.read_report(out).artefacts, out)
@@ -112,7 +119,8 @@ def main() -> int:
     found: Counter[tuple[str, str]] = Counter()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory(prefix="moec-kills-") as name:
-        model, out = Path(save("mixtral", Path(name) / "model", num_hidden_layers=1)), Path(name) / "engine"
+        model, out = Path(name) / "model.py", Path(name) / "engine"
+        model.write_text(CODE)
         os.waitpid(compile_in_fork(model, out, 10**6), 0)
         since = time.monotonic()
         os.waitpid(compile_in_fork(model, out, 10**6 + 1), 0)
@@ -123,7 +131,9 @@ def main() -> int:
             there, problem = one_kill(model, out, number, chance, aimed, takes_s)
             found["aimed" if aimed else "random", there] += 1
             wrong += [f"kill {number}: {problem}"] if problem else []
-            if (number + 1) % 50 == 0:
+            if problem:
+                print(wrong[-1], file=sys.stderr, flush=True)
+            if (number + 1) % 25 == 0:
                 print(f"{number + 1} of {asked.random + asked.aimed}", file=sys.stderr, flush=True)
     if asked.json:
         print(json.dumps({"found": [[*key, n] for key, n in found.items()], "wrong": wrong, "takes_s": takes_s}))

@@ -134,7 +134,7 @@ class GraphEngine(Engine):
         path = Path(self._folder.name) / f"{number}.onnx"
         write_model(self._part(nodes, wanted, values), path)
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return ort.InferenceSession(str(path), options, providers=self._providers)
 

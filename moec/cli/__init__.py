@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> None:
             sys.stdout.flush()
         except BaseException as error:
             status = _ended(error, arguments, as_json, debug)
+        finally:
+            INTERRUPTION.remove()
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -88,7 +90,7 @@ def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: boo
     """Say why the command line ended; returns the exit status."""
     if isinstance(error, ClosedPipeError | BrokenPipeError):
         return drop_output()
-    if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.signal:
+    if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.seen:
         return INTERRUPTION.report()
     known = as_moec_error(error)
     if known is None and debug:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from typing import Any
 import click
 
 from moec.errors import MoecError
+from moec.files.workplace import abandon
 from moec.progress import Progress
 from moec.shown import one_line, shown
 
@@ -49,28 +53,41 @@ def fail(error: MoecError, as_json: bool, debug: bool) -> int:
 
 
 class Interruption:
-    """Ctrl-C, and a signal that asks to end: each raises KeyboardInterrupt, so that what was begun is taken back.
+    """Ctrl-C, and signals that ask to end.
 
-    Where PyTorch catches everything it swallows this too, so it is asked for when a stage ends or begins.
+    Ctrl-C raises KeyboardInterrupt, so that what was begun is taken back. Where PyTorch catches everything it swallows
+    this too, so it is asked for when a stage ends or begins. SIGTERM and SIGHUP have to end the process whatever it is
+    doing, also where an exception would pass through C++: they remove its work folders at once, and end it.
     """
 
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-
     def __init__(self) -> None:
-        self._asked = False
-        self.signal: signal.Signals | None = None
+        self._asked = self.seen = False
+        self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         """Note signals from now on; where they are ignored, as in a shell's background jobs, they stay so."""
-        self._asked, self.signal = False, None
-        for name in self.SIGNALS:
+        self._asked = self.seen = False
+        if threading.current_thread() is not threading.main_thread():
+            return  # only that one hears signals
+        for name, handler in (("SIGINT", self._note), ("SIGTERM", self._end), ("SIGHUP", self._end)):
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
-                signal.signal(number, self._note)
+                self._before[number] = signal.signal(number, handler)
 
-    def _note(self, number: int, *_: Any) -> None:
-        self._asked, self.signal = True, signal.Signals(number)
+    def remove(self) -> None:
+        """Leave signals as they were."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _note(self, *_: Any) -> None:
+        self._asked = self.seen = True
         raise KeyboardInterrupt
+
+    def _end(self, number: int, *_: Any) -> None:
+        abandon()
+        with contextlib.suppress(OSError):  # not through Python's streams: one may be in use at this moment
+            os.write(2, _interrupted(f"by {signal.Signals(number).name}").encode() + b"\n")
+        os._exit(ENDED_BY_SIGNAL + number)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if one was noted and swallowed."""
@@ -79,11 +96,13 @@ class Interruption:
             raise KeyboardInterrupt
 
     def report(self) -> int:
-        """Say on stderr that the program was interrupted; returns the exit status."""
-        by = self.signal or signal.SIGINT
-        asked = "at your request" if by == signal.SIGINT else f"by {by.name}"
-        say(f"interrupted\n  where: {asked}\n  fix:   no half engine was published; run it again", err=True)
-        return ENDED_BY_SIGNAL + by
+        """Say on stderr that Ctrl-C ended the program; returns the exit status."""
+        say(_interrupted("at your request"), err=True)
+        return ENDED_BY_SIGNAL + signal.SIGINT
+
+
+def _interrupted(how: str) -> str:
+    return f"interrupted\n  where: {how}\n  fix:   no half engine was published; run it again"
 
 
 INTERRUPTION = Interruption()

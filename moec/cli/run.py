@@ -112,7 +112,7 @@ def _forward(
 
     opened = api.load(engine)
     inputs = _read(file) if file else {k: v.numpy() for k, v in api.sample(engine, seed, **opening).items()}
-    outputs = opened(**inputs)
+    outputs = _outputs(opened, inputs, str(file or engine))
     if output:
         np.savez(output, **outputs)
     rows = {
@@ -124,6 +124,17 @@ def _forward(
         return
     for name, row in rows.items():
         say(f"{name}: {row['dtype']}{row['shape']} mean {row['mean']:.4g} std {row['std']:.4g}")
+
+
+def _outputs(engine: Any, inputs: dict[str, Any], where: str) -> Any:
+    """What an engine makes of arrays. Raises M211 where its runtime refuses them."""
+    try:
+        return engine(**inputs)
+    except MoecError:
+        raise
+    except Exception as error:  # each runtime has exceptions of its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise MoecError("M211", f"the engine does not run: {reason}", where, "give other inputs") from error
 
 
 def _read(file: Path) -> dict[str, Any]:

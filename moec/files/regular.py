@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 TEXT_BYTES = 2**26  # no config, index or manifest is larger; a vocabulary or a table of weights stays below
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a file for reading, never a pipe (which may wait for ever), a socket or a device.
 
     Raises:

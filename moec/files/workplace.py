@@ -19,6 +19,7 @@ except ImportError:  # Windows has no such locks, and nothing is swept there
     fcntl = None  # type: ignore[assignment]
 
 _NAME = re.compile(r"\.(?P<out>.+)\.moec-[0-9a-f]{8}")
+_ALIVE: list[Path] = []  # of this process
 OLD = "old"  # what stood in the place while a new one is moved there, on systems that cannot swap
 
 
@@ -32,11 +33,22 @@ def workplace(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep(out.parent)
     folder, locks = out.parent / f".{out.name}.moec-{secrets.token_hex(4)}", list[int]()
+    _ALIVE.append(folder)
     try:
         _make(folder, locks)
         yield folder
     finally:
         _remove(folder, locks)
+        _ALIVE.remove(folder)
+
+
+def abandon() -> None:
+    """Remove every work folder of this process at once, which is about to end."""
+    for folder in [*_ALIVE]:
+        with suppress(OSError):
+            _put_back(folder)
+        for _ in range(2):  # another thread may still be writing there
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(parent: Path) -> None:
@@ -56,12 +68,17 @@ def _sweep_one(folder: Path) -> None:
     try:
         if not _lock(lock, wait=False):
             return
-        name = _NAME.fullmatch(folder.name)
-        if name and (folder / OLD).exists() and not (folder.parent / name["out"]).exists():
-            (folder / OLD).rename(folder.parent / name["out"])
+        _put_back(folder)
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+
+
+def _put_back(folder: Path) -> None:
+    """Give what was moved aside its place again, if nothing is there."""
+    name = _NAME.fullmatch(folder.name)
+    if name and (folder / OLD).exists() and not (folder.parent / name["out"]).exists():
+        (folder / OLD).rename(folder.parent / name["out"])
 
 
 def _make(folder: Path, locks: list[int]) -> None:

@@ -4,6 +4,7 @@ engine."""
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
@@ -196,6 +197,89 @@ def test_a_folder_that_moec_did_not_write_is_left_alone(
     assert (tmp_path / "engine" / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("out", ["model", ".", "..", "deep", "model/.."])
+def test_the_model_and_the_current_directory_are_not_replaced(
+    out: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even where a manifest makes them look like an engine's folder."""
+    work = tmp_path / "deep" / "work"
+    work.mkdir(parents=True)
+    model.rename(work / "model")
+    for folder in (tmp_path / "deep", work, work / "model"):
+        (folder / "moec.json").write_text('{"artefacts": [{"name": "config.json"}, {"name": "model.safetensors"}]}')
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(work)
+    place = tmp_path / "deep" if out == "deep" else out
+    status, err = moec(capsys, "compile", "model", "-o", place)
+    assert status == 2
+    assert_three_lines(err, "M210")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_text_in_the_engines_folder_is_not_lost(
+    mixtral: Path, mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+    np.save(engine / "text.npy", np.arange(64) % 90)
+    for text in (engine / "text.npy", engine / "config.json"):
+        status, err = moec(capsys, "compile", mixtral, "--text", text, "-o", engine)
+        assert status == 2 and "error[M210]" in err
+        assert text.exists() and (engine / "moec.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "{engine}", "--seed", 2**70),
+        ("run", "{engine}", "--seed", -1),
+        ("run", "{engine}", "--tokens", "1", "--max-tokens", 2**64),
+        ("run", "{engine}", "--tokens", f"1,{2**70}"),
+        ("run", "{engine}", "--tokens", "1", "--temperature", "nan"),
+        ("bench", "{engine}", "--size", "sequence=²"),
+        ("bench", "{engine}", "--size", f"sequence={10**12}"),
+        ("compile", "nowhere", "-o", "x", "--target", "onnxruntime:threads=x"),
+    ],
+    ids=lambda a: " ".join(map(str, a))[:60],
+)
+def test_numbers_that_are_none_or_too_large(
+    arguments: tuple[object, ...],
+    mixtral_engine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, err = moec(capsys, *(mixtral_engine if a == "{engine}" else a for a in arguments))
+    assert status == 2 and "Traceback" not in err
+
+
+def test_what_is_no_file_does_not_wait(
+    mixtral: Path, mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, engine = tmp_path / "pipe", Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+    os.mkfifo(pipe)
+    os.mkfifo(tmp_path / "x.pt2")
+    os.mkfifo(tmp_path / "x.toml")
+    (engine / "moec.json").unlink()
+    os.mkfifo(engine / "moec.json")
+    new = ("-o", tmp_path / "new")
+    for arguments in (
+        ("compile", pipe, *new),
+        ("compile", tmp_path / "x.pt2", *new),
+        ("compile", f"{pipe}.py:x", *new),
+        ("compile", mixtral, *new, "--config", tmp_path / "x.toml"),
+        ("compile", mixtral, *new, "--text", pipe),
+        ("compile", mixtral, *new, "--text", "/dev/zero"),
+        ("compile", "--from", pipe, *new),
+        ("run", mixtral_engine, "--inputs", pipe),
+        ("inspect", engine),
+        ("run", engine),
+    ):
+        status, err = moec(capsys, *arguments)
+        assert status in (1, 2) and "error[M" in err and "M799" not in err, arguments
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_changed_engine_does_not_load(
     mixtral_engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +368,16 @@ def test_wrong_inputs_of_a_decoder(
     status, err = moec(capfd, "run", mixtral_engine, "--inputs", npz(mixtral_engine, tmp_path / "wrong.npz", **changes))
     assert status == 2
     assert_three_lines(err, "M211")
+
+
+def test_inputs_that_the_runtime_refuses(
+    mixtral_engine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It says so itself, and its own log, which would print the engine's names as they are, stays silent."""
+    np.savez(tmp_path / "empty.npz", input_ids=np.zeros((0, 3), np.int64))
+    status, err = moec(capfd, "run", mixtral_engine, "--inputs", tmp_path / "empty.npz")
+    assert status == 2 and "\x1b" not in err
+    assert [line[:5] for line in err.splitlines()[:1]] == ["error"]
 
 
 def test_a_prompt_beyond_the_context(mixtral_engine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from moec.compiler import staging as module
+from moec.compiler.publish import checkpoint_of
 from moec.compiler.staging import check_out, staging
 from moec.errors import MoecError
 from moec.files.workplace import sweep
@@ -182,6 +184,29 @@ def test_an_error_of_another_file_names_that_file(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught, staging(tmp_path / "out" / "engine") as folder:
         (folder / "no" / "such").write_text("")
     assert caught.value.code == "M210"
+
+
+class Checkpoints:
+    """A source that writes a checkpoint."""
+
+    def save_checkpoint(self, program: object, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("new")
+
+
+@pytest.mark.parametrize("ends", ["well", "ill", "taken"])
+def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str, tmp_path: Path) -> None:
+    out = tmp_path / "checkpoint"
+    context = contextlib.nullcontext() if ends == "well" else pytest.raises((MoecError, RuntimeError))
+    with context, checkpoint_of(None, Checkpoints(), out):  # type: ignore[arg-type]
+        assert not out.exists()
+        if ends != "well":
+            out.mkdir()
+            (out / "thesis.tex").write_text("years of work")
+        if ends == "ill":
+            raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+    assert [p.name for p in out.iterdir()] == ["config.json" if ends == "well" else "thesis.tex"]
 
 
 PUBLISHING = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moec.files.workplace import OLD, sweep, workplace
+from moec.files.workplace import OLD, abandon, sweep, workplace
 
 
 def names(folder: Path) -> list[str]:
@@ -58,3 +58,13 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / ".engine.moec-abcdef01").symlink_to(tmp_path / "thesis")
     sweep(tmp_path)
     assert (tmp_path / "thesis" / "file").exists()
+
+
+def test_a_process_that_ends_at_once_leaves_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    out.mkdir()
+    with workplace(out) as place:
+        (place / "engine").mkdir()
+        out.rename(place / OLD)
+        abandon()
+        assert names(tmp_path) == ["engine"]

@@ -26,7 +26,7 @@ def intermediates(path: Path, providers: list[str], inputs: Mapping[str, Tensor]
     values = [name for node in model.graph.node for name in node.output if name]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in known)
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry(FOLDER, str(path.parent))
     session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)

@@ -96,7 +96,7 @@ def _counted(limit: int) -> Iterator[None]:
             raise ValueError(f"it has more than {limit} parameters, far more than the files hold")
         original(module, name, value)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
