@@ -97,7 +97,10 @@ class ModuleSource(Source):
             if error.code == "M207" and larger and "DataDependent" not in type(error.__cause__).__name__:
                 with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
                     return capture(module, larger, self._dynamic, source=self.text)
-            raise with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic) from error
+            better = with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic)
+            if better is error:
+                raise
+            raise better from error
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
         """How a user asks for these dynamic dimensions, at the samples' sizes elsewhere."""

@@ -71,7 +71,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def way_out(error: Exception) -> str:
     """What to change in the model; settings that would help are found by trying them, see `with_fixed_sizes`."""
-    if not _depends_on_data(error):
+    if not depends_on_data(error):
         return "change that line of the model so that torch.export takes it"
     line = place_of(error)
     if "expert" in line.lower():
@@ -82,7 +82,8 @@ def way_out(error: Exception) -> str:
     return "write that line without a branch or a shape that depends on tensor values, e.g. with torch.where"
 
 
-def _depends_on_data(error: Exception) -> bool:
+def depends_on_data(error: BaseException) -> bool:
+    """Whether torch could not go on without the values of tensors."""
     return any("DataDependent" in type(each).__name__ for each in _chain(error))
 
 

@@ -25,6 +25,7 @@ from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
+from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
@@ -109,8 +110,9 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def from_model(cls, model: Any, cache: bool = True, leave_out: Sequence[str] = ()) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not
-        copied."""
+        """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
+        and its tensors are not copied. Raises M217 for an adapter that is not in the model's weights."""
+        model = unwrapped(model)
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out))
 
     @cached_property
@@ -119,7 +121,10 @@ class HuggingFaceSource(Source):
         try:
             caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
         except MoecError as error:
-            raise self._refusal(error) from error
+            better = self._refusal(error)
+            if better is error:
+                raise
+            raise better from error
         return self._signature(caches)
 
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
@@ -187,7 +192,10 @@ class HuggingFaceSource(Source):
         try:
             return self._captured(dtype)
         except MoecError as error:
-            raise self._refusal(error) from error
+            better = self._refusal(error)
+            if better is error:
+                raise
+            raise better from error
 
     def _refusal(self, error: MoecError) -> MoecError:
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
