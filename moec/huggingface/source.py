@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew
 from moec.execution.engine import Engine
-from moec.frontend.account import Account, LeaveOut
+from moec.frontend.account import Account, LeaveOut, LeftOut
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
-from moec.huggingface.account import account_of
+from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
@@ -82,6 +83,7 @@ class HuggingFaceSource(Source):
 
     def __init__(self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None) -> None:
         self.text, self.origin, self._leave_out = text, origin, leave_out or LeaveOut()
+        self._unread: Sequence[LeftOut] = ()
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache, self._own_attention = cache and decoder, not cache and decoder
@@ -135,8 +137,11 @@ class HuggingFaceSource(Source):
         return account_of(self.origin, (i.name for i in self.inputs), self._leave_out)
 
     def account(self) -> Account:
-        """See `moec.huggingface.account.account_of`."""
-        return self._account
+        """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
+        of."""
+        found, known = self._account, {x.name for x in self._account.left_out}
+        more = tuple(x for x in self._unread if x.name not in known)
+        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more))
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
@@ -239,6 +244,8 @@ class HuggingFaceSource(Source):
             if better is None:
                 raise
             raise better from error
+        if isinstance(self.origin, ModelFolder) and self.origin.adapter is None and not self.origin.quantized:
+            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
         keep_packed(program)
         return program
 
