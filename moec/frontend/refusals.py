@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moec.errors import MoecError
+from moec.frontend.source import Domain
 
 Dims = Mapping[str, Sequence[str | int | None]]
 _TORCH = str(Path(torch.__file__).parent)
@@ -111,3 +113,21 @@ def with_fixed_sizes(
         fix = f"it can be captured where {' and '.join(fixed)} {'is' if len(fixed) == 1 else 'are'} fixed: {say(given)}"
         return MoecError(error.code, error.what, error.where, fix)
     return error
+
+
+def say_dynamic(dynamic: Dims) -> str:
+    """How a user of Python asks for these dynamic dimensions."""
+    return f"pass dynamic={ {name: tuple(dims) for name, dims in dynamic.items()} }"
+
+
+def say_inputs(dynamic: Dims, samples: Mapping[str, Tensor], domains: Mapping[str, Domain]) -> str:
+    """How a user of the command line asks for them, at the samples' sizes elsewhere."""
+
+    def spec(name: str, dims: Sequence[str | int | None]) -> str:
+        sample = samples[name]
+        sizes = ",".join(d if isinstance(d, str) else str(n) for d, n in zip(dims, sample.shape, strict=False))
+        return f"{name}={sizes}:{str(sample.dtype)[6:]}" + (
+            "" if sample.is_floating_point() else f"<{domains[name].high}"
+        )
+
+    return "pass " + " ".join(f"--input '{spec(name, dims)}'" for name, dims in dynamic.items())
