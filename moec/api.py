@@ -23,6 +23,7 @@ from moec.frontend.export import Dynamic, capture
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook, Pipeline
+from moec.program.conditions import nearest
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
 from moec.proof.exam import Exam
@@ -209,9 +210,8 @@ def sample(folder: str | Path, seed: int = 0) -> dict[str, Tensor]:
     """Random valid inputs for an engine, from its source's domains."""
     report = read_report(folder)
     source = open_source(report.source, **report.opening)
-    return source.sample(
-        {name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}, seed
-    )
+    sizes = {name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}
+    return source.sample(nearest(report.assumptions.sizes, sizes) or sizes, seed)
 
 
 def read_report(folder: str | Path) -> Report:

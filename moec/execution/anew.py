@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ Call = Callable[..., dict[str, Tensor]]
 _OWN = set(nn.Module().__dict__) - {"training"}  # torch's own bookkeeping; buffers are looked at by name
 _DEEPEST = 5  # containers in containers
 _WHOLE = 4096  # elements of a tensor that is compared by its bytes; of a larger one, by a sum over them
+_WEIGHTS = 2**24  # elements from which on a buffer holds weights: it is shared by copies, and not looked at
 
 
 class CalledAnew:
@@ -61,7 +63,8 @@ class CalledAnew:
 def copied(model: nn.Module) -> nn.Module | None:
     """A copy that shares the parameters and nothing else; None where there is none to be had."""
     try:
-        return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+        weights = (*model.parameters(), *(b for b in model.buffers() if b.numel() >= _WEIGHTS))
+        return copy.deepcopy(model, {id(w): w for w in weights})
     except Exception:  # a module may hold anything: locks, files, tensors with a history
         return None
 
@@ -94,6 +97,8 @@ def _mark(value: Any, seen: dict[int, Any], depth: int = 0) -> Any:
 def _mark_of_object(value: Any, seen: dict[int, Any], depth: int) -> Any:
     if isinstance(value, Tensor):
         return str(value.dtype), tuple(value.shape), _content(value)
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, hash(value.tobytes())
     if isinstance(value, Mapping):
         return [(str(k), _mark(v, seen, depth)) for k, v in value.items()]
     if isinstance(value, list | tuple | deque):
@@ -106,7 +111,7 @@ def _mark_of_object(value: Any, seen: dict[int, Any], depth: int) -> Any:
 
 
 def _content(value: Tensor) -> Any:
-    if value.device.type == "meta" or not value.numel() or value.is_sparse or value.is_quantized:
+    if value.device.type == "meta" or not 0 < value.numel() < _WEIGHTS or value.is_sparse or value.is_quantized:
         return None
     flat = value.detach().reshape(-1)
     flat = flat.contiguous().view(torch.uint8) if not flat.is_complex() else torch.view_as_real(flat)

@@ -14,9 +14,11 @@ import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
+from torch.utils._sympy.functions import FloorDiv
 
 from moec.frontend.data_assertions import always, refuse_on_tensors, refused
 from moec.frontend.edges import settle, sizes_in
+from moec.frontend.looked_up import positions_in_tables
 from moec.frontend.relations import say
 from moec.program.conditions import Condition
 from moec.program.program import Program
@@ -38,7 +40,12 @@ def assume(program: Program, exported: ExportedProgram) -> None:
     names = _names(exported, inputs)
     known = {*names, *(s for _, dim in _sizes(exported, inputs) for s in _dimension(dim).free_symbols)}
     found: set[Condition] = set()
-    for expression in (*_stated(exported), *_ranges(exported, names), *_equal(exported, inputs, names)):
+    for expression in (
+        *_stated(exported),
+        *positions_in_tables(program.graph),
+        *_ranges(exported, names),
+        *_equal(exported, inputs, names),
+    ):
         condition = _condition(expression, names, known, exported)
         if condition is not None:
             found.add(condition)
@@ -48,11 +55,17 @@ def assume(program: Program, exported: ExportedProgram) -> None:
 
 
 def _names(exported: ExportedProgram, inputs: Sequence[Input]) -> dict[sympy.Symbol, sympy.Expr]:
-    """For each symbol the dimension that it is the size of; of several, one that is no sum."""
+    """For each symbol the dimension that it is the size of; of several, one that is no sum. A symbol that only occurs
+    in a computed size, such as `2*s7`, by that size."""
     found: dict[sympy.Symbol, sympy.Expr] = {}
     for size, dim in _sizes(exported, inputs):
         if isinstance(size, sympy.Symbol) and (size not in found or PLUS not in dim):
             found[size] = _dimension(dim)
+    for size, dim in _sizes(exported, inputs):
+        for symbol in size.free_symbols - set(found):
+            factor, rest = size.coeff(symbol, 1), size.coeff(symbol, 0)
+            if factor.is_Integer and rest.is_Integer and size == factor * symbol + rest:
+                found[symbol] = FloorDiv(_dimension(dim) - rest, factor)
     return found
 
 

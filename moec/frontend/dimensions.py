@@ -1,11 +1,12 @@
-"""Dynamic dimensions as torch.export takes them, with the bounds that it asks for."""
+"""Dynamic dimensions as torch.export takes them: the bounds that it asks for, and samples that are large enough."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch._dynamo.exc import UserError
 from torch.export import Dim
 
@@ -16,6 +17,8 @@ from moec.program.signature import PLUS, identifier
 _BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
 
 _SAME = re.compile(r"^ *(?P<name>[A-Za-z]\w*) = (?P<other>[A-Za-z]\w*)$", re.MULTILINE)
+
+GROWTH, LARGEST = (8, 64), 2**24  # times that too small samples are repeated, and elements that they then may have
 
 Found = Mapping[str, re.Match[str]]
 Shapes = Mapping[str, Sequence[str | int | None]]
@@ -56,3 +59,15 @@ def _bounded(name: str, found: re.Match[str] | None) -> Dim:
     bounds = found.groupdict() if found else {}
     most = int(bounds["max"]) if bounds.get("max") else None
     return Dim(identifier(name), min=max(least, int(bounds.get("min") or 0)), max=most)
+
+
+def enlarged(samples: Mapping[str, Tensor], dynamic: Shapes) -> Iterator[dict[str, Tensor]]:
+    """The samples repeated along their dynamic dimensions, more and more, for a model that needs more than they have.
+
+    Every dimension grows as much, so that sums stay sums. Nothing comes where none is dynamic.
+    """
+    named = {name: [isinstance(d, str) for d in dynamic.get(name, ())] for name in samples}
+    named = {n: [*dims, *[False] * (samples[n].dim() - len(dims))] for n, dims in named.items()}
+    for times in GROWTH if any(map(any, named.values())) else ():
+        if all(t.numel() * times ** sum(named[n]) < LARGEST for n, t in samples.items()):
+            yield {n: t.repeat([times if d else 1 for d in named[n]]) if t.dim() else t for n, t in samples.items()}

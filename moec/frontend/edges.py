@@ -27,6 +27,7 @@ _LOOKED_AT = {
     2: (*range(40), 64, 100, 1000, 4096, 131_072),
     3: (*range(9), 16, 31, 100, 4096),
 }
+_PLAIN = {1: 100, 2: 12}  # largest number in a condition that so many sizes in a row go well beyond
 _FEW = (0, 1, 2, 3, 8, 31, 4096)
 
 Sizes = dict[str, int]
@@ -44,24 +45,41 @@ def settle(
     """
     texts = {_text(size) for size in sizes}
     functions = [read(text)[2] for text in texts if text is not None]
+    waiting = sorted(conditions, key=lambda c: (len(c.names), len(c.text)))  # bounds of one size come first
     kept: list[Condition] = []
     edges: list[Sizes] = []
-    for condition in sorted(conditions, key=lambda c: (len(c.names), len(c.text))):  # bounds of one size come first
-        failing = [point for point in _failing(condition) if all(c.holds(point) for c in kept)]
-        if not failing or any(min(point.values()) > 1 and _least(functions, point) > 1 for point in failing):
-            kept.append(condition)
-            continue
-        inner = sorted((p for p in failing if min(p.values()) > 1), key=lambda p: max(p.values()))
-        at = [{**default_sizes(program, kept), **point} for point in inner]  # plain sizes of 1 are proven anyway
-        first = next((k for k in range(len(at)) if _runs(program, at[k])), None) if _is_minimum(condition) else 0
-        if first is None or not all(_runs(program, at[k]) for k in (first, -1) if at):
-            kept.append(condition)
-        elif at:
-            kept += [Condition(f"{next(iter(inner[0]))} >= {min(inner[first].values())}")] if first else []
-            edges.append(at[first])
+    for condition in waiting:
+        kept += _model_says(program, condition, kept, functions, edges)
+    for condition in list(kept):  # once more, where all others hold
+        others = [c for c in kept if c is not condition]
+        kept = sorted([*others, *_model_says(program, condition, others, functions, edges)], key=lambda c: c.text)
     kept = _needed(kept)
     unique = [e for k, e in enumerate(edges) if e not in edges[:k] and all(c.holds(e) for c in kept)]
     return tuple(sorted(kept, key=lambda c: c.text)), tuple(unique)
+
+
+def _model_says(
+    program: Program,
+    condition: Condition,
+    others: Sequence[Condition],
+    functions: Sequence[Function],
+    edges: list[Sizes],
+) -> list[Condition]:
+    """What of a condition is the model's: all, nothing, or a smaller least size. `edges` gets the sizes of the rest."""
+    everywhere = _failing(condition)
+    failing = [point for point in everywhere if all(c.holds(point) for c in others)]
+    looked = failing or everywhere
+    if not looked and max(stated(condition), default=0) < _PLAIN.get(len(condition.names), 0):
+        return []  # all of its numbers were passed, and it held
+    if not looked or any(min(point.values()) > 1 and _least(functions, point) > 1 for point in looked):
+        return [condition]
+    inner = sorted((p for p in failing if min(p.values()) > 1), key=lambda p: max(p.values()))
+    at = [{**default_sizes(program, others), **point} for point in inner]  # plain sizes of 1 are proven anyway
+    first = next((k for k in range(len(at)) if _runs(program, at[k])), None) if _is_minimum(condition) else 0
+    if first is None or not all(_runs(program, at[k]) for k in (first, -1) if at):
+        return [condition]
+    edges += at[first : first + 1]
+    return [Condition(f"{next(iter(inner[0]))} >= {min(inner[first].values())}")] if first else []
 
 
 def _is_minimum(condition: Condition) -> bool:
@@ -73,8 +91,9 @@ def _needed(conditions: Sequence[Condition]) -> list[Condition]:
     """Without those that follow from the others where no size is 0 or 1: with a past of 2 tokens at least,
     `past + sequence <= 16` makes torch say `sequence <= 14`, which is not so for a past of none."""
     kept = list(conditions)
-    for condition in sorted(conditions, key=lambda c: (len(c.names), c.text)):
-        others = [c for c in kept if c is not condition]
+    bounding = [c for c in conditions if " <= " in c.text or " >= " in c.text]
+    for condition in sorted(bounding, key=lambda c: (len(c.names), c.text)):
+        others = [c for c in kept if c is not condition and c in bounding]
         names = sorted(condition.names.union(*(c.names for c in others if c.names & condition.names)))
         if len(names) > 3 or not any(c.names & condition.names for c in others):
             continue
@@ -173,4 +192,4 @@ def sizes_in(graph: fx.Graph) -> set[sympy.Expr]:
     """Every symbolic size of a tensor in a graph."""
     values = [node.meta.get("val") for node in graph.nodes]
     found = (s for v in values if isinstance(v, Tensor) for s in v.shape if isinstance(s, torch.SymInt))
-    return {size.node.expr for size in found}
+    return {size.node.expr for size in found}  # type: ignore[attr-defined]  # a SymInt, which mypy takes for an int

@@ -211,8 +211,14 @@ def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None
                 f"input {name!r}",
                 "make the model take other sizes",
             )
-        shape.append(given if isinstance(given, str) else (int(size) if isinstance(size, int) else str(size)))
+        shape.append(given if isinstance(given, str) else int(size) if isinstance(size, int) else _own(size, name, i))
     return Input(name, value.dtype, tuple(shape))
+
+
+def _own(size: Any, name: str, axis: int) -> str:
+    """The name of a dimension that nobody named: torch's symbol; of a size that is computed from one, such as
+    `2*s7`, the place where it stands."""
+    return str(size) if str(size).isidentifier() else f"{identifier(name)}_{axis}"
 
 
 def _output_names(exported: ExportedProgram, graph_module: fx.GraphModule) -> tuple[str, ...]:

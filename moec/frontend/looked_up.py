@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -35,6 +36,18 @@ def values_of(graph: fx.Graph, inputs: tuple[Input, ...]) -> tuple[Values, ...]:
             least, largest = found.get(names[name], (low - shift, high - shift))
             found[names[name]] = max(least, low - shift), min(largest, high - shift)
     return tuple(Values(name, low, high) for name, (low, high) in found.items())
+
+
+def positions_in_tables(graph: fx.Graph) -> Iterator[sympy.Expr]:
+    """Conditions on sizes: where a table is looked up at 0, 1, 2 … as many times as a size says, it has so many rows.
+    An engine's runtime may read past its end without a word."""
+    for ids, _, high in _lookups(graph):
+        node, shift = _through(ids)
+        if isinstance(node, fx.Node) and node.target in (_aten.arange.default, _aten.arange.start):
+            start, end = (0, node.args[0]) if node.target is _aten.arange.default else node.args[:2]
+            start, end = (a.meta.get("val") if isinstance(a, fx.Node) else a for a in (start, end))
+            if isinstance(end, torch.SymInt):
+                yield sympy.Le(end.node.expr, high + 1 - shift)
 
 
 def _lookups(graph: fx.Graph) -> Iterator[tuple[Any, int, int]]:
@@ -70,6 +83,13 @@ def _dtype(node: Any) -> torch.dtype | None:
 
 def _origin(node: Any) -> tuple[str | None, int]:
     """The placeholder whose every value, plus the number, is an index; no name where there is none."""
+    found, shift = _through(node)
+    named = isinstance(found, fx.Node) and found.op == "placeholder"
+    return (str(found.target), shift) if named else (None, 0)
+
+
+def _through(node: Any) -> tuple[Any, int]:
+    """What gives the values of a node, in another shape or dtype, and the number that is added to them since."""
     shift = 0
     while isinstance(node, fx.Node) and node.op != "placeholder":
         packet = getattr(node.target, "overloadpacket", None)
@@ -77,6 +97,6 @@ def _origin(node: Any) -> tuple[str | None, int]:
         if packet in (_aten.add, _aten.sub) and type(other) is int and not node.kwargs:
             shift += other if packet is _aten.add else -other
         elif packet not in _SAME or _dtype(node) not in _INTEGERS:
-            return None, 0
+            break
         node = node.args[0]
-    return (str(node.target), shift) if isinstance(node, fx.Node) else (None, 0)
+    return node, shift

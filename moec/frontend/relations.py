@@ -27,6 +27,9 @@ def _relation(relation: Any) -> str:
     left, right, sign = relation.lhs, relation.rhs, _SIGNS[type(relation)]
     if left.is_Integer and not right.is_Integer:
         left, right, sign = right, left, _MIRRORED.get(sign, sign)
+    constant, rest = left.as_coeff_Add() if isinstance(left, sympy.Expr) else (sympy.Integer(0), left)
+    if constant.is_Integer and right.is_Integer:
+        left, right = rest, right - constant
     if left.is_integer and right.is_Integer and sign in ("<", ">"):
         right, sign = (right - 1, "<=") if sign == "<" else (right + 1, ">=")
     return f"{_say(left)} {sign} {_say(right)}"

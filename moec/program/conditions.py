@@ -154,6 +154,14 @@ def bounds(conditions: Iterable[Condition]) -> dict[str, list[int]]:
     return {name: sorted(sizes) for name, sizes in found.items()}
 
 
+def limits(conditions: Iterable[Condition], name: str) -> tuple[int, int | None]:
+    """The least and the largest size of a dimension that the conditions on it alone allow, None where none is the
+    largest."""
+    alone = [c for c in conditions if c.names == {name}]
+    held = [n for n in {*bounds(alone).get(name, ()), *_grid(alone)} if broken(alone, {name: n}) is None]
+    return min(held, default=0), None if _FARTHEST in held or not held else max(held)
+
+
 def _bounds_of(condition: Condition, name: str) -> set[int]:
     others = sorted(condition.names - {name})
     bounds_found: set[int] = set()
@@ -181,7 +189,7 @@ def _grid(conditions: Iterable[Condition]) -> list[int]:
     """Sizes to look at: small ones one by one, then ever farther apart, and around each number that stands in a
     condition."""
     around = {n for c in conditions for n in stated(c) if n <= _FARTHEST}
-    far = {int(_DENSE * 1.25**k) for k in range(25)}
+    far = {_FARTHEST, *(int(_DENSE * 1.25**k) for k in range(25))}
     return sorted({*range(_DENSE), *(n for n in far if n <= _FARTHEST), *around})
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.memory import peak_rss_bytes, reset_peak, rss_bytes
+from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input
 from moec.program.signature import Sample
@@ -96,6 +97,8 @@ def bench_engines(
     if not engines or runs < 1:
         raise MoecError("M201", "nothing to time", "moec bench", "give at least one engine and one run")
     chosen = sizes_of(engines[0].inputs, sizes or {}) if sample is None else _measured(engines[0].inputs, sample)
+    if not sizes and sample is None:  # what nobody asked for is what the engine was made for
+        chosen = nearest(engines[0].conditions, chosen) or chosen
     sample = sample if sample is not None else default_sample(engines[0].inputs, chosen)
     clocks = [partial(_seconds, engine, sample) for engine in engines]
     growth = [growth_bytes(clock, warmup) for clock in clocks]

@@ -75,7 +75,7 @@ def test_the_tokenizer_of_the_source_serves_too(run: Any, mixtral_engine: Path, 
     [
         (["x" * 256], "M211"),
         ([""], "M211"),
-        (["--tokens", "5,96"], "M211"),
+        (["--tokens", "5,96"], "M214"),
         (["--tokens", "5;6"], "M201"),
         (["text", "--tokens", "5,6"], "M201"),
         (["text", "--output", "out.npz"], "M201"),

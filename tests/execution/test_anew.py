@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,11 +24,19 @@ class Remembers(nn.Module):
     def __init__(self, change: Change) -> None:
         super().__init__()
         self.change, self.mode, self.seen, self.memo, self.box = change, "short", [0], {"most": 0}, Box()
+        self.rows = np.zeros(2)
         self.register_buffer("table", torch.ones(3))
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        factor = len(self.seen) + self.memo["most"] + self.box.most + float(self.table.sum()) + (self.mode == "long")
+        factor = (
+            len(self.seen)
+            + self.memo["most"]
+            + self.box.most
+            + float(self.table.sum())
+            + float(self.rows.sum())
+            + (self.mode == "long")
+        )
         self.change(self, x)
         return {"y": x * factor * self.scale}
 
@@ -61,11 +70,15 @@ def an_object(m: Any, x: Tensor) -> None:
     m.box.most += 1
 
 
+def an_array(m: Any, x: Tensor) -> None:
+    m.rows[0] += x.shape[1]
+
+
 def parameter(m: Any, x: Tensor) -> None:
     m.scale.data.mul_(2)
 
 
-CHANGES = [attribute, buffer_in_place, buffer_replaced, a_list, a_mapping, an_object, parameter]
+CHANGES = [attribute, buffer_in_place, buffer_replaced, a_list, a_mapping, an_object, an_array, parameter]
 INPUTS = [torch.ones(2, n) for n in (3, 9, 3, 7, 3)]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,19 @@ from torch import Tensor, nn
 import moec
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
-from moec.execution.generation import Sampling, choose, clocked, generate, is_decoder, pad
+from moec.execution.generation import (
+    Continuation,
+    GuardedContinuation,
+    Sampling,
+    choose,
+    clocked,
+    generate,
+    is_decoder,
+    pad,
+)
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
+from moec.program.conditions import Assumptions, Condition
 from moec.program.decoder_signature import cache_inputs, present_name
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
@@ -192,8 +203,8 @@ def test_prompts_of_another_form_are_refused(engine: Engine, ids: Tensor, mask: 
 
 def test_other_nonsense_is_refused(engine: Engine) -> None:
     refused(lambda: generate(engine, IDS, MASK, max_tokens=0), "0 tokens", "M201")
-    refused(lambda: text(engine, torch.tensor([[VOCAB]])), "out of data bounds")
-    refused(lambda: engine(input_ids=torch.tensor([[VOCAB]])), "out of data bounds")
+    refused(lambda: text(engine, torch.tensor([[VOCAB]])), "the model knows", "M214")
+    refused(lambda: engine(input_ids=torch.tensor([[VOCAB]])), "the model knows", "M214")
     for wrong in ({"temperature": -1.0}, {"temperature": 1.0, "top_p": 0.0}, {"top_k": 3}):
         refused(lambda wrong=wrong: Sampling(**wrong), "", "M201")
     encoder = Indirect(engine)
@@ -267,3 +278,44 @@ def test_draws_follow_the_shares_that_transformers_computes(sampling: Sampling) 
 def test_waiting_is_clocked() -> None:
     items = list(clocked(iter("abc")))
     assert [item for item, _ in items] == ["a", "b", "c"] and all(seconds >= 0 for _, seconds in items)
+
+
+# ---------------------------------------------------------------------- what the engine was made for
+@pytest.mark.parametrize("own", [True, False], ids=["own continuation", "through tensors"])
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_a_prompt_out_of_the_vocabulary_is_refused(engine: Engine, own: bool, token: int) -> None:
+    asked = engine if own else Indirect(engine)
+    asked.assume(Assumptions((), engine.values))
+    with pytest.raises(MoecError, match=f"holds {token}") as caught:
+        text(asked, torch.tensor([[5, token, 7]]))
+    assert caught.value.code == "M214"
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own continuation", "through tensors"])
+def test_a_text_ends_where_the_conditions_do(mixtral_engine: Path, own: bool) -> None:
+    loaded = moec.load(mixtral_engine)
+    asked = loaded if own else Indirect(loaded)
+    asked.assume(Assumptions((Condition("past_sequence + sequence <= 9"),), loaded.values))
+    made = []
+    with pytest.raises(MoecError) as caught:
+        for token in generate(asked, torch.tensor([[5, 6, 7, 8]]), max_tokens=20):
+            made.append(int(token))
+    assert caught.value.code == "M213" and len(made) == 6
+    with pytest.raises(MoecError):
+        list(generate(asked, torch.full((1, 10), 5), max_tokens=1))
+
+
+class Wide(Continuation):
+    """Logits for more tokens than the vocabulary has, as padded heads give; the likeliest has no row."""
+
+    def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return np.eye(1, VOCAB + 8, VOCAB + 3)
+
+
+def test_a_chosen_token_without_a_row_is_refused(engine: Engine) -> None:
+    guarded = GuardedContinuation(engine, Wide())
+    one = np.ones((1, 1), np.int64)
+    token = guarded.step(one, one).argmax(-1)[:, None]
+    with pytest.raises(MoecError) as caught:
+        guarded.step(token, np.ones((1, 2), np.int64))
+    assert caught.value.code == "M214"

@@ -137,3 +137,24 @@ def test_a_file_keeps_them(function: Forward, held: int, refused: int) -> None:
 def test_clones_keep_them_and_the_text_shows_them() -> None:
     program = captured(short)[1]
     assert program.clone().conditions == program.conditions and "length <= 72" in program.clone().text()
+
+
+class Pairs(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], 2, -1).sum((1, 2)).sum() + y.sum()
+
+
+def test_sizes_of_a_file_that_are_computed_from_another() -> None:
+    half = torch.export.Dim("half")
+    dims = {"x": {0: torch.export.Dim("rows"), 1: 2 * half}, "y": {0: 3 * half + 1}}
+    exported = torch.export.export(Pairs(), (torch.randn(3, 10), torch.randn(16)), dynamic_shapes=dims)
+    program = from_exported(exported)
+    engine = EagerEngine(program)
+    for width in (4, 12):
+        x, y = torch.randn(2, width), torch.randn(3 * (width // 2) + 1)
+        assert torch.allclose(engine(x=x, y=y)["output"], Pairs()(x, y), atol=1e-5)
+    for width, length in ((11, 16), (10, 15), (12, 16)):
+        with pytest.raises(MoecError) as caught:
+            engine(x=torch.randn(2, width), y=torch.randn(length))
+        assert caught.value.code == "M213"
+    assert all(d.isidentifier() for i in program.inputs for d in i.shape if isinstance(d, str))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError, UserErrorType
 
-from moec.frontend.dimensions import dynamic_shapes, suggested_bounds
+from moec.frontend.dimensions import dynamic_shapes, enlarged, suggested_bounds
 from moec.frontend.export import capture
 
 TEXT = """Constraints violated (frames)! For more information, run with TORCH_LOGS="+dynamic".
@@ -43,3 +43,12 @@ class Windowed(nn.Module):
 def test_minimum_and_maximum_of_one_capture() -> None:
     program = capture(Windowed(), {"x": torch.randn(3, 20)}, {"x": ("batch", "length")})
     assert [str(c) for c in program.conditions] == ["length <= 44", "length >= 6"]
+
+
+def test_samples_grow_along_what_is_dynamic_and_sums_stay_sums() -> None:
+    samples = {"x": torch.ones(2, 3, 4), "mask": torch.ones(2, 8), "past": torch.ones(2, 5), "number": torch.ones(())}
+    dynamic = {"x": ("batch", "new"), "mask": ("batch", "past + new"), "past": ("batch", "past")}
+    found = [{n: tuple(t.shape) for n, t in larger.items()} for larger in enlarged(samples, dynamic)]
+    assert found[0] == {"x": (16, 24, 4), "mask": (16, 64), "past": (16, 40), "number": ()}
+    assert found[1]["x"] == (128, 192, 4) and len(found) == 2
+    assert list(enlarged(samples, {})) == [] == list(enlarged({"x": torch.ones(2**18)}, {"x": ("n",)}))[1:]

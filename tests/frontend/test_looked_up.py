@@ -78,3 +78,27 @@ def test_every_input_has_its_own() -> None:
     samples = {n: torch.ones(3, 5, dtype=torch.int64) for n in ("ids", "token_type_ids")}
     program = capture(Two(), samples, dict.fromkeys(samples, ("batch", "length")))
     assert set(program.values) == {Values("ids", 0, 19), Values("token_type_ids", 0, 1)}
+
+
+class Positions(nn.Module):
+    """A table of 24 positions, read from 0 or 2 on."""
+
+    def __init__(self, first: int, start: bool) -> None:
+        super().__init__()
+        self.places, self.first, self.start = nn.Embedding(24, 4), first, start
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        places = torch.arange(1, length + 1) - 1 if self.start else torch.arange(length)
+        return x + self.places(places.unsqueeze(0) + self.first)
+
+
+@pytest.mark.parametrize(("first", "start", "longest"), [(0, False, 24), (2, False, 22), (2, True, 22)])
+def test_a_table_of_positions_bounds_the_length(first: int, start: bool, longest: int) -> None:
+    model = Positions(first, start).eval()
+    program = capture(model, {"x": torch.randn(3, 5, 4)}, {"x": ("batch", "length", None)})
+    assert [str(c) for c in program.conditions] == [f"length <= {longest}"]
+    x = torch.randn(2, longest, 4)
+    assert torch.allclose(EagerEngine(program)(x=x)["output"], model(x))
+    with pytest.raises(IndexError):
+        model(torch.randn(1, longest + 1, 4))

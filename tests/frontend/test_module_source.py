@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
 from moec.frontend.module_source import ExportedSource, ModuleSource, from_file, guess_dynamic, parse_inputs
 from moec.frontend.source import Domain
 
@@ -171,3 +172,67 @@ def test_what_is_no_pt2_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
         ExportedSource(tmp_path / "model.pt2")
     assert caught.value.code == "M204"
+
+
+class Filters(nn.Module):
+    """Needs 15 frames: three convolutions of 3, each over every second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Sequential(*(nn.Conv1d(4, 4, 3, 2) for _ in range(3)))
+
+    def forward(self, feats: Tensor) -> Tensor:
+        return self.filters(feats.transpose(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 4), (1, 20, 4), (1, 1, 4), (2, 40, 4)])
+def test_samples_that_are_too_small_are_enlarged_and_the_least_size_is_found(shape: tuple[int, ...]) -> None:
+    model = Filters().eval()
+    source = ModuleSource(model, {"feats": torch.randn(shape)}, {"feats": ("batch", "frames", None)})
+    program = source.capture()
+    assert [str(c) for c in program.conditions] == ["frames >= 15"]
+    engine = EagerEngine(program)
+    for batch, frames in ((1, 15), (2, 16), (5, 99)):
+        x = torch.randn(batch, frames, 4)
+        assert torch.allclose(engine(feats=x)["output"], model(x), atol=1e-6)
+    with pytest.raises(RuntimeError):
+        model(torch.randn(1, 14, 4))
+    with pytest.raises(MoecError) as caught:
+        engine(feats=torch.randn(1, 14, 4))
+    assert caught.value.code == "M213"
+
+
+class Square(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.ones(5, 5) if x.shape[0] < 50 else x.new_zeros(3).reshape(-1, 2)
+
+
+def test_the_error_of_a_model_that_larger_samples_do_not_help_is_that_of_its_own() -> None:
+    with pytest.raises(MoecError, match="4") as caught:
+        ModuleSource(Square(), {"x": torch.randn(7, 4)}, {"x": ("rows", "columns")}).capture()
+    assert caught.value.code == "M207" and "56" not in caught.value.what
+
+
+class Settles(nn.Module):
+    """Keeps for good what its first text decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode = ""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.mode = self.mode or ("short" if ids.shape[1] < 20 else "long")
+        return ids * 2.0 if self.mode == "short" else ids.cumsum(1) * 1.0
+
+
+def test_a_model_that_keeps_what_its_first_text_decides_is_captured_and_compared_as_it_is_at_first() -> None:
+    model = Settles()
+    source = ModuleSource(model, {"ids": torch.ones(3, 11, dtype=torch.int64)}, {"ids": ("batch", "length")})
+    program, reference = source.capture(), source.reference()
+    assert [str(c) for c in program.conditions] == ["length <= 19"] and model.mode == ""
+    for length in (5, 30, 5, 19, 20):
+        ids = torch.randint(1, 9, (2, length))
+        want = Settles()(ids)
+        assert torch.equal(reference(ids=ids)["output"], want)
+        if length < 20:
+            assert torch.equal(EagerEngine(program)(ids=ids)["output"], want)

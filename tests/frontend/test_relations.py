@@ -22,6 +22,7 @@ a, b = sympy.Symbol("a", integer=True, positive=True), sympy.Symbol("b", integer
     (sympy.Gt(a, 6), "a >= 7"),
     (sympy.Eq(F.Mod(a, 4), 0), "a % 4 == 0"),
     (sympy.Ne(a, b), "a != b"),
+    (sympy.Le(a + b + 2, 24), "a + b <= 22"),
     (sympy.Eq(a, 3) | sympy.Eq(b, 1), "a == 3 or b == 1"),
 ])  # fmt: skip
 def test_the_form(expression: Any, text: str) -> None:

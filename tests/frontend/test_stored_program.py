@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import moec
 from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
 from moec.program.program import Program
 
 
@@ -61,5 +63,38 @@ def test_a_changed_weight_is_seen(program: Program, tmp_path: Path) -> None:
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoecError, match="not a program") as caught:
+        moec.load_program(tmp_path)
+    assert caught.value.code == "M204"
+
+
+class Switches(nn.Module):
+    """Another result for short texts, so that the sizes that all programs are traced at do not do."""
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        return (x[ids] if ids.shape[0] >= 40 else -x[ids]) * 2
+
+
+def test_what_a_program_assumes_survives(tmp_path: Path) -> None:
+    samples = {"ids": torch.zeros(50, dtype=torch.long), "x": torch.randn(9, 4)}
+    saved = moec.capture(Switches(), samples, {"ids": ("tokens",), "x": (None, None)})
+    saved.edges = ({"tokens": 41},)
+    moec.save_program(saved, tmp_path)
+    loaded = moec.load_program(tmp_path)
+    assert [str(c) for c in loaded.conditions] == ["tokens >= 40"] and loaded.edges == saved.edges
+    assert [str(v) for v in loaded.values] == ["-9 <= ids <= 8"]
+    engine = EagerEngine(loaded)
+    given = {"ids": torch.randint(0, 9, (60,)), "x": torch.randn(9, 4)}
+    assert torch.equal(engine(**given)["output"], Switches()(**given))
+    with pytest.raises(MoecError) as caught:
+        engine(**{**given, "ids": given["ids"][:39]})
+    assert caught.value.code == "M213"
+
+
+@pytest.mark.parametrize("assumed", [None, {"sizes": ["exit()"], "values": []}, {"sizes": []}])
+def test_assumptions_that_are_none_are_refused(program: Program, tmp_path: Path, assumed: object) -> None:
+    moec.save_program(program, tmp_path)
+    facts = json.loads((tmp_path / "program.json").read_text())
+    (tmp_path / "program.json").write_text(json.dumps({**facts, "assumptions": assumed}))
+    with pytest.raises(MoecError) as caught:
         moec.load_program(tmp_path)
     assert caught.value.code == "M204"

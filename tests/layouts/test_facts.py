@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moec.layouts.facts import model_name
+from moec.layouts.facts import ModelFacts, model_name
+from moec.program.conditions import Assumptions, Condition
 
 
 @pytest.mark.parametrize(
@@ -24,3 +25,13 @@ from moec.layouts.facts import model_name
 )
 def test_names_are_what_a_path_allows(source: str, name: str) -> None:
     assert model_name(source) == name
+
+
+@pytest.mark.parametrize(("texts", "context"), [
+    ((), 512), (("past_sequence + sequence <= 64",), 64), (("sequence <= 900",), 512), (("frames >= 7",), 512),
+    (("sequence <= 64", "sequence <= 48"), 48),
+])  # fmt: skip
+def test_a_context_is_no_longer_than_the_conditions_allow(texts: tuple[str, ...], context: int) -> None:
+    assumed = Assumptions(tuple(map(Condition, texts)))
+    facts = ModelFacts("a", context=512).assuming(assumed)
+    assert facts.context == context and facts.assumes == assumed

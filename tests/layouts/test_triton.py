@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from moec.layouts.triton import config, is_batched, write
+from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.program import Input
 from tests.layouts.test_genai import FACTS, decoder_inputs
 
@@ -124,6 +125,14 @@ def test_a_decoder_warms_up_on_a_prompt_and_on_a_token_after_it() -> None:
         [11],
         [2, 10, 8],
     ]
+
+
+def test_a_server_is_told_what_it_does_not_check_and_warms_up_inside_of_it() -> None:
+    window = Assumptions((Condition("past_sequence + sequence <= 6"),), (Values("input_ids", 0, 95),))
+    text = config(decoder_inputs(), LOGITS, replace(FACTS, context=20).assuming(window))
+    assert "past_sequence + sequence <= 6, 0 <= input_ids <= 95; Triton does not check that" in text
+    sizes = {w.name: next(iter(w.inputs["attention_mask"].dims)) for w in parse(text).model_warmup}
+    assert sizes == {"prefill": 3, "decode": 4}
 
 
 # ---------------------------------------------------------------------- the folder

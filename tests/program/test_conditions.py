@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moec.errors import MoecError
-from moec.program.conditions import Assumptions, Condition, Values, bounds, broken, nearest, require, stated
+from moec.program.conditions import Assumptions, Condition, Values, bounds, broken, limits, nearest, require, stated
 
 SHORT = Condition("sequence <= 72")
 FRAMES = Condition("frames >= 7")
@@ -94,3 +94,10 @@ def test_other_data_is_refused(data: object) -> None:
 
 def test_the_numbers_that_stand_in_a_condition() -> None:
     assert stated(WINDOW) == {15, 16, 17} and stated(Condition("a == b")) == set()
+
+
+def test_limits_of_a_dimension() -> None:
+    given = [SHORT, FRAMES, WINDOW, Condition("sequence >= 3")]
+    assert limits(given, "sequence") == (3, 72) and limits(given, "frames") == (7, None)
+    assert limits(given, "past_sequence") == (0, None) and limits([Condition("a <= 70000")], "a") == (0, 70_000)
+    assert limits([Condition("a < 1"), Condition("a > 2")], "a") == (0, None), "no size at all"

@@ -99,3 +99,12 @@ def test_padding_is_left_out_of_logits_and_caches() -> None:
     assert without_padding(logits, sample).flatten().tolist() == [0, 1, 2]
     assert without_padding(present, sample).flatten().tolist() == [0, 1, 2, 3, 5, 6]
     assert without_padding(logits, {"attention_mask": mask}) is logits, "a model without a cache is compared whole"
+
+
+def test_absent_types_of_tokens_are_zeros_for_a_model_that_takes_them() -> None:
+    ids = torch.ones(3, 5, dtype=torch.int64)
+    encoder = [Input(n, torch.int64, ("batch", "sequence")) for n in ("input_ids", "token_type_ids")]
+    assert torch.equal(complete(encoder, {"input_ids": ids})["token_type_ids"], torch.zeros_like(ids))
+    given = {"input_ids": ids, "token_type_ids": ids}
+    assert complete(encoder, given)["token_type_ids"] is ids and "token_type_ids" not in complete(encoder, {})
+    assert "token_type_ids" not in complete(encoder[:1], {"input_ids": ids})

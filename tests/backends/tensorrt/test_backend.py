@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from moec import api, registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT
@@ -298,3 +299,16 @@ class TestBuilt:
         status, err = moec(capsys, "run", engine)
         assert status == 3 and "1.0." in err and "moec build" in err
         assert_three_lines(err, "M301")
+
+
+def test_what_the_capture_assumed_stands_beside_the_plan_and_in_its_graph(unbuilt: Path) -> None:
+    facts = json.loads((unbuilt / FACTS_FILE).read_text())
+    assert facts["assumptions"] == {"sizes": [], "values": [["input", 0, 95]]}
+    target = Target.parse("tensorrt:sm90")
+    backend: Backend = registry.find("backends", "tensorrt")()
+    engine = backend.load(unbuilt, backend.stand_in(target, built=False) or target)
+    assert engine(input=torch.tensor([[0, 95]]))
+    for token in (-1, 96):
+        with pytest.raises(MoecError) as caught:
+            engine(input=torch.tensor([[5, token]]))
+        assert caught.value.code == "M214"

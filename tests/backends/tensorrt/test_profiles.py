@@ -9,6 +9,7 @@ import torch
 
 from moec.backends.tensorrt.profiles import Profile, fitting, limits_of, profiles
 from moec.errors import MoecError
+from moec.program.conditions import Condition
 from moec.program.program import Input
 
 PAST = Input("past_key_values.0.key", torch.float32, ("batch", 2, "past_sequence", 8))
@@ -100,3 +101,14 @@ def test_tables_show_what_differs() -> None:
         "sequence": "1",
         "past_sequence": "0 … 1 … 4",
     }
+
+
+def test_no_profile_holds_what_the_conditions_of_a_dimension_exclude() -> None:
+    conditions = (Condition("sequence >= 7"), Condition("sequence <= 72"), Condition("batch * sequence <= 100"))
+    single, batch = profiles(ENCODER, {}, conditions=conditions)
+    assert single.sizes == {"batch": (1, 1, 1), "sequence": (7, 72, 72)} and batch.sizes["sequence"] == (7, 72, 72)
+    assert batch.shapes["input_ids"][0] == (1, 7) and batch.tokens == 8 * 72
+    even = profiles(ENCODER, {"sequence": 9}, conditions=(Condition("sequence % 2 == 0"),))
+    assert even[0].sizes["sequence"] == (2, 2, 8)
+    none = profiles(ENCODER, {"sequence": 9}, conditions=(Condition("sequence >= 700"),))
+    assert none[0].sizes["sequence"] == (1, 2, 9), "the option says what is to be built; the engine refuses the rest"

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from moec.proof.cache_consistency import Consistency, Way
+from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.capture import Capture
 from moec.proof.checks.check import Check
@@ -34,6 +35,10 @@ REACHED = Coverage((ExpertLoad("moe", "blocks.0", (5, 1, 3)),), 2, 3, 9, 0)
 MISSED = Coverage((ExpertLoad("moe", "blocks.0", (5, 0, 3)),), 2, 3, 8, 0)
 RUN = ({"batch": 2},)
 PAIRS: tuple[tuple[Check, Check], ...] = (
+    (
+        Assumed("engine", ("sequence <= 72",), (("ids", 0, 9),)),
+        Assumed("engine", ("sequence <= 72",), (), ("0 <= ids <= 9",)),
+    ),
     (Outputs(COMPARISON), Outputs(FAR)),
     (Lowering(COMPARISON), Lowering(FAR)),
     (Capture(COMPARISON), Capture(FAR)),

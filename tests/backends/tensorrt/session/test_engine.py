@@ -27,6 +27,7 @@ def folder_of(folder: Path, plan: bytes | None = b"plan", **changes: Any) -> Pat
         "inputs": [["x", "float32", ["rows", 8]]],
         "outputs": ["y"],
         "profiles": [{**PROFILE, "sizes": {"rows": [1, 4, 16]}}],
+        "assumptions": {"sizes": ["rows <= 12"], "values": []},
         "edition": RTX.backend,
         "version": RTX.version(),
         "architectures": [],
