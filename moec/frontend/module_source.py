@@ -24,7 +24,6 @@ from moec.frontend.refusals import say_dynamic, say_inputs, with_fixed_sizes
 from moec.frontend.samples import (
     guess_domain,
     guess_dynamic,
-    larger_samples,
     named_domain,
     shape_of,
     token_domains,
@@ -101,11 +100,10 @@ class ModuleSource(Source):
         try:
             return attempt(self._dynamic)
         except MoecError as error:
-<<<<<<< HEAD
-            larger = larger_samples(samples, self._dynamic)
-            if error.code == "M207" and larger and "DataDependent" not in type(error.__cause__).__name__:
-                with contextlib.suppress(MoecError):  # of both, the first says what is wrong with the user's own sample
-                    return capture(module, larger, self._dynamic, source=self.text)
+            if error.code == "M207" and "DataDependent" not in type(error.__cause__).__name__:
+                for larger in enlarged(samples, self._dynamic):
+                    with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
+                        return capture(module, larger, self._dynamic, source=self.text)
             better = with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic)
             if better is error:
                 raise
@@ -114,14 +112,6 @@ class ModuleSource(Source):
     def _say_dynamic(self, dynamic: Dynamic) -> str:
         """How a user asks for these dynamic dimensions."""
         return say_dynamic(dynamic)
-=======
-            if error.code != "M207" or "DataDependent" in type(error.__cause__).__name__:
-                raise
-            for larger in enlarged(samples, self._dynamic):
-                with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
-                    return capture(module, larger, self._dynamic, source=self.text)
-            raise
->>>>>>> conditions
 
 
 class FileSource(ModuleSource):
@@ -250,40 +240,6 @@ def parse_inputs(
     return samples, dynamic, domains
 
 
-<<<<<<< HEAD
-=======
-def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
-    """The first dimension of every input is the batch; the second of integer ones is the sequence."""
-    dims = {n: ["batch", *([None] * (t.dim() - 1))] if t.dim() else [] for n, t in inputs.items()}
-    for name, t in inputs.items():
-        if t.dim() >= 2 and not t.is_floating_point():
-            dims[name][1] = "sequence"
-    return {n: tuple(d) for n, d in dims.items()}
-
-
-def guess_domain(name: str, sample: Tensor) -> Domain:
-    """Integers up to the sample's largest; masks and positions by their names."""
-    high = int(sample.max()) + 1 if not sample.is_floating_point() and sample.numel() else 2
-    return _named_domain(name, high)
-
-
-def _named_domain(name: str, high: int = 2) -> Domain:
-    kinds = {"mask": "mask", "position": "position", "type": "type"}
-    kind: Any = next((k for part, k in kinds.items() if part in name), "number")
-    return Domain(kind, high)
-
-
-def token_domains(program: Program) -> dict[str, Domain]:
-    """Inputs that an embedding looks up directly are token ids below its number of rows."""
-    found = {}
-    for node in program.nodes(torch.ops.aten.embedding.default):
-        table, ids = program.weight_of(node.args[0]), node.args[1]
-        if table is not None and isinstance(ids, fx.Node) and ids.op == "placeholder":
-            found[str(ids.target)] = Domain("token", table.shape[0])
-    return found
-
-
->>>>>>> conditions
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, read in blocks."""
     with path.open("rb") as file:

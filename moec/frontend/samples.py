@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.frontend.export import Dynamic
 from moec.frontend.source import Domain
 from moec.program.program import Program
-
-GROWTH = 8  # of samples that are too small for the model
 
 
 def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
@@ -35,17 +32,6 @@ def named_domain(name: str, high: int = 2) -> Domain:
     kinds = {"mask": "mask", "position": "position", "type": "type"}
     kind: Any = next((k for part, k in kinds.items() if part in name), "number")
     return Domain(kind, high)
-
-
-def larger_samples(samples: Mapping[str, Tensor], dynamic: Dynamic) -> dict[str, Tensor]:
-    """The samples repeated along their dynamic dimensions, for a model that needs more of them than the samples have;
-    none where that would change nothing. Every dimension grows as much, so that sums stay sums."""
-    named = {
-        n: [d if isinstance(d, str) else None for d in shape_of(t, dynamic.get(n, ()))] for n, t in samples.items()
-    }
-    if not any(d for dims in named.values() for d in dims):
-        return {}
-    return {n: t.repeat([GROWTH if d else 1 for d in named[n]]) if t.dim() else t for n, t in samples.items()}
 
 
 def token_domains(program: Program) -> dict[str, Domain]:

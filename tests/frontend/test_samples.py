@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moec.frontend.samples import GROWTH, guess_domain, larger_samples, shape_of
+from moec.frontend.samples import guess_domain, shape_of
 
 
 @pytest.mark.parametrize(
@@ -15,13 +15,6 @@ from moec.frontend.samples import GROWTH, guess_domain, larger_samples, shape_of
 def test_domains(name: str, kind: str, high: int) -> None:
     found = guess_domain(name, torch.zeros(2) if name == "x" else torch.tensor([3, 7]))
     assert (found.kind, found.high) == (kind, high)
-
-
-def test_larger_samples_grow_where_a_dimension_has_a_name() -> None:
-    samples = {"x": torch.ones(2, 3, 5), "step": torch.tensor(1)}
-    found = larger_samples(samples, {"x": ("batch", "frames")})
-    assert found["x"].shape == (2 * GROWTH, 3 * GROWTH, 5) and found["step"].shape == ()
-    assert larger_samples(samples, {}) == {}
 
 
 def test_shapes_have_the_names_of_dimensions() -> None:
