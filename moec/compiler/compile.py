@@ -42,7 +42,7 @@ def compile_source(
     check_out(out, what_is_read(source, options))
     if options.save_hf:
         require_free(options.save_hf)
-    say_account(source, progress)
+    said = say_account(source, progress)
     options = replace(
         options,
         layout=choose(
@@ -62,6 +62,7 @@ def compile_source(
             f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, "
             f"{sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
         )
+        say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
         refuse(rehearse(captured, options.pipeline, backend, options.target))
@@ -94,12 +95,15 @@ def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:
     return (*source.places, *(Path(text) for text in (options.text, options.calibration) if text))
 
 
-def say_account(source: Source, progress: Progress) -> None:
-    """What the model is and what is left out of it, a line each. Raises M205 or M215 to M217 for what nothing
-    explains."""
-    for line in source.account().lines():
-        progress.stage("account")
-        progress.done(line)
+def say_account(source: Source, progress: Progress, said: Sequence[str] = ()) -> list[str]:
+    """Tell what the model is and what is left out of it, a line each, but for what was said; returns all lines. Raises
+    M205 or M215 to M217 for what nothing explains."""
+    lines = source.account().lines()
+    for line in lines[1:] if said else lines:
+        if line not in said:
+            progress.stage("account")
+            progress.done(line)
+    return lines
 
 
 def calibration_for(options: Options, source: Source) -> Calibration | None:

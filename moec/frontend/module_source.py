@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
@@ -23,7 +23,14 @@ from moec.files.regular import open_regular
 from moec.frontend.dimensions import enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
-from moec.frontend.refusals import with_fixed_sizes
+from moec.frontend.refusals import say_dynamic, say_inputs, with_fixed_sizes
+from moec.frontend.samples import (
+    guess_domain,
+    guess_dynamic,
+    named_domain,
+    shape_of,
+    token_domains,
+)
 from moec.frontend.snapshot import Snapshot
 from moec.frontend.source import Domain, Opening, Source
 from moec.program.program import Input, Program
@@ -69,7 +76,7 @@ class ModuleSource(Source):
     ) -> None:  # fmt: skip
         self.text, self.hashes, self._module, self._samples = text, dict(hashes or {}), module, dict(inputs)
         self._dynamic = dict(dynamic if dynamic is not None else guess_dynamic(inputs))
-        self.inputs = tuple(Input(n, t.dtype, _shape(t, self._dynamic.get(n, ()))) for n, t in inputs.items())
+        self.inputs = tuple(Input(n, t.dtype, shape_of(t, self._dynamic.get(n, ()))) for n, t in inputs.items())
         self.domains = {n: guess_domain(n, t) for n, t in inputs.items()} | dict(domains or {})
         self.size_bytes = sum(p.nbytes for p in module.parameters())
 
@@ -104,11 +111,14 @@ class ModuleSource(Source):
                 for larger in enlarged(samples, self._dynamic):
                     with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
                         return capture(module, larger, self._dynamic, source=self.text)
-            raise with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic) from error
+            better = with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic)
+            if better is error:
+                raise
+            raise better from error
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
-        """How a user asks for these dynamic dimensions, at the samples' sizes elsewhere."""
-        return f"pass dynamic={ {name: tuple(dims) for name, dims in dynamic.items()} }"
+        """How a user asks for these dynamic dimensions."""
+        return say_dynamic(dynamic)
 
 
 class FileSource(ModuleSource):
@@ -132,13 +142,7 @@ class FileSource(ModuleSource):
         return from_file(str(model), opening.specs)
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
-        return "pass " + " ".join(f"--input '{self._spec(name, dims)}'" for name, dims in dynamic.items())
-
-    def _spec(self, name: str, dims: Sequence[str | int | None]) -> str:
-        sample, domain = self._samples[name], self.domains[name]
-        sizes = ",".join(d if isinstance(d, str) else str(n) for d, n in zip(dims, sample.shape, strict=False))
-        whole = "" if sample.is_floating_point() else f"<{domain.high}"
-        return f"{name}={sizes}:{str(sample.dtype)[6:]}{whole}"
+        return say_inputs(dynamic, self._samples, self.domains)
 
 
 class ExportedSource(Source):
@@ -167,7 +171,7 @@ class ExportedSource(Source):
         self.text, self.hashes = str(path), {path.name: file_hash(path)}
         self._program = from_exported(self._exported, source=str(path))
         self.inputs = self._program.inputs
-        self.domains = {i.name: _named_domain(i.name) for i in self.inputs} | token_domains(self._program)
+        self.domains = {i.name: named_domain(i.name) for i in self.inputs} | token_domains(self._program)
         self.size_bytes = sum(w.size_bytes for w in self._program.weights.values())
 
     def reference(self) -> Engine:
@@ -258,50 +262,14 @@ def parse_inputs(
         name, high = match["name"], int(match["high"] or 2)
         samples[name] = torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
         dynamic[name] = tuple(None if d.isdigit() else d for d in dims)
-        domains[name] = _named_domain(name, high)
+        domains[name] = named_domain(name, high)
     return samples, dynamic, domains
-
-
-def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
-    """The first dimension of every input is the batch; the second of integer ones is the sequence."""
-    dims = {n: ["batch", *([None] * (t.dim() - 1))] if t.dim() else [] for n, t in inputs.items()}
-    for name, t in inputs.items():
-        if t.dim() >= 2 and not t.is_floating_point():
-            dims[name][1] = "sequence"
-    return {n: tuple(d) for n, d in dims.items()}
-
-
-def guess_domain(name: str, sample: Tensor) -> Domain:
-    """Integers up to the sample's largest; masks and positions by their names."""
-    high = int(sample.max()) + 1 if not sample.is_floating_point() and sample.numel() else 2
-    return _named_domain(name, high)
-
-
-def _named_domain(name: str, high: int = 2) -> Domain:
-    kinds = {"mask": "mask", "position": "position", "type": "type"}
-    kind: Any = next((k for part, k in kinds.items() if part in name), "number")
-    return Domain(kind, high)
-
-
-def token_domains(program: Program) -> dict[str, Domain]:
-    """Inputs that an embedding looks up directly are token ids below its number of rows."""
-    found = {}
-    for node in program.nodes(torch.ops.aten.embedding.default):
-        table, ids = program.weight_of(node.args[0]), node.args[1]
-        if table is not None and isinstance(ids, fx.Node) and ids.op == "placeholder":
-            found[str(ids.target)] = Domain("token", table.shape[0])
-    return found
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, read in blocks."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _shape(t: Tensor, dims: Sequence[str | int | None]) -> tuple[int | str, ...]:
-    given = [*dims, *([None] * (t.dim() - len(dims)))]
-    return tuple(d if isinstance(d, str) else int(size) for d, size in zip(given, t.shape, strict=True))
 
 
 def _import_file(path: Path) -> Any:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moec.errors import MoecError
+from moec.frontend.source import Domain
 
 Dims = Mapping[str, Sequence[str | int | None]]
 _TORCH = str(Path(torch.__file__).parent)
@@ -71,7 +73,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def way_out(error: Exception) -> str:
     """What to change in the model; settings that would help are found by trying them, see `with_fixed_sizes`."""
-    if not _depends_on_data(error):
+    if not depends_on_data(error):
         return "change that line of the model so that torch.export takes it"
     line = place_of(error)
     if "expert" in line.lower():
@@ -82,7 +84,8 @@ def way_out(error: Exception) -> str:
     return "write that line without a branch or a shape that depends on tensor values, e.g. with torch.where"
 
 
-def _depends_on_data(error: Exception) -> bool:
+def depends_on_data(error: BaseException) -> bool:
+    """Whether torch could not go on without the values of tensors."""
     return any("DataDependent" in type(each).__name__ for each in _chain(error))
 
 
@@ -110,3 +113,21 @@ def with_fixed_sizes(
         fix = f"it can be captured where {' and '.join(fixed)} {'is' if len(fixed) == 1 else 'are'} fixed: {say(given)}"
         return MoecError(error.code, error.what, error.where, fix)
     return error
+
+
+def say_dynamic(dynamic: Dims) -> str:
+    """How a user of Python asks for these dynamic dimensions."""
+    return f"pass dynamic={ {name: tuple(dims) for name, dims in dynamic.items()} }"
+
+
+def say_inputs(dynamic: Dims, samples: Mapping[str, Tensor], domains: Mapping[str, Domain]) -> str:
+    """How a user of the command line asks for them, at the samples' sizes elsewhere."""
+
+    def spec(name: str, dims: Sequence[str | int | None]) -> str:
+        sample = samples[name]
+        sizes = ",".join(d if isinstance(d, str) else str(n) for d, n in zip(dims, sample.shape, strict=False))
+        return f"{name}={sizes}:{str(sample.dtype)[6:]}" + (
+            "" if sample.is_floating_point() else f"<{domains[name].high}"
+        )
+
+    return "pass " + " ".join(f"--input '{spec(name, dims)}'" for name, dims in dynamic.items())

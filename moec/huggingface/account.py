@@ -22,6 +22,7 @@ from moec.huggingface.reading.folder import ModelFolder, lacks
 from moec.huggingface.reading.heads import pools_at_end, takes_one_text
 from moec.huggingface.reading.model_class import declared
 from moec.huggingface.reading.peft_adapter import ADAPTER
+from moec.program.program import Program
 from moec.weights.lazy import Weight
 
 _COMPUTED = r"(^|\.)(inv_freq|original_inv_freq|position_ids|masked_bias|attn\.bias)$"  # once saved, now made
@@ -107,6 +108,14 @@ def unused_tensors(model: Any, stored: Mapping[str, Weight], leave_out: LeaveOut
     if left:
         raise _unexplained(left, type(model).__name__, stored)
     return [LeftOut("tensor", n, why[n] or "you asked for it", n in asked) for n in unused]
+
+
+def unread_tensors(stored: Mapping[str, Weight], program: Program) -> list[LeftOut]:
+    """The tensors of the files that a captured program reads nothing of: a part of the model that its inputs do not
+    reach, or a copy of a tensor that it is tied to."""
+    read = {id(part) for weight in program.weights.values() for part in weight.expression()}
+    why = "the model has a place for it, and no output of the engine reads it"
+    return [LeftOut("tensor", name, why) for name, weight in stored.items() if id(weight) not in read]
 
 
 def _unexplained(names: list[str], kind: str, stored: Mapping[str, Weight]) -> MoecError:

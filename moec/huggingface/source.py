@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew
 from moec.execution.engine import Engine, tensors_of
-from moec.frontend.account import Account, LeaveOut
+from moec.frontend.account import Account, LeaveOut, LeftOut
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
-from moec.huggingface.account import account_of
+from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
@@ -25,6 +26,7 @@ from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
+from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
@@ -82,6 +84,7 @@ class HuggingFaceSource(Source):
     def __init__(self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None) -> None:
         self.text, self.origin, self._leave_out = text, origin, leave_out or LeaveOut()
         self.snapshot = getattr(origin, "snapshot", None)
+        self._unread: Sequence[LeftOut] = ()
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache, self._own_attention = cache and decoder, not cache and decoder
@@ -116,8 +119,9 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def from_model(cls, model: Any, cache: bool = True, leave_out: Sequence[str] = ()) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` that is in memory; it is read, never changed, and its tensors are not
-        copied."""
+        """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
+        and its tensors are not copied. Raises M217 for an adapter that is not in the model's weights."""
+        model = unwrapped(model)
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out))
 
     @cached_property
@@ -126,7 +130,10 @@ class HuggingFaceSource(Source):
         try:
             caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
         except MoecError as error:
-            raise self._refusal(error) from error
+            better = self._refusal(error)
+            if better is error:
+                raise
+            raise better from error
         return self._signature(caches)
 
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
@@ -137,8 +144,11 @@ class HuggingFaceSource(Source):
         return account_of(self.origin, (i.name for i in self.inputs), self._leave_out)
 
     def account(self) -> Account:
-        """See `moec.huggingface.account.account_of`."""
-        return self._account
+        """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
+        of."""
+        found, known = self._account, {x.name for x in self._account.left_out}
+        more = tuple(x for x in self._unread if x.name not in known)
+        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more))
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
@@ -194,7 +204,10 @@ class HuggingFaceSource(Source):
         try:
             return self._captured(dtype)
         except MoecError as error:
-            raise self._refusal(error) from error
+            better = self._refusal(error)
+            if better is error:
+                raise
+            raise better from error
 
     def _refusal(self, error: MoecError) -> MoecError:
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
@@ -238,6 +251,8 @@ class HuggingFaceSource(Source):
             if better is None:
                 raise
             raise better from error
+        if isinstance(self.origin, ModelFolder) and self.origin.adapter is None and not self.origin.quantized:
+            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
         keep_packed(program)
         return program
 

@@ -42,6 +42,7 @@ OTHER: dict[str, Any] = {
     "max_perplexity_ratio": 1.5,
     "inputs": ["ids=batch,sequence:int64<9"],
     "cache": False,
+    "leave_out": ["pixel_values*"],
 }
 # keywords of `moec.compile` that are no settings
 OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "hooks", "progress"}

@@ -120,6 +120,19 @@ def test_patterns_cover_names_by_what_they_share() -> None:
     assert covering(["cls.a.x", "cls.a.y", "head", "mtp.b"]) == ["cls.a.*", "head", "mtp.b"]
 
 
+def test_a_part_that_no_output_reads_is_said_once_it_is_known(copied: Saved) -> None:
+    folder = copied("gpt2")
+    config = transformers.AutoConfig.from_pretrained(folder, add_cross_attention=True)
+    transformers.GPT2Model(config).save_pretrained(folder)
+    source = open_source(str(folder), leave_out=["encoder_hidden_states,encoder_attention_mask"])
+    before = source.account()
+    assert not [x for x in before.left_out if x.thing == "tensor"]
+    source.capture()
+    unread = [x.name for x in source.account().left_out if x.thing == "tensor"]
+    assert "h.1.crossattention.c_attn.weight" in unread and "h.1.attn.c_attn.weight" not in unread
+    assert source.account().used == before.used - len(unread)
+
+
 def test_the_account_is_printed_and_kept(copied: Saved, tmp_path: Path) -> None:
     class Lines(Progress):
         def __init__(self) -> None:

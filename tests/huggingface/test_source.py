@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
+from moec.errors import MoecError
 from moec.frontend.source import Source
-from moec.huggingface.source import open_source
+from moec.huggingface.source import HuggingFaceSource, open_source
 from moec.program.decoder_signature import without_padding
 from moec.program.program import Program
 from moec.weights.lazy import rowwise
@@ -111,3 +114,51 @@ def test_constants_that_the_model_makes_of_python_values(tmp_path: Path) -> None
 
 def test_hashes_name_the_files(saved: Saved) -> None:
     assert sorted(open_source(str(saved("llama"))).hashes) == ["config.json", "model.safetensors"]
+
+
+class Remembers(transformers.LlamaForCausalLM):
+    """A decoder that does not run with a cache."""
+
+    without = True
+
+    def forward(self, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> Any:
+        if use_cache or not self.without:
+            raise AssertionError("one text only")
+        return super().forward(*args, use_cache=use_cache, **kwargs)
+
+    forward.__signature__ = inspect.signature(transformers.LlamaForCausalLM.forward)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("without", [True, False])
+def test_no_cache_is_offered_where_it_helps(without: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Remembers, "without", without)
+    model = Remembers(zoo.dense_configs()["llama"]).eval()
+    with pytest.raises(MoecError, match="one text only") as caught:
+        HuggingFaceSource.from_model(model).account()
+    assert ("pass --no-cache" in caught.value.fix) is without
+    if without:
+        assert HuggingFaceSource.from_model(model, cache=False).capture().outputs == ("logits",)
+    else:
+        assert "test_source.py" in caught.value.where
+
+
+def test_only_what_fails_in_the_experts_is_their_fault() -> None:
+    class Experts(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    class Model(transformers.LlamaForCausalLM):
+        def __init__(self, config: Any, inside: bool) -> None:
+            super().__init__(config)
+            self.experts, self.inside = Experts(), inside
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
+            output = super().forward(input_ids, attention_mask)
+            if self.inside or output.logits.sum() > 0:
+                output.logits = self.experts(output.logits)
+            return output
+
+    for inside, code, said in ((True, "M206", "Experts is outside"), (False, "M207", "output.logits.sum() > 0")):
+        with pytest.raises(MoecError) as caught:
+            HuggingFaceSource.from_model(Model(zoo.dense_configs()["llama"], inside).eval(), cache=False).capture()
+        assert caught.value.code == code and said in caught.value.what + caught.value.where

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec.errors import MoecError
-from moec.frontend.refusals import came_through
+from moec.frontend.refusals import came_through, depends_on_data
 from moec.huggingface.reading.experts import check_shapes, in_interface, place, refuse
 from moec.huggingface.reading.gate import identify
 from moec.weights.lazy import Weight, transpose
@@ -50,9 +50,16 @@ def explain(model: nn.Module, error: MoecError) -> MoecError | None:
     """A better error (M206) for a failed capture (M207), when the reason is a loop over experts that moec has no
     adapter for."""
     found = unknown_experts(model)
-    if error.code != "M207" or found is None or not came_through(error, type(found[1])):
+    if error.code != "M207" or found is None:
         return None
-    return refuse(*found, "is outside transformers' experts interface, and moec has no adapter for it")
+    inside = came_through(error, type(found[1]))
+    if not inside and depends_on_data(error):
+        return None  # a branch elsewhere in the model is the reason
+    if type(found[1]).__module__.startswith("peft."):
+        fix = "compile what its merge_and_unload() returns, or the adapter's folder, which moec merges"
+        return MoecError("M206", "an adapter on the experts is not merged", found[0], fix)
+    also = "" if inside else f"; and {error.what}"
+    return refuse(*found, f"is outside transformers' experts interface, and moec has no adapter for it{also}")
 
 
 def is_input_scaled(module: nn.Module) -> bool:

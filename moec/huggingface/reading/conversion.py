@@ -62,7 +62,7 @@ def collect(model: Any, stored: Mapping[str, Weight], state: dict[str, Tensor]) 
     return groups
 
 
-def place(model: Any, stored: Iterable[str], state: Mapping[str, Tensor]) -> Iterator[tuple[str, str, str | None, Any]]:
+def place(model: Any, stored: Iterable[str], state: dict[str, Tensor]) -> Iterator[tuple[str, str, str | None, Any]]:
     """Each stored name, the model's name that it goes to (not one of `state` where it goes nowhere), and the pattern
     and the converter by which it does, if any."""
     from transformers.conversion_mapping import get_model_conversion_mapping

@@ -126,6 +126,22 @@ class PeftAdapter:
         return MoecError("M217", what, str(self.folder / ADAPTER), fix)
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model within a `PeftModel`, its adapter in place and unmerged; any other model as it is.
+
+    Raises M217 where the adapter is outside of that model, as virtual tokens are.
+    """
+    if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
+        return model
+    if not hasattr(model.base_model, "merge_and_unload"):
+        what, fix = (
+            "its adapter adds to the input, not to weights",
+            "compile model.get_base_model() alone",
+        )
+        raise MoecError("M217", what, type(model).__name__, fix)
+    return model.get_base_model()
+
+
 def merging(folder: Path, ending: str) -> str:
     """The command that merges an adapter with peft alone."""
     name = f"AutoPeftModel{ending}"

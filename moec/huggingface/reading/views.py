@@ -23,7 +23,7 @@ class PlainViews(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in (Tensor.view, Tensor.reshape, torch.reshape) and not kwargs:
-            shape = args[1:] if len(args) != 2 or isinstance(args[1], int | torch.SymInt) else tuple(args[1])
+            shape = tuple(args[1]) if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
             if all(isinstance(size, int | torch.SymInt) for size in shape):
                 return func(args[0], plain(tuple(args[0].shape), shape))
         return func(*args, **(kwargs or {}))

@@ -74,4 +74,10 @@ def test_other_memories_are_refused(name: str) -> None:
         return  # then it is compiled without one
     with pytest.raises(MoecError) as caught:
         HuggingFaceSource.from_model(model).capture()
-    assert caught.value.code == "M206" and "--no-cache" in caught.value.fix
+    assert caught.value.code == "M206"
+    try:
+        HuggingFaceSource.from_model(model, cache=False).capture()
+    except MoecError as error:  # then it is no way out, and is not called one
+        assert "pass --no-cache" not in caught.value.fix and error.fix == caught.value.fix
+    else:
+        assert "pass --no-cache" in caught.value.fix

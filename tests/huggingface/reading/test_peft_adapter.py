@@ -14,7 +14,7 @@ from torch import nn
 
 from moec.errors import MoecError
 from moec.huggingface.reading import peft_adapter
-from moec.huggingface.source import open_source
+from moec.huggingface.source import HuggingFaceSource, open_source
 from tests import zoo
 from tests.reported import lora_beside_base
 
@@ -93,6 +93,25 @@ def test_on_the_parameters_of_experts(tmp_path: Path) -> None:
     assert "experts.gate_up_proj" in source.account().notes[0]
 
 
+def test_in_memory(tmp_path: Path) -> None:
+    model = adapted("llama", tmp_path)
+    source = HuggingFaceSource.from_model(model, cache=False)
+    inputs = source.sample({"batch": 1, "sequence": 9})
+    with torch.no_grad():
+        wanted = model(**inputs).logits
+    assert source.account().model == "LlamaForCausalLM"
+    assert (source.capture().run(**inputs)["logits"] - wanted).abs().max() <= 1e-4 * wanted.std()
+
+
+def test_in_memory_on_experts_it_is_to_be_merged(tmp_path: Path) -> None:
+    model: Any = adapted("mixtral", tmp_path, target_parameters=["experts.gate_up_proj"])
+    with pytest.raises(MoecError, match="not merged") as caught:
+        HuggingFaceSource.from_model(model, cache=False).capture()
+    assert "merge_and_unload()" in caught.value.fix
+    program = HuggingFaceSource.from_model(model.merge_and_unload(), cache=False).capture()
+    assert len(program.nodes(torch.ops.moec.experts)) == 2
+
+
 def test_too_large_to_merge_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted("llama", tmp_path)
     monkeypatch.setattr(peft_adapter, "total_bytes", lambda: 1000)
@@ -120,6 +139,8 @@ def test_what_cannot_be_merged(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     error = refused(tmp_path, "M217")
     assert "PROMPT_TUNING" in error.what
+    with pytest.raises(MoecError, match="not to weights"):
+        HuggingFaceSource.from_model(model)
     flag = error.fix.split("--leave-out ")[1]
     assert max(difference(tmp_path, zoo.build("llama"), leave_out=[flag])) <= 1e-4
 

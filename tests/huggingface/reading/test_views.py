@@ -26,6 +26,13 @@ def test_sizes(old: tuple[int, ...], new: tuple[int, ...], found: tuple[int, ...
     assert plain(old, new) == found
 
 
+def test_other_uses_of_view_stay_what_they_are() -> None:
+    x = torch.arange(6.0)
+    with PlainViews():
+        assert x.view(torch.int32).dtype == torch.int32 and x.view_as(x) is not None
+        assert x.view((2, -1)).shape == x.reshape([2, -1]).shape == x.view(2, 3).shape == (2, 3)
+
+
 class Heads(nn.Module):
     """Rows of an image's patches, cut into heads."""
 

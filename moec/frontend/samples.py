@@ -1,0 +1,50 @@
+"""What a module's sample inputs say of its inputs: dynamic dimensions, and the values that each may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from moec.frontend.source import Domain
+from moec.program.program import Program
+
+
+def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, ...]]:
+    """The first dimension of every input is the batch; the second of integer ones is the sequence."""
+    dims = {n: ["batch", *([None] * (t.dim() - 1))] if t.dim() else [] for n, t in inputs.items()}
+    for name, t in inputs.items():
+        if t.dim() >= 2 and not t.is_floating_point():
+            dims[name][1] = "sequence"
+    return {n: tuple(d) for n, d in dims.items()}
+
+
+def guess_domain(name: str, sample: Tensor) -> Domain:
+    """Integers up to the sample's largest; masks and positions by their names."""
+    high = int(sample.max()) + 1 if not sample.is_floating_point() and sample.numel() else 2
+    return named_domain(name, high)
+
+
+def named_domain(name: str, high: int = 2) -> Domain:
+    """What an input's name says of its values; `high` bounds its integers."""
+    kinds = {"mask": "mask", "position": "position", "type": "type"}
+    kind: Any = next((k for part, k in kinds.items() if part in name), "number")
+    return Domain(kind, high)
+
+
+def token_domains(program: Program) -> dict[str, Domain]:
+    """Inputs that an embedding looks up directly are token ids below its number of rows."""
+    found = {}
+    for node in program.nodes(torch.ops.aten.embedding.default):
+        table, ids = program.weight_of(node.args[0]), node.args[1]
+        if table is not None and isinstance(ids, fx.Node) and ids.op == "placeholder":
+            found[str(ids.target)] = Domain("token", table.shape[0])
+    return found
+
+
+def shape_of(t: Tensor, dims: Sequence[str | int | None]) -> tuple[int | str, ...]:
+    """A tensor's shape with the names of its dynamic dimensions put in."""
+    given = [*dims, *([None] * (t.dim() - len(dims)))]
+    return tuple(d if isinstance(d, str) else int(size) for d, size in zip(given, t.shape, strict=True))
