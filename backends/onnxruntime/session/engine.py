@@ -139,7 +139,7 @@ def _options(target: Target) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it says of errors it raises too; its own log would print names as they are
     options.intra_op_num_threads = target.threads
     return options
 
