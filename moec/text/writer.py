@@ -153,7 +153,7 @@ class Writer:
         strange = next((i for i in ids if not 0 <= i < known), None)
         if strange is not None:
             raise MoecError(
-                "M211", f"no token has the number {strange}", self._engine.name, f"tokens are 0 to {known - 1}"
+                "M214", f"no token has the number {strange}", self._engine.name, f"tokens are 0 to {known - 1}"
             )
 
     def _pieces(self, written: Written, steps: Iterator[int], max_tokens: int) -> Iterator[str]:
