@@ -25,7 +25,7 @@ MOST_BOUNDS = 8  # of which both sides are run
 # FLOPs of all long inputs together, on each side, which runs each of them twice: what some seconds compute; and as much
 # as a text of so many tokens takes in a larger model
 FLOPS, TOKENS = 2.5e11, 256
-MOST_FED, FED_SHARE = 3, 8  # bounds past which a text is fed in pieces, and the share of the FLOPs that one may take
+MOST_FED, FED_SHARE = 3, 4  # bounds past which a text is fed in pieces, and the share of the FLOPs that one may take
 
 
 def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
@@ -220,7 +220,11 @@ class Planner:
         share = Budget(self.budget.flops / FED_SHARE, self.budget.bytes)
         lengths = [b.size for b in self.lengths]
         wanted = [*lengths[:-1][: MOST_FED - 1], lengths[-1]]
-        return [n for n in wanted if share.holds(self.costs.of({**self.text(n), self._batch: 2}))]
+        found = [n for n in wanted if share.holds(self.costs.of({**self.text(n), self._batch: 2}))]
+        left = [n for n in wanted if n not in found]
+        why = f"takes more than a part in {FED_SHARE} of what is allowed"
+        self.plan.beyond += [Beyond(f"a text of {n:,} tokens in pieces", why) for n in left]
+        return found
 
     # ------------------------------------------------------------------ what is left
     def _shorten(self, caches: Sequence[Mapping[str, int]]) -> None:

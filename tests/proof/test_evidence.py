@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
+from torch import Tensor
 
 from moec.compiler.prove_again import _bisect
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.proof.evidence import all_tokens, compared, sizes_to_prove
+from moec.proof.evidence import all_tokens, compared, far_decided, sizes_to_prove
 from moec.proof.inputs import reach_experts
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
@@ -84,3 +87,28 @@ def test_a_streamed_proof_searches_with_many_tokens(subject: Subject) -> None:
         holds=lambda sample: looked_at.append(sample["input_ids"].numel()) or True,  # type: ignore[func-returns-value]
     )
     assert max(looked_at) == 8 * 37  # whatever is compared, the search takes the size of the most tokens
+
+
+class Late(EagerEngine):
+    """Wrong in texts of more than 300 tokens."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = super().run(inputs)
+        return {n: v * 1.1 if inputs["input_ids"].shape[1] > 300 else v for n, v in outputs.items()}
+
+
+def test_bisection_looks_at_the_long_input_that_shows_the_error(subject: Subject) -> None:
+    late, right = Late(subject.program), EagerEngine(subject.program)
+    found = _bisect(Trial(subject, late, 2), [("capture", subject.program)], late, iter(()))
+    assert found.stage == "the backend's lowering"
+    assert _bisect(Trial(subject, right, 2), [("capture", subject.program)], right, iter(())).stage == ""
+
+
+def test_long_inputs_are_held_to_what_rounding_cannot_change(subject: Subject) -> None:
+    """Small inputs are compared whole; of long ones, tokens that hang on rounding are left out, and listed."""
+    evidence = Trial(subject, EagerEngine(subject.program)).once(far_decided)
+    tokens = evidence.compared or []
+    assert tokens[: len(evidence.samples)] == [None] * len(evidence.samples) and len(tokens) == len(evidence.whole)
+    assert [t.total for t in tokens if t] == [512, 513] and all(t.count for t in tokens if t)
+    with pytest.raises(MoecError, match="differs"):  # what is wrong stays wrong on the tokens that are left
+        prove(subject, Late(subject.program)).require()
