@@ -61,22 +61,36 @@ def spoiled(program: Program, name: str, expert: int, by: float = -1.0) -> Progr
     return wrong
 
 
-@pytest.mark.parametrize(
-    ("target", "weight", "by"), [("onnxruntime", "w_in", -1.0), ("onnxruntime:precision=fp16", "w_out", 1.1)]
-)
-def test_a_right_one_is_driven_and_a_spoiled_one_is_found(target: str, weight: str, by: float, tmp_path: Path) -> None:
-    source = source_of(shy())
-    precision = Onnxruntime().precision(Target.parse(target))
-    program = source.capture(precision)
-    subject = Subject(source, program, program, precision)
-    proof = prove(subject, built(program, target, tmp_path / "right"))
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[Subject, Engine, Engine]:
+    """A right engine and one in which the expert that no input reaches is negated."""
+    source, folder = source_of(shy()), tmp_path_factory.mktemp("twins")
+    program = source.capture()
+    wrong = built(spoiled(program, "blocks.1.w_in", SHY), "onnxruntime", folder / "wrong")
+    return Subject(source, program, program), built(program, "onnxruntime", folder / "right"), wrong
+
+
+def test_a_right_one_is_driven_and_a_spoiled_one_is_found(twins: tuple[Subject, Engine, Engine]) -> None:
+    subject, right, wrong = twins
+    proof = prove(subject, right)
     load = proof.coverage.loads[1]
     assert proof.ok and load.unreached == load.driven == (SHY,) and load.missed == ()
     assert proof.coverage.reached == 7 and "7/8 experts reached with 5 inputs, 1 driven directly" in str(proof)
-    wrong = built(spoiled(program, f"blocks.1.{weight}", SHY, by), target, tmp_path / "wrong")
     assert prove(subject, wrong, [Outputs]).ok, "no input shows it"
     error = prove(subject, wrong, [ExpertsReached]).checks[0].error()
     assert error is not None and error.code == "M101" and "expert 3" in error.what and error.where == "blocks.1"
+
+
+def test_so_it_is_in_half_precision(tmp_path: Path) -> None:
+    source, target = source_of(shy()), "onnxruntime:precision=fp16"
+    program = source.capture(torch.float16)
+    subject = Subject(source, program, program, torch.float16)
+    right, wrong = (
+        built(p, target, tmp_path / name)
+        for name, p in (("right", program), ("wrong", spoiled(program, "blocks.1.w_out", SHY, 1.1)))
+    )
+    assert prove(subject, right, [ExpertsReached]).coverage.loads[1].driven == (SHY,)
+    assert prove(subject, wrong, [ExpertsReached]).coverage.loads[1].wrong == (SHY,)
 
 
 def test_an_engine_that_cannot_run_a_part_of_itself_is_refused() -> None:
@@ -92,15 +106,11 @@ def test_a_compile_says_what_was_driven(tmp_path: Path) -> None:
     assert report.ok and report.coverage.driven == 1 and "1 driven directly" in str(report.coverage)
 
 
-def test_another_engine_is_driven_too(tmp_path: Path) -> None:
-    source = source_of(shy())
-    program = source.capture()
-    engine = built(program, "onnxruntime", tmp_path / "engine")
-    subject = replace(Subject(source, program, program), against=engine)
-    assert prove(subject, engine).ok
-    wrong = built(spoiled(program, "blocks.1.w_out", SHY), "onnxruntime", tmp_path / "wrong")
-    assert not prove(replace(subject, against=wrong), engine).ok
-    unable = prove(replace(subject, against=EagerEngine(program)), engine)
+def test_another_engine_is_driven_too(twins: tuple[Subject, Engine, Engine]) -> None:
+    subject, right, wrong = twins
+    assert prove(replace(subject, against=right), right).ok
+    assert not prove(replace(subject, against=wrong), right).ok
+    unable = prove(replace(subject, against=EagerEngine(subject.program)), right)
     with pytest.raises(MoecError, match="1 of 8 experts"):
         unable.require()
 
