@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils._sympy.functions import FloorDiv
 
 from moec.execution.engine import EagerEngine
-from moec.frontend.edges import default_sizes, settle, sizes_in
-from moec.frontend.export import capture
+from moec.frontend.edges import default_sizes, settle, sizes_in, sizes_to_trace
+from moec.frontend.export import capture, from_exported
+from moec.frontend.stored_program import retrace
 from moec.program.conditions import Condition
 from moec.program.program import Program
 
@@ -75,3 +76,16 @@ def test_sizes_to_trace_at_satisfy_the_conditions() -> None:
     captured.conditions = (Condition("frames >= 50"),)
     assert default_sizes(captured) == {"batch": 3, "frames": 50}
     assert {str(s) for s in sizes_in(captured.graph)}
+
+
+class Shrinks(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, ::32] * 2
+
+
+def test_a_graph_is_traced_again_where_no_size_in_it_is_one() -> None:
+    program = capture(Shrinks(), {"x": torch.randn(3, 100)}, {"x": ("batch", "width")})
+    assert default_sizes(program)["width"] <= 32 < sizes_to_trace(program)["width"]
+    again = from_exported(retrace(program), dynamic={"x": ("batch", "width")}, inputs={"x": torch.empty(0)})
+    x = torch.randn(2, 200)
+    assert torch.equal(again.run(x=x)["output"], Shrinks()(x))
