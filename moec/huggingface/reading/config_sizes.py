@@ -16,6 +16,7 @@ from torch import nn
 
 from moec.errors import MoecError
 from moec.execution.memory import total_bytes
+from moec.huggingface.reading.conversion import convert
 from moec.weights.lazy import Weight
 
 _COUNTS = (  # names of counts, and the most that a model may have: each is a loop when it is built
@@ -65,10 +66,21 @@ def check_size(model_class: Any, config: Any, weights: Mapping[str, Weight], pat
     limit = _MORE + _TIMES * len(weights)
     with no_init_weights(), built_from(path), torch.device("meta"), _counted(limit):
         model: nn.Module = model_class._from_config(deepcopy(config))
+    _require_most(model, weights, path)
     made_bytes = sum(buffer.nbytes for buffer in model.buffers())
     if made_bytes > total_bytes() // 4:
         what = f"the model would compute tables of {made_bytes / 2**30:,.0f} GiB when it is made"
         raise MoecError("M204", what, str(path), "correct config.json, or use a machine with more memory")
+
+
+def _require_most(model: nn.Module, weights: Mapping[str, Weight], path: Path) -> None:
+    """Raise M205 when the files lack more of a model's tensors than they hold: such a model is not even traced."""
+    state, found = model.state_dict(), convert(model, weights)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    lacking = [name for name in state if name not in found and name not in tied]
+    if len(lacking) > len(weights):
+        what = f"config.json describes a model whose {lacking[0]!r} and {len(lacking) - 1} more tensors no file holds"
+        raise MoecError("M205", what, str(path), "correct config.json, or download the whole checkpoint")
 
 
 @contextmanager

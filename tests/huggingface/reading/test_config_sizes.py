@@ -13,6 +13,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.execution.memory import peak_rss_bytes, reset_peak, rss_bytes
+from moec.huggingface.reading import config_sizes
 from moec.huggingface.reading.folder import ModelFolder
 from tests.zoo import edit_config, save
 
@@ -69,15 +70,30 @@ def test_what_transformers_raises_is_no_bug_of_ours(changes: dict[str, Any], mod
     assert caught.value.code in ("M204", "M205")
 
 
-def test_tables_that_do_not_fit_are_refused_before_they_are_made(tmp_path: Path) -> None:
-    """BERT numbers its positions, here in 8 TiB, and their types."""
+def test_a_model_that_the_files_hardly_hold_is_not_traced(model: Path) -> None:
+    edit_config(model, num_hidden_layers=32)
+    with pytest.raises(MoecError, match="no file holds") as caught:
+        ModelFolder(str(model))
+    assert caught.value.code == "M205"
+
+
+def test_shapes_that_differ_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    """BERT numbers its positions, here in 8 TiB."""
     model = Path(save("bert", tmp_path / "model"))
     edit_config(model, max_position_embeddings=2**40)
     reset_peak()
     before = rss_bytes()
-    with pytest.raises(MoecError) as caught:
+    with pytest.raises(MoecError, match="the model needs") as caught:
         ModelFolder(str(model))
-    assert "16,384 GiB" in caught.value.what and peak_rss_bytes() - before < 2**28
+    assert caught.value.code == "M205" and peak_rss_bytes() - before < 2**28
+
+
+def test_tables_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save("bert", tmp_path / "model")
+    assert ModelFolder(model).config.max_position_embeddings == 256
+    monkeypatch.setattr(config_sizes, "total_bytes", lambda: 4 * 2 * 256 * 8 - 1)  # positions and types, int64
+    with pytest.raises(MoecError, match="would compute tables"):
+        ModelFolder(model)
 
 
 @pytest.mark.parametrize(
