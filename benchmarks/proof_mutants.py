@@ -7,10 +7,10 @@ code. FOUND marks those that were found while moec was attacked, without a publi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from proof_cases import ALL, ALONE, Case
+from proof_cases import INT4 as EXPERTS_IN_4_BITS
+from proof_cases import Case
 from proof_changes import (
     Captured,
     Centred,
@@ -91,14 +91,9 @@ QWEN3, MIXTRAL, QWEN2_MOE, OLMOE = Case("qwen3_moe"), Case("mixtral"), Case("qwe
 V2, V3, GPT_OSS, LLAMA4, GRANITE = map(Case, ("deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "granite_moe"))
 GEMMA2, GPT2, GLM4, LLAMA, WINDOW = map(Case, ("gemma2", "gpt2", "glm4_moe", "llama", "window"))
 STRONG = Case("gpt_oss", strength=4.0)
-INT4 = Case("qwen3_moe", f"quantize(bits=4, group=16, {ALONE})", entries=ALL)
-ZEROS = Case("qwen3_moe", f"quantize(bits=4, group=16, {ALONE}, symmetric=False)", entries=ALL)
+INT4 = Case("qwen3_moe", EXPERTS_IN_4_BITS, on_grid=True)
 BF16, F32 = (aten.to.dtype, torch.bfloat16), (aten.to.dtype, torch.float32)
 DOWN, GATE_UP, NORM, PACKED = r"down_proj$", r"gate_up_proj$", aten.add.Tensor, r"experts.*_packed$"
-
-
-def _of(value: float) -> Any:
-    return lambda weight: torch.full_like(weight, value)
 
 
 ROUTING = [
@@ -288,7 +283,6 @@ REST = [
            Lowered), "vllm-project/vllm#38966", "layers.0.mlp"),
     Mutant("int4 lanes borrow from each other", INT4, weights(PACKED, borrowed, Lowered),
            "gittensor-ai-lab/sparkinfer#723", "layers.0.mlp"),
-    Mutant("int4 zero points ignored", ZEROS, weights(r"experts.*_zero_point", _of(8), Lowered), FOUND, "layers.0.mlp"),
     Mutant("group size written into the kernel", INT4, weights(r"gate_up_proj_scale$", scales_of_pairs, Lowered),
            "sgl-project/sglang#38573", "layers.0.mlp"),
     Mutant("scales stored inverse", INT4, weights(r"experts.*_scale$", lambda s: 1 / s, Lowered),
