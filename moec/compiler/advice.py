@@ -10,22 +10,26 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import fx
 
 from moec.compiler.options import Options
 from moec.errors import MoecError
-from moec.execution.engine import EagerEngine
+from moec.execution.engine import EagerEngine, Engine
+from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.program.provenance import module_path
+from moec.program.signature import Sample
 from moec.proof.budgets import OverBudget, budget_of
 from moec.proof.compare import Tolerance, compare
-from moec.proof.own_text import judge, write_own_text
+from moec.proof.exam import Exam
+from moec.proof.own_text import OwnText, judge, write_own_text
 from moec.proof.quality import measure
 from moec.proof.sizes import verification_sizes
 from moec.proof.subject import yardstick
@@ -94,33 +98,31 @@ def _with(error: OverBudget, advice: str) -> MoecError:
 # ---------------------------------------------------------------------- how a program is judged
 def _look(source: Source, captured: Program, options: Options, corpus: Corpus | None) -> Look:
     """The proof's own yardstick, on the program in PyTorch."""
-    reference, exam = source.reference(), options.exam
-    by = yardstick(captured, options.tolerance, exam)
-    if by == "text" and exam is not None and corpus is not None:
-        short = replace(exam, tokens=min(exam.tokens or _TEXT_TOKENS, _TEXT_TOKENS))
-
-        def read(program: Program) -> Finding:
-            found = measure(reference, EagerEngine(program), corpus.windows(short.window, short.tokens), short)
-            return Finding(found.kl_mean, found.ok, "nats a token")
-
-        return read
+    reference, by = source.reference(), yardstick(captured, options.tolerance, options.exam)
+    if by == "text" and options.exam is not None and corpus is not None:
+        short = replace(options.exam, tokens=min(options.exam.tokens or _TEXT_TOKENS, _TEXT_TOKENS))
+        return partial(_read, reference, corpus, short)
     if by == "own text":
-        text = write_own_text(reference, source, options.seed, EagerEngine(captured).holds)
-
-        def continue_(program: Program) -> Finding:
-            found = judge(reference, EagerEngine(program), text, budget_of(program.history, options.max_kl))
-            return Finding(found.kl_mean, found.ok, "nats a token")
-
-        return continue_
+        text = write_own_text(reference, source, options.seed, StreamingEngine(captured).holds)
+        return partial(_continue, reference, text, options.max_kl)
     default = Tolerance.of(torch.float32, approximate=True)
     allowed = default if options.tolerance is None else Tolerance(options.tolerance)
-    sample = source.sample(verification_sizes(source.inputs)[0], options.seed)
+    return partial(_differ, reference, source.sample(verification_sizes(source.inputs)[0], options.seed), allowed)
 
-    def differ(program: Program) -> Finding:
-        found = compare(reference, EagerEngine(program), [sample], allowed)
-        return Finding(found.worst.deviation, found.ok, "max |d|/std")
 
-    return differ
+def _read(reference: Engine, corpus: Corpus, exam: Exam, program: Program) -> Finding:
+    found = measure(reference, EagerEngine(program), corpus.windows(exam.window, exam.tokens), exam)
+    return Finding(found.kl_mean, found.ok, "nats a token")
+
+
+def _continue(reference: Engine, text: OwnText, max_kl: float | None, program: Program) -> Finding:
+    found = judge(reference, EagerEngine(program), text, budget_of(program.history, max_kl))
+    return Finding(found.kl_mean, found.ok, "nats a token")
+
+
+def _differ(reference: Engine, sample: Sample, allowed: Tolerance, program: Program) -> Finding:
+    found = compare(reference, EagerEngine(program), [sample], allowed)
+    return Finding(found.worst.deviation, found.ok, "max |d|/std")
 
 
 # ---------------------------------------------------------------------- which layer
