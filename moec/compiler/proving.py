@@ -98,7 +98,7 @@ def prove_folder(
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
         proof = prove(subject, engine, until_failure=True)
     proof.require()
-    values = [f"{found.constants:,} constants equal by value" for found in [proof.find(Values)] if found]
+    values = [f"{found.constants:,} constants equal" for found in [proof.find(Values)] if found]
     said = [str(proof.comparison), str(proof.coverage), *values, *text_figures(proof), *size_figures(proof)]
     progress.done("; ".join(said))
     return proof
