@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from moec import registry
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
+from moec.backends.tensorrt.engine_tables import tables
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, BuildPlan
 from moec.backends.tensorrt.profiles import PREFIX, Profile, limits_of, profiles
@@ -276,27 +277,6 @@ def architectures(target: Target) -> list[int]:
     return [
         int(device.removeprefix("sm")) for device in target.device.split(",") if device.removeprefix("sm").isdigit()
     ]
-
-
-def tables(
-    edition: Edition, built: Mapping[str, Any], wanted: list[int], plan_bytes: int, target: Target
-) -> dict[str, Any]:
-    """What the builder says, as facts for the report: `engine` in one row, `layers` of the network by kind, and the
-    library's `messages`."""
-    row = {
-        "library": f"{edition.title} {built['version']}",
-        "architectures": ", ".join(f"sm{sm}" for sm in wanted) or "all that the library knows",
-        "layers": sum(built["layers"].values()),
-        "plan MiB": f"{plan_bytes / 2**20:.1f}",
-        "workspace MiB": target.options.get("workspace", "the library's own"),
-    }
-    if "memory_bytes" in built:  # there was a GPU to ask
-        row |= {
-            "kernels": built["kernels"],
-            "intermediates MiB, by profile": ", ".join(f"{n / 2**20:.1f}" for n in built["memory_bytes"]),
-        }
-    layers = [{"layer": kind.lower(), "count": count} for kind, count in built["layers"].items()]
-    return {"engine": [row], "layers": layers, "messages": built["messages"]}
 
 
 def write_beside(path: Path, text: str) -> None:

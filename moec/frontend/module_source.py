@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import importlib.util
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +30,7 @@ from moec.frontend.samples import (
 )
 from moec.frontend.snapshot import Snapshot
 from moec.frontend.source import Domain, Opening, Source
+from moec.frontend.users_code import call, import_file
 from moec.program.program import Input, Program
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
@@ -204,8 +202,8 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
     """
     path, names = _file_of(text)
     snapshot = Snapshot.of([path])
-    module_code = _import_file(path)
-    made = [_call(module_code, name, text) for name in names]
+    module_code = import_file(path)
+    made = [call(module_code, name, text) for name in names]
     if not isinstance(made[0], nn.Module):
         raise MoecError(
             "M204",
@@ -270,34 +268,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, read in blocks."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _import_file(path: Path) -> Any:
-    name = f"moec_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"  # it takes no module's place
-    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
-    if spec is None or spec.loader is None:
-        raise MoecError("M204", "no such Python file", str(path), "give path/to/file.py:callable")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles of the file look for it
-    with _users_code(f"the file {path.name}", str(path), "run it with python to see the traceback"):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _call(module: Any, name: str, text: str) -> Any:
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise MoecError("M204", f"the file has no callable {name!r}", text, "name a function or class of the file")
-    with _users_code(f"{name}()", text, "call it in python to see the traceback"):
-        return function()
-
-
-@contextmanager
-def _users_code(what: str, where: str, fix: str) -> Iterator[None]:
-    """Raise M204 for whatever the block raises, a SystemExit too; an interrupt is none of it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise MoecError("M204", f"{what} failed: {type(error).__name__}: {error}", where, fix) from error
