@@ -33,7 +33,7 @@ def table(report: dict[str, Any]) -> str:
         place = unit.get((case, "bisection"), "")
         named = f"{'' if value.get((case, 'bisection')) else 'elsewhere: '}{place}" if place else ""
         lines.append(f"| {case} | {link} | {value[case, 'how wrong']:.2g} | " + " | ".join(marks) + f" | {named} |")
-    lines += ["", "Right engines that were refused:", ""]
+    lines += ["", "Right engines that were refused:", ""] if right else []
     lines += [
         f"- {case.removeprefix('right: ')}: {who}, {unit[case, who]}"
         for case in right
