@@ -21,6 +21,7 @@ from tests.pages import ROOT
 NO_MODULE = (
     "moec.json",
     "moec.shared_cache",
+    "moec.assumptions",
     "moec.checks",
     "moec.sources",
     "moec.formats",
