@@ -100,7 +100,7 @@ def test_samples_take_dimensions_of_any_name(tmp_path: Path) -> None:
         tmp_path / "model.pt2",
     )
     assert moec.compile(tmp_path / "model.pt2", out=tmp_path / "engine").ok
-    assert api.sample(tmp_path / "engine")["input"].shape == (2, 4)
+    assert api.sample(tmp_path / "engine", trust_remote_code=True)["input"].shape == (2, 4)
 
 
 def test_a_source_is_a_model_too(tmp_path: Path) -> None:
