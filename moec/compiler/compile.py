@@ -42,7 +42,6 @@ def compile_source(
     check_out(out, what_is_read(source, options))
     if options.save_hf:
         require_free(options.save_hf)
-    said = say_account(source, progress)
     options = replace(
         options,
         layout=choose(
@@ -54,6 +53,7 @@ def compile_source(
     )
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     calibration = calibration_for(options, source)
+    said = say_account(source, progress)
     with ExitStack() as stack:
         folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")

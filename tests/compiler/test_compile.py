@@ -71,7 +71,7 @@ def test_compile_publishes_a_proven_engine(tmp_path: Path) -> None:
     stages = Stages()
     report = compile_source(source(), Options(TARGET, seed=3), tmp_path / "engine", progress=stages)
     assert report.ok and report.coverage.complete and report.coverage.total == 8
-    assert stages.names == ["capture", "weights", "passes", "build", "verify"]
+    assert stages.names == ["account", "capture", "weights", "passes", "build", "verify"]
     written = json.loads((tmp_path / "engine" / "moec.json").read_text())
     settings = written["settings"]
     assert (settings["target"], settings["seed"], settings["pipeline"]) == ("onnxruntime", 3, "")
