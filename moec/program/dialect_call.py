@@ -79,6 +79,10 @@ class DialectCall:
         """The positional arguments that were given, by name and in order; optional ones among them may be None."""
         return dict(zip(positional_names(self.target), self.args, strict=False))
 
+    def given(self, **arguments: Any) -> Self:
+        """The same call with other values for some arguments, by name."""
+        return self.evaluated(self.target, in_order(self.target, self.tensors() | arguments), self.kwargs)
+
     def node_of(self, name: str) -> fx.Node:
         """An argument that must be there, as the node that it is in a graph."""
         found = self.argument(name)

@@ -79,7 +79,12 @@ def _work(node: fx.Node) -> Iterator[tuple[float, Shape]]:
         yield 2.0, (*query[:3], key[2], value[3])
     elif node.target in _CONVOLUTIONS:
         yield 2.0, (*_shape(node), *shapes[1][1:])
-    elif node.target in (EXPERTS, MOE):
+    else:
+        yield from _routed_work(node)
+
+
+def _routed_work(node: fx.Node) -> Iterator[tuple[float, Shape]]:
+    if node.target in (EXPERTS, MOE):
         call = MoeCall(node)
         for weight in (call.w_in, call.w_out):
             yield 2.0 * call.top_k, (*_shape(call.x)[:-1], *_shape(weight)[1:])

@@ -103,7 +103,7 @@ def _driven(
     right, wrong = list[int](), list[int]()
     for e, given in rows.items():
         x = given[torch.arange(seen.x.numel() // seen.x.shape[-1]) % len(given)].to(seen.x.dtype).view(seen.x.shape)
-        call = MoeCall.evaluated(MOE, (x, *seen.call.args[1:]), seen.call.kwargs)
+        call = seen.call.given(x=x)
         with torch.inference_mode():
             want = moe_output(call)
         got = run(x)
@@ -165,7 +165,7 @@ def _directions(weight: Tensor, expert: int, seed: int) -> Iterator[Tensor]:
 
 def _chosen(seen: Seen, rows: Tensor, expert: int, precision: torch.dtype) -> Tensor:
     """Which rows go to an expert, with a weight that counts, and whatever rounding does: bool `[N]`."""
-    call = MoeCall.evaluated(MOE, (rows, *seen.call.args[1:]), seen.call.kwargs)
+    call = seen.call.given(x=rows)
     assert call.routing is not None
     choice = routed(call, call.routing)
     weights, ids = route_reference(*choice)

@@ -14,7 +14,7 @@ from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.influence import Influence
 from moec.recognition.hand_written import HandWritten, Place, find_hand_written
-from moec.recognition.matrices import Matrix, find_matrices
+from moec.recognition.matrices import Matrix, find_matrices, hangs_on_inputs
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Reach:
         by_hand = [hand_written(found) for found in find_hand_written(program, matrices)]
         self.blocks = [*_fused(program, matrices), *by_hand]
         self._experts = {p: None for block in self.blocks for expert in block.experts for p in expert}
-        places = [Place(m, k if m.parts else None) for m in matrices for k in range(len(m.names))]
+        # a product that no input changes is a constant of the model: whatever it hides, no input will show
+        live = hangs_on_inputs(program)
+        moved = [m for m in matrices if any(live.intersection(p.all_input_nodes) for p in m.products)]
+        places = [Place(m, k if m.parts else None) for m in moved for k in range(len(m.names))]
         self._others = {place: None for place in places if place not in self._experts}
         self._faint: dict[Place, list[Sample]] = {}  # inputs that reach an expert, perhaps too weakly
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import dequantize
-from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
+from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT, DequantizeCall, DequantizeFloatCall
 from moec.program.program import Program
 from moec.proof.digits import at_most
 from moec.quantization.grid import Grid
@@ -81,7 +81,7 @@ def weight_errors(program: Program, before: Mapping[str, Weight]) -> tuple[list[
     """
     found, unknown, came = list[WeightError](), list[str](), {id(w) for w in before.values()}
     for name, node in packed_nodes(program).items():
-        if id(program.weight_of(node.args[0])) in came:
+        if id(program.weight_of(_codes(node))) in came:
             continue
         source = source_of(program, node, name, before)
         if source is None:
@@ -94,13 +94,19 @@ def weight_errors(program: Program, before: Mapping[str, Weight]) -> tuple[list[
 def packed_nodes(program: Program) -> dict[str, fx.Node]:
     """One node that unpacks each packed weight, by the name of what it stands for."""
     nodes = program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT)
-    names = {n: program.weight_of(n.args[0]) is not None and str(n.args[0].target) for n in nodes}  # type: ignore[union-attr]
+    names = {n: program.weight_of(_codes(n)) is not None and str(_codes(n).target) for n in nodes}
     return {name.removesuffix(PACKED): n for n, name in names.items() if name}
+
+
+def _codes(node: fx.Node) -> fx.Node:
+    """What a call unpacks."""
+    floats = node.target == DEQUANTIZE_FLOAT
+    return DequantizeFloatCall(node).node_of("codes") if floats else DequantizeCall(node).node_of("packed")
 
 
 def source_of(program: Program, node: fx.Node, name: str, before: Mapping[str, Weight]) -> Weight | None:
     """What a packed weight was made of: as it says itself, or by its name."""
-    packed, shape = program.weight_of(node.args[0]), tuple(node.meta["val"].shape)
+    packed, shape = program.weight_of(_codes(node)), tuple(node.meta["val"].shape)
     assert packed is not None
     for weight in (*(packed.inputs[:1] if len(packed.inputs) == 1 else ()), before.get(name)):
         if weight is not None and weight.shape == shape and weight.dtype.is_floating_point:
@@ -109,8 +115,9 @@ def source_of(program: Program, node: fx.Node, name: str, before: Mapping[str, W
 
 
 def _worst(program: Program, node: fx.Node, name: str, source: Weight) -> WeightError:
-    parts = [p for p in (program.weight_of(a) for a in node.args) if p is not None]
     floats = node.target == DEQUANTIZE_FLOAT
+    given = (DequantizeFloatCall(node) if floats else DequantizeCall(node)).tensors()
+    parts = [p for p in (program.weight_of(value) for value in given.values()) if p is not None]
     bits = 0 if floats else _width(program, int(node.kwargs["bits"]))  # type: ignore[arg-type]
     pairs = _float_pairs(node, parts, source) if floats else _integer_pairs(node, parts, source, bits)
     width = bits or (8 if node.kwargs["format"] == "fp8" else 4)

@@ -31,6 +31,10 @@ _PRODUCTS: dict[Any, tuple[int, ...]] = {  # operator -> at which positions it m
     **{op: tuple(position(op, name) for name in MATRICES) for op in (EXPERTS, MOE)},
 }  # fmt: skip
 _LOOKUPS = (aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.embedding.default)
+_OF_SIZES = (  # operators that read the sizes of a tensor and none of its values
+    aten.sym_size.int, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
+    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
+)  # fmt: skip
 _STACKS = (aten.stack.default, aten.cat.default)
 
 
@@ -70,6 +74,15 @@ def constant_nodes(program: Program) -> dict[fx.Node, None]:
         if node.op == "get_attr" or (node.op == "call_function" and sources and all(s in fixed for s in sources)):
             fixed[node] = None
     return fixed
+
+
+def hangs_on_inputs(program: Program) -> set[fx.Node]:
+    """The nodes whose values hang on those of the inputs, and not on their sizes alone."""
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" or (node.target not in _OF_SIZES and found.intersection(node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def weight_name(node: fx.Node) -> str:

@@ -67,8 +67,10 @@ def test_nearly_tied_routers_are_proven(name: str, tmp_path: Path) -> None:
     found = proof(source, engine, program)
     found.require()
     assert found.coverage.complete
-    assert (part := decided(found)) is not None and part.compared > 0.5 * part.tokens
-    assert not proof(source, engine, program, torch.float32).ok, "tokens changed sides, which is why some are left out"
+    part = decided(found)  # None where no token changed sides
+    assert part is not None or name != "qwen2_moe"
+    assert part is None or part.compared > 0.5 * part.tokens
+    assert (part is None) is proof(source, engine, program, torch.float32).ok, "why some tokens are left out"
 
 
 def heavier(program: Program) -> None:

@@ -217,7 +217,7 @@ def test_text_options_are_refused_where_they_mean_nothing(
 ) -> None:
     encoder = save("bert", tmp_path / "bert")
     for arguments, code in (
-        (("verify", mixtral_engine, "--max-kl", 0.1), "M201"),
+        (("verify", mixtral_engine, "--max-perplexity-ratio", 1.1), "M201"),
         (("verify", mixtral_engine, "--text", prose), "M204"),  # no tokenizer
         (("compile", encoder, "-o", tmp_path / "engine", "--text", prose), "M211"),
     ):

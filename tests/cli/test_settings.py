@@ -86,7 +86,7 @@ def test_a_default_that_is_given_is_given(name: str) -> None:
         ("--seed", "x"),
         ("--window", "1"),
         ("--max-kl", "inf"),
-        ("--max-kl", "0.1"),
+        ("--max-perplexity-ratio", "1.1"),
         ("--verify", "never"),
         ("--target", "onnxruntime:a=1,a=2"),
     ],
@@ -161,10 +161,12 @@ def test_the_command_line_beats_a_manifest_and_the_rest_stays(
     given = {"seed": 7, "pipeline": "upcycle(experts=4, top_k=1)", "target": "onnxruntime", "cache": True}
     arguments = [word for name, value in given.items() for word in as_arguments(name, value)]
     dump = tmp_path / "dump"
-    after = cli("compile", "--from", manifest, "-o", tmp_path / "second", *arguments, "--dump", dump)
+    after = cli(
+        "compile", "--from", manifest, "--trust-remote-code", "-o", tmp_path / "second", *arguments, "--dump", dump
+    )
     assert before["seed"] == 5 and after == {**before, **given}
     assert any("upcycle" in p.name for p in dump.iterdir())
-    assert cli("compile", "--from", manifest, "-o", tmp_path / "third") == before
+    assert cli("compile", "--from", manifest, "--trust-remote-code", "-o", tmp_path / "third") == before
 
 
 def test_what_cannot_be_combined_is_refused_by_name(
@@ -174,7 +176,7 @@ def test_what_cannot_be_combined_is_refused_by_name(
     for arguments, names in (
         (("model",), ("MODEL", "--from")),
         (("--config", config), ("--config", "--from")),
-        (("--max-kl", 0.1), ("max_kl", "text")),
+        (("--max-perplexity-ratio", 1.1), ("max_perplexity_ratio", "text")),
     ):
         error = cli("compile", *arguments, *out, status=2)
         assert error["code"] == "M201" and all(name in error["what"] for name in names)

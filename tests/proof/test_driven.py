@@ -75,7 +75,7 @@ def test_a_right_one_is_driven_and_a_spoiled_one_is_found(twins: tuple[Subject, 
     proof = prove(subject, right)
     load = proof.coverage.loads[1]
     assert proof.ok and load.unreached == load.driven == (SHY,) and load.missed == ()
-    assert proof.coverage.reached == 7 and "7/8 experts reached with 5 inputs, 1 driven directly" in str(proof)
+    assert proof.coverage.reached == 7 and "7/8 experts reached" in str(proof) and "1 driven directly" in str(proof)
     assert prove(subject, wrong, [Outputs]).ok, "no input shows it"
     error = prove(subject, wrong, [ExpertsReached]).checks[0].error()
     assert error is not None and error.code == "M101" and "expert 3" in error.what and error.where == "blocks.1"

@@ -89,3 +89,19 @@ def test_another_matrix_that_no_input_reaches_is_told() -> None:
     torch.manual_seed(0)
     assert reached(Branch()).unused == ("other.up.weight", "other.down.weight")
     assert reached(Branch(open_=True)).unused == ()
+
+
+class Queries(Loop):
+    """As a detector's decoder: what a matrix multiplies first is zeros of the input's size, whatever the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.value(torch.zeros_like(x[:, :1]).expand_as(x))
+
+
+def test_a_product_that_no_input_changes_is_not_asked_for() -> None:
+    found = reached(mixture(Queries))
+    assert not found.unused and not any(found.missed(block) for block in found.blocks)

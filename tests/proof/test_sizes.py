@@ -95,15 +95,15 @@ FROM_BATCH, FROM_CACHE = halve_logits_from(5, "input_ids", 0), halve_logits_from
 
 @pytest.mark.parametrize("change", [FROM_BATCH, FROM_CACHE], ids=["batch 5", "13 cached tokens"])
 def test_an_engine_that_is_wrong_from_a_size_on_is_found(
-    windowed: Built, tmp_path: Path, change: Callable[[ir.Graph], None]
+    windowed: Built, tmp_path: Path, change: Callable[[ir.Model], None]
 ) -> None:
     copy = edit(windowed.folder, tmp_path / "copy", change)
     assert windowed.refusal(copy) == "M101"
 
 
 def test_slightly_faster_low_rotary_frequencies_are_found(windowed: Built, tmp_path: Path) -> None:
-    def change(graph: ir.Graph) -> None:
-        table = graph.initializers["model.rotary_emb.inv_freq"]
+    def change(model: ir.Model) -> None:
+        table = model.graph.initializers["model.rotary_emb.inv_freq"]
         assert table.const_value is not None
         values = table.const_value.numpy().copy()
         values[values < values.max() / 500] *= 1.05
@@ -184,7 +184,7 @@ def test_where_the_model_ends_before_its_context_the_longest_text_is_found() -> 
     model = source_of(Offset(), 50)
     program = model.capture()
     run = sizes(verify(model, EagerEngine(program), program))
-    assert run.bounds == {"a table of 66 positions": 66} and max(s["sequence"] for s in run.sizes) == 64
+    assert run.bounds["a table of 66 positions"] == 66 and max(s["sequence"] for s in run.sizes) == 64
 
 
 class Offset(nn.Module):

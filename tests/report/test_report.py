@@ -186,7 +186,8 @@ def test_a_missing_report_is_refused(tmp_path: Path) -> None:
 def test_sizes_that_the_engine_refuses_stand_in_the_headline() -> None:
     report = make()
     found = sizes(report.proof)
-    short = replace(found, refused=(RefusedSize({"batch": 1, "sequence": 1}, "no"),))
+    several = tuple(s for s in found.sizes if 1 not in s.values())
+    short = replace(found, sizes=several, refused=(RefusedSize({"batch": 1, "sequence": 1}, "no"),))
     proof = replace(report.proof, checks=tuple(short if c is found else c for c in report.proof.checks))
     said = replace(report, proof=proof)
     assert said.ok and "cannot run at batch=1, sequence=1" in said.headline() and "cannot run" not in report.headline()

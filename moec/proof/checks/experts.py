@@ -86,9 +86,8 @@ class ExpertsReached(Check):
                 load.place,
                 {
                     "reached": f"{load.reached} of {len(load.assignments)}",
-                    "driven directly": ", ".join(map(str, load.driven)) or "–",
-                    "wrong": ", ".join(map(str, load.wrong)) or "–",
                     "not reached": ", ".join(map(str, load.missed)) or "–",
+                    **{name: ", ".join(map(str, found)) for name, found in _driven(load) if found},
                 },
                 not load.missed and not load.wrong,
             )
@@ -98,6 +97,10 @@ class ExpertsReached(Check):
 
     def __str__(self) -> str:
         return str(self.coverage)
+
+
+def _driven(load: ExpertLoad) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return ("driven directly", load.driven), ("wrong", load.wrong)
 
 
 def _named(experts: tuple[int, ...]) -> str:

@@ -200,7 +200,7 @@ def test_what_no_build_writes(unbuilt: Path) -> None:
     )
     assert not (unbuilt / "model.plan").exists() and (unbuilt / "model.onnx").exists()
     assert [p["sequence"] for p in report.facts["profiles"]] == ["1 … 16 … 64"] * 2
-    assert api.verify(unbuilt).ok
+    assert api.verify(unbuilt, trust_remote_code=True).ok
 
 
 @without_tensorrt
@@ -224,7 +224,7 @@ def test_a_wrong_unbuilt_engine_is_found_out(unbuilt: Path, tmp_path: Path) -> N
         api.verify(engine)
     assert caught.value.code == "M106"
     accept(engine)
-    assert not api.verify(engine).ok
+    assert not api.verify(engine, trust_remote_code=True).ok
 
 
 # ---------------------------------------------------------------------- built here
@@ -258,10 +258,10 @@ class TestBuilt:
             model, inputs=[INPUTS[1]], out=engine, target="tensorrt-rtx:sm86,sm120,max_sequence=64", build=False
         )
         assert not (engine / "model.plan").exists()
-        assert moec(capsys, "build", engine, "--quiet")[0] == 0 and api.read_report(engine).built
+        assert moec(capsys, "build", engine, "--quiet", "--trust-remote-code")[0] == 0 and api.read_report(engine).built
         files = lambda folder: {a.name: a.sha256 for a in api.read_report(folder).artefacts}  # noqa: E731
         assert files(engine) == files(built)
-        assert api.verify(engine).ok
+        assert api.verify(engine, trust_remote_code=True).ok
 
     def test_a_failed_build_leaves_the_engine_as_it_was(self, built: Path, tmp_path: Path) -> None:
         engine = copy(built, tmp_path)
@@ -271,7 +271,7 @@ class TestBuilt:
         accept(engine)
         before = {p.name: p.read_bytes() for p in engine.iterdir()}
         with pytest.raises(MoecError, match="profile 'single' is not accepted"):
-            api.build(engine)
+            api.build(engine, trust_remote_code=True)
         assert {p.name: p.read_bytes() for p in engine.iterdir()} == before and [
             p.name for p in tmp_path.iterdir()
         ] == ["engine"]

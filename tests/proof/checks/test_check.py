@@ -21,6 +21,7 @@ from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
+from moec.proof.checks.values import Values
 from moec.proof.checks.weights import QuantizedWeights
 from moec.proof.compare import Comparison, OutputError
 from moec.proof.coverage import Coverage, ExpertLoad
@@ -30,6 +31,7 @@ from moec.proof.exam import Exam
 from moec.proof.own_text import OwnQuality
 from moec.proof.quality import Quality
 from moec.proof.recorded_bound import RecordedBound
+from moec.proof.values import Finding
 from moec.proof.verification import CHECKS
 from moec.proof.weight_error import WeightError
 
@@ -59,6 +61,7 @@ PAIRS: tuple[tuple[Check, Check], ...] = (
     ),
     (ExpertsReached(REACHED), ExpertsReached(MISSED)),
     (QuantizedWeights(1, (NEAR,)), QuantizedWeights(2, (NEAR, dataclasses.replace(NEAR, relative=0.5)))),
+    (Values("model.onnx", 9, 99, 5), Values("model.onnx", 9, 99, 5, (Finding("w", "[0] is 1, not 2"),))),
     (OwnTextQuality(OWN), OwnTextQuality(OWN, dataclasses.replace(OWN, kl_mean=float("nan")))),
     (RecordedBounds(LOOSER), RecordedBounds(LOOSER, "it differs")),
     (TextQuality(QUALITY), TextQuality(dataclasses.replace(QUALITY, kl_mean=0.06))),

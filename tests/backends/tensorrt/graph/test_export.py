@@ -48,7 +48,7 @@ def proven(
     source: Source, program: Program, folder: Path, plan: BuildPlan, precision: torch.dtype = torch.float32
 ) -> Verification:
     """Write the graph, run it, and compare it with the untouched model."""
-    facts = write_onnx(program, folder / "model.onnx", precision, plan)
+    _, facts = write_onnx(program, folder / "model.onnx", precision, plan)
     assert facts["operators"] == "tensorrt-rtx-1.7"
     engine = OnnxruntimeEngine(folder, Target("onnxruntime"))
     return verify(source, engine, program, Tolerance.of(precision).deviation)
@@ -143,7 +143,7 @@ def test_packed_weights_equal_the_program(tmp_path: Path) -> None:
     type(model)(wide).save_pretrained(tmp_path / "model")  # type: ignore[operator]
     source = moec.open_source(str(tmp_path / "model"))
     program = legal(source.capture(torch.float32), "quantize(bits=4, group=64)")
-    facts = write_onnx(program, tmp_path / "model.onnx", torch.float32, DENSE)
+    _, facts = write_onnx(program, tmp_path / "model.onnx", torch.float32, DENSE)
     assert {f["bits"] for f in facts["packed"]} == {4, 8} and facts["blocks"][0]["bits"] == "4"
     engine, sample = (
         OnnxruntimeEngine(tmp_path, Target("onnxruntime")),
