@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from moec.compiler.options import Options
+from moec.compiler.proving import contract_samples
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
 from moec.execution.streaming import StreamingEngine
@@ -31,7 +32,6 @@ from moec.proof.compare import Tolerance, compare
 from moec.proof.exam import Exam
 from moec.proof.own_text import OwnText, judge, write_own_text
 from moec.proof.quality import measure
-from moec.proof.sizes import verification_sizes
 from moec.proof.subject import yardstick
 from moec.proof.weight_error import packed_nodes, source_of
 from moec.text.corpus import Corpus
@@ -61,7 +61,11 @@ def advice_for(
     try:
         yield
     except OverBudget as error:
-        raise advised(error, source, captured, options, calibration, corpus) from error
+        try:
+            better = advised(error, source, captured, options, calibration, corpus)
+        except Exception:  # advice that cannot be made must not hide what it was about
+            raise error from None
+        raise better from error
 
 
 def advised(
@@ -107,7 +111,7 @@ def _look(source: Source, captured: Program, options: Options, corpus: Corpus | 
         return partial(_continue, reference, text, options.max_kl)
     default = Tolerance.of(torch.float32, approximate=True)
     allowed = default if options.tolerance is None else Tolerance(options.tolerance)
-    return partial(_differ, reference, source.sample(verification_sizes(source.inputs)[0], options.seed), allowed)
+    return partial(_differ, reference, contract_samples(source, captured, options.seed)[0], allowed)
 
 
 def _read(reference: Engine, corpus: Corpus, exam: Exam, program: Program) -> Finding:

@@ -114,5 +114,5 @@ def _content(value: Tensor) -> Any:
     if value.device.type == "meta" or not 0 < value.numel() < _WEIGHTS or value.is_sparse or value.is_quantized:
         return None
     flat = value.detach().reshape(-1)
-    flat = flat.contiguous().view(torch.uint8) if not flat.is_complex() else torch.view_as_real(flat)
+    flat = (torch.view_as_real(flat) if flat.is_complex() else flat).contiguous().view(torch.uint8)
     return flat.numpy(force=True).tobytes() if value.numel() <= _WHOLE else int(flat.sum(dtype=torch.int64))

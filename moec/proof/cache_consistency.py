@@ -53,6 +53,17 @@ class Text:
 SHORT = Text(SIZES, WAYS, CALLS)
 
 
+def shorter_texts() -> list[Text]:
+    """For engines that do not take so many texts or tokens, the largest first."""
+    sizes = [(batch, length) for length in (12, 8, 4) for batch in (3, 1)]
+    return [Text({"batch": b, SEQUENCE: n}, *2 * [_ways(n)]) for b, n in [(1, 16), *sizes]]
+
+
+def _ways(length: int) -> dict[str, tuple[int, ...]]:
+    half = length // 2
+    return {"chunks": (half, length - half), "token by token": (1,) * length}
+
+
 def text_past(bound: int, context: int) -> Text:
     """A text that goes on past a bound, as far as the context allows: its cache is cut one token before the bound, at
     the bound and after it, and once in one piece that is longer than the bound."""

@@ -74,7 +74,7 @@ class Reach:
             return False
         before, effects = self._by_hand(), self._influence.effects(sample, _matrices(open_places))
         for place, effect in effects.items():
-            if effect != 0:
+            if effect > 0:  # not NaN, which says that there is no derivative
                 self._others.pop(place, None)
                 self._faint.setdefault(place, []).append(sample)
             if effect >= 1:
@@ -92,7 +92,7 @@ class Reach:
     def _settle_others(self, samples: Sequence[Sample]) -> None:
         for sample in samples if self._others else ():  # what stands behind a matrix of zeros has no effect of its own
             for place, effect in self._influence.effects(sample, _matrices(self._others), filled=True).items():
-                if effect != 0:
+                if effect > 0:
                     self._others.pop(place, None)
         for place in list(self._others):  # a router whose scores only choose has no derivative
             if any(self._influence.seen(sample, place) for sample in samples):

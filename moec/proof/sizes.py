@@ -157,6 +157,7 @@ class Planner:
         self.plan.cached = [] if self.streamed or not caches else self._fed()
         if self.streamed:
             self._choose_one([*caches, *reversed(texts), *batches])
+            self._leave_out()
             return
         for sizes in (*batches, *caches, *texts):
             self._take(sizes)

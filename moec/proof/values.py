@@ -39,14 +39,14 @@ def compare_file(held: Mapping[str, Constant], due: Mapping[str, Constant]) -> I
     """
     same_names = held.keys() == due.keys()
     lost: list[Constant] = []
-    for name in due.keys() & held.keys() if not same_names else due:
+    for name in sorted(due.keys() & held.keys()) if not same_names else due:
         found = _compare(held[name], due[name])
         if found and not same_names and not due[name].lazy:
             lost.append(held[name])
         elif found:
             yield found
     if not same_names:
-        lost += [held[name] for name in held.keys() - due.keys()]
+        lost += [held[name] for name in sorted(held.keys() - due.keys())]
         yield from _untraced([c for c in lost if c.weight is not None], due)
         yield from _missing(held, due)
 

@@ -118,7 +118,7 @@ def _worst(program: Program, node: fx.Node, name: str, source: Weight) -> Weight
     floats = node.target == DEQUANTIZE_FLOAT
     given = (DequantizeFloatCall(node) if floats else DequantizeCall(node)).tensors()
     parts = [p for p in (program.weight_of(value) for value in given.values()) if p is not None]
-    bits = 0 if floats else _width(program, int(node.kwargs["bits"]))  # type: ignore[arg-type]
+    bits = 0 if floats else _width(program, int(node.kwargs["bits"]), parts[0])  # type: ignore[arg-type]
     pairs = _float_pairs(node, parts, source) if floats else _integer_pairs(node, parts, source, bits)
     width = bits or (8 if node.kwargs["format"] == "fp8" else 4)
     stack = len(source.shape) == 3
@@ -126,10 +126,14 @@ def _worst(program: Program, node: fx.Node, name: str, source: Weight) -> Weight
     return max(errors, key=lambda e: (not e.ok, e.times))
 
 
-def _width(program: Program, stored: int) -> int:
-    """The width of the grid behind codes of a stored width: three bits take the bytes of four."""
+def _width(program: Program, stored: int, packed: Weight) -> int:
+    """The width of the grid behind codes of a stored width: three bits take the bytes of four, and use eight codes."""
     widths = {bits for step in program.history for bits in step.widths}
-    return 3 if stored == 4 and 3 in widths and 4 not in widths else stored
+    if stored != 4 or 3 not in widths:
+        return stored
+    codes = packed.load()
+    high, low = codes >> 4, codes & 15
+    return 3 if int(torch.maximum(high, low).max()) - int(torch.minimum(high, low).min()) < 8 else stored
 
 
 Triple = tuple[Tensor, Tensor, Tensor]  # rows of a matrix: as it was, as it is, and rounded to nearest

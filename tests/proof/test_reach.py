@@ -98,8 +98,8 @@ class Queries(Loop):
         super().__init__()
         self.value = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.value(torch.zeros_like(x[:, :1]).expand_as(x))
+    def mix(self, x: Tensor) -> Tensor:
+        return super().mix(x) + self.value(torch.zeros_like(x))
 
 
 def test_a_product_that_no_input_changes_is_not_asked_for() -> None:

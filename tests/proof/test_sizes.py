@@ -75,7 +75,7 @@ def test_right_engines_pass_at_every_size(windowed: Built, learned: Built) -> No
     proof = windowed.proof()
     proof.require()
     run = sizes(proof)
-    assert run.bounds == {"sliding_window": WINDOW, "max_position_embeddings": CONTEXT}
+    assert dict(run.bounds) == {"sliding_window": WINDOW, "max_position_embeddings": CONTEXT}
     lengths = {s["sequence"] + s["past_sequence"] for s in run.sizes}
     assert {WINDOW, WINDOW + 1, CONTEXT, CONTEXT + 1} <= lengths and {s["batch"] for s in run.sizes} >= {1, 2, 5, 9}
     assert not run.refused and not run.beyond
@@ -184,7 +184,7 @@ def test_where_the_model_ends_before_its_context_the_longest_text_is_found() -> 
     model = source_of(Offset(), 50)
     program = model.capture()
     run = sizes(verify(model, EagerEngine(program), program))
-    assert run.bounds["a table of 66 positions"] == 66 and max(s["sequence"] for s in run.sizes) == 64
+    assert "a table of 66 positions" not in dict(run.bounds) and max(s["sequence"] for s in run.sizes) == 64
 
 
 class Offset(nn.Module):

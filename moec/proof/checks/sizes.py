@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
+from moec.program.decoder_signature import PAST, SEQUENCE
+from moec.proof.bounds import Bound
 from moec.proof.checks.check import Check, Figure
 from moec.proof.evidence import EDGE, Evidence, RefusedSize, compared, sizes_to_prove
 from moec.proof.sizes import Beyond, named
@@ -22,14 +24,15 @@ class SizesRun(Check):
         sizes: the dynamic dimensions of each input that was compared.
         refused: those that the engine cannot run. A dimension of 1, at which it runs nowhere, is a limitation that is
             reported, since exporters specialise it; any other refusal is a failure.
-        bounds: where the model may behave in another way, by what shows it; inputs stand on both sides.
+        bounds: where the model may behave in another way, by what shows it, and how large the last size
+            before is; of those on both sides of which inputs stand.
         beyond: what no input reached, and why.
     """
 
     engine: str
     sizes: tuple[dict[str, int], ...]
     refused: tuple[RefusedSize, ...] = ()
-    bounds: dict[str, int] = field(default_factory=dict)
+    bounds: tuple[tuple[str, int], ...] = ()
     beyond: tuple[Beyond, ...] = ()
 
     name: ClassVar[str] = "sizes"
@@ -40,7 +43,7 @@ class SizesRun(Check):
         evidence, _ = trial.once(compared)
         proven = trial.once(sizes_to_prove)
         sizes = tuple(sizes_of(trial.subject.source.inputs, sample) for sample in evidence.whole)
-        bounds = {bound.name: bound.size for bound in proven.plan.bounds if bound.size <= proven.plan.context}
+        bounds = tuple((b.name, b.size) for b in proven.plan.bounds if _on_both_sides(b, sizes))
         beyond = (*proven.beyond, *_undecided(evidence, sizes, proven.far))
         return cls(trial.engine.name, sizes, proven.refused, bounds, beyond)
 
@@ -72,7 +75,7 @@ class SizesRun(Check):
 
     @property
     def note(self) -> str:
-        shown = ", ".join(f"{name} ({size:,})" for name, size in self.bounds.items())
+        shown = ", ".join(f"{name} ({size:,})" for name, size in self.bounds)
         return f"The model shows bounds, and inputs stand on both sides: {shown}." if shown else ""
 
     def __str__(self) -> str:
@@ -89,6 +92,17 @@ class SizesRun(Check):
         names = dict.fromkeys(name for sizes in self.sizes for name in sizes)
         most = {name: max(sizes.get(name, 0) for sizes in self.sizes) for name in names}
         return f"up to {named(most)}" if most else "of fixed sizes"
+
+
+def _on_both_sides(bound: Bound, sizes: Sequence[dict[str, int]]) -> bool:
+    """Whether inputs of a bound's size were run, and of one more; a cache counts to the length of its text."""
+    run = {n for s in sizes for n in ((s.get(bound.dimension, 0),) if bound.dimension else _lengths(s))}
+    return {bound.size, bound.size + 1} <= run
+
+
+def _lengths(sizes: dict[str, int]) -> tuple[int, ...]:
+    whole = (sizes[SEQUENCE] + sizes[PAST],) if SEQUENCE in sizes and PAST in sizes else ()
+    return (*sizes.values(), *whole)
 
 
 def _undecided(evidence: Evidence, sizes: Sequence[dict[str, int]], far: Sequence[dict[str, int]]) -> list[Beyond]:

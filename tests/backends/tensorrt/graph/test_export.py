@@ -51,7 +51,7 @@ def proven(
     _, facts = write_onnx(program, folder / "model.onnx", precision, plan)
     assert facts["operators"] == "tensorrt-rtx-1.7"
     engine = OnnxruntimeEngine(folder, Target("onnxruntime"))
-    return verify(source, engine, program, Tolerance.of(precision).deviation)
+    return verify(source, engine, program, Tolerance.of(precision).deviation, precision)
 
 
 @pytest.mark.parametrize(
