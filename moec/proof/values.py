@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.program.program import Program
+from moec.proof.wiring import strange_operator
 from moec.targets.backend import Constant
 from moec.weights.difference import bits_of, fingerprint, first_difference
 from moec.weights.lazy import Weight, cast, from_tensor
@@ -34,8 +35,8 @@ class Finding:
 def compare_file(held: Mapping[str, Constant], due: Mapping[str, Constant]) -> Iterator[Finding]:
     """The constants of a file that are not those that lowering its program gives.
 
-    Where the two do not have the same names, another version of the exporter wrote the file: then what has no
-    counterpart by name is looked for by content.
+    Where the two do not have the same names, perhaps since another version of the exporter wrote the file, what has no
+    counterpart by name is looked for by content, and the operators have to be wired alike.
     """
     same_names = held.keys() == due.keys()
     lost: list[Constant] = []
@@ -49,6 +50,9 @@ def compare_file(held: Mapping[str, Constant], due: Mapping[str, Constant]) -> I
         lost += [held[name] for name in sorted(held.keys() - due.keys())]
         yield from _untraced([c for c in lost if c.weight is not None], due)
         yield from _missing(held, due)
+        strange = strange_operator(held, due, _content)
+        if strange is not None:
+            yield Finding(strange.name, f"lowering here and now gives no such operator: `{strange.text}`")
 
 
 def _compare(held: Constant, due: Constant) -> Finding | None:
