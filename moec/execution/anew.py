@@ -52,6 +52,11 @@ class CalledAnew:
         self.changes = self.watched and state_of(self._model) != self._before
         return found
 
+    @property
+    def pristine(self) -> nn.Module:
+        """The model as it was before its first call, where it could be copied."""
+        return self._model if self._first is None else self._first
+
     def _another(self) -> nn.Module:
         another = None if self._first is None else copied(self._first)
         if another is None:

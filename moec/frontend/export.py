@@ -141,7 +141,7 @@ def from_exported(
     mapping: dict[fx.Node, fx.Node] = {}
     root = nn.Module()
     for node in graph_module.graph.nodes:
-        if node.target in _ASSERTS:
+        if node.target in _ASSERTS or _writes_a_buffer(node):
             continue
         copied = graph.node_copy(node, lambda n: mapping[n])
         mapping[node] = copied
@@ -168,6 +168,12 @@ def from_exported(
     assume(program, exported)
     program.check()
     return program
+
+
+def _writes_a_buffer(node: fx.Node) -> bool:
+    """Whether a node only keeps a value for the next call, in which torch.export ends what a model writes to a buffer:
+    an engine remembers nothing, as a model made anew."""
+    return node.target is torch.ops.aten.copy_.default and node.args[0].op == "get_attr" and not node.users  # type: ignore[union-attr]
 
 
 def _attribute(module: nn.Module, name: str) -> Tensor:

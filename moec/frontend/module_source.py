@@ -17,7 +17,7 @@ from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine, tensors_of
 from moec.files.regular import open_regular
-from moec.frontend.dimensions import enlarged
+from moec.frontend.dimensions import are_least_sizes, enlarged, sizes_of
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
 from moec.frontend.refusals import say_dynamic, say_inputs, with_fixed_sizes
@@ -53,7 +53,7 @@ class ModuleEngine(Engine):
         self._call.watched = False
 
     def tensors(self) -> dict[str, Tensor]:
-        return tensors_of(self.module)
+        return tensors_of(self._call.pristine)
 
 
 class ModuleSource(Source):
@@ -91,7 +91,7 @@ class ModuleSource(Source):
         return cls(model, opening.inputs, opening.dynamic, text=type(model).__name__)
 
     def reference(self) -> Engine:
-        return ModuleEngine(self._module, self.inputs)
+        return ModuleEngine(copied(self._module) or self._module, self.inputs)  # a run may change what it is of
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         module = copied(self._module) or self._module  # torch.export runs it, and it may change itself
@@ -108,7 +108,9 @@ class ModuleSource(Source):
             if error.code == "M207" and "DataDependent" not in type(error.__cause__).__name__:
                 for larger in enlarged(samples, self._dynamic):
                     with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
-                        return capture(module, larger, self._dynamic, source=self.text)
+                        found = capture(module, larger, self._dynamic, source=self.text)
+                        if are_least_sizes(found.conditions, sizes_of(self.inputs, samples)):
+                            return found
             better = with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic)
             if better is error:
                 raise

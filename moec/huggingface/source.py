@@ -286,4 +286,4 @@ class UntouchedEngine(Engine):
         self._call.watched = False
 
     def tensors(self) -> dict[str, Tensor]:
-        return tensors_of(self.module)
+        return tensors_of(self._call.pristine)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError, UserErrorType
 
-from moec.frontend.dimensions import dynamic_shapes, enlarged, suggested_bounds
+from moec.frontend.dimensions import are_least_sizes, dynamic_shapes, enlarged, suggested_bounds
 from moec.frontend.export import capture
+from moec.program.conditions import Condition
 
 TEXT = """Constraints violated (frames)! For more information, run with TORCH_LOGS="+dynamic".
   - Not all values of frames = L['x'].size()[1] in the specified range satisfy the generated guard 7 <= frames
@@ -52,3 +53,9 @@ def test_samples_grow_along_what_is_dynamic_and_sums_stay_sums() -> None:
     assert found[0] == {"x": (16, 24, 4), "mask": (16, 64), "past": (16, 40), "number": ()}
     assert found[1]["x"] == (128, 192, 4) and len(found) == 2
     assert list(enlarged(samples, {})) == [] == list(enlarged({"x": torch.ones(2**18)}, {"x": ("n",)}))[1:]
+
+
+def test_a_larger_sample_must_not_take_another_branch() -> None:
+    least, multiple = Condition("frames >= 7"), Condition("frames % 16 == 0")
+    assert are_least_sizes([least], {"frames": 3}) and are_least_sizes([least, multiple], {"frames": 32})
+    assert not are_least_sizes([least, multiple], {"frames": 11}) and not are_least_sizes([multiple], {"frames": 3})

@@ -236,3 +236,23 @@ def test_a_model_that_keeps_what_its_first_text_decides_is_captured_and_compared
         assert torch.equal(reference(ids=ids)["output"], want)
         if length < 20:
             assert torch.equal(EagerEngine(program)(ids=ids)["output"], want)
+
+
+class Padded(nn.Module):
+    """Blocks of 16: torch.export takes it only at a multiple of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.table(ids)
+        blocks = nn.functional.pad(h, (0, 0, 0, -h.shape[1] % 16)).view(h.shape[0], -1, 16, 8)
+        return h + blocks.cumsum(2).reshape(h.shape[0], -1, 8)[:, : h.shape[1]]
+
+
+def test_a_capture_that_refuses_the_users_own_sample_is_none() -> None:
+    ids = torch.zeros(3, 11, dtype=torch.long)
+    with pytest.raises(MoecError) as caught:
+        ModuleSource(Padded().eval(), {"ids": ids}, {"ids": ("batch", "sequence")}).capture()
+    assert caught.value.code == "M207"

@@ -312,3 +312,23 @@ def test_who_allows_a_difference_from_another_model_gets_one(positions: Built) -
 
 def test_an_engine_without_a_file_is_left_out(gpt_oss: Built) -> None:
     assert Values.measure(Trial(replace(gpt_oss.subject, file=None), gpt_oss.reference)) is None
+
+
+class Counts(nn.Module):
+    """A buffer that each call writes and no output reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(8, 4)
+        self.register_buffer("load", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.line(x)
+        self.load.add_(nn.functional.one_hot(y.argmax(-1), 4).float().sum(0))
+        return y
+
+
+def test_a_buffer_that_calls_write_is_compared_as_it_was(tmp_path: Path) -> None:
+    given = {"x": torch.randn(3, 8)}
+    report = moec.compile(Counts().eval(), inputs=given, dynamic={"x": ("batch", None)}, out=tmp_path / "engine")
+    assert report.ok and report.proof.find(Values) is not None
