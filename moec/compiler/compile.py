@@ -11,8 +11,8 @@ from pathlib import Path
 from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
-from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, write_report
-from moec.compiler.staging import check_out, require_free, staging
+from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
+from moec.compiler.staging import check_out, require_apart, require_free, staging
 from moec.execution.streaming import check_finite
 from moec.frontend.source import Source
 from moec.layouts import choose
@@ -41,6 +41,7 @@ def compile_source(
     backend = find_backend(options.target, options.build)
     check_out(out, what_is_read(source, options))
     if options.save_hf:
+        require_apart(out, options.save_hf)
         require_free(options.save_hf)
     options = replace(
         options,
@@ -55,6 +56,7 @@ def compile_source(
     calibration = calibration_for(options, source)
     said = say_account(source, progress)
     with ExitStack() as stack:
+        published = stack.enter_context(taken_back())
         folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
@@ -73,7 +75,7 @@ def compile_source(
         checks = contract_checks(source, captured, options, backend)
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
-        stack.enter_context(checkpoint_of(named, source, options.save_hf))
+        stack.enter_context(checkpoint_of(named, source, options.save_hf, published))
         progress.stage("build")
         facts = (backend.build if options.build else backend.export)(
             program, options.target, folder, options.optimize_for, LoweringProgress(progress, hooks)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +15,8 @@ from moec.compiler.recorded_bounds import Recorded
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.frontend.module_source import file_hash
+from moec.files.inside import stays_inside
+from moec.files.regular import file_hash
 from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
@@ -133,10 +133,16 @@ def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None 
     if runs and model is None and not opening.get("trust_remote_code"):
         fix = "read it, then pass --trust-remote-code"
         raise MoecError("M209", f"the manifest names the model, and {runs}", text, fix)
-    _require_same_files(report, kind.files(text) if kind else ())
+    _require_same_files(report, [*(kind.files(text) if kind else ()), *_code_of(report, Path(text))])
     source = open_source(text, **{**opening, **report.opening})
     require_same_source(report, source)
     return source
+
+
+def _code_of(report: Report, folder: Path) -> list[Path]:
+    """The code in a model's folder that the engine was made with: compared before it is run."""
+    names = [name for name in report.source_hashes if name.endswith(".py") and stays_inside(name)]
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _require_same_files(report: Report, files: Sequence[Path]) -> None:
@@ -176,7 +182,7 @@ def require_same_texts(report: Report, options: Options, settings: Sequence[str]
 def require_same_text(file: str, digest: str, purpose: str) -> None:
     """Raise M106 when a text is not the one that an engine was judged on, or calibrated on."""
     path = Path(file)
-    if not path.is_file() or sha256(path.read_bytes()).hexdigest() != digest:
+    if not path.is_file() or file_hash(path) != digest:
         raise MoecError(
             "M106",
             f"the text that the engine was {purpose} on has changed, or is missing",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from moec import registry
 from moec.errors import MoecError
+from moec.frontend.account import FLAG
 from moec.frontend.export import Dynamic
 from moec.frontend.source import Opening, Source
 
@@ -37,13 +38,18 @@ def open_source(
         leave_out: names of inputs, tensors and files of a Hugging Face model that the engine is to be without.
 
     Raises:
-        MoecError: M204, M205, M206 or M209, when there is no such model or moec must not or cannot read it.
+        MoecError: M204, M205, M206 or M209, when there is no such model or moec must not or cannot read it; M201 when
+            something is to be left out of one that has nothing of the kind.
     """
     if isinstance(model, Source):
+        _check_left_out(leave_out, model.text, "pass leave_out where the source is opened")
         return model
     opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out)
     kind = source_kind(model, opening)
     if kind is not None:
+        if not kind.leaves_out:
+            text = str(model) if isinstance(model, str | Path) else type(model).__name__
+            _check_left_out(leave_out, text, f"compile it without {FLAG}, or change the model itself")
         return kind.open(model, opening)
     raise MoecError(
         "M204",
@@ -51,6 +57,13 @@ def open_source(
         "model",
         "give a folder, file.py:callable, a .pt2 file, an nn.Module, or install a package with a source for it",
     )
+
+
+def _check_left_out(names: Sequence[str], model: str, fix: str) -> None:
+    """Raise M201 when names are given that nobody would look for."""
+    if names:
+        what = f"{FLAG} names parts of a Hugging Face model, and nothing of this one can be left out"
+        raise MoecError("M201", what, model, fix)
 
 
 def source_kind(model: Any, opening: Opening) -> type[Source] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,9 +26,23 @@ from moec.targets.backend import Backend
 
 
 @contextmanager
-def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iterator[None]:
+def taken_back() -> Iterator[list[Path]]:
+    """A list for folders that get their names before the block ends; where it ends badly, they are removed again, so
+    that a refusal leaves nothing behind."""
+    published: list[Path] = []
+    try:
+        yield published
+    except BaseException:
+        for folder in published:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def checkpoint_of(program: Program, source: Source, folder: Path | None, published: list[Path]) -> Iterator[None]:
     """Write the program as a checkpoint in its source's form, early, so that a refusal costs nothing. It gets its name
-    when the block ends well. Raises M210 where something has that name already, before the work or after it."""
+    when the block ends well, and is then added to `published`, see `taken_back`. Raises M210 where something has that
+    name already, before the work or after it."""
     if folder is None:
         yield
         return
@@ -41,6 +56,7 @@ def checkpoint_of(program: Program, source: Source, folder: Path | None) -> Iter
         require_free(out)
         with as_refusal(out.parent, out):
             move(place / out.name, out)
+        published.append(out)
 
 
 def lay_out(source: Source, program: Program, options: Options, backend: Backend, folder: Path) -> None:

@@ -83,6 +83,14 @@ def require_free(folder: Path) -> None:
         raise MoecError("M210", "there is something of that name already", str(folder), "remove it or name another")
 
 
+def require_apart(out: Path, checkpoint: Path) -> None:
+    """Raise M210 when an engine and a checkpoint are to have the same place, or one a place inside the other's."""
+    one, other = out.resolve(), checkpoint.resolve()
+    if one.is_relative_to(other) or other.is_relative_to(one):
+        what = f"the engine's place is {out}, and neither can be inside the other"
+        raise MoecError("M210", what, str(checkpoint), "choose another --save-hf, beside --out")
+
+
 def put_in_place(new: Path, out: Path) -> None:
     """Give a new engine its place, and remove the one that was there.
 

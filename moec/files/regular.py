@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from io import BufferedReader
@@ -39,6 +40,12 @@ def read_bytes(path: str | Path, most_bytes: int = TEXT_BYTES) -> bytes:
 def read_text(path: str | Path, most_bytes: int = TEXT_BYTES) -> str:
     """The same as text. Raises UnicodeDecodeError, a ValueError, where it is not UTF-8."""
     return read_bytes(path, most_bytes).decode("utf-8")
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, read in blocks. Raises OSError for what is no file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_file(path: str | Path, mode: int) -> None:

@@ -53,7 +53,9 @@ def abandon() -> None:
 
 def sweep(parent: Path) -> None:
     """Remove the work folders of dead processes, of this user only; what one of them had moved aside goes back to its
-    place."""
+    place. Where the system has no locks, nobody knows who lives, and nothing is removed."""
+    if fcntl is None:
+        return
     with suppress(OSError):
         for folder in [p for p in parent.iterdir() if _NAME.fullmatch(p.name)]:
             with suppress(OSError):
@@ -85,6 +87,8 @@ def _make(folder: Path, locks: list[int]) -> None:
     """Make a folder and lock it; again, where another process swept it before it was locked."""
     while True:
         folder.mkdir(mode=0o700)
+        if fcntl is None:
+            return  # such a system opens no folders either
         with suppress(FileNotFoundError):
             locks.append(os.open(folder, os.O_RDONLY))
             _lock(locks[-1], wait=True)
@@ -108,6 +112,6 @@ def _lock(descriptor: int, wait: bool) -> bool:
     """Whether the lock is ours now. Where the file system has no locks, nobody gets one."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (OSError, AttributeError):
+    except OSError:
         return False
     return True

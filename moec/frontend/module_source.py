@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine, tensors_of
-from moec.files.regular import open_regular
+from moec.files.regular import file_hash
 from moec.frontend.dimensions import are_least_sizes, enlarged, sizes_of
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
@@ -264,9 +263,3 @@ def parse_inputs(
         dynamic[name] = tuple(None if d.isdigit() else d for d in dims)
         domains[name] = named_domain(name, high)
     return samples, dynamic, domains
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

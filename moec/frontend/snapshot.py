@@ -7,12 +7,12 @@ was; then the bytes that were read are those that are hashed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from moec.errors import MoecError
+from moec.files.regular import file_hash
 
 _SMALL_BYTES = 2**20  # files up to this size are also hashed at once: clocks of file systems are coarse
 
@@ -43,5 +43,5 @@ class Snapshot:
 def _state(path: Path) -> tuple[int | str, ...]:
     """Inode, size, times in nanoseconds, and the hash of a small file."""
     found = path.stat()
-    digest = hashlib.sha256(path.read_bytes()).hexdigest() if found.st_size <= _SMALL_BYTES else ""
+    digest = file_hash(path) if found.st_size <= _SMALL_BYTES else ""
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, digest

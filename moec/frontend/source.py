@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -95,6 +95,7 @@ class Source(ABC):
         hashes: SHA-256 of the files that it was read from, by path relative to the model's folder.
         size_bytes: bytes of its weights.
         snapshot: of these files as they were when they were opened; None for a model in memory.
+        leaves_out: whether it knows `Opening.leave_out`; one that does not is never opened with it.
     """
 
     text: str
@@ -103,6 +104,7 @@ class Source(ABC):
     hashes: dict[str, str]
     size_bytes: int
     snapshot: Snapshot | None = None
+    leaves_out: ClassVar[bool] = False
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:

@@ -67,7 +67,11 @@ def save_program(program: Program, folder: str | Path) -> None:
 
 
 def load_program(folder: str | Path) -> Program:
-    """Read what `save_program` wrote; the weights stay on disk until they are needed. Raises M204 for anything else."""
+    """Read what `save_program` wrote; the weights stay on disk until they are needed.
+
+    Raises:
+        MoecError: M209 for a graph that holds code, M204 for anything else that is no such program.
+    """
     path = Path(folder)
     try:
         facts = json.loads(read_text(path / FACTS))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
-from moec.files.inside import leads_outside
+from moec.files.inside import leads_outside, require_inside
 from moec.huggingface.lengths import config_lengths
 from moec.huggingface.reading.config_sizes import built_from
 from moec.layouts.facts import ModelFacts, model_name
@@ -105,6 +105,7 @@ def _stored_generation(path: Path) -> Any:
 
     if not (path / "generation_config.json").is_file():
         return None
+    require_inside(path / "generation_config.json", path)
     try:
         return GenerationConfig.from_pretrained(path, local_files_only=True)
     except Exception as error:  # its own validation may raise anything

@@ -81,6 +81,8 @@ def open_source(
 class HuggingFaceSource(Source):
     """A model of the transformers library."""
 
+    leaves_out = True
+
     def __init__(self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None) -> None:
         self.text, self.origin, self._leave_out = text, origin, leave_out or LeaveOut()
         self.snapshot = getattr(origin, "snapshot", None)

@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
-from moec.files.regular import read_text
+from moec.files.inside import read_inside, require_inside
 from moec.huggingface.companions import facts_of
 from moec.huggingface.reading.config_sizes import built_from
 from moec.layouts import ModelFacts
 from moec.program.program import Input
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+# what transformers may read of a tokenizer
+_READ = (
+    "config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*token*.json",
+    "merges.txt",
+    "vocab*",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates",
+    "additional_chat_templates/*",
+)
 
 
 class TransformersTokenizer:
@@ -52,11 +67,13 @@ def load_tokenizer(engine: Path, source: str) -> TransformersTokenizer | None:
         source: the model as it was named: a folder or a hub id in the local cache.
 
     Raises:
-        MoecError: M204 when it does not load.
+        MoecError: M204 when it does not load, or a file of it is a link out of its folder.
     """
     folder = next((f for f in (engine, *_folders(source)) if any((f / name).is_file() for name in FILES)), None)
     if folder is None:
         return None
+    for file in (f for pattern in _READ for f in folder.glob(pattern)):
+        require_inside(file, folder)
     from transformers import AutoTokenizer
 
     try:  # said outright: transformers asks on the terminal where it is not told
@@ -92,7 +109,7 @@ def text_facts(engine: Path, source: str, inputs: Sequence[Input]) -> ModelFacts
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(read_text(path))
+        raw = json.loads(read_inside(path, path.parent))
         assert isinstance(raw, dict)
     except (OSError, ValueError, AssertionError, RecursionError) as error:
         raise MoecError(

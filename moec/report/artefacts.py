@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moec.errors import MoecError
 from moec.files.inside import stays_inside
+from moec.files.regular import file_hash
 
 _OWN = ("moec.json", "report.html")  # files that hold the hashes of the others and therefore cannot hold their own
 
@@ -25,7 +25,7 @@ class Artefact:
 def hash_artefacts(folder: Path) -> tuple[Artefact, ...]:
     """Every file of an engine folder but the report's own, by name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _OWN)
-    return tuple(Artefact(p.relative_to(folder).as_posix(), _sha256(p), p.stat().st_size) for p in files)
+    return tuple(Artefact(p.relative_to(folder).as_posix(), file_hash(p), p.stat().st_size) for p in files)
 
 
 def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "hash") -> None:
@@ -39,15 +39,10 @@ def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "h
             problem = "is missing"
         elif path.stat().st_size != artefact.size_bytes:
             problem = f"has {path.stat().st_size} bytes instead of {artefact.size_bytes}"
-        elif check == "hash" and _sha256(path) != artefact.sha256:
+        elif check == "hash" and file_hash(path) != artefact.sha256:
             problem = "was changed after it was written"
         else:
             continue
         raise MoecError(
             "M106", f"{artefact.name} {problem}", str(path), "compile the engine again: moec compile --from moec.json"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

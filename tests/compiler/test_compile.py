@@ -214,3 +214,12 @@ def test_the_reference_is_chosen_by_size_and_not_by_what_is_free_now(monkeypatch
         found |= {(how, total): proving.choose_reference(model, captured, how) for how in ("auto", "full", "streamed")}
     streamed = {key for key, reference in found.items() if reference == "streamed"}
     assert streamed == {("auto", 100), ("streamed", 100), ("streamed", 2**40)}
+
+
+def test_a_checkpoint_inside_the_engine_is_refused_before_the_work(tmp_path: Path) -> None:
+    progress = Stages()
+    with pytest.raises(MoecError) as caught:
+        compile_source(
+            source(), Options(TARGET, save_hf=tmp_path / "engine" / "hf"), tmp_path / "engine", progress=progress
+        )
+    assert caught.value.code == "M210" and not progress.names and not any(tmp_path.iterdir())

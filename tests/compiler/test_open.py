@@ -96,3 +96,14 @@ def test_what_is_not_there_is_refused(text: str, tmp_path: Path, monkeypatch: py
     with pytest.raises(MoecError) as caught:
         open_source(text)
     assert caught.value.code == "M204"
+
+
+@pytest.mark.parametrize("kind", ["net.py:build", "net.pt2", "module", "source"])
+def test_nothing_is_left_out_of_what_is_no_model_of_transformers(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    torch.export.save(torch.export.export(nn.Linear(4, 2), (torch.randn(3, 4),)), tmp_path / "net.pt2")
+    objects = {"module": nn.Linear(4, 2), "source": source_of(MoeModel())}
+    inputs = {"input": torch.randn(3, 4)} if kind == "module" else None
+    with pytest.raises(MoecError) as caught:
+        open_source(objects.get(kind, f"{tmp_path}/{kind}"), inputs=inputs, leave_out=["bbox"])
+    assert caught.value.code == "M201" and "--leave-out" in caught.value.what

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from moec.compiler import staging as module
-from moec.compiler.publish import checkpoint_of
-from moec.compiler.staging import check_out, staging
+from moec.compiler.publish import checkpoint_of, taken_back
+from moec.compiler.staging import check_out, require_apart, staging
 from moec.errors import MoecError
 from moec.files.workplace import sweep
 
@@ -198,7 +198,7 @@ class Checkpoints:
 def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str, tmp_path: Path) -> None:
     out = tmp_path / "checkpoint"
     context = contextlib.nullcontext() if ends == "well" else pytest.raises((MoecError, RuntimeError))
-    with context, checkpoint_of(None, Checkpoints(), out):  # type: ignore[arg-type]
+    with context, checkpoint_of(None, Checkpoints(), out, []):  # type: ignore[arg-type]
         assert not out.exists()
         if ends != "well":
             out.mkdir()
@@ -207,6 +207,24 @@ def test_a_checkpoint_gets_its_name_at_the_end_and_takes_nobody_elses(ends: str,
             raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
     assert [p.name for p in out.iterdir()] == ["config.json" if ends == "well" else "thesis.tex"]
+
+
+def test_a_checkpoint_goes_again_where_its_engine_is_refused(tmp_path: Path) -> None:
+    engine, out = tmp_path / "engine", tmp_path / "checkpoint"
+    with pytest.raises(MoecError) as caught, taken_back() as published, staging(engine) as folder:
+        with checkpoint_of(None, Checkpoints(), out, published):  # type: ignore[arg-type]
+            write(folder, "new")
+        assert published == [out.resolve()] and out.exists()
+        write(engine, "old", **{"thesis.tex": "years of work"})
+    assert caught.value.code == "M210" and [p.name for p in tmp_path.iterdir()] == ["engine"]
+
+
+@pytest.mark.parametrize(("engine", "checkpoint"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "c/../a/b")])
+def test_neither_an_engine_nor_its_checkpoint_is_inside_the_other(engine: str, checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(MoecError) as caught:
+        require_apart(tmp_path / engine, tmp_path / checkpoint)
+    assert caught.value.code == "M210"
+    require_apart(tmp_path / engine, tmp_path / "beside")
 
 
 PUBLISHING = """

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moec.files.inside import leads_outside, stays_inside
+from moec.errors import MoecError
+from moec.files.inside import leads_outside, read_inside, stays_inside
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "deep/er/weights.bin", "a..b", "..a", "a b"])
@@ -47,3 +48,6 @@ def test_the_cache_of_hugging_face(tmp_path: Path) -> None:
     (snapshot / "tokenizer.json").symlink_to(other / "0b")
     assert not leads_outside(snapshot / "config.json", snapshot)
     assert leads_outside(snapshot / "tokenizer.json", snapshot)
+    assert read_inside(snapshot / "config.json", snapshot) == "{}"
+    with pytest.raises(MoecError, match="link out of its folder"):
+        read_inside(snapshot / "tokenizer.json", snapshot)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moec.files.regular import open_regular, read_bytes, read_text
+from moec.files.regular import file_hash, open_regular, read_bytes, read_text
 
 
 def test_files_are_read(tmp_path: Path) -> None:
@@ -32,3 +32,10 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "file", 5) == b"12345"
     with pytest.raises(OSError, match="5 bytes"):
         read_bytes(tmp_path / "file", 4)
+
+
+def test_the_hash_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_hash(tmp_path / "file").startswith("ba7816bf8f01cfea")
+    with pytest.raises(OSError, match="directory"):
+        file_hash(tmp_path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.files import workplace as module
 from moec.files.workplace import OLD, abandon, sweep, workplace
 
 
@@ -68,3 +69,15 @@ def test_a_process_that_ends_at_once_leaves_nothing(tmp_path: Path) -> None:
         out.rename(place / OLD)
         abandon()
         assert names(tmp_path) == ["engine"]
+
+
+def test_a_system_without_locks_opens_no_folder_and_sweeps_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fcntl", None)
+    monkeypatch.delattr("os.getuid")
+    monkeypatch.setattr("shutil._use_fd_functions", False)
+    monkeypatch.delattr("os.open")
+    with workplace(tmp_path / "engine") as place, workplace(tmp_path / "engine") as second:
+        assert place.is_dir() and second.is_dir()
+    assert names(tmp_path) == []

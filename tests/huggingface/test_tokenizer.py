@@ -33,6 +33,26 @@ def test_none_and_broken_ones(tmp_path: Path) -> None:
     assert error.value.code == "M204" and "does not load" in error.value.what
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "merges.txt"])
+def test_links_out_of_the_folder_are_not_followed(name: str, tmp_path: Path) -> None:
+    model = write_tokenizer(tmp_path / "model")
+    (tmp_path / name).write_text((model / name).read_text() if (model / name).exists() else "")
+    (model / name).unlink(missing_ok=True)
+    (model / name).symlink_to(tmp_path / name)
+    with pytest.raises(MoecError) as error:
+        load_tokenizer(model, "")
+    assert error.value.code == "M204" and f"{name} is a link out" in error.value.what
+
+
+def test_links_of_the_cache_are_followed(tmp_path: Path) -> None:
+    blobs = write_tokenizer(tmp_path / "models--a--b" / "blobs")
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "1f"
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert load_tokenizer(snapshot, "")
+
+
 def test_limits(mixtral: Path, tmp_path: Path) -> None:
     facts = text_facts(tmp_path, str(mixtral), ())
     assert facts is not None

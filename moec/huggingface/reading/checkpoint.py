@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 
 from moec.errors import MoecError
 from moec.files.inside import leads_outside, stays_inside
-from moec.files.regular import read_bytes
+from moec.files.regular import file_hash, read_bytes
 from moec.weights.lazy import Weight, from_file, from_tensor
 
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-_CHUNK_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Checkpoint:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of every file that was read, and of config.json, by name. Reads them whole."""
-        return {name: _sha256(self.folder / name) for name in ("config.json", *self.files)}
+        return {name: file_hash(self.folder / name) for name in ("config.json", *self.files)}
 
 
 def read_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
@@ -154,11 +152,3 @@ def _check_promise(folder: Path, promised: dict[str, str], weights: dict[str, We
                 str(folder / file),
                 "download the file again",
             )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.files.inside import leads_outside
-from moec.files.regular import read_text
+from moec.files.inside import read_inside, require_inside
+from moec.files.regular import file_hash
 from moec.frontend.account import cut
 from moec.frontend.snapshot import Snapshot
 from moec.huggingface.formats.compressed_tensors import in_float32
@@ -28,11 +28,14 @@ from moec.huggingface.reading.peft_adapter import ADAPTER, adapter_in
 from moec.huggingface.reading.quantized import decode, decoder_of
 from moec.weights.lazy import Weight, cast, from_tensor
 
+GENERATION = "generation_config.json"
 # the files that decide what a model is; what else lies beside them is only copied
 _READ = (
     "config.json",
     "adapter_config.json",
-    "generation_config.json",
+    "adapter_model.bin",
+    "preprocessor_config.json",
+    GENERATION,
     "*.index.json",
     "*.safetensors",
     "pytorch_model*.bin",
@@ -69,6 +72,7 @@ class ModelFolder:
         if self.adapter is not None and not (self.path / CONFIG).exists():
             self.path = _resolve(self.adapter.base)
             self.snapshot = self.snapshot.and_of(path for pattern in _READ for path in self.path.glob(pattern))
+        require_inside(self.path / GENERATION, self.path)  # transformers reads it with the weights
         self.raw = _read_config(self.path)
         decoder = decoder_of(self.raw, self.path)
         remote = trust_remote_code and bool(self.raw.get("auto_map"))
@@ -80,6 +84,7 @@ class ModelFolder:
             self.adapter.check_task(self.model_class)
         self.checkpoint: Checkpoint = decode(read_checkpoint(self.path, allow_pickle), decoder)
         self.quantized = decoder is not None
+        self._code = sorted(path.name for path in self.path.glob("*.py")) if remote else []
         if not remote:
             check_size(self.model_class, self.config, self.checkpoint.weights, self.path / CONFIG)
 
@@ -107,8 +112,9 @@ class ModelFolder:
             return skeleton.build(self.model_class, self.config, torch.float32)
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 by file name."""
-        return {**self.checkpoint.hashes(), **(self.adapter.hashes() if self.adapter else {})}
+        """SHA-256 by file name, of the folder's own code too where it is run."""
+        code = {name: file_hash(self.path / name) for name in self._code}
+        return {**code, **self.checkpoint.hashes(), **(self.adapter.hashes() if self.adapter else {})}
 
     def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
         """A private model on the meta device and its lazy weights in `dtype`."""
@@ -198,10 +204,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             str(folder),
             "name the folder that holds config.json",
         )
-    if leads_outside(path, folder):
-        raise MoecError("M204", "config.json is a link out of its folder", str(path), "put the file itself there")
     try:
-        raw = json.loads(read_text(path))  # as transformers reads it: with Infinity and NaN
+        raw = json.loads(read_inside(path, folder))  # as transformers reads it: with Infinity and NaN
         assert isinstance(raw, dict)
     except OSError as error:
         what = f"config.json cannot be read: {error.strerror}"

@@ -6,7 +6,6 @@ peft runs it, in which the adapter stands unmerged.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.memory import total_bytes
-from moec.files.regular import read_text
+from moec.files.inside import read_inside, require_inside
+from moec.files.regular import file_hash
 from moec.frontend.account import FLAG, cut
 
 ADAPTER = "adapter_config.json"
@@ -58,7 +58,7 @@ class PeftAdapter:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the adapter's files by name."""
-        return {name: hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in (ADAPTER, self.weights)}
+        return {name: file_hash(self.folder / name) for name in (ADAPTER, self.weights)}
 
     def check_task(self, model_class: Any) -> None:
         """Raise M217 when the adapter is of another task than the base model's class has a head for."""
@@ -155,18 +155,19 @@ def adapter_in(folder: Path, allow_pickle: bool) -> PeftAdapter:
     """The adapter of a folder with an `adapter_config.json`.
 
     Raises:
-        MoecError: M204 when its files are broken or missing, M209 for a pickle without permission, M217 for one that
-            asks for code, M301 without peft.
+        MoecError: M204 when its files are broken, missing or links out of the folder, M209 for a pickle without
+            permission, M217 for one that asks for code, M301 without peft.
     """
     path = folder / ADAPTER
     try:
-        config = json.loads(read_text(path))
+        config = json.loads(read_inside(path, folder))
         assert isinstance(config, dict)
     except (OSError, ValueError, AssertionError, RecursionError) as error:
         raise MoecError("M204", f"{ADAPTER} is not a JSON object", str(path), "download the file again") from error
     weights = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise MoecError("M204", f"the adapter has no {_WEIGHTS[0]}", str(folder), "download the file")
+    require_inside(folder / weights, folder)
     if weights.endswith(".bin") and not allow_pickle:
         fix = "convert it to safetensors, or pass --allow-pickle (it is then loaded with weights_only=True)"
         raise MoecError("M209", f"the adapter is a pickle, {weights}", str(folder / weights), fix)

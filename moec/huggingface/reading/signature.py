@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.files.inside import read_inside
 from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
@@ -129,7 +130,7 @@ def _prepared_size(images: Path | None) -> tuple[int, int] | None:
     if path is None or not path.is_file():
         return None
     try:
-        size = json.loads(path.read_text(encoding="utf-8")).get("size")
+        size = json.loads(read_inside(path, path.parent)).get("size")
     except (OSError, ValueError, AttributeError) as error:
         what = "preprocessor_config.json is not a JSON object"
         raise MoecError("M204", what, str(path), "download the file again, or remove it") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import moec
 from moec.errors import MoecError
 from moec.huggingface.source import open_source
 from tests import zoo
@@ -55,8 +56,8 @@ def test_no_class_falls_back_to_the_bare_model(copied: Saved) -> None:
     assert source.capture().outputs == ("last_hidden_state", "pooler_output")
 
 
-def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
-    folder = copied("llama")
+def with_code(folder: Path) -> Path:
+    """A llama whose classes come with it."""
     (folder / "modeling_own.py").write_text(
         "from transformers import LlamaConfig, LlamaForCausalLM\n"
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
@@ -68,6 +69,11 @@ def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
         architectures=["OwnModel"],
         auto_map={"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"},
     )
+    return folder
+
+
+def test_code_from_the_folder_runs_only_when_told_to(copied: Saved) -> None:
+    folder = with_code(copied("llama"))
     error = refused(folder)
     assert error.code == "M209" and "--trust-remote-code" in error.fix
     source = open_source(str(folder), trust_remote_code=True, cache=False)
@@ -85,3 +91,36 @@ def test_an_encoder_without_text_or_pixels(tmp_path: Path) -> None:
     transformers.Wav2Vec2Model(config).save_pretrained(tmp_path)
     error = refused(tmp_path)
     assert error.code == "M206" and "input_values" in error.what
+
+
+def test_an_engine_of_code_from_the_folder_is_of_that_code(copied: Saved, tmp_path: Path) -> None:
+    folder, mark = with_code(copied("llama")), tmp_path / "mark"
+    moec.compile(folder, out=tmp_path / "engine", trust_remote_code=True)
+    code = folder / "modeling_own.py"
+    code.write_text(code.read_text() + f"open({str(mark)!r}, 'w').close()\n")
+    with pytest.raises(MoecError, match=r"changed since: modeling_own\.py") as caught:
+        moec.verify(tmp_path / "engine", trust_remote_code=True)
+    assert caught.value.code == "M106" and not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "preprocessor_config.json"])
+def test_links_out_of_the_folder_are_not_followed(name: str, copied: Saved, tmp_path: Path) -> None:
+    folder = copied("vit" if name.startswith("pre") else "llama")
+    (tmp_path / name).write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / name)
+    if name.startswith("pre"):
+        zoo.edit_config(folder, image_size=None)
+    error = refused(folder)
+    assert error.code == "M204" and f"{name} is a link out" in error.what
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "adapter_model.bin"])
+def test_what_decides_the_model_must_not_change_meanwhile(name: str, copied: Saved) -> None:
+    folder = copied("bert")
+    (folder / name).write_text("{}")
+    source = open_source(str(folder))
+    (folder / name).write_text("[]")
+    with pytest.raises(MoecError) as caught:
+        source.require_unchanged()
+    assert caught.value.code == "M106"

@@ -195,3 +195,11 @@ def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_config_that_is_no_object(tmp_path: Path, text: str) -> None:
     (tmp_path / "adapter_config.json").write_text(text)
     refused(tmp_path, "M204")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_links_out_of_the_folder_are_not_followed(name: str, tmp_path: Path) -> None:
+    adapted("llama", tmp_path)
+    (tmp_path / "adapter" / name).rename(tmp_path / name)
+    (tmp_path / "adapter" / name).symlink_to(tmp_path / name)
+    assert f"{name} is a link out" in refused(tmp_path / "adapter", "M204").what
