@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moec import api
-from moec.cli import main
+from moec.cli import cli
 from moec.compiler.engine_folder import options_of
 from moec.compiler.finish import copy_artefacts
 from moec.compiler.options import Options
@@ -82,7 +82,7 @@ def test_a_bound_that_the_compile_was_given_can_be_given_again(unfinished: Path,
     flags = caught.value.fix.partition("on the command, ")[2].partition("; or")[0]
     assert caught.value.code == "M111" and ("--text" in flags) is text and hash_artefacts(unfinished) == before
     for verb in ("build", "verify"):
-        assert main([verb, str(unfinished), "--quiet", *shlex.split(flags)]) == 0
+        assert not cli.main([verb, str(unfinished), "--quiet", *shlex.split(flags)], standalone_mode=False)  # status
     with pytest.raises(MoecError):  # must fail: not that much is allowed
         api.build(unfinished, max_kl=1e-12, **({"text": api.read_report(unfinished).settings["text"]} if text else {}))
 
