@@ -13,7 +13,7 @@ from moec.compiler.compile import compile_source
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
-from moec.compiler.options import SETTINGS, Options, Verify, read_settings
+from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
@@ -138,11 +138,24 @@ def rebuild(
     return compile_source(source, options, Path(out), hooks, progress)
 
 
-def build(engine: str | Path, *, model: str | None = None, progress: Progress | None = None, **opening: Any) -> Report:
+def build(
+    engine: str | Path,
+    *,
+    model: str | None = None,
+    progress: Progress | None = None,
+    tolerance: float | None = None,
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    **opening: Any,
+) -> Report:
     """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware;
-    or build one again for the runtime that is here. `model` says where the source lies here. See
-    `moec.compiler.finish.complete_engine`."""
-    return complete_engine(Path(engine), opening, model, progress)
+    or build one again for the runtime that is here. `model` says where the source lies here; bounds and text are as in
+    `verify`. See `moec.compiler.finish.complete_engine`."""
+    budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    return complete_engine(Path(engine), opening, model, progress, _asked(tolerance=tolerance, text=text, **budget))
 
 
 def load(folder: str | Path, *, check: str = "hash") -> Engine:
@@ -184,10 +197,15 @@ def verify(
     manifest's count where they ask for more.
     """
     budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
-    read = read_settings({"seed": seed, "tolerance": tolerance, "text": text, **budget})
-    exam = Exam.of(read["text"], **{name: read[name] for name in budget})
-    asked = Asked(read["seed"], read["tolerance"], exam, read["max_kl"])
+    asked = _asked(seed=seed, tolerance=tolerance, text=text, **budget)
     return prove_again(Path(engine), against, asked, opening)
+
+
+def _asked(**given: Any) -> Asked:
+    """What is asked of a later proof, read and checked."""
+    read = read_settings(given)
+    exam = Exam.of(read["text"], **{name: read[name] for name in EXAM if name != "text"})
+    return Asked(read.get("seed", Asked.seed), read["tolerance"], exam, read["max_kl"])
 
 
 def page(engine: str | Path, proof: Verification) -> str:
@@ -195,11 +213,13 @@ def page(engine: str | Path, proof: Verification) -> str:
     return html(replace(read_report(engine), proof=proof))
 
 
-def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **opening: Any) -> Divergence:
+def bisect(
+    engine: str | Path, *, seed: int = 1, tolerance: float | None = None, max_kl: float | None = None, **opening: Any
+) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
-    model, see `moec.proof.bisection`. `seed` and `tolerance` as in `verify`."""
-    read = read_settings({"seed": seed, "tolerance": tolerance})
-    return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"])
+    model, see `moec.proof.bisection`. `seed`, `tolerance` and `max_kl` as in `verify`."""
+    read = read_settings({"seed": seed, "tolerance": tolerance, "max_kl": max_kl})
+    return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"], read["max_kl"])
 
 
 def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import click
 
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, progress, say
-from moec.cli.settings import given_settings, setting_options, trust_options
+from moec.cli.settings import given_settings, setting_options, text_options, trust_options
 from moec.errors import MoecError
 
 
@@ -93,18 +93,21 @@ def _refuse_together(model: str | None, manifest: Path | None, config: Path | No
 @click.option(
     "--model", help="Where the model lies on this machine, if not where it was compiled; its files must be the same."
 )
+@click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
+@text_options
 @trust_options
 @common
-def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, **opening: Any) -> None:
+def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Finish ENGINE, which `moec compile --no-build` wrote, with the runtime and the GPU of this machine, and prove it
     there.
 
     An engine that was finished before is built again, for the runtime that is here. ENGINE stays as it was unless
-    everything went well.
+    everything went well. Bounds are those that are given here, or moec's own; the manifest's count where they ask for
+    more.
     """
     from moec import api
 
-    report = api.build(engine, model=model, progress=progress(quiet), **opening)
+    report = api.build(engine, model=model, progress=progress(quiet), **options)
     _say(engine, report, as_json)
 
 

@@ -67,7 +67,8 @@ def verify_command(
     if junit:
         _publish(junit, as_junit(str(engine), result))
     opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
-    culprit = api.bisect(engine, seed=options["seed"], tolerance=options["tolerance"], **opening) if bisect else None
+    bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
+    culprit = api.bisect(engine, **bounds, **opening) if bisect else None
     if html:
         _publish(html, api.page(engine, result))
     if as_json:

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
-from moec.compiler.proving import fitting_exam, prove_folder, ran_on
+from moec.compiler.prove_again import Asked, asked_subject
+from moec.compiler.proving import prove_folder, ran_on
 from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
 from moec.layouts import model_folder
 from moec.progress import Progress
 from moec.report.report import Report
 from moec.targets.backend import find_backend
-from moec.text.corpus import corpus_of
 
 
 def complete_engine(
-    folder: Path, opening: Mapping[str, Any], model: str | None = None, progress: Progress | None = None
+    folder: Path,
+    opening: Mapping[str, Any],
+    model: str | None = None,
+    progress: Progress | None = None,
+    asked: Asked | None = None,
 ) -> Report:
     """Build what is missing in an engine's folder with the runtime of this machine, prove it, and put it in the old
     one's place.
@@ -31,20 +35,23 @@ def complete_engine(
         folder: what `compile` wrote.
         opening: arguments of `open_source`.
         model: where the source lies here, if not where the manifest says; its files must be the same.
+        asked: the bounds of the proof, and a text, as of any later one; its inputs are the compile's.
 
     Raises:
         MoecError: M301 or M302 where runtime or hardware are missing, M106 where the folder or the source was changed,
-            M101 where the engine differs, M111 where only bounds of the manifest let it pass. The folder is then as it
+            M101 where the engine differs, M111 where only bounds of the manifest let it pass, or a check's package is
+            not here. The folder is then as it
             was.
     """
     progress = progress or Progress()
     engine_folder = EngineFolder(folder, opening)
     find_backend(engine_folder.target)
     options = replace(engine_folder.options, build=True)
-    require_same_texts(engine_folder.report, options)
+    asked = replace(asked or Asked(), seed=options.seed)
+    require_same_texts(engine_folder.report, options, ["calibration"] if asked.exam else ["text", "calibration"])
     source = engine_folder.source(model)
     captured, program = engine_folder.remake(source)
-    corpus = corpus_of(options.exam.text, source) if options.exam else None
+    subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
     with staging(folder, source.places) as new:
         copy_artefacts(engine_folder.report, folder, new)
         progress.stage("build")
@@ -53,10 +60,10 @@ def complete_engine(
             **engine_folder.backend.finish(model_folder(new), engine_folder.target, options.optimize_for, progress),
         }
         progress.done(sizes_of_files(model_folder(new)))
-        subject = replace(engine_folder.subject(source, captured, program), corpus=corpus, seed=options.seed)
         ran = ran_on(engine_folder.backend, options.target, options.build)
-        subject = replace(subject, exam=fitting_exam(subject.exam, source), ran_on=ran)
-        proof = prove_folder(subject, engine_folder.backend, options, new, progress)
+        proof = prove_folder(replace(subject, ran_on=ran), engine_folder.backend, options, new, progress)
+        proof = replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
+        proof.require()
         report = make_report(
             source, options, [], facts, proof, engine_folder.backend, new, engine_folder.report.text_hashes
         )

@@ -90,9 +90,18 @@ def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Progra
 
 
 def _prove(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Verification:
+    subject = asked_subject(engine_folder, subject, asked)
+    with engine_folder.opened() as engine:
+        proof = prove(subject, engine)
+    subject.source.require_unchanged()
+    return replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
+
+
+def asked_subject(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Subject:
+    """What is to be proven, with the bounds and the text that the command asks for."""
     source, exam = subject.source, _exam(engine_folder, subject, asked)
     corpus = corpus_of(exam.text, source, model_folder(engine_folder.folder)) if exam else None
-    subject = replace(
+    return replace(
         subject,
         seed=asked.seed,
         asked=asked.tolerance,
@@ -103,10 +112,6 @@ def _prove(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Verif
         tighter=None if asked.tolerance is not None else subject.tighter,
         looser=tuple(b for b in subject.looser if not _said(asked, b.name)),
     )
-    with engine_folder.opened() as engine:
-        proof = prove(subject, engine)
-    source.require_unchanged()
-    return replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
 
 
 def _exam(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Exam | None:
@@ -130,7 +135,9 @@ def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
-def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any], tolerance: float | None = None) -> Divergence:
+def bisect_engine(
+    folder: Path, seed: int, opening: Mapping[str, Any], tolerance: float | None = None, max_kl: float | None = None
+) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model.
 
@@ -141,7 +148,7 @@ def bisect_engine(folder: Path, seed: int, opening: Mapping[str, Any], tolerance
     source = engine_folder.source()
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]
-    subject = replace(engine_folder.subject(source, captured, program), seed=seed, asked=tolerance)
+    subject = replace(engine_folder.subject(source, captured, program), seed=seed, asked=tolerance, max_kl=max_kl)
     with engine_folder.opened() as engine:
         lowering = engine_folder.backend.stages(
             program, engine_folder.target, str(engine_folder.report.settings["optimize_for"])

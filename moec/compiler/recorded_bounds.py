@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,9 +63,20 @@ class Recorded:
         )
         for name, recorded, own in pairs:
             if recorded is not None and recorded > own:
-                yield RecordedBound(name, f"{recorded:g}", f"{own:.4g}", f"--{name.replace('_', '-')} {recorded:g}")
+                yield RecordedBound(name, f"{recorded:g}", f"{own:.4g}", self._flags(name, recorded))
         for name in sorted(set(claimed) - set(self.target.options)):
             yield RecordedBound(f"target {name}={claimed[name]}", "claimed", "the engine's files show none")
+
+    def _flags(self, name: str, recorded: float) -> str:
+        """What accepts a bound on the command; one of perplexities needs its text there, too."""
+        short = f"{recorded:g}"
+        flag = f"--{name.replace('_', '-')} {short if float(short) == recorded else repr(recorded)}"
+        exam = self.options.exam
+        if name != "max_perplexity_ratio" or exam is None:
+            return flag
+        sizes = {"tokens": exam.tokens, "window": exam.window}
+        given = "".join(f" --{key} {n}" for key, n in sizes.items() if n != getattr(Exam, key))
+        return f"--text {shlex.quote(exam.text)}{given} {flag}"
 
     @property
     def _tolerance(self) -> float:

@@ -11,13 +11,18 @@ class RecordedBound:
 
     Attributes:
         name: of the setting. recorded, used: its value there, and what was taken in its place, as texts.
-        flag: the option of `moec verify` that accepts it; empty where there is none.
+        flag: the options of `moec verify` and `moec build` that accept it; empty where there are none.
     """
 
     name: str
     recorded: str
     used: str
     flag: str = ""
+
+    @property
+    def setting(self) -> str:
+        """What it belongs to: `name`, or `target` for an option of one."""
+        return self.name.split()[0]
 
     def __str__(self) -> str:
         return f"{self.name} {self.recorded} ({self.used} by default)"

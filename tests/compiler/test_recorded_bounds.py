@@ -34,10 +34,16 @@ def test_budgets_on_a_text_are_never_looser_than_the_defaults(bits: int, own: fl
     passes = f"quantize(bits={bits})"
     found = recorded(passes, text="t", max_kl=1e6, max_perplexity_ratio=1e6)
     assert found.exam is not None and found.exam.max_kl == own and found.exam.max_perplexity_ratio == math.exp(own)
-    assert {b.flag for b in found.looser} == {"--max-kl 1e+06", "--max-perplexity-ratio 1e+06"}
+    assert {b.flag for b in found.looser} == {"--max-kl 1e+06", "--text t --max-perplexity-ratio 1e+06"}
     tight = recorded(passes, text="t", max_kl=1e-3)
     assert tight.exam is not None and tight.exam.max_kl == 1e-3 and not tight.looser
     assert recorded(passes, max_kl=1e6).looser and recorded(passes).exam is None
+
+
+def test_what_accepts_a_bound_says_it_in_full() -> None:
+    assert recorded(tolerance=1.23456789).looser[0].flag == "--tolerance 1.23456789"
+    ratio = recorded("quantize(bits=8)", text="my text", window=32, max_perplexity_ratio=1.5).looser
+    assert [b.flag for b in ratio] == ["--text 'my text' --window 32 --max-perplexity-ratio 1.5"]
 
 
 def test_what_the_files_do_not_show_of_a_target_is_named() -> None:

@@ -36,7 +36,7 @@ class RecordedBounds(Check):
             return None
         what = f"{self.failed}. The manifest's own bounds do not count: {'; '.join(map(str, self.bounds))}"
         flags = " ".join(b.flag for b in self.bounds if b.flag)
-        accept = f"accept them with `moec verify ENGINE {flags}`, or " if flags else ""
+        accept = f"accept them: repeat them on the command, {flags}; or " if flags else ""
         return MoecError("M111", what, "moec.json: settings", f"{accept}compile the engine anew")
 
     @property

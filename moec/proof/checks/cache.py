@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -16,6 +17,7 @@ from moec.proof.digits import at_most
 from moec.proof.evidence import EDGE, OUTSIDE, most_held, size_plan
 from moec.proof.inputs import decided_sample, most_decided
 from moec.proof.sizes import Beyond
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 SEED = 7  # added to the proof's: another text than those that are compared
@@ -58,6 +60,12 @@ class CacheConsistency(Check):
 
     def error(self) -> MoecError | None:
         return self.consistency.error()
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        """After approximate passes, the engine is held to its own program, by rounding alone."""
+        if not all(math.isfinite(way.deviation) for way in self.consistency.ways):
+            return ()
+        return ("target",) if subject.program.approximate else ("tolerance", "target")
 
     @property
     def note(self) -> str:

@@ -14,6 +14,7 @@ from moec.proof.checks.outputs import REPORT_THIS, Outputs
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import is_half
 from moec.proof.evidence import all_tokens, captured_far_decided
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 
@@ -40,6 +41,9 @@ class Capture(Outputs):
             if found.ok or not evidence.far or not moe_nodes(subject.captured):
                 break
         return cls(found)
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        return ("target",) if self.measurable else ()  # how exact kernels are, and their precision
 
     @property
     def way_out(self) -> str:

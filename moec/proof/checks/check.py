@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from moec.errors import MoecError
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 
@@ -61,6 +62,11 @@ class Check(ABC):
     def note(self) -> str:
         """What its figures mean, for somebody who reads them the first time; may be empty."""
         return ""
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        """Of a check that failed: the bounds that would let it pass if they were wider, by their settings' names; empty
+        where no bound would."""
+        return ()
 
     @property
     def ok(self) -> bool:

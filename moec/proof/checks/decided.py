@@ -9,6 +9,7 @@ from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
 from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import compared
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 
@@ -28,6 +29,9 @@ class DecidedTokens(Check):
 
     def error(self) -> MoecError | None:
         return self.decided.error("inputs that reach every expert")
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        return "tolerance", "target"
 
     def figures(self) -> tuple[Figure, ...]:
         return (Figure("all inputs", {"compared": self.decided.problem or str(self.decided)}, self.ok),)

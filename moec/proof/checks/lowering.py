@@ -15,6 +15,7 @@ from moec.proof.checks.check import Figure
 from moec.proof.checks.outputs import REPORT_THIS, Outputs
 from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import compared_with
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 
@@ -44,6 +45,9 @@ class Lowering(Outputs):
     def error(self) -> MoecError | None:
         few = self.decided and self.decided.error("the engine beside its own program")
         return few or super().error()
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        return ("target",) if self.measurable else ()  # how exact kernels are, and their precision
 
     @property
     def way_out(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -10,6 +11,7 @@ from moec.proof.budgets import OverBudget
 from moec.proof.checks.check import Check, Figure
 from moec.proof.compare import Comparison, OutputError
 from moec.proof.evidence import compared
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 REPORT_THIS = "report this with `moec compile --dump DIR`"  # a fault of moec's own, not of the passes
@@ -45,6 +47,15 @@ class Outputs(Check):
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
         return (OverBudget if self.approximate else MoecError)("M101", what, where, self.way_out)
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        return ("tolerance", "target") if self.measurable else ()
+
+    @property
+    def measurable(self) -> bool:
+        """Whether every output deviates by a number; a missing one, or one that is not finite, no bound accepts."""
+        outputs = self.comparison.outputs
+        return bool(outputs) and all(not o.problem and math.isfinite(o.deviation) for o in outputs)
 
     @property
     def way_out(self) -> str:

@@ -11,6 +11,7 @@ from moec.program.decoder_signature import text_inputs
 from moec.proof.budgets import Budget, OverBudget, budget_of
 from moec.proof.checks.check import Check, Figure
 from moec.proof.own_text import OwnQuality, OwnText, judge, write_own_text
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 # what kernels may cost beside the program that they run, where the user chose inexact ones: activations of 8 bits cost
@@ -62,6 +63,10 @@ class OwnTextQuality(Check):
         if found is self.kernels:
             return MoecError("M107", what, where, "leave accuracy=int8 out of the target")
         return OverBudget("M107", what, where, LESS)
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        """The kernels' own budget is fixed; any of the others takes the place of the default."""
+        return ("tolerance", "max_kl", "max_perplexity_ratio") if not self.quality.ok else ()
 
     @property
     def note(self) -> str:

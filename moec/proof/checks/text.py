@@ -10,6 +10,7 @@ from moec.proof.budgets import OverBudget
 from moec.proof.checks.check import Check, Figure
 from moec.proof.examination import examine
 from moec.proof.quality import Quality
+from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 
@@ -39,6 +40,9 @@ class TextQuality(Check):
         what = "; ".join(found.problems) or f"the KL divergence is {found.kl_mean}"
         fix = "make the passes less aggressive, or allow more with --max-kl or --max-perplexity-ratio"
         return OverBudget("M107", what, f"{found.exam.text}, {found.tokens:,} tokens", fix)
+
+    def turned_by(self, subject: Subject) -> tuple[str, ...]:
+        return "max_kl", "max_perplexity_ratio"
 
     @property
     def note(self) -> str:
