@@ -18,7 +18,7 @@ def functionalize(graph: fx.Graph) -> int:
     """Replace in-place ATen operators by their functional overloads, in place; returns how many.
 
     One stays when its functional form might have another dtype, or when its change is seen other than through its own
-    result: by a later reader of the tensor or of a view of it, or because it changes an input or a weight.
+    result: by a later reader of the tensor or of a view of it, or because it changes an input.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     count = 0
@@ -60,9 +60,10 @@ def _is_seen(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     root: Any = node.args[0]
     while is_view(root):
         root = root.args[0]
-    if root.op != "call_function":
+    if root.op not in ("call_function", "get_attr"):
         return True
-    aliases = [root]
+    # what a call writes to a buffer, the next one starts without: an engine remembers nothing
+    aliases = [n for n in order if n.op == "get_attr" and n.target == root.target] if root.op == "get_attr" else [root]
     for alias in aliases:
         others = [user for user in alias.users if user is not node]
         if any(order[user] > order[node] for user in others):
