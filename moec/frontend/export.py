@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.frontend.assumed import assume
 from moec.frontend.dimensions import dynamic_shapes, suggested_bounds
 from moec.frontend.looked_up import values_of
+from moec.frontend.randomness import refuse_random
 from moec.frontend.refusals import place_of, reason, way_out
 from moec.program.functional import functionalize
 from moec.program.program import META, Input, Program, attach, identifier, place
@@ -134,6 +135,7 @@ def from_exported(
         _signature(node, name, (dynamic or {}).get(name)) for node, name in zip(placeholders, names, strict=True)
     )
     outputs = _output_names(exported, graph_module)
+    refuse_random(graph_module.graph)
 
     graph = fx.Graph()
     table: dict[str, Weight] = {}

@@ -41,6 +41,8 @@ CHECKS: tuple[type[Check], ...] = (
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 
+_SHOWN = 100  # characters of conditions in a line
+
 C = TypeVar("C", bound=Check)
 
 
@@ -93,10 +95,13 @@ class Verification:
 
     @property
     def limits(self) -> str:
-        """Sizes that the engine refuses and the model takes, in words; empty where there are none."""
-        found = self.find(SizesRun)
+        """What the engine was made for, and sizes that it refuses and the model takes, in words; empty where there are
+        none."""
+        found, assumed = self.find(SizesRun), self.find(Assumed)
         sizes = " or ".join(named(r.sizes) for r in found.refused) if found else ""
-        return f"cannot run at {sizes}" if sizes else ""
+        made_for = " and ".join(assumed.sizes) if assumed else ""
+        shown = made_for if len(made_for) <= _SHOWN else f"{made_for[:_SHOWN]}…"
+        return "; ".join((f"only where {shown}",) * bool(shown) + (f"cannot run at {sizes}",) * bool(sizes))
 
     @property
     def comparison(self) -> Comparison:
