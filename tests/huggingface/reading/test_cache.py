@@ -51,7 +51,7 @@ def test_a_text_continued_through_flat_tensors_is_what_transformers_itself_compu
     assert torch.allclose(second["logits"], want, atol=1e-5) and not torch.allclose(second["logits"], wrong, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["Mamba", "Qwen3Next"])
+@pytest.mark.parametrize("name", ["Mamba", pytest.param("Qwen3Next", marks=pytest.mark.repeats)])
 def test_other_memories_are_refused(name: str) -> None:
     sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 48}
     if name == "Qwen3Next":
