@@ -80,7 +80,8 @@ def judge_case(title: str, names: list[str], right_too: bool, people: list[str],
             found = judge_mutant(mutant, right, own, people, bisect)
             rows += found
             print(f"{mutant.name}: {_in_a_line(found)}", file=sys.stderr, flush=True)
-        print(f"right: {title}: {_in_a_line(rows[: len(people)])}", file=sys.stderr, flush=True)
+        if right_too:
+            print(f"right: {title}: {_in_a_line(rows[: len(people)])}", file=sys.stderr, flush=True)
         return rows
 
 
