@@ -12,7 +12,7 @@ from torch.export import Dim
 
 from moec.program.conditions import Condition
 from moec.program.decoder_signature import PAST
-from moec.program.signature import PLUS, Input, identifier
+from moec.program.signature import PLUS, identifier
 
 # how torch.export words the bound that it found, and that two dimensions are one
 _BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
@@ -60,12 +60,6 @@ def _bounded(name: str, found: re.Match[str] | None) -> Dim:
     bounds = found.groupdict() if found else {}
     most = int(bounds["max"]) if bounds.get("max") else None
     return Dim(identifier(name), min=max(least, int(bounds.get("min") or 0)), max=most)
-
-
-def sizes_of(inputs: Sequence[Input], samples: Mapping[str, Tensor]) -> dict[str, int]:
-    """The dynamic dimensions of samples, by name."""
-    pairs = [pair for spec in inputs for pair in zip(spec.shape, samples[spec.name].shape, strict=True)]
-    return {name: int(size) for name, size in pairs if isinstance(name, str)}
 
 
 def are_least_sizes(conditions: Iterable[Condition], sizes: Mapping[str, int]) -> bool:

@@ -16,7 +16,7 @@ from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
 from moec.execution.engine import Engine, tensors_of
 from moec.files.regular import file_hash
-from moec.frontend.dimensions import are_least_sizes, enlarged, sizes_of
+from moec.frontend.dimensions import are_least_sizes, enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
 from moec.frontend.refusals import say_dynamic, say_inputs, with_fixed_sizes
@@ -31,6 +31,7 @@ from moec.frontend.snapshot import Snapshot
 from moec.frontend.source import Domain, Opening, Source
 from moec.frontend.users_code import call, import_file
 from moec.program.program import Input, Program
+from moec.program.signature import sizes_of
 
 CAPTURE_SIZES = {"batch": 3, "sequence": 11}
 _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")

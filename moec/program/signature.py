@@ -42,6 +42,16 @@ def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
     return list(dict.fromkeys(part for i in inputs for d in i.shape if isinstance(d, str) for part in d.split(PLUS)))
 
 
+def sizes_of(inputs: Iterable[Input], sample: Mapping[str, object]) -> dict[str, int]:
+    """The dynamic dimensions of a sample, by name; sums follow from their parts."""
+    found: dict[str, int] = {}
+    for spec in inputs:
+        for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
+            if isinstance(name, str) and PLUS not in name:
+                found[name] = int(size)
+    return found
+
+
 def converted(inputs: Iterable[Input], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with the floating ones in the dtypes that these inputs have, so that one sample serves engines of every
     precision."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, TypeVar
 
 from moec.execution.engine import Engine
-from moec.program.program import Input
-from moec.program.signature import PLUS, Sample
+from moec.program.signature import Sample, sizes_of
 from moec.proof.subject import Subject
 
 T = TypeVar("T")
@@ -49,13 +48,3 @@ class Trial:
     def holds_sizes(self, sizes: Mapping[str, int]) -> bool:
         """Whether the engine, and what it is compared with, are made for these sizes of the dynamic dimensions."""
         return self.engine.holds(sizes) and self.reference.holds(sizes)
-
-
-def sizes_of(inputs: Sequence[Input], sample: Mapping[str, object]) -> dict[str, int]:
-    """The dynamic dimensions of a sample, by name; sums follow from their parts."""
-    found: dict[str, int] = {}
-    for spec in inputs:
-        for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
-            if isinstance(name, str) and PLUS not in name:
-                found[name] = int(size)
-    return found

@@ -127,6 +127,7 @@ def test_a_manifest_that_lists_nothing_frees_nothing(content: str, tmp_path: Pat
     (folder / "thesis.tex").write_text("years of work")
     (folder / "moec.json").write_text(content)
     refusal(folder)
+    assert (folder / "thesis.tex").read_text() == "years of work"
 
 
 def test_never_the_model_nor_the_current_directory_nor_one_above(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from moec.execution.engine import EagerEngine
+from moec.program.signature import sizes_of
 from moec.proof.subject import Subject
-from moec.proof.trial import Trial, sizes_of
+from moec.proof.trial import Trial
 from tests.moe_module import MoeModel, source_of
 from tests.proof.bounded import Bounded
 

@@ -17,6 +17,7 @@ from torch import nn
 from moec.errors import MoecError
 from moec.execution.memory import total_bytes
 from moec.huggingface.reading.conversion import convert
+from moec.huggingface.reading.skeleton import registering
 from moec.weights.lazy import Weight
 
 _COUNTS = (  # names of counts, and the most that a model may have: each is a loop when it is built
@@ -64,7 +65,7 @@ def check_size(model_class: Any, config: Any, weights: Mapping[str, Weight], pat
     from transformers.initialization import no_init_weights
 
     limit = _MORE + _TIMES * len(weights)
-    with no_init_weights(), built_from(path), torch.device("meta"), _counted(limit):
+    with no_init_weights(), built_from(path), torch.device("meta"), registering(_AtMost(limit)):
         model: nn.Module = model_class._from_config(deepcopy(config))
     _require_most(model, weights, path)
     made_bytes = sum(buffer.nbytes for buffer in model.buffers())
@@ -96,20 +97,14 @@ def built_from(path: Path) -> Iterator[None]:
         raise MoecError("M204", what, str(path), "correct config.json, or download it again") from error
 
 
-@contextmanager
-def _counted(limit: int) -> Iterator[None]:
-    """At most so many parameters are registered in the block."""
-    original, count = nn.Module.register_parameter, 0
+class _AtMost:
+    """Lets so many parameters through."""
 
-    def register(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        nonlocal count
-        count += 1
-        if count > limit:
-            raise ValueError(f"it has more than {limit} parameters, far more than the files hold")
-        original(module, name, value)
+    def __init__(self, limit: int) -> None:
+        self._limit, self._count = limit, 0
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+    def __call__(self, value: nn.Parameter | None) -> nn.Parameter | None:
+        self._count += 1
+        if self._count > self._limit:
+            raise ValueError(f"it has more than {self._limit} parameters, far more than the files hold")
+        return value

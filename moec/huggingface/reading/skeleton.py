@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -21,7 +21,8 @@ def build(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
     values."""
     from transformers.initialization import no_init_weights
 
-    with no_init_weights(), _parameters_on_meta():
+    # so nothing but the largest one is ever allocated, and never touched
+    with no_init_weights(), registering(_on_meta):
         model = model_class._from_config(deepcopy(config), dtype=dtype)
     for value in kept_in_float32(model, dtype):
         value.data = value.data.to(torch.float32)
@@ -40,19 +41,19 @@ def kept_in_float32(model: Any, dtype: torch.dtype) -> list[Tensor]:
     return [value for name, value in saved.items() if value.is_floating_point() and pattern.search(name)]
 
 
+def _on_meta(value: nn.Parameter | None) -> nn.Parameter | None:
+    if value is None or value.device == META:
+        return value
+    return nn.Parameter(value.detach().to(META), requires_grad=False)
+
+
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Parameters move to the meta device as modules register them, so nothing but the largest one is ever allocated
-    (and never touched)."""
+def registering(change: Callable[[nn.Parameter | None], nn.Parameter | None]) -> Iterator[None]:
+    """Each parameter that a module registers in the block goes through `change` first."""
     original = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, value: nn.Parameter | None) -> None:
-        placed = (
-            value
-            if value is None or value.device == META
-            else nn.Parameter(value.detach().to(META), requires_grad=False)
-        )
-        original(module, name, placed)
+        original(module, name, change(value))
 
     nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:

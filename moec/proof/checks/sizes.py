@@ -8,11 +8,12 @@ from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.program.decoder_signature import PAST, SEQUENCE
+from moec.program.signature import sizes_of
 from moec.proof.bounds import Bound
 from moec.proof.checks.check import Check, Figure
 from moec.proof.evidence import EDGE, Evidence, RefusedSize, compared, sizes_to_prove
 from moec.proof.sizes import Beyond, named
-from moec.proof.trial import Trial, sizes_of
+from moec.proof.trial import Trial
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.
 )
 def test_what_is_no_json_object(content: bytes, model: Path) -> None:
     (model / "config.json").write_bytes(content)
-    refusal(model, "M204" if b"1e999" not in content else "M206")
+    error = refusal(model, "M204" if b"1e999" not in content else "M206")
+    assert str(model) in error.where
 
 
 def test_a_pipe_is_no_config(model: Path) -> None:
