@@ -31,6 +31,7 @@ from tests.zoo import build
 
 VOCABULARY = 259  # every byte and three special tokens
 EVERY_PAGE = [*PAGES, CONTRIBUTING]
+BROKEN = " " * 11  # where a page goes on with a line of output that is longer than a page is wide
 LETTERS = [chr(c) for c in (*range(32, 127), *range(192, 256))]  # the text has tokens of many kinds
 SHELLS, RUN = ("bash", "console"), ("bash", "console", "python")
 
@@ -124,9 +125,9 @@ class Reader:
             self.engines[key] = self.folder / out
 
     def compare(self, block: FencedBlock) -> None:
-        """What a page shows was printed: the same first words, in order; figures may differ."""
+        """What a page shows was printed: the same first words, in order; figures and breaks of lines may differ."""
         printed = iter([line.split()[0] for line in self.printed.splitlines() if line.split()])
-        for line in block.text.splitlines():
+        for line in (line for line in block.text.splitlines() if not line.startswith(BROKEN)):
             assert line.split()[0] in printed, f"{block.place}: {line!r} is not what was printed:\n{self.printed}"
 
 

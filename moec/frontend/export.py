@@ -135,7 +135,6 @@ def from_exported(
         _signature(node, name, (dynamic or {}).get(name)) for node, name in zip(placeholders, names, strict=True)
     )
     outputs = _output_names(exported, graph_module)
-    refuse_random(graph_module.graph)
 
     graph = fx.Graph()
     table: dict[str, Weight] = {}
@@ -165,6 +164,7 @@ def from_exported(
             copied.args = (tuple(flat),)
     program = Program(fx.GraphModule(root, place(graph, META)), table, signature, outputs, source)
     functionalize(program.graph)
+    refuse_random(program.graph)
     program.finish()
     program.values = values_of(program.graph, signature)
     assume(program, exported)

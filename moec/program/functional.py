@@ -57,9 +57,7 @@ def _kind(dtype: torch.dtype) -> tuple[bool, bool, bool]:
 
 def _is_seen(node: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether somebody reads the changed tensor, other than through the node's own result."""
-    root: Any = node.args[0]
-    while is_view(root):
-        root = root.args[0]
+    root = root_of(node)
     if root.op not in ("call_function", "get_attr"):
         return True
     # what a call writes to a buffer, the next one starts without: an engine remembers nothing
@@ -70,6 +68,15 @@ def _is_seen(node: fx.Node, order: dict[fx.Node, int]) -> bool:
             return True
         aliases += [user for user in others if is_view(user) and user not in aliases]
     return False
+
+
+def root_of(node: fx.Node) -> fx.Node:
+    """The tensor of which a node changes a part or all: its first argument, without views."""
+    root: Any = node.args[0]
+    while is_view(root):
+        root = root.args[0]
+    assert isinstance(root, fx.Node)
+    return root
 
 
 def is_view(node: fx.Node) -> bool:

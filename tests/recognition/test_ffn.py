@@ -208,11 +208,6 @@ MISSES: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]], str]] = {
         [(I, H), (I,), (H, I)],
         "stands between",
     ),
-    "dropout left on": (
-        lambda x, a, b: F.linear(F.dropout(F.relu(F.linear(x, a)), 0.5, True), b),
-        [(I, H), (H, I)],
-        "dropout",
-    ),
 }
 
 
