@@ -17,6 +17,9 @@ PLACED = re.compile(r"VerifyEachNodeIsAssignedToAnEp\] (.*)")
 ALL_PLACED = re.compile(r"All nodes placed on \[(\w+)\]|Node\(s\) placed on \[(\w+)\]")
 
 
+ATTENTION = re.compile(r"flash|kernel_mha|xqa|fmha|attention|softmax(?!topk)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel that was launched.
@@ -110,6 +113,16 @@ class Part:
         """Sizes in bytes of the copies between two places; `host` includes pinned memory."""
         ends = {"host": ("host", "pinned"), "device": ("device",)}
         return [c.size_bytes for c in self.copies if c.source in ends[source] and c.target in ends[target]]
+
+    @property
+    def attention(self) -> Counter[str]:
+        """Kernels of attention: `flash_fwd_kernel`, XQA's `kernel_mha`; a `softmax` of its own is attention in parts."""
+        return Counter(k.short for k in self.kernels if ATTENTION.search(k.short))
+
+    @property
+    def tf32(self) -> list[Product]:
+        """Products of float32 that are computed in TF32."""
+        return [p for p in self.products if p.tf32]
 
     def names(self) -> Counter[str]:
         """How often each kernel and each BLAS function was launched, by its short name."""
