@@ -146,6 +146,11 @@ class Observation:
     error: str = ""
 
     @property
+    def refused(self) -> list[str]:
+        """Everything that real hardware would refuse, or the stand-in does not know, in any part."""
+        return list(dict.fromkeys(text for part in self.parts.values() for text in [*part.refused, *part.faults]))
+
+    @property
     def on_cpu(self) -> Counter[str]:
         """Operators that the CPU runs."""
         return self.nodes.get("CPUExecutionProvider", Counter())
