@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.emit import DOMAIN
+from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnx.steps import Step, each_step
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.backends.onnx.writing import write_model
@@ -42,7 +43,7 @@ def stages_of(
     model: ir.Model,
     steps: Sequence[Step],
     inputs: tuple[Input, ...],
-    providers: Sequence[str] = CPU,
+    providers: Providers = CPU,
     prepare: Callable[[ir.Model], Any] | None = None,
 ) -> Iterator[tuple[str, Engine]]:
     """The name of each step that changes the graph and an engine that runs it as it then is, the export first.
@@ -70,7 +71,7 @@ class GraphEngine(Engine):
         providers: of ONNX Runtime.
     """
 
-    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Sequence[str] = CPU) -> None:
+    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Providers = CPU) -> None:
         self.name, self.inputs = "graph", inputs
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._model, self._providers, self._layers = model, list(providers), layers_of(model.graph)
@@ -136,7 +137,7 @@ class GraphEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return ort.InferenceSession(str(path), options, providers=self._providers)
+        return open_on(self._providers, str(path), options)
 
     def _part(self, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> ir.Model:
         """A model of some nodes; its inputs are typed by the values that they are about to get."""
