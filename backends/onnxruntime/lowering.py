@@ -8,6 +8,8 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.backends.onnx.evaluation import stages_of
+from moec.backends.onnx.sessions import Providers
+from moec.backends.onnx.shown import write_tf32
 from moec.backends.onnx.steps import Step, apply_steps
 from moec.backends.onnxruntime.attention.lower import lower_attention
 from moec.backends.onnxruntime.attention.windows import compact_windows
@@ -45,11 +47,13 @@ def lowered(
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
     model = to_onnx(program)
     facts = apply_steps(model, steps_for(target, optimize_for, compact_windows(program, target)), progress)
+    write_tf32(model, target)
     if facts.pop("unpacked", 0):
         facts |= {"blocks": unpacked(facts["blocks"], "kernel"), "packed": unpacked(facts["packed"], "op")}
     return model, {**facts, "opset": dict(model.opset_imports)}
 
 
-def stages(program: Program, target: Target, optimize_for: str, providers: list[str]) -> Iterator[tuple[str, Engine]]:
+def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
-    yield from stages_of(to_onnx(program), steps_for(target, optimize_for, compact_windows(program, target)), program.inputs, providers)
+    steps = steps_for(target, optimize_for, compact_windows(program, target))
+    yield from stages_of(to_onnx(program), steps, program.inputs, providers)

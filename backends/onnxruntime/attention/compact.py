@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
+from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnx.emit import Emitter
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST
+from moec.program.decoder_signature import IDS, LOGITS, MASK
 
-COMPACT = "moec.compact_cache"  # of a model's metadata: its cache holds tokens only
 INT32 = int(ir.DataType.INT32)
 
 
@@ -104,10 +103,3 @@ def _before_the_head(logits: ir.Value) -> ir.Value:
             break
         value = node.inputs[0]
     return logits
-
-
-def cache_of(model: ir.Model) -> bool:
-    """Whether a model was made so, and has a cache."""
-    return COMPACT in model.metadata_props and any(
-        PAST in map(str, v.shape) for v in model.graph.inputs if v.shape is not None
-    )

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from moec.program.decoder_signature import IDS, MASK, is_present
 
+COMPACT = "moec.compact_cache"  # of a model's metadata: its cache holds tokens only
 PASTS = "past_key_values."
 Call = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def call_compact(call: Call, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Run a graph made by `compact.put_tokens_first`: its inputs and outputs are those of the program.
+    """Run a graph whose metadata says `COMPACT`: inputs and outputs are as those of the program.
 
     Args:
         call: the graph, caches `[B, G, P, D]` without padding. Several texts that go on by several tokens are more than
