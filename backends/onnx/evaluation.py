@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.assumed import read_assumptions
+from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnx.emit import DOMAIN
 from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnx.steps import Step, each_step
@@ -81,6 +82,9 @@ class GraphEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raises M208 when ONNX Runtime cannot run a part of the graph."""
+        return call_compact(self._outputs, inputs) if COMPACT in self._model.metadata_props else self._outputs(inputs)
+
+    def _outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = self._run(inputs)
         return {str(v.name): self._read(values, v) for v in self._model.graph.outputs}
 

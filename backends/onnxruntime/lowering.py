@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -12,6 +12,7 @@ from moec.backends.onnx.sessions import Providers
 from moec.backends.onnx.shown import write_tf32
 from moec.backends.onnx.steps import Step, apply_steps
 from moec.backends.onnxruntime.attention.lower import lower_attention
+from moec.backends.onnxruntime.attention.windows import compact_windows
 from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.optimization.last_logits import cut_logits
@@ -24,12 +25,15 @@ from moec.progress import Progress
 from moec.targets.target import Target
 
 
-def steps_for(target: Target, optimize_for: str = "latency") -> list[Step]:
-    """The steps for a target, in order. Facts: `attention`, `blocks`, `packed`, and `unpacked`, how many products."""
+def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[int | None] = ()) -> list[Step]:
+    """The steps for a target, in order. Facts: `attention`, `blocks`, `packed`, and `unpacked`, how many products.
+
+    `windows`: see `compact_windows`.
+    """
     provider, rounded = target.device or "cpu", target.options.get("accuracy") == "int8"
     unpacking = provider == "cpu" and not rounded
     return [
-        Step("lower-attention", lower_attention, provider, facts="attention"),
+        Step("lower-attention", lower_attention, provider, windows, facts="attention"),
         Step("lower-experts", lower_experts, optimize_for, provider, rounded, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
@@ -44,7 +48,7 @@ def lowered(
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
     model = to_onnx(program)
-    facts = apply_steps(model, steps_for(target, optimize_for), progress)
+    facts = apply_steps(model, steps_for(target, optimize_for, compact_windows(program, target)), progress)
     write_tf32(model, target)
     if facts.pop("unpacked", 0):
         facts |= {"blocks": unpacked(facts["blocks"], "kernel"), "packed": unpacked(facts["packed"], "op")}
@@ -53,4 +57,5 @@ def lowered(
 
 def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
-    yield from stages_of(to_onnx(program), steps_for(target, optimize_for), program.inputs, providers)
+    steps = steps_for(target, optimize_for, compact_windows(program, target))
+    yield from stages_of(to_onnx(program), steps, program.inputs, providers)

@@ -21,7 +21,8 @@ import torch
 from moec.api import model_folder
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, cache_inputs
+from moec.program.decoder_signature import IDS, PAST, cache_inputs
+from moec.program.signature import dynamic_dimensions
 from moec.targets.target import Target
 
 RUNTIME = ctypes.CDLL("libcudart.so.13")
@@ -47,8 +48,8 @@ def say_where_nodes_go() -> None:
 
 
 def run(engine: Engine, job: dict[str, Any]) -> None:
-    """Prompts and steps of a decoder; calls of what keeps no cache."""
-    if any(i.name == IDS for i in engine.inputs) and cache_inputs(engine.inputs):
+    """Prompts and steps of a decoder; calls of what keeps no cache, and where there is no token."""
+    if any(i.name == IDS for i in engine.inputs) and cache_inputs(engine.inputs) and job["tokens"]:
         write(engine, job)
     else:
         call(engine, job)
@@ -69,12 +70,9 @@ def write(engine: Any, job: dict[str, Any]) -> None:
 
 def call(engine: Engine, job: dict[str, Any]) -> None:
     """The same inputs each time."""
-    sizes = {name: job["tokens"] for spec in engine.inputs for d in spec.shape if isinstance(d, str) for name in [d]}
-    sizes["batch"] = job["batch"]
-    inputs = {
-        spec.name: torch.ones(spec.resolve(sizes), dtype=spec.dtype)  # ids of words, masks, pixels
-        for spec in engine.inputs
-    }
+    sizes = {name: job["tokens"] for name in dynamic_dimensions(engine.inputs)}
+    sizes |= {"batch": job["batch"], PAST: 4}
+    inputs = {i.name: torch.ones(i.resolve(sizes), dtype=i.dtype) for i in engine.inputs}  # ids, masks, pixels
     for part in ("first", "prompt"):
         mark(part)
         engine.run(inputs)

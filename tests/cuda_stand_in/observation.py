@@ -17,6 +17,9 @@ PLACED = re.compile(r"VerifyEachNodeIsAssignedToAnEp\] (.*)")
 ALL_PLACED = re.compile(r"All nodes placed on \[(\w+)\]|Node\(s\) placed on \[(\w+)\]")
 
 
+ATTENTION = re.compile(r"flash|kernel_mha|xqa|fmha|attention|softmax(?!topk)", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel that was launched.
@@ -111,6 +114,16 @@ class Part:
         ends = {"host": ("host", "pinned"), "device": ("device",)}
         return [c.size_bytes for c in self.copies if c.source in ends[source] and c.target in ends[target]]
 
+    @property
+    def attention(self) -> Counter[str]:
+        """Kernels of attention: `flash_fwd_kernel`, XQA's `kernel_mha`; a `softmax` of its own is attention in parts."""
+        return Counter(k.short for k in self.kernels if ATTENTION.search(k.short))
+
+    @property
+    def tf32(self) -> list[Product]:
+        """Products of float32 that are computed in TF32."""
+        return [p for p in self.products if p.tf32]
+
     def names(self) -> Counter[str]:
         """How often each kernel and each BLAS function was launched, by its short name."""
         return Counter([k.short for k in self.kernels] + [p.function for p in self.products] + self.calls)
@@ -131,6 +144,11 @@ class Observation:
     parts: dict[str, Part]
     warnings: list[str]
     error: str = ""
+
+    @property
+    def refused(self) -> list[str]:
+        """Everything that real hardware would refuse, or the stand-in does not know, in any part."""
+        return list(dict.fromkeys(text for part in self.parts.values() for text in [*part.refused, *part.faults]))
 
     @property
     def on_cpu(self) -> Counter[str]:

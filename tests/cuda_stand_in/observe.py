@@ -24,7 +24,8 @@ class Job:
     Attributes:
         engine: its folder.
         target: with its options.
-        batch, tokens: of the prompt. steps: single tokens after it.
+        batch, tokens: of the prompt; without tokens a decoder is called with a cache of four and nothing new.
+        steps: single tokens after the prompt.
     """
 
     engine: str
@@ -43,7 +44,7 @@ def observe_all(jobs: Sequence[Job], sm: int = 90, env: Mapping[str, str] | None
     """What several engines do, one after the other in one process: it takes two seconds to start.
 
     Args:
-        jobs: the engines. One that crashes ends those after it too; their `error` says so.
+        jobs: the engines. After one that ends the process, a new one goes on; its `error` says so.
         sm: the compute capability that the device tells, 90 for 9.0.
         env: more of the process's environment.
     """
@@ -61,17 +62,19 @@ def observe_all(jobs: Sequence[Job], sm: int = 90, env: Mapping[str, str] | None
                 stdout=errors,
                 stderr=errors,
             )
-        return _read(len(jobs), log.read_text(), said.read_text(errors="replace"), done.returncode)
+        found = _read(log.read_text(), said.read_text(errors="replace"), done.returncode)
+    return found + (observe_all(jobs[len(found) :], sm, env) if len(found) < len(jobs) else [])
 
 
-def _read(number: int, log: str, said: str, status: int) -> list[Observation]:
+def _read(log: str, said: str, status: int) -> list[Observation]:
     words = said.split("\n=== ")
     jobs = read_log(log)
     if not jobs:
         raise RuntimeError(f"the stand-in's process ended with {status}:\n{said[-2000:]}")
     found = [_observation(parts, words[i + 1], error) for i, (parts, error) in enumerate(jobs)]
-    lost = f"the process ended with {status} at an engine before this one"
-    return found + [Observation({}, {}, [], lost)] * (number - len(found))
+    if status:
+        found[-1].error = f"the process ended with {status}: {' '.join(words[-1].splitlines()[-2:])}"
+    return found
 
 
 def _observation(parts: dict, words: str, error: str) -> Observation:  # type: ignore[type-arg]

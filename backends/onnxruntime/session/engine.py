@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.assumed import read_assumptions
+from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.continuation import (
     DeviceContinuation,
@@ -59,9 +60,13 @@ class OnnxruntimeEngine(Engine):
             for i in self._session.get_inputs()
         )
         self.outputs = tuple(o.name for o in self._session.get_outputs())
-        self.assume(read_assumptions(self._session.get_modelmeta().custom_metadata_map, str(self._path)))
+        self._said = self._session.get_modelmeta().custom_metadata_map
+        self.assume(read_assumptions(self._said, str(self._path)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return call_compact(self._run, inputs) if COMPACT in self._said else self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: value.numpy(force=True) for name, value in inputs.items()}
         try:  # no context manager: with one token every microsecond of Python counts, caches are full of weights
             values = self._session.run(self.outputs, feeds)
@@ -77,7 +82,7 @@ class OnnxruntimeEngine(Engine):
                 collapse_beside(self._weights)
                 self._weights = []
             form = (
-                SharedContinuation if SHARED in self._session.get_modelmeta().custom_metadata_map else HostContinuation
+                SharedContinuation if SHARED in self._said else HostContinuation
             )
             return form(self._session, self.inputs, self.name)
         return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
