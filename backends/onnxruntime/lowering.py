@@ -39,7 +39,7 @@ def lowered(
     program: Program, target: Target, optimize_for: str = "latency", progress: Progress | None = None
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
-    model = to_onnx(program)
+    model = to_onnx(program, target.device or "cpu")
     facts = apply_steps(model, steps_for(target, optimize_for), progress)
     if facts.pop("unpacked", 0):
         facts |= {"blocks": unpacked(facts["blocks"], "kernel"), "packed": unpacked(facts["packed"], "op")}
@@ -48,4 +48,5 @@ def lowered(
 
 def stages(program: Program, target: Target, optimize_for: str, providers: list[str]) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
-    yield from stages_of(to_onnx(program), steps_for(target, optimize_for), program.inputs, providers)
+    model = to_onnx(program, target.device or "cpu")
+    yield from stages_of(model, steps_for(target, optimize_for), program.inputs, providers)

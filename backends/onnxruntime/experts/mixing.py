@@ -25,8 +25,8 @@ def spread_weights(
 def log_shares(emit: Emitter, block: MoeNode, weights: ir.Value) -> ir.Value:
     """Logits of which the operator makes these weights up to a factor a row; a row of zeros gives equal ones."""
     tiny = emit.number(TINY, block.wide)
-    # axis 1, never -1: ONNX Runtime's reductions take -1 wrongly when there are no tokens
-    most = emit("Max", emit("ReduceMax", weights, emit.constant([1])), tiny)
+    largest, _ = emit.several(2, "TopK", weights, emit.constant([1]))  # `ReduceMax` takes cuDNN on CUDA
+    most = emit("Max", largest, tiny)
     return emit("Log", emit("Max", emit("Div", weights, most), tiny))
 
 
