@@ -1,4 +1,5 @@
-"""Logits with which ONNX Runtime's MoE and QMoE operators choose and mix by another rule than their own, in few kernels.
+"""Logits with which ONNX Runtime's MoE and QMoE operators choose and mix by a rule other than their own, in few
+kernels.
 
 The operators take the K largest of what they are given and mix by the softmax over these. Given the logarithm of each
 expert's score they mix by the scores' shares; where a correction bias or groups decide the choice, all but the chosen

@@ -28,7 +28,6 @@ from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, ke
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
 
-
 PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
 

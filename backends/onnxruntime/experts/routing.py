@@ -31,9 +31,9 @@ def emit_choice(emit: Emitter, block: MoeNode, logits: ir.Value) -> tuple[ir.Val
     """Ids and weights `[T, K]` by the block's rule, as `moec::route` has them; logits in the wide dtype."""
     rule = block.routing
     assert rule is not None
-    if rule == Routing(rule.top_k, rule.score, rule.combine, scale=rule.scale) and block.selection_bias is None:
-        if rule.score == "softmax" or rule.combine == "softmax":
-            return _native_choice(emit, block, rule, logits)
+    plain = rule == Routing(rule.top_k, rule.score, rule.combine, scale=rule.scale) and block.selection_bias is None
+    if plain and "softmax" in (rule.score, rule.combine):
+        return _native_choice(emit, block, rule, logits)
     by_logits = rule.combine == "softmax" and block.selection_bias is None and rule.groups == 1
     scores = logits if by_logits else emit_scores(emit, block, logits)
     _, ids = emit.several(2, "TopK", emit_open(emit, block, scores), emit.constant([rule.top_k]))
