@@ -47,7 +47,7 @@ def lowered(
     program: Program, target: Target, optimize_for: str = "latency", progress: Progress | None = None
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
-    model = to_onnx(program)
+    model = to_onnx(program, target.device or "cpu")
     facts = apply_steps(model, steps_for(target, optimize_for, compact_windows(program, target)), progress)
     write_tf32(model, target)
     if facts.pop("unpacked", 0):
@@ -58,4 +58,4 @@ def lowered(
 def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
     steps = steps_for(target, optimize_for, compact_windows(program, target))
-    yield from stages_of(to_onnx(program), steps, program.inputs, providers)
+    yield from stages_of(to_onnx(program, target.device or "cpu"), steps, program.inputs, providers)
