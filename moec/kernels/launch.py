@@ -189,16 +189,17 @@ def _combine(call: _Call, result: Tensor) -> Tensor:
 
 
 def _operands(w: _Weight, tile: Tile) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[int, ...], dict[str, Any]]:
-    """Weights, scales, zero points, their strides, and how they are packed."""
+    """Weights, scales, zero points, their strides, and how they are packed and lie."""
     if isinstance(w, Tensor):
-        return (
-            w,
-            None,
-            None,
-            (*w.stride(), 0),
-            {"FORMAT": "plain", "GROUP": 1, "ROW_GROUP": 1, "HAS_ZERO": False, "LATE": False},
-        )
+        plain = {"FORMAT": "plain", "GROUP": 1, "ROW_GROUP": 1, "HAS_ZERO": False, "LATE": False}
+        return w, None, None, (*w.stride(), 0), {**plain, "TURNED": _turned(w)}
     values = w.values.view(torch.uint8) if w.format == "fp8" else w.values
     late = tile.rows <= FEW_TOKENS and w.group % tile.depth == 0
     packing = {"FORMAT": w.format, "GROUP": w.group, "ROW_GROUP": w.rows, "HAS_ZERO": w.zero is not None, "LATE": late}
+    packing["TURNED"] = _turned(values)
     return values, w.scale, w.zero, (*values.stride(), w.scale.stride(0)), packing
+
+
+def _turned(values: Tensor) -> bool:
+    """Whether rows lie side by side, as where a model keeps `[E, in, out]` and hands out its transpose."""
+    return values.stride(1) == 1 and values.stride(2) != 1

@@ -45,9 +45,9 @@ def rows_in_tile(
     expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k,
     stride_scale, hidden, K: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, BEFORE: tl.constexpr, GATED:
     tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER:
-    tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO:
-    tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K:
-    tl.constexpr,
+    tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP:
+    tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N:
+    tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of `rows_in_kernel`: the rows of `pairs` by one block of the columns of one expert."""
     e = expert.to(tl.int64)
@@ -71,13 +71,13 @@ def rows_in_tile(
             a = rounded(a.to(tl.float32) * weight, a.dtype)
         low, high = halves(a, FORMAT)
         gate = times_weights(
-            gate, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT, GROUP,
-            ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+            gate, low, high, own, own_scale, own_zero, n, k0, stride_row, stride_k, 0, INNER, DEPTH, BLOCK_N, BLOCK_K,
+            FORMAT, TURNED, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
         )  # fmt: skip
         if GATED:
             up = times_weights(
-                up, low, high, own, own_scale, own_zero, row + INNER, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT,
-                GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+                up, low, high, own, own_scale, own_zero, n, k0, stride_row, stride_k, INNER, INNER, DEPTH, BLOCK_N,
+                BLOCK_K, FORMAT, TURNED, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
             )  # fmt: skip
     if HAS_BIAS:
         own_bias = bias + e * (INNER * (2 if GATED else 1)) + row
@@ -98,8 +98,9 @@ def rows_in_kernel(
     stride_row, stride_k, stride_scale, hidden, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH:
     tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr, GATED: tl.constexpr, NAME: tl.constexpr,
     ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr,
+    LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND:
+    tl.constexpr,
 ):  # fmt: skip
     """`hidden[pair] = activation(x[token] @ w[expert].T + bias[expert])`, `[pairs, INNER]` in hidden's dtype.
 
@@ -113,16 +114,16 @@ def rows_in_kernel(
     rows_in_tile(
         expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row,
         stride_k, stride_scale, hidden, K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER, HAS_BIAS,
-        FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+        FORMAT, TURNED, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
 def rows_out_tile(
     expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale,
-    result, INNER: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
-    ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    result, INNER: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED:
+    tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION:
+    tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of `rows_out_kernel`."""
     e = expert.to(tl.int64)
@@ -141,8 +142,8 @@ def rows_out_tile(
             a = tl.load(given + k, mask=k < INNER, other=0.0)
         low, high = halves(a, FORMAT)
         acc = times_weights(
-            acc, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, INNER, BLOCK_K, FORMAT, GROUP,
-            ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+            acc, low, high, own, own_scale, own_zero, n, k0, stride_row, stride_k, 0, WIDTH, INNER, BLOCK_N, BLOCK_K,
+            FORMAT, TURNED, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
         )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + e * WIDTH + row).to(tl.float32)[None, :]
@@ -154,9 +155,9 @@ def rows_out_tile(
 def rows_out_kernel(
     hidden, ids, order, offsets, tile_expert, w, scale, zero, bias, tokens, tiles, stride_expert, stride_row, stride_k,
     stride_scale, result, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH:
-    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP:
-    tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N:
-    tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP:
+    tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS:
+    tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """`result[pair] = hidden[pair] @ w[expert].T + bias[expert]`, `[pairs, WIDTH]`. Grid: tiles * ceil(WIDTH /
     BLOCK_N)."""
@@ -166,7 +167,8 @@ def rows_out_kernel(
         return
     rows_out_tile(
         expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale,
-        result, INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+        result, INNER, WIDTH, HAS_BIAS, FORMAT, TURNED, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N,
+        BLOCK_K,
     )  # fmt: skip
 
 

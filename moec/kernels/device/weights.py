@@ -59,25 +59,51 @@ def scales(
 
 
 @triton.jit
-def times_weights(
-    acc, low, high, weights, scale, zero, row, k0, stride_row, stride_k, DEPTH: tl.constexpr, BLOCK_K: tl.constexpr,
-    FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr,
+def load_tile(
+    weights, n, row, k0, stride_row, stride_k, FIRST: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, BLOCK_N:
+    tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
-    """`acc + x @ weights[row, k0 : k0 + BLOCK_K].T`.
+    """Rows `FIRST + n` by one step of columns, `[N, BLOCK_K // STEP]`, zero beyond DEPTH.
+
+    TURNED: rows lie side by side (`stride_row` is 1), as where a model keeps `[E, in, out]`. Then the tile is read as
+    `[K, N]`: a thread takes neighbouring rows in one load. Rows beyond WIDTH are masked, not moved to the last one,
+    since the compiler joins loads only where it sees that addresses follow each other.
+    """
+    column = k0 // STEP + tl.arange(0, BLOCK_K // STEP)
+    if TURNED:
+        place = weights + FIRST + column[:, None] * stride_k + n.to(tl.int64)[None, :]
+        if DEPTH % BLOCK_K == 0 and WIDTH % BLOCK_N == 0:
+            q = tl.load(place)
+        elif DEPTH % BLOCK_K == 0:
+            q = tl.load(place, mask=(n < WIDTH)[None, :], other=0)
+        else:
+            q = tl.load(place, mask=(column * STEP < DEPTH)[:, None] & (n < WIDTH)[None, :], other=0)
+        q = tl.trans(q)
+    else:
+        place = weights + row[:, None] * stride_row + column[None, :] * stride_k
+        if DEPTH % BLOCK_K == 0:
+            q = tl.load(place)
+        else:
+            q = tl.load(place, mask=column[None, :] * STEP < DEPTH, other=0)
+    return q
+
+
+@triton.jit
+def times_weights(
+    acc, low, high, weights, scale, zero, n, k0, stride_row, stride_k, FIRST: tl.constexpr, WIDTH: tl.constexpr, DEPTH:
+    tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP:
+    tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`acc + x @ weights[FIRST + n, k0 : k0 + BLOCK_K].T`.
 
     low, high: x `[M, BLOCK_K]` through `halves`, zero beyond DEPTH. weights, scale, zero: pointers to this expert's.
-    row: `[N]` int64. LATE: scale the product instead of the weights, which is less work where M is small; only with one
-    group a step.
+    n: `[N]` int32, of which those below WIDTH are rows. TURNED: see `load_tile`. LATE: scale the product instead of the
+    weights, which is less work where M is small; only with one group a step.
     """
     STEP: tl.constexpr = 2 if FORMAT == "int4" else 1
     WIDE: tl.constexpr = BLOCK_K // STEP
-    column = k0 // STEP + tl.arange(0, WIDE)
-    place = weights + row[:, None] * stride_row + column[None, :] * stride_k
-    if DEPTH % BLOCK_K == 0:
-        q = tl.load(place)
-    else:
-        q = tl.load(place, mask=column[None, :] * STEP < DEPTH, other=0)
+    row = tl.minimum(n, WIDTH - 1).to(tl.int64) + FIRST
+    q = load_tile(weights, n, row, k0, stride_row, stride_k, FIRST, WIDTH, DEPTH, BLOCK_N, BLOCK_K, STEP, TURNED)
     if FORMAT == "plain":
         acc = product(low, q, acc, PRECISION)
     else:
