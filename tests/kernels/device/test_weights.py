@@ -53,22 +53,26 @@ def side_by_side(weight: Tensor | ExpertCodes) -> Tensor | ExpertCodes:
     ids=["even", "odd", "sorted"],
 )
 def test_transposed(interpret: Interpret, dtype: torch.dtype, hidden: int, inner: int, sort: bool) -> None:
-    """What straight weights give, bit for bit: only the way into registers differs."""
     given, rule = problem(dtype=dtype, biases=True, hidden=hidden, inner=inner), Activation()
     turned = replace(given, w_in=side_by_side(given.w_in), w_out=side_by_side(given.w_out))
-    straight, got = (interpret(launch.experts, *g.tensors(), rule=rule, tile=SMALL, sort=sort) for g in (given, turned))
-    assert torch.equal(got, straight)
-    swapped = replace(given, w_in=given.w_in.flip(1))
+    got = interpret(launch.experts, *turned.tensors(), rule=rule, tile=SMALL, sort=sort)
+    swapped = replace(given, w_in=given.w_in.flip(1))  # gates for ups
     assert ratio(got, given, rule) < MARGIN < ratio(got, swapped, rule)
 
 
 @pytest.mark.parametrize(("kind", "zeros"), [("int4", True), ("int8", False), ("fp8", False)])
 def test_transposed_and_packed(interpret: Interpret, kind: str, zeros: bool) -> None:
-    given, rule = problem(experts=5, tokens=20, hidden=64, inner=24), Activation("gelu")
-    given = replace(given, w_in=packed(48, 64, kind, 32, zeros, torch.float32))
-    turned = replace(given, w_in=side_by_side(given.w_in))
-    straight, got = (interpret(launch.experts, *g.tensors(), rule=rule, tile=SMALL) for g in (given, turned))
-    assert torch.equal(got, straight) and ratio(got, given, rule) < MARGIN
+    given, rule = problem(experts=5, tokens=17, hidden=32, inner=24, top_k=1), Activation("gelu")
+    weight = packed(48, 32, kind, 16, zeros, torch.float32)
+    got = interpret(
+        launch.experts,
+        *replace(given, w_in=side_by_side(weight)).tensors(),
+        rule=rule,
+        tile=SMALL,
+    )
+    shifted = replace(weight, scale=weight.scale.roll(1, 1))
+    right, wrong = (replace(given, w_in=w) for w in (weight, shifted))
+    assert ratio(got, right, rule) < MARGIN < ratio(got, wrong, rule)
 
 
 def test_only_rows_side_by_side_are_read_as_such() -> None:
