@@ -28,10 +28,10 @@ NONE = KernelDefault(False, "there is no entry for this GPU in the table of defa
 
 
 @cache
-def kernel_defaults(path: Path = Path(__file__).with_name(FILE)) -> dict[int, KernelDefault]:
+def kernel_defaults(path: Path | None = None) -> dict[int, KernelDefault]:
     """The table: compute capability, `90` for SM 9.0, to what holds there. An origin is one of the file's `origins`, or
-    stands for itself."""
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    stands for itself. `path` is of another file."""
+    data = tomllib.loads((path or Path(__file__).with_name(FILE)).read_text(encoding="utf-8"))
     origins: dict[str, str] = data["origins"]
     return {
         int(name.removeprefix("sm")): KernelDefault(

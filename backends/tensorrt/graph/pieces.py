@@ -2,8 +2,8 @@
 graph, and wide products of no more tokens than memory has room for.
 
 How many tokens a piece has is arithmetic on shapes, which TensorRT does on the host before anything is launched: a
-piece without tokens is an empty tensor, and costs no branch. So a step can be part of a CUDA graph. Each size is a `Min`
-with a constant, from which a builder can tell how much memory a piece takes at most.
+piece without tokens is an empty tensor, and costs no branch. So a step can be part of a CUDA graph. Each size is a
+`Min` with a constant, from which a builder can tell how much memory a piece takes at most.
 
 All pieces read the same constants. Gate and up are one matrix here: of two the builder would make one by itself, a copy
 (measured with TensorRT-RTX 1.7.1 by the size of the plan).

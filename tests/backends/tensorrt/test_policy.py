@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from moec.backends.tensorrt.kernel_defaults import KernelDefault
 from moec.backends.tensorrt.policy import (
     KERNELS,
     LOWERINGS,
@@ -22,7 +23,6 @@ from moec.backends.tensorrt.policy import (
     why_not_kernels,
     why_not_native,
 )
-from moec.backends.tensorrt.kernel_defaults import KernelDefault
 from moec.dialect import Activation
 from moec.kernels.dispatch import has_triton
 from moec.targets.backend import Refusal
