@@ -1,6 +1,6 @@
 """The first fifteen minutes on a GPU: what is right, what is fast, and what was only supposed.
 
-usage: python benchmarks/first_day.py --results DIR [--bundle DIR …] [--only STAGE …] [--seconds 570] [--go-on] [--json]
+usage: python benchmarks/first_day.py --results DIR [--bundle DIR …] [--only STAGE …] [--seconds 590] [--go-on] [--json]
        python benchmarks/first_day.py --plan
        python benchmarks/first_day.py --dry --results DIR      # small forms of all stages, without a GPU
 
@@ -11,7 +11,8 @@ status 1 and its name; a slow figure does not. `--go-on` runs the other stages a
 Each stage writes `DIR/STAGE.json` as it goes. A run that finds such a file does what is not done in it: DIR can travel
 back and forth. A stage is not begun where its limit exceeds what is left of `--seconds`.
 
-`--bundle` names folders that `first_day_pack.py` made: their wheels and archives are unpacked and found first.
+`--bundle` names folders that `first_day_pack.py` made: their wheels and archives are unpacked and found first. A stage
+whose bundle is not there waits for the call that brings it.
 """
 
 from __future__ import annotations
@@ -26,54 +27,16 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from first_day_plan import CALL_SECONDS, STAGES, Stage, plan
 from first_day_rows import ABSENT, BROKEN, DONE, LATE, WRONG, Rows, read, run
 
 ROOT = Path(__file__).parents[1]
-START_SECONDS, MACHINE_SECONDS = 70, 15 * 60  # to start a machine and send the tree; what there is
 STATUS = {DONE: 0, WRONG: 1, LATE: 4, BROKEN: 5, ABSENT: 3}
 PACKAGES = ("torch", "triton", "transformers", "onnxruntime-gpu", "onnxruntime", "moec")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One part of the day.
-
-    Attributes:
-        seconds: its limit, all in all. needs: the bundle without which it cannot run.
-        says: what one knows after it.
-    """
-
-    name: str
-    seconds: int
-    needs: str
-    says: str
-
-
-STAGES = (
-    Stage("kernels", 130, "kernels", "the Triton kernels are right: dtypes, layouts, packed weights, 0 to 4096 tokens"),
-    Stage("accelerate", 60, "kernels", "models with them are right, in a CUDA graph too"),
-    Stage("engines", 90, "engines", "ONNX Runtime's engines on CUDA are what they are on the CPU, without TF32"),
-    Stage("anchors", 210, "kernels", "how fast the kernels are beside PyTorch's, transformers' and published times"),
-    Stage(
-        "runtime", 100, "engines", "launches and copies of an engine's step, attention's memory, that of 4-bit weights"
-    ),
-    Stage("sanitizer", 100, "kernels", "no kernel reads or writes outside of its tensors, or races"),
-    Stage("decoder", 75, "kernels", "tokens a second of four layers of Qwen3-30B-A3B"),
-)
-
-
-def plan() -> str:
-    """The stages, their limits and what they say, as Markdown."""
-    total = sum(stage.seconds for stage in STAGES) + START_SECONDS
-    lines = ["| stage | seconds at most | bundle | what it says |", "|---|---|---|---|"]
-    lines += [f"| start | {START_SECONDS} | | the machine, the tree, the bundles |"]
-    lines += [f"| {s.name} | {s.seconds} | {s.needs} | {s.says} |" for s in STAGES]
-    return "\n".join([*lines, f"| all | {total} | | of {MACHINE_SECONDS} |"])
 
 
 # ---------------------------------------------------------------------- one stage, in a process of its own
@@ -166,32 +129,36 @@ def start(stage: Stage, options: argparse.Namespace, site: Path) -> str:
         print(f"{stage.name}: ended at its limit of {stage.seconds} s", flush=True)
     found = read(path)
     if status not in STATUS.values() or found == before:  # it died before it could write how
-        Rows(stage.name, options.results, dry=options.dry, small=False).write(
-            BROKEN, f"its process ended with {status}"
-        )
+        dead = Rows(stage.name, options.results, dry=options.dry, small=False)
+        dead.write(BROKEN, f"its process ended with {status}")
         return BROKEN
     return str(found["state"])
 
 
+def why_not(stage: Stage, options: argparse.Namespace, left_s: float) -> str | None:
+    """Why a stage is not begun; None when it is."""
+    if not options.dry and stage.needs not in {bundle.name for bundle in options.bundle}:
+        return f"the bundle {stage.needs!r} is not here"
+    return f"{stage.seconds} s are not left" if stage.seconds > left_s else None
+
+
 def day(options: argparse.Namespace) -> int:
     """All stages; returns the exit status: 1 for a wrong number, else that of the worst."""
-    end, worst = time.monotonic() + options.seconds, 0
+    end, wrong, worst = time.monotonic() + options.seconds, False, 0
     with tempfile.TemporaryDirectory(prefix="first-day-") as work:
         unpack(options.bundle, Path(work))
         moec_in(Path(work))
         for stage in (s for s in STAGES if s.name in options.only):
             if read(options.results / f"{stage.name}.json").get("state") == DONE:
                 continue
-            if stage.seconds > end - time.monotonic():
-                print(f"{stage.name}: not begun, {stage.seconds} s are not left", flush=True)
+            if (reason := why_not(stage, options, end - time.monotonic())) is not None:
+                print(f"{stage.name}: not begun, {reason}", flush=True)
                 continue
             state = start(stage, options, Path(work))
-            worst = max(worst, STATUS[state] if worst != 1 else 0)
-            if state == WRONG:
-                worst = 1
-                if not options.go_on:
-                    break
-    return 1 if worst == 1 else worst
+            wrong, worst = wrong or state == WRONG, max(worst, STATUS[state])
+            if wrong and not options.go_on:
+                break
+    return STATUS[WRONG] if wrong else worst
 
 
 def report(results: Path) -> dict[str, Any]:
@@ -209,7 +176,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="folder of the stages' files, earlier ones too")
     parser.add_argument("--bundle", type=Path, action="append", default=[], help="a folder of first_day_pack.py")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--seconds", type=float, default=570.0, help="of the whole run, or of a --stage")
+    parser.add_argument("--seconds", type=float, default=CALL_SECONDS, help="of the whole run, or of a --stage")
     parser.add_argument("--dry", action="store_true", help="small forms on the CPU; their times mean nothing")
     parser.add_argument("--go-on", action="store_true", help="run other stages after a wrong number")
     parser.add_argument("--plan", action="store_true", help="print stages and limits, and end")
@@ -222,6 +189,8 @@ def main() -> None:
         return
     if options.results is None:
         parser.error("--results says where")
+    if absent := [str(bundle) for bundle in options.bundle if not bundle.is_dir()]:
+        parser.error(f"no such bundle: {', '.join(absent)}; first_day_pack.py makes them")
     if options.stage:
         sys.exit(stage_main(options))
     status = day(options)

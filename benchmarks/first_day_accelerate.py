@@ -1,12 +1,12 @@
 """First day, stages `accelerate` and `decoder`: transformers models with moec's kernels, under a CUDA graph.
 
-`accelerate` holds the logits of small models against the untouched model in float64: the error may be twice that of the
-untouched model at the same dtype, as it is eagerly. It is the median over tokens, since in 16 bits a token whose experts
-nearly tie takes others, on either side. The graph is captured with one text and replayed with another, so that nothing
-of the first may be left in it.
+`accelerate` holds the logits of small models against the untouched model in float64: the error may be twice that of
+the untouched model at the same dtype, as it is eagerly. It is the median over tokens, since in 16 bits a token whose
+experts nearly tie takes others, on either side. The graph is captured with one text and replayed with another, so that
+nothing of the first may be left in it.
 
-`decoder` is four layers as Qwen3-30B-A3B has them, with random weights: tokens a second of a step in its CUDA graph, for
-moec, for transformers' `grouped_mm` and for the eager loop, after the logits of a prompt have been compared so.
+`decoder` is four layers as Qwen3-30B-A3B has them, with random weights: tokens a second of a step in its CUDA graph,
+for moec, for transformers' `grouped_mm` and for the eager loop, after the logits of a prompt have been compared so.
 """
 
 from __future__ import annotations
@@ -75,14 +75,19 @@ def judge(rows: Rows, name: str, dtype: torch.dtype, device: str) -> None:
     moec.accelerate(model)
     bound = allowed(typical(plain, exact), dtype, 1024)
     rows.check("moec", typical(logits(model, then), exact), ERROR, bound)
-    if device == "cpu":
-        return None
+    if device != "cpu":
+        judge_graph(rows, model, (first, then), exact, bound)
+
+
+def judge_graph(rows: Rows, model: nn.Module, texts: tuple[Tensor, Tensor], exact: Tensor, bound: float) -> None:
+    """The same model's CUDA graph."""
     try:
-        got = replayed(model, first, then)
+        got = replayed(model, *texts)
     except RuntimeError as error:  # transformers' own code may copy from the host
         torch.cuda.synchronize()
-        return rows.refuse("moec in a CUDA graph", str(error))
-    rows.check("moec in a CUDA graph", typical(got, exact), ERROR, bound)
+        rows.refuse("moec in a CUDA graph", str(error))
+    else:
+        rows.check("moec in a CUDA graph", typical(got, exact), ERROR, bound)
 
 
 def accelerate(rows: Rows, device: str, small: bool = False) -> None:

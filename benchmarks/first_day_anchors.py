@@ -161,17 +161,15 @@ def tell(rows: Rows, cell: Cell, block: Balanced, us: float, speed: dict[str, fl
         anchor = ANCHORS[cell.shape]["balanced"][ANCHORS["tokens"].index(cell.tokens)]
         least = FASTER if cell.shape == "qwen3" and cell.tokens <= FEW else 1.0
         rows.aim("moec against the best peer", round(anchor / us, 3), "times as fast", least)
-    own = next(
-        (
-            r["value"]
-            for r in rows.rows
-            if r["case"] == f"{cell.shape} 16-bit T={cell.tokens}" and r["who"] == "moec" and r["unit"] == "us"
-        ),
-        None,
-    )
-    if not wide and own:
-        least = PACKED if cell.tokens <= FEW else 1.0
-        rows.aim("4 bits against 16", round(own / us, 3), "times as fast", least)
+    if not wide and (own := unpacked_us(rows, cell)):
+        rows.aim("4 bits against 16", round(own / us, 3), "times as fast", PACKED if cell.tokens <= FEW else 1.0)
+
+
+def unpacked_us(rows: Rows, cell: Cell) -> float:
+    """The time of the same cell in 16 bits; 0 where it was not measured."""
+    case = f"{cell.shape} 16-bit T={cell.tokens}"
+    found = (r["value"] for r in rows.rows if (r["case"], r["who"], r["unit"]) == (case, "moec", "us"))
+    return float(next(found, 0.0))
 
 
 def compiled(cell: Cell) -> None:

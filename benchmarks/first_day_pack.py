@@ -1,17 +1,17 @@
 """What the first day on a GPU takes along: two bundles that travel with the project's tree, each within 64 MiB.
 
-usage: python benchmarks/first_day_pack.py [engines] [onnxruntime] [--sm 90] [--python 3.12]
+usage: python benchmarks/first_day_pack.py [kernels] [engines] [onnxruntime] [--sm 90] [--python 3.12]
 
-The machine that has the GPU reaches no package registry. It has PyTorch, Triton, transformers and ONNX Runtime for the
-CPU; what it lacks is packed here into `.gpu/`, which git ignores.
+The machine that has the GPU reaches no package registry. It has PyTorch 2.11, Triton 3.6, transformers 5.17 and ONNX
+Runtime for the CPU; what it lacks is packed here into `.gpu/`, which git ignores.
 
-- `.gpu/engines/`: engines of small models, compiled and proven here, with what the stand-in for CUDA's libraries said
-  of their launches, and the wheel of msgspec. `benchmarks/first_day_engines.py` makes them.
-- `.gpu/onnxruntime/`: onnxruntime-gpu in one archive. Its CUDA provider holds machine code for seven architectures:
-  the images of the others are overwritten with zeros, which compress to nothing. The driver takes the image whose
-  header names the GPU, and reads no other.
+- `.gpu/kernels/`: transformers as this tree was proven with, since 5.17 has not all experts in its interface, and
+  msgspec. `kernels` makes it.
+- `.gpu/engines/`: msgspec, the graphs of small engines (`engines`; `first_day_engines.py`), and onnxruntime-gpu
+  (`onnxruntime`). Its CUDA provider holds machine code for several architectures: the images of the others are
+  overwritten with zeros, which compress to nothing. The driver takes the image whose header names the GPU.
 
-Packing onnxruntime takes about ten minutes, most of them in xz.
+Packing onnxruntime takes some eight minutes, most of them in xz; the engines as long.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the engines are those of the tests
+PARTS = ["kernels", "engines", "onnxruntime"]
 PACKED = ROOT / ".gpu"
 LIMIT_BYTES = 64 * 2**20  # of the tree and what it takes along, in one call
-RUNTIME, MSGSPEC = "onnxruntime-gpu==1.31.1", "msgspec==0.22.0"
+RUNTIME, MSGSPEC, TRANSFORMERS = "onnxruntime-gpu==1.31.1", "msgspec==0.22.0", "transformers==5.23.0"
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
 # nothing of these is needed to run a model
 LEFT_OUT = ("onnxruntime/transformers/", "onnxruntime/tools/", "onnxruntime/datasets/", "onnxruntime/quantization/")
@@ -132,19 +134,25 @@ def check_size(bundle: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("bundles", nargs="*", default=["engines", "onnxruntime"], metavar="engines|onnxruntime")
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="all by default")
     parser.add_argument("--sm", type=int, default=90, help="compute capability, 90 for 9.0")
     parser.add_argument("--python", default="3.12", help="the other machine's")
     options = parser.parse_args()
-    if "engines" in options.bundles:
-        from first_day_engines import make_engines
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    kernels, engines = PACKED / "kernels", PACKED / "engines"
+    for part in options.parts or PARTS:
+        if part == "kernels":
+            download(TRANSFORMERS, options.python, kernels)
+        elif part == "engines":
+            from first_day_engines import make_engines
 
-        download(MSGSPEC, options.python, PACKED / "engines")
-        make_engines(PACKED / "engines")
-        check_size(PACKED / "engines")
-    if "onnxruntime" in options.bundles:
-        pack_runtime(PACKED / "onnxruntime", options.sm, options.python)
-        check_size(PACKED / "onnxruntime")
+            make_engines(engines)
+        else:
+            pack_runtime(engines, options.sm, options.python)
+    for bundle in (b for b in (kernels, engines) if b.is_dir()):
+        download(MSGSPEC, options.python, bundle)
+        check_size(bundle)
 
 
 if __name__ == "__main__":

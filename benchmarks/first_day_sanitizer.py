@@ -45,9 +45,7 @@ def first_error(log: str) -> str:
     return "; ".join(told[:3])
 
 
-def sanitizer(
-    rows: Rows, device: str, small: bool = False, places: tuple[str, ...] = PLACES, seconds: float = 80
-) -> None:
+def sanitizer(rows: Rows, device: str, places: tuple[str, ...] = PLACES, seconds: float = 80) -> None:
     """The stage: each tool runs the stage `kernels` in its small form, in a process of its own."""
     checker = program(places)
     for tool in rows.todo(TOOLS):
