@@ -40,3 +40,12 @@ def test_diff(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 7'))
     assert cli("diff", mixtral_engine, other, status=1) == "setting seed: 0 → 7\n"
     assert cli.json("diff", mixtral_engine, other, status=1) == [{"name": "setting seed", "left": 0, "right": 7}]
+
+
+def test_check(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
+    assert "as it was" in cli("check", mixtral_engine)
+    config = tmp_path / "other.toml"
+    config.write_text("seed = 3\n")
+    assert "seed is 3 now" in cli("check", mixtral_engine, "--config", config, status=1)
+    (found,) = cli.json("check", mixtral_engine, "--config", config, status=1).values()
+    assert [error["code"] for error in found] == ["M112"]
