@@ -14,6 +14,8 @@ from moec.errors import MoecError
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report
 
+Step = Callable[[], Any]
+
 
 def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> list[MoecError]:
     """What is no longer as a manifest says; empty where all is.
@@ -35,9 +37,7 @@ def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, An
     return [error for step in _steps(report, path, wanted, opening) if (error := _error_of(step)) is not None]
 
 
-def _steps(
-    report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]
-) -> Iterator[Callable[[], Any]]:
+def _steps(report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterator[Step]:
     yield partial(_require_proof, report, path)
     yield partial(open_recorded, report, opening)
     yield lambda: require_same_texts(report, options_of(report))
@@ -47,7 +47,7 @@ def _steps(
         yield partial(_refuse, report, path, name, value)
 
 
-def _error_of(step: Callable[[], Any]) -> MoecError | None:
+def _error_of(step: Step) -> MoecError | None:
     try:
         step()
     except MoecError as error:
