@@ -1,0 +1,167 @@
+"""First day, stage `engines`: ONNX Runtime's engines on CUDA against the same engines on the CPU.
+
+The engines come in a bundle, as graphs whose weights are drawn anew (`first_day_graphs.py`); the CPU runs the same
+graph, which is proven there against the untouched model. Each is called twice: with a prompt, one row of it padded on
+the left, and with one token after a cache. The error is the median over rows of each output of ||a - b|| / ||b||, since
+in half precision a token whose experts nearly tie may take others.
+
+Without TF32 float32 must be within 1e-4: TF32 alone costs 3e-4 and more. With it the error is told. Half precision must
+be within 0.02. `make_engines` makes the bundle.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from first_day_graphs import Facts, fill, pack, strip, unpack
+from first_day_rows import Absent, Rows
+from torch import Tensor
+
+from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
+from moec.execution.engine import Engine
+from moec.program.decoder_signature import IDS, MASK, PAST
+from moec.program.signature import dynamic_dimensions
+from moec.targets.target import Target
+
+MODELS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama", "bert")
+FORMS = ("fp32", "fp16", "int4", "int8")
+LARGE = "large"  # its weights fill a GPU's memory visibly
+WIDE = {"hidden_size": 1024, "num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 384}
+ALLOWED = {"fp32": 1e-4, "fp16": 0.02}
+UNIT = "median relative error"
+Open = Callable[[Path, str], Engine]
+
+
+# ---------------------------------------------------------------------- where they are made
+def make_engines(out: Path) -> Path:
+    """All engines that the day takes along, as an archive; takes some minutes, most of them in torch.export."""
+    from tests.cuda_stand_in.engines import captured, lower
+
+    with tempfile.TemporaryDirectory() as work:
+        folders = []
+        for name in (*MODELS, LARGE):
+            model, changes = ("qwen3_moe", WIDE) if name == LARGE else (name, {})
+            for form in ("int4",) if name == LARGE else FORMS:
+                dtype = torch.float32 if form == "fp32" else torch.float16
+                folder = Path(work, f"{name}-{form}")
+                try:
+                    target = lower(captured(model, dtype, **changes), form, folder)
+                except Exception as error:
+                    print(f"{name}/{form} is not made: {str(error).splitlines()[0]}", file=sys.stderr)
+                    continue
+                strip(folder, Facts(f"{name}/{form}", target, expected(folder, target)))
+                folders.append(folder)
+                print(f"{name}/{form}", file=sys.stderr, flush=True)
+        return pack(folders, out)
+
+
+def expected(folder: Path, target: str) -> dict[str, Any]:
+    """What the stand-in counts of a prompt and a step; empty where it cannot be built."""
+    from tests.cuda_stand_in.build import Missing
+    from tests.cuda_stand_in.observe import observe
+
+    try:
+        seen = observe(folder, target=target)
+    except Missing:
+        return {}
+    parts = {"prompt": seen.parts.get("prompt"), "step": seen.step if "step 0" in seen.parts else None}
+    return {"error": seen.error} | {name: counts(part) for name, part in parts.items() if part and not seen.error}
+
+
+def counts(part: Any) -> dict[str, Any]:
+    """One part's figures, as plain data."""
+    places = {"to device": ("host", "device"), "to host": ("device", "host"), "on device": ("device", "device")}
+    copies = {name: part.copied(*ends) for name, ends in places.items()}
+    found = {f"copies {name}": len(sizes) for name, sizes in copies.items()}
+    found |= {f"bytes {name}": sum(sizes) for name, sizes in copies.items()}
+    return {"launches": part.launches, **found, "kernels": dict(part.names()), "held_bytes": part.held_bytes}
+
+
+# ---------------------------------------------------------------------- where they run
+def opened(folder: Path, target: str) -> Engine:
+    return OnnxruntimeEngine(folder, Target.parse(target))
+
+
+def inputs_of(engine: Engine, tokens: int, past: int, seed: int) -> dict[str, Tensor]:
+    """Random inputs of these lengths for two rows; the first row's first two tokens are padding in a prompt."""
+    random = torch.Generator().manual_seed(seed)
+    sizes = dict.fromkeys(dynamic_dimensions(engine.inputs), tokens) | {"batch": 2, PAST: past}
+    given = {}
+    for spec in engine.inputs:
+        shape = spec.resolve(sizes)
+        if spec.dtype.is_floating_point:
+            given[spec.name] = torch.randn(shape, generator=random).to(spec.dtype)
+        else:
+            given[spec.name] = torch.randint(3, 64, shape, generator=random).to(spec.dtype)
+    if MASK in given:
+        rows, length = given[MASK].shape[0], past + tokens if IDS in given and past else given[MASK].shape[1]
+        given[MASK] = torch.ones(rows, length, dtype=given[MASK].dtype)
+        if tokens > 2 and IDS in given:
+            given[MASK][0, :2] = 0
+    return given
+
+
+def apart(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], mask: Tensor | None) -> float:
+    """The worst output's median relative error over its rows; rows of padding count nowhere."""
+    return max(median_error(got[name], wanted[name], mask) for name in wanted if wanted[name].numel())
+
+
+def median_error(got: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
+    a, b = got.cpu().double(), wanted.cpu().double()
+    if not a.isfinite().all() and b.isfinite().all():
+        return float("inf")
+    if mask is not None and b.dim() == 3 and b.shape[:2] == mask.shape:  # logits of padding are nobody's
+        a, b = a[mask.bool()], b[mask.bool()]
+    errors = (a - b).flatten(0, -2).norm(dim=-1) / b.flatten(0, -2).norm(dim=-1).clamp(min=1e-12)
+    return float(errors.nanmedian() if b.dim() > 1 else errors)
+
+
+def judge(rows: Rows, facts: Facts, folder: Path, device: str, open_engine: Open) -> None:
+    """One engine: its CPU session, and those on the device."""
+    form = facts.target.removeprefix("onnxruntime:cuda")
+    host = opened(folder, "onnxruntime:cpu" + form)
+    calls = [
+        inputs_of(host, 24, 0, 1),
+        *([inputs_of(host, 1, 24, 2)] if any(i.name == IDS for i in host.inputs) else []),
+    ]
+    wanted = [host.run(given) for given in calls]
+    host.close()
+    half = "fp16" in form
+    for tf32 in ("", ",tf32=true") if device != "cpu" and not half else ("",):
+        engine = open_engine(folder, f"onnxruntime:{device}{form}{tf32}")
+        for what, given, right in zip(("a prompt", "a step"), calls, wanted, strict=False):
+            error = apart(engine.run(given), right, given.get(MASK))
+            if tf32:
+                rows.figure(f"{what}, with TF32", error, UNIT)
+            else:
+                rows.check(what, error, UNIT, ALLOWED["fp16" if half else "fp32"])
+        engine.close()
+
+
+def engines(rows: Rows, device: str, small: bool, bundles: list[Path], open_engine: Open = opened) -> None:
+    """The stage."""
+    os.environ["ORT_QMOE_CPU_QNBIT_GEMM"] = "0"  # the CPU's QMoE must not round activations: CUDA's does not
+    with tempfile.TemporaryDirectory() as work, torch.inference_mode():
+        folders = {Facts.read(folder).name: folder for folder in unpack(bundles, Path(work))}
+        if not folders:
+            raise Absent("no engines were brought along: see first_day_pack.py")
+        names = sorted((n for n in folders if not n.startswith(LARGE)), key=lambda n: FORMS.index(n.split("/")[1]))
+        for name in rows.todo(names):
+            judge(rows, fill(folders[name]), folders[name], device, open_engine)
+
+
+def runtime(rows: Rows, device: str, small: bool, bundles: list[Path]) -> None:
+    """The other stage, see `first_day_runtime.py`."""
+    from first_day_runtime import attention, launches, memory
+
+    with tempfile.TemporaryDirectory() as work, torch.inference_mode():
+        folders = {Facts.read(folder).name: folder for folder in unpack(bundles, Path(work))}
+        launches(rows, device, folders)
+        attention(rows, device, small)
+        memory(rows, device, folders)
