@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from moec.backends.onnxruntime.optimization.last_logits import LOGITS_FROM, cut_logits
-from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs
+from moec.program.decoder_signature import IDS, LOGITS, MASK
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def test_a_client_that_knows_nothing_of_it_gets_all(session: Any) -> None:
 def test_rows_before_the_first_are_left_out(session: Any, first: int) -> None:
     want, found = logits(session), logits(session, **{LOGITS_FROM: np.array([first])})
     assert found.shape == want[:, first:].shape and np.abs(found - want[:, first:]).max() < 1e-4 * want.std()
-    assert np.abs(found - want[:, first - 1 : -1][:, : found.shape[1]]).max() > 0.1 * want.std()  # the mutant: rows before
+    assert (
+        np.abs(found - want[:, first - 1 : -1][:, : found.shape[1]]).max() > 0.1 * want.std()
+    )  # the mutant: rows before
 
 
 def graph(cache: bool = True, twice: bool = False) -> ir.Model:
