@@ -38,8 +38,8 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
         *optimization(optimize_for),
-        *([Step("unpack-products", unpack_products, facts="unpacked")] if unpacking else []),
         Step("cut-logits", cut_logits),
+        *([Step("unpack-products", unpack_products, facts="unpacked")] if unpacking else []),
     ]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from moec.backends.onnx.cache_rows import COMPACT
+from moec.backends.onnx.attention import FLOAT
 from moec.backends.onnx.emit import Emitter
 from moec.program.decoder_signature import IDS, LOGITS, MASK
 
@@ -55,7 +56,7 @@ def put_tokens_first(model: ir.Model) -> Rows:
     for node, at, value in readers:
         node.replace_input_with(at, moved[value])
     _put_back(emit, _before_the_head(logits), new)
-    last = emit("Add", emit("ReduceSum", past, one, keepdims=0), emit("Sub", length, one))
+    last = emit("Add", _past_tokens(emit, mask, whole, length), emit("Sub", length, one))
     model.metadata_props[COMPACT] = "1"
     return Rows(emit("Cast", last, to=INT32), emit("Squeeze", emit("Cast", whole, to=INT32)))
 
@@ -72,10 +73,19 @@ def _order(emit: Emitter, new: ir.Value, length: ir.Value) -> ir.Value:
     return emit.several(2, "TopK", rank, length, axis=1, largest=1, sorted=1)[1]
 
 
+def _past_tokens(emit: Emitter, mask: ir.Value, whole: ir.Value, length: ir.Value) -> ir.Value:
+    """How many tokens of each row came in earlier calls, `[B]` int64: all without the call's. In float32, in which a
+    GPU sums without cuDNN, and no sum over nothing, which it refuses."""
+    ones = emit("Cast", mask, to=int(FLOAT))
+    start = emit("Sub", whole, emit("Max", length, emit.constant([1])))
+    new = emit("Slice", ones, start, whole, emit.constant([1]))
+    counts = [emit("ReduceSum", v, emit.constant([1]), keepdims=0) for v in (ones, new)]
+    return emit("Cast", emit("Sub", *counts), to=int(ir.DataType.INT64))
+
+
 def _put_back(emit: Emitter, rows: ir.Value, new: ir.Value) -> None:
     """Let all that reads rows `[B, S, ...]` find each token where it came in; what padding gets is some token's."""
-    rank = emit("Sub", emit("CumSum", new, emit.constant(1)), emit.constant(1))
-    place = emit("Unsqueeze", emit("Max", rank, emit.constant(0)), emit.constant([2]))
+    place = emit("Unsqueeze", emit("CumSum", new, emit.constant(1), exclusive=1), emit.constant([2]))
     readers, is_output = list(rows.uses()), rows.is_graph_output()
     node = rows.producer()
     assert node is not None
