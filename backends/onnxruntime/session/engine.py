@@ -81,9 +81,7 @@ class OnnxruntimeEngine(Engine):
             if self._weights:  # the first text, and seldom the last: what follows reads them again for every token
                 collapse_beside(self._weights)
                 self._weights = []
-            form = (
-                SharedContinuation if SHARED in self._said else HostContinuation
-            )
+            form = SharedContinuation if SHARED in self._said else HostContinuation
             return form(self._session, self.inputs, self.name)
         return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
 
