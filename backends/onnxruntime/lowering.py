@@ -15,6 +15,7 @@ from moec.backends.onnxruntime.attention.lower import lower_attention
 from moec.backends.onnxruntime.attention.windows import compact_windows
 from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.backends.onnxruntime.export import to_onnx
+from moec.backends.onnxruntime.optimization.last_logits import cut_logits
 from moec.backends.onnxruntime.optimization.optimize import optimization
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.packed.unpacking import unpack_products, unpacked
@@ -37,6 +38,7 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
         *optimization(optimize_for),
+        Step("cut-logits", cut_logits),
         *([Step("unpack-products", unpack_products, facts="unpacked")] if unpacking else []),
     ]
 

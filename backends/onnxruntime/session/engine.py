@@ -13,13 +13,10 @@ from torch import Tensor
 from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
-from moec.backends.onnxruntime.session.continuation import (
-    DeviceContinuation,
-    HostContinuation,
-    SharedContinuation,
-    refuse,
-)
+from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation, refuse
 from moec.backends.onnxruntime.session.huge_pages import anonymous_memory, collapse_beside, without
+from moec.backends.onnxruntime.session.no_tokens import without_tokens
+from moec.backends.onnxruntime.session.on_device import DeviceBuffers, DeviceContinuation, run_on_device
 from moec.backends.onnxruntime.session.opening import Start, device_of, open_session, session_of
 from moec.execution.engine import Engine
 from moec.program.program import Input
@@ -55,16 +52,33 @@ class OnnxruntimeEngine(Engine):
         before = anonymous_memory()
         self._session = open_session(self._path, target, prepack)
         self._weights = without(anonymous_memory(), before)  # and whatever else the session made
-        self.inputs = tuple(
-            Input(i.name, _DTYPES[i.type], tuple(d if isinstance(d, int) else str(d) for d in i.shape))
-            for i in self._session.get_inputs()
-        )
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.inputs = _signature(self._session.get_inputs())
+        self._results = _signature(self._session.get_outputs())
+        self.outputs = tuple(o.name for o in self._results)
         self._said = self._session.get_modelmeta().custom_metadata_map
         self.assume(read_assumptions(self._said, str(self._path)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return call_compact(self._run, inputs) if COMPACT in self._said else self._run(inputs)
+        """Tensors on the host give tensors on the host. On CUDA, where one lies on the device the outputs are there
+        too, and nothing is copied that is there already."""
+        on_cuda = device_of(self._target) == "cuda"
+        if on_cuda and (nothing := without_tokens(self.inputs, self._results, inputs, self.name)) is not None:
+            return nothing
+        place = next((value.device for value in inputs.values() if value.is_cuda), None) if on_cuda else None
+        run = self._run
+        if place is not None:
+            inputs, run = {name: value.to(place) for name, value in inputs.items()}, self._run_in_place
+        return call_compact(run, inputs) if COMPACT in self._said else run(inputs)
+
+    def _run_in_place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        torch.cuda.current_stream().synchronize()  # the runtime has a stream of its own
+        given = {name: value.detach().contiguous() for name, value in inputs.items()}
+        try:
+            found = run_on_device(self._session, self.outputs, given)
+        except Exception as error:
+            refuse(error, self.name)
+            raise
+        return {name: torch.from_dlpack(value) for name, value in found.items()}
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: value.numpy(force=True) for name, value in inputs.items()}
@@ -83,7 +97,8 @@ class OnnxruntimeEngine(Engine):
                 self._weights = []
             form = SharedContinuation if SHARED in self._said else HostContinuation
             return form(self._session, self.inputs, self.name)
-        return DeviceContinuation(self._session, self.inputs, self.name, "cuda")
+        held = DeviceBuffers if COMPACT in self._said else DeviceContinuation
+        return held(self._session, self.inputs, self.name, "cuda")
 
     def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every floating-point value inside, for `moec.proof.bisection`."""
@@ -103,3 +118,9 @@ class OnnxruntimeEngine(Engine):
 
     def close(self) -> None:
         self._session = None
+
+
+def _signature(arguments: Any) -> tuple[Input, ...]:
+    return tuple(
+        Input(a.name, _DTYPES[a.type], tuple(d if isinstance(d, int) else str(d) for d in a.shape)) for a in arguments
+    )

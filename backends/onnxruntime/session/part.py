@@ -18,9 +18,7 @@ from moec.backends.onnxruntime.session.opening import Start
 Part = Callable[[Tensor], Tensor]
 
 
-def part(
-    path: Path, start: Start, inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float
-) -> Part | None:
+def part(path: Path, start: Start, inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float) -> Part | None:
     """What an engine computes between two values.
 
     Args:
