@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.assumed import read_assumptions
+from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnx.emit import DOMAIN
+from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnx.steps import Step, each_step
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.backends.onnx.writing import write_model
@@ -42,7 +44,7 @@ def stages_of(
     model: ir.Model,
     steps: Sequence[Step],
     inputs: tuple[Input, ...],
-    providers: Sequence[str] = CPU,
+    providers: Providers = CPU,
     prepare: Callable[[ir.Model], Any] | None = None,
 ) -> Iterator[tuple[str, Engine]]:
     """The name of each step that changes the graph and an engine that runs it as it then is, the export first.
@@ -70,7 +72,7 @@ class GraphEngine(Engine):
         providers: of ONNX Runtime.
     """
 
-    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Sequence[str] = CPU) -> None:
+    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Providers = CPU) -> None:
         self.name, self.inputs = "graph", inputs
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._model, self._providers, self._layers = model, list(providers), layers_of(model.graph)
@@ -80,6 +82,9 @@ class GraphEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raises M208 when ONNX Runtime cannot run a part of the graph."""
+        return call_compact(self._outputs, inputs) if COMPACT in self._model.metadata_props else self._outputs(inputs)
+
+    def _outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = self._run(inputs)
         return {str(v.name): self._read(values, v) for v in self._model.graph.outputs}
 
@@ -136,7 +141,7 @@ class GraphEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return ort.InferenceSession(str(path), options, providers=self._providers)
+        return open_on(self._providers, str(path), options)
 
     def _part(self, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> ir.Model:
         """A model of some nodes; its inputs are typed by the values that they are about to get."""

@@ -1,7 +1,7 @@
 """ONNX Runtime's own `com.microsoft::MoE` operator: when it means what moec means, and how to say it.
 
 The operator takes router logits and does softmax, top-k and optionally renormalisation itself. Any other rule with
-non-negative weights is brought into that form exactly: a row of -1e4 with `log(w / max w)` at the chosen experts,
+non-negative weights is brought into that form exactly: a row of -1e4 with `log(w / mean w)` at the chosen experts,
 renormalised by the operator, and its output times `sum w`. Where the block has its router, a device gets the form of
 fewest kernels, see `emit_told`.
 """

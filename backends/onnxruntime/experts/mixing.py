@@ -23,11 +23,15 @@ def spread_weights(
 
 
 def log_shares(emit: Emitter, block: MoeNode, weights: ir.Value) -> ir.Value:
-    """Logits of which the operator makes these weights up to a factor a row; a row of zeros gives equal ones."""
+    """Logits of which the operator makes these weights up to a factor a row; a row of zeros gives equal ones.
+
+    Shares are of a row's mean, which keeps logits near zero, where half precision is fine: CUDA has no `ReduceMax`
+    without cuDNN.
+    """
     tiny = emit.number(TINY, block.wide)
-    largest, _ = emit.several(2, "TopK", weights, emit.constant([1]))  # `ReduceMax` takes cuDNN on CUDA
-    most = emit("Max", largest, tiny)
-    return emit("Log", emit("Max", emit("Div", weights, most), tiny))
+    # axis 1, never -1: ONNX Runtime's reductions take -1 wrongly when there are no tokens
+    mean = emit("Max", emit("ReduceMean", weights, emit.constant([1])), tiny)
+    return emit("Log", emit("Max", emit("Div", weights, mean), tiny))
 
 
 def flatten_tokens(
