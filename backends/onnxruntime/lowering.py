@@ -57,5 +57,6 @@ def lowered(
 
 def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
+    model = to_onnx(program, target.device or "cpu")
     steps = steps_for(target, optimize_for, compact_windows(program, target))
-    yield from stages_of(to_onnx(program, target.device or "cpu"), steps, program.inputs, providers)
+    yield from stages_of(model, steps, program.inputs, providers)

@@ -20,6 +20,7 @@ from moec.backends.onnx.moe_node import INPUTS, MoeNode, read
 from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
 from moec.backends.onnxruntime.experts.each_width import emit_each_width
+from moec.backends.onnxruntime.experts.gathered import emit_on_gathered, emit_renormalized
 from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
 from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable, emit_told
 from moec.backends.onnxruntime.experts.native_rule import has_logits, is_native, kernel_activation
@@ -28,6 +29,7 @@ from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, ke
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
 
+READERS = {"grouped": "MatMulNBits", "gathered": "GatherBlockQuantized"}  # of packed weights, by the form
 PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
 
@@ -78,7 +80,14 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
         ids, weights = emit_choice(emit, block, logits) if logits is not None else (block.ids, block.weights)
         assert ids is not None and weights is not None
         dtype = block.wide if logits is not None else weights.dtype or block.dtype
-        if refusal:
+        if refusal and provider == "cuda" and joined:
+            operator = not (_why_not_unpacked(block) or _why_not_mixed(block, ids, weights))
+            formulation = f"gathered, {'kernel' if operator else 'plain products'}"
+            if operator and logits is not None and _is_native(block) and block.routing.combine != "scores":
+                y = emit_renormalized(emit, block, logits)
+            else:
+                y = emit_on_gathered(emit, block, ids, weights, dtype, operator)
+        elif refusal:
             formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined)
         elif apart:
             formulation, y = "kernel for each width", emit_each_width(emit, block, ids, weights, dtype, provider)
@@ -88,14 +97,19 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
             formulation, y = PORTABLE, emit_portable(emit, block, ids, weights, dtype, bits)
     emit.replace(y)
     remove_unread(graph, inputs)
-    why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
+    why = f"{refusal}; {_how(block, formulation, joined)}" if refusal else _why_kernel(block, apart, bits)
     return {
         "node": emit.name,
         "op": node.op_type,
         "formulation": formulation,
         "why": why,
-        **_packed_facts(block, not refusal),
+        **_packed_facts(block, formulation),
     }
+
+
+def _how(block: MoeNode, formulation: str, joined: bool) -> str:
+    gathered = "the chosen experts are gathered on the device, all of them for many tokens"
+    return gathered if formulation.startswith("gathered") else arrangement(block.experts, joined)
 
 
 def _why_kernel(block: MoeNode, apart: bool, bits: int) -> str:
@@ -140,13 +154,13 @@ def _is_native(block: MoeNode) -> bool:
     return rule is not None and is_native(rule, bias, block.activation, block.score_before)
 
 
-def _packed_facts(block: MoeNode, kernel: bool) -> dict[str, Any]:
+def _packed_facts(block: MoeNode, formulation: str) -> dict[str, Any]:
     packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
     widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "group"))
     found = {
-        "kernel": "QMoE" if kernel else "MatMulNBits",
+        "kernel": READERS.get(formulation.partition(",")[0], "QMoE"),
         "bits": widths,
         "block": sizes,
         "bytes": sum(w.size_bytes for w in packed),
@@ -186,10 +200,20 @@ def _why_not_routing(block: MoeNode, provider: str) -> str:
     if block.routing is not None:
         told = provider == "cuda" and has_logits(block.routing, block.activation, block.score_before)
         return "" if told or _is_native(block) else "the MoE operator's routing is another"
+    return _why_not_mixed(block, block.ids, block.weights)
+
+
+def _why_not_unpacked(block: MoeNode) -> str:
+    """Why the MoE operator would be wrong for the experts once they are unpacked."""
+    return _why_not_activation(block) or _why_not_sizes(block)
+
+
+def _why_not_mixed(block: MoeNode, ids: ir.Value | None, weights: ir.Value | None) -> str:
+    """Why the operators cannot mix a token's experts by these weights."""
     if block.top_k == 1:
         return ""
     if block.score_before:
         return "weights come before the experts, and there is more than one a token"
-    if not nonnegative(block.weights):
+    if not nonnegative(weights):
         return "the routing weights are not known to be non-negative"
-    return "" if distinct(block.ids, block.top_k) else "a token's experts are not known to be distinct"
+    return "" if distinct(ids, block.top_k) else "a token's experts are not known to be distinct"
