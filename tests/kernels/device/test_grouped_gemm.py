@@ -89,7 +89,7 @@ def built(
     wanted = [
         "logits",
         "route",
-        *(["align"] if tokens > 16 else []),
+        *(["count", "align"] if tokens > 16 else []),
         f"rows_in{suffix}",
         f"rows_out{suffix}",
         "combine",
