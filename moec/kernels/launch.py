@@ -32,15 +32,25 @@ class Order:
 
 
 def align(ids: Tensor, experts: int, rows: int) -> Order:
-    """Sort pairs by expert and cut them into tiles of `rows`, in one kernel. ids: `[T, K]` int64, contiguous."""
-    from moec.kernels.device.align import align_kernel
+    """Sort pairs by expert and cut them into tiles of `rows`, in one kernel, or two for more pairs than a program reads
+    at once.
+
+    Args:
+        ids: `[T, K]` int64, contiguous.
+    """
+    from moec.kernels.device.align import align_kernel, count_kernel
 
     count = ids.numel()
+    cut = {"EXPERTS": experts, "WIDE": wide(experts), "BLOCK": _ALIGN_BLOCK}
+    counts = None
+    if count >= _ALIGN_BLOCK:
+        counts = torch.empty((count // _ALIGN_BLOCK + 1, experts), dtype=torch.int32, device=ids.device)
+        start(count_kernel, (len(counts),), ids, count, counts, **cut)
     tiles = count // rows + experts
     order, offsets, owners = (torch.empty(n, dtype=torch.int32, device=ids.device) for n in (count, experts + 1, tiles))
     start(
-        align_kernel, (experts,), ids, count, tiles, order, offsets, owners, EXPERTS=experts, ROWS=rows,
-        BLOCK=_ALIGN_BLOCK,
+        align_kernel, (experts,), ids, counts, count, tiles, order, offsets, owners, ROWS=rows, ALONE=counts is None,
+        **cut,
     )  # fmt: skip
     return Order(tiles, order, offsets, owners)
 
@@ -50,7 +60,8 @@ def experts(
     None = None, *, rule: Activation, score_before: bool = False, tile: Tile | None = None, sort: bool | None = None,
     checked: bool = False, resident: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows.
+    """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows, and five where pairs
+    are so many that they are counted first.
 
     Args:
         x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `ExpertCodes`, and
@@ -87,7 +98,7 @@ def moe(
     _Weight, b_in: Tensor | None, b_out: Tensor | None, *, routing: Routing, rule: Activation, score_before: bool =
     False, resident: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """`moec::moe` in five kernels, or six for many tokens: the router's product in float32, `route`, `experts`."""
+    """`moec::moe` in five kernels, for many tokens six or seven: router's product in float32, `route`, `experts`."""
     check_router(x, router_weight, router_bias, selection_bias, routing)
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
