@@ -41,24 +41,33 @@ Open = Callable[[Path, str], Engine]
 # ---------------------------------------------------------------------- where they are made
 def make_engines(out: Path) -> Path:
     """All engines that the day takes along, as an archive; takes some minutes, most of them in torch.export."""
-    from tests.cuda_stand_in.engines import captured, lower
+    from tests.cuda_stand_in.engines import captured
 
     with tempfile.TemporaryDirectory() as work:
         folders = []
         for name in (*MODELS, LARGE):
             model, changes = ("qwen3_moe", WIDE) if name == LARGE else (name, {})
-            for form in ("int4",) if name == LARGE else FORMS:
-                dtype = torch.float32 if form == "fp32" else torch.float16
-                folder = Path(work, f"{name}-{form}")
-                try:
-                    target = lower(captured(model, dtype, **changes), form, folder)
-                except Exception as error:
-                    print(f"{name}/{form} is not made: {str(error).splitlines()[0]}", file=sys.stderr)
-                    continue
-                strip(folder, Facts(f"{name}/{form}", target, expected(folder, target)))
-                folders.append(folder)
-                print(f"{name}/{form}", file=sys.stderr, flush=True)
+            for dtype, forms in {torch.float32: ["fp32"], torch.float16: ["fp16", "int4", "int8"]}.items():
+                wanted = [form for form in forms if name != LARGE or form == "int4"]
+                program = captured(model, dtype, **changes) if wanted else None
+                made = (make_engine(program, f"{name}/{form}", form, Path(work)) for form in wanted)
+                folders += [folder for folder in made if folder]
         return pack(folders, out)
+
+
+def make_engine(program: Any, name: str, form: str, work: Path) -> Path | None:
+    """One engine, stripped; None where this form is refused, which is said."""
+    from tests.cuda_stand_in.engines import lower
+
+    folder = work / name.replace("/", "-")
+    try:
+        target = lower(program, form, folder)
+    except Exception as error:
+        print(f"{name} is not made: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+    strip(folder, Facts(name, target, expected(folder, target)))
+    print(name, file=sys.stderr, flush=True)
+    return folder
 
 
 def expected(folder: Path, target: str) -> dict[str, Any]:
