@@ -13,6 +13,7 @@ from moec.backends.onnxruntime.backend import Onnxruntime
 from moec.huggingface.source import HuggingFaceSource
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Program
 from moec.targets.target import Target
 from tests.zoo import build
 
@@ -50,6 +51,10 @@ class Form:
     def target(self) -> str:
         return f"onnxruntime:cuda,precision={self.precision}"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if self.precision == "fp16" else torch.float32
+
 
 FORMS = {
     "fp32": Form("fp32"),
@@ -71,13 +76,21 @@ def make(name: str, form: str, folder: Path, layers: int = 2, **changes: Any) ->
 
     Raises what a compile raises where the form is refused.
     """
-    source = HuggingFaceSource.from_model(build(name, **{**layered(name, layers), **changes}))
-    kind, backend = FORMS[form], Onnxruntime()
-    target = Target.parse(kind.target)
-    program = source.capture(torch.float16 if kind.precision == "fp16" else torch.float32)
-    passes = Pipeline.parse(", ".join(filter(None, ["find-moe, fuse-moe", kind.passes])))
-    program, _ = passes.all_optional().run(program, Context(seed=0), [])
-    program, _ = backend.legalize(target).run(program, Context(seed=0), [])
+    return lower(captured(name, FORMS[form].dtype, layers, **changes), form, folder)
+
+
+def captured(name: str, dtype: torch.dtype, layers: int = 2, **changes: Any) -> Program:
+    """The model's program, which all forms of that dtype share; a decoder's with its cache, unless `cache` is false."""
+    cache = changes.pop("cache", True)
+    return HuggingFaceSource.from_model(build(name, **{**layered(name, layers), **changes}), cache=cache).capture(dtype)
+
+
+def lower(program: Program, form: str, folder: Path) -> str:
+    """Build the engine of a program, which is left as it is, into a folder; returns its target."""
+    target, backend = Target.parse(FORMS[form].target), Onnxruntime()
+    passes = Pipeline.parse(", ".join(filter(None, ["find-moe, fuse-moe", FORMS[form].passes]))).all_optional()
+    for pipeline in (passes, backend.legalize(target)):
+        program, _ = pipeline.run(program, Context(seed=0), [])
     folder.mkdir(parents=True, exist_ok=True)
     backend.build(program, target, folder)
-    return kind.target
+    return str(target)

@@ -116,7 +116,7 @@ class Part:
 
     @property
     def attention(self) -> Counter[str]:
-        """Kernels of attention: `flash_fwd_kernel`, XQA's `kernel_mha`; a `softmax` of its own is attention in parts."""
+        """Kernels of attention: `flash_fwd_kernel`, XQA's `kernel_mha`. One of `softmax` is attention in parts."""
         return Counter(k.short for k in self.kernels if ATTENTION.search(k.short))
 
     @property
@@ -144,6 +144,11 @@ class Observation:
     parts: dict[str, Part]
     warnings: list[str]
     error: str = ""
+
+    @property
+    def refused(self) -> list[str]:
+        """Everything that real hardware would refuse, or the stand-in does not know, in any part."""
+        return list(dict.fromkeys(text for part in self.parts.values() for text in [*part.refused, *part.faults]))
 
     @property
     def on_cpu(self) -> Counter[str]:
