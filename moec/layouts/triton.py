@@ -72,7 +72,8 @@ def config(
         facts: names the model, and bounds the warm-up by its context.
         file: the engine, a key of `BACKENDS`.
         device: `cpu` or `cuda`.
-        settings: of ONNX Runtime's CUDA provider, which Triton's backend takes as parameters of the accelerator `cuda`.
+        settings: see `Backend.client_settings`; those of the provider Triton's backend takes as parameters of the
+            accelerator `cuda`.
     """
     backend, platform = BACKENDS[file]
     batched = is_batched((*inputs, *outputs))
@@ -93,9 +94,11 @@ def config(
             "max_queue_delay_microseconds": MAX_DELAY_US,
         }
     if settings:
-        given = [{"key": key, "value": value} for key, value in settings.items()]
+        given = [{"key": key, "value": value} for key, value in settings.items() if "." not in key]
         accelerator = {"gpu_execution_accelerator": [{"name": "cuda", "parameters": given}]}
         fields["optimization"] = {"execution_accelerators": accelerator}
+        session = {key: value for key, value in settings.items() if "." in key}
+        fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in session.items()]
     fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts)]
     assumed = f"# The engine is the model where {facts.assumes}; {UNCHECKED}\n" if str(facts.assumes) else ""
     return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)
