@@ -35,8 +35,9 @@ class Onnxruntime(Backend):
 
     `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
     to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
-    routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long. `tune=TOKENS`: up to so many tokens a call CUDA's kernels
-    for experts are chosen when an engine is loaded (512 by default, 0 for none), longer calls choose when they first come.
+    routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long.
+    `tune=TOKENS`: up to so many tokens a call CUDA's kernels for experts are chosen when an engine is loaded (512 by
+    default, 0 for none), longer calls choose when they first come.
     """
 
     name = "onnxruntime"
@@ -44,7 +45,7 @@ class Onnxruntime(Backend):
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
-        from moec.backends.onnxruntime.session.libraries import missing
+        from moec.backends.onnxruntime.session.libraries import missing, phrases
 
         try:
             import onnxruntime  # noqa: F401
@@ -52,7 +53,7 @@ class Onnxruntime(Backend):
             versions = {p: version(p) for p in PACKAGES}
         except (ImportError, PackageNotFoundError) as error:
             return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
-        return Probe(True, versions, devices=tuple(usable_providers()), lacking=tuple(map(str, missing())))
+        return Probe(True, versions, devices=tuple(usable_providers()), lacking=phrases(missing()))
 
     def options(self, target: Target) -> list[Refusal]:
         refusals = []

@@ -84,10 +84,13 @@ def _first_line(thing: Any) -> str:
 @click.argument("name")
 @common
 def explain_command(name: str, as_json: bool, quiet: bool) -> None:
-    """Explain a pass (its options and contract) or an error code."""
+    """Explain a pass (its options and contract), a target (its devices and options) or an error code."""
     if name in CODES:
         data: dict[str, Any] = {"code": name, "meaning": CODES[name], "exit_code": EXIT_CODES[name[:2]]}
         text = f"{name} (exit status {data['exit_code']}): {data['meaning']}"
+    elif name in registry.names("backends"):
+        data = {"target": name, "doc": inspect.getdoc(registry.find("backends", name))}
+        text = f"{name}\n\n{data['doc']}"
     else:
         cls = registry.find("passes", name)
         fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}
@@ -143,6 +146,8 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
             else f"missing: {probe['missing']}; {probe['install']}"
         )
         say(f"{name:<12} {state}")
+        for lack in probe["lacking"]:
+            say(f"{'':<12} lacks {lack}")
     if not usable:
         raise MoecError("M301", "no target can be used here", "moec doctor", next(iter(probes.values()))["install"])
     return 0

@@ -248,6 +248,7 @@ def test_explain(cli: Cli) -> None:
     assert data["contract"] == "exact" and data["options"]["experts"] == 8
     assert "top_k=2" in cli("explain", "upcycle")
     assert cli.json("explain", "M101") == {"code": "M101", "meaning": CODES["M101"], "exit_code": 1}
+    assert "tf32=false|true" in cli.json("explain", "onnxruntime")["doc"]
     cli("explain", "M998", status=2)
 
 
@@ -255,6 +256,17 @@ def test_doctor(cli: Cli) -> None:
     data = cli.json("doctor")
     assert data["targets"]["onnxruntime"]["available"] and data["packages"]["torch"]
     assert "onnxruntime" in cli("doctor")
+    lacking = data["targets"]["onnxruntime"]["lacking"]
+    assert all(phrase in cli("doctor") for phrase in lacking) and ("libcudnn" in str(lacking)) == (not cudnn())
+
+
+def cudnn() -> bool:
+    """Whether there is one here."""
+    try:
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------- the program

@@ -1,8 +1,8 @@
 """Choose CUDA's kernels for experts when an engine is loaded, not when the first caller waits.
 
-The runtime times every kernel that it has for a layer's products when it first meets a number of tokens, which it rounds
-up to a power of two: with two layers 2,604 launches for each such number, where a call has 84. What it finds holds as
-long as the session. One call of each size is what it takes.
+The runtime times every kernel that it has for a layer's products when it first meets a number of tokens, which it
+rounds up to a power of two: with two layers 2,604 launches for each such number, where a call has 84. What it finds
+holds as long as the session. One call of each size is what it takes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def tune(engine: Engine, tokens: int) -> str:
             break
         except Exception:  # too long for the memory, or for a table of positions: shorter ones are chosen for
             break
-        done = sizes[SEQUENCE] if SEQUENCE in sizes else 1
+        done = sizes.get(SEQUENCE, 1)
     seconds = time.perf_counter() - start
     return f"kernels chosen for up to {done} tokens a call in {seconds:.1f} s" if done else ""
 
 
 def _sizes(engine: Engine, tokens: int) -> Iterator[Mapping[str, int]]:
-    """Of the calls: one text, of a power of two of tokens, with an empty cache; a model without texts is called once."""
+    """Of the calls: one text, of a power of two of tokens, with an empty cache; without texts there is one call."""
     names = dynamic_dimensions(engine.inputs)
     at, length = {name: 0 if name == PAST else 1 for name in names}, 1
     while length <= tokens:

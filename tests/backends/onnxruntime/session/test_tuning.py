@@ -13,8 +13,8 @@ from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.targets.target import Target
 from tests.backends.onnxruntime.blocks import Experts, lowered, moe_model
-from tests.backends.onnxruntime.session.there import mark, there
 from tests.backends.onnxruntime.session.test_opening import convolution
+from tests.backends.onnxruntime.session.there import mark, there
 
 TOKENS = 16
 
