@@ -200,9 +200,10 @@ class Backend(ABC):
             "compile it anew with `moec compile --from moec.json`",
         )
 
-    def provider_settings(self, target: Target) -> Mapping[str, str]:
-        """Settings of the runtime's provider for the target's device, without which other clients than moec's would
-        compute otherwise; nothing where its defaults are right."""
+    def client_settings(self, target: Target) -> Mapping[str, str]:
+        """Settings without which other clients than moec's would compute otherwise, or hold more: of the runtime's
+        provider for the target's device, and with a dot in their names of the session. Nothing where its defaults are
+        right."""
         return {}
 
     def layouts(self, target: Target) -> tuple[str, ...]:

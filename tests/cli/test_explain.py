@@ -20,6 +20,7 @@ def test_a_code(cli: Cli) -> None:
 
 def test_a_target_and_a_preset(cli: Cli) -> None:
     assert "max_DIMENSION" in cli.json("explain", "tensorrt")["doc"]
+    assert "tf32=false|true" in cli.json("explain", "onnxruntime")["doc"]
     assert 'name = "quantize"' in cli("explain", "int4")
 
 
