@@ -11,14 +11,14 @@ from moec.backends.onnxruntime.optimization.rotary import fuse_rotary, rotate_by
 from moec.backends.onnxruntime.optimization.sizes import share_sizes
 
 
-def optimization(optimize_for: str = "latency") -> list[Step]:
+def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[Step]:
     """Fold, fuse, then drop what nobody reads.
 
     For `latency` products of one value become one, which pays with few tokens and costs with many, see `pack_products`.
     """
     return [
         *folding(),
-        Step("fuse-norms", fuse),
+        Step("fuse-norms", fuse, provider),
         Step("fuse-rotary", fuse_rotary),
         Step("rotate-by-token", rotate_by_token),
         *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),
