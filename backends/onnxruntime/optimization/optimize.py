@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moec.backends.onnx.folding import folding, remove_unused, share_equal_nodes
 from moec.backends.onnx.steps import Step
+from moec.backends.onnxruntime.optimization.filled import join_filled
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
 from moec.backends.onnxruntime.optimization.reshapes import spare_reshapes
@@ -18,6 +19,7 @@ def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[S
     """
     return [
         *folding(),
+        Step("join-filled", join_filled),
         Step("fuse-norms", fuse, provider),
         Step("fuse-rotary", fuse_rotary),
         Step("rotate-by-token", rotate_by_token),

@@ -38,7 +38,9 @@ def test_casts_go_and_the_sum_joins_the_norm(kind: str) -> None:
     found = kinds(model)
     assert found.count("SimplifiedLayerNormalization") == 1 and found.count("SkipSimplifiedLayerNormalization") == 1
     casts = [n.inputs[0].shape for n in model.graph if n.op_type == "Cast" and n.inputs[0] is not None]
-    assert all(shape is not None and len(shape) == 1 for shape in casts), "of scales alone, which fold when it is loaded"
+    assert all(shape is not None and len(shape) == 1 for shape in casts), (
+        "of scales alone, which fold when it is loaded"
+    )
     assert narrow_norms(model) == 0
     for leading in ((1, 1), (5, 30)):
         x = sample(torch.float16, *leading)
