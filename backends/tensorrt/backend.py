@@ -46,12 +46,13 @@ _LATER = "`moec compile --no-build` writes here what `moec build` finishes there
 
 
 class Tensorrt(Backend):
-    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options
-    `precision=fp32|fp16`, `max_DIMENSION=N`, `workspace=MiB`."""
+    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options as `moec explain
+    tensorrt` lists them and docs/tensorrt.md says what they do."""
 
     name = "tensorrt"
     constants_file = "model.onnx, which the plan is built from"
     edition: Edition = TENSORRT
+    declared = OPTIONS
     _lowered: tuple[Program, Any] | None = None  # what was written last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:

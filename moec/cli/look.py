@@ -84,10 +84,16 @@ def _first_line(thing: Any) -> str:
 @click.argument("name")
 @common
 def explain_command(name: str, as_json: bool, quiet: bool) -> None:
-    """Explain a pass (its options and contract) or an error code."""
+    """Explain a pass (its options and contract), a target (its options) or an error code."""
     if name in CODES:
         data: dict[str, Any] = {"code": name, "meaning": CODES[name], "exit_code": EXIT_CODES[name[:2]]}
         text = f"{name} (exit status {data['exit_code']}): {data['meaning']}"
+    elif name in registry.names("backends"):
+        target = registry.find("backends", name)
+        declared = getattr(target, "declared", {}).items()
+        words = {option: "|".join(form) if isinstance(form, tuple) else str(form) for option, form in declared}
+        data = {"target": name, "options": words, "doc": inspect.getdoc(target)}
+        text = "\n".join([f"{name}: {data['doc']}", "", *(f"{option}={form}" for option, form in words.items())])
     else:
         cls = registry.find("passes", name)
         fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}

@@ -248,6 +248,9 @@ def test_explain(cli: Cli) -> None:
     assert data["contract"] == "exact" and data["options"]["experts"] == 8
     assert "top_k=2" in cli("explain", "upcycle")
     assert cli.json("explain", "M101") == {"code": "M101", "meaning": CODES["M101"], "exit_code": 1}
+    target = cli.json("explain", "tensorrt")
+    assert target["options"]["cache"] == "fixed|growing" and target["options"]["workspace"] == "MiB"
+    assert "refit=no|yes" in cli("explain", "tensorrt-rtx")
     cli("explain", "M998", status=2)
 
 

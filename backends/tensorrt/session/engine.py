@@ -73,7 +73,9 @@ class TensorrtEngine(Engine):
             )
         self._engine, self._context, self._profile = engine, context, 0
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.device, self.bound, self._held, self._made = "cuda", object(), (), dict[str, Tensor]()
+        self.device, self._made = "cuda", dict[str, Tensor]()
+        self.bound: object = None
+        self._held: tuple[Mapping[str, Tensor], ...] = ()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs are where the inputs are: on the host when all of them are there."""
@@ -157,7 +159,7 @@ class TensorrtEngine(Engine):
         return FixedText(self, self.inputs, self._capacity, self.name) if self._capacity else GpuContinuation(self)
 
     def close(self) -> None:
-        self._context = self._engine = self._runtime = self._held = None
+        self._context = self._engine = self._runtime = None
 
 
 class GpuContinuation:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from moec.backends.onnx.attention import size_of
 from moec.backends.onnx.emit import Emitter
 from moec.backends.tensorrt.fixed_signature import LENGTH
 from moec.program.conditions import Condition
@@ -29,7 +30,7 @@ def grow(model: ir.Model) -> Condition | None:
     if LENGTH not in by_name:
         return None
     caches = [v for v in graph.inputs if v.name not in (IDS, MASK, LENGTH)]
-    capacity = int(caches[0].shape[_AXIS])  # type: ignore[index]  # a number, as TensorRT asks
+    capacity = size_of(caches[0], _AXIS)
     users = {value: list(value.uses()) for value in (*caches, by_name[MASK])}
     emit = Emitter(graph, graph[0])
     emit.name = "grown"
