@@ -42,6 +42,7 @@ class Onnxruntime(Backend):
 
     name = "onnxruntime"
     constants_file = "model.onnx"
+    declared = OPTIONS
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -111,6 +111,7 @@ class Backend(ABC):
 
     name: str
     constants_file = "the engine"  # what `constants` reads, in words
+    declared: ClassVar[Mapping[str, Any]] = {}  # its targets' options, see `moec.targets.target_options.Declared`
 
     @abstractmethod
     def probe(self, target: Target) -> Probe:
