@@ -47,11 +47,12 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def typical(got: Tensor, exact: Tensor) -> float:
-    """The median over tokens of a token's relative error; infinite where anything is not finite."""
+    """The median over tokens of a token's relative error; infinite where anything is not finite, and beside zeros."""
     if not got.isfinite().all():
         return float("inf")
     apart = (got.double() - exact).flatten(0, -2).norm(dim=-1)
-    return float((apart / exact.flatten(0, -2).norm(dim=-1)).median())
+    value = float((apart / exact.flatten(0, -2).norm(dim=-1)).median())
+    return value if value == value else float("inf")
 
 
 def replayed(model: nn.Module, first: Tensor, then: Tensor) -> Tensor:
