@@ -3,10 +3,10 @@ launch and copy. No GPU is needed, and no time is measured: see `tests/cuda_stan
 
 usage: python benchmarks/cuda_graph.py [--only mixtral qwen3_moe/fp16 …] [--sm 90] [--json] [--save before|after]
 
-Eight models of the tests with random weights, at sizes that CUDA's kernels take, each in fp32, fp16, and integers of 4
-and 8 bits. A prompt has 16 tokens, a step is the third after it. What a layer adds is the difference of four layers
-and two, halved. The last line is a model of 128 experts, 8 of them taken, with Qwen3-30B-A3B's 48 layers: two layers
-and 46 times what one adds.
+Eight models of the tests with random weights, two layers, at sizes that CUDA's kernels take, each in fp32, fp16, and
+integers of 4 and 8 bits beside fp16 (`int4-fp32`, beside fp32, where it is asked for). A prompt has 16 tokens, a step
+is the third after it. What a layer adds is the difference of four layers and two, halved. The last model has 128
+experts, 8 of them taken: two layers and 46 times what one adds stand for Qwen3-30B-A3B's 48.
 
 `--save before` writes the figures beside those of `after`, and the other way round, into `results/cuda_graph.json`;
 `cuda_graph.md` shows both.
@@ -35,6 +35,8 @@ from tests.cuda_stand_in.observe import Job, observe_all  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "cuda_graph.json"
 DEPTHS = 2, 4
+DEEP = "fp16", "int4"  # the forms of which a layer's share is found; the others' is much the same
+DEFAULT = "fp32", "fp16", "int4", "int8"
 BIG, BIG_LAYERS = "qwen3_moe 128 experts", 48  # as Qwen3-30B-A3B has them
 CASES = {name: (name, {}) for name in MODELS} | {BIG: ("qwen3_moe", {"num_experts": 128, "num_experts_per_tok": 8})}
 Cell = dict[str, Any]
@@ -44,9 +46,10 @@ def engines(case: str, forms: list[str], folder: Path) -> Iterator[tuple[str, in
     """Form, layers, folder and target of a model's engines; where building fails the target says why."""
     name, changes = CASES[case]
     for layers in DEPTHS:
-        for dtype in {FORMS[form].dtype for form in forms}:
+        wanted = [form for form in forms if layers == DEPTHS[0] or form in DEEP]
+        for dtype in {FORMS[form].dtype for form in wanted}:
             program = captured(name, dtype, layers, **changes)
-            for form in (f for f in forms if FORMS[f].dtype == dtype):
+            for form in (f for f in wanted if FORMS[f].dtype == dtype):
                 place = folder / f"{form}-{layers}"
                 try:
                     yield form, layers, place, lower(program, form, place)
@@ -62,33 +65,36 @@ def measure(case: str, forms: list[str], sm: int) -> dict[str, Cell]:
         seen = observe_all([Job(str(place), target) for _, _, place, target in able], sm)
     found = {(form, layers): seen for (form, layers, _, _), seen in zip(able, seen, strict=True)}
     failed = {form: text for form, _, _, text in built if text.startswith("not built")}
-    return {f: {"error": failed[f]} if f in failed else cell(*(found[f, n] for n in DEPTHS)) for f in forms}
-
-
-def cell(shallow: Observation, deep: Observation) -> Cell:
-    """Figures of one engine of two depths."""
-    if shallow.error or deep.error:
-        return {"error": shallow.error or deep.error, "refused": shallow.refused, **placement(shallow)}
-    parts = {"prompt": (shallow.prompt, deep.prompt)}
-    if any(name.startswith("step") for name in shallow.parts):
-        parts["step"] = shallow.step, deep.step
-    more = DEPTHS[1] - DEPTHS[0]
-    found = {name: counts(of_shallow) for name, (of_shallow, _) in parts.items()}
-    a_layer = {
-        name: {key: (value - found[name][key]) / more for key, value in counts(of_deep).items()}
-        for name, (_, of_deep) in parts.items()
+    return {
+        form: {"error": failed[form]} if form in failed else cell(found[form, DEPTHS[0]], found.get((form, DEPTHS[1])))
+        for form in forms
     }
+
+
+def cell(shallow: Observation, deep: Observation | None) -> Cell:
+    """Figures of one engine, and where there is a deeper one of what a layer adds."""
+    error = shallow.error or (deep.error if deep else "")
+    if error:
+        return {"error": error, "refused": shallow.refused, **placement(shallow)}
+    parts = {"prompt": shallow.prompt} | ({"step": shallow.step} if shallow.writes else {})
+    found = {name: counts(part) for name, part in parts.items()}
+    a_layer = {name: added(found[name], counts(getattr(deep, name))) for name in parts} if deep else {}
     return {
         **placement(shallow),
         "refused": shallow.refused,
         "held_bytes": shallow.parts["load"].held_bytes,
         "first_launches": shallow.parts["first"].launches,
         "a_layer": a_layer,
-        "kernels": {name: dict(part.names().most_common()) for name, (part, _) in parts.items()},
-        "attention": {name: dict(part.attention) for name, (part, _) in parts.items()},
-        "products": {name: dict(math(part)) for name, (part, _) in parts.items()},
+        "kernels": {name: dict(part.names().most_common()) for name, part in parts.items()},
+        "attention": {name: dict(part.attention) for name, part in parts.items()},
+        "products": {name: dict(math(part)) for name, part in parts.items()},
         **found,
     }
+
+
+def added(shallow: Cell, deep: Cell) -> Cell:
+    """What one layer adds."""
+    return {key: (deep[key] - value) / (DEPTHS[1] - DEPTHS[0]) for key, value in shallow.items()}
 
 
 def placement(seen: Observation) -> Cell:
@@ -119,7 +125,7 @@ COLUMNS = {
     "Memcpy": lambda c: c["memcpy_nodes"],
     "prompt": lambda c: c["prompt"]["launches"],
     "step": lambda c: c["step"]["launches"],
-    "a layer": lambda c: f"{c['a_layer'].get('step', c['a_layer']['prompt'])['launches']:g}",
+    "a layer": lambda c: f"{a_layer(c)['launches']:g}",
     "to device": lambda c: c.get("step", c["prompt"])["host_to_device"],
     "on device": lambda c: c.get("step", c["prompt"])["device_to_device"],
     "a layer's copies": lambda c: f"{copies_a_layer(c):g}",
@@ -128,9 +134,13 @@ COLUMNS = {
 }
 
 
+def a_layer(figures: Cell) -> Cell:
+    """What a layer adds to a step, or to a call of what takes none."""
+    return figures["a_layer"]["step" if "step" in figures else "prompt"]
+
+
 def copies_a_layer(figures: Cell) -> float:
-    part = figures["a_layer"].get("step", figures["a_layer"]["prompt"])
-    return sum(n for key, n in part.items() if "_to_" in key and not key.endswith("bytes"))
+    return sum(n for key, n in a_layer(figures).items() if "_to_" in key and not key.endswith("bytes"))
 
 
 def shown(column: str, figures: Cell | None) -> str:
@@ -161,7 +171,7 @@ def estimates(sides: list[dict[str, Cell]]) -> list[str]:
     for when, side in zip(("before", "after"), sides, strict=True):
         for form in FORMS:
             figures = side.get(f"{BIG} {form}", {})
-            if "step" in figures:
+            if figures.get("a_layer"):
                 whole = estimate(figures, BIG_LAYERS)
                 found.append(
                     f"- {BIG_LAYERS} layers of {BIG}, {form}, a step {when}: {whole['launches']:g} launches, "
@@ -175,7 +185,7 @@ def chosen(only: list[str]) -> dict[str, list[str]]:
     """Model -> forms that `--only` asks for."""
     asked = [text.partition("/") for text in only or CASES]
     return {
-        case: [f for f in FORMS if any(form in ("", f) for name, _, form in asked if name == case)]
+        case: [f for f in FORMS if any(form == f or (not form and f in DEFAULT) for n, _, form in asked if n == case)]
         for case in dict.fromkeys(name for name, _, _ in asked)
     }
 

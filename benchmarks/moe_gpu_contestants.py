@@ -26,7 +26,10 @@ SMS = (80, 89, 90, 100, 120)
 
 @dataclass(frozen=True)
 class Shape:
-    """A block of a known model. inner: hidden neurons of an expert; gpt-oss's has biases and a clamped gate."""
+    """A block of a known model. inner: hidden neurons of an expert; gpt-oss's has biases and a clamped gate.
+
+    turned: its matrices stand as `[E, in, out]`, as transformers keeps gpt-oss's, and are taken as views.
+    """
 
     title: str
     experts: int
@@ -35,6 +38,7 @@ class Shape:
     routing: Routing
     rule: Activation = field(default_factory=Activation)
     biases: bool = False
+    turned: bool = False
 
 
 SHAPES = {
@@ -47,7 +51,8 @@ SHAPES = {
         2880,
         Routing(4, combine="softmax"),
         Activation(alpha=1.702, beta=1.0, limit=7.0),
-        True,
+        biases=True,
+        turned=True,
     ),
     "deepseek": Shape(
         "DeepSeek-V3",
@@ -60,7 +65,14 @@ SHAPES = {
 TOYS = {
     "mixtral": Shape("toy Mixtral", 4, 64, 64, Routing(2)),
     "gpt-oss": Shape(
-        "toy gpt-oss", 6, 40, 24, Routing(2, combine="softmax"), Activation(alpha=1.702, beta=1.0, limit=7.0), True
+        "toy gpt-oss",
+        6,
+        40,
+        24,
+        Routing(2, combine="softmax"),
+        Activation(alpha=1.702, beta=1.0, limit=7.0),
+        biases=True,
+        turned=True,
     ),
 }
 
@@ -87,7 +99,9 @@ class Block:
 
     def matrix(self, experts: int, rows: int, depth: int) -> Tensor | ExpertCodes:
         if self.bits == 16:
-            return self.draw(experts, rows, depth).mul_(depth**-0.5)
+            shape = (experts, depth, rows) if self.shape.turned else (experts, rows, depth)
+            made = self.draw(*shape).mul_(depth**-0.5)
+            return made.mT if self.shape.turned else made
         group = next(g for g in (128, 64, 32, 16, 8) if depth % g == 0)
         values = torch.randint(
             0, 256, (experts, rows, depth // 2), generator=self.generator, device=self.device, dtype=torch.uint8

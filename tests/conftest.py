@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.command_line import Cli
 from tests.zoo import save
 
 torch.set_num_threads(1)  # pytest runs one worker a core
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """The command line in this process."""
+    return Cli(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnx.assumed import read_assumptions
+from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnx.emit import DOMAIN
+from moec.backends.onnx.sessions import Providers, open_on
 from moec.backends.onnx.steps import Step, each_step
 from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.backends.onnx.writing import write_model
@@ -35,14 +37,14 @@ OPERATORS = {
     "Dequantize": torch.ops.moec.dequantize.default,
     "DequantizeFloat": torch.ops.moec.dequantize_float.default,
 }
-Values = dict[str, Tensor]  # by a value's name
+Values = dict[str, Tensor | list[Tensor]]  # by a value's name; what a split gives is a list
 
 
 def stages_of(
     model: ir.Model,
     steps: Sequence[Step],
     inputs: tuple[Input, ...],
-    providers: Sequence[str] = CPU,
+    providers: Providers = CPU,
     prepare: Callable[[ir.Model], Any] | None = None,
 ) -> Iterator[tuple[str, Engine]]:
     """The name of each step that changes the graph and an engine that runs it as it then is, the export first.
@@ -70,7 +72,7 @@ class GraphEngine(Engine):
         providers: of ONNX Runtime.
     """
 
-    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Sequence[str] = CPU) -> None:
+    def __init__(self, model: ir.Model, inputs: tuple[Input, ...], providers: Providers = CPU) -> None:
         self.name, self.inputs = "graph", inputs
         self.outputs = tuple(str(value.name) for value in model.graph.outputs)
         self._model, self._providers, self._layers = model, list(providers), layers_of(model.graph)
@@ -80,12 +82,16 @@ class GraphEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Raises M208 when ONNX Runtime cannot run a part of the graph."""
+        return call_compact(self._outputs, inputs) if COMPACT in self._model.metadata_props else self._outputs(inputs)
+
+    def _outputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = self._run(inputs)
         return {str(v.name): self._read(values, v) for v in self._model.graph.outputs}
 
     def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every floating-point value of the main graph, for `moec.proof.bisection`."""
-        return {name: value for name, value in self._run(inputs).items() if value.is_floating_point()}
+        values = {name: value for name, value in self._run(inputs).items() if isinstance(value, Tensor)}
+        return {name: value for name, value in values.items() if value.is_floating_point()}
 
     def close(self) -> None:
         """Drop the sessions and the folder with their weights."""
@@ -103,8 +109,9 @@ class GraphEngine(Engine):
         return values
 
     def _read(self, values: Values, value: ir.Value) -> Tensor:
-        if str(value.name) in values:
-            return values[str(value.name)]
+        found = values.get(str(value.name))
+        if isinstance(found, Tensor):
+            return found
         weight = weight_of(value)
         assert weight is not None, f"{value.name} is neither computed nor a weight"
         return weight.load()
@@ -116,7 +123,7 @@ class GraphEngine(Engine):
             if number not in self._sessions:
                 self._sessions[number] = self._session(number, nodes, wanted, values)
             session, names = self._sessions[number], [str(v.name) for v in wanted]
-            feeds = {i.name: values[i.name].numpy(force=True) for i in session.get_inputs()}
+            feeds = {i.name: _as_arrays(values[i.name]) for i in session.get_inputs()}
             found = session.run(names, feeds)
         except Exception as error:  # the runtime has a type of its own for everything
             raise MoecError(
@@ -125,7 +132,7 @@ class GraphEngine(Engine):
                 f"{nodes[0].name} to {nodes[-1].name}",
                 "look at the graph with `moec compile --dump DIR`",
             ) from error
-        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+        return {name: _as_tensors(value) for name, value in zip(names, found, strict=True)}
 
     def _session(self, number: int, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> Any:
         import onnxruntime as ort
@@ -136,7 +143,7 @@ class GraphEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return ort.InferenceSession(str(path), options, providers=self._providers)
+        return open_on(self._providers, str(path), options)
 
     def _part(self, nodes: list[ir.Node], wanted: list[ir.Value], values: Values) -> ir.Model:
         """A model of some nodes; its inputs are typed by the values that they are about to get."""
@@ -145,11 +152,23 @@ class GraphEngine(Engine):
         graph = ir.convenience.extract(model.graph, list(dict.fromkeys(read)), wanted)
         for value in graph.inputs:
             given = values[str(value.name)]
-            value.type, value.shape = ir.TensorType(DTYPES[given.dtype]), ir.Shape([None] * given.dim())
+            if isinstance(given, Tensor):
+                value.type, value.shape = ir.TensorType(DTYPES[given.dtype]), ir.Shape([None] * given.dim())
+            else:
+                value.type, value.shape = ir.SequenceType(ir.TensorType(DTYPES[given[0].dtype])), None
         if not model.functions:
             graph.opset_imports.pop(DOMAIN, None)
         functions = [function.clone() for function in model.functions.values()]
         return ir.Model(graph, ir_version=model.ir_version, functions=functions)
+
+
+def _as_arrays(value: Tensor | list[Tensor]) -> Any:
+    return value.numpy(force=True) if isinstance(value, Tensor) else [_as_arrays(each) for each in value]
+
+
+def _as_tensors(value: Any) -> Any:
+    """A split gives ONNX Runtime a sequence, which comes as a list."""
+    return [_as_tensors(each) for each in value] if isinstance(value, list) else torch.from_numpy(value)
 
 
 def layers_of(graph: ir.Graph) -> list[tuple[list[ir.Node], list[ir.Node]]]:

@@ -19,17 +19,22 @@ from moec.targets.target import Target
 from moec.targets.target_options import Count, Declared, refused_options
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OPTIONS: Declared = {"precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8")}
+OPTIONS: Declared = {
+    "precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8"),
+    "tf32": ("false", "true"),
+}  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
+TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
 class Onnxruntime(Backend):
     """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
-    `threads=N`, `accuracy=exact|int8`.
+    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`.
 
     `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
-    to the program.
+    to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
+    routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long.
     """
 
     name = "onnxruntime"
@@ -37,13 +42,15 @@ class Onnxruntime(Backend):
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
+        from moec.backends.onnxruntime.session.libraries import missing
+
         try:
             import onnxruntime as ort
 
             versions = {p: version(p) for p in PACKAGES}
         except (ImportError, PackageNotFoundError) as error:
             return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
-        return Probe(True, versions, devices=tuple(usable_providers(ort)))
+        return Probe(True, versions, devices=tuple(usable_providers()), lacking=tuple(map(str, missing())))
 
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
@@ -53,6 +60,8 @@ class Onnxruntime(Backend):
                     f"onnxruntime has no device {target.device!r}", str(target), "use onnxruntime or onnxruntime:cuda"
                 )
             )
+        if target.options.get("tf32") == "true" and target.device != "cuda":
+            refusals.append(Refusal("only CUDA has TF32", str(target), "use onnxruntime:cuda,tf32=true"))
         return refusals + refused_options(target, OPTIONS)
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
@@ -69,13 +78,21 @@ class Onnxruntime(Backend):
         rounds = target.options.get("accuracy") == "int8" and any(
             n.target is torch.ops.moec.dequantize.default for n in program.graph.nodes
         )
-        return ROUNDED if rounds else None
+        if rounds:
+            return ROUNDED
+        fast = target.options.get("tf32") == "true" and self.stand_in(target) is None
+        return TF32 if fast and self.precision(target) == torch.float32 else None
 
     def shown(self, folder: Path, target: Target) -> Target:
         from moec.backends.onnx.shown import shown
         from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
         return shown(folder / MODEL_FILE, target)
+
+    def provider_settings(self, target: Target) -> dict[str, str]:
+        from moec.backends.onnxruntime.session.opening import cuda_options
+
+        return cuda_options(target) if target.device == "cuda" else {}
 
     def layouts(self, target: Target) -> tuple[str, ...]:
         return ("plain", "genai", "triton")
@@ -119,10 +136,9 @@ class Onnxruntime(Backend):
 
     def stages(self, program: Program, target: Target, optimize_for: str = "latency") -> Iterator[tuple[str, Engine]]:
         from moec.backends.onnxruntime.lowering import stages
-        from moec.backends.onnxruntime.session.engine import PROVIDERS
+        from moec.backends.onnxruntime.session.opening import providers_of
 
-        runner = self.stand_in(target) or target
-        return stages(program, target, optimize_for, PROVIDERS[runner.device or "cpu"])
+        return stages(program, target, optimize_for, providers_of(self.stand_in(target) or target))
 
     def outputs(self, folder: Path) -> tuple[Input, ...]:
         import onnx_ir as ir
@@ -154,9 +170,7 @@ class Onnxruntime(Backend):
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         if not self.probe(target).available:
             return None
-        import onnxruntime as ort
-
-        here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers(ort)
+        here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers()
         return None if here else replace(target, device="cpu")
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
@@ -165,8 +179,9 @@ class Onnxruntime(Backend):
         return OnnxruntimeEngine(folder, target, prepack)
 
 
-def usable_providers(ort: Any) -> list[str]:
+def usable_providers() -> list[str]:
     """Providers whose libraries load and whose hardware is here: the list that onnxruntime prints names what was
     compiled in."""
-    cuda = "CUDAExecutionProvider" in ort.get_available_providers() and torch.cuda.is_available()
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if cuda else ["CPUExecutionProvider"]
+    from moec.backends.onnxruntime.session.libraries import PROVIDER, cuda_is_usable
+
+    return [PROVIDER] * cuda_is_usable() + ["CPUExecutionProvider"]

@@ -198,7 +198,8 @@ class Tensorrt(Backend):
         tokens, length = max((p.tokens for p in found), default=1), max((p.length for p in found), default=1)
         memory_bytes = int(target.options.get("workspace", MEMORY_BYTES >> 20)) << 20
         version, lowering = self.edition.version() or "", target.options.get("lowering", "auto")
-        return BuildPlan(self.edition.backend, version, tuple(wanted), tokens, length, memory_bytes, lowering)
+        step = min((p.tuned for p in found), default=1)
+        return BuildPlan(self.edition.backend, version, tuple(wanted), tokens, length, step, memory_bytes, lowering)
 
     def finish(
         self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
 from moec.errors import MoecError
@@ -38,10 +39,12 @@ class Profile:
     @property
     def tokens(self) -> int:
         """The most tokens of one call: the product of all largest sizes but the cache's."""
-        product = 1
-        for name, (_, _, largest) in self.sizes.items():
-            product *= 1 if name == PAST else largest
-        return product
+        return prod(largest for name, (_, _, largest) in self.sizes.items() if name != PAST)
+
+    @property
+    def tuned(self) -> int:
+        """The tokens of the call that the profile is tuned for."""
+        return prod(best for name, (_, best, _) in self.sizes.items() if name != PAST)
 
     @property
     def length(self) -> int:

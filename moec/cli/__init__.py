@@ -15,12 +15,15 @@ import click
 from moec.cli.console import INTERRUPTION, fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
 from moec.errors import MoecError
+from moec.registry import did_you_mean
 from moec.version import __version__
 
+COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
-    "inspect": "look", "ls": "look", "explain": "look", "doctor": "look",
+    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "shelf", "explain": "look", "doctor": "look",
+    "completion": "completion",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -29,9 +32,12 @@ SUMMARIES = {
     "bench": "Time engines beside each other.",
     "run": "Continue a prompt with a decoder, or run any engine once.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
-    "ls": "List passes, targets or presets.",
-    "explain": "Explain a pass or an error code.",
+    "ls": "List passes, targets and presets, or the engines in a folder.",
+    "diff": "Show what two engines differ in.",
+    "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
+    "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
+    "completion": "Print the script that lets a shell complete moec's commands.",
 }
 
 
@@ -43,7 +49,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
-            return None
+            if ctx.resilient_parsing:  # a shell asks how the word could go on
+                return None
+            raise MoecError("M201", f"no verb is called {cmd_name!r}", "moec", did_you_mean(cmd_name, list(VERBS)))
         command: click.Command = getattr(importlib.import_module(f"moec.cli.{VERBS[cmd_name]}"), f"{cmd_name}_command")
         return command
 
@@ -58,14 +66,21 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(SUMMARIES.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="moec")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """A compiler for mixture-of-experts: a PyTorch model in, a verified engine out.
 
     Exit status: 0 ok, 1 the result is not acceptable, 2 usage or unsupported model, 3 missing runtime or hardware, 70 a
     bug of moec.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     arguments = sys.argv[1:] if argv is None else argv
+    if COMPLETION in os.environ:  # a shell asks how a command could go on
+        cli.main(arguments, prog_name="moec")
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()
     with standard_streams(questions=debug):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
+from moec.cli.completion import completer
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, progress, say
 from moec.cli.settings import given_settings, setting_options, text_options, trust_options
+from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
+from moec.targets.target import Target
 
 
 @click.command("compile")
@@ -19,6 +23,7 @@ from moec.errors import MoecError
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
+    shell_complete=completer("config"),
     help="A TOML file with any of the settings below, or the name of a preset. The command line overrides it.",
 )
 @click.option(
@@ -28,6 +33,7 @@ from moec.errors import MoecError
     help="Rebuild the engine of this moec.json: its model, with its settings. The command line overrides these.",
 )
 @setting_options()
+@click.option("--precision", help="Of the engine's floats, as --target says it: short for --target …,precision=fp16.")
 @trust_options
 @click.option(
     "--dump",
@@ -44,6 +50,7 @@ def compile_command(
     manifest: Path | None,
     config: Path | None,
     dump: Path | None,
+    precision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
     as_json: bool,
@@ -61,6 +68,8 @@ def compile_command(
     """
     _refuse_together(model, manifest, config)
     settings = {**(read_config(config) if config else {}), **given_settings(context)}
+    if precision is not None:
+        settings["target"] = with_precision(settings.get("target", SETTINGS["target"].default), precision)
 
     from moec import api
     from moec.pipeline.hooks import DumpHook
@@ -74,6 +83,15 @@ def compile_command(
     }
     report = api.rebuild(manifest, **rest, **settings) if manifest else api.compile(str(model), **rest, **settings)
     _say(out, report, as_json)
+
+
+def with_precision(target: Target, precision: str) -> Target:
+    """The target with this precision. Raises M201 where it says another."""
+    said = target.options.get("precision", precision)
+    if said != precision:
+        what = f"--precision {precision}, and the target says precision={said}"
+        raise MoecError("M201", what, "moec compile", "say it once")
+    return dataclasses.replace(target, options={**target.options, "precision": precision})
 
 
 def _refuse_together(model: str | None, manifest: Path | None, config: Path | None) -> None:

@@ -20,6 +20,11 @@ def presets() -> dict[str, str]:
     return {f.stem: f.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for f in files}
 
 
+def preset_text(name: str) -> str:
+    """The TOML of a preset that comes with moec."""
+    return read_text(_PRESETS / f"{name}.toml")
+
+
 def read_config(config: Path) -> dict[str, Any]:
     """A TOML file, or a preset by name, as settings by name.
 
@@ -49,7 +54,7 @@ def _tables(config: Path) -> dict[str, Any]:
 
 
 def _text(config: Path) -> str:
-    return read_text(config if config.suffix == ".toml" else _PRESETS / f"{config.name}.toml")
+    return read_text(config) if config.suffix == ".toml" else preset_text(config.name)
 
 
 def _nearest(unknown: str) -> str:

@@ -1,9 +1,8 @@
-"""`moec inspect`, `moec ls`, `moec explain`, `moec doctor`: what can be known without building anything."""
+"""`moec inspect`, `moec explain`, `moec doctor`: what can be known without building anything."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import platform
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import click
 from moec import registry
 from moec.cli.console import common, emit, say
 from moec.cli.settings import model_options
-from moec.errors import CODES, EXIT_CODES, MoecError
+from moec.errors import MoecError
 
 
 @click.command("inspect")
@@ -61,45 +60,14 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:,.2f} M"
 
 
-@click.command("ls")
-@click.argument("what", type=click.Choice(["passes", "targets", "presets"]))
-@common
-def ls_command(what: str, as_json: bool, quiet: bool) -> None:
-    """List passes, targets or presets, each with one line."""
-    from moec.cli.config import presets
-
-    if what == "presets":
-        rows = presets()
-    else:
-        group: registry.Group = "passes" if what == "passes" else "backends"
-        rows = {name: _first_line(registry.find(group, name)) for name in registry.names(group)}
-    emit(rows) if as_json else say("\n".join(f"{name:<16} {line}" for name, line in rows.items()))
-
-
-def _first_line(thing: Any) -> str:
-    return (inspect.getdoc(thing) or "").splitlines()[0]
-
-
 @click.command("explain")
 @click.argument("name")
 @common
 def explain_command(name: str, as_json: bool, quiet: bool) -> None:
-    """Explain a pass (its options and contract) or an error code."""
-    if name in CODES:
-        data: dict[str, Any] = {"code": name, "meaning": CODES[name], "exit_code": EXIT_CODES[name[:2]]}
-        text = f"{name} (exit status {data['exit_code']}): {data['meaning']}"
-    else:
-        cls = registry.find("passes", name)
-        fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}
-        data = {
-            "pass": name,
-            "contract": cls.contract,
-            "after": list(cls.after),
-            "options": fields,
-            "doc": inspect.getdoc(cls),
-        }
-        options = ", ".join(f"{k}={v!r}" for k, v in fields.items())
-        text = f"{name}({options})\ncontract: {cls.contract}\n\n{data['doc']}"
+    """Explain a pass (its options and contract), a target (its options), a preset or an error code."""
+    from moec.cli.explain import explain
+
+    data, text = explain(name)
     emit(data) if as_json else say(text)
 
 

@@ -9,11 +9,15 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from moec.cli.completion import completer
 from moec.compiler.options import EXAM, SETTINGS
 from moec.compiler.setting import Choice, Folder, Names, PassList, Real, Setting, Switch, Whole
 
 Command = Callable[..., Any]
 WHOLE = click.IntRange(0, 2**63 - 1)  # what 64 bits hold
+
+
+SHORT = {"target": "-t"}
 
 
 def setting_options(*names: str) -> Callable[[Command], Command]:
@@ -57,6 +61,7 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         return click.option(flags, setting.name, default=setting.default, help=f"{setting.help}  [default: {word}]")
     several = isinstance(kind, Names | PassList)
     return click.option(
+        *([SHORT[setting.name]] if setting.name in SHORT else []),
         setting.flag,
         setting.name,
         type=_click_type(setting),
@@ -64,6 +69,7 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         default=() if several else setting.default,
         metavar=setting.metavar or None,
         callback=None if isinstance(kind, PassList) else _reader(setting),  # passes need torch: read later
+        shell_complete=completer(setting.name),
         help=setting.help + default,
     )
 

@@ -170,22 +170,14 @@ def _runs(program: Program, sizes: Mapping[str, int]) -> bool:
             return mode.from_tensor(super().get_attr(target, args, kwargs), static_shapes=True)
 
     known = {identifier(name): size for name, size in sizes.items()}
+    named = {name: known[identifier(name)] for name in dynamic_dimensions(program.inputs)}
     try:
         with mode, torch.no_grad():
-            inputs = [torch.empty(_resolved(i, known), dtype=i.dtype, device=META) for i in program.inputs]
+            inputs = [torch.empty(i.resolve(named), dtype=i.dtype, device=META) for i in program.inputs]
             Shapes(program.graph_module).run(*inputs, enable_io_processing=False)
     except Exception:  # whatever the operators raise where a size does not fit
         return False
     return True
-
-
-def _resolved(spec: Any, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(read(identifier_sum(d))[2](sizes) if isinstance(d, str) else d for d in spec.shape)
-
-
-def identifier_sum(dim: str) -> str:
-    """A dimension's name as an expression: a sum stays one."""
-    return " + ".join(identifier(part) for part in dim.split(" + "))
 
 
 def sizes_in(graph: fx.Graph) -> set[sympy.Expr]:

@@ -19,7 +19,7 @@ from moec.files.regular import file_hash
 from moec.frontend.dimensions import are_least_sizes, enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
-from moec.frontend.refusals import say_dynamic, say_inputs, with_fixed_sizes
+from moec.frontend.refusals import depends_on_data, say_dynamic, say_inputs, with_fixed_sizes
 from moec.frontend.samples import (
     guess_domain,
     guess_dynamic,
@@ -105,7 +105,7 @@ class ModuleSource(Source):
         try:
             return attempt(self._dynamic)
         except MoecError as error:
-            if error.code == "M207" and "DataDependent" not in type(error.__cause__).__name__:
+            if error.code == "M207" and not depends_on_data(error):
                 for larger in enlarged(samples, self._dynamic):
                     with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
                         found = capture(module, larger, self._dynamic, source=self.text)

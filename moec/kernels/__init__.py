@@ -1,4 +1,4 @@
-"""moec's operators on CUDA, in Triton: a block in five kernels for few tokens, in six for many.
+"""moec's operators on CUDA, in Triton: a block in five kernels for few tokens, in six or seven for many.
 
 `moec.dialect` looks here, by name, for the CUDA implementation of `moec::route`, `moec::experts` and `moec::moe`
 (`moec.kernels.dispatch`); nothing in here is imported before a CUDA tensor, or Triton's interpreter, needs it. Nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def check_route(logits: Tensor, bias: Tensor | None, rule: Routing) -> None:
     experts = logits.shape[-1] if logits.dim() else 0
     _demand(
         bias is None or bias.shape == (experts,),
-        f"bias has shape {_of(bias)}, logits have {experts} experts",
+        lambda: f"bias has shape {_of(bias)}, logits have {experts} experts",
         "moec::route",
     )
     _demand(logits.numel() <= LARGEST * max(experts, 1), "more tokens than 32 bits count", "moec::route")
@@ -44,14 +46,13 @@ def check_router(x: Tensor, weight: Tensor, bias: Tensor | None, selection_bias:
     _of_dtype(where, DTYPES, **tensors)
     _demand(
         x.dim() > 0 and weight.dim() == 2 and weight.shape[1] == x.shape[-1],
-        f"router_weight is {_of(weight)}, x {_of(x)}",
+        lambda: f"router_weight is {_of(weight)}, x {_of(x)}",
         where,
     )
     for name in ("router_bias", "selection_bias"):
         given = tensors[name]
-        _demand(
-            given is None or given.shape == weight.shape[:1], f"{name} is {_of(given)}, not {[weight.shape[0]]}", where
-        )
+        if given is not None and given.shape != weight.shape[:1]:
+            raise _refused(f"{name} is {_of(given)}, not {[weight.shape[0]]}", where)
     _demand(
         max(weight.numel(), x.numel() // max(x.shape[-1], 1)) <= LARGEST,
         "more tokens, or a larger router, than 32 bits count",
@@ -118,36 +119,42 @@ def _check_shapes(
     rule: Activation,
 ) -> None:
     where = "moec::experts"
-    _demand(x.dim() > 0 and ids.dim() > 0 and ids.shape[-1] > 0, f"x is {_of(x)}, ids {_of(ids)}", where)
+    _demand(x.dim() > 0 and ids.dim() > 0 and ids.shape[-1] > 0, lambda: f"x is {_of(x)}, ids {_of(ids)}", where)
     _demand(
         len(w_in.shape) == 3 and len(w_out.shape) == 3,
-        f"matrices have shapes {_of(w_in)} and {_of(w_out)}, not [E, F*I, H] and [E, H, I]",
+        lambda: f"matrices have shapes {_of(w_in)} and {_of(w_out)}, not [E, F*I, H] and [E, H, I]",
         where,
     )
     experts, inner, hidden = w_in.shape[0], w_out.shape[2], x.shape[-1]
     _demand(
         min(experts, inner, hidden) > 0,
-        f"matrices have shapes {_of(w_in)} and {_of(w_out)}: nothing to multiply",
+        lambda: f"matrices have shapes {_of(w_in)} and {_of(w_out)}: nothing to multiply",
         where,
     )
     factor = rule.rows_per_neuron
     _demand(
         tuple(w_in.shape) == (experts, factor * inner, hidden),
-        f"w_in is {_of(w_in)}, not {[experts, factor * inner, hidden]} (F = {factor})",
+        lambda: f"w_in is {_of(w_in)}, not {[experts, factor * inner, hidden]} (F = {factor})",
         where,
     )
     _demand(
-        tuple(w_out.shape) == (experts, hidden, inner), f"w_out is {_of(w_out)}, not {[experts, hidden, inner]}", where
+        tuple(w_out.shape) == (experts, hidden, inner),
+        lambda: f"w_out is {_of(w_out)}, not {[experts, hidden, inner]}",
+        where,
     )
     _demand(
         b_in is None or b_in.shape == (experts, factor * inner),
-        f"b_in is {_of(b_in)}, not {[experts, factor * inner]}",
+        lambda: f"b_in is {_of(b_in)}, not {[experts, factor * inner]}",
         where,
     )
-    _demand(b_out is None or b_out.shape == (experts, hidden), f"b_out is {_of(b_out)}, not {[experts, hidden]}", where)
+    _demand(
+        b_out is None or b_out.shape == (experts, hidden),
+        lambda: f"b_out is {_of(b_out)}, not {[experts, hidden]}",
+        where,
+    )
     _demand(
         ids.shape == weights.shape and ids.shape[:-1] == x.shape[:-1],
-        f"x {_of(x)}, ids {_of(ids)} and weights {_of(weights)} don't fit",
+        lambda: f"x {_of(x)}, ids {_of(ids)} and weights {_of(weights)} don't fit",
         where,
     )
     _demand(
@@ -157,68 +164,75 @@ def _check_shapes(
     )
     for name, w in {"w_in": w_in, "w_out": w_out}.items():
         values = w if isinstance(w, Tensor) else w.values
-        _demand(
-            values.shape[2] * values.stride(2) <= LARGEST,
-            f"{name}'s rows reach further than 32 bits count: strides {list(values.stride())}",
-            where,
-        )
+        if values.shape[2] * values.stride(2) > LARGEST:
+            reach = f"{name}'s rows reach further than 32 bits count: strides {list(values.stride())}"
+            raise _refused(reach, where)
 
 
 def _check_packed(weight: ExpertCodes, where: str) -> None:
     integers = weight.format != "fp8"
     _demand(
         weight.values.dtype == (torch.uint8 if integers else torch.float8_e4m3fn),
-        f"packed values are {weight.values.dtype}, not uint8 or FP8",
+        lambda: f"packed values are {weight.values.dtype}, not uint8 or FP8",
         where,
     )
-    _demand(not integers or weight.bits in (4, 8), f"{weight.bits} bits, not 4 or 8", where)
+    _demand(not integers or weight.bits in (4, 8), lambda: f"{weight.bits} bits, not 4 or 8", where)
     experts, rows, depth = weight.shape
     wanted = (experts, -(-rows // weight.rows), -(-depth // weight.group))
     _of_dtype(where, DTYPES, scale=weight.scale)
-    _demand(tuple(weight.scale.shape) == wanted, f"scales are {_of(weight.scale)}, not {list(wanted)}", where)
+    _demand(tuple(weight.scale.shape) == wanted, lambda: f"scales are {_of(weight.scale)}, not {list(wanted)}", where)
     zero = weight.zero
     _demand(
         zero is None or (integers and zero.shape == weight.scale.shape and zero.dtype == torch.uint8),
-        f"zero points are {_of(zero)}",
+        lambda: f"zero points are {_of(zero)}",
         where,
     )
     dense = weight.scale.is_contiguous() and (zero is None or zero.is_contiguous())
     _demand(dense, "scales or zero points are not contiguous", where)
-    _demand(weight.format != "int4" or weight.group % 2 == 0, f"groups of {weight.group} end inside a byte", where)
+    _demand(
+        weight.format != "int4" or weight.group % 2 == 0, lambda: f"groups of {weight.group} end inside a byte", where
+    )
 
 
 def _on_one_device(where: str, **tensors: Tensor | None) -> None:
-    found = {name: t.device for name, t in tensors.items() if t is not None}
+    given = {name: t for name, t in tensors.items() if t is not None}
+    devices = {t.device for t in given.values()}
     _demand(
-        len(set(found.values())) == 1,
-        "tensors are on different devices: " + ", ".join(f"{n} on {d}" for n, d in found.items()),
+        len(devices) == 1,
+        lambda: "tensors are on different devices: " + ", ".join(f"{n} on {t.device}" for n, t in given.items()),
         where,
     )
-    device = next(iter(found.values()))
-    layouts = {name: t.layout for name, t in tensors.items() if t is not None and t.layout != torch.strided}
-    _demand(not layouts, ", ".join(f"{n} is {layout}" for n, layout in layouts.items()) + ": not a dense tensor", where)
+    device = devices.pop()
+    sparse = {name: t.layout for name, t in given.items() if t.layout != torch.strided}
+    _demand(
+        not sparse,
+        lambda: ", ".join(f"{n} is {layout}" for n, layout in sparse.items()) + ": not a dense tensor",
+        where,
+    )
     _demand(
         device.type == "cuda" or interpreting() or is_recording(),
-        f"the tensors are on {device}, and the kernels run on CUDA",
+        lambda: f"the tensors are on {device}, and the kernels run on CUDA",
         where,
     )
 
 
 def _of_dtype(where: str, allowed: tuple[torch.dtype, ...], **tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
-        _demand(
-            tensor is None or tensor.dtype in allowed,
-            f"{name} is {None if tensor is None else tensor.dtype}, not {names}",
-            where,
-        )
+        if tensor is not None and tensor.dtype not in allowed:
+            names = ", ".join(str(d).removeprefix("torch.") for d in allowed)
+            raise _refused(f"{name} is {tensor.dtype}, not {names}", where)
 
 
-def _demand(holds: bool, what: str, where: str) -> None:
+def _demand(holds: bool, what: str | Callable[[], str], where: str) -> None:
+    """Raise M212 unless it holds. What is wrong is put into words only then: this runs at each call of each block."""
     if not holds:
-        raise MoecError(
-            "M212", what, where, "pass tensors as moec::experts and moec::route describe them, on one CUDA device"
-        )
+        raise _refused(what if isinstance(what, str) else what(), where)
+
+
+def _refused(what: str, where: str) -> MoecError:
+    return MoecError(
+        "M212", what, where, "pass tensors as moec::experts and moec::route describe them, on one CUDA device"
+    )
 
 
 def _of(tensor: Tensor | ExpertCodes | None) -> str:

@@ -32,15 +32,25 @@ class Order:
 
 
 def align(ids: Tensor, experts: int, rows: int) -> Order:
-    """Sort pairs by expert and cut them into tiles of `rows`, in one kernel. ids: `[T, K]` int64, contiguous."""
-    from moec.kernels.device.align import align_kernel
+    """Sort pairs by expert and cut them into tiles of `rows`, in one kernel, or two for more pairs than a program reads
+    at once.
+
+    Args:
+        ids: `[T, K]` int64, contiguous.
+    """
+    from moec.kernels.device.align import align_kernel, count_kernel
 
     count = ids.numel()
+    cut = {"EXPERTS": experts, "WIDE": wide(experts), "BLOCK": _ALIGN_BLOCK}
+    counts = None
+    if count >= _ALIGN_BLOCK:
+        counts = torch.empty((count // _ALIGN_BLOCK + 1, experts), dtype=torch.int32, device=ids.device)
+        start(count_kernel, (len(counts),), ids, count, counts, **cut)
     tiles = count // rows + experts
     order, offsets, owners = (torch.empty(n, dtype=torch.int32, device=ids.device) for n in (count, experts + 1, tiles))
     start(
-        align_kernel, (experts,), ids, count, tiles, order, offsets, owners, EXPERTS=experts, ROWS=rows,
-        BLOCK=_ALIGN_BLOCK,
+        align_kernel, (experts,), ids, counts, count, tiles, order, offsets, owners, ROWS=rows, ALONE=counts is None,
+        **cut,
     )  # fmt: skip
     return Order(tiles, order, offsets, owners)
 
@@ -50,7 +60,8 @@ def experts(
     None = None, *, rule: Activation, score_before: bool = False, tile: Tile | None = None, sort: bool | None = None,
     checked: bool = False, resident: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows.
+    """`moec::experts` in three kernels, or four where there are more tokens than a tile has rows, and five where pairs
+    are so many that they are counted first.
 
     Args:
         x, ids, weights, w_in, w_out, b_in, b_out: as `moec::experts` takes them; the matrices may be `ExpertCodes`, and
@@ -87,7 +98,7 @@ def moe(
     _Weight, b_in: Tensor | None, b_out: Tensor | None, *, routing: Routing, rule: Activation, score_before: bool =
     False, resident: int | None = None,
 ) -> Tensor:  # fmt: skip
-    """`moec::moe` in five kernels, or six for many tokens: the router's product in float32, `route`, `experts`."""
+    """`moec::moe` in five kernels, for many tokens six or seven: router's product in float32, `route`, `experts`."""
     check_router(x, router_weight, router_bias, selection_bias, routing)
     rows = x.reshape(-1, x.shape[-1])
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
@@ -146,7 +157,7 @@ def _rows_in(call: _Call, w: _Weight, bias: Tensor | None) -> Tensor:
         from moec.kernels.device.grouped_gemm import rows_in_kernel
     inner = w.shape[1] // rule.rows_per_neuron
     hidden = call.x.new_empty(call.ids.numel(), inner)
-    values, scale, zero, strides, packing = _operands(w, tile)
+    values, scale, zero, strides, packing = _operands(w, tile, call.x.dtype)
     options = tile.options(rule.gated)
     grid = call.programs(tile, -(-inner // options["BLOCK_N"]))
     start(
@@ -166,7 +177,7 @@ def _rows_out(call: _Call, hidden: Tensor, w: _Weight, bias: Tensor | None) -> T
     else:
         from moec.kernels.device.grouped_gemm import rows_out_kernel
     result = call.x.new_empty(len(hidden), width)
-    values, scale, zero, strides, packing = _operands(w, tile)
+    values, scale, zero, strides, packing = _operands(w, tile, call.x.dtype)
     grid = call.programs(tile, -(-width // tile.columns))
     start(
         rows_out_kernel, grid, hidden, *call.tables(), values, scale, zero, None if bias is None else bias.contiguous(),
@@ -188,17 +199,31 @@ def _combine(call: _Call, result: Tensor) -> Tensor:
     return out
 
 
-def _operands(w: _Weight, tile: Tile) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[int, ...], dict[str, Any]]:
-    """Weights, scales, zero points, their strides, and how they are packed."""
+def _operands(
+    w: _Weight, tile: Tile, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None, tuple[int, ...], dict[str, Any]]:
+    """Weights, scales, zero points, their strides, and how they are packed and lie."""
     if isinstance(w, Tensor):
-        return (
-            w,
-            None,
-            None,
-            (*w.stride(), 0),
-            {"FORMAT": "plain", "GROUP": 1, "ROW_GROUP": 1, "HAS_ZERO": False, "LATE": False},
-        )
+        plain = {"FORMAT": "plain", "GROUP": 1, "ROW_GROUP": 1, "WORDS": False, "HAS_ZERO": False, "LATE": False}
+        return w, None, None, (*w.stride(), 0), {**plain, "TURNED": _turned(w)}
     values = w.values.view(torch.uint8) if w.format == "fp8" else w.values
-    late = tile.rows <= FEW_TOKENS and w.group % tile.depth == 0
-    packing = {"FORMAT": w.format, "GROUP": w.group, "ROW_GROUP": w.rows, "HAS_ZERO": w.zero is not None, "LATE": late}
+    words, turned, one = _in_words(w), _turned(values), w.group % tile.depth == 0
+    cheap = w.format == "int4" and words and one and not turned and dtype != torch.float32  # to scale two at a time
+    packing = {
+        "FORMAT": w.format, "TURNED": turned, "GROUP": w.group, "ROW_GROUP": w.rows, "WORDS": words,
+        "HAS_ZERO": w.zero is not None, "LATE": tile.rows <= FEW_TOKENS and one and not cheap,
+    }  # fmt: skip
     return values, w.scale, w.zero, (*values.stride(), w.scale.stride(0)), packing
+
+
+def _turned(values: Tensor) -> bool:
+    """Whether rows lie side by side, as where a model keeps `[E, in, out]` and hands out its transpose."""
+    return values.stride(1) == 1 and values.stride(2) != 1
+
+
+def _in_words(w: ExpertCodes) -> bool:
+    """Whether scales, zero points and 4-bit values of each expert, of these each row, are whole words of 32 bits."""
+    parts = [(t, (t.stride(0),)) for t in (w.scale, w.zero) if t is not None]
+    if w.format == "int4":
+        parts.append((w.values, (w.values.stride(0), w.values.stride(1), w.values.shape[2])))
+    return all(n * t.element_size() % 4 == 0 for t, counts in parts for n in (t.storage_offset(), *counts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moec.errors import MoecError
@@ -45,7 +45,7 @@ def choose(layout: str | None, inputs: Sequence[Input], facts: ModelFacts, possi
 
 def arrange(
     layout: str, folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts,
-    device: str = "cpu", threads: int = 0, shared_cache: bool = False,
+    device: str = "cpu", threads: int = 0, shared_cache: bool = False, settings: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write and move files so that `folder`, which holds an engine and the files beside it, is laid out for its
     clients.
@@ -58,11 +58,12 @@ def arrange(
         device: `cpu` or `cuda`, where the engine is to run.
         threads: how many the target asks for; 0 is one for each core.
         shared_cache: whether past and present of the cache may be one buffer.
+        settings: of ONNX Runtime's provider for the device.
     """
     if layout == "genai":
-        genai.write(folder, inputs, outputs, facts, device, threads, shared_cache)
+        genai.write(folder, inputs, outputs, facts, device, threads, shared_cache, settings or {})
     elif layout == "triton":
-        triton.write(folder, inputs, outputs, facts, device)
+        triton.write(folder, inputs, outputs, facts, device, settings or {})
 
 
 def model_folder(folder: Path) -> Path:

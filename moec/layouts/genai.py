@@ -39,12 +39,13 @@ def refusal(inputs: Sequence[Input], facts: ModelFacts) -> str | None:
 def config(
     inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts,
     file: str = "model.onnx", device: str = "cpu", threads: int = 0, shared_cache: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of `genai_config.json`: greedy search by default, the model's own sampling settings where a client
     turns sampling on.
 
     The model's type is the generic `decoder`: the runtime needs to know none of the architectures. `threads` 0 is one
-    for each core, which is ONNX Runtime's own default.
+    for each core, which is ONNX Runtime's own default; `settings` are those of its CUDA provider.
     """
     eos = list(facts.eos)
     pad = facts.pad if facts.pad is not None else next(iter(eos), 0)  # as transformers' generate does
@@ -53,7 +54,7 @@ def config(
         "model": {
             "type": "decoder", "vocab_size": facts.vocabulary, "context_length": facts.context,
             **({} if facts.bos is None else {"bos_token_id": facts.bos}), **ends, "pad_token_id": pad,
-            "decoder": _decoder(inputs, outputs, facts, file, device, threads),
+            "decoder": _decoder(inputs, outputs, facts, file, device, threads, settings or {}),
         },
         "search": {
             "do_sample": False, "num_beams": 1, "max_length": facts.context, "past_present_share_buffer": shared_cache,
@@ -63,15 +64,16 @@ def config(
 
 
 def _decoder(
-    inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str, threads: int
-) -> dict[str, Any]:
+    inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str, threads: int,
+    settings: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
     key, value = (name.replace("0", "%d") for name in past_names(0))
     named = {n: n for n in (IDS, MASK, POSITIONS) if any(i.name == n for i in inputs)}
     return {
         "filename": file,
         "session_options": {
             "intra_op_num_threads": threads,
-            "provider_options": [{"cuda": {}}] if device == "cuda" else [],
+            "provider_options": [{"cuda": {**settings}}] if device == "cuda" else [],
         },
         "hidden_size": facts.hidden,
         "head_size": facts.head_width,
@@ -95,9 +97,11 @@ def write(
     device: str = "cpu",
     threads: int = 0,
     shared_cache: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> None:
     """Put `genai_config.json` beside the engine."""
+    names = [o.name for o in outputs]
     content: Mapping[str, Any] = config(
-        inputs, [o.name for o in outputs], facts, device=device, threads=threads, shared_cache=shared_cache
+        inputs, names, facts, device=device, threads=threads, shared_cache=shared_cache, settings=settings
     )
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

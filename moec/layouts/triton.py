@@ -41,8 +41,9 @@ CACHE = """\
 
 
 def write(
-    folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu"
-) -> None:
+    folder: Path, inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, device: str = "cpu",
+    settings: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Turn an engine folder into a repository with one model, which is named `facts.name`; all files of the folder move
     into its version 1."""
     staged = folder / ".version"
@@ -54,15 +55,16 @@ def write(
     (model / WARMUP).mkdir(parents=True)
     staged.rename(model / VERSION)
     engine = next(name for name in BACKENDS if (model / VERSION / name).exists())
-    (model / "config.pbtxt").write_text(config(inputs, outputs, facts, engine, device), encoding="utf-8")
+    (model / "config.pbtxt").write_text(config(inputs, outputs, facts, engine, device, settings), encoding="utf-8")
     for mask in _masks(inputs):
         most = max(prod(mask.resolve(sizes)) for _, sizes in warmups(inputs, facts))
         (model / WARMUP / _ones(mask)).write_bytes(torch.ones(most, dtype=mask.dtype).numpy().tobytes())
 
 
 def config(
-    inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu"
-) -> str:
+    inputs: Sequence[Input], outputs: Sequence[Input], facts: ModelFacts, file: str = "model.onnx", device: str = "cpu",
+    settings: Mapping[str, str] | None = None,
+) -> str:  # fmt: skip
     """The text of `config.pbtxt`.
 
     Args:
@@ -70,6 +72,7 @@ def config(
         facts: names the model, and bounds the warm-up by its context.
         file: the engine, a key of `BACKENDS`.
         device: `cpu` or `cuda`.
+        settings: of ONNX Runtime's CUDA provider, which Triton's backend takes as parameters of the accelerator `cuda`.
     """
     backend, platform = BACKENDS[file]
     batched = is_batched((*inputs, *outputs))
@@ -89,6 +92,10 @@ def config(
             "preferred_batch_size": list(PREFERRED),
             "max_queue_delay_microseconds": MAX_DELAY_US,
         }
+    if settings:
+        given = [{"key": key, "value": value} for key, value in settings.items()]
+        accelerator = {"gpu_execution_accelerator": [{"name": "cuda", "parameters": given}]}
+        fields["optimization"] = {"execution_accelerators": accelerator}
     fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts)]
     assumed = f"# The engine is the model where {facts.assumes}; {UNCHECKED}\n" if str(facts.assumes) else ""
     return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)

@@ -18,9 +18,7 @@ from moec.program.signature import Sample
 from moec.proof.budgets import OverBudget, budget_of
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.decided_tokens import LEAST, NOISE, is_causal, is_half, look
-from moec.proof.own_text import OwnQuality, OwnText, judge, logits_of
-
-LESS = "make the pass less aggressive, or allow more with --max-kl, or with --tolerance on the outputs"
+from moec.proof.own_text import MILDER, OwnQuality, OwnText, judge, logits_of
 
 
 class VerifyHook(Hook):
@@ -98,4 +96,4 @@ class VerifyHook(Hook):
         self.judged.append((str(item), found))
         if not found.ok:
             what = f"{item.name} broke the error budget of an approximate pass: {'; '.join(found.problems)}"
-            raise OverBudget("M102", what, str(item), LESS)
+            raise OverBudget("M102", what, str(item), MILDER)

@@ -29,6 +29,7 @@ TEXTS, PROMPT, CONTINUED = 8, 4, 24
 STREAMED_CONTINUED = 6  # where each token reads all weights anew
 _SHORTEST = 8  # tokens of a text, where an engine takes no long ones
 _ROWS = 64  # of logits that are held in float64
+MILDER = "make the passes less aggressive, or allow more with --max-kl, or with --tolerance on the outputs"
 NEAR = 0.1  # nats: tokens that the untouched model holds for less likely by no more than this are as good
 
 

@@ -109,6 +109,8 @@ class Subject:
         if self.asked is not None:
             return Tolerance(self.asked)
         own = Tolerance.of(self.precision, self.program.approximate)
+        if self.kernel_deviation is not None and not self.program.approximate:
+            own = Tolerance(max(own.deviation, self.kernel_deviation))
         return own if self.tighter is None else Tolerance(min(own.deviation, self.tighter))
 
     @property

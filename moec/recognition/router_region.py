@@ -85,7 +85,18 @@ def find_region(program: Program, ids: fx.Node, weights: fx.Node) -> Region:
     if changes:
         raise NotARouter(f"{changes[0]} is changed in place")
     order = [n for n in program.graph.nodes if n in nodes and n is not bias and not _only_feeds(n, bias)]
+    _refuse_rounding(program, logits, order)
     return Region(ids, weights, selection, logits, bias, tuple(order))
+
+
+def _refuse_rounding(program: Program, logits: fx.Node, nodes: list[fx.Node]) -> None:
+    """Raise NotARouter where a router rounds to fewer bits than its model has: the dialect's router would not, and near
+    ties are decided by it."""
+    model = min((w.dtype.itemsize for w in program.weights.values() if w.dtype.is_floating_point), default=0)
+    for node in (logits, *nodes):
+        value = value_of(node)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < model:
+            raise NotARouter(f"it rounds to {str(value.dtype).removeprefix('torch.')} in {node.name}")
 
 
 def hands_on(node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 
 from moec.errors import MoecError
 from moec.files.regular import read_bytes
+from moec.frontend.account import Account
 from moec.pipeline.pipeline import StepReport
 from moec.program.conditions import Assumptions
 from moec.proof.checks.assumed import Assumed
@@ -245,6 +246,7 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     that is read has another form."""
     msgspec.convert(data.get("steps", []), list[_Step])
     msgspec.convert(data.get("facts", {}), _Facts)
+    msgspec.convert(data.get("account") or {"model": ""}, Account)
     return {
         "proof": Verification.from_dict(data["proof"]),
         "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),

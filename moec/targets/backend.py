@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Probe:
         missing: what is not here, empty when available.
         install: the command that installs it, or another way out.
         code: of the error that says so: M301 for software, M302 for hardware.
+        lacking: what a part of the engines needs and is not here, each with what needs it and where it comes from.
     """
 
     available: bool
@@ -76,6 +77,7 @@ class Probe:
     missing: str = ""
     install: str = ""
     code: str = "M301"
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,11 @@ class Backend(ABC):
             str(target),
             "compile it anew with `moec compile --from moec.json`",
         )
+
+    def provider_settings(self, target: Target) -> Mapping[str, str]:
+        """Settings of the runtime's provider for the target's device, without which other clients than moec's would
+        compute otherwise; nothing where its defaults are right."""
+        return {}
 
     def layouts(self, target: Target) -> tuple[str, ...]:
         """The layouts of `moec.layouts` whose clients can run this target's engines; those beside `plain` are for ONNX

@@ -8,41 +8,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from moec.cli import SUMMARIES, VERBS, main
-from moec.errors import CODES
+from moec.cli import SUMMARIES, VERBS
+from moec.cli.build import with_precision
+from moec.targets.target import Target
 from tests.byte_tokenizer import write_tokenizer
+from tests.command_line import Cli
 from tests.spoiling import spoil
 from tests.zoo import save
-
-
-class Cli:
-    """The command line in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object, status: int = 0) -> str:
-        """Run; returns stdout and keeps stderr in `err`."""
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in arguments])
-        out, self.err = self.capsys.readouterr()
-        assert int(stop.value.code or 0) == status, self.err
-        return str(out)
-
-    def json(self, *arguments: object, status: int = 0) -> Any:
-        return json.loads(self(*arguments, "--json", status=status))
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(capsys)
 
 
 # ---------------------------------------------------------------------- compile
@@ -235,22 +212,6 @@ def test_inspect_a_model_and_an_engine(cli: Cli, mixtral: Path, mixtral_engine: 
     assert cli("inspect", mixtral_engine).startswith("# ")
 
 
-@pytest.mark.parametrize(
-    ("what", "name"), [("passes", "upcycle"), ("targets", "onnxruntime"), ("presets", "upcycle-8x2")]
-)
-def test_ls(cli: Cli, what: str, name: str) -> None:
-    rows = cli.json("ls", what)
-    assert rows[name] and name in cli("ls", what)
-
-
-def test_explain(cli: Cli) -> None:
-    data = cli.json("explain", "upcycle")
-    assert data["contract"] == "exact" and data["options"]["experts"] == 8
-    assert "top_k=2" in cli("explain", "upcycle")
-    assert cli.json("explain", "M101") == {"code": "M101", "meaning": CODES["M101"], "exit_code": 1}
-    cli("explain", "M998", status=2)
-
-
 def test_doctor(cli: Cli) -> None:
     data = cli.json("doctor")
     assert data["targets"]["onnxruntime"]["available"] and data["packages"]["torch"]
@@ -263,6 +224,29 @@ def test_help_names_every_verb(cli: Cli) -> None:
     text = cli("--help")
     for verb in VERBS:
         assert verb in text and "--json" in cli(verb, "--help")
+    assert cli() == text
+
+
+def test_a_verb_that_there_is_not(cli: Cli) -> None:
+    cli("complie", status=2)
+    assert "did you mean compile" in cli.err
+
+
+def test_precision_is_the_targets(cli: Cli, tmp_path: Path) -> None:
+    cli(
+        "compile",
+        "nowhere",
+        "-o",
+        tmp_path / "e",
+        "-t",
+        "onnxruntime:cuda,precision=fp32",
+        "--precision",
+        "fp16",
+        status=2,
+    )
+    assert "say it once" in cli.err
+    half = Target.parse("onnxruntime:cuda,precision=fp16")
+    assert with_precision(Target.parse("onnxruntime:cuda"), "fp16") == with_precision(half, "fp16") == half
 
 
 def test_python_m_moec() -> None:

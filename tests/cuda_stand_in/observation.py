@@ -167,6 +167,11 @@ class Observation:
         return sum(n for nodes in self.nodes.values() for op, n in nodes.items() if op.startswith("Memcpy"))
 
     @property
+    def writes(self) -> bool:
+        """Whether it took single tokens."""
+        return any(name.startswith("step") for name in self.parts)
+
+    @property
     def step(self) -> Part:
         """The last step, in which nothing is done for the first time."""
         return self.parts[[name for name in self.parts if name.startswith("step")][-1]]

@@ -3,7 +3,9 @@ touched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,3 +110,31 @@ def bounded() -> Iterator[list[int]]:
         yield seen
     finally:
         builder.create_masked_load, builder.create_masked_store, interpreter._implicit_cvt = load, store, convert
+
+
+@contextmanager
+def in_random_order(seed: int) -> Iterator[None]:
+    """In Triton's interpreter: the programs of a launch run in an order that no one may rely on, and memory that is
+    allocated holds NaN, or the largest integer, until it is written."""
+    from triton.runtime import interpreter
+
+    generator = random.Random(seed)
+
+    def shuffled(*bounds: int) -> Sequence[int]:
+        found = list(range(*bounds))
+        if sys._getframe(1).f_code.co_name == "__call__":  # the loops over the grid, and no others of that module
+            generator.shuffle(found)
+        return found
+
+    module: Any = interpreter
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    module.range = shuffled
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del module.range
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ def given(tokens: int, kind: str) -> Problem:
         w_in = ExpertCodes(guarded(values), guarded(scale), guarded(zero))
     else:
         assert isinstance(w_in, Tensor)
-        w_in = guarded(w_in)
+        w_in = guarded(w_in.mT.contiguous()).mT if kind == "transposed" else guarded(w_in)
     assert isinstance(made.w_out, Tensor) and made.b_in is not None and made.b_out is not None
     return Problem(
         guarded(made.x),
@@ -72,7 +72,7 @@ def touched(way: str, kind: str) -> tuple[Tensor, int]:
     return out, seen[0]
 
 
-@pytest.mark.parametrize("kind", ["plain", "int4"])
+@pytest.mark.parametrize("kind", ["plain", "transposed", "int4"])
 @pytest.mark.parametrize("way", ["few", "many"])
 def test_ids_that_are_no_experts(interpret: Interpret, way: str, kind: str) -> None:
     out, seen = interpret(touched, way, kind)

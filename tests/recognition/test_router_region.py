@@ -53,12 +53,24 @@ def beside(logits: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
     return weights * logits.mean(-1, keepdim=True), ids
 
 
+def rounded_logits(logits: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    weights, ids = logits.bfloat16().float().softmax(-1).topk(2)
+    return weights, ids
+
+
+def rounded_weights(logits: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+    weights, ids = logits.softmax(-1).topk(2)
+    return weights.half().float(), ids
+
+
 @pytest.mark.parametrize(
     ("router", "reason"),
     [
         (two_biases, "more than a correction bias"),
         (changed_in_place, "changed in place"),
         (beside, "more than the logits relu"),
+        (rounded_logits, "rounds to bfloat16"),
+        (rounded_weights, "rounds to float16"),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )

@@ -7,12 +7,14 @@ import math
 import platform
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
+from moec.frontend.account import Account
 from moec.pipeline.pipeline import Pipeline, StepReport
 from moec.proof.agreement import Agreement, BlockAgreement, LayerError
 from moec.proof.checks.check import Check
@@ -175,6 +177,16 @@ def test_what_is_not_a_report_is_refused(text: str) -> None:
     with pytest.raises(MoecError) as error:
         Report.from_json(text)
     assert error.value.code == "M106"
+
+
+@pytest.mark.parametrize("left_out", [[None], 3, [{"thing": "input"}]])
+def test_an_account_of_another_form_is_refused(left_out: Any) -> None:
+    report = make()
+    text = replace(report, account={**Account("Tiny").to_plain(), "left_out": left_out}).to_json()
+    with pytest.raises(MoecError) as error:
+        Report.from_json(text)
+    assert error.value.code == "M106"
+    assert Report.from_json(replace(report, account=Account("Tiny").to_plain()).to_json()).account["model"] == "Tiny"
 
 
 def test_a_missing_report_is_refused(tmp_path: Path) -> None:

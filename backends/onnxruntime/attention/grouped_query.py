@@ -9,11 +9,12 @@ from moec.backends.onnx.attention import BY_HEAD, FLOAT, Attention, size_of
 from moec.backends.onnx.emit import MICROSOFT, Emitter
 
 
-def why_not_grouped(block: Attention, provider: str) -> str:
-    """Why GroupQueryAttention would be wrong or is not there; empty when it is right."""
+def why_not_grouped(block: Attention, provider: str, compact: bool = False) -> str:
+    """Why GroupQueryAttention would be wrong or is not there; empty when it is right. Beside a bias it takes no sinks;
+    `compact`: there is none."""
     if not block.causal or block.mask is None:
         return "a token may look at later ones"
-    if block.sinks is not None:
+    if block.sinks is not None and not compact:
         return "sinks"
     size = size_of(block.query, 3)
     if size != size_of(block.value, 3):
@@ -57,19 +58,29 @@ def emit_grouped_query(
     tokens: list[ir.Value],
     past: tuple[ir.Value | None, ir.Value | None],
     row_lengths: tuple[ir.Value, ir.Value],
-    bias: ir.Value,
+    bias: ir.Value | None = None,
+    window: int = 0,
 ) -> tuple[ir.Value, ...]:
     """Emit the operator for queries, keys and values `by_token`, after `past` keys and values `[B, G, P, D]` if there
     are any.
 
+    Args:
+        row_lengths: see `lengths`.
+        bias: of the scores `[B, 1, S, T]`, in float32. window: tokens that a token sees, 0 for all before it.
+
     Returns:
         What it mixed `[B, S, N * D]`, and keys and values `[B, G, P + S, D]`.
     """
-    inputs = [*tokens, *past, *row_lengths, None, None, None, emit.cast(bias, FLOAT, block.dtype)]
+    sinks = None if block.sinks is None else emit.cast(block.sinks, block.sinks.dtype or FLOAT, block.dtype)
+    extra = [None if bias is None else emit.cast(bias, FLOAT, block.dtype), sinks]
+    inputs = [*tokens, *past, *row_lengths, None, None, None, *extra]
+    while inputs[-1] is None:
+        inputs.pop()
     attributes = {
         "num_heads": block.heads,
         "kv_num_heads": block.groups,
         "scale": block.scale,
         "softcap": block.softcap,
+        "local_window_size": window or -1,
     }
     return emit.several(3, "GroupQueryAttention", *inputs, domain=MICROSOFT, **attributes)

@@ -96,6 +96,27 @@ def emit_with_cache(
     return emit("Reshape", y, emit.constant([0, 0, block.heads, -1]))
 
 
+def emit_with_rows(
+    emit: Emitter, block: Attention, caches: tuple[Cache, Cache] | None, rows: tuple[ir.Value, ir.Value], window: int
+) -> ir.Value:
+    """Emit attention `[B, S, N, V]` of a graph whose tokens come before their padding, see `compact`: no bias and no
+    branch.
+
+    Args:
+        block: `why_not_grouped` has no reason against it. caches: none where a text comes in one call.
+        rows: see `grouped_query.lengths`. window: tokens that a token sees, 0 for all before it.
+    """
+    new = (block.key, block.value) if caches is None else (caches[0].new, caches[1].new)
+    tokens = [by_token(emit, v) for v in (block.query, *new)]
+    past = (None, None) if caches is None else (caches[0].past, caches[1].past)
+    y, *present = emit_grouped_query(emit, block, tokens, past, rows, None, window)
+    for cache, output in zip(caches or (), present, strict=False):
+        take_place(output, cache.joined.outputs[0])
+        emit.graph.remove(cache.joined, safe=True)
+    y.shape, y.type = tokens[0].shape, tokens[0].type
+    return emit("Reshape", y, emit.constant([0, 0, block.heads, -1]))
+
+
 def _sizes(emit: Emitter, rows: ir.Value, mask: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
     """New tokens, tokens of the whole text and texts, `[1]` each. The mask says how long the text is: a shared buffer
     has room for more."""
@@ -139,9 +160,9 @@ def _is_shareable(cache: ir.Value) -> bool:
     sizes."""
     readers = [node for node, _ in cache.uses()]
     asked = [node for node in readers if node.op_type == "Shape"]
-    return {node.op_type for node in readers} - {"Shape"} == {"GroupQueryAttention", "Concat"} and all(
-        map(_asks_one_size, asked)
-    )
+    known = {"Shape", "GroupQueryAttention", "Concat"}
+    keeps = {node.op_type for node in readers}
+    return "GroupQueryAttention" in keeps <= known and all(map(_asks_one_size, asked))
 
 
 def _bounds(shape: ir.Node) -> tuple[int, int]:

@@ -26,8 +26,14 @@ from moec.backends.onnx.attention import (
     read_attention,
 )
 from moec.backends.onnx.emit import MICROSOFT, Emitter
+from moec.backends.onnxruntime.attention.compact import put_tokens_first
 from moec.backends.onnxruntime.attention.grouped_query import by_token, emit_grouped_query, lengths, why_not_grouped
-from moec.backends.onnxruntime.attention.kv_cache import emit_with_cache, let_the_mask_tell_lengths, read_caches
+from moec.backends.onnxruntime.attention.kv_cache import (
+    emit_with_cache,
+    emit_with_rows,
+    let_the_mask_tell_lengths,
+    read_caches,
+)
 
 STANDARD_OPSET, STANDARD_IR = 23, 11  # the first with the standard operator
 # new tokens without a cache from which on the standard operator is chosen; asking takes as long as it saves for fewer
@@ -35,28 +41,62 @@ PROMPT = 8
 GROUPED, LONG = 128, 1024  # from which on GroupQueryAttention wins over plain products, and over the standard operator
 
 CACHED = "grouped with its cache"
+COMPACTED = f"{CACHED}, tokens before padding"
 Form = Callable[[Emitter], ir.Value]
 
 
-def lower_attention(model: ir.Model, provider: str = "cpu") -> list[dict[str, str]]:
+def lower_attention(model: ir.Model, provider: str = "cpu", windows: Sequence[int | None] = ()) -> list[dict[str, str]]:
     """Replace every `moec::Attention` node of the main graph, in place.
 
     Args:
         model: opset 20 or newer in the standard domain; raised where a node needs that.
         provider: `cpu` or `cuda`; CUDA's GroupQueryAttention takes half precision only.
+        windows: of the nodes in order, see `windows.compact_windows`; none where padding cannot be moved.
 
     Returns:
         One record a node: `node`, `op`, `formulation` (`grouped with its cache`, or `plain` or `standard`, and what
             prompts get: `prompts
         standard`, `long prompts grouped`) and `why`.
     """
+    nodes = attention_nodes(model.graph)
+    if provider == "cuda" and _all_compact(nodes, windows):
+        return _lower_compact(model, nodes, windows)
     biases: dict[object, ir.Value] = {}
-    facts = [_lower_node(model.graph, node, provider, biases) for node in attention_nodes(model.graph)]
+    facts = [_lower_node(model.graph, node, provider, biases) for node in nodes]
     if facts:
         model.opset_imports[MICROSOFT] = 1
     if any("standard" in fact["formulation"] for fact in facts):
         model.opset_imports[""] = max(model.opset_imports[""], STANDARD_OPSET)
         model.ir_version = max(model.ir_version, STANDARD_IR)
+    let_the_mask_tell_lengths(model)
+    return facts
+
+
+def _all_compact(nodes: Sequence[ir.Node], windows: Sequence[int | None]) -> bool:
+    """Whether every node is one that the operator computes from its cache and a window; a cache is compact in all
+    layers or in none."""
+    blocks = [read_attention(node) for node in nodes]
+    return (
+        bool(blocks)
+        and len(blocks) == len(windows)
+        and None not in windows
+        and all(
+            not why_not_grouped(block, "cuda", compact=True)
+            and (read_caches(block) is not None or not _may_have_cache(block))
+            for block in blocks
+        )
+    )
+
+
+def _lower_compact(model: ir.Model, nodes: Sequence[ir.Node], windows: Sequence[int | None]) -> list[dict[str, str]]:
+    rows, facts = put_tokens_first(model), []
+    for node, window in zip(nodes, windows, strict=True):
+        block, emit = read_attention(node), Emitter(model.graph, node)
+        emit.replace(emit_with_rows(emit, block, read_caches(block), (rows.last, rows.total), window or 0))
+        seen = f"the last {window} tokens" if window else "all tokens before it"
+        why = f"no mask: tokens come before padding, and each sees {seen}"
+        facts.append({"node": emit.name, "op": OPERATOR, "formulation": COMPACTED, "why": why})
+    model.opset_imports[MICROSOFT] = 1
     let_the_mask_tell_lengths(model)
     return facts
 

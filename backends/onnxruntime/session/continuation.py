@@ -4,18 +4,22 @@ appends to.
 Measured on a CPU (Qwen3, 8 layers, one token after 16 and after 1024, one thread): plain `run` with numpy arrays copies
 neither what goes in nor what comes out, and is the fastest by 0 to 7 %; OrtValues and I/O binding are equal to that or
 slower, unless they spare a copy of the cache: see `kv_cache`. Then ids and logits are bound once too: to fetch the
-outputs of 12 layers from a binding takes 140 µs when caches are full of weights. Elsewhere than on the host the cache
-has to stay on the device, which only I/O binding says.
+outputs of 12 layers from a binding takes 140 µs when caches are full of weights. Elsewhere than on the host: see
+`on_device`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from moec.backends.onnx.cache_rows import COMPACT
+from moec.backends.onnxruntime.optimization.last_logits import LOGITS_FROM
+from moec.backends.onnxruntime.session.libraries import without_cudnn
 from moec.errors import MoecError
 from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, cache_inputs, present_name
 from moec.program.program import Input
@@ -24,10 +28,13 @@ ROOM = 256  # tokens: a longer buffer is made, and the cache copied, when these 
 
 
 def refuse(error: Exception, engine: str) -> None:
-    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary; any
-    other error is left alone."""
+    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary, and M301
+    for an operator that CUDA has in cuDNN alone; any other error is left alone."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
+    if "cuDNN is unavailable" in str(error):
+        node = re.search(r"running (\w+) node", str(error))
+        raise without_cudnn(node[1] if node else "an operator", engine) from error
     if isinstance(error, InvalidArgument):
         reason = str(error).strip().splitlines()[0]
         fix = "give values that the model knows, ids below its vocabulary"
@@ -46,9 +53,18 @@ class HostContinuation:
     def __init__(self, session: Any, inputs: Sequence[Input], name: str) -> None:
         self._session, self._caches, self._name = session, cache_inputs(inputs), name
         self._outputs = [LOGITS, *(present_name(c.name) for c in self._caches)]
+        cut = any(i.name == LOGITS_FROM for i in session.get_overridable_initializers())
+        # of all logits only a last token's are read
+        self._last: dict[str, Any] = {LOGITS_FROM: np.array([-1])} if cut else {}
+        self._one_by_one = COMPACT in session.get_modelmeta().custom_metadata_map
         self._past: dict[str, Any] = {}
 
     def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        (batch, new), total = ids.shape, mask.shape[1]
+        if self._one_by_one and batch > 1 and 1 < new < total:  # more than the operator takes
+            for n in range(new - 1):
+                self.step(ids[:, n : n + 1], mask[:, : total - new + n + 1])
+            ids = ids[:, -1:]
         try:
             logits: np.ndarray = self._advance(np.ascontiguousarray(ids), np.ascontiguousarray(mask))
         except Exception as error:
@@ -57,8 +73,8 @@ class HostContinuation:
         return logits[:, -1]
 
     def _advance(self, ids: Any, mask: Any) -> Any:
-        """The logits of all new tokens; the cache has them then."""
-        logits, *present = self._run({IDS: ids, MASK: mask}, self._past or self._empty(len(ids)))
+        """The logits, the last token's at least; the cache has all new tokens then."""
+        logits, *present = self._run({IDS: ids, MASK: mask, **self._last}, self._past or self._empty(len(ids)))
         self._past = self._named(present)
         return logits
 
@@ -91,7 +107,8 @@ class SharedContinuation(HostContinuation):
     def _advance(self, ids: Any, mask: Any) -> Any:
         (_, new), total = ids.shape, mask.shape[1]
         if new > 1 or self._binding is None:
-            logits, *present = self._run({IDS: ids, MASK: mask}, self._used_part(total - new) or self._empty(len(ids)))
+            past = self._used_part(total - new) or self._empty(len(ids))
+            logits, *present = self._run({IDS: ids, MASK: mask, **self._last}, past)
             self._token, self._logits = np.empty_like(ids[:, :1]), np.empty_like(logits[:, :1])
             self._keep(self._named(present))
             return logits
@@ -115,6 +132,8 @@ class SharedContinuation(HostContinuation):
             IDS, OrtValue.ortvalue_from_numpy(self._token)
         )  # on the host it is the array's own memory
         self._binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
+        for name, value in self._last.items():
+            self._binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value))
         for name, value in caches.items():
             batch, heads, length, size = value.shape
             buffer = np.empty((batch, heads, length + ROOM, size), value.dtype)
@@ -123,26 +142,3 @@ class SharedContinuation(HostContinuation):
             self._binding.bind_ortvalue_input(name, shared)
             self._binding.bind_ortvalue_output(present_name(name), shared)
             self._past[name] = buffer
-
-
-class DeviceContinuation(HostContinuation):
-    """The cache as OrtValues on the session's device; the logits come to the host."""
-
-    def __init__(self, session: Any, inputs: Sequence[Input], name: str, device: str) -> None:
-        super().__init__(session, inputs, name)
-        self._device = device
-
-    def _run(self, feeds: dict[str, Any], past: dict[str, Any]) -> list[Any]:
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            binding.bind_cpu_input(name, value)
-        for name, value in past.items():
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, value)
-            else:
-                binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, "cpu" if name == LOGITS else self._device)
-        self._session.run_with_iobinding(binding)
-        logits, *present = binding.get_outputs()
-        return [logits.numpy(), *present]

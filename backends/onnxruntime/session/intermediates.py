@@ -8,28 +8,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moec.backends.onnxruntime.session.opening import Start
+
 FOLDER = (
     "session.model_external_initializers_file_folder_path"  # where the weights lie, for a model that comes from memory
 )
 
 
-def intermediates(path: Path, providers: list[str], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def intermediates(path: Path, start: Start, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Run a model file and return every floating-point value of its main graph by name, in graph order.
 
-    The runtime's own optimisations are off, so that no value of the file is fused away.
+    The runtime's own optimisations are off, so that no value of the file is fused away. `start`: see `opening`.
     """
     import onnx
-    import onnxruntime as ort
 
     model = onnx.load(str(path), load_external_data=False)
     known = {o.name for o in model.graph.output}
     values = [name for node in model.graph.node for name in node.output if name]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in values if name not in known)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.add_session_config_entry(FOLDER, str(path.parent))
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=providers)
+    session = start(model.SerializeToString(), {FOLDER: str(path.parent)}, plain=True)
     types = {o.name: o.type for o in session.get_outputs()}
     wanted = [name for name in values if types[name] in ("tensor(float)", "tensor(float16)", "tensor(double)")]
     feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}

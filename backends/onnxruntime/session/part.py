@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from moec.backends.onnxruntime.session.intermediates import FOLDER, intermediates
+from moec.backends.onnxruntime.session.opening import Start
 
-Start = Callable[[bytes, Mapping[str, str]], Any]
 Part = Callable[[Tensor], Tensor]
 
 
-def part(
-    path: Path, start: Start, providers: list[str], inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float
-) -> Part | None:
+def part(path: Path, start: Start, inputs: Mapping[str, Tensor], x: Tensor, y: Tensor, within: float) -> Part | None:
     """What an engine computes between two values.
 
     Args:
-        path: the model file. start: opens a session of a graph's bytes, with more entries of its configuration.
+        path: the model file. start: opens a session of a graph's bytes, see `opening`.
         inputs: a sample. x, y: the two values for it, as the program has them, in any shape.
         within: how far the engine's own values may be from these, as max |d|/std.
 
@@ -34,7 +32,7 @@ def part(
     """
     import onnx
 
-    found = intermediates(path, providers, inputs)
+    found = intermediates(path, start, inputs)
     model = onnx.load(str(path), load_external_data=False)
     for end in reversed([name for name, value in found.items() if _equal(value, y, within)]):
         before = _before(model.graph, end)

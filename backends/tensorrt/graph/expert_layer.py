@@ -5,6 +5,9 @@
 neurons are multiplied by the token's weight for that expert, zero where it was not chosen; the second product then sums
 over experts too, so that no `[E, T, H]` is ever there. These are plain products, for which TensorRT has its best
 kernels, packed weights included.
+
+Where a graph has both, see `pieces`, they read the same constants: stacks `[E, I, H]` of every matrix, which the wide
+products see as `[E * I, H]`.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ class ExpertLayer:
         initializers: role -> name of the initializer, for matrices and biases.
         packed: role -> packed matrix, of those that moec's kernels are to read; not in `initializers`.
         unfolded: of each packed matrix, see `quantized.unfolded`.
+        both: whether the graph has both forms of the block.
+        known: constants that were emitted, by role; several pieces of a call read them.
     """
 
     emit: Emitter
@@ -53,6 +58,8 @@ class ExpertLayer:
     initializers: dict[str, str] = field(default_factory=dict)
     packed: dict[str, PackedWeight] = field(default_factory=dict)
     unfolded: list[str] = field(default_factory=list)
+    both: bool = False
+    known: dict[str, ir.Value] = field(default_factory=dict)
 
     @classmethod
     def of(cls, emit: Emitter, block: MoeNode, distinct: bool, whole: bool = False) -> ExpertLayer:
@@ -93,9 +100,14 @@ class ExpertLayer:
             else emit_plain(self.emit, rule, hidden[0], dtype)
         )
 
-    def matrix(self, weight: Weight | PackedWeight, role: str, part: Part) -> ir.Value:
-        """A weight, or rows of every expert's, as the graph reads it."""
+    def matrix(self, weight: Weight | PackedWeight, role: str, part: Part, wide: Part | None = None) -> ir.Value:
+        """A weight, or rows of every expert's, as the graph reads it: `[E, N, D]`, or as `wide` makes it of that."""
         role = {"up": "w_in", "down": "w_out"}[role] if self.whole else role
+        if wide is None or self.both:
+            return self._once(role, lambda: self._matrix(weight, role, part), wide is not None)
+        return self._once(role, lambda: self._matrix(weight, role, lambda w: wide(part(w))))
+
+    def _matrix(self, weight: Weight | PackedWeight, role: str, part: Part) -> ir.Value:
         own = weight.each(part) if isinstance(weight, PackedWeight) else part(weight)
         value = emit_weight(self.emit, own, role)
         self.unfolded.append(unfolded(value, own))
@@ -105,12 +117,24 @@ class ExpertLayer:
             self.initializers[role] = str(value.name)
         return value
 
-    def bias(self, weight: Weight, role: str) -> ir.Value:
-        """A bias as an initializer."""
+    def bias(self, weight: Weight, role: str, wide: bool = False) -> ir.Value:
+        """A bias `[E, N]` as an initializer; `[E * N]` if it is to be `wide`."""
         name = {"up": "b_in", "down": "b_out"}[role] if self.whole else f"{role}.bias"
-        value = self.emit.weight(weight, name)
-        self.initializers[name] = str(value.name)
+        own = _flat(weight) if wide and not self.both else weight
+        value = self._once(name, lambda: self.emit.weight(own, name), wide and self.both)
+        self.initializers[name] = str(self.known[name].name)
         return value
+
+    def _once(self, name: str, make: Callable[[], ir.Value], flat: bool = False) -> ir.Value:
+        """A constant that is emitted when it is first asked for; `flat` has its first two dimensions as one."""
+        if name not in self.known:
+            self.known[name] = make()
+        if flat and f"{name}.flat" not in self.known:
+            whole = self.known[name]
+            assert whole.shape is not None
+            width = [-1, *(int(d) for d in whole.shape[2:])]
+            self.known[f"{name}.flat"] = self.emit("Reshape", whole, self.emit.constant(width))
+        return self.known[f"{name}.flat" if flat else name]
 
     def to(self, value: ir.Value, have: ir.DataType, want: ir.DataType) -> ir.Value:
         return self.emit.cast(value, have, want)
@@ -133,11 +157,13 @@ def gathered(layer: ExpertLayer) -> ir.Value:
     for role, part in layer.roles:
         product = emit("MatMul", emit("Gather", layer.matrix(block.w_in, role, part), layer.ids, axis=0), x)
         hidden.append(product if block.b_in is None else _add_own(layer, product, part(block.b_in), role))
-    y = emit(
-        "MatMul",
-        emit("Gather", layer.matrix(block.w_out, "down", lambda w: w), layer.ids, axis=0),
-        layer.activate(hidden),
-    )
+    active, turned = layer.activate(hidden), _turned if layer.both else _same
+    down = emit("Gather", layer.matrix(block.w_out, "down", turned), layer.ids, axis=0)
+    if layer.both:  # `[T, K, 1, I] x [T, K, I, H]`
+        row = emit("Reshape", active, emit.constant([-1, block.top_k, 1, block.w_out.shape[2]]))
+        y = emit("Reshape", emit("MatMul", row, down), emit.constant([-1, block.top_k, block.hidden, 1]))
+    else:
+        y = emit("MatMul", down, active)
     y = layer.to(y if block.b_out is None else _add_own(layer, y, block.b_out, "down"), block.dtype, FLOAT)
     return emit("ReduceSum", y if block.score_before else emit("Mul", y, factors), emit.constant([1, 3]), keepdims=0)
 
@@ -184,12 +210,12 @@ def _all_experts(layer: ExpertLayer, role: str, part: Part, mix: ir.Value) -> ir
     experts scale it, which is linear, and not its bias."""
     emit, block = layer.emit, layer.block
     inner = block.w_out.shape[2] * (block.activation.rows_per_neuron if layer.whole else 1)
-    y = emit("Gemm", layer.x, layer.matrix(block.w_in, role, lambda w: lazy.merged(part(w))), transB=1)
+    y = emit("Gemm", layer.x, layer.matrix(block.w_in, role, part, lazy.merged), transB=1)
     if block.score_before:
         apart = emit("Reshape", layer.to(y, block.dtype, FLOAT), emit.constant([-1, block.experts, inner]))
         wide = emit("Mul", apart, emit("Unsqueeze", mix, emit.constant([2])))
         y = layer.to(emit("Reshape", wide, emit.constant([-1, block.experts * inner])), FLOAT, block.dtype)
-    y = y if block.b_in is None else emit("Add", y, layer.bias(_flat(part(block.b_in)), role))
+    y = y if block.b_in is None else emit("Add", y, layer.bias(part(block.b_in), role, wide=True))
     return emit("Reshape", y, emit.constant([-1, block.experts, inner])) if layer.whole else y
 
 
@@ -197,8 +223,17 @@ def _second(layer: ExpertLayer, active: ir.Value) -> ir.Value:
     """`[T, E * I]` times all second matrices below each other, `[T, H]`."""
     emit, block = layer.emit, layer.block
     if isinstance(block.w_out, PackedWeight):  # its blocks lie along I, so it stays `[out, in]`: [H, E * I]
-        return emit("Gemm", active, layer.matrix(block.w_out, "down", _beside), transB=1)
-    return emit("MatMul", active, layer.matrix(block.w_out, "down", lambda w: lazy.merged(lazy.transpose(w, 1, 2))))
+        return emit("Gemm", active, layer.matrix(block.w_out, "down", _same, _beside), transB=1)
+    return emit("MatMul", active, layer.matrix(block.w_out, "down", _turned, lazy.merged))
+
+
+def _same(weight: Weight) -> Weight:
+    return weight
+
+
+def _turned(weight: Weight) -> Weight:
+    """`[E, H, I]` as `[E, I, H]`."""
+    return lazy.transpose(weight, 1, 2)
 
 
 def _beside(weight: Weight) -> Weight:

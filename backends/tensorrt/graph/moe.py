@@ -13,7 +13,8 @@ from moec.backends.onnx.floats import SmallFloats
 from moec.backends.onnx.moe_node import MoeNode, read
 from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct
-from moec.backends.tensorrt.graph.expert_layer import FLOAT, ExpertLayer, dense, gathered
+from moec.backends.tensorrt.graph.expert_layer import FLOAT, ExpertLayer
+from moec.backends.tensorrt.graph.pieces import mixed
 from moec.backends.tensorrt.plugins.chain import ChainSizes
 from moec.backends.tensorrt.policy import BuildPlan, FormChoice, Shape, choose
 from moec.errors import MoecError
@@ -65,7 +66,7 @@ def _lower_node(graph: ir.Graph, node: ir.Node, plan: BuildPlan) -> dict[str, An
         choice = replace(choice, form="gathered")  # the other would be wrong, and nothing but the proof runs it
     name = str(node.outputs[0].name)
     layer = ExpertLayer.of(emit, block, distinct(block.ids, block.top_k), whole=choice.lowering == "kernels")
-    y = gathered(layer) if choice.form == "gathered" else dense(layer)
+    y = mixed(layer, choice, plan.tokens)
     emit.replace(emit("Reshape", emit.cast(y, FLOAT, block.dtype), emit("Shape", block.x)))
     remove_unread(graph, inputs)
     return {

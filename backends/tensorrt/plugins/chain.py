@@ -173,6 +173,9 @@ def _layout(
     """Numbers by name, outputs and grid of a kernel."""
     pairs, tokens, columns = Size(sizes.top_k), Size(1), arguments.get("BLOCK_N") or arguments["BLOCK"]
     tiles = pairs if few else Size(sizes.top_k, rows, sizes.experts)
+    if name == "count_kernel":
+        blocks = Size(sizes.top_k, columns, 1)
+        return {"pairs": pairs}, (OutputTensor("counts", "int32", (blocks, Size(plus=sizes.experts))),), (blocks,)
     if name == "align_kernel":
         shapes = {"order": pairs, "offsets": Size(plus=sizes.experts + 1), "tile_expert": tiles}
         return (

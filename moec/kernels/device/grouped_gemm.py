@@ -13,7 +13,7 @@ import triton.language as tl
 from moec.kernels.device.activation import activate, gate_times_up
 from moec.kernels.device.align import sorted_tile, token_tile
 from moec.kernels.device.arithmetic import rounded
-from moec.kernels.device.weights import halves, times_weights
+from moec.kernels.device.weights import gate_and_up, rows_of, times_weights
 
 
 @triton.jit
@@ -45,20 +45,20 @@ def rows_in_tile(
     expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row, stride_k,
     stride_scale, hidden, K: tl.constexpr, DEPTH: tl.constexpr, INNER: tl.constexpr, BEFORE: tl.constexpr, GATED:
     tl.constexpr, NAME: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER:
-    tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO:
-    tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K:
-    tl.constexpr,
+    tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP:
+    tl.constexpr, WORDS: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS:
+    tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of `rows_in_kernel`: the rows of `pairs` by one block of the columns of one expert."""
     e = expert.to(tl.int64)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.minimum(n, INNER - 1).to(tl.int64)
     own = w + e * stride_expert
     own_scale = scale if FORMAT == "plain" else scale + e * stride_scale
     own_zero = zero + e * stride_scale if HAS_ZERO else zero
     token = x + (pairs // K).to(tl.int64)[:, None] * stride_x
-    gate = tl.zeros((ROWS, BLOCK_N), tl.float32)
-    up = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    HALVES: tl.constexpr = 2 if GATED else 1
+    row, inside = rows_of(column, INNER, HALVES, BLOCK_N, TURNED)
+    acc = tl.zeros((ROWS, HALVES * BLOCK_N), tl.float32)
     if BEFORE:
         weight = tl.load(route_weights + pairs).to(tl.float32)[:, None]
     for k0 in range(0, DEPTH, BLOCK_K):
@@ -69,25 +69,21 @@ def rows_in_tile(
             a = tl.load(token + k, mask=k < DEPTH, other=0.0)
         if BEFORE:
             a = rounded(a.to(tl.float32) * weight, a.dtype)
-        low, high = halves(a, FORMAT)
-        gate = times_weights(
-            gate, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT, GROUP,
-            ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+        acc = times_weights(
+            acc, a, own, own_scale, own_zero, row, inside, k0, stride_row, stride_k, HALVES * INNER, DEPTH, BLOCK_K,
+            INNER % BLOCK_N == 0, FORMAT, TURNED, GROUP, ROW_GROUP, WORDS, HAS_ZERO, LATE, PRECISION,
         )  # fmt: skip
-        if GATED:
-            up = times_weights(
-                up, low, high, own, own_scale, own_zero, row + INNER, k0, stride_row, stride_k, DEPTH, BLOCK_K, FORMAT,
-                GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION,
-            )  # fmt: skip
-    if HAS_BIAS:
-        own_bias = bias + e * (INNER * (2 if GATED else 1)) + row
-        gate += tl.load(own_bias).to(tl.float32)[None, :]
-        if GATED:
-            up += tl.load(own_bias + INNER).to(tl.float32)[None, :]
+    own_bias = bias + e * (HALVES * INNER) + tl.minimum(n, INNER - 1) if HAS_BIAS else bias
     if GATED:
+        gate, up = gate_and_up(acc, ROWS, BLOCK_N, TURNED)
+        if HAS_BIAS:
+            gate += tl.load(own_bias).to(tl.float32)[None, :]
+            up += tl.load(own_bias + INNER).to(tl.float32)[None, :]
         result = gate_times_up(gate, up, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER)
     else:
-        result = activate(gate, NAME, ALPHA)
+        if HAS_BIAS:
+            acc += tl.load(own_bias).to(tl.float32)[None, :]
+        result = activate(acc, NAME, ALPHA)
     out = hidden + pairs.to(tl.int64)[:, None] * INNER + n[None, :]
     tl.store(out, rounded(result, hidden.dtype.element_ty), mask=live[:, None] & (n < INNER)[None, :])
 
@@ -98,8 +94,9 @@ def rows_in_kernel(
     stride_row, stride_k, stride_scale, hidden, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH:
     tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr, GATED: tl.constexpr, NAME: tl.constexpr,
     ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, WORDS: tl.constexpr,
+    HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """`hidden[pair] = activation(x[token] @ w[expert].T + bias[expert])`, `[pairs, INNER]` in hidden's dtype.
 
@@ -113,21 +110,21 @@ def rows_in_kernel(
     rows_in_tile(
         expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert, stride_row,
         stride_k, stride_scale, hidden, K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT, CLAMP_AFTER, HAS_BIAS,
-        FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+        FORMAT, TURNED, GROUP, ROW_GROUP, WORDS, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 
 @triton.jit
 def rows_out_tile(
     expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale,
-    result, INNER: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
-    ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    result, INNER: tl.constexpr, WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED:
+    tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, WORDS: tl.constexpr, HAS_ZERO: tl.constexpr, LATE:
+    tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of `rows_out_kernel`."""
     e = expert.to(tl.int64)
     n = column * BLOCK_N + tl.arange(0, BLOCK_N)
-    row = tl.minimum(n, WIDTH - 1).to(tl.int64)
+    row, inside = rows_of(column, WIDTH, 1, BLOCK_N, TURNED)
     own = w + e * stride_expert
     own_scale = scale if FORMAT == "plain" else scale + e * stride_scale
     own_zero = zero + e * stride_scale if HAS_ZERO else zero
@@ -139,13 +136,12 @@ def rows_out_tile(
             a = tl.load(given + k)
         else:
             a = tl.load(given + k, mask=k < INNER, other=0.0)
-        low, high = halves(a, FORMAT)
         acc = times_weights(
-            acc, low, high, own, own_scale, own_zero, row, k0, stride_row, stride_k, INNER, BLOCK_K, FORMAT, GROUP,
-            ROW_GROUP, HAS_ZERO, LATE, PRECISION,
+            acc, a, own, own_scale, own_zero, row, inside, k0, stride_row, stride_k, WIDTH, INNER, BLOCK_K, WIDTH %
+            BLOCK_N == 0, FORMAT, TURNED, GROUP, ROW_GROUP, WORDS, HAS_ZERO, LATE, PRECISION,
         )  # fmt: skip
     if HAS_BIAS:
-        acc += tl.load(bias + e * WIDTH + row).to(tl.float32)[None, :]
+        acc += tl.load(bias + e * WIDTH + tl.minimum(n, WIDTH - 1)).to(tl.float32)[None, :]
     out = result + pairs.to(tl.int64)[:, None] * WIDTH + n[None, :]
     tl.store(out, rounded(acc, result.dtype.element_ty), mask=live[:, None] & (n < WIDTH)[None, :])
 
@@ -154,9 +150,9 @@ def rows_out_tile(
 def rows_out_kernel(
     hidden, ids, order, offsets, tile_expert, w, scale, zero, bias, tokens, tiles, stride_expert, stride_row, stride_k,
     stride_scale, result, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH:
-    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP:
-    tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N:
-    tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP:
+    tl.constexpr, ROW_GROUP: tl.constexpr, WORDS: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION:
+    tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """`result[pair] = hidden[pair] @ w[expert].T + bias[expert]`, `[pairs, WIDTH]`. Grid: tiles * ceil(WIDTH /
     BLOCK_N)."""
@@ -166,7 +162,8 @@ def rows_out_kernel(
         return
     rows_out_tile(
         expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k, stride_scale,
-        result, INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+        result, INNER, WIDTH, HAS_BIAS, FORMAT, TURNED, GROUP, ROW_GROUP, WORDS, HAS_ZERO, LATE, PRECISION, ROWS,
+        BLOCK_N, BLOCK_K,
     )  # fmt: skip
 
 

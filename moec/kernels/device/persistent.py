@@ -20,8 +20,9 @@ def rows_in_persistent_kernel(
     stride_row, stride_k, stride_scale, hidden, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, DEPTH:
     tl.constexpr, INNER: tl.constexpr, FEW: tl.constexpr, BEFORE: tl.constexpr, GATED: tl.constexpr, NAME: tl.constexpr,
     ALPHA: tl.constexpr, BETA: tl.constexpr, LIMIT: tl.constexpr, CLAMP_AFTER: tl.constexpr, HAS_BIAS: tl.constexpr,
-    FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP: tl.constexpr, WORDS: tl.constexpr,
+    HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """`rows_in_kernel` with any number of programs. Grid: programs."""
     COLUMNS: tl.constexpr = (INNER + BLOCK_N - 1) // BLOCK_N
@@ -33,7 +34,8 @@ def rows_in_persistent_kernel(
             rows_in_tile(
                 expert, pairs, live, column, x, route_weights, w, scale, zero, bias, stride_x, stride_expert,
                 stride_row, stride_k, stride_scale, hidden, K, DEPTH, INNER, BEFORE, GATED, NAME, ALPHA, BETA, LIMIT,
-                CLAMP_AFTER, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS, BLOCK_N, BLOCK_K,
+                CLAMP_AFTER, HAS_BIAS, FORMAT, TURNED, GROUP, ROW_GROUP, WORDS, HAS_ZERO, LATE, PRECISION, ROWS,
+                BLOCK_N, BLOCK_K,
             )  # fmt: skip
         piece += tl.num_programs(0)
 
@@ -42,9 +44,9 @@ def rows_in_persistent_kernel(
 def rows_out_persistent_kernel(
     hidden, ids, order, offsets, tile_expert, w, scale, zero, bias, tokens, tiles, stride_expert, stride_row, stride_k,
     stride_scale, result, EXPERTS: tl.constexpr, K: tl.constexpr, K_WIDE: tl.constexpr, INNER: tl.constexpr, WIDTH:
-    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, ROW_GROUP:
-    tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, BLOCK_N:
-    tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
+    tl.constexpr, FEW: tl.constexpr, HAS_BIAS: tl.constexpr, FORMAT: tl.constexpr, TURNED: tl.constexpr, GROUP:
+    tl.constexpr, ROW_GROUP: tl.constexpr, WORDS: tl.constexpr, HAS_ZERO: tl.constexpr, LATE: tl.constexpr, PRECISION:
+    tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
 ):  # fmt: skip
     """`rows_out_kernel` with any number of programs. Grid: programs."""
     COLUMNS: tl.constexpr = (WIDTH + BLOCK_N - 1) // BLOCK_N
@@ -55,7 +57,7 @@ def rows_out_persistent_kernel(
         if expert >= 0:
             rows_out_tile(
                 expert, pairs, live, column, hidden, w, scale, zero, bias, stride_expert, stride_row, stride_k,
-                stride_scale, result, INNER, WIDTH, HAS_BIAS, FORMAT, GROUP, ROW_GROUP, HAS_ZERO, LATE, PRECISION, ROWS,
-                BLOCK_N, BLOCK_K,
+                stride_scale, result, INNER, WIDTH, HAS_BIAS, FORMAT, TURNED, GROUP, ROW_GROUP, WORDS, HAS_ZERO, LATE,
+                PRECISION, ROWS, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         piece += tl.num_programs(0)

@@ -10,14 +10,13 @@ from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import text_inputs
 from moec.proof.budgets import Budget, OverBudget, budget_of
 from moec.proof.checks.check import Check, Figure
-from moec.proof.own_text import OwnQuality, OwnText, judge, write_own_text
+from moec.proof.own_text import MILDER, OwnQuality, OwnText, judge, write_own_text
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 
 # what kernels may cost beside the program that they run, where the user chose inexact ones: activations of 8 bits cost
 # a trained Llama of 7 M parameters 0.0001 nats
 KERNELS = Budget(0.002, 0.95, "inexact kernels")
-LESS = "make the passes less aggressive, or allow more with --max-kl, or with --tolerance on the outputs"
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class OwnTextQuality(Check):
         where = f"{found.tokens} tokens of {found.texts} texts that the untouched model continues"
         if found is self.kernels:
             return MoecError("M107", what, where, "leave accuracy=int8 out of the target")
-        return OverBudget("M107", what, where, LESS)
+        return OverBudget("M107", what, where, MILDER)
 
     def turned_by(self, subject: Subject) -> tuple[str, ...]:
         """The kernels' own budget is fixed; any of the others takes the place of the default."""

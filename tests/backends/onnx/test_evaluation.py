@@ -76,6 +76,20 @@ def test_a_graph_is_cut_at_its_opaque_nodes() -> None:
     assert found == [(["MatMul", "Relu"], ["Dequantize"]), (["IsInf", "If"], ["Experts"])]
 
 
+def test_a_sequence_goes_from_part_to_part() -> None:
+    model = product()
+    graph, (y,) = model.graph, model.graph.outputs
+    parts = add(graph, "SplitToSequence", [y], "parts", axis=1, keepdims=1)
+    codes = add(graph, "Cast", [y], "codes", to=ir.DataType.UINT8)
+    opaque = add(graph, "Dequantize", [codes, add(graph, "ReduceMean", [y], "m", axes=[1])], "d", domain="moec", bits=8)
+    index = add(graph, "Cast", [add(graph, "ReduceMin", [opaque], "least", keepdims=0)], "i", to=ir.DataType.INT64)
+    graph.outputs[0] = add(graph, "SequenceAt", [parts, index], "part")
+    graph.outputs[0].type, graph.outputs[0].shape, graph.opset_imports[""] = y.type, ir.Shape(["rows", 1]), 17
+    assert [len(plain) for plain, _ in layers_of(graph)] == [5, 3]
+    found = GraphEngine(model, ROWS).intermediates({"x": torch.zeros(3, 6)})
+    assert torch.equal(found["part"], torch.zeros(3, 1)) and "parts" not in found
+
+
 # ---------------------------------------------------------------------- bisection
 def spoil(model: ir.Model, factor: float = 1.2) -> None:
     """Multiply one expert's matrix of the second block."""

@@ -15,7 +15,7 @@ from moec.kernels.starting import recording
 from moec.kernels.tiles import Tile
 from tests.kernels.accuracy import MARGIN, problem, ratio
 from tests.kernels.conftest import Interpret
-from tests.kernels.device.test_grouped_gemm import SMS, UNITS, built
+from tests.kernels.device.test_grouped_gemm import SMS, built, demand_a_good_main_loop
 
 SMALL, PERSISTENT = Tile(16, 32, 32), Tile(16, 32, 32, resident=1)
 IDS = {
@@ -97,4 +97,4 @@ def test_every_gpu(compiler: Interpret, case: str, sm: int) -> None:
         assert kernel.scratch_bytes == 0 and kernel.spilled_bytes == 0 and kernel.registers <= 255, kernel.name
         assert kernel.registers * 32 * kernel.warps <= 65536, kernel.name
         assert kernel.shared_bytes <= SHARED_LIMIT_BYTES[sm] and "\ttrap;" not in kernel.ptx, kernel.name
-        assert any(unit in kernel.ptx for unit in UNITS.values()) and "cp.async" in kernel.ptx, kernel.name
+        demand_a_good_main_loop(kernel, case, sm)

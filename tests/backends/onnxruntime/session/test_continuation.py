@@ -14,7 +14,8 @@ from torch import Tensor
 
 import moec
 from moec.backends.onnxruntime.session import continuation
-from moec.backends.onnxruntime.session.continuation import DeviceContinuation, HostContinuation, SharedContinuation
+from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation
+from moec.backends.onnxruntime.session.on_device import DeviceContinuation
 from moec.errors import MoecError
 from moec.execution.generation import Continuation, TensorContinuation, pad
 

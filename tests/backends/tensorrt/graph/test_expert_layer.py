@@ -14,13 +14,13 @@ from moec.errors import MoecError
 from tests.backends.onnxruntime.blocks import ACTIVATIONS, Experts, choice, error, experts_model, ops, run, tokens
 from tests.backends.onnxruntime.rounding import mix
 
-FORMS = ("gathered", "dense")
+FORMS = ("gathered", "dense", "either")
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2}
 
 
 def lowered(model: ir.Model, form: str, **plan: object) -> ir.Model:
     (fact,) = lower_experts(model, BuildPlan("tensorrt-rtx", lowering=form, **plan))  # type: ignore[arg-type]
-    assert fact["form"] == form and fact["memory_bytes"] > 0
+    assert fact["formulation"] == form and fact["memory_bytes"] > 0
     assert not {n.domain for n in model.graph} - {""}
     assert not {"NonZero", "If", "Loop", "ScatterND", "ScatterElements", "Split"} & set(ops(model))
     return model

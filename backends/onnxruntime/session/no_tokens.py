@@ -1,0 +1,43 @@
+"""Calls of a CUDA engine without tokens: nothing is to be computed, and the device refuses to compute nothing.
+
+The kernels of `MoE` and `QMoE` are launched with a block for each token; with none that is an invalid launch (CUDA
+error 9), which the CPU's have not. A guard in the graph would be a branch or a copy in every layer of every step. So the
+engine answers itself. Other clients get the runtime's error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.program.decoder_signature import cache_inputs, present_name
+from moec.program.signature import Input, sizes_of
+
+
+def without_tokens(
+    inputs: Sequence[Input], outputs: Sequence[Input], given: Mapping[str, Tensor], name: str
+) -> dict[str, Tensor] | None:
+    """The outputs of a call without tokens: empty ones, and the cache as it was. None where there are tokens.
+
+    Args:
+        inputs, outputs: the engine's signature. given: tensors by name.
+        name: the engine's.
+
+    Raises:
+        MoecError: M211 where an output would have to be computed from no token.
+    """
+    caches = {c.name: c for c in cache_inputs(inputs)}
+    if all(given[spec.name].numel() for spec in inputs if spec.name not in caches):
+        return None
+    sizes, past = sizes_of(inputs, given), {present_name(name): given[name] for name in caches}
+    found = {}
+    for spec in outputs:
+        shape = spec.resolve(sizes)
+        if spec.name not in past and 0 not in shape:
+            fix = "give one token or more"
+            raise MoecError("M211", f"CUDA computes no {spec.name!r} of no tokens", name, fix)
+        found[spec.name] = past[spec.name] if spec.name in past else torch.zeros(shape, dtype=spec.dtype)
+    return found

@@ -1,0 +1,135 @@
+"""Values that stay on a session's device: the caches of a text, and tensors that a caller has there.
+
+What crosses is what a step cannot do without: ids and mask go to the device, the logits of the last token come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from moec.backends.onnxruntime.session.continuation import ROOM, HostContinuation
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, present_name
+from moec.program.program import Input
+
+
+def run_on_device(
+    session: Any, outputs: Sequence[str], inputs: Mapping[str, Any], device: str = "cuda"
+) -> dict[str, Any]:
+    """Run a session on values where they lie, through DLPack (https://dmlc.github.io/dlpack): nothing is copied that is
+    on the device already.
+
+    Args:
+        session: an `onnxruntime.InferenceSession`.
+        outputs: their names.
+        inputs: by name, `OrtValue`s or anything with `__dlpack__`, contiguous. What writes them has ended.
+        device: where outputs are made, as the runtime calls it.
+
+    Returns:
+        The outputs by name, `OrtValue`s on the device; the device has ended its work.
+    """
+    from onnxruntime import OrtValue
+
+    binding = session.io_binding()
+    for name, value in inputs.items():
+        bound = value if isinstance(value, OrtValue) else OrtValue.from_dlpack(value)
+        binding.bind_ortvalue_input(name, bound)
+    for name in outputs:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    return dict(zip(outputs, binding.get_outputs(), strict=True))
+
+
+class DeviceContinuation(HostContinuation):
+    """The cache as the `OrtValue`s that the runtime made on the device."""
+
+    def __init__(self, session: Any, inputs: Sequence[Input], name: str, device: str) -> None:
+        from onnxruntime import OrtValue
+
+        super().__init__(session, inputs, name)
+        self._device = device
+        # an input with a default is bound as a value, never as an array
+        self._last = {name: OrtValue.ortvalue_from_numpy(value) for name, value in self._last.items()}
+
+    def _run(self, feeds: dict[str, Any], past: dict[str, Any]) -> list[Any]:
+        binding = self._session.io_binding()
+        for name, value in {**feeds, **past}.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, value)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, "cpu" if name == LOGITS else self._device)
+        self._session.run_with_iobinding(binding)
+        logits, *present = binding.get_outputs()
+        return [logits.numpy(), *present]
+
+
+class DeviceBuffers(DeviceContinuation):
+    """The cache as buffers on the device with room for more tokens, each both past and present of its layer: tokens are
+    appended to it, and nothing of it is copied or allocated while there is room.
+
+    For graphs whose operator reads as many places as the mask tells, in a prompt too.
+    """
+
+    def __init__(self, session: Any, inputs: Sequence[Input], name: str, device: str) -> None:
+        super().__init__(session, inputs, name, device)
+        self._room, self._binding = 0, None
+        self._logits: Any = None  # of one token a row, where the graph computes no others
+
+    def _advance(self, ids: Any, mask: Any) -> Any:
+        total = mask.shape[1]
+        if total > self._room:
+            self._grow(len(ids), total)
+        binding: Any = self._binding
+        binding.bind_cpu_input(IDS, ids)
+        binding.bind_cpu_input(MASK, mask)
+        if not self._last:
+            binding.bind_output(LOGITS, "cpu")
+        self._session.run_with_iobinding(binding)
+        return self._logits if self._last else binding.get_outputs()[-1].numpy()  # bound last
+
+    def _grow(self, batch: int, total: int) -> None:
+        """Buffers that are twice as long, or long enough; what they held goes through the host, which is seldom."""
+        from onnxruntime import OrtValue
+
+        room = max(total + ROOM, 2 * self._room)
+        used, self._room = self._past, room
+        self._binding, self._past = self._session.io_binding(), {}
+        zeros: dict[tuple[int, ...], Any] = {}
+        for cache in self._caches:
+            shape = cache.resolve({"batch": batch, PAST: room})
+            buffer = self._filled(shape, cache.dtype, used.get(cache.name), zeros)
+            self._past[cache.name] = buffer
+            self._binding.bind_ortvalue_input(cache.name, buffer)
+            self._binding.bind_ortvalue_output(present_name(cache.name), buffer)
+        for name, value in self._last.items():
+            self._binding.bind_ortvalue_input(name, value)
+        if self._last:
+            self._logits = self._host_logits(batch)
+            self._binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
+
+    def _host_logits(self, batch: int) -> np.ndarray:
+        spec = next(o for o in self._session.get_outputs() if o.name == LOGITS)
+        return np.empty((batch, 1, spec.shape[2]), np.float16 if "float16" in spec.type else np.float32)
+
+    def _filled(self, shape: tuple[int, ...], dtype: torch.dtype, used: Any, zeros: dict[tuple[int, ...], Any]) -> Any:
+        """A buffer of zeros, or of what an older one held: a place that nobody has written may hold anything, and zero
+        times anything is not always zero."""
+        from onnxruntime import OrtValue
+
+        kind = torch.empty(0, dtype=dtype).numpy().dtype
+        if used is not None:
+            held = np.zeros(shape, kind)
+            old = used.numpy()
+            held[:, :, : old.shape[2]] = old
+            return OrtValue.ortvalue_from_numpy(held, self._device, 0)
+        if shape not in zeros:
+            zeros[shape] = OrtValue.ortvalue_from_numpy(np.zeros(shape, kind), self._device, 0)
+            return zeros[shape]
+        buffer = OrtValue.ortvalue_from_shape_and_type(shape, kind.type, self._device, 0)
+        buffer.update_inplace(zeros[shape])
+        return buffer

@@ -1,0 +1,121 @@
+"""Sessions of an engine: on the provider that its target names, with the settings that keep its numbers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from moec.backends.onnx.sessions import Providers, open_on
+from moec.backends.onnxruntime.session.libraries import PROVIDER, require_cuda
+from moec.errors import MoecError
+from moec.targets.target import Target
+
+CPU = "CPUExecutionProvider"
+# of the environment, read when a session is opened: the CPU's QMoE multiplies 8-bit weights in float32, with activations
+# as they are. It has no setting for it; those of 4 bits are the same with it and as fast.
+EXACT = "ORT_QMOE_CPU_QNBIT_GEMM", "fp32"
+_opening = threading.Lock()
+
+
+class Start(Protocol):
+    """Opens a session of a graph that is in memory, with the settings of an engine's."""
+
+    def __call__(self, model: bytes, entries: Mapping[str, str], plain: bool = False) -> Any:
+        """`entries`: more of the session's configuration; `plain`: without the runtime's own optimisations."""
+        ...
+
+
+def device_of(target: Target) -> str:
+    """`cpu` or `cuda`."""
+    return target.device or "cpu"
+
+
+def cuda_options(target: Target) -> dict[str, str]:
+    """Settings of the CUDA provider, for every client. TF32 keeps 10 bits of a float32 product's factors, and is the
+    provider's default; it changes the routers of half-precision engines too."""
+    return {"use_tf32": "1" if target.options.get("tf32") == "true" else "0"}
+
+
+def providers_of(target: Target) -> Providers:
+    """The execution providers of a target, in order."""
+    if device_of(target) == "cpu":
+        return [CPU]
+    return [(PROVIDER, cuda_options(target)), CPU]
+
+
+def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
+    """An `onnxruntime.InferenceSession`; raises M301 or M302 when the device's libraries or hardware are not there, M106
+    when the file does not load."""
+    if device_of(target) == "cuda":
+        require_cuda(str(target))
+    options = options_of(target)
+    left_out = None if prepack else _stay_small(options)
+    try:
+        with rounding(target):
+            return open_on(providers_of(target), str(path), options, left_out)
+    except MoecError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MoecError(
+            "M106", f"ONNX Runtime cannot load the engine: {reason[:300]}", str(path), "compile it again"
+        ) from error
+
+
+def session_of(target: Target, model: bytes, entries: Mapping[str, str], plain: bool = False) -> Any:
+    """See `Start`."""
+    import onnxruntime as ort
+
+    options = options_of(target)
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with rounding(target):
+        return open_on(providers_of(target), model, options)
+
+
+@contextmanager
+def rounding(target: Target) -> Iterator[None]:
+    """Around the opening of a session: its kernels round activations to 8 bits only where the target says
+    `accuracy=int8`. A CPU session that stands in for CUDA, whose kernels round nothing, computes what CUDA does."""
+    name, exact = EXACT
+    if target.options.get("accuracy") == "int8":
+        yield
+        return
+    with _opening:
+        before = os.environ.get(name)
+        os.environ[name] = exact
+        try:
+            yield
+        finally:
+            os.environ.pop(name) if before is None else os.environ.update({name: before})
+
+
+def options_of(target: Target) -> Any:
+    """The `onnxruntime.SessionOptions` of a target's engines."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what it says of errors it raises too; its own log would print names as they are
+    options.intra_op_num_threads = target.threads
+    return options
+
+
+def _stay_small(options: Any) -> list[str]:
+    """Let weights stay memory-mapped and keep nothing that is made of them; returns the optimizers to leave out.
+
+    Folding would hold every step of unpacking a matrix until the last is done, the default order would unpack all of
+    them first, and each thread unpacks an expert of its own.
+    """
+    import onnxruntime as ort
+
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.intra_op_num_threads = options.intra_op_num_threads or 1
+    return ["ConstantFolding"]

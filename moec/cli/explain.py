@@ -1,0 +1,46 @@
+"""What `moec explain NAME` says: of a pass, a target, a preset or an error code."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+from moec import registry
+from moec.cli.config import preset_text, presets
+from moec.errors import CODES, EXIT_CODES, MoecError
+
+
+def explain(name: str) -> tuple[dict[str, Any], str]:
+    """What is known of a name, as plain data and as a text for people. Raises M202 with the nearest names."""
+    if name in CODES:
+        return _code(name)
+    if name in registry.names("passes"):
+        return _pass(name)
+    if name in registry.names("backends"):
+        doc = inspect.getdoc(registry.find("backends", name)) or ""
+        return {"target": name, "doc": doc}, f"{name}\n\n{doc}"
+    if name in presets():
+        text = preset_text(name)
+        return {"preset": name, "toml": text}, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
+    known = [*registry.names("passes"), *registry.names("backends"), *presets(), *CODES]
+    raise MoecError("M202", f"nothing is called {name!r}", "moec explain", _nearest(name, known))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    found = registry.did_you_mean(name, known)
+    return found if found.startswith("did you mean") else "see `moec ls` for passes, targets and presets"
+
+
+def _code(name: str) -> tuple[dict[str, Any], str]:
+    data = {"code": name, "meaning": CODES[name], "exit_code": EXIT_CODES[name[:2]]}
+    return data, f"{name} (exit status {data['exit_code']}): {data['meaning']}"
+
+
+def _pass(name: str) -> tuple[dict[str, Any], str]:
+    cls = registry.find("passes", name)
+    fields = {f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(cls)}
+    doc = inspect.getdoc(cls)
+    data = {"pass": name, "contract": cls.contract, "after": list(cls.after), "options": fields, "doc": doc}
+    options = ", ".join(f"{key}={value!r}" for key, value in fields.items())
+    return data, f"{name}({options})\ncontract: {cls.contract}\n\n{doc}"

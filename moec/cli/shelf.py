@@ -1,0 +1,131 @@
+"""`moec ls`, `moec diff`, `moec check`: what there is, what two engines differ in, whether one is as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from moec import registry
+from moec.cli.completion import completer
+from moec.cli.config import presets, read_config
+from moec.cli.console import common, emit, say
+from moec.cli.settings import trust_options
+
+if TYPE_CHECKING:
+    from moec.compiler.shelf import Kept
+
+KINDS = ("passes", "targets", "presets")
+_AGES = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (60 * 2, 60, "minutes"), (0, 1, "seconds"))
+
+
+@click.command("ls")
+@click.argument("what", required=False)
+@common
+def ls_command(what: str | None, as_json: bool, quiet: bool) -> None:
+    """List passes, targets, presets, or (without WHAT) all of them; or the engines in the folder WHAT."""
+    if what is not None and what not in KINDS:
+        _engines(Path(what), as_json)
+    elif what is not None:
+        rows = _rows(what)
+        emit(rows) if as_json else say(_table(rows))
+    else:
+        every = {kind: _rows(kind) for kind in KINDS}
+        emit(every) if as_json else say("\n\n".join(f"{kind}\n{_table(rows)}" for kind, rows in every.items()))
+
+
+def _rows(kind: str) -> dict[str, str]:
+    if kind == "presets":
+        return presets()
+    group: registry.Group = "passes" if kind == "passes" else "backends"
+    return {name: _summary(registry.find(group, name)) for name in registry.names(group)}
+
+
+def _summary(thing: Any) -> str:
+    paragraph = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=\w\.) ", paragraph)[0].rstrip(".")
+
+
+def _table(rows: dict[str, str]) -> str:
+    return "\n".join(f"{name:<16} {line}" for name, line in rows.items())
+
+
+def _engines(folder: Path, as_json: bool) -> None:
+    from moec.compiler.shelf import engines_in
+
+    found = engines_in(folder)
+    if as_json:
+        emit([{**dataclasses.asdict(kept), "folder": str(kept.folder)} for kept in found])
+        return
+    say(_aligned([_row(kept, folder) for kept in found]) if found else f"no engine lies in {folder}")
+
+
+def _row(kept: Kept, folder: Path) -> tuple[str, ...]:
+    name = "." if kept.folder == folder else str(kept.folder.relative_to(folder))
+    error = "" if kept.deviation is None else f"max |d|/std {kept.deviation:.2g}"
+    return name, kept.target, error, f"{kept.size_bytes / 2**20:,.1f} MiB", f"{_age(kept.age_s)} old", kept.verdict
+
+
+def _age(seconds: float) -> str:
+    size, unit = next((size, unit) for least, size, unit in _AGES if seconds >= least)
+    return f"{seconds // size:.0f} {unit}"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+@click.command("diff")
+@click.argument("left", type=click.Path(path_type=Path))
+@click.argument("right", type=click.Path(path_type=Path))
+@common
+def diff_command(left: Path, right: Path, as_json: bool, quiet: bool) -> int:
+    """Show what the engines LEFT and RIGHT differ in: model, settings, versions, passes, proof, files.
+
+    Exit status 1 when they differ.
+    """
+    from moec import api
+    from moec.compiler.shelf import differences
+
+    found = differences(api.read_report(left), api.read_report(right))
+    if as_json:
+        emit([dataclasses.asdict(each) for each in found])
+    else:
+        say("\n".join(f"{each.name}: {_said(each.left)} → {_said(each.right)}" for each in found) or "equal")
+    return 1 if found else 0
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@click.command("check")
+@click.argument("manifests", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    shell_complete=completer("config"),
+    help="A TOML file, or a preset, whose settings the engines must have been compiled with.",
+)
+@trust_options
+@common
+def check_command(manifests: tuple[Path, ...], config: Path | None, as_json: bool, quiet: bool, **opening: Any) -> int:
+    """Fail when a model, a text, a setting or an engine's file is no longer what MANIFESTS say.
+
+    For hooks before a commit and for pipelines: hashes only, nothing is run. Exit status 1 when something changed.
+    """
+    from moec.compiler.check import problems
+
+    wanted = read_config(config) if config else {}
+    found = {str(manifest): problems(manifest, wanted, opening) for manifest in manifests}
+    if as_json:
+        emit({name: [error.to_dict() for error in errors] for name, errors in found.items()})
+    else:
+        for name, errors in found.items():
+            say("\n".join(map(str, errors)) or f"{name}  as it was")
+    return 1 if any(found.values()) else 0

@@ -1,0 +1,70 @@
+"""Whether an engine is still what its manifest says: before a commit, without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
+from moec.compiler.options import Options
+from moec.compiler.staging import MANIFEST
+from moec.errors import MoecError
+from moec.report.artefacts import check_artefacts
+from moec.report.report import Report
+
+Step = Callable[[], Any]
+
+
+def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> list[MoecError]:
+    """What is no longer as a manifest says; empty where all is.
+
+    The model's files, the texts and the engine's own files are hashed, the proof's verdict is found anew from its
+    figures, and the settings are compared. No weight is loaded and no engine runs: `moec verify` proves.
+
+    Args:
+        manifest: an engine's `moec.json`, or its folder. Of a manifest that lies alone, as in a repository that does
+            not keep engines, no engine's files are asked for.
+        wanted: settings by name that the engine must have been compiled with.
+        opening: arguments of `open_source`.
+
+    Raises:
+        MoecError: M106 when the manifest cannot be read.
+    """
+    path = manifest / MANIFEST if manifest.is_dir() else manifest
+    report = Report.read(path)
+    return [error for step in _steps(report, path, wanted, opening) if (error := _error_of(step)) is not None]
+
+
+def _steps(report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterator[Step]:
+    yield partial(_require_proof, report, path)
+    yield partial(open_recorded, report, opening)
+    yield lambda: require_same_texts(report, options_of(report))
+    if any((path.parent / artefact.name).exists() for artefact in report.artefacts):
+        yield partial(check_artefacts, report.artefacts, path.parent)
+    for name, value in _changed(report, wanted).items():
+        yield partial(_refuse, report, path, name, value)
+
+
+def _error_of(step: Step) -> MoecError | None:
+    try:
+        step()
+    except MoecError as error:
+        return error
+    return None
+
+
+def _require_proof(report: Report, path: Path) -> None:
+    if not report.ok:
+        raise MoecError("M101", f"the proof fails: {report.headline()}", str(path), "compile the model again")
+
+
+def _changed(report: Report, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    plain = Options.of(dict(wanted)).to_plain()
+    return {name: plain[name] for name in wanted if plain[name] != report.settings.get(name)}
+
+
+def _refuse(report: Report, path: Path, name: str, value: Any) -> None:
+    what = f"{name} is {value!r} now; the engine was compiled with {report.settings.get(name)!r}"
+    raise MoecError("M112", what, str(path), "compile the model again")

@@ -1,0 +1,43 @@
+"""A session runs on the providers that were asked for, or is not opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+import torch
+
+import moec
+from moec.backends.onnx.sessions import open_on
+from moec.errors import MoecError
+
+CUDA = "CUDAExecutionProvider"
+ROOT = Path(moec.__file__).parents[1]
+
+
+def graph() -> bytes:
+    x = ir.Value(name="x", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Relu", [x])
+    node.outputs[0].name, node.outputs[0].type = "y", x.type
+    model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}), ir_version=10)
+    return bytes(ir.to_proto(model).SerializeToString())
+
+
+def test_a_provider_that_is_not_there_is_said_on_no_stream_of_results(capfd: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime as ort
+
+    session = open_on(["CPUExecutionProvider"], graph(), ort.SessionOptions())
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    if CUDA not in ort.get_available_providers() or torch.cuda.is_available():
+        pytest.skip("the runtime has no CUDA provider, or has all that it needs")
+    with pytest.raises(MoecError) as caught:
+        open_on([CUDA, "CPUExecutionProvider"], graph(), ort.SessionOptions())
+    assert caught.value.code == "M302" and CUDA in caught.value.what
+    assert capfd.readouterr().out == ""
+
+
+def test_sessions_are_opened_here_alone() -> None:
+    sources = [path for folder in ("moec", "backends", "passes") for path in (ROOT / folder).rglob("*.py")]
+    opening = [path.name for path in sources if "InferenceSession(" in path.read_text()]
+    assert opening == ["sessions.py"]

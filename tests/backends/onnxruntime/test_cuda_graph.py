@@ -1,0 +1,151 @@
+"""Engines for CUDA, on the stand-in for its libraries: where their nodes run, what a prompt and a step launch and copy.
+
+The real CUDA provider decides all of this; numbers are proven on the CPU. `benchmarks/cuda_graph.py` prints the figures
+that are bounded here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cuda_stand_in.build import library
+from tests.cuda_stand_in.engines import FORMS, MODELS, captured, lower
+from tests.cuda_stand_in.observation import Observation
+from tests.cuda_stand_in.observe import Job, observe_all
+
+LAYERS = 2
+# what may stay on the CPU, where shapes are: a few int64 of which nothing large is made
+ON_CPU = {
+    "Shape": "reads a shape, no data",
+    "Gather": "takes one dimension out of a shape",
+    "Slice": "takes some dimensions out of a shape",
+    "Squeeze": "a dimension as a scalar, for Range",
+    "Unsqueeze": "a dimension as a vector, for Concat",
+    "Concat": "puts a shape together, for Reshape and Expand",
+    "Reshape": "a scalar that the exporter had reshaped",
+    "Cast": "the type of a length: GroupQueryAttention takes int32 on the host",
+    "Add": "past length + new length",
+    "Sub": "total length - new length",
+    "Mul": "rows = batch * sequence",
+    "Neg": "the start of the last rows, counted from the end",
+}
+MEMCPY_NODES = 0  # with one the provider refuses to capture a CUDA graph
+# the mask, the rotary's angles, embedding, norm and head; the host gives ids, mask and a length, and takes logits
+LAUNCHES_A_LAYER, LAUNCHES_BESIDE = 14, 24
+TO_DEVICE, ON_DEVICE, TO_HOST = 3, 1, 1
+FUSED = re.compile(r"flash|kernel_mha|xqa", re.IGNORECASE)  # flash attention's and XQA's kernels
+NO_FUSED_ATTENTION = {
+    "deepseek_v3": "keys and values have heads of different sizes",
+    "bert": "MatMul and Softmax: the fusion for encoders would need a model of theirs",
+    "vit": "as bert",
+}
+
+ALWAYS = ["qwen3_moe fp16", "qwen3_moe int4", "gpt_oss fp16"]
+ALL = [f"{name} {form}" for name in MODELS for form in ("fp32", "fp16", "int4", "int8")]
+DECODERS = [case for case in ALL if case.split()[0] not in ("bert", "vit")]
+CUDNN = "DeepSeek's ReduceMax and ViT's Conv need cuDNN, which is not here"
+NO_CUDNN = {"deepseek_v3 *": CUDNN, "vit *": CUDNN}
+# check -> cases that fail today, and why; who mends one has to take it out
+KNOWN: dict[str, dict[str, str]] = {}
+
+
+def cases(check: str, those: list[str]) -> list[Any]:
+    """All cases of a check: some always, the others where repeats are asked for; those known to fail have to fail."""
+    found = []
+    for case in those:
+        why = next((why for pattern, why in KNOWN.get(check, {}).items() if fnmatch(case, pattern)), "")
+        marks = [] if case in ALWAYS else [pytest.mark.repeats]
+        found.append(pytest.param(case, marks=[*marks, *([pytest.mark.xfail(strict=True, reason=why)] if why else [])]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def look(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Observation]:
+    """A case on the stand-in, with 16 tokens or without any; what shares a model shares a capture and a process."""
+    library()
+    seen: dict[tuple[str, int], Observation] = {}
+
+    def find(case: str, tokens: int = 16) -> Observation:
+        if (case, tokens) not in seen:
+            name = case.split()[0]
+            wanted = [c for c in ALL if c.split()[0] == name and (c in ALWAYS) == (case in ALWAYS)]
+            seen.update(observed(name, wanted, tmp_path_factory.mktemp(name)))
+        return seen[case, tokens]
+
+    return find
+
+
+def observed(name: str, wanted: list[str], folder: Path) -> dict[tuple[str, int], Observation]:
+    jobs = {}
+    for dtype in {FORMS[case.split()[1]].dtype for case in wanted}:
+        program = captured(name, dtype, LAYERS)
+        for case in (c for c in wanted if FORMS[c.split()[1]].dtype == dtype):
+            target = lower(program, case.split()[1], folder / case)
+            jobs[case, 16], jobs[case, 0] = (Job(str(folder / case), target, tokens=n) for n in (16, 0))
+    return dict(zip(jobs, observe_all(list(jobs.values())), strict=True))
+
+
+@pytest.mark.parametrize("case", cases("refused", ALL))
+def test_nothing_is_refused(case: str, look: Callable[..., Observation]) -> None:
+    seen = look(case)
+    assert seen.error == ""
+    assert seen.refused == []
+    assert seen.on_cuda.total() > 10
+
+
+@pytest.mark.parametrize("case", cases("no tokens", ALL))
+def test_no_tokens_launch_nothing_empty(case: str, look: Callable[..., Observation]) -> None:
+    seen = look(case, 0)
+    assert seen.refused == []
+    assert seen.error == ""
+
+
+@pytest.mark.parametrize("case", cases("on cpu", ALL))
+def test_the_cpu_only_computes_shapes(case: str, look: Callable[..., Observation]) -> None:
+    seen = look(case)
+    assert set(seen.on_cpu) - set(ON_CPU) == set()
+    assert set(seen.on_cuda) - set(ON_CPU) != set(), "there are other nodes"
+
+
+@pytest.mark.parametrize("case", cases("memcpy", ALL))
+def test_no_node_copies_between_cpu_and_device(case: str, look: Callable[..., Observation]) -> None:
+    assert look(case).memcpy_nodes <= MEMCPY_NODES
+
+
+@pytest.mark.parametrize("case", cases("launches", DECODERS))
+def test_a_step_launches_little(case: str, look: Callable[..., Observation]) -> None:
+    seen = look(case)
+    assert 0 < seen.step.launches <= LAUNCHES_BESIDE + LAUNCHES_A_LAYER * LAYERS
+
+
+@pytest.mark.parametrize("case", cases("copies", DECODERS))
+def test_a_step_copies_nothing_in_its_layers(case: str, look: Callable[..., Observation]) -> None:
+    step = look(case).step
+    found = [len(step.copied(*ends)) for ends in (("host", "device"), ("device", "device"), ("device", "host"))]
+    assert 0 < found[0] <= TO_DEVICE
+    assert found[1] <= ON_DEVICE
+    assert found[2] <= TO_HOST
+
+
+@pytest.mark.parametrize("case", cases("tf32", ALL))
+def test_float32_is_multiplied_as_float32(case: str, look: Callable[..., Observation]) -> None:
+    seen = look(case)
+    assert seen.prompt.products != []
+    assert [p for part in seen.parts.values() for p in part.tf32] == []
+
+
+HALF = [case for case in DECODERS if case.split()[0] not in NO_FUSED_ATTENTION and "fp32" not in case]
+
+
+@pytest.mark.parametrize("case", cases("attention", HALF))
+def test_attention_is_one_of_the_fast_kernels_in_half_precision(case: str, look: Callable[..., Observation]) -> None:
+    seen = look(case)
+    for part in (seen.prompt, seen.step):
+        assert part.attention.total() >= LAYERS
+        assert [name for name in part.attention if not FUSED.search(name)] == []

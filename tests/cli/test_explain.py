@@ -1,0 +1,29 @@
+"""`moec explain`: whatever has a name."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.errors import CODES
+from tests.command_line import Cli
+
+
+def test_a_pass_with_its_options(cli: Cli) -> None:
+    data = cli.json("explain", "upcycle")
+    assert data["contract"] == "exact" and data["options"]["experts"] == 8
+    assert "top_k=2" in cli("explain", "upcycle")
+
+
+def test_a_code(cli: Cli) -> None:
+    assert cli.json("explain", "M101") == {"code": "M101", "meaning": CODES["M101"], "exit_code": 1}
+
+
+def test_a_target_and_a_preset(cli: Cli) -> None:
+    assert "max_DIMENSION" in cli.json("explain", "tensorrt")["doc"]
+    assert 'name = "quantize"' in cli("explain", "int4")
+
+
+@pytest.mark.parametrize(("name", "advice"), [("upcicle", "did you mean upcycle"), ("M998", "M"), ("zzz", "moec ls")])
+def test_a_name_that_there_is_not(cli: Cli, name: str, advice: str) -> None:
+    cli("explain", name, status=2)
+    assert advice in cli.err

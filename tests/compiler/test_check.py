@@ -1,0 +1,44 @@
+"""A manifest is held against what is there now."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moec.compiler.check import problems
+
+
+@pytest.fixture
+def model_and_engine(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies that may be changed: the manifest names the copy of the model."""
+    model = Path(shutil.copytree(mixtral, tmp_path / "model"))
+    engine = Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+    manifest = engine / "moec.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "source": str(model)}))
+    return model, engine
+
+
+def codes(engine: Path, **wanted: Any) -> list[str]:
+    return [error.code for error in problems(engine, wanted, {})]
+
+
+def test_nothing_changed(model_and_engine: tuple[Path, Path], tmp_path: Path) -> None:
+    _, engine = model_and_engine
+    assert codes(engine) == codes(engine / "moec.json", seed=0) == []
+    alone = Path(shutil.copy(engine / "moec.json", tmp_path / "alone.json"))
+    assert codes(alone) == []
+
+
+def test_everything_changed(model_and_engine: tuple[Path, Path]) -> None:
+    model, engine = model_and_engine
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rope_theta": 7.0}))
+    (engine / "model.onnx").write_bytes(b"")
+    manifest = json.loads((engine / "moec.json").read_text())
+    manifest["proof"]["checks"]["outputs"]["comparison"]["outputs"][0]["deviation"] = 9.0
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    assert codes(engine, seed=3, target="onnxruntime:cuda") == ["M101", "M106", "M106", "M112", "M112"]
