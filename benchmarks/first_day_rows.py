@@ -65,7 +65,7 @@ class Rows:
         self.figure(who, value, unit, aim=at_least, met=bool(value >= at_least))
 
     def check(self, who: str, value: float, unit: str, at_most: float) -> None:
-        """A number that must be within its bound. NaN is not, and nothing is within a bound that is none. Raises Wrong."""
+        """A number that must be within its bound; NaN is not, and an infinite bound is none. Raises Wrong."""
         ok = bool(value <= at_most < float("inf"))
         self.figure(who, value, unit, bound=at_most, ok=ok)
         if not ok:
