@@ -21,7 +21,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from first_day_kernels import allowed
+from first_day_errors import TYPICAL, allowed, typical
 from first_day_rows import Rows
 from torch import Tensor, nn
 
@@ -34,7 +34,6 @@ MODELS = ("qwen3_moe", "gpt_oss", "mixtral", "deepseek_v3")
 # wider than the tests' own, so that tiles are full
 WIDER = {"hidden_size": 256, "moe_intermediate_size": 192, "intermediate_size": 192}
 PROMPT, BATCHES, CONTESTANTS = 512, (1, 8), ("eager", "grouped_mm", "moec")
-ERROR = "median relative error"
 
 
 def ids_of(seed: int, device: str, shape: tuple[int, int]) -> Tensor:
@@ -44,14 +43,6 @@ def ids_of(seed: int, device: str, shape: tuple[int, int]) -> Tensor:
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits
-
-
-def typical(got: Tensor, exact: Tensor) -> float:
-    """The median over tokens of a token's relative error; infinite where anything is not finite."""
-    if not got.isfinite().all():
-        return float("inf")
-    apart = (got.double() - exact).flatten(0, -2).norm(dim=-1)
-    return float((apart / exact.flatten(0, -2).norm(dim=-1)).median())
 
 
 def replayed(model: nn.Module, first: Tensor, then: Tensor) -> Tensor:
@@ -78,7 +69,7 @@ def judge(rows: Rows, name: str, dtype: torch.dtype, device: str) -> None:
     exact, plain = logits(deepcopy(model).double(), then), logits(model, then)
     moec.accelerate(model)
     bound = allowed(typical(plain, exact), dtype, 1024)
-    rows.check("moec", typical(logits(model, then), exact), ERROR, bound)
+    rows.check("moec", typical(logits(model, then), exact), TYPICAL, bound)
     if device != "cpu":
         judge_graph(rows, model, (first, then), exact, bound)
 
@@ -91,7 +82,7 @@ def judge_graph(rows: Rows, model: nn.Module, texts: tuple[Tensor, Tensor], exac
         torch.cuda.synchronize()
         rows.refuse("moec in a CUDA graph", str(error))
     else:
-        rows.check("moec in a CUDA graph", typical(got, exact), ERROR, bound)
+        rows.check("moec in a CUDA graph", typical(got, exact), TYPICAL, bound)
 
 
 @cache
@@ -187,7 +178,7 @@ def decoder(rows: Rows, device: str, small: bool = False) -> None:
             for who in CONTESTANTS:
                 moec.accelerate(model) if who == "moec" else model.set_experts_implementation(who)
                 error, bound = typical(logits(model, text), exact), allowed(plain, torch.bfloat16, 1)
-                rows.check(who, error, ERROR, bound) if who == "moec" else rows.figure(who, error, ERROR)
+                rows.check(who, error, TYPICAL, bound) if who == "moec" else rows.figure(who, error, TYPICAL)
                 speed(rows, who, Step(model, batch, prompt))
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from first_day_kernels import allowed, distance, quiet
+from first_day_errors import allowed, distance
+from first_day_kernels import quiet
 from first_day_rows import Rows
 from moe_gpu import Timer, limits
 from moe_gpu_contestants import SHAPES, TOYS, Block, plain_grouped, tensors_of, transformers_experts

@@ -20,6 +20,8 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from first_day_blocks import Whole, wholes
+from first_day_errors import allowed, distance
 from first_day_rows import Rows
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from moec.dialect.experts import dense_expert, experts_reference
 from moec.kernels import launch
 from moec.kernels.packed import ExpertCodes
 
-MARGIN, SAMPLE = 2.0, 64
+SAMPLE = 64
 HALVES, DTYPES = ("bfloat16", "float16"), ("bfloat16", "float16", "float32")
 RULES = {"silu": Activation(), "gpt-oss": Activation(alpha=1.702, beta=1.0, limit=7.0)}
 # experts, hidden, inner, top_k
@@ -65,13 +67,13 @@ class Trial:
         return " ".join([*words, *(["persistent"] if self.resident else []), f"T={self.tokens}"])
 
 
-def trials(small: bool = False) -> list[Trial]:
+def trials(small: bool = False) -> list[Trial | Whole]:
     """All, one of each kind first; `small`: those that an interpreter or a memory checker ends in seconds."""
     if small:
         forms = [("plain", False), ("plain", True), ("int4", False)]
         few = [Trial("odd", t, "bfloat16", f, turned) for t in (5, 40) for f, turned in forms]
         more = [Trial("odd", t) for t in (0, 1)] + [Trial("odd", 17, "float32", resident=1)]
-        return [*few, *more, Trial("ragged", 20, "float16", transposed=True, rule="gpt-oss")]
+        return [*few, *more, *wholes(True), Trial("ragged", 20, "float16", transposed=True, rule="gpt-oss")]
     real = [Trial("qwen3", t) for t in (1, 16, 4096)] + [Trial("qwen3", t, form="int4") for t in (1, 4096)]
     real += [Trial("gpt-oss", t, transposed=True, rule="gpt-oss") for t in (1, 1024)]
     middle = product((17, 1, 4096, 0, 3, 16, 100, 257, 1024), DTYPES, (False, True))
@@ -82,6 +84,7 @@ def trials(small: bool = False) -> list[Trial]:
         *(Trial("middle", t, dtype, transposed=turned) for t, dtype, turned in middle),
         *(Trial("middle", t, dtype, form) for t, dtype, form in packed),
         *real,
+        *wholes(False),
         *(
             Trial("middle", t, d, transposed=turned, rule="gpt-oss")
             for t, d, turned in product((1, 40), DTYPES, (0, 1))
@@ -152,18 +155,6 @@ def one_of(weight: Tensor | ExpertCodes, e: int) -> Tensor:
     return part.unpacked()
 
 
-def distance(got: Tensor, exact: Tensor) -> float:
-    """Relative error in the 2-norm; infinite where a NaN is."""
-    value = float((got.double() - exact).norm() / exact.norm().clamp(min=1e-300))
-    return value if value == value else float("inf")
-
-
-def allowed(plain: float, dtype: torch.dtype, longest: int) -> float:
-    """The bound, from eager PyTorch's error and the longest sum."""
-    least = 2.0**-24 * longest**0.5 if dtype == torch.float32 else torch.finfo(dtype).eps / 8
-    return MARGIN * max(plain, least)
-
-
 @contextmanager
 def poisoned() -> Iterator[None]:
     """Memory that nobody has written yet holds NaN, and integers that are no expert."""
@@ -175,8 +166,10 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def measure(trial: Trial, device: str) -> Found:
+def measure(trial: Trial | Whole, device: str) -> Found:
     """What is checked of one trial."""
+    if isinstance(trial, Whole):
+        return trial.measure(device)
     drawn = Drawn(trial, device)
     with torch.inference_mode():
         with poisoned():
@@ -222,7 +215,7 @@ def kernels(rows: Rows, device: str, small: bool = False, processes: int = 0) ->
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def judge(rows: Rows, wanted: list[Trial], results: dict[str, Callable[[], Found]]) -> None:
+def judge(rows: Rows, wanted: list[Trial | Whole], results: dict[str, Callable[[], Found]]) -> None:
     for trial in rows.todo(wanted, lambda t: t.name):
         for who, value, unit, bound in results[trial.name]():
             rows.check(who, value, unit, bound)

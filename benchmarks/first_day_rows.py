@@ -65,8 +65,8 @@ class Rows:
         self.figure(who, value, unit, aim=at_least, met=bool(value >= at_least))
 
     def check(self, who: str, value: float, unit: str, at_most: float) -> None:
-        """A number that must be within its bound; NaN is not. Raises Wrong."""
-        ok = bool(value <= at_most)
+        """A number that must be within its bound; NaN is not, and an infinite bound is none. Raises Wrong."""
+        ok = bool(value <= at_most < float("inf"))
         self.figure(who, value, unit, bound=at_most, ok=ok)
         if not ok:
             raise Wrong(f"{self.stage}: {self._case}: {who}: {value:.3g} {unit}, at most {at_most:.3g} is allowed")

@@ -4,6 +4,7 @@ kernel or engine ends it with the name of the wrong number."""
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import moec
 from tests import zoo
 from tests.kernels.conftest import Interpret, interpret
 
@@ -88,16 +90,16 @@ def test_a_stage_goes_on_where_its_time_ended(tmp_path: Path) -> None:
     assert rows_of(tmp_path, dry=False).done == []  # what a dry run found is no result
 
 
-@pytest.mark.parametrize("value", [2.1, float("nan"), float("inf")])
-def test_a_wrong_number_has_a_name_and_is_tried_again(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize(("value", "bound"), [(2.1, 2.0), (float("nan"), 2.0), (float("inf"), float("inf"))])
+def test_a_wrong_number_has_a_name_and_is_tried_again(tmp_path: Path, value: float, bound: float) -> None:
     from first_day_rows import run
 
     def work(rows: Any) -> None:
         for _ in rows.todo(["two tokens"]):
-            rows.check("moec", value, "errors", 2.0)
+            rows.check("moec", value, "errors", bound)
 
     state, reason = run(rows_of(tmp_path), work)
-    assert state == "wrong" and reason.startswith("stage: two tokens: moec: ") and "at most 2 " in reason
+    assert state == "wrong" and reason.startswith("stage: two tokens: moec: ") and f"at most {bound:.3g} " in reason
     assert rows_of(tmp_path).done == [] and rows_of(tmp_path).rows == []
 
 
@@ -112,6 +114,16 @@ def test_an_aim_that_is_missed_stops_nothing(tmp_path: Path) -> None:
     rows = rows_of(tmp_path)
     assert run(rows, work) == ("done", "")
     assert missed(rows.rows) == "- a: moec: 0.5 times as fast, aim 1.3"
+
+
+def test_beside_nothing_but_zeros_nothing_is_right() -> None:
+    """What reads memory that nobody wrote may find zeros, in the reference too."""
+    from first_day_engines import median_error
+    from first_day_errors import distance, typical
+
+    zeros = torch.zeros(3, 4)
+    for far in (distance(zeros, zeros.double()), typical(zeros, zeros.double()), median_error(zeros, zeros, None)):
+        assert far == float("inf")
 
 
 # ---------------------------------------------------------------------- kernels
@@ -167,10 +179,13 @@ def test_a_wrong_kernel_ends_the_stage_with_the_number(
 
 
 def test_all_cases_have_names_of_their_own_and_cover_what_they_should() -> None:
+    from first_day_blocks import Whole
     from first_day_kernels import DTYPES, trials
 
     every = trials()
+    assert {t.model for t in every if isinstance(t, Whole)} == {"mixtral", "qwen3", "gpt-oss", "deepseek"}
     assert len({t.name for t in every}) == len(every)
+    every = [t for t in every if not isinstance(t, Whole)]
     assert {t.tokens for t in every} >= {0, 1, 16, 17, 4096}
     kinds = {(t.dtype, t.transposed) for t in every if t.form == "plain" and t.tokens == 4096}
     assert kinds >= {(dtype, turned) for dtype in DTYPES for turned in (False, True)}
@@ -279,17 +294,20 @@ def test_models_are_held_against_the_untouched_one(interpret: Interpret, tmp_pat
 # ---------------------------------------------------------------------- engines
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two engines as they travel: one program, judged as float32 and as half precision."""
+    """Two engines as they travel: one block of experts, judged as float32 and as half precision."""
     from first_day_graphs import Facts, pack, strip
+    from moe_gpu_contestants import TOYS, Block, Module
 
     from tests.cuda_stand_in.engines import lower
 
-    work, made = tmp_path_factory.mktemp("engines"), []
-    for form in ("fp32", "fp16"):
-        folder = work / f"mixtral-{form}"
-        target = lower(zoo.captured("mixtral"), form, folder)
-        strip(folder, Facts(f"mixtral/{form}", target, {"step": {}}))
-        made.append(folder)
+    block, work = Module(Block(TOYS["mixtral"], 16, "cpu", torch.float32)), tmp_path_factory.mktemp("engines")
+    program = moec.capture(block, {"x": torch.zeros(3, 64)}, dynamic={"x": ("tokens", None)})
+    made = [work / "mixtral-fp32", work / "mixtral-fp16"]
+    lower(program, "fp32", made[0])
+    shutil.copytree(made[0], made[1])
+    for folder in made:
+        form = folder.name.removeprefix("mixtral-")
+        strip(folder, Facts(f"mixtral/{form}", f"onnxruntime:cuda,precision={form}"))
     return pack(made, work / "bundle").parent
 
 
@@ -307,8 +325,8 @@ def test_engines_travel_without_their_weights(bundle: Path, tmp_path: Path) -> N
         data.append((folder / DATA).read_bytes())
     assert data[0] == data[1] and folder.name == "mixtral-fp32" and len(set(data[0])) > 200
     engine = opened(folder, "onnxruntime:cpu")
-    logits = engine.run(inputs_of(engine, 5, 0, 0))["logits"]
-    assert logits.isfinite().all() and logits.std() > 0.01
+    (out,) = engine.run(inputs_of(engine, 5, 0, 0)).values()
+    assert out.shape == (5, 64) and out.isfinite().all() and out.std() > 0.01
 
 
 @pytest.mark.parametrize(("form", "bits"), [("fp32", 10), ("fp16", 2)])
@@ -366,22 +384,23 @@ def test_a_profiler_s_trace_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.repeats
-def test_launches_and_memory_on_the_stand_in(bundle: Path, tmp_path: Path) -> None:
+def test_launches_and_memory_on_the_stand_in(tmp_path: Path) -> None:
     """The stand-in is asked twice, as it is where bundles are made and here, and says the same."""
-    from first_day_engines import expected
-    from first_day_graphs import Facts, fill, pack, strip, unpack
+    from first_day_engines import make_engine
+    from first_day_graphs import Facts, pack, unpack
     from first_day_rows import run
     from first_day_runtime import launches, memory
 
-    folder = next(f for f in unpack([bundle], tmp_path / "x") if f.name.endswith("fp16"))
-    facts = fill(folder)
-    foretold = expected(folder, facts.target)
-    strip(folder, Facts("mixtral/int4", facts.target, foretold))
-    pack([folder], tmp_path / "again")
+    made = make_engine(zoo.captured("mixtral"), "mixtral/fp32", "fp32", tmp_path)
+    assert made is not None
+    foretold = Facts.read(made).expected
+    if not foretold:
+        pytest.skip("the stand-in cannot be built here")
+    pack([made], tmp_path / "bundle")
     rows = rows_of(tmp_path)
 
     def work(rows: Any) -> None:
-        folders = {"mixtral/int4": unpack([tmp_path / "again"], tmp_path / "y")[0]}
+        folders = {"mixtral/int4": unpack([tmp_path / "bundle"], tmp_path / "x")[0]}
         launches(rows, "cpu", folders)
         memory(rows, "cpu", folders)
 
@@ -472,7 +491,11 @@ def test_wheels_of_a_bundle_are_unpacked_and_moec_is_whole(tmp_path: Path) -> No
     site = tmp_path / "site"
     unpack([tmp_path], site)
     moec_in(site)
-    code = "import moec.backends.onnxruntime, moec.passes, thing; print(moec.__file__, thing.VALUE)"
+    code = (
+        "from importlib.util import find_spec\nimport moec.backends, moec.passes, thing\n"
+        "assert find_spec('moec.backends.onnxruntime') and find_spec('moec.passes.fuse_moe')\n"
+        "print(moec.__file__, thing.VALUE)"
+    )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(site)})
     assert done.stdout == f"{site / 'moec' / '__init__.py'} 5\n", done.stderr
