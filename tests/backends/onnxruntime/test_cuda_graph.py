@@ -67,7 +67,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "refused": NOT_HERE,
     "tf32": NOT_HERE,
     "memcpy": {f"{name} *": LENGTHS for name in ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "llama")},
-    "aim": {f"{name} *": PARTS for name in ("mixtral", "qwen3_moe", "olmoe")} | {"gpt_oss *": ROTARY},
+    "aim": {f"{name} *": PARTS for name in ("mixtral", "qwen3_moe", "olmoe", "llama")} | {"gpt_oss *": ROTARY},
     "copies": {"gpt_oss *": "a Reshape before MoE copies the router's logits in each layer"},
 }
 
