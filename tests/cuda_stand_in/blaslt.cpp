@@ -33,7 +33,8 @@ int cublasLtMatrixLayoutCreate(void** made, int type, std::uint64_t rows, std::u
 }
 int cublasLtMatrixLayoutDestroy(void* layout) { delete static_cast<Layout*>(layout); return 0; }
 int cublasLtMatrixLayoutSetAttribute(void*, int, const void*, std::size_t) { return 0; }
-int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Heuristic* found, int* number) {
+int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, Heuristic* found,
+                                   int* number) {
     std::memset(found, 0, sizeof *found);
     *number = 1;
     return 0;

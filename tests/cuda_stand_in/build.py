@@ -14,12 +14,12 @@ from pathlib import Path
 from unittest import SkipTest
 
 SOURCES = Path(__file__).parent
-LIBRARIES = {  # file name -> source
-    "libcudart.so.13": "runtime.cpp",
-    "libcublas.so.13": "blas.cpp",
-    "libcublasLt.so.13": "blaslt.cpp",
-    "libcuda.so.1": "driver.cpp",
-    "libcurand.so.10": None,  # linked to and never called
+LIBRARIES: dict[str, tuple[str, ...]] = {  # file name -> sources
+    "libcudart.so.13": ("runtime.cpp", "kernels.cpp", "copies.cpp"),
+    "libcublas.so.13": ("blas.cpp",),
+    "libcublasLt.so.13": ("blaslt.cpp",),
+    "libcuda.so.1": ("driver.cpp",),
+    "libcurand.so.10": (),  # linked to and never called
 }
 WRITES = "libcudart.so.13"  # it holds the log, which the others write to
 UNVERSIONED = ("libcuda.so.1",)
@@ -95,8 +95,8 @@ def _publish(work: Path, folder: Path) -> None:
 
 def _build(work: Path, include: Path, needed: Path) -> None:
     wanted = _undefined(needed)
-    for name, source in LIBRARIES.items():
-        sources = [str(SOURCES / source)] if source else []
+    for name, files in LIBRARIES.items():
+        sources = [str(SOURCES / file) for file in files]
         _link(work, name, sources, include)
         absent = sorted(wanted.get(name, set()) - _defined(work / name))
         if absent or not sources:
