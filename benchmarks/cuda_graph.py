@@ -174,7 +174,10 @@ def estimates(sides: list[dict[str, Cell]]) -> list[str]:
 def chosen(only: list[str]) -> dict[str, list[str]]:
     """Model -> forms that `--only` asks for."""
     asked = [text.partition("/") for text in only or CASES]
-    return {case: [f for f in FORMS if form in ("", f)] for case, _, form in asked}
+    return {
+        case: [f for f in FORMS if any(form in ("", f) for name, _, form in asked if name == case)]
+        for case in dict.fromkeys(name for name, _, _ in asked)
+    }
 
 
 def main() -> None:

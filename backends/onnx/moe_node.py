@@ -46,6 +46,7 @@ class MoeNode:
         dtype: of x and of the experts' weights.
         parts: where experts have several widths, those of each; w_in and w_out then have all in the widest, which is
             the same numbers.
+        selection_bias: `[E]` of a `moec::Moe` node, added to the scores for the choice only, else None.
     """
 
     x: ir.Value
@@ -63,6 +64,7 @@ class MoeNode:
     top_k: int
     dtype: ir.DataType
     parts: tuple[Part, ...] = ()
+    selection_bias: ir.Value | None = None
 
     def matrix(self, role: str, e: int) -> Weight | PackedWeight:
         """Expert e's own `w_in` or `w_out`, in its own width."""
@@ -90,15 +92,13 @@ def read(node: ir.Node) -> MoeNode:
     """Read a node of domain `moec`. Raises M208 when the experts' weights are not initializers or K is not static."""
     at = dict(zip(INPUTS[node.op_type], node.inputs, strict=False))
     rule = {name: attribute.value for name, attribute in node.attributes.items()}
-    for flag in ("gated", "clamp_after", "score_before"):
+    for flag in ("gated", "clamp_after", "score_before", "closed_as_zero"):
         rule[flag] = bool(rule.get(flag, flag == "gated"))
     w_in, w_out = (_matrices(node, at.get(name)) for name in ("w_in", "w_out"))
     b_in, b_out = (_weight(node, at.get(name)) for name in ("b_in", "b_out"))
     assert at["x"] is not None
     if w_in is None or w_out is None:
         raise _refusal(node, "w_in and w_out must be there")
-    if at.get("selection_bias") is not None:
-        raise _refusal(node, "a selection bias is not the kernel's rule; the exporter decomposes such blocks")
     routing = Routing.of(rule) if node.op_type == "Moe" else None
     return MoeNode(
         at["x"],
@@ -116,6 +116,7 @@ def read(node: ir.Node) -> MoeNode:
         routing.top_k if routing else _top_k(node),
         DTYPES[w_in.dtype],
         _parts(at),
+        at.get("selection_bias"),
     )
 
 

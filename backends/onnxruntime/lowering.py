@@ -37,7 +37,7 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-experts", lower_experts, optimize_for, provider, rounded, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
-        *optimization(optimize_for),
+        *optimization(optimize_for, provider),
         Step("cut-logits", cut_logits),
         *([Step("unpack-products", unpack_products, facts="unpacked")] if unpacking else []),
     ]
@@ -47,7 +47,7 @@ def lowered(
     program: Program, target: Target, optimize_for: str = "latency", progress: Progress | None = None
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The ONNX model in memory, weights lazy, and the facts about it: `blocks`, `attention`, `packed`, `opset`."""
-    model = to_onnx(program)
+    model = to_onnx(program, target.device or "cpu")
     facts = apply_steps(model, steps_for(target, optimize_for, compact_windows(program, target)), progress)
     write_tf32(model, target)
     if facts.pop("unpacked", 0):
@@ -57,5 +57,6 @@ def lowered(
 
 def stages(program: Program, target: Target, optimize_for: str, providers: Providers) -> Iterator[tuple[str, Engine]]:
     """See `Backend.stages`."""
+    model = to_onnx(program, target.device or "cpu")
     steps = steps_for(target, optimize_for, compact_windows(program, target))
-    yield from stages_of(to_onnx(program), steps, program.inputs, providers)
+    yield from stages_of(model, steps, program.inputs, providers)

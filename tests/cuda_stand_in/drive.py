@@ -70,7 +70,7 @@ def write(engine: Any, job: dict[str, Any]) -> None:
 
 def call(engine: Engine, job: dict[str, Any]) -> None:
     """The same inputs each time."""
-    sizes = {name: job["tokens"] for name in dynamic_dimensions(engine.inputs)}
+    sizes = dict.fromkeys(dynamic_dimensions(engine.inputs), job["tokens"])
     sizes |= {"batch": job["batch"], PAST: 4}
     inputs = {i.name: torch.ones(i.resolve(sizes), dtype=i.dtype) for i in engine.inputs}  # ids, masks, pixels
     for part in ("first", "prompt"):

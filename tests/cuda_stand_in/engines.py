@@ -80,8 +80,9 @@ def make(name: str, form: str, folder: Path, layers: int = 2, **changes: Any) ->
 
 
 def captured(name: str, dtype: torch.dtype, layers: int = 2, **changes: Any) -> Program:
-    """The model's program, which all forms of that dtype share."""
-    return HuggingFaceSource.from_model(build(name, **{**layered(name, layers), **changes})).capture(dtype)
+    """The model's program, which all forms of that dtype share; a decoder's with its cache, unless `cache` is false."""
+    cache = changes.pop("cache", True)
+    return HuggingFaceSource.from_model(build(name, **{**layered(name, layers), **changes}), cache=cache).capture(dtype)
 
 
 def lower(program: Program, form: str, folder: Path) -> str:

@@ -116,7 +116,7 @@ class Part:
 
     @property
     def attention(self) -> Counter[str]:
-        """Kernels of attention: `flash_fwd_kernel`, XQA's `kernel_mha`; a `softmax` of its own is attention in parts."""
+        """Kernels of attention: `flash_fwd_kernel`, XQA's `kernel_mha`. One of `softmax` is attention in parts."""
         return Counter(k.short for k in self.kernels if ATTENTION.search(k.short))
 
     @property

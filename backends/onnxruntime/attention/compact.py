@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnx.attention import FLOAT
+from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnx.emit import Emitter
 from moec.program.decoder_signature import IDS, LOGITS, MASK
 

@@ -45,9 +45,7 @@ COMPACTED = f"{CACHED}, tokens before padding"
 Form = Callable[[Emitter], ir.Value]
 
 
-def lower_attention(
-    model: ir.Model, provider: str = "cpu", windows: Sequence[int | None] = ()
-) -> list[dict[str, str]]:
+def lower_attention(model: ir.Model, provider: str = "cpu", windows: Sequence[int | None] = ()) -> list[dict[str, str]]:
     """Replace every `moec::Attention` node of the main graph, in place.
 
     Args:
@@ -78,10 +76,15 @@ def _all_compact(nodes: Sequence[ir.Node], windows: Sequence[int | None]) -> boo
     """Whether every node is one that the operator computes from its cache and a window; a cache is compact in all
     layers or in none."""
     blocks = [read_attention(node) for node in nodes]
-    return bool(blocks) and len(blocks) == len(windows) and None not in windows and all(
-        not why_not_grouped(block, "cuda", compact=True)
-        and (read_caches(block) is not None or not _may_have_cache(block))
-        for block in blocks
+    return (
+        bool(blocks)
+        and len(blocks) == len(windows)
+        and None not in windows
+        and all(
+            not why_not_grouped(block, "cuda", compact=True)
+            and (read_caches(block) is not None or not _may_have_cache(block))
+            for block in blocks
+        )
     )
 
 

@@ -20,12 +20,14 @@ from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, is_present
 from moec.program.program import Program
 
 # of each token by itself, whatever the dimension
-_BY_ELEMENT = set("""add sub rsub mul div neg abs pow square sqrt rsqrt reciprocal exp exp2 log log2 log1p tanh sigmoid
+_BY_ELEMENT = set(
+    """add sub rsub mul div neg abs pow square sqrt rsqrt reciprocal exp exp2 log log2 log1p tanh sigmoid
     silu gelu relu relu6 leaky_relu elu mish softplus hardsigmoid hardswish hardtanh erf sin cos clamp clamp_min
     clamp_max where to _to_copy type_as contiguous clone detach detach_ alias lift_fresh_copy dropout feature_dropout
     maximum minimum eq ne lt le gt ge logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not __and__
     __or__ masked_fill zeros_like ones_like full_like new_zeros new_ones new_full floor round sign isnan isinf
-    nan_to_num remainder dequantize dequantize_float""".split())
+    nan_to_num remainder dequantize dequantize_float""".split()  # noqa: SIM905  # a column of names
+)
 # along dimensions that the call names, by the place of that argument
 _ALONG = {"softmax": 1, "_softmax": 1, "log_softmax": 1, "mean": 1, "sum": 1, "amax": 1, "amin": 1, "max": 1, "min": 1,
           "any": 1, "all": 1, "prod": 1, "argmax": 1, "argmin": 1, "norm": 2, "topk": 2, "sort": 1, "argsort": 1,
@@ -146,13 +148,13 @@ def _by_token(node: fx.Node, tokens: set[fx.Node]) -> bool:
     if name in ("linear", "matmul", "mm", "addmm", "bmm"):
         return _is_product(node, name, tokens)
     if name in _LAST:
-        return all(isinstance(v.shape[-1], int) for v in inputs if isinstance(v, Tensor))
+        return all(isinstance(size, int) for size in node.args[1])  # type: ignore[union-attr]
     if name == "slice" and node.args[2:] in ((), (0,), (0, _END)):
         return True  # of everything
     if name in _ALONG:
         return all(_is_fixed(v, node, _ALONG[name]) for v in inputs if isinstance(v, Tensor))
     if name in _AROUND:
-        return all(_elements(v) == _elements(node.meta["val"]) for v in inputs) or name == "expand"
+        return name == "expand" or all(_keeps_rows(v, node.meta["val"], name) for v in inputs)
     return False
 
 
@@ -168,6 +170,14 @@ def _is_fixed(value: Tensor, node: fx.Node, place: int) -> bool:
     along = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
     dims = along if isinstance(along, (list, tuple)) else [along]
     return bool(dims) and all(isinstance(d, int) and isinstance(value.shape[d], int) for d in dims)
+
+
+def _keeps_rows(before: Tensor, after: Tensor, name: str) -> bool:
+    """Whether each token keeps its own numbers and rows their order: dimensions for batch and length stay, or become
+    one."""
+    sizes = [[str(n) for n in v.shape if not isinstance(n, int)] for v in (before, after)]
+    ordered = name in ("transpose", "permute", "t", "movedim") or sizes[0] == sizes[1] or 1 in map(len, sizes)
+    return ordered and _elements(before) == _elements(after)
 
 
 def _elements(value: Tensor) -> int:

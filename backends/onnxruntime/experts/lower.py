@@ -20,13 +20,17 @@ from moec.backends.onnx.moe_node import INPUTS, MoeNode, read
 from moec.backends.onnx.packed import remove_unread
 from moec.backends.onnx.routing_proofs import distinct, nonnegative
 from moec.backends.onnxruntime.experts.each_width import emit_each_width
+from moec.backends.onnxruntime.experts.gathered import emit_on_gathered, emit_renormalized
 from moec.backends.onnxruntime.experts.grouped import FLAT, branches, emit_grouped
-from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable
-from moec.backends.onnxruntime.experts.native_rule import is_native, kernel_activation
+from moec.backends.onnxruntime.experts.kernel import emit_native, emit_portable, emit_told
+from moec.backends.onnxruntime.experts.native_rule import has_logits, is_native, kernel_activation
 from moec.backends.onnxruntime.experts.operands import WIDE
 from moec.backends.onnxruntime.experts.qmoe import each_width, emit_weighted, kernel_bits, why_not_qmoe
 from moec.backends.onnxruntime.experts.routing import emit_choice, emit_logits
 from moec.weights.weight import PackedWeight
+
+READERS = {"grouped": "MatMulNBits", "gathered": "GatherBlockQuantized"}  # of packed weights, by the form
+PORTABLE, TOLD = "kernel, portable routing", "kernel, routing before it"
 
 
 def lower_experts(
@@ -43,7 +47,7 @@ def lower_experts(
 
     Returns:
         One record a node: `node`, `op`, `formulation` (`kernel`, `kernel, weights given`, `kernel, portable routing`,
-            `kernel for each width`
+            `kernel, routing before it`, `kernel for each width`
         or `grouped`) and `why`, with the arrangement of grouped experts; for packed weights `bits`, `block` and `bytes`
             of each matrix too,
         and for several widths how many `experts` have which.
@@ -65,31 +69,47 @@ def _lower_node(graph: ir.Graph, node: ir.Node, optimize_for: str, provider: str
     refusal, inputs = _why_grouped(block, provider, rounded, joined), list(node.inputs)
     bits = kernel_bits(block, provider, rounded) if is_packed(block) and not refusal else 0
     apart = not refusal and each_width(block, provider, rounded)
-    logits = emit_logits(emit, block) if block.routing else None
-    if logits is not None and not refusal and not apart and _renormalizes(block):
+    native = block.routing is not None and not refusal and not apart and _logits_tell_all(block)
+    told = provider == "cuda" and block.routing is not None and not refusal and not apart
+    logits = emit_logits(emit, block) if block.routing and not told else None
+    if told:
+        formulation, y = "kernel" if native else TOLD, emit_told(emit, block, native, bits)
+    elif logits is not None and native:
         formulation, y = "kernel", emit_native(emit, block, logits, bits)
     else:
         ids, weights = emit_choice(emit, block, logits) if logits is not None else (block.ids, block.weights)
         assert ids is not None and weights is not None
         dtype = block.wide if logits is not None else weights.dtype or block.dtype
-        if refusal:
+        if refusal and provider == "cuda" and joined:
+            operator = not (_why_not_unpacked(block) or _why_not_mixed(block, ids, weights))
+            formulation = f"gathered, {'kernel' if operator else 'plain products'}"
+            if operator and logits is not None and _is_native(block) and block.routing.combine != "scores":
+                y = emit_renormalized(emit, block, logits)
+            else:
+                y = emit_on_gathered(emit, block, ids, weights, dtype, operator)
+        elif refusal:
             formulation, y = "grouped", emit_grouped(emit, block, ids, weights, dtype, joined)
         elif apart:
             formulation, y = "kernel for each width", emit_each_width(emit, block, ids, weights, dtype, provider)
         elif provider == "cpu" and not block.score_before:
             formulation, y = "kernel, weights given", emit_weighted(emit, block, ids, weights, dtype, bits)
         else:
-            formulation, y = "kernel, portable routing", emit_portable(emit, block, ids, weights, dtype, bits)
+            formulation, y = PORTABLE, emit_portable(emit, block, ids, weights, dtype, bits)
     emit.replace(y)
     remove_unread(graph, inputs)
-    why = f"{refusal}; {arrangement(block.experts, joined)}" if refusal else _why_kernel(block, apart, bits)
+    why = f"{refusal}; {_how(block, formulation, joined)}" if refusal else _why_kernel(block, apart, bits)
     return {
         "node": emit.name,
         "op": node.op_type,
         "formulation": formulation,
         "why": why,
-        **_packed_facts(block, not refusal),
+        **_packed_facts(block, formulation),
     }
+
+
+def _how(block: MoeNode, formulation: str, joined: bool) -> str:
+    gathered = "the chosen experts are gathered on the device, all of them for many tokens"
+    return gathered if formulation.startswith("gathered") else arrangement(block.experts, joined)
 
 
 def _why_kernel(block: MoeNode, apart: bool, bits: int) -> str:
@@ -104,12 +124,14 @@ def _why_kernel(block: MoeNode, apart: bool, bits: int) -> str:
 def _why_grouped(block: MoeNode, provider: str, rounded: bool, few_tokens: bool) -> str:
     """Why a block's experts become plain products, in a few words; empty for one operator."""
     if is_packed(block):
-        wrong = _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block)
+        wrong = (
+            _why_not_activation(block) or why_not_qmoe(block, provider, rounded) or _why_not_routing(block, provider)
+        )
         faster = (
             provider == "cpu" and not (rounded or few_tokens) and block.experts <= FLAT and _is_uniform(block, WIDE)
         )
         return wrong or ("packed products of few experts beat the QMoE operator with many tokens" if faster else "")
-    return why_not_kernel(block) if provider == "cuda" else "packed products beat the MoE operator on CPU"
+    return why_not_kernel(block, provider) if provider == "cuda" else "packed products beat the MoE operator on CPU"
 
 
 def is_packed(block: MoeNode) -> bool:
@@ -122,18 +144,23 @@ def _is_uniform(block: MoeNode, bits: int) -> bool:
     return not block.parts and isinstance(block.w_in, PackedWeight) and block.w_in.bits == bits
 
 
-def _renormalizes(block: MoeNode) -> bool:
-    """Whether logits alone tell the operator all; QMoE on the CPU renormalises whatever its attribute says."""
-    return not is_packed(block) or (block.routing is not None and block.routing.combine != "scores")
+def _logits_tell_all(block: MoeNode) -> bool:
+    """Whether router logits alone tell the operator all; QMoE on the CPU renormalises whatever its attribute says."""
+    return _is_native(block) and not (is_packed(block) and block.routing and block.routing.combine == "scores")
 
 
-def _packed_facts(block: MoeNode, kernel: bool) -> dict[str, Any]:
+def _is_native(block: MoeNode) -> bool:
+    rule, bias = block.routing, block.selection_bias is not None
+    return rule is not None and is_native(rule, bias, block.activation, block.score_before)
+
+
+def _packed_facts(block: MoeNode, formulation: str) -> dict[str, Any]:
     packed = [w for p in block.parts or (block,) for w in (p.w_in, p.w_out) if isinstance(w, PackedWeight)]
     if not packed:
         return {}
     widths, sizes = (", ".join(dict.fromkeys(str(getattr(w, name)) for w in packed)) for name in ("bits", "group"))
     found = {
-        "kernel": "QMoE" if kernel else "MatMulNBits",
+        "kernel": READERS.get(formulation.partition(",")[0], "QMoE"),
         "bits": widths,
         "block": sizes,
         "bytes": sum(w.size_bytes for w in packed),
@@ -148,9 +175,9 @@ def arrangement(experts: int, joined: bool) -> str:
     return f"{'one activation for all (few tokens)' if joined else 'one activation for each (many tokens)'}, {where}"
 
 
-def why_not_kernel(block: MoeNode) -> str:
+def why_not_kernel(block: MoeNode, provider: str = "cuda") -> str:
     """Why the MoE operator would be wrong for a block, in a few words; empty when it is right."""
-    return _why_not_activation(block) or _why_not_sizes(block) or _why_not_routing(block)
+    return _why_not_activation(block) or _why_not_sizes(block) or _why_not_routing(block, provider)
 
 
 def _why_not_activation(block: MoeNode) -> str:
@@ -169,17 +196,24 @@ def _why_not_sizes(block: MoeNode) -> str:
     return f"the CUDA kernel needs sizes of 16 or more, multiples of 8, not {sizes}" if wrong else ""
 
 
-def _why_not_routing(block: MoeNode) -> str:
+def _why_not_routing(block: MoeNode, provider: str) -> str:
     if block.routing is not None:
-        return (
-            ""
-            if is_native(block.routing, False, block.activation, block.score_before)
-            else "the MoE operator's routing is another"
-        )
+        told = provider == "cuda" and has_logits(block.routing, block.activation, block.score_before)
+        return "" if told or _is_native(block) else "the MoE operator's routing is another"
+    return _why_not_mixed(block, block.ids, block.weights)
+
+
+def _why_not_unpacked(block: MoeNode) -> str:
+    """Why the MoE operator would be wrong for the experts once they are unpacked."""
+    return _why_not_activation(block) or _why_not_sizes(block)
+
+
+def _why_not_mixed(block: MoeNode, ids: ir.Value | None, weights: ir.Value | None) -> str:
+    """Why the operators cannot mix a token's experts by these weights."""
     if block.top_k == 1:
         return ""
     if block.score_before:
         return "weights come before the experts, and there is more than one a token"
-    if not nonnegative(block.weights):
+    if not nonnegative(weights):
         return "the routing weights are not known to be non-negative"
-    return "" if distinct(block.ids, block.top_k) else "a token's experts are not known to be distinct"
+    return "" if distinct(ids, block.top_k) else "a token's experts are not known to be distinct"

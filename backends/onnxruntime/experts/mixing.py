@@ -35,15 +35,15 @@ def log_shares(emit: Emitter, block: MoeNode, weights: ir.Value) -> ir.Value:
 
 
 def flatten_tokens(
-    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType
+    emit: Emitter, block: MoeNode, ids: ir.Value, weights: ir.Value, weights_dtype: ir.DataType, scaled: bool = True
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Ids and weights `[T, K]`, and rows `[T, H]`, which are multiplied by the one weight where that comes before the
-    experts."""
+    experts, unless not `scaled`."""
     width = [-1, block.top_k]
     ids = emit("Reshape", ids, emit.constant(width))
     weights = emit.cast(emit("Reshape", weights, emit.constant(width)), weights_dtype, block.wide)
     rows = emit("Reshape", block.x, emit.constant([-1, block.hidden]))
-    if block.score_before:  # K is 1: the only weight goes onto the input and none remains
+    if block.score_before and scaled:  # K is 1: the only weight goes onto the input and none remains
         rows = emit.cast(emit("Mul", emit.cast(rows, block.dtype, block.wide), weights), block.wide, block.dtype)
     return ids, weights, rows
 

@@ -9,6 +9,7 @@ from moec.dialect import Activation, Routing
 
 # not "gelu": it is the tanh form on CPU and some GPUs, the erf form on others
 PLAIN = ("relu", "silu", "identity")
+NEGLIGIBLE = 1e-12  # what `renormalize` may add to a sum of scores, or have it be at least, and change nothing
 
 
 def is_native(routing: Routing, selection_bias: bool, activation: Activation, score_before: bool) -> bool:
@@ -21,6 +22,18 @@ def is_native(routing: Routing, selection_bias: bool, activation: Activation, sc
     if routing != plain or selection_bias or score_before or kernel_activation(activation) is None:
         return False
     return routing.combine == "softmax" or (routing.score == "softmax" and routing.combine in ("renormalize", "scores"))
+
+
+def has_logits(routing: Routing, activation: Activation, score_before: bool) -> bool:
+    """Whether there are logits that make the operator compute this block, whatever bias or groups decide the choice;
+    see `chosen.emit_operator_logits`.
+
+    The logarithm of a score must be one of few operators, so that a step does not consist of them.
+    """
+    if kernel_activation(activation) is None or (score_before and routing.top_k > 1):
+        return False
+    known = routing.score in ("softmax", "sigmoid") or (routing.score == "identity" and routing.combine == "ones")
+    return known and max(routing.epsilon, routing.floor) <= NEGLIGIBLE
 
 
 def kernel_activation(rule: Activation) -> dict[str, Any] | None:

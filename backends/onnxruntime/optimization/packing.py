@@ -3,6 +3,8 @@ row once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 import torch
 
@@ -13,7 +15,7 @@ from moec.weights import lazy
 
 def pack_products(model: ir.Model) -> int:
     """Join the `MatMul`s of one value with lazy weights `[in, out]` of one depth, and its `MatMulNBits` of one kind, in
-    place.
+    place; biases of them that all have one are added at once.
 
     Returns how many values had several. Measured on two cores for products of 768 with 768, 256 and 256: one token in
     0.63 of the time that they take apart, 128 tokens in 1.03, 512 in 1.35, because the result is copied apart again.
@@ -64,19 +66,54 @@ def _pack(graph: ir.Graph, siblings: list[ir.Node]) -> bool:
     )
     product.outputs[0].name = f"{first.outputs[0].name}/packed"
     product.outputs[0].type = first.outputs[0].type
+    made, pieces = [product], siblings
+    biases = [_bias(node) for node in siblings]
+    if all(bias is not None for bias in biases):
+        made.append(_biased(graph, product, [bias for bias in biases if bias is not None]))
+        pieces = [bias.add for bias in biases if bias is not None]
     counts = add_initializer(graph, lazy.from_tensor(torch.tensor(sizes), f"{names[0]}/sizes"), f"{names[0]}/sizes")
     split = ir.node(
-        "Split", [product.outputs[0], counts], {"axis": -1}, num_outputs=len(siblings), name=f"{first.name}/split"
+        "Split", [made[-1].outputs[0], counts], {"axis": -1}, num_outputs=len(siblings), name=f"{first.name}/split"
     )
-    graph.insert_before(first, [product, split])
-    for node, output in zip(siblings, split.outputs, strict=True):
-        take_place(output, node.outputs[0])
-        read = node.inputs[1:]
-        graph.remove(node, safe=True)
-        for value in read:
-            if value is not None and not value.uses():
-                graph.initializers.pop(str(value.name), None)
+    graph.insert_before(first, [*made, split])
+    for node, piece, output in zip(siblings, pieces, split.outputs, strict=True):
+        take_place(output, piece.outputs[0])
+        for old in dict.fromkeys((piece, node)):
+            read = [v for v in old.inputs if v is not None and v.is_initializer()]
+            graph.remove(old, safe=True)
+            for value in read:
+                if not value.uses():
+                    graph.initializers.pop(str(value.name), None)
     return True
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """What is added to a product, lazy `[out]`, and the node that adds it, which is all that reads the product."""
+
+    add: ir.Node
+    weight: lazy.Weight
+
+
+def _bias(product: ir.Node) -> _Bias | None:
+    """A product's bias, if it has one."""
+    uses = list(product.outputs[0].uses())
+    add = uses[0].node if len(uses) == 1 and not product.outputs[0].is_graph_output() else None
+    if add is None or add.op_type != "Add" or add.domain != "" or add.graph is not product.graph:
+        return None
+    other = add.inputs[1 - uses[0].idx]
+    tensor = None if other is None else other.const_value
+    width = product.outputs[0].shape
+    fits = isinstance(tensor, WeightTensor) and width is not None and list(tensor.shape) == [width[-1]]
+    return _Bias(add, tensor.weight) if fits and isinstance(tensor, WeightTensor) else None
+
+
+def _biased(graph: ir.Graph, product: ir.Node, biases: list[_Bias]) -> ir.Node:
+    """What adds the biases of packed products at once."""
+    bias = add_initializer(graph, lazy.concat([b.weight for b in biases], 0), f"{product.name}/bias")
+    add = ir.node("Add", [product.outputs[0], bias], name=f"{product.name}/biased")
+    add.outputs[0].name, add.outputs[0].type = f"{product.outputs[0].name}/biased", product.outputs[0].type
+    return add
 
 
 def _weights(node: ir.Node) -> list[lazy.Weight]:

@@ -166,7 +166,7 @@ def test_weights_of_unknown_sign_are_grouped() -> None:
 )  # fmt: skip
 def test_what_cuda_takes(grid: tuple[int, int, bool], dtype: torch.dtype, inner: int, why: str) -> None:
     _, fact = built(Experts(hidden=128, inner=inner, dtype=dtype), grid, Routing(2), provider="cuda")
-    assert (fact["formulation"] == "grouped") == bool(why) and why in fact["why"]
+    assert (fact["formulation"] == "gathered, kernel") == bool(why) and why in fact["why"]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -62,3 +62,23 @@ def test_products_of_two_values_are_left_alone() -> None:
     model.graph.insert_before(second, other)
     second.replace_input_with(0, other.outputs[0])
     assert pack_products(model) == 0
+
+
+@pytest.mark.parametrize("biased", [(0, 1, 2), (0, 2)], ids=["all", "some"])
+def test_biases_are_added_at_once_where_all_products_have_one(biased: tuple[int, ...]) -> None:
+    model, weights = model_of([8, 4, 4])
+    biases = [torch.randn(len(w.T), generator=torch.Generator().manual_seed(9 + n)) for n, w in enumerate(weights)]
+    for n in biased:
+        product = next(node for node in model.graph if node.name == f"product{n}")
+        bias = add_initializer(model.graph, from_tensor(biases[n], f"b{n}"), f"b{n}")
+        add = ir.node("Add", [product.outputs[0], bias], name=f"add{n}")
+        add.outputs[0].name = f"biased{n}"
+        ir.convenience.replace_all_uses_with(product.outputs[0], add.outputs[0])
+        add.replace_input_with(0, product.outputs[0])
+        model.graph.insert_after(product, add)
+    parts = [X @ w + (b if n in biased else 0) for n, (w, b) in enumerate(zip(weights, biases, strict=True))]
+    assert pack_products(model) == 1 and ops(model).count("Add") == (1 if len(biased) == 3 else 2)
+    got = run(model, x=X)
+    assert error(got, torch.cat(parts[::-1], -1)) < 1e-6
+    assert error(got, torch.cat([X @ w for w in weights[::-1]], -1)) > 0.1
+    assert all(v.uses() for v in model.graph.initializers.values())
