@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import moec
 from moec.backends.onnxruntime.backend import TF32, Onnxruntime
 from moec.backends.onnxruntime.session import opening
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
@@ -25,7 +26,7 @@ from tests.backends.onnxruntime.blocks import Experts, error, session, tokens
 from tests.backends.onnxruntime.experts.test_qmoe import built, reference
 from tests.backends.onnxruntime.session.there import array, constant, mark, save_graph, there
 from tests.cuda_stand_in.build import library
-from tests.zoo import build
+from tests.zoo import build, save
 
 CUDA = Target("onnxruntime", "cuda")
 
@@ -154,3 +155,12 @@ def test_experts_of_8_bits_are_multiplied_with_activations_as_they_are() -> None
     exact, rounded = found.values()
     assert exact < 0.5 * Tolerance.of(torch.float16).deviation < Tolerance.of(torch.float16).deviation < rounded
     assert EXACT[0] not in os.environ
+
+
+@pytest.mark.repeats
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA itself runs the engine")
+def test_an_engine_with_experts_of_8_bits_is_proven_where_there_is_no_cuda(tmp_path: Path) -> None:
+    model = save("qwen3_moe", tmp_path / "model", hidden_size=64, moe_intermediate_size=64, num_hidden_layers=1)
+    target = "onnxruntime:cuda,precision=fp16"
+    report = moec.compile(model, pipeline="quantize(bits=8, group=32)", target=target, out=tmp_path / "engine")
+    assert report.ok and [block["kernel"] for block in report.facts["blocks"]] == ["QMoE"]
