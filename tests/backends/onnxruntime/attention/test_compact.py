@@ -90,3 +90,12 @@ def test_a_mask_of_fixed_length_and_a_cache_of_another(make: Make) -> None:
     feeds = {IDS: given[IDS], MASK: pad(given[MASK], (9, 0)), **longer}
     found = engine._session.run([LOGITS], {n: v.numpy() for n, v in feeds.items()})[0]
     assert error(torch.from_numpy(found), want) < 1e-3
+
+
+def test_what_is_inside_can_be_looked_at(make: Make) -> None:
+    made = make("mistral")
+    given = sample(made.program, 2, 4, 3)
+    given[MASK] = torch.ones_like(given[MASK])
+    engine = OnnxruntimeEngine(made.folder, CPU)
+    inside, logits = engine.intermediates(given), engine(**given)[LOGITS]
+    assert error(inside[LOGITS], logits) < LIMIT and error(inside[LOGITS], logits.flip(0)) > 5 * LIMIT
