@@ -26,9 +26,9 @@ def call_compact(call: Call, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             the operator takes (the runtime says so itself): they go in one by one.
         inputs: by name; caches have a place for each of the mask's.
     """
-    new, batch = inputs[IDS].shape[1], inputs[IDS].shape[0]
-    if batch > 1 and 1 < new < inputs[MASK].shape[1]:
-        rows = [call_compact(call, {k: v[n : n + 1] for k, v in inputs.items()}) for n in range(batch)]
+    texts = _texts(inputs)
+    if len(texts) > 1:
+        rows = [call_compact(call, text) for text in texts]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     mask = inputs[MASK].bool()
     if bool(mask.all()):
@@ -36,6 +36,18 @@ def call_compact(call: Call, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     outputs = call(compact_inputs(inputs))
     place = (mask.cumsum(1) - 1).clamp(min=0)
     return {name: _at(value, place) if is_present(name) else value for name, value in outputs.items()}
+
+
+def compact_calls(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The calls of such a graph that make up one of the program: all texts, or each of them."""
+    return [compact_inputs(text) for text in _texts(inputs)]
+
+
+def _texts(inputs: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    batch, new = inputs[IDS].shape
+    if batch == 1 or not 1 < new < inputs[MASK].shape[1]:
+        return [inputs]
+    return [{name: value[n : n + 1] for name, value in inputs.items()} for n in range(batch)]
 
 
 def compact_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,8 +71,8 @@ def _width(table: ir.Value | None) -> int:
 def _by_place(
     graph: ir.Graph, node: ir.Node, table: ir.Value | None, tables: dict[ir.Value, ir.Value | None]
 ) -> ir.Value | None:
-    """A table `[T, width]` by place, of as many places as the mask has, for one by token; None where its making does not
-    say how."""
+    """A table `[T, width]` by place, of as many places as the mask has, for one by token; None where its making says
+    not how."""
     if table is None or not _width(table):
         return None
     if table not in tables:
@@ -86,7 +86,11 @@ def _making(table: ir.Value) -> list[ir.Node] | None:
     steps, value = [], table
     while (node := value.producer()) is not None:
         varying = [v for v in node.inputs if v is not None and _constant(v) is None and not v.is_initializer()]
-        if node.op_type not in (*_BY_NUMBER, "Reshape") or len(varying) != 1 or (node.op_type == "Reshape") != (not steps):
+        if (
+            node.op_type not in (*_BY_NUMBER, "Reshape")
+            or len(varying) != 1
+            or (node.op_type == "Reshape") != (not steps)
+        ):
             return steps if _counts_tokens(value) else None
         steps.insert(0, node)
         value = varying[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moec.backends.onnx.cache_rows import COMPACT, compact_calls
 from moec.backends.onnxruntime.session.opening import Start
 
 FOLDER = (
@@ -29,5 +30,12 @@ def intermediates(path: Path, start: Start, inputs: Mapping[str, Tensor]) -> dic
     session = start(model.SerializeToString(), {FOLDER: str(path.parent)}, plain=True)
     types = {o.name: o.type for o in session.get_outputs()}
     wanted = [name for name in values if types[name] in ("tensor(float)", "tensor(float16)", "tensor(double)")]
-    feeds = {name: value.detach().cpu().contiguous().numpy() for name, value in inputs.items()}
-    return {name: torch.from_numpy(value) for name, value in zip(wanted, session.run(wanted, feeds), strict=True)}
+    calls = compact_calls(inputs) if any(p.key == COMPACT for p in model.metadata_props) else [inputs]
+    found = [session.run(wanted, {n: v.detach().cpu().contiguous().numpy() for n, v in call.items()}) for call in calls]
+    values_of = zip(wanted, zip(*found, strict=True), strict=True)
+    return {name: _joined([torch.from_numpy(value) for value in parts]) for name, parts in values_of}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The values of texts that ran one by one, as of one call."""
+    return torch.cat(parts) if len(parts) > 1 and parts[0].dim() else parts[0]
