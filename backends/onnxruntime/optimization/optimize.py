@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moec.backends.onnx.folding import folding, remove_unused, share_equal_nodes
 from moec.backends.onnx.steps import Step
+from moec.backends.onnxruntime.attention.rotary_inside import rotate_inside
 from moec.backends.onnxruntime.optimization.filled import join_filled
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
@@ -27,5 +28,6 @@ def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[S
         Step("spare-reshapes", spare_reshapes),
         Step("share-sizes", share_sizes),
         Step("share-equal-tables", share_equal_nodes),  # every layer made the same, and asked the same of its sizes
+        Step("rotate-inside", rotate_inside),
         Step("remove-unused", remove_unused),
     ]
