@@ -12,7 +12,7 @@ import torch
 
 from moec.dialect import Activation, Routing
 from moec.errors import MoecError
-from moec.kernels import launch
+from moec.kernels import checks, launch
 from moec.kernels.checks import check_experts, check_ids, check_route, check_router
 from moec.kernels.packed import ExpertCodes
 from moec.kernels.starting import recording
@@ -189,3 +189,19 @@ def test_more_than_32_bits_count() -> None:
             check_route(empty(2**31, 6), None, Routing(2))
         with pytest.raises(MoecError, match="larger router"):
             check_router(empty(3, 2**16), empty(2**16, 2**16), None, None, Routing(2))
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_what_is_right_is_put_into_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks run at each call of each block: where nothing is wrong they write no sentence."""
+    worded: list[str] = []
+    write = checks._of
+    monkeypatch.setattr(checks, "_of", lambda tensor: worded.append("") or write(tensor))
+    given = problem(biases=True)
+    check_experts(*given.tensors(), Activation())
+    check_router(given.x, torch.randn(6, 40), torch.zeros(6), None, Routing(2))
+    check_route(torch.randn(2, 6), torch.zeros(6), Routing(2))
+    assert worded == []
+    with pytest.raises(MoecError):
+        check_experts(*replace(given, x=given.x[:, :30]).tensors(), Activation())
+    assert worded != []

@@ -185,7 +185,7 @@ def test_kernels_are_compiled_where_the_graph_is_written(
         == files
         == {row["file"] for row in report.facts["kernels"]}
     )
-    assert [len(block["steps"]) for block in blocks] == [4, 4] and len(files) == 4, "both layers have the same sizes"
+    assert [len(block["steps"]) for block in blocks] == [5, 5] and len(files) == 5, "both layers have the same sizes"
     assert all(".target sm_90a" in (out / file).read_text() for file in files)
     assert moec(capsys, "inspect", out)[0] == 0 and "rows_in_kernel" in markdown(report)
     assert report.facts["cache"][0]["capacity"] == json.loads((out / FACTS_FILE).read_text())["capacity"] == 4096 + 64

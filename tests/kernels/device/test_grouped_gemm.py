@@ -36,6 +36,7 @@ CASES = {
     "one token, transposed": ("gpt-oss, one token", "transposed", CLAMPED),
     "one token, int4": ("qwen3", "int4", Activation()),
     "many tokens, int4": ("mixtral", "int4", Activation()),
+    "clamped, with biases, int4": ("gpt-oss", "int4", CLAMPED),
     "many tokens, fp8": ("mixtral", "fp8", Activation()),
     "many tokens, float32": ("gpt-oss", "fp32", Activation("relu2", gated=False)),
 }
@@ -48,7 +49,8 @@ def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 def weights(kind: str, *shape: int) -> torch.Tensor | ExpertCodes:
     experts, rows, depth = shape
     if kind == "int4":
-        return ExpertCodes(empty(experts, rows, depth // 2, dtype=torch.uint8), empty(experts, rows, depth // 128))
+        group = 128 if depth % 128 == 0 else 64
+        return ExpertCodes(empty(experts, rows, depth // 2, dtype=torch.uint8), empty(experts, rows, depth // group))
     if kind == "transposed":  # as transformers keeps gpt-oss's
         return empty(experts, depth, rows).mT
     if kind == "fp8":
@@ -110,6 +112,7 @@ OFTEN = {
     ("one token, transposed", 90),
     *(("many tokens, int4", sm) for sm in (80, 90, 100)),
     *(("one token, int4", sm) for sm in (80, 90)),
+    ("clamped, with biases, int4", 100),
     *(("many tokens, fp8", sm) for sm in (80, 90)),
     ("many tokens, float32", 90),
 }
