@@ -58,8 +58,10 @@ def fix_cache(
         capacity: places of a buffer.
 
     Returns:
-        One record: `cache`, `fixed` or `growing`, `capacity` (0 where it grows), and `why`.
+        One record: `cache`, `fixed` or `growing`, `capacity` (0 where it grows), and `why`; none without a cache.
     """
+    if not cache_inputs(inputs):
+        return []
     graph = model.graph
     why = why_growing(inputs, conditions) or _why_not(graph, inputs)
     if why:

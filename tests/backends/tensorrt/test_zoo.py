@@ -67,6 +67,10 @@ def test_it_builds(case: Case, tmp_path: Path) -> None:
     captured = open_source(save(case.name, tmp_path / "model", **wide)).capture(torch.float16)
     plain = built(tmp_path / "fp16", captured, case.pipeline)
     assert "dequantize" not in layers(plain)
+    caches = [row["cache"] for row in plain.get("cache", ())]
+    assert ("kv_cache_update" in layers(plain)) == (caches == ["fixed"]) and (caches == ["growing"]) == (
+        case.name == "llama4"
+    )
     packed = built(
         tmp_path / "int4",
         captured,

@@ -3,18 +3,24 @@ last place; a wrong length is seen, and what cannot be rewritten is left as it i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
 
 from moec.backends.onnx.attention import attention_nodes
+from moec.backends.tensorrt.building.worker import call
 from moec.backends.tensorrt.fixed_signature import LENGTH
+from moec.backends.tensorrt.fixed_signature import buffers as fixed_inputs
 from moec.backends.tensorrt.graph.fixed_cache import can_be_fixed, fix_cache, why_growing
+from moec.backends.tensorrt.profiles import profiles
 from moec.program.conditions import Condition
 from moec.program.decoder_signature import IDS, MASK, PAST
 from moec.program.signature import Input
 from tests.backends.tensorrt.decoder import CAPACITY, graph, lowered_as, opaque, program, ran, text, whole
+from tests.backends.tensorrt.tiny import needs_rtx, request
 
 
 def buffers(batch: int) -> dict[str, np.ndarray]:
@@ -90,7 +96,7 @@ def test_what_counts_places_keeps_its_growing_cache() -> None:
 
 def test_signatures_that_are_no_decoders() -> None:
     inputs = (Input(IDS, torch.int64, ("batch", "sequence")),)
-    assert "no decoder" in why_growing(inputs, ())
+    assert "no decoder" in why_growing(inputs, ()) and fix_cache(opaque(), inputs, (), CAPACITY) == []
     decoder = program().inputs
     assert why_growing(decoder, (Condition("batch <= 4"),)) == ""
     assert f"{PAST} <= 9" in why_growing(decoder, (Condition(f"{PAST} <= 9"),))
@@ -108,3 +114,17 @@ def test_only_where_the_parser_knows_it() -> None:
         can_be_fixed("tensorrt-rtx", "1.7.1.116") and can_be_fixed("tensorrt", "11.4") and can_be_fixed("tensorrt", "")
     )
     assert not can_be_fixed("tensorrt", "10.16.0")
+
+
+@needs_rtx
+def test_the_builder_takes_it_as_writes_in_place(tmp_path: Path) -> None:
+    """The real parser and builder: a layer that updates each cache, where the growing one joins tensors."""
+    inputs, limits = program().inputs, {"past_sequence": 20, "sequence": 4}
+    kinds, signatures = {}, {0: inputs, CAPACITY: fixed_inputs(inputs, CAPACITY)}
+    for capacity, signature in signatures.items():
+        ir.save(graph(capacity), tmp_path / "model.onnx")
+        ranges = [p.to_dict() for p in profiles(signature, limits)]
+        asked = request(tmp_path, onnx=tmp_path / "model.onnx", profiles=ranges, architectures=[120])
+        kinds[capacity] = call(asked)["layers"]
+    assert kinds[CAPACITY]["KV_CACHE_UPDATE"] == 4 and "KV_CACHE_UPDATE" not in kinds[0]
+    assert kinds[0]["CONCATENATION"] > kinds[CAPACITY]["CONCATENATION"]
