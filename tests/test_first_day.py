@@ -4,9 +4,11 @@ kernel or engine ends it with the name of the wrong number."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +66,30 @@ def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
     assert "the bundle 'kernels' is not here" in done.stdout and not list(tmp_path.iterdir())
     missing = run_day(tmp_path, "--bundle", str(tmp_path / "nothing"))
     assert missing.returncode == 2 and "first_day_pack.py makes them" in missing.stderr
+
+
+def running(process: int) -> bool:
+    """Whether a process is there and not merely waited for."""
+    try:
+        return Path("/proc", str(process), "stat").read_text().split()[2] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_stage_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    from first_day import limited
+
+    started = tmp_path / "started"
+    leaves_a_child = ["sh", "-c", f"sleep 60 & echo $! > {started}"]
+    assert limited(leaves_a_child, dict(os.environ), 60) == 0
+    child = int(started.read_text())
+    for _ in range(600):  # it would sleep for longer than this
+        if not running(child):
+            break
+        time.sleep(0.05)
+    assert not running(child)
+    assert limited(["sleep", "60"], dict(os.environ), 0.1) is None
+    assert limited(["sh", "-c", "exit 7"], dict(os.environ), 60) == 7
 
 
 def rows_of(folder: Path, **setting: Any) -> Any:
@@ -124,6 +150,18 @@ def test_beside_nothing_but_zeros_nothing_is_right() -> None:
     zeros = torch.zeros(3, 4)
     for far in (distance(zeros, zeros.double()), typical(zeros, zeros.double()), median_error(zeros, zeros, None)):
         assert far == float("inf")
+
+
+def test_what_stands_at_padding_is_nobody_s() -> None:
+    from first_day_engines import median_error
+
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    logits, cache = torch.randn(2, 3, 7), torch.randn(2, 4, 3, 5)
+    padded, kept = logits.clone(), cache.clone()
+    padded[0, 0], kept[0, :, 0] = float("nan"), float("nan")
+    assert median_error(padded, logits, mask) == median_error(kept, cache, mask) == 0
+    padded[0, 1], kept[0, 0, 1, 0] = float("nan"), float("nan")
+    assert median_error(padded, logits, mask) == median_error(kept, cache, mask) == float("inf")
 
 
 # ---------------------------------------------------------------------- kernels
