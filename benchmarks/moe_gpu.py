@@ -6,8 +6,9 @@ usage: python benchmarks/moe_gpu.py [--shape mixtral qwen3] [--tokens 1 16 4096]
 
 Whole blocks, router included, of Mixtral-8x7B, Qwen3-30B-A3B, gpt-oss-120b and DeepSeek-V3, with random weights in
 bfloat16, or 4-bit integers in groups of 128 (eager PyTorch then has the unpacked weights in bfloat16, ONNX Runtime its
-QMoE). Routing is uniform, or skewed as Zipf has it (without ONNX Runtime). Every output is compared with the same block
-in float64 before it is timed: ours must be within twice eager PyTorch's error, or the run ends with status 1.
+QMoE). gpt-oss's unpacked matrices stand transposed in memory, as transformers keeps them. Routing is uniform, or skewed
+as Zipf has it (without ONNX Runtime). Every output is compared with the same block in float64 before it is timed: ours
+must be within twice eager PyTorch's error, or the run ends with status 1.
 
 `moec persistent` is the same by persistent kernels (one program a multiprocessor), for more than a few tokens;
 `moec compiled` is the operator under `torch.compile`. Before ours is timed, PyTorch is set to raise where a call waits

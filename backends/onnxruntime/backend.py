@@ -21,36 +21,40 @@ from moec.targets.target_options import Count, Declared, refused_options
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS: Declared = {
     "precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8"),
-    "tf32": ("false", "true"),
+    "tf32": ("false", "true"), "tune": Count("TOKENS", low=0, high=2**20),
 }  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
+TUNED = 512  # tokens: longer prompts take memory that a caller may not have meant to give
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 
 class Onnxruntime(Backend):
     """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
-    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`.
+    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`.
 
     `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
     to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
     routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long.
+    `tune=TOKENS`: up to so many tokens a call CUDA's kernels for experts are chosen when an engine is loaded (512 by
+    default, 0 for none), longer calls choose when they first come.
     """
 
     name = "onnxruntime"
     constants_file = "model.onnx"
+    declared = OPTIONS
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
-        from moec.backends.onnxruntime.session.libraries import missing
+        from moec.backends.onnxruntime.session.libraries import missing, phrases
 
         try:
-            import onnxruntime as ort
+            import onnxruntime  # noqa: F401
 
             versions = {p: version(p) for p in PACKAGES}
         except (ImportError, PackageNotFoundError) as error:
             return Probe(False, missing=str(error), install="pip install onnxruntime-gpu onnx onnx-ir onnxscript")
-        return Probe(True, versions, devices=tuple(usable_providers()), lacking=tuple(map(str, missing())))
+        return Probe(True, versions, devices=tuple(usable_providers()), lacking=phrases(missing()))
 
     def options(self, target: Target) -> list[Refusal]:
         refusals = []
@@ -89,10 +93,10 @@ class Onnxruntime(Backend):
 
         return shown(folder / MODEL_FILE, target)
 
-    def provider_settings(self, target: Target) -> dict[str, str]:
-        from moec.backends.onnxruntime.session.opening import cuda_options
+    def client_settings(self, target: Target) -> dict[str, str]:
+        from moec.backends.onnxruntime.session.opening import client_settings
 
-        return cuda_options(target) if target.device == "cuda" else {}
+        return client_settings(target)
 
     def layouts(self, target: Target) -> tuple[str, ...]:
         return ("plain", "genai", "triton")
@@ -175,8 +179,12 @@ class Onnxruntime(Backend):
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
+        from moec.backends.onnxruntime.session.tuning import tune
 
-        return OnnxruntimeEngine(folder, target, prepack)
+        engine = OnnxruntimeEngine(folder, target, prepack)
+        if target.device == "cuda" and prepack:
+            engine.prepared = tune(engine, int(target.options.get("tune", TUNED)))
+        return engine
 
 
 def usable_providers() -> list[str]:

@@ -37,7 +37,7 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
         Step("lower-experts", lower_experts, optimize_for, provider, rounded, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),
-        *optimization(optimize_for),
+        *optimization(optimize_for, provider),
         Step("cut-logits", cut_logits),
         *([Step("unpack-products", unpack_products, facts="unpacked")] if unpacking else []),
     ]

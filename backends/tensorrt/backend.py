@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 import torch
 
 from moec import registry
+from moec.backends.tensorrt.building.request import SETTINGS, refused_settings, request_of
 from moec.backends.tensorrt.edition import RTX, TENSORRT, Edition
 from moec.backends.tensorrt.engine_tables import tables
+from moec.backends.tensorrt.fixed_signature import buffers, grown
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.policy import LOWERINGS, MEMORY_BYTES, BuildPlan
-from moec.backends.tensorrt.profiles import PREFIX, Profile, limits_of, profiles
+from moec.backends.tensorrt.policy import CACHES, LOWERINGS, MEMORY_BYTES, BuildPlan
+from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, limits_of, profiles
 from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
 from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
@@ -31,8 +32,10 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS: Declared = {
     "precision": tuple(PRECISIONS),
     "lowering": LOWERINGS,
+    "cache": CACHES,
     "workspace": Count("MiB", high=2**30),
     f"{PREFIX}DIMENSION": Count(),
+    **SETTINGS,
 }
 STAND_IN = Target("onnxruntime")
 _NO_BF16 = (
@@ -43,12 +46,13 @@ _LATER = "`moec compile --no-build` writes here what `moec build` finishes there
 
 
 class Tensorrt(Backend):
-    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options
-    `precision=fp32|fp16`, `max_DIMENSION=N`, `workspace=MiB`."""
+    """TensorRT 10.16 or newer, built on the GPU that an engine is for: `tensorrt[:smNN]`, options as `moec explain
+    tensorrt` lists them and docs/tensorrt.md says what they do."""
 
     name = "tensorrt"
     constants_file = "model.onnx, which the plan is built from"
     edition: Edition = TENSORRT
+    declared = OPTIONS
     _lowered: tuple[Program, Any] | None = None  # what was written last, so that its proof need not lower it again
 
     def probe(self, target: Target) -> Probe:
@@ -102,7 +106,7 @@ class Tensorrt(Backend):
             refusals.append(Refusal("a plan is for one architecture", str(target), "compile once for each"))
         if target.options.get("precision") == "bf16":
             return [*refusals, Refusal(_NO_BF16, str(target), "take precision=fp16, or fp32")]
-        return refusals + refused_options(target, OPTIONS)
+        return refusals + refused_options(target, OPTIONS) + refused_settings(target, edition, find_gpu())
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
         names = dynamic_dimensions(program.inputs)
@@ -150,9 +154,12 @@ class Tensorrt(Backend):
         plan = self.plan(target, found)
         model, facts = write_onnx(program, folder / MODEL_FILE, self.precision(target), plan, progress)
         self._lowered = program, model
+        places = next((row["capacity"] for row in facts.get("cache", ())), 0)
+        found = self._profiles(program, target, optimize_for, places)
         described: dict[str, Any] = {
             "plan": asdict(plan),
             "inputs": [_plain(i) for i in program.inputs],
+            "capacity": places,
             "outputs": list(program.outputs),
             "profiles": [p.to_dict() for p in found],
             "assumptions": program.assumptions.to_plain(),
@@ -179,8 +186,11 @@ class Tensorrt(Backend):
 
         return stages(program, self.plan(target, self._profiles(program, target, optimize_for)))
 
-    def _profiles(self, program: Program, target: Target, optimize_for: str = "latency") -> list[Profile]:
-        return profiles(program.inputs, limits_of(target.options), optimize_for, program.conditions)
+    def _profiles(
+        self, program: Program, target: Target, optimize_for: str = "latency", capacity: int = 0
+    ) -> list[Profile]:
+        inputs = buffers(program.inputs, capacity) if capacity else program.inputs
+        return profiles(inputs, limits_of(target.options), optimize_for, program.conditions)
 
     def _compile(self, blocks: list[dict[str, Any]], folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
         """Kernels of moec's own are compiled where the graph is written: the machine that builds needs no Triton."""
@@ -193,13 +203,19 @@ class Tensorrt(Backend):
 
     def plan(self, target: Target, found: list[Profile]) -> BuildPlan:
         """What the graph depends on: the GPU that is named or here, and the most tokens that the profiles allow."""
+        from moec.backends.tensorrt.graph.fixed_cache import can_be_fixed
+
         gpu = find_gpu()
         wanted = architectures(target) or ([gpu.sm] if gpu and self.edition.builds_on_gpu else [])
         tokens, length = max((p.tokens for p in found), default=1), max((p.length for p in found), default=1)
         memory_bytes = int(target.options.get("workspace", MEMORY_BYTES >> 20)) << 20
         version, lowering = self.edition.version() or "", target.options.get("lowering", "auto")
         step = min((p.tuned for p in found), default=1)
-        return BuildPlan(self.edition.backend, version, tuple(wanted), tokens, length, step, memory_bytes, lowering)
+        fixed = target.options.get("cache", "fixed") == "fixed" and can_be_fixed(self.edition.backend, version)
+        places = capacity(limits_of(target.options)) if fixed else 0
+        return BuildPlan(
+            self.edition.backend, version, tuple(wanted), tokens, length, step, memory_bytes, lowering, places
+        )
 
     def finish(
         self, folder: Path, target: Target, optimize_for: str = "latency", progress: Progress | None = None
@@ -209,23 +225,14 @@ class Tensorrt(Backend):
 
         described = json.loads((folder / FACTS_FILE).read_text())
         beside = folder / f".{PLAN_FILE}"
-        request = {
-            "edition": self.edition.backend,
-            "onnx": str(folder / MODEL_FILE),
-            "plan": str(beside),
-            "profiles": described["profiles"],
-            "architectures": [] if self.edition.builds_on_gpu else architectures(target),
-            "workspace_bytes": int(target.options.get("workspace", 0)) << 20,
-            "timing_cache": self._timing_cache(),
-            "native": described["native"],
-            "kernels": described.get("kernels", []),
-        }
+        request = request_of(self.edition, folder / MODEL_FILE, beside, target, described, find_gpu())
         demand_gpu_of(request["kernels"], find_gpu())
         built = call(request)
         beside.replace(folder / PLAN_FILE)
         described |= {"edition": self.edition.backend, "version": built["version"], "architectures": self._for(target)}
+        described["settings"] = request["settings"]
         write_beside(folder / FACTS_FILE, json.dumps(described, indent=1) + "\n")
-        facts = tables(self.edition, built, described["architectures"], (folder / PLAN_FILE).stat().st_size, target)
+        facts = tables(self.edition, built, described, (folder / PLAN_FILE).stat().st_size, target)
         return facts if self.stand_in(target) else {**facts, "unproven": []}
 
     def _for(self, target: Target) -> list[int]:
@@ -233,20 +240,14 @@ class Tensorrt(Backend):
         gpu = find_gpu()
         return [gpu.sm] if self.edition.builds_on_gpu and gpu else architectures(target)
 
-    def _timing_cache(self) -> str:
-        gpu = find_gpu()
-        if not self.edition.builds_on_gpu or gpu is None:
-            return ""
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        return str(home / "moec" / f"{self.edition.backend}-{self.edition.version()}-sm{gpu.sm}-{gpu.cuda}.timing")
-
     def shown(self, folder: Path, target: Target) -> Target:
         from moec.backends.onnx.shown import shown
 
         return shown(folder / MODEL_FILE, target)
 
     def outputs(self, folder: Path) -> tuple[Input, ...]:
-        return stand_in().outputs(folder)
+        capacity = json.loads((folder / FACTS_FILE).read_text()).get("capacity", 0)
+        return grown(stand_in().outputs(folder), capacity)
 
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         here = built and self.probe(target).available and find_gpu() is not None and torch.cuda.is_available()

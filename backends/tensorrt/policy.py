@@ -33,6 +33,7 @@ KERNELS = (80, 86, 87, 89, 90, 120, 121)  # those that moec's own kernels are co
 OFF = "moec's own kernels would fit, and are not the default here (ask for them with lowering=kernels): "
 UNPACKED = "gathering unpacks all experts first, and never pays for packed weights"
 LOWERINGS = ("auto", "native", "gathered", "dense", "either", "kernels")
+CACHES = ("fixed", "growing")  # a buffer that is written in place, or tensors that each call makes anew
 COPIES = 3  # passes over memory of a gathered matrix: read, written, read again; a dense one is read once
 PIECES = 16  # of a call's tokens, at most, that one after the other become wide products
 MEMORY_BYTES = 16 * 2**30
@@ -52,6 +53,7 @@ class BuildPlan:
         step: the tokens that the narrowest profile is tuned for: of a decoder, those of one step.
         memory_bytes: what the intermediates of one MoE block may take.
         lowering: one of `LOWERINGS`.
+        capacity: places of a decoder's cache where it is a buffer of fixed size; 0 where it grows.
     """
 
     edition: str = "tensorrt"
@@ -62,6 +64,7 @@ class BuildPlan:
     step: int = 1
     memory_bytes: int = MEMORY_BYTES
     lowering: str = "auto"
+    capacity: int = 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from moec.backends.tensorrt.fixed_signature import VIEW
 from moec.errors import MoecError
 from moec.program.conditions import Condition, broken
 from moec.program.decoder_signature import PAST, SEQUENCE
@@ -19,6 +20,7 @@ from moec.program.signature import PLUS, Input, dynamic_dimensions
 LARGEST = {"batch": 8, SEQUENCE: 1024, PAST: 4096}  # unless the target says max_NAME=N
 OTHER = 1024
 PREFIX = "max_"
+HELD = (PAST, VIEW)  # dimensions that count what is there already, not the tokens of a call
 Range = tuple[int, int, int]
 
 
@@ -39,12 +41,12 @@ class Profile:
     @property
     def tokens(self) -> int:
         """The most tokens of one call: the product of all largest sizes but the cache's."""
-        return prod(largest for name, (_, _, largest) in self.sizes.items() if name != PAST)
+        return prod(largest for name, (_, _, largest) in self.sizes.items() if name not in HELD)
 
     @property
     def tuned(self) -> int:
         """The tokens of the call that the profile is tuned for."""
-        return prod(best for name, (_, best, _) in self.sizes.items() if name != PAST)
+        return prod(best for name, (_, best, _) in self.sizes.items() if name not in HELD)
 
     @property
     def length(self) -> int:
@@ -53,7 +55,9 @@ class Profile:
         return self.tokens // self.sizes[first][2] if first else 1
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether these sizes of dimensions, by name, are inside."""
+        """Whether these sizes of dimensions, by name, are inside; of a fixed cache, whether it has the places."""
+        if VIEW in self.sizes and PAST in sizes:
+            sizes = {**sizes, VIEW: max(1, sizes[PAST] + sizes.get(SEQUENCE, 1))}
         return all(low <= sizes.get(name, low) <= high for name, (low, _, high) in self.sizes.items())
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,22 +93,30 @@ def profiles(
         conditions: the program's; no profile holds sizes of one dimension that they exclude.
     """
     names = dynamic_dimensions(inputs)
+    limits = {**limits, VIEW: capacity(limits)}
     most = {name: limits.get(name, LARGEST.get(name, OTHER)) for name in names}
     whole = {name: _range(name, largest, optimize_for, first=k == 0) for k, (name, largest) in enumerate(most.items())}
     whole = {name: _within(name, sizes, conditions) for name, sizes in whole.items()}
     most = {name: sizes[2] for name, sizes in whole.items()}
     if not whole:
         return []
-    if PAST in whole and SEQUENCE in whole:
+    held = next((name for name in HELD if name in whole), None)
+    if held and SEQUENCE in whole:
+        least = 0 if held == PAST else 1
         few, many = (
-            {**whole, SEQUENCE: (1, 1, 1), PAST: (0, max(1, most[PAST] // 4), most[PAST])},
-            {**whole, PAST: (0, 0, most[PAST])},
+            {**whole, SEQUENCE: (1, 1, 1), held: (least, max(1, most[held] // 4), most[held])},
+            {**whole, held: (least, 0 if held == PAST else whole[SEQUENCE][1], most[held])},
         )
         decode = _profile("decode", few, inputs)
         return [decode, _profile("prefill", many, inputs)] if most[SEQUENCE] > 1 else [decode]
     first = names[0]
     single = _profile("single", {**whole, first: (1, 1, 1)}, inputs)
     return [single, _profile("batch", whole, inputs)] if most[first] > 1 else [single]
+
+
+def capacity(limits: Mapping[str, int]) -> int:
+    """Places of a fixed cache: the longest past and the most new tokens."""
+    return sum(limits.get(name, LARGEST[name]) for name in (PAST, SEQUENCE))
 
 
 def _range(name: str, largest: int, optimize_for: str, first: bool) -> Range:

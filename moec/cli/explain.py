@@ -18,8 +18,7 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
     if name in registry.names("passes"):
         return _pass(name)
     if name in registry.names("backends"):
-        doc = inspect.getdoc(registry.find("backends", name)) or ""
-        return {"target": name, "doc": doc}, f"{name}\n\n{doc}"
+        return _target(name)
     if name in presets():
         text = preset_text(name)
         return {"preset": name, "toml": text}, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
@@ -35,6 +34,14 @@ def _nearest(name: str, known: list[str]) -> str:
 def _code(name: str) -> tuple[dict[str, Any], str]:
     data = {"code": name, "meaning": CODES[name], "exit_code": EXIT_CODES[name[:2]]}
     return data, f"{name} (exit status {data['exit_code']}): {data['meaning']}"
+
+
+def _target(name: str) -> tuple[dict[str, Any], str]:
+    cls = registry.find("backends", name)
+    doc = inspect.getdoc(cls)
+    options = {key: "|".join(form) if isinstance(form, tuple) else str(form) for key, form in cls.declared.items()}
+    text = "\n".join(f"{key}={form}" for key, form in options.items())
+    return {"target": name, "options": options, "doc": doc}, f"{name}\n\n{doc}\n\n{text}"
 
 
 def _pass(name: str) -> tuple[dict[str, Any], str]:

@@ -111,6 +111,8 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
             else f"missing: {probe['missing']}; {probe['install']}"
         )
         say(f"{name:<12} {state}")
+        for lack in probe["lacking"]:
+            say(f"{'':<12} lacks {lack}")
     if not usable:
         raise MoecError("M301", "no target can be used here", "moec doctor", next(iter(probes.values()))["install"])
     return 0

@@ -118,9 +118,15 @@ def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: boo
     Decoders continue a prompt: time to the first token, then tokens a second. Other engines run forward.
     """
     from moec import api
+    from moec.report.plan_lines import plan_lines, plan_of
 
     result = api.bench(engines, sizes=_sizes(sizes), **options)
-    emit(result.to_dict()) if as_json else say(str(result))
+    facts = {engine: api.read_report(engine).facts for engine in engines}
+    plans = {engine: plan for engine in engines if (plan := plan_of(facts[engine]))}
+    if as_json:
+        emit(result.to_dict() | ({"plans": plans} if plans else {}))
+        return
+    say("\n".join([str(result), *(line for engine in plans for line in plan_lines(engine, facts[engine]))]))
 
 
 def _sizes(texts: tuple[str, ...]) -> dict[str, int]:

@@ -66,7 +66,7 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
     facts = source.facts().assuming(program.assumptions)
-    settings = backend.provider_settings(target)
+    settings = backend.client_settings(target)
     arrange(layout, folder, program.inputs, outputs, facts, target.device or "cpu", target.threads, shared, settings)
 
 

@@ -24,6 +24,7 @@ class Engine(ABC):
         inputs, outputs: signature.
         conditions: on the sizes of the inputs, for which alone the engine is the model.
         values: that inputs may hold.
+        prepared: what was done when it was loaded and how long that took, in words; empty where nothing was.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Engine(ABC):
     outputs: tuple[str, ...]
     conditions: tuple[Condition, ...] = ()
     values: tuple[Values, ...] = ()
+    prepared: str = ""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -41,7 +43,7 @@ class Engine(ABC):
         the engine was not made for."""
         as_numpy = any(isinstance(v, np.ndarray) for v in inputs.values())
         result = self.run(self.check(inputs))
-        return {k: v.numpy() for k, v in result.items()} if as_numpy else result
+        return {k: v.numpy(force=True) for k, v in result.items()} if as_numpy else result
 
     def check(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The inputs as tensors in the signature's order; dtypes must agree exactly, dynamic dimensions with each

@@ -223,7 +223,7 @@ def _turned(values: Tensor) -> bool:
 
 def _in_words(w: ExpertCodes) -> bool:
     """Whether scales, zero points and 4-bit values of each expert, of these each row, are whole words of 32 bits."""
-    parts = [(t, (t.stride(0),)) for t in (w.scale, w.zero) if t is not None]
+    parts: list[tuple[Tensor, tuple[int, ...]]] = [(t, (t.stride(0),)) for t in (w.scale, w.zero) if t is not None]
     if w.format == "int4":
         parts.append((w.values, (w.values.stride(0), w.values.stride(1), w.values.shape[2])))
     return all(n * t.element_size() % 4 == 0 for t, counts in parts for n in (t.storage_offset(), *counts))

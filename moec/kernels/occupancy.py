@@ -5,11 +5,13 @@ A product runs as programs: one for each tile of rows and each block of columns.
 
 1. How many programs a multiprocessor holds: registers, shared memory and warps each allow so many, and the least counts
    (CUDA programming guide, technical specifications; a program costs 1 KiB of shared memory more than it asks for).
-2. How many bytes are under way: programs that run at once, times the stages but one of each. Memory sends no faster than
-   bytes under way divided by its latency (Little's law), nor than `BANDWIDTH_SHARE` of what the data sheet says.
-3. How long the matrix units take: whole tiles, padding included, in whole rounds of the multiprocessors.
-4. How long packed weights take to unpack: instructions a weight, as counted in the machine code.
-5. The longest of these, and `START_S` for a kernel's start and its first bytes.
+2. How many bytes are under way: programs that run at once, times the stages but one of each. Memory sends no faster
+   than bytes under way divided by its latency (Little's law), nor than `BANDWIDTH_SHARE` of what the data sheet says.
+3. What goes through the L2 cache: each program reads its rows of both operands, whether memory has to send them or not.
+   This is what narrow tiles cost.
+4. How long the matrix units take: whole tiles, padding included, in whole rounds of the multiprocessors.
+5. How long packed weights take to unpack: instructions a weight, as counted in the machine code.
+6. The longest of these, and `START_S` for a kernel's start and its first bytes.
 
 Nothing here was measured by us. The shares are what the best published kernels reach on an H200, and `estimate` is held
 against their times by `tests/kernels/test_occupancy.py`. A measurement corrects the constants below, or, better, the
@@ -28,17 +30,22 @@ from moec.kernels.tiles import FEW_TOKENS, Tile, rows_for
 BANDWIDTH_SHARE, MATRIX_SHARE, ISSUE_SHARE = 0.88, 0.82, 0.7
 OLD_UNIT_SHARE = 0.6  # of a Hopper's rate by `mma.sync`, which tiles of fewer than 64 rows take
 LATENCY_S, START_S = 8e-7, 1.5e-6  # of device memory when busy; of a kernel until its first product
+CACHE_BYTES_A_CYCLE = 48.0  # of the 64 that a multiprocessor may have from the L2 cache
 STEP_CYCLES = 120.0  # of a step's wait, barrier and address arithmetic, which other programs hide
 REGISTERS, RESERVED_BYTES, PROGRAMS = 65536, 1024, 32  # of a multiprocessor; of a program; at most
-OTHER_REGISTERS = 60  # of a thread, beside its sums
+OTHER_REGISTERS = {"half": 60, "single": 60, "packed": 95}  # of a thread, beside its sums
 WEIGHT_BYTES = {"half": 2.0, "single": 4.0, "packed": 0.5}
 INSTRUCTIONS = {"half": 0.0, "single": 0.0, "packed": 5.0}  # to unpack one weight, of a thread
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU by its data sheet. bandwidth: bytes a second. rate: bfloat16 operations a second, dense. shared_bytes, warps:
-    of a multiprocessor. clock: cycles a second."""
+    """A GPU by its data sheet.
+
+    Attributes:
+        sm: compute capability. bandwidth: bytes a second. rate: bfloat16 operations a second, dense.
+        shared_bytes, warps: of a multiprocessor. clock: cycles a second.
+    """
 
     sm: int
     multiprocessors: int
@@ -79,8 +86,13 @@ TOKENS = (1, 2, 4, 8, 16, 64, 256, 1024, 2048, 4096, 8192)
 
 @dataclass(frozen=True)
 class Estimate:
-    """One product. programs: of the grid that have work. resident: at once on a multiprocessor. bytes: that device
-    memory has to send. seconds: all in all. bound: `bandwidth`, `matrix` or `unpacking`."""
+    """One product.
+
+    Attributes:
+        programs: of the grid that have work. resident: at once on a multiprocessor.
+        bytes: that device memory has to send. seconds: all in all.
+        bound: `bandwidth`, `cache`, `matrix` or `unpacking`.
+    """
 
     programs: int
     resident: int
@@ -96,17 +108,17 @@ def shared_bytes(tile: Tile, kind: str) -> int:
     return int(tile.stages * tile.depth * (tile.rows * token + tile.columns * WEIGHT_BYTES[kind])) + unpacked
 
 
-def registers(tile: Tile) -> int:
-    """Of a thread, roughly: its sums, and the rest. Blackwell's data-centre chips keep sums elsewhere."""
-    return tile.rows * tile.columns // (32 * tile.warps) + OTHER_REGISTERS
+def registers(tile: Tile, kind: str) -> int:
+    """Of a thread, roughly: its sums, and the rest."""
+    return tile.rows * tile.columns // (32 * tile.warps) + OTHER_REGISTERS[kind]
 
 
 def resident(tile: Tile, kind: str, device: Device) -> int:
     """Programs that a multiprocessor holds at once; 0 where not even one fits."""
     shared = shared_bytes(tile, kind)
-    if shared > SHARED_LIMIT_BYTES[device.sm] or registers(tile) > 240:
+    if shared > SHARED_LIMIT_BYTES[device.sm] or registers(tile, kind) > 255:
         return 0
-    by_registers = REGISTERS // (-(-registers(tile) // 8) * 8 * 32 * tile.warps)
+    by_registers = REGISTERS // (-(-registers(tile, kind) // 8) * 8 * 32 * tile.warps)
     by_shared = device.shared_bytes // (shared + RESERVED_BYTES)
     return min(by_registers, by_shared, device.warps // tile.warps, PROGRAMS)
 
@@ -126,9 +138,10 @@ def product(sizes: ExpertSizes, tokens: int, tile: Tile, kind: str, device: Devi
     tiles = experts * (1.0 if each <= tile.rows else each / tile.rows + 0.5)
     programs = math.ceil(tiles * -(-width // tile.columns))
     moved = experts * width * depth * WEIGHT_BYTES[kind] + 2.0 * pairs * (depth + width)
-    under_way = min(programs, held * device.multiprocessors) * (tile.stages - 1) * tile.depth
-    under_way *= tile.columns * WEIGHT_BYTES[kind] + tile.rows * 2.0
+    step = tile.columns * WEIGHT_BYTES[kind] + tile.rows * (4.0 if kind == "single" else 2.0)  # bytes a unit of depth
+    under_way = min(programs, held * device.multiprocessors) * (tile.stages - 1) * tile.depth * step
     by = {
+        "cache": programs * depth * step / (CACHE_BYTES_A_CYCLE * device.clock * device.multiprocessors),
         "bandwidth": moved / min(device.bandwidth * BANDWIDTH_SHARE, under_way / LATENCY_S),
         "matrix": _matrix_seconds(tile, programs, depth, kind, device),
         "unpacking": _issued_seconds(tile, programs, depth, kind, held, device),
@@ -162,12 +175,14 @@ def estimate(sizes: ExpertSizes, tokens: int, tile: Tile, kind: str, device: Dev
 
 def derive(rows: int, kind: str, device: Device, among: Sequence[Tile]) -> Tile:
     """The tile with the least estimated time over the known blocks: a geometric mean over every number of tokens for
-    which tiles have so many rows. Of those within 1 % of each other the one with the least shared memory."""
-    cells = [(s, t) for s in KNOWN.values() for t in TOKENS if rows_for(t, s.top_k, s.experts) == rows]
-
-    def cost(tile: Tile) -> float:
-        return math.exp(sum(math.log(estimate(s, t, tile, kind, device)) for s, t in cells) / max(len(cells), 1))
-
-    costs = {tile: cost(tile) for tile in among if resident(tile, kind, device)}
+    which tiles have so many rows. Of those within 1 % of each other the first of `among`, so that what is there stays
+    unless the model has a reason."""
+    costs = {tile: cost(tile, rows, kind, device) for tile in among if resident(tile, kind, device)}
     least = min(costs.values())
-    return min((t for t in costs if costs[t] <= 1.01 * least), key=lambda t: (shared_bytes(t, kind), costs[t]))
+    return next(tile for tile in costs if costs[tile] <= 1.01 * least)
+
+
+def cost(tile: Tile, rows: int, kind: str, device: Device) -> float:
+    """Geometric mean of `estimate` in seconds over the known blocks, for the tokens that take so many rows."""
+    cells = [(s, t) for s in KNOWN.values() for t in TOKENS if rows_for(t, s.top_k, s.experts) == rows]
+    return math.exp(sum(math.log(estimate(s, t, tile, kind, device)) for s, t in cells) / len(cells))

@@ -18,6 +18,7 @@ from moec.errors import MoecError
 Key = tuple[int, str, int]  # least SM, kind of weights, rows
 KINDS, ROWS = ("half", "single", "packed"), (16, 32, 64, 128)
 VARIABLE = "MOEC_TILES"
+ORIGINS = ("derived", "measured")  # from `moec.kernels.occupancy`, or by `moec.kernels.tuning`
 FEW_TOKENS = 16  # up to here a tile's rows are the tokens themselves, and nothing has to be sorted
 _TABLE = Path(__file__).with_name("tiles.toml")
 
@@ -71,9 +72,13 @@ def table() -> dict[Key, Tile]:
 
 def read(path: Path) -> dict[Key, Tile]:
     """The lines of one file: lists of least SM, kind, rows, columns, depth, band, warps, stages, and perhaps resident.
-    Raises M201."""
+    A file may
+    say its `origin`, `derived` or `measured`. Raises M201."""
     try:
-        lines = tomllib.loads(path.read_text())["tiles"]
+        given = tomllib.loads(path.read_text())
+        lines = given["tiles"]
+        if given.get("origin", ORIGINS[0]) not in ORIGINS:
+            raise ValueError(f"origin is {given['origin']!r}, not {' or '.join(ORIGINS)}")
         found = {(sm, kind, rows): Tile(rows, *rest) for sm, kind, rows, *rest in lines}
     except (OSError, ValueError, TypeError, KeyError) as error:
         fix = f"let benchmarks/moe_gpu.py --tune FILE write it, or unset {VARIABLE}"
@@ -103,7 +108,7 @@ def _check(key: Key, tile: Tile, path: Path) -> None:
         raise MoecError("M201", f"{key} has {tile}", str(path), "give columns, depth and warps that are powers of two")
 
 
-def written(tiles: Mapping[Key, Tile]) -> str:
+def written(tiles: Mapping[Key, Tile], origin: str = "measured") -> str:
     """TOML that `read` reads back."""
     lines = [
         f'    [{sm}, "{kind}", {", ".join(str(n) for n in astuple(tile))}],'
@@ -111,6 +116,7 @@ def written(tiles: Mapping[Key, Tile]) -> str:
     ]
     return "\n".join(
         [
+            f'origin = "{origin}"',
             "# least SM, kind, rows of a tile, columns, depth, band, warps, stages, resident",
             "tiles = [",
             *lines,

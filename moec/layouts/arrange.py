@@ -58,7 +58,7 @@ def arrange(
         device: `cpu` or `cuda`, where the engine is to run.
         threads: how many the target asks for; 0 is one for each core.
         shared_cache: whether past and present of the cache may be one buffer.
-        settings: of ONNX Runtime's provider for the device.
+        settings: of ONNX Runtime, see `Backend.client_settings`.
     """
     if layout == "genai":
         genai.write(folder, inputs, outputs, facts, device, threads, shared_cache, settings or {})

@@ -45,7 +45,8 @@ def config(
     turns sampling on.
 
     The model's type is the generic `decoder`: the runtime needs to know none of the architectures. `threads` 0 is one
-    for each core, which is ONNX Runtime's own default; `settings` are those of its CUDA provider.
+    for each core, which is ONNX Runtime's own default; `settings`: see
+    `Backend.client_settings`.
     """
     eos = list(facts.eos)
     pad = facts.pad if facts.pad is not None else next(iter(eos), 0)  # as transformers' generate does
@@ -67,13 +68,15 @@ def _decoder(
     inputs: Sequence[Input], outputs: Sequence[str], facts: ModelFacts, file: str, device: str, threads: int,
     settings: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
+    provider = {name: value for name, value in settings.items() if "." not in name}
     key, value = (name.replace("0", "%d") for name in past_names(0))
     named = {n: n for n in (IDS, MASK, POSITIONS) if any(i.name == n for i in inputs)}
     return {
         "filename": file,
         "session_options": {
             "intra_op_num_threads": threads,
-            "provider_options": [{"cuda": {**settings}}] if device == "cuda" else [],
+            **{name: value for name, value in settings.items() if "." in name},
+            "provider_options": [{"cuda": provider}] if device == "cuda" else [],
         },
         "hidden_size": facts.hidden,
         "head_size": facts.head_width,

@@ -23,6 +23,9 @@ BACKENDS = {"model.onnx": ("onnxruntime", "onnxruntime_onnx"), "model.plan": ("t
 VERSION, WARMUP = "1", "warmup"
 MAX_BATCH, PREFERRED, MAX_DELAY_US = 8, (4, 8), 1000
 PREFILL, OTHER = 32, 4  # sizes of warm-up requests: tokens, and every other dynamic dimension
+# the last of the tokens that kernels are chosen for before a server is ready, from 1 on, each twice the one before:
+# CUDA's of experts are chosen when a number of tokens first comes, rounded up to a power of two
+CHOSEN = 512
 TYPES = {
     torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float64: "FP64", torch.bool: "BOOL",
     torch.int64: "INT64", torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8",
@@ -57,7 +60,7 @@ def write(
     engine = next(name for name in BACKENDS if (model / VERSION / name).exists())
     (model / "config.pbtxt").write_text(config(inputs, outputs, facts, engine, device, settings), encoding="utf-8")
     for mask in _masks(inputs):
-        most = max(prod(mask.resolve(sizes)) for _, sizes in warmups(inputs, facts))
+        most = max(prod(mask.resolve(sizes)) for _, sizes in warmups(inputs, facts, device))
         (model / WARMUP / _ones(mask)).write_bytes(torch.ones(most, dtype=mask.dtype).numpy().tobytes())
 
 
@@ -72,7 +75,8 @@ def config(
         facts: names the model, and bounds the warm-up by its context.
         file: the engine, a key of `BACKENDS`.
         device: `cpu` or `cuda`.
-        settings: of ONNX Runtime's CUDA provider, which Triton's backend takes as parameters of the accelerator `cuda`.
+        settings: see `Backend.client_settings`; those of the provider Triton's backend takes as parameters of the
+            accelerator `cuda`.
     """
     backend, platform = BACKENDS[file]
     batched = is_batched((*inputs, *outputs))
@@ -93,10 +97,12 @@ def config(
             "max_queue_delay_microseconds": MAX_DELAY_US,
         }
     if settings:
-        given = [{"key": key, "value": value} for key, value in settings.items()]
+        given = [{"key": key, "value": value} for key, value in settings.items() if "." not in key]
         accelerator = {"gpu_execution_accelerator": [{"name": "cuda", "parameters": given}]}
         fields["optimization"] = {"execution_accelerators": accelerator}
-    fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts)]
+        session = {key: value for key, value in settings.items() if "." in key}
+        fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in session.items()]
+    fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts, device)]
     assumed = f"# The engine is the model where {facts.assumes}; {UNCHECKED}\n" if str(facts.assumes) else ""
     return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)
 
@@ -129,14 +135,18 @@ def _tensor(spec: Input, batched: bool) -> dict[str, Any]:
     return tensor if dims else {**tensor, "reshape": {"shape": []}}  # dims may not be empty
 
 
-def warmups(inputs: Sequence[Input], facts: ModelFacts) -> list[tuple[str, Mapping[str, int]]]:
+def warmups(inputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> list[tuple[str, Mapping[str, int]]]:
     """Name and sizes of the requests that each instance runs before it is ready: for a decoder a prompt, then a token
-    after it."""
+    after it; on CUDA a prompt of each number of tokens that kernels are chosen for."""
     length = min(PREFILL, facts.context // 2 or PREFILL)
     sizes = {name: 1 if k == 0 else OTHER for k, name in enumerate(dynamic_dimensions(inputs))}
     found: list[tuple[str, dict[str, int]]] = [("request", {**sizes, SEQUENCE: length})]
     if _has_cache(inputs):
         found = [("prefill", {**sizes, SEQUENCE: length, PAST: 0}), ("decode", {**sizes, SEQUENCE: 1, PAST: length})]
+    if device == "cuda" and SEQUENCE in sizes:
+        first = {**found[0][1], **({PAST: 0} if _has_cache(inputs) else {})}
+        lengths = [2**n for n in range(CHOSEN.bit_length()) if 2**n <= min(CHOSEN, facts.context or CHOSEN)]
+        found += [(f"{length} tokens", {**first, SEQUENCE: length}) for length in lengths]
     return [(name, nearest(facts.assumes.sizes, sizes) or sizes) for name, sizes in found]
 
 

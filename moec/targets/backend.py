@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -111,6 +111,7 @@ class Backend(ABC):
 
     name: str
     constants_file = "the engine"  # what `constants` reads, in words
+    declared: ClassVar[Mapping[str, Any]] = {}  # its targets' options, see `moec.targets.target_options.Declared`
 
     @abstractmethod
     def probe(self, target: Target) -> Probe:
@@ -200,9 +201,10 @@ class Backend(ABC):
             "compile it anew with `moec compile --from moec.json`",
         )
 
-    def provider_settings(self, target: Target) -> Mapping[str, str]:
-        """Settings of the runtime's provider for the target's device, without which other clients than moec's would
-        compute otherwise; nothing where its defaults are right."""
+    def client_settings(self, target: Target) -> Mapping[str, str]:
+        """Settings without which other clients than moec's would compute otherwise, or hold more: of the runtime's
+        provider for the target's device, and with a dot in their names of the session. Nothing where its defaults are
+        right."""
         return {}
 
     def layouts(self, target: Target) -> tuple[str, ...]:

@@ -23,6 +23,9 @@ class Count:
     low: int = 1
     high: int = 2**31 - 1
 
+    def __str__(self) -> str:
+        return self.unit
+
     def takes(self, text: str) -> bool:
         """Whether a text is such a number, in the digits 0 to 9."""
         return re.fullmatch(r"[0-9]{1,12}", text) is not None and self.low <= int(text) <= self.high

@@ -4,7 +4,7 @@ follow."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import clocked, generate, is_decoder
 from moec.program.decoder_signature import SEQUENCE
-from moec.timing.engines import growth_bytes, rotated
+from moec.timing.engines import growth_bytes, preparations, rotated
 
 SIZES = {"batch": 1, SEQUENCE: 128}
 
@@ -36,6 +36,7 @@ class DecoderTiming:
             faster.
         decode_ratio_p10, decode_ratio_p90: its spread.
         growth_bytes: the peak of resident memory in the warm-up, above what was resident before it.
+        prepared: see `Engine.prepared`; it is in none of the times.
     """
 
     engine: str
@@ -51,6 +52,7 @@ class DecoderTiming:
     decode_ratio_p10: float
     decode_ratio_p90: float
     growth_bytes: int
+    prepared: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class DecoderBenchmark:
             f"{'':<24}{'tokens/s':>10}{'':>7}{'ms':>11}{'tokens/s':>10}{'':>7}             "
             f"{'ms':>8}{'ms':>8}{'ms':>8}{'MiB':>10}"
         )
-        return "\n".join([head, names, units, *map(_line, self.timings)])
+        return "\n".join([head, names, units, *map(_line, self.timings), *preparations(self.timings)])
 
 
 def bench_decoders(
@@ -124,6 +126,7 @@ def bench_decoders(
     growth = [growth_bytes(clock, warmup) for clock in clocks]
     times = np.array([rotated(clocks, r) for r in range(runs)])  # [runs, engines, tokens]
     timings = [_timing(e.name, times[:, i], times[:, 0], growth[i], prompt) for i, e in enumerate(engines)]
+    timings = [replace(t, prepared=e.prepared) for t, e in zip(timings, engines, strict=True)]
     return DecoderBenchmark(tuple(timings), {**chosen, "new": max_tokens}, torch.get_num_threads())
 
 

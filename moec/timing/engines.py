@@ -4,8 +4,8 @@ nothing by itself."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ class Timing:
         ratio: median over the rounds of (first engine's time / this one's): above 1 this one is faster. ratio_p10,
             ratio_p90: its spread.
         growth_bytes: the peak of resident memory in the warm-up, above what was resident before it.
+        prepared: see `Engine.prepared`; it is in none of the times.
     """
 
     engine: str
@@ -51,6 +52,7 @@ class Timing:
     ratio_p10: float
     ratio_p90: float
     growth_bytes: int
+    prepared: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Benchmark:
             f"{'engine':<24}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'samples/s':>12}{'tokens/s':>12}{'ratio':>8} "
             "  p10-p90"
         )
-        return "\n".join([f"{self.sizes or 'fixed sizes'}, {self.threads} threads", head, *map(_line, self.timings)])
+        rows = [head, *map(_line, self.timings), *preparations(self.timings)]
+        return "\n".join([f"{self.sizes or 'fixed sizes'}, {self.threads} threads", *rows])
 
 
 def bench_engines(
@@ -105,7 +108,13 @@ def bench_engines(
     times = np.array([rotated(clocks, r) for r in range(runs)])
     batch, length = (*[*chosen.values()][:2], None, None)[:2]
     timings = [_timing(e.name, times[:, i], times[:, 0], growth[i], batch or 1, length) for i, e in enumerate(engines)]
+    timings = [replace(t, prepared=e.prepared) for t, e in zip(timings, engines, strict=True)]
     return Benchmark(tuple(timings), chosen, torch.get_num_threads())
+
+
+def preparations(timings: Iterable[Any]) -> list[str]:
+    """A line for each engine that did something when it was loaded."""
+    return [f"{t.engine}: {t.prepared} when it was loaded" for t in timings if t.prepared]
 
 
 def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -216,6 +217,17 @@ def test_doctor(cli: Cli) -> None:
     data = cli.json("doctor")
     assert data["targets"]["onnxruntime"]["available"] and data["packages"]["torch"]
     assert "onnxruntime" in cli("doctor")
+    lacking = data["targets"]["onnxruntime"]["lacking"]
+    assert all(phrase in cli("doctor") for phrase in lacking) and ("libcudnn" in str(lacking)) == (not cudnn())
+
+
+def cudnn() -> bool:
+    """Whether there is one here."""
+    try:
+        ctypes.CDLL("libcudnn.so.9")
+    except OSError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------------- the program

@@ -18,8 +18,13 @@ def test_a_code(cli: Cli) -> None:
     assert cli.json("explain", "M101") == {"code": "M101", "meaning": CODES["M101"], "exit_code": 1}
 
 
-def test_a_target_and_a_preset(cli: Cli) -> None:
-    assert "max_DIMENSION" in cli.json("explain", "tensorrt")["doc"]
+def test_a_target_with_its_options(cli: Cli) -> None:
+    target = cli.json("explain", "tensorrt")
+    assert target["options"]["cache"] == "fixed|growing" and target["options"]["workspace"] == "MiB"
+    assert "refit=no|yes" in cli("explain", "tensorrt-rtx") and "tf32=" in cli("explain", "onnxruntime")
+
+
+def test_a_preset(cli: Cli) -> None:
     assert 'name = "quantize"' in cli("explain", "int4")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from moec.errors import MoecError
+from moec.kernels import tiles
 from moec.kernels.tiles import FEW_TOKENS, VARIABLE, Tile, adopt, read, rows_for, table, tile_for, written
 
 
@@ -54,9 +56,9 @@ def test_a_gated_product_has_two_halves() -> None:
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
-    tiles = {(90, "half", 128): Tile(128, 256, 64, 8, 8, 4, 2), (89, "packed", 16): Tile(16, 32, 32)}
-    (tmp_path / "tiles.toml").write_text(written(tiles))
-    assert read(tmp_path / "tiles.toml") == tiles and written(read(tmp_path / "tiles.toml")) == written(tiles)
+    lines = {(90, "half", 128): Tile(128, 256, 64, 8, 8, 4, 2), (89, "packed", 16): Tile(16, 32, 32)}
+    (tmp_path / "tiles.toml").write_text(written(lines))
+    assert read(tmp_path / "tiles.toml") == lines and written(read(tmp_path / "tiles.toml")) == written(lines)
 
 
 @pytest.mark.usefixtures("afresh")
@@ -78,6 +80,7 @@ def test_what_is_adopted_comes_first() -> None:
 
 
 WRONG = {
+    "no origin that is known": 'origin = "guessed"\ntiles = [[80, "half", 16, 64, 128, 1, 4, 4]]',
     "nothing": None,
     "no TOML": "tiles = [",
     "no tiles": "rows = 3",
@@ -104,5 +107,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_nothing_stays_unless_it_was_measured() -> None:
-    """No figure has been taken on a GPU: the committed table starts a program a piece."""
+    """No figure has been taken on a GPU: the committed table starts a program a piece, and says that it is derived."""
+    assert tomllib.loads(Path(tiles.__file__).with_name("tiles.toml").read_text())["origin"] == "derived"
+    assert 'origin = "measured"' in written({})
     assert all(tile.resident == 0 for tile in table().values())

@@ -43,7 +43,7 @@ def test_the_config_names_the_engines_own_inputs_and_searches_greedily() -> None
         replace(FACTS, sampling={"temperature": 0.6, "min_p": 0.1}),
         device="cuda",
         threads=4,
-        settings={"use_tf32": "0"},
+        settings={"use_tf32": "0", "session.use_device_allocator_for_initializers": "1"},
     )
     decoder = made["model"]["decoder"]
     assert (
@@ -53,6 +53,7 @@ def test_the_config_names_the_engines_own_inputs_and_searches_greedily() -> None
     assert (decoder["head_size"], decoder["num_key_value_heads"], decoder["num_hidden_layers"]) == (8, 2, 2)
     assert "position_ids" not in decoder["inputs"] and decoder["session_options"] == {
         "intra_op_num_threads": 4,
+        "session.use_device_allocator_for_initializers": "1",
         "provider_options": [{"cuda": {"use_tf32": "0"}}],
     }
     assert made["search"] == {

@@ -86,6 +86,20 @@ def test_tensorrt_plans_and_cuda_run_on_the_gpu() -> None:
     )
 
 
+def test_cuda_is_told_its_settings_and_warms_up_every_number_of_tokens_that_kernels_are_chosen_for() -> None:
+    settings = {"use_tf32": "0", "session.use_device_allocator_for_initializers": "1"}
+    read = parse(config(decoder_inputs(), LOGITS, FACTS, device="cuda", settings=settings))
+    (cuda,) = read.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0"})
+    assert read.parameters["session.use_device_allocator_for_initializers"].string_value == "1"
+    names = [w.name for w in read.model_warmup]
+    assert names == ["prefill", "decode", *(f"{2**n} tokens" for n in range(8))]  # a context of 128
+    longest = read.model_warmup[-1].inputs
+    assert list(longest["input_ids"].dims) == [128] and list(longest["past_key_values.0.key"].dims)[1] == 0
+    plain = parse(config(decoder_inputs(), LOGITS, FACTS))
+    assert not plain.optimization.ByteSize() and [w.name for w in plain.model_warmup] == ["prefill", "decode"]
+
+
 @pytest.mark.parametrize(
     "outputs",
     [

@@ -63,7 +63,10 @@ def test_figures_belong_together() -> None:
 
 
 def test_plain_data_and_text() -> None:
-    found = bench_decoders([Sleeper("one", 0, [])], {"sequence": 2}, max_tokens=2, runs=1)
+    engine = Sleeper("one", 0, [])
+    engine.prepared = "kernels chosen"
+    found = bench_decoders([engine], {"sequence": 2}, max_tokens=2, runs=1)
+    assert str(found).endswith("one: kernels chosen when it was loaded")
     assert json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "one"
     assert str(found).startswith("batch 1, 2 + 2 tokens") and "1st token" in str(found)
 

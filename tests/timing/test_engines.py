@@ -59,6 +59,14 @@ def test_real_engines_and_plain_data() -> None:
     assert "p50 ms" in str(found)
 
 
+def test_what_loading_did_is_said_beside_the_times() -> None:
+    quick, tuned = Sleeper("quick", 0, []), Sleeper("tuned", 0, [])
+    tuned.prepared = "kernels chosen in 1.2 s"
+    found = bench_engines([quick, tuned], sizes={"batch": 1, "sequence": 2}, runs=1, warmup=1)
+    assert str(found).splitlines()[-1] == "tuned: kernels chosen in 1.2 s when it was loaded"
+    assert [t["prepared"] for t in found.to_dict()["timings"]] == ["", "kernels chosen in 1.2 s"]
+
+
 def test_default_inputs_are_ones_that_a_model_takes() -> None:
     inputs = [Input(n, torch.int64, ("batch", "sequence")) for n in ("input_ids", "attention_mask", "position_ids")]
     sample = default_sample(inputs, {"batch": 2, "sequence": 6})

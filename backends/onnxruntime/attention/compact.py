@@ -12,7 +12,7 @@ padding takes no room. So a step's shapes may stay as they are, with a mask of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -61,7 +61,7 @@ def put_tokens_first(model: ir.Model) -> Rows:
     return Rows(emit("Cast", last, to=INT32), emit("Squeeze", emit("Cast", whole, to=INT32)))
 
 
-def _named(values: Iterator[ir.Value], name: str) -> ir.Value:
+def _named(values: Iterable[ir.Value], name: str) -> ir.Value:
     return next(v for v in values if v.name == name)
 
 

@@ -14,15 +14,21 @@ from typing import Any
 import onnx_ir as ir
 
 from moec.backends.onnx.emit import MICROSOFT
+from moec.backends.onnxruntime.optimization.half_norms import narrow_norms
 
 
-def fuse(model: ir.Model) -> dict[str, int]:
-    """Fuse RMS norms, sums that feed them and transposed keys, in place.
+def fuse(model: ir.Model, provider: str = "cpu") -> dict[str, int]:
+    """Fuse RMS norms, sums that feed them and transposed keys, in place; for CUDA those in half precision wholly, see
+    `half_norms`.
 
     Returns:
         How many of each: `rms_norm`, `skip_norm` (a sum and the norm of it), `transposed_key`.
     """
-    found = {name: rules.apply_to_model(model) for name, rules in _rules().items()}
+    found = {}
+    for name, rules in _rules().items():
+        found[name] = rules.apply_to_model(model)
+        if name == "rms_norm" and provider == "cuda":
+            narrow_norms(model)
     if found["skip_norm"]:
         model.opset_imports.setdefault(MICROSOFT, 1)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moec.backends.onnx.folding import folding, remove_unused, share_equal_nodes
 from moec.backends.onnx.steps import Step
+from moec.backends.onnxruntime.optimization.filled import join_filled
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
 from moec.backends.onnxruntime.optimization.reshapes import spare_reshapes
@@ -11,14 +12,15 @@ from moec.backends.onnxruntime.optimization.rotary import fuse_rotary, rotate_by
 from moec.backends.onnxruntime.optimization.sizes import share_sizes
 
 
-def optimization(optimize_for: str = "latency") -> list[Step]:
+def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[Step]:
     """Fold, fuse, then drop what nobody reads.
 
     For `latency` products of one value become one, which pays with few tokens and costs with many, see `pack_products`.
     """
     return [
         *folding(),
-        Step("fuse-norms", fuse),
+        Step("join-filled", join_filled),
+        Step("fuse-norms", fuse, provider),
         Step("fuse-rotary", fuse_rotary),
         Step("rotate-by-token", rotate_by_token),
         *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),

@@ -12,7 +12,8 @@ from moec.backends.onnxruntime.optimization.reshapes import numbers_of, only_use
 
 
 def fuse_rotary(model: ir.Model) -> int:
-    """Replace `x * cos + (-x2, x1) * sin` by `RotaryEmbedding`, in place; returns how many there were.
+    """Replace `x * cos + (-x2, x1) * sin`, and the same written by halves, by `RotaryEmbedding`, in place; returns how
+    many there were.
 
     The operator wants tables of cosines and sines by position. The graph computes them for its own tokens only, so each
     token gets a position of its own in a table that is as long as the batch has tokens: right for every scaling that
@@ -72,7 +73,8 @@ def _turn_back(graph: ir.Graph, rotary: ir.Node) -> bool:
 def _rules() -> Any:
     from onnxscript.rewriter import pattern
 
-    return pattern.RewriteRuleSet([pattern.RewriteRule(_by_hand, _at_once, _is_rotary)])
+    rules = (_by_hand, _at_once, _is_rotary), (_by_halves, _halves_at_once, _are_halves)
+    return pattern.RewriteRuleSet([pattern.RewriteRule(*rule) for rule in rules])
 
 
 def _by_hand(
@@ -91,6 +93,20 @@ def _by_hand(
 ) -> Any:
     turned = op.Concat(op.Neg(op.Slice(x, middle, high, axis, step)), op.Slice(x, low, half, axis_2, step_2), axis=-1)
     return op.Add(op.Mul(x, cos), op.Mul(turned, sin))
+
+
+def _by_halves(op: Any, x: Any, cos: Any, sin: Any) -> Any:
+    """As gpt-oss has it, with tables as wide as a half."""
+    first, second = op.Split(x, axis=3, num_outputs=2, _outputs=2)
+    return op.Concat(
+        op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1
+    )
+
+
+def _are_halves(context: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **values: ir.Value) -> bool:
+    """Whether x is `[B, N, S, D]` and the tables are `[B, 1, S, D / 2]`."""
+    size = x.shape[3] if x.shape is not None and len(x.shape) == 4 else None
+    return isinstance(size, int) and size % 2 == 0 and all(_is_unsqueezed(v, size // 2) for v in (cos, sin))
 
 
 def _is_rotary(
@@ -121,17 +137,15 @@ def _is_rotary(
 def _is_table(value: ir.Value, size: int) -> bool:
     """Whether a value is `[B, 1, S, size]` and the second half of its rows their first half once more, as its making
     shows."""
-    made = value.producer()
-    if (
-        made is None
-        or made.op_type != "Unsqueeze"
-        or _number(made.inputs[1]) != 1
-        or value.shape is None
-        or value.shape[3] != size
-    ):
-        return False
-    table = made.inputs[0]
+    table = _producer(value).inputs[0] if _is_unsqueezed(value, size) else None
     return table is not None and _repeats(table)
+
+
+def _is_unsqueezed(value: ir.Value, size: int) -> bool:
+    """Whether a value is `[B, 1, S, size]`, made of `[B, S, size]`."""
+    made = value.producer()
+    unsqueezed = made is not None and made.op_type == "Unsqueeze" and _number(made.inputs[1]) == 1
+    return unsqueezed and value.shape is not None and len(value.shape) == 4 and value.shape[3] == size
 
 
 def _number(value: ir.Value | None) -> int | None:
@@ -167,11 +181,18 @@ def _half(op: Any, table: Any) -> Any:
 
 
 def _at_once(op: Any, x: Any, cos: ir.Value, sin: ir.Value, half: ir.Value, **_: Any) -> Any:
-    halves = [_half(op, _producer(table).inputs[0]) for table in (cos, sin)]
-    tables = [op.Reshape(h, op.Constant(value_ints=[-1, _number(half)])) for h in halves]
-    if (
-        cos.shape is not None and cos.shape[0] == 1
-    ):  # one table for all texts: the operator counts from a first position
+    return _operator(op, x, cos, [_half(op, _producer(table).inputs[0]) for table in (cos, sin)], _number(half))
+
+
+def _halves_at_once(op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value) -> Any:
+    assert cos.shape is not None
+    return _operator(op, x, cos, [_producer(table).inputs[0] for table in (cos, sin)], cos.shape[3])
+
+
+def _operator(op: Any, x: Any, like: ir.Value, halves: list[Any], width: Any) -> Any:
+    """The operator, given halves of tables `[B, S, width]`; `like` says whether one table is for all texts."""
+    tables = [op.Reshape(h, op.Constant(value_ints=[-1, width])) for h in halves]
+    if like.shape is not None and like.shape[0] == 1:  # the operator counts from a first position
         return op.RotaryEmbedding(x, op.Constant(value_ints=[0]), *tables, _domain=MICROSOFT)
     count = op.Squeeze(op.Shape(tables[0], end=1))
     places = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))

@@ -28,8 +28,8 @@ ROOM = 256  # tokens: a longer buffer is made, and the cache copied, when these 
 
 
 def refuse(error: Exception, engine: str) -> None:
-    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary, and M301
-    for an operator that CUDA has in cuDNN alone; any other error is left alone."""
+    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary, and
+    M301 for an operator that CUDA has in cuDNN alone; any other error is left alone."""
     from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     if "cuDNN is unavailable" in str(error):

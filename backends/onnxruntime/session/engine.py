@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.cache_rows import COMPACT, call_compact
@@ -78,7 +79,7 @@ class OnnxruntimeEngine(Engine):
         except Exception as error:
             refuse(error, self.name)
             raise
-        return {name: torch.from_dlpack(value) for name, value in found.items()}
+        return {name: from_dlpack(value) for name, value in found.items()}
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: value.numpy(force=True) for name, value in inputs.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -50,7 +51,7 @@ class Library:
         return True
 
     def __str__(self) -> str:
-        return f"{self.file} ({self.title}), which {self.needs} needs: {self.install}"
+        return f"{self.file} ({self.title})"
 
 
 def libraries() -> tuple[Library, ...]:
@@ -80,6 +81,16 @@ def missing() -> tuple[Library, ...]:
     """Those of `libraries` that are not here."""
     preload()
     return tuple(library for library in libraries() if not library.here)
+
+
+def phrases(lost: Sequence[Library]) -> tuple[str, ...]:
+    """What is missing, for people: those that the same engines need together, and where they come from."""
+    found = []
+    for needs in dict.fromkeys(library.needs for library in lost):
+        own = [library for library in lost if library.needs == needs]
+        install = "; ".join(dict.fromkeys(library.install for library in own))
+        found.append(f"{', '.join(map(str, own))}, which {needs} needs: {install}")
+    return tuple(found)
 
 
 @cache

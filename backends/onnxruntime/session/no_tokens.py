@@ -1,8 +1,8 @@
 """Calls of a CUDA engine without tokens: nothing is to be computed, and the device refuses to compute nothing.
 
-The kernels of `MoE` and `QMoE` are launched with a block for each token; with none that is an invalid launch (CUDA
-error 9), which the CPU's have not. A guard in the graph would be a branch or a copy in every layer of every step. So the
-engine answers itself. Other clients get the runtime's error.
+The kernels of `MoE` and `QMoE` are launched with blocks for tokens; with none that is an invalid launch (CUDA error 9).
+The CPU's take it. A guard in the graph would be a branch or a copy in every layer of every step, so the engine answers
+itself. Other clients get the runtime's error.
 """
 
 from __future__ import annotations

@@ -43,8 +43,11 @@ def run_on_device(
     return dict(zip(outputs, binding.get_outputs(), strict=True))
 
 
-class DeviceContinuation(HostContinuation):
+class DeviceContinuation(HostContinuation):  # type: ignore[misc]  # Any to mypy, as all of moec.backends
     """The cache as the `OrtValue`s that the runtime made on the device."""
+
+    _last: dict[str, Any]
+    _past: dict[str, Any]
 
     def __init__(self, session: Any, inputs: Sequence[Input], name: str, device: str) -> None:
         from onnxruntime import OrtValue
@@ -77,7 +80,8 @@ class DeviceBuffers(DeviceContinuation):
 
     def __init__(self, session: Any, inputs: Sequence[Input], name: str, device: str) -> None:
         super().__init__(session, inputs, name, device)
-        self._room, self._binding = 0, None
+        self._room = 0
+        self._binding: Any = None
         self._logits: Any = None  # of one token a row, where the graph computes no others
 
     def _advance(self, ids: Any, mask: Any) -> Any:

@@ -15,9 +15,12 @@ from moec.errors import MoecError
 from moec.targets.target import Target
 
 CPU = "CPUExecutionProvider"
-# of the environment, read when a session is opened: the CPU's QMoE multiplies 8-bit weights in float32, with activations
-# as they are. It has no setting for it; those of 4 bits are the same with it and as fast.
+# of the environment, read when a session is opened: the CPU's QMoE multiplies 8-bit weights in float32, activations as
+# they are. It has no setting for it; weights of 4 bits give the same with it, and as fast.
 EXACT = "ORT_QMOE_CPU_QNBIT_GEMM", "fp32"
+# of a session: a weight lies in memory of its own, which is free again when a kernel has packed it; in the arena both
+# copies stay, and twice the weights are held
+ONE_COPY = "session.use_device_allocator_for_initializers"
 _opening = threading.Lock()
 
 
@@ -40,6 +43,11 @@ def cuda_options(target: Target) -> dict[str, str]:
     return {"use_tf32": "1" if target.options.get("tf32") == "true" else "0"}
 
 
+def client_settings(target: Target) -> dict[str, str]:
+    """What clients other than moec's have to set: see `Backend.client_settings`."""
+    return {**cuda_options(target), ONE_COPY: "1"} if device_of(target) == "cuda" else {}
+
+
 def providers_of(target: Target) -> Providers:
     """The execution providers of a target, in order."""
     if device_of(target) == "cpu":
@@ -48,7 +56,7 @@ def providers_of(target: Target) -> Providers:
 
 
 def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
-    """An `onnxruntime.InferenceSession`; raises M301 or M302 when the device's libraries or hardware are not there, M106
+    """An `onnxruntime.InferenceSession`; raises M301 or M302 when the device's libraries or hardware are missing, M106
     when the file does not load."""
     if device_of(target) == "cuda":
         require_cuda(str(target))
@@ -103,6 +111,8 @@ def options_of(target: Target) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it says of errors it raises too; its own log would print names as they are
     options.intra_op_num_threads = target.threads
+    if device_of(target) == "cuda":
+        options.add_session_config_entry(ONE_COPY, "1")
     return options
 
 

@@ -6,6 +6,7 @@ Every call of the library says that it failed by None, False or -1, not by an ex
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +25,10 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
         request: `onnx` and `plan`, paths; `profiles`, as `Profile.to_dict` gives them; `architectures` for
             TensorRT-RTX, else empty; `native`, blocks that get the library's own MoE layer; `kernels`, blocks that get
             moec's own, whose PTX is beside the ONNX file; `workspace_bytes`, 0 for the library's own limit;
-            `timing_cache`, a path, or empty for none.
+            `timing_cache`, a path, or empty for none; `settings`, see `request.settings`.
 
     Returns:
-        Facts: `version`, `layers` (kind -> count), `workspace_bytes`, `messages`.
+        Facts: `version`, `layers` (kind -> count), `constants` (kind -> bytes), `workspace_bytes`, `messages`.
 
     Raises:
         MoecError: M208 when the parser or the builder refuses the graph.
@@ -55,6 +56,7 @@ def build_plan(trt: Any, request: Mapping[str, Any]) -> dict[str, Any]:
     _keep_timings(config, request)
     return {
         "version": str(trt.__version__), "layers": layers(network), "messages": logger.warnings()[:_KEPT],
+        "constants": constants(trt, network),
         "workspace_bytes": int(config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE)),
     }  # fmt: skip
 
@@ -74,8 +76,8 @@ _BUILD_FIX = "use another precision or smaller max_… options; report it with `
 
 
 def inspect_plan(trt: Any, plan: Path) -> dict[str, Any]:
-    """What only a GPU can say of a plan: that it loads, its `kernels` (layers after fusion), and `memory_bytes` of each
-    profile's intermediates.
+    """What only a GPU can say of a plan: that it loads, its `kernels` (layers after fusion) and what the inspector says
+    of each (`plan_layers`), and `memory_bytes` of each profile's intermediates.
 
     Raises:
         MoecError: M303 when the plan that was just built cannot be loaded.
@@ -93,7 +95,17 @@ def inspect_plan(trt: Any, plan: Path) -> dict[str, Any]:
     memory = [
         int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(engine.num_optimization_profiles)
     ]
-    return {"kernels": int(engine.num_layers), "memory_bytes": memory}
+    return {"kernels": int(engine.num_layers), "memory_bytes": memory, "plan_layers": plan_layers(trt, engine)}
+
+
+def plan_layers(trt: Any, engine: Any) -> list[dict[str, str]]:
+    """A row a layer of a plan: its name, and with `verbosity=detailed` its kind, kernel and precisions."""
+    inspector, rows = engine.create_engine_inspector(), []
+    for index in range(engine.num_layers):
+        said = json.loads(inspector.get_layer_information(index, trt.LayerInformationFormat.JSON))
+        known = said if isinstance(said, dict) else {"Name": said}
+        rows.append({want.lower(): str(known.get(want, ""))[:200] for want in ("Name", "LayerType", "TacticName")})
+    return rows
 
 
 def configure(trt: Any, config: Any, request: Mapping[str, Any], logger: Any) -> None:
@@ -102,6 +114,7 @@ def configure(trt: Any, config: Any, request: Mapping[str, Any], logger: Any) ->
     config.clear_flag(trt.BuilderFlag.TF32)
     if request["workspace_bytes"]:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
+    _apply_settings(trt, config, request.get("settings", {}))
     architectures = request["architectures"]
     if architectures:
         config.num_compute_capabilities = len(architectures)
@@ -123,6 +136,18 @@ def configure(trt: Any, config: Any, request: Mapping[str, Any], logger: Any) ->
             config.set_timing_cache(
                 _made(config.create_timing_cache(b""), "a timing cache", logger), ignore_mismatch=False
             )
+
+
+def _apply_settings(trt: Any, config: Any, chosen: Mapping[str, str]) -> None:
+    flags = {"refit": trt.BuilderFlag.REFIT, "weight_streaming": trt.BuilderFlag.WEIGHT_STREAMING}
+    for name, flag in flags.items():
+        if chosen.get(name) == "yes":
+            config.set_flag(flag)
+    if chosen.get("timing_cache") == "none":
+        config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
+    kept = trt.ProfilingVerbosity
+    words = {"layers": kept.LAYER_NAMES_ONLY, "detailed": kept.DETAILED, "none": kept.NONE}
+    config.profiling_verbosity = words[chosen.get("verbosity", "layers")]
 
 
 def _keep_timings(config: Any, request: Mapping[str, Any]) -> None:
@@ -154,6 +179,17 @@ def layers(network: Any) -> dict[str, int]:
     """How many layers of each kind a network has."""
     kinds = Counter(str(network.get_layer(index).type).rpartition(".")[2] for index in range(network.num_layers))
     return dict(sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])))
+
+
+def constants(trt: Any, network: Any) -> dict[str, int]:
+    """Bytes of the constants that layers of each kind hold."""
+    found: Counter[str] = Counter()
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.CONSTANT:
+            layer.__class__ = trt.IConstantLayer
+            found["CONSTANT"] += int(layer.weights.nbytes)
+    return dict(found)
 
 
 def _refused(parser: Any, path: str) -> MoecError:

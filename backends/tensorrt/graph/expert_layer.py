@@ -132,7 +132,7 @@ class ExpertLayer:
         if flat and f"{name}.flat" not in self.known:
             whole = self.known[name]
             assert whole.shape is not None
-            width = [-1, *(int(d) for d in whole.shape[2:])]
+            width = [-1, *whole.shape.numpy()[2:]]
             self.known[f"{name}.flat"] = self.emit("Reshape", whole, self.emit.constant(width))
         return self.known[f"{name}.flat" if flat else name]
 

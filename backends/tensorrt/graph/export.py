@@ -4,6 +4,7 @@ table before it is written."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from moec.backends.onnx.folding import folding, remove_unused
 from moec.backends.onnx.steps import Step, apply_steps
 from moec.backends.onnx.writing import write_model
 from moec.backends.tensorrt.graph.attention import lower_attention
+from moec.backends.tensorrt.graph.fixed_cache import fix_cache
 from moec.backends.tensorrt.graph.moe import lower_experts
 from moec.backends.tensorrt.graph.operators import check, table_of
 from moec.backends.tensorrt.graph.quantized import lower_quantized
@@ -62,11 +64,13 @@ def write_onnx(
     return model, {**facts, "precision": str(precision).removeprefix("torch.")}
 
 
-def steps_for(plan: BuildPlan) -> list[Step]:
-    """The steps, in order. Facts: `attention`, `blocks`, `packed`."""
+def steps_for(plan: BuildPlan, program: Program) -> list[Step]:
+    """The steps, in order. Facts: `cache`, `attention`, `blocks`, `packed`."""
     from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 
+    fixed = [Step("fix-cache", fix_cache, program.inputs, program.conditions, plan.capacity, facts="cache")]
     return [
+        *(fixed if plan.capacity else ()),
         Step("lower-attention", lower_attention, facts="attention"),
         Step("lower-experts", lower_experts, plan, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
@@ -84,7 +88,7 @@ def lowered(program: Program, plan: BuildPlan, progress: Progress | None = None)
     """The ONNX model of standard operators in memory, weights lazy, and the facts about it; raises as `write_onnx`
     does."""
     model = to_onnx(program, OPSET)
-    facts = apply_steps(model, steps_for(plan), progress)
+    facts = apply_steps(model, steps_for(plan, program), progress)
     table = table_of(plan.edition, plan.version)
     violations = check(model, table)
     if violations:
@@ -96,8 +100,10 @@ def lowered(program: Program, plan: BuildPlan, progress: Progress | None = None)
 
 
 def stages(program: Program, plan: BuildPlan) -> Iterator[tuple[str, Engine]]:
-    """See `Backend.stages`; ONNX Runtime's CPU runs the graphs."""
-    yield from stages_of(to_onnx(program, OPSET), steps_for(plan), program.inputs, prepare=decode)
+    """See `Backend.stages`; ONNX Runtime's CPU runs the graphs, with a cache that grows, since all have the program's
+    inputs."""
+    steps = steps_for(replace(plan, capacity=0), program)
+    yield from stages_of(to_onnx(program, OPSET), steps, program.inputs, prepare=decode)
 
 
 def _open_questions(model: ir.Model) -> dict[str, list[str]]:
@@ -116,7 +122,7 @@ def admit_small_floats(model: ir.Model) -> None:
     """Raise the version of the standard domain to the first that has 4-bit floats, where there are any: what else
     changed since `OPSET` is that operators take more types."""
     if any(v.dtype == ir.DataType.FLOAT4E2M1 for v in model.graph.initializers.values()):
-        model.opset_imports[""] = FLOATS_OPSET
+        model.opset_imports[""] = max(FLOATS_OPSET, model.opset_imports[""])
         model.ir_version = max(model.ir_version or 0, FLOATS_IR_VERSION)
 
 

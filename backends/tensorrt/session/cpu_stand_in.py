@@ -1,5 +1,6 @@
-"""The graph as ONNX Runtime's CPU can run it: it has no kernel for 4-bit floats, so these are decoded before it loads
-the file.
+"""The graph as ONNX Runtime's CPU can run it, and as a proof asks: a fixed cache gets a front and an end that make one
+that grows of it, see `grown_cache`; and it has no kernel for 4-bit floats, so these are decoded before it loads the
+file.
 
 The bytes are decoded by `ml_dtypes`, which knows nothing of moec: what runs is the engine's own file with every
 `DequantizeLinear` of 4-bit floats replaced by the numbers that ONNX defines for it.
@@ -7,6 +8,7 @@ The bytes are decoded by `ml_dtypes`, which knows nothing of moec: what runs is 
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -16,24 +18,49 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from moec.backends.tensorrt.fixed_signature import LENGTH
+from moec.backends.tensorrt.session.grown_cache import grow
 from moec.execution.engine import Engine
+from moec.program.conditions import Assumptions
 
 MODEL_FILE = "model.onnx"
 OPSET = 21  # of the rewritten file: ONNX Runtime has kernels of every operator for that
+FIXED_OPSET = 24  # with a fixed cache
 DECODED = "4-bit floats decoded before, by ml_dtypes"
 
 
 def runnable(folder: Path, load: Callable[[Path], Engine]) -> Engine:
-    """An engine from the `model.onnx` of a folder, or from a copy without 4-bit floats that lives as long as the engine
-    does."""
+    """An engine from the `model.onnx` of a folder, or from a copy that is changed as it must be and goes with the
+    engine."""
     model = ir.load(folder / MODEL_FILE)
-    if not decode(model):
+    decoded, room = decode(model), grow(model)
+    if not decoded and room is None:
         return load(folder)
-    beside = TemporaryDirectory(prefix="moec-")
-    ir.save(model, Path(beside.name) / MODEL_FILE, external_data=f"{MODEL_FILE}.data", size_threshold_bytes=1024)
+    beside = _beside(model, folder, copied=bool(decoded))
     engine = load(Path(beside.name))
+    engine.assume(Assumptions((room,) if room else ()))
     weakref.finalize(engine, beside.cleanup)
     return engine
+
+
+def _beside(model: ir.Model, folder: Path, copied: bool) -> TemporaryDirectory[str]:
+    """A folder with a changed graph. Unless its weights are changed too they are linked, not copied: they may be large,
+    and ONNX Runtime follows no symbolic link out of a folder."""
+    data = folder / f"{MODEL_FILE}.data"
+    for place in () if copied or not data.exists() else (None, folder.parent):
+        found = None
+        try:
+            found = TemporaryDirectory(prefix=".moec-", dir=place)
+            os.link(data, Path(found.name) / data.name)
+        except OSError:  # another disk, or a folder that may not be written to
+            if found is not None:
+                found.cleanup()
+            continue
+        ir.save(model, Path(found.name) / MODEL_FILE)
+        return found
+    found = TemporaryDirectory(prefix="moec-")
+    ir.save(model, Path(found.name) / MODEL_FILE, external_data=data.name, size_threshold_bytes=1024)
+    return found
 
 
 def decode(model: ir.Model) -> int:
@@ -59,7 +86,8 @@ def decode(model: ir.Model) -> int:
         ir.convenience.replace_all_uses_with(output, value)
         _remove(model.graph, [node, *([inner] if inner is not None else [])])
     if nodes:
-        model.opset_imports[""] = OPSET
+        fixed = any(value.name == LENGTH for value in model.graph.inputs)
+        model.opset_imports[""] = FIXED_OPSET if fixed else OPSET
     return len(nodes)
 
 

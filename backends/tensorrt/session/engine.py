@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from moec.backends.tensorrt.edition import Edition
+from moec.backends.tensorrt.fixed_signature import buffers
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.profiles import Profile, fitting
+from moec.backends.tensorrt.session.fixed_text import FixedText
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.generation import last_logits
+from moec.execution.generation import Continuation, last_logits
 from moec.program.conditions import Assumptions
 from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs, present_name
 from moec.program.program import Input
@@ -46,6 +48,7 @@ class TensorrtEngine(Engine):
         self.inputs = tuple(Input(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in facts["inputs"])
         self.outputs = tuple(facts["outputs"])
         self._profiles = [Profile.of(data) for data in facts["profiles"]]
+        self._capacity = int(facts.get("capacity", 0))
         self.assume(Assumptions.of_plain(facts["assumptions"]))
         require_version(facts, edition, self._plan)
         require_gpu(facts, target)
@@ -58,6 +61,8 @@ class TensorrtEngine(Engine):
         engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
         if engine is None:
             raise MoecError("M106", f"{edition.title} cannot read the plan", str(self._plan), _AGAIN)
+        if facts.get("settings", {}).get("weight_streaming") == "yes":  # as much as fits stays on the GPU
+            engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
         context = engine.create_execution_context()
         if context is None:
             raise MoecError(
@@ -68,6 +73,9 @@ class TensorrtEngine(Engine):
             )
         self._engine, self._context, self._profile = engine, context, 0
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.device, self._made = "cuda", dict[str, Tensor]()
+        self.bound: object = None
+        self._held: tuple[Mapping[str, Tensor], ...] = ()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs are where the inputs are: on the host when all of them are there."""
@@ -77,25 +85,57 @@ class TensorrtEngine(Engine):
 
     def run_on_gpu(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; the outputs stay on the GPU. Raises M211 for shapes outside of the profiles."""
-        index = fitting(
-            self._profiles, self.inputs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name
-        )
-        context, handle = self._context, self._stream.cuda_stream
-        given = {name: value.to("cuda").contiguous() for name, value in inputs.items()}
+        if self._capacity:
+            text = FixedText(self, self.inputs, self._capacity, self.name)
+            text.fill({c.name: inputs[c.name] for c in cache_inputs(self.inputs)})
+            outputs = text.advance(inputs[IDS], inputs[MASK])
+            return {name: {**outputs, **text.present(inputs[MASK].shape[1])}[name] for name in self.outputs}
+        self.bind(None, {name: value.to("cuda").contiguous() for name, value in inputs.items()}, {})
+        return self.execute()
+
+    # ------------------------------------------------------------------ an executor, see `fixed_text`
+    def bind(self, owner: object, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+        """Set profile, shapes and addresses; what of the outputs is not in `kept` is allocated."""
+        specs = buffers(self.inputs, self._capacity) if self._capacity else self.inputs
+        index = fitting(self._profiles, specs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name)
+        context = self._context
         if index != self._profile:
-            self._require(context.set_optimization_profile_async(index, handle), "set_optimization_profile_async")
+            done = context.set_optimization_profile_async(index, self._stream.cuda_stream)
+            self._require(done, "set_optimization_profile_async")
             self._profile = index
-        for name, value in given.items():
+        for name, value in inputs.items():
             self._require(context.set_input_shape(name, tuple(value.shape)), f"set_input_shape({name})")
         missing = context.infer_shapes()
         self._require(not missing, f"infer_shapes: {missing}")
-        outputs = {name: self._allocate(name) for name in self.outputs}
-        for name, value in {**given, **outputs}.items():
+        self._made = {name: self._allocate(name) for name in self.outputs if name not in kept}
+        for name, value in {**inputs, **self._made, **kept}.items():
             self._require(context.set_tensor_address(name, _address(value)), f"set_tensor_address({name})")
+        self.bound, self._held = owner, (inputs, kept)  # whose memory the plan reads and writes
+
+    def execute(self) -> dict[str, Tensor]:
+        """Run on what is bound, and wait for it; the outputs that were not given."""
         self._stream.wait_stream(torch.cuda.current_stream())  # whose tensors these are
-        self._require(context.execute_async_v3(handle), "execute_async_v3")
+        self._require(self._context.execute_async_v3(self._stream.cuda_stream), "execute_async_v3")
         self._stream.synchronize()
-        return outputs
+        return self._made
+
+    def capture(self) -> Callable[[], dict[str, Tensor]] | None:
+        """What is bound as one CUDA graph; None where a layer of the plan does not let itself be captured."""
+        graph, made = torch.cuda.CUDAGraph(), self._made
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                done = self._context.execute_async_v3(self._stream.cuda_stream)
+        except RuntimeError:  # of the driver: the plan waits for the device in between
+            return None
+
+        def replay() -> dict[str, Tensor]:
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                graph.replay()
+            self._stream.synchronize()
+            return made
+
+        return replay if done else None
 
     def _allocate(self, name: str) -> Tensor:
         shape, dtype = tuple(self._context.get_tensor_shape(name)), self._dtypes[self._engine.get_tensor_dtype(name)]
@@ -114,9 +154,9 @@ class TensorrtEngine(Engine):
         """Whether its conditions and a profile hold these sizes; a dimension that is not named may be of any."""
         return super().holds(sizes) and (not self._profiles or any(p.holds(sizes) for p in self._profiles))
 
-    def continuation(self) -> GpuContinuation:
+    def continuation(self) -> Continuation:
         """A new text, see `moec.execution.generation`: its cache stays on the GPU."""
-        return GpuContinuation(self)
+        return FixedText(self, self.inputs, self._capacity, self.name) if self._capacity else GpuContinuation(self)
 
     def close(self) -> None:
         self._context = self._engine = self._runtime = None

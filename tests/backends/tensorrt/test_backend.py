@@ -95,6 +95,8 @@ def test_without_the_library_nothing_is_started(tmp_path: Path, capsys: pytest.C
         ("tensorrt:max_batch=many", "no option max_batch=many"),
         ("tensorrt:workspace=-1", "no option workspace=-1"),
         ("tensorrt:lowering=magic", "no option lowering=magic"),
+        ("tensorrt:cache=elastic", "no option cache=elastic"),
+        ("tensorrt-rtx:timing_cache=keep", "no timing cache"),
     ],
 )
 def test_a_target_that_cannot_be(target: str, reason: str) -> None:
@@ -118,6 +120,7 @@ def test_targets_that_can_be() -> None:
         "tensorrt",
         "tensorrt:sm100,precision=fp16,max_batch=4,workspace=512,lowering=dense",
         "tensorrt-rtx:sm75,sm80,sm86,sm89,sm120,sm121",
+        "tensorrt:sm90,cache=growing,refit=yes,weight_streaming=yes,verbosity=detailed,timing_cache=none",
     ):
         goal = Target.parse(target)
         assert registry.find("backends", goal.backend)().options(goal) == []
@@ -185,6 +188,8 @@ def test_kernels_are_compiled_where_the_graph_is_written(
     assert [len(block["steps"]) for block in blocks] == [4, 4] and len(files) == 4, "both layers have the same sizes"
     assert all(".target sm_90a" in (out / file).read_text() for file in files)
     assert moec(capsys, "inspect", out)[0] == 0 and "rows_in_kernel" in markdown(report)
+    assert report.facts["cache"][0]["capacity"] == json.loads((out / FACTS_FILE).read_text())["capacity"] == 4096 + 64
+    assert [p["view"] for p in report.facts["profiles"]] == ["1 … 1040 … 4160", "1 … 16 … 4160"]
     (out / min(files)).write_text("")
     with pytest.raises(MoecError, match=r"\.ptx has 0 bytes"):
         api.verify(out)

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from moec.backends.tensorrt.profiles import Profile, fitting, limits_of, profiles
+from moec.backends.tensorrt.fixed_signature import buffers
+from moec.backends.tensorrt.profiles import Profile, capacity, fitting, limits_of, profiles
 from moec.errors import MoecError
 from moec.program.conditions import Condition
 from moec.program.program import Input
@@ -41,6 +42,18 @@ def test_a_decoder_decodes_and_prefills() -> None:
         and prefill.sizes["past_sequence"] == (0, 0, 100)
         and prefill.tokens == 8192
     )
+
+
+def test_a_fixed_cache_has_a_view_that_is_never_empty() -> None:
+    """TensorRT is told of buffers, whose size it knows, and of how many places a call looks at."""
+    fixed = buffers(DECODER, capacity({"past_sequence": 100, "sequence": 20}))
+    decode, prefill = profiles(fixed, {"past_sequence": 100, "sequence": 20})
+    assert decode.sizes == {"batch": (1, 1, 8), "sequence": (1, 1, 1), "view": (1, 30, 120)} and decode.tokens == 8
+    assert prefill.sizes["view"] == (1, 5, 120) and prefill.sizes["sequence"] == (1, 5, 20)
+    assert decode.shapes[PAST.name] == ((1, 2, 120, 8), (1, 2, 120, 8), (8, 2, 120, 8)) and decode.tuned == 1
+    assert decode.shapes["attention_mask"][0] == (1, 1) and "cache_length" not in decode.shapes
+    assert decode.holds({"batch": 1, "sequence": 1, "past_sequence": 119}) and decode.holds({"past_sequence": 0})
+    assert not decode.holds({"batch": 1, "sequence": 1, "past_sequence": 120})
 
 
 def test_other_models_run_alone_and_in_batches() -> None:

@@ -69,4 +69,4 @@ def request(folder: Path, **changes: Any) -> dict[str, Any]:
         "profiles": [PROFILE],
         "architectures": [],
     }
-    return {**asked, "workspace_bytes": 0, "timing_cache": "", "native": [], "kernels": [], **changes}
+    return {**asked, "workspace_bytes": 0, "timing_cache": "", "settings": {}, "native": [], "kernels": [], **changes}

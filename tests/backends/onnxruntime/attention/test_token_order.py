@@ -46,7 +46,7 @@ def test_what_looks_at_features_alone_does_not() -> None:
 
 def test_places_have_to_come_from_the_mask() -> None:
     program = captured("llama")
-    ids, mask = (node for node in program.graph.nodes if node.name in ("input_ids", "attention_mask"))
+    mask = next(node for node in program.graph.nodes if node.name == "attention_mask")
     counted = next(node for node in program.nodes(aten.cumsum.default) if mask in node.all_input_nodes)
     with program.graph.inserting_after(counted):
         places = program.graph.call_function(aten.full_like.default, (mask, 1))

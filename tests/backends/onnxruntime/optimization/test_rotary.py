@@ -82,6 +82,44 @@ def test_one_table_for_several_texts() -> None:
     assert error(run(model, **given), run(model_of(), **inputs())) > 1e-3, "the other text has positions of its own"
 
 
+def halves_model(order: int = 1, axis: int = 3) -> ir.Model:
+    """Rotation as gpt-oss writes it; `order` -1 turns the other way round."""
+    x, angles = value("x", torch.float32, ["b", N, "s", D]), value("angles", torch.float32, ["b", "s", D // 2])
+    graph = ir.Graph([x, angles], [], nodes=[], opset_imports={"": 20}, name="rotary")
+
+    def add(op: str, *inputs: ir.Value, shape: list[object], outputs: int = 1, **attributes: object) -> list[ir.Value]:
+        node = ir.node(op, inputs, attributes, num_outputs=outputs, name=f"{op}{len(graph)}")
+        for k, output in enumerate(node.outputs):
+            output.name, output.type = f"v{len(graph)}.{k}", ir.TensorType(ir.DataType.FLOAT)
+            output.shape = ir.Shape(shape)
+        graph.append(node)
+        return list(node.outputs)
+
+    one = ir.tensor(np.array([1], np.int64), name="one")
+    graph.register_initializer(ir.Value(name="one", type=ir.TensorType(one.dtype), shape=one.shape, const_value=one))
+    table, wide, whole = ["b", "s", D // 2], ["b", 1, "s", D // 2], ["b", N, "s", D // 2]
+    cos, sin = (
+        add("Unsqueeze", *add(name, angles, shape=table), graph.initializers["one"], shape=wide)[0]
+        for name in ("Cos", "Sin")
+    )
+    first, second = add("Split", x, shape=whole, outputs=2, axis=axis, num_outputs=2)[::order]
+    products = [add("Mul", a, b, shape=whole)[0] for a, b in ((first, cos), (second, sin), (second, cos), (first, sin))]
+    left, right = add("Sub", *products[:2], shape=whole), add("Add", *products[2:], shape=whole)
+    (y,) = add("Concat", *left, *right, shape=["b", N, "s", D], axis=-1)
+    y.name = "y"
+    graph.outputs.append(y)
+    return ir.Model(graph, ir_version=10)
+
+
+def test_halves_are_the_operator_too() -> None:
+    given, want = inputs(), run(halves_model(), **inputs())
+    model = halves_model()
+    assert fuse_rotary(model) == 1 and not {"Split", "Concat"} & set(ops(model))
+    assert error(run(model, **given), want) < 1e-6
+    assert error(run(model, **{**given, "angles": given["angles"].flip(1)}), want) > 1e-2, "the places matter"
+    assert fuse_rotary(halves_model(order=-1)) == 0, "turned the other way"
+
+
 @pytest.mark.parametrize("other", [{"half": 2}, {"repeated": False}], ids=str)
 def test_something_else_is_left_alone(other: dict[str, object]) -> None:
     model = model_of(**other)  # type: ignore[arg-type]

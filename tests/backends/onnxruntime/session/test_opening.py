@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from moec.backends.onnxruntime.backend import TF32, Onnxruntime
+from moec.backends.onnxruntime.session import opening
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.backends.onnxruntime.session.opening import EXACT, rounding
 from moec.dialect import Routing
@@ -72,6 +73,24 @@ def test_an_operator_that_needs_cudnn_is_refused_by_name(tmp_path: Path) -> None
     assert "Conv" in text and "libcudnn.so.9" in text and "pip install nvidia-cudnn-cu13" in text
 
 
+def held(folder: str, one_copy: str) -> None:
+    """Open an engine with weights of 4 bits; `no`: as the runtime opens it by itself."""
+    opening.ONE_COPY = opening.ONE_COPY if one_copy == "yes" else "session.of_no_meaning"
+    mark("open")
+    engine = OnnxruntimeEngine(Path(folder), CUDA)
+    mark("opened")
+    engine.close()
+
+
+def test_weights_of_4_bits_are_held_once(tmp_path: Path) -> None:
+    e = Experts(experts=16, hidden=512, inner=512, dtype=torch.float16)
+    model, _ = built(e, (4, 32, False), Routing(2), provider="cuda")
+    ir.save(model, tmp_path / "model.onnx")
+    size = (tmp_path / "model.onnx").stat().st_size
+    once, twice = (there(held, str(tmp_path), word).parts["open"].held_bytes / size for word in ("yes", "no"))
+    assert once < 1.25 < 1.5 < twice
+
+
 def test_a_library_that_is_missing_is_named(tmp_path: Path) -> None:
     for path in library().iterdir():
         if "curand" not in path.name:
@@ -93,7 +112,7 @@ def test_tf32_is_an_option_of_cuda_alone() -> None:
     backend = Onnxruntime()
     assert not backend.options(Target.parse("onnxruntime:cuda,tf32=true"))
     assert backend.options(Target.parse("onnxruntime:tf32=true"))[0].reason == "only CUDA has TF32"
-    assert backend.provider_settings(CUDA) == {"use_tf32": "0"} and not backend.provider_settings(Target("onnxruntime"))
+    assert backend.client_settings(CUDA)["use_tf32"] == "0" and not backend.client_settings(Target("onnxruntime"))
 
 
 class Tf32(TorchFunctionMode):

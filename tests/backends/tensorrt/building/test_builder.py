@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from moec.backends.tensorrt.building.builder import build_plan
+from moec.backends.tensorrt.building.builder import build_plan, configure
 from moec.backends.tensorrt.edition import RTX
 from moec.errors import MoecError
 from tests.backends.tensorrt.tiny import needs_rtx, request, write
 
 pytestmark = needs_rtx
+REQUEST: dict[str, Any] = {"workspace_bytes": 0, "architectures": [], "timing_cache": ""}
 
 
 def build(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -24,6 +25,23 @@ def test_a_plan_and_what_is_in_it(tmp_path: Path) -> None:
     assert (tmp_path / "model.plan").stat().st_size > 1000
     assert facts["layers"]["MATRIX_MULTIPLY"] == 1 and facts["workspace_bytes"] == 1 << 26
     assert facts["version"] == RTX.load().__version__
+
+
+def test_it_builds_with_settings_and_counts_constants(tmp_path: Path) -> None:
+    facts = build(tmp_path, settings={"verbosity": "detailed", "weight_streaming": "yes", "timing_cache": "none"})
+    assert facts["constants"] == {"CONSTANT": 8 * 8 * 4} and (tmp_path / "model.plan").stat().st_size > 1000
+
+
+def test_settings_are_flags_of_the_builder() -> None:
+    trt, found = RTX.load(), []
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    for word in ("no", "yes"):
+        chosen = {"refit": word, "weight_streaming": word, "verbosity": {"no": "layers", "yes": "detailed"}[word]}
+        configure(trt, config, {**REQUEST, "settings": chosen}, None)
+        flags = [config.get_flag(getattr(trt.BuilderFlag, name)) for name in ("REFIT", "WEIGHT_STREAMING", "TF32")]
+        found.append((flags, config.profiling_verbosity))
+    kept = trt.ProfilingVerbosity
+    assert found == [([False] * 3, kept.LAYER_NAMES_ONLY), ([True, True, False], kept.DETAILED)]
 
 
 def test_equal_requests_make_equal_plans(tmp_path: Path) -> None:
