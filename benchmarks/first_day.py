@@ -21,12 +21,14 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from first_day_plan import CALL_SECONDS, STAGES, Stage, plan
 from first_day_rows import ABSENT, BROKEN, DONE, LATE, WRONG, Rows, read, run
 
 ROOT = Path(__file__).parents[1]
+SLOW = 6  # times the limits, for a dry run beside other work
 STATUS = {DONE: 0, WRONG: 1, LATE: 4, BROKEN: 5, ABSENT: 3}
 PACKAGES = ("torch", "triton", "transformers", "onnxruntime-gpu", "onnxruntime", "moec")
 
@@ -120,19 +123,28 @@ def start(stage: Stage, options: argparse.Namespace, site: Path) -> str:
     command = [sys.executable, __file__, "--stage", stage.name, "--results", str(options.results)]
     command += ["--seconds", str(stage.seconds), *(["--dry"] if options.dry else [])]
     command += [word for bundle in options.bundle for word in ("--bundle", str(bundle))]
-    path = options.results / f"{stage.name}.json"
-    before = read(path)
+    status = limited(command, environment, stage.seconds * (SLOW if options.dry else 1))
+    rows = Rows(stage.name, options.results, dry=options.dry, small=False)  # what it has written
+    if status is None:
+        rows.write(LATE, f"it was ended at its limit of {stage.seconds} s")
+    elif status not in STATUS.values():
+        rows.write(BROKEN, f"its process ended with {status}")
+    state = str(read(rows.path).get("state"))
+    print(f"{stage.name}: {state}", flush=True)
+    return state
+
+
+def limited(command: list[str], environment: dict[str, str], seconds: float) -> int | None:
+    """A command's status; None where its time was over, and it was ended with all that it started."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        status = subprocess.run(command, env=environment, timeout=stage.seconds, check=False).returncode
+        return process.wait(seconds)
     except subprocess.TimeoutExpired:
-        status = STATUS[LATE]
-        print(f"{stage.name}: ended at its limit of {stage.seconds} s", flush=True)
-    found = read(path)
-    if status not in STATUS.values() or found == before:  # it died before it could write how
-        dead = Rows(stage.name, options.results, dry=options.dry, small=False)
-        dead.write(BROKEN, f"its process ended with {status}")
-        return BROKEN
-    return str(found["state"])
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def why_not(stage: Stage, options: argparse.Namespace, left_s: float) -> str | None:

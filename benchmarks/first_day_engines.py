@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from first_day_errors import TYPICAL, typical
 from first_day_graphs import Facts, fill, pack, strip, unpack
 from first_day_rows import Absent, Rows
 from torch import Tensor
@@ -34,7 +35,6 @@ FORMS = ("fp32", "fp16", "int4", "int8")
 LARGE = "large"  # its weights fill a GPU's memory visibly
 WIDE = {"hidden_size": 1024, "num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 384}
 ALLOWED = {"fp32": 1e-4, "fp16": 0.01}
-UNIT = "median relative error"
 Open = Callable[[Path, str], Engine]
 
 
@@ -122,13 +122,13 @@ def apart(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], mask: Tensor 
 
 
 def median_error(got: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
+    """Of logits `[B, S, V]` and caches `[B, heads, S, size]` the rows of padding are left out: they are nobody's."""
     a, b = got.cpu().double(), wanted.cpu().double()
-    if not a.isfinite().all():
-        return float("inf")
-    if mask is not None and b.dim() == 3 and b.shape[:2] == mask.shape:  # logits of padding are nobody's
+    if mask is not None and b.dim() == 4 and b.shape[2] == mask.shape[1]:
+        a, b = a.transpose(1, 2), b.transpose(1, 2)
+    if mask is not None and b.dim() > 2 and b.shape[:2] == mask.shape:
         a, b = a[mask.bool()], b[mask.bool()]
-    value = float(((a - b).flatten(0, -2).norm(dim=-1) / b.flatten(0, -2).norm(dim=-1)).median())
-    return value if value == value else float("inf")
+    return typical(a, b)
 
 
 def judge(rows: Rows, facts: Facts, folder: Path, device: str, open_engine: Open) -> None:
@@ -147,9 +147,9 @@ def judge(rows: Rows, facts: Facts, folder: Path, device: str, open_engine: Open
         for what, given, right in zip(("a prompt", "a step"), calls, wanted, strict=False):
             error = apart(engine.run(given), right, given.get(MASK))
             if tf32:
-                rows.figure(f"{what}, with TF32", error, UNIT)
+                rows.figure(f"{what}, with TF32", error, TYPICAL)
             else:
-                rows.check(what, error, UNIT, ALLOWED["fp16" if half else "fp32"])
+                rows.check(what, error, TYPICAL, ALLOWED["fp16" if half else "fp32"])
         engine.close()
 
 
