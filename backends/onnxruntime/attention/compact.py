@@ -6,8 +6,9 @@ padding instead it takes neither flash attention nor the kernels for one token: 
 of them goes back to its place where it leaves; all between computes each token by itself, see `token_order`.
 
 Tokens and mask may be padded anywhere, as ever. Only the cache is another: what `cache_rows` does around a call for
-those who hand in a cache with padding. A text's buffer may be longer than the mask, the mask longer than the buffer:
-padding takes no room. So a step's shapes may stay as they are, with a mask of a fixed length padded on the left.
+those who hand in a cache with padding. A mask may be longer than the cache, for padding takes no room; but where one
+buffer is both past and present, it may not be longer than that. So a step's shapes may stay as they are: a buffer and a
+mask of a fixed length, the mask padded on the left.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _take_in(graph: ir.Graph, node: ir.Node, tables: dict[ir.Value, ir.Value | N
 def _rotary(value: ir.Value | None) -> ir.Node | None:
     """What rotates `[B, S, N * D]`, by halves."""
     node = None if value is None else value.producer()
-    if node is None or node.op_type != "RotaryEmbedding" or node.attributes.get_int("interleaved", 0):
+    if node is None or node.op_type != "RotaryEmbedding" or node.attributes.get_int("interleaved"):
         return None
     return node if value.shape is not None and len(value.shape) == 3 else None  # type: ignore[union-attr]
 
@@ -83,7 +83,8 @@ def _by_place(
 
 def _making(table: ir.Value) -> list[ir.Node] | None:
     """The nodes from positions, which count the mask's tokens, to a table; None for others."""
-    steps, value = [], table
+    steps: list[ir.Node] = []
+    value = table
     while (node := value.producer()) is not None:
         varying = [v for v in node.inputs if v is not None and _constant(v) is None and not v.is_initializer()]
         if (

@@ -166,7 +166,8 @@ def _is_product(node: fx.Node, name: str, tokens: set[fx.Node]) -> bool:
 
 def _is_fixed(value: Tensor, node: fx.Node, place: int) -> bool:
     """Whether the dimensions that a call works along have the same size for every batch and length."""
-    default: Any = -1 if str(node.target).startswith("aten.topk") else 0
+    last = str(node.target).startswith(("aten.topk", "aten.sort", "aten.argsort", "aten.glu"))
+    default: Any = -1 if last else None  # a sum over no dimension is over all of them
     along = node.args[place] if len(node.args) > place else node.kwargs.get("dim", default)
     dims = along if isinstance(along, (list, tuple)) else [along]
     return bool(dims) and all(isinstance(d, int) and isinstance(value.shape[d], int) for d in dims)

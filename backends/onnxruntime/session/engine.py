@@ -17,7 +17,7 @@ from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation, refuse
 from moec.backends.onnxruntime.session.huge_pages import anonymous_memory, collapse_beside, without
 from moec.backends.onnxruntime.session.no_tokens import without_tokens
-from moec.backends.onnxruntime.session.on_device import DeviceBuffers, DeviceContinuation, run_on_device
+from moec.backends.onnxruntime.session.on_device import DeviceBuffers, DeviceContinuation, place_of, run_on_device
 from moec.backends.onnxruntime.session.opening import Start, device_of, open_session, session_of
 from moec.execution.engine import Engine
 from moec.program.program import Input
@@ -61,25 +61,29 @@ class OnnxruntimeEngine(Engine):
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors on the host give tensors on the host. On CUDA, where one lies on the device the outputs are there
-        too, and nothing is copied that is there already."""
+        too, and no input is copied that is there already. Raises M211 for a device that the engine is not on."""
         on_cuda = device_of(self._target) == "cuda"
+        place = place_of(inputs, self.name) if on_cuda else None
+        if place is not None:
+            inputs = {name: value.to(place) for name, value in inputs.items()}
         if on_cuda and (nothing := without_tokens(self.inputs, self._results, inputs, self.name)) is not None:
             return nothing
-        place = next((value.device for value in inputs.values() if value.is_cuda), None) if on_cuda else None
-        run = self._run
-        if place is not None:
-            inputs, run = {name: value.to(place) for name, value in inputs.items()}, self._run_in_place
+        run = self._run if place is None else self._run_in_place
         return call_compact(run, inputs) if COMPACT in self._said else run(inputs)
 
     def _run_in_place(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        torch.cuda.current_stream().synchronize()  # the runtime has a stream of its own
         given = {name: value.detach().contiguous() for name, value in inputs.items()}
+        stream = torch.cuda.current_stream(next(iter(given.values())).device)
+        stream.synchronize()  # the runtime has a stream of its own
         try:
             found = run_on_device(self._session, self.outputs, given)
         except Exception as error:
             refuse(error, self.name)
             raise
-        return {name: from_dlpack(value) for name, value in found.items()}
+        # the session's own memory is free for its next run, whatever a caller has queued on it by then
+        results = {name: from_dlpack(value).clone() for name, value in found.items()}
+        stream.synchronize()
+        return results
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         feeds = {name: value.numpy(force=True) for name, value in inputs.items()}
@@ -98,7 +102,7 @@ class OnnxruntimeEngine(Engine):
                 self._weights = []
             form = SharedContinuation if SHARED in self._said else HostContinuation
             return form(self._session, self.inputs, self.name)
-        held = DeviceBuffers if COMPACT in self._said else DeviceContinuation
+        held = DeviceBuffers if {COMPACT, SHARED} <= self._said.keys() else DeviceContinuation
         return held(self._session, self.inputs, self.name, "cuda")
 
     def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -39,5 +39,9 @@ def without_tokens(
         if spec.name not in past and 0 not in shape:
             fix = "give one token or more"
             raise MoecError("M211", f"CUDA computes no {spec.name!r} of no tokens", name, fix)
-        found[spec.name] = past[spec.name] if spec.name in past else torch.zeros(shape, dtype=spec.dtype)
+        found[spec.name] = (
+            past[spec.name]
+            if spec.name in past
+            else torch.zeros(shape, dtype=spec.dtype, device=next(iter(given.values())).device)
+        )
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moec.backends.onnxruntime.session.continuation import ROOM, HostContinuation
+from moec.errors import MoecError
 from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, present_name
 from moec.program.program import Input
 
@@ -41,6 +42,14 @@ def run_on_device(
         binding.bind_output(name, device)
     session.run_with_iobinding(binding)
     return dict(zip(outputs, binding.get_outputs(), strict=True))
+
+
+def place_of(inputs: Mapping[str, torch.Tensor], name: str) -> torch.device | None:
+    """The GPU that a call's tensors are on; None for the host. Raises M211 for one that no session is opened on."""
+    place = next((value.device for value in inputs.values() if value.is_cuda), None)
+    if place is not None and place.index not in (None, 0):
+        raise MoecError("M211", f"tensors are on {place}, the engine is on cuda:0", name, "move them: x.to('cuda:0')")
+    return place
 
 
 class DeviceContinuation(HostContinuation):  # type: ignore[misc]  # Any to mypy, as all of moec.backends

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +12,9 @@ from moec.errors import MoecError
 from moec.targets.target import Target
 
 CPU = "CPUExecutionProvider"
-# of the environment, read when a session is opened: the CPU's QMoE multiplies 8-bit weights in float32, activations as
-# they are. It has no setting for it; weights of 4 bits give the same with it, and as fast.
-EXACT = "ORT_QMOE_CPU_QNBIT_GEMM", "fp32"
 # of a session: a weight lies in memory of its own, which is free again when a kernel has packed it; in the arena both
 # copies stay, and twice the weights are held
 ONE_COPY = "session.use_device_allocator_for_initializers"
-_opening = threading.Lock()
 
 
 class Start(Protocol):
@@ -63,8 +56,7 @@ def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
     options = options_of(target)
     left_out = None if prepack else _stay_small(options)
     try:
-        with rounding(target):
-            return open_on(providers_of(target), str(path), options, left_out)
+        return open_on(providers_of(target), str(path), options, left_out, is_exact(target))
     except MoecError:
         raise
     except Exception as error:
@@ -83,25 +75,12 @@ def session_of(target: Target, model: bytes, entries: Mapping[str, str], plain: 
         options.add_session_config_entry(name, value)
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with rounding(target):
-        return open_on(providers_of(target), model, options)
+    return open_on(providers_of(target), model, options, exact=is_exact(target))
 
 
-@contextmanager
-def rounding(target: Target) -> Iterator[None]:
-    """Around the opening of a session: its kernels round activations to 8 bits only where the target says
-    `accuracy=int8`. A CPU session that stands in for CUDA, whose kernels round nothing, computes what CUDA does."""
-    name, exact = EXACT
-    if target.options.get("accuracy") == "int8":
-        yield
-        return
-    with _opening:
-        before = os.environ.get(name)
-        os.environ[name] = exact
-        try:
-            yield
-        finally:
-            os.environ.pop(name) if before is None else os.environ.update({name: before})
+def is_exact(target: Target) -> bool:
+    """Whether kernels may not round activations to 8 bits."""
+    return target.options.get("accuracy") != "int8"
 
 
 def options_of(target: Target) -> Any:

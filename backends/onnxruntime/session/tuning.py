@@ -37,6 +37,8 @@ def tune(engine: Engine, tokens: int) -> str:
                 raise
             break
         except Exception:  # too long for the memory, or for a table of positions: shorter ones are chosen for
+            if done == 0:
+                raise
             break
         done = sizes.get(SEQUENCE, 1)
     seconds = time.perf_counter() - start

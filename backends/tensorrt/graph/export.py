@@ -3,7 +3,7 @@ table before it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,12 @@ def lowered(program: Program, plan: BuildPlan, progress: Progress | None = None)
         raise MoecError("M208", f"{table.title} cannot take this graph: {first.reason}{more}", first.where, first.fix)
     strip_traces(model)
     write_assumptions(model, program.assumptions)
-    return model, {**facts, "opset": dict(model.opset_imports), "operators": table.name, **_open_questions(model)}
+    return model, {
+        **facts,
+        "opset": dict(model.opset_imports),
+        "operators": table.name,
+        **_open_questions(model, facts.get("blocks", ())),
+    }
 
 
 def stages(program: Program, plan: BuildPlan) -> Iterator[tuple[str, Engine]]:
@@ -106,7 +111,7 @@ def stages(program: Program, plan: BuildPlan) -> Iterator[tuple[str, Engine]]:
     yield from stages_of(to_onnx(program, OPSET), steps, program.inputs, prepare=decode)
 
 
-def _open_questions(model: ir.Model) -> dict[str, list[str]]:
+def _open_questions(model: ir.Model, blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """What a proof of the graph by ONNX Runtime does otherwise, and what it cannot say."""
     kinds = {v.dtype for v in model.graph.initializers.values()}
     packed = any(node.op_type == "DequantizeLinear" for node in model.graph)
@@ -115,6 +120,12 @@ def _open_questions(model: ir.Model) -> dict[str, list[str]]:
         if packed
         else []
     )
+    inside = {"kernels": "moec's own kernels", "native": "TensorRT's own layers"}
+    found += [
+        f"that {what} compute in the plan what the graph's standard operators do"
+        for name, what in inside.items()
+        if any(block.get("formulation") == name for block in blocks)
+    ]
     return {"stand_in": [DECODED] if ir.DataType.FLOAT4E2M1 in kinds else [], "unproven": found}
 
 

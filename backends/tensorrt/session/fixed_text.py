@@ -74,9 +74,7 @@ class FixedText:
             MoecError: M211 where the buffers have no room for them.
         """
         (batch, new), total = ids.shape, mask.shape[1]
-        if total > self._capacity:
-            what = f"{total} tokens are more than the {self._capacity} that the engine's cache has room for"
-            raise MoecError("M211", what, self._name, "compile with the target's option max_past_sequence=N")
+        self._require_room(total)
         view = view_of(total, self._capacity)
         if self._sizes() != (batch, new, view):
             self._allocate(batch, new, view)
@@ -88,8 +86,9 @@ class FixedText:
         return self._run()
 
     def fill(self, past: Mapping[str, Tensor]) -> None:
-        """Begin with a cache that is there, `[batch, heads, tokens, size]`."""
-        batch = next(iter(past.values())).shape[0]
+        """Begin with a cache that is there, `[batch, heads, tokens, size]`. Raises M211 as `advance` does."""
+        batch, _, length, _ = next(iter(past.values())).shape
+        self._require_room(length)
         self._allocate(batch, 0, 0)
         for name in self._caches:
             self._given[name][:, :, : past[name].shape[2]] = past[name].to(self._executor.device)
@@ -97,6 +96,11 @@ class FixedText:
     def present(self, total: int) -> Outputs:
         """The cache's places that hold tokens, by the names of outputs."""
         return {present_name(name): self._given[name][:, :, :total] for name in self._caches}
+
+    def _require_room(self, total: int) -> None:
+        if total > self._capacity:
+            what = f"{total} tokens are more than the {self._capacity} that the engine's cache has room for"
+            raise MoecError("M211", what, self._name, "compile with the target's option max_past_sequence=N")
 
     def _sizes(self) -> tuple[int, ...]:
         return (*self._given[IDS].shape, self._given[MASK].shape[1]) if self._given else ()

@@ -4,6 +4,7 @@ sides of a window; and wrong without what makes them so."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -12,12 +13,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime import OrtValue
 from torch.nn.functional import pad
 
 from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
-from moec.program.decoder_signature import IDS, LOGITS, MASK
+from moec.program.decoder_signature import IDS, LOGITS, MASK, present_name
 from tests.backends.onnxruntime.attention.engines import CPU, LIMIT, SIZES, WINDOW, Made, sample
 from tests.backends.onnxruntime.blocks import error
 
@@ -90,6 +92,24 @@ def test_a_mask_of_fixed_length_and_a_cache_of_another(make: Make) -> None:
     feeds = {IDS: given[IDS], MASK: pad(given[MASK], (9, 0)), **longer}
     found = engine._session.run([LOGITS], {n: v.numpy() for n, v in feeds.items()})[0]
     assert error(torch.from_numpy(found), want) < 1e-3
+
+
+def test_a_mask_longer_than_a_shared_buffer_is_refused(make: Make) -> None:
+    """Where one buffer is past and present the operator writes no more places than it has."""
+    made = make("mistral")
+    given = sample(made.program, 1, 1, 7)
+    session = OnnxruntimeEngine(made.folder, CPU)._session
+    for room, works in ((8, True), (7, False)):
+        binding = session.io_binding()
+        for name, value in given.items():
+            value = pad(value, (0, 0, 0, room - 7)) if value.dim() == 4 else value
+            held = OrtValue.ortvalue_from_numpy(value.numpy())
+            binding.bind_ortvalue_input(name, held)
+            if value.dim() == 4:
+                binding.bind_ortvalue_output(present_name(name), held)
+        binding.bind_output(LOGITS)
+        with nullcontext() if works else pytest.raises(Exception, match="present"):
+            session.run_with_iobinding(binding)
 
 
 def test_what_is_inside_can_be_looked_at(make: Make) -> None:

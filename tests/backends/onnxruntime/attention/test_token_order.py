@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from moec.backends.onnxruntime.attention.token_order import masks, why_order_matters
+from moec.backends.onnxruntime.attention.token_order import _is_fixed, masks, why_order_matters
 from moec.program.program import Program
 from tests.zoo import captured
 
@@ -42,6 +42,13 @@ def test_what_looks_at_other_tokens_does(target: Any, arguments: Any) -> None:
 
 def test_what_looks_at_features_alone_does_not() -> None:
     assert why_order_matters(with_hidden(aten.softmax.int, -1)) == ""
+
+
+def test_a_mean_over_everything_looks_at_other_tokens_in_a_fixed_batch_too() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    means = [graph.call_function(aten.mean.default, (x,)), graph.call_function(aten.mean.dim, (x, [0]))]
+    assert [_is_fixed(torch.empty(1, 7, 32), node, 1) for node in means] == [False, True]
 
 
 def test_places_have_to_come_from_the_mask() -> None:

@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import moec
+from moec.backends.onnx.sessions import EXACT
 from moec.backends.onnxruntime.backend import TF32, Onnxruntime
 from moec.backends.onnxruntime.session import opening
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
-from moec.backends.onnxruntime.session.opening import EXACT, rounding
+from moec.backends.onnxruntime.session.opening import session_of
 from moec.dialect import Routing
 from moec.errors import EXIT_CODES, MoecError
 from moec.proof.compare import Tolerance
 from moec.targets.target import Target
-from tests.backends.onnxruntime.blocks import Experts, error, session, tokens
+from tests.backends.onnxruntime.blocks import Experts, error, tokens
 from tests.backends.onnxruntime.experts.test_qmoe import built, reference
 from tests.backends.onnxruntime.session.there import array, constant, mark, save_graph, there
 from tests.cuda_stand_in.build import library
@@ -149,8 +150,7 @@ def test_experts_of_8_bits_are_multiplied_with_activations_as_they_are() -> None
     assert fact["formulation"] == "kernel"
     found = {}
     for target in (Target("onnxruntime"), Target("onnxruntime", options={"accuracy": "int8"})):
-        with rounding(target):
-            opened = session(model)
+        opened = session_of(target, ir.to_proto(model).SerializeToString(), {})
         found[str(target)] = error(torch.from_numpy(opened.run(None, {"x": x.numpy()})[0]), want)
     exact, rounded = found.values()
     assert exact < 0.5 * Tolerance.of(torch.float16).deviation < Tolerance.of(torch.float16).deviation < rounded

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moec.backends.tensorrt.session.fixed_text import FixedText, view_of
 from moec.errors import MoecError
-from moec.program.decoder_signature import IDS, MASK
+from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs
 from tests.backends.tensorrt.decoder import CAPACITY, program, ran, text, whole
 
 
@@ -92,6 +92,17 @@ def test_more_than_there_is_room_for() -> None:
     with pytest.raises(MoecError, match="25 tokens are more than the 24") as caught:
         one.step(given[IDS][:, CAPACITY:], given[MASK])
     assert caught.value.code == "M211" and "max_past_sequence" in caught.value.fix
+
+
+def test_a_past_that_has_no_room() -> None:
+    past = {name: torch.zeros(1, *shape) for name, shape in _past_shapes(CAPACITY + 6).items()}
+    with pytest.raises(MoecError, match="30 tokens are more than the 24") as caught:
+        written(OnCpu()).fill(past)
+    assert caught.value.code == "M211"
+
+
+def _past_shapes(length: int) -> dict[str, tuple[int, ...]]:
+    return {c.name: c.resolve({"batch": 1, PAST: length})[1:] for c in cache_inputs(program().inputs)}
 
 
 def test_views_grow_by_doubling() -> None:
