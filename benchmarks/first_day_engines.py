@@ -1,9 +1,9 @@
 """First day, stage `engines`: ONNX Runtime's engines on CUDA against the same engines on the CPU.
 
 The engines come in a bundle, as graphs whose weights are drawn anew (`first_day_graphs.py`); the CPU runs the same
-graph, which is proven there against the untouched model. Each is called twice: with a prompt, one row of it padded on
-the left, and with one token after a cache. The error is the median over rows of each output of ||a - b|| / ||b||, since
-in half precision a token whose experts nearly tie may take others.
+graph, which is proven there against the untouched model. Each is called with a prompt, one row of it padded on the
+left, and with one token after a cache; then it writes texts, step by step, past a window where the model has one. How
+an error is found: `first_day_calls.py`.
 
 Without TF32 float32 must be within 1e-4: TF32 alone costs 3e-4 and more. With it the error is told. Half precision must
 be within 0.01. `make_engines` makes the bundle.
@@ -11,23 +11,21 @@ be within 0.01. `make_engines` makes the bundle.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from first_day_errors import TYPICAL, typical
+from first_day_calls import NEAR, PROMPT, UNIT, Errors, errors, inputs_of, is_decoder, whole, worst, write
 from first_day_graphs import Facts, fill, pack, strip, unpack
 from first_day_rows import Absent, Rows
-from torch import Tensor
 
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, MASK, PAST
-from moec.program.signature import dynamic_dimensions
+from moec.program.decoder_signature import MASK
 from moec.targets.target import Target
 
 MODELS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama", "bert")
@@ -97,65 +95,40 @@ def opened(folder: Path, target: str) -> Engine:
     return OnnxruntimeEngine(folder, Target.parse(target))
 
 
-def inputs_of(engine: Engine, tokens: int, past: int, seed: int) -> dict[str, Tensor]:
-    """Random inputs of these lengths for two rows; the first row's first two tokens are padding in a prompt."""
-    random = torch.Generator().manual_seed(seed)
-    sizes = dict.fromkeys(dynamic_dimensions(engine.inputs), tokens) | {"batch": 2, PAST: past}
-    given = {}
-    for spec in engine.inputs:
-        shape = spec.resolve(sizes)
-        if spec.dtype.is_floating_point:
-            given[spec.name] = torch.randn(shape, generator=random).to(spec.dtype)
-        else:
-            given[spec.name] = torch.randint(3, 64, shape, generator=random).to(spec.dtype)
-    if MASK in given:
-        rows, length = given[MASK].shape[0], past + tokens if IDS in given and past else given[MASK].shape[1]
-        given[MASK] = torch.ones(rows, length, dtype=given[MASK].dtype)
-        if tokens > 2 and IDS in given:
-            given[MASK][0, :2] = 0
-    return given
-
-
-def apart(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor], mask: Tensor | None) -> float:
-    """The worst output's median relative error over its rows; rows of padding count nowhere."""
-    return max(median_error(got[name], wanted[name], mask) for name in wanted if wanted[name].numel())
-
-
-def median_error(got: Tensor, wanted: Tensor, mask: Tensor | None) -> float:
-    """Of logits `[B, S, V]` and caches `[B, heads, S, size]` the rows of padding are left out: they are nobody's."""
-    a, b = got.cpu().double(), wanted.cpu().double()
-    if mask is not None and b.dim() == 4 and b.shape[2] == mask.shape[1]:
-        a, b = a.transpose(1, 2), b.transpose(1, 2)
-    if mask is not None and b.dim() > 2 and b.shape[:2] == mask.shape:
-        a, b = a[mask.bool()], b[mask.bool()]
-    return typical(a, b)
-
-
 def judge(rows: Rows, facts: Facts, folder: Path, device: str, open_engine: Open) -> None:
     """One engine: its CPU session, and those on the device."""
     form = facts.target.removeprefix("onnxruntime:cuda")
-    host = opened(folder, "onnxruntime:cpu" + form)
-    calls = [
-        inputs_of(host, 24, 0, 1),
-        *([inputs_of(host, 1, 24, 2)] if any(i.name == IDS for i in host.inputs) else []),
-    ]
-    wanted = [host.run(given) for given in calls]
-    host.close()
     half = "fp16" in form
+    host = opened(folder, "onnxruntime:cpu" + form)
     for tf32 in ("", ",tf32=true") if device != "cpu" and not half else ("",):
         engine = open_engine(folder, f"onnxruntime:{device}{form}{tf32}")
-        for what, given, right in zip(("a prompt", "a step"), calls, wanted, strict=False):
-            error = apart(engine.run(given), right, given.get(MASK))
+        for what, draw in draws(host, engine, half, device):
             if tf32:
-                rows.figure(f"{what}, with TF32", error, TYPICAL)
+                rows.figure(f"{what}, with TF32", worst(draw, half), UNIT)
             else:
-                rows.check(what, error, TYPICAL, ALLOWED["fp16" if half else "fp32"])
+                rows.check(what, worst(draw, half), UNIT, ALLOWED["fp16" if half else "fp32"])
         engine.close()
+    host.close()
+
+
+def draws(host: Engine, engine: Engine, half: bool, device: str) -> Iterator[tuple[str, Callable[[int], Errors]]]:
+    """What is compared, and how one draw of inputs is."""
+
+    def call(tokens: int, past: int, where: str, seed: int) -> Errors:
+        given = inputs_of(host, tokens, past, seed)
+        got = engine.run({name: value.to(where) for name, value in given.items()})
+        return errors(got, host.run(given), given.get(MASK), tokens, NEAR[half])
+
+    yield "a prompt", partial(call, PROMPT, 0, "cpu")
+    if device == "cuda":
+        yield "a prompt that is on the device", partial(call, PROMPT, 0, "cuda")
+    if is_decoder(host):
+        yield "a step", partial(call, 1, PROMPT, "cpu")
+        yield "texts", lambda seed: errors(write(engine, seed), whole(host, seed), None, 0, NEAR[half])
 
 
 def engines(rows: Rows, device: str, small: bool, bundles: list[Path], open_engine: Open = opened) -> None:
     """The stage."""
-    os.environ["ORT_QMOE_CPU_QNBIT_GEMM"] = "0"  # the CPU's QMoE must not round activations: CUDA's does not
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
         folders = {Facts.read(folder).name: folder for folder in unpack(bundles, Path(work))}
         if not folders:
