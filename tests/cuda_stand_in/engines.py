@@ -68,7 +68,7 @@ FORMS = {
 def layered(name: str, layers: int) -> dict[str, Any]:
     """What makes a model of so many layers that are alike: DeepSeek's first ones, without experts, are left out."""
     more = {"first_k_dense_replace": 0} if name == "deepseek_v3" else {}
-    return {**({} if name == "vit" else _SIZES), **MODELS[name], "num_hidden_layers": layers, **more}
+    return {**({} if name == "vit" else _SIZES), **MODELS.get(name, {}), "num_hidden_layers": layers, **more}
 
 
 def make(name: str, form: str, folder: Path, layers: int = 2, **changes: Any) -> str:

@@ -51,6 +51,22 @@ def logits(text: Any, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.stack(found, 1).astype(np.float64)
 
 
+@pytest.fixture(scope="module", params=["mistral", "gpt_oss"])
+def windowed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OnnxruntimeEngine:
+    """A decoder whose layers, all or one of two, look at the last 4 places alone."""
+    out = tmp_path_factory.mktemp("engines") / request.param
+    make(request.param, "fp16", out, layers=2, sliding_window=4)
+    return OnnxruntimeEngine(out, Target("onnxruntime"))
+
+
+@pytest.mark.parametrize("room", [1, 256])
+@pytest.mark.parametrize("form", [DeviceBuffers, DeviceContinuation])
+def test_texts_go_past_a_window(
+    windowed: OnnxruntimeEngine, form: Any, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test_steps_give_the_logits_of_the_whole_text(windowed, form, room, monkeypatch)
+
+
 @pytest.mark.parametrize("room", [1, 256])
 @pytest.mark.parametrize("form", [DeviceBuffers, DeviceContinuation])
 def test_steps_give_the_logits_of_the_whole_text(
