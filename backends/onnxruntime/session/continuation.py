@@ -28,17 +28,21 @@ ROOM = 256  # tokens: a longer buffer is made, and the cache copied, when these 
 
 
 def refuse(error: Exception, engine: str) -> None:
-    """Raise M211 for what the runtime calls an invalid argument, such as a token that is not in the vocabulary, and
-    M301 for an operator that CUDA has in cuDNN alone; any other error is left alone."""
-    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+    """Raise M211 for what the runtime says of a call: an invalid argument, such as a token that is not in the
+    vocabulary, or a node that fails; M301 for an operator that CUDA has in cuDNN alone. Any other error is left alone.
+    """
+    from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
     if "cuDNN is unavailable" in str(error):
         node = re.search(r"running (\w+) node", str(error))
         raise without_cudnn(node[1] if node else "an operator", engine) from error
-    if isinstance(error, InvalidArgument):
-        reason = str(error).strip().splitlines()[0]
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    if isinstance(error, runtime.InvalidArgument):
         fix = "give values that the model knows, ids below its vocabulary"
-        raise MoecError("M211", f"ONNX Runtime refuses the values: {reason[:300]}", engine, fix) from error
+        raise MoecError("M211", f"ONNX Runtime refuses the values: {reason}", engine, fix) from error
+    if type(error).__module__ == runtime.__name__:
+        fix = "give other inputs; where none of them run, compile the model again"
+        raise MoecError("M211", f"the engine does not run: {reason}", engine, fix) from error
 
 
 class HostContinuation:

@@ -52,6 +52,37 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     assert caught.value.code == "M106"
 
 
+def failing(path: Path, axis: int) -> None:
+    """A decoder without a cache, of which one node fails where `axis` is none of its input."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    names = {"input_ids": ["batch", "sequence"], "attention_mask": ["batch", "total"]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in names.items()]
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "sequence", 1])
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("CumSum", ["cast", "axis"], ["sums"]),
+        helper.make_node("Unsqueeze", ["sums", "last"], ["logits"]),
+    ]
+    constants = [numpy_helper.from_array(np.array(v), n) for n, v in {"axis": axis, "last": [2]}.items()]
+    graph = helper.make_graph(nodes, "failing", inputs, [out], constants)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+
+@pytest.mark.parametrize(("axis", "code"), [(1, ""), (7, "M211")])
+def test_a_node_that_fails_is_said(tmp_path: Path, axis: int, code: str) -> None:
+    failing(tmp_path / MODEL_FILE, axis)
+    engine = OnnxruntimeEngine(tmp_path, Target("onnxruntime"))
+    given = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    for call in (lambda: engine.run(given), lambda: engine.continuation().step(*(v.numpy() for v in given.values()))):
+        try:
+            call()
+            assert not code
+        except MoecError as error:
+            assert (error.code, "CumSum" in str(error), str(error).count("\n")) == (code, True, 2)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_hardware_is_said_and_not_worked_around(folder: Path) -> None:
     with pytest.raises(MoecError) as caught:
