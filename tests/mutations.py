@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
 EVIL = "\x1b]0;owned\x07\x1b[2J"  # a terminal that prints this is steered
@@ -295,7 +296,7 @@ def line(chance: random.Random, bases: Bases, place: Path, deep: bool) -> list[s
 
     (place / "here").mkdir()
     verb = chance.choice([*VERBS, "nonsense"])
-    parsed = cli.get_command(None, verb)  # type: ignore[arg-type]
+    parsed = cli.get_command(click.Context(cli), verb) if verb in VERBS else None
     given = [verb]
     for parameter in parsed.params if parsed else []:
         if parameter.param_type_name == "argument":

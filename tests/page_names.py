@@ -20,6 +20,7 @@ from tests.pages import ROOT
 
 NO_MODULE = (
     "moec.json",
+    "moec.compact_cache",
     "moec.shared_cache",
     "moec.assumptions",
     "moec.checks",

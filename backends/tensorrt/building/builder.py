@@ -185,10 +185,10 @@ def constants(trt: Any, network: Any) -> dict[str, int]:
     """Bytes of the constants that layers of each kind hold."""
     found: Counter[str] = Counter()
     for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type == trt.LayerType.CONSTANT:
-            layer.__class__ = trt.IConstantLayer
-            found["CONSTANT"] += int(layer.weights.nbytes)
+        constant = network.get_layer(index)
+        if constant.type == trt.LayerType.CONSTANT:
+            constant.__class__ = trt.IConstantLayer  # a layer is given as one of no kind
+            found["CONSTANT"] += int(constant.weights.nbytes)
     return dict(found)
 
 

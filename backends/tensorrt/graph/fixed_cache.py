@@ -82,13 +82,9 @@ def _why_not(graph: ir.Graph, inputs: Sequence[Input]) -> str:
     for node in attention_nodes(graph):
         if read_attention(node).mask is None or not joined & _made_of(node.inputs[1]):
             return f"{node.name} attends to something else than the cache, or without a mask"
-    counted = {
-        v
-        for i in cache_inputs(inputs)
-        for n, _ in by_name[i.name].uses()
-        if _counts(n, past_axis(i))
-        for v in n.outputs
-    }
+    axes = {MASK: 1} | {spec.name: past_axis(spec) for spec in cache_inputs(inputs)}
+    counts = (n for name, axis in axes.items() for n, _ in by_name[name].uses() if _counts(n, axis))
+    counted = {value for node in counts for value in node.outputs}
     where = next((node for node, index in _reached(counted) if node.domain == DOMAIN and index != _MASK), None)
     return "" if where is None else f"{where.name} reads how long the past is, padding included"
 

@@ -31,7 +31,7 @@ WIDE: dict[str, dict[str, Any]] = {  # inner widths that such blocks divide
     "deepseek_v2": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
     "deepseek_v3": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
     "glm4_moe": {"moe_intermediate_size": BLOCK, "first_k_dense_replace": 0},
-    "llama4": {"intermediate_size_mlp": BLOCK},
+    "llama4": {"intermediate_size_mlp": BLOCK, "num_hidden_layers": 2},  # the second counts the tokens before it
     "gpt2": {"n_inner": BLOCK},
 }
 

@@ -77,12 +77,13 @@ def test_the_graph_writes_in_place_and_says_so() -> None:
     assert not joined, "no cache is copied"
 
 
-def test_what_counts_places_keeps_its_growing_cache() -> None:
+@pytest.mark.parametrize(("counted", "axis"), [("past_key_values.0.key", 2), (MASK, 1)])
+def test_what_counts_places_keeps_its_growing_cache(counted: str, axis: int) -> None:
     """As Llama 4, which scales queries by how many places there are before them, padding included."""
     model, found = opaque(), program()
     (node, *_) = attention_nodes(model.graph)
-    past = next(v for v in model.graph.inputs if str(v.name).startswith("past"))
-    count = ir.node("Shape", [past], {"start": 2, "end": 3})
+    given = next(v for v in model.graph.inputs if v.name == counted)
+    count = ir.node("Shape", [given], {"start": axis, "end": axis + 1})
     number = ir.node("Cast", [count.outputs[0]], {"to": int(ir.DataType.FLOAT)})
     scaled = ir.node("Mul", [node.inputs[0], number.outputs[0]])
     model.graph.insert_before(node, [count, number, scaled])
