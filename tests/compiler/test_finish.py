@@ -72,7 +72,7 @@ def change(engine: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     (engine / "moec.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("text", [False, pytest.param(True, marks=pytest.mark.repeats)])
 def test_a_bound_that_the_compile_was_given_can_be_given_again(unfinished: Path, text: bool) -> None:
     without = {"max_kl": None} if text else dict.fromkeys(("text", "tokens", "window", "max_perplexity_ratio"))
     change(unfinished, lambda manifest: manifest["settings"].update(without))

@@ -7,6 +7,7 @@ that are bounded here.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -38,37 +39,35 @@ ON_CPU = {
 }
 MEMCPY_NODES = 0  # with one the provider refuses to capture a CUDA graph
 AIM = 14  # launches a layer in a step
-LAUNCHES_BESIDE = 30  # the mask, where tokens stand, the rotary's angles, embedding, norm and head
-LAUNCHES_A_LAYER = {"gpt_oss": 44, "deepseek_v3": 60}  # today's, a bound to lower with every fusion
-MOST_LAYERS_TAKE = 20
+LAUNCHES_BESIDE = 25  # the mask, where tokens stand, the rotary's angles, embedding, norm and head
+# today's, bounds to lower with every fusion
+LAUNCHES_A_LAYER = {"* fp32": 21, "gpt_oss *": 21, "olmoe *": 24, "deepseek_v3 *": 71, "*": 16}
 TO_DEVICE = 4  # ids, mask, the first token whose logits are asked for, a length
-ON_DEVICE = 5  # of mask, ids and the last row: none a layer
+ON_DEVICE = 3  # of mask, ids and the last row: none a layer
 TO_HOST = 1  # the logits
 FUSED = re.compile(r"flash|kernel_mha|xqa", re.IGNORECASE)  # flash attention's and XQA's kernels
 NO_FUSED_ATTENTION = {
     "deepseek_v3": "keys and values have heads of different sizes",
     "bert": "MatMul and Softmax: the fusion for encoders would need a model of theirs",
-    "vit": "as bert",
 }
 
-ALWAYS = ["qwen3_moe fp16", "qwen3_moe int4", "gpt_oss fp16"]
-REPEATS = [
-    *("qwen3_moe fp32", "mixtral fp16", "olmoe int8", "deepseek_v3 fp16", "llama fp16"),
-    *("bert fp16", "vit fp16"),
-]
+ALWAYS = ["qwen3_moe fp16", "qwen3_moe int4", "gpt_oss fp16", "llama fp16"]
+REPEATS = ["qwen3_moe fp32", "mixtral fp16", "olmoe int8", "deepseek_v3 fp16", "bert fp16"]
 ALL = [*ALWAYS, *REPEATS]
-DECODERS = [case for case in ALL if case.split()[0] not in ("bert", "vit")]
-NOT_HERE = {"vit *": "its Conv needs cuDNN"}
+DECODERS = [case for case in ALL if not case.startswith("bert")]
+NAMES = {case.split()[0] for case in DECODERS}
 LENGTHS = "two lengths are copied to the device by nodes of their own, beside the layers"
-PARTS = "norms of heads, rotary of keys and queries, lengths and experts are several kernels each"
-ROTARY = "its rotary is Split, Mul, Sub, Add, Concat"
+PARTS = "norms of heads, the router and the experts are several kernels each"
+GROWING = "its cache is no buffer: each layer's past is copied into its present"
 # check -> cases that fail today, and why; who mends one takes it out
 KNOWN: dict[str, dict[str, str]] = {
-    "refused": NOT_HERE,
-    "tf32": NOT_HERE,
-    "memcpy": {f"{name} *": LENGTHS for name in ("mixtral", "qwen3_moe", "olmoe", "gpt_oss", "llama")},
-    "aim": {f"{name} *": PARTS for name in ("mixtral", "qwen3_moe", "olmoe", "llama")} | {"gpt_oss *": ROTARY},
-    "copies": {"gpt_oss *": "a Reshape before MoE copies the router's logits in each layer"},
+    "memcpy": dict.fromkeys(map("{} *".format, NAMES), LENGTHS),
+    "aim": {f"{name} *": PARTS for name in NAMES if name != "llama"},
+    "copies": {
+        "gpt_oss *": "a Reshape before MoE copies the router's logits in each layer",
+        "* fp32": GROWING,
+        "deepseek_v3 *": GROWING,
+    },
 }
 
 
@@ -120,7 +119,7 @@ def test_nothing_is_refused(case: str, look: Callable[..., Observation]) -> None
 def test_no_tokens_launch_nothing_empty(case: str, look: Callable[..., Observation]) -> None:
     seen = look(case, 0)
     assert seen.refused == []
-    assert seen.error == ""
+    assert seen.error == "" or ("error[M211]" in seen.error and case not in DECODERS)  # an encoder takes at least one
 
 
 @pytest.mark.parametrize("case", cases("on cpu", ALL))
@@ -137,7 +136,7 @@ def test_no_node_copies_between_cpu_and_device(case: str, look: Callable[..., Ob
 
 @pytest.mark.parametrize("case", cases("launches", DECODERS))
 def test_a_step_launches_no_more_than_today(case: str, look: Callable[..., Observation]) -> None:
-    a_layer = LAUNCHES_A_LAYER.get(case.split()[0], MOST_LAYERS_TAKE)
+    a_layer = next(bound for pattern, bound in LAUNCHES_A_LAYER.items() if fnmatch(case, pattern))
     assert 0 < look(case).step.launches <= LAUNCHES_BESIDE + a_layer * LAYERS
 
 
@@ -161,6 +160,7 @@ def test_float32_is_multiplied_as_float32(case: str, look: Callable[..., Observa
     assert [p for part in seen.parts.values() for p in part.tf32] == []
 
 
+OF_ROUTERS = {"olmoe": {"softmax_warp_forward": LAYERS}}  # its scores are a softmax beside the operator
 HALF = [case for case in DECODERS if case.split()[0] not in NO_FUSED_ATTENTION and "fp32" not in case]
 
 
@@ -168,5 +168,6 @@ HALF = [case for case in DECODERS if case.split()[0] not in NO_FUSED_ATTENTION a
 def test_attention_is_one_of_the_fast_kernels_in_half_precision(case: str, look: Callable[..., Observation]) -> None:
     seen = look(case)
     for part in (seen.prompt, seen.step):
-        assert part.attention.total() >= LAYERS
-        assert [name for name in part.attention if not FUSED.search(name)] == []
+        slow = Counter({name: n for name, n in part.attention.items() if not FUSED.search(name)})
+        assert slow - Counter(OF_ROUTERS.get(case.split()[0])) == Counter()
+        assert (part.attention - slow).total() >= LAYERS
