@@ -6,13 +6,15 @@ usage: python benchmarks/first_day.py --results DIR [--bundle DIR …] [--only S
 
 Stages run in the order of `--plan`, those first that say the most in a minute, each in a process of its own, which is
 ended at its limit: a kernel that hangs or faults costs its stage alone. The first wrong number ends the run, with
-status 1 and its name; a slow figure does not. `--go-on` runs the other stages all the same.
+status 1 and its name; a slow figure does not. `--go-on` runs the other stages all the same. Other statuses: 0 all is
+done, 3 something was not there, 4 the time was over, 5 a stage broke; the worst counts.
 
 Each stage writes `DIR/STAGE.json` as it goes. A run that finds such a file does what is not done in it: DIR can travel
-back and forth. A stage is not begun where its limit exceeds what is left of `--seconds`.
+back and forth; what a dry run wrote counts in dry runs alone. A stage is not begun where its limit exceeds what is left
+of `--seconds`.
 
-`--bundle` names folders that `first_day_pack.py` made: their wheels and archives are unpacked and found first. A stage
-whose bundle is not there waits for the call that brings it.
+`--bundle` names folders that `first_day_pack.py` made, `kernels` and `engines`: their wheels and archives are unpacked
+and found first. A stage whose bundle is not there waits for the call that brings it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from first_day_plan import CALL_SECONDS, STAGES, Stage, plan
-from first_day_rows import ABSENT, BROKEN, DONE, LATE, WRONG, Rows, read, run
+from first_day_rows import ABSENT, BROKEN, DONE, LATE, WRONG, Absent, Rows, read, run
 
 ROOT = Path(__file__).parents[1]
 SLOW = 6  # times the limits, for a dry run beside other work
@@ -44,12 +46,13 @@ PACKAGES = ("torch", "triton", "transformers", "onnxruntime-gpu", "onnxruntime",
 
 # ---------------------------------------------------------------------- one stage, in a process of its own
 def work_of(name: str, options: argparse.Namespace) -> Any:
-    """What a stage does; its modules are imported here, after the environment has been set."""
+    """What a stage does; its modules are imported here, after the environment has been set. Raises Absent without a
+    GPU."""
     device, small = "cpu" if options.dry else "cuda", options.dry or options.small
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("needs an NVIDIA GPU; --dry runs without one")
+        raise Absent("there is no NVIDIA GPU; --dry runs without one")
     torch.set_num_threads(1 if options.dry else torch.get_num_threads())
     processes = 0 if small else 10
     if name == "kernels":
@@ -76,8 +79,13 @@ def work_of(name: str, options: argparse.Namespace) -> Any:
 def stage_main(options: argparse.Namespace) -> int:
     """The whole of a stage's process; returns its status."""
     rows = Rows(options.stage, options.results, 0.9 * options.seconds, dry=options.dry, small=options.small)
-    rows.notes |= environment(options.dry)
-    state, reason = run(rows, work_of(options.stage, options))
+
+    def work(rows: Rows) -> None:
+        stage = work_of(options.stage, options)
+        rows.notes |= environment(options.dry)
+        stage(rows)
+
+    state, reason = run(rows, work)
     print(f"{options.stage}: {state}, {len(rows.done)} cases{': ' + reason if reason else ''}", flush=True)
     return STATUS[state]
 
@@ -127,7 +135,7 @@ def start(stage: Stage, options: argparse.Namespace, site: Path) -> str:
     rows = Rows(stage.name, options.results, dry=options.dry, small=False)  # what it has written
     if status is None:
         rows.write(LATE, f"it was ended at its limit of {stage.seconds} s")
-    elif status not in STATUS.values():
+    elif status != STATUS.get(read(rows.path).get("state", "")):
         rows.write(BROKEN, f"its process ended with {status}")
     state = str(read(rows.path).get("state"))
     print(f"{stage.name}: {state}", flush=True)
@@ -155,30 +163,37 @@ def why_not(stage: Stage, options: argparse.Namespace, left_s: float) -> str | N
 
 
 def day(options: argparse.Namespace) -> int:
-    """All stages; returns the exit status: 1 for a wrong number, else that of the worst."""
-    end, wrong, worst = time.monotonic() + options.seconds, False, 0
+    """All stages; returns the exit status: 1 for a wrong number, else that of the worst, 3 where there was none."""
+    end, ended = time.monotonic() + options.seconds, list[str]()
     with tempfile.TemporaryDirectory(prefix="first-day-") as work:
         unpack(options.bundle, Path(work))
         moec_in(Path(work))
         for stage in (s for s in STAGES if s.name in options.only):
-            if read(options.results / f"{stage.name}.json").get("state") == DONE:
+            if found(stage, options).get("state") == DONE:
+                ended.append(DONE)
                 continue
             if (reason := why_not(stage, options, end - time.monotonic())) is not None:
                 print(f"{stage.name}: not begun, {reason}", flush=True)
                 continue
             state = start(stage, options, Path(work))
-            wrong, worst = wrong or state == WRONG, max(worst, STATUS[state])
-            if wrong and not options.go_on:
+            ended.append(state)
+            if state == WRONG and not options.go_on:
                 break
-    return STATUS[WRONG] if wrong else worst
+    return STATUS[WRONG] if WRONG in ended else max((STATUS[state] for state in ended), default=STATUS[ABSENT])
 
 
-def report(results: Path) -> dict[str, Any]:
+def found(stage: Stage, options: argparse.Namespace) -> dict[str, Any]:
+    """A stage's file; nothing where there is none, or one of a dry run where this is none, and the other way round."""
+    earlier = read(options.results / f"{stage.name}.json")
+    return earlier if earlier.get("setting", {}).get("dry") == options.dry else {}
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
     """All stages' files as one report: machine, versions, rows."""
-    found = [read(results / f"{stage.name}.json") for stage in STAGES]
-    notes = next((f["notes"] for f in found if f), {"machine": {}, "versions": {}})
-    states = {f["stage"]: {"state": f["state"], "reason": f["reason"], "cases": len(f["cases"])} for f in found if f}
-    rows = [{"stage": f["stage"], **row} for f in found if f for row in f["rows"]]
+    files = [file for stage in STAGES if (file := found(stage, options))]
+    notes = next((f["notes"] for f in files if f["notes"]), {"machine": {}, "versions": {}})
+    states = {f["stage"]: {"state": f["state"], "reason": f["reason"], "cases": len(f["cases"])} for f in files}
+    rows = [{"stage": f["stage"], **row} for f in files for row in f["rows"]]
     return {"machine": notes["machine"], "versions": notes["versions"], "stages": states, "rows": rows}
 
 
@@ -203,12 +218,15 @@ def main() -> None:
         parser.error("--results says where")
     if absent := [str(bundle) for bundle in options.bundle if not bundle.is_dir()]:
         parser.error(f"no such bundle: {', '.join(absent)}; first_day_pack.py makes them")
+    needed = {stage.needs for stage in STAGES}
+    if strange := [str(bundle) for bundle in options.bundle if bundle.name not in needed]:
+        parser.error(f"{', '.join(strange)}: a bundle's folder is called {' or '.join(sorted(needed))}")
     if options.stage:
         sys.exit(stage_main(options))
     status = day(options)
     from first_day_report import table
 
-    print(json.dumps(report(options.results)) if options.json else table(report(options.results)))
+    print(json.dumps(report(options)) if options.json else table(report(options)))
     sys.exit(status)
 
 

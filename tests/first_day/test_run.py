@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -45,9 +46,36 @@ def test_a_run_writes_its_stages_and_a_second_one_finds_them(tmp_path: Path) -> 
 
 def test_without_a_gpu_nothing_is_begun(tmp_path: Path) -> None:
     done = run_day(tmp_path, "--only", "kernels")
-    assert "the bundle 'kernels' is not here" in done.stdout and not list(tmp_path.iterdir())
+    assert "the bundle 'kernels' is not here" in done.stdout and not list(tmp_path.iterdir()) and done.returncode == 3
     missing = run_day(tmp_path, "--bundle", str(tmp_path / "nothing"))
     assert missing.returncode == 2 and "first_day_pack.py makes them" in missing.stderr
+    strange = run_day(tmp_path, "--bundle", str(tmp_path))
+    assert strange.returncode == 2 and "called engines or kernels" in strange.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_stage_that_cannot_begin_ends_itself_alone(tmp_path: Path) -> None:
+    """No GPU; and a dry run's results, which are none of a real one."""
+    (bundle := tmp_path / "kernels").mkdir()
+    results = tmp_path / "results"
+    dry = {"setting": {"dry": True, "small": False}, "state": "done", "stage": "kernels", "reason": "", "cases": []}
+    results.mkdir()
+    (results / "kernels.json").write_text(json.dumps({**dry, "rows": [], "notes": {}}))
+    done = run_day(results, "--bundle", str(bundle), "--only", "kernels", "sanitizer", "--json")
+    states = json.loads(done.stdout[done.stdout.index("{") :])["stages"]
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert {name: s["state"] for name, s in states.items()} == {"kernels": "absent", "sanitizer": "absent"}
+    assert "no NVIDIA GPU" in states["kernels"]["reason"]
+
+
+def test_a_process_that_dies_is_a_broken_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own status for a traceback is that of a wrong number."""
+    import first_day
+
+    monkeypatch.setattr(first_day, "limited", lambda *_: 1)
+    options = argparse.Namespace(dry=True, results=tmp_path, bundle=[])
+    assert first_day.start(first_day.STAGES[0], options, tmp_path) == "broken"
+    assert "ended with 1" in first_day.found(first_day.STAGES[0], options)["reason"]
 
 
 def running(process: int) -> bool:
@@ -120,21 +148,23 @@ def test_an_aim_that_is_missed_stops_nothing(tmp_path: Path) -> None:
 
 def test_beside_nothing_but_zeros_nothing_is_right() -> None:
     """What reads memory that nobody wrote may find zeros, in the reference too."""
-    from first_day_engines import median_error
+    from first_day_calls import errors
     from first_day_errors import distance, typical
 
     zeros = torch.zeros(3, 4)
-    for far in (distance(zeros, zeros.double()), typical(zeros, zeros.double()), median_error(zeros, zeros, None)):
+    apart = errors({"x": zeros}, {"x": zeros}, None, 1, 0.9)["x", 0]
+    for far in (distance(zeros, zeros.double()), typical(zeros, zeros.double()), apart):
         assert far == float("inf")
 
 
 def test_what_stands_at_padding_is_nobody_s() -> None:
-    from first_day_engines import median_error
+    from first_day_calls import errors
 
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
-    logits, cache = torch.randn(2, 3, 7), torch.randn(2, 4, 3, 5)
-    padded, kept = logits.clone(), cache.clone()
-    padded[0, 0], kept[0, :, 0] = float("nan"), float("nan")
-    assert median_error(padded, logits, mask) == median_error(kept, cache, mask) == 0
-    padded[0, 1], kept[0, 0, 1, 0] = float("nan"), float("nan")
-    assert median_error(padded, logits, mask) == median_error(kept, cache, mask) == float("inf")
+    right = {"logits": torch.randn(2, 3, 7), "cache": torch.randn(2, 4, 3, 5)}
+    padded = {name: value.clone() for name, value in right.items()}
+    padded["logits"][0, 0], padded["cache"][0, :, 0] = float("nan"), float("nan")
+    assert set(errors(padded, right, mask, 3, 1.0).values()) == {0}
+    padded["logits"][0, 1], padded["cache"][0, 0, 1, 0] = float("nan"), float("nan")
+    found = errors(padded, right, mask, 3, 1.0)
+    assert found == {(name, text): 0 if text else float("inf") for name in right for text in (0, 1)}
