@@ -45,6 +45,12 @@ def as_bytes(block: Tensor) -> memoryview:
     return memoryview(block.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is the same in every call, as far as its own node says."""
+    producer = value.producer()
+    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
+
+
 def weight_of(value: ir.Value | None) -> Weight | None:
     """The lazy weight of an initializer; None for a value that is computed, or absent."""
     if value is None or value.const_value is None:

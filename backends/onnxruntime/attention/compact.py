@@ -21,6 +21,7 @@ import onnx_ir as ir
 from moec.backends.onnx.attention import FLOAT
 from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnx.emit import Emitter
+from moec.backends.onnx.tensors import is_constant
 from moec.program.decoder_signature import IDS, LOGITS, MASK
 
 INT32 = int(ir.DataType.INT32)
@@ -110,7 +111,8 @@ def _before_the_head(logits: ir.Value) -> ir.Value:
             rows = node.inputs[0]
             fits = rows is not None and rows.shape is not None and len(rows.shape) == 3
             return rows if fits and rows.producer() is not None and len(list(rows.uses())) == 1 else logits  # type: ignore[return-value, union-attr]
-        if node.op_type not in ("Cast", "Mul", "Div", "Tanh", "Add", "Slice", "Identity") or node.inputs[0] is None:
-            break
-        value = node.inputs[0]
+        inner = [v for v in node.inputs if v is not None and not is_constant(v)]
+        if node.op_type not in ("Cast", "Mul", "Div", "Tanh", "Add", "Slice", "Identity") or len(inner) != 1:
+            break  # what else goes in may be a token's too
+        value = inner[0]
     return logits

@@ -2,13 +2,16 @@
 
 A kernel that keeps a cache reads each row from its first place on. So rows are shifted once, where tokens enter the
 graph, and shifted back where they leave it, see `compact`. That is right if nothing but attention looks from one token
-at another, and if all that is said of a token's place comes from the mask. Both are looked up here: the first in the
-graph, operator by operator, the second by computing what the mask determines for masks with padding everywhere.
+at another, and if all that is said of a token's place comes from the mask, and from its own text's part of it. The
+first is looked up in the graph, operator by operator, the second by computing what the mask determines for masks with
+padding everywhere. A number for all texts at once, such as the largest position, is refused wherever it comes from: it
+changes when a batch runs text by text, and perhaps only at lengths that nobody tries.
 """
 
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -115,8 +118,43 @@ def why_order_matters(program: Program) -> str:
             continue
         if not _by_token(node, tokens):
             return f"{getattr(node.target, '__name__', node.target)} looks from one token at another"
-        read |= dict.fromkeys(n for n in node.all_input_nodes if n not in tokens and _counts_tokens(n))
-    return _why_places_matter(Part(program), list(read), ids.meta["val"].shape[1])
+        read |= dict.fromkeys(n for n in node.all_input_nodes if n not in tokens and _is_met(n, node))
+    mask = [node for node in program.graph.nodes if node.op == "placeholder"][names.index(MASK)]
+    common = _common(list(read), mask, mask.meta["val"].shape[0])
+    if common is not None:
+        return f"{common.name} is one number for all texts"
+    return _why_places_matter(Part(program), [n for n in read if _counts_tokens(n)], ids.meta["val"].shape[1])
+
+
+def _is_met(node: fx.Node, reader: fx.Node) -> bool:
+    """Whether a reader computes with a value, and does not only take it for a size."""
+    if isinstance(node.meta.get("val"), Tensor):
+        return node.op != "get_attr"
+    name = str(getattr(reader.target, "overloadpacket", reader.target)).rpartition(".")[2]
+    return name in _BY_ELEMENT
+
+
+def _common(read: Sequence[fx.Node], mask: fx.Node, batch: Any) -> fx.Node | None:
+    """A value behind these that says something of all texts of a call together: a size that is computed with, a number
+    or a row that was made of an input."""
+    sizes = [node for node in read if not isinstance(node.meta["val"], Tensor)]
+    given, needed = {mask}, _behind(read)
+    for node in (n for n in mask.graph.nodes if n in needed and not given.isdisjoint(n.all_input_nodes)):
+        made = node.meta.get("val")
+        values = [v for v in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(v, Tensor)]
+        if not all(any(_holds(size, batch) for size in value.shape) for value in values):
+            return node
+        given |= {node} if values else set()
+    return sizes[0] if sizes else next((n for n in read if not _counts_tokens(n) and _is_of_input(n)), None)
+
+
+def _holds(size: Any, batch: Any) -> bool:
+    """Whether a size is the batch, or a multiple of it."""
+    return str(batch) in re.findall(r"\w+", str(size))
+
+
+def _is_of_input(node: fx.Node) -> bool:
+    return any(n.op == "placeholder" for n in _behind([node]))
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -198,9 +236,12 @@ def _why_places_matter(part: Part, read: list[fx.Node], length: Any) -> str:
     for past, new in ((0, 5), (4, 3), (3, 1)) if read else ():
         mask = masks(past, new)
         moved, order = compacted(mask, new)
-        pairs = zip(*(part([n.name for n in read], m, new) for m in (mask, moved)), axes, read, strict=True)
-        for before, after, (axis,), node in pairs:
+        given = mask, moved, mask[4:5]
+        found = zip(*(part([n.name for n in read], m, new) for m in given), axes, read, strict=True)
+        for before, after, alone, (axis,), node in found:
             here, there = (_rows(v, axis, len(mask)) for v in (before, after))
+            if not torch.allclose(here[4].float(), _rows(alone, axis, 1)[0].float(), rtol=1e-5, atol=1e-6):
+                return f"{node.name} mixes texts"
             here = here.gather(1, order[:, :, None].expand(-1, -1, here.shape[2]))
             real = moved[:, -new:].bool()
             if not torch.allclose(here[real].float(), there[real].float(), rtol=1e-5, atol=1e-6):

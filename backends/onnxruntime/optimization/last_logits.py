@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from moec.backends.onnx.emit import Emitter
-from moec.backends.onnx.tensors import add_initializer
+from moec.backends.onnx.tensors import add_initializer, is_constant
 from moec.program.decoder_signature import LOGITS, PAST
 from moec.weights.lazy import from_tensor
 
@@ -45,7 +45,7 @@ def cut_logits(model: ir.Model) -> bool:
 def _product(value: ir.Value) -> ir.Node | None:
     """The product with a weight that a value is, but for operations on single numbers which nobody else reads."""
     while (node := value.producer()) is not None:
-        inner = [v for v in node.inputs if v is not None and not _is_constant(v)]
+        inner = [v for v in node.inputs if v is not None and not is_constant(v)]
         readers = len(list(value.uses())) + value.is_graph_output()
         if readers != 1 or len(inner) != 1:
             return None
@@ -55,8 +55,3 @@ def _product(value: ir.Value) -> ir.Node | None:
             return None
         value = inner[0]
     return None
-
-
-def _is_constant(value: ir.Value) -> bool:
-    producer = value.producer()
-    return value.is_initializer() or (producer is not None and producer.op_type == "Constant")
