@@ -69,7 +69,8 @@ def compile_command(
     _refuse_together(model, manifest, config)
     settings = {**(read_config(config) if config else {}), **given_settings(context)}
     if precision is not None:
-        settings["target"] = with_precision(settings.get("target", SETTINGS["target"].default), precision)
+        target = Target.parse(str(settings.get("target", SETTINGS["target"].default)))
+        settings["target"] = with_precision(target, precision)
 
     from moec import api
     from moec.pipeline.hooks import DumpHook

@@ -257,6 +257,10 @@ def test_precision_is_the_targets(cli: Cli, tmp_path: Path) -> None:
         status=2,
     )
     assert "say it once" in cli.err
+    cli(
+        "compile", "nowhere", "-o", tmp_path / "e", "--precision", "fp16", status=2
+    )  # of the target that is the default
+    assert "nowhere" in cli.err and "M2" in cli.err
     half = Target.parse("onnxruntime:cuda,precision=fp16")
     assert with_precision(Target.parse("onnxruntime:cuda"), "fp16") == with_precision(half, "fp16") == half
 
