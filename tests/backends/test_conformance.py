@@ -51,6 +51,21 @@ def eager_error(case: Case, folder: Path, sizes: dict[str, int]) -> float:
     return float((got[real] - want[real]).abs().max() / want.std())
 
 
+ALWAYS_ON_CUDA = "olmoe", "gpt_oss"  # weights as scores, and all that attention and routing may have
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=[] if c.name in ALWAYS_ON_CUDA else [pytest.mark.repeats]) for c in cases()],
+)
+def test_graphs_for_cuda_are_proven_on_the_cpu(case: Case, tmp_path: Path) -> None:
+    model = save(case.name, tmp_path / "model")
+    report = moec.compile(
+        model, target="onnxruntime:cuda,precision=fp16", pipeline=case.pipeline, out=tmp_path / "engine"
+    )
+    assert report.ok and report.coverage.reached == report.coverage.total
+
+
 @pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_and_equals_untouched_eager(case: Case, backend: str, tmp_path: Path) -> None:

@@ -52,11 +52,15 @@ def emit_told(emit: Emitter, block: MoeNode, native: bool, bits: int = 0) -> ir.
         (logits, total), dtype = emit_operator_logits(emit, block), block.wide
     logits = emit.cast(logits, dtype, block.dtype)
     factor: ir.Value | float = rule.scale * (rule.top_k if rule.combine == "ones" else 1)
-    flat = total is not None or block.x.shape is None or len(block.x.shape) not in (2, 3)
+    plain = native and rule.combine == "scores"
+    # On the CPU the operator writes weights that it does not renormalise over an input of the same shape that nobody
+    # reads after it, https://github.com/microsoft/onnxruntime/issues/33866. Rows of a number that is not named (-1) are
+    # of no shape that the runtime knows.
+    flat = plain or total is not None or block.x.shape is None or len(block.x.shape) not in (2, 3)
     rows = emit("Reshape", block.x, emit.constant([-1, block.hidden])) if flat else block.x
     factor = factor if total is None else emit.cast(total, block.wide, block.dtype)
     rows = _times(emit, block, rows, factor) if block.score_before else rows
-    y = _operator(emit, block, rows, logits, normalize=not native or rule.combine != "scores", bits=bits)
+    y = _operator(emit, block, rows, logits, normalize=not plain, bits=bits)
     y = y if block.score_before else _times(emit, block, y, factor)
     return emit("Reshape", y, emit("Shape", block.x), allowzero=1) if flat else y
 

@@ -3,6 +3,7 @@ is computed."""
 
 from __future__ import annotations
 
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -40,6 +41,35 @@ def test_native_rules(routing: Routing, provider: str) -> None:
         wrong = Routing(routing.top_k, "softmax", flip, scale=routing.scale)
         assert error(got, reference(e, x, wrong, bias)) > 0.01
     assert error(got, reference(e, x, routing)) > 0.01  # without the router's bias
+
+
+def between(model: ir.Model, view: bool) -> ir.Model:
+    """The block after and before another operator, as in a model; without a view of its rows on request."""
+    graph = model.graph
+    (x,), (y,) = [v for v in graph.inputs if v.name == "x"], graph.outputs
+    (node,) = [n for n in graph if n.op_type == "MoE"]
+    before, after = ir.node("Neg", [x]), ir.node("Neg", [y])
+    again = ir.node("Neg", [before.outputs[0]])
+    after.outputs[0].type, after.outputs[0].shape = y.type, y.shape
+    y.name, after.outputs[0].name = "before", y.name
+    for reader, at in list(x.uses()):
+        reader.replace_input_with(at, again.outputs[0]) if reader is not before else None
+    if not view:
+        node.replace_input_with(0, again.outputs[0])
+    graph.insert_before(graph[0], [before, again])
+    graph.append(after)
+    graph.outputs[0] = after.outputs[0]
+    return model
+
+
+@pytest.mark.parametrize("combine", ["scores", "renormalize"])
+def test_rows_are_not_written_over_while_they_are_read(combine: str) -> None:
+    """ONNX Runtime's CPU operator does so with scores, where its input comes from an operator and ends in it."""
+    e, x, routing = Experts(), tokens(9), Routing(2, "softmax", combine)
+    models = [between(lowered(moe_model(e, 2, routing), "latency", "cuda")[0], view) for view in (True, False)]
+    right, overwritten = (error(-run(model, x=x), reference(e, x, routing)) for model in models)
+    assert right < LIMIT
+    assert (overwritten > 0.1) == (combine == "scores")
 
 
 @pytest.mark.parametrize("biases", [False, True], ids=["", "biases"])
