@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -164,12 +164,14 @@ class Onnxruntime(Backend):
         return tuple(found)
 
     def shares_cache(self, folder: Path) -> bool:
-        import onnx_ir as ir
-
         from moec.backends.onnxruntime.attention.kv_cache import SHARED
-        from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
-        return SHARED in ir.load(folder / MODEL_FILE).metadata_props
+        return SHARED in _metadata(folder)
+
+    def joins_texts(self, folder: Path) -> bool:
+        from moec.backends.onnx.cache_rows import COMPACT
+
+        return COMPACT not in _metadata(folder)
 
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         if not self.probe(target).available:
@@ -193,3 +195,12 @@ def usable_providers() -> list[str]:
     from moec.backends.onnxruntime.session.libraries import PROVIDER, cuda_is_usable
 
     return [PROVIDER] * cuda_is_usable() + ["CPUExecutionProvider"]
+
+
+def _metadata(folder: Path) -> Mapping[str, str]:
+    """What an engine's file says of itself."""
+    import onnx_ir as ir
+
+    from moec.backends.onnxruntime.session.engine import MODEL_FILE
+
+    return ir.load(folder / MODEL_FILE).metadata_props

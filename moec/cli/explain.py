@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from typing import Any
 
 from moec import registry
 from moec.cli.config import preset_text, presets
 from moec.errors import CODES, EXIT_CODES, MoecError
+from moec.targets.target import Target
 
 
 def explain(name: str) -> tuple[dict[str, Any], str]:
@@ -17,8 +19,8 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
         return _code(name)
     if name in registry.names("passes"):
         return _pass(name)
-    if name in registry.names("backends"):
-        return _target(name)
+    if (backend := re.split("[:,]", name)[0]) in registry.names("backends"):
+        return _target(Target.parse(name).backend if name != backend else name)
     if name in presets():
         text = preset_text(name)
         return {"preset": name, "toml": text}, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     outputs, target = backend.outputs(folder), options.target
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
-    facts = source.facts().assuming(program.assumptions)
+    facts = replace(source.facts().assuming(program.assumptions), joined=backend.joins_texts(folder))
     settings = backend.client_settings(target)
     arrange(layout, folder, program.inputs, outputs, facts, target.device or "cpu", target.threads, shared, settings)
 

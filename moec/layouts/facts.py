@@ -25,6 +25,7 @@ class ModelFacts:
         sampling: entries of the model's generation config that every client knows by the same name.
         lengths: numbers of its config that speak of windows, chunks, contexts and the like, by name.
         assumes: of which inputs an engine was made for.
+        joined: whether a server may put requests of equal shapes into one call.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelFacts:
     sampling: Mapping[str, float] = field(default_factory=dict)
     lengths: Mapping[str, int] = field(default_factory=dict)
     assumes: Assumptions = field(default_factory=Assumptions)
+    joined: bool = True
 
     def assuming(self, assumed: Assumptions) -> ModelFacts:
         """The facts of an engine: its conditions, and a context that is no longer than they allow a text alone."""

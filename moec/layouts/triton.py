@@ -34,6 +34,10 @@ BATCHED = f"""\
 # Requests whose inputs have equal shapes run as one batch of up to {MAX_BATCH}; Triton runs others one after the
 # other, so clients that want batches pad to a few common lengths and mask what they padded.
 """
+APART = f"""\
+# Each request runs alone, with a batch of up to {MAX_BATCH} of its own: several texts that go on by several tokens at
+# once are more than the attention's operator takes, and other requests are not to meet with that.
+"""
 ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
 UNCHECKED = "Triton does not check that."
 CACHE = """\
@@ -91,7 +95,7 @@ def config(
             {"count": 1, "kind": EnumName("KIND_GPU" if device == "cuda" or backend == "tensorrt" else "KIND_CPU")}
         ],
     }
-    if batched:
+    if batched and facts.joined:
         fields["dynamic_batching"] = {
             "preferred_batch_size": list(PREFERRED),
             "max_queue_delay_microseconds": MAX_DELAY_US,
@@ -104,7 +108,8 @@ def config(
         fields["parameters"] = [{"key": k, "value": {"string_value": v}} for k, v in session.items()]
     fields["model_warmup"] = [_warmup(name, sizes, inputs, batched) for name, sizes in warmups(inputs, facts, device)]
     assumed = f"# The engine is the model where {facts.assumes}; {UNCHECKED}\n" if str(facts.assumes) else ""
-    return (BATCHED if batched else ALONE) + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)
+    how = ALONE if not batched else BATCHED if facts.joined else APART
+    return how + (CACHE if _has_cache(inputs) else "") + assumed + pbtxt(fields)
 
 
 def is_batched(tensors: Sequence[Input]) -> bool:

@@ -234,6 +234,11 @@ class Backend(ABC):
         reads no weights."""
         return False
 
+    def joins_texts(self, folder: Path) -> bool:
+        """Whether any call of one text that the engine in this folder takes may be made for several at once; reads no
+        weights."""
+        return True
+
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         """A target of this machine that runs the same files, for the proof where the target's own hardware is missing,
         or the engine is not `built` yet; None where all is here, or nothing else runs them. Asked also where the

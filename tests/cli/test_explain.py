@@ -24,6 +24,13 @@ def test_a_target_with_its_options(cli: Cli) -> None:
     assert "refit=no|yes" in cli("explain", "tensorrt-rtx") and "tf32=" in cli("explain", "onnxruntime")
 
 
+def test_a_target_as_it_is_written(cli: Cli) -> None:
+    for written in ("onnxruntime:cuda", "onnxruntime:cuda,precision=fp16"):
+        assert cli.json("explain", written) == cli.json("explain", "onnxruntime")
+    cli("explain", "tensorrt:sm90,refit", status=2)
+    assert "refit" in cli.err
+
+
 def test_a_preset(cli: Cli) -> None:
     assert 'name = "quantize"' in cli("explain", "int4")
 

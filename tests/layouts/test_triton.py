@@ -51,6 +51,13 @@ def type_name(value: int) -> str:
 
 
 # ---------------------------------------------------------------------- the text
+def test_requests_that_may_not_be_joined_run_alone() -> None:
+    text = config(decoder_inputs(), LOGITS, replace(FACTS, joined=False), device="cuda")
+    assert parse(text).max_batch_size == 8 and not parse(text).HasField("dynamic_batching")
+    assert "Each request runs alone" in text
+    assert parse(config(decoder_inputs(), LOGITS, FACTS, device="cuda")).HasField("dynamic_batching")
+
+
 def test_an_encoder_is_batched_along_a_dimension_that_the_config_leaves_out() -> None:
     read = parse(config(ENCODER, HIDDEN, FACTS))
     assert (read.name, read.backend, read.platform, read.max_batch_size) == (

@@ -131,7 +131,7 @@ def require_cuda(where: str) -> None:
         names = ", ".join(library.file for library in lost)
         raise MoecError("M301", f"libraries of CUDA are not found: {names}", where, lost[0].install)
     if without_driver or device_count() < 1:
-        fix = "run on a machine with a CUDA 13 GPU, or use --target onnxruntime"
+        fix = "run it where there is a CUDA 13 GPU, or compile the model for the CPU with --target onnxruntime"
         raise MoecError("M302", "there is no CUDA device here", where, fix)
 
 
@@ -139,4 +139,4 @@ def without_cudnn(reason: str, where: str) -> MoecError:
     """The error M301 for what the runtime says of an operator that it has only in cuDNN."""
     cudnn = libraries()[-1]
     said = f"{reason} on CUDA needs {cudnn.title}, and {cudnn.file} is not found"
-    return MoecError("M301", said, where, f"{cudnn.install}, or use --target onnxruntime")
+    return MoecError("M301", said, where, f"{cudnn.install}, or compile the model with --target onnxruntime")
