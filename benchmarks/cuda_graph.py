@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--save", choices=("before", "after"))
     asked = parser.parse_args()
-    if odd := [text for text in asked.only if not any(chosen([text]).values())]:
+    if odd := [t for t in asked.only if t.partition("/")[0] not in CASES or not any(chosen([t]).values())]:
         parser.error(f"{odd[0]}: MODEL or MODEL/FORM, of {', '.join(CASES)} and {', '.join(FORMS)}")
     torch.set_num_threads(1)
     results = json.loads(RESULTS.read_text()) if asked.save and RESULTS.exists() else {}
