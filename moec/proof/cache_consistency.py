@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.execution.generation import continuation, is_decoder
 from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
@@ -25,6 +26,7 @@ from moec.proof.digits import at_most
 SIZES = {"batch": 3, SEQUENCE: 16}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (7, 5, 4), "prompt, then token by token": (9, *[1] * 7), "token by token": (1,) * 16}
 # against the program in PyTorch, which may read all its weights anew in each call
+WRITTEN = "one that is being written"  # in an engine that keeps the cache itself, and may leave out logits
 CALLS = {"one go": (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
 
@@ -151,16 +153,35 @@ def check_consistency(
     ids, mask = sample[IDS], sample[MASK]
     empty: dict[str, Tensor] = {}
     read = mask.bool() if compared is None else compared.tokens
-    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)[read]
+    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)
     ways = []
     for name, steps in (text.ways if program is None else text.calls).items():
-        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)[read]
-        error, spread = (
-            (_logits(engine, ids, mask, steps, empty)[read] - want).abs(),
-            float(want.std(correction=0)) or 1.0,
-        )
-        ways.append(Way(name, steps, float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")))
+        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)
+        ways.append(Way(name, steps, _apart(_logits(engine, ids, mask, steps, empty)[read], want[read])))
+    if program is None and hasattr(engine, "continuation") and is_decoder(engine):
+        steps = max(text.ways.values(), key=lambda steps: steps[0])
+        ends = torch.tensor(steps).cumsum(0) - 1
+        at = read[:, ends]
+        ways.append(Way(WRITTEN, steps, _apart(_written(engine, ids, mask, steps)[at], whole[:, ends][at])))
     return Consistency(tolerance.deviation, tuple(ways), program is not None, decided)
+
+
+def _apart(got: Tensor, want: Tensor) -> float:
+    """max |d|/std; 0 of nothing, infinite where anything is not finite."""
+    error, spread = (got - want).abs(), float(want.std(correction=0)) or 1.0
+    if not error.numel():
+        return 0.0
+    return float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")
+
+
+def _written(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
+    """Logits `[batch, steps, vocabulary]` of each step's last token, the cache kept by the engine, in float64."""
+    text, found, end = continuation(engine), [], 0
+    for step in steps:
+        start, end = end, end + step
+        logits = text.step(ids[:, start:end].numpy(), mask[:, :end].numpy())
+        found.append(torch.from_numpy(logits.copy()).double())  # the next step may write over them
+    return torch.stack(found, 1)
 
 
 def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cache: Mapping[str, Tensor]) -> Tensor:

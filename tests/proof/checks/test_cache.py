@@ -12,7 +12,7 @@ import moec
 from moec import api
 from moec.execution.engine import EagerEngine
 from moec.program.program import Program
-from moec.proof.cache_consistency import SHORT, WAYS, text_past
+from moec.proof.cache_consistency import SHORT, WAYS, WRITTEN, text_past
 from moec.report.page import html, markdown
 from tests.proving import cache, verify
 from tests.reported import CASES
@@ -24,7 +24,8 @@ def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> No
     found = cache(report.proof)
     steps = [w.steps for w in found.consistency.ways]
     assert found.ok and steps[:3] == list(WAYS.values()) and not found.beyond
-    assert [sum(s) for s in steps] == [16, 16, 16, 256] and steps[3][0] == 255  # the context of the model
+    assert [w.name for w in found.consistency.ways].count(WRITTEN) == 2  # of each text
+    assert [sum(s) for s in steps] == [*[16] * 4, 256, 256] and steps[4][0] == 255  # the context of the model
     assert "token by token" in markdown(report) and "token by token" in html(report)
 
 
