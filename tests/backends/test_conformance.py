@@ -66,7 +66,12 @@ def test_graphs_for_cuda_are_proven_on_the_cpu(case: Case, tmp_path: Path) -> No
     assert report.ok and report.coverage.reached == report.coverage.total
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+REPEATED = "qwen2", "qwen3", "mistral", "phi3"  # dense, and a mixture or llama has the same attention
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.name, marks=[pytest.mark.repeats] if c.name in REPEATED else []) for c in cases()]
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_and_equals_untouched_eager(case: Case, backend: str, tmp_path: Path) -> None:
     runtime: Backend = registry.find("backends", backend)()

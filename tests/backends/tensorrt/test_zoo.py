@@ -57,7 +57,18 @@ def layers(facts: dict[str, Any]) -> dict[str, int]:
 
 
 # what the builder sees of these it sees in another of the zoo: the same attention, block and activation
-REPEATED = ("deepseek_v2", "olmoe", "glm4_moe", "llama", "qwen2", "qwen3", "mistral")
+REPEATED = (
+    "deepseek_v2",
+    "olmoe",
+    "glm4_moe",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "granite_moe",
+    "mistral",
+    "phi3",
+)
 CASES = [pytest.param(c, marks=[pytest.mark.repeats] if c.name in REPEATED else [], id=c.name) for c in cases()]
 
 
