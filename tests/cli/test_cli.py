@@ -156,7 +156,7 @@ def test_verify_on_a_text(cli: Cli, mixtral_engine: Path, prose: Path, tmp_path:
     )  # the mutant: against itself
 
 
-@pytest.mark.repeats  # tests/compiler/test_finish.py does the same by its own hand
+@pytest.mark.repeats  # as in tests/compiler/test_finish.py, through the command line
 def test_a_budget_at_compile_is_repeated_by_the_manifest(cli: Cli, prose: Path, tmp_path: Path) -> None:
     model = write_tokenizer(Path(save("llama", tmp_path / "model")))
     options = (
