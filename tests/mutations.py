@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -141,7 +142,7 @@ def _break(holder: Any, key: Any, chance: random.Random) -> None:
     elif way < 0.4 and isinstance(value, int) and not isinstance(value, bool):
         holder[key] = chance.choice((value * 1000, value + 1, -value, value // 2, float(value)))
     else:
-        holder[key] = chance.choice(_ODD)
+        holder[key] = copy.deepcopy(chance.choice(_ODD))  # one that is broken itself later must not hold itself
 
 
 def text_of(data: Any, chance: random.Random) -> bytes:
