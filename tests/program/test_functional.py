@@ -6,19 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moec.frontend.export import capture
 from moec.program.functional import functionalize, is_in_place
-
-
-class Calls(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+from tests.calls import Calls
 
 
 def renormalize(x: Tensor) -> Tensor:

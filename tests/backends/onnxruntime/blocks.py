@@ -62,6 +62,11 @@ class Experts:
         return self.w_in, self.w_out, self.b_in, self.b_out
 
 
+def reference(e: Experts, x: Tensor, routing: Routing, bias: Tensor | None = None) -> Tensor:
+    """What the dialect says of a block with these experts; `bias`: of its router."""
+    return torch.ops.moec.moe(x, e.router, bias, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
+
+
 def tokens(*leading: int, hidden: int = 32, seed: int = 1) -> Tensor:
     return torch.randn(*leading, hidden, generator=torch.Generator().manual_seed(seed))
 

@@ -8,13 +8,22 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor
 
 from moec.backends.onnxruntime.experts.lower import lower_experts
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.backends.onnxruntime.packed.unpacking import unpack_products
 from moec.dialect import Activation, Routing
-from tests.backends.onnxruntime.blocks import Experts, choice, error, experts_model, moe_model, ops, run, tokens
+from tests.backends.onnxruntime.blocks import (
+    Experts,
+    choice,
+    error,
+    experts_model,
+    moe_model,
+    ops,
+    reference,
+    run,
+    tokens,
+)
 from tests.backends.onnxruntime.rounding import mix
 
 LIMIT, ROUNDED_LIMIT = 1e-5, 0.1
@@ -35,10 +44,6 @@ def built(
     assert not lower_quantized(model), "nothing but the block reads them"
     assert not any(n.domain == "moec" for n in model.graph) and {n.op_type for n in model.graph} >= {"Gemm"}
     return model, fact
-
-
-def reference(e: Experts, x: Tensor, routing: Routing) -> Tensor:
-    return torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("optimize_for", ["latency", "throughput"])

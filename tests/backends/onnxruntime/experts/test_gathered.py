@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from moec.dialect import Activation, Routing
 from tests.backends.onnxruntime.blocks import (
@@ -19,6 +18,7 @@ from tests.backends.onnxruntime.blocks import (
     lowered,
     moe_model,
     ops,
+    reference,
     run,
     tokens,
 )
@@ -28,10 +28,6 @@ from tests.backends.onnxruntime.rounding import quantize_model
 LIMIT = 1e-5
 HOST = {"If", "Loop", "NonZero", "Split", "ReduceMax"}  # what reads data on the host, or takes cuDNN
 PRODUCTS = [a for a in ACTIVATIONS if a not in KERNEL]
-
-
-def reference(e: Experts, x: Tensor, rule: Routing) -> Tensor:
-    return torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **rule.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
 
 
 def packed(e: Experts, grid: tuple[int, int, bool], rule: Routing, names: tuple[str, ...] = ("w_in", "w_out")):  # type: ignore[no-untyped-def]

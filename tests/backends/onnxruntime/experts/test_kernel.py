@@ -16,16 +16,13 @@ from tests.backends.onnxruntime.blocks import (
     lowered,
     moe_model,
     ops,
+    reference,
     run,
     tokens,
 )
 from tests.backends.onnxruntime.experts.test_native_rule import KERNEL, NATIVE
 
 LIMIT = 1e-5
-
-
-def reference(e: Experts, x: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.ops.moec.moe(x, e.router, bias, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("provider", ["cuda", "cpu"])

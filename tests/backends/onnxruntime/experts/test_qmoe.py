@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
 
 from moec.backends.onnxruntime.packed.quantized import lower_quantized, set_accuracy
 from moec.dialect import Activation, Routing
@@ -18,6 +17,7 @@ from tests.backends.onnxruntime.blocks import (
     experts_model,
     lowered,
     moe_model,
+    reference,
     run,
     tokens,
 )
@@ -30,10 +30,6 @@ GRIDS = list(itertools.product((2, 4, 8), (16, 32, 64, 128), (False, True)))
 
 def experts(activation: Activation | None = None, biases: bool = False, dtype: torch.dtype = torch.float32) -> Experts:
     return Experts(hidden=128, inner=128, activation=activation or Activation(), biases=biases, dtype=dtype)
-
-
-def reference(e: Experts, x: Tensor, routing: Routing) -> Tensor:
-    return torch.ops.moec.moe(x, e.router, None, None, *e.tensors, **routing.arguments(), **e.activation.arguments())  # type: ignore[no-any-return]
 
 
 def built(

@@ -6,22 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moec.backends.onnx.steps import apply_steps
 from moec.backends.onnxruntime.export import to_onnx
 from moec.backends.onnxruntime.optimization.optimize import optimization
 from moec.frontend.export import capture
 from tests.backends.onnxruntime.optimization.test_fusions import kinds, run
-
-
-class Calls(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+from tests.calls import Calls
 
 
 def keys(x: Tensor) -> Tensor:
