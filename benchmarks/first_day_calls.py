@@ -8,12 +8,12 @@ each of them. In float32 every token must be.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
 import torch
+from first_day_errors import ranked
 from torch import Tensor
 
 from moec.execution.engine import Engine
@@ -85,10 +85,7 @@ def errors(
     for name, right in wanted.items():
         for text, (a, b) in enumerate(texts(got[name].cpu().double(), right.cpu().double(), mask, new)):
             if b.numel():
-                each = (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
-                rank = max(math.ceil(near * len(each)) - 1, 0)
-                worst = float(each.sort().values[rank]) if a.isfinite().all() else math.inf
-                found[name, text] = math.inf if math.isnan(worst) else worst
+                found[name, text] = ranked(a, b, near)
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,12 +18,16 @@ def distance(got: Tensor, exact: Tensor) -> float:
 
 
 def typical(got: Tensor, exact: Tensor) -> float:
-    """The median over tokens of a token's relative error; infinite where anything is not finite, and beside zeros."""
-    if not got.isfinite().all():
-        return float("inf")
-    apart = (got.double() - exact).flatten(0, -2).norm(dim=-1)
-    value = float((apart / exact.flatten(0, -2).norm(dim=-1)).median())
-    return value if value == value else float("inf")
+    """The median over tokens `[..., size]` of a token's relative error; infinite where anything is not finite, and
+    beside zeros."""
+    return ranked(got.flatten(0, -2), exact.flatten(0, -2), 0.5)
+
+
+def ranked(got: Tensor, exact: Tensor, share: float) -> float:
+    """The relative error that this share of tokens `[tokens, ...]` stay within; infinite as above."""
+    apart = (got.double() - exact).flatten(1).norm(dim=1) / exact.double().flatten(1).norm(dim=1)
+    value = float(apart.sort().values[max(math.ceil(share * len(apart)) - 1, 0)])
+    return value if value == value and got.isfinite().all() else math.inf
 
 
 def allowed(plain: float, dtype: torch.dtype, longest: int) -> float:

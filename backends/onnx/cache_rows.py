@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from moec.program.decoder_signature import IDS, MASK, is_present
+from moec.program.decoder_signature import IDS, MASK, is_past, is_present
 
 COMPACT = "moec.compact_cache"  # of a model's metadata: its cache holds tokens only
-PASTS = "past_key_values."
 Call = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
@@ -54,7 +53,7 @@ def compact_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inputs of a call with the tokens of each cache moved to the front of their rows."""
     past = inputs[MASK][:, : inputs[MASK].shape[1] - inputs[IDS].shape[1]].bool()
     order = past.int().argsort(dim=1, descending=True, stable=True)
-    return {name: _at(value, order) if name.startswith(PASTS) else value for name, value in inputs.items()}
+    return {name: _at(value, order) if is_past(name) else value for name, value in inputs.items()}
 
 
 def _at(cache: Tensor, place: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from moec.execution.engine import Engine
+from moec.execution.engine import TUNED, Engine
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Input, Program
 from moec.progress import Progress
@@ -25,7 +25,6 @@ OPTIONS: Declared = {
 }  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
-TUNED = 512  # tokens: longer prompts take memory that a caller may not have meant to give
 PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 

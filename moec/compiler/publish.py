@@ -66,7 +66,8 @@ def lay_out(source: Source, program: Program, options: Options, backend: Backend
     outputs, target = backend.outputs(folder), options.target
     layout = options.layout or "plain"
     shared = layout == "genai" and backend.shares_cache(folder)  # nobody else is told
-    facts = replace(source.facts().assuming(program.assumptions), joined=backend.joins_texts(folder))
+    joined = layout != "triton" or backend.joins_texts(folder)
+    facts = replace(source.facts().assuming(program.assumptions), joined=joined)
     settings = backend.client_settings(target)
     arrange(layout, folder, program.inputs, outputs, facts, target.device or "cpu", target.threads, shared, settings)
 

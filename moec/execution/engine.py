@@ -15,6 +15,10 @@ from moec.program.conditions import Assumptions, Condition, Values, broken, requ
 from moec.program.decoder_signature import complete
 from moec.program.program import PLUS, Input, Program
 
+# Tokens a call for which kernels are chosen before the first caller comes, unless a target says otherwise: 1, 2, 4 and
+# so on. Longer prompts take memory that a caller may not have meant to give.
+TUNED = 512
+
 
 class Engine(ABC):
     """Something that runs: named inputs to named outputs, numpy or torch in, the same kind out.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moec.execution.engine import TUNED
 from moec.layouts.facts import ModelFacts
 from moec.layouts.pbtxt import EnumName, pbtxt
 from moec.program.conditions import nearest
@@ -23,9 +24,6 @@ BACKENDS = {"model.onnx": ("onnxruntime", "onnxruntime_onnx"), "model.plan": ("t
 VERSION, WARMUP = "1", "warmup"
 MAX_BATCH, PREFERRED, MAX_DELAY_US = 8, (4, 8), 1000
 PREFILL, OTHER = 32, 4  # sizes of warm-up requests: tokens, and every other dynamic dimension
-# the last of the tokens that kernels are chosen for before a server is ready, from 1 on, each twice the one before:
-# CUDA's of experts are chosen when a number of tokens first comes, rounded up to a power of two
-CHOSEN = 512
 TYPES = {
     torch.float32: "FP32", torch.float16: "FP16", torch.bfloat16: "BF16", torch.float64: "FP64", torch.bool: "BOOL",
     torch.int64: "INT64", torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8",
@@ -150,7 +148,7 @@ def warmups(inputs: Sequence[Input], facts: ModelFacts, device: str = "cpu") -> 
         found = [("prefill", {**sizes, SEQUENCE: length, PAST: 0}), ("decode", {**sizes, SEQUENCE: 1, PAST: length})]
     if device == "cuda" and SEQUENCE in sizes:
         first = {**found[0][1], **({PAST: 0} if _has_cache(inputs) else {})}
-        lengths = [2**n for n in range(CHOSEN.bit_length()) if 2**n <= min(CHOSEN, facts.context or CHOSEN)]
+        lengths = [2**n for n in range(TUNED.bit_length()) if 2**n <= min(TUNED, facts.context or TUNED)]
         found += [(f"{length} tokens", {**first, SEQUENCE: length}) for length in lengths]
     return [(name, nearest(facts.assumes.sizes, sizes) or sizes) for name, sizes in found]
 

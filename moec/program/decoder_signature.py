@@ -24,6 +24,11 @@ def past_names(layer: int) -> tuple[str, str]:
     return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
 
 
+def is_past(name: str) -> bool:
+    """Whether an input holds keys or values of earlier tokens."""
+    return name.startswith("past_key_values.")
+
+
 def present_name(past: str) -> str:
     """The output that continues a cache input: the same heads, `past_sequence + sequence` long."""
     return past.replace("past_key_values", "present")

@@ -130,8 +130,12 @@ def _is_met(node: fx.Node, reader: fx.Node) -> bool:
     """Whether a reader computes with a value, and does not only take it for a size."""
     if isinstance(node.meta.get("val"), Tensor):
         return node.op != "get_attr"
-    name = str(getattr(reader.target, "overloadpacket", reader.target)).rpartition(".")[2]
-    return name in _BY_ELEMENT
+    return _operator(reader) in _BY_ELEMENT
+
+
+def _operator(node: fx.Node) -> str:
+    """An operator's name, whatever its overload."""
+    return str(getattr(node.target, "overloadpacket", node.target)).rpartition(".")[2]
 
 
 def _common(read: Sequence[fx.Node], mask: fx.Node, batch: Any) -> fx.Node | None:
@@ -177,7 +181,7 @@ def _joins_cache(node: fx.Node) -> bool:
 
 def _by_token(node: fx.Node, tokens: set[fx.Node]) -> bool:
     """Whether each token's part of the result comes from that token's part of what goes in."""
-    name = str(getattr(node.target, "overloadpacket", node.target)).rpartition(".")[2]
+    name = _operator(node)
     if node.target is operator.getitem or name in _BY_ELEMENT or name in _OWN:
         return True
     inputs = [n.meta["val"] for n in node.all_input_nodes if n in tokens]

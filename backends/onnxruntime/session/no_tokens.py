@@ -33,15 +33,11 @@ def without_tokens(
     if all(given[spec.name].numel() for spec in inputs if spec.name not in caches):
         return None
     sizes, past = sizes_of(inputs, given), {present_name(name): given[name] for name in caches}
-    found = {}
-    for spec in outputs:
+    found, device = past, next(iter(given.values())).device
+    for spec in (spec for spec in outputs if spec.name not in past):
         shape = spec.resolve(sizes)
-        if spec.name not in past and 0 not in shape:
+        if 0 not in shape:
             fix = "give one token or more"
             raise MoecError("M211", f"CUDA computes no {spec.name!r} of no tokens", name, fix)
-        found[spec.name] = (
-            past[spec.name]
-            if spec.name in past
-            else torch.zeros(shape, dtype=spec.dtype, device=next(iter(given.values())).device)
-        )
-    return found
+        found[spec.name] = torch.zeros(shape, dtype=spec.dtype, device=device)
+    return {spec.name: found[spec.name] for spec in outputs}
