@@ -50,6 +50,16 @@ def test_what_may_differ() -> None:
     assert replace(changed, kernel_deviation=0.3).lowering_tolerance == Tolerance(0.3)
 
 
+def test_what_says_nothing_of_tokens_has_a_budget_of_noise() -> None:
+    source = source_of(Values())
+    captured = source.capture()
+    program, _ = Pipeline.parse("quantize(bits=8, group=16)").run(captured)
+    subject = Subject(source, captured, program)
+    assert subject.judged_by == "outputs" and subject.tolerance == Tolerance(rms=0.1, why="8 bits")
+    assert replace(subject, tighter=0.2).tolerance == Tolerance(0.2, 0.1, "8 bits")
+    assert replace(subject, asked=0.2).tolerance == Tolerance(0.2)
+
+
 def test_the_reference_is_the_one_that_was_chosen() -> None:
     source = source_of(MoeModel())
     captured = source.capture()
