@@ -153,7 +153,7 @@ def _preset(subject: Subject, name: str, folder: Path, plain: Engine) -> list[Ro
     seconds, engine = time.process_time() - start, moec.load(folder)
     print(f"{subject.name}, {name}: {report.headline()}", file=sys.stderr, flush=True)
     rows = [
-        _row(subject, name, "verified", int(report.verification.ok), ""),
+        _row(subject, name, "verified", int(report.proof.ok), ""),
         _row(subject, name, "bytes", _bytes(folder), "bytes"),
         _row(subject, name, "compile", round(seconds, 1), "s of CPU"),
         *(_row(subject, name, who, value, unit) for who, (value, unit) in subject.quality(engine).items()),
