@@ -12,6 +12,8 @@ from moec.cli.config import preset_text, presets
 from moec.errors import CODES, EXIT_CODES, MoecError
 from moec.targets.target import Target
 
+_COST = "#   "  # how a line of a preset begins that says what it cost on a model
+
 
 def explain(name: str) -> tuple[dict[str, Any], str]:
     """What is known of a name, as plain data and as a text for people. Raises M202 with the nearest names."""
@@ -22,8 +24,7 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
     if (backend := re.split("[:,]", name)[0]) in registry.names("backends"):
         return _target(Target.parse(name).backend if name != backend else name)
     if name in presets():
-        text = preset_text(name)
-        return {"preset": name, "toml": text}, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
+        return _preset(name)
     known = [*registry.names("passes"), *registry.names("backends"), *presets(), *CODES]
     raise MoecError("M202", f"nothing is called {name!r}", "moec explain", _nearest(name, known))
 
@@ -31,6 +32,13 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
 def _nearest(name: str, known: list[str]) -> str:
     found = registry.did_you_mean(name, known)
     return found if found.startswith("did you mean") else "see `moec ls` for passes, targets and presets"
+
+
+def _preset(name: str) -> tuple[dict[str, Any], str]:
+    text = preset_text(name)
+    costs = [line.removeprefix(_COST) for line in text.splitlines() if line.startswith(_COST)]
+    data = {"preset": name, "what": presets()[name], "costs": costs, "toml": text}
+    return data, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
 
 
 def _code(name: str) -> tuple[dict[str, Any], str]:
