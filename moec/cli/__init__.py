@@ -16,6 +16,7 @@ from moec.cli.console import INTERRUPTION, fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
 from moec.errors import MoecError
 from moec.registry import did_you_mean
+from moec.startup import seldom_collected
 from moec.version import __version__
 
 COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.main(arguments, prog_name="moec")
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()
-    with standard_streams(questions=debug):
+    with standard_streams(questions=debug), seldom_collected():
         try:
             status: Any = cli.main(arguments, standalone_mode=False)
             sys.stdout.flush()

@@ -24,6 +24,7 @@ from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.report.report import Report
+from moec.startup import seldom_collected
 from moec.targets.backend import Backend, find_backend, refuse
 from moec.targets.rehearsal import rehearse
 from moec.text.corpus import corpus_of, read_calibration
@@ -56,6 +57,7 @@ def compile_source(
     calibration = calibration_for(options, source)
     said = say_account(source, progress)
     with ExitStack() as stack:
+        stack.enter_context(seldom_collected())
         published = stack.enter_context(taken_back())
         folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")
