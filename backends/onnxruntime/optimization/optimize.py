@@ -11,6 +11,7 @@ from moec.backends.onnxruntime.optimization.packing import pack_products
 from moec.backends.onnxruntime.optimization.reshapes import spare_reshapes
 from moec.backends.onnxruntime.optimization.rotary import fuse_rotary, rotate_by_token
 from moec.backends.onnxruntime.optimization.sizes import share_sizes
+from moec.backends.onnxruntime.optimization.skip_biases import take_biases
 
 
 def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[Step]:
@@ -25,6 +26,7 @@ def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[S
         Step("fuse-rotary", fuse_rotary),
         Step("rotate-by-token", rotate_by_token),
         *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),
+        *([Step("take-biases", take_biases)] if provider == "cuda" else []),
         Step("spare-reshapes", spare_reshapes),
         Step("share-sizes", share_sizes),
         Step("share-equal-tables", share_equal_nodes),  # every layer made the same, and asked the same of its sizes
