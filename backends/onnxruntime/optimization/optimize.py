@@ -8,6 +8,7 @@ from moec.backends.onnxruntime.attention.rotary_inside import rotate_inside
 from moec.backends.onnxruntime.optimization.filled import join_filled
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
+from moec.backends.onnxruntime.optimization.ranges import start_ranges
 from moec.backends.onnxruntime.optimization.reshapes import spare_reshapes
 from moec.backends.onnxruntime.optimization.rotary import fuse_rotary, rotate_by_token
 from moec.backends.onnxruntime.optimization.sizes import share_sizes
@@ -24,6 +25,7 @@ def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[S
         Step("join-filled", join_filled),
         Step("fuse-norms", fuse, provider),
         Step("fuse-rotary", fuse_rotary),
+        *([Step("start-ranges", start_ranges)] if provider == "cuda" else []),
         Step("rotate-by-token", rotate_by_token),
         *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),
         *([Step("take-biases", take_biases)] if provider == "cuda" else []),
