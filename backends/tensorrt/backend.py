@@ -17,10 +17,11 @@ from moec.backends.tensorrt.engine_tables import tables
 from moec.backends.tensorrt.fixed_signature import buffers, grown
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.policy import CACHES, LOWERINGS, MEMORY_BYTES, BuildPlan
-from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, limits_of, profiles
-from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
+from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, ends, limits_of, profiles
+from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine, read_described
 from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
+from moec.program.conditions import Assumptions
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
 from moec.targets.backend import Backend, Constant, Probe, Refusal
@@ -257,7 +258,9 @@ class Tensorrt(Backend):
         if target.backend == STAND_IN.backend:
             from moec.backends.tensorrt.session.cpu_stand_in import runnable
 
-            return runnable(folder, lambda path: stand_in().load(path, target, prepack))
+            engine = runnable(folder, lambda path: stand_in().load(path, target, prepack))
+            engine.assume(Assumptions(ends([Profile.of(data) for data in read_described(folder)["profiles"]])))
+            return engine
         return TensorrtEngine(folder, target, self.edition)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from moec.backends.tensorrt.edition import Edition
 from moec.backends.tensorrt.fixed_signature import buffers
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.profiles import Profile, fitting
+from moec.backends.tensorrt.profiles import Profile, ends, fitting
 from moec.backends.tensorrt.session.fixed_text import FixedText
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -50,6 +50,7 @@ class TensorrtEngine(Engine):
         self._profiles = [Profile.of(data) for data in facts["profiles"]]
         self._capacity = int(facts.get("capacity", 0))
         self.assume(Assumptions.of_plain(facts["assumptions"]))
+        self.assume(Assumptions(ends(self._profiles)))
         require_version(facts, edition, self._plan)
         require_gpu(facts, target)
         self._trt = edition.load()
@@ -201,17 +202,22 @@ def _address(value: Tensor) -> int:
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What stands beside a plan. Raises M106 where it was never built, or what stands there is none of ours."""
-    path = folder / FACTS_FILE
-    if path.exists() and not (folder / PLAN_FILE).exists():
+    if (folder / FACTS_FILE).exists() and not (folder / PLAN_FILE).exists():
         raise MoecError(
             "M106",
             "the engine is not built yet",
             str(folder),
             "finish it with `moec build ENGINE` on the machine that has the GPU",
         )
+    return read_described(folder, "version")
+
+
+def read_described(folder: Path, *needed: str) -> dict[str, Any]:
+    """What a plan is or will be built for, as the export wrote it down. Raises M106 where it cannot be read."""
+    path = folder / FACTS_FILE
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
-        facts["version"], facts["profiles"], Assumptions.of_plain(facts["assumptions"])
+        [facts[name] for name in (*needed, "profiles")], Assumptions.of_plain(facts["assumptions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MoecError(
             "M106", f"{FACTS_FILE} cannot be read: {type(error).__name__}", str(path), "compile the engine again"

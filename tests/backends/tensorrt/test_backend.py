@@ -313,6 +313,8 @@ def test_what_the_capture_assumed_stands_beside_the_plan_and_in_its_graph(unbuil
     backend: Backend = registry.find("backends", "tensorrt")()
     engine = backend.load(unbuilt, backend.stand_in(target, built=False) or target)
     assert engine(input=torch.tensor([[0, 95]]))
+    for sizes, held in (({"batch": 8}, True), ({"batch": 9}, False)):  # the end of the plan's profiles
+        assert engine.holds(sizes) is held
     for token in (-1, 96):
         with pytest.raises(MoecError) as caught:
             engine(input=torch.tensor([[5, token]]))
