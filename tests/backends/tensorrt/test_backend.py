@@ -213,10 +213,11 @@ def test_it_is_finished_only_where_the_library_is(
     unbuilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted((p.name, p.stat().st_mtime_ns) for p in unbuilt.iterdir())
-    for command in (("build", unbuilt), ("run", unbuilt)):
-        status, err = moec(capsys, *command)
+    for command in ("build", "run", "bench"):
+        status, err = moec(capsys, command, unbuilt)
         assert status == 3
         assert_three_lines(err, "M301")
+        assert "pip install 'moec[tensorrt]'" in err and "--no-build" not in err, "it was written so already"
     assert sorted((p.name, p.stat().st_mtime_ns) for p in unbuilt.iterdir()) == before
 
 
