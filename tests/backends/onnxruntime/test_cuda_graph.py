@@ -66,7 +66,7 @@ REPEATS = ["qwen3_moe fp32", "mixtral fp16", "olmoe int8", "deepseek_v3 fp16", "
 ALL = [*ALWAYS, *REPEATS]
 DECODERS = [case for case in ALL if not case.startswith("bert")]
 PARTS = {
-    "qwen3_moe *": "norms of heads are in the attention's kernel, which then takes no packed product: one kernel cuts it",
+    "qwen3_moe *": "norms of heads are in the attention's kernel, which takes no packed product then: it is cut",
     "mixtral *": "nothing but the two operators, four products and two norms: MoE has seven kernels on SM 9.0",
     "gpt_oss *": "two biases are sums of their own, of the packed product and of the router",
     "olmoe *": "norms over all heads, which no operator has, and a router's softmax beside QMoE",

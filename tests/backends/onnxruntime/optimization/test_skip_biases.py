@@ -41,7 +41,9 @@ def model_of(at: int = 0, first: bool = False, read_twice: bool = False, wide: b
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("first", [False, True])
 def test_the_norm_adds_the_bias(at: int, first: bool) -> None:
-    given = {n: torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(k)) for k, n in enumerate(("x", "skip"))}
+    given = {
+        n: torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(k)) for k, n in enumerate(("x", "skip"))
+    }
     want, model = run(model_of(), **given), model_of(at, first)
     assert take_biases(model) == 1 and ops(model) == ["SkipSimplifiedLayerNormalization"]
     assert error(run(model, **given), want) < 1e-6
