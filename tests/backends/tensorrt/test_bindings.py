@@ -51,7 +51,13 @@ def without_rtx(use: Use) -> bool:
 
 
 def test_the_walk_sees_what_we_call() -> None:
-    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "plan_context.py", "native_layer.py", "network.py"}
+    assert {path.name for path in SOURCES} >= {
+        "builder.py",
+        "engine.py",
+        "plan_context.py",
+        "native_layer.py",
+        "network.py",
+    }
     assert {use.name for use in every_use() if without_rtx(use)} >= {
         "register",
         "aot_impl",

@@ -74,7 +74,9 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Any:
     engine = Engine()
     found = tuple(profiles(INPUTS, {"batch": 8}))
     stream = SimpleNamespace(cuda_stream=7)
-    return PlanContext(Plan("engine", engine, LIBRARY, INPUTS, ("y",), found, stream), engine.create_execution_context())
+    return PlanContext(
+        Plan("engine", engine, LIBRARY, INPUTS, ("y",), found, stream), engine.create_execution_context()
+    )
 
 
 def test_contexts_apart_share_their_memory_and_nothing_else(main: Any) -> None:
