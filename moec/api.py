@@ -173,7 +173,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    engine = find_backend(target).load(model_folder(path), target)
+    engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)
     return engine
 

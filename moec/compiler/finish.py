@@ -45,7 +45,7 @@ def complete_engine(
     """
     progress = progress or Progress()
     engine_folder = EngineFolder(folder, opening)
-    find_backend(engine_folder.target)
+    find_backend(engine_folder.target, written=True)
     options = replace(engine_folder.options, build=True)
     asked = replace(asked or Asked(), seed=options.seed)
     require_same_texts(engine_folder.report, options, ["calibration"] if asked.exam else ["text", "calibration"])
