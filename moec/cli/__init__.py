@@ -22,8 +22,8 @@ COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
-    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "shelf", "explain": "look", "doctor": "look",
-    "completion": "completion",
+    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "check",
+    "explain": "look", "doctor": "look", "completion": "completion",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",

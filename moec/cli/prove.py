@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, say
+from moec.cli.console import common, emit, publish, say
 from moec.cli.settings import WHOLE, model_options, text_options, trust_options
 from moec.errors import MoecError
 
@@ -62,15 +62,15 @@ def verify_command(
         result = api.verify(engine, against, **options)
     except MoecError as error:
         if junit:
-            _publish(junit, as_junit(str(engine), error))
+            publish(junit, as_junit(str(engine), error))
         raise
     if junit:
-        _publish(junit, as_junit(str(engine), result))
+        publish(junit, as_junit(str(engine), result))
     opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
     bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
     culprit = api.bisect(engine, **bounds, **opening) if bisect else None
     if html:
-        _publish(html, api.page(engine, result))
+        publish(html, api.page(engine, result))
     if as_json:
         emit(
             plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
@@ -80,15 +80,6 @@ def verify_command(
         if culprit:
             say(str(culprit))
     return 0 if result.ok else 1
-
-
-def _publish(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MoecError(
-            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
-        ) from error
 
 
 @click.command("bench")
