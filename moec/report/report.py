@@ -29,7 +29,7 @@ from moec.proof.coverage import Coverage
 from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
-from moec.report.artefacts import Artefact
+from moec.report.artefacts import Artefact, size_bytes
 
 SCHEMA = 2
 
@@ -127,7 +127,7 @@ class Report:
 
     def headline(self) -> str:
         """The verdict in a line."""
-        size = sum(a.size_bytes for a in self.artefacts) / 2**20
+        size = size_bytes(self.artefacts) / 2**20
         proof, quality, decided = self.proof, self.proof.quality, self.proof.find(DecidedTokens)
         text = f"; KL {quality.kl_mean:.2g} nats, perplexity x {quality.perplexity_ratio:.4f}" if quality else ""
         part = f"; {decided}" if decided else ""

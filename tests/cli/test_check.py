@@ -40,7 +40,7 @@ def hook(cli: Cli, *arguments: object, status: int) -> str:
 def test_the_hook_fails_when_model_pipeline_or_budget_changed(cli: Cli, kept: Path) -> None:
     given = ("moec.json", "--config", "moec.toml")
     assert hook(cli, *given, status=0) == "moec.json  as it was\n"
-    (kept / "moec.toml").write_text('max_kl = 0.05\npipeline = "quantize(bits=4)"\n')
+    (kept / "moec.toml").write_text('max_kl = 0.05\npass = ["quantize(bits=4)"]\n')
     said = hook(cli, *given, status=1)
     assert said.count("error[M112]") == 2 and "max_kl is 0.05 now" in said and "pipeline is 'quantize" in said
     (kept / "moec.toml").write_text("seed = 0\n")
