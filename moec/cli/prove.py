@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ from moec.errors import MoecError
     type=click.Path(path_type=Path),
     help="Write the proof as JUnit XML, one test case a check, for continuous integration.",
 )
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path),
+    help="Write the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
+)
 @text_options
 @model_options
 @common
@@ -38,6 +44,7 @@ def verify_command(
     bisect: bool,
     html: Path | None,
     junit: Path | None,
+    summary: Path | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -57,6 +64,7 @@ def verify_command(
         raise MoecError("M201", what, "--bisect, --against", "leave one of them out")
     from moec.report.junit import junit as as_junit
     from moec.report.report import plain
+    from moec.report.summary import job_summary
 
     try:
         result = api.verify(engine, against, **options)
@@ -71,6 +79,8 @@ def verify_command(
     culprit = api.bisect(engine, **bounds, **opening) if bisect else None
     if html:
         publish(html, api.page(engine, result))
+    if summary:
+        publish(summary, job_summary(dataclasses.replace(api.read_report(engine), proof=result)))
     if as_json:
         emit(
             plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
