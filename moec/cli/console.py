@@ -11,10 +11,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
+from moec.cli.annotations import annotation, are_wanted
 from moec.errors import MoecError
 from moec.files.workplace import abandon
 from moec.progress import Progress
@@ -42,11 +44,23 @@ def emit(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, sort_keys=True, default=str, allow_nan=False))
 
 
+def publish(path: Path, text: str) -> None:
+    """Write a report where the user asked for it. Raises M210 when it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MoecError(
+            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
+        ) from error
+
+
 def fail(error: MoecError, as_json: bool, debug: bool) -> int:
     """Print an error in three lines on stderr; returns the exit status."""
     if debug:
         traceback.print_exception(error)
     say(str(error), err=True)
+    if are_wanted():
+        say(annotation(error), err=True)
     if as_json:
         emit({"ok": False, "error": error.to_dict()})
     return error.exit_code

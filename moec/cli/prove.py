@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, say
+from moec.cli.console import common, emit, publish, say
 from moec.cli.settings import WHOLE, model_options, text_options, trust_options
 from moec.errors import MoecError
 
@@ -29,6 +30,11 @@ from moec.errors import MoecError
     type=click.Path(path_type=Path),
     help="Write the proof as JUnit XML, one test case a check, for continuous integration.",
 )
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path),
+    help="Write the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
+)
 @text_options
 @model_options
 @common
@@ -38,6 +44,7 @@ def verify_command(
     bisect: bool,
     html: Path | None,
     junit: Path | None,
+    summary: Path | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -57,20 +64,23 @@ def verify_command(
         raise MoecError("M201", what, "--bisect, --against", "leave one of them out")
     from moec.report.junit import junit as as_junit
     from moec.report.report import plain
+    from moec.report.summary import job_summary
 
     try:
         result = api.verify(engine, against, **options)
     except MoecError as error:
         if junit:
-            _publish(junit, as_junit(str(engine), error))
+            publish(junit, as_junit(str(engine), error))
         raise
     if junit:
-        _publish(junit, as_junit(str(engine), result))
+        publish(junit, as_junit(str(engine), result))
     opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
     bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
     culprit = api.bisect(engine, **bounds, **opening) if bisect else None
     if html:
-        _publish(html, api.page(engine, result))
+        publish(html, api.page(engine, result))
+    if summary:
+        publish(summary, job_summary(dataclasses.replace(api.read_report(engine), proof=result)))
     if as_json:
         emit(
             plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
@@ -80,15 +90,6 @@ def verify_command(
         if culprit:
             say(str(culprit))
     return 0 if result.ok else 1
-
-
-def _publish(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MoecError(
-            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
-        ) from error
 
 
 @click.command("bench")

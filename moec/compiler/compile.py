@@ -90,8 +90,7 @@ def compile_source(
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         source.require_unchanged()  # after the last hash
-        write_report(report, folder)
-    return report
+        return write_report(report, folder)
 
 
 def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:

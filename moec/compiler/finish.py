@@ -17,6 +17,7 @@ from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
 from moec.layouts import model_folder
 from moec.progress import Progress
+from moec.report.artefacts import parts
 from moec.report.report import Report
 from moec.targets.backend import find_backend
 
@@ -69,14 +70,13 @@ def complete_engine(
         )
         report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
         source.require_unchanged()
-        write_report(report, new)
-    return report
+        return write_report(report, new)
 
 
 def copy_artefacts(report: Report, folder: Path, new: Path) -> None:
     """The engine's files into another folder, as links where the file system has them; a file that is replaced there
     stays as it was here."""
-    for artefact in report.artefacts:
+    for artefact in parts(report.artefacts):  # the card is written anew
         path = new / artefact.name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
