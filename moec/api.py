@@ -70,6 +70,7 @@ def compile(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     build: bool = True,
+    require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -79,6 +80,8 @@ def compile(
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
             `allow_pickle`, `cache` and `leave_out` too.
         out: the engine folder; it appears only when everything went well.
+        require_run: refuse (M113) before any work when the engine could not be run here on what it is for, so that its
+            proof would be another device's.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
         progress: is told of every stage.
 
@@ -104,7 +107,7 @@ def compile(
         cache=cache,
         leave_out=options.leave_out,
     )
-    return compile_source(source, options, Path(out), hooks, progress)
+    return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 
 def rebuild(
@@ -113,6 +116,7 @@ def rebuild(
     *,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     **settings: Any,
@@ -121,7 +125,7 @@ def rebuild(
 
     Args:
         manifest: the file, or the engine's folder.
-        out, hooks, progress, trust_remote_code, allow_pickle: see `compile`.
+        out, hooks, progress, require_run, trust_remote_code, allow_pickle: see `compile`.
         settings: take the place of the manifest's, see `moec.compiler.options.Options`.
 
     Raises:
@@ -135,7 +139,7 @@ def rebuild(
     asked = replace(report, settings={**report.settings, **options.to_plain()})
     source = open_recorded(asked, opening)
     require_same_texts(report, options)
-    return compile_source(source, options, Path(out), hooks, progress)
+    return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 
 def build(
@@ -149,13 +153,15 @@ def build(
     window: int | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    require_run: bool = False,
     **opening: Any,
 ) -> Report:
     """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware;
     or build one again for the runtime that is here. `model` says where the source lies here; bounds and text are as in
     `verify`. See `moec.compiler.finish.complete_engine`."""
     budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
-    return complete_engine(Path(engine), opening, model, progress, _asked(tolerance=tolerance, text=text, **budget))
+    asked = _asked(tolerance=tolerance, text=text, **budget)
+    return complete_engine(Path(engine), opening, model, progress, asked, require_run)
 
 
 def load(folder: str | Path, *, check: str = "hash") -> Engine:

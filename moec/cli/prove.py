@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moec.cli.console import common, emit, say
-from moec.cli.settings import WHOLE, model_options, text_options, trust_options
+from moec.cli.settings import WHOLE, model_options, run_option, text_options, trust_options
 from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.proof.verification import Verification
 
 
 @click.command("verify")
@@ -29,6 +32,7 @@ from moec.errors import MoecError
     type=click.Path(path_type=Path),
     help="Write the proof as JUnit XML, one test case a check, for continuous integration.",
 )
+@run_option
 @text_options
 @model_options
 @common
@@ -38,6 +42,7 @@ def verify_command(
     bisect: bool,
     html: Path | None,
     junit: Path | None,
+    require_run: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -65,21 +70,33 @@ def verify_command(
             _publish(junit, as_junit(str(engine), error))
         raise
     if junit:
-        _publish(junit, as_junit(str(engine), result))
+        _publish(junit, as_junit(str(engine), result, require_run))
     opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
     bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
     culprit = api.bisect(engine, **bounds, **opening) if bisect else None
     if html:
         _publish(html, api.page(engine, result))
+    not_run = _not_run(result) if require_run and result.ok else None
     if as_json:
-        emit(
-            plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
-        )
+        error = {"error": not_run.to_dict()} if not_run else {}
+        said = {"verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None}
+        emit(plain({"ok": result.ok and not not_run, **said, **error}))
     else:
         say(str(result))
         if culprit:
             say(str(culprit))
-    return 0 if result.ok else 1
+    if not_run:
+        say(str(not_run), err=True)
+    return 0 if result.ok and not not_run else 1
+
+
+def _not_run(proof: Verification) -> MoecError | None:
+    """What --require-run says of a proof; None where the engine ran on what it is for."""
+    try:
+        proof.where_run.require()
+    except MoecError as error:
+        return error
+    return None
 
 
 def _publish(path: Path, text: str) -> None:

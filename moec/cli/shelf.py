@@ -14,7 +14,7 @@ from moec import registry
 from moec.cli.completion import completer
 from moec.cli.config import presets, read_config
 from moec.cli.console import common, emit, say
-from moec.cli.settings import trust_options
+from moec.cli.settings import run_option, trust_options
 
 if TYPE_CHECKING:
     from moec.compiler.shelf import Kept
@@ -113,8 +113,11 @@ def _said(value: Any) -> str:
     help="A TOML file, or a preset, whose settings the engines must have been compiled with.",
 )
 @trust_options
+@run_option
 @common
-def check_command(manifests: tuple[Path, ...], config: Path | None, as_json: bool, quiet: bool, **opening: Any) -> int:
+def check_command(
+    manifests: tuple[Path, ...], config: Path | None, require_run: bool, as_json: bool, quiet: bool, **opening: Any
+) -> int:
     """Fail when a model, a text, a setting or an engine's file is no longer what MANIFESTS say.
 
     For hooks before a commit and for pipelines: hashes only, nothing is run. Exit status 1 when something changed.
@@ -122,7 +125,7 @@ def check_command(manifests: tuple[Path, ...], config: Path | None, as_json: boo
     from moec.compiler.check import problems
 
     wanted = read_config(config) if config else {}
-    found = {str(manifest): problems(manifest, wanted, opening) for manifest in manifests}
+    found = {str(manifest): problems(manifest, wanted, opening, require_run) for manifest in manifests}
     if as_json:
         emit({name: [error.to_dict() for error in errors] for name, errors in found.items()})
     else:

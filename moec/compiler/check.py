@@ -17,7 +17,9 @@ from moec.report.report import Report
 Step = Callable[[], Any]
 
 
-def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> list[MoecError]:
+def problems(
+    manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any], require_run: bool = False
+) -> list[MoecError]:
     """What is no longer as a manifest says; empty where all is.
 
     The model's files, the texts and the engine's own files are hashed, the proof's verdict is found anew from its
@@ -28,13 +30,15 @@ def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, An
             not keep engines, no engine's files are asked for.
         wanted: settings by name that the engine must have been compiled with.
         opening: arguments of `open_source`.
+        require_run: whether an engine that has not run on what it is for is a problem (M113).
 
     Raises:
         MoecError: M106 when the manifest cannot be read.
     """
     path = manifest / MANIFEST if manifest.is_dir() else manifest
     report = Report.read(path)
-    return [error for step in _steps(report, path, wanted, opening) if (error := _error_of(step)) is not None]
+    steps = [*_steps(report, path, wanted, opening), *([report.proof.where_run.require] if require_run else [])]
+    return [error for step in steps if (error := _error_of(step)) is not None]
 
 
 def _steps(report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterator[Step]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
-from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
+from moec.compiler.proving import choose_reference, contract_checks, prove_folder, ran_on, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.staging import check_out, require_apart, require_free, staging
 from moec.execution.streaming import check_finite
@@ -23,6 +23,7 @@ from moec.pipeline.pipeline import Hook, StepReport
 from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
+from moec.proof.where_run import WhereRun
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend, refuse
 from moec.targets.rehearsal import rehearse
@@ -30,15 +31,23 @@ from moec.text.corpus import corpus_of, read_calibration
 
 
 def compile_source(
-    source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None
+    source: Source,
+    options: Options,
+    out: Path,
+    hooks: Sequence[Hook] = (),
+    progress: Progress | None = None,
+    require_run: bool = False,
 ) -> Report:
-    """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well.
+    """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well;
+    with `require_run`, nothing is begun that could not be run here on what it is for (M113).
 
     Raises:
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
+    if require_run:
+        WhereRun(str(options.target), ran_on(backend, options.target, options.build)).require()
     check_out(out, what_is_read(source, options))
     if options.save_hf:
         require_apart(out, options.save_hf)

@@ -35,11 +35,12 @@ class Case:
     message: str
 
 
-def cases(proof: Verification) -> list[Case]:
+def cases(proof: Verification, require_run: bool = False) -> list[Case]:
     """Every figure of every check of a proof; one at least fails exactly when the proof does. One is skipped where the
-    engine has not run on what it is for."""
+    engine has not run on what it is for; it fails where a run is required."""
     found = [case for check in proof.checks for case in (_verdict(check), *(_case(check, f) for f in check.figures()))]
-    return found + ([Case("target", proof.target, "skipped", f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
+    verdict: Verdict = "failure" if require_run else "skipped"
+    return found + ([Case("target", proof.target, verdict, f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
 
 
 def _verdict(check: Check) -> Case:
@@ -54,9 +55,11 @@ def _case(check: Check, figure: Figure) -> Case:
     return Case(check.name, figure.name, verdict, message or figure.name)
 
 
-def junit(engine: str, found: Verification | MoecError) -> str:
-    """The XML of a proof, or of the error that ended it. `engine` names the suite."""
-    checks = cases(found) if isinstance(found, Verification) else [Case("verify", found.code, "error", str(found))]
+def junit(engine: str, found: Verification | MoecError, require_run: bool = False) -> str:
+    """The XML of a proof, or of the error that ended it. `engine` names the suite; `require_run`: an engine that has
+    not run on what it is for fails."""
+    checks = [Case("verify", found.code, "error", str(found))] if isinstance(found, MoecError) else []
+    checks += cases(found, require_run) if isinstance(found, Verification) else []
     counts = {f"{verdict}s": sum(c.verdict == verdict for c in checks) for verdict in ("failure", "error")}
     counts["skipped"] = sum(c.verdict == "skipped" for c in checks)
     totals = {"tests": str(len(checks)), **{name: str(count) for name, count in counts.items()}}
