@@ -80,8 +80,7 @@ def compile(
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
             `allow_pickle`, `cache` and `leave_out` too.
         out: the engine folder; it appears only when everything went well.
-        require_run: refuse (M113) before any work when the engine could not be run here on what it is for, so that its
-            proof would be another device's.
+        require_run: refuse (M113) before any work what could not be run here on the hardware that it is for.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
         progress: is told of every stage.
 
@@ -131,8 +130,7 @@ def rebuild(
     Raises:
         MoecError: M106 when the source, or a text that the manifest names, has changed; M201 for an unknown setting.
     """
-    path = Path(manifest)
-    report = Report.read(path / MANIFEST if path.is_dir() else path)
+    report = Report.read(Path(manifest, MANIFEST) if Path(manifest).is_dir() else Path(manifest))
     options = replace(options_of(report), **read_settings(settings))
     find_backend(options.target, options.build)
     opening = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
@@ -156,11 +154,10 @@ def build(
     require_run: bool = False,
     **opening: Any,
 ) -> Report:
-    """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware;
-    or build one again for the runtime that is here. `model` says where the source lies here; bounds and text are as in
-    `verify`. See `moec.compiler.finish.complete_engine`."""
-    budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
-    asked = _asked(tolerance=tolerance, text=text, **budget)
+    """Finish an engine of `build=False` on the machine that has its runtime and hardware, or build one again for the
+    runtime here. `model`: where the source lies here; bounds and text: as in `verify`. See `complete_engine`."""
+    budget = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    asked = _asked(tolerance=tolerance, text=text, tokens=tokens, window=window, **budget)
     return complete_engine(Path(engine), opening, model, progress, asked, require_run)
 
 
@@ -293,9 +290,8 @@ def bench(
     if eager:
         folder = next((e for e in engines if not isinstance(e, Engine)), None)
         if folder is None:
-            raise MoecError(
-                "M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder"
-            )
+            where, fix = "bench(eager=True)", "pass one engine as its folder"
+            raise MoecError("M201", "no engine folder names the model", where, fix)
         report = read_report(folder)
         opened.append(open_recorded(report, opening).reference())
         opened[-1].be_timed()

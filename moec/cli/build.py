@@ -10,7 +10,7 @@ import click
 
 from moec.cli.completion import completer
 from moec.cli.config import read_config
-from moec.cli.console import common, emit, progress, say
+from moec.cli.console import common, emit, progress, say_verdict
 from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
@@ -139,4 +139,4 @@ def _say(folder: Path, report: Any, as_json: bool) -> None:
         said = {"verdict": report.verdict, "proven_on_target": report.proof.proven_on_target}
         emit({"ok": True, **said, "folder": str(folder), "report": report.to_dict()})
     else:
-        say(f"{folder}  {report.headline()}")
+        say_verdict(f"{folder}  {report.headline()}")

@@ -25,6 +25,7 @@ from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.where_run import WhereRun
 from moec.report.report import Report
+from moec.shown import size_of
 from moec.targets.backend import Backend, find_backend, refuse
 from moec.targets.rehearsal import rehearse
 from moec.text.corpus import corpus_of, read_calibration
@@ -69,16 +70,15 @@ def compile_source(
         folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
-        progress.done(
-            f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, "
-            f"{sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
-        )
+        captured_bytes = sum(w.size_bytes for w in captured.weights.values())
+        nodes = f"{len(list(captured.graph.nodes))} nodes"
+        progress.done(f"{nodes}, {len(captured.weights)} weights, {size_of(captured_bytes)}")
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
         refuse(rehearse(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
-        check_finite(captured)
+        check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
         checks = contract_checks(source, captured, options, backend)
@@ -125,6 +125,14 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     return read_calibration(text, source, options.seed) if text else None
 
 
+def tell_step(step: StepReport, progress: Progress) -> None:
+    """What a pass did, its time, and what it left alone."""
+    time_s = step.time_ms / 1e3
+    progress.detail(f"{step.name}: {step.rewrites} rewrites, {step.contract}, {time_s:.2f} s")
+    for miss in step.misses:
+        progress.detail(f"{step.name} left {miss['node']} alone: {miss['reason']}")
+
+
 def run_passes(
     captured: Program,
     options: Options,
@@ -140,5 +148,7 @@ def run_passes(
     program, steps = options.pipeline.run(captured, context, hooks)
     legal, more = backend.legalize(options.target).run(program, context, hooks)
     refuse(backend.supports(legal, options.target))
+    for step in steps + more:
+        tell_step(step, progress)
     progress.done(", ".join(f"{s.name} {s.rewrites}" for s in steps + more))
     return program, legal, steps + more

@@ -95,6 +95,14 @@ class Quality:
             for name, figure, bound, within in found
         )
 
+    @property
+    def short(self) -> str:
+        """What decides, in a few words: `KL 0.0012 nats of 0.05, perplexity x 1.0012`."""
+        exam = self.exam
+        kl = f"KL {self.kl_mean:.2g} nats" + ("" if exam.max_kl is None else f" of {exam.max_kl:g}")
+        bound = "" if exam.max_perplexity_ratio is None else f" of {exam.max_perplexity_ratio:g}"
+        return f"{kl}, perplexity x {self.perplexity_ratio:.4f}{bound}"
+
     def rows(self) -> list[tuple[str, str]]:
         """The figures as a table: what, how much."""
         figures = [

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.progress import Progress
 from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
@@ -180,7 +181,11 @@ def all_checks() -> tuple[type[Check], ...]:
 
 
 def prove(
-    subject: Subject, engine: Engine, checks: Sequence[type[Check]] | None = None, until_failure: bool = False
+    subject: Subject,
+    engine: Engine,
+    checks: Sequence[type[Check]] | None = None,
+    until_failure: bool = False,
+    progress: Progress | None = None,
 ) -> Verification:
     """Make every check on an engine.
 
@@ -189,13 +194,16 @@ def prove(
         engine: what is to be proven.
         checks: other ones than `all_checks()`.
         until_failure: make no more checks once one has failed.
+        progress: is told of each check that is begun.
 
     Raises:
         MoecError: M105 when the reference yields NaN or infinity, M204 when it runs at no size that was tried, M101
             when the engine does not, M211 when a text is to be judged on that the model cannot read.
     """
-    trial, found = Trial(subject, engine), list[Check]()
-    for check in all_checks() if checks is None else checks:
+    trial, found, progress = Trial(subject, engine), list[Check](), progress or Progress()
+    wanted = all_checks() if checks is None else checks
+    for number, check in enumerate(wanted):
+        progress.advance(number, len(wanted), what=check.title)
         try:
             made = check.measure(trial)
         except Exception:
