@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.cli import main
 from moec.cli.console import say
 from moec.cli.foreign import foreign_streams
 from moec.cli.terminal import TERMINAL
@@ -71,3 +73,61 @@ def test_a_debugger_keeps_the_streams(capsys: pytest.CaptureFixture[str]) -> Non
     finally:
         TERMINAL.reset()
     assert capsys.readouterr().out == "(Pdb) "
+
+
+NOISY = """
+import logging, sys, warnings
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+def noise() -> None:
+    for _ in tqdm(range(2), desc="loading", disable=False):
+        warnings.warn("an old argument", FutureWarning)
+    logging.getLogger("noisy").warning("careful")
+    print("to stderr", file=sys.stderr)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            noise()
+        return self.layer(x).softmax(-1)
+
+
+def net() -> nn.Module:
+    noise()
+    torch.manual_seed(0)
+    return Net()
+"""
+LINES = ("account", "capture", "weights", "passes", "build", "verify")
+
+
+@pytest.mark.filterwarnings("always")
+def test_stderr_of_each_verb_holds_only_our_lines(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By file descriptor, so that what libraries written in C print counts, too."""
+    monkeypatch.chdir(tmp_path)
+    Path("noisy.py").write_text(NOISY)
+    for command in (
+        "compile noisy.py:net --input x=batch,8:float32 -o engine --log log.txt",
+        "run engine --trust-remote-code",
+        "bench engine --eager --runs 1 --trust-remote-code",
+        "verify engine --trust-remote-code --quiet --json",
+        "inspect noisy.py:net --input x=batch,8:float32",
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(command.split())
+        out, err = capfd.readouterr()
+        assert ended.value.code == 0, err
+        assert [line for line in err.splitlines() if not line.strip().startswith(LINES)] == []
+        assert err == "" or command.startswith("compile")
+        assert json.loads(out)["ok"] if "--json" in command else "careful" not in out
+    log = Path("log.txt").read_text()
+    assert "to stderr" in log and "loading: 100%" in log  # pytest keeps warnings and loggers for itself
