@@ -216,13 +216,11 @@ def page(engine: str | Path, proof: Verification) -> str:
     return html(replace(read_report(engine), proof=proof))
 
 
-def bisect(
-    engine: str | Path, *, seed: int = 1, tolerance: float | None = None, max_kl: float | None = None, **opening: Any
-) -> Divergence:
+def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **options: Any) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
-    model, see `moec.proof.bisection`. `seed`, `tolerance` and `max_kl` as in `verify`."""
-    read = read_settings({"seed": seed, "tolerance": tolerance, "max_kl": max_kl})
-    return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"], read["max_kl"])
+    model, see `moec.proof.bisection`. `seed`, `tolerance` and `options` as in `verify`."""
+    asked = _asked(seed=seed, tolerance=tolerance, **{name: options.pop(name, None) for name in EXAM})
+    return bisect_engine(Path(engine), asked, options)
 
 
 def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:

@@ -26,6 +26,11 @@ def _spelled(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
 
 
+def figure_of(bound: float) -> str:
+    """A bound as people write it: `0.001`, `0.5`, `1,000,000`, not `1e+06`."""
+    return f"{bound:g}" if abs(bound) < 1e5 else f"{bound:,.0f}" if abs(bound) < 1e15 else f"{bound:.3g}"
+
+
 def size_of(count: float) -> str:
     """Bytes in the unit that fits, with three digits at least: `0 B`, `31.2 KiB`, `1.50 GiB`."""
     return _in_units(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,7 @@ def verify_command(
         raise
     if junit:
         _publish(junit, as_junit(str(engine), result, require_run))
-    opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
-    bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
-    culprit = api.bisect(engine, **bounds, **opening) if bisect else None
+    culprit = replace(api.bisect(engine, **options), proof=_failure(result)) if bisect else None
     if html:
         _publish(html, api.page(engine, result))
     not_run = _not_run(result) if require_run and result.ok else None
@@ -88,6 +87,11 @@ def verify_command(
     if not_run:
         say(str(not_run), err=True)
     return 0 if result.ok and not not_run else 1
+
+
+def _failure(proof: Verification) -> str:
+    """What a proof failed at; empty where it holds."""
+    return proof.error.what if proof.error else ""
 
 
 def _not_run(proof: Verification) -> MoecError | None:

@@ -28,6 +28,7 @@ from moec.proof.sizes import contract_sizes, verification_sizes
 from moec.proof.subject import Reference, Subject, yardstick
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
+from moec.shown import figure_of
 from moec.targets.backend import Backend
 from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
@@ -108,7 +109,7 @@ def short_figures(proof: Verification) -> list[str]:
     """What a proof that holds found, in phrases that fit in a line together: what decides first. All the rest stands in
     the report, and under `-v`."""
     worst, allowed, own = proof.comparison.worst, proof.comparison.tolerance, proof.own_quality
-    outputs = [] if allowed is None else [f"max |d|/std {worst.deviation:.2g} of {allowed:g} allowed"]
+    outputs = [] if allowed is None else [f"max |d|/std {worst.deviation:.2g} of {figure_of(allowed)} allowed"]
     texts = [str(own)] if own else [proof.quality.short] if proof.quality else []
     reached = f"{proof.coverage.reached}/{proof.coverage.total} experts reached"
     driven = f", {proof.coverage.driven} driven" if proof.coverage.driven else ""
