@@ -12,8 +12,11 @@ from typing import Any
 
 import click
 
-from moec.cli.console import INTERRUPTION, fail
+from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.interruption import INTERRUPTION
+from moec.cli.live import clear_screen
+from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.registry import did_you_mean
 from moec.startup import seldom_collected
@@ -89,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the status that the error's code says."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:] if argv is None else argv
     if COMPLETION in os.environ:  # a shell asks how a command could go on
         cli.main(arguments, prog_name="moec")
@@ -102,11 +106,14 @@ def main(argv: list[str] | None = None) -> None:
             status = _ended(error, arguments, as_json, debug)
         finally:
             INTERRUPTION.remove()
+            clear_screen()
+            TERMINAL.reset()
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:
     """Say why the command line ended; returns the exit status."""
+    clear_screen()
     if isinstance(error, ClosedPipeError | BrokenPipeError):
         return drop_output()
     if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.seen:
