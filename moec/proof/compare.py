@@ -17,6 +17,7 @@ from moec.program.signature import Sample, converted
 from moec.proof.budgets import budget_of
 from moec.proof.decided_tokens import ComparedTokens
 from moec.proof.digits import at_most
+from moec.shown import figure_of
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -125,18 +126,18 @@ class Comparison:
 
     @property
     def allowed(self) -> str:
-        """What may differ, in words."""
-        bounds = [] if self.tolerance is None else [f"{self.tolerance:g} allowed"]
-        bounds += [] if self.max_rms is None else [f"rms {self.max_rms:g} allowed ({self.why})"]
-        return ", ".join(bounds) or "a text decides"
+        """What the deviation may be, in words."""
+        return "a text decides" if self.tolerance is None else f"{figure_of(self.tolerance)} allowed"
 
     def figures(self, output: OutputError) -> str:
         """What decides about an output beside what is allowed, in words."""
-        largest = f"max |d|/std {output.deviation:.2g}"
-        if self.max_rms is None:
-            return f"{largest}, {self.allowed}" if self.tolerance is None else f"{largest} of {self.allowed}"
-        said = f"rms(d)/std {output.rms:.2g} of {self.max_rms:g} allowed ({self.why}), cosine {output.cosine:.4g}"
-        return said if self.tolerance is None else f"{largest} of {self.tolerance:g}, {said}"
+        said = []
+        if self.tolerance is not None or self.max_rms is None:
+            said.append(f"max |d|/std {output.deviation:.2g}{_beside(output.deviation, self.tolerance)}")
+        if self.max_rms is not None:
+            noise = f"rms(d)/std {output.rms:.2g}{_beside(output.rms, self.max_rms)}"
+            said.append(f"{noise} ({self.why}), cosine {output.cosine:.4g}")
+        return ", ".join(said)
 
     @property
     def worst(self) -> OutputError:
@@ -146,9 +147,17 @@ class Comparison:
 
     def __str__(self) -> str:
         w = self.worst
+        if w.problem:
+            return f"{w.name}: {w.problem}"
         if self.tolerance is None and self.max_rms is None:
             return f"max |d|/std {w.deviation:.2g} in {w.name}, which {self.allowed} about"
         return self.figures(w) + (f" in {w.name}" if len(self.outputs) > 1 else "")
+
+
+def _beside(found: float, bound: float | None) -> str:
+    if bound is None:
+        return ""
+    return f" of {figure_of(bound)} allowed" if at_most(found, bound) else f" where {figure_of(bound)} is allowed"
 
 
 def compare(
@@ -179,13 +188,9 @@ def compare(
             "M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this"
         )
     outputs = tuple(_summary(name, differences) for name, differences in found.items())
-    deviation, rms = (_bound(b) for b in (tolerance.deviation, tolerance.rms)) if tolerance else (None, None)
-    why = tolerance.why if tolerance else ""
-    return Comparison(reference.name, candidate.name, deviation, count, outputs, rms, why)
-
-
-def _bound(allowed: float) -> float | None:
-    return allowed if math.isfinite(allowed) else None
+    allowed = tolerance or Tolerance()
+    deviation, rms = (b if math.isfinite(b) else None for b in (allowed.deviation, allowed.rms))
+    return Comparison(reference.name, candidate.name, deviation, count, outputs, rms, allowed.why)
 
 
 def _parts(
@@ -266,11 +271,14 @@ def _top1(want: Tensor, got: Tensor, margin: float) -> tuple[int, int, int]:
 def _summary(name: str, differences: list[_Difference]) -> OutputError:
     elements = sum(d.elements for d in differences)
     mean = sum(d.total for d in differences) / max(1, elements)
-    pooled = math.sqrt(max(0.0, sum(d.squares for d in differences) / max(1, elements) - mean * mean))
+    pooled = math.sqrt(max(0.0, sum(d.squares for d in differences) / max(1, elements) - mean * mean)) or abs(mean)
     problem = next((d.problem for d in differences if d.problem), "" if elements else "no element could be compared")
-    scale = pooled or abs(mean)
-    deviation = math.inf if problem else max(_deviation(d, scale) for d in differences)
-    rms = math.inf if problem else max(_in_spreads(d, _rms(d), scale) for d in differences)
+    deviation = math.inf if problem else max(_in_spreads(d, d.max_abs, pooled) for d in differences)
+    rms = (
+        math.inf
+        if problem
+        else max(_in_spreads(d, math.sqrt(d.error_squares / max(1, d.elements)), pooled) for d in differences)
+    )
     rows = sum(d.rows for d in differences)
     return OutputError(
         name,
@@ -285,14 +293,6 @@ def _summary(name: str, differences: list[_Difference]) -> OutputError:
         problem,
         rms,
     )
-
-
-def _deviation(d: _Difference, pooled: float) -> float:
-    return _in_spreads(d, d.max_abs, pooled)
-
-
-def _rms(d: _Difference) -> float:
-    return math.sqrt(d.error_squares / d.elements) if d.elements else 0.0
 
 
 def _in_spreads(d: _Difference, error: float, pooled: float) -> float:

@@ -13,6 +13,7 @@ from moec.proof.compare import Comparison, OutputError
 from moec.proof.evidence import compared
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
+from moec.shown import figure_of
 
 REPORT_THIS = "report this with `moec compile --dump DIR`"  # a fault of moec's own, not of the passes
 
@@ -87,7 +88,7 @@ class Outputs(Check):
         found = self.comparison
         values = {
             "max|d|/std": f"{o.deviation:.2e}",
-            "allowed": "–" if found.tolerance is None else f"{found.tolerance:g}",
+            "allowed": "–" if found.tolerance is None else figure_of(found.tolerance),
             **({} if found.max_rms is None else {"rms(d)/std": f"{o.rms:.2e}", "rms allowed": f"{found.max_rms:g}"}),
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",

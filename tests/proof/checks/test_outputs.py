@@ -46,5 +46,5 @@ def test_what_decides_about_approximate_passes_is_said() -> None:
     assert check.figures()[0].values["rms allowed"] == "0.4"
     far = replace(check, comparison=replace(comparison, outputs=(GOOD, replace(GOOD, name="b", rms=0.5))))
     assert [f.ok for f in far.figures()] == [True, False]
-    with pytest.raises(MoecError, match=r"'b': rms\(d\)/std 0.5 of 0.4 allowed"):
+    with pytest.raises(MoecError, match=r"'b': rms\(d\)/std 0.5 where 0.4 is allowed"):
         far.require()
