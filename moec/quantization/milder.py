@@ -50,7 +50,7 @@ def _bits(setting: int | Mapping[str, Any]) -> int | None:
 
 def _all_at_least(options: Mapping[str, Any], bits: int) -> dict[str, Any]:
     kinds = {kind: _at_least(options[kind], bits) for kind in _kinds(options)}
-    raised = {"bits": _at_least(options["bits"], bits), "budget_bits": None, **kinds}
+    raised: dict[str, Any] = {"bits": _at_least(options["bits"], bits), "budget_bits": None, **kinds}
     if options.get("recipe"):
         raised["recipe"] = {part: _raised(setting, bits) for part, setting in options["recipe"].items()}
     return raised
