@@ -16,6 +16,8 @@ from moec.files.inside import stays_inside
 from moec.files.refused import refused
 from moec.files.regular import read_bytes
 from moec.files.workplace import OLD, workplace
+from moec.report.artefacts import SPEED_FILE
+from moec.report.speed import is_speed_file
 
 MANIFEST, PAGE = "moec.json", "report.html"  # the first is what makes a folder an engine's
 
@@ -150,7 +152,8 @@ def _listed(folder: Path) -> set[str]:
         manifest = msgspec.json.decode(read_bytes(folder / MANIFEST), type=_Manifest)
     except (OSError, msgspec.MsgspecError):
         return set()
-    return {MANIFEST, PAGE, *(file.name for file in manifest.artefacts if stays_inside(file.name))}
+    times = [SPEED_FILE] if is_speed_file(folder) else []
+    return {MANIFEST, PAGE, *times, *(file.name for file in manifest.artefacts if stays_inside(file.name))}
 
 
 def _to_disk(folder: Path) -> None:
