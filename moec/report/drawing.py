@@ -112,6 +112,7 @@ def line_chart(
     """A line for each series over named places, such as layers; the second is dashed. `form` writes the axis's figures,
     `exact` those of the points."""
     short, below = short_names(names)
+    short = [_fit(name, WIDTH / 4) for name in short]
     step = (WIDTH - LEFT - RIGHT) / max(1, len(names))
     parts = [_frame(scale, title, below, WIDTH, form)]
     every = max(1, math.ceil(max(len(s) for s in short) * _LETTER * len(names) / (WIDTH - LEFT - RIGHT - 20)))
@@ -136,7 +137,7 @@ def lying_bars(values: Mapping[str, float], form: Callable[[float], str]) -> Mar
     parts = []
     for k, (name, value) in enumerate(values.items()):
         y, wide = k * (ROW + 8), max(1.0, room * scale.share(value) if value == value else 0.0)
-        parts += [_text(0, y + 12, name), _rect(0, y + 17, wide, 14, "", f"{name}: {form(value)}")]
+        parts += [_text(0, y + 12, _fit(name, WIDTH)), _rect(0, y + 17, wide, 14, "", f"{name}: {form(value)}")]
         parts.append(_text(wide + 6, y + 28, form(value), kind="value"))
     words = "; ".join(f"{name}: {form(v)}" for name, v in values.items())
     return svg(parts, words, WIDTH, len(values) * (ROW + 8))
@@ -156,7 +157,7 @@ def dots(rows: Mapping[str, Sequence[float]], unit: str) -> Markup:
     parts.append(_text(WIDTH / 2, base + 30, beside, "middle", "title"))
     for k, (name, values) in enumerate(rows.items()):
         y, middle = k * (ROW + 14), sorted(values)[len(values) // 2]
-        parts.append(_text(0, y + 12, name, kind="value"))
+        parts.append(_text(0, y + 12, _fit(name, WIDTH), kind="value"))
         for n, value in enumerate(values):
             cx, cy = RIGHT + room * scale.share(value), y + 20 + (n * 7 % 16)
             parts.append(Markup('<circle class="run" cx="{}" cy="{}" r="2.5"/>').format(f"{cx:.1f}", cy))
@@ -187,8 +188,12 @@ def heat_map(rows: Mapping[str, Sequence[float]], below: str) -> Markup:
             )
     parts = [Markup('<path class="{}" d="{}"/>').format(shade, "".join(p)) for shade, p in sorted(paths.items())]
     every = max(1, math.ceil(13 / tall))
-    parts += [_text(LEFT - 6, TOP + k * tall + tall / 2 + 4, n, "end") for k, n in enumerate(short) if k % every == 0]
-    parts += [_text(0, 12, beside, kind="title"), *_numbers(across, step, WIDTH, TOP + len(rows) * tall)]
+    parts += [
+        _text(LEFT - 6, TOP + k * tall + tall / 2 + 4, _fit(n, LEFT - 6), "end")
+        for k, n in enumerate(short)
+        if k % every == 0
+    ]
+    parts += [_text(0, 12, _fit(beside, WIDTH), kind="title"), *_numbers(across, step, WIDTH, TOP + len(rows) * tall)]
     parts.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, height - 6, below, "middle", "title"))
     return svg(parts, f"{len(rows)} rows of up to {across} numbers", WIDTH, height)
 
@@ -223,7 +228,10 @@ def span_text(values: Iterable[float], form: str = "{:,}") -> str:
 
 
 def _frame(scale: Axis, title: str, below: str, width: int, form: Callable[[float], str]) -> Markup:
-    parts = [_text(0, 12, title, kind="title"), _text((LEFT + width - RIGHT) / 2, HEIGHT - 4, below, "middle", "title")]
+    parts = [
+        _text(0, 12, title, kind="title"),
+        _text((LEFT + width - RIGHT) / 2, HEIGHT - 4, _fit(below, width - LEFT), "middle", "title"),
+    ]
     for tick in scale.ticks:
         y = TOP + _ROOM * (1 - scale.share(tick))
         parts += [_line(LEFT - 4, width - RIGHT, y, y), _text(LEFT - 8, y + 4, form(tick), "end")]
@@ -246,6 +254,12 @@ def _rect(x: float, y: float, width: float, height: float, kind: str, said: str 
 def _line(x1: float, x2: float, y1: float, y2: float, kind: str = "grid") -> Markup:
     form = '<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
     return Markup(form).format(kind, *(f"{n:.1f}" for n in (x1, x2, y1, y2)))
+
+
+def _fit(text: str, room: float) -> str:
+    """The end of a text, which says more of a name than its beginning does, as far as it has room."""
+    letters = max(3, int(room / _LETTER))
+    return text if len(text) <= letters else f"…{text[1 - letters :]}"
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "tick") -> Markup:

@@ -53,7 +53,7 @@ def as_html(benchmark: Benchmark) -> str:
     charts = Markup("").join(run_chart(phase, rows) for phase, rows in _rows(benchmark).items())
     findings = Markup("").join(Markup("<li>{}").format(shown(line)) for line in benchmark.findings)
     table = "\n".join(aligned(benchmark.table()))
-    return _PAGE.format(
+    page = _PAGE.format(
         style=Markup(_style("look.css") + _style("page.css")),
         head=shown(benchmark.head),
         where=shown(str(benchmark.where)),
@@ -61,6 +61,7 @@ def as_html(benchmark: Benchmark) -> str:
         table=shown(table),
         charts=charts,
     )
+    return str(page)  # plain text: markup would escape what others put into it
 
 
 _PAGE = Markup("""<!doctype html>
