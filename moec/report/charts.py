@@ -61,7 +61,8 @@ def load_charts(loads: Sequence[ExpertLoad]) -> list[Markup]:
         rows = {load.place: load.assignments for load in loads}
         note = "darker: a larger share of its block's most used; red: none"
         return [figure("Tokens of each expert", note, heat_map(rows, "expert"))]
-    return [figure(load.place, _reached(load), bar_chart(load.assignments)) for load in loads]
+    top = max((max(load.assignments) for load in loads), default=0)  # one scale, so that blocks can be compared
+    return [figure(load.place, _reached(load), bar_chart(load.assignments, top=top)) for load in loads]
 
 
 def _reached(load: ExpertLoad) -> str:
@@ -75,7 +76,8 @@ def text_load_charts(blocks: Sequence[BlockAgreement]) -> list[Markup]:
         rows = {b.module: b.load_after for b in blocks}
         return [figure("Tokens of each expert on the text", "darker: more; red: none", heat_map(rows, "expert"))]
     note = "tokens on the text; lines: in the untouched model"
-    return [figure(b.module, note, bar_chart(b.load_after, b.load)) for b in blocks]
+    top = max((max(*b.load, *b.load_after) for b in blocks), default=0)
+    return [figure(b.module, note, bar_chart(b.load_after, b.load, top)) for b in blocks]
 
 
 def damage_chart(shift: ExpertShift) -> Markup:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from markupsafe import Markup, escape
 
@@ -156,7 +157,7 @@ def dots(rows: Mapping[str, Sequence[float]], unit: str) -> Markup:
     beside = f"{unit}, logarithmic" if isinstance(scale, LogAxis) else unit
     parts.append(_text(WIDTH / 2, base + 30, beside, "middle", "title"))
     for k, (name, values) in enumerate(rows.items()):
-        y, middle = k * (ROW + 14), sorted(values)[len(values) // 2]
+        y, middle = k * (ROW + 14), median(values)
         parts.append(_text(0, y + 12, _fit(name, WIDTH), kind="value"))
         for n, value in enumerate(values):
             cx, cy = RIGHT + room * scale.share(value), y + 20 + (n * 7 % 16)
