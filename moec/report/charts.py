@@ -13,6 +13,7 @@ from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
 from moec.report.drawing import Axis, axis, bar_chart, dots, figure, heat_map, line_chart, lying_bars
 from moec.report.speed import Speed
+from moec.shown import size_of
 
 _MANY = 6  # blocks that have a chart each; of more, one map
 UNITS = {"forward": "a forward pass", "prefill": "the first new token", "decode": "each further token"}
@@ -20,7 +21,7 @@ UNITS = {"forward": "a forward pass", "prefill": "the first new token", "decode"
 
 def size_chart(sizes: Mapping[str, float]) -> Markup:
     """Bytes before and after, as lying bars."""
-    return figure("Size", "weights of the model, and the engine's files", lying_bars(sizes, bytes_text))
+    return figure("Size", "weights of the model, and the engine's files", lying_bars(sizes, size_of))
 
 
 def layer_charts(inside: Agreement) -> list[Markup]:
@@ -127,19 +128,3 @@ def _shares(series: Mapping[str, Sequence[float]], names: Sequence[str]) -> Mark
     low = min(0.9, math.floor(10 * min(map(min, series.values()))) / 10)
     ticks = tuple(low + (1 - low) * k / 4 for k in range(5))
     return line_chart(series, names, Axis(low, 1.0, ticks), "share", "{:.1%}".format, "{:.2%}")
-
-
-def bytes_text(size_bytes: float) -> str:
-    """A size in the unit that suits it."""
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    place = min(len(units) - 1, max(0, int(math.log2(max(1.0, size_bytes)) // 10)))
-    value = size_bytes / 1024**place
-    return f"{value:,.0f} {units[place]}" if place == 0 or value >= 100 else f"{value:.3g} {units[place]}"
-
-
-def count_text(count: float) -> str:
-    """A number of parameters in the unit that suits it."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:,.0f}"

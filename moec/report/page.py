@@ -16,7 +16,6 @@ from moec.proof.checks.experts import ExpertsReached
 from moec.report.account import account_tables
 from moec.report.charts import (
     UNITS,
-    bytes_text,
     calibration_charts,
     damage_chart,
     equal_inside,
@@ -26,10 +25,11 @@ from moec.report.charts import (
     speed_charts,
     text_load_charts,
 )
+from moec.report.markdown_table import markdown_table
+from moec.report.overview import sizes_drawn, tiles, ways_to_make, ways_to_run
 from moec.report.report import Report
 from moec.report.speed import Speed
-from moec.report.summary import sizes_drawn, tiles, ways_to_make, ways_to_run
-from moec.shown import one_line, shown
+from moec.shown import shown, size_of
 
 TEMPLATES = Path(__file__).parent / "templates"  # beside this file, whatever `moec` is elsewhere
 _MAIN = ("outputs", "own text", "text", "experts")  # checks that everybody asks for; the others are folded up
@@ -49,19 +49,21 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
     for section in map(section_of, report.proof.checks):
         lines += [f"## {section.title}{'' if section.ok else ': FAILED'}", "", section.text, ""]
-        lines += _table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
+        lines += markdown_table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
     if report.inside:
-        lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(report.inside))
-    lines += _table(
+        lines += markdown_table(
+            ("block or layer", "the same experts", "the same sets", "error"), layer_rows(report.inside)
+        )
+    lines += markdown_table(
         ("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps]
     )
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
     lines += [f"- {note}" for note in [proof_note(report)] if note]
     for title, rows, columns in forms_of(report):
-        lines += ["", f"## {title}", "", *_table(tuple(columns), [tuple(row) for row in rows])]
+        lines += ["", f"## {title}", "", *markdown_table(tuple(columns), [tuple(row) for row in rows])]
     files = [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
-    lines += ["", *_table(("file", "bytes", "SHA-256"), files)]
-    lines += _table(("environment", ""), list(report.environment.items()))
+    lines += ["", *markdown_table(("file", "bytes", "SHA-256"), files)]
+    lines += markdown_table(("environment", ""), list(report.environment.items()))
     return shown("\n".join(lines))
 
 
@@ -96,7 +98,7 @@ def html(report: Report, speeds: Sequence[Speed] = ()) -> str:
     env = Environment(
         loader=files, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
-    env.filters |= {"bytes": bytes_text}
+    env.filters |= {"bytes": size_of}
     checks = [section_of(check) for check in report.proof.checks]
     return env.get_template("report.html.j2").render(
         r=report,
@@ -150,29 +152,34 @@ def title_of(report: Report) -> str:
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
     proof = report.proof
-    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
+    comparison = proof.comparison
     reference = "the untouched model" if comparison.reference.startswith("eager") else comparison.reference
-    failed = next((error for error in (check.error() for check in proof.checks) if error), None)
-    if failed:
+    if failed := proof.error:
         return f"Not proven equal to {reference}: {failed.what}"
-    on = "".join(f", on {where}" for where in [proof.elsewhere] if where) + (
-        f"; {proof.limits}" if proof.limits else ""
-    )
+    said = "; ".join([_closeness(report, reference), *([proof.limits] * bool(proof.limits))])
+    said = said if proof.proven_on_target else f"{proof.verdict}: {said}"
+    return said[0].upper() + said[1:]
+
+
+def _closeness(report: Report, reference: str) -> str:
+    """How near an engine that passed is to its reference."""
+    proof = report.proof
+    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
     where = " wherever half precision can tell experts apart" if decided else ""
     every = f", {proof.coverage.every}" if proof.coverage.loads else ""
     if not any(step["contract"] == "approximate" for step in report.steps):
-        return f"Equal to {reference}{where}{every}{on}"
+        return f"equal to {reference}{where}{every}"
     if own := proof.own_quality:
         return (
-            f"Close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
-            f"{own.top1:.1%}{every}{on}"
+            f"close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
+            f"{own.top1:.1%}{every}"
         )
     if quality:
         return (
-            f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
-            f"{quality.perplexity_ratio:.4f} times its perplexity{on}"
+            f"close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
+            f"{quality.perplexity_ratio:.4f} times its perplexity"
         )
-    return f"Close to {reference}: {comparison}{every}{on}"
+    return f"close to {reference}: {comparison}{every}"
 
 
 def proof_note(report: Report) -> str:
@@ -242,11 +249,3 @@ def _cell(value: Any) -> str:
 def _shown(value: Any) -> Any:
     """What a template prints: texts of others cannot steer who reads them; plain text only, markup is the page's."""
     return shown(value) if type(value) is str else value
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return []
-    lines = (" | ".join(one_line(cell).replace("|", "\\|") for cell in row) for row in (header, *rows))
-    head, *body = (f"| {line} |" for line in lines)
-    return [head, "|" + "---|" * len(header), *body, ""]

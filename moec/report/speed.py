@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from moec.files.regular import read_bytes
-from moec.report.artefacts import SPEED_FILE, Artefact
+from moec.report.artefacts import SPEED_FILE, Artefact, parts
 
 FORMAT: Literal["moec bench 1"] = "moec bench 1"
 
@@ -103,5 +103,5 @@ def _read(folder: Path) -> _File | None:
 
 
 def _hash(artefacts: Sequence[Artefact]) -> str:
-    lines = sorted(f"{item.name} {item.sha256}" for item in artefacts)
+    lines = sorted(f"{item.name} {item.sha256}" for item in parts(artefacts))
     return sha256("\n".join(lines).encode()).hexdigest()

@@ -1,154 +1,66 @@
-"""What a page says first and last: the few figures that decide, how the engine is run, and how it is made again."""
+"""A proof as Markdown for the page of a job: verdict, table of the checks, and plots that GitHub draws (Mermaid)."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from moec.program.decoder_signature import IDS, MASK, is_past
-from moec.report.charts import bytes_text, count_text
+from moec.layouts.facts import model_name
+from moec.report.markdown_table import markdown_table
+from moec.report.page import verdict
 from moec.report.report import Report
-from moec.report.speed import Speed
+from moec.shown import one_line, shown
 
-# settings as a compile has them that nobody asked for anything; `moec.compiler.options` declares them
-_DEFAULTS = {"optimize_for": "latency", "seed": 0, "verify": "full", "build": True, "cache": True}
-_FLAGS = {"pipeline": "--pass", "inputs": "--input"}
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure that decides: what it is, the figure, and what it is to be seen beside."""
-
-    name: str
-    figure: str
-    beside: str = ""
-    ok: bool = True
+_CACHE = "present."  # outputs of a decoder: many, of which the worst is drawn
+_MOST = 4  # blocks whose experts are drawn: a page with more is not read
 
 
-def tiles(report: Report, speeds: Sequence[Speed]) -> list[Tile]:
-    """Size, parameters, error or quality, experts, speed; what is not known is left out."""
-    found = [_size(report), _parameters(report), _quality(report), _experts(report), *_speed(speeds)]
-    return [tile for tile in found if tile is not None]
-
-
-def sizes_drawn(report: Report) -> dict[str, float]:
-    """Bytes of the model as it came and of the engine; empty where the first is not known."""
-    before, after = report.size.stored_bytes if report.size else 0, _bytes(report)
-    return {"the model as it came": float(before), "the engine": float(after)} if before and after else {}
-
-
-def _bytes(report: Report) -> int:
-    return sum(item.size_bytes for item in report.artefacts)
-
-
-def _size(report: Report) -> Tile | None:
-    after, before = _bytes(report), report.size.stored_bytes if report.size else 0
-    if not after:
-        return None
-    if not before:
-        return Tile("Size", bytes_text(after))
-    times = before / after
-    said = f"{times:.1f} times smaller than" if times >= 1.05 else f"{after / before:.2f} times"
-    return Tile("Size", bytes_text(after), f"{said} the model's {bytes_text(before)}")
-
-
-def _parameters(report: Report) -> Tile | None:
-    size = report.size
-    if not size or not size.parameters_after:
-        return None
-    after, active, before = size.parameters_after, size.active_after, size.parameters
-    share = f"{count_text(active)} active a token ({active / after:.0%})" if active < after else "all active"
-    grown = f"; {count_text(before)} before" if abs(before - after) > 0.01 * after else ""
-    return Tile("Parameters", count_text(after), share + grown)
-
-
-def _quality(report: Report) -> Tile:
-    text, own, found = report.quality, report.proof.own_quality, report.comparison
-    if text:
-        beside = f"nats of KL divergence a token on {Path(text.exam.text).name}, {text.perplexity_ratio:.4g} times the"
-        return Tile("Quality", f"{text.kl_mean:.3g}", f"{beside} perplexity, top-1 {text.top1:.1%}", report.ok)
-    if own:
-        beside = f"nats of KL divergence a token, {own.max_kl:g} allowed; top-1 agreement {own.top1:.1%}"
-        return Tile("Quality", f"{own.kl_mean:.3g}", beside, own.ok)
-    allowed = "" if found.tolerance is None else f", {found.tolerance:g} allowed"
-    return Tile("Error", f"{found.worst.deviation:.2g}", f"max |d| / std{allowed}", found.ok)
-
-
-def _experts(report: Report) -> Tile | None:
-    found = report.coverage
-    if not found.total:
-        return None
-    return Tile("Experts", f"{found.reached} of {found.total}", "reached by the proof", found.complete)
-
-
-def _speed(speeds: Sequence[Speed]) -> list[Tile]:
-    if not speeds:
-        return []
-    newest = speeds[0]
-    if "decode" in newest.phases:
-        first, later = newest.phases["prefill"], newest.phases["decode"]
-        return [Tile("Speed", f"{later.per_s:,.1f}", f"tokens/s; the first token after {first.p50_ms:,.3g} ms")]
-    phase = next(iter(newest.phases.values()))
-    return [Tile("Speed", f"{phase.p50_ms:,.3g} ms", f"a pass, {newest.what}")]
-
-
-# ------------------------------------------------------------------ how to run it
-def ways_to_run(report: Report) -> list[tuple[str, str]]:
-    """What runs the engine, and the lines that do; in the engine's folder."""
-    names = [name for name in report.account.get("inputs", ()) if not is_past(name)]
-    decoder = any(map(is_past, report.account.get("inputs", ())))
-    arguments = ", ".join(f"{name}={name}" for name in names) or "**inputs"
-    shell = 'moec run . "Once upon a time"' if decoder else "moec run . --inputs inputs.npz -o outputs.npz"
-    python = f'import moec\n\nengine = moec.load(".")\noutputs = engine({arguments})'
-    return [("moec", shell), ("Python", python), *_others(report, decoder and {IDS, MASK} >= set(names))]
-
-
-def _others(report: Report, decoder: bool) -> list[tuple[str, str]]:
-    runtime, device = re.match(r"([\w-]*):?(\w*)", report.target).groups()  # type: ignore[union-attr]
-    if report.layout == "triton":
-        return [("Triton Inference Server", "tritonserver --model-repository=.")]
-    if runtime != "onnxruntime":
-        return []
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    session = f'onnxruntime.InferenceSession("model.onnx", providers=["{provider}"])'
-    found = [("ONNX Runtime", f"import onnxruntime\n\nsession = {session}")]
-    if report.layout == "genai" and decoder:
-        found.append(("onnxruntime-genai", 'import onnxruntime_genai\n\nmodel = onnxruntime_genai.Model(".")'))
-    return found
-
-
-# ------------------------------------------------------------------ how to make it again
-def command(report: Report) -> str:
-    """The command that compiles the engine, from its settings; those that everybody has are left out."""
-    words = ["moec", "compile", report.source]
-    for name, value in report.settings.items():
-        flag = _FLAGS.get(name, f"--{name.replace('_', '-')}")
-        if value is None or value in ("", [], ()) or (name in _DEFAULTS and value == _DEFAULTS[name]):
-            continue
-        if isinstance(value, bool):
-            words += [flag if value else f"--no-{flag[2:]}"]
-        elif isinstance(value, list | tuple):
-            words += [word for item in value for word in (flag, str(item))]
-        else:
-            words += [flag, _plain(value)]
-    return " ".join([*map(shlex.quote, words), "-o", "again/"])
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def ways_to_make(report: Report) -> list[tuple[str, str]]:
-    """Commands that make the engine anew; of a model that was made in memory there is none."""
-    if not report.source_hashes:
-        return []
-    again = "moec compile --from moec.json -o again/\nmoec diff . again/"
-    return [
-        ("The same settings, on the same files", again),
-        ("In full", command(report)),
-        ("The proof alone, on other inputs", "moec verify . --seed 2"),
+def job_summary(report: Report) -> str:
+    """Verdict, checks, how much of each bound is used, and the load of each expert in the first blocks."""
+    lines = [
+        f"## {one_line(model_name(report.source))} for {one_line(report.target)}",
+        "",
+        f"**{verdict(report)}**",
+        "",
     ]
+    rows = [(c.title, "passed" if c.ok else "**FAILED**", str(c.error() or c)) for c in report.proof.checks]
+    lines += [report.headline(), "", *markdown_table(("check", "", "found"), rows)]
+    if used := used_bounds(report):
+        lines += _plot("How much of each bound is used", "percent", used, 100.0)
+    for load in report.coverage.counted[:_MOST]:
+        each = [(str(expert), float(count)) for expert, count in enumerate(load.assignments)]
+        lines += _plot(f"Tokens of each expert in {load.module}", "tokens", each, max(load.assignments) or 1)
+    return shown("\n".join(lines)) + "\n"
+
+
+def used_bounds(report: Report) -> list[tuple[str, float]]:
+    """Of each bound of the proof that is a number: its name, and what was found in percent of it."""
+    return [(name, 100.0 * found / allowed) for name, found, allowed in _bounds(report) if allowed]
+
+
+def _bounds(report: Report) -> Iterator[tuple[str, float, float]]:
+    comparison, own, text = report.comparison, report.proof.own_quality, report.quality
+    if comparison.tolerance is not None:
+        caches = [o for o in comparison.outputs if o.name.startswith(_CACHE)]
+        yield from ((o.name, o.deviation, comparison.tolerance) for o in comparison.outputs if o not in caches)
+        yield from (("cache", max(o.deviation for o in caches), comparison.tolerance) for _ in caches[:1])
+    if own is not None:
+        yield "KL on its own text", own.kl_mean, own.max_kl
+    if text is not None and text.exam.max_kl is not None:
+        yield "KL on the text", text.kl_mean, text.exam.max_kl
+
+
+def _plot(title: str, unit: str, points: Sequence[tuple[str, float]], most: float) -> list[str]:
+    """A bar chart as Mermaid reads it: names in quotes, numbers without exponents."""
+    names = ", ".join(f'"{_name(name)}"' for name, _ in points)
+    values = ", ".join(_number(value) for _, value in points)
+    top = _number(max(most, *(value for _, value in points)))
+    body = [f'title "{_name(title)}"', f"x-axis [{names}]", f'y-axis "{unit}" 0 --> {top}', f"bar [{values}]"]
+    return ["```mermaid", "xychart-beta", *(f"    {line}" for line in body), "```", ""]
+
+
+def _name(text: str) -> str:
+    return one_line(text).replace('"', "'").replace("`", "'")
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".") if value < 1e15 else "0"

@@ -7,9 +7,7 @@ from dataclasses import replace
 from moec.proof.agreement import Agreement, BlockAgreement, LayerError
 from moec.proof.coverage import ExpertLoad
 from moec.report.charts import (
-    bytes_text,
     calibration_charts,
-    count_text,
     equal_inside,
     layer_charts,
     load_charts,
@@ -55,8 +53,3 @@ def test_fitted_routers_have_a_chart_and_other_passes_none() -> None:
 def test_a_run_is_drawn_under_what_it_measured() -> None:
     drawn = run_chart("decode", {"engine": [1.0, 2.0]})
     assert "Time of each further token" in drawn and drawn.count("<circle") == 2
-
-
-def test_units_suit_the_size() -> None:
-    assert [bytes_text(n) for n in (7, 2000, 3_480_000, 47e9)] == ["7 B", "1.95 KiB", "3.32 MiB", "43.8 GiB"]
-    assert [count_text(n) for n in (0, 950, 871_000, 46.7e9)] == ["0", "950", "871 k", "46.7 B"]

@@ -93,15 +93,22 @@ def test_the_size_is_shown_before_and_after() -> None:
     files = (Artefact("model.onnx", "ab" * 32, 2 * 2**20),)
     report = replace(make(), artefacts=files, size=Sizes(10**6, 8 * 2**20, 10**6, 250_000, 2, (8,), (2,)))
     text = html(report)
-    for part in ("2 MiB", "4.0 times smaller than the model&#39;s 8 MiB", "1 M", "250 k active a token (25%)"):
+    for part in ("2.00 MiB", "4.0 times smaller than the model&#39;s 8.00 MiB", "1.00 M", "250 K active a token (25%)"):
         assert part in text, part
-    assert "the model as it came: 8 MiB; the engine: 2 MiB" in text and "active a token" not in html(make())
+    assert "the model as it came: 8.00 MiB; the engine: 2.00 MiB" in text and "active a token" not in html(make())
     assert Report.from_json(report.to_json()).size == report.size
 
 
 def test_the_speed_is_shown_where_it_was_measured() -> None:
     text = html(make(), [SPEED])
-    for part in ("How fast it is", "A processor, 2 cores", "100.0", "tokens/s", "Time of each further token", "30 MiB"):
+    for part in (
+        "How fast it is",
+        "A processor, 2 cores",
+        "100.0",
+        "tokens/s",
+        "Time of each further token",
+        "30.0 MiB",
+    ):
         assert part in text, part
     assert text.count('class="run"') == 4 and "How fast it is" not in html(make())
 

@@ -1,67 +1,85 @@
-"""The figures that decide, and commands that do what they say."""
+"""A proof as Markdown for the page of a job: the table has every check, the plots are of the proof's own numbers."""
 
 from __future__ import annotations
 
-import shlex
+import re
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 
-from moec.cli.build import compile_command
-from moec.compiler.options import SETTINGS, Options
-from moec.proof.checks.text import TextQuality
-from moec.report.summary import command, tiles, ways_to_make, ways_to_run
+from moec import api
+from moec.proof.checks.outputs import Outputs
+from moec.report.report import Report
+from moec.report.summary import job_summary, used_bounds
 from tests.report.test_report import QUALITY, make, with_check
-from tests.report.test_speed import SPEED
 
 
-def test_what_is_not_known_has_no_tile() -> None:
-    assert [tile.name for tile in tiles(make(), ())] == ["Error", "Experts"]
-    assert [tile.name for tile in tiles(make(), [SPEED])] == ["Error", "Experts", "Speed"]
+@pytest.fixture(scope="module")
+def report(mixtral_engine: Path) -> Report:
+    return api.read_report(mixtral_engine)
 
 
-def test_quality_stands_in_the_place_of_the_error_where_a_text_decides() -> None:
-    tile = tiles(with_check(make(), TextQuality(QUALITY)), ())[0]
-    assert (tile.name, tile.figure) == ("Quality", "0.02") and "prose.txt" in tile.beside and tile.ok
+def plots(text: str) -> list[tuple[str, list[str], float, list[float]]]:
+    """Title, names, top and values of each plot, read as Mermaid's grammar has them."""
+    found = []
+    for block in re.findall(r"^```mermaid\n(.*?)^```$", text, re.M | re.S):
+        number = r"\d+(?:\.\d+)?"
+        lines = [
+            "xychart-beta",
+            'title "([^"]*)"',
+            r"x-axis \[(.*)\]",
+            rf'y-axis "[^"]*" 0 --> ({number})',
+            r"bar \[(.*)\]",
+        ]
+        match = re.fullmatch("\n    ".join(lines) + "\n", block)
+        assert match, block
+        assert all(re.fullmatch(number, value) for value in match[4].split(", "))
+        found.append(
+            (match[1], re.findall(r'"([^"]*)"', match[2]), float(match[3]), list(map(float, match[4].split(", "))))
+        )
+    return found
 
 
-def test_a_wrong_engine_has_a_red_tile() -> None:
-    assert not tiles(make(seed=-1), ())[0].ok and tiles(make(), ())[0].ok
+def test_the_table_has_every_check(report: Report) -> None:
+    text = job_summary(report)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(report.proof.checks) and all("| passed |" in row for row in rows[1:])
+    assert "**Equal to the untouched model" in text and "## mixtral for onnxruntime" in text
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"target": "onnxruntime:cpu,threads=2", "pipeline": "upcycle(experts=8, top_k=2), quantize(bits=8)", "seed": 3},
-        {"text": "a text.txt", "max_kl": 0.05, "cache": False, "leave_out": ("a*", "b"), "optimize_for": "throughput"},
-        {"inputs": ("ids=batch,sequence:int64<1000",), "tolerance": 0.25, "build": False, "layout": "plain"},
-    ],
-)
-def test_the_command_has_the_settings_of_the_report(settings: dict[str, Any]) -> None:
-    options = Options.of({"verify": "full", **settings})
-    report = replace(make(), source="a model/", settings=options.to_plain())
-    words = shlex.split(command(report))
-    assert words[:3] == ["moec", "compile", "a model/"]
-    parsed = compile_command.make_context("compile", words[2:]).params
-    given = {name: parsed[name] for name in SETTINGS if parsed.get(name) not in (None, ())}
-    assert Options.of({**given, "verify": "full"}).to_plain() == options.to_plain()
+def test_the_plots_are_of_the_proofs_numbers(report: Report) -> None:
+    bounds, *loads = plots(job_summary(report))
+    logits = next(o for o in report.comparison.outputs if o.name == "logits")
+    assert bounds[1] == ["logits", "cache"] and bounds[2] == 100
+    assert bounds[3][0] == pytest.approx(100 * logits.deviation / report.comparison.tolerance, rel=0.01)
+    assert [load[3] for load in loads] == [list(load.assignments) for load in report.coverage.counted]
+    assert all(top >= max(values) for _, _, top, values in loads)
 
 
-def test_ways_to_run_suit_target_and_layout() -> None:
+def test_a_failure_is_seen() -> None:
     report = make()
-
-    def names(**settings: Any) -> list[str]:
-        return [name for name, _ in ways_to_run(replace(report, settings={**report.settings, **settings}))]
-
-    assert names() == ["moec", "Python", "ONNX Runtime"]
-    assert names(layout="triton")[-1] == "Triton Inference Server" and names(target="tensorrt:sm90") == names()[:2]
-    cuda = replace(report, settings={**report.settings, "target": "onnxruntime:cuda"})
-    assert "CUDAExecutionProvider" in ways_to_run(cuda)[-1][1]
-    decoder = replace(report, account={"inputs": ["input_ids", "attention_mask", "past_key_values.0.key"]})
-    assert "Once upon" in ways_to_run(decoder)[0][1] and "--inputs" in ways_to_run(report)[0][1]
+    far = replace(report.comparison, outputs=tuple(replace(o, deviation=9.0) for o in report.comparison.outputs))
+    wrong = with_check(report, Outputs(far))
+    text = job_summary(wrong)
+    assert text.count("**FAILED**") == 1 and "Not proven equal" in text
+    (_, _, top, values), *_ = plots(text)
+    assert values[0] > 100 and top == max(values)
 
 
-def test_a_model_made_in_memory_has_no_command() -> None:
-    assert ways_to_make(make()) == [] and len(ways_to_make(replace(make(), source_hashes={"a": "b"}))) == 3
+def test_a_text_has_a_bound_too() -> None:
+    from moec.proof.checks.text import TextQuality
+
+    found = dict(used_bounds(with_check(make(), TextQuality(QUALITY))))
+    assert found["KL on the text"] == pytest.approx(40)
+
+
+def test_names_stay_in_their_quotes(report: Report) -> None:
+    (block, *_) = report.coverage.loads
+    from moec.proof.checks.experts import ExpertsReached
+
+    named = replace(report.coverage, loads=(replace(block, module='a"]\n```\n# Free'),))
+    found = report.proof.find(ExpertsReached)
+    assert found is not None
+    text = job_summary(with_check(report, replace(found, coverage=named)))
+    assert "\n# Free" not in text and plots(text)
