@@ -17,7 +17,7 @@ def keep_speed(folder: Path, speed: Speed) -> None:
     """Write a measurement into an engine's folder and draw its page again; the manifest stays as it is.
 
     Raises:
-        MoecError: M106 where the folder is no engine's, M210 where it cannot be written or a file of that name is not
+        MoecError: M201 where the folder is no engine's, M210 where it cannot be written or a file of that name is not
             moec's.
     """
     report = Report.read(folder / MANIFEST)

@@ -46,4 +46,4 @@ def test_a_file_of_somebody_else_is_not_touched(engine: Path) -> None:
     assert error.value.code == "M210" and (engine / SPEED_FILE).read_text() == "mine"
     with pytest.raises(MoecError) as error:
         keep_speed(engine.parent, SPEED)
-    assert error.value.code == "M106"
+    assert error.value.code == "M201"
