@@ -63,6 +63,7 @@ THROUGH = {
     "moec/cli/console.py": "tests/cli/test_bad_input.py",
     "moec/cli/look.py": "tests/cli/test_cli.py",
     "moec/cli/prove.py": "tests/cli/test_cli.py",
+    "moec/compiler/contest.py": "tests/cli/test_bench.py",
     "moec/compiler/engine_folder.py": "tests/compiler/test_prove_again.py",
     "moec/compiler/proving.py": "tests/compiler/test_compile.py",
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",

@@ -25,7 +25,7 @@ from moec.version import __version__
 COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
-    "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
+    "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
     "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "check", "attest": "attest",
     "explain": "look", "doctor": "look", "completion": "completion",
 }  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import without_padding
+from moec.program.decoder_signature import is_present, without_padding
 from moec.program.program import AppliedPass
 from moec.program.signature import Sample, converted
 from moec.proof.budgets import budget_of
@@ -70,7 +70,8 @@ class OutputError:
         relative: `‖difference‖ / ‖reference‖`, worst sample.
         cosine: of the flattened outputs, worst sample.
         top1: share of the rows (last dimension) whose largest element is at the same place; a tie in the reference
-            allows each of its places. None for integers and for rows of one element.
+            allows each of its places. None for integers, for rows of one element, and where a row is no choice: of a
+            cache, or of hidden states.
         top1_undecided: share of the rows that disagree where the reference's two candidates are no further apart than
             the tolerance, so that rounding may decide.
         problem: why it fails whatever the figures say (shape, NaN, missing); empty otherwise.
@@ -246,10 +247,15 @@ def _difference(name: str, want: Tensor, got: Tensor | None, margin: float) -> _
     if not want.is_floating_point():
         wrong = int((want != got).sum())
         return _Difference(want.numel(), problem=f"{wrong} of {want.numel()} integers differ" if wrong else "")
-    return _measure(want.double(), got.double(), margin)
+    return _measure(want.double(), got.double(), margin, _chooses(name))
 
 
-def _measure(want: Tensor, got: Tensor, margin: float) -> _Difference:
+def _chooses(name: str) -> bool:
+    """Whether the largest element of a row means something: not in keys and values, nor in what a layer passes on."""
+    return not is_present(name) and not any(word in name for word in ("hidden_state", "embed", "pooler"))
+
+
+def _measure(want: Tensor, got: Tensor, margin: float, chooses: bool) -> _Difference:
     """`margin`: how far apart two candidates of a row are, in spreads, that rounding may swap."""
     if not want.numel():
         return _Difference()
@@ -258,7 +264,7 @@ def _measure(want: Tensor, got: Tensor, margin: float) -> _Difference:
     product = norm * float(got.norm())
     cosine = min(1.0, float((want * got).sum()) / product) if product else float(norm == float(got.norm()))
     relative = float(error.norm()) / norm if norm else (math.inf if float(error.max()) else 0.0)
-    rows = _top1(want, got, margin * spread) if want.dim() and want.shape[-1] > 1 else (0, 0, 0)
+    rows = _top1(want, got, margin * spread) if chooses and want.dim() and want.shape[-1] > 1 else (0, 0, 0)
     sums = float(want.sum()), float(want.square().sum())
     lead = want.numel(), float(error.max()), float(error.sum()), spread
     return _Difference(*lead, *sums, relative, cosine, *rows, error_squares=float(error.square().sum()))
