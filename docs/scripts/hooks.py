@@ -1,4 +1,4 @@
-"""What MkDocs is told beside `mkdocs.yml`: generated pages, pages from outside `docs/`, and Markdown as GitHub reads it.
+"""What MkDocs is told beside `mkdocs.yml`: generated pages, pages from outside `docs/`, and our Markdown in its own.
 
 The pages are written for GitHub, where they are read beside the code. So links lead to files of the repository; a
 file that a page links to and that lies outside `docs/` is part of the site, under `project/`.
