@@ -21,8 +21,9 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # moec's own modules, an
 import reference  # noqa: E402
 
 PROJECT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-_LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
+_LINK = re.compile(r"(\]\(|^\[\w+\]: )([^)\s:#]+)(#[^)\s]*)?(\)|$)", re.MULTILINE)
 _FENCE = re.compile(r"^( *)```")
+_BLOCK = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 _ITEM = re.compile(r"^( *)(?:[-*]|\d+\.) ")
 _TITLES = re.compile(r" *<!-- (file: (?P<file>\S+)|output of the block above) -->\n( *```\w+)")
 
@@ -43,7 +44,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def _outside(pages: Iterable[Path]) -> list[str]:
     """Files of the repository, outside `docs/`, that pages link to."""
-    linked = {(page.parent / link).resolve() for page in pages for _, link, *_ in _LINK.findall(page.read_text())}
+    found = [(page, link) for page in pages for _, link, *_ in _LINK.findall(_BLOCK.sub("", page.read_text()))]
+    linked = {(page.parent / link).resolve() for page, link in found}
     inside = [str(path.relative_to(ROOT)) for path in linked if path.is_file() and path.is_relative_to(ROOT)]
     return sorted(path for path in inside if not path.startswith("docs/"))
 
@@ -55,8 +57,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown
     here = Path(uri).relative_to("project") if uri.startswith("project/") else Path("docs", uri)
     text = _TITLES.sub(lambda m: f'{m[3]} title="{m["file"] or "what it prints"}"', markdown)
+    parts = _BLOCK.split(text)  # every other one is a fence, and stays as it is
+    parts[::2] = [_prose(part, here, uri) for part in parts[::2]]
+    return lists("".join(parts))
+
+
+def _prose(text: str, here: Path, uri: str) -> str:
     text = re.sub(r"`[^`\n]+`", lambda m: m[0].replace(r"\|", "|"), text)  # in a table: here code needs no escape
-    return lists(_LINK.sub(lambda m: f"{m[1]}{_in_site(here, uri, m[2])}{m[3] or ''}{m[4]}", text))
+    return _LINK.sub(lambda m: f"{m[1]}{_in_site(here, uri, m[2])}{m[3] or ''}{m[4]}", text)
 
 
 def _in_site(here: Path, uri: str, link: str) -> str:
