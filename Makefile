@@ -1,5 +1,6 @@
 # make demo: compile a real model, run it, compare.   make test: everything.   make test-all: repeated cases too.
 # make docs: the documentation as a site, in site/.   make pictures: its plots, from benchmarks/results.
+# make first-hour: docs/first-hour.md, by doing it in an empty environment.
 # make wheel-demo: the demo from the installed wheel, in an environment that has nothing else.
 VENV ?= .venv
 PYTHON ?= python3
@@ -11,7 +12,7 @@ WHEEL_VENV ?= .venv-wheel
 NUMBERS = $(BIN)/python -m pytest -n 2 --dist worksteal -k "not every_gpu" tests/kernels tests/dialect
 OLD_CPU = OPENBLAS_CORETYPE=Nehalem ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-all numbers lint docs pictures wheel-demo clean
+.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
@@ -40,6 +41,9 @@ docs: $(STAMP)
 
 pictures: $(STAMP)
 	$(BIN)/python docs/scripts/pictures.py
+
+first-hour:
+	$(PYTHON) docs/scripts/first_hour.py
 
 # an editable install would hide a package that is missing in the wheel
 wheel-demo:

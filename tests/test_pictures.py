@@ -50,3 +50,31 @@ def test_a_picture_is_drawn_alike(pictures: ModuleType, tmp_path: Path) -> None:
     assert pictures.recorded(tmp_path / "a.svg") == as_json(pictures.quality())
     said = (tmp_path / "a.svg").read_text()
     assert "KL divergence, nats a token" in said and "experts dropped" in said, matplotlib.__version__
+
+
+def ratios(pictures: ModuleType, name: str, over: str) -> dict[str, dict[str, float]]:
+    """Case -> who -> time over moec's, as the results of decoders say it."""
+    found: dict[str, dict[str, float]] = {}
+    for row in pictures._read(name)["rows"]:
+        if row["unit"] == f"x {over}":
+            found.setdefault(row["case"], {})[row["who"]] = row["value"]
+    return found
+
+
+def test_the_comparison_says_what_was_measured(pictures: ModuleType) -> None:
+    page = (ROOT / "docs" / "beside.md").read_text()
+    exporter = pictures.experts_block()["OnnxExporter"]
+    whole, packed = (
+        ratios(pictures, "decoder_cpu", "moec"),
+        ratios(pictures, "quantized_decoder_cpu", "moec int4 rounded"),
+    )
+    for said in (
+        f"1 token | 1 | transformers' ONNX exporter {exporter['B']['1']:.2f}, {exporter['A']['1']:.2f} |",
+        f"1024 tokens | 1 | transformers' ONNX exporter {exporter['A']['1024']:.2f}, {exporter['B']['1024']:.2f} |",
+        f"| **llama.cpp {whole['moe decode']['llama.cpp']:.2f}** | [decoder_cpu.md]",
+        f"genai's builder {whole['dense decode']['genai builder']:.2f}, "
+        f"llama.cpp {whole['dense decode']['llama.cpp']:.2f} |",
+        f"Qwen3-MoE, 4 bits, decoding | 1 | **llama.cpp {packed['moe']['llama.cpp q4_0']:.2f}** |",
+        f"dense Qwen3, 4 bits, decoding | 1 | **genai's builder {packed['dense']['genai builder int4']:.2f}** |",
+    ):
+        assert said in page, said
