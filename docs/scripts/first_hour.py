@@ -146,11 +146,10 @@ def _wrapped(line: str) -> list[str]:
 def _head(seconds: float) -> str:
     load = os.getloadavg()[0]
     where = f"Python {platform.python_version()}, {os.cpu_count()} cores that others share, load {load:.1f}"
-    return f"""# How does the first hour go?
-
-Written by `make first-hour`, which runs these commands in an empty environment and writes down what they print. All of
-them together took {seconds / 60:.1f} minutes ({where}; packages from a mirror nearby). Nothing else was typed.
-"""
+    said = f"""Written by `make first-hour`, which runs these commands in an empty environment and writes down what they
+print. All of them together took {seconds / 60:.1f} minutes ({where}; packages from a mirror nearby). Nothing else was
+typed."""
+    return f"# How does the first hour go?\n\n{textwrap.fill(said, 120)}\n"
 
 
 def main() -> None:
