@@ -12,9 +12,9 @@ import click
 from moec import registry
 from moec.cli.completion import completer
 from moec.cli.config import read_config
-from moec.cli.console import common, emit, progress, say
+from moec.cli.console import common, emit, progress, say, say_verdict
 from moec.cli.script import script
-from moec.cli.settings import given_settings, setting_options, text_options, trust_options
+from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
 from moec.files.fresh import write_new
@@ -39,6 +39,7 @@ from moec.targets.target import Target
 @setting_options()
 @click.option("--precision", help="Of the engine's floats, as --target says it: short for --target …,precision=fp16.")
 @trust_options
+@run_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -71,6 +72,7 @@ def compile_command(
     precision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
+    require_run: bool,
     as_json: bool,
     quiet: bool,
     **_: Any,
@@ -89,7 +91,12 @@ def compile_command(
     if precision is not None:
         target = Target.parse(str(settings.get("target", SETTINGS["target"].default)))
         settings["target"] = with_precision(target, precision)
-    rest: dict[str, Any] = {"out": out, "trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    rest: dict[str, Any] = {
+        "out": out,
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+        "require_run": require_run,
+    }
     if gen_script:
         _write_script(
             gen_script, script(manifest or str(model), settings, dump, rebuild=bool(manifest), **rest), as_json
@@ -146,6 +153,7 @@ def _refuse_together(model: str | None, manifest: Path | None, config: Path | No
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @text_options
 @trust_options
+@run_option
 @common
 def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Finish ENGINE, which `moec compile --no-build` wrote, with the runtime and the GPU of this machine, and prove it
@@ -163,6 +171,7 @@ def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, *
 
 def _say(folder: Path, report: Any, as_json: bool) -> None:
     if as_json:
-        emit({"ok": True, "folder": str(folder), "report": report.to_dict()})
+        said = {"verdict": report.verdict, "proven_on_target": report.proof.proven_on_target}
+        emit({"ok": True, **said, "folder": str(folder), "report": report.to_dict()})
     else:
-        say(f"{folder}  {report.headline()}")
+        say_verdict(f"{folder}  {report.headline()}")
