@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from moec.cli.config import read_config
 from moec.cli.console import common, emit, progress, say, say_verdict
 from moec.cli.script import script
 from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
+from moec.cli.terminal import TERMINAL
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
 from moec.files.fresh import write_new
@@ -120,7 +120,7 @@ def _hooks(dump: Path | None, print_after: tuple[str, ...]) -> list[Any]:
     from moec.pipeline.hooks import DumpHook, PrintHook
 
     only = [name for name in print_after if name != "all" and registry.find("passes", name)]
-    printing = [PrintHook([] if "all" in print_after else only, sys.stderr)] if print_after else []
+    printing = [PrintHook([] if "all" in print_after else only, TERMINAL.stream(err=True))] if print_after else []
     return [*([DumpHook(dump)] if dump else []), *printing]
 
 
