@@ -18,7 +18,7 @@ TERMINAL = r"""
 import sys, time
 assert sys.stdout.isatty()
 sys.stdout.write("\r\x1b[K  capture    …"); sys.stdout.flush(); time.sleep(0.05)
-print("\r\x1b[K  \x1b[1mcapture\x1b[0m    9 nodes")
+print("\r\x1b[K  build      …\n\x1b[?25h\r\x1b[1A\x1b[2K  \x1b[1mcapture\x1b[0m    9 nodes")
 """
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 WIDTH = 118  # columns
+_MOVES = re.compile(r"(\n|\r|\x1b\[\d*A|\x1b\[2?K|\x1b\[\?\d+[hl])")
 _FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)  # from a server: the reader's own monospaced font will do
 
 
@@ -33,8 +34,18 @@ def printed(command: str) -> str:
 
 def settled(text: str) -> str:
     """The lines as they stand in the end: what a progress line said before it was written over is gone."""
-    lines = [re.split(r"\r(?=.)|\x1b\[2?K", line.rstrip("\r"))[-1] for line in text.replace("\r\n", "\n").split("\n")]
-    return "\n".join(re.sub(r"\x1b\[\?\d+[hl]|\x1b\[\d*A", "", line) for line in lines).strip("\n")
+    lines, row = [""], 0
+    for part in _MOVES.split(text.replace("\r\n", "\n")):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif up := re.fullmatch(r"\x1b\[(\d*)A", part):
+            row = max(0, row - int(up[1] or 1))
+        elif part == "\r" or re.fullmatch(r"\x1b\[2?K", part):
+            lines[row] = ""
+        elif not re.fullmatch(r"\x1b\[\?\d+[hl]", part):
+            lines[row] += part
+    return "\n".join(lines).strip("\n")
 
 
 def draw(command: str, text: str) -> str:
