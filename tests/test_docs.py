@@ -243,6 +243,13 @@ def test_the_table_of_checks_has_every_check() -> None:
     assert named == [check.name for check in CHECKS]
 
 
+def test_the_table_of_features_marks_each() -> None:
+    text = prose(ROOT / "docs/features.md").partition("| # |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in text.splitlines()[2:]]
+    assert [row[0] for row in rows] == [str(n) for n in range(1, 26)]
+    assert {row[2] for row in rows} <= {"yes", "in part", "no"} and all(len(row) == 4 for row in rows)
+
+
 def test_the_index_names_every_page() -> None:
     listed = set(links(ROOT / "docs/README.md"))
     assert listed == {p.name for p in (ROOT / "docs").glob("*.md")} - {"README.md"}
