@@ -26,7 +26,7 @@ COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
-    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "check", "attest": "attest",
+    "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check", "attest": "attest",
     "explain": "look", "doctor": "look", "completion": "completion",
 }  # fmt: skip
 SUMMARIES = {
@@ -37,6 +37,7 @@ SUMMARIES = {
     "run": "Continue a prompt with a decoder, or run any engine once.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
     "ls": "List passes, targets and presets, or the engines in a folder.",
+    "cp": "Copy a preset to a file, to be changed.",
     "diff": "Show what two engines differ in.",
     "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
     "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
