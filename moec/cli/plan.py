@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ from moec.planning.devices import GIB
 from moec.planning.versus import turns
 
 if TYPE_CHECKING:
+    from moec.compiler.foresee import Foreseen
     from moec.planning.estimate import Estimate, Situation
 
 Row = tuple[str, ...]
@@ -44,9 +46,13 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
 @click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
+@click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
+@click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
 @common
 def plan_command(
     model: str,
+    pipeline: str,
+    targets: tuple[str, ...],
     formats: tuple[str, ...],
     devices: tuple[str, ...],
     batches: tuple[int, ...],
@@ -57,17 +63,19 @@ def plan_command(
     quiet: bool,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
+    from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
 
     found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
+    compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     if as_json:
-        emit(found.to_dict())
+        emit({**found.to_dict(), "compile": [asdict(each) for each in compiled]})
         return
     for line in _model_lines(found):
         say(line)
     tables = [_rows(found), _rank_rows(found), _beside_rows(found)]
     say("\n" + "\n\n".join(aligned(rows) for rows in tables if rows))
-    for line in _notes(found):
+    for line in [*_notes(found), *(line for each in compiled for line in _compile_lines(each))]:
         say(line)
 
 
@@ -143,6 +151,17 @@ def _notes(found: Estimate) -> list[str]:
         where = f"; this turns at batch {' and '.join(map(str, changes))}" if changes else " at every batch"
         notes.append(f"{first} beside {other}: at batch 1 {least} reads less a token{where}")
     return notes
+
+
+def _compile_lines(each: Foreseen) -> list[str]:
+    """What compiling for a target would do."""
+    lines = ["", f"{each.target}: {'refused' if each.refusals else 'takes it'}  ({each.model})"]
+    for step in each.steps:
+        lines.append(f"  {step.name}: {step.rewrites} rewrites")
+        lines += [f"    not {miss}" for miss in step.misses]
+    for reason, fix in each.refusals:
+        lines += [f"  because {reason}", f"  fix: {fix}"]
+    return lines if each.refusals else [*lines, f"  {each.command}"]
 
 
 def aligned(rows: list[Row]) -> str:

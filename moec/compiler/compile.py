@@ -25,7 +25,7 @@ from moec.program.program import Program
 from moec.progress import Progress
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend, refuse
-from moec.targets.rehearsal import rehearse
+from moec.targets.rehearsal import refused_early
 from moec.text.corpus import corpus_of, read_calibration
 
 
@@ -67,7 +67,7 @@ def compile_source(
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
-        refuse(rehearse(captured, options.pipeline, backend, options.target))
+        refuse(refused_early(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
         check_finite(captured)
         progress.done("all finite")

@@ -138,6 +138,12 @@ class Source(ABC):
         """The shape of a model that this class `opens`, from its config alone; None where it keeps none."""
         return None
 
+    @classmethod
+    def described(cls, model: str) -> Source | None:
+        """The model as its config describes it, weights or none: it can be captured, not loaded. It may be cut to the
+        layers that hold every kind of layer. None where models keep no config."""
+        return None
+
     @property
     def places(self) -> tuple[Path, ...]:
         """The files and folders that the model is read from; no engine is put in their place."""

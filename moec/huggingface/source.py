@@ -23,6 +23,7 @@ from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
 from moec.huggingface.reading.cache import cache_signature, has_cache
+from moec.huggingface.reading.described import Described
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
@@ -110,8 +111,12 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def shape(cls, model: str) -> Shape | None:
-        """See `moec.huggingface.shape.shape_of`."""
         return shape_of(model)
+
+    @classmethod
+    def described(cls, model: str) -> HuggingFaceSource:
+        origin = Described(model)
+        return cls(origin.text, origin)
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:

@@ -55,3 +55,10 @@ def test_two_models_and_ranks(cli: Cli, tmp_path: Path) -> None:
     assert found["expert_parallel"][0]["ranks"] == 8
     cli("plan", mixture, "--ranks", "3", status=2)
     assert "--ranks 2" in cli.err
+
+
+def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
+    text = cli("plan", path, "-t", "onnxruntime", "-t", "onnxruntime:x=1")
+    assert f"moec compile {path} --target onnxruntime" in text
+    assert "onnxruntime:x=1: refused" in text and "fix: options are precision=" in text

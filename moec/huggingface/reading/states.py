@@ -23,7 +23,7 @@ def states_of(model: Any) -> tuple[tuple[State, ...], tuple[str, ...]]:
         return (), ()
     config = model.config.get_text_config()
     states, unknown = [], []
-    for number, layer in _layers(model):
+    for number, layer in layers_of(model):
         found = _latent(layer) or _keys_and_values(layer, config, _window(config, number)) or _recurrent(layer)
         if found is None:
             unknown.append(f"what layer {number} ({type(layer).__name__}) carries from token to token")
@@ -32,7 +32,8 @@ def states_of(model: Any) -> tuple[tuple[State, ...], tuple[str, ...]]:
     return tuple(states), tuple(unknown)
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+def layers_of(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+    """Every layer of a model with its number, in order."""
     for name, module in model.named_modules():
         match = _LAYER.fullmatch(name)
         if match and not (match[1] and _LAYER.match(match[1])):
