@@ -14,16 +14,19 @@ from moec.compiler.engine_folder import open_recorded, options_of, require_same_
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
+from moec.compiler.programs import capture
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, is_decoder
-from moec.frontend.export import Dynamic, capture
+from moec.frontend.export import Dynamic
+from moec.frontend.samples import specs_of
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.conditions import nearest
+from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
 from moec.proof.exam import Exam
@@ -41,7 +44,7 @@ from moec.timing.engines import Benchmark, bench_engines
 
 __all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
-Model = str | Path | nn.Module | Source
+Model = str | Path | nn.Module | Source | Program
 
 
 def compile(
@@ -91,8 +94,8 @@ def compile(
         MoecError: with the code of whatever ended the compilation; then nothing was published.
     """
     given = {name: value for name, value in locals().items() if name in SETTINGS}
-    if isinstance(inputs, Mapping):  # tensors are no setting: the manifest cannot say them
-        given["inputs"] = ()
+    if isinstance(inputs, Mapping):  # the manifest says what they are samples of
+        given["inputs"] = specs_of(inputs, dynamic)
     options = Options.of(given)
     find_backend(options.target, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(
@@ -190,11 +193,12 @@ def verify(
     max_perplexity_ratio: float | None = None,
     **opening: Any,
 ) -> Verification:
-    """Prove an engine again: against its source (default), another engine's folder, or another model.
+    """Prove an engine again: against its source (default; one that was made in memory has to be given, and must have
+    the weights of then), another engine's folder, or another model.
 
-    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`,
-    its `quality` is there too, see `moec.proof.exam.Exam`. Bounds are those that are given here, else moec's own; the
-    manifest's count where they ask for more.
+    Other inputs than the compile's are used (`seed`). Returns the proof, whose `ok` is the verdict. With a `text`, its
+    `quality` is there too, see `moec.proof.exam.Exam`. Bounds are those given here, else moec's own, or the manifest's
+    where these ask for more.
     """
     budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     asked = _asked(seed=seed, tolerance=tolerance, text=text, **budget)
@@ -216,8 +220,8 @@ def page(engine: str | Path, proof: Verification) -> str:
 def bisect(
     engine: str | Path, *, seed: int = 1, tolerance: float | None = None, max_kl: float | None = None, **opening: Any
 ) -> Divergence:
-    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
-    model, see `moec.proof.bisection`. `seed`, `tolerance` and `max_kl` as in `verify`."""
+    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched model, see
+    `moec.proof.bisection`. `seed`, `tolerance` and `max_kl` as in `verify`."""
     read = read_settings({"seed": seed, "tolerance": tolerance, "max_kl": max_kl})
     return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"], read["max_kl"])
 
@@ -231,7 +235,7 @@ def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tenso
 
 
 def read_report(folder: str | Path) -> Report:
-    """The report in an engine's folder. Raises M106 when it is missing or not one."""
+    """The report in an engine's folder. Raises M106 when it is missing or none."""
     return Report.read(Path(folder) / MANIFEST)
 
 
@@ -285,11 +289,9 @@ def bench(
     """
     opened = [e if isinstance(e, Engine) else load(e) for e in engines]
     if eager:
-        folder = next((e for e in engines if not isinstance(e, Engine)), None)
+        folder, fix = next((e for e in engines if not isinstance(e, Engine)), None), "pass one engine as its folder"
         if folder is None:
-            raise MoecError(
-                "M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder"
-            )
+            raise MoecError("M201", "no engine folder names the model", "bench(eager=True)", fix)
         report = read_report(folder)
         opened.append(open_recorded(report, opening).reference())
         opened[-1].be_timed()
