@@ -21,8 +21,10 @@ from tests.moe_module import MoeModel
 IDS = torch.randint(3, zoo.VOCAB, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "mixtral", "bert"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("name", "masked"),
+    [("llama", True), ("mixtral", False), ("bert", False), pytest.param("qwen3_moe", True, marks=pytest.mark.repeats)],
+)
 def test_a_transformers_model_in_memory_is_captured_as_it_stands(name: str, masked: bool) -> None:
     model = zoo.build(name)
     sample = torch.randint(3, 90, (3, 11))
@@ -89,7 +91,6 @@ def test_a_trained_module_keeps_cache_tokenizer_and_layout(
     assert not torch.allclose(trained.program.run(input_ids=IDS)["logits"], want * 1.01, atol=1e-3)  # the mutant
     saved = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
     assert torch.allclose(saved(input_ids=IDS).logits, want, atol=1e-4)
-    assert moec.verify(tmp_path / "engine", trained).ok
     cli("verify", str(tmp_path / "engine"), status=2)
     assert "made in memory" in cli.err and "hf download" not in cli.err and len(cli.err.strip().splitlines()) == 3
     with torch.no_grad():
@@ -97,6 +98,14 @@ def test_a_trained_module_keeps_cache_tokenizer_and_layout(
     with pytest.raises(MoecError) as caught:
         moec.verify(tmp_path / "engine", trained)
     assert caught.value.code == "M106" and IN_MEMORY in caught.value.what
+
+
+@pytest.mark.repeats
+def test_a_decoder_in_memory_is_compiled_and_verified_and_so_is_what_was_made_of_it(tmp_path: Path) -> None:
+    for n, model in enumerate((zoo.build("mixtral"), zoo.captured("llama").module(trainable=True))):
+        inputs = {"input_ids": IDS} if n == 0 else None
+        assert moec.compile(model, inputs=inputs, out=tmp_path / str(n)).layout == "genai"
+        assert moec.verify(tmp_path / str(n), model).ok
 
 
 @pytest.mark.parametrize(
