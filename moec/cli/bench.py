@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.console import QuietProgress, common, emit, say
+from moec.cli.console import common, emit, say
 from moec.cli.interruption import INTERRUPTION
+from moec.cli.live import QuietProgress
 from moec.cli.settings import WHOLE, trust_options
 from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
