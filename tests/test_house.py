@@ -30,6 +30,7 @@ ROOMS = [
     "execution",
     "pipeline",
     "layouts",
+    "planning",
     "recognition",
     "frontend",
     "targets",
@@ -67,6 +68,8 @@ THROUGH = {
     "moec/compiler/engine_folder.py": "tests/compiler/test_prove_again.py",
     "moec/compiler/proving.py": "tests/compiler/test_compile.py",
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",
+    "moec/huggingface/reading/parts.py": "tests/huggingface/test_shape.py",
+    "moec/huggingface/reading/states.py": "tests/huggingface/test_shape.py",
     "moec/version.py": "tests/cli/test_cli.py",
     "backends/onnxruntime/backend.py": "tests/backends/test_conformance.py",
 }

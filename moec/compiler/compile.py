@@ -30,7 +30,7 @@ from moec.report.size import sizes_of
 from moec.shown import size_of
 from moec.startup import seldom_collected
 from moec.targets.backend import Backend, find_backend, refuse
-from moec.targets.rehearsal import rehearse
+from moec.targets.rehearsal import refused_early
 from moec.text.corpus import corpus_of, read_calibration
 
 
@@ -80,7 +80,7 @@ def compile_source(
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
-        refuse(rehearse(captured, options.pipeline, backend, options.target))
+        refuse(refused_early(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
         check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))
         progress.done("all finite")

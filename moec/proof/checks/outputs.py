@@ -46,6 +46,7 @@ class Outputs(Check):
             f"max |d|/std {worst.deviation:.2g} ({found.allowed}), max |d| {worst.max_abs:.2g}, "
             f"cosine {worst.cosine:.4g}"
         )
+        figures = figures if found.max_rms is None else found.figures(worst)
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
         return (OverBudget if self.approximate else MoecError)("M101", what, where, self.way_out)
@@ -83,16 +84,28 @@ class Outputs(Check):
     @property
     def note(self) -> str:
         found = self.comparison
+        lead = f"{found.candidate} beside {found.reference}, {found.samples} inputs."
+        if found.max_rms is not None:
+            return (
+                f"{lead} What decides is rms(d)/std, the root mean square of the differences, measured in standard "
+                f"deviations of the reference's output; {found.max_rms:g} is the budget of {found.why}."
+            )
         return (
-            f"{found.candidate} beside {found.reference}, {found.samples} inputs. The first figure decides: the "
-            "largest difference, measured in standard deviations of the reference's output."
+            f"{lead} The first figure decides: the largest difference, measured in standard deviations of the "
+            "reference's output."
         )
+
+    def _spread(self, o: OutputError) -> dict[str, str]:
+        bound = self.comparison.max_rms
+        return {} if bound is None else {"rms(d)/std": f"{o.rms:.2e}", "rms allowed": figure_of(bound)}
 
     def _values(self, o: OutputError, ranked: bool) -> dict[str, str]:
         hangs = f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else ""
+        found = self.comparison
         values = {
             "max|d|/std": f"{o.deviation:.2e}",
-            "allowed": "–" if self.comparison.tolerance is None else figure_of(self.comparison.tolerance),
+            "allowed": "–" if found.tolerance is None else figure_of(found.tolerance),
+            **self._spread(o),
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",
             "relative": f"{o.relative:.2e}",
