@@ -279,6 +279,7 @@ def bench(
     forward: bool = False,
     max_tokens: int = 32,
     save: bool = False,
+    progress: Progress | None = None,
     **opening: Any,
 ) -> Benchmark:
     """Time engines beside each other, in turns, on the same inputs: as decoders where all of them are, else forward.
@@ -291,10 +292,5 @@ def bench(
         forward: time single forward passes of decoders too. max_tokens: new tokens of a text.
         save: keep each folder's times in it, so that its page shows them; see `moec.report.speed`.
     """
-    contest = Contest(engines, load, opening)
-    if eager:
-        contest.add_eager()
-    found = contest.run(sizes, runs, warmup, max_tokens, forward)
-    if save:
-        contest.keep(found)
-    return found
+    contest = Contest(engines, load, opening, eager)
+    return contest.run(sizes, runs, warmup, max_tokens, forward, save, progress)
