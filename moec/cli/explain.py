@@ -1,9 +1,10 @@
-"""What `moec explain NAME` says: of a pass, a target, a preset or an error code."""
+"""What `moec explain NAME` says: of a pass, a target, a preset, an operator or an error code."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from moec.errors import CODES, EXIT_CODES, MoecError
 from moec.targets.target import Target
 
 _COST = "#   "  # how a line of a preset begins that says what it cost on a model
+OPERATORS = ("route", "experts", "moe", "attention", "dequantize", "dequantize_float")
 
 
 def explain(name: str) -> tuple[dict[str, Any], str]:
@@ -25,7 +27,10 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
         return _target(Target.parse(name).backend if name != backend else name)
     if name in presets():
         return _preset(name)
-    known = [*registry.names("passes"), *registry.names("backends"), *presets(), *CODES]
+    operators = [f"moec::{operator}" for operator in OPERATORS]
+    if name in operators or f"moec::{name}" in operators:
+        return _operator(name.removeprefix("moec::"))
+    known = [*registry.names("passes"), *registry.names("backends"), *presets(), *CODES, *operators]
     raise MoecError("M202", f"nothing is called {name!r}", "moec explain", _nearest(name, known))
 
 
@@ -39,6 +44,13 @@ def _preset(name: str) -> tuple[dict[str, Any], str]:
     costs = [line.removeprefix(_COST) for line in text.splitlines() if line.startswith(_COST)]
     data = {"preset": name, "what": presets()[name], "costs": costs, "toml": text}
     return data, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
+
+
+def _operator(name: str) -> tuple[dict[str, Any], str]:
+    from moec.dialect.described import describe  # imports torch
+
+    data = describe(name)
+    return data, f"{data['schema']}\n\n{data['doc']}"
 
 
 def _code(name: str) -> tuple[dict[str, Any], str]:
@@ -60,4 +72,16 @@ def _pass(name: str) -> tuple[dict[str, Any], str]:
     doc = inspect.getdoc(cls)
     data = {"pass": name, "contract": cls.contract, "after": list(cls.after), "options": fields, "doc": doc}
     options = ", ".join(f"{key}={value!r}" for key, value in fields.items())
-    return data, f"{name}({options})\ncontract: {cls.contract}\n\n{doc}"
+    return data, f"{name}({options})\ncontract: {cls.contract}\n\n{doc}\n\n{_in_a_file(name, fields)}"
+
+
+def _in_a_file(name: str, fields: dict[str, Any]) -> str:
+    """How a pass stands in a TOML file; options whose defaults TOML cannot say are left out."""
+    said = [f"{key} = {_toml(value)}" for key, value in fields.items() if value is not None]
+    return "\n".join(
+        ["in a file for --config, with the options that you want:", "", "[[pass]]", f'name = "{name}"', *said]
+    )
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else json.dumps(value)

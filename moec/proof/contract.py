@@ -54,6 +54,11 @@ class VerifyHook(Hook):
         self.comparisons: list[tuple[str, Comparison]] = []
         self.judged: list[tuple[str, OwnQuality]] = []
 
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The inputs that passes are held to, the smallest first."""
+        return self._samples
+
     def before(self, step: int, item: Pass, program: Program) -> None:
         self._previous = StreamingEngine(program.clone())
         self._captured = self._captured or self._previous
