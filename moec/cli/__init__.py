@@ -12,8 +12,11 @@ from typing import Any
 
 import click
 
-from moec.cli.console import INTERRUPTION, fail
+from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.interruption import INTERRUPTION
+from moec.cli.live import clear_screen
+from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.registry import did_you_mean
 from moec.startup import seldom_collected
@@ -23,8 +26,8 @@ COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
-    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "shelf", "explain": "look", "doctor": "look",
-    "completion": "completion",
+    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "check", "attest": "attest",
+    "explain": "look", "doctor": "look", "completion": "completion",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -36,6 +39,7 @@ SUMMARIES = {
     "ls": "List passes, targets and presets, or the engines in a folder.",
     "diff": "Show what two engines differ in.",
     "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
+    "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
     "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
     "completion": "Print the script that lets a shell complete moec's commands.",
@@ -88,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the status that the error's code says."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:] if argv is None else argv
     if COMPLETION in os.environ:  # a shell asks how a command could go on
         cli.main(arguments, prog_name="moec")
@@ -101,11 +106,14 @@ def main(argv: list[str] | None = None) -> None:
             status = _ended(error, arguments, as_json, debug)
         finally:
             INTERRUPTION.remove()
+            clear_screen()
+            TERMINAL.reset()
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:
     """Say why the command line ended; returns the exit status."""
+    clear_screen()
     if isinstance(error, ClosedPipeError | BrokenPipeError):
         return drop_output()
     if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.seen:

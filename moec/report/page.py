@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.report.account import account_tables
 from moec.report.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
+from moec.report.markdown_table import markdown_table
 from moec.report.report import Report
-from moec.shown import one_line, shown
+from moec.shown import shown
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"  # beside this file, whatever `moec` is elsewhere
 _FORMS = {
@@ -33,20 +34,20 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
     for section in map(section_of, report.proof.checks):
         lines += [f"## {section.title}{'' if section.ok else ': FAILED'}", "", section.text, ""]
-        lines += _table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
+        lines += markdown_table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
     inside = report.proof.quality.agreement if report.proof.quality else None
     if inside:
-        lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
-    lines += _table(
+        lines += markdown_table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
+    lines += markdown_table(
         ("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps]
     )
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
     lines += [f"- {note}" for note in [proof_note(report)] if note]
     for title, rows, columns in forms_of(report):
-        lines += ["", f"## {title}", "", *_table(tuple(columns), [tuple(row) for row in rows])]
+        lines += ["", f"## {title}", "", *markdown_table(tuple(columns), [tuple(row) for row in rows])]
     files = [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
-    lines += ["", *_table(("file", "bytes", "SHA-256"), files)]
-    lines += _table(("environment", ""), list(report.environment.items()))
+    lines += ["", *markdown_table(("file", "bytes", "SHA-256"), files)]
+    lines += markdown_table(("environment", ""), list(report.environment.items()))
     return shown("\n".join(lines))
 
 
@@ -112,29 +113,34 @@ def html(report: Report) -> str:
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
     proof = report.proof
-    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
+    comparison = proof.comparison
     reference = "the untouched model" if comparison.reference.startswith("eager") else comparison.reference
-    failed = next((error for error in (check.error() for check in proof.checks) if error), None)
-    if failed:
+    if failed := proof.error:
         return f"Not proven equal to {reference}: {failed.what}"
-    on = "".join(f", on {where}" for where in [proof.elsewhere] if where) + (
-        f"; {proof.limits}" if proof.limits else ""
-    )
+    said = "; ".join([_closeness(report, reference), *([proof.limits] * bool(proof.limits))])
+    said = said if proof.proven_on_target else f"{proof.verdict}: {said}"
+    return said[0].upper() + said[1:]
+
+
+def _closeness(report: Report, reference: str) -> str:
+    """How near an engine that passed is to its reference."""
+    proof = report.proof
+    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
     where = " wherever half precision can tell experts apart" if decided else ""
     every = f", {proof.coverage.every}" if proof.coverage.loads else ""
     if not any(step["contract"] == "approximate" for step in report.steps):
-        return f"Equal to {reference}{where}{every}{on}"
+        return f"equal to {reference}{where}{every}"
     if own := proof.own_quality:
         return (
-            f"Close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
-            f"{own.top1:.1%}{every}{on}"
+            f"close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
+            f"{own.top1:.1%}{every}"
         )
     if quality:
         return (
-            f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
-            f"{quality.perplexity_ratio:.4f} times its perplexity{on}"
+            f"close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
+            f"{quality.perplexity_ratio:.4f} times its perplexity"
         )
-    return f"Close to {reference}: {comparison}{every}{on}"
+    return f"close to {reference}: {comparison}{every}"
 
 
 def proof_note(report: Report) -> str:
@@ -203,11 +209,3 @@ def _shown(value: Any) -> Any:
 
 def _listed(experts: tuple[int, ...]) -> str:
     return ", ".join(map(str, experts)) or "–"
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return []
-    lines = (" | ".join(one_line(cell).replace("|", "\\|") for cell in row) for row in (header, *rows))
-    head, *body = (f"| {line} |" for line in lines)
-    return [head, "|" + "---|" * len(header), *body, ""]
