@@ -28,6 +28,7 @@ VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
     "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
     "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion",
+    "cache": "tidy", "clean": "tidy",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -44,6 +45,8 @@ SUMMARIES = {
     "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
     "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
+    "cache": "Show the cache of quantized weights, or prune it.",
+    "clean": "Remove what killed runs left behind in a folder.",
     "completion": "Print the script that lets a shell complete moec's commands.",
 }
 
