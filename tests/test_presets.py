@@ -3,6 +3,8 @@ what they say."""
 
 from __future__ import annotations
 
+import json
+import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from moec.proof.own_text import OwnQuality, judge, write_own_text
 from tests import learned, zoo
 from tests.command_line import Cli
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TRAINED = Path(__file__).parents[2] / "shared" / "models" / "stdlib-llama"
 # bits of: an expert's first and last matrix, attention beside experts; a dense model's first and last, attention
 WIDTHS = {
@@ -59,6 +62,35 @@ def judged(program: Any) -> OwnQuality:
     reference = source.reference()
     text = write_own_text(reference, source, 0)
     return judge(reference, StreamingEngine(program), text, budget_of(program.history))
+
+
+# ---------------------------------------------------------------------- what is said of their cost
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import presets
+
+        yield presets
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_what_a_preset_says_it_cost_was_measured(cli: Cli, bench: Any, name: str) -> None:
+    rows = json.loads((BENCHMARKS / "results" / "presets.json").read_text(encoding="utf-8"))["rows"]
+    said = cli.json("explain", name)
+    assert said["costs"] == bench.costs(rows, name) and said["costs"]
+    assert "KL" in said["costs"][0] and said["what"] and all(line in cli("explain", name) for line in said["costs"])
+
+
+def test_every_preset_was_verified_and_is_smaller_than_the_one_before(bench: Any) -> None:
+    rows = json.loads((BENCHMARKS / "results" / "presets.json").read_text(encoding="utf-8"))["rows"]
+    value = {(*r["case"].rsplit(", ", 1), r["who"]): r["value"] for r in rows}
+    for model in {r["case"].rpartition(", ")[0] for r in rows if r["who"] == "verified"}:
+        assert all(value[model, name, "verified"] == 1 for name in WIDTHS)
+        sizes = [value[model, name, "bytes"] for name in ("plain", "int8", "balanced", "int4", "small")]
+        assert sizes == sorted(sizes, reverse=True) and len({*sizes}) == 5
 
 
 # ---------------------------------------------------------------------- as a user would
