@@ -5,6 +5,7 @@ The card is the folder's README.md, whose head is YAML as the hub's documentatio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def task_of(model_class: str) -> str:
     """The task of a model class as hubs call it; what has no head gives features."""
     from transformers.modelcard import TASK_MAPPING
 
-    heads = {name: task for task, classes in TASK_MAPPING.items() for name in classes.values() if isinstance(name, str)}
-    return heads.get(model_class, "feature-extraction")
+    mapping: Mapping[str, Mapping[str, Any]] = TASK_MAPPING
+    return next((task for task, classes in mapping.items() if model_class in classes.values()), "feature-extraction")
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def _card(folder: Path) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        return dict(ModelCard(read_inside(folder / CARD, folder), ignore_metadata_errors=True).data.to_dict())
+        data: Any = ModelCard(read_inside(folder / CARD, folder), ignore_metadata_errors=True).data
+        return dict(data.to_dict())
     except (MoecError, OSError, ValueError):
         return {}
     except Exception as error:  # YAML's own errors, of a library that only the hub's client names

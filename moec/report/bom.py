@@ -25,8 +25,8 @@ def bill_of_materials(report: Report, folder: Path) -> str:
     try:
         from cyclonedx.model.bom import Bom, BomMetaData
         from cyclonedx.model.lifecycle import LifecyclePhase, PredefinedLifecycle
-        from cyclonedx.output import OutputFormat, make_outputter
-        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.output import make_outputter
+        from cyclonedx.schema import OutputFormat, SchemaVersion
     except ImportError as error:
         raise missing(error) from error
     tools, parts, engine = _tools(report), _parts(report), _engine(report, folder)

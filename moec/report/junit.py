@@ -57,8 +57,8 @@ def _case(check: Check, figure: Figure) -> Case:
 
 def junit(engine: str, found: Verification | MoecError) -> str:
     """The XML of a proof, or of the error that ended it. `engine` names the suite."""
-    failed = isinstance(found, MoecError)
-    return _xml("verify", {engine: [Case("verify", found.code, "error", str(found))] if failed else cases(found)})
+    checks = cases(found) if isinstance(found, Verification) else [Case("verify", found.code, "error", str(found))]
+    return _xml("verify", {engine: checks})
 
 
 def junit_of_checks(found: Mapping[str, Mapping[str, MoecError | None]]) -> str:
