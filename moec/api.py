@@ -33,6 +33,7 @@ from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program
 from moec.report.page import html
 from moec.report.report import Report
+from moec.startup import seldom_collected
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
@@ -70,6 +71,7 @@ def compile(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     build: bool = True,
+    require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -79,6 +81,7 @@ def compile(
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
             `allow_pickle`, `cache` and `leave_out` too.
         out: the engine folder; it appears only when everything went well.
+        require_run: refuse (M113) before any work what could not be run here on the hardware that it is for.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
         progress: is told of every stage.
 
@@ -104,7 +107,7 @@ def compile(
         cache=cache,
         leave_out=options.leave_out,
     )
-    return compile_source(source, options, Path(out), hooks, progress)
+    return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 
 def rebuild(
@@ -113,6 +116,7 @@ def rebuild(
     *,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     **settings: Any,
@@ -121,21 +125,20 @@ def rebuild(
 
     Args:
         manifest: the file, or the engine's folder.
-        out, hooks, progress, trust_remote_code, allow_pickle: see `compile`.
+        out, hooks, progress, require_run, trust_remote_code, allow_pickle: see `compile`.
         settings: take the place of the manifest's, see `moec.compiler.options.Options`.
 
     Raises:
         MoecError: M106 when the source, or a text that the manifest names, has changed; M201 for an unknown setting.
     """
-    path = Path(manifest)
-    report = Report.read(path / MANIFEST if path.is_dir() else path)
+    report = Report.read(Path(manifest, MANIFEST) if Path(manifest).is_dir() else Path(manifest))
     options = replace(options_of(report), **read_settings(settings))
     find_backend(options.target, options.build)
     opening = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     asked = replace(report, settings={**report.settings, **options.to_plain()})
     source = open_recorded(asked, opening)
     require_same_texts(report, options)
-    return compile_source(source, options, Path(out), hooks, progress)
+    return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 
 def build(
@@ -149,13 +152,14 @@ def build(
     window: int | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    require_run: bool = False,
     **opening: Any,
 ) -> Report:
-    """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware;
-    or build one again for the runtime that is here. `model` says where the source lies here; bounds and text are as in
-    `verify`. See `moec.compiler.finish.complete_engine`."""
-    budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
-    return complete_engine(Path(engine), opening, model, progress, _asked(tolerance=tolerance, text=text, **budget))
+    """Finish an engine of `build=False` on the machine that has its runtime and hardware, or build one again for the
+    runtime here. `model`: where the source lies here; bounds and text: as in `verify`. See `complete_engine`."""
+    budget = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    asked = _asked(tolerance=tolerance, text=text, tokens=tokens, window=window, **budget)
+    return complete_engine(Path(engine), opening, model, progress, asked, require_run)
 
 
 def load(folder: str | Path, *, check: str = "hash") -> Engine:
@@ -172,7 +176,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    engine = find_backend(target).load(model_folder(path), target)
+    engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)
     return engine
 
@@ -213,13 +217,11 @@ def page(engine: str | Path, proof: Verification) -> str:
     return html(replace(read_report(engine), proof=proof))
 
 
-def bisect(
-    engine: str | Path, *, seed: int = 1, tolerance: float | None = None, max_kl: float | None = None, **opening: Any
-) -> Divergence:
+def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **options: Any) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
-    model, see `moec.proof.bisection`. `seed`, `tolerance` and `max_kl` as in `verify`."""
-    read = read_settings({"seed": seed, "tolerance": tolerance, "max_kl": max_kl})
-    return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"], read["max_kl"])
+    model, see `moec.proof.bisection`. `seed`, `tolerance` and `options` as in `verify`."""
+    asked = _asked(seed=seed, tolerance=tolerance, **{name: options.pop(name, None) for name in EXAM})
+    return bisect_engine(Path(engine), asked, options)
 
 
 def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:
@@ -237,7 +239,8 @@ def read_report(folder: str | Path) -> Report:
 
 def inspect(model: Model, **sources: Any) -> Inspection:
     """What a model holds: blocks, layouts, routing, total and active parameters, FLOPs. Loads no weights."""
-    return inspect_program(open_source(model, **sources).capture())
+    with seldom_collected():
+        return inspect_program(open_source(model, **sources).capture())
 
 
 def write(
@@ -287,9 +290,8 @@ def bench(
     if eager:
         folder = next((e for e in engines if not isinstance(e, Engine)), None)
         if folder is None:
-            raise MoecError(
-                "M201", "no engine folder names the model", "bench(eager=True)", "pass one engine as its folder"
-            )
+            where, fix = "bench(eager=True)", "pass one engine as its folder"
+            raise MoecError("M201", "no engine folder names the model", where, fix)
         report = read_report(folder)
         opened.append(open_recorded(report, opening).reference())
         opened[-1].be_timed()

@@ -30,6 +30,8 @@ CODES: dict[str, str] = {
     "M111": "A later proof of an engine fails with moec's own bounds. Those that its manifest records are looser, and "
     "count only when the command repeats them.",
     "M112": "An engine was compiled with other settings than those that it should have now.",
+    "M113": "The engine was proven, but nothing has run it on the hardware that it is for, and --require-run asks for "
+    "that.",
     "M201": "The command line, a pipeline text or a configuration file is not of the form that moec reads.",
     "M202": "No pass, target, preset or layout has this name.",
     "M203": "The configuration of a pass is not valid for this model.",

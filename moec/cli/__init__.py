@@ -12,10 +12,14 @@ from typing import Any
 
 import click
 
-from moec.cli.console import INTERRUPTION, fail
+from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.interruption import INTERRUPTION
+from moec.cli.live import clear_screen
+from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.registry import did_you_mean
+from moec.startup import seldom_collected
 from moec.version import __version__
 
 COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
@@ -88,12 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the status that the error's code says."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:] if argv is None else argv
     if COMPLETION in os.environ:  # a shell asks how a command could go on
         cli.main(arguments, prog_name="moec")
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()
-    with standard_streams(questions=debug):
+    with standard_streams(questions=debug), seldom_collected():
         try:
             status: Any = cli.main(arguments, standalone_mode=False)
             sys.stdout.flush()
@@ -101,11 +106,14 @@ def main(argv: list[str] | None = None) -> None:
             status = _ended(error, arguments, as_json, debug)
         finally:
             INTERRUPTION.remove()
+            clear_screen()
+            TERMINAL.reset()
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:
     """Say why the command line ended; returns the exit status."""
+    clear_screen()
     if isinstance(error, ClosedPipeError | BrokenPipeError):
         return drop_output()
     if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.seen:

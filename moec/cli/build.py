@@ -10,8 +10,8 @@ import click
 
 from moec.cli.completion import completer
 from moec.cli.config import read_config
-from moec.cli.console import common, emit, progress, say
-from moec.cli.settings import given_settings, setting_options, text_options, trust_options
+from moec.cli.console import common, emit, progress, say_verdict
+from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
 from moec.targets.target import Target
@@ -35,6 +35,7 @@ from moec.targets.target import Target
 @setting_options()
 @click.option("--precision", help="Of the engine's floats, as --target says it: short for --target …,precision=fp16.")
 @trust_options
+@run_option
 @click.option(
     "--dump",
     type=click.Path(path_type=Path),
@@ -53,6 +54,7 @@ def compile_command(
     precision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
+    require_run: bool,
     as_json: bool,
     quiet: bool,
     **_: Any,
@@ -79,6 +81,7 @@ def compile_command(
         "out": out,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
+        "require_run": require_run,
         "hooks": [DumpHook(dump)] if dump else [],
         "progress": progress(quiet),
     }
@@ -115,6 +118,7 @@ def _refuse_together(model: str | None, manifest: Path | None, config: Path | No
 @click.option("--tolerance", type=float, help="Allowed max|d|/std(reference).")
 @text_options
 @trust_options
+@run_option
 @common
 def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
     """Finish ENGINE, which `moec compile --no-build` wrote, with the runtime and the GPU of this machine, and prove it
@@ -132,6 +136,7 @@ def build_command(engine: Path, model: str | None, as_json: bool, quiet: bool, *
 
 def _say(folder: Path, report: Any, as_json: bool) -> None:
     if as_json:
-        emit({"ok": True, "folder": str(folder), "report": report.to_dict()})
+        said = {"verdict": report.verdict, "proven_on_target": report.proof.proven_on_target}
+        emit({"ok": True, **said, "folder": str(folder), "report": report.to_dict()})
     else:
-        say(f"{folder}  {report.headline()}")
+        say_verdict(f"{folder}  {report.headline()}")

@@ -11,7 +11,7 @@ from moec.cli.annotations import annotation, are_wanted
 from moec.cli.completion import completer
 from moec.cli.config import read_config
 from moec.cli.console import common, emit, publish, say
-from moec.cli.settings import trust_options
+from moec.cli.settings import run_option, trust_options
 
 
 @click.command("check")
@@ -29,12 +29,14 @@ from moec.cli.settings import trust_options
     help="Print errors as annotations of GitHub's pages.  [default: where GITHUB_ACTIONS is true]",
 )
 @trust_options
+@run_option
 @common
 def check_command(
     manifests: tuple[Path, ...],
     config: Path | None,
     junit: Path | None,
     annotate: bool | None,
+    require_run: bool,
     as_json: bool,
     quiet: bool,
     **opening: Any,
@@ -48,7 +50,7 @@ def check_command(
     from moec.report.junit import junit_of_checks
 
     wanted = read_config(config) if config else {}
-    found = {str(manifest): checked(manifest, wanted, opening) for manifest in manifests}
+    found = {str(manifest): checked(manifest, wanted, opening, require_run) for manifest in manifests}
     errors = {name: [error for error in items.values() if error] for name, items in found.items()}
     if junit:
         publish(junit, junit_of_checks(found))

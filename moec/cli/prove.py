@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moec.cli.console import common, emit, publish, say
-from moec.cli.settings import WHOLE, model_options, text_options, trust_options
+from moec.cli.settings import WHOLE, model_options, run_option, text_options, trust_options
 from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.proof.verification import Verification
 
 
 @click.command("verify")
@@ -35,6 +38,7 @@ from moec.errors import MoecError
     type=click.Path(path_type=Path),
     help="Write the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
 )
+@run_option
 @text_options
 @model_options
 @common
@@ -45,6 +49,7 @@ def verify_command(
     html: Path | None,
     junit: Path | None,
     summary: Path | None,
+    require_run: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -73,23 +78,38 @@ def verify_command(
             publish(junit, as_junit(str(engine), error))
         raise
     if junit:
-        publish(junit, as_junit(str(engine), result))
-    opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
-    bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
-    culprit = api.bisect(engine, **bounds, **opening) if bisect else None
+        publish(junit, as_junit(str(engine), result, require_run))
+    culprit = replace(api.bisect(engine, **options), proof=_failure(result)) if bisect else None
     if html:
         publish(html, api.page(engine, result))
     if summary:
-        publish(summary, job_summary(dataclasses.replace(api.read_report(engine), proof=result)))
+        publish(summary, job_summary(replace(api.read_report(engine), proof=result)))
+    not_run = _not_run(result) if require_run and result.ok else None
     if as_json:
-        emit(
-            plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
-        )
+        refusal = {"error": not_run.to_dict()} if not_run else {}
+        said = {"verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None}
+        emit(plain({"ok": result.ok and not not_run, **said, **refusal}))
     else:
         say(str(result))
         if culprit:
             say(str(culprit))
-    return 0 if result.ok else 1
+    if not_run:
+        say(str(not_run), err=True)
+    return 0 if result.ok and not not_run else 1
+
+
+def _failure(proof: Verification) -> str:
+    """What a proof failed at; empty where it holds."""
+    return proof.error.what if proof.error else ""
+
+
+def _not_run(proof: Verification) -> MoecError | None:
+    """What --require-run says of a proof; None where the engine ran on what it is for."""
+    try:
+        proof.where_run.require()
+    except MoecError as error:
+        return error
+    return None
 
 
 @click.command("bench")

@@ -17,12 +17,16 @@ from moec.report.report import Report
 Step = Callable[[], Any]
 
 
-def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> list[MoecError]:
+def problems(
+    manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any], require_run: bool = False
+) -> list[MoecError]:
     """What is no longer as a manifest says; empty where all is. See `checked`."""
-    return [error for error in checked(manifest, wanted, opening).values() if error is not None]
+    return [error for error in checked(manifest, wanted, opening, require_run).values() if error is not None]
 
 
-def checked(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> dict[str, MoecError | None]:
+def checked(
+    manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any], require_run: bool = False
+) -> dict[str, MoecError | None]:
     """What was held against a manifest, by name, and what is wrong with it.
 
     The model's files, the texts and the engine's own files are hashed, the proof's verdict is found anew from its
@@ -33,13 +37,15 @@ def checked(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any
             not keep engines, no engine's files are asked for.
         wanted: settings by name that the engine must have been compiled with.
         opening: arguments of `open_source`.
+        require_run: whether an engine that has not run on what it is for is a problem (M113).
 
     Raises:
         MoecError: M201 where no engine lies there, M106 when the manifest cannot be read.
     """
     path = manifest_of(manifest)
     report = Report.read(path)
-    return {name: _error_of(step) for name, step in _steps(report, path, wanted, opening)}
+    run = [("run", report.proof.where_run.require)] if require_run else []
+    return {name: _error_of(step) for name, step in (*_steps(report, path, wanted, opening), *run)}
 
 
 def manifest_of(place: Path) -> Path:

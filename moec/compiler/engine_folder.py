@@ -39,7 +39,7 @@ class EngineFolder:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
         check_artefacts(self.report.artefacts, folder)
         self.options = options_of(self.report)
-        self.backend: Backend = find_backend(self.options.target, runtime=False)
+        self.backend: Backend = find_backend(self.options.target, runtime=False, written=True)
         self.target = self.backend.shown(model_folder(folder), self.options.target)
         self._opening = opening
 

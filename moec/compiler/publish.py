@@ -24,6 +24,7 @@ from moec.report.card import model_card
 from moec.report.environment import environment
 from moec.report.page import html
 from moec.report.report import Report, step_facts
+from moec.shown import size_of
 from moec.targets.backend import Backend
 
 
@@ -115,4 +116,4 @@ def write_report(report: Report, folder: Path) -> Report:
 def sizes_of_files(folder: Path) -> str:
     """The files of a folder with their sizes, in a line for the terminal."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return ", ".join(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in files)
+    return ", ".join(f"{path.name} {size_of(path.stat().st_size)}" for path in files)

@@ -14,6 +14,7 @@ from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
 from moec.proof.recorded_bound import RecordedBound
 from moec.proof.subject import Subject
+from moec.shown import figure_of
 from moec.targets.target import Target
 
 
@@ -63,7 +64,7 @@ class Recorded:
         )
         for name, recorded, own in pairs:
             if recorded is not None and recorded > own:
-                yield RecordedBound(name, f"{recorded:g}", f"{own:.4g}", self._flags(name, recorded))
+                yield RecordedBound(name, figure_of(recorded), f"{own:.4g}", self._flags(name, recorded))
         for name in sorted(set(claimed) - set(self.target.options)):
             yield RecordedBound(f"target {name}={claimed[name]}", "claimed", "the engine's files show none")
 

@@ -26,6 +26,7 @@ class Kept:
         target: what it was made for; empty where its manifest cannot be read.
         verdict: as `Report.headline` begins, or why the manifest cannot be read.
         deviation: the proof's max|d|/std; None where nothing was compared.
+        proven_on_target: whether the proof ran on what the engine is for; None where its manifest cannot be read.
         size_bytes: of its files, as the manifest lists them.
         age_s: seconds since the manifest was written.
     """
@@ -36,6 +37,7 @@ class Kept:
     deviation: float | None
     size_bytes: int
     age_s: float
+    proven_on_target: bool | None = None
 
 
 def engines_in(folder: Path) -> list[Kept]:
@@ -66,7 +68,7 @@ def _kept(place: Path) -> Kept:
     except MoecError as error:
         return Kept(place, "", error.what, None, 0, age)
     size = size_bytes(report.artefacts)
-    return Kept(place, report.target, report.verdict, _deviation(report), size, age)
+    return Kept(place, report.target, report.verdict, _deviation(report), size, age, report.proof.proven_on_target)
 
 
 def _deviation(report: Report) -> float | None:

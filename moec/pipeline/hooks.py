@@ -88,6 +88,7 @@ class LoweringProgress(Progress):
 
     def __init__(self, progress: Progress, hooks: Sequence[Hook]) -> None:
         self.stage, self.advance, self.done = progress.stage, progress.advance, progress.done  # type: ignore[method-assign]
+        self.detail = progress.detail  # type: ignore[method-assign]
         self._progress, self._hooks = progress, hooks
 
     def step(self, name: str, text: Callable[[], str]) -> None:

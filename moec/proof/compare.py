@@ -15,6 +15,7 @@ from moec.program.decoder_signature import without_padding
 from moec.program.signature import Sample, converted
 from moec.proof.decided_tokens import ComparedTokens
 from moec.proof.digits import at_most
+from moec.shown import figure_of
 
 # max |difference| / std(reference) that rounding alone explains in a network of tens of layers computed in this dtype
 _ROUNDING = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 6e-2}
@@ -103,7 +104,7 @@ class Comparison:
     @property
     def allowed(self) -> str:
         """What the deviation may be, in words."""
-        return "a text decides" if self.tolerance is None else f"{self.tolerance:g} allowed"
+        return "a text decides" if self.tolerance is None else f"{figure_of(self.tolerance)} allowed"
 
     @property
     def worst(self) -> OutputError:
@@ -112,9 +113,12 @@ class Comparison:
 
     def __str__(self) -> str:
         w = self.worst
+        if w.problem:
+            return f"{w.name}: {w.problem}"
         if self.tolerance is None:
             return f"max |d|/std {w.deviation:.2g} in {w.name}, which {self.allowed} about"
-        return f"max |d|/std {w.deviation:.2g} of {self.allowed}" + (f" in {w.name}" if len(self.outputs) > 1 else "")
+        bound = f"of {self.allowed}" if self.ok else f"where {figure_of(self.tolerance)} is allowed"
+        return f"max |d|/std {w.deviation:.2g} {bound}" + (f" in {w.name}" if len(self.outputs) > 1 else "")
 
 
 def compare(

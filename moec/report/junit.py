@@ -36,11 +36,12 @@ class Case:
     message: str
 
 
-def cases(proof: Verification) -> list[Case]:
+def cases(proof: Verification, require_run: bool = False) -> list[Case]:
     """Every figure of every check of a proof; one at least fails exactly when the proof does. One is skipped where the
-    engine has not run on what it is for."""
+    engine has not run on what it is for; it fails where a run is required."""
     found = [case for check in proof.checks for case in (_verdict(check), *(_case(check, f) for f in check.figures()))]
-    return found + ([Case("target", proof.target, "skipped", f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
+    verdict: Verdict = "failure" if require_run else "skipped"
+    return found + ([Case("target", proof.target, verdict, f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
 
 
 def _verdict(check: Check) -> Case:
@@ -55,10 +56,12 @@ def _case(check: Check, figure: Figure) -> Case:
     return Case(check.name, figure.name, verdict, message or figure.name)
 
 
-def junit(engine: str, found: Verification | MoecError) -> str:
-    """The XML of a proof, or of the error that ended it. `engine` names the suite."""
-    checks = cases(found) if isinstance(found, Verification) else [Case("verify", found.code, "error", str(found))]
-    return _xml("verify", {engine: checks})
+def junit(engine: str, found: Verification | MoecError, require_run: bool = False) -> str:
+    """The XML of a proof, or of the error that ended it. `engine` names the suite; `require_run`: an engine that has
+    not run on what it is for fails."""
+    if isinstance(found, MoecError):
+        return _xml("verify", {engine: [Case("verify", found.code, "error", str(found))]})
+    return _xml("verify", {engine: cases(found, require_run)})
 
 
 def junit_of_checks(found: Mapping[str, Mapping[str, MoecError | None]]) -> str:

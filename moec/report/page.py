@@ -113,29 +113,34 @@ def html(report: Report) -> str:
 def verdict(report: Report) -> str:
     """One sentence: what was proven, or what was not."""
     proof = report.proof
-    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
+    comparison = proof.comparison
     reference = "the untouched model" if comparison.reference.startswith("eager") else comparison.reference
-    failed = next((error for error in (check.error() for check in proof.checks) if error), None)
-    if failed:
+    if failed := proof.error:
         return f"Not proven equal to {reference}: {failed.what}"
-    on = "".join(f", on {where}" for where in [proof.elsewhere] if where) + (
-        f"; {proof.limits}" if proof.limits else ""
-    )
+    said = "; ".join([_closeness(report, reference), *([proof.limits] * bool(proof.limits))])
+    said = said if proof.proven_on_target else f"{proof.verdict}: {said}"
+    return said[0].upper() + said[1:]
+
+
+def _closeness(report: Report, reference: str) -> str:
+    """How near an engine that passed is to its reference."""
+    proof = report.proof
+    comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
     where = " wherever half precision can tell experts apart" if decided else ""
     every = f", {proof.coverage.every}" if proof.coverage.loads else ""
     if not any(step["contract"] == "approximate" for step in report.steps):
-        return f"Equal to {reference}{where}{every}{on}"
+        return f"equal to {reference}{where}{every}"
     if own := proof.own_quality:
         return (
-            f"Close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
-            f"{own.top1:.1%}{every}{on}"
+            f"close to {reference}: KL divergence {own.kl_mean:.2g} nats a token on its own text, top-1 agreement "
+            f"{own.top1:.1%}{every}"
         )
     if quality:
         return (
-            f"Close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
-            f"{quality.perplexity_ratio:.4f} times its perplexity{on}"
+            f"close to {reference}: KL divergence {quality.kl_mean:.2g} nats a token, "
+            f"{quality.perplexity_ratio:.4f} times its perplexity"
         )
-    return f"Close to {reference}: {comparison}{every}{on}"
+    return f"close to {reference}: {comparison}{every}"
 
 
 def proof_note(report: Report) -> str:

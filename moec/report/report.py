@@ -29,7 +29,8 @@ from moec.proof.coverage import Coverage
 from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
-from moec.report.artefacts import Artefact, size_bytes
+from moec.report.artefacts import Artefact
+from moec.shown import size_of
 
 SCHEMA = 2
 
@@ -127,23 +128,21 @@ class Report:
 
     def headline(self) -> str:
         """The verdict in a line."""
-        size = size_bytes(self.artefacts) / 2**20
+        if not self.ok:
+            return f"{self.verdict}: {self.proof.error.what if self.proof.error else 'nothing was checked'}"
         proof, quality, decided = self.proof, self.proof.quality, self.proof.find(DecidedTokens)
         text = f"; KL {quality.kl_mean:.2g} nats, perplexity x {quality.perplexity_ratio:.4f}" if quality else ""
         part = f"; {decided}" if decided else ""
         own = f"; {proof.own_quality}" if proof.own_quality else ""
         limits = f"; {proof.limits}" if proof.limits else ""
-        said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size:.1f} MiB"
+        size = size_of(sum(a.size_bytes for a in self.artefacts))
+        said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size}"
         return f"{self.verdict}: {said}"
 
     @property
     def verdict(self) -> str:
-        """`verified` of an engine that ran on what it is for; else what ran it, and what it has not run on."""
-        if not self.ok:
-            return "DIFFERS"
-        close = any(step["contract"] == "approximate" for step in self.steps)
-        where = self.proof.elsewhere
-        return f"{'close' if close else 'equal'} on {where}" if where else "verified"
+        """`verified` only of an engine that ran on what it is for, see `moec.proof.where_run`."""
+        return self.proof.verdict
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from moec.cli import SUMMARIES, VERBS
 from moec.cli.build import with_precision
@@ -272,3 +273,32 @@ def test_python_m_moec() -> None:
         [sys.executable, "-m", "moec", "ls", "passes", "--json"], capture_output=True, text=True, check=True
     )
     assert "upcycle" in json.loads(done.stdout) and done.stderr == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the hardware that the target names")
+def test_a_required_run(cli: Cli, mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:
+    assert cli("check", mixtral_engine, "--require-run").endswith("as it was\n")
+    engine = Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+    manifest = json.loads((engine / "moec.json").read_text())
+    manifest["settings"]["target"] = manifest["proof"]["target"] = "onnxruntime:cuda"
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    said = "proven on the CPU, not yet run on onnxruntime:cuda"
+    assert cli("check", engine).endswith("as it was\n") and said in cli("ls", tmp_path)
+    (row,) = cli.json("ls", tmp_path)
+    assert (row["verdict"], row["proven_on_target"]) == (said, False)
+    assert "error[M113]" in cli("check", engine, "--require-run", status=1)
+    options = ("-o", tmp_path / "no", "-t", "onnxruntime:cuda", "--require-run")
+    cli("compile", mixtral, *options, status=1)
+    assert "error[M113]" in cli.err and said in cli.err and not (tmp_path / "no").exists()
+
+
+@pytest.mark.repeats  # a whole compile and two proofs; what they say is tested above
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the hardware that the target names")
+def test_a_required_run_of_a_later_proof(cli: Cli, mixtral: Path, tmp_path: Path) -> None:
+    said, engine = "proven on the CPU, not yet run on onnxruntime:cuda", tmp_path / "engine"
+    done = cli.json("compile", mixtral, "-o", engine, "-t", "onnxruntime:cuda")
+    assert (done["verdict"], done["proven_on_target"]) == (said, False)
+    found = cli.json("verify", engine, "--require-run", "--junit", tmp_path / "report.xml", status=1)
+    assert not found["ok"] and found["verification"]["ok"] and found["error"]["code"] == "M113"
+    assert "error[M113]" in cli.err and ElementTree.parse(tmp_path / "report.xml").getroot().attrib["failures"] == "1"
+    assert cli.json("verify", engine)["verification"]["verdict"] == said

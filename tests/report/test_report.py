@@ -26,7 +26,7 @@ from moec.proof.exam import Exam
 from moec.proof.quality import Quality
 from moec.report.artefacts import hash_artefacts
 from moec.report.environment import environment
-from moec.report.page import html
+from moec.report.page import html, verdict
 from moec.report.report import SCHEMA, Report, step_facts
 from tests.moe_module import MoeModel, source_of
 from tests.proving import sizes, verify
@@ -126,7 +126,8 @@ def test_nothing_that_changes_between_runs_is_in_it() -> None:
 
 def test_a_failure_can_be_written_too() -> None:
     report = make(seed=-1)
-    assert not report.ok and report.headline().startswith("DIFFERS")
+    assert not report.ok and report.headline().startswith("DIFFERS: ") and " of 0.001 allowed" not in report.headline()
+    assert report.proof.error is not None and report.headline().endswith(report.proof.error.what)
     endless = replace(report.comparison.outputs[0], deviation=float("inf"), problem="NaN")
     report = with_check(report, Outputs(replace(report.comparison, outputs=(endless,))))
     assert Report.from_json(report.to_json()).comparison.outputs[0].deviation == float("inf")
@@ -215,10 +216,15 @@ def test_a_proof_on_other_hardware_is_not_called_verified() -> None:
     report = make()
     assert report.headline().startswith("verified") and report.proof.elsewhere == ""
     for target, ran, where in (
-        ("tensorrt:sm90", "onnxruntime:cpu", "on the CPU (onnxruntime); not yet run on tensorrt:sm90"),
-        ("onnxruntime:cuda,precision=fp16", "onnxruntime:cpu", "not yet run on onnxruntime:cuda"),
+        ("tensorrt:sm90", "onnxruntime:cpu", "proven on the CPU, not yet run on tensorrt:sm90: "),
+        ("onnxruntime:cuda,precision=fp16", "onnxruntime:cpu", "proven on the CPU, not yet run on onnxruntime:cuda: "),
         ("onnxruntime:threads=2", "onnxruntime:cpu", ""),
         ("tensorrt:sm90", "tensorrt:sm90", ""),
     ):
         found = replace(report, proof=replace(report.proof, target=target, ran_on=ran))
-        assert where in found.headline() and found.headline().startswith("verified") is (where == "")
+        assert (
+            found.headline().startswith(where or "verified: ")
+            and found.to_dict()["proof"]["verdict"] in where + "verified"
+        )
+        badge = "verdict part" in html(found)
+        assert badge is (where != "") and (verdict(found).startswith("Proven on the CPU, not yet run on") is badge)

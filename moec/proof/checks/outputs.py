@@ -13,6 +13,7 @@ from moec.proof.compare import Comparison, OutputError
 from moec.proof.evidence import compared
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
+from moec.shown import figure_of
 
 REPORT_THIS = "report this with `moec compile --dump DIR`"  # a fault of moec's own, not of the passes
 
@@ -79,7 +80,7 @@ class Outputs(Check):
         hangs = f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else ""
         values = {
             "max|d|/std": f"{o.deviation:.2e}",
-            "allowed": "–" if self.comparison.tolerance is None else f"{self.comparison.tolerance:g}",
+            "allowed": "–" if self.comparison.tolerance is None else figure_of(self.comparison.tolerance),
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",
             "relative": f"{o.relative:.2e}",
