@@ -5,7 +5,6 @@ The card is the folder's README.md, whose head is YAML as the hub's documentatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,15 @@ from moec.files.inside import read_inside
 CARD = "README.md"
 # what stays true of a model that was converted; metrics and the like were measured on another
 KEPT = ("license", "license_name", "license_link", "language", "base_model", "pipeline_tag")
+# transformers' own table is in a module that imports its trainer
+_HEADS = {
+    "text-generation": "CAUSAL_LM",
+    "fill-mask": "MASKED_LM",
+    "text-classification": "SEQUENCE_CLASSIFICATION",
+    "token-classification": "TOKEN_CLASSIFICATION",
+    "question-answering": "QUESTION_ANSWERING",
+    "image-classification": "IMAGE_CLASSIFICATION",
+}
 _POOLED = "modules.json"  # of sentence-transformers
 
 
@@ -34,10 +42,10 @@ def stated_of(model_class: str, folder: Path | None) -> dict[str, str | list[str
 
 def task_of(model_class: str) -> str:
     """The task of a model class as hubs call it; what has no head gives features."""
-    from transformers.modelcard import TASK_MAPPING
+    from transformers.models.auto import modeling_auto
 
-    mapping: Mapping[str, Mapping[str, Any]] = TASK_MAPPING
-    return next((task for task, classes in mapping.items() if model_class in classes.values()), "feature-extraction")
+    classes = {task: getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES", {}) for task, head in _HEADS.items()}
+    return next((task for task, names in classes.items() if model_class in names.values()), "feature-extraction")
 
 
 def _card(folder: Path) -> dict[str, Any]:
