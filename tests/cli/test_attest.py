@@ -57,6 +57,15 @@ def test_nothing_is_attested_of_a_changed_engine_nor_over_files_of_others(
     cli("attest", mixtral, status=2)
 
 
+def test_what_is_missing_is_said(cli: Cli, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("in_toto_attestation.v1.statement", "cyclonedx.model.bom"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)  # an import of it raises, as where it is not installed
+            cli("attest", engine, status=3)
+        assert "error[M301]" in cli.err and package in cli.err and 'pip install "moec[attest]"' in cli.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine"]
+
+
 def signing(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "model_signing", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
