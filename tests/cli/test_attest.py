@@ -87,3 +87,30 @@ def test_an_engine_is_signed_with_a_key_of_ones_own(engine: Path, tmp_path: Path
     assert signing(*check).returncode == 0
     (engine / "model.onnx").write_bytes(b"x")
     assert signing(*check).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "status"),
+    [
+        (("text_hashes",), {"\x1b[2J": "x"}, 0),
+        (("environment",), {"a b": "1", "": "2", "torch": "not a version\n"}, 0),
+        (("settings", "max_kl"), float("inf"), 1),
+        (("source",), "\u202e/\n", 0),
+        (("account", "stated"), {"license": ["", "mit\n# x"]}, 0),
+        (("source_hashes",), {"": "", "a": "\ud800"}, 1),
+    ],
+)
+def test_an_edited_manifest_ends_in_three_lines_or_in_files_of_the_form(
+    place: tuple[str, ...], value: object, status: int, cli: Cli, engine: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((engine / "moec.json").read_text())
+    inner = manifest
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    cli("attest", engine, status=status)
+    assert "M799" not in cli.err
+    if not status:
+        assert (tmp_path / "engine.intoto.json").read_text().isascii()
+        cli("attest", engine, "--check", tmp_path / "engine.intoto.json")
