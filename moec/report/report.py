@@ -30,7 +30,7 @@ from moec.proof.coverage import Coverage
 from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
-from moec.report.artefacts import Artefact
+from moec.report.artefacts import Artefact, size_bytes
 from moec.report.size import Sizes
 from moec.shown import size_of
 
@@ -148,7 +148,7 @@ class Report:
         part = f"; {decided}" if decided else ""
         own = f"; {proof.own_quality}" if proof.own_quality else ""
         limits = f"; {proof.limits}" if proof.limits else ""
-        size = size_of(sum(a.size_bytes for a in self.artefacts))
+        size = size_of(size_bytes(self.artefacts))
         said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size}"
         return f"{self.verdict}: {said}"
 
