@@ -73,7 +73,12 @@ def say(text: str = "", err: bool = False, nl: bool = True, **style: Any) -> Non
 
 def say_verdict(text: str) -> None:
     """Print a line on stdout with its verdict in colour, where there is colour."""
-    click.echo(TERMINAL.verdict(text), file=TERMINAL.stream())
+    say_text(TERMINAL.verdict(text))
+
+
+def say_text(text: str) -> None:
+    """Print on stdout what `TERMINAL` made: its colours are ours, and foreign texts in it are spelled out already."""
+    click.echo(text, file=TERMINAL.stream())
 
 
 def emit(data: Any) -> None:
