@@ -33,6 +33,7 @@ from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program
 from moec.report.page import html
 from moec.report.report import Report
+from moec.startup import seldom_collected
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
@@ -175,7 +176,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    engine = find_backend(target).load(model_folder(path), target)
+    engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)
     return engine
 
@@ -238,7 +239,8 @@ def read_report(folder: str | Path) -> Report:
 
 def inspect(model: Model, **sources: Any) -> Inspection:
     """What a model holds: blocks, layouts, routing, total and active parameters, FLOPs. Loads no weights."""
-    return inspect_program(open_source(model, **sources).capture())
+    with seldom_collected():
+        return inspect_program(open_source(model, **sources).capture())
 
 
 def write(

@@ -21,6 +21,7 @@ ROOMS = [
     "version",
     "progress",
     "registry",
+    "startup",
     "files",
     "dialect",
     "kernels",

@@ -19,14 +19,15 @@ from moec.cli.live import clear_screen
 from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.registry import did_you_mean
+from moec.startup import seldom_collected
 from moec.version import __version__
 
 COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
-    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "shelf", "explain": "look", "doctor": "look",
-    "completion": "completion",
+    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "check", "attest": "attest",
+    "explain": "look", "doctor": "look", "completion": "completion",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -38,6 +39,7 @@ SUMMARIES = {
     "ls": "List passes, targets and presets, or the engines in a folder.",
     "diff": "Show what two engines differ in.",
     "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
+    "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
     "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
     "completion": "Print the script that lets a shell complete moec's commands.",
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.main(arguments, prog_name="moec")
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()
-    with standard_streams(questions=debug):
+    with standard_streams(questions=debug), seldom_collected():
         try:
             status: Any = cli.main(arguments, standalone_mode=False)
             sys.stdout.flush()

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from moec.cli.annotations import annotation, are_wanted
 from moec.cli.foreign import foreign_streams
 from moec.cli.live import ConsoleProgress, QuietProgress, clear_screen
 from moec.cli.terminal import TERMINAL
@@ -86,6 +87,16 @@ def emit(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, sort_keys=True, default=str, allow_nan=False), file=TERMINAL.stream())
 
 
+def publish(path: Path, text: str) -> None:
+    """Write a report where the user asked for it. Raises M210 when it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise MoecError(
+            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
+        ) from error
+
+
 def fail(error: MoecError, as_json: bool, debug: bool) -> int:
     """Print an error in three lines on stderr; returns the exit status."""
     clear_screen()
@@ -94,6 +105,8 @@ def fail(error: MoecError, as_json: bool, debug: bool) -> int:
     else:
         TERMINAL.note("".join(traceback.format_exception(error)))
     _say_error(error)
+    if are_wanted():
+        say(annotation(error), err=True)
     if as_json:
         emit({"ok": False, "error": error.to_dict()})
     return error.exit_code
@@ -104,7 +117,7 @@ def _say_error(error: MoecError) -> None:
     head, *rest = str(error).splitlines()
     say(head, err=True, fg="red", bold=True)
     for line in rest:
-        say(line, err=True, **({"fg": "green"} if line.startswith("  fix:") else {}))
+        say(line, err=True, fg="green" if line.startswith("  fix:") else None)
 
 
 def progress(quiet: bool) -> Progress:

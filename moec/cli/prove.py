@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.console import common, emit, say
+from moec.cli.console import common, emit, publish, say
 from moec.cli.settings import WHOLE, model_options, run_option, text_options, trust_options
 from moec.errors import MoecError
 
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write the proof as JUnit XML, one test case a check, for continuous integration.",
 )
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path),
+    help="Write the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
+)
 @run_option
 @text_options
 @model_options
@@ -43,6 +48,7 @@ def verify_command(
     bisect: bool,
     html: Path | None,
     junit: Path | None,
+    summary: Path | None,
     require_run: bool,
     as_json: bool,
     quiet: bool,
@@ -63,23 +69,26 @@ def verify_command(
         raise MoecError("M201", what, "--bisect, --against", "leave one of them out")
     from moec.report.junit import junit as as_junit
     from moec.report.report import plain
+    from moec.report.summary import job_summary
 
     try:
         result = api.verify(engine, against, **options)
     except MoecError as error:
         if junit:
-            _publish(junit, as_junit(str(engine), error))
+            publish(junit, as_junit(str(engine), error))
         raise
     if junit:
-        _publish(junit, as_junit(str(engine), result, require_run))
+        publish(junit, as_junit(str(engine), result, require_run))
     culprit = replace(api.bisect(engine, **options), proof=_failure(result)) if bisect else None
     if html:
-        _publish(html, api.page(engine, result))
+        publish(html, api.page(engine, result))
+    if summary:
+        publish(summary, job_summary(replace(api.read_report(engine), proof=result)))
     not_run = _not_run(result) if require_run and result.ok else None
     if as_json:
-        error = {"error": not_run.to_dict()} if not_run else {}
+        refusal = {"error": not_run.to_dict()} if not_run else {}
         said = {"verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None}
-        emit(plain({"ok": result.ok and not not_run, **said, **error}))
+        emit(plain({"ok": result.ok and not not_run, **said, **refusal}))
     else:
         say(str(result))
         if culprit:
@@ -101,15 +110,6 @@ def _not_run(proof: Verification) -> MoecError | None:
     except MoecError as error:
         return error
     return None
-
-
-def _publish(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MoecError(
-            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
-        ) from error
 
 
 @click.command("bench")

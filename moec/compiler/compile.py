@@ -28,6 +28,7 @@ from moec.report.inspection import contents
 from moec.report.layers import with_layers
 from moec.report.report import Report
 from moec.shown import size_of
+from moec.startup import seldom_collected
 from moec.targets.backend import Backend, find_backend, refuse
 from moec.targets.rehearsal import rehearse
 from moec.text.corpus import corpus_of, read_calibration
@@ -68,6 +69,7 @@ def compile_source(
     calibration = calibration_for(options, source)
     said = say_account(source, progress)
     with ExitStack() as stack:
+        stack.enter_context(seldom_collected())
         published = stack.enter_context(taken_back())
         folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")
@@ -100,8 +102,7 @@ def compile_source(
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
         source.require_unchanged()  # after the last hash
-        write_report(report, folder)
-    return report
+        return write_report(report, folder)
 
 
 def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:

@@ -18,6 +18,7 @@ from moec.compiler.staging import staging
 from moec.layouts import model_folder
 from moec.progress import Progress
 from moec.proof.where_run import WhereRun
+from moec.report.artefacts import parts
 from moec.report.layers import with_layers
 from moec.report.report import Report
 from moec.targets.backend import find_backend
@@ -48,7 +49,7 @@ def complete_engine(
     """
     progress = progress or Progress()
     engine_folder = EngineFolder(folder, opening)
-    find_backend(engine_folder.target)
+    find_backend(engine_folder.target, written=True)
     options = replace(engine_folder.options, build=True)
     ran = ran_on(engine_folder.backend, options.target, options.build)
     if require_run:
@@ -75,14 +76,13 @@ def complete_engine(
         )
         report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
         source.require_unchanged()
-        write_report(report, new)
-    return report
+        return write_report(report, new)
 
 
 def copy_artefacts(report: Report, folder: Path, new: Path) -> None:
     """The engine's files into another folder, as links where the file system has them; a file that is replaced there
     stays as it was here."""
-    for artefact in report.artefacts:
+    for artefact in parts(report.artefacts):  # the card is written anew
         path = new / artefact.name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

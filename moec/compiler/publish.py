@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from moec.compiler.options import Options
@@ -19,7 +19,8 @@ from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
 from moec.proof.verification import Verification
-from moec.report.artefacts import hash_artefacts
+from moec.report.artefacts import CARD, hash_artefact, hash_artefacts, parts
+from moec.report.card import model_card
 from moec.report.environment import environment
 from moec.report.page import html
 from moec.report.report import Report, step_facts
@@ -101,10 +102,15 @@ def make_report(
     )
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write the manifest and the page into an engine's folder."""
+def write_report(report: Report, folder: Path) -> Report:
+    """Write the model card, the manifest and the page into an engine's folder. Returns the report with the card among
+    its files."""
+    (folder / CARD).write_text(model_card(report), encoding="utf-8")
+    files = (*parts(report.artefacts), hash_artefact(folder, CARD))
+    report = replace(report, artefacts=tuple(sorted(files, key=lambda file: PurePath(file.name))))
     (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
     (folder / PAGE).write_text(html(report), encoding="utf-8")
+    return report
 
 
 def sizes_of_files(folder: Path) -> str:

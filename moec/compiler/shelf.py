@@ -11,7 +11,7 @@ from typing import Any
 
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
-from moec.report.artefacts import Artefact
+from moec.report.artefacts import Artefact, size_bytes
 from moec.report.report import Report
 
 DEPTH = 4  # folders below the one that was named: people keep engines by model, target and date
@@ -67,7 +67,7 @@ def _kept(place: Path) -> Kept:
         report = Report.read(place / MANIFEST)
     except MoecError as error:
         return Kept(place, "", error.what, None, 0, age)
-    size = sum(artefact.size_bytes for artefact in report.artefacts)
+    size = size_bytes(report.artefacts)
     return Kept(place, report.target, report.verdict, _deviation(report), size, age, report.proof.proven_on_target)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.report.account import account_tables
 from moec.report.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
+from moec.report.markdown_table import markdown_table
 from moec.report.report import Report
-from moec.shown import one_line, shown
+from moec.shown import shown
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"  # beside this file, whatever `moec` is elsewhere
 _FORMS = {
@@ -33,20 +34,20 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.source} → {report.target}", "", f"**{verdict(report)}**", "", report.headline(), ""]
     for section in map(section_of, report.proof.checks):
         lines += [f"## {section.title}{'' if section.ok else ': FAILED'}", "", section.text, ""]
-        lines += _table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
+        lines += markdown_table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
     inside = report.proof.quality.agreement if report.proof.quality else None
     if inside:
-        lines += _table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
-    lines += _table(
+        lines += markdown_table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
+    lines += markdown_table(
         ("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps]
     )
     lines += [f"- left alone: `{m['node']}`: {m['reason']} ({s['name']})" for s in report.steps for m in s["misses"]]
     lines += [f"- {note}" for note in [proof_note(report)] if note]
     for title, rows, columns in forms_of(report):
-        lines += ["", f"## {title}", "", *_table(tuple(columns), [tuple(row) for row in rows])]
+        lines += ["", f"## {title}", "", *markdown_table(tuple(columns), [tuple(row) for row in rows])]
     files = [(a.name, f"{a.size_bytes:,}", f"`{a.sha256}`") for a in report.artefacts]
-    lines += ["", *_table(("file", "bytes", "SHA-256"), files)]
-    lines += _table(("environment", ""), list(report.environment.items()))
+    lines += ["", *markdown_table(("file", "bytes", "SHA-256"), files)]
+    lines += markdown_table(("environment", ""), list(report.environment.items()))
     return shown("\n".join(lines))
 
 
@@ -209,11 +210,3 @@ def _shown(value: Any) -> Any:
 
 def _listed(experts: tuple[int, ...]) -> str:
     return ", ".join(map(str, experts)) or "–"
-
-
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    if not rows:
-        return []
-    lines = (" | ".join(one_line(cell).replace("|", "\\|") for cell in row) for row in (header, *rows))
-    head, *body = (f"| {line} |" for line in lines)
-    return [head, "|" + "---|" * len(header), *body, ""]

@@ -19,6 +19,7 @@ import msgspec
 from moec.errors import MoecError
 from moec.files.regular import read_bytes
 from moec.frontend.account import Account
+from moec.layouts import holds_engine
 from moec.pipeline.pipeline import StepReport
 from moec.program.conditions import Assumptions
 from moec.proof.checks.assumed import Assumed
@@ -171,10 +172,14 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Read a `moec.json`. Raises M106 when it is missing."""
+        """Read a `moec.json`. Raises M201 where there is none because no engine lies there, M106 where an engine has
+        lost it, or it cannot be read."""
         try:
             return cls.from_json(read_bytes(path).decode("utf-8", "replace"), str(path))
         except OSError as error:
+            if not path.exists() and not holds_engine(path.parent):
+                fix = "give an engine's folder: what `moec compile MODEL -o FOLDER` wrote"
+                raise MoecError("M201", f"this is no engine: there is no {path.name}", str(path.parent), fix) from error
             raise MoecError(
                 "M106",
                 f"the report cannot be read: {error.strerror}",

@@ -53,6 +53,7 @@ def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, 
         "model.onnx.data",
         "moec.json",
         "report.html",
+        "README.md",
         "genai_config.json",
     } <= set(first)
     report = json.loads(first["moec.json"])

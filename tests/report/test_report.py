@@ -190,10 +190,15 @@ def test_an_account_of_another_form_is_refused(left_out: Any) -> None:
     assert Report.from_json(replace(report, account=Account("Tiny").to_plain()).to_json()).account["model"] == "Tiny"
 
 
-def test_a_missing_report_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "code"), [("config.json", "M201"), ("model.onnx", "M106"), ("m/1/model.plan", "M106")]
+)
+def test_a_missing_report_is_refused(file: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
     with pytest.raises(MoecError) as error:
         Report.read(tmp_path / "moec.json")
-    assert error.value.code == "M106"
+    assert error.value.code == code and "moec.json" in str(error.value)
 
 
 def test_sizes_that_the_engine_refuses_stand_in_the_headline() -> None:
