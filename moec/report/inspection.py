@@ -133,7 +133,7 @@ def contents(captured: Program, program: Program) -> dict[str, int | None]:
 def _parameters(program: Program) -> int:
     """All floating numbers, shared ones once; a quantized weight counts by what it stands for."""
     packed = [*program.nodes(DEQUANTIZE), *program.nodes(DEQUANTIZE_FLOAT)]
-    inside = {id(program.weights[n.target]) for p in packed for n in p.all_input_nodes if n.op == "get_attr"}
+    inside = {id(program.weights[str(n.target)]) for p in packed for n in p.all_input_nodes if n.op == "get_attr"}
     plain = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point and id(w) not in inside}
     return sum(map(_count, plain.values())) + sum(math.prod(value_of(node).shape) for node in packed)
 

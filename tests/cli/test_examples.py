@@ -1,4 +1,4 @@
-"""The examples of `--help` are commands that moec takes; names that are nearly right get the right ones as an answer."""
+"""The examples of `--help` are commands that moec takes; a name that is nearly right is answered with the right one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_wrong_example_is_seen() -> None:
         ("completion bsh", "bash"),
     ],
 )
-def test_did_you_mean(
+def test_a_name_that_is_nearly_right(
     cli: CommandLine, command: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
