@@ -13,6 +13,7 @@ from moec.version import __version__
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
+    from moec.compiler.plan import plan
     from moec.execution.engine import EagerEngine, Engine
     from moec.frontend.source import Domain, Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
@@ -39,6 +40,7 @@ _HOMES = {
     "load": "api",
     "load_program": "frontend.stored_program",
     "open_source": "api",
+    "plan": "compiler.plan",
     "save_program": "frontend.stored_program",
     "verify": "api",
     "Backend": "targets.backend",
@@ -102,6 +104,7 @@ __all__ = [
     "load",
     "load_program",
     "open_source",
+    "plan",
     "save_program",
     "verify",
 ]

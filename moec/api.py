@@ -10,15 +10,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
+from moec.compiler.contest import Contest
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
-from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.generation import GREEDY, Sampling, is_decoder
+from moec.execution.generation import GREEDY, Sampling
 from moec.frontend.export import Dynamic, capture
 from moec.frontend.source import Source
 from moec.layouts import model_folder
@@ -33,12 +33,12 @@ from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program
 from moec.report.page import html
 from moec.report.report import Report
+from moec.report.speed import read_speeds
 from moec.startup import seldom_collected
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
-from moec.timing.decoders import DecoderBenchmark, bench_decoders
-from moec.timing.engines import Benchmark, bench_engines
+from moec.timing.benchmark import Benchmark
 
 __all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
@@ -214,7 +214,8 @@ def _asked(**given: Any) -> Asked:
 
 def page(engine: str | Path, proof: Verification) -> str:
     """An engine's report as an HTML page, with a later proof in the place of the compile's."""
-    return html(replace(read_report(engine), proof=proof))
+    report = read_report(engine)
+    return html(replace(report, proof=proof), read_speeds(Path(engine), report.artefacts))
 
 
 def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **options: Any) -> Divergence:
@@ -270,31 +271,29 @@ def bench(
     *,
     sizes: Mapping[str, int] | None = None,
     runs: int | None = None,
+    warmup: int | None = None,
     eager: bool = False,
     forward: bool = False,
     max_tokens: int = 32,
+    save: bool = False,
     **opening: Any,
-) -> Benchmark | DecoderBenchmark:
+) -> Benchmark:
     """Time engines beside each other, in turns, on the same inputs. Decoders write text, if all of them are, others run
     forward.
 
     Args:
-        engines: folders or engines; ratios refer to the first.
+        engines: folders or engines; the others are compared with the first.
         sizes: see `moec.timing.engines.bench_engines` and `moec.timing.decoders.bench_decoders`.
-        runs: timed runs of each; by default 30 forward or 10 texts.
+        runs, warmup: timed and untimed runs of each; by default 30 and 3 forward, 10 and 1 texts.
         eager: put the first folder's untouched model in eager PyTorch beside them.
         forward: time single forward passes of decoders too.
         max_tokens: new tokens of a text.
+        save: keep each folder's times in it, so that its page shows them; see `moec.report.speed`.
     """
-    opened = [e if isinstance(e, Engine) else load(e) for e in engines]
+    contest = Contest(engines, load, opening)
     if eager:
-        folder = next((e for e in engines if not isinstance(e, Engine)), None)
-        if folder is None:
-            where, fix = "bench(eager=True)", "pass one engine as its folder"
-            raise MoecError("M201", "no engine folder names the model", where, fix)
-        report = read_report(folder)
-        opened.append(open_recorded(report, opening).reference())
-        opened[-1].be_timed()
-    if forward or not all(map(is_decoder, opened)):
-        return bench_engines(opened, sizes=sizes, runs=30 if runs is None else runs)
-    return bench_decoders(opened, sizes, max_tokens, 10 if runs is None else runs)
+        contest.add_eager()
+    found = contest.run(sizes, runs, warmup, max_tokens, forward)
+    if save:
+        contest.keep(found)
+    return found

@@ -23,6 +23,7 @@ from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
 from moec.huggingface.reading.cache import cache_signature, has_cache
+from moec.huggingface.reading.described import Described
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.loaded import Loaded
@@ -30,8 +31,10 @@ from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
+from moec.huggingface.shape import shape_of
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.layouts.facts import ModelFacts
+from moec.planning.shape import Shape
 from moec.program.program import Input, Program
 from moec.weights.lazy import Weight
 
@@ -105,6 +108,15 @@ class HuggingFaceSource(Source):
         """The config, which decides what is built. The weights are compared when they are open: they are only data."""
         config = Path(model) / "config.json"
         return (config,) if config.is_file() else ()
+
+    @classmethod
+    def shape(cls, model: str) -> Shape | None:
+        return shape_of(model)
+
+    @classmethod
+    def described(cls, model: str) -> HuggingFaceSource:
+        origin = Described(model)
+        return cls(origin.text, origin)
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
