@@ -29,6 +29,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec run engine/ --tokens 1,2,3 --temperature 0.8 --seed 1": "token ids, without a tokenizer",
         "moec run engine/ --inputs in.npz --output out.npz": "any engine, once",
     },
+    "plan": {
+        "moec plan mixtral/": "bytes, FLOPs and memory, from the config alone",
+        "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
+        "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
+    },
     "inspect": {
         "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",
         "moec inspect engine/": "how each layer runs, what was proven",
