@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from moec import registry
-from moec.cli.console import common, emit, say, say_text
+from moec.cli.console import common, emit, say, say_text, waiting
 from moec.cli.settings import model_options
 from moec.errors import MoecError
 
@@ -33,7 +33,8 @@ def inspect_command(model: str, markdown: bool, as_json: bool, quiet: bool, **op
     if markdown:
         fix = "compile it first: moec compile MODEL -o FOLDER"
         raise MoecError("M201", "only an engine has a report", f"--markdown, {model}", fix)
-    found = api.inspect(model, **opening)
+    with waiting("inspect", quiet):
+        found = api.inspect(model, **opening)
     emit(found.to_dict()) if as_json else say_text(model_view(found))
 
 
