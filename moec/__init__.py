@@ -15,6 +15,7 @@ from moec.when_imported import when_imported
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
+    from moec.compiler.plan import plan
     from moec.execution.engine import EagerEngine, Engine
     from moec.frontend.source import Domain, Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
@@ -43,6 +44,7 @@ _HOMES = {
     "load": "api",
     "load_program": "frontend.stored_program",
     "open_source": "api",
+    "plan": "compiler.plan",
     "save_hf": "huggingface.saving.save",
     "save_program": "frontend.stored_program",
     "verify": "api",
@@ -109,6 +111,7 @@ __all__ = [
     "load",
     "load_program",
     "open_source",
+    "plan",
     "save_hf",
     "save_program",
     "verify",

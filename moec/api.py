@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
+from moec.compiler.contest import Contest
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
@@ -17,9 +18,8 @@ from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.programs import capture
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
-from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.generation import GREEDY, Sampling, is_decoder
+from moec.execution.generation import GREEDY, Sampling
 from moec.frontend.export import Dynamic
 from moec.frontend.samples import specs_of
 from moec.frontend.source import Source
@@ -36,11 +36,12 @@ from moec.report.artefacts import check_artefacts
 from moec.report.inspection import Inspection, inspect_program
 from moec.report.page import html
 from moec.report.report import Report
+from moec.report.speed import read_speeds
+from moec.startup import seldom_collected
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
-from moec.timing.decoders import DecoderBenchmark, bench_decoders
-from moec.timing.engines import Benchmark, bench_engines
+from moec.timing.benchmark import Benchmark
 
 __all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
@@ -73,6 +74,7 @@ def compile(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     build: bool = True,
+    require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
 ) -> Report:
@@ -82,6 +84,7 @@ def compile(
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
             `allow_pickle`, `cache` and `leave_out` too.
         out: the engine folder; it appears only when everything went well.
+        require_run: refuse (M113) before any work what could not be run here on the hardware that it is for.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
         progress: is told of every stage.
 
@@ -99,15 +102,10 @@ def compile(
     options = Options.of(given)
     find_backend(options.target, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(
-        model,
-        inputs=inputs,
-        dynamic=dynamic,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        cache=cache,
-        leave_out=options.leave_out,
-    )
-    return compile_source(source, options, Path(out), hooks, progress)
+        model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+        cache=cache, leave_out=options.leave_out,
+    )  # fmt: skip
+    return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 
 def rebuild(
@@ -116,6 +114,7 @@ def rebuild(
     *,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     **settings: Any,
@@ -124,21 +123,20 @@ def rebuild(
 
     Args:
         manifest: the file, or the engine's folder.
-        out, hooks, progress, trust_remote_code, allow_pickle: see `compile`.
+        out, hooks, progress, require_run, trust_remote_code, allow_pickle: see `compile`.
         settings: take the place of the manifest's, see `moec.compiler.options.Options`.
 
     Raises:
         MoecError: M106 when the source, or a text that the manifest names, has changed; M201 for an unknown setting.
     """
-    path = Path(manifest)
-    report = Report.read(path / MANIFEST if path.is_dir() else path)
+    report = Report.read(Path(manifest, MANIFEST) if Path(manifest).is_dir() else Path(manifest))
     options = replace(options_of(report), **read_settings(settings))
     find_backend(options.target, options.build)
     opening = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     asked = replace(report, settings={**report.settings, **options.to_plain()})
     source = open_recorded(asked, opening)
     require_same_texts(report, options)
-    return compile_source(source, options, Path(out), hooks, progress)
+    return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 
 def build(
@@ -152,13 +150,14 @@ def build(
     window: int | None = None,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    require_run: bool = False,
     **opening: Any,
 ) -> Report:
-    """Finish an engine that was compiled with `build=False`, on the machine that has the target's runtime and hardware;
-    or build one again for the runtime that is here. `model` says where the source lies here; bounds and text are as in
-    `verify`. See `moec.compiler.finish.complete_engine`."""
-    budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
-    return complete_engine(Path(engine), opening, model, progress, _asked(tolerance=tolerance, text=text, **budget))
+    """Finish an engine of `build=False` on the machine that has its runtime and hardware, or build one again for the
+    runtime here. `model`: where the source lies here; bounds and text: as in `verify`. See `complete_engine`."""
+    budget = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    asked = _asked(tolerance=tolerance, text=text, tokens=tokens, window=window, **budget)
+    return complete_engine(Path(engine), opening, model, progress, asked, require_run)
 
 
 def load(folder: str | Path, *, check: str = "hash") -> Engine:
@@ -175,7 +174,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    engine = find_backend(target).load(model_folder(path), target)
+    engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)
     return engine
 
@@ -214,16 +213,15 @@ def _asked(**given: Any) -> Asked:
 
 def page(engine: str | Path, proof: Verification) -> str:
     """An engine's report as an HTML page, with a later proof in the place of the compile's."""
-    return html(replace(read_report(engine), proof=proof))
+    report = read_report(engine)
+    return html(replace(report, proof=proof), read_speeds(Path(engine), report.artefacts))
 
 
-def bisect(
-    engine: str | Path, *, seed: int = 1, tolerance: float | None = None, max_kl: float | None = None, **opening: Any
-) -> Divergence:
-    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched model, see
-    `moec.proof.bisection`. `seed`, `tolerance` and `max_kl` as in `verify`."""
-    read = read_settings({"seed": seed, "tolerance": tolerance, "max_kl": max_kl})
-    return bisect_engine(Path(engine), read["seed"], opening, read["tolerance"], read["max_kl"])
+def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **options: Any) -> Divergence:
+    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
+    model, see `moec.proof.bisection`. `seed`, `tolerance` and `options` as in `verify`."""
+    asked = _asked(seed=seed, tolerance=tolerance, **{name: options.pop(name, None) for name in EXAM})
+    return bisect_engine(Path(engine), asked, options)
 
 
 def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:
@@ -241,7 +239,8 @@ def read_report(folder: str | Path) -> Report:
 
 def inspect(model: Model, **sources: Any) -> Inspection:
     """What a model holds: blocks, layouts, routing, total and active parameters, FLOPs. Loads no weights."""
-    return inspect_program(open_source(model, **sources).capture())
+    with seldom_collected():
+        return inspect_program(open_source(model, **sources).capture())
 
 
 def write(
@@ -271,30 +270,29 @@ def bench(
     *,
     sizes: Mapping[str, int] | None = None,
     runs: int | None = None,
+    warmup: int | None = None,
     eager: bool = False,
     forward: bool = False,
     max_tokens: int = 32,
+    save: bool = False,
     **opening: Any,
-) -> Benchmark | DecoderBenchmark:
+) -> Benchmark:
     """Time engines beside each other, in turns, on the same inputs. Decoders write text, if all of them are, others run
     forward.
 
     Args:
-        engines: folders or engines; ratios refer to the first.
+        engines: folders or engines; the others are compared with the first.
         sizes: see `moec.timing.engines.bench_engines` and `moec.timing.decoders.bench_decoders`.
-        runs: timed runs of each; by default 30 forward or 10 texts.
+        runs, warmup: timed and untimed runs of each; by default 30 and 3 forward, 10 and 1 texts.
         eager: put the first folder's untouched model in eager PyTorch beside them.
         forward: time single forward passes of decoders too.
         max_tokens: new tokens of a text.
+        save: keep each folder's times in it, so that its page shows them; see `moec.report.speed`.
     """
-    opened = [e if isinstance(e, Engine) else load(e) for e in engines]
+    contest = Contest(engines, load, opening)
     if eager:
-        folder, fix = next((e for e in engines if not isinstance(e, Engine)), None), "pass one engine as its folder"
-        if folder is None:
-            raise MoecError("M201", "no engine folder names the model", "bench(eager=True)", fix)
-        report = read_report(folder)
-        opened.append(open_recorded(report, opening).reference())
-        opened[-1].be_timed()
-    if forward or not all(map(is_decoder, opened)):
-        return bench_engines(opened, sizes=sizes, runs=30 if runs is None else runs)
-    return bench_decoders(opened, sizes, max_tokens, 10 if runs is None else runs)
+        contest.add_eager()
+    found = contest.run(sizes, runs, warmup, max_tokens, forward)
+    if save:
+        contest.keep(found)
+    return found

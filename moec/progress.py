@@ -17,5 +17,8 @@ class Progress:
     def step(self, name: str, text: Callable[[], str]) -> None:
         """A backend has taken one step of its lowering; `text` writes down the graph as it now is, until the next."""
 
+    def detail(self, line: str, level: int = 1) -> None:
+        """More of the running stage for who asks: level 1 for what it found, 2 for its steps and their times."""
+
     def done(self, detail: str = "") -> None:
         """The running stage has ended; `detail` is its result in a few words."""

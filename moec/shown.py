@@ -1,4 +1,5 @@
-"""Texts of others as people may see them: what steers a terminal or turns the direction of writing is spelled out."""
+"""What people see: figures in units that fit, and texts of others with what steers a terminal or turns the direction of
+writing spelled out."""
 
 from __future__ import annotations
 
@@ -23,3 +24,28 @@ def one_line(text: str) -> str:
 
 def _spelled(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
+
+
+def figure_of(bound: float) -> str:
+    """A bound as people write it: `0.001`, `0.5`, `1,000,000`, not `1e+06`."""
+    return f"{bound:g}" if abs(bound) < 1e5 else f"{bound:,.0f}" if abs(bound) < 1e15 else f"{bound:.3g}"
+
+
+def size_of(count: float) -> str:
+    """Bytes in the unit that fits, with three digits at least: `0 B`, `31.2 KiB`, `1.50 GiB`."""
+    return _in_units(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def count_of(number: float, unit: str = "") -> str:
+    """A number in thousands, millions or billions, as models are named by: `512`, `1.50 K`, `7.62 M`, `1.76 B`; with a
+    unit of its own, such as `FLOP`, `G` stands for `B`."""
+    thousands = ("", "K", "M", "G" if unit else "B", "T")
+    return _in_units(number, 1000, tuple(f"{prefix}{unit}" for prefix in thousands))
+
+
+def _in_units(number: float, base: int, units: tuple[str, ...]) -> str:
+    step = 0
+    while step < len(units) - 1 and number >= base * 0.9995:  # what would be rounded up to `base`
+        number, step = number / base, step + 1
+    digits = 0 if not step or number >= 100 else 1 if number >= 10 else 2
+    return f"{number:,.{digits}f} {units[step]}".rstrip()

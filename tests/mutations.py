@@ -249,7 +249,7 @@ def manifest(chance: random.Random, bases: Bases, place: Path, deep: bool) -> li
 def engine(chance: random.Random, bases: Bases, place: Path, deep: bool) -> list[str]:
     """A broken file of an engine; where `deep`, its manifest agrees with it."""
     names = [p.relative_to(bases.engine).as_posix() for p in bases.engine.rglob("*") if p.is_file()]
-    name = chance.choice(sorted(n for n in names if n not in ("moec.json", "report.html")))
+    name = chance.choice(sorted(n for n in names if n not in ("moec.json", "report.html", "README.md")))
     copy = linked(bases.engine, place / "engine", Path(name).name, "moec.json")
     raw = (bases.engine / name).read_bytes()
     raw = raw[: chance.randrange(len(raw))] if chance.random() < 0.2 else flipped(raw, chance)

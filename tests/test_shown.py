@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.errors import MoecError
-from moec.shown import one_line, shown
+from moec.shown import count_of, one_line, shown, size_of
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,22 @@ def test_a_name_cannot_pose_as_a_line_of_ours() -> None:
         "  where: a\\nb",
         "  fix:   c\\x1b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "number"),
+    [
+        (0, "0 B", "0"),
+        (31, "31 B", "31"),
+        (1023.7, "1.00 KiB", "1.02 K"),
+        (29_000, "28.3 KiB", "29.0 K"),
+        (999_999, "977 KiB", "1.00 M"),
+        (1_048_576, "1.00 MiB", "1.05 M"),
+        (7_615_616, "7.26 MiB", "7.62 M"),
+        (30_500_000_000, "28.4 GiB", "30.5 B"),
+        (4e15, "3,638 TiB", "4,000 T"),
+    ],
+)
+def test_units_fit(count: float, size: str, number: str) -> None:
+    assert (size_of(count), count_of(count)) == (size, number)
+    assert count_of(count, "FLOP") == number.replace("B", "G") + ("" if number[-1:].isalpha() else " ") + "FLOP"

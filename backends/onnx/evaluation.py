@@ -27,6 +27,7 @@ from moec.backends.onnx.tensors import DTYPES, weight_of
 from moec.backends.onnx.writing import write_model
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.program.conditions import Assumptions, Condition
 from moec.program.program import Input
 
 CPU = ("CPUExecutionProvider",)
@@ -45,7 +46,7 @@ def stages_of(
     steps: Sequence[Step],
     inputs: tuple[Input, ...],
     providers: Providers = CPU,
-    prepare: Callable[[ir.Model], Any] | None = None,
+    prepare: Callable[[ir.Model], Condition | None] | None = None,
 ) -> Iterator[tuple[str, Engine]]:
     """The name of each step that changes the graph and an engine that runs it as it then is, the export first.
 
@@ -53,14 +54,16 @@ def stages_of(
         model: as it was exported; the steps are applied to it one by one, as the stages are asked for.
         inputs: the program's.
         providers: of ONNX Runtime.
-        prepare: what must be done to a copy of the graph, in place, before the runtime can take it.
+        prepare: what must be done to a copy of the graph, in place, before the runtime can take it; a condition on
+            sizes that it gives is the engine's.
     """
     for name, result in each_step(model, steps):
         if result.modified:
             graph = model.clone()
-            if prepare is not None:
-                prepare(graph)
-            yield name, GraphEngine(graph, inputs, providers)
+            room = None if prepare is None else prepare(graph)
+            engine = GraphEngine(graph, inputs, providers)
+            engine.assume(Assumptions(() if room is None else (room,)))
+            yield name, engine
 
 
 class GraphEngine(Engine):

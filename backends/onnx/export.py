@@ -23,6 +23,7 @@ from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
+from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
 from moec.program.moe_call import MOE, ROUTE, MoeCall
 from moec.program.program import PLUS, Program
@@ -47,7 +48,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
     exported = _trace(program, keeps)
-    with _quiet():
+    with _quiet(), shapes_worked_out():
         try:
             onnx_program = torch.onnx.export(
                 exported, optimize=False, opset_version=opset, custom_translation_table=translations(), verbose=False,

@@ -17,10 +17,11 @@ from moec.backends.tensorrt.engine_tables import tables
 from moec.backends.tensorrt.fixed_signature import buffers, grown
 from moec.backends.tensorrt.gpu import find_gpu
 from moec.backends.tensorrt.policy import CACHES, LOWERINGS, MEMORY_BYTES, BuildPlan
-from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, limits_of, profiles
-from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine
+from moec.backends.tensorrt.profiles import PREFIX, Profile, capacity, ends, limits_of, profiles
+from moec.backends.tensorrt.session.engine import FACTS_FILE, PLAN_FILE, TensorrtEngine, read_described
 from moec.execution.engine import Engine
 from moec.pipeline.pipeline import Pipeline
+from moec.program.conditions import Assumptions
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.progress import Progress
 from moec.targets.backend import Backend, Constant, Probe, Refusal
@@ -57,40 +58,26 @@ class Tensorrt(Backend):
 
     def probe(self, target: Target) -> Probe:
         edition, version, gpu = self.edition, self.edition.version(), find_gpu()
-        versions = dict(
-            stand_in().probe(STAND_IN).versions
-        )  # these write the graph, and prove it where nothing else can
+        # these write the graph, and prove it where nothing else can
+        versions = dict(stand_in().probe(STAND_IN).versions)
+        later = _LATER if edition.builds_on_gpu else ""
         if version is None:
-            return Probe(
-                False, versions, missing=f"{edition.title} is not installed", install=self._way_out(edition.install)
-            )
+            missing = f"{edition.title} is not installed"
+            return Probe(False, versions, missing=missing, install=edition.install, later=later)
         versions[edition.backend] = version
         if not edition.knows(version):
             oldest = ".".join(map(str, edition.oldest))
-            return Probe(
-                False,
-                versions,
-                missing=f"{edition.title} is {version}, moec needs {oldest} or newer",
-                install=f"{edition.install} --upgrade",
-            )
+            missing = f"{edition.title} is {version}, moec needs {oldest} or newer"
+            return Probe(False, versions, missing=missing, install=f"{edition.install} --upgrade", later=later)
         if edition.builds_on_gpu and gpu is None:
-            return Probe(
-                False,
-                versions,
-                missing="there is no NVIDIA GPU here",
-                install=self._way_out("run on the GPU's machine"),
-                code="M302",
-            )
+            missing, install = "there is no NVIDIA GPU here", "run on the GPU's machine"
+            return Probe(False, versions, missing=missing, install=install, later=later, code="M302")
         wanted = architectures(target)
         if edition.builds_on_gpu and gpu and wanted and gpu.sm not in wanted:
             missing = f"the GPU here is sm{gpu.sm}, and plans are built on the GPU that they are for"
-            return Probe(
-                False, versions, missing=missing, install=self._way_out("run on that GPU's machine"), code="M302"
-            )
+            install = "run on that GPU's machine"
+            return Probe(False, versions, missing=missing, install=install, later=later, code="M302")
         return Probe(True, versions, devices=(f"sm{gpu.sm} {gpu.name}",) if gpu else ("builds without a GPU",))
-
-    def _way_out(self, first: str) -> str:
-        return f"{first}; {_LATER}" if self.edition.builds_on_gpu else first
 
     def options(self, target: Target) -> list[Refusal]:
         edition, refusals = self.edition, []
@@ -257,7 +244,9 @@ class Tensorrt(Backend):
         if target.backend == STAND_IN.backend:
             from moec.backends.tensorrt.session.cpu_stand_in import runnable
 
-            return runnable(folder, lambda path: stand_in().load(path, target, prepack))
+            engine = runnable(folder, lambda path: stand_in().load(path, target, prepack))
+            engine.assume(Assumptions(ends([Profile.of(data) for data in read_described(folder)["profiles"]])))
+            return engine
         return TensorrtEngine(folder, target, self.edition)
 
 

@@ -15,7 +15,7 @@ from moec.backends.tensorrt.fixed_signature import VIEW
 from moec.errors import MoecError
 from moec.program.conditions import Condition, broken
 from moec.program.decoder_signature import PAST, SEQUENCE
-from moec.program.signature import PLUS, Input, dynamic_dimensions
+from moec.program.signature import PLUS, Input, dynamic_dimensions, identifier
 
 LARGEST = {"batch": 8, SEQUENCE: 1024, PAST: 4096}  # unless the target says max_NAME=N
 OTHER = 1024
@@ -141,6 +141,16 @@ def _profile(name: str, sizes: dict[str, Range], inputs: Sequence[Input]) -> Pro
         if any(isinstance(d, str) for d in i.shape)
     }
     return Profile(name, sizes, shapes)
+
+
+def ends(found: Sequence[Profile]) -> tuple[Condition, ...]:
+    """Up to which sizes a plan runs at all, as conditions that a proof keeps to and an engine asks for: the ends of its
+    widest profile. A fixed cache states its own."""
+    sizes = found[-1].sizes if found else {}
+    named = [(identifier(name), low, high) for name, (low, _, high) in sizes.items() if name != VIEW]
+    return tuple(
+        Condition(f"{low} <= {name} <= {high}" if low > 1 else f"{name} <= {high}") for name, low, high in named
+    )
 
 
 def fitting(found: Sequence[Profile], inputs: Sequence[Input], shapes: Mapping[str, Sequence[int]], engine: str) -> int:

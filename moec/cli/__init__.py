@@ -12,18 +12,22 @@ from typing import Any
 
 import click
 
-from moec.cli.console import INTERRUPTION, fail
+from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.interruption import INTERRUPTION
+from moec.cli.live import clear_screen
+from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.registry import did_you_mean
+from moec.startup import seldom_collected
 from moec.version import __version__
 
 COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
-    "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
-    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "shelf", "explain": "look", "doctor": "look",
-    "completion": "completion",
+    "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
+    "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
+    "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -31,10 +35,13 @@ SUMMARIES = {
     "verify": "Prove an engine against its source again, or against another engine.",
     "bench": "Time engines beside each other.",
     "run": "Continue a prompt with a decoder, or run any engine once.",
+    "plan": "Say what MODEL takes in memory and time, from its config alone; loads no weights.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
     "ls": "List passes, targets and presets, or the engines in a folder.",
+    "cp": "Copy a preset to a file, to be changed.",
     "diff": "Show what two engines differ in.",
     "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
+    "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
     "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
     "completion": "Print the script that lets a shell complete moec's commands.",
@@ -87,12 +94,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with the status that the error's code says."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     arguments = sys.argv[1:] if argv is None else argv
     if COMPLETION in os.environ:  # a shell asks how a command could go on
         cli.main(arguments, prog_name="moec")
     debug, as_json = "--debug" in arguments, "--json" in arguments
     INTERRUPTION.install()
-    with standard_streams(questions=debug):
+    with standard_streams(questions=debug), seldom_collected():
         try:
             status: Any = cli.main(arguments, standalone_mode=False)
             sys.stdout.flush()
@@ -100,11 +108,14 @@ def main(argv: list[str] | None = None) -> None:
             status = _ended(error, arguments, as_json, debug)
         finally:
             INTERRUPTION.remove()
+            clear_screen()
+            TERMINAL.reset()
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:
     """Say why the command line ended; returns the exit status."""
+    clear_screen()
     if isinstance(error, ClosedPipeError | BrokenPipeError):
         return drop_output()
     if isinstance(error, click.Abort | KeyboardInterrupt) and INTERRUPTION.seen:

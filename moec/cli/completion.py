@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from moec import registry
 from moec.cli.config import presets
-from moec.cli.console import common, emit
+from moec.cli.console import common, emit, say
 
 _NAMES: dict[str, Callable[[], Any]] = {
     "target": lambda: registry.names("backends"),
@@ -44,4 +44,4 @@ def completion_command(shell: str, as_json: bool, quiet: bool) -> None:
     found = get_completion_class(shell)
     assert found is not None
     script = found(cli, {}, "moec", COMPLETION).source()
-    emit({"shell": shell, "script": script}) if as_json else click.echo(script)
+    emit({"shell": shell, "script": script}) if as_json else say(script)

@@ -108,7 +108,7 @@ def doctor_command(as_json: bool, quiet: bool) -> int:
         state = (
             f"ok: {', '.join(probe['devices'])}"
             if probe["available"]
-            else f"missing: {probe['missing']}; {probe['install']}"
+            else "; ".join(filter(None, [f"missing: {probe['missing']}", probe["install"], probe["later"]]))
         )
         say(f"{name:<12} {state}")
         for lack in probe["lacking"]:

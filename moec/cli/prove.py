@@ -1,16 +1,19 @@
-"""`moec verify`, `moec bench`: is an engine right, and how fast is it."""
+"""`moec verify`: is an engine right."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.console import common, emit, say
-from moec.cli.settings import WHOLE, model_options, text_options, trust_options
+from moec.cli.console import common, emit, publish, say
+from moec.cli.settings import WHOLE, model_options, run_option, text_options
 from moec.errors import MoecError
+
+if TYPE_CHECKING:
+    from moec.proof.verification import Verification
 
 
 @click.command("verify")
@@ -29,6 +32,12 @@ from moec.errors import MoecError
     type=click.Path(path_type=Path),
     help="Write the proof as JUnit XML, one test case a check, for continuous integration.",
 )
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path),
+    help="Write the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
+)
+@run_option
 @text_options
 @model_options
 @common
@@ -38,6 +47,8 @@ def verify_command(
     bisect: bool,
     html: Path | None,
     junit: Path | None,
+    summary: Path | None,
+    require_run: bool,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -57,93 +68,44 @@ def verify_command(
         raise MoecError("M201", what, "--bisect, --against", "leave one of them out")
     from moec.report.junit import junit as as_junit
     from moec.report.report import plain
+    from moec.report.summary import job_summary
 
     try:
         result = api.verify(engine, against, **options)
     except MoecError as error:
         if junit:
-            _publish(junit, as_junit(str(engine), error))
+            publish(junit, as_junit(str(engine), error))
         raise
     if junit:
-        _publish(junit, as_junit(str(engine), result))
-    opening = {name: options[name] for name in ("inputs", "trust_remote_code", "allow_pickle", "cache")}
-    bounds = {name: options[name] for name in ("seed", "tolerance", "max_kl")}
-    culprit = api.bisect(engine, **bounds, **opening) if bisect else None
+        publish(junit, as_junit(str(engine), result, require_run))
+    culprit = replace(api.bisect(engine, **options), proof=_failure(result)) if bisect else None
     if html:
-        _publish(html, api.page(engine, result))
+        publish(html, api.page(engine, result))
+    if summary:
+        publish(summary, job_summary(replace(api.read_report(engine), proof=result)))
+    not_run = _not_run(result) if require_run and result.ok else None
     if as_json:
-        emit(
-            plain({"ok": result.ok, "verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None})
-        )
+        refusal = {"error": not_run.to_dict()} if not_run else {}
+        said = {"verification": result.to_dict(), "bisect": culprit.to_dict() if culprit else None}
+        emit(plain({"ok": result.ok and not not_run, **said, **refusal}))
     else:
         say(str(result))
         if culprit:
             say(str(culprit))
-    return 0 if result.ok else 1
+    if not_run:
+        say(str(not_run), err=True)
+    return 0 if result.ok and not not_run else 1
 
 
-def _publish(path: Path, text: str) -> None:
+def _failure(proof: Verification) -> str:
+    """What a proof failed at; empty where it holds."""
+    return proof.error.what if proof.error else ""
+
+
+def _not_run(proof: Verification) -> MoecError | None:
+    """What --require-run says of a proof; None where the engine ran on what it is for."""
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MoecError(
-            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
-        ) from error
-
-
-@click.command("bench")
-@click.argument("engines", nargs=-1, required=True)
-@click.option(
-    "--size",
-    "sizes",
-    multiple=True,
-    metavar="DIM=N",
-    help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default.",
-)
-@click.option(
-    "--max-tokens",
-    type=WHOLE,
-    default=32,
-    show_default=True,
-    help="Decoders: tokens that follow the prompt, whose length is sequence.",
-)
-@click.option("--forward", is_flag=True, help="Time single forward passes of decoders too.")
-@click.option("--runs", type=WHOLE, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
-@click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
-@trust_options
-@common
-def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
-    """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine.
-
-    Decoders continue a prompt: time to the first token, then tokens a second. Other engines run forward.
-    """
-    from moec import api
-    from moec.report.plan_lines import plan_lines, plan_of
-
-    result = api.bench(engines, sizes=_sizes(sizes), **options)
-    facts = {engine: api.read_report(engine).facts for engine in engines}
-    plans = {engine: plan for engine in engines if (plan := plan_of(facts[engine]))}
-    if as_json:
-        emit(result.to_dict() | ({"plans": plans} if plans else {}))
-        return
-    say("\n".join([str(result), *(line for engine in plans for line in plan_lines(engine, facts[engine]))]))
-
-
-def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
-    pairs = [text.partition("=") for text in texts]
-    bad = next(
-        (
-            text
-            for text, (name, _, size) in zip(texts, pairs, strict=True)
-            if not name or not re.fullmatch(r"[0-9]{1,9}", size) or int(size) < 1
-        ),
-        None,
-    )
-    if bad is not None:
-        raise MoecError(
-            "M201",
-            f"cannot read the size {bad!r}",
-            "--size",
-            "write DIM=N with N from 1 to 999999999, e.g. --size batch=4",
-        )
-    return {name: int(size) for name, _, size in pairs}
+        proof.where_run.require()
+    except MoecError as error:
+        return error
+    return None

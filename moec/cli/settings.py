@@ -43,6 +43,12 @@ def trust_options(function: Command) -> Command:
     return click.option("--trust-remote-code", is_flag=True, help=help)(function)
 
 
+def run_option(function: Command) -> Command:
+    """Of verbs that say what an engine was proven on."""
+    help = "Fail (exit status 1) where the engine has not run on what it is for, only on a stand-in."
+    return click.option("--require-run", is_flag=True, help=help)(function)
+
+
 def text_options(function: Command) -> Command:
     """The options of verbs that judge an engine on a text."""
     return setting_options(*EXAM)(function)

@@ -1,4 +1,4 @@
-"""`moec ls`, `moec diff`, `moec check`: what there is, what two engines differ in, whether one is as it was."""
+"""`moec ls`, `moec diff`: what there is, and what two engines differ in."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec import registry
-from moec.cli.completion import completer
-from moec.cli.config import presets, read_config
+from moec.cli.config import presets
 from moec.cli.console import common, emit, say
-from moec.cli.settings import trust_options
 
 if TYPE_CHECKING:
     from moec.compiler.shelf import Kept
@@ -102,30 +100,3 @@ def diff_command(left: Path, right: Path, as_json: bool, quiet: bool) -> int:
 
 def _said(value: Any) -> str:
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@click.command("check")
-@click.argument("manifests", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    shell_complete=completer("config"),
-    help="A TOML file, or a preset, whose settings the engines must have been compiled with.",
-)
-@trust_options
-@common
-def check_command(manifests: tuple[Path, ...], config: Path | None, as_json: bool, quiet: bool, **opening: Any) -> int:
-    """Fail when a model, a text, a setting or an engine's file is no longer what MANIFESTS say.
-
-    For hooks before a commit and for pipelines: hashes only, nothing is run. Exit status 1 when something changed.
-    """
-    from moec.compiler.check import problems
-
-    wanted = read_config(config) if config else {}
-    found = {str(manifest): problems(manifest, wanted, opening) for manifest in manifests}
-    if as_json:
-        emit({name: [error.to_dict() for error in errors] for name, errors in found.items()})
-    else:
-        for name, errors in found.items():
-            say("\n".join(map(str, errors)) or f"{name}  as it was")
-    return 1 if any(found.values()) else 0

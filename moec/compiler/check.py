@@ -17,8 +17,17 @@ from moec.report.report import Report
 Step = Callable[[], Any]
 
 
-def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> list[MoecError]:
-    """What is no longer as a manifest says; empty where all is.
+def problems(
+    manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any], require_run: bool = False
+) -> list[MoecError]:
+    """What is no longer as a manifest says; empty where all is. See `checked`."""
+    return [error for error in checked(manifest, wanted, opening, require_run).values() if error is not None]
+
+
+def checked(
+    manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any], require_run: bool = False
+) -> dict[str, MoecError | None]:
+    """What was held against a manifest, by name, and what is wrong with it.
 
     The model's files, the texts and the engine's own files are hashed, the proof's verdict is found anew from its
     figures, and the settings are compared. No weight is loaded and no engine runs: `moec verify` proves.
@@ -28,23 +37,33 @@ def problems(manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, An
             not keep engines, no engine's files are asked for.
         wanted: settings by name that the engine must have been compiled with.
         opening: arguments of `open_source`.
+        require_run: whether an engine that has not run on what it is for is a problem (M113).
 
     Raises:
-        MoecError: M106 when the manifest cannot be read.
+        MoecError: M201 where no engine lies there, M106 when the manifest cannot be read.
     """
-    path = manifest / MANIFEST if manifest.is_dir() else manifest
+    path = manifest_of(manifest)
     report = Report.read(path)
-    return [error for step in _steps(report, path, wanted, opening) if (error := _error_of(step)) is not None]
+    run = [("run", report.proof.where_run.require)] if require_run else []
+    return {name: _error_of(step) for name, step in (*_steps(report, path, wanted, opening), *run)}
 
 
-def _steps(report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterator[Step]:
-    yield partial(_require_proof, report, path)
-    yield partial(open_recorded, report, opening)
-    yield lambda: require_same_texts(report, options_of(report))
+def manifest_of(place: Path) -> Path:
+    """The manifest that a user named by its own path, or by its folder's."""
+    return place / MANIFEST if place.is_dir() else place
+
+
+def _steps(
+    report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]
+) -> Iterator[tuple[str, Step]]:
+    yield "proof", partial(_require_proof, report, path)
+    yield "model", partial(open_recorded, report, opening)
+    yield "text", lambda: require_same_texts(report, options_of(report))
     if any((path.parent / artefact.name).exists() for artefact in report.artefacts):
-        yield partial(check_artefacts, report.artefacts, path.parent)
-    for name, value in _changed(report, wanted).items():
-        yield partial(_refuse, report, path, name, value)
+        yield "files", partial(check_artefacts, report.artefacts, path.parent)
+    plain = Options.of(dict(wanted)).to_plain()
+    for name in wanted:
+        yield f"setting {name}", partial(_require_setting, report, path, name, plain[name])
 
 
 def _error_of(step: Step) -> MoecError | None:
@@ -60,11 +79,8 @@ def _require_proof(report: Report, path: Path) -> None:
         raise MoecError("M101", f"the proof fails: {report.headline()}", str(path), "compile the model again")
 
 
-def _changed(report: Report, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    plain = Options.of(dict(wanted)).to_plain()
-    return {name: plain[name] for name in wanted if plain[name] != report.settings.get(name)}
-
-
-def _refuse(report: Report, path: Path, name: str, value: Any) -> None:
-    what = f"{name} is {value!r} now; the engine was compiled with {report.settings.get(name)!r}"
-    raise MoecError("M112", what, str(path), "compile the model again")
+def _require_setting(report: Report, path: Path, name: str, value: Any) -> None:
+    found = report.settings.get(name)
+    if value != found:
+        what = f"{name} is {value!r} now; the engine was compiled with {found!r}"
+        raise MoecError("M112", what, str(path), "compile the model again")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
-from moec.compiler.proving import choose_reference, contract_checks, prove_folder, subject_of
+from moec.compiler.proving import choose_reference, contract_checks, prove_folder, ran_on, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.staging import check_out, require_apart, require_free, staging
 from moec.execution.streaming import check_finite
@@ -23,22 +23,35 @@ from moec.pipeline.pipeline import Hook, StepReport
 from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
+from moec.proof.agreement import look_inside
+from moec.proof.where_run import WhereRun
 from moec.report.report import Report
+from moec.report.size import sizes_of
+from moec.shown import size_of
+from moec.startup import seldom_collected
 from moec.targets.backend import Backend, find_backend, refuse
-from moec.targets.rehearsal import rehearse
+from moec.targets.rehearsal import refused_early
 from moec.text.corpus import corpus_of, read_calibration
 
 
 def compile_source(
-    source: Source, options: Options, out: Path, hooks: Sequence[Hook] = (), progress: Progress | None = None
+    source: Source,
+    options: Options,
+    out: Path,
+    hooks: Sequence[Hook] = (),
+    progress: Progress | None = None,
+    require_run: bool = False,
 ) -> Report:
-    """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well.
+    """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well;
+    with `require_run`, nothing is begun that could not be run here on what it is for (M113).
 
     Raises:
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
+    if require_run:
+        WhereRun(str(options.target), ran_on(backend, options.target, options.build)).require()
     check_out(out, what_is_read(source, options))
     if options.save_hf:
         require_apart(out, options.save_hf)
@@ -56,20 +69,20 @@ def compile_source(
     calibration = calibration_for(options, source)
     said = say_account(source, progress)
     with ExitStack() as stack:
+        stack.enter_context(seldom_collected())
         published = stack.enter_context(taken_back())
         folder = stack.enter_context(staging(out, what_is_read(source, options)))
         progress.stage("capture")
         captured = source.capture(backend.precision(options.target))
-        progress.done(
-            f"{len(list(captured.graph.nodes))} nodes, {len(captured.weights)} weights, "
-            f"{sum(w.size_bytes for w in captured.weights.values()) / 2**20:.1f} MiB"
-        )
+        captured_bytes = sum(w.size_bytes for w in captured.weights.values())
+        nodes = f"{len(list(captured.graph.nodes))} nodes"
+        progress.done(f"{nodes}, {len(captured.weights)} weights, {size_of(captured_bytes)}")
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
-        refuse(rehearse(captured, options.pipeline, backend, options.target))
+        refuse(refused_early(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
-        check_finite(captured)
+        check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
         checks = contract_checks(source, captured, options, backend)
@@ -87,9 +100,10 @@ def compile_source(
         subject = replace(subject, own_text=next((c.text for c in checks if c.text), None))
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
+        report = replace(report, size=sizes_of(captured, program, source.size_bytes))
+        report = replace(report, layers=look_inside(captured, program, [s for c in checks for s in c.samples[:1]]))
         source.require_unchanged()  # after the last hash
-        write_report(report, folder)
-    return report
+        return write_report(report, folder)
 
 
 def what_is_read(source: Source, options: Options) -> tuple[Path, ...]:
@@ -116,6 +130,14 @@ def calibration_for(options: Options, source: Source) -> Calibration | None:
     return read_calibration(text, source, options.seed) if text else None
 
 
+def tell_step(step: StepReport, progress: Progress) -> None:
+    """What a pass did, its time, and what it left alone."""
+    time_s = step.time_ms / 1e3
+    progress.detail(f"{step.name}: {step.rewrites} rewrites, {step.contract}, {time_s:.2f} s")
+    for miss in step.misses:
+        progress.detail(f"{step.name} left {miss['node']} alone: {miss['reason']}")
+
+
 def run_passes(
     captured: Program,
     options: Options,
@@ -131,5 +153,7 @@ def run_passes(
     program, steps = options.pipeline.run(captured, context, hooks)
     legal, more = backend.legalize(options.target).run(program, context, hooks)
     refuse(backend.supports(legal, options.target))
+    for step in steps + more:
+        tell_step(step, progress)
     progress.done(", ".join(f"{s.name} {s.rewrites}" for s in steps + more))
     return program, legal, steps + more

@@ -26,7 +26,7 @@ from moec.program.program import Program
 from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.subject import Reference, Subject
 from moec.proof.verification import Verification, all_checks
-from moec.report.artefacts import check_artefacts
+from moec.report.artefacts import check_artefacts, size_bytes
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.engine_file import EngineFile
@@ -40,7 +40,7 @@ class EngineFolder:
         self.folder, self.report = folder, Report.read(folder / MANIFEST)
         check_artefacts(self.report.artefacts, folder)
         self.options = options_of(self.report)
-        self.backend: Backend = find_backend(self.options.target, runtime=False)
+        self.backend: Backend = find_backend(self.options.target, runtime=False, written=True)
         self.target = self.backend.shown(model_folder(folder), self.options.target)
         self._opening = opening
 
@@ -116,7 +116,7 @@ class EngineFolder:
     @property
     def size_bytes(self) -> int:
         """Of the engine's files."""
-        return sum(a.size_bytes for a in self.report.artefacts)
+        return size_bytes(self.report.artefacts)
 
 
 def options_of(report: Report) -> Options:

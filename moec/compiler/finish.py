@@ -17,6 +17,8 @@ from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
 from moec.layouts import model_folder
 from moec.progress import Progress
+from moec.proof.where_run import WhereRun
+from moec.report.artefacts import parts
 from moec.report.report import Report
 from moec.targets.backend import find_backend
 
@@ -27,6 +29,7 @@ def complete_engine(
     model: str | None = None,
     progress: Progress | None = None,
     asked: Asked | None = None,
+    require_run: bool = False,
 ) -> Report:
     """Build what is missing in an engine's folder with the runtime of this machine, prove it, and put it in the old
     one's place.
@@ -36,17 +39,20 @@ def complete_engine(
         opening: arguments of `open_source`.
         model: where the source lies here, if not where the manifest says; its files must be the same.
         asked: the bounds of the proof, and a text, as of any later one; its inputs are the compile's.
+        require_run: refuse before any work where the engine could not be run here on what it is for.
 
     Raises:
         MoecError: M301 or M302 where runtime or hardware are missing, M106 where the folder or the source was changed,
             M101 where the engine differs, M111 where only bounds of the manifest let it pass, or a check's package is
-            not here. The folder is then as it
-            was.
+            not here, M113 where a run is required and cannot be. The folder is then as it was.
     """
     progress = progress or Progress()
     engine_folder = EngineFolder(folder, opening)
-    find_backend(engine_folder.target)
+    find_backend(engine_folder.target, written=True)
     options = replace(engine_folder.options, build=True)
+    ran = ran_on(engine_folder.backend, options.target, options.build)
+    if require_run:
+        WhereRun(str(options.target), ran).require()
     asked = replace(asked or Asked(), seed=options.seed)
     require_same_texts(engine_folder.report, options, ["calibration"] if asked.exam else ["text", "calibration"])
     source = engine_folder.source(model)
@@ -60,23 +66,22 @@ def complete_engine(
             **engine_folder.backend.finish(model_folder(new), engine_folder.target, options.optimize_for, progress),
         }
         progress.done(sizes_of_files(model_folder(new)))
-        ran = ran_on(engine_folder.backend, options.target, options.build)
         proof = prove_folder(replace(subject, ran_on=ran), engine_folder.backend, options, new, progress)
         proof = replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
         proof.require()
         report = make_report(
             source, options, [], facts, proof, engine_folder.backend, new, engine_folder.report.text_hashes
         )
-        report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
+        old = engine_folder.report
+        report = replace(report, source=old.source, steps=old.steps, size=old.size, layers=old.layers)
         source.require_unchanged()
-        write_report(report, new)
-    return report
+        return write_report(report, new)
 
 
 def copy_artefacts(report: Report, folder: Path, new: Path) -> None:
     """The engine's files into another folder, as links where the file system has them; a file that is replaced there
     stays as it was here."""
-    for artefact in report.artefacts:
+    for artefact in parts(report.artefacts):  # the card is written anew
         path = new / artefact.name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

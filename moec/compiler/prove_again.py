@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from moec.proof.checks.own_text import own_text
 from moec.proof.checks.weights import QuantizedWeights
 from moec.proof.compare import Tolerance, compare
 from moec.proof.decided_tokens import ComparedTokens, is_half
-from moec.proof.evidence import Evidence, all_tokens, decided_tokens
+from moec.proof.evidence import Evidence, all_tokens, compared, decided_tokens
 from moec.proof.exam import Exam
 from moec.proof.own_text import judge
+from moec.proof.quality import measure
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
@@ -137,11 +138,9 @@ def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
-def bisect_engine(
-    folder: Path, seed: int, opening: Mapping[str, Any], tolerance: float | None = None, max_kl: float | None = None
-) -> Divergence:
+def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any]) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
-    model.
+    model; on the inputs, and by the bounds, of a proof that asks for the same (`prove_again`).
 
     An exact step is held to the step before it, by rounding, or by what is asked for now; approximate ones to their
     budget, all of them together. What a backend made of them is held to the last program.
@@ -150,7 +149,7 @@ def bisect_engine(
     source = engine_folder.source()
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]
-    subject = replace(engine_folder.subject(source, captured, program), seed=seed, asked=tolerance, max_kl=max_kl)
+    subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
     with engine_folder.opened() as engine:
         lowering = engine_folder.backend.stages(
             program, engine_folder.target, str(engine_folder.report.settings["optimize_for"])
@@ -158,27 +157,39 @@ def bisect_engine(
         return _bisect(Trial(subject, engine, BISECTED_SIZES), programs, engine, lowering)
 
 
-def _judge(trial: Trial) -> Callable[[Program], bool]:
-    """Whether a program keeps the budget of approximate passes, and its weights the errors of their grids."""
-    text, subject = trial.once(own_text), trial.subject
+def _judge(trial: Trial) -> Callable[[Program], str] | None:
+    """What breaks the budget of approximate passes, or the errors of a grid, in words; None where outputs decide."""
+    subject = trial.subject
+    if subject.judged_by == "outputs":
+        return None
 
-    def keeps(program: Program) -> bool:
+    def problems(program: Program) -> str:
         weights = QuantizedWeights.of(program, subject.captured)
-        budget = budget_of(program.history, subject.max_kl)
-        return (weights is None or weights.ok) and judge(trial.reference, StreamingEngine(program), text, budget).ok
+        wrong = weights.error() if weights else None
+        return wrong.what if wrong else "; ".join(_quality_problems(trial, program))
 
-    return keeps
+    return problems
+
+
+def _quality_problems(trial: Trial, program: Program) -> tuple[str, ...]:
+    """What a program breaks of the budget on the text that decides: the given one, or the model's own."""
+    subject, engine = trial.subject, StreamingEngine(program)
+    if subject.judged_by == "own text":
+        return judge(trial.reference, engine, trial.once(own_text), budget_of(program.history, subject.max_kl)).problems
+    assert subject.exam is not None and subject.corpus is not None
+    windows = subject.corpus.windows(subject.exam.window, subject.exam.tokens)
+    return measure(trial.reference, engine, windows, subject.exam).problems
 
 
 def _bisect(
     trial: Trial, programs: list[tuple[str, Any]], engine: Engine, lowering: Iterator[tuple[str, Engine]]
 ) -> Divergence:
-    subject, evidence = trial.subject, trial.once(all_tokens)
+    subject, evidence = trial.subject, trial.once(compared)[0]  # what the proof compares
     if is_half(subject.precision) and evidence.coverage.counted:  # each stage may round differently
         found = trial.once(decided_tokens)
-        evidence = evidence if found.decided and found.decided.problem else found
+        evidence = trial.once(all_tokens) if found.decided and found.decided.problem else found
     bounds = Bounds(
-        judge=_judge(trial) if subject.judged_by == "own text" else None,
+        judge=_judge(trial),
         exact=subject.lowering_tolerance if subject.program.approximate else subject.tolerance or Tolerance(0.0),
         budget=subject.tolerance if subject.program.approximate else None,
         lowering=subject.lowering_tolerance if subject.program.approximate else None,
@@ -187,12 +198,15 @@ def _bisect(
     return bisect(trial.reference, programs, samples, bounds, engine, tokens, lowering)
 
 
-def _telling(trial: Trial, evidence: Evidence) -> tuple[list[Sample], list[ComparedTokens] | None]:
-    """The inputs to run every step on: of the long ones, only that on which the engine is worst."""
-    if not evidence.far:
-        return evidence.samples, [t for t in evidence.compared if t] if evidence.compared else None
+def _telling(trial: Trial, evidence: Evidence) -> tuple[list[Sample], list[ComparedTokens | None] | None]:
+    """The inputs to run every step on, and what of them the proof compares: of the long ones, only that on which the
+    engine is worst."""
+    parts: Sequence[ComparedTokens | None] = evidence.compared or [None for _ in evidence.whole]
+    pairs = list(zip(evidence.whole, parts, strict=True))
 
-    def deviation(sample: Sample) -> float:
-        return compare(trial.reference, trial.engine, [sample], Tolerance(0.0)).worst.deviation
+    def deviation(pair: tuple[Sample, ComparedTokens | None]) -> float:
+        return compare(trial.reference, trial.engine, [pair[0]], Tolerance(0.0), [pair[1]]).worst.deviation
 
-    return [*evidence.samples, max(evidence.far, key=deviation)], None
+    count = len(evidence.samples)
+    kept = [*pairs[:count], *([max(pairs[count:], key=deviation)] if pairs[count:] else [])]
+    return [sample for sample, _ in kept], [part for _, part in kept] if evidence.compared else None

@@ -19,7 +19,6 @@ from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
-from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.values import Values
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
@@ -29,6 +28,7 @@ from moec.proof.sizes import contract_sizes, verification_sizes
 from moec.proof.subject import Reference, Subject, yardstick
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
+from moec.shown import figure_of
 from moec.targets.backend import Backend
 from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
@@ -96,30 +96,26 @@ def prove_folder(
     subject = replace(subject, engine_bytes=sum(a.size_bytes for a in hash_artefacts(folder)), file=file)
     progress.stage("verify")
     with opened(backend, options.target, folder, options.build, subject.reference) as engine:
-        proof = prove(subject, engine, until_failure=True)
+        proof = prove(subject, engine, until_failure=True, progress=progress)
     proof.require()
-    values = [f"{found.constants:,} constants equal" for found in [proof.find(Values)] if found]
-    said = [str(proof.comparison), str(proof.coverage), *values, *text_figures(proof), *size_figures(proof)]
-    progress.done("; ".join(said))
+    for check in proof.checks:
+        for k, line in enumerate(str(check).splitlines()):
+            progress.detail(line.strip() if k else f"{check.name}: {line}")
+    progress.done("; ".join(short_figures(proof)))
     return proof
 
 
-def text_figures(proof: Verification) -> list[str]:
-    """What was found on texts, in phrases; none without any."""
-    found, own = proof.quality, proof.own_quality
-    said = [f"{name} {text}" for name, text, _ in own.budgets] if own else []
-    return (
-        said + [f"{name} {text}" for name, text, _ in found.budgets()] + [f"top-1 {found.top1:.1%}"] if found else said
-    )
-
-
-def size_figures(proof: Verification) -> list[str]:
-    """How far the inputs went, and what stayed beyond: the first of it, and how much more the report lists."""
-    found = proof.find(SizesRun)
-    if found is None:
-        return []
-    more = [f"{len(found.beyond) - 1} more in the report"] if len(found.beyond) > 1 else []
-    return [found.longest, *(f"not run: {b}" for b in found.beyond[:1]), *more]
+def short_figures(proof: Verification) -> list[str]:
+    """What a proof that holds found, in phrases that fit in a line together: what decides first. All the rest stands in
+    the report, and under `-v`."""
+    worst, allowed, own = proof.comparison.worst, proof.comparison.tolerance, proof.own_quality
+    outputs = [] if allowed is None else [f"max |d|/std {worst.deviation:.2g} of {figure_of(allowed)} allowed"]
+    texts = [str(own)] if own else [proof.quality.short] if proof.quality else []
+    reached = f"{proof.coverage.reached}/{proof.coverage.total} experts reached"
+    driven = f", {proof.coverage.driven} driven" if proof.coverage.driven else ""
+    experts = [reached + driven] if proof.coverage.loads else []
+    values = [f"{found.constants:,} constants equal" for found in [proof.find(Values)] if found]
+    return [*outputs, *texts, *experts, *values]
 
 
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[VerifyHook]:
@@ -133,8 +129,8 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     if by != "outputs":
         write = partial(_own_text, source, captured, options.seed) if by == "own text" else None
         return [VerifyHook(samples, exact, None, precision, write, options.max_kl)]
-    budget = Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
-    return [VerifyHook(samples, exact, budget, precision)]
+    budget = None if asked is None else Tolerance(asked)
+    return [VerifyHook(samples, exact, budget, precision, by_width=asked is None)]
 
 
 def _own_text(source: Source, captured: Program, seed: int) -> OwnText:

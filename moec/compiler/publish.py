@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from moec.compiler.options import Options
@@ -19,10 +19,12 @@ from moec.layouts import arrange
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
 from moec.proof.verification import Verification
-from moec.report.artefacts import hash_artefacts
+from moec.report.artefacts import CARD, hash_artefact, hash_artefacts, parts
+from moec.report.card import model_card
 from moec.report.environment import environment
 from moec.report.page import html
 from moec.report.report import Report, step_facts
+from moec.shown import size_of
 from moec.targets.backend import Backend
 
 
@@ -100,13 +102,18 @@ def make_report(
     )
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write the manifest and the page into an engine's folder."""
+def write_report(report: Report, folder: Path) -> Report:
+    """Write the model card, the manifest and the page into an engine's folder. Returns the report with the card among
+    its files."""
+    (folder / CARD).write_text(model_card(report), encoding="utf-8")
+    files = (*parts(report.artefacts), hash_artefact(folder, CARD))
+    report = replace(report, artefacts=tuple(sorted(files, key=lambda file: PurePath(file.name))))
     (folder / MANIFEST).write_text(report.to_json(), encoding="utf-8")
     (folder / PAGE).write_text(html(report), encoding="utf-8")
+    return report
 
 
 def sizes_of_files(folder: Path) -> str:
     """The files of a folder with their sizes, in a line for the terminal."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return ", ".join(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in files)
+    return ", ".join(f"{path.name} {size_of(path.stat().st_size)}" for path in files)

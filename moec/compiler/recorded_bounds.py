@@ -14,6 +14,7 @@ from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
 from moec.proof.recorded_bound import RecordedBound
 from moec.proof.subject import Subject
+from moec.shown import figure_of
 from moec.targets.target import Target
 
 
@@ -63,7 +64,7 @@ class Recorded:
         )
         for name, recorded, own in pairs:
             if recorded is not None and recorded > own:
-                yield RecordedBound(name, f"{recorded:g}", f"{own:.4g}", self._flags(name, recorded))
+                yield RecordedBound(name, figure_of(recorded), f"{own:.4g}", self._flags(name, recorded))
         for name in sorted(set(claimed) - set(self.target.options)):
             yield RecordedBound(f"target {name}={claimed[name]}", "claimed", "the engine's files show none")
 
@@ -80,7 +81,11 @@ class Recorded:
 
     @property
     def _tolerance(self) -> float:
-        return Tolerance.of(self.subject.precision, self.subject.program.approximate).deviation
+        """What may differ by default; of approximate passes the root mean square, which the largest difference, that
+        a tolerance bounds, is never below."""
+        precision = self.subject.precision
+        program = self.subject.program
+        return Tolerance.of_passes(program.history).rms if program.approximate else Tolerance.of(precision).deviation
 
     @cached_property
     def _max_kl(self) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
-from moec.report.artefacts import Artefact
+from moec.report.artefacts import Artefact, size_bytes
 from moec.report.report import Report
 
 DEPTH = 4  # folders below the one that was named: people keep engines by model, target and date
@@ -26,6 +26,7 @@ class Kept:
         target: what it was made for; empty where its manifest cannot be read.
         verdict: as `Report.headline` begins, or why the manifest cannot be read.
         deviation: the proof's max|d|/std; None where nothing was compared.
+        proven_on_target: whether the proof ran on what the engine is for; None where its manifest cannot be read.
         size_bytes: of its files, as the manifest lists them.
         age_s: seconds since the manifest was written.
     """
@@ -36,6 +37,7 @@ class Kept:
     deviation: float | None
     size_bytes: int
     age_s: float
+    proven_on_target: bool | None = None
 
 
 def engines_in(folder: Path) -> list[Kept]:
@@ -65,8 +67,8 @@ def _kept(place: Path) -> Kept:
         report = Report.read(place / MANIFEST)
     except MoecError as error:
         return Kept(place, "", error.what, None, 0, age)
-    size = sum(artefact.size_bytes for artefact in report.artefacts)
-    return Kept(place, report.target, report.verdict, _deviation(report), size, age)
+    size = size_bytes(report.artefacts)
+    return Kept(place, report.target, report.verdict, _deviation(report), size, age, report.proof.proven_on_target)
 
 
 def _deviation(report: Report) -> float | None:

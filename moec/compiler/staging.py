@@ -14,8 +14,10 @@ from moec.errors import MoecError
 from moec.files.exchange import exchange, move
 from moec.files.inside import stays_inside
 from moec.files.refused import refused
-from moec.files.regular import read_bytes
+from moec.files.regular import file_hash, read_bytes
 from moec.files.workplace import OLD, workplace
+from moec.report.artefacts import CARD, SPEED_FILE
+from moec.report.speed import is_speed_file
 
 MANIFEST, PAGE = "moec.json", "report.html"  # the first is what makes a folder an engine's
 
@@ -138,6 +140,7 @@ def _stranger(folder: Path) -> str | None:
 
 class _File(msgspec.Struct):
     name: str
+    sha256: str = ""
 
 
 class _Manifest(msgspec.Struct):
@@ -150,7 +153,16 @@ def _listed(folder: Path) -> set[str]:
         manifest = msgspec.json.decode(read_bytes(folder / MANIFEST), type=_Manifest)
     except (OSError, msgspec.MsgspecError):
         return set()
-    return {MANIFEST, PAGE, *(file.name for file in manifest.artefacts if stays_inside(file.name))}
+    mine = (file for file in manifest.artefacts if not _is_edited_card(folder, file))
+    times = [SPEED_FILE] if is_speed_file(folder) else []
+    return {MANIFEST, PAGE, *times, *(file.name for file in mine if stays_inside(file.name))}
+
+
+def _is_edited_card(folder: Path, file: _File) -> bool:
+    """Whether a file is the model card and somebody went on writing it: then it is theirs."""
+    with suppress(OSError):
+        return file.name == CARD and file_hash(folder / CARD) != file.sha256
+    return False
 
 
 def _to_disk(folder: Path) -> None:

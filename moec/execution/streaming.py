@@ -69,9 +69,13 @@ class StreamingEngine(Engine):
         return dict(zip(self.outputs, values, strict=True))
 
 
-def check_finite(program: Program) -> None:
-    """Read every weight once, block by block; raises M105 naming the first one that holds NaN or infinity."""
+def check_finite(program: Program, tell: Callable[[int, str], None] = lambda _bytes, _name: None) -> None:
+    """Read every weight once, block by block; raises M105 naming the first one that holds NaN or infinity. `tell` is
+    told how many bytes are read, and of which weight."""
+    done = 0
     for name, weight in program.weights.items():
+        tell(done, name)
+        done += weight.size_bytes
         if weight.dtype.is_floating_point and not all(_finite(block) for block in weight.blocks()):
             fix = "repair the checkpoint, or convert it from its original once more"
             raise MoecError("M105", f"the weight {name!r} holds NaN or infinity", weight.origin, fix)

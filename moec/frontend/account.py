@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -34,6 +34,8 @@ class Account:
         tensors: how many tensors the files hold; used: how many of them the model takes.
         left_out: inputs of the model's forward, tensors and files that the engine does without.
         notes: what else a user must know: an adapter that was merged, a fixed batch.
+        stated: what the model's own card says of it, and what hubs call its task, by the names of hubs: `license`,
+            `language`, `base_model`, `pipeline_tag` and the like.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Account:
     used: int = 0
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    stated: Mapping[str, str | list[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The account in a few lines for the terminal: the first names the model, then notes and what was left out on

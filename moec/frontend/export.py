@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from moec.frontend.refusals import place_of, reason, way_out
 from moec.program.functional import functionalize
 from moec.program.original import Original, OutputForm, Place
 from moec.program.program import META, Input, Program, attach, identifier, place
+from moec.startup import late
 from moec.weights.lazy import Weight, from_tensor
 
 Dynamic = Mapping[str, Sequence[str | int | None]]
@@ -113,10 +114,21 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
 
 def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any) -> ExportedProgram:
     """Where a branch hangs on a size, torch follows the sample's and notes that it did: `moec.frontend.assumed`."""
-    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):  # where torch prints its whole partial graph
+    silent = contextlib.redirect_stderr(io.StringIO())  # where torch prints its whole partial graph
+    with torch.no_grad(), silent, shapes_worked_out():
         return torch.export.export(
             model, (), inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
         )
+
+
+@contextlib.contextmanager
+def shapes_worked_out() -> Iterator[None]:
+    """Within, torch works out the shape of each operator's output anew, not from its cache: with sizes that are symbols
+    an entry takes longer to make and to check than the shape, and few are used twice."""
+    with late("networkx"):
+        import torch.export._trace
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        yield
 
 
 def from_exported(

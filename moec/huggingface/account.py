@@ -22,6 +22,7 @@ from moec.huggingface.reading.folder import ModelFolder, lacks
 from moec.huggingface.reading.heads import pools_at_end, takes_one_text
 from moec.huggingface.reading.model_class import declared
 from moec.huggingface.reading.peft_adapter import ADAPTER
+from moec.huggingface.stated import stated_of
 from moec.program.program import Program
 from moec.weights.lazy import Weight
 
@@ -58,6 +59,7 @@ def account_of(origin: Any, inputs: Iterable[str], leave_out: LeaveOut, otherwis
         inputs=kept,
         tensors=len(files),
         used=len(files) - sum(x.thing == "tensor" for x in left_out),
+        stated=stated_of(type(model).__name__, folder and folder.path),
         left_out=tuple(left_out),
         notes=tuple(_notes(model, folder)),
     )

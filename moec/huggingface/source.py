@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +18,12 @@ from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.companions import describe, write_companions
+from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
 from moec.huggingface.reading.cache import cache_signature, has_cache
+from moec.huggingface.reading.described import Described
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.reading.given import Given
@@ -31,34 +33,15 @@ from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
+from moec.huggingface.shape import shape_of
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
+from moec.planning.shape import Shape
 from moec.program.program import Input, Program
 from moec.weights.lazy import Weight
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
-
-
-class Origin(Protocol):
-    """Where a model's structure and weights come from: a `ModelFolder` or a `Loaded` model."""
-
-    @property
-    def template(self) -> Any:
-        """A `PreTrainedModel` to read the signature from; its weights may be missing."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the weights as stored."""
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files by name."""
-
-    def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
-        """A private model on the meta device and its lazy weights."""
-
-    def loaded(self) -> Any:
-        """The untouched model in float32."""
 
 
 def open_source(
@@ -118,6 +101,15 @@ class HuggingFaceSource(Source):
         """The config, which decides what is built. The weights are compared when they are open: they are only data."""
         config = Path(model) / "config.json"
         return (config,) if config.is_file() else ()
+
+    @classmethod
+    def shape(cls, model: str) -> Shape | None:
+        return shape_of(model)
+
+    @classmethod
+    def described(cls, model: str) -> HuggingFaceSource:
+        origin = Described(model)
+        return cls(origin.text, origin)
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:

@@ -5,7 +5,7 @@ sentence-transformers read it. `genai`: the same and `genai_config.json`, for on
 repository of Triton Inference Server, in which the plain folder is version 1 of the model.
 """
 
-from moec.layouts.arrange import LAYOUTS, arrange, choose, model_folder
+from moec.layouts.arrange import LAYOUTS, arrange, choose, holds_engine, model_folder
 from moec.layouts.facts import ModelFacts
 
-__all__ = ["LAYOUTS", "ModelFacts", "arrange", "choose", "model_folder"]
+__all__ = ["LAYOUTS", "ModelFacts", "arrange", "choose", "holds_engine", "model_folder"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moec.errors import MoecError
@@ -68,9 +68,16 @@ def arrange(
 
 def model_folder(folder: Path) -> Path:
     """Where the engine's own files lie in a folder of any layout; the folder itself where there are none."""
-    holds = (
-        path.parent
-        for name in triton.BACKENDS
-        for path in [*folder.glob(name), *sorted(folder.glob(f"*/{triton.VERSION}/{name}"))]
-    )
-    return next(holds, folder)
+    file = next(_engine_files(folder), None)
+    return folder if file is None else file.parent
+
+
+def holds_engine(folder: Path) -> bool:
+    """Whether an engine's own files lie in a folder, in any layout."""
+    return next(_engine_files(folder), None) is not None
+
+
+def _engine_files(folder: Path) -> Iterator[Path]:
+    for name in triton.BACKENDS:
+        yield from folder.glob(name)
+        yield from sorted(folder.glob(f"*/{triton.VERSION}/{name}"))

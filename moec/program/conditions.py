@@ -137,7 +137,8 @@ def require(conditions: Sequence[Condition], sizes: Mapping[str, int], where: st
     near = nearest(conditions, known)
     such = ", such as " + ", ".join(f"{n}={near[n]}" for n in sorted(condition.names)) if near else ""
     what = f"the engine holds where {condition}, and was given {given}"
-    fix = f"give sizes for which it holds{such}; run others in PyTorch, or compile with sample inputs of their size"
+    made = "compile with sample inputs of their size (for TensorRT: with max_NAME=N)"
+    fix = f"give sizes for which it holds{such}; run others in PyTorch, or {made}"
     raise MoecError("M213", what, where, fix)
 
 

@@ -23,6 +23,7 @@ from moec.proof.first_layer import (
     outputs_of,
     rows_of_tokens,
 )
+from moec.shown import figure_of
 
 LOWERING = "the backend's lowering"  # of a backend that doesn't show its steps
 RUNTIME = "the engine as it runs"  # where all steps of the lowering are right, its files or its runtime are wrong
@@ -36,18 +37,22 @@ class Stage:
         name: the step's.
         deviation: how far it is from the untouched model, as max |d|/std; None when it was not compared.
         ok: whether that is within the tolerance; True when it was not compared.
-        why_not: why it was not compared.
+        why_not: why it was not compared, or what of it is not acceptable where more than the deviation decides.
+        allowed: the deviation that is; None where a text decides.
     """
 
     name: str
     deviation: float | None
     ok: bool
     why_not: str = ""
+    allowed: float | None = None
 
     def __str__(self) -> str:
+        why = f": {self.why_not}" if self.why_not else ""
         if self.deviation is None:
-            return f"not compared    {self.name}: {self.why_not}"
-        return f"{'ok   ' if self.ok else 'WRONG'} {self.deviation:9.2e}  {self.name}"
+            return f"{'not compared':<27}{self.name}{why}"
+        bound = "a text decides" if self.allowed is None else f"{figure_of(self.allowed)} allowed"
+        return f"{'ok   ' if self.ok else 'WRONG'} {f'{self.deviation:.1e}, {bound}':<21}  {self.name}{why}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Divergence:
         layer_deviation: by how much, as max |d|/std.
         experts: those that all wrong tokens of the layer went to; empty without experts in it.
         wrong_tokens, tokens: of the layer, where it has experts.
+        proof: what the proof of the same engine failed at, in words; empty where it holds, None where nobody said.
     """
 
     stages: tuple[Stage, ...]
@@ -69,6 +75,7 @@ class Divergence:
     experts: tuple[int, ...] = ()
     wrong_tokens: int = 0
     tokens: int = 0
+    proof: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -76,8 +83,13 @@ class Divergence:
 
     def __str__(self) -> str:
         lines = [f"  {stage}" for stage in self.stages]
+        if not self.stage and self.proof:
+            said = "no step diverges on the inputs of a bisection; the proof fails all the same"
+            return "\n".join([f"{said}: {self.proof}", *lines])
         if not self.stage:
             return "\n".join(["nothing diverges", *lines])
+        if self.proof == "":
+            lines.insert(0, "the engine is within its bounds as a whole; one of its steps alone is not:")
         layer = (
             f"{self.layer} (max |d|/std {self.layer_deviation:.2g})"
             if self.layer
@@ -104,13 +116,14 @@ class Bounds:
             to be numbers.
         lowering: after approximate passes, what a backend made of the last program, beside that program; `exact`, and
             beside the reference, when None.
-        judge: whether the program after an approximate pass is acceptable, where more than outputs decides.
+        judge: what is not acceptable of the program after an approximate pass, where more than outputs decides; empty
+            when nothing is.
     """
 
     exact: Tolerance
     budget: Tolerance | None = None
     lowering: Tolerance | None = None
-    judge: Callable[[Program], bool] | None = None
+    judge: Callable[[Program], str] | None = None
 
 
 def bisect(
@@ -119,7 +132,7 @@ def bisect(
     samples: Sequence[Sample],
     bounds: Bounds,
     engine: Engine | None = None,
-    compared: Sequence[ComparedTokens] | None = None,
+    compared: Sequence[ComparedTokens | None] | None = None,
     lowering: Iterable[tuple[str, Engine]] = (),
 ) -> Divergence:
     """Find the first step that departs from the reference, and where in it.
@@ -132,8 +145,7 @@ def bisect(
         bounds: what may differ.
         engine: what was built from the last program. When it has a method
             `intermediates(inputs)` that returns all values inside by name, it can be bisected to a layer too.
-        compared: in half precision, what of each sample can be compared (`moec.proof.decided_tokens`); all of it by
-            default.
+        compared: what of each sample can be compared (`moec.proof.decided_tokens`); all of it by default.
         lowering: the steps that the backend took from the last program to the engine, see `Backend.stages`; asked for
             one by one, where the engine is wrong and all programs are right.
     """
@@ -144,8 +156,8 @@ def bisect(
         base = StreamingEngine(programs[k - 1][1]) if k and not rough else reference
         allowed = bounds.budget if rough else bounds.exact
         stage = _stage(name, base, StreamingEngine(program), samples, allowed, compared)
-        kept = not rough or bounds.judge is None or bounds.judge(program)
-        stages.append(stage if kept else replace(stage, ok=False))
+        why = bounds.judge(program) if rough and bounds.judge else ""
+        stages.append(replace(stage, ok=False, why_not=why) if why else stage)
         if not stages[-1].ok:
             sample, part = _worst(base, StreamingEngine(program), samples, allowed, compared)
             good = outputs_of(programs[k - 1][1], sample) if k else module_outputs(reference, sample)
@@ -182,7 +194,7 @@ def _graph_stage(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance,
-    compared: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens | None] | None,
 ) -> Stage:
     """A step of the lowering, whose graph may be one that nothing here can run."""
     try:
@@ -199,10 +211,10 @@ def _stage(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance | None,
-    compared: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens | None] | None,
 ) -> Stage:
     result = compare(reference, candidate, samples, tolerance, compared)
-    return Stage(name, result.worst.deviation, result.ok)
+    return Stage(name, result.worst.deviation, result.ok, allowed=result.tolerance)
 
 
 def _worst(
@@ -210,7 +222,7 @@ def _worst(
     candidate: Engine,
     samples: Sequence[Sample],
     tolerance: Tolerance | None,
-    compared: Sequence[ComparedTokens] | None,
+    compared: Sequence[ComparedTokens | None] | None,
 ) -> tuple[Sample, ComparedTokens | None]:
     parts: Sequence[ComparedTokens | None] = compared or [None for _ in samples]
     pairs = list(zip(samples, parts, strict=True))

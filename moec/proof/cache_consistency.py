@@ -22,6 +22,7 @@ from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
 from moec.proof.digits import at_most
+from moec.shown import figure_of
 
 SIZES = {"batch": 3, SEQUENCE: 16}  # one row whole, one padded on the left, one on the right
 WAYS = {"chunks": (7, 5, 4), "prompt, then token by token": (9, *[1] * 7), "token by token": (1,) * 16}
@@ -118,7 +119,7 @@ class Consistency:
         than = " than the program in PyTorch" if self.by_call else ""
         what = (
             f"the engine says something else{than} when a text comes as {wrong.name}: max |d|/std "
-            f"{wrong.deviation:.2g} of {self.tolerance:g} allowed"
+            f"{wrong.deviation:.2g} where {figure_of(self.tolerance)} is allowed"
         )
         where = f"calls of {', '.join(map(str, wrong.steps))} tokens"
         return MoecError("M101", what, where, "report this, and compile with --no-cache meanwhile")

@@ -24,6 +24,7 @@ from moec.program.program import Input, Program
 from moec.proof.budgets import Budget
 from moec.proof.digits import at_most
 from moec.proof.divergence import divergence
+from moec.shown import figure_of
 
 TEXTS, PROMPT, CONTINUED = 8, 4, 24
 STREAMED_CONTINUED = 6  # where each token reads all weights anew
@@ -75,7 +76,8 @@ class OwnQuality:
     def budgets(self) -> tuple[tuple[str, str, bool], ...]:
         """Of each figure that decides: its name, the figure beside what is allowed, and whether that is kept."""
         kept = at_most(self.kl_mean, self.max_kl)
-        kl = ("mean KL divergence", f"{self.kl_mean:.4g} nats a token, {self.max_kl:g} allowed ({self.why})", kept)
+        figure = f"{self.kl_mean:.4g} nats a token, {figure_of(self.max_kl)} allowed ({self.why})"
+        kl = ("mean KL divergence", figure, kept)
         agree = self.top1 + self.near
         said = f"{100 * self.top1:.4g} % + {100 * self.near:.2g} % nearly as likely"
         if self.min_top1 is None:
@@ -93,7 +95,7 @@ class OwnQuality:
         return not self.problems
 
     def __str__(self) -> str:
-        return f"KL {self.kl_mean:.2g} nats of {self.max_kl:g}, top-1 {self.top1:.1%}"
+        return f"KL {self.kl_mean:.2g} nats of {figure_of(self.max_kl)}, top-1 {self.top1:.1%}"
 
 
 def is_language_model(program: Program) -> bool:

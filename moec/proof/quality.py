@@ -18,6 +18,7 @@ from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.digits import at_most, four_digits
 from moec.proof.divergence import divergence
 from moec.proof.exam import Exam
+from moec.shown import figure_of
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class Quality:
         """What is not allowed, in words; a figure that is not a number is never allowed."""
         exam, found = self.exam, []
         if exam.max_kl is not None and not at_most(self.kl_mean, exam.max_kl):
-            found.append(f"mean KL divergence {self.kl_mean:.4g} nats a token, {exam.max_kl:g} allowed")
+            found.append(f"mean KL divergence {self.kl_mean:.4g} nats a token, {figure_of(exam.max_kl)} allowed")
         if exam.max_perplexity_ratio is not None and not self._keeps_ratio(exam.max_perplexity_ratio):
             found.append(
                 f"perplexity {self.perplexity_ratio:.4g} times the untouched model's, "
-                f"{exam.max_perplexity_ratio:g} allowed"
+                f"{figure_of(exam.max_perplexity_ratio)} allowed"
             )
         return tuple(found)
 
@@ -91,9 +92,17 @@ class Quality:
         return tuple(
             (name, f"{figure:.4g}, no bound given", math.isfinite(figure))
             if bound is None
-            else (name, f"{figure:.4g}, {bound:g} allowed", within)
+            else (name, f"{figure:.4g}, {figure_of(bound)} allowed", within)
             for name, figure, bound, within in found
         )
+
+    @property
+    def short(self) -> str:
+        """What decides, in a few words: `KL 0.0012 nats of 0.05, perplexity x 1.0012`."""
+        exam = self.exam
+        kl = f"KL {self.kl_mean:.2g} nats" + ("" if exam.max_kl is None else f" of {figure_of(exam.max_kl)}")
+        bound = "" if exam.max_perplexity_ratio is None else f" of {figure_of(exam.max_perplexity_ratio)}"
+        return f"{kl}, perplexity x {self.perplexity_ratio:.4f}{bound}"
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures as a table: what, how much."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.progress import Progress
 from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.cache import CacheConsistency
@@ -31,7 +32,7 @@ from moec.proof.quality import Quality
 from moec.proof.sizes import named
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
-from moec.targets.target import Target, place_of
+from moec.proof.where_run import WhereRun
 
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
@@ -69,6 +70,11 @@ class Verification:
         """Whether every check is passed; a proof without any proves nothing."""
         return bool(self.checks) and all(check.ok for check in self.checks)
 
+    @property
+    def error(self) -> MoecError | None:
+        """The error of the first check that failed; None when all are passed."""
+        return next((error for error in (check.error() for check in self.checks) if error), None)
+
     def require(self) -> None:
         """Raise the error of the first check that failed."""
         for check in self.checks:
@@ -82,16 +88,23 @@ class Verification:
     def proven_on_target(self) -> bool:
         """Whether what ran is what the engine is for: an engine for a GPU that a CPU ran has not run on its
         hardware."""
-        return place_of(self.ran_on) == place_of(self.target)
+        return self.where_run.on_target
+
+    @property
+    def where_run(self) -> WhereRun:
+        """Where the engine is to run, and what ran it."""
+        return WhereRun(self.target, self.ran_on)
+
+    @property
+    def verdict(self) -> str:
+        """`verified` of an engine that ran on what it is for, `proven on the CPU, not yet run on tensorrt:sm90` of one
+        that did not, `DIFFERS` of one that failed."""
+        return self.where_run.verdict if self.ok else "DIFFERS"
 
     @property
     def elsewhere(self) -> str:
-        """`the CPU (onnxruntime); not yet run on onnxruntime:cuda`, empty where it ran on its target."""
-        if self.proven_on_target:
-            return ""
-        ran = Target.parse(self.ran_on) if self.ran_on else Target("nothing")
-        where = ran.device.upper() if ran.device in ("", "cpu") else ran.device
-        return f"the {where or 'CPU'} ({ran.backend}); not yet run on {place_of(self.target)}"
+        """`the CPU (onnxruntime), not yet run on onnxruntime:cuda`, empty where it ran on its target."""
+        return self.where_run.elsewhere
 
     @property
     def limits(self) -> str:
@@ -135,18 +148,19 @@ class Verification:
     def __str__(self) -> str:
         found = self.find(Outputs)
         between = f": {found.comparison.candidate} against {found.comparison.reference}" if found else ""
-        error = next((e for e in (check.error() for check in self.checks) if e), None)
+        error = self.error
         verdict = "DIFFERS" if error else "close" if self.find(Lowering) else "equal"
-        verdict += f" on {self.elsewhere}" if self.elsewhere else ""
-        verdict += f"; {self.limits}" if self.limits else ""
-        lines = [f"{verdict}{between}", *(f"  {'ok  ' if c.ok else 'FAIL'} {c.name}: {c}" for c in self.checks)]
+        beside = "" if error or self.proven_on_target else self.verdict
+        first = "; ".join(filter(None, [f"{verdict}{between}", beside, self.limits]))
+        lines = [first, *(f"  {'ok  ' if c.ok else 'FAIL'} {c.name}: {c}" for c in self.checks)]
         return "\n".join([*lines, str(error)] if error else lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         checks = {check.name: check.to_dict() for check in self.checks}
         where = {"target": self.target, "ran_on": self.ran_on, "proven_on_target": self.proven_on_target}
-        return {"ok": self.ok, "seed": self.seed, "reference": self.reference, **where, "checks": checks}
+        verdict = {"ok": self.ok, "verdict": self.verdict}
+        return {**verdict, "seed": self.seed, "reference": self.reference, **where, "checks": checks}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Verification:
@@ -167,7 +181,11 @@ def all_checks() -> tuple[type[Check], ...]:
 
 
 def prove(
-    subject: Subject, engine: Engine, checks: Sequence[type[Check]] | None = None, until_failure: bool = False
+    subject: Subject,
+    engine: Engine,
+    checks: Sequence[type[Check]] | None = None,
+    until_failure: bool = False,
+    progress: Progress | None = None,
 ) -> Verification:
     """Make every check on an engine.
 
@@ -176,13 +194,16 @@ def prove(
         engine: what is to be proven.
         checks: other ones than `all_checks()`.
         until_failure: make no more checks once one has failed.
+        progress: is told of each check that is begun.
 
     Raises:
         MoecError: M105 when the reference yields NaN or infinity, M204 when it runs at no size that was tried, M101
             when the engine does not, M211 when a text is to be judged on that the model cannot read.
     """
-    trial, found = Trial(subject, engine), list[Check]()
-    for check in all_checks() if checks is None else checks:
+    trial, found, progress = Trial(subject, engine), list[Check](), progress or Progress()
+    wanted = all_checks() if checks is None else checks
+    for number, check in enumerate(wanted):
+        progress.advance(number, len(wanted), what=check.title)
         try:
             made = check.measure(trial)
         except Exception:

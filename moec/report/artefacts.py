@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,10 @@ from moec.errors import MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
 
-_OWN = ("moec.json", "report.html")  # files that hold the hashes of the others and therefore cannot hold their own
+CARD = "README.md"  # people go on writing it, and no engine reads it
+SPEED_FILE = "bench.json"  # times, which no manifest holds
+# they hold the hashes of the others and therefore cannot hold their own, or come later
+_OWN = ("moec.json", "report.html", SPEED_FILE)
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,29 @@ class Artefact:
 def hash_artefacts(folder: Path) -> tuple[Artefact, ...]:
     """Every file of an engine folder but the report's own, by name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _OWN)
-    return tuple(Artefact(p.relative_to(folder).as_posix(), file_hash(p), p.stat().st_size) for p in files)
+    return tuple(hash_artefact(folder, p.relative_to(folder).as_posix()) for p in files)
+
+
+def hash_artefact(folder: Path, name: str) -> Artefact:
+    """One file of an engine folder, by its name there."""
+    path = folder / name
+    return Artefact(name, file_hash(path), path.stat().st_size)
+
+
+def parts(artefacts: Iterable[Artefact]) -> list[Artefact]:
+    """The files that the engine is made of: all but its model card."""
+    return [artefact for artefact in artefacts if artefact.name != CARD]
+
+
+def size_bytes(artefacts: Iterable[Artefact]) -> int:
+    """Of an engine's files, without its model card."""
+    return sum(artefact.size_bytes for artefact in parts(artefacts))
 
 
 def check_artefacts(artefacts: Sequence[Artefact], folder: Path, check: str = "hash") -> None:
-    """Raise M106 unless every file is as the report of its engine says; `check` is `hash`, or `size` to read no
-    contents."""
-    for artefact in artefacts:
+    """Raise M106 unless every file is as the report of its engine says, but for the model card, which is there to be
+    gone on with; `check` is `hash`, or `size` to read no contents."""
+    for artefact in parts(artefacts):
         path = folder / artefact.name
         if not stays_inside(artefact.name):
             problem = "names a place outside of the folder"

@@ -1,4 +1,4 @@
-"""A proof as JUnit XML, which continuous integration shows as tests: one case a check.
+"""A proof, or what was held against manifests, as JUnit XML: continuous integration shows one test case a check.
 
 The form is that of the de-facto schema of Jenkins' xUnit plugin: `testsuites > testsuite > testcase > failure | error |
 skipped`.
@@ -6,6 +6,7 @@ skipped`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
@@ -35,11 +36,12 @@ class Case:
     message: str
 
 
-def cases(proof: Verification) -> list[Case]:
+def cases(proof: Verification, require_run: bool = False) -> list[Case]:
     """Every figure of every check of a proof; one at least fails exactly when the proof does. One is skipped where the
-    engine has not run on what it is for."""
+    engine has not run on what it is for; it fails where a run is required."""
     found = [case for check in proof.checks for case in (_verdict(check), *(_case(check, f) for f in check.figures()))]
-    return found + ([Case("target", proof.target, "skipped", f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
+    verdict: Verdict = "failure" if require_run else "skipped"
+    return found + ([Case("target", proof.target, verdict, f"ran on {proof.elsewhere}")] if proof.elsewhere else [])
 
 
 def _verdict(check: Check) -> Case:
@@ -54,26 +56,48 @@ def _case(check: Check, figure: Figure) -> Case:
     return Case(check.name, figure.name, verdict, message or figure.name)
 
 
-def junit(engine: str, found: Verification | MoecError) -> str:
-    """The XML of a proof, or of the error that ended it. `engine` names the suite."""
-    checks = cases(found) if isinstance(found, Verification) else [Case("verify", found.code, "error", str(found))]
-    counts = {f"{verdict}s": sum(c.verdict == verdict for c in checks) for verdict in ("failure", "error")}
-    counts["skipped"] = sum(c.verdict == "skipped" for c in checks)
-    totals = {"tests": str(len(checks)), **{name: str(count) for name, count in counts.items()}}
-    suites = ElementTree.Element("testsuites", {"name": "moec verify", **totals})
-    suite = ElementTree.SubElement(suites, "testsuite", {"name": _clean(engine), **totals})
-    for check in checks:
-        case = ElementTree.SubElement(
-            suite, "testcase", {"classname": f"moec.verify.{check.group}", "name": _clean(check.name)}
-        )
-        if check.verdict == "passed":
-            ElementTree.SubElement(case, "system-out").text = _clean(check.message)
-        else:
-            ElementTree.SubElement(
-                case, check.verdict, {"message": _clean(check.message).splitlines()[0]}
-            ).text = _clean(check.message)
+def junit(engine: str, found: Verification | MoecError, require_run: bool = False) -> str:
+    """The XML of a proof, or of the error that ended it. `engine` names the suite; `require_run`: an engine that has
+    not run on what it is for fails."""
+    if isinstance(found, MoecError):
+        return _xml("verify", {engine: [Case("verify", found.code, "error", str(found))]})
+    return _xml("verify", {engine: cases(found, require_run)})
+
+
+def junit_of_checks(found: Mapping[str, Mapping[str, MoecError | None]]) -> str:
+    """The XML of what was held against manifests: a suite for each, whose cases are what was compared, by name."""
+
+    def case(name: str, error: MoecError | None) -> Case:
+        return Case("manifest", name, "failure", str(error)) if error else Case("manifest", name, "passed", "as it was")
+
+    return _xml("check", {manifest: [case(*item) for item in items.items()] for manifest, items in found.items()})
+
+
+def _xml(verb: str, found: Mapping[str, Sequence[Case]]) -> str:
+    suites = ElementTree.Element(
+        "testsuites", {"name": f"moec {verb}", **_totals([c for s in found.values() for c in s])}
+    )
+    for name, checks in found.items():
+        suite = ElementTree.SubElement(suites, "testsuite", {"name": _clean(name), **_totals(checks)})
+        for check in checks:
+            _add(suite, f"moec.{verb}.{check.group}", check)
     ElementTree.indent(suites)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suites, encoding="unicode") + "\n"
+
+
+def _totals(checks: Sequence[Case]) -> dict[str, str]:
+    kinds = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+    counts = {name: str(sum(c.verdict == verdict for c in checks)) for name, verdict in kinds.items()}
+    return {"tests": str(len(checks)), **counts}
+
+
+def _add(suite: ElementTree.Element, group: str, check: Case) -> None:
+    case = ElementTree.SubElement(suite, "testcase", {"classname": group, "name": _clean(check.name)})
+    message = _clean(check.message)
+    if check.verdict == "passed":
+        ElementTree.SubElement(case, "system-out").text = message
+    else:
+        ElementTree.SubElement(case, check.verdict, {"message": message.splitlines()[0]}).text = message
 
 
 def _clean(text: str) -> str:

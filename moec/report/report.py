@@ -19,8 +19,10 @@ import msgspec
 from moec.errors import MoecError
 from moec.files.regular import read_bytes
 from moec.frontend.account import Account
+from moec.layouts import holds_engine
 from moec.pipeline.pipeline import StepReport
 from moec.program.conditions import Assumptions
+from moec.proof.agreement import Agreement
 from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.compare import Comparison
@@ -29,6 +31,8 @@ from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
 from moec.report.artefacts import Artefact
+from moec.report.size import Sizes
+from moec.shown import size_of
 
 SCHEMA = 2
 
@@ -46,6 +50,8 @@ class Report:
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their
             reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
+        size: parameters and bytes before and after; None where nothing counted them.
+        layers: errors and choices inside on a few of the proof's inputs; None where they were not looked at.
         proof: every check that was made, see `moec.proof.verification`.
         environment: versions and processor type.
         artefacts: the engine's files.
@@ -62,6 +68,8 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
+    size: Sizes | None = None
+    layers: Agreement | None = None
     schema: int = SCHEMA
 
     @property
@@ -83,6 +91,13 @@ class Report:
     def quality(self) -> Quality | None:
         """The engine's quality on a text, when one was given."""
         return self.proof.quality
+
+    @property
+    def inside(self) -> Agreement | None:
+        """Errors of the layers and choices of the routers: on the text where one was given, else on inputs of the
+        proof."""
+        on_text = self.quality.agreement if self.quality else None
+        return on_text or self.layers
 
     @property
     def assumptions(self) -> Assumptions:
@@ -126,23 +141,21 @@ class Report:
 
     def headline(self) -> str:
         """The verdict in a line."""
-        size = sum(a.size_bytes for a in self.artefacts) / 2**20
+        if not self.ok:
+            return f"{self.verdict}: {self.proof.error.what if self.proof.error else 'nothing was checked'}"
         proof, quality, decided = self.proof, self.proof.quality, self.proof.find(DecidedTokens)
         text = f"; KL {quality.kl_mean:.2g} nats, perplexity x {quality.perplexity_ratio:.4f}" if quality else ""
         part = f"; {decided}" if decided else ""
         own = f"; {proof.own_quality}" if proof.own_quality else ""
         limits = f"; {proof.limits}" if proof.limits else ""
-        said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size:.1f} MiB"
+        size = size_of(sum(a.size_bytes for a in self.artefacts))
+        said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size}"
         return f"{self.verdict}: {said}"
 
     @property
     def verdict(self) -> str:
-        """`verified` of an engine that ran on what it is for; else what ran it, and what it has not run on."""
-        if not self.ok:
-            return "DIFFERS"
-        close = any(step["contract"] == "approximate" for step in self.steps)
-        where = self.proof.elsewhere
-        return f"{'close' if close else 'equal'} on {where}" if where else "verified"
+        """`verified` only of an engine that ran on what it is for, see `moec.proof.where_run`."""
+        return self.proof.verdict
 
     # ------------------------------------------------------------------ plain data
     def to_dict(self) -> dict[str, Any]:
@@ -172,10 +185,14 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Read a `moec.json`. Raises M106 when it is missing."""
+        """Read a `moec.json`. Raises M201 where there is none because no engine lies there, M106 where an engine has
+        lost it, or it cannot be read."""
         try:
             return cls.from_json(read_bytes(path).decode("utf-8", "replace"), str(path))
         except OSError as error:
+            if not path.exists() and not holds_engine(path.parent):
+                fix = "give an engine's folder: what `moec compile MODEL -o FOLDER` wrote"
+                raise MoecError("M201", f"this is no engine: there is no {path.name}", str(path.parent), fix) from error
             raise MoecError(
                 "M106",
                 f"the report cannot be read: {error.strerror}",
@@ -250,5 +267,7 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "proof": Verification.from_dict(data["proof"]),
         "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),
+        "size": msgspec.convert(data.get("size"), Sizes | None),
+        "layers": msgspec.convert(data.get("layers"), Agreement | None, strict=False),  # infinity comes as text
         **{name: msgspec.convert(data.get(name, default), kind) for name, (kind, default) in _PLAIN.items()},
     }

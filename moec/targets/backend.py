@@ -20,8 +20,9 @@ from moec.targets.target import Target
 from moec.weights.weight import Weight
 
 
-def find_backend(target: Target, runtime: bool = True) -> Backend:
-    """The target's backend, ready to be used; with `runtime=False` its stand-in on this machine is enough.
+def find_backend(target: Target, runtime: bool = True, written: bool = False) -> Backend:
+    """The target's backend, ready to be used; with `runtime=False` its stand-in on this machine is enough. `written`:
+    the engine is there already, so that an error does not advise to write it.
 
     Raises:
         MoecError: M202 for an unknown one, M208 for bad options, M301 or M302 when its runtime or hardware is not here.
@@ -29,9 +30,8 @@ def find_backend(target: Target, runtime: bool = True) -> Backend:
     backend: Backend = registry.find("backends", target.backend)()
     probe = backend.probe(target)
     if not probe.available and (runtime or backend.stand_in(target) is None):
-        raise MoecError(
-            probe.code, f"{target.backend} cannot be used here: {probe.missing}", str(target), probe.install
-        )
+        fix = "; ".join(filter(None, [probe.install, "" if written else probe.later]))
+        raise MoecError(probe.code, f"{target.backend} cannot be used here: {probe.missing}", str(target), fix)
     refuse(backend.options(target))
     return backend
 
@@ -67,6 +67,7 @@ class Probe:
         devices: what the runtime offers (execution providers, GPUs).
         missing: what is not here, empty when available.
         install: the command that installs it, or another way out.
+        later: what a compile can do here all the same; empty where it can do nothing.
         code: of the error that says so: M301 for software, M302 for hardware.
         lacking: what a part of the engines needs and is not here, each with what needs it and where it comes from.
     """
@@ -76,6 +77,7 @@ class Probe:
     devices: tuple[str, ...] = ()
     missing: str = ""
     install: str = ""
+    later: str = ""
     code: str = "M301"
     lacking: tuple[str, ...] = ()
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from moec.cli import SUMMARIES, VERBS
 from moec.cli.build import with_precision
@@ -52,6 +53,7 @@ def test_a_preset_compiles_and_its_manifest_rebuilds_it_byte_for_byte(cli: Cli, 
         "model.onnx.data",
         "moec.json",
         "report.html",
+        "README.md",
         "genai_config.json",
     } <= set(first)
     report = json.loads(first["moec.json"])
@@ -99,28 +101,6 @@ def test_run_on_inputs_from_a_file(cli: Cli, mixtral_engine: Path, tmp_path: Pat
     np.savez(tmp_path / "bad.npz", attention_mask=np.ones_like(ids))
     cli("run", mixtral_engine, "--inputs", tmp_path / "bad.npz", status=2)
     assert "M211" in cli.err
-
-
-def test_bench_of_texts(cli: Cli, mixtral_engine: Path) -> None:
-    data = cli.json(
-        "bench", mixtral_engine, mixtral_engine, "--eager", "--runs", 1, "--size", "sequence=8", "--max-tokens", 3
-    )
-    assert [t["engine"] for t in data["timings"]] == ["onnxruntime:cpu"] * 2 + ["eager (transformers)"]
-    assert data["sizes"] == {"batch": 1, "sequence": 8, "new": 3} and all(
-        t["decode_tokens_per_s"] > 0 for t in data["timings"]
-    )
-    assert "batch 2, 8 + 4 tokens" in cli(
-        "bench", mixtral_engine, "--runs", 1, "--size", "batch=2", "--size", "sequence=8", "--max-tokens", 4
-    )
-    cli("bench", mixtral_engine, "--size", "height=8", status=2)
-
-
-def test_bench_of_forward_passes(cli: Cli, mixtral_engine: Path) -> None:
-    data = cli.json("bench", mixtral_engine, "--forward", "--eager", "--runs", 2, "--size", "sequence=8")
-    assert [t["engine"] for t in data["timings"]] == ["onnxruntime:cpu", "eager (transformers)"]
-    assert data["sizes"] == {"batch": 1, "sequence": 8, "past_sequence": 0}
-    assert "samples/s" in cli("bench", mixtral_engine, "--forward", "--runs", 1)
-    cli("bench", mixtral_engine, "--forward", "--size", "height=8", status=2)
 
 
 # ---------------------------------------------------------------------- text
@@ -271,3 +251,32 @@ def test_python_m_moec() -> None:
         [sys.executable, "-m", "moec", "ls", "passes", "--json"], capture_output=True, text=True, check=True
     )
     assert "upcycle" in json.loads(done.stdout) and done.stderr == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the hardware that the target names")
+def test_a_required_run(cli: Cli, mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:
+    assert cli("check", mixtral_engine, "--require-run").endswith("as it was\n")
+    engine = Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+    manifest = json.loads((engine / "moec.json").read_text())
+    manifest["settings"]["target"] = manifest["proof"]["target"] = "onnxruntime:cuda"
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    said = "proven on the CPU, not yet run on onnxruntime:cuda"
+    assert cli("check", engine).endswith("as it was\n") and said in cli("ls", tmp_path)
+    (row,) = cli.json("ls", tmp_path)
+    assert (row["verdict"], row["proven_on_target"]) == (said, False)
+    assert "error[M113]" in cli("check", engine, "--require-run", status=1)
+    options = ("-o", tmp_path / "no", "-t", "onnxruntime:cuda", "--require-run")
+    cli("compile", mixtral, *options, status=1)
+    assert "error[M113]" in cli.err and said in cli.err and not (tmp_path / "no").exists()
+
+
+@pytest.mark.repeats  # a whole compile and two proofs; what they say is tested above
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the hardware that the target names")
+def test_a_required_run_of_a_later_proof(cli: Cli, mixtral: Path, tmp_path: Path) -> None:
+    said, engine = "proven on the CPU, not yet run on onnxruntime:cuda", tmp_path / "engine"
+    done = cli.json("compile", mixtral, "-o", engine, "-t", "onnxruntime:cuda")
+    assert (done["verdict"], done["proven_on_target"]) == (said, False)
+    found = cli.json("verify", engine, "--require-run", "--junit", tmp_path / "report.xml", status=1)
+    assert not found["ok"] and found["verification"]["ok"] and found["error"]["code"] == "M113"
+    assert "error[M113]" in cli.err and ElementTree.parse(tmp_path / "report.xml").getroot().attrib["failures"] == "1"
+    assert cli.json("verify", engine)["verification"]["verdict"] == said

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moec.compiler.check import problems
+from moec.compiler.check import checked, problems
 
 
 @pytest.fixture
@@ -42,3 +42,11 @@ def test_everything_changed(model_and_engine: tuple[Path, Path]) -> None:
     manifest["proof"]["checks"]["outputs"]["comparison"]["outputs"][0]["deviation"] = 9.0
     (engine / "moec.json").write_text(json.dumps(manifest))
     assert codes(engine, seed=3, target="onnxruntime:cuda") == ["M101", "M106", "M106", "M112", "M112"]
+
+
+def test_what_was_compared_is_named(model_and_engine: tuple[Path, Path]) -> None:
+    _, engine = model_and_engine
+    (engine / "model.onnx").write_bytes(b"")
+    found = checked(engine, {"seed": 3, "target": "onnxruntime"}, {})
+    assert list(found) == ["proof", "model", "text", "files", "setting seed", "setting target"]
+    assert [name for name, error in found.items() if error] == ["files", "setting seed"]

@@ -16,6 +16,7 @@ from moec.compiler import proving
 from moec.compiler.compile import compile_source
 from moec.compiler.open import open_source
 from moec.compiler.options import Options
+from moec.compiler.shelf import engines_in
 from moec.errors import MoecError
 from moec.frontend.module_source import ModuleSource
 from moec.pipeline.passes import Context, Contract, Pass
@@ -80,6 +81,7 @@ def test_compile_publishes_a_proven_engine(tmp_path: Path) -> None:
         "model.onnx.data",
         "moec.json",
         "report.html",
+        "README.md",
     }
 
 
@@ -128,7 +130,7 @@ def test_a_budget_on_a_text_decides_about_approximate_passes(tokens: str, tmp_pa
     assert (
         report.quality is not None
         and 1e-4 < report.quality.kl_mean < 1
-        and report.quality.engine_bytes == sum(a.size_bytes for a in report.artefacts)
+        and report.quality.engine_bytes == sum(a.size_bytes for a in report.artefacts if a.name != "README.md")
     )
     with pytest.raises(MoecError) as caught:
         compile_source(source(), narrow, tmp_path / "second")
@@ -184,12 +186,17 @@ def test_a_model_that_changes_meanwhile_is_refused(llama: Path, file: str, at: s
 def test_what_has_not_run_on_its_target_is_never_called_verified(tmp_path: Path) -> None:
     report = compile_source(source(), Options(Target("onnxruntime", "cuda")), tmp_path / "engine")
     assert not report.proof.proven_on_target and report.proof.ran_on == "onnxruntime:cpu"
-    said = "on the CPU (onnxruntime); not yet run on onnxruntime:cuda"
+    said = "proven on the CPU, not yet run on onnxruntime:cuda"
     again = Report.read(tmp_path / "engine" / "moec.json")
-    assert again.ok and again.headline().startswith(f"equal {said}: ") and "verified" not in again.headline()
-    assert said in html(again) and said in str(again.proof) and said in junit("engine", again.proof)
+    assert again.ok and again.headline().startswith(f"{said}: ") and "verified" not in again.headline()
+    assert said in html(again) and said in str(again.proof)
+    assert "skipped message=" in junit("engine", again.proof) and "failure" in junit("engine", again.proof, True)
     written = json.loads((tmp_path / "engine" / "moec.json").read_text())["proof"]
     assert written["proven_on_target"] is False and written["ran_on"] == "onnxruntime:cpu"
+    assert written["verdict"] == said == engines_in(tmp_path)[0].verdict
+    with pytest.raises(MoecError, match=said) as caught:
+        compile_source(source(), Options(Target("onnxruntime", "cuda")), tmp_path / "no", require_run=True)
+    assert caught.value.code == "M113" and caught.value.exit_code == 1 and not (tmp_path / "no").exists()
     here = compile_source(source(), Options(TARGET), tmp_path / "here")
     assert here.proof.proven_on_target and here.headline().startswith("verified: ")
 

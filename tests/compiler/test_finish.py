@@ -19,7 +19,7 @@ from moec.compiler.finish import copy_artefacts
 from moec.compiler.options import Options
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
-from moec.report.artefacts import hash_artefacts
+from moec.report.artefacts import hash_artefacts, parts
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 
@@ -44,7 +44,7 @@ def test_what_has_nothing_to_finish_is_left_alone(mixtral: Path, mixtral_engine:
 def test_files_are_copied_as_they_are(mixtral_engine: Path, tmp_path: Path) -> None:
     report = api.read_report(mixtral_engine)
     copy_artefacts(report, mixtral_engine, tmp_path)
-    assert hash_artefacts(tmp_path) == report.artefacts
+    assert list(hash_artefacts(tmp_path)) == parts(report.artefacts)  # the card is written anew
 
 
 @pytest.fixture(scope="module")

@@ -37,12 +37,12 @@ def test_a_spoiled_engine_is_found_out(mixtral_engine: Path, spoiled: Path) -> N
 
 
 def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled: Path) -> None:
-    found = bisect_engine(spoiled, 1, {})
+    found = bisect_engine(spoiled, Asked(), {})
     assert found.stage == "the engine as it runs" and [s.ok for s in found.stages] == [True] * (
         len(found.stages) - 1
     ) + [False]
     assert "layers.1" in found.layer and found.experts == (5,) and 0 < found.wrong_tokens < found.tokens
-    assert bisect_engine(mixtral_engine, 1, {}).stage == ""
+    assert bisect_engine(mixtral_engine, Asked(), {}).stage == ""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_of_a_check_that_is_not_here_the_manifest_proves_nothing(mixtral_engine:
 
 def test_bisection_takes_no_bound_from_the_manifest(spoiled: Path, tmp_path: Path) -> None:
     loose = edited(spoiled, tmp_path / "loose", tolerance=1e9)
-    assert bisect_engine(loose, 1, {}).stage != "" == bisect_engine(loose, 1, {}, tolerance=1e9).stage
+    assert bisect_engine(loose, Asked(), {}).stage != "" == bisect_engine(loose, Asked(tolerance=1e9), {}).stage
 
 
 def test_without_its_text_an_engine_is_not_waved_through(judged: Path, tmp_path: Path) -> None:

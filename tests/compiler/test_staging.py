@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_what_moec_wrote_may_be_replaced_but_nothing_else(tmp_path: Path) -> Non
         refusal(taken)
     (engine / "deep" / "notes.txt").write_text("mine")
     assert "deep/notes.txt" in refusal(engine).what
+
+
+def test_a_card_that_somebody_went_on_writing_is_theirs(tmp_path: Path) -> None:
+    engine = write(tmp_path / "engine", "old", **{"README.md": "# An engine"})
+    manifest = json.loads((engine / "moec.json").read_text())
+    manifest["artefacts"].append({"name": "README.md", "sha256": sha256(b"# An engine").hexdigest()})
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    check_out(engine)
+    (engine / "README.md").write_text("# An engine, and what I think of it")
+    assert "README.md" in refusal(engine).what
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"artefacts": [{"name": "../thesis.tex"}]}', "\0"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context, Pass
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.bisection import Bounds, bisect
+from moec.proof.bisection import Bounds, Divergence, Stage, bisect
 from moec.proof.compare import Tolerance
 from moec.weights.lazy import from_tensor, scale
 from tests.moe_module import MoeModel, source_of
@@ -141,3 +141,23 @@ def test_a_pass_that_breaks_its_budget_or_its_word_is() -> None:
     assert bisect(reference, programs, samples, bounds).stage == "roughen(factor=3.0)"  # type: ignore[arg-type]
     programs, reference, samples = made(Roughen(), Spoil())
     assert bisect(reference, programs, samples, bounds).stage == "spoil"  # type: ignore[arg-type]
+
+
+def test_what_a_judge_says_stands_beside_the_step() -> None:
+    programs, reference, samples = made(Roughen())
+    bounds = Bounds(FP32, judge=lambda program: "mean KL divergence 0.3 nats a token, 0.05 allowed")
+    found = bisect(reference, programs, samples, bounds)  # type: ignore[arg-type]
+    assert found.stage == "roughen" and str(found.stages[-1]).startswith("WRONG ")
+    assert str(found.stages[-1]).endswith("a text decides  roughen: mean KL divergence 0.3 nats a token, 0.05 allowed")
+
+
+def test_a_bisection_does_not_contradict_the_proof() -> None:
+    right = Divergence((Stage("capture", 1e-6, True, allowed=0.001),))
+    assert str(right).splitlines() == ["nothing diverges", "  ok    1.0e-06, 0.001 allowed  capture"]
+    assert str(replace(right, proof="")) == str(right)
+    failed = str(replace(right, proof="expert 3 was reached by none of 8 inputs")).splitlines()
+    assert "nothing diverges" not in failed[0] and failed[0].endswith(
+        "fails all the same: expert 3 was reached by none of 8 inputs"
+    )
+    over = Divergence((Stage("capture", 0.32, False, allowed=1e6),), "capture", proof="")
+    assert "within its bounds as a whole" in str(over) and "1,000,000 allowed" in str(over) and "e+06" not in str(over)

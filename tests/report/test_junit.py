@@ -22,7 +22,7 @@ from moec.proof.decided_tokens import Decided
 from moec.proof.evidence import RefusedSize
 from moec.proof.exam import Exam
 from moec.proof.verification import Verification
-from moec.report.junit import cases, junit
+from moec.report.junit import cases, junit, junit_of_checks
 from tests.moe_module import MoeModel, source_of
 from tests.proving import sizes, verify
 from tests.report.test_report import QUALITY
@@ -133,3 +133,12 @@ def test_what_steers_a_terminal_is_spelled_out() -> None:
     text = junit("a\x1b[2J", MoecError("M106", "b\x9b \ufffe \ud800", "c", "d"))
     assert ElementTree.fromstring(text) is not None
     assert "a\\x1b[2J" in text and "b\\x9b \\ufffe \\ud800" in text and text.isascii()
+
+
+def test_manifests_are_suites_and_what_was_compared_their_cases() -> None:
+    wrong = MoecError("M106", "the source has changed since: config.json", "model", "compile it anew")
+    root = ElementTree.fromstring(junit_of_checks({"a": {"proof": None, "model": wrong}, "b": {"proof": None}}))
+    assert root.attrib == {"name": "moec check", "tests": "3", "failures": "1", "errors": "0", "skipped": "0"}
+    assert [(suite.attrib["name"], suite.attrib["failures"]) for suite in root] == [("a", "1"), ("b", "0")]
+    (failure,) = root.iter("failure")
+    assert "config.json" in failure.attrib["message"] and root.find(".//testcase[@name='model']/failure") is failure

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from moec.proof.exam import Exam
 from moec.proof.quality import Quality
 from moec.report.artefacts import hash_artefacts
 from moec.report.environment import environment
-from moec.report.page import html
+from moec.report.page import html, verdict
 from moec.report.report import SCHEMA, Report, step_facts
 from tests.moe_module import MoeModel, source_of
 from tests.proving import sizes, verify
@@ -51,7 +52,17 @@ QUALITY = Quality(
 
 
 def make(folder: Path | None = None, seed: int = 0) -> Report:
-    """A report of a real verification."""
+    """A report of a real verification, made once."""
+    found = _made(seed)
+    return replace(found, artefacts=hash_artefacts(folder)) if folder else found
+
+
+@cache
+def _made(seed: int) -> Report:
+    return make_anew(seed)
+
+
+def make_anew(seed: int = 0) -> Report:
     source = source_of(MoeModel())
     program = source.capture()
     wrong = source_of(MoeModel(seed=1)).capture() if seed < 0 else program
@@ -63,7 +74,6 @@ def make(folder: Path | None = None, seed: int = 0) -> Report:
         steps=step_facts([STEP]),
         environment=environment({"runtime": "1.0"}),
         facts={"blocks": [{"module": "blocks.0", "kernel": "MoE"}]},
-        artefacts=hash_artefacts(folder) if folder else (),
     )
 
 
@@ -114,8 +124,8 @@ def test_a_check_that_nobody_knows_counts_as_recorded() -> None:
 
 
 def test_equal_inputs_give_equal_bytes_and_other_seeds_do_not() -> None:
-    assert make().to_json() == make().to_json()
-    assert html(make()) == html(make())
+    again = make_anew()
+    assert make().to_json() == again.to_json() and html(make()) == html(again)
     assert make().to_json() != make(seed=5).to_json()
 
 
@@ -126,7 +136,8 @@ def test_nothing_that_changes_between_runs_is_in_it() -> None:
 
 def test_a_failure_can_be_written_too() -> None:
     report = make(seed=-1)
-    assert not report.ok and report.headline().startswith("DIFFERS")
+    assert not report.ok and report.headline().startswith("DIFFERS: ") and " of 0.001 allowed" not in report.headline()
+    assert report.proof.error is not None and report.headline().endswith(report.proof.error.what)
     endless = replace(report.comparison.outputs[0], deviation=float("inf"), problem="NaN")
     report = with_check(report, Outputs(replace(report.comparison, outputs=(endless,))))
     assert Report.from_json(report.to_json()).comparison.outputs[0].deviation == float("inf")
@@ -189,10 +200,15 @@ def test_an_account_of_another_form_is_refused(left_out: Any) -> None:
     assert Report.from_json(replace(report, account=Account("Tiny").to_plain()).to_json()).account["model"] == "Tiny"
 
 
-def test_a_missing_report_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "code"), [("config.json", "M201"), ("model.onnx", "M106"), ("m/1/model.plan", "M106")]
+)
+def test_a_missing_report_is_refused(file: str, code: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
     with pytest.raises(MoecError) as error:
         Report.read(tmp_path / "moec.json")
-    assert error.value.code == "M106"
+    assert error.value.code == code and "moec.json" in str(error.value)
 
 
 def test_sizes_that_the_engine_refuses_stand_in_the_headline() -> None:
@@ -210,10 +226,15 @@ def test_a_proof_on_other_hardware_is_not_called_verified() -> None:
     report = make()
     assert report.headline().startswith("verified") and report.proof.elsewhere == ""
     for target, ran, where in (
-        ("tensorrt:sm90", "onnxruntime:cpu", "on the CPU (onnxruntime); not yet run on tensorrt:sm90"),
-        ("onnxruntime:cuda,precision=fp16", "onnxruntime:cpu", "not yet run on onnxruntime:cuda"),
+        ("tensorrt:sm90", "onnxruntime:cpu", "proven on the CPU, not yet run on tensorrt:sm90: "),
+        ("onnxruntime:cuda,precision=fp16", "onnxruntime:cpu", "proven on the CPU, not yet run on onnxruntime:cuda: "),
         ("onnxruntime:threads=2", "onnxruntime:cpu", ""),
         ("tensorrt:sm90", "tensorrt:sm90", ""),
     ):
         found = replace(report, proof=replace(report.proof, target=target, ran_on=ran))
-        assert where in found.headline() and found.headline().startswith("verified") is (where == "")
+        assert (
+            found.headline().startswith(where or "verified: ")
+            and found.to_dict()["proof"]["verdict"] in where + "verified"
+        )
+        badge = "verdict part" in html(found)
+        assert badge is (where != "") and (verdict(found).startswith("Proven on the CPU, not yet run on") is badge)

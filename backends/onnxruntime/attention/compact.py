@@ -25,6 +25,7 @@ from moec.backends.onnx.tensors import is_constant
 from moec.program.decoder_signature import IDS, LOGITS, MASK
 
 INT32 = int(ir.DataType.INT32)
+LONGEST = 2**31  # more tokens than a call has
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ def put_tokens_first(model: ir.Model) -> Rows:
     for node, at, value in readers:
         node.replace_input_with(at, moved[value])
     _put_back(emit, _before_the_head(logits), new)
-    last = emit("Add", _past_tokens(emit, mask, whole, length), emit("Sub", length, one))
     model.metadata_props[COMPACT] = "1"
-    return Rows(emit("Cast", last, to=INT32), emit("Squeeze", emit("Cast", whole, to=INT32)))
+    return Rows(_last_places(emit, mask, whole, length), emit("Squeeze", emit("Cast", whole, to=INT32)))
 
 
 def _named(values: Iterable[ir.Value], name: str) -> ir.Value:
@@ -68,21 +68,28 @@ def _named(values: Iterable[ir.Value], name: str) -> ir.Value:
 
 
 def _order(emit: Emitter, new: ir.Value, length: ir.Value) -> ir.Value:
-    """Which of a call's tokens stands where, `[B, S]`: those of the text as they came, then the padding."""
+    """Which of a call's tokens stands where, `[B, S]`: those of the text as they came, then the padding.
+
+    No length is computed with: on CUDA a shape lies on the host, and a node of its own would copy it.
+    """
     zero, one = emit.constant(0), emit.constant(1)
     places = emit("Range", zero, emit("Squeeze", length), one)
-    rank = emit("Sub", emit("Mul", new, length), places)  # no two alike: a sort need not be stable
+    rank = emit("Sub", emit("Mul", new, emit.constant(LONGEST)), places)  # no two alike: a sort need not be stable
     return emit.several(2, "TopK", rank, length, axis=1, largest=1, sorted=1)[1]
 
 
-def _past_tokens(emit: Emitter, mask: ir.Value, whole: ir.Value, length: ir.Value) -> ir.Value:
-    """How many tokens of each row came in earlier calls, `[B]` int64: all without the call's. In float32, in which a
-    GPU sums without cuDNN, and no sum over nothing, which it refuses."""
-    ones = emit("Cast", mask, to=int(FLOAT))
+def _last_places(emit: Emitter, mask: ir.Value, whole: ir.Value, length: ir.Value) -> ir.Value:
+    """Each row's last place that is written, `[B]` int32: all tokens of earlier calls come before the call's places,
+    padding among these; that is the mask's tokens and the call's padding, less one.
+
+    In float32, in which a GPU sums without cuDNN, and no sum over nothing, which it refuses. Counted, not computed with
+    a length, see `_order`.
+    """
+    ones, one = emit("Cast", mask, to=int(FLOAT)), emit.number(1.0, FLOAT)
     start = emit("Sub", whole, emit("Max", length, emit.constant([1])))
-    new = emit("Slice", ones, start, whole, emit.constant([1]))
-    counts = [emit("ReduceSum", v, emit.constant([1]), keepdims=0) for v in (ones, new)]
-    return emit("Cast", emit("Sub", *counts), to=int(ir.DataType.INT64))
+    padding = emit("Sub", emit("Slice", ones, start, whole, emit.constant([1])), one)  # below zero
+    counts = [emit("ReduceSum", v, emit.constant([1]), keepdims=0) for v in (ones, padding)]
+    return emit("Cast", emit("Sub", emit("Sub", *counts), one), to=INT32)
 
 
 def _put_back(emit: Emitter, rows: ir.Value, new: ir.Value) -> None:

@@ -17,18 +17,30 @@ from moec.backends.onnxruntime.experts.mixing import CLOSED
 from moec.backends.onnxruntime.experts.routing import emit_last, emit_logits, emit_open
 
 
-def emit_operator_logits(emit: Emitter, block: MoeNode) -> tuple[ir.Value, ir.Value | None]:
-    """Logits `[T, E]` for the operator, and the sum of a token's weights `[T, 1]`, both in the wide dtype.
+def keeps_dtype(block: MoeNode) -> bool:
+    """Whether the operator's logits and the sum of its weights may be computed in the block's own dtype: router logits
+    are rounded to that for the operator anyway, and a sum of a softmax as any factor of the output is. Logarithms and
+    comparisons of scores may not."""
+    rule = block.routing
+    assert rule is not None
+    return rule.score == "softmax" and block.selection_bias is None and rule.groups == 1 and rule.combine == "scores"
+
+
+def emit_operator_logits(
+    emit: Emitter, block: MoeNode, dtype: ir.DataType | None = None
+) -> tuple[ir.Value, ir.Value | None]:
+    """Logits `[T, E]` for the operator, and the sum of a token's weights `[T, 1]`, both in `dtype`, the wide one when
+    None: see `keeps_dtype`.
 
     The operator's weights have the sum 1. The sum is None where it is the rule's scale, or K times that for `ones`.
     A rule for which `native_rule.has_logits`; experts that are chosen together by equal scores at the border are
     more than K, and the operator takes K of them.
     """
-    rule = block.routing
+    rule, dtype = block.routing, dtype or block.wide
     assert rule is not None
     apart = block.selection_bias is not None or rule.groups > 1
     counts = rule.combine == "scores"
-    logs, scores = _scores(emit, block, apart or counts)
+    logs, scores = _scores(emit, block, apart or counts, dtype)
     top: ir.Value | None = None
     if apart or rule.combine == "ones":
         choice = emit_open(emit, block, scores) if apart else logs
@@ -42,18 +54,18 @@ def emit_operator_logits(emit: Emitter, block: MoeNode) -> tuple[ir.Value, ir.Va
     if top is None:
         return logs, None
     total = top if rule.top_k == 1 else emit("ReduceSum", top, emit.constant([1]))
-    return logs, total if rule.scale == 1.0 else emit("Mul", total, emit.number(rule.scale, block.wide))
+    return logs, total if rule.scale == 1.0 else emit("Mul", total, emit.number(rule.scale, dtype))
 
 
-def _scores(emit: Emitter, block: MoeNode, wanted: bool) -> tuple[ir.Value, ir.Value]:
+def _scores(emit: Emitter, block: MoeNode, wanted: bool, dtype: ir.DataType) -> tuple[ir.Value, ir.Value]:
     """Logarithms of the scores up to a number a row, and the scores (the logarithms again where not wanted)."""
     rule = block.routing
     assert rule is not None
     if rule.score != "sigmoid":
-        logits = emit_logits(emit, block)
+        logits = emit_logits(emit, block, dtype, apart=True)
         return logits, emit("Softmax", logits, axis=-1) if wanted and rule.score == "softmax" else logits
     # log sigmoid(x) = -softplus(-x): exact where a sigmoid is 0 or 1
-    turned = emit_logits(emit, block, factor=-1.0)
+    turned = emit_logits(emit, block, factor=-1.0, apart=True)
     logs = emit("Neg", emit("Softplus", turned))
     scores = emit("Exp", logs) if wanted else logs
     return emit("Neg", turned) if rule.combine == "softmax" else logs, scores

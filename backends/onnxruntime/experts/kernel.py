@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from moec.backends.onnx.emit import MICROSOFT, Emitter
 from moec.backends.onnx.moe_node import MoeNode
-from moec.backends.onnxruntime.experts.chosen import emit_operator_logits
+from moec.backends.onnxruntime.experts.chosen import emit_operator_logits, keeps_dtype
 from moec.backends.onnxruntime.experts.mixing import CLOSED, flatten_tokens, log_shares, scatter_weights
 from moec.backends.onnxruntime.experts.native_rule import kernel_activation
 from moec.backends.onnxruntime.experts.operands import interleave
@@ -45,11 +45,13 @@ def emit_told(emit: Emitter, block: MoeNode, native: bool, bits: int = 0) -> ir.
     """
     rule, total = block.routing, None
     assert rule is not None
+    same = block.router_weight is not None and block.router_weight.dtype == block.dtype
     if native:
-        same = block.router_weight is not None and block.router_weight.dtype == block.dtype
-        logits, dtype = emit_logits(emit, block, block.dtype if same else None), block.dtype if same else block.wide
+        dtype = block.dtype if same else block.wide
+        logits = emit_logits(emit, block, dtype, apart=True)
     else:
-        (logits, total), dtype = emit_operator_logits(emit, block), block.wide
+        dtype = block.dtype if same and keeps_dtype(block) else block.wide
+        logits, total = emit_operator_logits(emit, block, dtype)
     logits = emit.cast(logits, dtype, block.dtype)
     factor: ir.Value | float = rule.scale * (rule.top_k if rule.combine == "ones" else 1)
     plain = native and rule.combine == "scores"
@@ -58,7 +60,7 @@ def emit_told(emit: Emitter, block: MoeNode, native: bool, bits: int = 0) -> ir.
     # of no shape that the runtime knows.
     flat = plain or total is not None or block.x.shape is None or len(block.x.shape) not in (2, 3)
     rows = emit("Reshape", block.x, emit.constant([-1, block.hidden])) if flat else block.x
-    factor = factor if total is None else emit.cast(total, block.wide, block.dtype)
+    factor = factor if total is None else emit.cast(total, dtype, block.dtype)
     rows = _times(emit, block, rows, factor) if block.score_before else rows
     y = _operator(emit, block, rows, logits, normalize=not plain, bits=bits)
     y = y if block.score_before else _times(emit, block, y, factor)

@@ -5,6 +5,8 @@ No `ReduceMax`: on CUDA that takes cuDNN, and `TopK` does not.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from moec.backends.onnx.emit import Emitter
@@ -12,14 +14,23 @@ from moec.backends.onnx.moe_node import MoeNode
 from moec.dialect import Routing
 
 
-def emit_logits(emit: Emitter, block: MoeNode, dtype: ir.DataType | None = None, factor: float = 1.0) -> ir.Value:
+def emit_logits(
+    emit: Emitter, block: MoeNode, dtype: ir.DataType | None = None, factor: float = 1.0, apart: bool = False
+) -> ir.Value:
     """Router logits `[T, E]` times a factor.
 
     Args:
         dtype: in which the product is taken and given: float32 whatever the block's dtype (float64 for a float64 block)
             when None.
+        apart: whether a bias is a sum of its own. CUDA's `Gemm` copies its bias into the result before the product, for
+            several tokens by another product.
     """
     assert block.router_weight is not None
+    if apart and block.router_bias is not None:
+        logits = emit_logits(emit, replace(block, router_bias=None), dtype, factor)
+        want = dtype or block.wide
+        bias = emit.cast(block.router_bias, block.router_bias.dtype or block.dtype, want)
+        return emit("Add", logits, bias if factor == 1.0 else emit("Mul", bias, emit.number(factor, want)))
     want = dtype or block.wide
     rows = emit.cast(emit("Reshape", block.x, emit.constant([-1, block.hidden])), block.dtype, want)
     given = [v for v in (block.router_weight, block.router_bias) if v is not None]

@@ -8,9 +8,11 @@ from moec.backends.onnxruntime.attention.rotary_inside import rotate_inside
 from moec.backends.onnxruntime.optimization.filled import join_filled
 from moec.backends.onnxruntime.optimization.fusions import fuse
 from moec.backends.onnxruntime.optimization.packing import pack_products
+from moec.backends.onnxruntime.optimization.ranges import start_ranges
 from moec.backends.onnxruntime.optimization.reshapes import spare_reshapes
 from moec.backends.onnxruntime.optimization.rotary import fuse_rotary, rotate_by_token
 from moec.backends.onnxruntime.optimization.sizes import share_sizes
+from moec.backends.onnxruntime.optimization.skip_biases import take_biases
 
 
 def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[Step]:
@@ -23,8 +25,10 @@ def optimization(optimize_for: str = "latency", provider: str = "cpu") -> list[S
         Step("join-filled", join_filled),
         Step("fuse-norms", fuse, provider),
         Step("fuse-rotary", fuse_rotary),
+        *([Step("start-ranges", start_ranges)] if provider == "cuda" else []),
         Step("rotate-by-token", rotate_by_token),
         *([Step("pack-products", pack_products)] if optimize_for == "latency" else []),
+        *([Step("take-biases", take_biases)] if provider == "cuda" else []),
         Step("spare-reshapes", spare_reshapes),
         Step("share-sizes", share_sizes),
         Step("share-equal-tables", share_equal_nodes),  # every layer made the same, and asked the same of its sizes

@@ -103,8 +103,8 @@ def _bias(product: ir.Node) -> _Bias | None:
         return None
     other = add.inputs[1 - uses[0].idx]
     tensor = None if other is None else other.const_value
-    width = product.outputs[0].shape
-    fits = isinstance(tensor, WeightTensor) and width is not None and list(tensor.shape) == [width[-1]]
+    width = _weights(product)[0].shape[1 if product.op_type == "MatMul" else 0]
+    fits = isinstance(tensor, WeightTensor) and list(tensor.shape) == [width]
     return _Bias(add, tensor.weight) if fits and isinstance(tensor, WeightTensor) else None
 
 

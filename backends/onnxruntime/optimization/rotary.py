@@ -73,7 +73,11 @@ def _turn_back(graph: ir.Graph, rotary: ir.Node) -> bool:
 def _rules() -> Any:
     from onnxscript.rewriter import pattern
 
-    rules = (_by_hand, _at_once, _is_rotary), (_by_halves, _halves_at_once, _are_halves)
+    rules = (
+        (_by_hand, _at_once, _is_rotary),
+        (_by_halves, _halves_at_once, _are_halves),
+        (_by_pairs, _pairs_at_once, _are_pairs),
+    )
     return pattern.RewriteRuleSet([pattern.RewriteRule(*rule) for rule in rules])
 
 
@@ -101,6 +105,35 @@ def _by_halves(op: Any, x: Any, cos: Any, sin: Any) -> Any:
     return op.Concat(
         op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1
     )
+
+
+def _by_pairs(
+    op: Any, x: Any, cos: Any, sin: Any, zero: Any, one: Any, end: Any, end_2: Any, axis: Any, axis_2: Any, two: Any,
+    two_2: Any,
+) -> Any:  # fmt: skip
+    """As DeepSeek has it: of each pair of neighbours, all first ones and then all second ones."""
+    first, second = op.Slice(x, zero, end, axis, two), op.Slice(x, one, end_2, axis_2, two_2)
+    return op.Concat(
+        op.Sub(op.Mul(first, cos), op.Mul(second, sin)), op.Add(op.Mul(second, cos), op.Mul(first, sin)), axis=-1
+    )
+
+
+def _are_pairs(context: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **cuts: ir.Value) -> bool:
+    """Whether every second number of x is taken from the first and from the second on."""
+    named = {name: _number(value) for name, value in cuts.items()}
+    whole = x.shape is not None and len(x.shape) == 4 and isinstance(x.shape[3], int)
+    last = all(named[name] in (3, -1) for name in ("axis", "axis_2")) and named["two"] == named["two_2"] == 2
+    ends = whole and all((named[name] or 0) >= x.shape[3] for name in ("end", "end_2"))  # type: ignore[index, operator]
+    return last and ends and (named["zero"], named["one"]) == (0, 1) and _are_halves(context, x, cos, sin)
+
+
+def _pairs_at_once(op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **_: Any) -> Any:
+    """Neighbours are put apart first: the operator has halves, and what it is given by pairs it gives by pairs."""
+    assert cos.shape is not None
+    width = cos.shape[3]
+    paired = op.Reshape(x, op.Constant(value_ints=[0, 0, 0, width, 2]), allowzero=0)
+    rows = op.Reshape(op.Transpose(paired, perm=[0, 1, 2, 4, 3]), op.Constant(value_ints=[0, 0, 0, 2 * width]))
+    return _operator(op, rows, cos, [_producer(table).inputs[0] for table in (cos, sin)], width)
 
 
 def _are_halves(context: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, **values: ir.Value) -> bool:

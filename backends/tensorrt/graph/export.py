@@ -4,7 +4,6 @@ table before it is written."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,10 @@ from moec.backends.tensorrt.graph.quantized import lower_quantized
 from moec.backends.tensorrt.graph.small_floats import OPSET as FLOATS_OPSET
 from moec.backends.tensorrt.policy import BuildPlan
 from moec.backends.tensorrt.session.cpu_stand_in import DECODED, decode
+from moec.backends.tensorrt.session.grown_cache import grow
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.program.conditions import Condition
 from moec.program.program import Program
 from moec.progress import Progress
 
@@ -105,10 +106,13 @@ def lowered(program: Program, plan: BuildPlan, progress: Progress | None = None)
 
 
 def stages(program: Program, plan: BuildPlan) -> Iterator[tuple[str, Engine]]:
-    """See `Backend.stages`; ONNX Runtime's CPU runs the graphs, with a cache that grows, since all have the program's
-    inputs."""
-    steps = steps_for(replace(plan, capacity=0), program)
-    yield from stages_of(to_onnx(program, OPSET), steps, program.inputs, prepare=decode)
+    """See `Backend.stages`; ONNX Runtime's CPU runs the graphs, those with a fixed cache as `cpu_stand_in` does."""
+    yield from stages_of(to_onnx(program, OPSET), steps_for(plan, program), program.inputs, prepare=_prepare)
+
+
+def _prepare(model: ir.Model) -> Condition | None:
+    decode(model)
+    return grow(model)
 
 
 def _open_questions(model: ir.Model, blocks: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from moec.backends.tensorrt.edition import Edition
 from moec.backends.tensorrt.fixed_signature import buffers
 from moec.backends.tensorrt.gpu import find_gpu
-from moec.backends.tensorrt.profiles import Profile, fitting
+from moec.backends.tensorrt.profiles import Profile, ends
 from moec.backends.tensorrt.session.fixed_text import FixedText
+from moec.backends.tensorrt.session.plan_context import Plan, PlanContext
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import Continuation, last_logits
@@ -50,12 +51,10 @@ class TensorrtEngine(Engine):
         self._profiles = [Profile.of(data) for data in facts["profiles"]]
         self._capacity = int(facts.get("capacity", 0))
         self.assume(Assumptions.of_plain(facts["assumptions"]))
+        self.assume(Assumptions(ends(self._profiles)))
         require_version(facts, edition, self._plan)
         require_gpu(facts, target)
         self._trt = edition.load()
-        self._dtypes = {
-            getattr(self._trt, theirs): ours for theirs, ours in _DTYPES.items() if hasattr(self._trt, theirs)
-        }
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._runtime = self._trt.Runtime(self._logger)
         engine = self._runtime.deserialize_cuda_engine(self._plan.read_bytes())
@@ -71,11 +70,9 @@ class TensorrtEngine(Engine):
                 str(self._plan),
                 "free memory, or compile with smaller max_… options",
             )
-        self._engine, self._context, self._profile = engine, context, 0
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.device, self._made = "cuda", dict[str, Tensor]()
-        self.bound: object = None
-        self._held: tuple[Mapping[str, Tensor], ...] = ()
+        specs = buffers(self.inputs, self._capacity) if self._capacity else self.inputs
+        plan = Plan(self.name, engine, self._trt, specs, self.outputs, tuple(self._profiles), torch.cuda.Stream())  # type: ignore[no-untyped-call]
+        self._main = PlanContext(plan, context)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs are where the inputs are: on the host when all of them are there."""
@@ -86,69 +83,12 @@ class TensorrtEngine(Engine):
     def run_on_gpu(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run once; the outputs stay on the GPU. Raises M211 for shapes outside of the profiles."""
         if self._capacity:
-            text = FixedText(self, self.inputs, self._capacity, self.name)
+            text = FixedText(self._main, self.inputs, self._capacity, self.name, once=True)
             text.fill({c.name: inputs[c.name] for c in cache_inputs(self.inputs)})
             outputs = text.advance(inputs[IDS], inputs[MASK])
             return {name: {**outputs, **text.present(inputs[MASK].shape[1])}[name] for name in self.outputs}
-        self.bind(None, {name: value.to("cuda").contiguous() for name, value in inputs.items()}, {})
-        return self.execute()
-
-    # ------------------------------------------------------------------ an executor, see `fixed_text`
-    def bind(self, owner: object, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-        """Set profile, shapes and addresses; what of the outputs is not in `kept` is allocated."""
-        specs = buffers(self.inputs, self._capacity) if self._capacity else self.inputs
-        index = fitting(self._profiles, specs, {name: tuple(value.shape) for name, value in inputs.items()}, self.name)
-        context = self._context
-        if index != self._profile:
-            done = context.set_optimization_profile_async(index, self._stream.cuda_stream)
-            self._require(done, "set_optimization_profile_async")
-            self._profile = index
-        for name, value in inputs.items():
-            self._require(context.set_input_shape(name, tuple(value.shape)), f"set_input_shape({name})")
-        missing = context.infer_shapes()
-        self._require(not missing, f"infer_shapes: {missing}")
-        self._made = {name: self._allocate(name) for name in self.outputs if name not in kept}
-        for name, value in {**inputs, **self._made, **kept}.items():
-            self._require(context.set_tensor_address(name, _address(value)), f"set_tensor_address({name})")
-        self.bound, self._held = owner, (inputs, kept)  # whose memory the plan reads and writes
-
-    def execute(self) -> dict[str, Tensor]:
-        """Run on what is bound, and wait for it; the outputs that were not given."""
-        self._stream.wait_stream(torch.cuda.current_stream())  # whose tensors these are
-        self._require(self._context.execute_async_v3(self._stream.cuda_stream), "execute_async_v3")
-        self._stream.synchronize()
-        return self._made
-
-    def capture(self) -> Callable[[], dict[str, Tensor]] | None:
-        """What is bound as one CUDA graph; None where a layer of the plan does not let itself be captured."""
-        graph, made = torch.cuda.CUDAGraph(), self._made
-        try:
-            with torch.cuda.graph(graph, stream=self._stream):
-                done = self._context.execute_async_v3(self._stream.cuda_stream)
-        except RuntimeError:  # of the driver: the plan waits for the device in between
-            return None
-
-        def replay() -> dict[str, Tensor]:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                graph.replay()
-            self._stream.synchronize()
-            return made
-
-        return replay if done else None
-
-    def _allocate(self, name: str) -> Tensor:
-        shape, dtype = tuple(self._context.get_tensor_shape(name)), self._dtypes[self._engine.get_tensor_dtype(name)]
-        return torch.empty(shape, dtype=dtype, device="cuda")
-
-    def _require(self, done: bool, what: str) -> None:
-        if not done:
-            raise MoecError(
-                "M211",
-                f"the engine refuses the inputs: {what}",
-                self.name,
-                "give inputs that fit its signature and its profiles",
-            )
+        self._main.bind(None, {name: value.to("cuda").contiguous() for name, value in inputs.items()}, {})
+        return self._main.execute()
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
         """Whether its conditions and a profile hold these sizes; a dimension that is not named may be of any."""
@@ -156,10 +96,13 @@ class TensorrtEngine(Engine):
 
     def continuation(self) -> Continuation:
         """A new text, see `moec.execution.generation`: its cache stays on the GPU."""
-        return FixedText(self, self.inputs, self._capacity, self.name) if self._capacity else GpuContinuation(self)
+        if not self._capacity:
+            return GpuContinuation(self)
+        return FixedText(self._main, self.inputs, self._capacity, self.name)
 
     def close(self) -> None:
-        self._context = self._engine = self._runtime = None
+        self._main.close()
+        self._runtime = None
 
 
 class GpuContinuation:
@@ -177,41 +120,24 @@ class GpuContinuation:
         return last_logits(outputs)
 
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
-_NOTHING: list[Tensor] = []
-
-
-def _address(value: Tensor) -> int:
-    """Where a tensor lies. An empty one lies nowhere, and the library takes no null."""
-    if value.numel():
-        return value.data_ptr()
-    if not _NOTHING:
-        _NOTHING.append(torch.zeros(64, device="cuda"))
-    return _NOTHING[0].data_ptr()
-
-
 def read_facts(folder: Path) -> dict[str, Any]:
     """What stands beside a plan. Raises M106 where it was never built, or what stands there is none of ours."""
-    path = folder / FACTS_FILE
-    if path.exists() and not (folder / PLAN_FILE).exists():
+    if (folder / FACTS_FILE).exists() and not (folder / PLAN_FILE).exists():
         raise MoecError(
             "M106",
             "the engine is not built yet",
             str(folder),
             "finish it with `moec build ENGINE` on the machine that has the GPU",
         )
+    return read_described(folder, "version")
+
+
+def read_described(folder: Path, *needed: str) -> dict[str, Any]:
+    """What a plan is or will be built for, as the export wrote it down. Raises M106 where it cannot be read."""
+    path = folder / FACTS_FILE
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
-        facts["version"], facts["profiles"], Assumptions.of_plain(facts["assumptions"])
+        [facts[name] for name in (*needed, "profiles")], Assumptions.of_plain(facts["assumptions"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MoecError(
             "M106", f"{FACTS_FILE} cannot be read: {type(error).__name__}", str(path), "compile the engine again"

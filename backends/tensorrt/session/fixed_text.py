@@ -35,6 +35,9 @@ class Executor(Protocol):
     def capture(self) -> Callable[[], Outputs] | None:
         """The same as one launch; None where the library does not let itself be captured."""
 
+    def apart(self) -> Executor:
+        """Another of the same plan, for one text's steps: what is bound there stays, whatever other texts do."""
+
 
 def view_of(total: int, capacity: int) -> int:
     """How many places a call of so many tokens looks at: a power of two, so that few steps change it."""
@@ -49,10 +52,14 @@ class FixedText:
         inputs: of the program, whose cache grows.
         capacity: places of a buffer.
         name: the engine's, for errors.
+        once: one call is all that comes, which no executor of its own is made for.
     """
 
-    def __init__(self, executor: Executor, inputs: Sequence[Input], capacity: int, name: str) -> None:
+    def __init__(
+        self, executor: Executor, inputs: Sequence[Input], capacity: int, name: str, once: bool = False
+    ) -> None:
         self._executor, self._capacity, self._name = executor, capacity, name
+        self._steps_on = executor if once else None  # else made with the first step
         self._specs, self._caches = buffers(inputs, capacity), [c.name for c in cache_inputs(inputs)]
         self._given: dict[str, Tensor] = {}
         self._replay: Callable[[], Outputs] | None = None
@@ -112,14 +119,23 @@ class FixedText:
             shape, before = spec.resolve(sizes), self._given.get(spec.name)
             if before is None or before.shape != shape:
                 self._given[spec.name] = torch.zeros(shape, dtype=spec.dtype, device=self._executor.device)
-        self._executor.bound = None
+        for executor in (self._executor, self._steps_on):
+            if executor is not None:
+                executor.bound = None
 
     def _run(self) -> Outputs:
-        if self._executor.bound is not self:
+        step = self._given[IDS].shape[1] == 1
+        executor = self._apart() if step else self._executor
+        if executor.bound is not self:
             kept = {present_name(name): self._given[name] for name in self._caches}
-            self._executor.bind(self, self._given, kept)
+            executor.bind(self, self._given, kept)
             self._replay, self._steps = None, 0
         self._steps += 1
-        if self._steps == 2 and self._given[IDS].shape[1] == 1:  # the first run of a shape may still tune and compile
-            self._replay = self._executor.capture()
-        return self._replay() if self._replay is not None else self._executor.execute()
+        if self._steps == 2 and step:  # the first run of a shape may still tune and compile
+            self._replay = executor.capture()
+        return self._replay() if self._replay is not None else executor.execute()
+
+    def _apart(self) -> Executor:
+        """Where this text's steps run: apart from others', so that they are captured once and not each turn."""
+        self._steps_on = self._steps_on or self._executor.apart()
+        return self._steps_on

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.startup import late
 
 CONFIG = "config.json"
 
@@ -16,6 +17,8 @@ def check_permission(raw: dict[str, Any], folder: Path) -> None:
     """Raise M209 when only code from the folder knows this model, M206 when nothing does."""
     import transformers
 
+    with late("scipy.optimize"):
+        import transformers.modeling_utils
     known, where, kind = set(transformers.CONFIG_MAPPING.keys()), str(folder / CONFIG), raw.get("model_type")
     names, remote = declared(raw), remote_classes(raw)
     own = kind in known and all(hasattr(transformers, n) for n in names[:1])

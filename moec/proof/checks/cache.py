@@ -19,6 +19,7 @@ from moec.proof.inputs import decided_sample, most_decided
 from moec.proof.sizes import Beyond
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
+from moec.shown import figure_of
 
 SEED = 7  # added to the proof's: another text than those that are compared
 
@@ -77,7 +78,7 @@ class CacheConsistency(Check):
         ways = [
             Figure(
                 way.name,
-                {"max|d|/std": f"{way.deviation:.2e}", "allowed": f"{found.tolerance:g}"},
+                {"max|d|/std": f"{way.deviation:.2e}", "allowed": figure_of(found.tolerance)},
                 at_most(way.deviation, found.tolerance),
             )
             for way in found.ways

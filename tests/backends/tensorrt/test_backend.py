@@ -213,10 +213,11 @@ def test_it_is_finished_only_where_the_library_is(
     unbuilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted((p.name, p.stat().st_mtime_ns) for p in unbuilt.iterdir())
-    for command in (("build", unbuilt), ("run", unbuilt)):
-        status, err = moec(capsys, *command)
+    for command in ("build", "run", "bench"):
+        status, err = moec(capsys, command, unbuilt)
         assert status == 3
         assert_three_lines(err, "M301")
+        assert "pip install 'moec[tensorrt]'" in err and "--no-build" not in err, "it was written so already"
     assert sorted((p.name, p.stat().st_mtime_ns) for p in unbuilt.iterdir()) == before
 
 
@@ -313,6 +314,8 @@ def test_what_the_capture_assumed_stands_beside_the_plan_and_in_its_graph(unbuil
     backend: Backend = registry.find("backends", "tensorrt")()
     engine = backend.load(unbuilt, backend.stand_in(target, built=False) or target)
     assert engine(input=torch.tensor([[0, 95]]))
+    for sizes, held in (({"batch": 8}, True), ({"batch": 9}, False)):  # the end of the plan's profiles
+        assert engine.holds(sizes) is held
     for token in (-1, 96):
         with pytest.raises(MoecError) as caught:
             engine(input=torch.tensor([[5, token]]))

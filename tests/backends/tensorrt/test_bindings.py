@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from moec.backends.tensorrt.edition import RTX
-from moec.backends.tensorrt.session.engine import _DTYPES
+from moec.backends.tensorrt.session.plan_context import DTYPES
 from tests.backends.tensorrt.bindings import Use, installed, problem, uses
 from tests.backends.tensorrt.stubs import ask, needs_bindings, write_libraries
 from tests.backends.tensorrt.tiny import needs_rtx
@@ -28,6 +28,7 @@ ON_GPU_ONLY = {
     "infer_shapes",
     "deserialize_cuda_engine",
     "set_optimization_profile_async",
+    "set_device_memory",
 }
 
 
@@ -50,7 +51,13 @@ def without_rtx(use: Use) -> bool:
 
 
 def test_the_walk_sees_what_we_call() -> None:
-    assert {path.name for path in SOURCES} >= {"builder.py", "engine.py", "native_layer.py", "network.py"}
+    assert {path.name for path in SOURCES} >= {
+        "builder.py",
+        "engine.py",
+        "plan_context.py",
+        "native_layer.py",
+        "network.py",
+    }
     assert {use.name for use in every_use() if without_rtx(use)} >= {
         "register",
         "aot_impl",
@@ -127,7 +134,7 @@ def test_the_list_says_what_the_library_says() -> None:
 @needs_rtx
 def test_dtypes_are_names_of_the_library() -> None:
     trt = RTX.load()
-    assert all(isinstance(getattr(trt, name), trt.DataType) for name in _DTYPES)
+    assert all(isinstance(getattr(trt, name), trt.DataType) for name in DTYPES)
 
 
 @pytest.mark.parametrize(

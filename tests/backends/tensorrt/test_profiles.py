@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from moec.backends.tensorrt.fixed_signature import buffers
-from moec.backends.tensorrt.profiles import Profile, capacity, fitting, limits_of, profiles
+from moec.backends.tensorrt.profiles import Profile, capacity, ends, fitting, limits_of, profiles
 from moec.errors import MoecError
-from moec.program.conditions import Condition
+from moec.program.conditions import Condition, broken
 from moec.program.program import Input
 
 PAST = Input("past_key_values.0.key", torch.float32, ("batch", 2, "past_sequence", 8))
@@ -125,3 +125,18 @@ def test_no_profile_holds_what_the_conditions_of_a_dimension_exclude() -> None:
     assert even[0].sizes["sequence"] == (2, 2, 8)
     none = profiles(ENCODER, {"sequence": 9}, conditions=(Condition("sequence >= 700"),))
     assert none[0].sizes["sequence"] == (1, 2, 9), "the option says what is to be built; the engine refuses the rest"
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_ends_of_the_widest_profile_are_conditions(fixed: bool) -> None:
+    found = profiles(buffers(DECODER, 30) if fixed else DECODER, {"past_sequence": 20, "sequence": 10})
+    conditions = ends(found)
+    assert [str(c) for c in conditions] == ["batch <= 8", "sequence <= 10", *([] if fixed else ["past_sequence <= 20"])]
+    assert broken(conditions, {"batch": 8, "sequence": 10, "past_sequence": 20}) is None
+    assert str(broken(conditions, {"batch": 9, "sequence": 1, "past_sequence": 0})) == "batch <= 8"
+    assert ends([]) == ()
+
+
+def test_a_least_size_is_a_condition_too() -> None:
+    odd = profiles(ENCODER, {"batch": 4}, conditions=(Condition("3 <= sequence"),))
+    assert "3 <= sequence" in str(ends(odd)[-1]) and broken(ends(odd), {"batch": 1, "sequence": 2}) is not None

@@ -17,6 +17,7 @@ from onnxruntime import OrtValue
 from torch.nn.functional import pad
 
 from moec.backends.onnx.cache_rows import COMPACT
+from moec.backends.onnx.emit import Emitter
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
 from moec.program.decoder_signature import IDS, LOGITS, MASK, present_name
@@ -56,22 +57,28 @@ def window_of(tokens: int) -> Change:
 no_sinks = each_attention(lambda node: node.replace_input_with(11, None))
 
 
-def forget(op: str, at: int) -> Change:
-    """Let what an operator made be what it was made of."""
+def forget(op: str, at: int, which: int = 0) -> Change:
+    """Let what an operator made be what it was made of; `which` of those that put tokens first."""
 
     def apply(model: ir.Model) -> None:
-        (node,) = [n for n in model.graph if n.op_type == op and str(n.name).startswith("tokens_first")][:1]
+        node = [n for n in model.graph if n.op_type == op and str(n.name).startswith("tokens_first")][which]
         ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[at])
 
     return apply
+
+
+def too_short(model: ir.Model) -> None:
+    """Each row one place shorter than it is."""
+    node = [n for n in model.graph if n.op_type == "Sub" and str(n.name).startswith("tokens_first")][-1]
+    node.replace_input_with(1, Emitter(model.graph, node).number(2.0, ir.DataType.FLOAT))
 
 
 @pytest.mark.parametrize(("name", "change", "size"), [
     ("mistral", window_of(WINDOW - 1), (1, 1, WINDOW)), ("mistral", window_of(WINDOW + 1), (1, 1, WINDOW)),
     ("mistral", window_of(-1), (6, 9, 0)), ("gpt_oss", no_sinks, (1, 3, 2)),
     ("mistral", forget("GatherElements", 0), (6, 9, 0)), ("mistral", forget("GatherND", 0), (6, 9, 0)),
-    ("mistral", forget("Add", 0), (1, 3, 2)),
-], ids=["narrow", "wide", "no window", "no sinks", "not moved", "not moved back", "length"])  # fmt: skip
+    ("mistral", too_short, (1, 3, 2)), ("mistral", forget("Sub", 0, -2), (6, 4, 3)),
+], ids=["narrow", "wide", "no window", "no sinks", "not moved", "not moved back", "length", "padding"])  # fmt: skip
 def test_wrong_ones_are_found(
     name: str, change: Change, size: tuple[int, int, int], make: Make, tmp_path: Path
 ) -> None:

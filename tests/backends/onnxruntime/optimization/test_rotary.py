@@ -82,8 +82,8 @@ def test_one_table_for_several_texts() -> None:
     assert error(run(model, **given), run(model_of(), **inputs())) > 1e-3, "the other text has positions of its own"
 
 
-def halves_model(order: int = 1, axis: int = 3) -> ir.Model:
-    """Rotation as gpt-oss writes it; `order` -1 turns the other way round."""
+def halves_model(order: int = 1, axis: int = 3, step: int = 0) -> ir.Model:
+    """Rotation as gpt-oss writes it; `order` -1 turns the other way round. `step` 2: of pairs, as DeepSeek has it."""
     x, angles = value("x", torch.float32, ["b", N, "s", D]), value("angles", torch.float32, ["b", "s", D // 2])
     graph = ir.Graph([x, angles], [], nodes=[], opset_imports={"": 20}, name="rotary")
 
@@ -95,14 +95,19 @@ def halves_model(order: int = 1, axis: int = 3) -> ir.Model:
         graph.append(node)
         return list(node.outputs)
 
-    one = ir.tensor(np.array([1], np.int64), name="one")
-    graph.register_initializer(ir.Value(name="one", type=ir.TensorType(one.dtype), shape=one.shape, const_value=one))
+    for name, number in (("zero", 0), ("one", 1), ("end", 2**60), ("axis", axis), ("step", step)):
+        one = ir.tensor(np.array([number], np.int64), name=name)
+        graph.register_initializer(ir.Value(name=name, type=ir.TensorType(one.dtype), shape=one.shape, const_value=one))
+    given = graph.initializers
     table, wide, whole = ["b", "s", D // 2], ["b", 1, "s", D // 2], ["b", N, "s", D // 2]
     cos, sin = (
         add("Unsqueeze", *add(name, angles, shape=table), graph.initializers["one"], shape=wide)[0]
         for name in ("Cos", "Sin")
     )
-    first, second = add("Split", x, shape=whole, outputs=2, axis=axis, num_outputs=2)[::order]
+    if step:
+        cuts = [add("Slice", x, given[n], given["end"], given["axis"], given["step"], shape=whole)[0] for n in
+                ("zero", "one")]  # fmt: skip
+    first, second = (cuts if step else add("Split", x, shape=whole, outputs=2, axis=axis, num_outputs=2))[::order]
     products = [add("Mul", a, b, shape=whole)[0] for a, b in ((first, cos), (second, sin), (second, cos), (first, sin))]
     left, right = add("Sub", *products[:2], shape=whole), add("Add", *products[2:], shape=whole)
     (y,) = add("Concat", *left, *right, shape=["b", N, "s", D], axis=-1)
@@ -174,3 +179,12 @@ def test_heads_are_not_turned_for_the_rotation_alone() -> None:
 def test_what_is_turned_otherwise_stays(other: dict[str, tuple[int, ...]]) -> None:
     model = by_head(**other)
     assert rotate_by_token(model) == 0 and ops(model).count("Transpose") == 2
+
+
+def test_pairs_are_the_operator_too() -> None:
+    given, want = inputs(), run(halves_model(step=2), **inputs())
+    model = halves_model(step=2)
+    assert fuse_rotary(model) == 1 and ops(model).count("RotaryEmbedding") == 1 and "Slice" not in ops(model)
+    assert error(run(model, **given), want) < 1e-6
+    assert error(run(halves_model(), **given), want) > 1e-2, "halves are no pairs"
+    assert fuse_rotary(halves_model(step=2, order=-1)) == 0 == fuse_rotary(halves_model(step=3))

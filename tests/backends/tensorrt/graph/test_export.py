@@ -23,11 +23,14 @@ from moec.frontend.export import capture
 from moec.frontend.source import Source
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
+from moec.program.decoder_signature import PAST, cache_inputs
 from moec.program.program import Program
 from moec.proof.compare import Tolerance, compare
 from moec.proof.verification import Verification
 from moec.targets.target import Target
 from moec.weights import lazy
+from tests.backends.onnxruntime.blocks import error
+from tests.backends.tensorrt import decoder as buffered
 from tests.moe_module import MoeModel, source_of
 from tests.proving import verify
 from tests.routers import HIDDEN, KNOWN, Block, Router, captured, mixtral, other_input
@@ -202,3 +205,21 @@ def test_every_step_keeps_the_numbers() -> None:
         assert compare(right, engine, samples, tolerance).ok, name
         assert not compare(wrong, engine, samples, tolerance).ok, name
     assert names[:2] == ["export to ONNX", "lower-experts"] and names[-1].startswith("infer-shapes")
+
+
+def test_every_step_has_the_cache_that_the_plan_has() -> None:
+    decoder, draw = buffered.program(), torch.Generator().manual_seed(5)
+    given = {"input_ids": torch.randint(3, 60, (2, 3), generator=draw), "attention_mask": torch.ones(2, 7).long()}
+    given["attention_mask"][1, :2] = 0
+    given |= {
+        c.name: torch.randn(c.resolve({"batch": 2, PAST: 4}), generator=draw) for c in cache_inputs(decoder.inputs)
+    }
+    right, names = EagerEngine(decoder)(**given), []
+    moved = {**given, "input_ids": given["input_ids"].flip(1)}
+    for name, engine in stages(decoder, replace(DENSE, capacity=buffered.CAPACITY, tokens=64)):
+        names.append(name)
+        for inputs, same in ((given, True), (moved, False)):
+            found = engine(**inputs)
+            assert (max(error(found[n], right[n]) for n in right) < 1e-4) is same, name
+    assert names[:2] == ["export to ONNX", "fix-cache"] and len(names) > 4
+    assert engine.holds({PAST: buffered.CAPACITY - 1, "sequence": 1}) and not engine.holds({PAST: 24, "sequence": 1})

@@ -22,16 +22,21 @@ class OnCpu:
 
     device, bound = "cpu", None
 
-    def __init__(self) -> None:
-        self.binds: list[tuple[int, ...]] = []
-        self.captured = self.executed = 0
+    def __init__(self, of: OnCpu | None = None) -> None:
+        self.binds: list[tuple[int, ...]] = of.binds if of else []
+        self.all = of or self  # which counts
+        self.captured = self.executed = self.contexts = 0
+
+    def apart(self) -> OnCpu:
+        self.all.contexts += 1
+        return OnCpu(self.all)
 
     def bind(self, owner: object, inputs: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
         self.bound, self._inputs, self._kept = owner, dict(inputs), dict(kept)
         self.binds.append((*inputs[IDS].shape, inputs[MASK].shape[1]))
 
     def execute(self) -> dict[str, Tensor]:
-        self.executed += 1
+        self.all.executed += 1
         names = [o.name for o in ran(CAPACITY).get_outputs()]
         feeds = {name: value.numpy() for name, value in self._inputs.items()}
         found: dict[str, Any] = dict(zip(names, ran(CAPACITY).run(names, feeds), strict=True))
@@ -40,7 +45,7 @@ class OnCpu:
         return {name: torch.from_numpy(value) for name, value in found.items()}
 
     def capture(self) -> Callable[[], dict[str, Tensor]] | None:
-        self.captured += 1
+        self.all.captured += 1
         return self.execute
 
 
@@ -73,6 +78,15 @@ def test_texts_of_one_plan_do_not_disturb_each_other() -> None:
         for one, given in zip(both, texts, strict=True):
             logits = one.step(given[IDS][:, at : at + 1], given[MASK][:, : at + 1])
             assert np.abs(logits - whole(given)[:, at]).max() < 1e-4
+    assert executor.binds == [(1, 1, CAPACITY)] * 2 and executor.captured == 2, "in turns, and each text once"
+    assert executor.contexts == 2 and executor.bound is None
+
+
+def test_one_call_makes_no_context() -> None:
+    given, executor = text(6, 1, 5), OnCpu()
+    once = FixedText(executor, program().inputs, CAPACITY, "engine", once=True)
+    once.advance(torch.from_numpy(given[IDS][:, :1]), torch.from_numpy(given[MASK][:, :1]))
+    assert executor.contexts == 0 and len(executor.binds) == 1
 
 
 def test_a_cache_that_is_there_is_gone_on_with() -> None:

@@ -1,0 +1,66 @@
+"""`moec check`: whether engines are still what their manifests say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moec.cli.annotations import annotation, are_wanted
+from moec.cli.completion import completer
+from moec.cli.config import read_config
+from moec.cli.console import common, emit, publish, say
+from moec.cli.settings import run_option, trust_options
+
+
+@click.command("check")
+@click.argument("manifests", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    shell_complete=completer("config"),
+    help="A TOML file, or a preset, whose settings the engines must have been compiled with.",
+)
+@click.option("--junit", type=click.Path(path_type=Path), help="Write what was compared as JUnit XML.")
+@click.option(
+    "--annotate/--no-annotate",
+    default=None,
+    help="Print errors as annotations of GitHub's pages.  [default: where GITHUB_ACTIONS is true]",
+)
+@trust_options
+@run_option
+@common
+def check_command(
+    manifests: tuple[Path, ...],
+    config: Path | None,
+    junit: Path | None,
+    annotate: bool | None,
+    require_run: bool,
+    as_json: bool,
+    quiet: bool,
+    **opening: Any,
+) -> int:
+    """Fail when a model, a text, a setting or an engine's file is no longer what MANIFESTS say.
+
+    For hooks before a commit and for pipelines: hashes only, nothing is run. Exit status 1 when something changed, 2
+    when MANIFESTS names no engine.
+    """
+    from moec.compiler.check import checked, manifest_of
+    from moec.report.junit import junit_of_checks
+
+    wanted = read_config(config) if config else {}
+    found = {str(manifest): checked(manifest, wanted, opening, require_run) for manifest in manifests}
+    errors = {name: [error for error in items.values() if error] for name, items in found.items()}
+    if junit:
+        publish(junit, junit_of_checks(found))
+    if as_json:
+        emit({name: [error.to_dict() for error in each] for name, each in errors.items()})
+    else:
+        for name, each in errors.items():
+            say("\n".join(map(str, each)) or f"{name}  as it was")
+    if are_wanted(annotate):
+        for name, each in errors.items():
+            for error in each:
+                say(annotation(error, manifest_of(Path(name))), err=as_json)
+    return 1 if any(errors.values()) else 0

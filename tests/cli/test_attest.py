@@ -1,0 +1,80 @@
+"""`moec attest`: what it writes, where, and that it can be signed with a key that lies here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Cli
+
+pytest.importorskip("in_toto_attestation", reason="in-toto-attestation, of the extra attest, is not here")
+pytest.importorskip("cyclonedx", reason="cyclonedx-python-lib, of the extra attest, is not here")
+
+
+@pytest.fixture
+def engine(mixtral_engine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(mixtral_engine, tmp_path / "engine"))
+
+
+def test_both_files_lie_beside_the_engine_and_are_the_same_again(cli: Cli, engine: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "engine.intoto.json", tmp_path / "engine.cdx.json"]
+    assert cli("attest", engine).splitlines() == [str(file) for file in files]
+    before = [file.read_bytes() for file in files]
+    assert cli.json("attest", engine) == {"ok": True, "statement": str(files[0]), "bom": str(files[1])}
+    assert [file.read_bytes() for file in files] == before
+    cli("attest", engine, "-o", tmp_path / "kept", "--builder", "https://ci.example")
+    assert json.loads((tmp_path / "kept/engine.cdx.json").read_text())["bomFormat"] == "CycloneDX"
+    assert "https://ci.example" in (tmp_path / "kept/engine.intoto.json").read_text()
+    cli("check", engine)
+
+
+def test_a_statement_is_held_against_the_files(cli: Cli, engine: Path, tmp_path: Path) -> None:
+    cli("attest", engine)
+    given = ("attest", engine, "--check", tmp_path / "engine.intoto.json")
+    assert "files are as" in cli(*given) and "moec.json" in cli.json(*given)["files"]
+    (engine / "moec.json").write_text((engine / "moec.json").read_text().replace('"seed": 0', '"seed": 7'))
+    cli(*given, status=1)
+    assert "moec.json was changed" in cli.err
+    cli("attest", engine, "--check", engine / "moec.json", status=2)
+
+
+def test_nothing_is_attested_of_a_changed_engine_nor_over_files_of_others(
+    cli: Cli, engine: Path, tmp_path: Path, mixtral: Path
+) -> None:
+    (tmp_path / "engine.cdx.json").write_text("my notes")
+    cli("attest", engine, status=2)
+    assert "error[M210]" in cli.err and (tmp_path / "engine.cdx.json").read_text() == "my notes"
+    assert not (tmp_path / "engine.intoto.json").exists()
+    cli("attest", engine, "-o", engine / "deep", status=2)
+    (engine / "model.onnx").write_bytes(b"x")
+    cli("attest", engine, "-o", tmp_path / "kept", status=1)
+    assert "error[M106]" in cli.err and not (tmp_path / "kept").exists()
+    cli("attest", mixtral, status=2)
+
+
+def signing(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model_signing", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_an_engine_is_signed_with_a_key_of_ones_own(engine: Path, tmp_path: Path) -> None:
+    pytest.importorskip("model_signing", reason="model-signing is not here")
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, signature = ec.generate_private_key(ec.SECP256R1()), tmp_path / "engine.sig"
+    plain, form = serialization.NoEncryption(), serialization.PrivateFormat.PKCS8
+    (tmp_path / "key").write_bytes(key.private_bytes(serialization.Encoding.PEM, form, plain))
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(public)
+    signed = signing("sign", "key", engine, "--private_key", tmp_path / "key", "--signature", signature)
+    assert signed.returncode == 0, signed.stderr
+    check = ("verify", "key", engine, "--public_key", tmp_path / "key.pub", "--signature", signature)
+    assert signing(*check).returncode == 0
+    (engine / "model.onnx").write_bytes(b"x")
+    assert signing(*check).returncode != 0

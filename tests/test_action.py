@@ -1,0 +1,178 @@
+"""The action of the repository, and the workflow of examples/ci that uses it.
+
+Its own steps are run here as a runner of GitHub runs them, with a budget that is kept and with one that is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.pages import blocks, prose
+
+ROOT = Path(__file__).parents[1]
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
+STEPS: dict[str, dict[str, Any]] = {step["name"]: step for step in ACTION["runs"]["steps"]}
+WORKFLOW = yaml.safe_load((ROOT / "examples/ci/engines.yml").read_text())
+JOB = WORKFLOW["jobs"]["engine"]
+USES = next(step for step in JOB["steps"] if step.get("id") == "moec")
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+GITHUB = {"run_number": "7", "job": "engine", "action_path": str(ROOT), "server_url": "https://git.example"}
+GITHUB["workflow_ref"] = "a/b/.github/workflows/engines.yml@main"
+
+
+class Runner:
+    """What of a runner of GitHub Actions a composite action meets: its shell, its files, and the values in `${{ }}`."""
+
+    def __init__(self, folder: Path, **given: str) -> None:
+        unknown = set(given) - set(ACTION["inputs"])
+        assert not unknown, unknown
+        self.folder, self.failed, self.said = folder, "", ""
+        self.uploads: dict[str, list[str]] = {}
+        self.inputs: dict[str, str] = {}
+        self.outputs: dict[str, dict[str, str]] = {}
+        self.inputs = {n: given.get(n, self.value(i.get("default", ""))) for n, i in ACTION["inputs"].items()}
+        self.summary = folder / "summary.md"
+
+    def value(self, text: str) -> str:
+        """A text with the values of its expressions."""
+        return re.sub(r"\$\{\{ (.+?) \}\}", lambda m: str(self.look_up(m[1])), text)
+
+    def look_up(self, name: str) -> str:
+        where, _, rest = name.partition(".")
+        if where == "steps":
+            step, _, output = rest.partition(".outputs.")
+            return self.outputs[step][output]
+        return str({"inputs": self.inputs, "github": GITHUB}[where][rest]) if where in ("inputs", "github") else ""
+
+    def wants(self, step: Mapping[str, Any]) -> bool:
+        """Whether a step is run, by its `if` and by what failed before it."""
+        condition = step.get("if", "")
+        if self.failed and "always()" not in condition:
+            return False
+        terms = [term.strip() for term in condition.split("&&") if term.strip() not in ("", "always()")]
+        pairs = [re.fullmatch(r"(\S+) (==|!=) '(.*)'", term) for term in terms]
+        assert all(pairs), condition
+        return all((self.look_up(m[1]) == m[3]) is (m[2] == "==") for m in pairs if m)
+
+    def run(self) -> Runner:
+        for step in ACTION["runs"]["steps"]:
+            if step["name"] in ("Python", "Install") or not self.wants(step):
+                continue
+            if "run" in step:
+                self.shell(step)
+            else:
+                self.uploads[self.value(step["with"]["name"])] = self.value(step["with"]["path"]).split()
+        return self
+
+    def shell(self, step: Mapping[str, Any]) -> None:
+        """Run a step's commands as `shell: bash` says, with files of its own for outputs and summary."""
+        files = {name: self.folder / f"{step['name']}.{name}" for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        for file in files.values():
+            file.touch()
+        given = {**{n: self.value(v) for n, v in step.get("env", {}).items()}, **{n: str(f) for n, f in files.items()}}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        here = {**os.environ, **given, "PATH": path, "OMP_NUM_THREADS": "1", "GITHUB_ACTIONS": "true"}
+        assert "${{" not in step["run"] and step["shell"] == "bash"
+        command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+        done = subprocess.run(command, cwd=self.folder, env=here, capture_output=True, text=True)
+        self.said += done.stdout + done.stderr
+        self.failed = self.failed or (f"{step['name']} {done.returncode}" if done.returncode else "")
+        lines = files["GITHUB_OUTPUT"].read_text().splitlines()
+        self.outputs[step.get("id", "")] = dict(line.split("=", 1) for line in lines)
+        self.summary.open("a").write(files["GITHUB_STEP_SUMMARY"].read_text())
+
+
+@pytest.fixture
+def checkout(llama: Path, tmp_path: Path) -> Path:
+    """What the workflow finds after its checkout."""
+    (tmp_path / "a model").symlink_to(llama)
+    np.save(tmp_path / "evaluation.npy", np.random.default_rng(0).integers(3, 96, 300))
+    return tmp_path
+
+
+GIVEN = {"model": "a model", "text": "evaluation.npy", "passes": "quantize(bits=4, group=16)"}
+
+
+@pytest.mark.slow
+def test_a_kept_budget_ends_in_an_engine_a_proof_and_a_summary(checkout: Path) -> None:
+    pytest.importorskip("in_toto_attestation", reason="in-toto-attestation, of the extra attest, is not here")
+    run = Runner(checkout, **GIVEN, **{"max-kl": "0.5", "arguments": "--window 32 --seed 3"}).run()
+    assert run.failed == "", run.said
+    suite = ElementTree.parse(checkout / "engine.xml").getroot()[0]
+    assert suite.attrib["failures"] == suite.attrib["errors"] == "0"
+    assert "mean KL divergence" in {case.attrib["name"] for case in suite}
+    assert "Close to" in run.summary.read_text() and "```mermaid" in run.summary.read_text()
+    assert "https://git.example/a/b/.github" in (checkout / "engine.intoto.json").read_text()
+    proof, engine = run.uploads["proof-engine"], run.uploads["engine-engine"]
+    assert (
+        engine == ["engine/"] and (checkout / "engine/moec.json").exists() and (checkout / "engine/README.md").exists()
+    )
+    assert proof == [f"engine.{kind}" for kind in ("xml", "html", "intoto.json", "cdx.json")]
+    assert all((checkout / file).exists() for file in proof)
+    outputs = {name: run.value(output["value"]) for name, output in ACTION["outputs"].items()}
+    assert (outputs["engine"], outputs["verdict"], outputs["target"]) == ("engine", "verified", "onnxruntime")
+    assert float(outputs["deviation"]) > 0 and int(outputs["size-bytes"]) > 1000
+
+
+@pytest.mark.slow
+def test_a_broken_budget_fails_before_anything_is_there(checkout: Path) -> None:
+    run = Runner(checkout, **GIVEN, **{"max-kl": "1e-9"}).run()
+    assert run.failed == "Compile 1" and not (checkout / "engine").exists()
+    assert "::error title=moec M107::" in run.said and "error[M107]" in run.summary.read_text()
+    assert list(run.uploads) == ["proof-engine"]  # what there is of it; the engine is kept only when all went well
+
+
+def test_values_are_never_read_as_code() -> None:
+    runs = [step["run"] for step in STEPS.values() if "run" in step]
+    assert runs and not any("${{" in text for text in runs)
+    assert all(step["shell"] == "bash" for step in STEPS.values() if "run" in step)
+
+
+def test_every_input_is_used_and_every_value_declared() -> None:
+    text = yaml.safe_dump(ACTION["runs"])
+    assert set(re.findall(r"inputs\.([\w-]+)", text)) == set(ACTION["inputs"])
+    assert all(i["description"] for i in (*ACTION["inputs"].values(), *ACTION["outputs"].values()))
+
+
+def test_every_flag_is_one_of_the_verb() -> None:
+    from tests.page_names import problems_of_flags
+
+    text = "\n".join(step["run"] for step in STEPS.values() if "run" in step and step["name"] != "Install")
+    for verb, start, end in (("compile", "given=(--out", "read -ra"), ("verify", "given=(--seed", "moec verify")):
+        flags = re.findall(r"--[a-z-]+", text[text.index(start) : text.index(end)])
+        assert len(flags) > 5 and problems_of_flags(f"moec {verb} {' '.join(flags)}") == []
+
+
+def test_the_page_names_every_input_and_output_and_gives_what_there_is() -> None:
+    page = ROOT / "docs/ci.md"
+    (step,) = yaml.safe_load(next(b.text for b in blocks(page) if b.value == "step.yml"))
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    for part, head in (("inputs", "| input |"), ("outputs", "| output |")):
+        rows = prose(page).partition(head)[2].partition("\n\n")[0].splitlines()[2:]
+        assert {name.strip() for row in rows for name in row.split("|")[1].split(",")} == set(ACTION[part])
+
+
+def test_the_workflow_gives_what_the_action_takes() -> None:
+    from moec import registry
+    from moec.pipeline.pipeline import Pipeline
+    from moec.targets.target import Target
+
+    given = USES["with"]
+    assert set(given) <= set(ACTION["inputs"]) and Pipeline.parse(given["passes"])
+    assert {name for name, item in ACTION["inputs"].items() if item.get("required")} <= set(given)
+    for row in JOB["strategy"]["matrix"]["include"]:
+        goal = Target.parse(row["target"])
+        assert registry.find("backends", goal.backend)().options(goal) == []
+        assert set(row["extras"].split(",")) <= set(EXTRAS)
+    assert ACTION["inputs"]["extras"]["default"] in EXTRAS
