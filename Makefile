@@ -1,4 +1,6 @@
 # make demo: compile a real model, run it, compare.   make test: everything.   make test-all: repeated cases too.
+# make docs: the documentation as a site, in site/.   make pictures: its plots, from benchmarks/results.
+# make first-hour: docs/first-hour.md, by doing it in an empty environment.
 # make wheel-demo: the demo from the installed wheel, in an environment that has nothing else.
 VENV ?= .venv
 PYTHON ?= python3
@@ -10,7 +12,7 @@ WHEEL_VENV ?= .venv-wheel
 NUMBERS = $(BIN)/python -m pytest -n 2 --dist worksteal -k "not every_gpu" tests/kernels tests/dialect
 OLD_CPU = OPENBLAS_CORETYPE=Nehalem ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: demo test test-all numbers lint wheel-demo clean
+.PHONY: demo test test-all numbers lint docs pictures first-hour wheel-demo clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/minilm.py demo-engine
@@ -34,6 +36,15 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+pictures: $(STAMP)
+	$(BIN)/python docs/scripts/pictures.py
+
+first-hour:
+	$(PYTHON) docs/scripts/first_hour.py
+
 # an editable install would hide a package that is missing in the wheel
 wheel-demo:
 	rm -rf $(WHEEL_VENV) dist build
@@ -46,7 +57,7 @@ wheel-demo:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	@# without its dependencies: it asks for onnxruntime, whose files would replace those of onnxruntime-gpu
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt onnxruntime-genai \
 		|| echo "onnxruntime-genai is not to be had here; the tests that run it will be skipped"
@@ -59,4 +70,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(WHEEL_VENV) demo-engine build dist *.egg-info
+	rm -rf $(VENV) $(WHEEL_VENV) demo-engine site build dist *.egg-info

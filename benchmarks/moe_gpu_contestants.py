@@ -277,9 +277,9 @@ class Module(nn.Module):
 
 def onnxruntime(block: Block) -> Call:
     """ONNX Runtime's MoE or QMoE through `moec.compile`, in float16; its tensors stay on the GPU."""
-    import onnxruntime as ort
-
     import moec
+    from moec.backends.onnxruntime.session.opening import open_session
+    from moec.targets.target import Target
 
     folder, device = Path(tempfile.mkdtemp(prefix="moec-bench-")) / "engine", block.device
     target = "onnxruntime:cuda,precision=fp16" if device == "cuda" else "onnxruntime"
@@ -291,10 +291,7 @@ def onnxruntime(block: Block) -> Call:
         dynamic={"x": ("tokens", None)},
         verify="off",
     )
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    session = ort.InferenceSession(str(next(folder.rglob("*.onnx"))), providers=[provider])
-    if session.get_providers()[0] != provider:
-        raise RuntimeError(f"{provider} did not load")
+    session = open_session(next(folder.rglob("*.onnx")), Target.parse(target))  # as engines are opened: without TF32
     dtype = {"tensor(float16)": torch.float16, "tensor(float)": torch.float32}[session.get_inputs()[0].type]
     given, wanted = session.get_inputs()[0].name, session.get_outputs()[0].name
 

@@ -63,6 +63,11 @@ class Quantize(Pass):
         rules: patterns of weights' or modules' names to bits, or to tables of `bits`, `group`, `method`, `symmetric`,
             `format`, `positive_scales`; the first that fits decides, before the options of the kinds:
             `rules={"*.layers.0.*": 8, "*.down_proj": {"bits": 4, "group": 32}}`.
+        recipe: bits or tables by kind, as in `rules`, for what neither a rule nor an option names. What the model does
+            not have is passed over, and groups that do not divide a row are halved, so a recipe fits every model.
+            Beside the kinds it may name `down`, the last matrices of experts (of a dense model: of its feed-forward
+            networks), and `always`, what every token reads beside experts: attention and dense layers. Both come before
+            the kinds: `recipe={"always": 8, "experts": 4, "down": {"bits": 4, "group": 32}}`.
         budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`,
             decided for all layers at once by what it costs the model on a calibration text. Experts that a rule names
             are left out of it.
@@ -91,13 +96,15 @@ class Quantize(Pass):
     floor: int = 256
     format: str = INTEGERS
     positive_scales: bool = False
+    recipe: Mapping[str, int | Mapping[str, Any]] | None = None
 
     def milder(self) -> tuple[Pass, ...]:
         return tuple(type(self)(**options) for options in milder(vars(self)))
 
     def needs_calibration(self) -> bool:
         """Whether anything is to be done by `gptq`, or experts are to have several widths; no float format is."""
-        rules = self.rules.values() if isinstance(self.rules, Mapping) else ()  # `apply` refuses what is no table
+        tables = [t for t in (self.rules, self.recipe) if isinstance(t, Mapping)]  # `apply` refuses what is none
+        rules = [rule for table in tables for rule in table.values()]
         methods = {self.method, *(rule["method"] for rule in rules if isinstance(rule, Mapping) and "method" in rule)}
         return self.format == INTEGERS and (self.budget_bits is not None or "gptq" in methods)
 
@@ -135,7 +142,13 @@ class Quantize(Pass):
         )
         budget = None if self.budget_bits is None else Budget(self.budget_bits, self.widths, self.sensitivity)
         return QuantizeSettings(
-            default, {kind: getattr(self, kind) for kind in KINDS}, self.rules, budget, self.floor, str(self)
+            default,
+            {kind: getattr(self, kind) for kind in KINDS},
+            self.rules,
+            budget,
+            self.floor,
+            str(self),
+            self.recipe,
         )
 
     # ------------------------------------------------------------------ data

@@ -81,8 +81,9 @@ def spans(page: Path) -> list[str]:
 
 
 def links(page: Path) -> list[str]:
-    """The relative links of a page."""
-    return [t for t in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if not re.match(r"[a-z]+:", t)]
+    """The relative links of a page, those in the text and those that are named at its end."""
+    found = re.findall(r"\]\(([^)\s]+)\)|^\[\w+\]: (\S+)$", prose(page), re.MULTILINE)
+    return [t for t in map("".join, found) if not re.match(r"[a-z]+:", t)]
 
 
 def anchors(page: Path) -> set[str]:

@@ -65,14 +65,14 @@ NOT_RUN = [block for block in ALL_BLOCKS if block.marker in ("not run", "needs")
 # ---------------------------------------------------------------------- commands and snippets
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages name: two models with a tokenizer, and a text. Their layers add little to what they are given, as
-    trained layers do, so that passes which cost a trained model little cost these little."""
+    """What the pages name: three models with a tokenizer, and a text. The layers of two add little to what they are
+    given, as trained layers do, so that passes which cost a trained model little cost these little."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("mixtral", "llama"):
-        model = build(name, vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128)
+    for name, kind in (("mixtral", "mixtral"), ("llama", "llama"), ("minilm", "bert")):
+        model = build(kind, vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128)
         with torch.no_grad():
             for weight, value in model.named_parameters():
-                if "o_proj" in weight or "down_proj" in weight or "embed" in weight:
+                if kind != "bert" and ("o_proj" in weight or "down_proj" in weight or "embed" in weight):
                     value.mul_(5.0 if "embed" in weight else 0.02)
         model.save_pretrained(folder / name)  # type: ignore[operator]  # a PreTrainedModel
         write_tokenizer(folder / name, VOCABULARY)
@@ -241,6 +241,13 @@ def test_the_table_of_checks_has_every_check() -> None:
     text = prose(ROOT / "docs/trust.md").partition("| check |")[2].partition("\n\n")[0]
     named = [row.split("|")[1].strip() for row in text.splitlines()[2:]]
     assert named == [check.name for check in CHECKS]
+
+
+def test_the_table_of_features_marks_each() -> None:
+    text = prose(ROOT / "docs/features.md").partition("| # |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in text.splitlines()[2:]]
+    assert [row[0] for row in rows] == [str(n) for n in range(1, 26)]
+    assert {row[2] for row in rows} <= {"yes", "in part", "no"} and all(len(row) == 4 for row in rows)
 
 
 def test_the_index_names_every_page() -> None:

@@ -21,7 +21,7 @@ from moec.targets.target_options import Count, Declared, refused_options
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPTIONS: Declared = {
     "precision": tuple(PRECISIONS), "threads": Count(low=0, high=4096), "accuracy": ("exact", "int8"),
-    "tf32": ("false", "true"), "tune": Count("TOKENS", low=0, high=2**20),
+    "tf32": ("false", "true"), "tune": Count("TOKENS", low=0, high=2**20), "graph": ("false", "true"),
 }  # fmt: skip
 ROUNDED = 0.3  # max |d|/std that activations of 8 bits may cost: 0.05 to 0.17 in decoders of two to six layers
 TF32 = 0.02  # the same for factors of 10 bits, as in half precision: 0.006 to 0.010 in decoders of two layers
@@ -30,13 +30,14 @@ PACKAGES = ("onnxruntime-gpu", "onnx", "onnx-ir", "onnxscript")
 
 class Onnxruntime(Backend):
     """ONNX Runtime 1.31 or newer. Targets `onnxruntime[:cpu]` and `onnxruntime:cuda`, options `precision=fp32|fp16`,
-    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`.
+    `threads=N`, `accuracy=exact|int8`, `tf32=false|true`, `tune=TOKENS`, `graph=false|true`.
 
     `accuracy=int8` lets products with quantized weights round their activations to 8 bits: faster, and no longer equal
     to the program. `tf32=true` lets CUDA round the factors of float32 products to 10 bits of mantissa (TF32), those of
     routers too, which may then choose other experts; it is compared as half precision is, whose mantissa is as long.
     `tune=TOKENS`: up to so many tokens a call CUDA's kernels for experts are chosen when an engine is loaded (512 by
-    default, 0 for none), longer calls choose when they first come.
+    default, 0 for none), longer calls choose when they first come. `graph=true`: moec's own runner captures a step of
+    one token as a CUDA graph, so that it is one launch; for decoders whose cache lies in buffers without padding.
     """
 
     name = "onnxruntime"
@@ -65,6 +66,8 @@ class Onnxruntime(Backend):
             )
         if target.options.get("tf32") == "true" and target.device != "cuda":
             refusals.append(Refusal("only CUDA has TF32", str(target), "use onnxruntime:cuda,tf32=true"))
+        if target.options.get("graph") == "true" and target.device != "cuda":
+            refusals.append(Refusal("only CUDA has graphs", str(target), "use onnxruntime:cuda,graph=true"))
         return refusals + refused_options(target, OPTIONS)
 
     def supports(self, program: Program, target: Target) -> list[Refusal]:
@@ -113,9 +116,12 @@ class Onnxruntime(Backend):
     ) -> dict[str, Any]:
         from moec.backends.onnx.writing import write_model
         from moec.backends.onnxruntime.lowering import lowered
+        from moec.backends.onnxruntime.session.cuda_graph import require_fixed_shapes
         from moec.backends.onnxruntime.session.engine import MODEL_FILE
 
         model, facts = lowered(program, target, optimize_for, progress)
+        if target.options.get("graph") == "true":
+            require_fixed_shapes(model, str(target))
         write_model(model, folder / MODEL_FILE, progress)
         self._lowered = program, model
         return facts

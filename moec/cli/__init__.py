@@ -25,9 +25,9 @@ from moec.version import __version__
 COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 # verb -> module of moec.cli that defines it; imported when the verb is used
 VERBS = {
-    "compile": "build", "build": "build", "verify": "prove", "bench": "prove", "run": "run",
-    "inspect": "look", "ls": "shelf", "diff": "shelf", "check": "check", "attest": "attest",
-    "explain": "look", "doctor": "look", "completion": "completion",
+    "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
+    "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
+    "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion",
     "cache": "tidy", "clean": "tidy",
 }  # fmt: skip
 SUMMARIES = {
@@ -36,8 +36,10 @@ SUMMARIES = {
     "verify": "Prove an engine against its source again, or against another engine.",
     "bench": "Time engines beside each other.",
     "run": "Continue a prompt with a decoder, or run any engine once.",
+    "plan": "Say what MODEL takes in memory and time, from its config alone; loads no weights.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
     "ls": "List passes, targets and presets, or the engines in a folder.",
+    "cp": "Copy a preset to a file, to be changed.",
     "diff": "Show what two engines differ in.",
     "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
     "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",

@@ -8,12 +8,16 @@ from typing import Any
 
 import click
 
+from moec import registry
 from moec.cli.completion import completer
 from moec.cli.config import read_config
-from moec.cli.console import common, emit, progress, say_verdict
+from moec.cli.console import common, emit, progress, say, say_verdict
+from moec.cli.script import script
 from moec.cli.settings import given_settings, run_option, setting_options, text_options, trust_options
+from moec.cli.terminal import TERMINAL
 from moec.compiler.options import SETTINGS
 from moec.errors import MoecError
+from moec.files.fresh import write_new
 from moec.targets.target import Target
 
 
@@ -41,6 +45,18 @@ from moec.targets.target import Target
     type=click.Path(path_type=Path),
     help="Write the program after every pass, and the graph after every step of its lowering, as text.",
 )
+@click.option(
+    "--print-after",
+    multiple=True,
+    metavar="PASS",
+    shell_complete=completer("pipeline"),
+    help="Print the program on stderr after this pass, or after all. Repeatable.",
+)
+@click.option(
+    "--gen-script",
+    type=click.Path(path_type=Path),
+    help="Compile nothing: write a Python script that does what this command would.",
+)
 @common
 @click.pass_context
 def compile_command(
@@ -51,6 +67,8 @@ def compile_command(
     manifest: Path | None,
     config: Path | None,
     dump: Path | None,
+    print_after: tuple[str, ...],
+    gen_script: Path | None,
     precision: str | None,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -73,20 +91,37 @@ def compile_command(
     if precision is not None:
         target = Target.parse(str(settings.get("target", SETTINGS["target"].default)))
         settings["target"] = with_precision(target, precision)
-
-    from moec import api
-    from moec.pipeline.hooks import DumpHook
-
     rest: dict[str, Any] = {
         "out": out,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
         "require_run": require_run,
-        "hooks": [DumpHook(dump)] if dump else [],
-        "progress": progress(quiet),
     }
+    if gen_script:
+        _write_script(
+            gen_script, script(manifest or str(model), settings, dump, rebuild=bool(manifest), **rest), as_json
+        )
+        return
+
+    from moec import api
+
+    rest |= {"hooks": _hooks(dump, print_after), "progress": progress(quiet)}
     report = api.rebuild(manifest, **rest, **settings) if manifest else api.compile(str(model), **rest, **settings)
     _say(out, report, as_json)
+
+
+def _write_script(path: Path, text: str, as_json: bool) -> None:
+    write_new(path, text, "name another file after --gen-script")
+    emit({"script": str(path)}) if as_json else say(f"{path}  run it with python")
+
+
+def _hooks(dump: Path | None, print_after: tuple[str, ...]) -> list[Any]:
+    """Those who watch the pipeline. Raises M202 for a pass that does not exist."""
+    from moec.pipeline.hooks import DumpHook, PrintHook
+
+    only = [name for name in print_after if name != "all" and registry.find("passes", name)]
+    printing = [PrintHook([] if "all" in print_after else only, TERMINAL.stream(err=True))] if print_after else []
+    return [*([DumpHook(dump)] if dump else []), *printing]
 
 
 def with_precision(target: Target, precision: str) -> Target:

@@ -1,8 +1,7 @@
-"""`moec verify`, `moec bench`: is an engine right, and how fast is it."""
+"""`moec verify`: is an engine right."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec.cli.console import common, emit, publish, say
-from moec.cli.settings import WHOLE, model_options, run_option, text_options, trust_options
+from moec.cli.settings import WHOLE, model_options, run_option, text_options
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
@@ -110,61 +109,3 @@ def _not_run(proof: Verification) -> MoecError | None:
     except MoecError as error:
         return error
     return None
-
-
-@click.command("bench")
-@click.argument("engines", nargs=-1, required=True)
-@click.option(
-    "--size",
-    "sizes",
-    multiple=True,
-    metavar="DIM=N",
-    help="Size of a dynamic dimension, e.g. sequence=16; batch is 1 and the others 128 by default.",
-)
-@click.option(
-    "--max-tokens",
-    type=WHOLE,
-    default=32,
-    show_default=True,
-    help="Decoders: tokens that follow the prompt, whose length is sequence.",
-)
-@click.option("--forward", is_flag=True, help="Time single forward passes of decoders too.")
-@click.option("--runs", type=WHOLE, default=None, help="Timed runs of each engine.  [default: 30 forward, 10 texts]")
-@click.option("--eager", is_flag=True, help="Put the untouched model in eager PyTorch beside them.")
-@trust_options
-@common
-def bench_command(engines: tuple[str, ...], sizes: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
-    """Time ENGINES beside each other, in turns, on the same inputs; the ratios are what counts on a shared machine.
-
-    Decoders continue a prompt: time to the first token, then tokens a second. Other engines run forward.
-    """
-    from moec import api
-    from moec.report.plan_lines import plan_lines, plan_of
-
-    result = api.bench(engines, sizes=_sizes(sizes), **options)
-    facts = {engine: api.read_report(engine).facts for engine in engines}
-    plans = {engine: plan for engine in engines if (plan := plan_of(facts[engine]))}
-    if as_json:
-        emit(result.to_dict() | ({"plans": plans} if plans else {}))
-        return
-    say("\n".join([str(result), *(line for engine in plans for line in plan_lines(engine, facts[engine]))]))
-
-
-def _sizes(texts: tuple[str, ...]) -> dict[str, int]:
-    pairs = [text.partition("=") for text in texts]
-    bad = next(
-        (
-            text
-            for text, (name, _, size) in zip(texts, pairs, strict=True)
-            if not name or not re.fullmatch(r"[0-9]{1,9}", size) or int(size) < 1
-        ),
-        None,
-    )
-    if bad is not None:
-        raise MoecError(
-            "M201",
-            f"cannot read the size {bad!r}",
-            "--size",
-            "write DIM=N with N from 1 to 999999999, e.g. --size batch=4",
-        )
-    return {name: int(size) for name, _, size in pairs}

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import fx
 
 from moec.compiler.options import Options
@@ -109,9 +108,8 @@ def _look(source: Source, captured: Program, options: Options, corpus: Corpus | 
     if by == "own text":
         text = write_own_text(reference, source, options.seed, StreamingEngine(captured).holds)
         return partial(_continue, reference, text, options.max_kl)
-    default = Tolerance.of(torch.float32, approximate=True)
-    allowed = default if options.tolerance is None else Tolerance(options.tolerance)
-    return partial(_differ, reference, contract_samples(source, captured, options.seed)[0], allowed)
+    asked = None if options.tolerance is None else Tolerance(options.tolerance)
+    return partial(_differ, reference, contract_samples(source, captured, options.seed)[0], asked)
 
 
 def _read(reference: Engine, corpus: Corpus, exam: Exam, program: Program) -> Finding:
@@ -124,9 +122,10 @@ def _continue(reference: Engine, text: OwnText, max_kl: float | None, program: P
     return Finding(found.kl_mean, found.ok, "nats a token")
 
 
-def _differ(reference: Engine, sample: Sample, allowed: Tolerance, program: Program) -> Finding:
-    found = compare(reference, EagerEngine(program), [sample], allowed)
-    return Finding(found.worst.deviation, found.ok, "max |d|/std")
+def _differ(reference: Engine, sample: Sample, asked: Tolerance | None, program: Program) -> Finding:
+    found = compare(reference, EagerEngine(program), [sample], asked or Tolerance.of_passes(program.history))
+    figure, name = (found.worst.deviation, "max |d|/std") if asked else (found.worst.rms, "rms(d)/std")
+    return Finding(figure, found.ok, name)
 
 
 # ---------------------------------------------------------------------- which layer

@@ -23,12 +23,14 @@ from moec.pipeline.pipeline import Hook, StepReport
 from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
+from moec.proof.agreement import look_inside
 from moec.proof.where_run import WhereRun
 from moec.report.report import Report
+from moec.report.size import sizes_of
 from moec.shown import size_of
 from moec.startup import seldom_collected
 from moec.targets.backend import Backend, find_backend, refuse
-from moec.targets.rehearsal import rehearse
+from moec.targets.rehearsal import refused_early
 from moec.text.corpus import corpus_of, read_calibration
 
 
@@ -78,7 +80,7 @@ def compile_source(
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
-        refuse(rehearse(captured, options.pipeline, backend, options.target))
+        refuse(refused_early(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
         check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))
         progress.done("all finite")
@@ -98,6 +100,8 @@ def compile_source(
         subject = replace(subject, own_text=next((c.text for c in checks if c.text), None))
         proof = prove_folder(subject, backend, options, folder, progress)
         report = make_report(source, options, steps, facts, proof, backend, folder, texts)
+        report = replace(report, size=sizes_of(captured, program, source.size_bytes))
+        report = replace(report, layers=look_inside(captured, program, [s for c in checks for s in c.samples[:1]]))
         source.require_unchanged()  # after the last hash
         return write_report(report, folder)
 

@@ -72,7 +72,8 @@ def complete_engine(
         report = make_report(
             source, options, [], facts, proof, engine_folder.backend, new, engine_folder.report.text_hashes
         )
-        report = replace(report, source=engine_folder.report.source, steps=engine_folder.report.steps)
+        old = engine_folder.report
+        report = replace(report, source=old.source, steps=old.steps, size=old.size, layers=old.layers)
         source.require_unchanged()
         return write_report(report, new)
 

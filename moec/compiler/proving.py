@@ -129,8 +129,8 @@ def contract_checks(source: Source, captured: Program, options: Options, backend
     if by != "outputs":
         write = partial(_own_text, source, captured, options.seed) if by == "own text" else None
         return [VerifyHook(samples, exact, None, precision, write, options.max_kl)]
-    budget = Tolerance.of(precision, approximate=True) if asked is None else Tolerance(asked)
-    return [VerifyHook(samples, exact, budget, precision)]
+    budget = None if asked is None else Tolerance(asked)
+    return [VerifyHook(samples, exact, budget, precision, by_width=asked is None)]
 
 
 def _own_text(source: Source, captured: Program, seed: int) -> OwnText:

@@ -81,7 +81,11 @@ class Recorded:
 
     @property
     def _tolerance(self) -> float:
-        return Tolerance.of(self.subject.precision, self.subject.program.approximate).deviation
+        """What may differ by default; of approximate passes the root mean square, which the largest difference, that
+        a tolerance bounds, is never below."""
+        precision = self.subject.precision
+        program = self.subject.program
+        return Tolerance.of_passes(program.history).rms if program.approximate else Tolerance.of(precision).deviation
 
     @cached_property
     def _max_kl(self) -> float:

@@ -16,7 +16,8 @@ from moec.files.inside import stays_inside
 from moec.files.refused import refused
 from moec.files.regular import file_hash, read_bytes
 from moec.files.workplace import OLD, workplace
-from moec.report.artefacts import CARD
+from moec.report.artefacts import CARD, SPEED_FILE
+from moec.report.speed import is_speed_file
 
 MANIFEST, PAGE = "moec.json", "report.html"  # the first is what makes a folder an engine's
 
@@ -153,7 +154,8 @@ def _listed(folder: Path) -> set[str]:
     except (OSError, msgspec.MsgspecError):
         return set()
     mine = (file for file in manifest.artefacts if not _is_edited_card(folder, file))
-    return {MANIFEST, PAGE, *(file.name for file in mine if stays_inside(file.name))}
+    times = [SPEED_FILE] if is_speed_file(folder) else []
+    return {MANIFEST, PAGE, *times, *(file.name for file in mine if stays_inside(file.name))}
 
 
 def _is_edited_card(folder: Path, file: _File) -> bool:

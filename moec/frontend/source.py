@@ -16,6 +16,7 @@ from moec.execution.engine import Engine
 from moec.frontend.account import Account
 from moec.frontend.snapshot import Snapshot
 from moec.layouts.facts import ModelFacts, model_name
+from moec.planning.shape import Shape
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
 
@@ -131,6 +132,17 @@ class Source(ABC):
         """What code of the model would run when it is opened or used; empty where none does. It is asked for models
         that a manifest names, not the user."""
         return ""
+
+    @classmethod
+    def shape(cls, model: str) -> Shape | None:
+        """The shape of a model that this class `opens`, from its config alone; None where it keeps none."""
+        return None
+
+    @classmethod
+    def described(cls, model: str) -> Source | None:
+        """The model as its config describes it, weights or none: it can be captured, not loaded. It may be cut to the
+        layers that hold every kind of layer. None where models keep no config."""
+        return None
 
     @property
     def places(self) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from moec.errors import MoecError
 from moec.pipeline.passes import Pass
@@ -18,7 +18,7 @@ from moec.progress import Progress
 class PrintHook(Hook):
     """Prints the program after every pass, or after the passes that are named."""
 
-    def __init__(self, only: Sequence[str] = (), file: TextIO | None = None) -> None:
+    def __init__(self, only: Sequence[str] = (), file: IO[str] | None = None) -> None:
         self._only, self._file = set(only), file
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:

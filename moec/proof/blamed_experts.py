@@ -32,7 +32,7 @@ def chosen_experts(program: Program, sample: Sample, layer: str) -> Tensor | Non
 def wrong_tokens(want: Tensor, got: Tensor, tokens: int, tolerance: Tolerance) -> Tensor:
     """Which of the tokens `[T]` deviate by more than the tolerance."""
     error = (got.double().reshape(tokens, -1) - want.double().reshape(tokens, -1)).abs().amax(-1)
-    return ~(error <= tolerance.deviation * want.double().std(correction=0))
+    return ~(error <= tolerance.single * want.double().std(correction=0))
 
 
 def blame(ids: Tensor, wrong: Tensor) -> tuple[int, ...]:

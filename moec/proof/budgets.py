@@ -16,6 +16,7 @@ Published mixtures of 8 to 100 B parameters cost 0.01 to 0.09 nats at 4 bits, 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,15 +33,18 @@ class Budget:
         min_top1: of the share of tokens for which both find the same token the likeliest, or the untouched model holds
             them for nearly as likely; None where only the divergence counts.
         why: where it comes from, in words.
+        max_rms: of a model that is no language model: what passes may add to an output, as rms over the standard
+            deviation of the untouched model's.
     """
 
     max_kl: float
     min_top1: float | None = None
     why: str = "--max-kl"
+    max_rms: float = math.inf
 
 
-_BY_WIDTH = {2: (0.3, 0.7), 3: (0.1, 0.85), 4: (0.05, 0.9), 8: (0.005, 0.95)}
-_OTHERWISE = (0.2, 0.75)  # experts are dropped, or parts drawn anew: no width says what that may cost
+_BY_WIDTH = {2: (0.3, 0.7, 0.8), 3: (0.1, 0.85, 0.7), 4: (0.05, 0.9, 0.4), 8: (0.005, 0.95, 0.1)}
+_OTHERWISE = (0.2, 0.75, 0.5)  # experts are dropped, or parts drawn anew: no width says what that may cost
 
 
 def budget_of(history: Sequence[AppliedPass], max_kl: float | None = None) -> Budget:
@@ -49,13 +53,18 @@ def budget_of(history: Sequence[AppliedPass], max_kl: float | None = None) -> Bu
     if max_kl is not None:
         return Budget(max_kl)
     widths = [bits for step in history for bits in step.widths]
-    found = [Budget(*_of_width(min(widths)), f"{min(widths)} bits")] if widths else []
+    found = [_budget(_of_width(min(widths)), f"{min(widths)} bits")] if widths else []
     if any(step.contract == "approximate" and not step.widths for step in history):
-        found.append(Budget(*_OTHERWISE, "passes that do more than round weights"))
-    return max(found, key=lambda b: b.max_kl, default=Budget(*_BY_WIDTH[8], "8 bits"))
+        found.append(_budget(_OTHERWISE, "passes that do more than round weights"))
+    return max(found, key=lambda b: b.max_kl, default=_budget(_BY_WIDTH[8], "8 bits"))
 
 
-def _of_width(bits: int) -> tuple[float, float]:
+def _budget(allowed: tuple[float, float, float], why: str) -> Budget:
+    max_kl, min_top1, max_rms = allowed
+    return Budget(max_kl, min_top1, why, max_rms)
+
+
+def _of_width(bits: int) -> tuple[float, float, float]:
     return _BY_WIDTH[max((b for b in _BY_WIDTH if b <= bits), default=min(_BY_WIDTH))]
 
 

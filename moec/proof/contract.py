@@ -27,7 +27,8 @@ class VerifyHook(Hook):
     An exact pass must agree with the program before it, and so, step by step, with the captured one, to `tolerance`.
     Approximate passes may deviate from the captured program by a budget, all of them together. It is the proof's own:
     mean KL divergence and top-1 agreement on the model's own text (`moec.proof.own_text`), where `write` gives one;
-    else `budget` in `Tolerance`'s unit; without both a text judges the engine, and outputs only have to be numbers.
+    else `budget`, or where that is asked for `by_width`, the default of what the passes did so far, both in
+    `Tolerance`'s units; without any of these a text judges the engine, and outputs only have to be numbers.
     Weights are read one at a time, so this takes time rather than memory. In half precision (`precision`) an exact pass
     may move tokens to other experts whose choice hangs on rounding: those are left out where others differ, and where
     hardly any other is left, the engine's proof decides. `comparisons` and `judged` hold the figures of each pass.
@@ -42,15 +43,21 @@ class VerifyHook(Hook):
         precision: torch.dtype | None = None,
         write: Callable[[], OwnText] | None = None,
         max_kl: float | None = None,
+        by_width: bool = False,
     ) -> None:
         self._samples, self._tolerance, self._budget, self._precision = samples, tolerance, budget, precision
-        self._write, self._max_kl = write, max_kl
+        self._write, self._max_kl, self._by_width = write, max_kl, by_width
         self.text: OwnText | None = None  # the model's own, once it was needed
         self._said: Tensor | None = None  # by the captured program, on that text
         self._captured: Engine | None = None
         self._previous: Engine | None = None
         self.comparisons: list[tuple[str, Comparison]] = []
         self.judged: list[tuple[str, OwnQuality]] = []
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The inputs that passes are held to, the smallest first."""
+        return self._samples
 
     def before(self, step: int, item: Pass, program: Program) -> None:
         self._previous = StreamingEngine(program.clone())
@@ -63,7 +70,8 @@ class VerifyHook(Hook):
             self._judge(item, program)
         else:
             assert self._captured is not None
-            result = compare(self._captured, StreamingEngine(program), self._samples, self._budget)
+            budget = Tolerance.of_passes(program.history) if self._by_width else self._budget
+            result = compare(self._captured, StreamingEngine(program), self._samples, budget)
             fix = "allow more with --tolerance, or make the pass less aggressive"
             self._take(item, result, "the error budget of an approximate", fix)
 
@@ -82,7 +90,7 @@ class VerifyHook(Hook):
         self.comparisons.append((str(item), result))
         if not result.ok:
             worst = result.worst
-            figures = worst.problem or f"max |d|/std {worst.deviation:.2g}, {result.allowed}"
+            figures = worst.problem or result.figures(worst)
             what = f"{item.name} broke the contract of {kind} pass in {worst.name!r}: {figures}"
             error = MoecError if item.contract_of() == "exact" else OverBudget
             raise error("M102", what, str(item), fix)

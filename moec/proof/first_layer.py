@@ -33,7 +33,7 @@ def first_layer(good: Values, bad: Values, tolerance: Tolerance) -> tuple[str, f
         for path, values in good.items()
         if path and (best := _closest(values, bad.get(path, []))) is not None
     }
-    agree = {path for path, (deviation, _) in found.items() if deviation <= tolerance.deviation}
+    agree = {path for path, (deviation, _) in found.items() if deviation <= tolerance.single}
     for path, (deviation, pair) in found.items():
         parts = path.split(".")
         inside = any(".".join(parts[:n]) in agree for n in range(1, len(parts) + 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -108,10 +108,12 @@ class Subject:
             return None if self.tighter is None else Tolerance(self.tighter)
         if self.asked is not None:
             return Tolerance(self.asked)
-        own = Tolerance.of(self.precision, self.program.approximate)
-        if self.kernel_deviation is not None and not self.program.approximate:
+        own = Tolerance.of(self.precision)
+        if self.program.approximate:
+            own = Tolerance.of_passes(self.program.history)
+        elif self.kernel_deviation is not None:
             own = Tolerance(max(own.deviation, self.kernel_deviation))
-        return own if self.tighter is None else Tolerance(min(own.deviation, self.tighter))
+        return own if self.tighter is None else replace(own, deviation=min(own.deviation, self.tighter))
 
     @property
     def lowering_tolerance(self) -> Tolerance:

@@ -40,12 +40,25 @@ def _changes(options: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _narrow(options: Mapping[str, Any], bits: int) -> bool:
-    return any(options[kind] is not None and options[kind] < bits for kind in _kinds(options))
+    named = [options[kind] for kind in _kinds(options)] + [_bits(s) for s in (options.get("recipe") or {}).values()]
+    return any(given is not None and given < bits for given in named)
+
+
+def _bits(setting: int | Mapping[str, Any]) -> int | None:
+    return setting.get("bits") if isinstance(setting, Mapping) else setting
 
 
 def _all_at_least(options: Mapping[str, Any], bits: int) -> dict[str, Any]:
     kinds = {kind: _at_least(options[kind], bits) for kind in _kinds(options)}
-    return {"bits": _at_least(options["bits"], bits), "budget_bits": None, **kinds}
+    raised: dict[str, Any] = {"bits": _at_least(options["bits"], bits), "budget_bits": None, **kinds}
+    if options.get("recipe"):
+        raised["recipe"] = {part: _raised(setting, bits) for part, setting in options["recipe"].items()}
+    return raised
+
+
+def _raised(setting: int | Mapping[str, Any], bits: int) -> int | Mapping[str, Any] | None:
+    own = _at_least(_bits(setting), bits)
+    return {**setting, **({} if own is None else {"bits": own})} if isinstance(setting, Mapping) else own
 
 
 def _at_least(own: int | None, bits: int) -> int | None:

@@ -16,6 +16,7 @@ from moec.recognition.weight_roles import Use
 KEEP = 16  # the number of bits that leaves a weight as it is
 KINDS = ("experts", "attention", "dense", "embeddings", "lm_head")
 FINE = ("router", "gate")  # kinds that are never quantized
+RECIPE = (*KINDS, "down", "always")  # what a recipe may name
 Setting = int | Mapping[str, Any]
 _OWN = ("bits", "group", "method", "symmetric", "format", "positive_scales")  # what a rule's table may hold
 _LEAVE = f"leave experts with experts={KEEP}: no group divides it"
@@ -32,6 +33,7 @@ class QuantizeSettings:
         budget: mean bits of the experts, or None.
         floor: tokens that are to reach every expert.
         text: the pass as it was written, for refusals.
+        recipe: bits or tables of `RECIPE`, for what neither a rule nor an option names.
     """
 
     default: Grid
@@ -40,6 +42,7 @@ class QuantizeSettings:
     budget: Budget | None
     floor: int
     text: str
+    recipe: Mapping[str, Setting] | None = None
 
     def check(self) -> None:
         """Raise M203 on settings that are invalid for every model."""
@@ -51,8 +54,12 @@ class QuantizeSettings:
             raise self.refusal(
                 f"floor={self.floor!r} is not a number of tokens", "0 takes the text that was allowed, and no more"
             )
+        unknown = sorted(set(self.recipe or {}) - set(RECIPE))
+        if unknown:
+            raise self.refusal(f"a recipe has no {unknown[0]!r}", f"it may name {', '.join(RECIPE)}")
         self._check_budget()
-        given = [self.default.bits, *self.kinds.values(), *(self.rules or {}).values()]
+        named = *(self.rules or {}).values(), *(self.recipe or {}).values()
+        given = [self.default.bits, *self.kinds.values(), *named]
         for setting in (g for g in given if g is not None):
             unknown = sorted(set(setting) - set(_OWN)) if isinstance(setting, Mapping) else []
             if unknown:
@@ -86,13 +93,14 @@ class QuantizeSettings:
     # ------------------------------------------------------------------ choice
     def choose(self, uses: Sequence[Use]) -> list[Grid | None]:
         """Each use's grid; None where the weight is to stay."""
-        heads = {u.name: self._own(u) for u in uses if u.kind == "lm_head"}
+        mixture = any(u.kind == "experts" for u in uses)
+        heads = {u.name: self._own(u, mixture) for u in uses if u.kind == "lm_head"}
         follows = [
             u.kind == "embeddings" and u.name in heads and self.kinds["embeddings"] is None and self.rule(u) is None
             for u in uses
         ]
         shared = {u.name for u, tied in zip(uses, follows, strict=True) if tied}
-        return [_by_rows(heads[u.name] if u.name in shared else self._own(u), u, shared) for u in uses]
+        return [_by_rows(heads[u.name] if u.name in shared else self._own(u, mixture), u, shared) for u in uses]
 
     def rule(self, use: Use) -> str | None:
         """The first pattern that fits a name of the weight: its own, with or without its last part, or that of the
@@ -106,12 +114,16 @@ class QuantizeSettings:
         grid = replace(self.default, **own)
         return None if type(grid.bits) is int and grid.bits == KEEP else grid.settled()
 
-    def _own(self, use: Use) -> Grid | None:
+    def _own(self, use: Use, mixture: bool) -> Grid | None:
         if use.kind in FINE:
             return None
         rule, kind = self.rule(use), self.kinds.get(use.kind)
         if rule is not None:
             return self._grid((self.rules or {})[rule])
+        recipe = self.recipe or {}
+        part = next((p for p in _parts(use, mixture) if p in recipe), None)
+        if kind is None and part is not None:
+            return _dividing(self._grid(recipe[part]), use)
         default = {"embeddings": KEEP, "lm_head": max(self.default.bits, 8)}.get(use.kind, self.default.bits)
         return self._grid(default if kind is None else kind)
 
@@ -143,6 +155,21 @@ class QuantizeSettings:
             raise self.refusal(
                 f"{what} fits nothing that can be quantized: {': '.join(misfits[0])}", "choose another group"
             )
+
+
+def _parts(use: Use, mixture: bool) -> tuple[str, ...]:
+    """What a recipe calls a weight, the name that decides first."""
+    if mixture and use.kind in ("attention", "dense"):
+        return "always", use.kind
+    return ("down", use.kind) if use.last else (use.kind,)
+
+
+def _dividing(grid: Grid | None, use: Use) -> Grid | None:
+    """The same in groups that divide the rows, where there are such."""
+    if grid is None or use.weight is None or grid.format != INTEGERS:
+        return grid
+    fitting = [g for g in GROUPS if g <= grid.group and use.weight.shape[-1] % g == 0]
+    return replace(grid, group=max(fitting)) if fitting else grid
 
 
 def _by_rows(grid: Grid | None, use: Use, shared: set[str]) -> Grid | None:

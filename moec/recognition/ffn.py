@@ -120,6 +120,12 @@ def find_ffns(program: Program) -> tuple[list[Ffn], list[Misfit]]:
     return found, misses
 
 
+def ends_ffn(program: Program, last: Linear, linears: dict[fx.Node, Linear]) -> bool:
+    """Whether a linear layer stands where a feed-forward network ends: behind an activation of one or two others that
+    read a value as wide as its output. What the activation is, is not asked."""
+    return _region(program, last, linears) is not None
+
+
 def _region(program: Program, last: Linear, linears: dict[fx.Node, Linear]) -> _Region | None:
     """Walk back from the last linear layer; None unless all paths end in one or two linear layers of one input as wide
     as its output."""

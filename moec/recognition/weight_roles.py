@@ -15,7 +15,8 @@ from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
 from moec.program.moe_call import EXPERTS, MoeCall, matrix_positions
 from moec.program.program import Program
 from moec.program.provenance import module_path
-from moec.recognition.linear import constant, find_linears, value_of
+from moec.recognition.ffn import ends_ffn
+from moec.recognition.linear import Linear, constant, find_linears, value_of
 from moec.weights.lazy import Weight
 
 aten, ops = torch.ops.aten, torch.ops.moec
@@ -36,6 +37,7 @@ class Use:
             `lm_head`.
         weight: `[..., out, in]`, lazy; None where it is packed already.
         name: of the weight in the program. module: that the operator came from.
+        last: whether it is the last matrix of an expert or of a dense feed-forward network: `down`.
     """
 
     node: fx.Node
@@ -44,25 +46,28 @@ class Use:
     weight: Weight | None
     name: str
     module: str
+    last: bool = False
 
 
 def weight_uses(program: Program) -> list[Use]:
     """Every matrix that a linear layer, an embedding or a mixture of experts reads, in graph order."""
-    products, tables = _products(program), _tables(program)
-    kinds = _kinds(program, products, tables)
+    products, tables, linears = _products(program), _tables(program), find_linears(program)
+    kinds, lasts = _kinds(program, products, tables), _lasts(program, linears)
     found = [_use(program, n, 0, "embeddings") for n in tables]
     found += [_use(program, n, place, "experts") for n in program.nodes(*_EXPERTS) for place in _EXPERTS[n.target]]
-    found += [_use(program, n, place, kinds[n], weight) for n, (place, weight) in products.items()]
+    found += [_use(program, n, place, kinds[n], weight, n in lasts) for n, (place, weight) in products.items()]
     order = {n: i for i, n in enumerate(program.graph.nodes)}
     return sorted((u for u in found if u is not None), key=lambda u: (order[u.node], u.place))
 
 
-def _use(program: Program, node: fx.Node, place: int, kind: str, weight: Weight | None = None) -> Use | None:
+def _use(
+    program: Program, node: fx.Node, place: int, kind: str, weight: Weight | None = None, last: bool = False
+) -> Use | None:
     argument = node.args[place]
     weight = weight or constant(program, argument)
-    name = _stem(argument)
+    name, last = _stem(argument), last or (kind == "experts" and place == _EXPERTS[node.target][-1])
     return (
-        Use(node, place, kind, weight, name, module_path(node))
+        Use(node, place, kind, weight, name, module_path(node), last)
         if name and (weight is not None or _is_packed(argument))
         else None
     )
@@ -110,6 +115,11 @@ def _products(program: Program) -> dict[fx.Node, tuple[int, Weight | None]]:
     for linear in find_linears(program).values():
         found[linear.product] = (2 if linear.product.target == aten.addmm.default else 1, linear.weight)
     return found
+
+
+def _lasts(program: Program, linears: dict[fx.Node, Linear]) -> set[fx.Node]:
+    """Products that end a dense feed-forward network."""
+    return {found.product for found in linears.values() if ends_ffn(program, found, linears)}
 
 
 def _tables(program: Program) -> list[fx.Node]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moec.program.decoder_signature import is_past
+
 Table = tuple[str, list[list[str]], list[str]]
 
 
@@ -12,8 +14,10 @@ def account_tables(account: Mapping[str, Any]) -> list[Table]:
     """Title, rows and columns of each table; none of a report that was written without an account."""
     if not account:
         return []
-    rows = [["class", " ".join(filter(None, (account["model"], account["declared"])))]]
-    rows += [["inputs", ", ".join(account["inputs"])]]
+    rows = [["class", ", ".join(filter(None, (account["model"], account["declared"])))]]
+    cached = sum(map(is_past, account["inputs"]))
+    named = [name for name in account["inputs"] if not is_past(name)]
+    rows += [["inputs", ", ".join([*named, *([f"a cache of {cached} tensors"] if cached else [])])]]
     if account["tensors"]:
         rows += [["tensors", f"{account['used']} of {account['tensors']} in the files"]]
     rows += [list(note.partition(": ")[::2]) for note in account["notes"]]

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from moec.proof.agreement import Agreement
 from moec.proof.checks.check import Check
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.report.account import account_tables
-from moec.report.charts import AXIS, HEIGHT, ROOM, bars, calibration_plots, layer_plots, share_bars, span_text
+from moec.report.charts import (
+    UNITS,
+    calibration_charts,
+    damage_chart,
+    equal_inside,
+    layer_charts,
+    load_charts,
+    size_chart,
+    speed_charts,
+    text_load_charts,
+)
 from moec.report.markdown_table import markdown_table
+from moec.report.overview import sizes_drawn, tiles, ways_to_make, ways_to_run
 from moec.report.report import Report
-from moec.shown import shown
+from moec.report.speed import Speed
+from moec.shown import shown, size_of
 
-_TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"  # beside this file, whatever `moec` is elsewhere
+TEMPLATES = Path(__file__).parent / "templates"  # beside this file, whatever `moec` is elsewhere
+_MAIN = ("outputs", "own text", "text", "experts")  # checks that everybody asks for; the others are folded up
 _FORMS = {
     "engine": "The engine",
     "profiles": "Sizes that it is built for",
@@ -35,9 +50,10 @@ def markdown(report: Report) -> str:
     for section in map(section_of, report.proof.checks):
         lines += [f"## {section.title}{'' if section.ok else ': FAILED'}", "", section.text, ""]
         lines += markdown_table(("", *section.columns), [(name, *cells) for name, cells, _ in section.rows])
-    inside = report.proof.quality.agreement if report.proof.quality else None
-    if inside:
-        lines += markdown_table(("block or layer", "the same experts", "the same sets", "error"), layer_rows(inside))
+    if report.inside:
+        lines += markdown_table(
+            ("block or layer", "the same experts", "the same sets", "error"), layer_rows(report.inside)
+        )
     lines += markdown_table(
         ("pass", "contract", "rewrites"), [(s["name"], s["contract"], str(s["rewrites"])) for s in report.steps]
     )
@@ -73,41 +89,64 @@ def section_of(check: Check) -> Section:
     )
 
 
-def html(report: Report) -> str:
-    """The report as a page without external resources, for light and dark screens; values are escaped."""
-    from jinja2 import Environment, StrictUndefined
+def html(report: Report, speeds: Sequence[Speed] = ()) -> str:
+    """The report as a page without external resources, for light and dark screens and for paper; values are escaped.
+    `speeds`: what was measured of the engine, see `moec.report.speed`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
-    env.filters |= {"listed": _listed, "zip": zip, "mib": lambda n: f"{n / 2**20:.2f}"}
-    quality, reached = report.proof.quality, report.proof.find(ExpertsReached)
-    inside, shift = (quality.agreement, quality.shift) if quality else (None, None)
-    drawn = {
-        "charts": [(load, bars(load.assignments)) for load in reached.coverage.counted] if reached else [],
-        "plots": layer_plots(inside) if inside else [],
-        "loads": [(b, bars(b.load_after, max(b.load)), bars(b.load, max(b.load_after))) for b in inside.blocks]
-        if inside
-        else [],
-        "shift": share_bars(
-            {"changed weights alone": shift.weights, "changed choices alone": shift.routes, "both": shift.both}
-        )
-        if shift
-        else [],
-        "calibration": calibration_plots(report.steps),
-    }
-    shown = {
-        "sections": [section_of(check) for check in report.proof.checks],
-        "quality": quality,
-        "forms": forms_of(report),
-        "layers": layer_rows(inside) if inside else [],
-        "height": HEIGHT,
-        "axis": AXIS,
-        "room": ROOM,
-        "span_text": span_text,
-    }
-    return env.from_string(template).render(
-        r=report, verdict=verdict(report), note=proof_note(report), **drawn, **shown
+    files = FileSystemLoader(TEMPLATES)
+    env = Environment(
+        loader=files, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
     )
+    env.filters |= {"bytes": size_of}
+    checks = [section_of(check) for check in report.proof.checks]
+    return env.get_template("report.html.j2").render(
+        r=report,
+        title=title_of(report),
+        verdict=verdict(report),
+        note=proof_note(report),
+        tiles=tiles(report, speeds),
+        main=[section for section in checks if section.name in _MAIN or not section.ok],
+        others=[section for section in checks if section.name not in _MAIN and section.ok],
+        account=account_tables(report.account),
+        forms=facts_of(report),
+        inside_on=_inside_on(report),
+        inside_equal=equal_inside(report.inside) if report.inside else "",
+        layers=layer_rows(report.inside) if report.inside else [],
+        run=ways_to_run(report),
+        make=ways_to_make(report),
+        speeds=speeds,
+        units=UNITS,
+        **_charts(report, speeds),
+    )
+
+
+def _charts(report: Report, speeds: Sequence[Speed]) -> dict[str, list[Markup]]:
+    """What is drawn, by section."""
+    quality, reached = report.quality, report.proof.find(ExpertsReached)
+    inside, sizes = report.inside, sizes_drawn(report)
+    on_text = quality.agreement if quality else None
+    return {
+        "size_charts": [size_chart(sizes)] if sizes else [],
+        "layer_charts": layer_charts(inside) if inside else [],
+        "load_charts": load_charts(reached.coverage.counted) if reached else [],
+        "text_charts": ([damage_chart(quality.shift)] if quality and quality.shift else [])
+        + (text_load_charts(on_text.blocks) if on_text else []),
+        "calibration": calibration_charts(report.steps),
+        "speed_charts": speed_charts(speeds),
+    }
+
+
+def _inside_on(report: Report) -> str:
+    on_text = report.quality.agreement if report.quality else None
+    return f"{on_text.tokens:,} tokens of the text" if on_text else "an input of the proof"
+
+
+def title_of(report: Report) -> str:
+    """The model's class where it is known, and what the user called it."""
+    model = str(report.account.get("model", ""))
+    name = report.source.rstrip("/").rpartition("/")[2] or report.source
+    return f"{name} ({model})" if model and model != name else name
 
 
 def verdict(report: Report) -> str:
@@ -165,8 +204,13 @@ def _runs_on(target: str) -> tuple[str, str]:
 
 def forms_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
     """Title, rows and columns of each table that the account, the facts of the backend and of the passes give."""
+    return account_tables(report.account) + facts_of(report)
+
+
+def facts_of(report: Report) -> list[tuple[str, list[list[str]], list[str]]]:
+    """The same without the account."""
     forms = ((title, _as_table(report.facts.get(key))) for key, title in _FORMS.items())
-    found = account_tables(report.account) + [(title, *block_table(rows)) for title, rows in forms if rows]
+    found = [(title, *block_table(rows)) for title, rows in forms if rows]
     for step in report.steps:
         name = str(step["name"]).partition("(")[0]
         tables = ((key, _as_table(value)) for key, value in (step.get("facts") or {}).items())
@@ -205,7 +249,3 @@ def _cell(value: Any) -> str:
 def _shown(value: Any) -> Any:
     """What a template prints: texts of others cannot steer who reads them; plain text only, markup is the page's."""
     return shown(value) if type(value) is str else value
-
-
-def _listed(experts: tuple[int, ...]) -> str:
-    return ", ".join(map(str, experts)) or "–"

@@ -22,6 +22,7 @@ from moec.frontend.account import Account
 from moec.layouts import holds_engine
 from moec.pipeline.pipeline import StepReport
 from moec.program.conditions import Assumptions
+from moec.proof.agreement import Agreement
 from moec.proof.checks.assumed import Assumed
 from moec.proof.checks.decided import DecidedTokens
 from moec.proof.compare import Comparison
@@ -30,6 +31,7 @@ from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
 from moec.report.artefacts import Artefact
+from moec.report.size import Sizes
 from moec.shown import size_of
 
 SCHEMA = 2
@@ -48,6 +50,8 @@ class Report:
         steps: what each pass did: name, contract, rewrites, digest of the program after it, and near misses with their
             reasons.
         facts: what the backend says of the engine; `blocks` has an entry a MoE block.
+        size: parameters and bytes before and after; None where nothing counted them.
+        layers: errors and choices inside on a few of the proof's inputs; None where they were not looked at.
         proof: every check that was made, see `moec.proof.verification`.
         environment: versions and processor type.
         artefacts: the engine's files.
@@ -64,6 +68,8 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     artefacts: tuple[Artefact, ...] = ()
+    size: Sizes | None = None
+    layers: Agreement | None = None
     schema: int = SCHEMA
 
     @property
@@ -85,6 +91,13 @@ class Report:
     def quality(self) -> Quality | None:
         """The engine's quality on a text, when one was given."""
         return self.proof.quality
+
+    @property
+    def inside(self) -> Agreement | None:
+        """Errors of the layers and choices of the routers: on the text where one was given, else on inputs of the
+        proof."""
+        on_text = self.quality.agreement if self.quality else None
+        return on_text or self.layers
 
     @property
     def assumptions(self) -> Assumptions:
@@ -254,5 +267,7 @@ def _typed(data: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "proof": Verification.from_dict(data["proof"]),
         "artefacts": msgspec.convert(data["artefacts"], tuple[Artefact, ...]),
+        "size": msgspec.convert(data.get("size"), Sizes | None),
+        "layers": msgspec.convert(data.get("layers"), Agreement | None, strict=False),  # infinity comes as text
         **{name: msgspec.convert(data.get(name, default), kind) for name, (kind, default) in _PLAIN.items()},
     }

@@ -4,10 +4,10 @@ nothing by itself."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,74 +15,71 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.memory import peak_rss_bytes, reset_peak, rss_bytes
 from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input
 from moec.program.signature import Sample
+from moec.progress import Progress
 from moec.proof.sizes import verification_sizes
+from moec.report.speed import Phase
+from moec.timing.benchmark import Benchmark, Measured, Moment
+from moec.timing.circumstances import circumstances
+from moec.timing.contenders import Contender, Memory, contenders, warmed_up
+from moec.timing.ratio import Ratio, confidence_of, of_first, ratio_of
 
 Result = TypeVar("Result")
+FORWARD = "forward"
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Measured):
     """One engine's figures.
 
     Attributes:
-        engine: its name.
-        runs: how many runs were timed.
         p50_ms, p90_ms, p99_ms: percentiles of a run's time.
         samples_per_s: rows of the first dimension a second, at the median. tokens_per_s: the same times the length;
             None without one.
-        ratio: median over the rounds of (first engine's time / this one's): above 1 this one is faster. ratio_p10,
-            ratio_p90: its spread.
-        growth_bytes: the peak of resident memory in the warm-up, above what was resident before it.
-        prepared: see `Engine.prepared`; it is in none of the times.
+        ratio: how many times as fast as the first engine, see `moec.timing.ratio`.
     """
 
-    engine: str
-    runs: int
     p50_ms: float
     p90_ms: float
     p99_ms: float
     samples_per_s: float
     tokens_per_s: float | None
-    ratio: float
-    ratio_p10: float
-    ratio_p90: float
-    growth_bytes: int
-    prepared: str = ""
+    ratio: Ratio
+
+    @property
+    def ratios(self) -> dict[str, Ratio]:
+        return {FORWARD: self.ratio}
+
+    def phases(self) -> dict[str, Phase]:
+        return {FORWARD: Phase(self.p50_ms, self.p90_ms, self.p99_ms, self.tokens_per_s or self.samples_per_s)}
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """Engines timed beside each other, on the same inputs, in the same process. Ratios are against the first one."""
+class ForwardBenchmark(Benchmark):
+    """Engines run forward, on the same inputs."""
 
-    timings: tuple[Timing, ...]
-    sizes: dict[str, int]
-    threads: int
+    kind: ClassVar[str] = FORWARD
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+    @property
+    def head(self) -> str:
+        return ", ".join(f"{name} {size}" for name, size in self.sizes.items()) or "fixed sizes"
 
-    def __str__(self) -> str:
-        head = (
-            f"{'engine':<24}{'p50 ms':>10}{'p90 ms':>10}{'p99 ms':>10}{'samples/s':>12}{'tokens/s':>12}{'ratio':>8} "
-            "  p10-p90"
-        )
-        rows = [head, *map(_line, self.timings), *preparations(self.timings)]
-        return "\n".join([f"{self.sizes or 'fixed sizes'}, {self.threads} threads", *rows])
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.timings[0].tokens_per_s else "samples"
 
 
 def bench_engines(
-    engines: Sequence[Engine],
+    engines: Sequence[Engine | Contender],
     sample: Sample | None = None,
     sizes: Mapping[str, int] | None = None,
     runs: int = 30,
     warmup: int = 3,
-) -> Benchmark:
+    versions: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> ForwardBenchmark:
     """Time engines on one input.
 
     In each round every engine runs once, in a rotating order, so that a change of the machine's speed meets all of them
@@ -93,28 +90,33 @@ def bench_engines(
         sample: the input. By default ones for masks, counting positions, and random others, of `sizes`.
         sizes: of the dynamic dimensions, for the default input.
         runs, warmup: timed and untimed runs of each.
+        versions: of the runtimes, for the record.
+        progress: is told of the warm-up and of every round, between the times.
 
     Raises:
         MoecError: M201 without engines or runs, M211 when an engine doesn't take the input.
     """
     if not engines or runs < 1:
         raise MoecError("M201", "nothing to time", "moec bench", "give at least one engine and one run")
-    chosen = sizes_of(engines[0].inputs, sizes or {}) if sample is None else _measured(engines[0].inputs, sample)
+    all_of = contenders(engines)
+    first = all_of[0].engine
+    chosen = sizes_of(first.inputs, sizes or {}) if sample is None else _measured(first.inputs, sample)
     if not sizes and sample is None:  # what nobody asked for is what the engine was made for
-        chosen = nearest(engines[0].conditions, chosen) or chosen
-    sample = sample if sample is not None else default_sample(engines[0].inputs, chosen)
-    clocks = [partial(_seconds, engine, sample) for engine in engines]
-    growth = [growth_bytes(clock, warmup) for clock in clocks]
-    times = np.array([rotated(clocks, r) for r in range(runs)])
+        chosen = nearest(first.conditions, chosen) or chosen
+    sample = sample if sample is not None else default_sample(first.inputs, chosen)
+    clocks = [partial(_seconds, c.engine, sample) for c in all_of]
+    memory, times = timed(all_of, clocks, runs, warmup, progress or Progress())
     batch, length = (*[*chosen.values()][:2], None, None)[:2]
-    timings = [_timing(e.name, times[:, i], times[:, 0], growth[i], batch or 1, length) for i, e in enumerate(engines)]
-    timings = [replace(t, prepared=e.prepared) for t, e in zip(timings, engines, strict=True)]
-    return Benchmark(tuple(timings), chosen, torch.get_num_threads())
-
-
-def preparations(timings: Iterable[Any]) -> list[str]:
-    """A line for each engine that did something when it was loaded."""
-    return [f"{t.engine}: {t.prepared} when it was loaded" for t in timings if t.prepared]
+    sure = confidence_of(len(all_of) - 1)
+    timings = tuple(
+        _timing(c, times[:, i], ratio_of(times[:, 0], times[:, i], sure) if i else of_first(runs), memory[i],
+                batch or 1, length)
+        for i, c in enumerate(all_of)
+    )  # fmt: skip
+    moments = tuple(
+        Moment(c.name, r, FORWARD, 0, 1e3 * float(times[r, i])) for r in range(runs) for i, c in enumerate(all_of)
+    )
+    return ForwardBenchmark(timings, chosen, warmup, moments, circumstances(versions))
 
 
 def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int]:
@@ -154,12 +156,21 @@ def _measured(inputs: Sequence[Input], sample: Sample) -> dict[str, int]:
     }
 
 
-def growth_bytes(run: Callable[[], object], times: int) -> int:
-    """Run untimed, once at least; returns how far the peak of resident memory rose."""
-    before = rss_bytes() if reset_peak() else peak_rss_bytes()
-    for _ in range(max(1, times)):
-        run()
-    return max(0, peak_rss_bytes() - before)
+def timed(
+    all_of: Sequence[Contender], clocks: Sequence[Callable[[], Any]], runs: int, warmup: int, progress: Progress
+) -> tuple[list[Memory], np.ndarray]:
+    """Warm every engine up, then run all of them in rounds. Returns the memory of each, and what the clocks gave:
+    `[runs, engines, …]`."""
+    progress.stage("warm up")
+    memory = [warmed_up(c, clock, warmup) for c, clock in zip(all_of, clocks, strict=True)]
+    progress.done(f"{len(all_of)} engines, {warmup} runs each")
+    progress.stage("time")
+    times = []
+    for number in range(runs):
+        times.append(rotated(clocks, number))
+        progress.advance(number + 1, runs, what="rounds")
+    progress.done(f"{runs} rounds")
+    return memory, np.array(times)
 
 
 def rotated(runs: Sequence[Callable[[], Result]], number: int) -> list[Result]:
@@ -174,21 +185,8 @@ def _seconds(engine: Engine, sample: Sample) -> float:
     return time.perf_counter() - start
 
 
-def _timing(
-    name: str, seconds: np.ndarray, first: np.ndarray, growth_bytes: int, batch: int, length: int | None
-) -> Timing:
+def _timing(of: Contender, seconds: np.ndarray, ratio: Ratio, memory: Memory, batch: int, length: int | None) -> Timing:
     p50, p90, p99 = (float(p) for p in np.percentile(seconds, (50, 90, 99)))
-    low, middle, high = (float(p) for p in np.percentile(first / seconds, (10, 50, 90)))
     tokens = batch * length / p50 if length else None
-    return Timing(
-        name, len(seconds), p50 * 1e3, p90 * 1e3, p99 * 1e3, batch / p50, tokens, middle, low, high, growth_bytes
-    )
-
-
-def _line(t: Timing) -> str:
-    tokens = f"{t.tokens_per_s:.0f}" if t.tokens_per_s else "–"
-    figures = (
-        f"{t.p50_ms:>10.3f}{t.p90_ms:>10.3f}{t.p99_ms:>10.3f}{t.samples_per_s:>12.1f}{tokens:>12}{t.ratio:>8.2f}   "
-        f"{t.ratio_p10:.2f}-{t.ratio_p90:.2f}"
-    )
-    return f"{t.engine[:23]:<24}{figures}"
+    ms = (p50 * 1e3, p90 * 1e3, p99 * 1e3)
+    return Timing(of.name, len(seconds), memory, of.engine.prepared, *ms, batch / p50, tokens, ratio)

@@ -103,28 +103,6 @@ def test_run_on_inputs_from_a_file(cli: Cli, mixtral_engine: Path, tmp_path: Pat
     assert "M211" in cli.err
 
 
-def test_bench_of_texts(cli: Cli, mixtral_engine: Path) -> None:
-    data = cli.json(
-        "bench", mixtral_engine, mixtral_engine, "--eager", "--runs", 1, "--size", "sequence=8", "--max-tokens", 3
-    )
-    assert [t["engine"] for t in data["timings"]] == ["onnxruntime:cpu"] * 2 + ["eager (transformers)"]
-    assert data["sizes"] == {"batch": 1, "sequence": 8, "new": 3} and all(
-        t["decode_tokens_per_s"] > 0 for t in data["timings"]
-    )
-    assert "batch 2, 8 + 4 tokens" in cli(
-        "bench", mixtral_engine, "--runs", 1, "--size", "batch=2", "--size", "sequence=8", "--max-tokens", 4
-    )
-    cli("bench", mixtral_engine, "--size", "height=8", status=2)
-
-
-def test_bench_of_forward_passes(cli: Cli, mixtral_engine: Path) -> None:
-    data = cli.json("bench", mixtral_engine, "--forward", "--eager", "--runs", 2, "--size", "sequence=8")
-    assert [t["engine"] for t in data["timings"]] == ["onnxruntime:cpu", "eager (transformers)"]
-    assert data["sizes"] == {"batch": 1, "sequence": 8, "past_sequence": 0}
-    assert "samples/s" in cli("bench", mixtral_engine, "--forward", "--runs", 1)
-    cli("bench", mixtral_engine, "--forward", "--size", "height=8", status=2)
-
-
 # ---------------------------------------------------------------------- text
 @pytest.fixture(scope="module")
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:

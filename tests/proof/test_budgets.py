@@ -17,6 +17,8 @@ def test_narrower_weights_may_cost_more_and_never_less() -> None:
     assert [b.max_kl for b in found] == [0.005, 0.05, 0.1, 0.3]
     agreements = [b.min_top1 or 0 for b in found]
     assert agreements == sorted(agreements, reverse=True) and len({*agreements}) == 4
+    outputs = [b.max_rms for b in found]
+    assert outputs == sorted(outputs) and len({*outputs}) == 4 and outputs[-1] < 1  # what is always 0 has an rms of 1
     assert budget_of([step(4, 8)]).max_kl == 0.05 and budget_of([step(8), step(2, 4)]).max_kl == 0.3
 
 

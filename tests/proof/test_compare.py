@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.program import Input
+from moec.program.program import AppliedPass, Input
 from moec.proof.compare import Comparison, OutputError, Tolerance, compare
 from moec.proof.decided_tokens import ComparedTokens
 
@@ -147,3 +147,24 @@ def test_an_output_of_which_nothing_is_compared_is_not_equal() -> None:
     sample = [{"x": torch.tensor(0)}]
     found = compare(Table({"y": want}), Table({"y": want}), sample, FP32, [nothing])
     assert not found.ok and found.worst.problem == "no element could be compared"
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_the_rms_of_each_width_splits_good_from_bad(bits: int) -> None:
+    tolerance = Tolerance.of_passes([AppliedPass("quantize", 1, "approximate", widths=(bits,))])
+    want, noise = 3 + torch.randn(64, 384, dtype=torch.float64), torch.randn(64, 384, dtype=torch.float64)
+    noise *= tolerance.rms * want.std(correction=0) / noise.square().mean().sqrt()
+    right = run([{"y": want}], [{"y": want + 0.99 * noise}], tolerance)
+    assert right.ok and right.worst.deviation > 0.5 * tolerance.rms and f"({bits} bits)" in str(right)
+    assert not equal(want, want + 1.01 * noise, tolerance)
+    wrong = [want.roll(1, 0), want.roll(1, 1), want.flip(-1), 0 * want, 2 * want, want.mean().expand(want.shape)]
+    assert not any(equal(want, w, tolerance) for w in wrong)
+
+
+def test_the_rms_is_that_of_numpy_and_beside_it_a_bound_still_counts() -> None:
+    want, noise = torch.randn(4, 30), 0.1 * torch.randn(4, 30)
+    a, d = want.double().numpy(), ((want + noise).double() - want.double()).numpy()
+    assert one(want, want + noise).rms == pytest.approx(np.sqrt((d * d).mean()) / a.std())
+    assert equal(want, want + noise, Tolerance(rms=0.2)) and not equal(want, want + noise, Tolerance(0.01, 0.2))
+    few = [{"y": torch.tensor([[v, v + 1e-4]])} for v in (-2.0, 1.0, 3.0)]
+    assert run(few, [{"y": v["y"] + 1e-2} for v in few], Tolerance(rms=0.1)).ok, "by the spread of all samples"

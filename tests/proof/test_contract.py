@@ -42,6 +42,15 @@ def test_an_approximate_pass_has_a_budget_and_no_more() -> None:
     assert error.value.code == "M102"
 
 
+def test_what_is_no_language_model_has_the_budget_of_its_widths() -> None:
+    hook = VerifyHook([source_of(MoeModel()).sample({"batch": 2, "sequence": 7})], FP32, None, by_width=True)
+    run(ScaleRoughly(1.3), hooks=[hook])  # no width: what does more than round weights
+    assert hook.comparisons[0][1].max_rms == 0.5 and hook.comparisons[0][1].tolerance is None
+    for wrong in (ScaleRoughly(3.0), ScaleRoughly(-1.0), ScaleRoughly(0.0)):
+        with pytest.raises(OverBudget, match=r"rms\(d\)/std"):
+            run(wrong, hooks=[hook])
+
+
 def test_the_budget_is_for_all_approximate_passes_together() -> None:
     once = 1.08
     run(ScaleRoughly(once), hooks=[verifier()])

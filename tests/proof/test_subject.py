@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moec.execution.streaming import StreamingEngine
 from moec.pipeline.pipeline import Pipeline
+from moec.program.program import AppliedPass
 from moec.proof.compare import Tolerance
 from moec.proof.exam import Exam
 from moec.proof.subject import Subject, yardstick
@@ -48,6 +49,17 @@ def test_what_may_differ() -> None:
     assert replace(changed, asked=0.2).tolerance == Tolerance(0.2)
     assert changed.lowering_tolerance == Tolerance.of(torch.float16)
     assert replace(changed, kernel_deviation=0.3).lowering_tolerance == Tolerance(0.3)
+
+
+def test_what_says_nothing_of_tokens_has_a_budget_of_noise() -> None:
+    source = source_of(Values())
+    captured = source.capture()
+    program = captured.clone()
+    program.history.append(AppliedPass("quantize", 1, "approximate", widths=(8,)))
+    subject = Subject(source, captured, program)
+    assert subject.judged_by == "outputs" and subject.tolerance == Tolerance(rms=0.1, why="8 bits")
+    assert replace(subject, tighter=0.2).tolerance == Tolerance(0.2, 0.1, "8 bits")
+    assert replace(subject, asked=0.2).tolerance == Tolerance(0.2)
 
 
 def test_the_reference_is_the_one_that_was_chosen() -> None:

@@ -32,6 +32,9 @@ def error(pipeline: Pipeline) -> float:
 def test_what_was_left_stays_and_a_budget_goes() -> None:
     last = Quantize(bits=4, budget_bits=3.0, lm_head=16, rules={"*": 4}).milder()[-1]
     assert last == Quantize(bits=8, lm_head=16, rules={"*": 4})
+    small = Quantize(recipe={"experts": {"bits": 2, "method": "rtn"}, "attention": 4, "lm_head": 16})
+    assert [m.recipe["experts"]["bits"] for m in small.milder()] == [2, 2, 4, 8, 8]  # type: ignore[index]
+    assert small.milder()[-1].recipe == {"experts": {"bits": 8, "method": "rtn"}, "attention": 8, "lm_head": 16}
     assert Quantize(format="nvfp4", group=16).milder() == (Quantize(bits=8, format="fp8", group=16),)
     assert Quantize(bits=8, format="fp8").milder() == ()
 

@@ -62,6 +62,8 @@ def test_what_decides_among_experts_is_never_quantized() -> None:
         ({"rules": {"*": {"bit": 4}}}, "no setting 'bit'"),
         ({"rules": {"*": 7}}, "bits=7"),
         ({"kinds": {**NONE, "experts": 6}}, "bits=6"),
+        ({"recipe": {"attn": 8}}, "no 'attn'"),
+        ({"recipe": {"down": {"bits": 5}}}, "bits=5"),
         ({"floor": -1}, "floor=-1"),
         ({"budget": Budget(9.0)}, "budget_bits=9.0"),
         ({"budget": Budget(3.0), "kinds": {**NONE, "experts": 4}}, "both say"),
@@ -96,3 +98,32 @@ def test_what_fits_nothing_of_a_model(changes: dict[str, object], kinds: list[st
         asked.check_asked(uses, asked.choose(uses))
     assert words in caught.value.what
     PLAIN.check_asked(uses, PLAIN.choose(uses))
+
+
+RECIPE = {"experts": 2, "down": 4, "dense": 3, "always": 8, "attention": 4, "embeddings": 8}
+DOWN = replace(use("dense", "layers.0.down"), last=True)
+
+
+def test_a_recipe_is_for_what_nobody_names() -> None:
+    asked = replace(PLAIN, kinds={**NONE, "dense": KEEP}, rules={"q": 2}, recipe=RECIPE)
+    uses = use("attention", "q"), use("attention", "k"), use("dense", "fc"), use("experts", "up")
+    assert bits(asked, *uses) == [2, 8, None, 2]
+    assert bits(replace(PLAIN, recipe=RECIPE), *uses) == [8, 8, 8, 2]
+
+
+def test_what_every_token_reads_is_always_only_beside_experts() -> None:
+    asked, dense = replace(PLAIN, recipe=RECIPE), (DOWN, use("dense", "fc"), use("attention", "q"))
+    assert bits(asked, *dense) == [4, 3, 4]
+    assert bits(asked, *dense, use("experts", "up")) == [8, 8, 8, 2]
+    assert bits(asked, replace(use("experts", "w_out"), last=True)) == [4]
+    assert bits(asked, use("router", "gate"), use("embeddings", "table")) == [None, 8]
+
+
+def test_a_recipe_fits_every_model() -> None:
+    asked = replace(PLAIN, default=Grid(4, 64), recipe={"experts": 2, "attention": {"bits": 8, "group": 32}})
+    odd, wide, none = use("experts", "up", width=48), use("attention", "q"), use("experts", "odd", width=40)
+    grids = asked.choose([odd, wide, none])
+    assert [g.group for g in grids if g] == [16, 32, 64]
+    asked.check_asked([odd], asked.choose([odd]))  # there is no attention, and that is no error
+    with pytest.raises(MoecError, match="groups of 64 do not divide the 40 inputs"):
+        asked.check_asked([none], asked.choose([none]))

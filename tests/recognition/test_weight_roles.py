@@ -85,3 +85,12 @@ def test_all_layers_of_a_router() -> None:
     assert {u.name: u.kind for u in weight_uses(captured(TwoLayers()))}["first.weight"] == "router"
     kinds = {u.name: u.kind for u in weight_uses(captured(TwoLayers(scored=True)))}
     assert kinds["gate.weight"] == "router"
+
+
+@pytest.mark.parametrize(
+    ("name", "lasts"), [("llama", "down_proj"), ("mixtral", "down_proj"), ("bert", "output.dense")]
+)
+def test_the_last_matrix_of_each_network_is_known(name: str, lasts: str) -> None:
+    uses = weight_uses(zoo.captured(name))
+    found = [u for u in uses if u.last]
+    assert len(found) == 2 and all(lasts in u.name and "attention" not in u.name for u in found)

@@ -1,54 +1,43 @@
-"""Charts are in proportion, inside their drawing, and draw something for every value."""
+"""What is drawn of a report: what differs somewhere, for every layer and every expert."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from moec.report.charts import bars, calibration_plots, layer_plots, share_bars, span_text
+from moec.proof.agreement import Agreement, BlockAgreement, LayerError
+from moec.proof.coverage import ExpertLoad
+from moec.report.charts import (
+    calibration_charts,
+    equal_inside,
+    layer_charts,
+    load_charts,
+    run_chart,
+    text_load_charts,
+)
 from tests.report.test_report import INSIDE
 
 
-def test_bars_are_in_proportion_and_inside_the_drawing() -> None:
-    few, many = bars((4, 2, 0)), bars((1,) * 256)
-    assert few[0]["height"] == 2 * few[1]["height"] and few[2]["height"] == 1
-    assert all(b["y"] + b["height"] == few[0]["height"] for b in few)
-    assert many[-1]["x"] + many[-1]["width"] <= 720 and len({b["x"] for b in many}) == 256
+def test_layers_and_routers_have_a_chart_where_they_differ() -> None:
+    error, routers = layer_charts(INSIDE)
+    assert "Error of each layer" in error and "blocks.1: 4.00e-02" in error and "‖d‖ / ‖untouched‖" in error
+    assert "Choices of the routers" in routers and "blocks.1: 93.00%" in routers and routers.count("<polyline") == 2
+    assert equal_inside(INSIDE) == ""
 
 
-def test_bars_of_two_charts_have_one_scale() -> None:
-    after, before = bars((4, 2), 8), bars((8, 1), 4)
-    assert after[0]["height"] == 4 * before[1]["height"] and after[0]["height"] * 2 == before[0]["height"]
+def test_what_differs_nowhere_is_said_and_not_drawn() -> None:
+    same = Agreement(9, (BlockAgreement("b", 1.0, 1.0, (4,), (4,)),), (LayerError("a", 0.0),))
+    assert layer_charts(same) == [] and equal_inside(same).count("the same") == 2
+    broken = replace(same, layers=(LayerError("a", float("inf")), LayerError("b", float("nan"))))
+    assert len(layer_charts(broken)) == 1 and "every layer" not in equal_inside(broken)
 
 
-def test_lines_are_in_proportion_and_inside_the_drawing() -> None:
-    agreement, error = layer_plots(INSIDE)
-    assert (agreement["low"], agreement["high"], error["low"], error["high"]) == ("90%", "100%", "0", "0.04")
-    first, last = error["lines"]["‖d‖ / ‖untouched‖"]
-    assert (
-        last["y"] == 6 and first["y"] == 6 + 28 and first["x"] < last["x"] < error["width"]
-    )  # 0.04 at the top, 0.02 half-way
-    many = replace(INSIDE, layers=INSIDE.layers * 200, blocks=())
-    assert len(layer_plots(many)) == 1 and layer_plots(many)[0]["width"] <= 720
-    assert layer_plots(replace(INSIDE, blocks=(), layers=(replace(INSIDE.layers[0], relative=0.0),)))[0]["lines"]
-
-
-def test_what_is_not_finite_is_drawn_at_the_top() -> None:
-    broken = replace(INSIDE, blocks=(), layers=(INSIDE.layers[0], replace(INSIDE.layers[1], relative=math.inf)))
-    first, last = layer_plots(broken)[0]["lines"]["‖d‖ / ‖untouched‖"]
-    assert first["y"] == last["y"] == 6 and "inf" in last["text"]
-    assert [b["width"] for b in share_bars({"a": math.nan, "b": math.inf, "c": 2.0})] == [1.0, 360, 360]
-
-
-def test_lying_bars_are_in_proportion() -> None:
-    a, b, c = share_bars({"a": 1.0, "b": 4.0, "c": 0.0})
-    assert (
-        b["width"] == 4 * a["width"]
-        and c["width"] == 1
-        and [r["y"] for r in (a, b, c)] == [0, 20, 40]
-        and b["text"] == "4"
-    )
-    assert share_bars({"a": 0.0})[0]["width"] == 1
+def test_few_blocks_have_a_chart_each_and_many_one_map() -> None:
+    loads = [ExpertLoad("moe", f"layers.{k}", (5, 0, 3)) for k in range(7)]
+    assert len(load_charts(loads[:6])) == 6 and "2 of 3 experts reached, not reached: 1" in load_charts(loads[:1])[0]
+    (whole,) = load_charts(loads)
+    assert whole.count("<path") == 3 and "<rect" not in whole
+    blocks = INSIDE.blocks
+    assert len(text_load_charts(blocks)) == 2 and len(text_load_charts(blocks * 4)) == 1
 
 
 def test_fitted_routers_have_a_chart_and_other_passes_none() -> None:
@@ -57,12 +46,10 @@ def test_fitted_routers_have_a_chart_and_other_passes_none() -> None:
         {"name": "calibrate-router", "facts": {"blocks": [block, {**block, "module": "blocks.1"}]}},
         {"name": "quantize", "facts": {"blocks": [{"module": "x"}]}},
     ]
-    (plot,) = calibration_plots([*steps, {"name": "fuse-moe"}])
-    assert (plot["low"], plot["high"], plot["first"], plot["last"]) == ("60%", "100%", "blocks.0", "blocks.1")
-    assert plot["lines"]["fitted"][0]["y"] < plot["lines"]["as it came"][0]["y"] and "fitted: 80.00%" in plot["text"]
+    (plot,) = calibration_charts([*steps, {"name": "fuse-moe"}])
+    assert "fitted: 80.00%" in plot and ">60.0%<" in plot and ">100.0%<" in plot
 
 
-def test_a_span_in_words() -> None:
-    assert (
-        span_text((1000, 20)) == "20 to 1,000" and span_text((7, 7)) == "7" and span_text((0.5,), "{:.1%}") == "50.0%"
-    )
+def test_a_run_is_drawn_under_what_it_measured() -> None:
+    drawn = run_chart("decode", {"engine": [1.0, 2.0]})
+    assert "Time of each further token" in drawn and drawn.count("<circle") == 2

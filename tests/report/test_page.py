@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 
 from moec.proof.checks.experts import ExpertsReached
+from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
 from moec.proof.exam import Exam
 from moec.report.artefacts import Artefact
-from moec.report.page import block_table, html, markdown, proof_note, verdict
-from tests.report.test_report import QUALITY, make, with_check
+from moec.report.page import block_table, html, markdown, proof_note, section_of, verdict
+from moec.report.report import Report
+from moec.report.size import Sizes
+from tests.report.test_report import INSIDE, QUALITY, make, with_check
+from tests.report.test_speed import SPEED
 
 
 class Tags(HTMLParser):
@@ -47,18 +51,15 @@ def test_every_expert_has_a_bar_and_missed_ones_are_marked() -> None:
     load = ExpertLoad("moe", "blocks.0", (5, 0, 3))
     partly = with_check(report, ExpertsReached(replace(report.coverage, loads=(load,))))
     assert html(partly).count('class="missed"') == 1 and "not reached: 1" in html(partly)
+    assert Tags(html(partly)).counts["tr"] == Tags(html(report)).counts["tr"] + 2  # a head, and the block that failed
     assert not partly.ok and "1 of 3 experts were reached by none" in verdict(partly)
 
 
 def test_the_quality_is_drawn() -> None:
     plain, report = make(), with_check(make(), TextQuality(QUALITY))
     tags, text = Tags(html(report)), html(report)
-    assert (
-        tags.counts["polyline"] == 3
-        and tags.counts["circle"] == 6
-        and tags.counts["rect"] == 8 + 2 * 2 * 2
-        and "polyline points" not in html(plain)
-    )
+    assert tags.counts["polyline"] == 3 and tags.counts["circle"] == 6 and tags.counts["rect"] == 8 + 2 * 2 * 2
+    assert "polyline points" not in html(plain)
     for part in (
         "Quality on text",
         "prose.txt",
@@ -76,13 +77,65 @@ def test_the_quality_is_drawn() -> None:
 
 def test_charts_say_in_words_what_they_show() -> None:
     text = html(with_check(make(), TextQuality(QUALITY)))
-    for part in (
-        "the same sets: 93.00%",
-        "‖d‖ / ‖untouched‖: 2.00e-02 to 4.00e-02",
-        "tokens of each expert on the text: 4; in the untouched model: 3 to 5",
-    ):
-        assert f"{part}" in text
+    for part in ("the same sets: 93.00%", "error: 2.00e-02 to 4.00e-02", "tokens of each expert: 4"):
+        assert part in text
     assert text.count("<svg") == text.count('role="img" aria-label="') and "<details><summary>" in text
+
+
+def test_layers_are_drawn_without_a_text_too() -> None:
+    report = replace(make(), layers=INSIDE)
+    text = html(report)
+    assert "Error of each layer" in text and "blocks.1: 4.00e-02" in text and "an input of the proof" in text
+    assert "Error of each layer" not in html(make()) and "| blocks.1 |  |  | 4.00e-02 |" in markdown(report)
+    assert Report.from_json(report.to_json()).layers == INSIDE
+
+
+def test_the_size_is_shown_before_and_after() -> None:
+    files = (Artefact("model.onnx", "ab" * 32, 2 * 2**20),)
+    report = replace(make(), artefacts=files, size=Sizes(10**6, 8 * 2**20, 10**6, 250_000, 2, (8,), (2,)))
+    text = html(report)
+    for part in ("2.00 MiB", "4.0 times smaller than the model&#39;s 8.00 MiB", "1.00 M", "250 K active a token (25%)"):
+        assert part in text, part
+    assert "the model as it came: 8.00 MiB; the engine: 2.00 MiB" in text and "active a token" not in html(make())
+    assert Report.from_json(report.to_json()).size == report.size
+
+
+def test_the_speed_is_shown_where_it_was_measured() -> None:
+    text = html(make(), [SPEED])
+    for part in (
+        "How fast it is",
+        "A processor, 2 cores",
+        "100.0",
+        "tokens/s",
+        "Time of each further token",
+        "30.0 MiB",
+    ):
+        assert part in text, part
+    assert text.count('class="run"') == 4 and "How fast it is" not in html(make())
+
+
+def test_how_to_run_it_and_how_to_make_it_again_are_there() -> None:
+    report = replace(make(), source="mixtral/", source_hashes={"config.json": "ab" * 32})
+    text = html(report)
+    for part in ("moec run .", "moec.load(&#34;.&#34;)", "moec compile --from moec.json", "--pass fuse-moe", "torch"):
+        assert part in text, part
+    assert "made in memory" in html(make()) and "--from moec.json" not in html(make())
+
+
+def test_no_row_is_nonsense() -> None:
+    """Keys and values have no likeliest element; a row for each of them says nothing."""
+    found = make().comparison
+    cache = [replace(found.worst, name=f"present.{k}.key", top1=None, top1_undecided=None) for k in range(24)]
+    worst = replace(cache[7], deviation=1e-4)
+    outputs = (found.worst, *cache[:7], worst, *cache[8:])
+    section = section_of(Outputs(replace(found, outputs=outputs)))
+    assert [row[0] for row in section.rows] == ["logits", "present.7.key, the worst of 24 tensors of the cache"]
+    assert section.columns[-1] == "top-1" and section.rows[1][1][-1] == "–"
+    wrong = replace(cache[3], deviation=9.0)
+    rows = section_of(Outputs(replace(found, outputs=(*outputs, wrong)))).rows
+    assert [row[2] for row in rows] == [True, True, False] and rows[2][0] == "present.3.key"
+    only = section_of(Outputs(replace(found, outputs=(worst,))))
+    assert "top-1" not in only.columns and only.rows[0][0] == "present.7.key"
 
 
 def test_the_cause_of_the_damage_is_shown() -> None:
@@ -92,9 +145,8 @@ def test_the_cause_of_the_damage_is_shown() -> None:
         with_check(make(), TextQuality(replace(QUALITY, shift=shift))),
     )
     tags = Tags(html(report))
-    assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3 and "What the damage comes from" not in html(
-        plain
-    )
+    assert tags.counts["rect"] == Tags(html(plain)).counts["rect"] + 3
+    assert "What the damage comes from" not in html(plain)
     for text in (html(report), markdown(report)):
         assert "weights alone 0.012, changed choices alone 0.004, both 0.02" in text
     assert "weights alone 0.012" in str(report.quality) and "weights alone" not in str(plain.quality)

@@ -13,7 +13,7 @@ from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.targets.backend import Backend, Refusal
-from moec.targets.rehearsal import rehearse
+from moec.targets.rehearsal import refused_early
 from moec.targets.target import Target
 from tests import zoo
 
@@ -28,7 +28,7 @@ def captured() -> Program:
 def refusals_of(captured: Program, pipeline: str, target: str) -> list[Refusal]:
     goal = Target.parse(target)
     backend: Backend = registry.find("backends", goal.backend)()
-    return rehearse(captured, Pipeline.parse(pipeline), backend, goal)
+    return list(refused_early(captured, Pipeline.parse(pipeline), backend, goal))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.program import Input
 from moec.timing.decoders import bench_decoders
+from tests.timing.test_engines import clock as clock
 
 CACHE = "past_key_values.0.key"
 
@@ -58,8 +59,9 @@ def test_figures_belong_together() -> None:
     assert 10 <= slow.p50_ms <= slow.p90_ms <= slow.p99_ms and slow.decode_tokens_per_s == pytest.approx(
         3 / slow.p50_ms * 1e3
     )
-    assert fast.prefill_ratio == fast.decode_ratio == 1.0 and slow.decode_ratio < 1 and slow.prefill_ratio < 1
-    assert slow.decode_ratio_p10 <= slow.decode_ratio <= slow.decode_ratio_p90
+    assert slow.first_token_ms <= slow.first_token_p90_ms <= slow.first_token_p99_ms
+    assert fast.prefill_ratio.first and slow.decode_ratio.median < 1 and slow.prefill_ratio.median < 1
+    assert slow.ratios == {"prefill": slow.prefill_ratio, "decode": slow.decode_ratio}
 
 
 def test_plain_data_and_text() -> None:
@@ -68,7 +70,21 @@ def test_plain_data_and_text() -> None:
     found = bench_decoders([engine], {"sequence": 2}, max_tokens=2, runs=1)
     assert str(found).endswith("one: kernels chosen when it was loaded")
     assert json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "one"
-    assert str(found).startswith("batch 1, 2 + 2 tokens") and "1st token" in str(found)
+    assert "batch 1, 2 + 2 tokens; 1 runs of each after 1 to warm up" in str(found) and "the first new token" in str(
+        found
+    )
+
+
+@pytest.mark.usefixtures("clock")
+def test_both_phases_are_compared_and_every_time_is_kept() -> None:
+    engines = [Sleeper("fast", 0.0005, []), Sleeper("slow", 0.005, [])]
+    found = bench_decoders(engines, {"sequence": 2}, max_tokens=3, runs=8)
+    assert [r.verdict for r in found.timings[1].ratios.values()] == ["slower", "slower"]
+    assert found.timings[1].decode_ratio.confidence == 0.975  # two are asked for
+    assert len(found.moments) == 8 * 2 * 3 and {m.number for m in found.moments if m.phase == "decode"} == {1, 2}
+    speed = found.speed_of("slow")
+    assert list(speed.phases) == ["prefill", "decode"] and len(speed.phases["decode"].times_ms) == 16
+    assert speed.own_bytes is None and speed.peak_bytes > 0
 
 
 def test_nonsense_is_refused() -> None:

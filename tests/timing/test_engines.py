@@ -13,6 +13,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
 from moec.program.program import Input
+from moec.progress import Progress
 from moec.timing.engines import bench_engines, default_sample, sizes_of
 from tests.moe_module import MoeModel, source_of
 
@@ -43,7 +44,8 @@ def test_figures_belong_together() -> None:
         [Sleeper("fast", 0.001, log), Sleeper("slow", 0.02, log)], sizes={"batch": 3, "sequence": 5}, runs=5
     ).timings
     assert 1 <= fast.p50_ms <= fast.p90_ms <= fast.p99_ms and slow.p50_ms >= 20
-    assert fast.ratio == fast.ratio_p10 == 1.0 and slow.ratio_p10 <= slow.ratio <= slow.ratio_p90
+    assert fast.ratio.first and fast.ratio.median == 1.0 and slow.ratio.rounds == 5
+    assert slow.ratio.verdict == "too few runs"  # 5 give no interval, whatever they are
     assert slow.samples_per_s == pytest.approx(3 / slow.p50_ms * 1e3) and slow.tokens_per_s == pytest.approx(
         15 / slow.p50_ms * 1e3
     )
@@ -56,7 +58,46 @@ def test_real_engines_and_plain_data() -> None:
         found.sizes == {"batch": 1, "sequence": 9}
         and json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "eager"
     )
-    assert "p50 ms" in str(found)
+    assert "p50" in str(found) and found.where.machine in str(found) and "torch" in found.where.versions
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sleepers take exactly as long as they say: what they make of the time does not hang on the machine's load."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_sleeps_longer_is_called_slower() -> None:
+    engines = [Sleeper("a", 0.001, []), Sleeper("b", 0.01, []), Sleeper("c", 0.001, [])]
+    found = bench_engines(engines, sizes={"sequence": 2}, runs=8, warmup=1)
+    first, slow, other = found.timings
+    assert slow.ratio.verdict == "slower" and slow.ratio.confidence == other.ratio.confidence == 0.975
+    assert found.findings[0] == "b: forward slower, 0.10 times the speed of a (0.10 to 0.10)"
+    assert found.findings[1] == "c: forward as fast as a, within 1%" and first.ratio.first
+    assert found.to_dict()["timings"][1]["verdicts"] == {"forward": "slower"}
+
+
+def test_progress_is_told_between_the_times() -> None:
+    log: list[str] = []
+
+    class Told(Progress):
+        def stage(self, name: str) -> None:
+            log.append(name)
+
+        def advance(self, done: int, total: int, unit: str = "", what: str = "") -> None:
+            log.append(f"{done}/{total}")
+
+    bench_engines([Sleeper("a", 0, log)], sizes={"sequence": 2}, runs=2, warmup=1, progress=Told())
+    assert log == ["warm up", "a", "time", "a", "1/2", "a", "2/2"]
+
+
+def test_every_time_is_kept() -> None:
+    found = bench_engines([Sleeper("a", 0, []), Sleeper("a", 0, [])], sizes={"sequence": 2}, runs=3, warmup=1)
+    assert [(m.engine, m.round) for m in found.moments] == [(n, r) for r in range(3) for n in ("a", "a (2)")]
+    assert {m.phase for m in found.moments} == {"forward"} and "moments" not in found.to_dict()
 
 
 def test_what_loading_did_is_said_beside_the_times() -> None:

@@ -15,6 +15,7 @@ from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation, refuse
+from moec.backends.onnxruntime.session.cuda_graph import OPTION, GraphBuffers, GraphSession
 from moec.backends.onnxruntime.session.huge_pages import anonymous_memory, collapse_beside, without
 from moec.backends.onnxruntime.session.no_tokens import without_tokens
 from moec.backends.onnxruntime.session.on_device import DeviceBuffers, DeviceContinuation, place_of, run_on_device
@@ -51,7 +52,9 @@ class OnnxruntimeEngine(Engine):
         self.name = f"onnxruntime:{device_of(target)}"
         self._path, self._target = folder / MODEL_FILE, target
         before = anonymous_memory()
-        self._session = open_session(self._path, target, prepack)
+        captures = device_of(target) == "cuda" and target.options.get("graph") == "true"
+        self._session = open_session(self._path, target, prepack, **({OPTION: "1"} if captures else {}))
+        self._session = GraphSession(self._session) if captures else self._session
         self._weights = without(anonymous_memory(), before)  # and whatever else the session made
         self.inputs = _signature(self._session.get_inputs())
         self._results = _signature(self._session.get_outputs())
@@ -103,6 +106,7 @@ class OnnxruntimeEngine(Engine):
             form = SharedContinuation if SHARED in self._said else HostContinuation
             return form(self._session, self.inputs, self.name)
         held = DeviceBuffers if {COMPACT, SHARED} <= self._said.keys() else DeviceContinuation
+        held = GraphBuffers if isinstance(self._session, GraphSession) else held
         return held(self._session, self.inputs, self.name, "cuda")
 
     def intermediates(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -109,21 +109,25 @@ class DeviceBuffers(DeviceContinuation):
         """Buffers that are twice as long, or long enough; what they held goes through the host, which is seldom."""
         from onnxruntime import OrtValue
 
-        room = max(total + ROOM, 2 * self._room)
-        used, self._room = self._past, room
-        self._binding, self._past = self._session.io_binding(), {}
-        zeros: dict[tuple[int, ...], Any] = {}
-        for cache in self._caches:
-            shape = cache.resolve({"batch": batch, PAST: room})
-            buffer = self._filled(shape, cache.dtype, used.get(cache.name), zeros)
-            self._past[cache.name] = buffer
-            self._binding.bind_ortvalue_input(cache.name, buffer)
-            self._binding.bind_ortvalue_output(present_name(cache.name), buffer)
+        room = self._room_for(total)
+        self._past, self._room = self._buffers(batch, room), room
+        self._binding = self._session.io_binding()
+        for name, buffer in self._past.items():
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output(present_name(name), buffer)
         for name, value in self._last.items():
             self._binding.bind_ortvalue_input(name, value)
         if self._last:
             self._logits = self._host_logits(batch)
             self._binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
+
+    def _room_for(self, total: int) -> int:
+        return max(total + ROOM, 2 * self._room)
+
+    def _buffers(self, batch: int, room: int) -> dict[str, Any]:
+        """Of so many places, with what the ones before held."""
+        used, zeros, sizes = self._past, dict[tuple[int, ...], Any](), {"batch": batch, PAST: room}
+        return {c.name: self._filled(c.resolve(sizes), c.dtype, used.get(c.name), zeros) for c in self._caches}
 
     def _host_logits(self, batch: int) -> np.ndarray:
         spec = next(o for o in self._session.get_outputs() if o.name == LOGITS)
@@ -136,13 +140,17 @@ class DeviceBuffers(DeviceContinuation):
 
         kind = torch.empty(0, dtype=dtype).numpy().dtype
         if used is not None:
-            held = np.zeros(shape, kind)
-            old = used.numpy()
-            held[:, :, : old.shape[2]] = old
-            return OrtValue.ortvalue_from_numpy(held, self._device, 0)
+            return OrtValue.ortvalue_from_numpy(lengthened(used.numpy(), shape[2]), self._device, 0)
         if shape not in zeros:
             zeros[shape] = OrtValue.ortvalue_from_numpy(np.zeros(shape, kind), self._device, 0)
             return zeros[shape]
         buffer = OrtValue.ortvalue_from_shape_and_type(shape, kind.type, self._device, 0)
         buffer.update_inplace(zeros[shape])
         return buffer
+
+
+def lengthened(used: np.ndarray, room: int) -> np.ndarray:
+    """A buffer `[B, G, room, D]` that holds what a shorter one held, then zeros."""
+    held = np.zeros((*used.shape[:2], room, used.shape[3]), used.dtype)
+    held[:, :, : used.shape[2]] = used
+    return held

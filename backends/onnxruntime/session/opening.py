@@ -41,22 +41,22 @@ def client_settings(target: Target) -> dict[str, str]:
     return {**cuda_options(target), ONE_COPY: "1"} if device_of(target) == "cuda" else {}
 
 
-def providers_of(target: Target) -> Providers:
-    """The execution providers of a target, in order."""
+def providers_of(target: Target, **more: str) -> Providers:
+    """The execution providers of a target, in order; `more` settings of CUDA's."""
     if device_of(target) == "cpu":
         return [CPU]
-    return [(PROVIDER, cuda_options(target)), CPU]
+    return [(PROVIDER, {**cuda_options(target), **more}), CPU]
 
 
-def open_session(path: Path, target: Target, prepack: bool = True) -> Any:
+def open_session(path: Path, target: Target, prepack: bool = True, **provider: str) -> Any:
     """An `onnxruntime.InferenceSession`; raises M301 or M302 when the device's libraries or hardware are missing, M106
-    when the file does not load."""
+    when the file does not load. `provider`: more settings of the CUDA provider."""
     if device_of(target) == "cuda":
         require_cuda(str(target))
     options = options_of(target)
     left_out = None if prepack else _stay_small(options)
     try:
-        return open_on(providers_of(target), str(path), options, left_out, is_exact(target))
+        return open_on(providers_of(target, **provider), str(path), options, left_out, is_exact(target))
     except MoecError:
         raise
     except Exception as error:

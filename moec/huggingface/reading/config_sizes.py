@@ -24,6 +24,7 @@ _COUNTS = (  # names of counts, and the most that a model may have: each is a lo
     (re.compile(r"(num_|n_)?(\w+_)?(layers?|blocks|stages)(_\w+)?|depths?"), 4096),
     (re.compile(r"(\w+_)?experts(_\w+)?|(\w+_)?heads(_\w+)?|\w*n_head|\w*groups?"), 65536),
 )
+_SIZES = ("size", "vocab", "dim")  # widths, whatever they are the widths of: `vocab_size_per_layer_input` (Gemma 4)
 _MORE, _TIMES = 10_000, 64  # parameters that a model may have beyond those stored, and beside each
 
 
@@ -43,7 +44,8 @@ def check_config(raw: Mapping[str, Any], path: Path) -> None:
     except msgspec.ValidationError as error:
         raise MoecError("M204", f"config.json has a wrong entry: {error}", str(path), "correct that entry") from error
     for name, value in _numbers(raw):
-        most = next((most for pattern, most in _COUNTS if pattern.fullmatch(name)), 2**53)
+        counts = not any(word in name for word in _SIZES)
+        most = next((most for pattern, most in _COUNTS if counts and pattern.fullmatch(name)), 2**53)
         if abs(value) > most:
             what = f"config.json says {name} = {value:.6g}, and {most} is the most that moec builds"
             raise MoecError("M204", what, str(path), "correct that entry")

@@ -65,20 +65,20 @@ class ModelFolder:
         allow_pickle: bool = False,
         leave_out: Container[str] = (),
     ) -> None:
-        self.path = _resolve(text)
+        self.path = resolve(text)
         self.snapshot = Snapshot.of(path for pattern in _READ for path in self.path.glob(pattern))
         adapted = (self.path / ADAPTER).is_file() and ADAPTER not in leave_out
         self.adapter = adapter_in(self.path, allow_pickle) if adapted else None
         if self.adapter is not None and not (self.path / CONFIG).exists():
-            self.path = _resolve(self.adapter.base)
+            self.path = resolve(self.adapter.base)
             self.snapshot = self.snapshot.and_of(path for pattern in _READ for path in self.path.glob(pattern))
         require_inside(self.path / GENERATION, self.path)  # transformers reads it with the weights
-        self.raw = _read_config(self.path)
+        self.raw = read_config(self.path)
         decoder = decoder_of(self.raw, self.path)
         remote = trust_remote_code and bool(self.raw.get("auto_map"))
         if not remote:
             check_permission(self.raw, self.path)
-        self.config = _config(self.path, remote)
+        self.config = config_of(self.path, remote)
         self.model_class = class_of(self.raw, self.config, self.path, remote)
         if self.adapter is not None:
             self.adapter.check_task(self.model_class)
@@ -179,7 +179,8 @@ def lacks(names: Sequence[str], folder: Path) -> MoecError:
     return MoecError("M205", what, str(folder), fix)
 
 
-def _resolve(text: str) -> Path:
+def resolve(text: str) -> Path:
+    """The directory that a text names: itself, or that of a hub id in the local cache. Raises M204."""
     if Path(text).is_dir():
         return Path(text)
     from huggingface_hub import snapshot_download
@@ -195,7 +196,8 @@ def _resolve(text: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as plain data, its entries checked. Raises M204."""
     path = folder / "config.json"
     if not path.exists():
         raise MoecError(
@@ -218,7 +220,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _config(folder: Path, remote: bool) -> Any:
+def config_of(folder: Path, remote: bool) -> Any:
+    """The same as transformers reads it, without what it says of quantization. Raises M204."""
     from transformers import AutoConfig
 
     try:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from moec.program.program import META
 from moec.weights.lazy import Weight, from_tensor
@@ -22,7 +24,7 @@ def build(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
     from transformers.initialization import no_init_weights
 
     # so nothing but the largest one is ever allocated, and never touched
-    with no_init_weights(), registering(_on_meta):
+    with no_init_weights(), registering(_on_meta), _HugeOnMeta():
         model = model_class._from_config(deepcopy(config), dtype=dtype)
     for value in kept_in_float32(model, dtype):
         value.data = value.data.to(torch.float32)
@@ -39,6 +41,21 @@ def kept_in_float32(model: Any, dtype: torch.dtype) -> list[Tensor]:
     pattern: re.Pattern[str] = build_glob_alternation(list(plan))[0]
     saved = model.state_dict(keep_vars=True)
     return [value for name, value in saved.items() if value.is_floating_point() and pattern.search(name)]
+
+
+class _HugeOnMeta(TorchFunctionMode):
+    """Uninitialised tensors of more than a gibibyte are on the meta device from the start: the system may refuse even
+    address space for the experts of a layer of DeepSeek-V3 (28 GiB)."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
+            if math.prod(int(size) for size in sizes) > 2**28:
+                kwargs["device"] = META
+        return func(*args, **kwargs)
 
 
 def _on_meta(value: nn.Parameter | None) -> nn.Parameter | None:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from moec.errors import MoecError
+from moec.program.decoder_signature import is_present
 from moec.proof.budgets import OverBudget
 from moec.proof.checks.check import Check, Figure
-from moec.proof.compare import Comparison, OutputError
+from moec.proof.compare import Comparison
+from moec.proof.difference import OutputError
 from moec.proof.evidence import compared
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
@@ -45,6 +47,7 @@ class Outputs(Check):
             f"max |d|/std {worst.deviation:.2g} ({found.allowed}), max |d| {worst.max_abs:.2g}, "
             f"cosine {worst.cosine:.4g}"
         )
+        figures = figures if found.max_rms is None else found.figures(worst)
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
         return (OverBudget if self.approximate else MoecError)("M101", what, where, self.way_out)
@@ -66,27 +69,51 @@ class Outputs(Check):
         return "find the cause with `moec verify --bisect`, or in `moec compile --dump DIR`"
 
     def figures(self) -> tuple[Figure, ...]:
-        return tuple(Figure(o.name, self._values(o), self.comparison.within(o)) for o in self.comparison.outputs)
+        """A row an output; of the tensors of a cache that are right, which are two a layer, the worst."""
+        within, outputs = self.comparison.within, self.comparison.outputs
+        cache = [o for o in outputs if is_present(o.name) and within(o)]
+        worst = max(cache, key=lambda o: o.deviation, default=None)
+        rows = [o for o in outputs if o is worst or o not in cache]
+        named = (
+            {worst.name: f"{worst.name}, the worst of {len(cache)} tensors of the cache"}
+            if worst and len(cache) > 1
+            else {}
+        )
+        ranked = any(o.top1 is not None for o in rows)
+        return tuple(Figure(named.get(o.name, o.name), self._values(o, ranked), within(o)) for o in rows)
 
     @property
     def note(self) -> str:
         found = self.comparison
+        lead = f"{found.candidate} beside {found.reference}, {found.samples} inputs."
+        if found.max_rms is not None:
+            return (
+                f"{lead} What decides is rms(d)/std, the root mean square of the differences, measured in standard "
+                f"deviations of the reference's output; {found.max_rms:g} is the budget of {found.why}."
+            )
         return (
-            f"{found.candidate} beside {found.reference}, {found.samples} inputs. The first figure decides: the "
-            "largest difference, measured in standard deviations of the reference's output."
+            f"{lead} The first figure decides: the largest difference, measured in standard deviations of the "
+            "reference's output."
         )
 
-    def _values(self, o: OutputError) -> dict[str, str]:
+    def _spread(self, o: OutputError) -> dict[str, str]:
+        bound = self.comparison.max_rms
+        return {} if bound is None else {"rms(d)/std": f"{o.rms:.2e}", "rms allowed": figure_of(bound)}
+
+    def _values(self, o: OutputError, ranked: bool) -> dict[str, str]:
         hangs = f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else ""
+        found = self.comparison
         values = {
             "max|d|/std": f"{o.deviation:.2e}",
-            "allowed": "–" if self.comparison.tolerance is None else figure_of(self.comparison.tolerance),
+            "allowed": "–" if found.tolerance is None else figure_of(found.tolerance),
+            **self._spread(o),
             "max|d|": f"{o.max_abs:.2e}",
             "mean|d|": f"{o.mean_abs:.2e}",
             "relative": f"{o.relative:.2e}",
-            "cosine": f"{o.cosine:.7f}",
-            "top-1": "–" if o.top1 is None else f"{100 * o.top1:.4g} %{hangs}",
+            "cosine": f"{o.cosine:.4g}",
         }
+        if ranked:
+            values["top-1"] = "–" if o.top1 is None else f"{100 * o.top1:.4g} %{hangs}"
         return {**values, "problem": o.problem} if o.problem else values
 
     def __str__(self) -> str:

@@ -120,3 +120,9 @@ def test_a_link_out_of_the_folder_is_not_followed(model: Path, tmp_path: Path) -
 def test_right_models_are_opened(model: Path) -> None:
     assert json.loads((model / "config.json").read_text())["model_type"] == "llama"
     assert ModelFolder(str(model)).captured(torch.float32)[1]
+
+
+def test_widths_are_no_counts_of_layers() -> None:
+    config_sizes.check_config({"vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 65536}, Path("c"))
+    with pytest.raises(MoecError, match="num_hidden_layers"):
+        config_sizes.check_config({"num_hidden_layers": 262144}, Path("c"))

@@ -41,3 +41,11 @@ def test_nothing_is_allocated_for_a_model_that_does_not_fit() -> None:
 def test_modules_register_parameters_normally_afterwards() -> None:
     build(transformers.LlamaForCausalLM, zoo.dense_configs()["llama"], torch.float32)
     assert torch.nn.Linear(2, 2).weight.device.type == "cpu"
+
+
+def test_a_layer_whose_experts_the_system_would_not_even_reserve_is_built() -> None:
+    sizes = {"hidden_size": 7168, "moe_intermediate_size": 2048, "n_routed_experts": 4096, "first_k_dense_replace": 0}
+    config = transformers.DeepseekV3Config(num_hidden_layers=1, **sizes)
+    model = build(transformers.DeepseekV3ForCausalLM, config, torch.float32)
+    assert model.model.layers[0].mlp.experts.gate_up_proj.numel() == 4096 * 4096 * 7168  # 481 GB
+    assert not model.model.rotary_emb.inv_freq.is_meta

@@ -37,3 +37,14 @@ def test_a_wrong_output_is_named(found: Outputs) -> None:
 
 def test_a_nan_is_never_within() -> None:
     assert not wrong(deviation=float("nan")).ok
+
+
+def test_what_decides_about_approximate_passes_is_said() -> None:
+    comparison = replace(CHECK.comparison, tolerance=None, max_rms=0.4, why="4 bits")
+    check = Outputs(replace(comparison, outputs=(replace(GOOD, deviation=1.8, rms=0.3),)), approximate=True)
+    assert check.ok and "rms(d)/std 0.3 of 0.4 allowed (4 bits), cosine 1" in str(check) and "rms(d)/std" in check.note
+    assert check.figures()[0].values["rms allowed"] == "0.4"
+    far = replace(check, comparison=replace(comparison, outputs=(GOOD, replace(GOOD, name="b", rms=0.5))))
+    assert [f.ok for f in far.figures()] == [True, False]
+    with pytest.raises(MoecError, match=r"'b': rms\(d\)/std 0.5 where 0.4 is allowed"):
+        far.require()

@@ -1,0 +1,111 @@
+"""What a compilation would do: which passes would fire, what they would leave alone, whether each target takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moec import registry
+from moec.compiler.open import source_kind
+from moec.errors import MoecError
+from moec.frontend.source import Opening, Source
+from moec.pipeline.passes import Plan
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Program
+from moec.targets.backend import Backend, Refusal
+from moec.targets.rehearsal import rehearse
+from moec.targets.target import Target
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a pass would do.
+
+    Attributes:
+        name: the pass with its options.
+        rewrites: how many, `3` or `0 to 3` where data decides.
+        misses: what it would leave alone, and why.
+    """
+
+    name: str
+    rewrites: str
+    misses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What compiling for one target would come to.
+
+    Attributes:
+        target: as it was asked for.
+        model: what was looked at: a deep model is cut to the layers that hold every kind of layer.
+        steps: the user's passes, then the target's own.
+        refusals: why it would be refused, each with its way out; empty when it would be built.
+        command: what to type.
+    """
+
+    target: str
+    model: str
+    steps: tuple[Step, ...]
+    refusals: tuple[tuple[str, str], ...]
+    command: str
+
+
+def foresee(
+    model: str | Path, pipeline: str | Pipeline = "", targets: Sequence[str] = ("onnxruntime",)
+) -> list[Foreseen]:
+    """Rehearse a compilation for every target; no weight is read, and no runtime has to be installed.
+
+    Args:
+        model: a config.json, a folder that holds one, or a hub id in the local cache.
+        pipeline: passes, as for `moec compile`.
+        targets: as for `moec compile`.
+
+    Raises:
+        MoecError: M201 for a model without a config, M202 for an unknown target or pass; what the model's own reading
+            says. What a target says against the model is in the answer.
+    """
+    source = _described(model)
+    passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    captured: dict[torch.dtype, Program] = {}
+    return [_for_target(str(model), source, passes, Target.parse(text), captured) for text in targets]
+
+
+def _described(model: str | Path) -> Source:
+    kind = source_kind(str(model), Opening())
+    source = kind.described(str(model)) if kind is not None else None
+    if source is None:
+        fix = "give a config.json, or use `moec inspect`, which captures the model"
+        raise MoecError("M201", "a model without a config.json cannot be planned", str(model), fix)
+    return source
+
+
+def _for_target(
+    model: str, source: Source, pipeline: Pipeline, target: Target, captured: dict[torch.dtype, Program]
+) -> Foreseen:
+    backend: Backend = registry.find("backends", target.backend)()
+    refused: list[Refusal] = backend.options(target)
+    steps: list[Step] = []
+    if not refused:
+        dtype = backend.precision(target)
+        if dtype not in captured:
+            captured[dtype] = source.capture(dtype)
+        try:
+            found = rehearse(captured[dtype], pipeline, backend, target)
+        except MoecError as error:
+            refused = [Refusal(error.what, error.where, error.fix)]
+        else:
+            steps, refused = [_step(plan) for plan in found.plans], list(found.refusals)
+    passes = f' --pass "{pipeline}"' if list(pipeline) else ""
+    command = f"moec compile {model} --target {target}{passes} -o engine/"
+    reasons = tuple((f"{r.reason} ({r.where})", r.fix) for r in refused)
+    return Foreseen(str(target), source.text, tuple(steps), reasons, command)
+
+
+def _step(plan: Plan) -> Step:
+    most = "an unknown number" if plan.most is None else str(plan.most)
+    rewrites = str(plan.least) if plan.most == plan.least else f"{plan.least} to {most}"
+    return Step(plan.name, rewrites, tuple(f"{m.node}: {m.reason}" for m in plan.misses))

@@ -1,0 +1,154 @@
+"""The answer of `moec plan`: counts, memory and time of a model in formats and on devices, before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from moec.errors import MoecError
+from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
+from moec.planning.devices import Device, find_device
+from moec.planning.formats import Format, find_format
+from moec.planning.memory import Memory, memory_of
+from moec.planning.parallel import ExpertParallel, expert_parallel
+from moec.planning.shape import Shape
+from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
+from moec.planning.versus import Beside, beside
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One row of the answer.
+
+    Attributes:
+        format, device, batch, context: what was asked; no device for what is the same on all.
+        memory: bytes.
+        devices: how many are needed; None without a device.
+        decode, prompt: one token a text with the context behind it; the whole context in one go.
+        decode_time, prompt_time: on one device; None without one, and where the model does not fit on one.
+    """
+
+    format: str
+    device: str | None
+    batch: int
+    context: int
+    memory: Memory
+    devices: int | None
+    decode: Step | None
+    prompt: Step
+    decode_time: Time | None
+    prompt_time: Time | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a model is expected to cost.
+
+    Attributes:
+        shape: the model. equivalent: dense models that it is like; None for a dense one.
+        situations: by format, device and batch.
+        ranks: what its experts send when they lie on so many devices.
+        versus: another model, and `beside`: both of them by batch.
+    """
+
+    shape: Shape
+    equivalent: DenseEquivalent | None
+    situations: tuple[Situation, ...]
+    ranks: tuple[ExpertParallel, ...] = ()
+    versus: Shape | None = None
+    beside: tuple[Beside, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON: counts by part in place of single tensors."""
+        return {
+            **_model(self.shape),
+            "dense_equivalent": asdict(self.equivalent) if self.equivalent else None,
+            "situations": [_plain(s) for s in self.situations],
+            "expert_parallel": [asdict(r) for r in self.ranks],
+            "versus": _model(self.versus) if self.versus else None,
+            "beside": [asdict(b) for b in self.beside],
+        }
+
+
+def estimate(
+    shape: Shape,
+    formats: Sequence[str] = ("bf16",),
+    devices: Sequence[str] = (),
+    batches: Sequence[int] = (1,),
+    context: int = 4096,
+    ranks: Sequence[int] = (),
+    versus: Shape | None = None,
+) -> Estimate:
+    """Work out every combination.
+
+    Args:
+        shape: the model.
+        formats, devices: names, see `moec.planning.formats` and `devices.toml`.
+        batches: texts at once.
+        context: tokens behind a text when it is continued, and of a prompt.
+        ranks: numbers of devices that the experts of a layer are spread over.
+        versus: another model, compared in the first of the formats.
+
+    Raises:
+        MoecError: M202 for an unknown name, M201 for a number below 1, a context beyond the model's positions, or ranks
+            that do not divide its experts.
+    """
+    for value, option in [*((b, "--batch") for b in batches), (context, "--context")]:
+        if value < 1:
+            raise MoecError("M201", f"{value} is below 1", option, "ask for at least 1")
+    if shape.longest and context > shape.longest:
+        what = f"the model's positions end at {shape.longest:,} tokens"
+        raise MoecError("M201", what, f"--context {context}", f"--context {shape.longest}")
+    found: list[Device | None] = [find_device(name) for name in devices] or [None]
+    kinds = [find_format(name) for name in formats]
+    rows = [_situation(shape, f, d, b, context) for f in kinds for d in found for b in batches]
+    spread = tuple(expert_parallel(shape, n) for n in ranks)
+    both = () if versus is None else beside(shape, versus, kinds[0], context)
+    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both)
+
+
+def _situation(shape: Shape, format: Format, device: Device | None, batch: int, context: int) -> Situation:
+    memory = memory_of(shape, format, batch, context)
+    decode = decode_step(shape, format, batch, context) if shape.states else None
+    prompt = prompt_step(shape, format, batch, context)
+    needed = memory.devices(device) if device else None
+    alone = device if needed == 1 else None
+    return Situation(
+        format.name,
+        device.name if device else None,
+        batch,
+        context,
+        memory,
+        needed,
+        decode,
+        prompt,
+        time_of(decode, alone, format) if alone and decode else None,
+        time_of(prompt, alone, format) if alone else None,
+    )
+
+
+def _model(shape: Shape) -> dict[str, Any]:
+    return {
+        "model": shape.name,
+        "parameters": {
+            "total": shape.total,
+            "active": shape.active,
+            "active_without_input_embedding": shape.active_without_embedding,
+            "multi_token_prediction": shape.multi_token,
+            "by_part": {part: count for part, count in shape.parts().items() if count},
+        },
+        "mixtures": [asdict(m) for m in shape.mixtures],
+        "states": [asdict(s) for s in shape.states],
+        "unknown": list(shape.unknown),
+    }
+
+
+def _plain(situation: Situation) -> dict[str, Any]:
+    found = asdict(situation)
+    found["memory"]["total"] = situation.memory.total
+    for name in ("decode", "prompt"):
+        step = getattr(situation, name)
+        if step is not None:
+            found[name]["bytes"] = step.bytes
+    return found

@@ -1,0 +1,50 @@
+"""Two models side by side: which one reads less for a token, and at which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from moec.planning.formats import Format
+from moec.planning.shape import Shape
+from moec.planning.step import decode_step
+
+BATCHES = tuple(2**k for k in range(11))  # 1 to 1,024
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Both models at one batch.
+
+    Attributes:
+        batch: texts at once.
+        bytes: read for each token, by the one and the other.
+        flops: computed for each token, likewise.
+    """
+
+    batch: int
+    bytes: tuple[float, float]
+    flops: tuple[float, float]
+
+    @property
+    def first_reads_less(self) -> bool:
+        """Whether the first model reads fewer bytes a token."""
+        return self.bytes[0] < self.bytes[1]
+
+
+def beside(
+    first: Shape, other: Shape, format: Format, context: int, batches: Sequence[int] = BATCHES
+) -> tuple[Beside, ...]:
+    """Bytes and FLOPs of a decoded token of both models, in the same format and with the same context behind it."""
+    found = []
+    for batch in batches:
+        steps = [decode_step(shape, format, batch, context) for shape in (first, other)]
+        read = (steps[0].bytes / batch, steps[1].bytes / batch)
+        found.append(Beside(batch, read, (steps[0].flops / batch, steps[1].flops / batch)))
+    return tuple(found)
+
+
+def turns(rows: Sequence[Beside]) -> list[int]:
+    """Batches at which the other model becomes the one that reads less; none when it is always the same."""
+    return [b.batch for a, b in pairwise(rows) if a.first_reads_less != b.first_reads_less]

@@ -1,0 +1,67 @@
+"""How large a model is before and after: parameters, those that one token uses, and bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
+from moec.program.moe_call import MoeCall, moe_nodes
+from moec.program.program import Program
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters and bytes, before and after.
+
+    Attributes:
+        parameters, stored_bytes: of the model as it came, and of its files.
+        parameters_after: of the program that the engine is made from; a quantized weight counts as the numbers that it
+            stands for. active_after: those of them that one token uses.
+        blocks: how many mixtures of experts it has. experts, top_k: which numbers of them occur.
+    """
+
+    parameters: int
+    stored_bytes: int
+    parameters_after: int
+    active_after: int
+    blocks: int = 0
+    experts: tuple[int, ...] = ()
+    top_k: tuple[int, ...] = ()
+
+
+def sizes_of(captured: Program, program: Program, stored_bytes: int) -> Sizes:
+    """Count a captured program and what it was made into. Loads nothing."""
+    after = parameters(program)
+    calls = [MoeCall(node) for node in moe_nodes(program)]
+    active = after - sum(_idle(call) for call in calls)
+    experts, chosen = (tuple(sorted(set(found))) for found in ([c.experts for c in calls], [c.top_k for c in calls]))
+    return Sizes(parameters(captured), stored_bytes, after, active, len(calls), experts, chosen)
+
+
+def parameters(program: Program) -> int:
+    """Floating-point numbers of a program's weights, shared ones once; of packed weights what they stand for."""
+    packed = program.nodes(DEQUANTIZE, DEQUANTIZE_FLOAT)
+    inside = {a.target for node in packed for a in node.all_input_nodes if a.op == "get_attr"}
+    plain = {id(w): w for name, w in program.weights.items() if name not in inside and w.dtype.is_floating_point}
+    stand_for = {_key(program, node): node for node in packed}
+    numbers = sum(math.prod(node.meta["val"].shape) for node in stand_for.values())
+    return sum(math.prod(w.shape) for w in plain.values()) + numbers
+
+
+def _key(program: Program, node: fx.Node) -> int:
+    weight = program.weight_of(node.args[0])
+    return id(weight) if weight is not None else id(node)
+
+
+def _idle(call: MoeCall) -> int:
+    """Numbers of the experts that a token does not go to."""
+    each = sum(math.prod(_shape(t)[1:]) for t in call.expert_tensors().values() if t is not None)
+    return each * max(0, call.experts - call.top_k)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple((value.meta["val"] if isinstance(value, fx.Node) else value).shape)

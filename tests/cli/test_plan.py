@@ -1,0 +1,64 @@
+"""`moec plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import Cli
+from tests.planning import configs
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def test_a_config_alone_is_enough(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(tmp_path, configs.QWEN3_30B)
+    text = cli("plan", path, "--device", "h200,rtx4090", "--format", "bf16,int4", "--batch", "1,8")
+    assert "30,532,122,624" in text and "3.042 B without the input embedding" in text
+    assert "48 mixtures: 128 experts, 8 a token" in text and "rtx4090" in text and "tokens/s" in text
+
+
+def test_json_holds_the_same(cli: Cli, tmp_path: Path) -> None:
+    found = cli.json("plan", configs.write(tmp_path, configs.DEEPSEEK_V3), "--format", "fp8")
+    assert found["parameters"]["total"] == 671_026_404_352
+    assert found["parameters"]["multi_token_prediction"] > 11e9
+    assert found["situations"][0]["memory"]["weights"] < found["parameters"]["total"] * 1.01
+    assert found["situations"][0]["device"] is None and found["situations"][0]["devices"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--batch", "two"], "--batch"),
+        (["--device", "rtx4080"], "rtx4090"),
+        (["--format", "int3"], "int4"),
+        (["--context", "999999"], "--context 32768"),
+    ],
+)
+def test_bad_questions_get_three_lines(cli: Cli, tmp_path: Path, arguments: list[str], words: str) -> None:
+    cli("plan", configs.write(tmp_path, configs.MIXTRAL), *arguments, status=2)
+    assert words in cli.err and len(cli.err.strip().splitlines()) == 3
+
+
+def test_two_models_and_ranks(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    mixture, dense = configs.write(tmp_path / "a", configs.MIXTRAL), configs.write(tmp_path / "b", configs.LLAMA_70B)
+    text = cli("plan", mixture, "--versus", dense, "--ranks", "2,8")
+    assert "at batch 1 the first reads less" in text and "reached by a token" in text
+    found = cli.json("plan", mixture, "--versus", dense, "--ranks", "8")
+    assert found["versus"]["parameters"]["total"] == 70_553_706_496 and len(found["beside"]) == 11
+    assert found["expert_parallel"][0]["ranks"] == 8
+    cli("plan", mixture, "--ranks", "3", status=2)
+    assert "--ranks 2" in cli.err
+
+
+def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
+    text = cli("plan", path, "-t", "onnxruntime", "-t", "onnxruntime:x=1")
+    assert f"moec compile {path} --target onnxruntime" in text
+    assert "onnxruntime:x=1: refused" in text and "fix: options are precision=" in text

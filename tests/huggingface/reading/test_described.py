@@ -1,0 +1,34 @@
+"""A model that only its config describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moec.errors import MoecError
+from moec.huggingface.reading.described import Described
+from moec.huggingface.source import HuggingFaceSource
+from tests import zoo
+
+
+@pytest.mark.parametrize(("name", "layers"), [("llama", 1), ("gemma2", 2), ("deepseek_v3", 2), ("gpt_oss", 2)])
+def test_it_is_cut_to_the_layers_that_hold_every_kind(name: str, layers: int, tmp_path: Path) -> None:
+    """Windows that alternate and a dense layer before mixtures are kinds of their own."""
+    found = Described(zoo.save(name, tmp_path / "model") + "/config.json")
+    assert (found.layers, found.of) == (layers, 2)
+
+
+def test_the_capture_is_that_of_the_model_with_weights(tmp_path: Path) -> None:
+    folder = zoo.save("gpt_oss", tmp_path / "model")
+    described = HuggingFaceSource.described(f"{folder}/config.json").capture()
+    assert str(described.graph) == str(zoo.captured("gpt_oss").graph)
+
+
+def test_weights_refuse_to_be_read(tmp_path: Path) -> None:
+    found = Described(zoo.save("llama", tmp_path / "model"))
+    weight = found.captured(torch.float32)[1]["model.norm.weight"]
+    for read in (weight.load, found.loaded):
+        with pytest.raises(MoecError, match="M205"):
+            read()

@@ -1,0 +1,39 @@
+"""Bytes of a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moec.huggingface.shape import shape_of
+from moec.planning.devices import Device
+from moec.planning.formats import FORMATS
+from moec.planning.memory import memory_of
+from moec.planning.shape import Shape
+from tests.planning import configs
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Shape:
+    return shape_of(str(configs.write(tmp_path_factory.mktemp("mixtral"), configs.MIXTRAL)))
+
+
+def test_the_cache_of_published_models(mixtral: Shape, tmp_path: Path) -> None:
+    assert memory_of(mixtral, FORMATS["bf16"], 3, 1000).state == 3 * 1000 * 131_072
+    assert memory_of(mixtral, FORMATS["bf16"], 1, 1000, state_bits=8).state == 1000 * 131_072 // 2
+    deepseek = shape_of(str(configs.write(tmp_path, configs.DEEPSEEK_V3)))
+    assert memory_of(deepseek, FORMATS["bf16"], 1, 10).state == 10 * 70_272  # compressed, not what it unpacks to
+
+
+def test_weights_are_all_there_though_few_are_active(mixtral: Shape) -> None:
+    assert memory_of(mixtral, FORMATS["bf16"], 1, 1).weights == 2 * 46_702_792_704
+
+
+def test_devices_are_counted_by_what_is_free_on_each(mixtral: Shape) -> None:
+    memory = memory_of(mixtral, FORMATS["bf16"], 1, 4096)
+    room = memory.total - memory.runtime
+    just, half = (Device("x", (room / n + memory.runtime) / 2**30 + 1e-6, 1, {16: 1}) for n in (1, 2))
+    assert memory.devices(just) == 1 and memory.devices(half) == 2
+    less = Device("x", just.memory * 0.999, 1, {16: 1})
+    assert memory.devices(less) == 2 and memory.devices(Device("x", 0.5, 1, {16: 1})) == 0
