@@ -33,7 +33,6 @@ from moec.proof.sizes import named
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.where_run import WhereRun
-from moec.shown import figure_of
 
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
@@ -144,8 +143,9 @@ class Verification:
     def short(self) -> list[str]:
         """What was found, in phrases that fit in a line together: what decides first, and outputs only where they
         decide. All the rest stands in the checks."""
-        worst, allowed, own = self.comparison.worst, self.comparison.tolerance, self.own_quality
-        outputs = [] if allowed is None else [f"max |d|/std {worst.deviation:.2g} of {figure_of(allowed)} allowed"]
+        found, own = self.comparison, self.own_quality
+        decides = found.tolerance is not None or found.max_rms is not None
+        outputs = [found.figures(found.worst)] if decides else []
         texts = [str(own)] if own else [self.quality.short] if self.quality else []
         driven = f", {self.coverage.driven} driven" if self.coverage.driven else ""
         experts = (
