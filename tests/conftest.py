@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tests.command_line import Cli
 from tests.zoo import save
 
+os.environ["MOEC_CACHE_DIR"] = "off"  # a test that wants one names its own
 torch.set_num_threads(1)  # pytest runs one worker a core
 
 

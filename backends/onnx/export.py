@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from moec.backends.onnx.opaque_nodes import translations
+from moec.backends.onnx.settled import settle
 from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
@@ -47,7 +48,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
-    exported = _trace(program, keeps)
+    exported = settle(_trace(program, keeps))
     with _quiet(), shapes_worked_out():
         try:
             onnx_program = torch.onnx.export(

@@ -14,6 +14,7 @@ import click
 
 from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.examples import epilogue
 from moec.cli.interruption import INTERRUPTION
 from moec.cli.live import clear_screen
 from moec.cli.terminal import TERMINAL
@@ -28,6 +29,7 @@ VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
     "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
     "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion",
+    "cache": "tidy", "clean": "tidy",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -44,6 +46,8 @@ SUMMARIES = {
     "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
     "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
+    "cache": "Show the cache of quantized weights, or prune it.",
+    "clean": "Remove what killed runs left behind in a folder.",
     "completion": "Print the script that lets a shell complete moec's commands.",
 }
 
@@ -60,6 +64,7 @@ class LazyGroup(click.Group):
                 return None
             raise MoecError("M201", f"no verb is called {cmd_name!r}", "moec", did_you_mean(cmd_name, list(VERBS)))
         command: click.Command = getattr(importlib.import_module(f"moec.cli.{VERBS[cmd_name]}"), f"{cmd_name}_command")
+        command.epilog = epilogue(cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -13,6 +13,7 @@ from moec.cli.config import preset_text, presets
 from moec.errors import CODES, EXIT_CODES, MoecError
 from moec.targets.target import Target
 
+_COST = "#   "  # how a line of a preset begins that says what it cost on a model
 OPERATORS = ("route", "experts", "moe", "attention", "dequantize", "dequantize_float")
 
 
@@ -25,8 +26,7 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
     if (backend := re.split("[:,]", name)[0]) in registry.names("backends"):
         return _target(Target.parse(name).backend if name != backend else name)
     if name in presets():
-        text = preset_text(name)
-        return {"preset": name, "toml": text}, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
+        return _preset(name)
     operators = [f"moec::{operator}" for operator in OPERATORS]
     if name in operators or f"moec::{name}" in operators:
         return _operator(name.removeprefix("moec::"))
@@ -37,6 +37,13 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
 def _nearest(name: str, known: list[str]) -> str:
     found = registry.did_you_mean(name, known)
     return found if found.startswith("did you mean") else "see `moec ls` for passes, targets and presets"
+
+
+def _preset(name: str) -> tuple[dict[str, Any], str]:
+    text = preset_text(name)
+    costs = [line.removeprefix(_COST) for line in text.splitlines() if line.startswith(_COST)]
+    data = {"preset": name, "what": presets()[name], "costs": costs, "toml": text}
+    return data, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
 
 
 def _operator(name: str) -> tuple[dict[str, Any], str]:

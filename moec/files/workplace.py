@@ -62,16 +62,43 @@ def sweep(parent: Path) -> None:
                 _sweep_one(folder)
 
 
+def leftovers(top: Path, depth: int = 0) -> list[Path]:
+    """The work folders of dead processes of this user in a folder and some levels below it, by path; links are not
+    followed. None where the system has no locks."""
+    found = []
+    for place, below, _ in os.walk(top) if fcntl is not None else ():
+        for name in filter(_NAME.fullmatch, sorted(below)):
+            with suppress(OSError), _dead(Path(place, name)) as dead:
+                found += [Path(place, name)] if dead else []
+        deep = len(Path(place).relative_to(top).parts) >= depth
+        below[:] = [] if deep else sorted(name for name in below if not name.startswith("."))
+    return found
+
+
+def remove_leftover(folder: Path) -> bool:
+    """Remove one of `leftovers`, unless a process works in it by now; what it had moved aside goes back to its place.
+    Returns whether it is gone."""
+    with suppress(OSError):
+        _sweep_one(folder)
+    return not folder.exists()
+
+
 def _sweep_one(folder: Path) -> None:
-    found = folder.lstat()
-    if folder.is_symlink() or not folder.is_dir() or found.st_uid != os.getuid():
+    with _dead(folder) as dead:
+        if dead:
+            _put_back(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _dead(folder: Path) -> Iterator[bool]:
+    """Whether a work folder is this user's and its process is dead; within, nobody else takes it for one."""
+    if folder.is_symlink() or not folder.is_dir() or folder.lstat().st_uid != os.getuid():
+        yield False
         return
     lock = os.open(folder, os.O_RDONLY)
     try:
-        if not _lock(lock, wait=False):
-            return
-        _put_back(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        yield _lock(lock, wait=False)
     finally:
         os.close(lock)
 

@@ -1,4 +1,5 @@
-"""What approximate passes may cost a language model: mean KL divergence and top-1 agreement, by the width of weights.
+"""What approximate passes may cost, by the width of weights: a language model mean KL divergence and top-1 agreement,
+any other model noise in its outputs.
 
 Each default lies well above what a right quantization costs, and below what the next narrower width does. Measured on
 a Llama of 7 M parameters that was trained on Python sources, groups of 64, on 192 tokens that it continued itself
@@ -10,6 +11,11 @@ a Llama of 7 M parameters that was trained on Python sources, groups of 64, on 1
 | 4 | 0.0028 (0.0035) | 99 % |
 | 3 | 0.012 | 96 % |
 | 2 | 0.067 | 87 % |
+
+What is no language model has no distribution to compare; its largest single error says as little as a logit's. There
+the root mean square of the error counts, in standard deviations of the untouched model's output (`max_rms`). Measured
+on all-MiniLM-L6-v2 (23 M parameters), all matrices rounded in groups of 64, with the cosine of mean-pooled sentences:
+8 bits 0.03 (0.9998), 4 bits 0.30 (0.964), 3 bits 0.61 (0.873), 2 bits 1.2 (0.570). What says nothing has 1.
 
 Published mixtures of 8 to 100 B parameters cost 0.01 to 0.09 nats at 4 bits, 0.2 to 0.6 at 2.
 """

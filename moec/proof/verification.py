@@ -33,6 +33,7 @@ from moec.proof.sizes import named
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.where_run import WhereRun
+from moec.shown import figure_of
 
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
@@ -138,6 +139,20 @@ class Verification:
         """On texts that the untouched model writes itself, where these decide."""
         found = self.find(OwnTextQuality)
         return found.quality if found else None
+
+    @property
+    def short(self) -> list[str]:
+        """What was found, in phrases that fit in a line together: what decides first, and outputs only where they
+        decide. All the rest stands in the checks."""
+        worst, allowed, own = self.comparison.worst, self.comparison.tolerance, self.own_quality
+        outputs = [] if allowed is None else [f"max |d|/std {worst.deviation:.2g} of {figure_of(allowed)} allowed"]
+        texts = [str(own)] if own else [self.quality.short] if self.quality else []
+        driven = f", {self.coverage.driven} driven" if self.coverage.driven else ""
+        experts = (
+            [f"{self.coverage.reached}/{self.coverage.total} experts reached{driven}"] if self.coverage.loads else []
+        )
+        values = [f"{found.constants:,} constants equal" for found in [self.find(Values)] if found]
+        return [*outputs, *texts, *experts, *values]
 
     def _demand(self, kind: type[C]) -> C:
         found = self.find(kind)

@@ -8,10 +8,13 @@ What comes out is what `moec::dequantize` reads. No method here needs data; the 
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -19,11 +22,13 @@ from torch import Tensor
 from moec.dialect import pack
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.small_floats import Floats, quantize_floats
+from moec.weights.remembered import add_tensor, key_of, remembered
 from moec.weights.weight import BLOCK_BYTES, PackedWeight, Weight
 from moec.weights.widths import taken
 
 _CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
 _REMEMBERED_BYTES = 32 * 2**20
+WORTH_KEEPING = 2**20  # numbers: fewer are refined anew faster than anyone notices
 _NORM, _BETA, _KAPPA = 0.7, 10.0, 1.01  # of the half-quadratic solver: the exponent p, and beta's start and growth
 _STARTS, _STEPS = (1.0, 0.9, 0.8, 0.7), 5  # scales to start from, in units of the rounding's own, and steps from each
 
@@ -84,6 +89,22 @@ class _Job:
 
 
 def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
+    """Packed numbers, scales and zero points of some rows; what took a search is kept for the next compile."""
+    if job.grid.method != "hqq" or (stop - start) * math.prod(job.weight.shape[1:]) < WORTH_KEEPING:
+        return _encoded(job, start, stop)
+    content = hashlib.sha256()
+    for piece in job.pieces(start, stop):
+        add_tensor(content, piece)
+    key = key_of(_code(), "hqq", job.grid, job.weight.shape[1:], job.weight.dtype, content.hexdigest())
+    found = remembered(key, lambda: {str(i): part for i, part in enumerate(_encoded(job, start, stop))})
+    return [found[str(i)] for i in range(len(found))]
+
+
+def _code() -> list[ModuleType]:
+    return [sys.modules[__name__], sys.modules[Grid.__module__]]
+
+
+def _encoded(job: _Job, start: int, stop: int) -> list[Tensor]:
     *inner, width = job.weight.shape[1:]
     groups = width // job.grid.group
     columns = [width * job.grid.stored // 8, groups] + ([] if job.grid.symmetric else [groups])

@@ -3,9 +3,11 @@ bring to it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,13 +21,15 @@ from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
-from moec.quantization.rounding import PackedParts, encode
+from moec.quantization.rounding import WORTH_KEEPING, PackedParts, encode
+from moec.quantization.sequential_kept import keep_run, key_of_run, recall_run
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
 from moec.weights.weight import PackedWeight
 from moec.weights.widths import ExpertWidths, taken
 
+_CODE = tuple(f"moec.quantization.{name}" for name in ("sequential", "gptq", "rounding", "grid", "hessians"))
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
 _STACKED = (
@@ -74,7 +78,37 @@ class Sequential:
     _last: tuple[fx.Node | None, Tensor | None] = (None, None)
 
     def run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
-        """Run all inputs up to the last weight that needs data; results of other methods behind it are not made."""
+        """Run all inputs up to the last weight that needs data; results of other methods behind it are not made. What
+        was made before, of the same program, numbers, grids and inputs, is taken from where it was kept."""
+        if sum(math.prod(u.weight.shape) for u, _ in self.todo if u.weight is not None) < WORTH_KEEPING:
+            self._run(inputs)
+            return
+        batches = list(inputs)
+        key = key_of_run(list(map(import_module, _CODE)), self.program, self.todo, batches)
+        found = recall_run(key)
+        if found is not None:
+            self._take(*found)
+            return
+        self._run(batches)
+        keep_run(key, self._tensors(), [[m.name, m.expert] for m in self.rounded])
+
+    def _take(self, made: Mapping[int, Mapping[str, Tensor]], rounded: list[Any]) -> None:
+        """Put in place what an earlier run made."""
+        for at, tensors in made.items():
+            use, grid = self.todo[at]
+            assert use.weight is not None
+            self.made[key_of(use, grid)] = _Result(use.weight, grid, tensors).packed(self.label)
+        self.rounded += [Matrix(name, expert) for name, expert in rounded]
+
+    def _tensors(self) -> dict[int, dict[str, Tensor]]:
+        """Each result once, by the place in `todo` of the first that asked for it."""
+        found: dict[Key, int] = {}
+        for at, (use, grid) in enumerate(self.todo):
+            if key_of(use, grid) in self.made:
+                found.setdefault(key_of(use, grid), at)
+        return {at: _named(self.made[key]) for key, at in found.items()}
+
+    def _run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
         uses: dict[fx.Node, list[tuple[Use, Grid]]] = {}
         for use, grid in self.todo:
             uses.setdefault(use.node, []).append((use, grid))
@@ -156,8 +190,10 @@ class Sequential:
 class _Result:
     """A packed weight that is filled expert by expert, or at once: one part for each width."""
 
-    def __init__(self, weight: Weight, grid: Grid) -> None:
+    def __init__(self, weight: Weight, grid: Grid, filled: Mapping[str, Tensor] | None = None) -> None:
         self._parts = [_Part(weight, own, experts) for own, experts in grid.parts()]
+        for at, part in enumerate(self._parts if filled is not None else ()):
+            part.fill({name.partition(".")[2]: t for name, t in (filled or {}).items() if name.startswith(f"{at}.")})
         self._places = {e: (part, at) for part in self._parts for at, e in enumerate(part.experts or ())}
 
     def put(self, codes: Codes, e: int | None = None) -> None:
@@ -197,6 +233,13 @@ class _Part:
             experts,
         )
 
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take the tensors of an earlier run; they have the same shapes, or this raises."""
+        self._packed.copy_(tensors["packed"])
+        self._scale.copy_(tensors["scale"])
+        if self._zero is not None:
+            self._zero.copy_(tensors["zero"])
+
     def put(self, codes: Codes, at: Any) -> None:
         self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]
         if self._zero is not None and codes[2] is not None:
@@ -223,6 +266,12 @@ def unpacked(packed: PackedParts, grid: Grid) -> Weight:
         return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
     parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
     return taken(concat(parts, 0), ExpertWidths(grid.widths).order)
+
+
+def _named(packed: PackedParts) -> dict[str, Tensor]:
+    parts = (packed,) if isinstance(packed, PackedWeight) else packed
+    names = ("packed", "scale", "zero")
+    return {f"{at}.{n}": w.load() for at, p in enumerate(parts) for n, w in zip(names, p.parts(), strict=False)}
 
 
 def _of_expert(stacked: Any, e: int) -> Tensor:

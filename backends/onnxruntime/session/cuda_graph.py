@@ -90,7 +90,7 @@ def _options(number: int) -> Any:
     return options
 
 
-class GraphBuffers(DeviceBuffers):
+class GraphBuffers(DeviceBuffers):  # type: ignore[misc]  # Any to mypy, as all of moec.backends
     """Prompts as with `DeviceBuffers`; single tokens are graphs. Buffers have a power of two of places, so that few
     sizes come."""
 

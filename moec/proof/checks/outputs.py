@@ -10,7 +10,8 @@ from moec.errors import MoecError
 from moec.program.decoder_signature import is_present
 from moec.proof.budgets import OverBudget
 from moec.proof.checks.check import Check, Figure
-from moec.proof.compare import Comparison, OutputError
+from moec.proof.compare import Comparison
+from moec.proof.difference import OutputError
 from moec.proof.evidence import compared
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial

@@ -1,0 +1,130 @@
+"""A cache of results that take long to make, shared by all processes of a user: `moec cache` shows and prunes it.
+
+An entry is a file whose name is the hash of all that its content depends on, so that it can never be out of date. It
+begins with the hash of the rest: what was cut off or changed on the disk is removed, never used. Entries are written
+beside their place and moved there. Where the folder cannot be written, nothing is kept and nothing fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from moec.files.regular import read_bytes
+
+FOLDER, GIGABYTES = "MOEC_CACHE_DIR", "MOEC_CACHE_GB"  # environment variables
+DEFAULT_GIGABYTES = 10.0
+_ENDING, _HASH_BYTES, _NEVER = ".kept", 32, 2**63
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the cache.
+
+    Attributes:
+        age_s: seconds since it was last read or written.
+    """
+
+    path: Path
+    size_bytes: int
+    age_s: float
+
+
+def folder() -> Path | None:
+    """Where the cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the variable
+    is empty or `off`, which switches it off, and where the folder is another user's or others may write to it: what
+    they put there would become weights."""
+    told = os.environ.get(FOLDER)
+    if told is not None and told.strip().lower() in ("", "off"):
+        return None
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = Path(told).expanduser() if told else base / "moec"
+    with suppress(OSError):  # it is not there yet, or cannot be
+        found = place.stat()
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+            return None
+    return place
+
+
+def limit_bytes() -> int:
+    """How large the cache may become: `$MOEC_CACHE_GB` gigabytes, 10 by default."""
+    try:
+        return int(float(os.environ.get(GIGABYTES, DEFAULT_GIGABYTES)) * 1e9)
+    except (ValueError, OverflowError):
+        return int(DEFAULT_GIGABYTES * 1e9)
+
+
+def read(key: str) -> bytes | None:
+    """The content of an entry, and None where there is none, or a broken one, which is removed."""
+    place = folder()
+    if place is None:
+        return None
+    path = place / (key + _ENDING)
+    with suppress(OSError):
+        whole = read_bytes(path, _NEVER)
+        content = whole[_HASH_BYTES:]
+        if hashlib.sha256(content).digest() == whole[:_HASH_BYTES]:
+            with suppress(OSError):
+                os.utime(path)  # what is used is pruned last
+            return content
+        path.unlink()
+    return None
+
+
+def write(key: str, content: bytes) -> None:
+    """Keep a content under a key, unless the disk says no, and prune what then is too much."""
+    place = folder()
+    if place is None or len(content) > limit_bytes():
+        return
+    new = place / f"{key}.{secrets.token_hex(4)}.new"
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with new.open("xb") as file:
+            file.write(hashlib.sha256(content).digest())
+            file.write(content)
+        new.replace(place / (key + _ENDING))
+        prune(limit_bytes())
+    except OSError:
+        pass
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+
+
+def entries() -> list[Entry]:
+    """All entries, the one that was used last first."""
+    place = folder()
+    return sorted(_files(place, _ENDING), key=lambda entry: entry.age_s) if place is not None else []
+
+
+def prune(most_bytes: int, oldest_s: float = float("inf"), dry_run: bool = False) -> list[Entry]:
+    """Remove what has not been used for longest until `most_bytes` are left, and what has not been used for `oldest_s`
+    seconds. Returns what goes. Nothing but moec's own files is touched."""
+    gone, total = [], 0
+    for entry in entries():
+        total += entry.size_bytes
+        if total > most_bytes or entry.age_s > oldest_s:
+            total -= entry.size_bytes
+            gone.append(entry)
+    place = folder()
+    if place is not None:
+        gone += [half for half in _files(place, ".new") if half.age_s > 3600]  # of a process that was killed
+    for entry in gone if not dry_run else ():
+        with suppress(OSError):
+            entry.path.unlink()
+    return gone
+
+
+def _files(place: Path, ending: str) -> Iterator[Entry]:
+    with suppress(OSError):
+        for path in place.iterdir():
+            with suppress(OSError):
+                found = path.lstat()
+                if path.name.endswith(ending) and len(path.name.split(".")[0]) == 64 and path.is_file():
+                    yield Entry(path, found.st_size, max(time.time() - found.st_mtime, 0.0))

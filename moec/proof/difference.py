@@ -1,0 +1,155 @@
+"""How far one output of an engine is from the reference's: figures of a sample, and of all samples together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.program.decoder_signature import is_present
+
+_FEW = 16  # a spread of fewer elements than this says nothing
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """The difference in one output, over all samples.
+
+    Attributes:
+        name: the output.
+        elements: how many numbers were compared.
+        max_abs, mean_abs: of `candidate - reference`.
+        deviation: `max |difference| / std(reference)`, worst sample; this figure decides. The std is the sample's own,
+            or that of all samples together where one has fewer than 16 elements. For integer outputs 0 when equal, else
+            infinite.
+        relative: `‖difference‖ / ‖reference‖`, worst sample.
+        cosine: of the flattened outputs, worst sample.
+        top1: share of the rows (last dimension) whose largest element is at the same place; a tie in the reference
+            allows each of its places. None for integers, for rows of one element, and where a row is no choice: of a
+            cache, or of hidden states.
+        top1_undecided: share of the rows that disagree where the reference's two candidates are no further apart than
+            the tolerance, so that rounding may decide.
+        problem: why it fails whatever the figures say (shape, NaN, missing); empty otherwise.
+        rms: `rms(difference) / std(reference)`, worst sample, with the std of `deviation`.
+    """
+
+    name: str
+    elements: int
+    max_abs: float
+    mean_abs: float
+    deviation: float
+    relative: float
+    cosine: float
+    top1: float | None
+    top1_undecided: float | None
+    problem: str
+    rms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Figures of one output in one sample; `total` and `squares` are the reference's sums, for the spread over all
+    samples."""
+
+    elements: int = 0
+    max_abs: float = 0.0
+    sum_abs: float = 0.0
+    spread: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    relative: float = 0.0
+    cosine: float = 1.0
+    rows: int = 0
+    agree: int = 0
+    undecided: int = 0
+    problem: str = ""
+    error_squares: float = 0.0
+
+
+def difference(name: str, want: Tensor, got: Tensor | None, margin: float) -> Difference:
+    """How far an output is from the reference's. `margin`: how far apart two candidates of a row are, in spreads, that
+    rounding may swap. Raises M105 when the reference itself yields NaN or infinity."""
+    if want.is_floating_point() and not want.isfinite().all():
+        fix = "the source's weights or the sample inputs are not usable; look at them with `moec inspect`"
+        raise MoecError(
+            "M105",
+            "the untouched model yields NaN or infinity, so nothing can be compared with it",
+            f"output {name!r}",
+            fix,
+        )
+    if got is None:
+        return Difference(problem="the output is missing")
+    if want.shape != got.shape:
+        return Difference(problem=f"shape {list(got.shape)} instead of {list(want.shape)}")
+    if not got.isfinite().all():
+        return Difference(problem=f"{int((~got.isfinite()).sum())} of {got.numel()} elements are NaN or infinite")
+    if not want.is_floating_point():
+        wrong = int((want != got).sum())
+        return Difference(want.numel(), problem=f"{wrong} of {want.numel()} integers differ" if wrong else "")
+    return _measure(want.double(), got.double(), margin, _chooses(name))
+
+
+def _chooses(name: str) -> bool:
+    """Whether the largest element of a row means something: not in keys and values, nor in what a layer passes on."""
+    return not is_present(name) and not any(word in name for word in ("hidden_state", "embed", "pooler"))
+
+
+def _measure(want: Tensor, got: Tensor, margin: float, chooses: bool) -> Difference:
+    if not want.numel():
+        return Difference()
+    error, norm = (got - want).abs(), float(want.norm())
+    spread = float(want.std(correction=0))
+    product = norm * float(got.norm())
+    cosine = min(1.0, float((want * got).sum()) / product) if product else float(norm == float(got.norm()))
+    relative = float(error.norm()) / norm if norm else (math.inf if float(error.max()) else 0.0)
+    rows = _top1(want, got, margin * spread) if chooses and want.dim() and want.shape[-1] > 1 else (0, 0, 0)
+    sums = float(want.sum()), float(want.square().sum())
+    lead = want.numel(), float(error.max()), float(error.sum()), spread
+    return Difference(*lead, *sums, relative, cosine, *rows, error_squares=float(error.square().sum()))
+
+
+def _top1(want: Tensor, got: Tensor, margin: float) -> tuple[int, int, int]:
+    """Rows, rows that agree, and rows that disagree by no more than `margin` in the reference."""
+    gap = want.amax(-1) - want.gather(-1, got.argmax(-1, keepdim=True)).squeeze(-1)
+    return gap.numel(), int((gap == 0).sum()), int(((gap > 0) & (gap <= margin)).sum())
+
+
+def summary(name: str, differences: Sequence[Difference]) -> OutputError:
+    """One output over all samples: the largest figure of each kind, in spreads of its own sample."""
+    elements = sum(d.elements for d in differences)
+    mean = sum(d.total for d in differences) / max(1, elements)
+    pooled = math.sqrt(max(0.0, sum(d.squares for d in differences) / max(1, elements) - mean * mean))
+    problem = next((d.problem for d in differences if d.problem), "" if elements else "no element could be compared")
+    scale = pooled or abs(mean)
+    deviation = math.inf if problem else max(_deviation(d, scale) for d in differences)
+    rms = math.inf if problem else max(_in_spreads(d, _rms(d), scale) for d in differences)
+    rows = sum(d.rows for d in differences)
+    return OutputError(
+        name,
+        elements,
+        max(d.max_abs for d in differences),
+        sum(d.sum_abs for d in differences) / max(1, elements),
+        deviation,
+        max(d.relative for d in differences),
+        min(d.cosine for d in differences),
+        sum(d.agree for d in differences) / rows if rows else None,
+        sum(d.undecided for d in differences) / rows if rows else None,
+        problem,
+        rms,
+    )
+
+
+def _deviation(d: Difference, pooled: float) -> float:
+    return _in_spreads(d, d.max_abs, pooled)
+
+
+def _rms(d: Difference) -> float:
+    return math.sqrt(d.error_squares / d.elements) if d.elements else 0.0
+
+
+def _in_spreads(d: Difference, error: float, pooled: float) -> float:
+    spread = d.spread if d.elements >= _FEW and d.spread else pooled
+    return error / spread if spread else (math.inf if error else 0.0)

@@ -1,0 +1,73 @@
+"""Tensors that took long to compute, kept from one compile to the next by what they were computed from; see
+`moec.files.kept`."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moec.files import kept
+from moec.version import __version__
+
+
+def key_of(code: Iterable[ModuleType], *what: Any) -> str:
+    """The hash of all that a result depends on: the text of the modules that compute it, the versions of moec, torch
+    and the kind of processor, and `what`: tensors by dtype, shape and bytes, anything else by its text."""
+    found = hashlib.sha256(repr((__version__, torch.__version__, platform.machine())).encode())
+    for module in code:
+        found.update(_text_of(module).encode())
+    for each in what:
+        if isinstance(each, Tensor):
+            add_tensor(found, each)
+        else:
+            found.update(repr(("text", str(each))).encode())
+    return found.hexdigest()
+
+
+def add_tensor(found: Any, value: Tensor) -> None:
+    """Let a hash go on with a tensor's dtype, shape and bytes."""
+    plain = value.detach().cpu().contiguous()
+    found.update(repr((str(plain.dtype), tuple(plain.shape))).encode())
+    found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def remembered(key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that are kept under a key, else those that `make` makes, which then are kept."""
+    found = recall(key)
+    if found is None:
+        found = dict(make())
+        keep(key, found)
+    return found
+
+
+def recall(key: str) -> dict[str, Tensor] | None:
+    """The tensors that are kept under a key; None where there are none that can be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = kept.read(key)
+    try:
+        return None if content is None else load(content)
+    except SafetensorError:  # whole, and yet no tensors: not ours
+        return None
+
+
+def keep(key: str, tensors: Mapping[str, Tensor]) -> None:
+    """Keep tensors under a key, where there is a cache."""
+    from safetensors.torch import save
+
+    if kept.folder() is not None:
+        kept.write(key, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+@cache
+def _text_of(module: ModuleType) -> str:
+    return inspect.getsource(module)

@@ -1,0 +1,91 @@
+"""A second run of the same work is read from the cache, bit for bit; anything else is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moec.files import kept
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Program
+from moec.quantization import rounding, sequential
+from moec.quantization.grid import Grid
+from moec.quantization.rounding import quantize_weight
+from moec.quantization.sequential import Sequential
+from moec.recognition.weight_roles import weight_uses
+from moec.weights.lazy import from_tensor
+from tests import zoo
+from tests.quantization.test_sequential import inputs
+
+GPTQ = Grid(4, 16, True, "gptq")
+MIXED = Grid(4, 16, False, "gptq", widths=(2, 4) * 4)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path / "kept"))
+    monkeypatch.setattr(sequential, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(rounding, "WORTH_KEEPING", 0)
+    return tmp_path / "kept"
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """The programs that were run, not recalled."""
+    found: list[Program] = []
+    real = Sequential._run
+    monkeypatch.setattr(Sequential, "_run", lambda job, given: (found.append(job.program), real(job, given))[1])
+    return found
+
+
+def job_of(program: Program, grid: Grid = GPTQ) -> Sequential:
+    stacks = [(u, MIXED) for u in weight_uses(program) if u.kind == "experts" and u.weight is not None]
+    rest = [(u, grid) for u in weight_uses(program) if u.kind == "attention" and u.weight is not None]
+    return Sequential(program, [*rest[:1], *stacks[:1]], "label")
+
+
+def numbers(job: Sequential) -> dict[object, list[torch.Tensor]]:
+    return {
+        key: [w.load() for part in (made if isinstance(made, tuple) else (made,)) for w in part.parts()]
+        for key, made in job.made.items()
+    }
+
+
+def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list[Program]) -> None:
+    program = Pipeline.parse("find-moe, fuse-moe").run(zoo.captured("mixtral"))[0]
+    jobs = [job_of(program), job_of(program)]
+    jobs[0].rounded.append(sequential.Matrix("told", 3))
+    for job in jobs:
+        job.run(inputs(program, 20))
+    assert len(runs) == 1 and jobs[0].rounded == jobs[1].rounded
+    first, second = map(numbers, jobs)
+    assert list(first) == list(second) and len(first) == 2
+    assert all(torch.equal(a, b) for key in first for a, b in zip(first[key], second[key], strict=True))
+    job_of(program).run(inputs(program, 40))
+    assert len(runs) == 2, "another text"
+    job_of(program, Grid(4, 16, False, "gptq")).run(inputs(program, 20))
+    assert len(runs) == 3, "another grid"
+    max(place.iterdir(), key=lambda path: path.stat().st_size).unlink()
+    job_of(program).run(inputs(program, 20))
+    changed = program.clone()
+    name = next(n for n in changed.weights if n.endswith("q_proj.weight"))
+    changed.weights[name] = from_tensor(changed.weights[name].load() * 1.001, changed.weights[name].origin)
+    before = len(runs)
+    job_of(changed).run(inputs(program, 20))
+    assert len(runs) == before + 1, "other weights under the same names"
+
+
+def test_hqq_is_searched_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    searched: list[object] = []
+    real = rounding._refined
+    monkeypatch.setattr(rounding, "_refined", lambda *a: (searched.append(1), real(*a))[1])
+    grids = (Grid(4, 16, False, "hqq"), Grid(4, 16, False, "hqq"), Grid(4, 32, False, "hqq"))
+    made = [[w.load() for w in quantize_weight(from_tensor(values, "w"), grid).parts()] for grid in grids]
+    assert len(searched) == 2 and all(map(torch.equal, made[0], made[1]))
+    quantize_weight(from_tensor(values + 1e-3, "w"), grids[0]).packed.load()
+    assert len(searched) == 3
+    quantize_weight(from_tensor(values, "w"), Grid(4, 16)).packed.load()
+    assert len(list(place.iterdir())) == 3, "rounding to nearest is not worth a file"

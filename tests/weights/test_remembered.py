@@ -1,0 +1,56 @@
+"""Tensors are kept by what they were computed from: equal inputs are not computed again, others are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec.files import kept
+from moec.quantization import gptq, rounding
+from moec.weights.remembered import keep, key_of, recall, remembered
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def test_a_key_depends_on_all_that_it_is_given() -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    one = key_of([rounding], "a", x)
+    others = [
+        key_of([gptq], "a", x),
+        key_of([rounding], "b", x),
+        key_of([rounding], "a", x.t()),
+        key_of([rounding], "a", x.reshape(3, 2)),
+        key_of([rounding], "a", x.double()),
+        key_of([rounding], "a", x + torch.tensor([0.0, 0.0, 1e-6])),
+        key_of([rounding], "a", x, x),
+    ]
+    assert len({one, *others}) == len(others) + 1 and one == key_of([rounding], "a", x.t().contiguous().t())
+
+
+def test_it_is_made_once() -> None:
+    calls = []
+
+    def make() -> dict[str, Tensor]:
+        calls.append(1)
+        return {"codes": torch.arange(5, dtype=torch.uint8), "scale": torch.randn(3).bfloat16().expand(2, 3)}
+
+    key = key_of([], "x")
+    first, second = remembered(key, make), remembered(key, make)
+    assert len(calls) == 1 and all(torch.equal(first[n], second[n]) for n in ("codes", "scale"))
+    assert second["scale"].dtype == torch.bfloat16
+
+
+def test_what_is_no_tensors_is_made_anew() -> None:
+    key = key_of([], "y")
+    kept.write(key, b"whole, but not tensors")
+    assert recall(key) is None
+    keep(key, {"x": torch.ones(2)})
+    found = recall(key)
+    assert found is not None and torch.equal(found["x"], torch.ones(2))
