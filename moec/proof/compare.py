@@ -92,18 +92,22 @@ class Comparison:
 
     @property
     def allowed(self) -> str:
-        """What the deviation may be, in words."""
-        return "a text decides" if self.tolerance is None else f"{figure_of(self.tolerance)} allowed"
+        """What may differ, in words."""
+        bounds = [] if self.tolerance is None else [f"{figure_of(self.tolerance)} allowed"]
+        bounds += [] if self.max_rms is None else [f"rms {figure_of(self.max_rms)} allowed ({self.why})"]
+        return ", ".join(bounds) or "a text decides"
 
     def figures(self, output: OutputError) -> str:
         """What decides about an output beside what is allowed, in words."""
-        said = []
-        if self.tolerance is not None or self.max_rms is None:
-            said.append(f"max |d|/std {output.deviation:.2g}{_beside(output.deviation, self.tolerance)}")
-        if self.max_rms is not None:
-            noise = f"rms(d)/std {output.rms:.2g}{_beside(output.rms, self.max_rms)}"
-            said.append(f"{noise} ({self.why}), cosine {output.cosine:.4g}")
-        return ", ".join(said)
+        largest = f"max |d|/std {output.deviation:.2g}"
+        if self.max_rms is None:
+            bound = f", {self.allowed}" if self.tolerance is None else f" {self._bound(self.tolerance)}"
+            return f"{largest}{bound}"
+        said = f"rms(d)/std {output.rms:.2g} {self._bound(self.max_rms)} ({self.why}), cosine {output.cosine:.4g}"
+        return said if self.tolerance is None else f"{largest} {self._bound(self.tolerance)}, {said}"
+
+    def _bound(self, value: float) -> str:
+        return f"of {figure_of(value)} allowed" if self.ok else f"where {figure_of(value)} is allowed"
 
     @property
     def worst(self) -> OutputError:
@@ -118,12 +122,6 @@ class Comparison:
         if self.tolerance is None and self.max_rms is None:
             return f"max |d|/std {w.deviation:.2g} in {w.name}, which {self.allowed} about"
         return self.figures(w) + (f" in {w.name}" if len(self.outputs) > 1 else "")
-
-
-def _beside(found: float, bound: float | None) -> str:
-    if bound is None:
-        return ""
-    return f" of {figure_of(bound)} allowed" if at_most(found, bound) else f" where {figure_of(bound)} is allowed"
 
 
 def compare(
