@@ -42,7 +42,7 @@ print(
 )
 
 # the checkpoint is a stock Mixtral
-kind = save_hf(program, source, out)
+kind = save_hf(program, out, source)
 saved = AutoModelForCausalLM.from_pretrained(out).eval()
 with torch.no_grad():
     print(f"{out}/ is a {kind}, largest difference {(saved(**inputs).logits - dense).abs().max():.1e}")

@@ -1,6 +1,7 @@
 """moec: a compiler for mixture-of-experts. A PyTorch model goes in, a verified engine comes out.
 
 The public names are loaded when they are first used, so that `import moec` and `moec --help` need not wait for torch.
+Where torch is imported too, before or after, its operators `torch.ops.moec.*` are there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moec.errors import MoecError
 from moec.version import __version__
+from moec.when_imported import when_imported
 
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
     from moec.frontend.stored_program import load_program, save_program
     from moec.huggingface.accelerate import accelerate
     from moec.huggingface.checkpoint_format import CheckpointFormat
+    from moec.huggingface.saving.save import save_hf
     from moec.layouts.facts import ModelFacts
     from moec.pipeline.passes import Context, Pass, Plan
     from moec.pipeline.pipeline import Hook, Pipeline
     from moec.program.program import Input, Program
+    from moec.program.trainable import TrainableProgram
     from moec.proof.checks.check import Check, Figure
     from moec.proof.trial import Trial
     from moec.proof.verification import Verification
@@ -41,6 +45,7 @@ _HOMES = {
     "load_program": "frontend.stored_program",
     "open_source": "api",
     "plan": "compiler.plan",
+    "save_hf": "huggingface.saving.save",
     "save_program": "frontend.stored_program",
     "verify": "api",
     "Backend": "targets.backend",
@@ -65,6 +70,7 @@ _HOMES = {
     "Source": "frontend.source",
     "Target": "targets.target",
     "Tokenizer": "frontend.source",
+    "TrainableProgram": "program.trainable",
     "Trial": "proof.trial",
     "Verification": "proof.verification",
 }
@@ -93,6 +99,7 @@ __all__ = [
     "Source",
     "Target",
     "Tokenizer",
+    "TrainableProgram",
     "Trial",
     "Verification",
     "__version__",
@@ -105,6 +112,7 @@ __all__ = [
     "load_program",
     "open_source",
     "plan",
+    "save_hf",
     "save_program",
     "verify",
 ]
@@ -114,3 +122,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"moec.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'moec' has no attribute {name!r}")
+
+
+when_imported("torch", "moec.dialect")  # it registers the operators

@@ -15,15 +15,18 @@ from moec.compiler.engine_folder import open_recorded, options_of, require_same_
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
+from moec.compiler.programs import capture
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.compiler.staging import MANIFEST
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling
-from moec.frontend.export import Dynamic, capture
+from moec.frontend.export import Dynamic
+from moec.frontend.samples import specs_of
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.pipeline import Hook, Pipeline
 from moec.program.conditions import nearest
+from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.bisection import Divergence
 from moec.proof.exam import Exam
@@ -42,7 +45,7 @@ from moec.timing.benchmark import Benchmark
 
 __all__ = ["bench", "build", "capture", "compile", "inspect", "load", "open_source", "rebuild", "verify"]
 
-Model = str | Path | nn.Module | Source
+Model = str | Path | nn.Module | Source | Program
 
 
 def compile(
@@ -94,8 +97,8 @@ def compile(
         MoecError: with the code of whatever ended the compilation; then nothing was published.
     """
     given = {name: value for name, value in locals().items() if name in SETTINGS}
-    if isinstance(inputs, Mapping):  # tensors are no setting: the manifest cannot say them
-        given["inputs"] = ()
+    if isinstance(inputs, Mapping):  # the manifest says what they are samples of
+        given["inputs"] = specs_of(inputs, dynamic)
     options = Options.of(given)
     find_backend(options.target, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(
@@ -194,11 +197,12 @@ def verify(
     max_perplexity_ratio: float | None = None,
     **opening: Any,
 ) -> Verification:
-    """Prove an engine again: against its source (default), another engine's folder, or another model.
+    """Prove an engine again: against its source (default; one that was made in memory has to be given, and must have
+    the weights of then), another engine's folder, or another model.
 
-    Other inputs than the compile's are used (`seed`). Returns the proof; its `ok` says whether it holds. With a `text`,
-    its `quality` is there too, see `moec.proof.exam.Exam`. Bounds are those that are given here, else moec's own; the
-    manifest's count where they ask for more.
+    Other inputs than the compile's are used (`seed`). Returns the proof, whose `ok` is the verdict. With a `text`, its
+    `quality` is there too, see `moec.proof.exam.Exam`. Bounds are those given here, else moec's own, or the manifest's
+    where these ask for more.
     """
     budget = {"tokens": tokens, "window": window, "max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     asked = _asked(seed=seed, tolerance=tolerance, text=text, **budget)
@@ -219,22 +223,21 @@ def page(engine: str | Path, proof: Verification) -> str:
 
 
 def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **options: Any) -> Divergence:
-    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched
-    model, see `moec.proof.bisection`. `seed`, `tolerance` and `options` as in `verify`."""
+    """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched model, see
+    `moec.proof.bisection`. Arguments as in `verify`."""
     asked = _asked(seed=seed, tolerance=tolerance, **{name: options.pop(name, None) for name in EXAM})
     return bisect_engine(Path(engine), asked, options)
 
 
 def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:
     """Random valid inputs for an engine, from its source's domains. `opening`: arguments of `open_source`."""
-    report = read_report(folder)
-    source = open_recorded(report, opening)
+    source = open_recorded(report := read_report(folder), opening)
     sizes = {name: 2 if k == 0 else 16 for k, name in enumerate(verification_sizes(source.inputs)[0])}
     return source.sample(nearest(report.assumptions.sizes, sizes) or sizes, seed)
 
 
 def read_report(folder: str | Path) -> Report:
-    """The report in an engine's folder. Raises M106 when it is missing or not one."""
+    """The report in an engine's folder. Raises M106 when it is missing or none."""
     return Report.read(Path(folder) / MANIFEST)
 
 
@@ -276,24 +279,18 @@ def bench(
     forward: bool = False,
     max_tokens: int = 32,
     save: bool = False,
+    progress: Progress | None = None,
     **opening: Any,
 ) -> Benchmark:
-    """Time engines beside each other, in turns, on the same inputs. Decoders write text, if all of them are, others run
-    forward.
+    """Time engines beside each other, in turns, on the same inputs: as decoders where all of them are, else forward.
 
     Args:
         engines: folders or engines; the others are compared with the first.
         sizes: see `moec.timing.engines.bench_engines` and `moec.timing.decoders.bench_decoders`.
         runs, warmup: timed and untimed runs of each; by default 30 and 3 forward, 10 and 1 texts.
         eager: put the first folder's untouched model in eager PyTorch beside them.
-        forward: time single forward passes of decoders too.
-        max_tokens: new tokens of a text.
+        forward: time single forward passes of decoders too. max_tokens: new tokens of a text.
         save: keep each folder's times in it, so that its page shows them; see `moec.report.speed`.
     """
-    contest = Contest(engines, load, opening)
-    if eager:
-        contest.add_eager()
-    found = contest.run(sizes, runs, warmup, max_tokens, forward)
-    if save:
-        contest.keep(found)
-    return found
+    contest = Contest(engines, load, opening, eager)
+    return contest.run(sizes, runs, warmup, max_tokens, forward, save, progress)

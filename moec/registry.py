@@ -22,6 +22,7 @@ _SINGULAR = {"passes": "pass", "backends": "target", "sources": "source", "forma
 _PACKAGES = {"passes": "moec.passes", "backends": "moec.backends", "formats": "moec.huggingface.formats"}
 # in the order in which they are asked: each takes what those before it left
 _SOURCES = {
+    "program": "moec.frontend.program_source:ProgramSource",
     "python-file": "moec.frontend.module_source:FileSource",
     "exported-program": "moec.frontend.module_source:ExportedSource",
     "huggingface": "moec.huggingface.source:HuggingFaceSource",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from moec.frontend.in_memory import IN_MEMORY
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.mark.slow
+@pytest.mark.repeats
 def test_upcycle_llama(tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "upcycle_llama.py"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -20,6 +24,18 @@ def test_upcycle_llama(tmp_path: Path) -> None:
     assert len(differences) == 2 and max(differences) < 1e-5
     losses = [float(v) for v in re.findall(r"loss (\S+)", done.stdout)]
     assert losses[-1] < losses[0] and "is a mixtral" in done.stdout
+
+
+@pytest.mark.slow
+def test_train_upcycled(tmp_path: Path) -> None:
+    """What was trained is what is saved, compiled and run; and it has learnt something."""
+    command = [sys.executable, str(EXAMPLES / "train_upcycled.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    losses = [float(v) for v in re.findall(r"loss (\S+),", done.stdout)]
+    assert len(losses) == 6 and losses[-1] < 0.8 * losses[0] and "is a mixtral" in done.stdout
+    assert "verified: " in done.stdout and "8/8 experts reached" in done.stdout
+    assert len((EXAMPLES / "train_upcycled.py").read_text().splitlines()) <= 60
+    assert json.loads((tmp_path / "engine" / "moec.json").read_text())["source_hashes"].keys() == {IN_MEMORY}
 
 
 @pytest.mark.slow

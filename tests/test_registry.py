@@ -53,7 +53,7 @@ def test_a_third_partys_entry_point_is_found(tmp_path: Path, monkeypatch: pytest
 def test_sources_are_asked_in_their_order_and_third_parties_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    built_in = ["python-file", "exported-program", "huggingface", "module"]
+    built_in = ["program", "python-file", "exported-program", "huggingface", "module"]
     assert registry.names("sources") == built_in
     assert all(issubclass(registry.find("sources", name), Source) for name in built_in)
     install(tmp_path, monkeypatch, "class Weights: pass\n", sources="zz-weights = theirs:Weights")

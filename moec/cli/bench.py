@@ -9,13 +9,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec.cli.console import common, emit, say
+from moec.cli.interruption import INTERRUPTION
+from moec.cli.live import QuietProgress
 from moec.cli.settings import WHOLE, trust_options
+from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.timing.benchmark import Benchmark
 
 FORMS = (".csv", ".json", ".html", ".svg")
+
+
+class Rounds(QuietProgress):
+    """The number of the round, written between the times: a display that moves while engines run would be timed with
+    them."""
+
+    def advance(self, done: int, total: int, unit: str = "", what: str = "") -> None:
+        INTERRUPTION.check()
+        if TERMINAL.is_live(err=True):
+            end = "\n" if done == total else ""
+            click.echo(f"\r  {done} of {total} {what}{end}", file=TERMINAL.stream(err=True), nl=False)
 
 
 @click.command("bench")
@@ -71,7 +85,7 @@ def bench_command(
 
     for path in exports:
         _require_writable(path)
-    result = api.bench(engines, sizes=_sizes(sizes), **options)
+    result = api.bench(engines, sizes=_sizes(sizes), progress=QuietProgress() if quiet else Rounds(), **options)
     facts = {engine: api.read_report(engine).facts for engine in engines}
     plans = {engine: plan for engine in engines if (plan := plan_of(facts[engine]))}
     for path in exports:
@@ -79,7 +93,14 @@ def bench_command(
     if as_json:
         emit(result.to_dict() | ({"plans": plans} if plans else {}))
         return
-    say("\n".join([str(result), *(line for engine in plans for line in plan_lines(engine, facts[engine]))]))
+    for line in [*result.headlines, ""]:
+        say(line)
+    for table in result.tables():
+        say(table.title)
+        click.echo(TERMINAL.table(table.columns, table.rows, range(1, len(table.columns))), file=TERMINAL.stream())
+        say()
+    for line in [*result.findings, *result.preparations, *(line for e in plans for line in plan_lines(e, facts[e]))]:
+        say(line)
 
 
 def _require_writable(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""What `moec explain NAME` says: of a pass, a target, a preset or an error code."""
+"""What `moec explain NAME` says: of a pass, a target, a preset, an operator or an error code."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 from typing import Any
 
@@ -11,6 +12,8 @@ from moec import registry
 from moec.cli.config import preset_text, presets
 from moec.errors import CODES, EXIT_CODES, MoecError
 from moec.targets.target import Target
+
+OPERATORS = ("route", "experts", "moe", "attention", "dequantize", "dequantize_float")
 
 
 def explain(name: str) -> tuple[dict[str, Any], str]:
@@ -24,13 +27,23 @@ def explain(name: str) -> tuple[dict[str, Any], str]:
     if name in presets():
         text = preset_text(name)
         return {"preset": name, "toml": text}, f"{name}: a preset; `moec compile MODEL --config {name}` reads\n\n{text}"
-    known = [*registry.names("passes"), *registry.names("backends"), *presets(), *CODES]
+    operators = [f"moec::{operator}" for operator in OPERATORS]
+    if name in operators or f"moec::{name}" in operators:
+        return _operator(name.removeprefix("moec::"))
+    known = [*registry.names("passes"), *registry.names("backends"), *presets(), *CODES, *operators]
     raise MoecError("M202", f"nothing is called {name!r}", "moec explain", _nearest(name, known))
 
 
 def _nearest(name: str, known: list[str]) -> str:
     found = registry.did_you_mean(name, known)
     return found if found.startswith("did you mean") else "see `moec ls` for passes, targets and presets"
+
+
+def _operator(name: str) -> tuple[dict[str, Any], str]:
+    from moec.dialect.described import describe  # imports torch
+
+    data = describe(name)
+    return data, f"{data['schema']}\n\n{data['doc']}"
 
 
 def _code(name: str) -> tuple[dict[str, Any], str]:
@@ -52,4 +65,16 @@ def _pass(name: str) -> tuple[dict[str, Any], str]:
     doc = inspect.getdoc(cls)
     data = {"pass": name, "contract": cls.contract, "after": list(cls.after), "options": fields, "doc": doc}
     options = ", ".join(f"{key}={value!r}" for key, value in fields.items())
-    return data, f"{name}({options})\ncontract: {cls.contract}\n\n{doc}"
+    return data, f"{name}({options})\ncontract: {cls.contract}\n\n{doc}\n\n{_in_a_file(name, fields)}"
+
+
+def _in_a_file(name: str, fields: dict[str, Any]) -> str:
+    """How a pass stands in a TOML file; options whose defaults TOML cannot say are left out."""
+    said = [f"{key} = {_toml(value)}" for key, value in fields.items() if value is not None]
+    return "\n".join(
+        ["in a file for --config, with the options that you want:", "", "[[pass]]", f'name = "{name}"', *said]
+    )
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else json.dumps(value)

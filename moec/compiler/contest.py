@@ -13,6 +13,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import is_decoder
+from moec.progress import Progress
 from moec.report.report import Report
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
@@ -26,14 +27,21 @@ class Contest:
     """Engines that are to be timed, loaded one after another so that the memory of each is seen.
 
     Args:
-        engines: folders, or engines that are loaded. load: makes an engine of a folder. opening: arguments of
-            `open_source`, for the untouched model.
+        engines: folders, or engines that are loaded. load: makes an engine of a folder.
+        opening: arguments of `open_source`, for the untouched model.
+        eager: whether the first folder's untouched model is put beside them.
+
+    Raises:
+        MoecError: M201 where an untouched model is asked for and no folder names one.
     """
 
     def __init__(
-        self, engines: Sequence[str | Path | Engine], load: Callable[[Path], Engine], opening: Mapping[str, Any]
+        self,
+        engines: Sequence[str | Path | Engine],
+        load: Callable[[Path], Engine],
+        opening: Mapping[str, Any],
+        eager: bool,
     ) -> None:
-        self._opening = opening
         names = row_names([e.name if isinstance(e, Engine) else e for e in engines])
         named = list(zip(names, engines, strict=True))
         self._folders = {name: Path(e) for name, e in named if not isinstance(e, Engine)}
@@ -41,26 +49,43 @@ class Contest:
         self._rows = [
             Contender(name, e) if isinstance(e, Engine) else loaded(name, partial(load, Path(e))) for name, e in named
         ]
-
-    def add_eager(self) -> None:
-        """Put the first folder's untouched model beside them. Raises M201 where there is no folder."""
-        folder = next(iter(self._folders.values()), None)
-        if folder is None:
-            where, fix = "bench(eager=True)", "pass one engine as its folder"
-            raise MoecError("M201", "no engine folder names the model", where, fix)
-        self._rows.append(loaded("eager PyTorch", partial(_untouched, folder, self._opening)))
+        if eager:
+            folder = next(iter(self._folders.values()), None)
+            self._rows.append(loaded("eager PyTorch", partial(_untouched, folder, opening)))
 
     def run(
-        self, sizes: Mapping[str, int] | None, runs: int | None, warmup: int | None, max_tokens: int, forward: bool
+        self,
+        sizes: Mapping[str, int] | None,
+        runs: int | None,
+        warmup: int | None,
+        max_tokens: int,
+        forward: bool,
+        save: bool,
+        progress: Progress | None,
     ) -> Benchmark:
-        """Time them: as writers of text where all of them are, else, or where `forward` asks for it, forward."""
+        """Time them: as writers of text where all of them are, else, or where `forward` asks for it, forward. With
+        `save`, each folder keeps its times."""
+        found = self._timed(sizes, runs, warmup, max_tokens, forward, progress)
+        if save:
+            self._keep(found)
+        return found
+
+    def _timed(
+        self,
+        sizes: Mapping[str, int] | None,
+        runs: int | None,
+        warmup: int | None,
+        max_tokens: int,
+        forward: bool,
+        progress: Progress | None,
+    ) -> Benchmark:
         if forward or not all(is_decoder(row.engine) for row in self._rows):
             number, before = 30 if runs is None else runs, 3 if warmup is None else warmup
-            return bench_engines(self._rows, None, sizes, number, before, self._versions)
+            return bench_engines(self._rows, None, sizes, number, before, self._versions, progress)
         number, before = 10 if runs is None else runs, 1 if warmup is None else warmup
-        return bench_decoders(self._rows, sizes, max_tokens, number, before, self._versions)
+        return bench_decoders(self._rows, sizes, max_tokens, number, before, self._versions, progress)
 
-    def keep(self, found: Benchmark) -> None:
+    def _keep(self, found: Benchmark) -> None:
         """Keep each folder's times in it; of one that was named twice, the first."""
         first = {folder.resolve(): name for name, folder in reversed(self._folders.items())}
         for folder, name in first.items():
@@ -73,8 +98,11 @@ def _runtimes(folders: Iterable[Path]) -> dict[str, str]:
     return {k: v for target in targets for k, v in find_backend(target).probe(target).versions.items()}
 
 
-def _untouched(folder: Path, opening: Mapping[str, Any]) -> Engine:
+def _untouched(folder: Path | None, opening: Mapping[str, Any]) -> Engine:
     """The untouched model of an engine's folder, ready to be timed."""
+    if folder is None:
+        where, fix = "bench(eager=True)", "pass one engine as its folder"
+        raise MoecError("M201", "no engine folder names the model", where, fix)
     engine = open_recorded(Report.read(folder / MANIFEST), opening).reference()
     engine.be_timed()
     return engine

@@ -17,6 +17,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
+from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
@@ -48,6 +49,15 @@ class EngineFolder:
         the engine was made from."""
         source = open_recorded(self.report, self._opening, model)
         source.account()
+        return source
+
+    def own(self, model: Any = None) -> Source:
+        """The model that the engine was made from, opened as at the compile: that of the manifest, or one in memory
+        that the user gives. Raises M106 where the latter's weights are others, M204 where nobody has it."""
+        if not is_in_memory(self.report.source_hashes) or model is None or isinstance(model, str | Path):
+            return self.source()
+        source = open_source(model, **{**self.report.opening, **self._opening})
+        require_same_source(self.report, source)
         return source
 
     def remake(self, source: Source, hooks: tuple[RecordHook, ...] = ()) -> tuple[Program, Program]:
@@ -128,37 +138,45 @@ def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None 
         MoecError: M106 when its files are not the same, M209 for code that would have to be run.
     """
     text = model or report.source
+    if model is None and is_in_memory(report.source_hashes):
+        what = f"{text} was made in memory, and nothing on disk is it, so it cannot be opened again"
+        raise MoecError("M204", what, MANIFEST, "in Python, give the model itself: moec.verify(engine, model)")
     kind = source_kind(text, Opening())
     runs = kind.runs(text) if kind else ""
     if runs and model is None and not opening.get("trust_remote_code"):
         fix = "read it, then pass --trust-remote-code"
         raise MoecError("M209", f"the manifest names the model, and {runs}", text, fix)
-    _require_same_files(report, [*(kind.files(text) if kind else ()), *_code_of(report, Path(text))])
+    files = kind.files(text) if kind else ()
+    _require_same_files(report, {file.name: file for file in files} | _code_of(report, text, files))
     source = open_source(text, **{**opening, **report.opening})
     require_same_source(report, source)
     return source
 
 
-def _code_of(report: Report, folder: Path) -> list[Path]:
-    """The code in a model's folder that the engine was made with: compared before it is run."""
+def _code_of(report: Report, text: str, files: Sequence[Path]) -> dict[str, Path]:
+    """The code in a model's folder, or beside its file, that the engine was made with, by its name in the manifest:
+    compared before it is run."""
+    folder = Path(text) if not files or Path(text).is_dir() else files[0].parent
     names = [name for name in report.source_hashes if name.endswith(".py") and stays_inside(name)]
-    return [folder / name for name in names if (folder / name).is_file()]
+    return {name: folder / name for name in names if (folder / name).is_file()}
 
 
-def _require_same_files(report: Report, files: Sequence[Path]) -> None:
+def _require_same_files(report: Report, files: Mapping[str, Path]) -> None:
     """Raise M106 when a file that would be opened is not the one that an engine was made from."""
-    for file in files:
+    for name, file in files.items():
         try:
-            same = report.source_hashes.get(file.name) == file_hash(file)
+            same = report.source_hashes.get(name) == file_hash(file)
         except OSError:
             continue  # who opens it says what is wrong
         if not same:
-            _refuse_changed(report, [file.name])
+            _refuse_changed(report, [name])
 
 
 def _refuse_changed(report: Report, names: Sequence[str]) -> NoReturn:
     what = f"the source has changed since: {', '.join(names[:3])}"
-    raise MoecError("M106", what, report.source, "compile it anew: moec compile MODEL")
+    memory = is_in_memory(report.source_hashes)
+    fix = "give the model as it was then, or compile it anew" if memory else "compile it anew: moec compile MODEL"
+    raise MoecError("M106", what, report.source, fix)
 
 
 def require_same_source(report: Report, source: Source) -> None:

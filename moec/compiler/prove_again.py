@@ -14,6 +14,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
+from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Source
 from moec.layouts import model_folder
 from moec.pipeline.hooks import RecordHook
@@ -60,11 +61,12 @@ def prove_again(folder: Path, against: Any, asked: Asked, opening: Mapping[str, 
 
     Args:
         folder: what `compile` wrote.
-        against: None for its own source; else another engine's folder, or another model.
+        against: None for its own source; else another engine's folder, or another model. Of an engine whose model was
+            made in memory, that model.
         opening: arguments of `open_source`.
     """
     engine_folder = EngineFolder(folder, opening)
-    own = engine_folder.source()
+    own = engine_folder.own(against)
     captured, program = engine_folder.remake(own)
     if _is_engine(against):
         other = EngineFolder(Path(against), opening)
@@ -74,7 +76,7 @@ def prove_again(folder: Path, against: Any, asked: Asked, opening: Mapping[str, 
                 engine_folder.subject(own, theirs, program), against=reference, source_bytes=other.size_bytes, exam=None
             )
             return _prove(engine_folder, subject, asked)
-    if against is None:
+    if against is None or is_in_memory(own.hashes):
         return _prove(engine_folder, engine_folder.subject(own, captured, program), asked)
     source = open_source(against, **opening)
     before, twin = _compiled_alike(engine_folder, source)

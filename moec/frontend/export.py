@@ -21,6 +21,7 @@ from moec.frontend.looked_up import values_of
 from moec.frontend.randomness import refuse_random
 from moec.frontend.refusals import place_of, reason, way_out
 from moec.program.functional import functionalize
+from moec.program.original import Original, OutputForm, Place
 from moec.program.program import META, Input, Program, attach, identifier, place
 from moec.startup import late
 from moec.weights.lazy import Weight, from_tensor
@@ -146,7 +147,7 @@ def from_exported(
     signature = tuple(
         _signature(node, name, (dynamic or {}).get(name)) for node, name in zip(placeholders, names, strict=True)
     )
-    outputs = _output_names(exported, graph_module)
+    form, outputs = _output_form(exported, graph_module)
 
     graph = fx.Graph()
     table: dict[str, Weight] = {}
@@ -175,6 +176,8 @@ def from_exported(
             flat = [a for a in pytree.tree_leaves(copied.args) if isinstance(a, fx.Node)]
             copied.args = (tuple(flat),)
     program = Program(fx.GraphModule(root, place(graph, META)), table, signature, outputs, source)
+    learnt = {id(table[name]) for name in exported.graph_signature.parameters if name in table}
+    program.original = Original(form, frozenset(name for name, weight in table.items() if id(weight) not in learnt))
     functionalize(program.graph)
     refuse_random(program.graph)
     program.finish()
@@ -241,16 +244,20 @@ def _own(size: Any, name: str, axis: int) -> str:
     return str(size) if str(size).isidentifier() else f"{identifier(name)}_{axis}"
 
 
-def _output_names(exported: ExportedProgram, graph_module: fx.GraphModule) -> tuple[str, ...]:
+def _output_form(exported: ExportedProgram, graph_module: fx.GraphModule) -> tuple[OutputForm, tuple[str, ...]]:
+    """What the model returns, and the names of the tensors in it, in order."""
     output = next(n for n in graph_module.graph.nodes if n.op == "output")
     leaves = pytree.tree_leaves(output.args)
-    values = [f"output_{i}" if isinstance(a, fx.Node) else None for i, a in enumerate(leaves)]
     tree = pytree.tree_unflatten(list(range(len(leaves))), exported.call_spec.out_spec)
     names = [_leaf_name(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
     if len(names) == 1 and not names[0]:
         names = ["output"]
-    picked = [name or fallback for name, fallback in zip(names, values, strict=True) if fallback]
-    return tuple(str(n) for n in picked)
+    places = [
+        Place(name or f"output_{i}") if isinstance(leaf, fx.Node) else leaf
+        for i, (name, leaf) in enumerate(zip(names, leaves, strict=True))
+    ]
+    form = OutputForm(exported.call_spec.out_spec, tuple(places))
+    return form, tuple(x.output for x in places if isinstance(x, Place))
 
 
 def named_outputs(value: Any) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from moec.files.regular import file_hash
 from moec.frontend.dimensions import are_least_sizes, enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
+from moec.frontend.in_memory import state_hash
 from moec.frontend.refusals import depends_on_data, say_dynamic, say_inputs, with_fixed_sizes
 from moec.frontend.samples import (
     guess_domain,
@@ -29,7 +32,7 @@ from moec.frontend.samples import (
 )
 from moec.frontend.snapshot import Snapshot
 from moec.frontend.source import Domain, Opening, Source
-from moec.frontend.users_code import call, import_file
+from moec.frontend.users_code import call, import_file, siblings_of
 from moec.program.program import Input, Program
 from moec.program.signature import sizes_of
 
@@ -72,7 +75,7 @@ class ModuleSource(Source):
         self, module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic | None = None, *,
         text: str = "module", hashes: Mapping[str, str] | None = None, domains: Mapping[str, Domain] | None = None,
     ) -> None:  # fmt: skip
-        self.text, self.hashes, self._module, self._samples = text, dict(hashes or {}), module, dict(inputs)
+        self.text, self._files, self._module, self._samples = text, dict(hashes or {}), module, dict(inputs)
         self._dynamic = dict(dynamic if dynamic is not None else guess_dynamic(inputs))
         self.inputs = tuple(Input(n, t.dtype, shape_of(t, self._dynamic.get(n, ()))) for n, t in inputs.items())
         self.domains = {n: guess_domain(n, t) for n, t in inputs.items()} | dict(domains or {})
@@ -85,15 +88,28 @@ class ModuleSource(Source):
     @classmethod
     def open(cls, model: Any, opening: Opening) -> ModuleSource:
         """A module's source. Raises M201 without sample inputs."""
+        text = type(model).__name__
+        if opening.specs:
+            samples, dynamic, domains = parse_inputs(opening.specs)
+            return cls(model, samples, dynamic, text=text, domains=domains)
         if not isinstance(opening.inputs, Mapping):
-            what = f"{type(model).__name__} needs sample inputs"
-            raise MoecError("M201", what, "inputs", "pass inputs={'name': tensor, …}")
-        return cls(model, opening.inputs, opening.dynamic, text=type(model).__name__)
+            raise MoecError("M201", f"{text} needs sample inputs", "inputs", "pass inputs={'name': tensor, …}")
+        return cls(model, opening.inputs, opening.dynamic, text=text)
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:  # type: ignore[override]  # all weights are read only when somebody asks
+        """SHA-256 of the files that it was built from; of the weights of a module that is only in memory."""
+        return self._files or state_hash(self._module.state_dict())
 
     def reference(self) -> Engine:
         return ModuleEngine(copied(self._module) or self._module, self.inputs)  # a run may change what it is of
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
+        program = self._captured(dtype)
+        program.original = replace(program.original, source=self)
+        return program
+
+    def _captured(self, dtype: torch.dtype) -> Program:
         module = copied(self._module) or self._module  # torch.export runs it, and it may change itself
         if any(p.is_floating_point() and p.dtype != dtype for p in module.parameters()):
             module = copy.deepcopy(module).to(dtype)
@@ -170,6 +186,7 @@ class ExportedSource(Source):
         self._exported = load_exported(path)
         self.text, self.hashes = str(path), {path.name: file_hash(path)}
         self._program = from_exported(self._exported, source=str(path))
+        self._program.original = replace(self._program.original, source=self)
         self.inputs = self._program.inputs
         self.domains = {i.name: named_domain(i.name) for i in self.inputs} | token_domains(self._program)
         self.size_bytes = sum(w.size_bytes for w in self._program.weights.values())
@@ -213,22 +230,21 @@ def from_file(text: str, inputs: Sequence[str] = ()) -> FileSource:
             text,
             "return the module itself",
         )
-    hashes = {path.name: file_hash(path)}
+    siblings = siblings_of(path)
+    found = _made(made, text, inputs, {name: file_hash(file) for name, file in {path.name: path, **siblings}.items()})
+    found.snapshot = snapshot.and_of(siblings.values())
+    return found
+
+
+def _made(made: Sequence[Any], text: str, inputs: Sequence[str], hashes: Mapping[str, str]) -> FileSource:
+    """The source of what a file's callables returned: a module, and samples where no inputs are given."""
     if inputs:
         samples, dynamic, domains = parse_inputs(inputs)
-        given = FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
-        given.snapshot = snapshot
-        return given
+        return FileSource(made[0], samples, dynamic, text=text, hashes=hashes, domains=domains)
     if len(made) < 2:
-        raise MoecError(
-            "M201",
-            "no sample inputs",
-            text,
-            "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs",
-        )
-    found = FileSource(made[0], made[1], text=text, hashes=hashes)
-    found.snapshot = snapshot
-    return found
+        fix = "add --input name=batch,64:float32, or name a second callable: file.py:build:sample_inputs"
+        raise MoecError("M201", "no sample inputs", text, fix)
+    return FileSource(made[0], made[1], text=text, hashes=hashes)
 
 
 def _file_of(text: str) -> tuple[Path, list[str]]:

@@ -21,6 +21,18 @@ def guess_dynamic(inputs: Mapping[str, Tensor]) -> dict[str, tuple[str | None, .
     return {n: tuple(d) for n, d in dims.items()}
 
 
+def specs_of(inputs: Mapping[str, Tensor], dynamic: Mapping[str, Sequence[str | int | None]] | None) -> tuple[str, ...]:
+    """Samples as `name=dims:dtype[<high]` texts, which a manifest can hold and `parse_inputs` reads."""
+    dims = guess_dynamic(inputs) if dynamic is None else dynamic
+    return tuple(_spec(name, t, dims.get(name, ())) for name, t in inputs.items())
+
+
+def _spec(name: str, sample: Tensor, dims: Sequence[str | int | None]) -> str:
+    whole = sample.numel() and not (sample.is_floating_point() or sample.is_complex())
+    high = f"<{max(2, int(sample.max()) + 1)}" if whole else ""
+    return f"{name}={','.join(map(str, shape_of(sample, dims)))}:{str(sample.dtype)[6:]}{high}"
+
+
 def guess_domain(name: str, sample: Tensor) -> Domain:
     """Integers up to the sample's largest; masks and positions by their names."""
     high = int(sample.max()) + 1 if not sample.is_floating_point() and sample.numel() else 2

@@ -15,6 +15,7 @@ from moec.frontend.edges import sizes_to_trace
 from moec.frontend.export import export, from_exported
 from moec.frontend.exported_file import load_exported
 from moec.program.conditions import Assumptions
+from moec.program.original import Original
 from moec.program.program import META, AppliedPass, Input, Program
 from moec.weights.lazy import Weight, from_file
 from moec.weights.shards import write_shards
@@ -51,6 +52,7 @@ def save_program(program: Program, folder: str | Path) -> None:
         "weights": alias,
         "assumptions": program.assumptions.to_plain(),
         "edges": list(program.edges),
+        "original": program.original.to_plain(),
     }
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -84,6 +86,7 @@ def load_program(folder: str | Path) -> Program:
         named = {i.name: torch.empty(0) for i in inputs}
         program = from_exported(exported, weights=weights, dynamic=dynamic, source=facts["source"], inputs=named)
         program.conditions, program.values, program.edges = assumed.sizes, assumed.values, tuple(facts["edges"])
+        program.original = Original.of_plain(facts.get("original", {}))
         program.outputs, program.history = tuple(facts["outputs"]), [AppliedPass(**s) for s in facts["history"]]
         return program
     except MoecError:

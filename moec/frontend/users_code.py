@@ -1,4 +1,8 @@
-"""A user's own Python file: imported and called where the user named it, and its failures told as such."""
+"""A user's own Python file: imported and called where the user named it, and its failures told as such.
+
+While it runs, `import` finds the files beside it first, as when python runs the file. Afterwards everything is as it
+was: another file may have siblings of the same names.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,21 @@ from typing import Any
 
 from moec.errors import MoecError
 
+_SIBLINGS: dict[str, Any] = {}  # modules that users' files imported from beside them, by name
+
 
 def import_file(path: Path) -> Any:
     """The module that a user's Python file makes, under a name that takes no other module's place. Raises M204 where
     there is no such file, or where it fails."""
+    _forget_siblings()
     name = f"moec_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"  # it takes no module's place
     spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise MoecError("M204", "no such Python file", str(path), "give path/to/file.py:callable")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickles of the file look for it
-    with _running(f"the file {path.name}", str(path), "run it with python to see the traceback"):
+    running = _running(f"the file {path.name}", str(path), "run it with python to see the traceback")
+    with running, _beside(path.resolve().parent):
         spec.loader.exec_module(module)
     return module
 
@@ -33,8 +41,49 @@ def call(module: Any, name: str, text: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         raise MoecError("M204", f"the file has no callable {name!r}", text, "name a function or class of the file")
-    with _running(f"{name}()", text, "call it in python to see the traceback"):
+    folder = Path(module.__file__).resolve().parent
+    with _running(f"{name}()", text, "call it in python to see the traceback"), _beside(folder):
         return function()
+
+
+def siblings_of(path: Path) -> dict[str, Path]:
+    """The files that the file which ran last imported from beside it, by their path relative to its folder."""
+    folder = path.resolve().parent
+    files = [Path(module.__file__).resolve() for module in _SIBLINGS.values() if getattr(module, "__file__", None)]
+    return {f.relative_to(folder).as_posix(): f for f in sorted(files) if f.is_relative_to(folder)}
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """`import` looks into a folder first; no compiled code is kept there or elsewhere."""
+    known, place, writes = set(sys.modules), str(folder), sys.dont_write_bytecode
+    importlib.invalidate_caches()  # a file may be younger than what Python knows of its folder
+    sys.path.insert(0, place)
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = writes
+        if place in sys.path:  # the file may have changed it
+            sys.path.remove(place)
+        tops = {name.split(".")[0] for name in known} - {name.split(".")[0] for name in _SIBLINGS}
+        new = {n: m for n, m in sys.modules.items() if n not in known and n.split(".")[0] not in tops}
+        _SIBLINGS.update({name: module for name, module in new.items() if _lies_in(module, name, folder)})
+
+
+def _lies_in(module: Any, name: str, folder: Path) -> bool:
+    """Whether a module is a file or a package of a folder, and not of an environment that happens to lie in it."""
+    found = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    place = Path(found).resolve() if found else folder
+    return place.is_relative_to(folder) and place.relative_to(folder).with_suffix("").parts[:1] == (name.split(".")[0],)
+
+
+def _forget_siblings() -> None:
+    """Let the next file import its own, and the same file those that were written anew."""
+    for name, module in _SIBLINGS.items():
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+    _SIBLINGS.clear()
 
 
 @contextmanager

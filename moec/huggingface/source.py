@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moec.errors import MoecError
-from moec.execution.anew import CalledAnew
-from moec.execution.engine import Engine, tensors_of
+from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut, LeftOut
 from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.companions import describe, write_companions
+from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt, explain
 from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
@@ -26,38 +26,22 @@ from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.described import Described
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder
+from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
+from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.rope import grow_without_memory
-from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, call_of, expose, signature_of
+from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
+from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
 from moec.program.program import Input, Program
 from moec.weights.lazy import Weight
 
-
-class Origin(Protocol):
-    """Where a model's structure and weights come from: a `ModelFolder` or a `Loaded` model."""
-
-    @property
-    def template(self) -> Any:
-        """A `PreTrainedModel` to read the signature from; its weights may be missing."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the weights as stored."""
-
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files by name."""
-
-    def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
-        """A private model on the meta device and its lazy weights."""
-
-    def loaded(self) -> Any:
-        """The untouched model in float32."""
+NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
 
 
 def open_source(
@@ -86,21 +70,30 @@ class HuggingFaceSource(Source):
 
     leaves_out = True
 
-    def __init__(self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None) -> None:
-        self.text, self.origin, self._leave_out = text, origin, leave_out or LeaveOut()
+    def __init__(
+        self,
+        text: str,
+        origin: Origin,
+        cache: bool = True,
+        leave_out: LeaveOut | None = None,
+        given: Given | None = None,
+    ) -> None:
+        self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
         self.snapshot = getattr(origin, "snapshot", None)
         self._unread: Sequence[LeftOut] = ()
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
-        self._cache, self._own_attention = cache and decoder, not cache and decoder
+        self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
+        self._own_attention = decoder and not self._cache
+        self._without = NO_CACHE if cache and decoder and not self._cache else ()
         if not self._cache:
             self.signature = self._signature()  # refuses other modalities at once
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
-        """Any text, and a `PreTrainedModel` that comes without sample inputs."""
+        """Any text, and a `PreTrainedModel`."""
         if isinstance(model, nn.Module):
-            return opening.inputs is None and hasattr(model, "config") and hasattr(model, "base_model_prefix")
+            return hasattr(model, "config") and hasattr(model, "base_model_prefix")
         return isinstance(model, str | Path)
 
     @classmethod
@@ -122,7 +115,7 @@ class HuggingFaceSource(Source):
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
-            return cls.from_model(model, opening.cache, opening.leave_out)
+            return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening))
         return open_source(
             str(model),
             trust_remote_code=opening.trust_remote_code,
@@ -132,11 +125,14 @@ class HuggingFaceSource(Source):
         )
 
     @classmethod
-    def from_model(cls, model: Any, cache: bool = True, leave_out: Sequence[str] = ()) -> HuggingFaceSource:
+    def from_model(
+        cls, model: Any, cache: bool = True, leave_out: Sequence[str] = (), given: Given | None = None
+    ) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
-        and its tensors are not copied. Raises M217 for an adapter that is not in the model's weights."""
+        and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
+        Raises M217 for an adapter that is not in the model's weights."""
         model = unwrapped(model)
-        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out))
+        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given)
 
     @cached_property
     def signature(self) -> Signature:
@@ -151,18 +147,26 @@ class HuggingFaceSource(Source):
         return self._signature(caches)
 
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
+        if self._given is not None and not caches:
+            return self._given.signature(self.origin.template)
         return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None))
+
+    @property
+    def _capture_sizes(self) -> dict[str, int]:
+        return CAPTURE_SIZES if self._given is None else self._given.sizes(self.inputs) | CAPTURE_SIZES
 
     @cached_property
     def _account(self) -> Account:
-        return account_of(self.origin, (i.name for i in self.inputs), self._leave_out)
+        otherwise = "it is not among the inputs that were given" if self._given else ""
+        return account_of(self.origin, (i.name for i in self.inputs), self._leave_out, otherwise)
 
     def account(self) -> Account:
         """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
         of."""
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
-        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more))
+        notes = (*found.notes, *self._without)
+        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes)
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
@@ -186,7 +190,7 @@ class HuggingFaceSource(Source):
 
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch and float32, weights loaded."""
-        return UntouchedEngine(self.origin.loaded(), self)
+        return UntouchedEngine(self.origin.loaded(), self.signature, self.sample(self._capture_sizes))
 
     def facts(self) -> ModelFacts:
         return describe(self.origin, self.text, self.inputs)
@@ -198,7 +202,7 @@ class HuggingFaceSource(Source):
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
         from moec.huggingface.saving.save import save_hf
 
-        save_hf(program, self, folder)
+        save_hf(program, folder, self)
 
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
@@ -228,7 +232,7 @@ class HuggingFaceSource(Source):
         if error.code not in ("M206", "M207") or not self._cache:
             return error
         try:
-            HuggingFaceSource(self.text, self.origin, False, self._leave_out).capture()
+            HuggingFaceSource(self.text, self.origin, False, self._leave_out, self._given).capture()
         except MoecError as other:
             what = f"{error.what}; with --no-cache, {other.what}"
             return MoecError(error.code, what, other.where, other.fix)
@@ -254,10 +258,11 @@ class HuggingFaceSource(Source):
         model, weights = self._private(dtype)
         if attention:
             model.set_attn_implementation(attention)
+        kinds = watched(model)
         expose(model, self.signature)
         if device != "meta":
             model.to_empty(device=device)  # address space only: torch.export never touches the values
-        sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(CAPTURE_SIZES).items()}
+        sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(self._capture_sizes).items()}
         try:
             program = capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)
         except MoecError as error:
@@ -268,6 +273,7 @@ class HuggingFaceSource(Source):
         if isinstance(self.origin, ModelFolder) and self.origin.adapter is None and not self.origin.quantized:
             self._unread = unread_tensors(self.origin.checkpoint.weights, program)
         keep_packed(program)
+        program.original = original_of(program, model, kinds, self)
         return program
 
     def _private(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
@@ -282,22 +288,3 @@ class HuggingFaceSource(Source):
         if not self._own_attention:
             use_moec_attention(model)
         return model, weights
-
-
-class UntouchedEngine(Engine):
-    """A model exactly as transformers runs it; one that changes itself while it runs is made anew for each input."""
-
-    def __init__(self, model: Any, source: HuggingFaceSource) -> None:
-        self.name, self.inputs, self.module = "eager (transformers)", source.inputs, model
-        self._call = CalledAnew(model, lambda other: call_of(other, source.signature))
-        self.outputs = tuple(self.run(source.sample(CAPTURE_SIZES)))
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.inference_mode():
-            return self._call(**inputs)
-
-    def be_timed(self) -> None:
-        self._call.watched = False
-
-    def tensors(self) -> dict[str, Tensor]:
-        return tensors_of(self._call.pristine)

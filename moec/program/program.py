@@ -5,23 +5,28 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, fx, nn
 
 import moec.dialect  # noqa: F401  # registers the operators that a graph may hold
 from moec.errors import MoecError
+from moec.program.attributes import attach as attach
+from moec.program.attributes import detach
 from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.decoder_signature import complete
+from moec.program.original import Original
 from moec.program.signature import PLUS as PLUS
 from moec.program.signature import Input as Input
 from moec.program.signature import dynamic_dimensions as dynamic_dimensions
 from moec.program.signature import identifier as identifier
-from moec.weights.lazy import Weight
+from moec.program.trainable import TrainableProgram
+from moec.weights.lazy import Weight, from_tensor
 
 META, CPU = torch.device("meta"), torch.device("cpu")
+TRAINED = "train"  # stands in a program's history where its weights were trained
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Program:
         conditions: on the sizes of the inputs, for which alone the graph is what the model does.
         values: that inputs may hold, where the graph looks them up in a table.
         edges: sizes at which the capture assumed something that the model did not say, and that a proof looks at.
+        original: what the model was beside what it computes.
     """
 
     graph_module: fx.GraphModule
@@ -64,6 +70,7 @@ class Program:
     conditions: tuple[Condition, ...] = ()
     values: tuple[Values, ...] = ()
     edges: tuple[dict[str, int], ...] = ()
+    original: Original = field(default_factory=Original)
 
     @property
     def assumptions(self) -> Assumptions:
@@ -133,18 +140,42 @@ class Program:
             detach(self.graph_module, name)
 
     # ------------------------------------------------------------------ running
-    def module(self, device: torch.device | str = "cpu", trainable: bool = False) -> fx.GraphModule:
-        """The program as an `nn.Module` with its weights loaded (on "meta": without data). Shared weights stay
-        shared."""
+    @overload
+    def module(self, device: torch.device | str = "cpu", trainable: Literal[False] = False) -> fx.GraphModule: ...
+
+    @overload
+    def module(self, device: torch.device | str = "cpu", *, trainable: Literal[True]) -> TrainableProgram: ...
+
+    def module(self, device: torch.device | str = "cpu", trainable: bool = False) -> nn.Module:
+        """The program as an `nn.Module` with its weights loaded (on "meta": without data). Shared weights stay shared.
+
+        It returns the outputs as a flat tuple; a trainable one is called, and answers, like the captured model, see
+        `moec.program.trainable.TrainableProgram`.
+        """
         device = torch.device(device)
+        graph = place(copy.deepcopy(self.graph), device)
+        root = TrainableProgram(self, graph) if trainable else nn.Module()
         loaded: dict[int, Tensor] = {}
-        root = nn.Module()
         for name, weight in self.weights.items():
             if id(weight) not in loaded:
                 value = weight.meta() if device == META else weight.load().to(device)
-                loaded[id(weight)] = nn.Parameter(value.clone()) if trainable and value.is_floating_point() else value
+                learns = trainable and value.is_floating_point() and name not in self.original.fixed
+                loaded[id(weight)] = nn.Parameter(value.clone()) if learns else value
             attach(root, name, loaded[id(weight)])
-        return fx.GraphModule(root, place(copy.deepcopy(self.graph), device))
+        return root if trainable else fx.GraphModule(root, graph)
+
+    def trained(self, tensors: Mapping[str, Tensor]) -> Program:
+        """The same program with other values for its weights, by name; they are copied. Its history says that it was
+        trained: copies that an upcycle made are no longer equal."""
+        found = self.clone()
+        made: dict[int, Weight] = {}
+        for name, old in self.weights.items():
+            if name in tensors and id(old) not in made:
+                value = from_tensor(tensors[name].detach().to(CPU, copy=True), name)
+                made[id(old)] = replace(value, relaid=any(part.relaid for part in old.expression()))
+            found.weights[name] = made.get(id(old), old)
+        found.history.append(AppliedPass(TRAINED, 1, "exact"))
+        return found
 
     def run(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Run once in eager PyTorch, loading all weights; a decoder's absent cache is empty. For repeated runs keep an
@@ -216,6 +247,7 @@ class Program:
             self.conditions,
             self.values,
             self.edges,
+            self.original,
         )
 
     def finish(self) -> None:
@@ -244,27 +276,6 @@ def place(graph: fx.Graph, device: torch.device) -> fx.Graph:
         if any(isinstance(a, torch.device) for a in [*node.args, *node.kwargs.values()]):
             node.args, node.kwargs = tuple(swap(a) for a in node.args), {k: swap(a) for k, a in node.kwargs.items()}
     return graph
-
-
-def attach(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor under a dotted name, creating the modules on the way."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if not hasattr(module, part):
-            module.add_module(part, nn.Module())
-        module = getattr(module, part)
-    if isinstance(value, nn.Parameter):
-        module.register_parameter(leaf, value)
-    else:
-        module.register_buffer(leaf, value)
-
-
-def detach(module: nn.Module, name: str) -> None:
-    """Remove what `attach` put there."""
-    *path, leaf = name.split(".")
-    for part in path:
-        module = getattr(module, part)
-    delattr(module, leaf)
 
 
 def users(nodes: Iterable[fx.Node]) -> set[fx.Node]:

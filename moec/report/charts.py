@@ -62,7 +62,7 @@ def load_charts(loads: Sequence[ExpertLoad]) -> list[Markup]:
         rows = {load.place: load.assignments for load in loads}
         note = "darker: a larger share of its block's most used; red: none"
         return [figure("Tokens of each expert", note, heat_map(rows, "expert"))]
-    top = max((max(load.assignments) for load in loads), default=0)  # one scale, so that blocks can be compared
+    top = max((n for load in loads for n in load.assignments), default=0)  # one scale, so that blocks can be compared
     return [figure(load.place, _reached(load), bar_chart(load.assignments, top=top)) for load in loads]
 
 
@@ -77,7 +77,7 @@ def text_load_charts(blocks: Sequence[BlockAgreement]) -> list[Markup]:
         rows = {b.module: b.load_after for b in blocks}
         return [figure("Tokens of each expert on the text", "darker: more; red: none", heat_map(rows, "expert"))]
     note = "tokens on the text; lines: in the untouched model"
-    top = max((max(*b.load, *b.load_after) for b in blocks), default=0)
+    top = max((n for b in blocks for n in (*b.load, *b.load_after)), default=0)
     return [figure(b.module, note, bar_chart(b.load_after, b.load, top)) for b in blocks]
 
 

@@ -116,7 +116,7 @@ def line_chart(
     short = [_fit(name, WIDTH / 4) for name in short]
     step = (WIDTH - LEFT - RIGHT) / max(1, len(names))
     parts = [_frame(scale, title, below, WIDTH, form)]
-    every = max(1, math.ceil(max(len(s) for s in short) * _LETTER * len(names) / (WIDTH - LEFT - RIGHT - 20)))
+    every = max(1, math.ceil((max(map(len, short)) + 1.5) * _LETTER * len(names) / (WIDTH - LEFT - RIGHT - 20)))
     parts += [_text(LEFT + (k + 0.5) * step, _BASE + 14, n, "middle") for k, n in enumerate(short) if k % every == 0]
     for values in series.values():
         points = [(LEFT + (k + 0.5) * step, TOP + _ROOM * (1 - scale.share(v))) for k, v in enumerate(values)]

@@ -97,9 +97,17 @@ def is_speed_file(folder: Path) -> bool:
 
 def _read(folder: Path) -> _File | None:
     try:
-        return msgspec.json.decode(read_bytes(folder / SPEED_FILE), type=_File)
+        found = msgspec.json.decode(read_bytes(folder / SPEED_FILE), type=_File)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+    return found if all(_could_be(speed) for speed in found.measured) else None
+
+
+def _could_be(speed: Speed) -> bool:
+    """Whether a measurement has the phases of its kind, and nothing in it took no time."""
+    names = {"text": {"prefill", "decode"}, "forward": {"forward"}}.get(speed.kind)
+    times = (t for p in speed.phases.values() for t in (p.p50_ms, p.p90_ms, p.p99_ms, p.per_s, *p.times_ms))
+    return speed.phases.keys() == names and all(t > 0 for t in times)
 
 
 def _hash(artefacts: Sequence[Artefact]) -> str:

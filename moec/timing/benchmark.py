@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 from moec.proof.digits import four_digits
+from moec.report.charts import UNITS
 from moec.report.speed import Phase, Speed
+from moec.shown import size_of
 from moec.timing.circumstances import Circumstances, circumstances
 from moec.timing.contenders import Memory
 from moec.timing.ratio import Ratio
@@ -25,6 +27,14 @@ class Moment(NamedTuple):
     phase: str
     number: int
     ms: float
+
+
+class Table(NamedTuple):
+    """What a table shows: the first column names engines, the others are figures."""
+
+    title: str
+    columns: Cells
+    rows: Sequence[Cells]
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,25 @@ class Benchmark:
         """What was run, in a line."""
         raise NotImplementedError
 
-    def table(self) -> list[Cells]:
-        """Names, units, and a row for each engine."""
-        raise NotImplementedError
+    def tables(self) -> list[Table]:
+        """A table for each phase, and one of the memory."""
+        phases = [self._phase(name) for name in (self.timings[0].phases() if self.timings else ())]
+        rows = [(t.engine, _size(t.memory.own_bytes), _size(t.memory.peak_bytes)) for t in self.timings]
+        return [*phases, Table("memory", ("engine", "own", "peak of the process"), rows)]
+
+    def _phase(self, name: str) -> Table:
+        rows = []
+        for timing in self.timings:
+            phase, ratio = timing.phases()[name], timing.ratios[name]
+            times = tuple(f"{ms:.4g}" for ms in (phase.p50_ms, phase.p90_ms, phase.p99_ms))
+            rows.append((timing.engine, *times, f"{phase.per_s:,.1f}", *ratio_cells(ratio)))
+        columns = ("engine", "p50 ms", "p90 ms", "p99 ms", f"{self.unit}/s", "speed", "interval")
+        return Table(f"{name}, time of {UNITS[name]}", columns, rows)
+
+    @property
+    def unit(self) -> str:
+        """What is counted a second."""
+        return "tokens"
 
     @property
     def findings(self) -> list[str]:
@@ -94,6 +120,17 @@ class Benchmark:
         return [
             f"{t.engine}: {phase} {ratio.beside(first)}" for t in self.timings[1:] for phase, ratio in t.ratios.items()
         ]
+
+    @property
+    def preparations(self) -> list[str]:
+        """A line for each engine that did something when it was loaded."""
+        return [f"{t.engine}: {t.prepared} when it was loaded" for t in self.timings if t.prepared]
+
+    @property
+    def headlines(self) -> list[str]:
+        """Where it was measured, and what."""
+        runs = f"{self.timings[0].runs} runs" if self.timings else "no runs"
+        return [*str(self.where).splitlines(), f"{self.head}; {runs} of each after {self.warmup} to warm up"]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the single times."""
@@ -117,9 +154,9 @@ class Benchmark:
                      where.at, memory.own_bytes, memory.peak_bytes, phases)  # fmt: skip
 
     def __str__(self) -> str:
-        preparations = [f"{t.engine}: {t.prepared} when it was loaded" for t in self.timings if t.prepared]
-        lines = [str(self.where), f"{self.head}; {self.warmup} runs to warm up", "", *aligned(self.table())]
-        return "\n".join([*lines, *([""] if self.findings else []), *self.findings, *preparations])
+        tables = [line for table in self.tables() for line in (table.title, *aligned([table.columns, *table.rows]), "")]
+        lines = [*self.headlines, "", *tables, *self.findings, *self.preparations]
+        return "\n".join(lines).rstrip()
 
 
 def aligned(rows: Sequence[Cells]) -> list[str]:
@@ -132,9 +169,9 @@ def aligned(rows: Sequence[Cells]) -> list[str]:
     ]
 
 
-def mib(size_bytes: int | None) -> str:
+def _size(size_bytes: int | None) -> str:
     """A size for a table; a dash for one that is not known."""
-    return "–" if size_bytes is None else f"{size_bytes / 2**20:,.0f}"
+    return "–" if size_bytes is None else size_of(size_bytes)
 
 
 def ratio_cells(ratio: Ratio) -> Cells:

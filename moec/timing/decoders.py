@@ -16,11 +16,12 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import clocked, generate, is_decoder
 from moec.program.decoder_signature import SEQUENCE
+from moec.progress import Progress
 from moec.report.speed import Phase
-from moec.timing.benchmark import Benchmark, Cells, Measured, Moment, mib, ratio_cells
+from moec.timing.benchmark import Benchmark, Measured, Moment
 from moec.timing.circumstances import circumstances
-from moec.timing.contenders import Contender, Memory, contenders, warmed_up
-from moec.timing.engines import rotated
+from moec.timing.contenders import Contender, Memory, contenders
+from moec.timing.engines import timed
 from moec.timing.ratio import Ratio, confidence_of, of_first, ratio_of
 
 SIZES = {"batch": 1, SEQUENCE: 128}
@@ -72,12 +73,6 @@ class DecoderBenchmark(Benchmark):
     def head(self) -> str:
         return f"batch {self.sizes['batch']}, {self.sizes[SEQUENCE]} + {self.sizes['new']} tokens"
 
-    def table(self) -> list[Cells]:
-        first = ("", "1st token", "", "", "prefill", "", "")
-        later = ("token", "", "", "decode", "", "", "own", "peak")
-        units = ("p50 ms", "p90", "p99", "tokens/s", "speed", "interval")
-        return [(*first, *later), ("engine", *units, *units, "MiB", "MiB"), *map(_row, self.timings)]
-
 
 def bench_decoders(
     engines: Sequence[Engine | Contender],
@@ -86,6 +81,7 @@ def bench_decoders(
     runs: int = 10,
     warmup: int = 1,
     versions: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> DecoderBenchmark:
     """Time engines that write text.
 
@@ -98,6 +94,7 @@ def bench_decoders(
         max_tokens: new tokens of a run, 2 or more.
         runs, warmup: timed and untimed runs of each.
         versions: of the runtimes, for the record.
+        progress: is told of the warm-up and of every round, between the times.
 
     Raises:
         MoecError: M201 without engines, runs, tokens or for an unknown size, M211 when an engine is no decoder.
@@ -119,8 +116,7 @@ def bench_decoders(
     chosen = {**SIZES, **(sizes or {})}
     prompt = torch.randint(0, 2, (chosen["batch"], chosen[SEQUENCE]), generator=torch.Generator().manual_seed(0))
     clocks = [partial(_seconds, c.engine, prompt, max_tokens) for c in all_of]
-    memory = [warmed_up(c, clock, warmup) for c, clock in zip(all_of, clocks, strict=True)]
-    times = np.array([rotated(clocks, r) for r in range(runs)])  # [runs, engines, tokens]
+    memory, times = timed(all_of, clocks, runs, warmup, progress or Progress())  # [runs, engines, tokens]
     sure = confidence_of(2 * (len(all_of) - 1))
     ratios = [_ratios(times[:, 0], times[:, i], sure) if i else (of_first(runs),) * 2 for i in range(len(all_of))]
     timings = tuple(_timing(c, times[:, i], ratios[i], memory[i], prompt) for i, c in enumerate(all_of))
@@ -165,12 +161,3 @@ def _timing(
         1e3 * p99,
         *ratios,
     )
-
-
-def _row(t: DecoderTiming) -> Cells:
-    first = (f"{ms:.2f}" for ms in (t.first_token_ms, t.first_token_p90_ms, t.first_token_p99_ms))
-    later = (f"{ms:.2f}" for ms in (t.p50_ms, t.p90_ms, t.p99_ms))
-    prefill, decode = (f"{n:,.1f}" for n in (t.prefill_tokens_per_s, t.decode_tokens_per_s))
-    prefilled, decoded = ratio_cells(t.prefill_ratio), ratio_cells(t.decode_ratio)
-    memory = mib(t.memory.own_bytes), mib(t.memory.peak_bytes)
-    return (t.engine, *first, prefill, *prefilled, *later, decode, *decoded, *memory)

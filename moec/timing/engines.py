@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input
 from moec.program.signature import Sample
+from moec.progress import Progress
 from moec.proof.sizes import verification_sizes
 from moec.report.speed import Phase
-from moec.timing.benchmark import Benchmark, Cells, Measured, Moment, mib, ratio_cells
+from moec.timing.benchmark import Benchmark, Measured, Moment
 from moec.timing.circumstances import circumstances
 from moec.timing.contenders import Contender, Memory, contenders, warmed_up
 from moec.timing.ratio import Ratio, confidence_of, of_first, ratio_of
@@ -65,10 +66,9 @@ class ForwardBenchmark(Benchmark):
     def head(self) -> str:
         return ", ".join(f"{name} {size}" for name, size in self.sizes.items()) or "fixed sizes"
 
-    def table(self) -> list[Cells]:
-        names = ("", "p50", "p90", "p99", "samples", "tokens", "own", "peak", "", "")
-        units = ("engine", "ms", "ms", "ms", "/s", "/s", "MiB", "MiB", "speed", "interval")
-        return [names, units, *map(_row, self.timings)]
+    @property
+    def unit(self) -> str:
+        return "tokens" if self.timings[0].tokens_per_s else "samples"
 
 
 def bench_engines(
@@ -78,6 +78,7 @@ def bench_engines(
     runs: int = 30,
     warmup: int = 3,
     versions: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
 ) -> ForwardBenchmark:
     """Time engines on one input.
 
@@ -90,6 +91,7 @@ def bench_engines(
         sizes: of the dynamic dimensions, for the default input.
         runs, warmup: timed and untimed runs of each.
         versions: of the runtimes, for the record.
+        progress: is told of the warm-up and of every round, between the times.
 
     Raises:
         MoecError: M201 without engines or runs, M211 when an engine doesn't take the input.
@@ -103,8 +105,7 @@ def bench_engines(
         chosen = nearest(first.conditions, chosen) or chosen
     sample = sample if sample is not None else default_sample(first.inputs, chosen)
     clocks = [partial(_seconds, c.engine, sample) for c in all_of]
-    memory = [warmed_up(c, clock, warmup) for c, clock in zip(all_of, clocks, strict=True)]
-    times = np.array([rotated(clocks, r) for r in range(runs)])
+    memory, times = timed(all_of, clocks, runs, warmup, progress or Progress())
     batch, length = (*[*chosen.values()][:2], None, None)[:2]
     sure = confidence_of(len(all_of) - 1)
     timings = tuple(
@@ -155,6 +156,23 @@ def _measured(inputs: Sequence[Input], sample: Sample) -> dict[str, int]:
     }
 
 
+def timed(
+    all_of: Sequence[Contender], clocks: Sequence[Callable[[], Any]], runs: int, warmup: int, progress: Progress
+) -> tuple[list[Memory], np.ndarray]:
+    """Warm every engine up, then run all of them in rounds. Returns the memory of each, and what the clocks gave:
+    `[runs, engines, …]`."""
+    progress.stage("warm up")
+    memory = [warmed_up(c, clock, warmup) for c, clock in zip(all_of, clocks, strict=True)]
+    progress.done(f"{len(all_of)} engines, {warmup} runs each")
+    progress.stage("time")
+    times = []
+    for number in range(runs):
+        times.append(rotated(clocks, number))
+        progress.advance(number + 1, runs, what="rounds")
+    progress.done(f"{runs} rounds")
+    return memory, np.array(times)
+
+
 def rotated(runs: Sequence[Callable[[], Result]], number: int) -> list[Result]:
     """The result of each, in their order, called in one that rotates with the round's number."""
     found = {(k + number) % len(runs): runs[(k + number) % len(runs)]() for k in range(len(runs))}
@@ -172,9 +190,3 @@ def _timing(of: Contender, seconds: np.ndarray, ratio: Ratio, memory: Memory, ba
     tokens = batch * length / p50 if length else None
     ms = (p50 * 1e3, p90 * 1e3, p99 * 1e3)
     return Timing(of.name, len(seconds), memory, of.engine.prepared, *ms, batch / p50, tokens, ratio)
-
-
-def _row(t: Timing) -> Cells:
-    tokens = f"{t.tokens_per_s:,.0f}" if t.tokens_per_s else "–"
-    times = (f"{t.p50_ms:.3f}", f"{t.p90_ms:.3f}", f"{t.p99_ms:.3f}", f"{t.samples_per_s:,.1f}", tokens)
-    return (t.engine, *times, mib(t.memory.own_bytes), mib(t.memory.peak_bytes), *ratio_cells(t.ratio))

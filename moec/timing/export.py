@@ -52,13 +52,16 @@ def as_html(benchmark: Benchmark) -> str:
     """The pictures, the table, what of it is more than noise, and where it was measured; loads nothing."""
     charts = Markup("").join(run_chart(phase, rows) for phase, rows in _rows(benchmark).items())
     findings = Markup("").join(Markup("<li>{}").format(shown(line)) for line in benchmark.findings)
-    table = "\n".join(aligned(benchmark.table()))
+    tables = Markup("").join(
+        Markup('<h3>{}</h3><pre class="wide">{}</pre>').format(t.title, shown("\n".join(aligned([t.columns, *t.rows]))))
+        for t in benchmark.tables()
+    )
     page = _PAGE.format(
         style=Markup(_style("look.css") + _style("page.css")),
         head=shown(benchmark.head),
         where=shown(str(benchmark.where)),
         findings=findings,
-        table=shown(table),
+        tables=tables,
         charts=charts,
     )
     return str(page)  # plain text: markup would escape what others put into it
@@ -70,7 +73,7 @@ _PAGE = Markup("""<!doctype html>
 <body><p class="kicker">moec bench</p><h1>{head}</h1>
 <ul>{findings}</ul>
 <div class="charts">{charts}</div>
-<h2>In figures</h2><pre class="wide">{table}</pre>
+<h2>In figures</h2>{tables}
 <h2>Where</h2><p class="soft">{where}</p>
 </body></html>
 """)

@@ -24,7 +24,8 @@ def test_bench_of_forward_passes(cli: Cli, mixtral_engine: Path, tmp_path: Path)
     files = [tmp_path / f"times{form}" for form in (".csv", ".json", ".svg", ".html")]
     exports = [word for file in files for word in ("--export", file)]
     said = cli("bench", mixtral_engine, "--forward", "--runs", 2, "--warmup", 1, "--size", "sequence=8", *exports)
-    assert "samples" in said and str(mixtral_engine)[-30:] in said and "torch" in said and "1 runs to warm up" in said
+    assert "tokens/s" in said and str(mixtral_engine)[-30:] in said and "torch" in said and "after 1 to warm up" in said
+    assert "peak of the process" in said and cli.err == ""
     data = json.loads(files[1].read_text())
     assert data["sizes"] == {"batch": 1, "sequence": 8, "past_sequence": 0} and len(data["moments"]) == 2
     assert files[0].read_text().startswith("engine,round,phase") and all(f.stat().st_size for f in files)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import tomllib
 
+import pytest
+import torch
+
+from moec import registry
+from moec.cli.explain import OPERATORS, explain
 from moec.errors import CODES
+from moec.pipeline.pipeline import Pipeline
 from tests.command_line import Cli
 
 
@@ -33,6 +39,22 @@ def test_a_target_as_it_is_written(cli: Cli) -> None:
 
 def test_a_preset(cli: Cli) -> None:
     assert 'name = "quantize"' in cli("explain", "int4")
+
+
+def test_every_pass_as_it_stands_in_a_file(cli: Cli) -> None:
+    for name in registry.names("passes"):
+        text = explain(name)[1]
+        table = tomllib.loads(text[text.index("[[pass]]") :])["pass"][0]
+        assert str(Pipeline.of([table])).startswith(name)
+    assert "experts = 8" in cli("explain", "upcycle")
+
+
+def test_an_operator(cli: Cli) -> None:
+    text = cli("explain", "moec::moe")
+    assert "router_weight" in text and "`[E, H]`" in text and "top_groups" in text
+    assert cli.json("explain", "route")["operator"] == "moec::route"
+    own = {str(name).removeprefix("moec::") for name in torch._C._dispatch_get_all_op_names() if name[:6] == "moec::"}
+    assert set(OPERATORS) == {name for name in own if "backward" not in name}
 
 
 @pytest.mark.parametrize(("name", "advice"), [("upcicle", "did you mean upcycle"), ("M998", "M"), ("zzz", "moec ls")])

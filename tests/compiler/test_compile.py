@@ -73,6 +73,10 @@ def test_compile_publishes_a_proven_engine(tmp_path: Path) -> None:
     report = compile_source(source(), Options(TARGET, seed=3), tmp_path / "engine", progress=stages)
     assert report.ok and report.coverage.complete and report.coverage.total == 8
     assert stages.names == ["account", "capture", "weights", "passes", "build", "verify"]
+    assert report.size is not None and report.size.active_after < report.size.parameters_after
+    assert report.size.parameters == report.size.parameters_after and report.size.stored_bytes > 0
+    assert report.layers is not None and [b.module for b in report.layers.blocks] == ["blocks.0", "blocks.1"]
+    assert "active a token" in (tmp_path / "engine" / "report.html").read_text()
     written = json.loads((tmp_path / "engine" / "moec.json").read_text())
     settings = written["settings"]
     assert (settings["target"], settings["seed"], settings["pipeline"]) == ("onnxruntime", 3, "")
@@ -189,7 +193,7 @@ def test_what_has_not_run_on_its_target_is_never_called_verified(tmp_path: Path)
     said = "proven on the CPU, not yet run on onnxruntime:cuda"
     again = Report.read(tmp_path / "engine" / "moec.json")
     assert again.ok and again.headline().startswith(f"{said}: ") and "verified" not in again.headline()
-    assert said in html(again) and said in str(again.proof)
+    assert said[1:] in html(again) and said in str(again.proof)  # a sentence of the page begins with a capital
     assert "skipped message=" in junit("engine", again.proof) and "failure" in junit("engine", again.proof, True)
     written = json.loads((tmp_path / "engine" / "moec.json").read_text())["proof"]
     assert written["proven_on_target"] is False and written["ran_on"] == "onnxruntime:cpu"

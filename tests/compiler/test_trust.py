@@ -114,3 +114,18 @@ def test_names_of_files_stay_in_the_folder(name: str, engine: Path, tmp_path: Pa
         with pytest.raises(MoecError, match="outside of the folder") as caught:
             verb(copy)
         assert caught.value.code == "M106"
+
+
+def test_a_file_beside_the_models_is_compared_before_any_code_is_run(tmp_path: Path) -> None:
+    """An engine is of what its file imported too; that is hashed, and looked at before it is run again."""
+    folder, mark = tmp_path / "model", tmp_path / "mark"
+    folder.mkdir()
+    (folder / "sizes.py").write_text("size = 4\n")
+    (folder / "net.py").write_text("from sizes import size\n" + CODE)
+    moec.compile(f"{folder / 'net.py'}:build", inputs=["input=batch,4:float32"], out=tmp_path / "engine")
+    assert api.read_report(tmp_path / "engine").source_hashes.keys() == {"net.py", "sizes.py"}
+    assert moec.verify(tmp_path / "engine", trust_remote_code=True).ok
+    (folder / "sizes.py").write_text(EVIL.format(mark=str(mark)) + "\nsize = 4\n")
+    with pytest.raises(MoecError) as caught:
+        moec.verify(tmp_path / "engine", trust_remote_code=True)
+    assert caught.value.code == "M106" and "sizes.py" in caught.value.what and not mark.exists()

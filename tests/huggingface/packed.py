@@ -22,7 +22,7 @@ def write(model: Path, text: str, folder: Path) -> tuple[HuggingFaceSource, Prog
     """Quantize a model's folder and save it; returns its source and the program that was saved."""
     source = open_source(str(model))
     program = Pipeline.parse(text).run(source.capture())[0]
-    save_hf(program, source, folder)
+    save_hf(program, folder, source)
     return source, program
 
 

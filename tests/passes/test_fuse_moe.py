@@ -162,7 +162,7 @@ def test_a_fused_program_trains() -> None:
     losses = []
     for _ in range(5):
         optimizer.zero_grad()
-        loss = F.mse_loss(module(x)[0], wanted)
+        loss = F.mse_loss(module(x), wanted)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())

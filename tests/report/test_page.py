@@ -51,6 +51,7 @@ def test_every_expert_has_a_bar_and_missed_ones_are_marked() -> None:
     load = ExpertLoad("moe", "blocks.0", (5, 0, 3))
     partly = with_check(report, ExpertsReached(replace(report.coverage, loads=(load,))))
     assert html(partly).count('class="missed"') == 1 and "not reached: 1" in html(partly)
+    assert Tags(html(partly)).counts["tr"] == Tags(html(report)).counts["tr"] + 2  # a head, and the block that failed
     assert not partly.ok and "1 of 3 experts were reached by none" in verdict(partly)
 
 

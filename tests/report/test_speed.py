@@ -55,3 +55,10 @@ def test_times_are_no_part_of_the_engine(tmp_path: Path) -> None:
     before = hash_artefacts(tmp_path)
     keep(tmp_path, SPEED, before)
     assert hash_artefacts(tmp_path) == before
+
+
+@pytest.mark.parametrize("phases", [{}, {"decode": Phase(1.0, 1.0, 1.0, 1.0)}, {"forward": Phase(0.0, 1.0, 1.0, 1.0)}])
+def test_what_nobody_measured_is_not_shown(phases: dict[str, Phase], tmp_path: Path) -> None:
+    kind = "forward" if "forward" in phases else "text"
+    (tmp_path / SPEED_FILE).write_text(speeds_with(replace(SPEED, kind=kind, phases=phases), tmp_path, FILES))
+    assert read_speeds(tmp_path, FILES) == () and not is_speed_file(tmp_path)

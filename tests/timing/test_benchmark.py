@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from moec.timing.benchmark import aligned, mib, ratio_cells
+from moec.timing.benchmark import aligned, ratio_cells
 from moec.timing.engines import bench_engines
 from moec.timing.ratio import SURE, Ratio, of_first
 from tests.timing.test_engines import Sleeper
@@ -17,10 +17,17 @@ def test_columns_are_as_wide_as_their_cells() -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    assert mib(None) == "–" and mib(3 * 2**20) == "3"
     few = Ratio(1.5, float("nan"), float("nan"), SURE, 2)
     assert ratio_cells(few) == ("1.50", "–") and ratio_cells(of_first(2)) == ("1.00", "")
     assert ratio_cells(Ratio(1.5, 1.25, 1.75, SURE, 9)) == ("1.50", "1.25–1.75")
+
+
+def test_there_is_a_table_a_phase_and_one_of_the_memory() -> None:
+    found = bench_engines([Sleeper("a", 0, []), Sleeper("b", 0, [])], sizes={"sequence": 2}, runs=2, warmup=1)
+    forward, memory = found.tables()
+    assert forward.title == "forward, time of a forward pass" and "tokens/s" in forward.columns
+    assert [row[0] for row in forward.rows] == ["a", "b"] and memory.rows[0][1] == "–" and "iB" in memory.rows[0][2]
+    assert max(map(len, str(found).splitlines()[4:])) <= 80  # below the line of the versions
 
 
 def test_plain_data_is_json() -> None:

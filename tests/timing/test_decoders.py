@@ -70,7 +70,9 @@ def test_plain_data_and_text() -> None:
     found = bench_decoders([engine], {"sequence": 2}, max_tokens=2, runs=1)
     assert str(found).endswith("one: kernels chosen when it was loaded")
     assert json.loads(json.dumps(found.to_dict()))["timings"][0]["engine"] == "one"
-    assert "batch 1, 2 + 2 tokens; 1 runs to warm up" in str(found) and "1st token" in str(found)
+    assert "batch 1, 2 + 2 tokens; 1 runs of each after 1 to warm up" in str(found) and "the first new token" in str(
+        found
+    )
 
 
 @pytest.mark.usefixtures("clock")

@@ -13,6 +13,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine, Engine
 from moec.program.program import Input
+from moec.progress import Progress
 from moec.timing.engines import bench_engines, default_sample, sizes_of
 from tests.moe_module import MoeModel, source_of
 
@@ -77,6 +78,20 @@ def test_what_sleeps_longer_is_called_slower() -> None:
     assert found.findings[0] == "b: forward slower, 0.10 times the speed of a (0.10 to 0.10)"
     assert found.findings[1] == "c: forward as fast as a, within 1%" and first.ratio.first
     assert found.to_dict()["timings"][1]["verdicts"] == {"forward": "slower"}
+
+
+def test_progress_is_told_between_the_times() -> None:
+    log: list[str] = []
+
+    class Told(Progress):
+        def stage(self, name: str) -> None:
+            log.append(name)
+
+        def advance(self, done: int, total: int, unit: str = "", what: str = "") -> None:
+            log.append(f"{done}/{total}")
+
+    bench_engines([Sleeper("a", 0, log)], sizes={"sequence": 2}, runs=2, warmup=1, progress=Told())
+    assert log == ["warm up", "a", "time", "a", "1/2", "a", "2/2"]
 
 
 def test_every_time_is_kept() -> None:

@@ -55,13 +55,14 @@ def makes_decoder_ids(model: Any) -> bool:
     return bool(model.config.is_encoder_decoder and _MAKES_ITSELF.search(type(model).__name__))
 
 
-def left_out_inputs(model: Any, kept: Iterable[str], leave_out: LeaveOut) -> tuple[LeftOut, ...]:
+def left_out_inputs(model: Any, kept: Iterable[str], leave_out: LeaveOut, otherwise: str = "") -> tuple[LeftOut, ...]:
     """The tensors of a model's forward that are no inputs of the engine, each with the reason.
 
     Args:
         model: a `PreTrainedModel`.
         kept: names of the engine's inputs.
         leave_out: what the user asked to do without.
+        otherwise: the reason where there is no other.
 
     Raises:
         MoecError: M216 for one without a reason.
@@ -70,7 +71,7 @@ def left_out_inputs(model: Any, kept: Iterable[str], leave_out: LeaveOut) -> tup
     asked = [name for name in names if name in leave_out]
     media = [name for name in names if _MEDIA.fullmatch(name)]
     gone = bool(media) and set(media) <= set(asked)
-    reasons = {n: "you asked for it" if n in asked else _reason(n, model, gone) for n in names}
+    reasons = {n: "you asked for it" if n in asked else _reason(n, model, gone) or otherwise for n in names}
     unexplained = [name for name, why in reasons.items() if not why]
     if unexplained:
         raise untaken(model, unexplained)

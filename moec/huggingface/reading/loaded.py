@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moec.frontend.in_memory import state_hash
 from moec.huggingface.reading import skeleton
 from moec.program.program import META
 from moec.weights.lazy import Weight, cast, from_tensor
@@ -26,8 +27,8 @@ class Loaded:
         return sum(t.nbytes for t in unique.values())
 
     def hashes(self) -> dict[str, str]:
-        """No files, so none."""
-        return {}
+        """Of the weights, there being no files."""
+        return state_hash(self.template.state_dict())
 
     def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
         """A private copy on the meta device and its weights in `dtype`, which stay the user's tensors until they are

@@ -6,14 +6,14 @@ from copy import deepcopy
 from typing import Any
 
 from moec.errors import MoecError
-from moec.program.moe_call import EXPERTS, MoeCall
-from moec.program.program import Program
+from moec.program.moe_call import MoeCall, moe_nodes
+from moec.program.program import TRAINED, Program
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 # architectures whose files hold an expert's matrices as `moec::experts` reads them, and whose code takes any number of
 # experts
 _KNOWN = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "glm4_moe")
-_SAYABLE = ("find-moe", "prune-experts", "quantize", "calibrate-router")
+_SAYABLE = ("find-moe", "fuse-moe", "prune-experts", "quantize", "calibrate-router", TRAINED)
 _FIX = "compile it without saving, or leave that out"
 
 
@@ -47,7 +47,7 @@ def pruned_config(program: Program, config: Any) -> Any:
     other = next((step.name for step in program.history if step.rewrites and step.name not in _SAYABLE), None)
     if other is not None:
         raise _refuse(program, f"{other} changed the architecture of a {config.model_type}")
-    counts = sorted({MoeCall(node).experts for node in program.nodes(EXPERTS)})
+    counts = sorted({MoeCall(node).experts for node in moe_nodes(program)})
     if len(counts) != 1:
         raise _refuse(
             program,

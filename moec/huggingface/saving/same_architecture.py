@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.huggingface.reading.conversion import collect
-from moec.program.moe_call import EXPERTS, MoeCall
+from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import META, Program
 from moec.recognition.weight_roles import weight_uses
 from moec.weights import lazy
@@ -57,7 +57,7 @@ def _refuse(program: Program, what: str, fix: str = _FIX) -> MoecError:
 
 def _refuse_mixed(program: Program) -> None:
     """Raise M206 where the experts of one layer have several widths."""
-    for node in program.nodes(EXPERTS):
+    for node in moe_nodes(program):
         if any(program.weight_of(matrices) is None for matrices in (MoeCall(node).w_in, MoeCall(node).w_out)):
             raise _refuse(
                 program,

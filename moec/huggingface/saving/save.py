@@ -17,47 +17,52 @@ from moec.huggingface.saving.plain_weights import is_quantized, refuse_floats, w
 from moec.huggingface.saving.pruned import is_pruned, pruned_config, refuse_by_call
 from moec.huggingface.saving.same_architecture import check_tied, plan_same
 from moec.huggingface.saving.upcycled import plan_upcycled, read_upcycled, target_config
-from moec.program.program import Program
+from moec.program.program import TRAINED, Program
+from moec.program.trainable import TrainableProgram
 from moec.weights.lazy import Weight
 
 
 def save_hf(
-    program: Program,
-    source: Any,
+    model: Program | TrainableProgram,
     folder: str | Path,
+    source: Any = None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> str:
-    """Write an upcycled, pruned or quantized causal language model as `config.json` and safetensors, streaming: one
-    block of a weight in memory at a time.
+    """Write an upcycled, pruned, trained or quantized causal language model as `config.json` and safetensors,
+    streaming: one block of a weight in memory at a time.
 
     The checkpoint's weights are the program's. Those that are packed are written in the compressed-tensors form, which
     vLLM loads, with the program's own integers; an embedding is written as the numbers that it stands for. The folder
     is written beside `folder` and renamed when it is whole.
 
     Args:
-        program: captured from a Hugging Face model, then upcycled or pruned, and quantized or not; not yet fused.
-        source: the model it was: its folder, its config, or the `HuggingFaceSource` that was captured. Tokenizer files
-            are copied from a folder.
+        model: a program that was captured from a Hugging Face model, then upcycled, pruned or trained, and quantized or
+            not, fused or not; or the module that `program.module(trainable=True)` made, as it is now.
         folder: to write; must not exist.
+        source: the model that it was captured from, where the program does not know: its folder, its config, or the
+            `HuggingFaceSource`. Tokenizer files are copied from a folder.
         dtype: to store in; None means the program's. Another one rounds scales too.
         max_shard_bytes: of one weight file.
 
     Returns:
         The architecture that was chosen: `mixtral`, `qwen3_moe` or `glm4_moe` for an upcycled model, else the source's
-            own, which a pruned one keeps.
+            own, which a pruned or trained one keeps.
 
     Raises:
         MoecError: M206 when no architecture of transformers, or the packed form, holds the model exactly, with the
             reasons; M210 when the folder cannot be written.
     """
+    program = model.program if isinstance(model, TrainableProgram) else model
+    source = program.original.source if source is None else source
     config, beside = _config(source)
     refuse_floats(program)
     refuse_by_call(program)
     packed, pruned = is_quantized(program), is_pruned(program)
     program = with_plain_weights(program) if packed else program
     config = pruned_config(program, config) if pruned else config
-    if pruned or (packed and not any(step.name == "upcycle" for step in program.history)):
+    steps = {step.name for step in program.history}
+    if pruned or ((packed or TRAINED in steps) and "upcycle" not in steps):
         target, stored = _plan_own(program, source, config, dtype)
     else:
         target, stored = _plan_upcycled(program, config, dtype)

@@ -13,8 +13,8 @@ from moec.dialect import Routing
 from moec.errors import MoecError
 from moec.huggingface.saving.containers import Container, Upcycled, UpcycledLayer
 from moec.program.dialect_call import RouteCall
-from moec.program.moe_call import EXPERTS, MoeCall
-from moec.program.program import META, Program
+from moec.program.moe_call import MoeCall, moe_nodes
+from moec.program.program import META, TRAINED, Program
 from moec.recognition.router_region import route_behind
 from moec.weights import lazy
 from moec.weights.lazy import Weight
@@ -43,7 +43,7 @@ _ATTENTION = ("sliding_window", "use_sliding_window", "attention_bias", "head_di
 
 def read_upcycled(program: Program, config: Any, dtype: torch.dtype | None = None) -> Upcycled:
     """Find the upcycled layers of a program. Raises M206 where it holds something else than the upcycle pass leaves."""
-    nodes = program.nodes(EXPERTS)
+    nodes = moe_nodes(program)
     found = dict(_read_layer(program, node) for node in nodes)
     rules = {rule for _, rule in found.values()}
     shapes = {(b.w_in.shape, b.w_out.shape, b.w_in.dtype) for b, _ in found.values()}
@@ -60,7 +60,7 @@ def read_upcycled(program: Program, config: Any, dtype: torch.dtype | None = Non
         routing=rule,
         experts=first.w_out.shape[0],
         intermediate=first.w_out.shape[2],
-        copies=all(step.contract == "exact" for step in program.history),
+        copies=all(step.contract == "exact" and step.name != TRAINED for step in program.history),
         dtype=dtype or first.w_in.dtype,
     )
 
@@ -76,19 +76,28 @@ def _read_layer(program: Program, node: fx.Node) -> tuple[int, tuple[UpcycledLay
             program, f"{node.name} has biases, which no architecture's experts have", "compile it without saving"
         )
     layer = _LAYER.search(str(getattr(call.w_in, "target", "")))
-    route = route_behind(call.ids, call.weights)
-    logits = RouteCall(route).logits if route is not None else None
-    router = (
-        program.weight_of(logits.args[1])
-        if isinstance(logits, fx.Node) and logits.target == torch.ops.aten.linear.default
-        else None
-    )
+    router, rule = _fused_router(program, call) if call.fused else _router_before(program, call)
     first, last = program.weight_of(call.w_in), program.weight_of(call.w_out)
-    if layer is None or route is None or router is None or first is None or last is None:
+    if layer is None or router is None or rule is None or first is None or last is None:
         raise _refuse(
             program, f"{node.name} is not what the upcycle pass leaves in `layers.N.mlp`", "save before other passes"
         )
-    return int(layer[1]), (UpcycledLayer(router, first, last), RouteCall(route).routing)
+    return int(layer[1]), (UpcycledLayer(router, first, last), rule)
+
+
+def _fused_router(program: Program, call: MoeCall) -> tuple[Weight | None, Routing | None]:
+    """The router that a `moec::moe` holds, if it is one of an upcycle, which has no biases."""
+    plain = call.router_bias is None and call.selection_bias is None
+    return (program.weight_of(call.router), call.routing) if plain else (None, None)
+
+
+def _router_before(program: Program, call: MoeCall) -> tuple[Weight | None, Routing | None]:
+    """The router that stands before a `moec::experts`."""
+    route = route_behind(call.ids, call.weights)
+    logits = RouteCall(route).logits if route is not None else None
+    if not isinstance(logits, fx.Node) or logits.target != torch.ops.aten.linear.default or route is None:
+        return None, None
+    return program.weight_of(logits.args[1]), RouteCall(route).routing
 
 
 # ---------------------------------------------------------------------- the checkpoint

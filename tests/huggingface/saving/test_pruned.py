@@ -41,7 +41,7 @@ def test_transformers_loads_it_and_says_the_same(name: str, tmp_path: Path) -> N
     from transformers import AutoModelForCausalLM
 
     source, program = of(name, PRUNE)
-    assert save_hf(program, source, tmp_path / "out") == name
+    assert save_hf(program, tmp_path / "out", source) == name
     assert json.loads((tmp_path / "out" / "config.json").read_text())[COUNT[name]] == 6
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -56,7 +56,7 @@ def test_transformers_loads_it_and_says_the_same(name: str, tmp_path: Path) -> N
 
 def test_it_can_be_compiled_again(tmp_path: Path) -> None:
     source, program = of("mixtral", PRUNE)
-    save_hf(program, source, tmp_path / "out")
+    save_hf(program, tmp_path / "out", source)
     again = open_source(str(tmp_path / "out"), cache=False).capture()
     sample = source.sample({"batch": 2, "sequence": 5})
     torch.testing.assert_close(again.run(**sample)["logits"], program.run(**sample)["logits"], rtol=1e-4, atol=1e-4)
@@ -64,7 +64,7 @@ def test_it_can_be_compiled_again(tmp_path: Path) -> None:
 
 def test_pruned_and_quantized(tmp_path: Path) -> None:
     source, program = of("mixtral", f"{PRUNE}, quantize(bits=4, group=16)")
-    assert save_hf(program, source, tmp_path / "out") == "mixtral"
+    assert save_hf(program, tmp_path / "out", source) == "mixtral"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_local_experts"] == 6 and config["quantization_config"]["quant_method"] == "compressed-tensors"
 
@@ -82,5 +82,5 @@ def test_pruned_and_quantized(tmp_path: Path) -> None:
 def test_what_no_checkpoint_holds(name: str, pipeline: str, reason: str, tmp_path: Path) -> None:
     source, program = of(name, pipeline)
     with pytest.raises(MoecError, match=reason) as caught:
-        save_hf(program, source, tmp_path / "out")
+        save_hf(program, tmp_path / "out", source)
     assert caught.value.code == "M206" and not (tmp_path / "out").exists()

@@ -63,7 +63,7 @@ def test_a_weight_without_a_place_is_refused(saved: Saved, tmp_path: Path) -> No
         node.replace_all_uses_with(program.read_weight(name))
     program.finish()
     with pytest.raises(MoecError, match="another"):
-        save_hf(program, source, tmp_path / "out")
+        save_hf(program, tmp_path / "out", source)
 
 
 def test_a_tied_head_of_its_own_is_refused(saved: Saved) -> None:

@@ -93,7 +93,7 @@ ROUND_TRIPS: list[tuple[str, dict[str, Any], str, str]] = [
 def test_round_trip(name: str, entries: dict[str, Any], text: str, kind: str, tmp_path: Path) -> None:
     model, program = changed(name, **entries) if entries else dense(name)
     program = upcycled(program, text)
-    assert save_hf(program, model.config, tmp_path / "out") == kind
+    assert save_hf(program, tmp_path / "out", model.config) == kind
     saved = load(tmp_path / "out")
     assert saved.config.model_type == kind
     assert gap(logits(saved), logits(model)) < TOLERANCE
@@ -114,14 +114,14 @@ def test_a_wrong_expert_is_seen(tmp_path: Path) -> None:
     program = upcycled(program, "upcycle")
     for name in [n for n in program.weights if n.endswith("w_out")]:
         program.weights[name] = rowwise("wrong", lambda t: t * 1.001, program.weights[name])
-    save_hf(program, model.config, tmp_path / "out")
+    save_hf(program, tmp_path / "out", model.config)
     assert gap(logits(load(tmp_path / "out")), logits(model)) > TOLERANCE
 
 
 def test_the_program_is_what_is_saved_even_where_it_is_not_the_dense_model(tmp_path: Path) -> None:
     model, program = dense("qwen3")
     program = upcycled(program, "upcycle(reinit=0.5)")
-    save_hf(program, model.config, tmp_path / "out")
+    save_hf(program, tmp_path / "out", model.config)
     saved = load(tmp_path / "out")
     ids = torch.randint(3, zoo.VOCAB, (2, 8))
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_a_folder_as_source_gives_its_tokenizer_and_other_dtypes(tmp_path: Path)
     folder = Path(zoo.save("llama", tmp_path / "dense"))
     (folder / "tokenizer.json").write_text("{}")
     model, program = dense("llama")
-    save_hf(upcycled(program, "upcycle"), folder, tmp_path / "out", dtype=torch.bfloat16, max_shard_bytes=20_000)
+    save_hf(upcycled(program, "upcycle"), tmp_path / "out", folder, dtype=torch.bfloat16, max_shard_bytes=20_000)
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 2
     saved = load(tmp_path / "out")
@@ -148,21 +148,21 @@ def test_a_source_knows_its_config_and_folder(tmp_path: Path) -> None:
     folder = Path(zoo.save("qwen3", tmp_path / "dense"))
     (folder / "vocab.json").write_text("{}")
     source = open_source(str(folder))
-    assert save_hf(upcycled(source.capture(), "upcycle"), source, tmp_path / "out") == "qwen3_moe"
+    assert save_hf(upcycled(source.capture(), "upcycle"), tmp_path / "out", source) == "qwen3_moe"
     assert (tmp_path / "out" / "vocab.json").exists()
 
 
 @pytest.mark.parametrize("source", ["model.py:make", object()])
 def test_a_model_from_elsewhere_is_refused(source: Any, tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
-        save_hf(upcycled(dense("llama")[1], "upcycle"), source, tmp_path / "out")
+        save_hf(upcycled(dense("llama")[1], "upcycle"), tmp_path / "out", source)
     assert caught.value.code == "M206" and "transformers library" in caught.value.what
 
 
 def test_sixteen_bit_shards_go_where_the_router_is_float32(tmp_path: Path) -> None:
     model, program = dense("llama")
     program = upcycled(program, "upcycle(granularity=2)")
-    assert save_hf(program, model.config, tmp_path / "out", dtype=torch.bfloat16) == "glm4_moe"
+    assert save_hf(program, tmp_path / "out", model.config, dtype=torch.bfloat16) == "glm4_moe"
     assert gap(logits(load(tmp_path / "out").float()), logits(model)) < 0.1
 
 
@@ -191,7 +191,7 @@ def test_what_no_container_holds_is_refused(
 ) -> None:
     model, program = changed(name, **entries) if entries else dense(name)
     with pytest.raises(MoecError) as caught:
-        save_hf(upcycled(program, text), model.config, tmp_path / "out")
+        save_hf(upcycled(program, text), tmp_path / "out", model.config)
     assert caught.value.code == "M206" and says in caught.value.what
     assert list(tmp_path.iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_what_no_container_holds_is_refused(
 def test_a_dense_program_is_refused(tmp_path: Path) -> None:
     model, program = dense("llama")
     with pytest.raises(MoecError) as caught:
-        save_hf(program, model.config, tmp_path / "out")
+        save_hf(program, tmp_path / "out", model.config)
     assert caught.value.code == "M206" and "no upcycled layers" in caught.value.what
 
 
@@ -207,7 +207,7 @@ def test_an_entry_without_a_place_is_refused(tmp_path: Path) -> None:
     model, program = dense("mistral")
     config = type(model.config)(**model.config.to_dict(), residual_multiplier=0.5)
     with pytest.raises(MoecError) as caught:
-        save_hf(upcycled(program, "upcycle"), config, tmp_path / "out")
+        save_hf(upcycled(program, "upcycle"), tmp_path / "out", config)
     assert caught.value.code == "M206" and "residual_multiplier" in caught.value.what
 
 
@@ -226,7 +226,7 @@ def test_nothing_is_left_behind(read: Callable[[int, int], Tensor], error: type[
     name = "model.layers.1.mlp.experts.w_out"
     program.weights[name] = Weight(program.weights[name].shape, torch.float32, "broken", read)
     with pytest.raises(error) as caught:
-        save_hf(program, model.config, tmp_path / "out")
+        save_hf(program, tmp_path / "out", model.config)
     assert list(tmp_path.iterdir()) == [] and getattr(caught.value, "code", "M210") == "M210"
 
 
@@ -234,5 +234,5 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     model, program = dense("llama")
     (tmp_path / "out").mkdir()
     with pytest.raises(MoecError) as caught:
-        save_hf(upcycled(program, "upcycle"), model.config, tmp_path / "out")
+        save_hf(upcycled(program, "upcycle"), tmp_path / "out", model.config)
     assert caught.value.code == "M210" and list((tmp_path / "out").iterdir()) == []
