@@ -66,6 +66,14 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec explain onnxruntime": "a target and its options",
         "moec explain M104": "an error",
     },
+    "cache": {
+        "moec cache": "where quantized weights are kept, and how many gigabytes",
+        "moec cache prune --max-days 30": "forget what was not used for a month",
+    },
+    "clean": {
+        "moec clean engines/ --dry-run": "what killed runs left behind; nothing is removed",
+        "moec clean engines/": "remove it",
+    },
     "doctor": {
         "moec doctor": "versions, runtimes, devices, and what is missing",
         "moec doctor --json": "the same for a script",
