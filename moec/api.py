@@ -102,14 +102,9 @@ def compile(
     options = Options.of(given)
     find_backend(options.target, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(
-        model,
-        inputs=inputs,
-        dynamic=dynamic,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        cache=cache,
-        leave_out=options.leave_out,
-    )
+        model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+        cache=cache, leave_out=options.leave_out,
+    )  # fmt: skip
     return compile_source(source, options, Path(out), hooks, progress, require_run)
 
 

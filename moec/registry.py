@@ -61,7 +61,12 @@ def find(group: Group, name: str) -> Any:
     return getattr(module, "".join(part.capitalize() for part in name.split("-")))
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
-    """Advice for a name that does not exist."""
-    near = get_close_matches(name, known, n=2, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+def did_you_mean(name: str, known: list[str], otherwise: str = "") -> str:
+    """Advice for a name that does not exist: the nearest ones, `otherwise`, or all that there are."""
+    near = nearest(name, known)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise or f"there are {', '.join(known) or 'none'}"
+
+
+def nearest(name: str, known: list[str]) -> list[str]:
+    """At most two names that somebody who wrote this one may have meant."""
+    return get_close_matches(name, known, n=2, cutoff=0.5)

@@ -33,6 +33,10 @@ def settle(exported: ExportedProgram) -> ExportedProgram:
             _settle_conversion(node)
         elif node.target is aten.reshape.default:
             _settle_reshape(node)
+        elif node.target is aten.flatten.using_ints:
+            _settle_flatten(node)
+        elif node.target is aten.chunk.default:
+            _settle_chunk(node)
         elif node.target in _BITWISE:
             node.target = _BITWISE[node.target]
         elif node.target is aten.dropout.default and node.args[2] is False:
@@ -72,6 +76,23 @@ def _settle_reshape(node: fx.Node) -> None:
         copy.meta = {**node.meta, "val": value.clone(memory_format=torch.contiguous_format)}
         node.args = (copy, *node.args[1:])
     node.target = aten.view.default
+
+
+def _settle_flatten(node: fx.Node) -> None:
+    """A flattening of fixed sizes behind the first becomes a reshape, and that a view."""
+    sizes = list(node.meta["val"].shape)
+    if all(isinstance(size, int) for size in sizes[1:]):
+        node.target, node.args = aten.reshape.default, (node.args[0], [-1, *sizes[1:]])
+        _settle_reshape(node)
+
+
+def _settle_chunk(node: fx.Node) -> None:
+    """Chunks of a dimension of fixed size become a split."""
+    x, chunks, dim = (*node.args, 0)[:3]
+    assert isinstance(x, fx.Node) and isinstance(chunks, int)
+    size = x.meta["val"].shape[dim]
+    if isinstance(size, int) and size:
+        node.target, node.args, node.kwargs = aten.split.Tensor, (x, -(-size // chunks), dim), {}
 
 
 def _replace(node: fx.Node, by: Any) -> None:

@@ -14,6 +14,7 @@ import click
 
 from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.examples import epilogue
 from moec.cli.interruption import INTERRUPTION
 from moec.cli.live import clear_screen
 from moec.cli.terminal import TERMINAL
@@ -63,6 +64,7 @@ class LazyGroup(click.Group):
                 return None
             raise MoecError("M201", f"no verb is called {cmd_name!r}", "moec", did_you_mean(cmd_name, list(VERBS)))
         command: click.Command = getattr(importlib.import_module(f"moec.cli.{VERBS[cmd_name]}"), f"{cmd_name}_command")
+        command.epilog = epilogue(cmd_name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ def say(text: str = "", err: bool = False, nl: bool = True, **style: Any) -> Non
 
 def say_verdict(text: str) -> None:
     """Print a line on stdout with its verdict in colour, where there is colour."""
-    click.echo(TERMINAL.verdict(text), file=TERMINAL.stream())
+    say_text(TERMINAL.verdict(text))
+
+
+def say_text(text: str) -> None:
+    """Print on stdout what `TERMINAL` made: its colours are ours, and foreign texts in it are spelled out already."""
+    click.echo(text, file=TERMINAL.stream())
 
 
 def emit(data: Any) -> None:
@@ -113,6 +119,16 @@ def _say_error(error: MoecError) -> None:
     say(head, err=True, fg="red", bold=True)
     for line in rest:
         say(line, err=True, fg="green" if line.startswith("  fix:") else None)
+
+
+@contextmanager
+def waiting(what: str, quiet: bool) -> Iterator[None]:
+    """On a terminal, show that something runs and for how long; no line of it stays."""
+    progress(quiet).stage(what)
+    try:
+        yield
+    finally:
+        clear_screen()
 
 
 def progress(quiet: bool) -> Progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -12,8 +13,10 @@ import click
 
 from moec.errors import MoecError
 from moec.files.refused import refused
+from moec.registry import did_you_mean
 
 CLOSED_PIPE = 128 + 13  # SIGPIPE
+_CHOICE = re.compile(r"'([^']*)' is not one of (.*)")  # as click words it
 _NO_MEMORY = ("can't allocate memory", "Failed to allocate memory")  # PyTorch and ONNX Runtime say it in words only
 
 
@@ -24,8 +27,7 @@ def as_moec_error(error: BaseException) -> MoecError | None:
     if isinstance(error, MoecError):
         return error
     if isinstance(error, click.UsageError):
-        where = error.ctx.command_path if error.ctx else "moec"
-        return MoecError("M201", error.format_message(), where, f"see `{where} --help`")
+        return _usage_error(error)
     if isinstance(error, click.ClickException):
         return MoecError("M201", error.format_message(), "moec", "see `moec --help`")
     if isinstance(error, OSError):
@@ -37,6 +39,19 @@ def as_moec_error(error: BaseException) -> MoecError | None:
         what = f"the model's code ended the program: {type(error).__name__}({str(error) or ''})"
         return MoecError("M219", what, "the model's code", "have it raise an ordinary exception, or none")
     return None
+
+
+def _usage_error(error: click.UsageError) -> MoecError:
+    """What the command line does not take, with the nearest of what it does."""
+    where = error.ctx.command_path if error.ctx else "moec"
+    what, fix = error.format_message(), f"see `{where} --help`"
+    if isinstance(error, click.NoSuchOption) and error.ctx:
+        flags = [o for p in error.ctx.command.get_params(error.ctx) for o in (*p.opts, *p.secondary_opts)]
+        what = f"no option is called {error.option_name!r}"
+        fix = did_you_mean(error.option_name, [flag for flag in flags if flag.startswith("--")], fix)
+    elif chosen := _CHOICE.search(what):
+        fix = did_you_mean(chosen[1], re.findall(r"'([^']*)'", chosen[2]))
+    return MoecError("M201", what, where, fix)
 
 
 class ClosedPipeError(Exception):

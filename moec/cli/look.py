@@ -10,54 +10,32 @@ from typing import Any
 import click
 
 from moec import registry
-from moec.cli.console import common, emit, say
+from moec.cli.console import common, emit, say, say_text, waiting
 from moec.cli.settings import model_options
 from moec.errors import MoecError
 
 
 @click.command("inspect")
 @click.argument("model")
+@click.option("--markdown", is_flag=True, help="Of an engine: its whole report as Markdown, e.g. for a job's summary.")
 @model_options
 @common
-def inspect_command(model: str, as_json: bool, quiet: bool, **opening: Any) -> None:
+def inspect_command(model: str, markdown: bool, as_json: bool, quiet: bool, **opening: Any) -> None:
     """Show what MODEL (or an engine's folder) holds: blocks, routing, parameters, FLOPs. Loads no weights."""
     from moec import api
-    from moec.report.page import markdown
+    from moec.cli.views import engine_view, model_view
+    from moec.report.page import markdown as as_markdown
 
     if (Path(model) / "moec.json").exists():
         report = api.read_report(model)
-        emit(report.to_dict()) if as_json else say(markdown(report))
+        emit(report.to_dict()) if as_json else say_text(as_markdown(report) if markdown else engine_view(report, model))
         return
-    found = api.inspect(model, **opening)
-    if as_json:
-        emit(found.to_dict())
-        return
-    for block in found.blocks:
-        rule = block.routing
-        routing = (
-            f"{rule['score']} top-{rule['top_k']} {rule['combine']}"
-            + (f", {rule['groups']} groups" if rule["groups"] > 1 else "")
-            if rule
-            else f"top-{block.top_k}"
-        )
-        mixture = f"{block.experts} experts, {routing}" if block.kind != "ffn" else "dense"
-        gate = "gated " if block.activation.get("gated") else ""
-        widths = f"{block.hidden} → {block.intermediate} " if block.hidden else ""
-        say(
-            f"{block.kind:<8} {block.module}  {mixture}  {widths}{gate}{block.activation.get('name', '')}"
-            f"  {_millions(block.parameters)}"
-        )
-    say(
-        f"parameters {_millions(found.parameters)}, active a token {_millions(found.active_parameters)}"
-        f" ({_millions(found.active_without_embedding)} without the input embedding),"
-        f" {found.flops_per_token / 1e6:,.1f} MFLOP a token, {found.size_bytes / 2**20:,.1f} MiB"
-    )
-    for miss in found.misses:
-        say(f"not matched: {miss.pass_name} at {miss.node}: {miss.reason}")
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.2f} M"
+    if markdown:
+        fix = "compile it first: moec compile MODEL -o FOLDER"
+        raise MoecError("M201", "only an engine has a report", f"--markdown, {model}", fix)
+    with waiting("inspect", quiet):
+        found = api.inspect(model, **opening)
+    emit(found.to_dict()) if as_json else say_text(model_view(found))
 
 
 @click.command("explain")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.console import common, emit, publish, say
+from moec.cli.console import common, emit, publish, say, waiting
 from moec.cli.settings import WHOLE, model_options, run_option, text_options
 from moec.errors import MoecError
 
@@ -71,14 +71,18 @@ def verify_command(
     from moec.report.summary import job_summary
 
     try:
-        result = api.verify(engine, against, **options)
+        with waiting("verify", quiet):
+            result = api.verify(engine, against, **options)
     except MoecError as error:
         if junit:
             publish(junit, as_junit(str(engine), error))
         raise
     if junit:
         publish(junit, as_junit(str(engine), result, require_run))
-    culprit = replace(api.bisect(engine, **options), proof=_failure(result)) if bisect else None
+    culprit = None
+    if bisect:
+        with waiting("bisect", quiet):
+            culprit = replace(api.bisect(engine, **options), proof=_failure(result))
     if html:
         publish(html, api.page(engine, result))
     if summary:

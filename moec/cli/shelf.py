@@ -12,11 +12,14 @@ import click
 
 from moec import registry
 from moec.cli.config import presets
-from moec.cli.console import common, emit, say
+from moec.cli.console import common, emit, say, say_text
+from moec.cli.terminal import TERMINAL
+from moec.shown import size_of
 
 if TYPE_CHECKING:
     from moec.compiler.shelf import Kept
 
+_COLUMNS = ("engine", "target", "max |d|/std", "size", "age", "verdict")
 KINDS = ("passes", "targets", "presets")
 _AGES = ((86400 * 2, 86400, "days"), (3600 * 2, 3600, "hours"), (60 * 2, 60, "minutes"), (0, 1, "seconds"))
 
@@ -59,23 +62,19 @@ def _engines(folder: Path, as_json: bool) -> None:
     if as_json:
         emit([{**dataclasses.asdict(kept), "folder": str(kept.folder)} for kept in found])
         return
-    say(_aligned([_row(kept, folder) for kept in found]) if found else f"no engine lies in {folder}")
+    table = TERMINAL.table(_COLUMNS, [_row(kept, folder) for kept in found], right=(2, 3, 4))
+    say_text(table) if found else say(f"no engine lies in {folder}")
 
 
 def _row(kept: Kept, folder: Path) -> tuple[str, ...]:
     name = "." if kept.folder == folder else str(kept.folder.relative_to(folder))
-    error = "" if kept.deviation is None else f"max |d|/std {kept.deviation:.2g}"
-    return name, kept.target, error, f"{kept.size_bytes / 2**20:,.1f} MiB", f"{_age(kept.age_s)} old", kept.verdict
+    error = "" if kept.deviation is None else f"{kept.deviation:.2g}"
+    return name, kept.target, error, size_of(kept.size_bytes), _age(kept.age_s), kept.verdict
 
 
 def _age(seconds: float) -> str:
     size, unit = next((size, unit) for least, size, unit in _AGES if seconds >= least)
     return f"{seconds // size:.0f} {unit}"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 @click.command("diff")

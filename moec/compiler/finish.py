@@ -19,6 +19,7 @@ from moec.layouts import model_folder
 from moec.progress import Progress
 from moec.proof.where_run import WhereRun
 from moec.report.artefacts import parts
+from moec.report.layers import with_layers
 from moec.report.report import Report
 from moec.targets.backend import find_backend
 
@@ -65,6 +66,7 @@ def complete_engine(
             **engine_folder.report.facts,
             **engine_folder.backend.finish(model_folder(new), engine_folder.target, options.optimize_for, progress),
         }
+        facts = with_layers(facts, program)
         progress.done(sizes_of_files(model_folder(new)))
         proof = prove_folder(replace(subject, ran_on=ran), engine_folder.backend, options, new, progress)
         proof = replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))

@@ -19,7 +19,6 @@ from moec.program.conditions import nearest
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
 from moec.progress import Progress
-from moec.proof.checks.values import Values
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
@@ -28,7 +27,6 @@ from moec.proof.sizes import contract_sizes, verification_sizes
 from moec.proof.subject import Reference, Subject, yardstick
 from moec.proof.verification import Verification, prove
 from moec.report.artefacts import hash_artefacts
-from moec.shown import figure_of
 from moec.targets.backend import Backend
 from moec.targets.engine_file import EngineFile
 from moec.targets.target import Target
@@ -101,21 +99,8 @@ def prove_folder(
     for check in proof.checks:
         for k, line in enumerate(str(check).splitlines()):
             progress.detail(line.strip() if k else f"{check.name}: {line}")
-    progress.done("; ".join(short_figures(proof)))
+    progress.done("; ".join(proof.short))
     return proof
-
-
-def short_figures(proof: Verification) -> list[str]:
-    """What a proof that holds found, in phrases that fit in a line together: what decides first. All the rest stands in
-    the report, and under `-v`."""
-    worst, allowed, own = proof.comparison.worst, proof.comparison.tolerance, proof.own_quality
-    outputs = [] if allowed is None else [f"max |d|/std {worst.deviation:.2g} of {figure_of(allowed)} allowed"]
-    texts = [str(own)] if own else [proof.quality.short] if proof.quality else []
-    reached = f"{proof.coverage.reached}/{proof.coverage.total} experts reached"
-    driven = f", {proof.coverage.driven} driven" if proof.coverage.driven else ""
-    experts = [reached + driven] if proof.coverage.loads else []
-    values = [f"{found.constants:,} constants equal" for found in [proof.find(Values)] if found]
-    return [*outputs, *texts, *experts, *values]
 
 
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[VerifyHook]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
+from moec.registry import did_you_mean
 from moec.report.artefacts import Artefact, size_bytes
 from moec.report.report import Report
 
@@ -47,7 +48,10 @@ def engines_in(folder: Path) -> list[Kept]:
         MoecError: M201 when there is no such folder.
     """
     if not folder.is_dir():
-        raise MoecError("M201", "no such folder", str(folder), "give a folder that holds engines, or passes, targets …")
+        fix = did_you_mean(
+            str(folder), ["passes", "targets", "presets"], "give a folder that holds engines, or passes …"
+        )
+        raise MoecError("M201", "no such folder", str(folder), fix)
     return [_kept(place) for place in _manifests(folder)]
 
 

@@ -14,6 +14,7 @@ from moec.errors import MoecError
 from moec.program.conditions import Assumptions, Condition, Values, broken, require
 from moec.program.decoder_signature import complete
 from moec.program.program import PLUS, Input, Program
+from moec.registry import did_you_mean
 
 # Tokens a call for which kernels are chosen before the first caller comes, unless a target says otherwise: 1, 2, 4 and
 # so on. Longer prompts take memory that a caller may not have meant to give.
@@ -58,7 +59,8 @@ class Engine(ABC):
         names, inputs = [i.name for i in self.inputs], complete(self.inputs, inputs)
         for name in inputs:
             if name not in names:
-                raise MoecError("M211", f"no input is called {name!r}", self.name, f"the inputs are {', '.join(names)}")
+                fix = did_you_mean(name, list(names), f"the inputs are {', '.join(names)}")
+                raise MoecError("M211", f"no input is called {name!r}", self.name, fix)
         sizes: dict[str, int] = {}
         fitting = {spec.name: _fit(spec, inputs, sizes, self.name) for spec in self.inputs}
         require(self.conditions, sizes, self.name)

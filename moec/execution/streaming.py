@@ -8,7 +8,6 @@ a model that is larger than the memory can be run, slowly, and an engine of it v
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from moec.dialect import Activation, experts_reference, route_reference
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.moe_call import MoeCall
-from moec.program.program import CPU, Program, place
+from moec.program.program import CPU, Program
 from moec.weights.lazy import Weight, concat, rowwise
 from moec.weights.widths import taken
 
@@ -33,8 +32,13 @@ class StreamingInterpreter(fx.Interpreter):
     its consumer."""
 
     def __init__(self, program: Program) -> None:
-        super().__init__(program.graph_module, garbage_collect_values=True, graph=place(deepcopy(program.graph), CPU))
+        super().__init__(program.graph_module, garbage_collect_values=True, graph=program.graph)
         self._weights = program.weights
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A program's graph says that tensors are made on the meta device; here they are made on the CPU."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(_on_cpu, args)), {name: _on_cpu(value) for name, value in kwargs.items()}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._weights[target]
@@ -87,6 +91,10 @@ def _finite(block: Tensor) -> bool:
     # a sum is NaN or infinite whenever an element is, and is far cheaper than isfinite; it may also overflow, hence the
     # second look
     return bool(block.sum(dtype=torch.float32).isfinite()) or bool(block.isfinite().all())
+
+
+def _on_cpu(value: Any) -> Any:
+    return CPU if isinstance(value, torch.device) else value
 
 
 def _loaded(value: Any) -> Any:

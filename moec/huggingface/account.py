@@ -59,7 +59,7 @@ def account_of(origin: Any, inputs: Iterable[str], leave_out: LeaveOut, otherwis
         inputs=kept,
         tensors=len(files),
         used=len(files) - sum(x.thing == "tensor" for x in left_out),
-        stated=stated_of(type(model).__name__, folder and folder.path),
+        stated=stated_of(type(model).__name__, folder.path if folder else None),
         left_out=tuple(left_out),
         notes=tuple(_notes(model, folder)),
     )

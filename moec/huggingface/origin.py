@@ -1,4 +1,4 @@
-"""What a Hugging Face source needs of the place that a model comes from."""
+"""What a source of transformers models reads them from."""
 
 from __future__ import annotations
 

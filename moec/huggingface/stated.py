@@ -14,6 +14,15 @@ from moec.files.inside import read_inside
 CARD = "README.md"
 # what stays true of a model that was converted; metrics and the like were measured on another
 KEPT = ("license", "license_name", "license_link", "language", "base_model", "pipeline_tag")
+# transformers' own table is in a module that imports its trainer
+_HEADS = {
+    "text-generation": "CAUSAL_LM",
+    "fill-mask": "MASKED_LM",
+    "text-classification": "SEQUENCE_CLASSIFICATION",
+    "token-classification": "TOKEN_CLASSIFICATION",
+    "question-answering": "QUESTION_ANSWERING",
+    "image-classification": "IMAGE_CLASSIFICATION",
+}
 _POOLED = "modules.json"  # of sentence-transformers
 
 
@@ -33,10 +42,10 @@ def stated_of(model_class: str, folder: Path | None) -> dict[str, str | list[str
 
 def task_of(model_class: str) -> str:
     """The task of a model class as hubs call it; what has no head gives features."""
-    from transformers.modelcard import TASK_MAPPING
+    from transformers.models.auto import modeling_auto
 
-    heads = {name: task for task, classes in TASK_MAPPING.items() for name in classes.values() if isinstance(name, str)}
-    return heads.get(model_class, "feature-extraction")
+    classes = {task: getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES", {}) for task, head in _HEADS.items()}
+    return next((task for task, names in classes.items() if model_class in names.values()), "feature-extraction")
 
 
 def _card(folder: Path) -> dict[str, Any]:
@@ -44,7 +53,8 @@ def _card(folder: Path) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        return dict(ModelCard(read_inside(folder / CARD, folder), ignore_metadata_errors=True).data.to_dict())
+        data: Any = ModelCard(read_inside(folder / CARD, folder), ignore_metadata_errors=True).data
+        return dict(data.to_dict())
     except (MoecError, OSError, ValueError):
         return {}
     except Exception as error:  # YAML's own errors, of a library that only the hub's client names

@@ -38,7 +38,8 @@ class Stage:
         deviation: how far it is from the untouched model, as max |d|/std; None when it was not compared.
         ok: whether that is within the tolerance; True when it was not compared.
         why_not: why it was not compared, or what of it is not acceptable where more than the deviation decides.
-        allowed: the deviation that is; None where a text decides.
+        allowed: the deviation that is; None where a text decides, or `figures` does.
+        figures: what decides beside what is allowed, in words, where that is not the largest deviation.
     """
 
     name: str
@@ -46,13 +47,15 @@ class Stage:
     ok: bool
     why_not: str = ""
     allowed: float | None = None
+    figures: str = ""
 
     def __str__(self) -> str:
         why = f": {self.why_not}" if self.why_not else ""
         if self.deviation is None:
             return f"{'not compared':<27}{self.name}{why}"
         bound = "a text decides" if self.allowed is None else f"{figure_of(self.allowed)} allowed"
-        return f"{'ok   ' if self.ok else 'WRONG'} {f'{self.deviation:.1e}, {bound}':<21}  {self.name}{why}"
+        figures = self.figures or f"{self.deviation:.1e}, {bound}"
+        return f"{'ok   ' if self.ok else 'WRONG'} {figures:<21}  {self.name}{why}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,8 @@ def _stage(
     compared: Sequence[ComparedTokens | None] | None,
 ) -> Stage:
     result = compare(reference, candidate, samples, tolerance, compared)
-    return Stage(name, result.worst.deviation, result.ok, allowed=result.tolerance)
+    figures = "" if result.max_rms is None else result.figures(result.worst)
+    return Stage(name, result.worst.deviation, result.ok, allowed=result.tolerance, figures=figures)
 
 
 def _worst(

@@ -152,13 +152,9 @@ def compare(
             "M799", "two engines were to be compared on nothing", f"{count} samples of {candidate.name}", "report this"
         )
     outputs = tuple(summary(name, differences) for name, differences in found.items())
-    deviation, rms = (_bound(b) for b in (tolerance.deviation, tolerance.rms)) if tolerance else (None, None)
-    why = tolerance.why if tolerance else ""
-    return Comparison(reference.name, candidate.name, deviation, count, outputs, rms, why)
-
-
-def _bound(allowed: float) -> float | None:
-    return allowed if math.isfinite(allowed) else None
+    allowed = tolerance or Tolerance()
+    deviation, rms = (b if math.isfinite(b) else None for b in (allowed.deviation, allowed.rms))
+    return Comparison(reference.name, candidate.name, deviation, count, outputs, rms, allowed.why)
 
 
 def _parts(

@@ -139,6 +139,21 @@ class Verification:
         found = self.find(OwnTextQuality)
         return found.quality if found else None
 
+    @property
+    def short(self) -> list[str]:
+        """What was found, in phrases that fit in a line together: what decides first, and outputs only where they
+        decide. All the rest stands in the checks."""
+        found, own = self.comparison, self.own_quality
+        decides = found.tolerance is not None or found.max_rms is not None
+        outputs = [found.figures(found.worst)] if decides else []
+        texts = [str(own)] if own else [self.quality.short] if self.quality else []
+        driven = f", {self.coverage.driven} driven" if self.coverage.driven else ""
+        experts = (
+            [f"{self.coverage.reached}/{self.coverage.total} experts reached{driven}"] if self.coverage.loads else []
+        )
+        values = [f"{found.constants:,} constants equal" for found in [self.find(Values)] if found]
+        return [*outputs, *texts, *experts, *values]
+
     def _demand(self, kind: type[C]) -> C:
         found = self.find(kind)
         if found is None:

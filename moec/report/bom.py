@@ -9,7 +9,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from moec.files.regular import file_hash
 from moec.layouts.facts import model_name
-from moec.report.provenance import BUILD_TYPE, digests, missing, packages, purl
+from moec.report.provenance import BUILD_TYPE, digests, missing, packages, purl, unsayable
 from moec.report.report import Report
 
 FORMAT = "CycloneDX"
@@ -20,16 +20,20 @@ def bill_of_materials(report: Report, folder: Path) -> str:
     packages that made it. Equal engines have equal ones: the optional time is left out.
 
     Raises:
-        MoecError: M301 when CycloneDX's package is missing. OSError: where a file cannot be read.
+        MoecError: M301 when CycloneDX's package is missing, M106 for a manifest with values that it does not take.
+        OSError: where a file cannot be read.
     """
     try:
         from cyclonedx.model.bom import Bom, BomMetaData
         from cyclonedx.model.lifecycle import LifecyclePhase, PredefinedLifecycle
-        from cyclonedx.output import OutputFormat, make_outputter
-        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.output import make_outputter
+        from cyclonedx.schema import OutputFormat, SchemaVersion
     except ImportError as error:
         raise missing(error) from error
-    tools, parts, engine = _tools(report), _parts(report), _engine(report, folder)
+    try:
+        tools, parts, engine = _tools(report), _parts(report), _engine(report, folder)
+    except (ValueError, TypeError) as error:
+        raise unsayable(error, folder) from error
     bom = Bom(
         serial_number=uuid5(NAMESPACE_URL, f"{BUILD_TYPE}:{file_hash(folder / 'moec.json')}"),
         metadata=BomMetaData(
@@ -41,7 +45,7 @@ def bill_of_materials(report: Report, folder: Path) -> str:
     written = json.loads(make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6).output_as_string())
     del written["metadata"]["timestamp"]
     written["metadata"]["component"]["modelCard"] = _model_card(report)  # the library does not write it yet
-    return json.dumps(written, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    return json.dumps(written, indent=2, sort_keys=True) + "\n"
 
 
 def _tools(report: Report) -> Any:
@@ -116,7 +120,7 @@ def _licences(report: Report) -> list[Any]:
     from cyclonedx.spdx import fixup_id
 
     stated = report.account.get("stated", {}).get("license") or []
-    named = [(name, fixup_id(name)) for name in ([stated] if isinstance(stated, str) else stated)]
+    named = [(name, fixup_id(name)) for name in ([stated] if isinstance(stated, str) else stated) if name]
     return [DisjunctiveLicense(id=known) if known else DisjunctiveLicense(name=name) for name, known in named]
 
 

@@ -15,7 +15,7 @@ from moec.report.artefacts import size_bytes
 from moec.report.markdown_table import markdown_table
 from moec.report.page import proof_note, verdict
 from moec.report.report import Report
-from moec.shown import one_line, shown
+from moec.shown import one_line, shown, size_of
 from moec.targets.target import Target
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -87,7 +87,7 @@ def _text(report: Report) -> Iterator[str]:
 
 
 def _mib(report: Report) -> str:
-    return f"{size_bytes(report.artefacts) / 2**20:,.1f} MiB"
+    return size_of(size_bytes(report.artefacts))
 
 
 def _error(report: Report) -> Iterator[str]:

@@ -13,7 +13,7 @@ from moec.program.decoder_signature import IDS, MASK, is_past
 from moec.report.artefacts import size_bytes
 from moec.report.report import Report
 from moec.report.speed import Speed
-from moec.shown import count_of, size_of
+from moec.shown import count_of, figure_of, size_of
 
 # settings as a compile has them that nobody asked for anything; `moec.compiler.options` declares them
 _DEFAULTS = {"optimize_for": "latency", "seed": 0, "verify": "full", "build": True, "cache": True}
@@ -73,9 +73,9 @@ def _quality(report: Report) -> Tile:
         beside = f"nats of KL divergence a token on {Path(text.exam.text).name}, {text.perplexity_ratio:.4g} times the"
         return Tile("Quality", f"{text.kl_mean:.3g}", f"{beside} perplexity, top-1 {text.top1:.1%}", report.ok)
     if own:
-        beside = f"nats of KL divergence a token, {own.max_kl:g} allowed; top-1 agreement {own.top1:.1%}"
+        beside = f"nats of KL divergence a token, {figure_of(own.max_kl)} allowed; top-1 agreement {own.top1:.1%}"
         return Tile("Quality", f"{own.kl_mean:.3g}", beside, own.ok)
-    allowed = "" if found.tolerance is None else f", {found.tolerance:g} allowed"
+    allowed = "" if found.tolerance is None else f", {figure_of(found.tolerance)} allowed"
     return Tile("Error", f"{found.worst.deviation:.2g}", f"max |d| / std{allowed}", found.ok)
 
 

@@ -235,6 +235,7 @@ def layer_rows(inside: Agreement) -> list[tuple[str, str, str, str]]:
 def block_table(blocks: list[dict[str, Any]]) -> tuple[list[list[str]], list[str]]:
     """Rows and column names of a backend's facts about the blocks, whatever they are."""
     columns = list(dict.fromkeys(key for block in blocks for key in block))
+    columns = [c for c in columns if c != "node" or any("layer" not in block for block in blocks)]
     return [[_cell(block.get(c, "")) for c in columns] for block in blocks], columns
 
 

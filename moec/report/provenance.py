@@ -7,6 +7,7 @@ JSON; cosign signs it. The forms are https://in-toto.io/Statement/v1 and https:/
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from moec.errors import MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash, read_bytes
 from moec.report.report import Report
+from moec.shown import one_line
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:moec:compile:v1"  # docs/ci.md says what its parameters are
 BUILDER = "urn:moec:unnamed-builder"
+_PACKAGE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _MACHINE = ("python", "system", "cpu_capability")  # of the environment, what is no package
 
 
@@ -33,10 +36,11 @@ def statement(report: Report, folder: Path, builder: str = BUILDER) -> str:
         builder: a URI that names who compiled it: a workflow, a machine.
 
     Raises:
-        MoecError: M301 when in-toto's package is missing. OSError: where a file cannot be read.
+        MoecError: M301 when in-toto's package is missing, M106 for a manifest with values that it does not take.
+        OSError: where a file cannot be read.
     """
     try:
-        from google.protobuf.json_format import ParseDict
+        from google.protobuf.json_format import ParseDict, ParseError
         from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
         from in_toto_attestation.v1.statement import Statement, spb
     except ImportError as error:
@@ -44,15 +48,24 @@ def statement(report: Report, folder: Path, builder: str = BUILDER) -> str:
     files = [{"name": name, "digest": {"sha256": digest}} for name, digest in digests(folder).items()]
     predicate = {"buildDefinition": _definition(report), "runDetails": _run(report, builder)}
     made = {"_type": STATEMENT, "subject": files, "predicateType": PREDICATE, "predicate": predicate}
-    ParseDict(predicate, Provenance())  # both raise for a field that is not of the form
-    Statement.copy_from_pb(ParseDict(made, spb.Statement())).validate()
-    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"  # protobuf would make floats of all numbers
+    try:
+        ParseDict(predicate, Provenance())  # raises for a field that is not of the form
+        Statement.copy_from_pb(ParseDict(made, spb.Statement())).validate()
+        return json.dumps(made, indent=2, allow_nan=False) + "\n"  # protobuf would make floats of all numbers
+    except (ParseError, ValueError, TypeError) as error:
+        raise unsayable(error, folder) from error
 
 
 def missing(error: ImportError) -> MoecError:
     """What to say where a package of the extra `attest` is not here."""
     fix = 'pip install "moec[attest]"'
     return MoecError("M301", f"the package {error.name} is not installed", "moec attest", fix)
+
+
+def unsayable(error: Exception, folder: Path) -> MoecError:
+    """What to say of a manifest that was edited so that nothing can be attested of it."""
+    what = f"the manifest says what no statement can: {one_line(str(error))[:200]}"
+    return MoecError("M106", what, str(folder / "moec.json"), "compile the engine again")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -63,7 +76,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 def packages(report: Report) -> dict[str, str]:
     """Version of each package that made an engine, by name."""
-    return {name: version for name, version in report.environment.items() if name not in (*_MACHINE, "moec")}
+    named = {name: version for name, version in report.environment.items() if _PACKAGE.fullmatch(name)}
+    return {name: version for name, version in named.items() if name not in (*_MACHINE, "moec")}
 
 
 def purl(name: str, version: str) -> str:
@@ -72,7 +86,8 @@ def purl(name: str, version: str) -> str:
 
 
 def _definition(report: Report) -> dict[str, Any]:
-    read = {**report.source_hashes, **{f"{name}: {report.settings[name]}": h for name, h in report.text_hashes.items()}}
+    texts = {f"{name}: {report.settings.get(name)}": digest for name, digest in report.text_hashes.items()}
+    read = {**report.source_hashes, **texts}
     return {
         "buildType": BUILD_TYPE,
         "externalParameters": {"model": report.source, "settings": report.settings},
@@ -122,7 +137,7 @@ def _subjects(file: Path) -> Mapping[str, str]:
         read = msgspec.json.decode(read_bytes(file), type=_Statement)
     except OSError as error:
         raise MoecError("M201", f"the statement cannot be read: {error.strerror}", str(file), fix) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise MoecError("M201", f"this is no statement of in-toto: {error}", str(file), fix) from error
     said = {subject.name: subject.digest.get("sha256", "") for subject in read.subject}
     if (read.type, read.predicate_type) != (STATEMENT, PREDICATE) or not all(map(stays_inside, said)) or not said:

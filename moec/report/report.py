@@ -30,7 +30,7 @@ from moec.proof.coverage import Coverage
 from moec.proof.digits import four_digits
 from moec.proof.quality import Quality
 from moec.proof.verification import Verification
-from moec.report.artefacts import Artefact
+from moec.report.artefacts import Artefact, size_bytes
 from moec.report.size import Sizes
 from moec.shown import size_of
 
@@ -143,14 +143,9 @@ class Report:
         """The verdict in a line."""
         if not self.ok:
             return f"{self.verdict}: {self.proof.error.what if self.proof.error else 'nothing was checked'}"
-        proof, quality, decided = self.proof, self.proof.quality, self.proof.find(DecidedTokens)
-        text = f"; KL {quality.kl_mean:.2g} nats, perplexity x {quality.perplexity_ratio:.4f}" if quality else ""
-        part = f"; {decided}" if decided else ""
-        own = f"; {proof.own_quality}" if proof.own_quality else ""
-        limits = f"; {proof.limits}" if proof.limits else ""
-        size = size_of(sum(a.size_bytes for a in self.artefacts))
-        said = f"{proof.comparison}; {proof.coverage}{part}{own}{text}{limits}; {size}"
-        return f"{self.verdict}: {said}"
+        decided, size = self.proof.find(DecidedTokens), size_of(size_bytes(self.artefacts))
+        parts = [*self.proof.short, str(decided or ""), self.proof.limits, size]
+        return f"{self.verdict}: {'; '.join(filter(None, parts))}"
 
     @property
     def verdict(self) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from moec.registry import nearest
 from moec.targets.backend import Refusal
 from moec.targets.target import Target
 
@@ -59,12 +60,18 @@ def _form(key: str, declared: Declared) -> tuple[str, ...] | Count | None:
 
 
 def _refusal(target: Target, key: str, value: str, declared: Declared) -> Refusal:
-    form = _form(key, declared)
-    if isinstance(form, Count):
+    form, near = _form(key, declared), nearest(key, list(declared))
+    if form is None and near:
+        fix = f"did you mean {' or '.join(f'{name}={_shown(declared[name])}' for name in near)}?"
+    elif isinstance(form, Count):
         fix = f"{key} takes a whole number from {form.low} to {form.high}"
     elif form is not None:
         fix = f"{key} takes {' or '.join(form)}"
     else:
-        known = {k: v.unit if isinstance(v, Count) else "|".join(v) for k, v in declared.items()}
-        fix = f"options are {', '.join(f'{k}={v}' for k, v in known.items())}"
+        fix = f"options are {', '.join(f'{k}={_shown(v)}' for k, v in declared.items())}"
     return Refusal(f"no option {key}={value}", str(target), fix)
+
+
+def _shown(form: tuple[str, ...] | Count) -> str:
+    """What an option takes, in a few signs."""
+    return form.unit if isinstance(form, Count) else "|".join(form)

@@ -17,6 +17,7 @@ from moec.execution.engine import Engine
 from moec.execution.generation import clocked, generate, is_decoder
 from moec.program.decoder_signature import SEQUENCE
 from moec.progress import Progress
+from moec.registry import did_you_mean
 from moec.report.speed import Phase
 from moec.timing.benchmark import Benchmark, Measured, Moment
 from moec.timing.circumstances import circumstances
@@ -105,7 +106,7 @@ def bench_decoders(
             "M201",
             f"no dimension is called {unknown[0]!r}",
             "moec bench",
-            "sizes of a decoder are batch and sequence; others need --forward",
+            did_you_mean(unknown[0], [*SIZES], "sizes of a decoder are batch and sequence; others need --forward"),
         )
     if not engines or runs < 1 or max_tokens < 2:
         raise MoecError("M201", "nothing to time", "moec bench", "give at least one engine, one run and two tokens")

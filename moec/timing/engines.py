@@ -21,6 +21,7 @@ from moec.program.program import Input
 from moec.program.signature import Sample
 from moec.progress import Progress
 from moec.proof.sizes import verification_sizes
+from moec.registry import did_you_mean
 from moec.report.speed import Phase
 from moec.timing.benchmark import Benchmark, Measured, Moment
 from moec.timing.circumstances import circumstances
@@ -129,7 +130,7 @@ def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int
             "M201",
             f"no dimension is called {unknown[0]!r}",
             "moec bench",
-            f"the dynamic dimensions are {', '.join(names) or 'none'}",
+            did_you_mean(unknown[0], [*names], f"the dynamic dimensions are {', '.join(names) or 'none'}"),
         )
     return {n: given.get(n, 0 if n == PAST else 1 if k == 0 else 128) for k, n in enumerate(names)}
 

@@ -57,6 +57,15 @@ def test_nothing_is_attested_of_a_changed_engine_nor_over_files_of_others(
     cli("attest", mixtral, status=2)
 
 
+def test_what_is_missing_is_said(cli: Cli, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("in_toto_attestation.v1.statement", "cyclonedx.model.bom"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)  # an import of it raises, as where it is not installed
+            cli("attest", engine, status=3)
+        assert "error[M301]" in cli.err and package in cli.err and 'pip install "moec[attest]"' in cli.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine"]
+
+
 def signing(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "model_signing", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
@@ -78,3 +87,30 @@ def test_an_engine_is_signed_with_a_key_of_ones_own(engine: Path, tmp_path: Path
     assert signing(*check).returncode == 0
     (engine / "model.onnx").write_bytes(b"x")
     assert signing(*check).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "status"),
+    [
+        (("text_hashes",), {"\x1b[2J": "x"}, 0),
+        (("environment",), {"a b": "1", "": "2", "torch": "not a version\n"}, 0),
+        (("settings", "max_kl"), float("inf"), 1),
+        (("source",), "\u202e/\n", 0),
+        (("account", "stated"), {"license": ["", "mit\n# x"]}, 0),
+        (("source_hashes",), {"": "", "a": "\ud800"}, 1),
+    ],
+)
+def test_an_edited_manifest_ends_in_three_lines_or_in_files_of_the_form(
+    place: tuple[str, ...], value: object, status: int, cli: Cli, engine: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((engine / "moec.json").read_text())
+    inner = manifest
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    cli("attest", engine, status=status)
+    assert "M799" not in cli.err
+    if not status:
+        assert (tmp_path / "engine.intoto.json").read_text().isascii()
+        cli("attest", engine, "--check", tmp_path / "engine.intoto.json")

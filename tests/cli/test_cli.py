@@ -84,7 +84,7 @@ def test_verify(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     } >= {"moec.verify.outputs"}
     assert not data["ok"] and data["bisect"]["experts"] == [5] and "layers.1" in data["bisect"]["layer"]
     assert "DIFFERS" in cli("verify", spoiled, "--against", mixtral_engine, status=1)
-    cli("verify", tmp_path / "nothing", "--junit", junit, status=1)
+    cli("verify", tmp_path / "nothing", "--junit", junit, status=2)
     assert ElementTree.parse(junit).getroot().attrib["errors"] == "1"
 
 
@@ -189,9 +189,14 @@ def test_inspect_a_model_and_an_engine(cli: Cli, mixtral: Path, mixtral_engine: 
     data = cli.json("inspect", mixtral)
     assert [(b["kind"], b["experts"], b["top_k"]) for b in data["blocks"]] == [("moe", 8, 2)] * 2
     assert data["active_parameters"] < data["parameters"]
-    assert "8 experts, softmax top-2" in cli("inspect", mixtral)
+    text = cli("inspect", mixtral)
+    assert "softmax top-2" in text and "model.layers.0-1" in text and "0.00" not in text and "0.0 MiB" not in text
     assert cli.json("inspect", mixtral_engine)["proof"]["checks"]["experts"]["coverage"]["loads"]
-    assert cli("inspect", mixtral_engine).startswith("# ")
+    assert cli("inspect", mixtral_engine, "--markdown").startswith("# ")
+    text = cli("inspect", mixtral_engine)
+    assert "verified: " in text and "node_moe" not in text and "model.layers.0-1.mlp" in text
+    assert "a token (" in text and " before" in text and "0.0 MiB" not in text
+    cli("inspect", mixtral, "--markdown", status=2)
 
 
 def test_doctor(cli: Cli) -> None:

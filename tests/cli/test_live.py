@@ -6,6 +6,7 @@ import io
 
 import pytest
 
+from moec.cli.console import waiting
 from moec.cli.live import ConsoleProgress, QuietProgress, amount, clear_screen
 from moec.cli.terminal import TERMINAL
 from moec.progress import Progress
@@ -65,3 +66,15 @@ def test_how_far_it_is() -> None:
     mib = 2.0**20
     assert amount(12 * mib, 48 * mib, 9 * mib, 4.2, "B", "embed") == "12.0 MiB of 48.0 MiB  9.00 MiB/s  4 s left  embed"
     assert amount(3, 13, 1.0, 10.0, what="Outputs") == "3 of 13  Outputs"
+
+
+def test_waiting_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, quiet, shows in ((Screen(), False, True), (Screen(), True, False), (io.StringIO(), False, False)):
+        TERMINAL.stderr = stream
+        try:
+            with waiting("verify", quiet):
+                pass
+        finally:
+            TERMINAL.reset()
+        assert ("verify" in stream.getvalue()) is shows and not stream.getvalue().endswith("verify\n")

@@ -22,7 +22,7 @@ def test_ls(cli: Cli, what: str, name: str) -> None:
 def test_ls_of_a_folder(cli: Cli, mixtral_engine: Path, tmp_path: Path) -> None:
     shutil.copytree(mixtral_engine, tmp_path / "today" / "engine")
     text = cli("ls", tmp_path)
-    assert "today/engine" in text and "onnxruntime" in text and "verified" in text and "MiB" in text
+    assert "today/engine" in text and "onnxruntime" in text and "verified" in text and " KiB " in text
     (row,) = cli.json("ls", tmp_path)
     assert row["target"] == "onnxruntime" and 0 < row["deviation"] < 1e-3
 

@@ -11,6 +11,7 @@ import pytest
 
 from moec.compiler.shelf import Difference, differences, engines_in
 from moec.errors import MoecError
+from moec.report.artefacts import size_bytes
 from moec.report.report import Report
 
 
@@ -22,7 +23,7 @@ def test_engines_are_found_below_and_links_are_not_followed(mixtral_engine: Path
     os.utime(tmp_path / "b" / "cpu" / "moec.json", (0, 0))
     right, broken = engines_in(tmp_path)
     assert right.folder == tmp_path / "b" / "cpu" and right.verdict == "verified" and right.age_s > 1e9
-    assert right.size_bytes == sum(a.size_bytes for a in Report.read(mixtral_engine / "moec.json").artefacts)
+    assert right.size_bytes == size_bytes(Report.read(mixtral_engine / "moec.json").artefacts)
     assert broken.target == "" and "not a report" in broken.verdict and broken.deviation is None
 
 

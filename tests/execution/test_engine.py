@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.frontend.export import capture
+from moec.program.program import Input
 
 
 class Adds(nn.Module):
@@ -54,6 +55,16 @@ def test_what_does_not_fit_is_refused_by_name(engine: EagerEngine, inputs: dict[
         engine(**inputs)
     assert caught.value.code == "M211"
     assert repr(named) in caught.value.what
+
+
+def test_an_input_whose_name_is_nearly_right_is_answered_with_the_right_one() -> None:
+    class Named(EagerEngine):
+        def __init__(self) -> None:
+            self.name, self.inputs = "named", (Input("input_ids", torch.int64, ("batch",)),)
+
+    with pytest.raises(MoecError) as caught:
+        Named().check({"inpt_ids": torch.zeros(2, dtype=torch.int64)})
+    assert caught.value.fix == "did you mean input_ids?"
 
 
 def test_results_need_no_gradient(engine: EagerEngine) -> None:

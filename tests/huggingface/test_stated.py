@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers.models.auto import modeling_auto
 
-from moec.huggingface.stated import stated_of, task_of
+from moec.huggingface.stated import _HEADS, stated_of, task_of
 
 CARD = """\
 ---
@@ -57,11 +58,21 @@ def test_a_card_out_of_the_folder_is_not_read(tmp_path: Path) -> None:
         ("BertForMaskedLM", "fill-mask"),
         ("BertForSequenceClassification", "text-classification"),
         ("BertForTokenClassification", "token-classification"),
+        ("BertForQuestionAnswering", "question-answering"),
+        ("ViTForImageClassification", "image-classification"),
         ("MixtralModel", "feature-extraction"),
     ],
 )
 def test_tasks(name: str, task: str) -> None:
     assert task_of(name) == task
+
+
+def test_they_are_those_of_transformers() -> None:
+    from transformers.modelcard import TASK_MAPPING
+
+    assert all(
+        TASK_MAPPING[task] == getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES") for task, head in _HEADS.items()
+    )
 
 
 def test_sentences_are_compared(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_a_repository_is_loaded_checked_and_rebuilt_as_it_was(tmp_path: Path) ->
     assert (
         report.layout == "triton"
         and (folder / "make/1/model.onnx").is_file()
+        and (folder / "README.md").is_file()
         and "make/config.pbtxt" in [a.name for a in report.artefacts]
     )
     x = torch.randn(4, 6)

@@ -42,13 +42,25 @@ doc_to_target: "{{{{text}}}}"
 metric_list: [{{metric: word_perplexity}}]
 """
 
+WRITTEN = """\
+task: written
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/endings.jsonl}}}}
+output_type: generate_until
+test_split: test
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "x"
+generation_kwargs: {{max_gen_toks: 12, do_sample: false, until: ["\\n"]}}
+metric_list: [{{metric: exact_match}}]
+"""
+
 
 def tasks(folder: Path) -> Path:
-    """Two tasks whose texts lie in the folder."""
+    """Tasks whose texts lie in the folder."""
     rows = {"endings": [{"prompt": p, "choices": c} for p, c in CHOICES], "prose": [{"text": text} for text in PROSE]}
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for name, text in (("endings", ENDINGS), ("prose", ROLLING)):
+    for name, text in (("endings", ENDINGS), ("prose", ROLLING), ("written", WRITTEN)):
         (folder / f"{name}.yaml").write_text(text.format(folder=folder))
     return folder
 
@@ -72,9 +84,11 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_tokenizer(folder / "model")
     moec.compile(folder / "model", out=folder / "engine")
     shutil.copytree(folder / "engine", folder / "wrong")
+    plain = shutil.ignore_patterns("genai_config.json")
+    shutil.copytree(folder / "engine", folder / "plain", ignore=plain)
     data = np.fromfile(folder / "engine" / "model.onnx.data", dtype=np.float32)
     (data * 1.1).tofile(folder / "wrong" / "model.onnx.data")
-    pairs = ["hf=model", "onnxruntime=engine", "onnxruntime=wrong"]
+    pairs = ["hf=model", "onnxruntime=engine", "onnxruntime=plain", "onnxruntime=wrong"]
     pairs += ["onnxruntime-genai=engine"] if importlib.util.find_spec("onnxruntime_genai") else []
     client, here = Path(__file__).with_name("lm_eval_client.py"), tasks(folder)
     given = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -86,12 +100,20 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("task", ["endings", "prose"])
-@pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-genai"])
-def test_an_engine_is_scored_as_the_model(backend: str, task: str, scored: dict[str, Any]) -> None:
-    if f"{backend}=engine" not in scored:
+@pytest.mark.parametrize("pair", ["onnxruntime=engine", "onnxruntime=plain", "onnxruntime-genai=engine"])
+def test_an_engine_is_scored_as_the_model(pair: str, task: str, scored: dict[str, Any]) -> None:
+    if pair not in scored:
         pytest.skip("onnxruntime-genai is not here")
-    want, got = numbers(scored["hf=model"][task]), numbers(scored[f"{backend}=engine"][task])
+    want, got = numbers(scored["hf=model"][task]), numbers(scored[pair][task])
     assert len(want) >= 2 and np.allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_it_writes_what_the_model_writes(scored: dict[str, Any]) -> None:
+    if "onnxruntime-genai=engine" not in scored:
+        pytest.skip("onnxruntime-genai is not here")
+    want = scored["hf=model"]["written"]
+    assert len(want) == len(CHOICES) and all(str(text[0][0]) for text in want)
+    assert scored["onnxruntime-genai=engine"]["written"] == want
 
 
 def test_a_wrong_engine_is_not(scored: dict[str, Any]) -> None:

@@ -64,3 +64,8 @@ def test_every_backend_refuses_values_of_the_wrong_type(option: str, backend: st
     with pytest.raises(MoecError, match=f"no option {option}") as caught:
         refuse(registry.find("backends", backend)().options(target))
     assert caught.value.code == "M208"
+
+
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one() -> None:
+    (found,) = refused_options(Target("x", options={"sped": "fast"}), DECLARED)
+    assert found.fix == "did you mean speed=fast|slow?"

@@ -19,6 +19,7 @@ from moec.proof.literals import missing_literals
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.values import Finding, compare_file, compare_lowering, compare_passes, compare_source, same_names
+from moec.shown import size_of
 from moec.targets.backend import Constant
 from moec.targets.engine_file import EngineFile
 
@@ -82,7 +83,7 @@ class Values(Check):
     def note(self) -> str:
         beside = f" {self.weights:,} weights beside the untouched model's own tensors." if self.weights else ""
         return (
-            f"{self.constants:,} constants of {self.file}, {self.size_bytes / 2**20:.1f} MiB, beside what the program "
+            f"{self.constants:,} constants of {self.file}, {size_of(self.size_bytes)}, beside what the program "
             f"makes them, bit for bit.{beside}"
         )
 

@@ -42,6 +42,9 @@ SETTLED = {
     "and": (lambda x: (x > 0) & (x < 1), aten.bitwise_and.Tensor),
     "reshape": (lambda x: x.reshape(-1, 3), aten.view.default),
     "reshape of a transposed tensor": (lambda x: x.t().reshape(2, -1), aten.clone.default),
+    "flatten": (lambda x: x.reshape(-1, 2, 3).flatten(1), aten.view.default),
+    "flatten to the last": (lambda x: x.reshape(-1, 2, 3).flatten(-2), aten.view.default),
+    "chunk": (lambda x: x.chunk(4, -1)[2], aten.split.Tensor),
     "dropout in eval mode": (lambda x: torch.dropout(x, 0.5, False) + 1, aten.add.Tensor),
 }
 
@@ -60,7 +63,7 @@ def test_it_answers_with_itself_and_computes_the_same(name: str) -> None:
 
 LEFT = {
     "a rule of the table": lambda x: torch.addcmul(x, x, x),
-    "a view that torch makes of others": lambda x: x.flatten(),
+    "flatten of dynamic sizes": lambda x: x.t().unsqueeze(-1).flatten(1),
     "written in place": lambda x: x.clone().mul_(2),
     "dropout while training": lambda x: torch.dropout(x, 1.0, True),
 }

@@ -1,0 +1,104 @@
+"""What `--help` shows below the options: commands that work, and what an exit status means."""
+
+from __future__ import annotations
+
+# verb -> commands and what each is for
+EXAMPLES: dict[str, dict[str, str]] = {
+    "compile": {
+        "moec compile mixtral/ -o engine/": "an engine for this machine's CPU, proven",
+        "moec compile llama/ --config int4 -o small/": "weights of 4 bits, by a preset",
+        "moec compile my_model.py:network --input 'x=batch,64:float32' -o net/": "a module of one's own",
+        "moec compile mixtral/ -t onnxruntime:cuda,precision=fp16 --require-run -o engine/": "on a GPU, or not at all",
+    },
+    "build": {
+        "moec build engine/": "on the machine that has the runtime and the GPU",
+        "moec build engine/ --model /data/mixtral": "where the model lies elsewhere on that machine",
+    },
+    "verify": {
+        "moec verify engine/ --seed 7": "on other inputs than the compile's",
+        "moec verify engine/ --text text.txt --max-kl 0.05 --html page.html": "how good is it on a text?",
+        "moec verify engine/ --bisect": "which pass, layer and expert is wrong?",
+        "moec verify engine/ --require-run --junit report.xml": "for a pipeline on the engine's own hardware",
+    },
+    "bench": {
+        "moec bench engine/ other/ --eager": "two engines and the untouched model, in turns",
+        "moec bench engine/ --size batch=4 --size sequence=512 --runs 5": "at other sizes",
+    },
+    "run": {
+        "moec run engine/ 'Once upon a time' --max-tokens 32": "a decoder continues a text",
+        "moec run engine/ --tokens 1,2,3 --temperature 0.8 --seed 1": "token ids, without a tokenizer",
+        "moec run engine/ --inputs in.npz --output out.npz": "any engine, once",
+    },
+    "plan": {
+        "moec plan mixtral/": "bytes, FLOPs and memory, from the config alone",
+        "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
+        "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
+    },
+    "inspect": {
+        "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",
+        "moec inspect engine/": "how each layer runs, what was proven",
+        "moec inspect engine/ --markdown": "the whole report, e.g. for a job's summary",
+    },
+    "ls": {
+        "moec ls": "every pass, target and preset",
+        "moec ls passes": "one kind",
+        "moec ls engines/": "the engines in a folder, with error, size and age",
+    },
+    "cp": {
+        "moec cp int4 .": "the preset int4 as int4.toml, to be changed",
+        "moec cp int8 mine.toml": "under another name",
+    },
+    "diff": {
+        "moec diff engine/ other/": "settings, versions, passes, proof and files that differ",
+        "moec diff engine/ other/ --json": "the same for a script",
+    },
+    "check": {
+        "moec check engine/": "are model, texts and files still what the manifest says?",
+        "moec check engines/*/moec.json --config mine.toml": "several, with the settings that they should have",
+        "moec check engine/ --require-run": "and has it run on what it is for?",
+    },
+    "attest": {
+        "moec attest engine/": "an in-toto statement and a bill of materials beside it",
+        "moec attest engine/ --check engine.intoto.json": "hold the files against a statement",
+    },
+    "explain": {
+        "moec explain upcycle": "a pass, its options and its contract",
+        "moec explain onnxruntime": "a target and its options",
+        "moec explain M104": "an error",
+    },
+    "cache": {
+        "moec cache": "where quantized weights are kept, and how many gigabytes",
+        "moec cache prune --max-days 30": "forget what was not used for a month",
+    },
+    "clean": {
+        "moec clean engines/ --dry-run": "what killed runs left behind; nothing is removed",
+        "moec clean engines/": "remove it",
+    },
+    "doctor": {
+        "moec doctor": "versions, runtimes, devices, and what is missing",
+        "moec doctor --json": "the same for a script",
+    },
+    "completion": {
+        'eval "$(moec completion bash)"': "in ~/.bashrc",
+        'eval "$(moec completion zsh)"': "in ~/.zshrc",
+        "moec completion fish | source": "in ~/.config/fish/config.fish",
+    },
+}
+STATUS = (
+    "Exit status: 0 ok, 1 the result is not acceptable, 2 wrong usage or unsupported model, 3 missing runtime or "
+    "hardware, 70 a bug of moec."
+)
+_WIDE = 44  # a longer command has its explanation on the next line
+
+
+def epilogue(verb: str) -> str:
+    """Examples and exit status, as click prints them without breaking lines."""
+    lines = [line for command, what in EXAMPLES.get(verb, {}).items() for line in _lines(command, what)]
+    examples = "\b\nExamples:\n" + "\n".join(lines) if lines else ""
+    return "\n\n".join(filter(None, [examples, STATUS]))
+
+
+def _lines(command: str, what: str) -> list[str]:
+    if len(command) <= _WIDE:
+        return [f"  {command:<{_WIDE}}  # {what}"]
+    return [f"  {command}", f"  {'':<{_WIDE}}  # {what}"]

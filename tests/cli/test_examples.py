@@ -1,0 +1,71 @@
+"""The examples of `--help` are commands that moec takes; a name that is nearly right is answered with the right one."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from moec.cli import VERBS, cli
+from moec.cli.examples import EXAMPLES, epilogue
+from tests.command_line import Cli as CommandLine
+
+
+def parse(command: str) -> click.Context:
+    """A command as click reads it: options exist, and values are of their types."""
+    verb, *arguments = shlex.split(command)[1:]
+    found = cli.get_command(click.Context(cli), verb)
+    assert found is not None
+    return found.make_context(verb, arguments)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_examples_that_parse(verb: str, cli: CommandLine) -> None:
+    inner = [re.sub(r"^eval \"\$\((.*)\)\"$", r"\1", text).split(" | ")[0] for text in EXAMPLES[verb]]
+    commands = [text for text in inner if text.startswith("moec ")]
+    assert len(commands) == len(EXAMPLES[verb]) >= 2
+    for command in commands:
+        assert shlex.split(command)[1] == verb
+        parse(command)
+    text = cli(verb, "--help")
+    assert "Examples:" in text and "Exit status: 0 ok" in text
+    assert all(command in text for command in EXAMPLES[verb]) and max(map(len, text.splitlines())) <= 120
+
+
+def test_a_wrong_example_is_seen() -> None:
+    for command in ("moec compile model/ --fast -o e/", "moec run engine/ --max-tokens many", "moec explain"):
+        with pytest.raises(click.UsageError):
+            parse(command)
+    assert "Examples" not in epilogue("nothing")
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        ("complie", "compile"),
+        ("compile model/ --tragte onnxruntime", "--target"),
+        ("verify engine/ --bisct", "--bisect"),
+        ("compile model/ -o e/ --layout gena", "genai"),
+        ("compile model/ -o e/ --optimize-for latncy", "latency"),
+        ("compile model/ -o e/ --target onnxrutime", "onnxruntime"),
+        ("compile model/ -o e/ --target onnxruntime:threds=2", "threads=N"),
+        ("compile model/ -o e/ --target onnxruntime:acuracy=int8", "accuracy=exact|int8"),
+        ("compile model/ -o e/ --pass qantize", "quantize"),
+        ("compile model/ -o e/ --pass quantize(bit=4)", "bits"),
+        ("compile model/ -o e/ --config itn4", "int4"),
+        ("compile model/ -o e/ --config mine.toml", "max_kl"),
+        ("explain fuse-mo", "fuse-moe"),
+        ("ls pases", "passes"),
+        ("completion bsh", "bash"),
+    ],
+)
+def test_a_name_that_is_nearly_right(
+    cli: CommandLine, command: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text("max_lk = 0.1\n")
+    cli(*command.split(), status=2)
+    assert len(cli.err.splitlines()) == 3 and "did you mean" in cli.err and meant in cli.err.splitlines()[2]
