@@ -29,7 +29,7 @@ VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
     "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
     "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion",
-    "cache": "tidy", "clean": "tidy",
+    "tiny": "tiny", "cache": "tidy", "clean": "tidy",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -41,6 +41,7 @@ SUMMARIES = {
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
     "ls": "List passes, targets and presets, or the engines in a folder.",
     "cp": "Copy a preset to a file, to be changed.",
+    "tiny": "Write a tiny random model of MODEL's architecture, to try the whole way in seconds.",
     "diff": "Show what two engines differ in.",
     "check": "Fail when a model, a text, a setting or a file is no longer what a manifest says.",
     "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",

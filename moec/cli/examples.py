@@ -66,6 +66,10 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec explain onnxruntime": "a target and its options",
         "moec explain M104": "an error",
     },
+    "tiny": {
+        "moec tiny mixtral/ tiny/": "the same architecture, two layers, random weights",
+        "moec tiny config.json tiny/ --seed 1": "a config is enough",
+    },
     "cache": {
         "moec cache": "where quantized weights are kept, and how many gigabytes",
         "moec cache prune --max-days 30": "forget what was not used for a month",

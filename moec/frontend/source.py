@@ -144,6 +144,12 @@ class Source(ABC):
         layers that hold every kind of layer. None where models keep no config."""
         return None
 
+    @classmethod
+    def save_tiny(cls, model: str, folder: Path, seed: int) -> int | None:
+        """Write a tiny random model of the same architecture into an empty folder; returns its parameters. None where
+        models keep no config."""
+        return None
+
     @property
     def places(self) -> tuple[Path, ...]:
         """The files and folders that the model is read from; no engine is put in their place."""

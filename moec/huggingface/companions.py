@@ -45,10 +45,10 @@ def write_companions(origin: Any, folder: Path) -> None:
     transformers writes it."""
     path = getattr(origin, "path", None)
     if path is not None:
-        _copy(path, folder)
+        copy_companions(path, folder)
         adapter = getattr(origin, "adapter", None)
         if adapter is not None and adapter.folder != path:  # it may bring a tokenizer or a template of its own
-            _copy(adapter.folder, folder)
+            copy_companions(adapter.folder, folder)
         return
     model = origin.template
     model.config.save_pretrained(folder)
@@ -56,10 +56,13 @@ def write_companions(origin: Any, folder: Path) -> None:
         model.generation_config.save_pretrained(folder)
 
 
-def _copy(path: Path, folder: Path) -> None:
+def copy_companions(path: Path, folder: Path, keep: bool = False) -> None:
+    """Copy what lies beside a model's weights (tokenizer, templates, configs). With `keep`, what is there stays."""
     found = sorted({f for pattern in FILES for f in path.glob(pattern) if f.is_file() and f.suffix in SUFFIXES})
     for file in (f for f in found if not leads_outside(f, path)):
         target = folder / file.relative_to(path)
+        if keep and target.exists():
+            continue
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
 

@@ -34,6 +34,7 @@ from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
 from moec.huggingface.shape import shape_of
+from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
@@ -110,6 +111,10 @@ class HuggingFaceSource(Source):
     def described(cls, model: str) -> HuggingFaceSource:
         origin = Described(model)
         return cls(origin.text, origin)
+
+    @classmethod
+    def save_tiny(cls, model: str, folder: Path, seed: int) -> int:
+        return save_tiny(model, folder, seed)
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:

@@ -30,10 +30,10 @@ class Described:
     def __init__(self, text: str) -> None:
         self._class, config = described(text)
         whole = bare(self._class, config, text)
-        kinds = [_kind(layer) for _, layer in layers_of(whole)]
+        kinds = kinds_of(whole)
         self.of = len(kinds)
         self.layers = max((kinds.index(kind) for kind in set(kinds)), default=-1) + 1
-        self._config = _cut(config, self.layers) if 0 < self.layers < self.of else config
+        self._config = cut_to(config, self.layers) if 0 < self.layers < self.of else config
         self.text = f"{text}, its first {self.layers} of {self.of} layers" if 0 < self.layers < self.of else text
         self.template = bare(self._class, self._config, text)
 
@@ -72,6 +72,11 @@ class Described:
         )
 
 
+def kinds_of(model: nn.Module) -> list[tuple[object, ...]]:
+    """What each layer of a model is like; equal entries are layers that differ in their weights only."""
+    return [_kind(layer) for _, layer in layers_of(model)]
+
+
 def _kind(layer: nn.Module) -> tuple[object, ...]:
     """What tells layers apart: their modules, the shapes of their parameters, and the windows that they name."""
     shapes = tuple((name, tuple(p.shape)) for name, p in layer.named_parameters())
@@ -80,7 +85,7 @@ def _kind(layer: nn.Module) -> tuple[object, ...]:
     return (modules, shapes, windows)
 
 
-def _cut(config: Any, layers: int) -> Any:
+def cut_to(config: Any, layers: int) -> Any:
     """The config of the first layers; lists with an entry a layer become shorter, too."""
     config = deepcopy(config)
     text = config.get_text_config()
