@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from moec.cli.console import common, emit, say
+from moec.cli.console import common, emit, say, say_text
+from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
-from moec.planning.devices import GIB
 from moec.planning.versus import turns
+from moec.shown import count_of, size_of
 
 if TYPE_CHECKING:
     from moec.compiler.foresee import Foreseen
@@ -73,8 +74,9 @@ def plan_command(
         return
     for line in _model_lines(found):
         say(line)
-    tables = [_rows(found), _rank_rows(found), _beside_rows(found)]
-    say("\n" + "\n\n".join(aligned(rows) for rows in tables if rows))
+    for head, *rows in filter(None, [_rows(found), _rank_rows(found), _beside_rows(found)]):
+        say()
+        say_text(TERMINAL.table(head, rows))
     for line in [*_notes(found), *(line for each in compiled for line in _compile_lines(each))]:
         say(line)
 
@@ -82,20 +84,20 @@ def plan_command(
 def _model_lines(found: Estimate) -> list[str]:
     shape = found.shape
     lines = [
-        f"{shape.name}: {count(shape.total)} parameters ({shape.total:,}), {count(shape.active)} active a token,"
-        f" {count(shape.active_without_embedding)} without the input embedding"
+        f"{shape.name}: {count_of(shape.total)} parameters ({shape.total:,}), {count_of(shape.active)} active a token,"
+        f" {count_of(shape.active_without_embedding)} without the input embedding"
     ]
-    lines += [f"  {part:<16} {count(n):>8}  {n / shape.total:.1%}" for part, n in shape.parts().items() if n]
+    lines += [f"  {part:<16} {count_of(n):>9}  {n / shape.total:.1%}" for part, n in shape.parts().items() if n]
     kinds = {(m.experts, m.top_k, m.hidden, m.intermediate) for m in shape.mixtures}
     for experts, top_k, hidden, intermediate in sorted(kinds):
         layers = sum((m.experts, m.top_k, m.intermediate) == (experts, top_k, intermediate) for m in shape.mixtures)
         lines.append(f"  {layers} mixtures: {experts} experts, {top_k} a token, {hidden} → {intermediate}")
     if shape.multi_token:
-        lines.append(f"  apart from it: {count(shape.multi_token)} in layers for multi-token prediction")
+        lines.append(f"  apart from it: {count_of(shape.multi_token)} in layers for multi-token prediction")
     if found.equivalent:
         lines.append(
-            f"like a dense model of {count(found.equivalent.by_cost)} in the cost of serving, of"
-            f" {count(found.equivalent.by_quality)} in quality by folklore (the root of active times total)"
+            f"like a dense model of {count_of(found.equivalent.by_cost)} in the cost of serving, of"
+            f" {count_of(found.equivalent.by_quality)} in quality by folklore (the root of active times total)"
         )
     return lines + [f"not known: {what}" for what in shape.unknown[:3]]
 
@@ -108,9 +110,10 @@ def _rows(found: Estimate) -> list[Row]:
 
 def _row(s: Situation) -> Row:
     step = s.decode or s.prompt
+    memory = s.memory
     row: Row = (
-        s.format, str(s.batch), f"{s.context:,}", size(s.memory.weights), size(s.memory.state), size(s.memory.total),
-        size(step.bytes), size(step.bytes / step.tokens), f"{step.experts:.1f}" if step.experts else "",
+        s.format, str(s.batch), f"{s.context:,}", *map(size_of, (memory.weights, memory.state, memory.total)),
+        size_of(step.bytes), size_of(step.bytes / step.tokens), f"{step.experts:.1f}" if step.experts else "",
     )  # fmt: skip
     if s.device is None:
         return row
@@ -123,7 +126,8 @@ def _row(s: Situation) -> Row:
 
 def _rank_rows(found: Estimate) -> list[Row]:
     rows = [
-        (str(r.ranks), f"{r.reached:.2f}", size(r.bytes_a_token), size(r.tensor_parallel_bytes)) for r in found.ranks
+        (str(r.ranks), f"{r.reached:.2f}", size_of(r.bytes_a_token), size_of(r.tensor_parallel_bytes))
+        for r in found.ranks
     ]
     return [("ranks", "reached by a token", "sent a token", "by tensor parallelism"), *rows] if rows else []
 
@@ -132,7 +136,7 @@ def _beside_rows(found: Estimate) -> list[Row]:
     if found.versus is None:
         return []
     head: Row = ("batch", f"{found.shape.name} reads a token", f"{found.versus.name} reads a token", "ratio")
-    rows = [(str(b.batch), *map(size, b.bytes), f"{b.bytes[0] / b.bytes[1]:.2f}") for b in found.beside]
+    rows = [(str(b.batch), *map(size_of, b.bytes), f"{b.bytes[0] / b.bytes[1]:.2f}") for b in found.beside]
     return [head, *rows]
 
 
@@ -143,7 +147,7 @@ def _notes(found: Estimate) -> list[str]:
         notes.append("times: the roofline, between the shares of bandwidth and rate that others measured on an H200")
     if found.versus is not None:
         first, other = (
-            f"{name} ({count(shape.total)}, {count(shape.active)} active)"
+            f"{name} ({count_of(shape.total)}, {count_of(shape.active)} active)"
             for name, shape in (("the first", found.shape), ("the other", found.versus))
         )
         least = "the first" if found.beside[0].first_reads_less else "the other"
@@ -162,23 +166,3 @@ def _compile_lines(each: Foreseen) -> list[str]:
     for reason, fix in each.refusals:
         lines += [f"  because {reason}", f"  fix: {fix}"]
     return lines if each.refusals else [*lines, f"  {each.command}"]
-
-
-def aligned(rows: list[Row]) -> str:
-    """Columns of a width."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def count(number: float) -> str:
-    """A count with the unit that fits: 46.7 B."""
-    scale, unit = next(
-        ((s, u) for s, u in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")) if number >= s), (1, "")
-    )
-    return f"{number / scale:,.4g}{unit}"
-
-
-def size(number: float) -> str:
-    """Bytes with the unit that fits."""
-    scale, unit = next(((s, u) for s, u in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if number >= s), (1, "B"))
-    return f"{number / scale:,.1f} {unit}" if scale > 1 else f"{number:.0f} B"

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from moec import registry
-from moec.compiler.open import source_kind
+from moec.compiler.open import described_kind, without_config
 from moec.errors import MoecError
-from moec.frontend.source import Opening, Source
+from moec.frontend.source import Source
 from moec.pipeline.passes import Plan
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
@@ -68,19 +68,12 @@ def foresee(
         MoecError: M201 for a model without a config, M202 for an unknown target or pass; what the model's own reading
             says. What a target says against the model is in the answer.
     """
-    source = _described(model)
+    source = described_kind(model).described(str(model))
+    if source is None:
+        raise without_config(model)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
     captured: dict[torch.dtype, Program] = {}
     return [_for_target(str(model), source, passes, Target.parse(text), captured) for text in targets]
-
-
-def _described(model: str | Path) -> Source:
-    kind = source_kind(str(model), Opening())
-    source = kind.described(str(model)) if kind is not None else None
-    if source is None:
-        fix = "give a config.json, or use `moec inspect`, which captures the model"
-        raise MoecError("M201", "a model without a config.json cannot be planned", str(model), fix)
-    return source
 
 
 def _for_target(

@@ -70,3 +70,18 @@ def source_kind(model: Any, opening: Opening) -> type[Source] | None:
     """The first registered source that opens this model; None where none does. Opens nothing."""
     kinds: Iterator[type[Source]] = (registry.find("sources", name) for name in registry.names("sources"))
     return next((kind for kind in kinds if kind.opens(model, opening)), None)
+
+
+def described_kind(model: str | Path) -> type[Source]:
+    """The registered source that a model is opened with, for what it says from the config alone. Raises M201 where no
+    source opens it."""
+    kind = source_kind(str(model), Opening())
+    if kind is None:
+        raise without_config(model)
+    return kind
+
+
+def without_config(model: str | Path) -> MoecError:
+    """M201 for a model that keeps no config, of which something was asked that only a config says."""
+    fix = "give a config.json, or use `moec inspect`, which captures the model"
+    return MoecError("M201", "this model has no config.json, from which it could be told", str(model), fix)

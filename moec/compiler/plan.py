@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moec.compiler.open import source_kind
-from moec.errors import MoecError
-from moec.frontend.source import Opening
+from moec.compiler.open import described_kind, without_config
 from moec.planning.estimate import Estimate, estimate
 from moec.planning.shape import Shape
 
@@ -39,13 +37,12 @@ def plan(
     shape = _shape(model)
     other = _shape(versus) if versus is not None else None
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
-    return estimate(shape, formats, devices, batches, context or min(USUAL, longest), ranks, other)
+    tokens = min(USUAL, longest) if context is None else context
+    return estimate(shape, formats, devices, batches, tokens, ranks, other)
 
 
 def _shape(model: str | Path) -> Shape:
-    kind = source_kind(str(model), Opening())
-    shape = kind.shape(str(model)) if kind is not None else None
+    shape = described_kind(model).shape(str(model))
     if shape is None:
-        fix = "give a config.json, or use `moec inspect`, which captures the model"
-        raise MoecError("M201", "a model without a config.json cannot be planned", str(model), fix)
+        raise without_config(model)
     return shape

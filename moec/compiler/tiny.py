@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moec.compiler.open import source_kind
+from moec.compiler.open import described_kind, without_config
 from moec.compiler.staging import as_refusal, require_free
-from moec.errors import MoecError
 from moec.files.exchange import move
 from moec.files.workplace import workplace
-from moec.frontend.source import Opening
 
 
 def tiny(model: str | Path, out: str | Path, seed: int = 0) -> int:
@@ -26,12 +24,12 @@ def tiny(model: str | Path, out: str | Path, seed: int = 0) -> int:
     """
     place = Path(out).resolve()
     require_free(place)
-    kind = source_kind(str(model), Opening())
+    kind = described_kind(model)
     with as_refusal(place.parent, place), workplace(place) as work:
         folder = work / place.name
         folder.mkdir()
-        count = kind.save_tiny(str(model), folder, seed) if kind is not None else None
+        count = kind.save_tiny(str(model), folder, seed)
         if count is None:
-            raise MoecError("M201", "a model without a config.json has no tiny one", str(model), "give a config.json")
+            raise without_config(model)
         move(folder, place)
     return count

@@ -97,9 +97,12 @@ def estimate(
     for value, option in [*((b, "--batch") for b in batches), (context, "--context")]:
         if value < 1:
             raise MoecError("M201", f"{value} is below 1", option, "ask for at least 1")
-    if shape.longest and context > shape.longest:
-        what = f"the model's positions end at {shape.longest:,} tokens"
-        raise MoecError("M201", what, f"--context {context}", f"--context {shape.longest}")
+    for model in (shape, *([versus] if versus else [])):
+        if model.longest and context > model.longest:
+            what = f"the positions of {model.name} end at {model.longest:,} tokens"
+            raise MoecError("M201", what, f"--context {context}", f"--context {model.longest}")
+    if not formats or not batches:
+        raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
     found: list[Device | None] = [find_device(name) for name in devices] or [None]
     kinds = [find_format(name) for name in formats]
     rows = [_situation(shape, f, d, b, context) for f in kinds for d in found for b in batches]

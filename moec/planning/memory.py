@@ -10,6 +10,7 @@ from moec.planning.formats import Format, stored_bytes
 from moec.planning.shape import Shape
 
 CONTEXT_BYTES = GIB  # what CUDA's context and a runtime's own tables take on a GPU: 0.5 to 1 GiB
+STATE_BITS = 16  # of a number that a layer carries from token to token
 ROWS_OF_PROMPT = 2048  # tokens that an engine puts through the layers at once: longer prompts go in pieces
 
 
@@ -43,7 +44,7 @@ class Memory:
         return math.ceil((self.total - self.runtime) / room) if room > 0 else 0
 
 
-def memory_of(shape: Shape, format: Format, batch: int, context: int, state_bits: int = 16) -> Memory:
+def memory_of(shape: Shape, format: Format, batch: int, context: int) -> Memory:
     """What a model needs to write `batch` texts of up to `context` tokens.
 
     Args:
@@ -51,11 +52,10 @@ def memory_of(shape: Shape, format: Format, batch: int, context: int, state_bits
         format: of its weights.
         batch: texts at once.
         context: tokens of each, prompt and answer.
-        state_bits: of a number of the state; 8 for a quantized cache.
     """
     rows = min(batch * context, ROWS_OF_PROMPT) if shape.states else batch * context
     weights = sum(stored_bytes(shape.tensors, format).values())
-    state = batch * sum(math.ceil(s.elements(context) * state_bits / 8) for s in shape.states)
+    state = batch * sum(math.ceil(s.elements(context) * STATE_BITS / 8) for s in shape.states)
     activations = rows * _widest(shape) * max(format.plain, 16) // 8
     return Memory(weights, state, activations, batch * shape.vocabulary * 4)
 

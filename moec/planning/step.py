@@ -3,16 +3,14 @@ Williams et al. 2009)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from moec.planning.devices import Device
 from moec.planning.formats import Format, stored_bytes
+from moec.planning.memory import STATE_BITS
 from moec.planning.shape import Shape
 from moec.planning.touched import distinct
-
-Touched = Callable[[int, int, int], float]  # experts, top_k, tokens -> distinct experts
 
 # shares of the bandwidth and of the matrix rate that the best kernels for experts reach on an H200, bf16, 1 to 8,192
 # tokens: the lowest and the highest of the published tables of vLLM, TensorRT-LLM and SGLang
@@ -59,19 +57,17 @@ class Time:
     origin: str
 
 
-def decode_step(
-    shape: Shape, format: Format, batch: int, context: int, touched: Touched = distinct, state_bits: int = 16
-) -> Step:
+def decode_step(shape: Shape, format: Format, batch: int, context: int) -> Step:
     """One token for each of `batch` texts that have `context` tokens behind them."""
-    state = batch * sum(s.elements(context) * state_bits / 8 for s in shape.states)
+    state = batch * sum(s.elements(context) * STATE_BITS / 8 for s in shape.states)
     attended = batch * sum(min(context, s.window or context) for s in shape.states if s.per_token)
-    return _step(shape, format, batch, batch, attended, state, touched)
+    return _step(shape, format, batch, batch, attended, state)
 
 
-def prompt_step(shape: Shape, format: Format, batch: int, prompt: int, touched: Touched = distinct) -> Step:
+def prompt_step(shape: Shape, format: Format, batch: int, prompt: int) -> Step:
     """`batch` prompts of so many tokens in one go; only the last row of each goes through the output head."""
     attended = batch * sum(_pairs(prompt, s.window) for s in shape.states if s.per_token)
-    return _step(shape, format, batch * prompt, batch, attended, 0.0, touched)
+    return _step(shape, format, batch * prompt, batch, attended, 0.0)
 
 
 def time_of(step: Step, device: Device, format: Format) -> Time:
@@ -95,10 +91,8 @@ def _pairs(tokens: int, window: int) -> float:
     return tokens * window - window * window / 2
 
 
-def _step(
-    shape: Shape, format: Format, tokens: int, rows: int, attended: float, state: float, touched: Touched
-) -> Step:
-    used = [touched(m.experts, m.top_k, tokens) for m in shape.mixtures]
+def _step(shape: Shape, format: Format, tokens: int, rows: int, attended: float, state: float) -> Step:
+    used = [distinct(m.experts, m.top_k, tokens) for m in shape.mixtures]
     idle = sum(m.parameters * (1 - n / m.experts) for m, n in zip(shape.mixtures, used, strict=True))
     by_part, counts = stored_bytes(shape.tensors, format), shape.parts()
     routed = by_part.get("routed experts", 0) * (1 - idle / (counts["routed experts"] or 1))

@@ -18,7 +18,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 def test_a_config_alone_is_enough(cli: Cli, tmp_path: Path) -> None:
     path = configs.write(tmp_path, configs.QWEN3_30B)
     text = cli("plan", path, "--device", "h200,rtx4090", "--format", "bf16,int4", "--batch", "1,8")
-    assert "30,532,122,624" in text and "3.042 B without the input embedding" in text
+    assert "30,532,122,624" in text and "3.04 B without the input embedding" in text
     assert "48 mixtures: 128 experts, 8 a token" in text and "rtx4090" in text and "tokens/s" in text
 
 
@@ -37,6 +37,8 @@ def test_json_holds_the_same(cli: Cli, tmp_path: Path) -> None:
         (["--device", "rtx4080"], "rtx4090"),
         (["--format", "int3"], "int4"),
         (["--context", "999999"], "--context 32768"),
+        (["--context", "0"], "--context"),
+        (["--format", ""], "--format"),
     ],
 )
 def test_bad_questions_get_three_lines(cli: Cli, tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -62,3 +64,19 @@ def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cl
     text = cli("plan", path, "-t", "onnxruntime", "-t", "onnxruntime:x=1")
     assert f"moec compile {path} --target onnxruntime" in text
     assert "onnxruntime:x=1: refused" in text and "fix: options are precision=" in text
+
+
+def test_another_model_has_positions_of_its_own(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    short = configs.write(tmp_path / "b", configs.LLAMA_1B | {"max_position_embeddings": 64})
+    cli("plan", configs.write(tmp_path / "a", configs.MIXTRAL), "--versus", short, "--context", "200", status=2)
+    assert "--context 64" in cli.err
+
+
+def test_a_file_of_weights_is_no_config(cli: Cli, tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(2**34)  # is never read into memory
+    cli("plan", weights, status=2)
+    assert "M204" in cli.err

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
+from moec.files.regular import read_bytes
 from moec.huggingface.reading.config_sizes import built_from
 from moec.huggingface.reading.folder import config_of, read_config, resolve
 from moec.huggingface.reading.model_class import CONFIG, check_permission, class_of
@@ -48,9 +49,12 @@ def bare(model_class: Any, config: Any, text: str) -> Any:
 def _from_file(path: Path) -> tuple[Any, Any]:
     """transformers reads folders, and files by one name; an error names the user's file."""
     with TemporaryDirectory() as folder:
-        (Path(folder) / CONFIG).write_bytes(path.read_bytes())
         try:
+            (Path(folder) / CONFIG).write_bytes(read_bytes(path))
             return _from_folder(Path(folder))
+        except OSError as error:
+            what = f"the file cannot be read as a config: {error.strerror}"
+            raise MoecError("M204", what, str(path), "name a config.json") from error
         except MoecError as error:
             raise MoecError(error.code, error.what, str(path), error.fix) from error
 
