@@ -46,7 +46,7 @@ def test_a_terminal_gets_a_bar_that_vanishes(monkeypatch: pytest.MonkeyPatch) ->
     text = said(ConsoleProgress(), Screen(), 1)
     assert "\x1b[?25l" in text and text.rindex("\x1b[?25h") < text.rindex("model.onnx")
     last = text[text.rindex("\x1b[2K") + 4 :]
-    assert last.startswith("\x1b[36m  build      \x1b[0mmodel.onnx 4.00 MiB") and last.endswith(" MiB)\n")
+    assert last.startswith("\x1b[36m  build      \x1b[0mmodel.onnx 4.00 MiB") and last.endswith("iB)\n")
     assert all(len(line.removeprefix("\x1b[36m")) <= 44 for line in last.splitlines())
 
 

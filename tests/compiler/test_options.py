@@ -45,7 +45,7 @@ OTHER: dict[str, Any] = {
     "leave_out": ["pixel_values*"],
 }
 # keywords of `moec.compile` that are no settings
-OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "hooks", "progress"}
+OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "require_run", "hooks", "progress"}
 
 
 def test_the_keywords_of_compile_are_the_settings_with_their_defaults() -> None:

@@ -80,7 +80,7 @@ def compiled(model: Path, folder: Path, target: str) -> None:
 
 
 def test_a_compile_asks_before_any_work(mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NO_WORK, lambda _: pytest.fail("the weights were read already"))
+    monkeypatch.setattr(NO_WORK, lambda *_: pytest.fail("the weights were read already"))
     with pytest.raises(MoecError, match="M208"):
         compiled(mixtral, tmp_path, "tensorrt:sm90")
     assert not (tmp_path / "engine").exists()
@@ -89,7 +89,7 @@ def test_a_compile_asks_before_any_work(mixtral: Path, tmp_path: Path, monkeypat
 def test_what_the_target_takes_goes_on_to_the_work(
     mixtral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def work(_: Program) -> None:
+    def work(*_: object) -> None:
         raise Begun
 
     monkeypatch.setattr(NO_WORK, work)

@@ -74,7 +74,6 @@ def test_pruned_and_quantized(tmp_path: Path) -> None:
     [
         ("gpt_oss", PRUNE, "has not been tried"),
         ("mixtral", "prune-experts(keep=0.4375, score=activation, per_layer=False)", "one number for all"),
-        ("mixtral", f"{PRUNE}, fuse-moe", "fuse-moe changed the architecture"),
         ("mixtral", f"{PRUNE}, skip-experts", "what skip-experts does is no weight"),
         ("mixtral", "quantize(bits=4, group=16), skip-experts", "what skip-experts does is no weight"),
     ],
