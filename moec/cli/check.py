@@ -10,7 +10,8 @@ import click
 from moec.cli.annotations import annotation, are_wanted
 from moec.cli.completion import completer
 from moec.cli.config import read_config
-from moec.cli.console import common, emit, publish, say
+from moec.cli.console import common, emit, say
+from moec.cli.report_file import junit_form, publish, require_replaceable
 from moec.cli.settings import run_option, trust_options
 
 
@@ -49,11 +50,13 @@ def check_command(
     from moec.compiler.check import checked, manifest_of
     from moec.report.junit import junit_of_checks
 
+    if junit:
+        require_replaceable(junit, junit_form("check"))
     wanted = read_config(config) if config else {}
     found = {str(manifest): checked(manifest, wanted, opening, require_run) for manifest in manifests}
     errors = {name: [error for error in items.values() if error] for name, items in found.items()}
     if junit:
-        publish(junit, junit_of_checks(found))
+        publish(junit, junit_of_checks(found), junit_form("check"))
     if as_json:
         emit({name: [error.to_dict() for error in each] for name, each in errors.items()})
     else:
