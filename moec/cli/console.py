@@ -96,7 +96,7 @@ def fail(error: MoecError, as_json: bool, debug: bool) -> int:
     else:
         TERMINAL.note("".join(traceback.format_exception(error)))
     _say_error(error)
-    if are_wanted():
+    if are_wanted(TERMINAL.annotate):
         say(annotation(error), err=True)
     if as_json:
         emit({"ok": False, "error": error.to_dict()})
