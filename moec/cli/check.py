@@ -68,9 +68,9 @@ def check_command(
     for manifest in manifests:
         try:
             found[str(manifest)] = checked(manifest, wanted, opening, require_run)
-        except MoecError as error:  # the others are looked at all the same
-            found[str(manifest)] = {UNREAD: error}
-            status = max(status, error.exit_code)
+        except MoecError as unread:  # the others are looked at all the same
+            found[str(manifest)] = {UNREAD: unread}
+            status = max(status, unread.exit_code)
     errors = {name: [error for error in items.values() if error] for name, items in found.items()}
     if junit:
         publish(junit, junit_of_checks(found), junit_form("check"))
