@@ -37,7 +37,7 @@ class Runner:
     def __init__(self, folder: Path, **given: str) -> None:
         unknown = set(given) - set(ACTION["inputs"])
         assert not unknown, unknown
-        self.folder, self.failed, self.said = folder, "", ""
+        self.folder, self.failed, self.said, self.tools = folder, "", "", Path(sys.executable).parent
         self.uploads: dict[str, list[str]] = {}
         self.inputs: dict[str, str] = {}
         self.outputs: dict[str, dict[str, str]] = {}
@@ -81,7 +81,7 @@ class Runner:
         for file in files.values():
             file.touch()
         given = {**{n: self.value(v) for n, v in step.get("env", {}).items()}, **{n: str(f) for n, f in files.items()}}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{self.tools}:{os.environ['PATH']}"
         here = {**os.environ, **given, "PATH": path, "OMP_NUM_THREADS": "1", "GITHUB_ACTIONS": "true"}
         assert "${{" not in step["run"] and step["shell"] == "bash"
         command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
@@ -127,6 +127,51 @@ def test_a_failure_ends_it_before_anything_is_there(checkout: Path) -> None:
     assert list(run.uploads) == ["proof-engine"]  # what there is of it; the engine is kept only when all went well
 
 
+def tool(folder: Path, name: str, does: str) -> Path:
+    """A program that keeps its arguments, a line each, and does this then. Returns the file of the arguments."""
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{name}.arguments"
+    (folder / name).write_text(f"#!/bin/bash\nprintf '%s\\n' \"$@\" >> '{kept}'\n{does}\n")
+    (folder / name).chmod(0o755)
+    return kept
+
+
+def test_a_slash_and_lines_of_arguments_are_understood(tmp_path: Path) -> None:
+    row = '[{"verdict": "verified", "target": "onnxruntime", "deviation": 1, "size_bytes": 2}]'
+    told = tool(tmp_path / "bin", "moec", f"[ $1 = ls ] && echo '{row}' || true")
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    run = Runner(tmp_path, model="m", engine="out/engine//", arguments="--seed 3\n--input *.py\n--no-cache\n")
+    run.tools = tmp_path / "bin"
+    assert run.run().failed == "", run.said
+    words = told.read_text().splitlines()
+    assert words[words.index("--seed") :][:5] == ["--seed", "3", "--input", "*.py", "--no-cache"]
+    assert {"out/engine", "out/engine.xml", "out/engine.html"} <= set(words) and "out/engine//" not in words
+    assert run.uploads["engine-engine"] == ["out/engine/"] and "out/engine.cdx.json" in run.uploads["proof-engine"]
+
+
+@pytest.mark.parametrize(
+    ("given", "here", "installed"),
+    [
+        ({"install": "a.whl"}, True, [["a.whl"], ["moec[attest]"]]),
+        ({"extras": "tensorrt-rtx"}, True, [["moec[tensorrt-rtx,attest]"]]),
+        ({"extras": "", "attest": "false"}, True, []),
+        ({"extras": "tensorrt-rtx"}, False, [["-c", f"{ROOT}/constraints.txt", f"{ROOT}[tensorrt-rtx,attest]"]]),
+    ],
+)
+def test_what_attesting_needs_is_installed(
+    given: dict[str, str], here: bool, installed: list[list[str]], tmp_path: Path
+) -> None:
+    told = tool(tmp_path / "bin", "python", "" if here else "[ $3 != show ]")
+    if here:
+        tool(tmp_path / "bin", "moec", "")
+    step, run = STEPS["Install"], Runner(tmp_path, model="m", **given)
+    values = {name: run.value(value) for name, value in step["env"].items()}
+    bash = ["/bin/bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    subprocess.run(bash, env={**values, "PATH": str(tmp_path / "bin")}, check=True)
+    calls = told.read_text().split("-m\npip\n")[1:] if told.exists() else []
+    assert [call.splitlines()[1:] for call in calls if call.startswith("install\n")] == installed
+
+
 @pytest.mark.repeats
 @pytest.mark.parametrize(("most", "failed", "said"), [("0.5", "", "Close to"), ("1e-9", "Compile 1", "error[M107]")])
 def test_a_budget_on_a_text(most: str, failed: str, said: str, checkout: Path) -> None:
@@ -154,7 +199,7 @@ def test_every_flag_is_one_of_the_verb() -> None:
     from tests.page_names import problems_of_flags
 
     text = "\n".join(step["run"] for step in STEPS.values() if "run" in step and step["name"] != "Install")
-    for verb, start, end in (("compile", "given=(--out", "read -ra"), ("verify", "given=(--seed", "moec verify")):
+    for verb, start, end in (("compile", "given=(--out", "read -rd"), ("verify", "given=(--seed", "moec verify")):
         flags = re.findall(r"--[a-z-]+", text[text.index(start) : text.index(end)])
         assert len(flags) > 5 and problems_of_flags(f"moec {verb} {' '.join(flags)}") == []
 

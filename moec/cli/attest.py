@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from moec.cli.console import common, emit, publish, say
+from moec.cli.console import common, emit, say
+from moec.cli.report_file import Form, json_form, publish, require_replaceable
 from moec.errors import MoecError
 
 
@@ -51,31 +51,34 @@ def _write(report: Any, engine: Path, out: Path | None, builder: str) -> dict[st
         raise MoecError("M101", f"the proof fails: {report.headline()}", str(engine), "compile the model again")
     place, name = out or engine.resolve().parent, engine.resolve().name
     if place.resolve().is_relative_to(engine.resolve()):
-        what = "the statement speaks of every file in the engine's folder, and cannot be one"
+        what = "the statement speaks of the files in the engine's folder, and cannot be one"
         raise MoecError("M210", what, str(place), "choose another --out, beside the engine")
     paths = {"statement": place / f"{name}.intoto.json", "bom": place / f"{name}.cdx.json"}
-    for path in paths.values():
-        _require_own(path)
+    forms = _forms()
+    for kind, path in paths.items():
+        require_replaceable(path, forms[kind])
     texts = {"statement": statement(report, engine, builder), "bom": bill_of_materials(report, engine)}
     place.mkdir(parents=True, exist_ok=True)
     for kind, path in paths.items():
-        publish(path, texts[kind])
+        publish(path, texts[kind], forms[kind])
     return paths
 
 
-def _require_own(path: Path) -> None:
-    """Raise M210 where something lies that `moec attest` did not write."""
-    from moec.files.regular import read_text
+def _forms() -> dict[str, Form]:
+    """How the files of an engine of ours are told from those of cosign, GitHub and other makers of bills."""
     from moec.report.bom import FORMAT
-    from moec.report.provenance import STATEMENT
+    from moec.report.provenance import BUILD_TYPE, STATEMENT
 
-    if not path.exists() and not path.is_symlink():
-        return
-    try:
-        data = json.loads(read_text(path))
-        own = data.get("_type") == STATEMENT or data.get("bomFormat") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        own = False
-    if not own:
-        what = "there is something of that name that moec did not write"
-        raise MoecError("M210", what, str(path), "choose another --out, or move it away")
+    return {
+        "statement": json_form(
+            "statement",
+            lambda data: (data["_type"], data["predicate"]["buildDefinition"]["buildType"]) == (STATEMENT, BUILD_TYPE),
+        ),
+        "bom": json_form(
+            "bill of materials",
+            lambda data: (
+                data["bomFormat"] == FORMAT
+                and any(tool["name"] == "moec" for tool in data["metadata"]["tools"]["components"])
+            ),
+        ),
+    }

@@ -11,6 +11,7 @@ import click
 from moec.cli.console import common, emit, say
 from moec.cli.interruption import INTERRUPTION
 from moec.cli.live import QuietProgress
+from moec.cli.report_file import Form, json_form, publish, require_replaceable
 from moec.cli.settings import WHOLE, trust_options
 from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
@@ -18,7 +19,12 @@ from moec.errors import MoecError
 if TYPE_CHECKING:
     from moec.timing.benchmark import Benchmark
 
-FORMS = (".csv", ".json", ".html", ".svg")
+FORMS = {
+    ".csv": Form("list of times", lambda text: text.startswith("engine,round,phase,number,ms")),
+    ".json": json_form("benchmark", lambda data: {"moments", "timings", "where"} <= set(data)),
+    ".html": Form("benchmark", lambda text: "<title>moec bench: " in text[:500]),
+    ".svg": Form("plot", lambda text: text.startswith('<svg xmlns="http://www.w3.org/2000/svg" viewBox="-12 0 ')),
+}
 
 
 class Rounds(QuietProgress):
@@ -106,21 +112,19 @@ def bench_command(
 def _require_writable(path: Path) -> None:
     """Before any work: a mistake must not cost a benchmark."""
     if path.suffix.lower() not in FORMS:
-        fix = f"end its name in {', '.join(FORMS[:-1])} or {FORMS[-1]}"
+        *others, last = FORMS
+        fix = f"end its name in {', '.join(others)} or {last}"
         raise MoecError("M201", f"nothing can be exported as {path.suffix or path.name!r}", "--export", fix)
-    if path.is_dir() or not path.parent.is_dir():
-        what = "it is a folder" if path.is_dir() else "its folder does not exist"
-        raise MoecError("M210", what, str(path), "choose another file")
+    if not path.parent.is_dir():
+        raise MoecError("M210", "its folder does not exist", str(path), "choose another file")
+    require_replaceable(path, FORMS[path.suffix.lower()])
 
 
 def _export(result: Benchmark, path: Path) -> None:
     from moec.timing.export import exported
 
-    try:
-        path.write_text(exported(result, path.suffix.lower()), encoding="utf-8", newline="")
-    except OSError as error:
-        what, fix = f"the times cannot be written: {error.strerror}", "choose another file"
-        raise MoecError("M210", what, str(path), fix) from error
+    form = path.suffix.lower()
+    publish(path, exported(result, form), FORMS[form])
 
 
 def _sizes(texts: tuple[str, ...]) -> dict[str, int]:

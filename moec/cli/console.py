@@ -88,16 +88,6 @@ def emit(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, sort_keys=True, default=str, allow_nan=False), file=TERMINAL.stream())
 
 
-def publish(path: Path, text: str) -> None:
-    """Write a report where the user asked for it. Raises M210 when it cannot be written."""
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise MoecError(
-            "M210", f"the report cannot be written: {error.strerror}", str(path), "choose another file"
-        ) from error
-
-
 def fail(error: MoecError, as_json: bool, debug: bool) -> int:
     """Print an error in three lines on stderr; returns the exit status."""
     clear_screen()
@@ -106,7 +96,7 @@ def fail(error: MoecError, as_json: bool, debug: bool) -> int:
     else:
         TERMINAL.note("".join(traceback.format_exception(error)))
     _say_error(error)
-    if are_wanted():
+    if are_wanted(TERMINAL.annotate):
         say(annotation(error), err=True)
     if as_json:
         emit({"ok": False, "error": error.to_dict()})

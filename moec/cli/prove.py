@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moec.cli.console import common, emit, publish, say, waiting
+from moec.cli.console import common, emit, say, waiting
+from moec.cli.report_file import PAGE, append, junit_form, publish, require_appendable, require_replaceable
 from moec.cli.settings import WHOLE, model_options, run_option, text_options
 from moec.errors import MoecError
 
 if TYPE_CHECKING:
     from moec.proof.verification import Verification
+
+
+_JUNIT = junit_form("verify")
 
 
 @click.command("verify")
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--summary",
     type=click.Path(path_type=Path),
-    help="Write the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
+    help="Append the proof as Markdown with plots, for the page of a job ($GITHUB_STEP_SUMMARY).",
 )
 @run_option
 @text_options
@@ -66,6 +70,7 @@ def verify_command(
     if bisect and against is not None:
         what = "an engine is bisected along its own making, not another's"
         raise MoecError("M201", what, "--bisect, --against", "leave one of them out")
+    _look_at(html, junit, summary)
     from moec.report.junit import junit as as_junit
     from moec.report.report import plain
     from moec.report.summary import job_summary
@@ -75,18 +80,18 @@ def verify_command(
             result = api.verify(engine, against, **options)
     except MoecError as error:
         if junit:
-            publish(junit, as_junit(str(engine), error))
+            publish(junit, as_junit(str(engine), error), _JUNIT)
         raise
     if junit:
-        publish(junit, as_junit(str(engine), result, require_run))
+        publish(junit, as_junit(str(engine), result, require_run), _JUNIT)
     culprit = None
     if bisect:
         with waiting("bisect", quiet):
             culprit = replace(api.bisect(engine, **options), proof=_failure(result))
     if html:
-        publish(html, api.page(engine, result))
+        publish(html, api.page(engine, result), PAGE)
     if summary:
-        publish(summary, job_summary(replace(api.read_report(engine), proof=result)))
+        append(summary, job_summary(replace(api.read_report(engine), proof=result)))
     not_run = _not_run(result) if require_run and result.ok else None
     if as_json:
         refusal = {"error": not_run.to_dict()} if not_run else {}
@@ -99,6 +104,16 @@ def verify_command(
     if not_run:
         say(str(not_run), err=True)
     return 0 if result.ok and not not_run else 1
+
+
+def _look_at(html: Path | None, junit: Path | None, summary: Path | None) -> None:
+    """Raise M210 for a file that may not be written, before the proof takes its time."""
+    if html:
+        require_replaceable(html, PAGE)
+    if junit:
+        require_replaceable(junit, _JUNIT)
+    if summary:
+        require_appendable(summary)
 
 
 def _failure(proof: Verification) -> str:

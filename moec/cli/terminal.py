@@ -29,12 +29,14 @@ class Terminal:
     Attributes:
         verbosity: 0 for one line a stage, 1 for what passes and checks found, 2 for every step and what libraries say.
         debug: leave Python's streams as they are, so that a debugger can be used.
+        annotate: what the user says of annotations; None where he says nothing.
         stdout, stderr: our own streams while a verb runs; None where Python's are ours.
     """
 
     def __init__(self) -> None:
         self.verbosity = 0
         self.debug = False
+        self.annotate: bool | None = None
         self.stdout: IO[str] | None = None
         self.stderr: IO[str] | None = None
         self._log: IO[str] | None = None
@@ -84,7 +86,8 @@ class Terminal:
         """As it was before the command line was read."""
         if self._log is not None:
             self._log.close()
-        self.verbosity, self.debug, self._log, self.stdout, self.stderr = 0, False, None, None, None
+        self.verbosity, self.debug, self.annotate = 0, False, None
+        self._log, self.stdout, self.stderr = None, None, None
 
     # ------------------------------------------------------------------ forms
     def verdict(self, text: str, err: bool = False) -> str:

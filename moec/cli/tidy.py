@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -10,24 +13,41 @@ from moec.cli.console import common, emit, say
 from moec.errors import MoecError
 from moec.files import kept
 from moec.files.workplace import leftovers, remove_leftover
+from moec.shown import size_of
 
-DEPTH = 4  # folders below the one that was named, as in `moec ls`
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        what = f"{value} is no amount"
+        raise MoecError("M201", what, parameter.opts[0], "give a number, or leave the option out to keep all")
+    return value
 
 
 @click.command("cache")
 @click.argument("what", required=False, type=click.Choice(["dir", "prune", "clear"]))
-@click.option("--max-gb", type=click.FloatRange(min=0), help="prune: keep so many gigabytes, of what was used last.")
-@click.option("--max-days", type=click.FloatRange(min=0), help="prune: remove what was not used for so many days.")
+@click.option(
+    "--max-gb",
+    type=click.FloatRange(min=0),
+    callback=_finite,
+    help="prune: keep so many gigabytes, of what was used last.",
+)
+@click.option(
+    "--max-days",
+    type=click.FloatRange(min=0),
+    callback=_finite,
+    help="prune: remove what was not used for so many days.",
+)
 @click.option("--dry-run", is_flag=True, help="prune, clear: only say what would go.")
 @common
 def cache_command(
     what: str | None, max_gb: float | None, max_days: float | None, dry_run: bool, as_json: bool, quiet: bool
-) -> None:
+) -> int:
     """Show the cache of quantized weights (dir: its folder alone), prune it, or clear it.
 
     It lies in $MOEC_CACHE_DIR, else in $XDG_CACHE_HOME/moec or ~/.cache/moec; MOEC_CACHE_DIR=off switches it off. It
-    keeps to $MOEC_CACHE_GB gigabytes (10). Proofs never come from it.
+    keeps to $MOEC_CACHE_GB gigabytes (10). Proofs never come from it. Exit status 1 when something cannot be removed.
     """
+    _require_use(what, {"--max-gb": max_gb is not None, "--max-days": max_days is not None, "--dry-run": dry_run})
     place = kept.folder()
     if what is None or what == "dir":
         found = kept.entries()
@@ -37,37 +57,69 @@ def cache_command(
         elif what == "dir":
             say(str(place) if place else "off")
         else:
-            bound = f"{size / 1e9:,.3f} of {kept.limit_bytes() / 1e9:,.1f} GB"
+            bound = f"{size_of(size)} of {size_of(kept.limit_bytes())}"
             say(f"{place}  {len(found)} entries, {bound}" if place else "off")
-        return
+        return 0
     most = 0 if what == "clear" else kept.limit_bytes() if max_gb is None else int(max_gb * 1e9)
-    gone = kept.prune(most, float("inf") if max_days is None else max_days * 86400, dry_run)
-    _said([entry.path for entry in gone], sum(entry.size_bytes for entry in gone), dry_run, as_json)
+    found = kept.prune(most, float("inf") if max_days is None else max_days * 86400, dry_run)
+    return _said({entry.path: entry.size_bytes for entry in found}, dry_run, as_json)
+
+
+def _require_use(what: str | None, given: dict[str, bool]) -> None:
+    """Raise M201 for an option that would change nothing, or less than it seems to."""
+    useful = {"prune": tuple(given), "clear": ("--dry-run",)}.get(what or "", ())
+    idle = next((name for name, is_given in given.items() if is_given and name not in useful), None)
+    if idle:
+        said = f"moec cache {what}".rstrip() if what else "moec cache"
+        raise MoecError("M201", f"{idle} means nothing to `{said}`", idle, f"moec cache prune {idle} …")
 
 
 @click.command("clean")
 @click.argument("folder", default=".", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @common
-def clean_command(folder: Path, dry_run: bool, as_json: bool, quiet: bool) -> None:
+def clean_command(folder: Path, dry_run: bool, as_json: bool, quiet: bool) -> int:
     """Remove the work folders (.NAME.moec-…) that killed runs left in FOLDER and up to four folders below it.
 
     An engine that such a run had moved aside goes back to its place. Folders of runs that are alive, of other users,
-    and everything that moec did not make stay as they are.
+    and everything that moec did not make stay as they are. Exit status 1 when something cannot be removed.
     """
     if not folder.is_dir():
         raise MoecError("M201", "no such folder", str(folder), "give the folder that holds your engines")
-    found = leftovers(folder, DEPTH)
-    size = sum(path.lstat().st_size for each in found for path in each.rglob("*") if not path.is_dir())
-    gone = found if dry_run else [each for each in found if remove_leftover(each)]
-    _said(gone, size, dry_run, as_json)
+    sizes = {each: _size(each) for each in leftovers(folder)}
+    for each in sizes if not dry_run else ():
+        remove_leftover(each)
+    return _said(sizes, dry_run, as_json)
 
 
-def _said(gone: list[Path], size_bytes: int, dry_run: bool, as_json: bool) -> None:
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; of those that go meanwhile, none."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += 0 if path.is_dir() else path.lstat().st_size
+    return total
+
+
+def _said(found: dict[Path, int], dry_run: bool, as_json: bool) -> int:
+    """Say what went, or would go, of what was found, with bytes by path, and what is still there. Returns the exit
+    status."""
+    left = [] if dry_run else [path for path in found if os.path.lexists(path)]
+    gone = {path: size for path, size in found.items() if path not in left}
     if as_json:
-        emit({"removed": [] if dry_run else list(map(str, gone)), "found": list(map(str, gone)), "bytes": size_bytes})
-        return
-    for path in gone:
-        say(str(path))
-    done = "would go" if dry_run else "removed"
-    say(f"{len(gone)} {done}, {size_bytes / 2**20:,.1f} MiB" if gone else "nothing to remove")
+        lists = {"removed": [] if dry_run else gone, "found": found, "left": left}
+        emit({**{name: list(map(str, paths)) for name, paths in lists.items()}, "bytes": sum(gone.values())})
+    else:
+        for path in gone:
+            say(str(path))
+        done = "would go" if dry_run else "removed"
+        say(
+            f"{len(gone)} {done}, {size_of(sum(gone.values()))}"
+            if gone
+            else f"nothing {done}"
+            if left
+            else "nothing to remove"
+        )
+    for path in left:
+        say(f"cannot be removed: {path}", err=True)
+    return 1 if left else 0

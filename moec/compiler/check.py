@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
+from moec.compiler.engine_folder import compare_recorded, options_of, require_same_texts
 from moec.compiler.options import Options
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
@@ -57,7 +57,7 @@ def _steps(
     report: Report, path: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any]
 ) -> Iterator[tuple[str, Step]]:
     yield "proof", partial(_require_proof, report, path)
-    yield "model", partial(open_recorded, report, opening)
+    yield "model", partial(compare_recorded, report, opening)
     yield "text", lambda: require_same_texts(report, options_of(report))
     if any((path.parent / artefact.name).exists() for artefact in report.artefacts):
         yield "files", partial(check_artefacts, report.artefacts, path.parent)

@@ -138,27 +138,61 @@ def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None 
         MoecError: M106 when its files are not the same, M209 for code that would have to be run.
     """
     text = model or report.source
-    if model is None and is_in_memory(report.source_hashes):
-        what = f"{text} was made in memory, and nothing on disk is it, so it cannot be opened again"
-        raise MoecError("M204", what, MANIFEST, "in Python, give the model itself: moec.verify(engine, model)")
+    if model is None:
+        _require_on_disk(report)
     kind = source_kind(text, Opening())
     runs = kind.runs(text) if kind else ""
     if runs and model is None and not opening.get("trust_remote_code"):
         fix = "read it, then pass --trust-remote-code"
         raise MoecError("M209", f"the manifest names the model, and {runs}", text, fix)
     files = kind.files(text) if kind else ()
-    _require_same_files(report, {file.name: file for file in files} | _code_of(report, text, files))
+    code = _recorded(report, kind, text, ".py") if kind else {}
+    _require_same_files(report, {name: file for name, file in code.items() if file.is_file()})
+    _require_same_files(report, {file.name: file for file in files})
     source = open_source(text, **{**opening, **report.opening})
     require_same_source(report, source)
     return source
 
 
-def _code_of(report: Report, text: str, files: Sequence[Path]) -> dict[str, Path]:
-    """The code in a model's folder, or beside its file, that the engine was made with, by its name in the manifest:
-    compared before it is run."""
-    folder = Path(text) if not files or Path(text).is_dir() else files[0].parent
-    names = [name for name in report.source_hashes if name.endswith(".py") and stays_inside(name)]
-    return {name: folder / name for name in names if (folder / name).is_file()}
+def compare_recorded(report: Report, opening: Mapping[str, Any]) -> None:
+    """Hold the model that a manifest names against its hashes. No code of the model is run, whatever the user allows:
+    where some would be, when it was opened, the files that the manifest names are hashed, and nothing is opened.
+
+    Raises:
+        MoecError: M106 when its files are not the same, M204 where there is no such model.
+    """
+    _require_on_disk(report)
+    kind = source_kind(report.source, Opening())
+    if kind is None or not (kind.runs(report.source) or any(name.endswith(".py") for name in report.source_hashes)):
+        open_recorded(report, {**opening, "trust_remote_code": False})
+        return
+    recorded = _recorded(report, kind, report.source)
+    wrong = sorted(n for n, digest in report.source_hashes.items() if n not in recorded or _hash(recorded[n]) != digest)
+    if wrong:
+        _refuse_changed(report, wrong)
+
+
+def _hash(file: Path) -> str:
+    """Of a file; of one that cannot be read, none."""
+    try:
+        return file_hash(file)
+    except OSError:
+        return ""
+
+
+def _require_on_disk(report: Report) -> None:
+    if is_in_memory(report.source_hashes):
+        what = f"{report.source} was made in memory, and nothing on disk is it, so it cannot be opened again"
+        raise MoecError("M204", what, MANIFEST, "in Python, give the model itself: moec.verify(engine, model)")
+
+
+def _recorded(report: Report, kind: type[Source], text: str, ending: str = "") -> dict[str, Path]:
+    """The files that an engine was made from whose names end so, by their names in the manifest: code is compared
+    before it is run."""
+    home = kind.home(text)
+    own = {file.name: file for file in kind.files(text)}
+    names = [name for name in report.source_hashes if name.endswith(ending) and stays_inside(name)]
+    return {name: own.get(name, home / name) for name in names}
 
 
 def _require_same_files(report: Report, files: Mapping[str, Path]) -> None:

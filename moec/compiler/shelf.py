@@ -11,11 +11,10 @@ from typing import Any
 
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
+from moec.files.workplace import DEPTH
 from moec.registry import did_you_mean
 from moec.report.artefacts import Artefact, size_bytes
 from moec.report.report import Report
-
-DEPTH = 4  # folders below the one that was named: people keep engines by model, target and date
 
 
 @dataclass(frozen=True)

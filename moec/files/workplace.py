@@ -20,6 +20,7 @@ except ImportError:  # Windows has no such locks, and nothing is swept there
 
 _NAME = re.compile(r"\.(?P<out>.+)\.moec-[0-9a-f]{8}")
 _ALIVE: list[Path] = []  # of this process
+DEPTH = 4  # folders below the one that a user names: people keep engines by model, target and date
 OLD = "old"  # what stood in the place while a new one is moved there, on systems that cannot swap
 
 
@@ -62,7 +63,7 @@ def sweep(parent: Path) -> None:
                 _sweep_one(folder)
 
 
-def leftovers(top: Path, depth: int = 0) -> list[Path]:
+def leftovers(top: Path, depth: int = DEPTH) -> list[Path]:
     """The work folders of dead processes of this user in a folder and some levels below it, by path; links are not
     followed. None where the system has no locks."""
     found = []

@@ -36,6 +36,7 @@ class Account:
         notes: what else a user must know: an adapter that was merged, a fixed batch.
         stated: what the model's own card says of it, and what hubs call its task, by the names of hubs: `license`,
             `language`, `base_model`, `pipeline_tag` and the like.
+        hub: the id of the hub's repository that it was read from; empty for a folder or a file of the user's own.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Account:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = field(default=())
     stated: Mapping[str, str | list[str]] = field(default_factory=dict)
+    hub: str = ""
 
     def lines(self) -> list[str]:
         """The account in a few lines for the terminal: the first names the model, then notes and what was left out on

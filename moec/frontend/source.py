@@ -128,6 +128,12 @@ class Source(ABC):
         return ()
 
     @classmethod
+    def home(cls, model: str) -> Path:
+        """The folder that the names in `hashes` are relative to. Opens nothing. Raises M204 where there is none."""
+        files = cls.files(model)
+        return files[0].resolve().parent if files else Path(model)
+
+    @classmethod
     def runs(cls, model: str) -> str:
         """What code of the model would run when it is opened or used; empty where none does. It is asked for models
         that a manifest names, not the user."""

@@ -62,6 +62,7 @@ def account_of(origin: Any, inputs: Iterable[str], leave_out: LeaveOut, otherwis
         stated=stated_of(type(model).__name__, folder.path if folder else None),
         left_out=tuple(left_out),
         notes=tuple(_notes(model, folder)),
+        hub=folder.hub if folder else "",
     )
 
 

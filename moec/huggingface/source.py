@@ -25,7 +25,7 @@ from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.described import Described
 from moec.huggingface.reading.experts import use_moec_experts
-from moec.huggingface.reading.folder import ModelFolder
+from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
@@ -102,6 +102,10 @@ class HuggingFaceSource(Source):
         """The config, which decides what is built. The weights are compared when they are open: they are only data."""
         config = Path(model) / "config.json"
         return (config,) if config.is_file() else ()
+
+    @classmethod
+    def home(cls, model: str) -> Path:
+        return resolve(model)
 
     @classmethod
     def shape(cls, model: str) -> Shape | None:

@@ -10,10 +10,11 @@ from moec.errors import MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
 
+MANIFEST = "moec.json"
 CARD = "README.md"  # people go on writing it, and no engine reads it
 SPEED_FILE = "bench.json"  # times, which no manifest holds
 # they hold the hashes of the others and therefore cannot hold their own, or come later
-_OWN = ("moec.json", "report.html", SPEED_FILE)
+_OWN = (MANIFEST, "report.html", SPEED_FILE)
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,13 @@ class Artefact:
 
 def hash_artefacts(folder: Path) -> tuple[Artefact, ...]:
     """Every file of an engine folder but the report's own, by name."""
+    return tuple(hash_artefact(folder, name) for name in names_in(folder))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of every file of an engine folder but the report's own."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _OWN)
-    return tuple(hash_artefact(folder, p.relative_to(folder).as_posix()) for p in files)
+    return [p.relative_to(folder).as_posix() for p in files]
 
 
 def hash_artefact(folder: Path, name: str) -> Artefact:

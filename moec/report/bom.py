@@ -9,7 +9,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from moec.files.regular import file_hash
 from moec.layouts.facts import model_name
-from moec.report.provenance import BUILD_TYPE, digests, missing, packages, purl, unsayable
+from moec.report.provenance import BUILD_TYPE, digests, missing, packages, purl, subjects, unsayable
 from moec.report.report import Report
 
 FORMAT = "CycloneDX"
@@ -61,7 +61,7 @@ def _engine(report: Report, folder: Path) -> Any:
     from cyclonedx.model.component import Component, ComponentType, Pedigree
 
     told = {"target": report.target, "passes": report.pipeline, "layout": report.layout, "verdict": report.verdict}
-    files = [_hashed(ComponentType.FILE, name, digest) for name, digest in digests(folder).items()]
+    files = [_hashed(ComponentType.FILE, name, digest) for name, digest in digests(folder, subjects(report)).items()]
     return Component(
         name=model_name(report.source),
         type=ComponentType.MACHINE_LEARNING_MODEL,

@@ -5,7 +5,6 @@ Hugging Face's documentation of model cards says what the metadata mean.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from moec.report.report import Report
 from moec.shown import one_line, shown, size_of
 from moec.targets.target import Target
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _VERSIONS = ("moec", "python", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx")
 _RUN = {
     "genai": """\
@@ -54,10 +52,10 @@ def metadata(report: Report) -> dict[str, Any]:
     """The card's metadata: what the source's card states, and what the engine is."""
     target = Target.parse(report.target)
     stated = dict(report.account.get("stated") or {})
-    if _HUB_ID.fullmatch(report.source) and not Path(report.source).exists():
-        stated["base_model"] = report.source
-    if "base_model" in stated and _is_quantized(report):
-        stated["base_model_relation"] = "quantized"
+    if hub := report.account.get("hub"):
+        stated["base_model"] = hub
+        if _is_quantized(report):  # of what the source's own card names it is a quantized fine-tune, say
+            stated["base_model_relation"] = "quantized"
     tags = ["moec", target.backend, *(["mixture-of-experts"] if report.coverage.loads else [])]
     tags += ["onnx"] * any(a.name.endswith(".onnx") for a in report.artefacts)
     return {**dict(sorted(stated.items())), "library_name": target.backend, "tags": tags}

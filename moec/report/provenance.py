@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 from moec.errors import MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash, read_bytes
+from moec.report.artefacts import CARD, MANIFEST, names_in, parts
 from moec.report.report import Report
 from moec.shown import one_line
 
@@ -45,7 +46,7 @@ def statement(report: Report, folder: Path, builder: str = BUILDER) -> str:
         from in_toto_attestation.v1.statement import Statement, spb
     except ImportError as error:
         raise missing(error) from error
-    files = [{"name": name, "digest": {"sha256": digest}} for name, digest in digests(folder).items()]
+    files = [{"name": name, "digest": {"sha256": digest}} for name, digest in digests(folder, subjects(report)).items()]
     predicate = {"buildDefinition": _definition(report), "runDetails": _run(report, builder)}
     made = {"_type": STATEMENT, "subject": files, "predicateType": PREDICATE, "predicate": predicate}
     try:
@@ -68,10 +69,15 @@ def unsayable(error: Exception, folder: Path) -> MoecError:
     return MoecError("M106", what, str(folder / "moec.json"), "compile the engine again")
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a folder, the manifest and the page too, by name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
+def subjects(report: Report) -> list[str]:
+    """The files that a statement speaks of: the manifest, and what is compared with it whenever an engine is loaded.
+    Model card, page and times are not among them: people and later commands go on writing them."""
+    return sorted([MANIFEST, *(artefact.name for artefact in parts(report.artefacts))])
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of these files of a folder, by name."""
+    return {name: file_hash(folder / name) for name in names}
 
 
 def packages(report: Report) -> dict[str, str]:
@@ -121,7 +127,8 @@ def check_statement(file: Path, folder: Path) -> Sequence[str]:
         MoecError: M201 for what is no statement, M106 for a file that is missing, changed, or not spoken of.
     """
     said = _subjects(file)
-    found = digests(folder)
+    there = [name for name in (MANIFEST, *names_in(folder)) if name != CARD and (folder / name).is_file()]
+    found = digests(folder, sorted(there))
     wrong = [name for name in {**said, **found} if said.get(name) != found.get(name)]
     if wrong:
         first = wrong[0]

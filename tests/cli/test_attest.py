@@ -37,6 +37,9 @@ def test_a_statement_is_held_against_the_files(cli: Cli, engine: Path, tmp_path:
     cli("attest", engine)
     given = ("attest", engine, "--check", tmp_path / "engine.intoto.json")
     assert "files are as" in cli(*given) and "moec.json" in cli.json(*given)["files"]
+    for name in ("README.md", "bench.json"):
+        (engine / name).write_text("people and `moec bench --save` go on writing them")
+    cli(*given)
     (engine / "moec.json").write_text((engine / "moec.json").read_text().replace('"seed": 0', '"seed": 7'))
     cli(*given, status=1)
     assert "moec.json was changed" in cli.err
@@ -55,6 +58,17 @@ def test_nothing_is_attested_of_a_changed_engine_nor_over_files_of_others(
     cli("attest", engine, "-o", tmp_path / "kept", status=1)
     assert "error[M106]" in cli.err and not (tmp_path / "kept").exists()
     cli("attest", mixtral, status=2)
+
+
+@pytest.mark.parametrize("kind", ["intoto", "cdx"])
+def test_what_other_tools_attest_is_kept(kind: str, cli: Cli, engine: Path, tmp_path: Path) -> None:
+    cli("attest", engine)
+    file = tmp_path / f"engine.{kind}.json"
+    theirs = file.read_text().replace("urn:moec:compile:v1", "https://actions.github.io/buildtypes/workflow/v1")
+    theirs = theirs.replace('"name": "moec"', '"name": "syft"')
+    file.write_text(theirs)
+    cli("attest", engine, status=2)
+    assert "error[M210]" in cli.err and file.read_text() == theirs
 
 
 def test_what_is_missing_is_said(cli: Cli, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

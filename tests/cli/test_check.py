@@ -61,6 +61,20 @@ def test_annotations_and_cases(cli: Cli, kept: Path, monkeypatch: pytest.MonkeyP
     assert "::error" not in cli(*given, "--no-annotate", status=1)
 
 
+def test_a_manifest_that_cannot_be_read_ends_nothing(cli: Cli, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (kept / "moec.toml").write_text("seed = 3\n")
+    given = ("check", "nowhere", "moec.json", "--config", "moec.toml", "--junit", "checks.xml")
+    assert "error[M112]" in cli(*given, status=2) and "error[M201]" in cli.err
+    suites = {suite.attrib["name"]: suite for suite in ElementTree.parse(kept / "checks.xml").getroot()}
+    assert list(suites) == ["nowhere", "moec.json"] and all(int(s.attrib["failures"]) == 1 for s in suites.values())
+    assert [e["code"] for each in cli.json(*given, status=2).values() for e in each] == ["M112", "M201"]
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    (kept / "moec.toml").write_text("sead = 3\n")  # ends the verb before anything is compared
+    for word, count in (("--annotate", 1), ("--no-annotate", 0)):
+        said = cli(*given, word, status=2) + cli.err
+        assert said.count("::error") == count and said.count("error[M") == 1
+
+
 @pytest.mark.parametrize("place", ["model", "nowhere", "moec.toml"])
 def test_what_is_no_engine_is_a_mistake_of_the_command(place: str, cli: Cli, kept: Path) -> None:
     cli("check", place, status=1 if place == "moec.toml" else 2)

@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cache_says_where_and_how_much(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli("cache", "dir") == f"{place}\n"
-    assert "3 entries, 0.003 of 10.0 GB" in cli("cache")
+    assert "3 entries, 2.86 MiB of 9.31 GiB" in cli("cache")
     said = cli.json("cache")
     assert said["folder"] == str(place) and said["entries"] == 3 and said["bytes"] == 3 * (10**6 + 32)
     monkeypatch.setenv(kept.FOLDER, "off")
@@ -37,11 +37,41 @@ def test_cache_says_where_and_how_much(cli: Cli, place: Path, monkeypatch: pytes
 def test_cache_prune_and_clear(cli: Cli, place: Path) -> None:
     assert f"{KEYS[2]}.kept" in cli("cache", "prune", "--max-days", "1.5", "--dry-run")
     assert len(list(place.iterdir())) == 4
-    assert "1 removed, 1.0 MiB" in cli("cache", "prune", "--max-days", "1.5")
+    assert "1 removed, 977 KiB" in cli("cache", "prune", "--max-days", "1.5")
     assert cli.json("cache", "prune", "--max-gb", "0.0015")["removed"] == [str(place / f"{KEYS[1]}.kept")]
     assert cli("cache", "prune") == "nothing to remove\n"
     cli("cache", "clear")
     assert [p.name for p in place.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "clear --max-days 30",
+        "clear --max-gb 1",
+        "--max-gb 1",
+        "dir --dry-run",
+        "prune --max-gb nan",
+        "prune --max-gb inf",
+    ],
+)
+def test_an_option_that_means_nothing_is_refused(words: str, cli: Cli, place: Path) -> None:
+    cli("cache", *words.split(), status=2)
+    assert "error[M201]" in cli.err and "--" in cli.err and len(list(place.iterdir())) == 4
+
+
+def test_what_cannot_be_removed_is_said(cli: Cli, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError("the disk is read-only")
+
+    dead = left_behind(tmp_path / "a")
+    monkeypatch.setattr(Path, "unlink", denied)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+    said = cli.json("cache", "clear", status=1)
+    assert said["removed"] == [] and len(said["found"]) == len(said["left"]) == 3 and said["bytes"] == 0
+    said = cli.json("clean", tmp_path, status=1)
+    assert (said["removed"], said["left"], said["bytes"]) == ([], [str(dead)], 0)
+    assert f"cannot be removed: {dead}" in cli.err and "nothing removed" in cli("clean", tmp_path, status=1)
 
 
 def left_behind(out: Path) -> Path:
@@ -76,7 +106,7 @@ def test_clean_removes_what_dead_runs_left(cli: Cli, tmp_path: Path) -> None:
 def test_clean_lists_first(cli: Cli, tmp_path: Path) -> None:
     dead = left_behind(tmp_path / "a")
     text = cli("clean", tmp_path, "--dry-run")
-    assert str(dead) in text and "1 would go, 1.0 MiB" in text and dead.exists()
+    assert str(dead) in text and "1 would go, 1.00 MiB" in text and dead.exists()
     assert cli.json("clean", tmp_path)["removed"] == [str(dead)] and not dead.exists()
     cli("clean", tmp_path / "nowhere", status=2)
     assert "no such folder" in cli.err

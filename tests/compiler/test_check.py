@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moec.compiler.check import checked, problems
+from moec.files.regular import file_hash
+from tests.report.test_report import make
 
 
 @pytest.fixture
@@ -31,6 +34,24 @@ def test_nothing_changed(model_and_engine: tuple[Path, Path], tmp_path: Path) ->
     assert codes(engine) == codes(engine / "moec.json", seed=0) == []
     alone = Path(shutil.copy(engine / "moec.json", tmp_path / "alone.json"))
     assert codes(alone) == []
+
+
+def test_code_is_hashed_and_never_run(tmp_path: Path) -> None:
+    """Opening `file.py:callable` imports it, so it is not opened, even where the user allows code."""
+    model, ran = tmp_path / "model.py", tmp_path / "ran"
+    model.write_text(f"import sizes\nopen({str(ran)!r}, 'w').close()\n")
+    (tmp_path / "sizes.py").write_text("WIDTH = 3\n")
+    files = {path.name: file_hash(path) for path in (model, tmp_path / "sizes.py")}
+    report = replace(make(), source=f"{model}:build:inputs", source_hashes=files, text_hashes={}, artefacts=())
+    (tmp_path / "moec.json").write_text(report.to_json())
+    for trust in (False, True):
+        assert checked(tmp_path / "moec.json", {}, {"trust_remote_code": trust})["model"] is None
+    (tmp_path / "sizes.py").write_text("WIDTH = 4\n")
+    changed = checked(tmp_path / "moec.json", {}, {})["model"]
+    (tmp_path / "sizes.py").unlink()
+    lost = checked(tmp_path / "moec.json", {}, {"trust_remote_code": True})["model"]
+    assert changed and lost and changed.what == lost.what == "the source has changed since: sizes.py"
+    assert (changed.code, ran.exists()) == ("M106", False)
 
 
 def test_everything_changed(model_and_engine: tuple[Path, Path]) -> None:

@@ -51,7 +51,7 @@ def engine(bill: dict[str, Any]) -> dict[str, Any]:
 
 def test_it_names_the_files_with_their_digests(bill: dict[str, Any], mixtral_engine: Path) -> None:
     found = {file["name"]: file["hashes"][0]["content"] for file in engine(bill)["components"]}
-    files = [path for path in mixtral_engine.rglob("*") if path.is_file()]
+    files = [p for p in mixtral_engine.rglob("*") if p.is_file() and p.name not in ("README.md", "report.html")]
     assert found == {p.relative_to(mixtral_engine).as_posix(): sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -83,4 +83,6 @@ def test_it_is_the_same_again_and_another_of_another_engine(
 ) -> None:
     assert json.loads(bill_of_materials(report, mixtral_engine)) == bill and "timestamp" not in bill["metadata"]
     (tmp_path / "moec.json").write_text("{}")
-    assert json.loads(bill_of_materials(report, tmp_path))["serialNumber"] != bill["serialNumber"]
+    assert (
+        json.loads(bill_of_materials(replace(report, artefacts=()), tmp_path))["serialNumber"] != bill["serialNumber"]
+    )

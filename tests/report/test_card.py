@@ -56,8 +56,17 @@ def test_what_the_source_states_is_taken_over(report: Report) -> None:
 
 def test_a_model_of_a_hub_is_the_base(report: Report) -> None:
     steps = ({"name": "quantize(bits=4)", "contract": "approximate", "rewrites": 3, "misses": []},)
-    said = head(replace(stating(report, base_model="org/older"), source="org/model", steps=steps))
+    older = stating(report, base_model="org/older")
+    said = head(replace(older, source="org/model", steps=steps, account={**older.account, "hub": "org/model"}))
     assert (said["base_model"], said["base_model_relation"]) == ("org/model", "quantized")
+
+
+def test_a_folder_that_is_named_like_a_hub_id_is_no_base(report: Report) -> None:
+    steps = ({"name": "quantize(bits=4)", "contract": "approximate", "rewrites": 3, "misses": []},)
+    local = replace(report, source="models/mixtral", steps=steps)
+    assert report.account["hub"] == "" and not {"base_model", "base_model_relation"} & set(head(local))
+    tuned = head(stating(local, base_model="org/base"))  # the engine is of the fine-tune, not of its base
+    assert tuned["base_model"] == "org/base" and "base_model_relation" not in tuned
 
 
 def test_an_engine_that_did_not_run_where_it_is_for_is_not_called_proven_there(report: Report) -> None:

@@ -66,6 +66,7 @@ class ModelFolder:
         leave_out: Container[str] = (),
     ) -> None:
         self.path = resolve(text)
+        self.hub = "" if Path(text).is_dir() else text  # as `resolve` looks
         self.snapshot = Snapshot.of(path for pattern in _READ for path in self.path.glob(pattern))
         adapted = (self.path / ADAPTER).is_file() and ADAPTER not in leave_out
         self.adapter = adapter_in(self.path, allow_pickle) if adapted else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ def refused(path: object) -> MoecError:
 def test_a_hub_id_that_is_not_cached() -> None:
     error = refused("nobody/no-such-model")
     assert error.code == "M204" and "cache" in error.what and error.exit_code == 2
+
+
+def test_what_comes_from_the_cache_of_a_hub_says_so(
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(saved("llama"), home / "snapshots" / "1f")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("1f")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copytree(saved("llama"), tmp_path / "models" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    assert [open_source(text).account().hub for text in ("org/tiny", "models/tiny")] == ["org/tiny", ""]
 
 
 def test_a_folder_without_config(tmp_path: Path) -> None:
