@@ -17,6 +17,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
+from moec.frontend.beside import CODE, held_to
 from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
@@ -148,17 +149,24 @@ def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None 
         raise MoecError("M209", f"the manifest names the model, and {runs}", text, fix)
     files = kind.files(text) if kind else ()
     _require_same_files(report, {file.name: file for file in files} | _code_of(report, text, files))
-    source = open_source(text, **{**opening, **report.opening})
+    with held_to(report.source_hashes):
+        source = open_source(text, **{**opening, **report.opening})
     require_same_source(report, source)
     return source
 
 
 def _code_of(report: Report, text: str, files: Sequence[Path]) -> dict[str, Path]:
     """The code in a model's folder, or beside its file, that the engine was made with, by its name in the manifest:
-    compared before it is run."""
+    compared before any of it is run; what is imported and is not of it, `held_to` refuses. Raises M106 where one is
+    gone."""
     folder = Path(text) if not files or Path(text).is_dir() else files[0].parent
-    names = [name for name in report.source_hashes if name.endswith(".py") and stays_inside(name)]
-    return {name: folder / name for name in names if (folder / name).is_file()}
+    if not folder.is_dir() or not all(file.is_file() for file in files):  # a hub id, or who opens it says what is wrong
+        return {}
+    names = [name for name in report.source_hashes if name.endswith(CODE) and stays_inside(name)]
+    gone = [name for name in names if not (folder / name).exists()]
+    if gone:
+        _refuse_changed(report, gone)
+    return {name: folder / name for name in names}
 
 
 def _require_same_files(report: Report, files: Mapping[str, Path]) -> None:
