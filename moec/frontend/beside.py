@@ -1,5 +1,5 @@
-"""Imports of the files beside a user's own: found first, and compiled from what stands there. Where an engine's manifest
-says which files they were, no other is run.
+"""Imports of the files beside a user's own: found first, and compiled from what stands there. Where an engine's
+manifest says which files they were, no other is run.
 
 Compiled code that Python keeps (`__pycache__`) says only by a time of which source it is, so none is read.
 """
