@@ -57,7 +57,8 @@ class EngineFolder:
         that the user gives. Raises M106 where the latter's weights are others, M204 where nobody has it."""
         if not is_in_memory(self.report.source_hashes) or model is None or isinstance(model, str | Path):
             return self.source()
-        source = open_source(model, **{**self.report.opening, **self._opening})
+        opening = {} if isinstance(model, Source) else {**self.report.opening, **self._opening}
+        source = open_source(model, **opening)
         require_same_source(self.report, source)
         return source
 
