@@ -19,7 +19,8 @@ def seldom_collected() -> Iterator[None]:
     """Look for cyclic garbage rarely within, as Python did before afterwards.
 
     Graphs are many small objects that live long, and each search walks over them again. Tensors are freed by their
-    reference count, at once as ever.
+    reference count, at once as ever. Within another one it changes nothing: the command line begins one before
+    anything is imported, `moec.inspect` and a compile each one for those who call them from Python.
     """
     before = gc.get_threshold()
     if before[0]:  # 0: someone switched it off

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from moec.errors import MoecError
 from moec.shown import count_of, one_line, shown, size_of
+from tests.pages import blocks
 
 
 @pytest.mark.parametrize(
@@ -50,3 +54,15 @@ def test_a_name_cannot_pose_as_a_line_of_ours() -> None:
 def test_units_fit(count: float, size: str, number: str) -> None:
     assert (size_of(count), count_of(count)) == (size, number)
     assert count_of(count, "FLOP") == number.replace("B", "G") + ("" if number[-1:].isalpha() else " ") + "FLOP"
+
+
+def test_pages_show_sizes_as_moec_prints_them() -> None:
+    shown = [
+        (block.place, number)
+        for page in sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+        for block in blocks(page)
+        if block.marker == "output of the block above"
+        for number in re.findall(r"(\d[\d.]*) [KMGT]iB", block.text)
+    ]
+    assert shown and [(place, n) for place, n in shown if len(n.replace(".", "")) < 3] == []
+    assert size_of(1.7 * 2**20) == "1.70 MiB"

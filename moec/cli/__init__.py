@@ -14,7 +14,7 @@ import click
 
 from moec.cli.console import fail
 from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
-from moec.cli.examples import epilogue
+from moec.cli.examples import STATUS, epilogue
 from moec.cli.interruption import INTERRUPTION
 from moec.cli.live import clear_screen
 from moec.cli.terminal import TERMINAL
@@ -82,16 +82,13 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     invoke_without_command=True,
+    epilog=STATUS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 @click.version_option(__version__, prog_name="moec")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """A compiler for mixture-of-experts: a PyTorch model in, a verified engine out.
-
-    Exit status: 0 ok, 1 the result is not acceptable, 2 usage or unsupported model, 3 missing runtime or hardware, 70 a
-    bug of moec.
-    """
+    """A compiler for mixture-of-experts: a PyTorch model in, a verified engine out."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

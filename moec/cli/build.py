@@ -98,9 +98,8 @@ def compile_command(
         "require_run": require_run,
     }
     if gen_script:
-        _write_script(
-            gen_script, script(manifest or str(model), settings, dump, rebuild=bool(manifest), **rest), as_json
-        )
+        text = script(manifest or str(model), settings, dump, _printed(print_after), rebuild=bool(manifest), **rest)
+        _write_script(gen_script, text, as_json)
         return
 
     from moec import api
@@ -119,9 +118,16 @@ def _hooks(dump: Path | None, print_after: tuple[str, ...]) -> list[Any]:
     """Those who watch the pipeline. Raises M202 for a pass that does not exist."""
     from moec.pipeline.hooks import DumpHook, PrintHook
 
-    only = [name for name in print_after if name != "all" and registry.find("passes", name)]
-    printing = [PrintHook([] if "all" in print_after else only, TERMINAL.stream(err=True))] if print_after else []
+    only = _printed(print_after)
+    printing = [] if only is None else [PrintHook(only, TERMINAL.stream(err=True))]
     return [*([DumpHook(dump)] if dump else []), *printing]
+
+
+def _printed(print_after: tuple[str, ...]) -> list[str] | None:
+    """The passes after which the program is printed: empty for all, None for none. Raises M202 for one that does not
+    exist."""
+    only = [name for name in print_after if name != "all" and registry.find("passes", name)]
+    return ([] if "all" in print_after else only) if print_after else None
 
 
 def with_precision(target: Target, precision: str) -> Target:

@@ -19,7 +19,7 @@ from moec.errors import MoecError
 from moec.shown import one_line, shown
 from moec.version import __version__
 
-_FIRST = "# moec "  # how a log of ours begins; no other file is written to
+_FIRST = "#%moec-log "  # how a log of ours begins, and no text of anyone's; no other file is written to
 _VERDICTS = (("verified", "green"), ("equal", "green"), ("proven on", "yellow"), ("DIFFERS", "red"), ("FAIL", "red"))
 
 

@@ -17,6 +17,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
+from moec.frontend.beside import CODE, held_to
 from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
@@ -56,7 +57,8 @@ class EngineFolder:
         that the user gives. Raises M106 where the latter's weights are others, M204 where nobody has it."""
         if not is_in_memory(self.report.source_hashes) or model is None or isinstance(model, str | Path):
             return self.source()
-        source = open_source(model, **{**self.report.opening, **self._opening})
+        opening = {} if isinstance(model, Source) else {**self.report.opening, **self._opening}
+        source = open_source(model, **opening)
         require_same_source(self.report, source)
         return source
 
@@ -146,10 +148,9 @@ def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None 
         fix = "read it, then pass --trust-remote-code"
         raise MoecError("M209", f"the manifest names the model, and {runs}", text, fix)
     files = kind.files(text) if kind else ()
-    code = _recorded(report, kind, text, ".py") if kind else {}
-    _require_same_files(report, {name: file for name, file in code.items() if file.is_file()})
-    _require_same_files(report, {file.name: file for file in files})
-    source = open_source(text, **{**opening, **report.opening})
+    _require_same_files(report, {file.name: file for file in files} | _code_of(report, text, files))
+    with held_to(report.source_hashes):
+        source = open_source(text, **{**opening, **report.opening})
     require_same_source(report, source)
     return source
 
@@ -186,13 +187,25 @@ def _require_on_disk(report: Report) -> None:
         raise MoecError("M204", what, MANIFEST, "in Python, give the model itself: moec.verify(engine, model)")
 
 
-def _recorded(report: Report, kind: type[Source], text: str, ending: str = "") -> dict[str, Path]:
-    """The files that an engine was made from whose names end so, by their names in the manifest: code is compared
-    before it is run."""
+def _recorded(report: Report, kind: type[Source], text: str) -> dict[str, Path]:
+    """The files that an engine was made from, by their names in the manifest."""
     home = kind.home(text)
     own = {file.name: file for file in kind.files(text)}
-    names = [name for name in report.source_hashes if name.endswith(ending) and stays_inside(name)]
-    return {name: own.get(name, home / name) for name in names}
+    return {name: own.get(name, home / name) for name in report.source_hashes if stays_inside(name)}
+
+
+def _code_of(report: Report, text: str, files: Sequence[Path]) -> dict[str, Path]:
+    """The code in a model's folder, or beside its file, that the engine was made with, by its name in the manifest:
+    compared before any of it is run; what is imported and is not of it, `held_to` refuses. Raises M106 where one is
+    gone."""
+    folder = Path(text) if not files or Path(text).is_dir() else files[0].parent
+    if not folder.is_dir() or not all(file.is_file() for file in files):  # a hub id, or who opens it says what is wrong
+        return {}
+    names = [name for name in report.source_hashes if name.endswith(CODE) and stays_inside(name)]
+    gone = [name for name in names if not (folder / name).exists()]
+    if gone:
+        _refuse_changed(report, gone)
+    return {name: folder / name for name in names}
 
 
 def _require_same_files(report: Report, files: Mapping[str, Path]) -> None:

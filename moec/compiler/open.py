@@ -13,6 +13,8 @@ from moec.errors import MoecError
 from moec.frontend.account import FLAG
 from moec.frontend.export import Dynamic
 from moec.frontend.source import Opening, Source
+from moec.program.decoder_signature import PAST
+from moec.registry import nearest
 
 
 def open_source(
@@ -39,24 +41,41 @@ def open_source(
 
     Raises:
         MoecError: M204, M205, M206 or M209, when there is no such model or moec must not or cannot read it; M201 when
-            something is to be left out of one that has nothing of the kind.
+            something is to be left out of one that has nothing of the kind, or inputs, dimensions or no cache are asked
+            of one that has its own.
     """
+    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out)
     if isinstance(model, Source):
         _check_left_out(leave_out, model.text, "pass leave_out where the source is opened")
-        return model
-    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out)
+        return _with_its_own(model, opening)
     kind = source_kind(model, opening)
     if kind is not None:
         if not kind.leaves_out:
             text = str(model) if isinstance(model, str | Path) else type(model).__name__
             _check_left_out(leave_out, text, f"compile it without {FLAG}, or change the model itself")
-        return kind.open(model, opening)
+        source = kind.open(model, opening)
+        return source if kind.takes_inputs(model) else _with_its_own(source, opening)
     raise MoecError(
         "M204",
         f"a {type(model).__name__} is no model that moec opens",
         "model",
         "give a folder, file.py:callable, a .pt2 file, an nn.Module, or install a package with a source for it",
     )
+
+
+def _with_its_own(source: Source, opening: Opening) -> Source:
+    """A source whose inputs are its own. Raises M201 when others are asked for, with the nearest of its own."""
+    given = opening.inputs or opening.dynamic
+    if given:
+        own, asked = [i.name for i in source.inputs], "inputs" if opening.inputs else "dynamic"
+        near = [name for text in given for name in nearest(str(text).partition("=")[0], own)[:1]]
+        shown = ", ".join(dict.fromkeys(near)) or ", ".join(name for name in own if not name.startswith("past_key"))
+        what = f"{source.text} has inputs of its own, and others were given"
+        raise MoecError("M201", what, asked, f"leave {asked} out: {shown} is there already")
+    if not opening.cache and any(PAST in i.shape for i in source.inputs):
+        what = f"the cache of {source.text} is among its inputs, and cannot be left out any more"
+        raise MoecError("M201", what, "cache", "capture the model anew without a cache")
+    return source
 
 
 def _check_left_out(names: Sequence[str], model: str, fix: str) -> None:

@@ -16,10 +16,11 @@ from moec.files.exchange import move
 from moec.files.workplace import workplace
 from moec.frontend.source import Source
 from moec.layouts import arrange
+from moec.layouts.facts import CARD
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
 from moec.proof.verification import Verification
-from moec.report.artefacts import CARD, hash_artefact, hash_artefacts, parts
+from moec.report.artefacts import hash_artefact, hash_artefacts, parts
 from moec.report.card import model_card
 from moec.report.environment import environment
 from moec.report.page import html

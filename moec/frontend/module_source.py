@@ -86,6 +86,10 @@ class ModuleSource(Source):
         return isinstance(model, nn.Module)
 
     @classmethod
+    def takes_inputs(cls, model: Any) -> bool:
+        return True
+
+    @classmethod
     def open(cls, model: Any, opening: Opening) -> ModuleSource:
         """A module's source. Raises M201 without sample inputs."""
         text = type(model).__name__
@@ -154,7 +158,10 @@ class FileSource(ModuleSource):
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> ModuleSource:
-        """See `from_file`."""
+        """See `from_file`. Raises M201 for tensors and dimensions: a file's callable says them, or texts do."""
+        if isinstance(opening.inputs, Mapping) or opening.dynamic:
+            fix = "write the inputs as texts, name=dims:dtype, or name a second callable: file.py:build:sample_inputs"
+            raise MoecError("M201", "a file's inputs are no tensors of the caller", str(model), fix)
         return from_file(str(model), opening.specs)
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -42,10 +41,7 @@ class ProgramSource(Source):
 
     @classmethod
     def open(cls, model: Any, opening: Opening) -> ProgramSource:
-        """The source of a program. Raises M201 for sample inputs: it has inputs of its own."""
-        if opening.inputs is not None and not isinstance(opening.inputs, Sequence):
-            what, fix = "a program has inputs of its own", "leave inputs out"
-            raise MoecError("M201", what, "inputs", fix)
+        """The source of a program."""
         return cls(model.program if isinstance(model, TrainableProgram) else model)
 
     @cached_property

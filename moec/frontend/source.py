@@ -122,6 +122,12 @@ class Source(ABC):
         raise NotImplementedError(f"{cls.__name__} opens no model")
 
     @classmethod
+    def takes_inputs(cls, model: Any) -> bool:
+        """Whether `Opening.inputs` and `dynamic` say which inputs such a model has; where it has its own, they are
+        refused, never ignored."""
+        return False
+
+    @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
         """Files that the model of this name is opened from, if they can be told without opening it, under their names
         in `hashes`. Those of an engine's manifest are compared with its hashes before anything is opened."""

@@ -1,7 +1,8 @@
 """A user's own Python file: imported and called where the user named it, and its failures told as such.
 
-While it runs, `import` finds the files beside it first, as when python runs the file. Afterwards everything is as it
-was: another file may have siblings of the same names.
+While it and its callables run, `import` finds the files beside it first, as when python runs the file. Afterwards
+everything is as it was: another file may have siblings of the same names. The module's `forward` runs later, so what it
+imports from beside the file must have been imported before, e.g. at the head of the file.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from moec.errors import MoecError
+from moec.frontend.beside import ChangedError, FreshLoader, SiblingFinder, lies_in
 
 _SIBLINGS: dict[str, Any] = {}  # modules that users' files imported from beside them, by name
 
 
 def import_file(path: Path) -> Any:
     """The module that a user's Python file makes, under a name that takes no other module's place. Raises M204 where
-    there is no such file, or where it fails."""
+    there is no such file, or where it fails, M106 for an import that `moec.frontend.beside.held_to` refuses."""
     _forget_siblings()
     name = f"moec_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"  # it takes no module's place
-    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    loader = FreshLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise MoecError("M204", "no such Python file", str(path), "give path/to/file.py:callable")
     module = importlib.util.module_from_spec(spec)
@@ -37,7 +40,7 @@ def import_file(path: Path) -> Any:
 
 def call(module: Any, name: str, text: str) -> Any:
     """What a callable of the file returns; `text` is how the user named both. Raises M204 where there is none, or where
-    it fails."""
+    it fails, M106 for an import that `moec.frontend.beside.held_to` refuses."""
     function = getattr(module, name, None)
     if not callable(function):
         raise MoecError("M204", f"the file has no callable {name!r}", text, "name a function or class of the file")
@@ -58,24 +61,26 @@ def _beside(folder: Path) -> Iterator[None]:
     """`import` looks into a folder first; no compiled code is kept there or elsewhere."""
     known, place, writes = set(sys.modules), str(folder), sys.dont_write_bytecode
     importlib.invalidate_caches()  # a file may be younger than what Python knows of its folder
+    finder = SiblingFinder(folder)
     sys.path.insert(0, place)
+    sys.meta_path.insert(0, finder)
     sys.dont_write_bytecode = True
     try:
         yield
     finally:
         sys.dont_write_bytecode = writes
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
         if place in sys.path:  # the file may have changed it
             sys.path.remove(place)
         tops = {name.split(".")[0] for name in known} - {name.split(".")[0] for name in _SIBLINGS}
         new = {n: m for n, m in sys.modules.items() if n not in known and n.split(".")[0] not in tops}
-        _SIBLINGS.update({name: module for name, module in new.items() if _lies_in(module, name, folder)})
+        _SIBLINGS.update({name: module for name, module in new.items() if lies_in(_place(module), name, folder)})
 
 
-def _lies_in(module: Any, name: str, folder: Path) -> bool:
-    """Whether a module is a file or a package of a folder, and not of an environment that happens to lie in it."""
-    found = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
-    place = Path(found).resolve() if found else folder
-    return place.is_relative_to(folder) and place.relative_to(folder).with_suffix("").parts[:1] == (name.split(".")[0],)
+def _place(module: Any) -> str | None:
+    """The file of a module, or the folder of a package that has none; None for one that is built in."""
+    return getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
 
 
 def _forget_siblings() -> None:
@@ -88,10 +93,10 @@ def _forget_siblings() -> None:
 
 @contextmanager
 def _running(what: str, where: str, fix: str) -> Iterator[None]:
-    """Raise M204 for whatever the block raises, a SystemExit too; an interrupt is none of it."""
+    """Raise M204 for whatever the block raises, a SystemExit too; an interrupt and a refused import are none of it."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ChangedError):
         raise
     except BaseException as error:
         raise MoecError("M204", f"{what} failed: {type(error).__name__}: {error}", where, fix) from error

@@ -98,6 +98,11 @@ class HuggingFaceSource(Source):
         return isinstance(model, str | Path)
 
     @classmethod
+    def takes_inputs(cls, model: Any) -> bool:
+        """A model in memory comes with samples; a folder's has what its config says."""
+        return isinstance(model, nn.Module)
+
+    @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
         """The config, which decides what is built. The weights are compared when they are open: they are only data."""
         config = Path(model) / "config.json"

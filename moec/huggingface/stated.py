@@ -10,8 +10,8 @@ from typing import Any
 
 from moec.errors import MoecError
 from moec.files.inside import read_inside
+from moec.layouts.facts import CARD
 
-CARD = "README.md"
 # what stays true of a model that was converted; metrics and the like were measured on another
 KEPT = ("license", "license_name", "license_link", "language", "base_model", "pipeline_tag")
 # transformers' own table is in a module that imports its trainer

@@ -10,6 +10,8 @@ from pathlib import Path
 from moec.program.conditions import Assumptions, bounds, broken
 from moec.program.decoder_signature import PAST, SEQUENCE
 
+CARD = "README.md"  # the card of a model or an engine, as hubs read it
+
 
 @dataclass(frozen=True)
 class ModelFacts:

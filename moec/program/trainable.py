@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from copy import deepcopy
 from typing import Any
 
@@ -108,7 +108,7 @@ class TrainableProgram(nn.Module):
         """The outputs in the model's own form, with what was asked for beside them."""
         form = self._program.original.form
         found: Any = dict(named) if form is None else form.filled(named)
-        if more and not hasattr(found, "__setitem__"):
+        if more and not isinstance(found, MutableMapping):
             found = dict(named)
         for name, value in more.items():
             found[name] = value

@@ -9,9 +9,9 @@ from pathlib import Path
 from moec.errors import MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
+from moec.layouts.facts import CARD
 
 MANIFEST = "moec.json"
-CARD = "README.md"  # people go on writing it, and no engine reads it
 SPEED_FILE = "bench.json"  # times, which no manifest holds
 # they hold the hashes of the others and therefore cannot hold their own, or come later
 _OWN = (MANIFEST, "report.html", SPEED_FILE)
@@ -44,7 +44,8 @@ def hash_artefact(folder: Path, name: str) -> Artefact:
 
 
 def parts(artefacts: Iterable[Artefact]) -> list[Artefact]:
-    """The files that the engine is made of: all but its model card."""
+    """The files that the engine is made of: all but its model card, which people go on writing, and no engine
+    reads."""
     return [artefact for artefact in artefacts if artefact.name != CARD]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from moec.files.regular import file_hash
-from moec.layouts.facts import model_name
+from moec.layouts.facts import CARD, model_name
 from moec.report.provenance import BUILD_TYPE, digests, missing, packages, purl, subjects, unsayable
 from moec.report.report import Report
 
@@ -70,7 +70,7 @@ def _engine(report: Report, folder: Path) -> Any:
         components=files,
         pedigree=Pedigree(ancestors=[_source(report, "ancestor")], notes=report.headline()),
         properties=[Property(name=f"moec:{name}", value=value) for name, value in told.items()],
-        external_references=[ExternalReference(type=ExternalReferenceType.MODEL_CARD, url=XsUri("README.md"))],
+        external_references=[ExternalReference(type=ExternalReferenceType.MODEL_CARD, url=XsUri(CARD))],
     )
 
 

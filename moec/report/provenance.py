@@ -17,7 +17,8 @@ import msgspec
 from moec.errors import MoecError
 from moec.files.inside import stays_inside
 from moec.files.regular import file_hash, read_bytes
-from moec.report.artefacts import CARD, MANIFEST, names_in, parts
+from moec.layouts.facts import CARD
+from moec.report.artefacts import MANIFEST, names_in, parts
 from moec.report.report import Report
 from moec.shown import one_line
 

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from moec.cli import VERBS, cli
-from moec.cli.examples import EXAMPLES, epilogue
+from moec.cli.examples import EXAMPLES, STATUS, epilogue
 from tests.command_line import Cli as CommandLine
 
 
@@ -33,6 +33,16 @@ def test_every_verb_has_examples_that_parse(verb: str, cli: CommandLine) -> None
     text = cli(verb, "--help")
     assert "Examples:" in text and "Exit status: 0 ok" in text
     assert all(command in text for command in EXAMPLES[verb]) and max(map(len, text.splitlines())) <= 120
+
+
+def test_what_an_exit_status_means_is_said_in_the_same_words_everywhere(cli: CommandLine) -> None:
+    for command in (["--help"], ["ls", "--help"], []):
+        assert STATUS in " ".join(cli(*command).split()), command
+
+
+def test_the_page_names_every_verb() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "compile.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `moec (\S+)` \|", page, re.M)) == set(VERBS)
 
 
 def test_a_wrong_example_is_seen() -> None:

@@ -13,7 +13,9 @@ import moec
 import moec.api
 from moec.cli.script import script
 from moec.compiler.options import SETTINGS, Options
-from moec.pipeline.hooks import DumpHook
+from moec.pipeline.hooks import DumpHook, PrintHook
+from moec.pipeline.pipeline import Pipeline
+from tests import zoo
 from tests.command_line import Cli
 from tests.compiler.test_options import OTHER
 
@@ -65,6 +67,27 @@ def test_a_script_says_only_what_was_given(cli: Cli, tmp_path: Path, monkeypatch
     )
     cli("compile", "m", "-o", "e", "--gen-script", path, status=2)
     assert "M210" in cli.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "prints"), [(["upcycle"], {"upcycle"}), (["all"], {"upcycle", "fuse-moe"}), ([], set())]
+)
+def test_a_script_prints_what_the_command_prints(
+    asked: list[str], prints: set[str], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    options = [word for name in asked for word in ("--print-after", name)]
+    cli("compile", "m", "-o", "e", *options, "--dump", "d", "--gen-script", tmp_path / "a.py")
+    dump, *printing = said_by((tmp_path / "a.py").read_text(), "compile", monkeypatch)["hooks"]
+    assert isinstance(dump, DumpHook) and all(isinstance(hook, PrintHook) for hook in printing)
+    capsys.readouterr()
+    for hook in printing:
+        for name in ("upcycle", "fuse-moe"):
+            hook.after(1, Pipeline.parse(name).passes[0], zoo.captured("mixtral"), 2, 0.1)
+    out, err = capsys.readouterr()
+    assert not out and {name for name in ("upcycle", "fuse-moe") if f"# after {name}" in err} == prints
+    cli("compile", "m", "-o", "e", "--print-after", "upcycel", "--gen-script", tmp_path / "b.py", status=2)
+    assert "did you mean upcycle" in cli.err and not (tmp_path / "b.py").exists()
 
 
 def test_a_script_of_a_manifest(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

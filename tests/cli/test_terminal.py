@@ -66,14 +66,14 @@ def test_a_log_is_added_to_and_other_files_are_left_alone(tmp_path: Path) -> Non
         terminal.reset()
     terminal.note("nowhere")
     lines = log.read_text().splitlines()
-    assert [line for line in lines if line.startswith("# moec ")] == [lines[0], lines[3]]
+    assert [line for line in lines if line.startswith("#%moec-log ")] == [lines[0], lines[3]]
     assert lines[2].endswith("  first") and lines[5].endswith("  second") and len(lines) == 6
-    mine.write_text("my notes")
+    mine.write_text("# moec notes\n")
     for path in (mine, tmp_path / "nowhere" / "log.txt"):
         with pytest.raises(MoecError) as caught:
             terminal.open_log(path)
         assert caught.value.code == "M210"
-    assert mine.read_text() == "my notes"
+    assert mine.read_text() == "# moec notes\n"
 
 
 def test_an_error_stands_in_the_log_with_its_traceback(cli: Cli, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,3 +108,17 @@ def test_nothing_is_left_out_of_what_is_no_model_of_transformers(kind: str, tmp_
     with pytest.raises(MoecError) as caught:
         open_source(objects.get(kind, f"{tmp_path}/{kind}"), inputs=inputs, leave_out=["bbox"])
     assert caught.value.code == "M201" and "--leave-out" in caught.value.what
+
+
+@pytest.mark.parametrize("given", [{"inputs": ["input_id=batch,4:int64"]}, {"dynamic": {"input_id": ("batch", None)}}])
+def test_inputs_are_not_ignored_where_a_model_has_its_own(given: Any, mixtral: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODE)
+    torch.export.save(torch.export.export(nn.Linear(4, 2), (torch.randn(3, 4),)), tmp_path / "net.pt2")
+    for model, near in ((mixtral, "input_ids"), (tmp_path / "net.pt2", "input")):
+        with pytest.raises(MoecError) as caught:
+            open_source(model, **given)
+        assert caught.value.code == "M201" and f"out: {near} is there already" in caught.value.fix
+    given = {"inputs": {"input": torch.randn(3, 4)}} if "inputs" in given else given
+    with pytest.raises(MoecError) as caught:
+        open_source(f"{tmp_path}/net.py:build", **given)
+    assert caught.value.code == "M201" and "name=dims:dtype" in caught.value.fix

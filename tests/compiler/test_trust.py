@@ -6,6 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 import moec
 from moec import api
+from moec.compiler.engine_folder import open_recorded
 from moec.errors import MoecError
 
 CODE = "import torch\ndef build():\n    torch.manual_seed(0)\n    return torch.nn.Linear(4, 2)\n"
@@ -129,3 +132,40 @@ def test_a_file_beside_the_models_is_compared_before_any_code_is_run(tmp_path: P
     with pytest.raises(MoecError) as caught:
         moec.verify(tmp_path / "engine", trust_remote_code=True)
     assert caught.value.code == "M106" and "sizes.py" in caught.value.what and not mark.exists()
+
+
+def changed(folder: Path, name: str) -> None:
+    (folder / name).write_bytes((folder / name).read_bytes() + b"\n")
+
+
+FAST = "fast.cpython-312-x86_64-linux-gnu.so"
+CHANGES: dict[str, Any] = {
+    "a source file": ("sizes.py", lambda folder: changed(folder, "sizes.py")),
+    "a compiled file": (FAST, lambda f: changed(f, FAST)),
+    "a file without its source": ("old.pyc", lambda folder: changed(folder, "old.pyc")),
+    "one that is gone": ("old.pyc", lambda folder: (folder / "old.pyc").unlink()),
+    "one before another package": ("colorsys.py", lambda folder: (folder / "colorsys.py").write_text("{evil}")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [None, *CHANGES])
+def test_no_file_that_an_engine_was_not_made_with_is_run(
+    change: str | None, engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the file: changed, compiled, gone, or new and found before what was imported at the compile."""
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    mark = tmp_path / "mark"
+    (tmp_path / "net.py").write_text("import colorsys\nassert colorsys.ONE_THIRD\n" + EVIL.format(mark=str(mark)))
+    for name in ("sizes.py", FAST, "old.pyc"):
+        (tmp_path / name).write_bytes(b"")
+    hashes = {file.name: digest(file) for file in tmp_path.iterdir()}
+    report = replace(api.read_report(engine), source=f"{tmp_path}/net.py:build", source_hashes=hashes)
+    name, make = CHANGES[change] if change else ("fast.*.so, net.py", lambda folder: None)
+    make(tmp_path)
+    with pytest.raises(MoecError) as caught:
+        open_recorded(report, {"trust_remote_code": True, "inputs": ["input=batch,4:float32"]})
+    assert caught.value.code == "M106"
+    if change:
+        assert name in caught.value.what and not mark.exists()
+    else:  # all are as they were, so the file is run; that it does not import them any more is seen then
+        assert "fast." in caught.value.what and mark.exists()

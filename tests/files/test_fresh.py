@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,22 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(MoecError, match="No such file or directory") as caught:
         write_new(tmp_path / "none" / "a.txt", "", "make the folder")
     assert caught.value.code == "M210" and caught.value.where == str(tmp_path / "none" / "a.txt")
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """The system lets no file of this process grow beyond `size` bytes, as on a disk that is nearly full."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "x" * 100_000 + "\udc80"])
+def test_nothing_is_left_of_a_file_that_has_no_room_or_no_encoding(text: str, tmp_path: Path) -> None:
+    with room(4096), pytest.raises((MoecError, UnicodeEncodeError)):
+        write_new(tmp_path / "a.txt", text, "make room")
+    assert not list(tmp_path.iterdir())
+    write_new(tmp_path / "a.txt", "again", "")

@@ -49,9 +49,17 @@ def test_another_precision_and_other_inputs_are_refused_with_a_way_out() -> None
     with pytest.raises(MoecError, match="save_hf") as caught:
         ProgramSource(upcycled()).capture(torch.float16)
     assert caught.value.code == "M208"
-    with pytest.raises(MoecError) as caught:
-        open_source(upcycled(), inputs={"input_ids": torch.zeros(2, 2)})
-    assert caught.value.code == "M201"
+    for given in (
+        {"inputs": {"input_ids": torch.zeros(2, 2)}},
+        {"inputs": ["input_id=batch,sequence:int64"]},
+        {"dynamic": {"input_ids": ("batch", None)}},
+        {"cache": False},
+    ):
+        for model in (upcycled(), open_source(upcycled())):
+            with pytest.raises(MoecError) as caught:
+                open_source(model, **given)
+            assert caught.value.code == "M201" and caught.value.where == next(iter(given))
+            assert "cache" in given or "input_ids is there already" in caught.value.fix
 
 
 def test_a_program_of_a_bare_module_has_no_checkpoint(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
+from moec.program.original import OutputForm, Place
 from moec.program.program import Program
 from moec.program.trainable import TrainableProgram, balance
 from tests import zoo
@@ -87,6 +90,16 @@ def test_losses_and_router_logits_are_those_of_transformers(passes: str) -> None
     assert torch.allclose(module(**asked).loss + 0.001 * found.aux_loss, found.loss, atol=1e-6)
     unmasked = module(input_ids=ids, labels=ids, output_router_logits=True)  # other tokens count
     assert not torch.allclose(unmasked.loss, want.loss, atol=1e-3) and "loss" not in module(input_ids=ids)
+
+
+@pytest.mark.parametrize("form", [Place("logits"), (Place("logits"),), [Place("logits")], {"logits": Place("logits")}])
+def test_what_is_asked_for_stands_in_a_dict_where_the_model_returns_none(form: Any) -> None:
+    program, (ids, _) = moe()[1].clone(), texts()
+    program.original = replace(program.original, form=OutputForm.of(form))
+    module = program.module(trainable=True)
+    assert isinstance(module(input_ids=ids), Tensor if isinstance(form, Place) else type(form))
+    found = module(input_ids=ids, labels=ids, output_router_logits=True)
+    assert {"logits", "loss", "aux_loss", "router_logits"} <= found.keys() and found["logits"].shape[:2] == ids.shape
 
 
 def test_the_balance_is_k_where_all_experts_are_chosen_alike_and_more_where_one_is() -> None:

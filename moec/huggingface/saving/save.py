@@ -55,7 +55,7 @@ def save_hf(
     """
     program = model.program if isinstance(model, TrainableProgram) else model
     source = program.original.source if source is None else source
-    config, beside = _config(source)
+    config, beside = _config(source, program.source)
     refuse_floats(program)
     refuse_by_call(program)
     packed, pruned = is_quantized(program), is_pruned(program)
@@ -102,7 +102,7 @@ def _plan_own(program: Program, source: Any, config: Any, dtype: torch.dtype | N
     return model.config, stored
 
 
-def _config(source: Any) -> tuple[Any, Path | None]:
+def _config(source: Any, captured_from: str) -> tuple[Any, Path | None]:
     """The dense model's config, and its folder if it has one."""
     origin = getattr(source, "origin", None)
     if origin is not None:
@@ -113,10 +113,9 @@ def _config(source: Any) -> tuple[Any, Path | None]:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False), Path(source)
-    where = str(getattr(source, "text", source))
-    raise MoecError(
-        "M206",
-        "only a model of the transformers library can be saved as a checkpoint for it",
-        where,
-        "compile it without saving",
-    )
+    folder = "pass source=the model's folder"
+    if source is None:
+        raise MoecError("M206", "the program does not know the model that it is of", captured_from, folder)
+    what = "only a model of the transformers library can be saved as a checkpoint for it"
+    fix = folder if isinstance(source, str | Path) else "compile it without saving"
+    raise MoecError("M206", what, str(getattr(source, "text", source)), fix)

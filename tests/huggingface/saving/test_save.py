@@ -16,6 +16,7 @@ from moec.errors import MoecError
 from moec.huggingface.saving.save import save_hf
 from moec.huggingface.source import HuggingFaceSource, open_source
 from moec.pipeline.pipeline import Pipeline
+from moec.program.original import Original
 from moec.program.program import Program
 from moec.weights.lazy import Weight, rowwise
 from tests import zoo
@@ -157,6 +158,16 @@ def test_a_model_from_elsewhere_is_refused(source: Any, tmp_path: Path) -> None:
     with pytest.raises(MoecError) as caught:
         save_hf(upcycled(dense("llama")[1], "upcycle"), tmp_path / "out", source)
     assert caught.value.code == "M206" and "transformers library" in caught.value.what
+
+
+def test_a_program_that_was_stored_says_how_to_name_its_model(tmp_path: Path) -> None:
+    program = upcycled(dense("llama")[1], "upcycle").clone()
+    program.original = Original.of_plain(program.original.to_plain())  # as `load_program` gives it
+    with pytest.raises(MoecError) as caught:
+        save_hf(program, tmp_path / "out")
+    assert caught.value.where == program.source and caught.value.fix == "pass source=the model's folder"
+    folder = zoo.save("llama", tmp_path / "dense")
+    assert save_hf(program, tmp_path / "out", folder) == "mixtral"  # the way out works
 
 
 def test_sixteen_bit_shards_go_where_the_router_is_float32(tmp_path: Path) -> None:
