@@ -30,7 +30,7 @@ def settle(exported: ExportedProgram) -> ExportedProgram:
     place. It answers `run_decompositions` with itself where there is nothing left to decompose, else as ever."""
     for node in list(exported.graph.nodes):
         if node.target in _CONVERSIONS:
-            _settle_conversion(node)
+            _settle_conversion(exported, node)
         elif node.target is aten.reshape.default:
             _settle_reshape(node)
         elif node.target is aten.flatten.using_ints:
@@ -40,7 +40,8 @@ def settle(exported: ExportedProgram) -> ExportedProgram:
         elif node.target in _BITWISE:
             node.target = _BITWISE[node.target]
         elif node.target is aten.dropout.default and node.args[2] is False:
-            _replace(node, node.args[0])
+            _leave_out(exported, node)
+    _part_outputs(exported)
     exported.graph.eliminate_dead_code()
     exported.graph_module.recompile()
     decompose: Callable[..., ExportedProgram] = exported.run_decompositions
@@ -55,12 +56,12 @@ def settle(exported: ExportedProgram) -> ExportedProgram:
     return exported
 
 
-def _settle_conversion(node: fx.Node) -> None:
+def _settle_conversion(exported: ExportedProgram, node: fx.Node) -> None:
     """A conversion to the tensor's own dtype goes, any other becomes `_to_copy`; a program knows no devices."""
     x = node.args[0]
     assert isinstance(x, fx.Node)
     if x.meta["val"].dtype == node.meta["val"].dtype:
-        _replace(node, x)
+        _leave_out(exported, node)
     else:
         node.target, node.args, node.kwargs = aten._to_copy.default, (x,), {"dtype": node.meta["val"].dtype}
 
@@ -95,9 +96,27 @@ def _settle_chunk(node: fx.Node) -> None:
         node.target, node.args, node.kwargs = aten.split.Tensor, (x, -(-size // chunks), dim), {}
 
 
-def _replace(node: fx.Node, by: Any) -> None:
-    node.replace_all_uses_with(by)
-    node.graph.erase_node(node)
+def _leave_out(exported: ExportedProgram, node: fx.Node) -> None:
+    """Take out a node that gives its first argument, from the outputs of the program's signature too."""
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    for spec in exported.graph_signature.output_specs:
+        if spec.arg.name == node.name:
+            spec.arg.name = x.name
+    node.replace_all_uses_with(x)
+    exported.graph.erase_node(node)
+
+
+def _part_outputs(exported: ExportedProgram) -> None:
+    """Copy what is an output for the second time, or an input too: a value of ONNX has one name."""
+    output, found = exported.graph.output_node(), list[Any]()
+    for value, spec in zip(output.args[0], exported.graph_signature.output_specs, strict=True):  # type: ignore[arg-type]
+        if isinstance(value, fx.Node) and (value in found or value.op == "placeholder"):
+            with exported.graph.inserting_before(output):
+                copy = exported.graph.call_function(aten.clone.default, (value,))
+            copy.meta, spec.arg.name, value = dict(value.meta), copy.name, copy
+        found.append(value)
+    output.args = (tuple(found),)
 
 
 def _is_settled(node: fx.Node, table: Collection[Any]) -> bool:

@@ -121,7 +121,7 @@ class Onnxruntime(Backend):
 
         model, facts = lowered(program, target, optimize_for, progress)
         if target.options.get("graph") == "true":
-            require_fixed_shapes(model, str(target))
+            require_fixed_shapes(model.metadata_props, str(target))
         write_model(model, folder / MODEL_FILE, progress)
         self._lowered = program, model
         return facts

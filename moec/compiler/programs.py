@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.compiler.open import open_source
-from moec.errors import MoecError
-from moec.frontend.export import Dynamic
+from moec.frontend.export import Dynamic, named_inputs
 from moec.frontend.source import Source
 from moec.program.program import Program
 
@@ -41,23 +39,8 @@ def capture(
     Raises:
         MoecError: M207 when torch.export cannot make one graph of it, with the reason; else see `moec.open_source`.
     """
-    in_order = isinstance(inputs, Sequence) and all(isinstance(value, Tensor) for value in inputs)
-    if in_order and isinstance(model, nn.Module):
-        inputs = _by_name(model, inputs)  # type: ignore[arg-type]  # they are tensors
-    _require_tensors(inputs)
     given: Any = inputs
+    texts = isinstance(inputs, Sequence) and any(isinstance(value, str) for value in inputs)
+    if isinstance(inputs, Mapping) or (isinstance(inputs, Sequence) and isinstance(model, nn.Module) and not texts):
+        given = named_inputs(model, inputs)  # type: ignore[arg-type]  # by name already where it is no module
     return open_source(model, inputs=given, dynamic=dynamic, **opening).capture(dtype)
-
-
-def _by_name(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return dict(zip(names, inputs, strict=False))
-
-
-def _require_tensors(inputs: Any) -> None:
-    """Raise M207 for a sample that is no tensor."""
-    named = inputs.items() if isinstance(inputs, Mapping) else ()
-    other = next(((name, value) for name, value in named if not isinstance(value, Tensor)), None)
-    if other is not None:
-        what = f"input {other[0]!r} is a {type(other[1]).__name__}, not a tensor"
-        raise MoecError("M207", what, "capture", "pass tensors only; fix other arguments in a wrapper")

@@ -63,25 +63,28 @@ def capture(
         MoecError: M207 when torch.export cannot make one graph of it, with the reason.
     """
     model.eval()
-    named = dict(inputs) if isinstance(inputs, Mapping) else _by_name(model, inputs)
-    dynamic = dynamic or {}
-    other = next((name for name, value in named.items() if not isinstance(value, Tensor)), None)
-    if other is not None:
-        raise MoecError(
-            "M207",
-            f"input {other!r} is a {type(named[other]).__name__}, not a tensor",
-            "capture",
-            "pass tensors only; fix other arguments in a wrapper",
-        )
+    named, dynamic = named_inputs(model, inputs), dynamic or {}
     exported = export(model, named, dynamic)
     return from_exported(
         exported, weights=weights, dynamic=dynamic, source=source or type(model).__name__, inputs=named
     )
 
 
-def _by_name(model: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
-    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return dict(zip(names, inputs, strict=False))
+def named_inputs(model: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
+    """Sample inputs by name; those in order are named after `forward`'s parameters. Raises M207 for one that is no
+    tensor."""
+    if not isinstance(inputs, Mapping):
+        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        inputs = dict(zip(names, inputs, strict=False))
+    for name, value in inputs.items():
+        _require_tensor(name, value)
+    return dict(inputs)
+
+
+def _require_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        what = f"input {name!r} is a {type(value).__name__}, not a tensor"
+        raise MoecError("M207", what, "capture", "pass tensors only; fix other arguments in a wrapper")
 
 
 def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> ExportedProgram:
@@ -217,13 +220,7 @@ def _input_names(exported: ExportedProgram, given: list[str] | None) -> list[str
 
 def _signature(node: fx.Node, name: str, dims: Sequence[str | int | None] | None) -> Input:
     value = node.meta["val"]
-    if not isinstance(value, Tensor):
-        raise MoecError(
-            "M207",
-            f"input {name!r} is a {type(value).__name__}, not a tensor",
-            "capture",
-            "pass tensors only; fix other arguments in a wrapper",
-        )
+    _require_tensor(name, value)
     shape: list[int | str] = []
     for i, size in enumerate(value.shape):
         given = dims[i] if dims is not None and i < len(dims) else None

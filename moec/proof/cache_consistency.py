@@ -28,7 +28,8 @@ SIZES = {"batch": 3, SEQUENCE: 16}  # one row whole, one padded on the left, one
 WAYS = {"chunks": (7, 5, 4), "prompt, then token by token": (9, *[1] * 7), "token by token": (1,) * 16}
 # against the program in PyTorch, which may read all its weights anew in each call
 WRITTEN = "one that is being written"  # in an engine that keeps the cache itself, and may leave out logits
-CALLS = {"one go": (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
+ONE_GO = "one go"
+CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
 
 
@@ -107,13 +108,18 @@ class Consistency:
         return "one text, each call against the same call in PyTorch:" if self.by_call else "one text in one go and as"
 
     @property
+    def failed(self) -> tuple[Way, ...]:
+        """The ways that say something else."""
+        return tuple(way for way in self.ways if not at_most(way.deviation, self.tolerance))
+
+    @property
     def ok(self) -> bool:
         """Whether every way says the same, of enough tokens."""
         return self.error() is None
 
     def error(self) -> MoecError | None:
         """M101 for a way that says something else, M108 where too few tokens could be compared, else None."""
-        wrong = next((way for way in self.ways if not at_most(way.deviation, self.tolerance)), None)
+        wrong = next(iter(self.failed), None)
         if wrong is None:
             return self.decided.error("one text in several ways") if self.decided else None
         than = " than the program in PyTorch" if self.by_call else ""
@@ -137,6 +143,7 @@ def check_consistency(
     compared: ComparedTokens | None = None,
     decided: Decided | None = None,
     text: Text = SHORT,
+    ways: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Consistency:
     """Feed one text to a decoder in several ways.
 
@@ -150,21 +157,29 @@ def check_consistency(
         compared: the tokens of the text that can be compared, all by default: two runs may choose differently near a
             tie. decided: its figures.
         text: its sizes, and the ways.
+        ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
     """
     ids, mask = sample[IDS], sample[MASK]
-    empty: dict[str, Tensor] = {}
     read = mask.bool() if compared is None else compared.tokens
-    whole = _logits(engine if program is None else program, ids, mask, (ids.shape[1],), empty)
-    ways = []
-    for name, steps in (text.ways if program is None else text.calls).items():
-        want = whole if program is None or len(steps) == 1 else _logits(program, ids, mask, steps, empty)
-        ways.append(Way(name, steps, _apart(_logits(engine, ids, mask, steps, empty)[read], want[read])))
-    if program is None and hasattr(engine, "continuation") and is_decoder(engine):
-        steps = max(text.ways.values(), key=lambda steps: steps[0])
-        ends = torch.tensor(steps).cumsum(0) - 1
-        at = read[:, ends]
-        ways.append(Way(WRITTEN, steps, _apart(_written(engine, ids, mask, steps)[at], whole[:, ends][at])))
-    return Consistency(tolerance.deviation, tuple(ways), program is not None, decided)
+    yardstick = engine if program is None else program
+    known: dict[tuple[int, ...], Tensor] = {}
+    found = []
+    for name, steps in (ways or _every_way(engine, text.ways if program is None else text.calls)).items():
+        like = steps if program is not None else (ids.shape[1],)
+        if like not in known:
+            known[like] = _logits(yardstick, ids, mask, like)
+        ends = torch.tensor(steps).cumsum(0) - 1 if name == WRITTEN else torch.arange(ids.shape[1])
+        got = (_written if name == WRITTEN else _logits)(engine, ids, mask, steps)
+        found.append(Way(name, steps, _apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
+    return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
+
+
+def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
+    """The ways, and one that the engine writes itself where it can: the longest prompt of them, then token by token."""
+    if not hasattr(engine, "continuation") or not is_decoder(engine):
+        return calls
+    steps = max((steps for steps in calls.values() if len(steps) > 1), key=lambda steps: steps[0], default=())
+    return {**calls, WRITTEN: (steps[0], *[1] * (sum(steps) - steps[0]))} if steps else calls
 
 
 def _apart(got: Tensor, want: Tensor) -> float:
@@ -185,9 +200,9 @@ def _written(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) ->
     return torch.stack(found, 1)
 
 
-def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], cache: Mapping[str, Tensor]) -> Tensor:
+def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
     """Logits `[batch, sequence, vocabulary]` of the text fed in these steps, in float64."""
-    found, end = [], 0
+    found, end, cache = [], 0, dict[str, Tensor]()
     for step in steps:
         start, end = end, end + step
         outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)

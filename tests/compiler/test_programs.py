@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,9 +53,11 @@ def test_other_inputs_than_tokens_are_taken_and_the_lost_cache_is_said() -> None
 def test_inputs_in_order_and_a_sample_that_is_no_tensor() -> None:
     program = moec.capture(MoeModel().eval(), [IDS % 7])
     assert [i.shape for i in program.inputs] == [("batch", "sequence")]
-    with pytest.raises(MoecError) as caught:
-        moec.capture(MoeModel(), {"input_ids": [1, 2]})  # type: ignore[dict-item]
-    assert caught.value.code == "M207"
+    samples: list[Any] = [{"input_ids": [1, 2]}, [[1, 2]]]
+    for sample in samples:
+        with pytest.raises(MoecError, match="input 'input_ids' is a list, not a tensor") as caught:
+            moec.capture(MoeModel(), sample)
+        assert caught.value.code == "M207"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ reads and writes for as long as the session lives: what a text that has ended le
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -19,7 +19,7 @@ from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.on_device import DeviceBuffers, lengthened
 from moec.errors import MoecError
-from moec.program.decoder_signature import IDS, LOGITS, MASK, present_name
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, present_name
 from moec.program.program import Input
 
 OPTION, ENTRY = "enable_cuda_graph", "gpu_graph_id"  # of the provider, and of a call: which graph it is
@@ -73,13 +73,13 @@ class GraphSession:
         return getattr(self._session, name)
 
 
-def require_fixed_shapes(model: Any, target: str) -> None:
-    """Raise M208 unless a graph's step can have the shapes of the one before."""
-    if not {COMPACT, SHARED} <= model.metadata_props.keys():
+def require_fixed_shapes(said: Collection[str], target: str) -> None:
+    """Raise M208 unless a graph's step can have the shapes of the one before. `said`: keys of the model's metadata."""
+    if not {COMPACT, SHARED} <= set(said):
         what = (
             "a step cannot be a CUDA graph: only a decoder in half precision has its cache in a buffer of tokens alone"
         )
-        raise MoecError("M208", what, target, "add precision=fp16, or leave out graph=true")
+        raise MoecError("M208", what, target, "compile with precision=fp16, or without graph=true")
 
 
 def _options(number: int) -> Any:
@@ -115,15 +115,17 @@ class GraphBuffers(DeviceBuffers):  # type: ignore[misc]  # Any to mypy, as all 
         return 1 << (super()._room_for(total) - 1).bit_length()
 
     def _buffers(self, batch: int, room: int) -> dict[str, Any]:
-        """Those that another text has left, or new ones. Stale numbers of a text are as good as zeros."""
+        """Those that another text has left, or new ones. Nothing of its numbers stays: see `_filled`."""
         left = self._session.left.get((batch, room), [])
         step = left.pop() if left else None
         if step is None:
             made = super()._buffers(batch, room)
         else:
-            made = step.caches
-            for name, used in self._past.items():
-                made[name].update_inplace(lengthened(used.numpy(), room))
+            made, zeros = step.caches, dict[tuple[int, ...], Any]()
+            for c in self._caches:
+                used, shape = self._past.get(c.name), c.resolve({"batch": batch, PAST: room})
+                held = self._zeros(shape, c.dtype, zeros) if used is None else lengthened(used.numpy(), room)
+                made[c.name].update_inplace(held)
         leave(self._session, self._steps)
         self._steps |= {} if step is None else {(batch, room): step}
         return made

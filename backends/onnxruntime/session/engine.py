@@ -15,7 +15,7 @@ from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
 from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation, refuse
-from moec.backends.onnxruntime.session.cuda_graph import OPTION, GraphBuffers, GraphSession
+from moec.backends.onnxruntime.session.cuda_graph import OPTION, GraphBuffers, GraphSession, require_fixed_shapes
 from moec.backends.onnxruntime.session.huge_pages import anonymous_memory, collapse_beside, without
 from moec.backends.onnxruntime.session.no_tokens import without_tokens
 from moec.backends.onnxruntime.session.on_device import DeviceBuffers, DeviceContinuation, place_of, run_on_device
@@ -46,6 +46,10 @@ class OnnxruntimeEngine(Engine):
         target: its device chooses the execution provider; the option `threads` sets the intra-op threads (default: all
             cores).
         prepack: let the runtime copy weights into its kernels' own layout; without it see `opening`.
+
+    Raises:
+        MoecError: M208 where the target asks for CUDA graphs, and the file's steps have no fixed shapes; else see
+            `opening`.
     """
 
     def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
@@ -60,6 +64,8 @@ class OnnxruntimeEngine(Engine):
         self._results = _signature(self._session.get_outputs())
         self.outputs = tuple(o.name for o in self._results)
         self._said = self._session.get_modelmeta().custom_metadata_map
+        if captures:  # a manifest can be edited
+            require_fixed_shapes(self._said, str(target))
         self.assume(read_assumptions(self._said, str(self._path)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -138,15 +138,23 @@ class DeviceBuffers(DeviceContinuation):
         times anything is not always zero."""
         from onnxruntime import OrtValue
 
-        kind = torch.empty(0, dtype=dtype).numpy().dtype
         if used is not None:
             return OrtValue.ortvalue_from_numpy(lengthened(used.numpy(), shape[2]), self._device, 0)
-        if shape not in zeros:
-            zeros[shape] = OrtValue.ortvalue_from_numpy(np.zeros(shape, kind), self._device, 0)
-            return zeros[shape]
-        buffer = OrtValue.ortvalue_from_shape_and_type(shape, kind.type, self._device, 0)
-        buffer.update_inplace(zeros[shape])
+        buffer = OrtValue.ortvalue_from_shape_and_type(shape, _numpy(dtype).type, self._device, 0)
+        buffer.update_inplace(self._zeros(shape, dtype, zeros))
         return buffer
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype, made: dict[tuple[int, ...], Any]) -> Any:
+        """Zeros on the device, one for each shape: `made` has them."""
+        from onnxruntime import OrtValue
+
+        if shape not in made:
+            made[shape] = OrtValue.ortvalue_from_numpy(np.zeros(shape, _numpy(dtype)), self._device, 0)
+        return made[shape]
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
+    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def lengthened(used: np.ndarray, room: int) -> np.ndarray:

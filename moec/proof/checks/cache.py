@@ -10,7 +10,15 @@ from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
 from moec.program.moe_call import moe_nodes
-from moec.proof.cache_consistency import SHORT, Consistency, Text, Way, check_consistency, shorter_texts, text_past
+from moec.proof.cache_consistency import (
+    ONE_GO,
+    SHORT,
+    Consistency,
+    Text,
+    check_consistency,
+    shorter_texts,
+    text_past,
+)
 from moec.proof.checks.check import Check, Figure
 from moec.proof.decided_tokens import NOISE, Decided, is_half
 from moec.proof.digits import at_most
@@ -106,7 +114,7 @@ def _left_out(trial: Trial, text: Text) -> str:
 
 
 def _fed(trial: Trial, text: Text) -> Consistency:
-    """One text in its ways. Where they differ, each call beside the same call of the model, which may say something
+    """One text in its ways. Those that differ, each call beside the same call of the model, which may say something
     else itself when a text is cut (a rotary embedding that changes with the length); and where two runs may choose
     other experts, on decided tokens. Raises M101 where the engine does not take the text."""
     subject, engine = trial.subject, trial.engine
@@ -123,8 +131,9 @@ def _fed(trial: Trial, text: Text) -> Consistency:
         raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
     if not found.ok and peer is None:
         model = StreamingEngine(program) if program.approximate or subject.streamed else trial.reference
-        again = check_consistency(engine, sample, tolerance, model, text=text)
-        found = replace(again, ways=tuple(map(_beside, again.ways)), by_call=False) if again.ok else found
+        ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in found.failed}}
+        again = check_consistency(engine, sample, tolerance, model, ways=ways)
+        found = _with(found, again) if again.ok else found
     if found.ok or not moe_nodes(program) or not (is_half(rounding) or text.sizes[SEQUENCE] > SHORT.sizes[SEQUENCE]):
         return found
     sample, part = most_decided(program, source, text.sizes, subject.precision, seed)
@@ -132,5 +141,8 @@ def _fed(trial: Trial, text: Text) -> Consistency:
     return check_consistency(engine, sample, tolerance, peer, part, decided, text)
 
 
-def _beside(way: Way) -> Way:
-    return replace(way, name=f"{way.name}, each call beside the model's")
+def _with(found: Consistency, again: Consistency) -> Consistency:
+    """The ways that were compared, those that were compared again in the place of the ones that failed."""
+    beside = {way.name: replace(way, name=f"{way.name}, each call beside the model's") for way in again.ways}
+    ways = {**{way.name: way for way in found.ways}, **beside}
+    return replace(found, ways=tuple(ways.values()))

@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from moec.backends.onnx import export as onnx_export
 from moec.backends.onnx.settled import settle
-from moec.frontend.export import export
+from moec.frontend.export import capture, export
 from tests.moe_module import MoeModel, source_of
 
 aten = torch.ops.aten
@@ -76,6 +79,29 @@ def test_what_has_to_be_decomposed_is(name: str) -> None:
     assert whole is not program
     x = torch.randn(7, 6)
     torch.testing.assert_close(whole.module()(x=x), LEFT[name](x))
+
+
+OUTPUTS = {
+    "own dtype": lambda x: {"y": (2 * x).float()},
+    "dropout": lambda x: {"y": torch.dropout(2 * x, 0.5, False)},
+    "own dtype beside": lambda x: {"z": (y := 2 * x), "y": y.float()},
+    "dropout beside": lambda x: {"z": (y := 2 * x), "y": torch.dropout(y, 0.5, False)},
+    "both, one of the other": lambda x: {"z": (y := torch.dropout(2 * x, 0.5, False)), "y": y.float()},
+    "the same twice": lambda x: {"z": (y := 2 * x), "y": y},
+    "an input": lambda x: {"z": x.float(), "y": torch.dropout(x + 1, 0.5, False) * 2},
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_changes_nothing_may_be_an_output(name: str) -> None:
+    sample = {"x": torch.zeros(4, 6)}
+    program = capture(Calls(OUTPUTS[name]), sample, {"x": ("batch", None)})
+    model, x = onnx_export.to_onnx(program, 23), np.random.default_rng(0).random((7, 6), np.float32)
+    want = OUTPUTS[name](torch.from_numpy(x))
+    assert [v.name for v in model.graph.outputs] == list(want)
+    session = InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    for found, value in zip(session.run(None, {"x": x}), want.values(), strict=True):
+        assert np.array_equal(found, value.numpy())
 
 
 def test_the_onnx_graph_is_the_one_of_a_decomposed_program(monkeypatch: pytest.MonkeyPatch) -> None:

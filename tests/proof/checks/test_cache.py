@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 import moec
 from moec import api
 from moec.execution.engine import EagerEngine
+from moec.execution.generation import TensorContinuation
+from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
 from moec.proof.cache_consistency import SHORT, WAYS, WRITTEN, text_past
+from moec.proof.checks.cache import CacheConsistency
+from moec.proof.subject import Subject
+from moec.proof.trial import Trial
 from moec.report.page import html, markdown
 from tests.proving import cache, verify
 from tests.reported import CASES
@@ -50,6 +57,49 @@ def test_a_cache_that_is_wrong_from_a_length_on_is_found(least: int) -> None:
     program = captured("mistral")
     found = cache(verify(source("mistral"), Forgetful(program, least), program)).consistency
     assert not found.ok and (max(w.deviation for w in found.ways[:3]) < 1e-4) == (least > 16)
+
+
+class Writing(EagerEngine):
+    """A continuation of its own, whose single tokens after the prompt give logits times `factor`."""
+
+    def __init__(self, program: Program, factor: float) -> None:
+        super().__init__(program)
+        self.name, self.factor = "writing", factor
+
+    def continuation(self) -> Any:
+        text = TensorContinuation(self)
+        step = text.step
+        text.step = lambda ids, mask: step(ids, mask) * (self.factor if ids.shape[1] == 1 else 1)  # type: ignore[method-assign]
+        return text
+
+
+@pytest.mark.parametrize("passes", ["", "find-moe, skip-experts(alpha=0.5)"])
+def test_a_text_that_only_the_engine_writes_wrongly_is_found(passes: str) -> None:
+    """As a captured step would: no other call is one. Beside the model's calls, too, and where each call matters."""
+    captured_one = captured("mixtral")
+    program = Pipeline.parse(passes).run(captured_one)[0] if passes else captured_one
+    subject = Subject(source("mixtral"), captured_one, program, torch.float32, asked=1.0 if passes else None)
+    assert program.by_call is bool(passes)
+    for factor in (1.0, 0.9):
+        found = CacheConsistency.measure(Trial(subject, Writing(program, factor)))
+        assert found is not None and [w.name for w in found.consistency.ways].count(WRITTEN) == 2
+        assert {way.name for way in found.consistency.failed} == ({WRITTEN} if factor < 1 else set())
+        assert (found.error() is None) is (factor == 1)
+
+
+class Late(EagerEngine):
+    """Single tokens after nine to eleven others say something else."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        past, outputs = inputs["past_key_values.0.key"].shape[2], super().run(inputs)
+        wrong = 9 <= past < 12 and inputs["input_ids"].shape[1] == 1
+        return {**outputs, "logits": outputs["logits"] * (0.9 if wrong else 1)}
+
+
+def test_the_ways_that_failed_are_those_that_are_compared_with_the_model() -> None:
+    program = captured("mixtral")
+    found = CacheConsistency.measure(Trial(Subject(source("mixtral"), program, program, torch.float32), Late(program)))
+    assert found is not None and {way.steps for way in found.consistency.failed} == {(9, *[1] * 7), (1,) * 16}
 
 
 def test_texts_go_past_the_window_and_end_with_the_context_or_where_the_engine_does() -> None:

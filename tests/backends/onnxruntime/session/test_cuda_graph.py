@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnxruntime.backend import Onnxruntime
+from moec.backends.onnxruntime.session import engine as engine_module
 from moec.backends.onnxruntime.session import on_device
 from moec.backends.onnxruntime.session.cuda_graph import GraphBuffers, GraphSession, require_fixed_shapes
 from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
@@ -17,7 +19,7 @@ from moec.errors import MoecError
 from moec.program.decoder_signature import IDS, LOGITS, MASK
 from moec.targets.target import Target
 from tests.backends.onnxruntime.session.test_on_device import CHUNKS, LENGTH, VOCABULARY, batch, logits
-from tests.backends.onnxruntime.session.there import mark, there
+from tests.backends.onnxruntime.session.there import array, mark, save_graph, there
 from tests.cuda_stand_in.engines import make
 
 CUDA = "onnxruntime:cuda,graph=true"
@@ -45,6 +47,37 @@ def test_steps_give_the_logits_of_the_whole_text(folder: Path, room: int, monkey
         del text
     assert max(apart[0], apart[2]) < 2e-2 < 0.1 < apart[1]
     assert len(used) == 2 and sum(map(len, session.left.values())) == (2 if room == 1 else 1), "keys and values, once"
+
+
+def test_what_a_text_has_left_is_gone(folder: Path) -> None:
+    """A text that overflowed leaves what no zero of a mask takes away."""
+    engine = OnnxruntimeEngine(folder, Target("onnxruntime"))
+    session, (ids, mask) = GraphSession(engine._session), batch()
+    first = GraphBuffers(session, engine.inputs, "text", "cpu")
+    want = logits(first, ids, mask)
+    for buffer in first._past.values():
+        buffer.update_inplace(np.full(buffer.shape(), np.nan, np.float16))
+    left = {id(buffer) for buffer in first._past.values()}
+    del first
+    text = GraphBuffers(session, engine.inputs, "text", "cpu")
+    text.step(ids[:, :4], mask[:, :4])
+    assert {id(buffer) for buffer in text._past.values()} == left
+    assert all(not value.numpy()[:, :, 4:].any() for value in text._past.values())  # NaN is true
+    assert any(value.numpy()[:, :, :4].any() for value in text._past.values())
+    del text
+    assert np.array_equal(logits(GraphBuffers(session, engine.inputs, "text", "cpu"), ids, mask), want)
+
+
+def test_a_manifest_that_asks_for_graphs_is_not_enough(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine_module.open_session
+    monkeypatch.setattr(engine_module, "open_session", lambda path, *a, **more: real(path, Target("onnxruntime")))
+    assert isinstance(OnnxruntimeEngine(folder, Target.parse(CUDA))._session, GraphSession)
+    x = array("x", 2)
+    with pytest.raises(MoecError, match="a step cannot be a CUDA graph") as caught:
+        OnnxruntimeEngine(save_graph(tmp_path, ir.node("Neg", [x])), Target.parse(CUDA))
+    assert caught.value.code == "M208"
 
 
 def write(folder: str) -> list[Any]:
@@ -83,7 +116,7 @@ def test_a_step_is_one_launch(folder: Path) -> None:
 
 def test_what_has_no_fixed_shapes_is_refused() -> None:
     with pytest.raises(MoecError, match="CUDA graph") as caught:
-        require_fixed_shapes(ir.Model(ir.Graph([], [], nodes=[]), ir_version=10), CUDA)
+        require_fixed_shapes({COMPACT}, CUDA)
     assert caught.value.code == "M208"
     refused = [str(r) for r in Onnxruntime().options(Target.parse("onnxruntime:graph=true"))]
     assert len(refused) == 1 and "only CUDA has graphs" in refused[0]
