@@ -36,7 +36,7 @@ def key_of_run(
         for name, value in batch.items():
             content.update(name.encode())
             add_tensor(content, value)
-    jobs = [(use.name, use.node.name, use.place, str(grid)) for use, grid in todo]
+    jobs = [(use.name, use.node.name, use.place, grid) for use, grid in todo]
     return key_of(code, "sequential", program.digest(), jobs, content.hexdigest())
 
 

@@ -20,7 +20,8 @@ from moec.version import __version__
 
 def key_of(code: Iterable[ModuleType], *what: Any) -> str:
     """The hash of all that a result depends on: the text of the modules that compute it, the versions of moec, torch
-    and the kind of processor, and `what`: tensors by dtype, shape and bytes, anything else by its text."""
+    and the kind of processor, and `what`: tensors by dtype, shape and bytes, anything else by its `repr`, which has all
+    fields of a data class. Text for people leaves some out."""
     found = hashlib.sha256(repr((__version__, torch.__version__, platform.machine())).encode())
     for module in code:
         found.update(_text_of(module).encode())
@@ -28,7 +29,7 @@ def key_of(code: Iterable[ModuleType], *what: Any) -> str:
         if isinstance(each, Tensor):
             add_tensor(found, each)
         else:
-            found.update(repr(("text", str(each))).encode())
+            found.update(repr(("text", each)).encode())
     return found.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     return found
 
 
-def job_of(program: Program, grid: Grid = GPTQ) -> Sequential:
-    stacks = [(u, MIXED) for u in weight_uses(program) if u.kind == "experts" and u.weight is not None]
+def job_of(program: Program, grid: Grid = GPTQ, mixed: Grid = MIXED) -> Sequential:
+    stacks = [(u, mixed) for u in weight_uses(program) if u.kind == "experts" and u.weight is not None]
     rest = [(u, grid) for u in weight_uses(program) if u.kind == "attention" and u.weight is not None]
     return Sequential(program, [*rest[:1], *stacks[:1]], "label")
 
@@ -67,6 +68,9 @@ def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list
     assert len(runs) == 2, "another text"
     job_of(program, Grid(4, 16, False, "gptq")).run(inputs(program, 20))
     assert len(runs) == 3, "another grid"
+    swapped = replace(MIXED, widths=MIXED.widths[::-1])
+    job_of(program, mixed=swapped).run(inputs(program, 20))
+    assert len(runs) == 4 and str(swapped) == str(MIXED), "other experts have the widths"
     max(place.iterdir(), key=lambda path: path.stat().st_size).unlink()
     job_of(program).run(inputs(program, 20))
     changed = program.clone()
