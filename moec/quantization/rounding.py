@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -95,13 +93,9 @@ def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
     content = hashlib.sha256()
     for piece in job.pieces(start, stop):
         add_tensor(content, piece)
-    key = key_of(_code(), "hqq", job.grid, job.weight.shape[1:], job.weight.dtype, content.hexdigest())
+    key = key_of("hqq", job.grid, job.weight.shape[1:], job.weight.dtype, content.hexdigest())
     found = remembered(key, lambda: {str(i): part for i, part in enumerate(_encoded(job, start, stop))})
     return [found[str(i)] for i in range(len(found))]
-
-
-def _code() -> list[ModuleType]:
-    return [sys.modules[__name__], sys.modules[Grid.__module__]]
 
 
 def _encoded(job: _Job, start: int, stop: int) -> list[Tensor]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -29,7 +28,6 @@ from moec.weights.lazy import Weight, concat, from_tensor, rowwise
 from moec.weights.weight import PackedWeight
 from moec.weights.widths import ExpertWidths, taken
 
-_CODE = tuple(f"moec.quantization.{name}" for name in ("sequential", "gptq", "rounding", "grid", "hessians"))
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
 _STACKED = (
@@ -84,7 +82,7 @@ class Sequential:
             self._run(inputs)
             return
         batches = list(inputs)
-        key = key_of_run(list(map(import_module, _CODE)), self.program, self.todo, batches)
+        key = key_of_run(self.program, self.todo, batches)
         found = recall_run(key)
         if found is not None:
             self._take(*found)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ HEAD = "facts"
 
 
 def key_of_run(
-    code: Sequence[ModuleType],
     program: Program,
     todo: Sequence[tuple[Use, Grid]],
     inputs: Sequence[Mapping[str, Tensor]],
@@ -37,7 +35,7 @@ def key_of_run(
             content.update(name.encode())
             add_tensor(content, value)
     jobs = [(use.name, use.node.name, use.place, grid) for use, grid in todo]
-    return key_of(code, "sequential", program.digest(), jobs, content.hexdigest())
+    return key_of("sequential", program.digest(), jobs, content.hexdigest())
 
 
 def keep_run(key: str, made: Mapping[int, Mapping[str, Tensor]], facts: Any) -> None:
