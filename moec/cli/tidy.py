@@ -26,7 +26,7 @@ def cache_command(
     """Show the cache of quantized weights (dir: its folder alone), prune it, or clear it.
 
     It lies in $MOEC_CACHE_DIR, else in $XDG_CACHE_HOME/moec or ~/.cache/moec; MOEC_CACHE_DIR=off switches it off. It
-    keeps to $MOEC_CACHE_GB gigabytes (10). Proofs never come from it.
+    keeps to $MOEC_CACHE_GB gigabytes (10). `moec verify`, --bisect and `moec build` never use it.
     """
     place = kept.folder()
     if what is None or what == "dir":

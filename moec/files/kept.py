@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from moec.files.regular import read_bytes
 FOLDER, GIGABYTES = "MOEC_CACHE_DIR", "MOEC_CACHE_GB"  # environment variables
 DEFAULT_GIGABYTES = 10.0
 _ENDING, _HASH_BYTES, _NEVER = ".kept", 32, 2**63
+_unused: list[object] = []  # one for each `unused` that is under way; threads that read weights are meant, too
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Entry:
 def folder() -> Path | None:
     """Where the cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the variable
     is empty or `off`, which switches it off, and where the folder is another user's or others may write to it: what
-    they put there would become weights."""
+    they put there would become weights. None within `unused`, too."""
+    if _unused:
+        return None
     told = os.environ.get(FOLDER)
     if told is not None and told.strip().lower() in ("", "off"):
         return None
@@ -50,6 +53,17 @@ def folder() -> Path | None:
         if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
             return None
     return place
+
+
+@contextmanager
+def unused() -> Iterator[None]:
+    """No thread of this process reads or writes the cache within: what proves an engine is computed."""
+    own = object()
+    _unused.append(own)
+    try:
+        yield
+    finally:
+        _unused.remove(own)
 
 
 def limit_bytes() -> int:
