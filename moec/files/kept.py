@@ -91,11 +91,12 @@ def read(key: str) -> bytes | None:
     return None
 
 
-def write(key: str, content: bytes) -> None:
-    """Keep a content under a key, unless the disk says no, and prune what then is too much."""
+def write(key: str, content: bytes) -> bool:
+    """Keep a content under a key, and prune what then is too much. False where the disk says no, or the content is
+    larger than the whole cache may become."""
     place = folder()
-    if place is None or len(content) > limit_bytes():
-        return
+    if place is None or _HASH_BYTES + len(content) > limit_bytes():
+        return False
     new = place / f"{key}.{secrets.token_hex(4)}.new"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,11 +105,20 @@ def write(key: str, content: bytes) -> None:
             file.write(content)
         new.replace(place / (key + _ENDING))
         prune(limit_bytes())
+        return True
     except OSError:
-        pass
+        return False
     finally:
         with suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+def remove(key: str) -> None:
+    """Forget what is kept under a key, if anything is."""
+    place = folder()
+    if place is not None:
+        with suppress(OSError):
+            (place / (key + _ENDING)).unlink(missing_ok=True)
 
 
 def entries() -> list[Entry]:
@@ -118,13 +128,13 @@ def entries() -> list[Entry]:
 
 
 def prune(most_bytes: int, oldest_s: float = float("inf"), dry_run: bool = False) -> list[Entry]:
-    """Remove what has not been used for longest until `most_bytes` are left, and what has not been used for `oldest_s`
-    seconds. Returns what goes. Nothing but moec's own files is touched."""
+    """Remove what has not been used for longest until `most_bytes` at most are left, and what has not been used for
+    `oldest_s` seconds: nothing stays that is older than what goes. Returns what goes. Nothing but moec's own files is
+    touched."""
     gone, total = [], 0
     for entry in entries():
         total += entry.size_bytes
         if total > most_bytes or entry.age_s > oldest_s:
-            total -= entry.size_bytes
             gone.append(entry)
     place = folder()
     if place is not None:
@@ -136,9 +146,10 @@ def prune(most_bytes: int, oldest_s: float = float("inf"), dry_run: bool = False
 
 
 def _files(place: Path, ending: str) -> Iterator[Entry]:
+    now = time.time()  # one for all: reading a folder takes time, and their order is to be that of their use
     with suppress(OSError):
         for path in place.iterdir():
             with suppress(OSError):
                 found = path.lstat()
                 if path.name.endswith(ending) and len(path.name.split(".")[0]) == 64 and path.is_file():
-                    yield Entry(path, found.st_size, max(time.time() - found.st_mtime, 0.0))
+                    yield Entry(path, found.st_size, max(now - found.st_mtime, 0.0))

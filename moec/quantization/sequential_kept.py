@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.files.kept import remove
 from moec.program.program import Program
 from moec.quantization.grid import Grid
 from moec.recognition.weight_roles import Use
-from moec.weights.remembered import add_tensor, keep, key_of, recall
+from moec.weights.remembered import add_tensor, fits, keep, key_of, recall
 
 HEAD = "facts"
 
@@ -40,11 +41,16 @@ def key_of_run(
 
 def keep_run(key: str, made: Mapping[int, Mapping[str, Tensor]], facts: Any) -> None:
     """Keep the tensors of each result by its place in the list of what was to be done, then the facts, which are read
-    first."""
-    for at, tensors in made.items():
-        keep(_part(key, at), tensors)
+    first. All or nothing: parts of a run serve nobody, and what is larger than the cache would push out its own first
+    parts and everything else."""
     text = json.dumps({"made": sorted(made), "facts": facts}).encode()
-    keep(_part(key, HEAD), {HEAD: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    head = {HEAD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    parts = {**{_part(key, at): tensors for at, tensors in made.items()}, _part(key, HEAD): head}
+    if fits(tensor for tensors in parts.values() for tensor in tensors.values()) and not all(
+        keep(name, tensors) for name, tensors in parts.items()
+    ):
+        for name in parts:
+            remove(name)
 
 
 def recall_run(key: str) -> tuple[dict[int, dict[str, Tensor]], Any] | None:

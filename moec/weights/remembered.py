@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from moec import version
 from moec.files import kept
+
+_HEAD_BYTES = 1024  # at most, of what a file says of a tensor beside its numbers
 
 
 def key_of(*what: Any) -> str:
@@ -60,12 +62,19 @@ def recall(key: str) -> dict[str, Tensor] | None:
         return None
 
 
-def keep(key: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep tensors under a key, where there is a cache."""
+def keep(key: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Keep tensors under a key, where there is a weight cache; whether they are kept now."""
     from safetensors.torch import save
 
-    if kept.folder() is not None:
-        kept.write(key, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    if not fits(tensors.values()):
+        return False
+    return kept.write(key, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def fits(tensors: Iterable[Tensor]) -> bool:
+    """Whether the weight cache may become as large as these together, told before any is written."""
+    total = sum(_HEAD_BYTES + tensor.numel() * tensor.itemsize for tensor in tensors)
+    return kept.folder() is not None and total <= kept.limit_bytes()
 
 
 @cache

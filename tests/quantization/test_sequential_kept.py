@@ -15,6 +15,7 @@ from moec.quantization import rounding, sequential
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import quantize_weight
 from moec.quantization.sequential import Sequential
+from moec.quantization.sequential_kept import keep_run, recall_run
 from moec.recognition.weight_roles import weight_uses
 from moec.weights.lazy import from_tensor
 from tests import zoo
@@ -79,6 +80,28 @@ def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list
     before = len(runs)
     job_of(changed).run(inputs(program, 20))
     assert len(runs) == before + 1, "other weights under the same names"
+
+
+def a_run(count: int) -> dict[int, dict[str, torch.Tensor]]:
+    return {at: {"0.packed": torch.full((1000,), at, dtype=torch.uint8)} for at in range(count)}
+
+
+def test_a_run_that_is_larger_than_the_cache_pushes_nothing_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kept.GIGABYTES, str(10_000 / 1e9))
+    keep_run("a", a_run(2), [["told", 3]])
+    before = sorted(place.iterdir())
+    keep_run("b", a_run(20), [])
+    assert sorted(place.iterdir()) == before and recall_run("b") is None
+    found = recall_run("a")
+    assert found is not None and sorted(found[0]) == [0, 1] and found[1] == [["told", 3]]
+
+
+def test_a_run_is_kept_whole_or_not_at_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = kept.write, list[str]()
+    full = lambda key, content: len(written) < 2 and (written.append(key), real(key, content))[1]  # noqa: E731
+    monkeypatch.setattr(kept, "write", full)  # the disk is full from the third on
+    keep_run("a", a_run(4), [])
+    assert len(written) == 2 and list(place.iterdir()) == []
 
 
 def test_hqq_is_searched_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
