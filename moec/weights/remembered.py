@@ -16,6 +16,7 @@ from torch import Tensor
 from moec import version
 from moec.files import kept
 
+Forms = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # of tensors: name, shape, dtype
 _HEAD_BYTES = 1024  # at most, of what a file says of a tensor beside its numbers
 
 
@@ -41,10 +42,16 @@ def add_tensor(found: Any, value: Tensor) -> None:
     found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
-def remembered(key: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that are kept under a key, else those that `make` makes, which then are kept."""
+def forms(tensors: Mapping[str, Tensor]) -> Forms:
+    """The shapes and dtypes of tensors: what is recalled has those that are expected, or is made anew."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
+
+
+def remembered(key: str, expected: Forms, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that are kept under a key, if they have the expected shapes and dtypes, else those that `make` makes,
+    which then are kept."""
     found = recall(key)
-    if found is None:
+    if found is None or forms(found) != expected:
         found = dict(make())
         keep(key, found)
     return found

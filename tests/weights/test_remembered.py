@@ -52,10 +52,12 @@ def test_it_is_made_once() -> None:
         calls.append(1)
         return {"codes": torch.arange(5, dtype=torch.uint8), "scale": torch.randn(3).bfloat16().expand(2, 3)}
 
-    key = key_of("x")
-    first, second = remembered(key, make), remembered(key, make)
+    key, expected = key_of("x"), {"codes": ((5,), torch.uint8), "scale": ((2, 3), torch.bfloat16)}
+    first, second = remembered(key, expected, make), remembered(key, expected, make)
     assert len(calls) == 1 and all(torch.equal(first[n], second[n]) for n in ("codes", "scale"))
     assert second["scale"].dtype == torch.bfloat16
+    keep(key, {**make(), "codes": torch.zeros(1, dtype=torch.uint8)})  # it would be broadcast
+    assert torch.equal(remembered(key, expected, make)["codes"], first["codes"]) and len(calls) == 3
 
 
 def test_what_is_no_tensors_is_made_anew() -> None:
