@@ -1,4 +1,5 @@
-"""A cache of results that take long to make, shared by all processes of a user: `moec cache` shows and prunes it.
+"""The weight cache: quantized weights that took long to make, shared by all processes of a user. `moec cache` shows and
+prunes it. It has nothing to do with a decoder's cache of keys and values, which `--no-cache` leaves out.
 
 An entry is a file whose name is the hash of all that its content depends on, so that it can never be out of date. It
 begins with the hash of the rest: what was cut off or changed on the disk is removed, never used. Entries are written
@@ -26,7 +27,7 @@ _unused: list[object] = []  # one for each `unused` that is under way; threads t
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the cache.
+    """A file of the weight cache.
 
     Attributes:
         age_s: seconds since it was last read or written.
@@ -38,7 +39,7 @@ class Entry:
 
 
 def folder() -> Path | None:
-    """Where the cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the variable
+    """Where the weight cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the variable
     is empty or `off`, which switches it off, and where the folder is another user's or others may write to it: what
     they put there would become weights. None within `unused`, too."""
     if _unused:
@@ -57,7 +58,7 @@ def folder() -> Path | None:
 
 @contextmanager
 def unused() -> Iterator[None]:
-    """No thread of this process reads or writes the cache within: what proves an engine is computed."""
+    """No thread of this process reads or writes the weight cache within: what proves an engine is computed."""
     own = object()
     _unused.append(own)
     try:
@@ -67,7 +68,7 @@ def unused() -> Iterator[None]:
 
 
 def limit_bytes() -> int:
-    """How large the cache may become: `$MOEC_CACHE_GB` gigabytes, 10 by default."""
+    """How large the weight cache may become: `$MOEC_CACHE_GB` gigabytes, 10 by default."""
     try:
         return int(float(os.environ.get(GIGABYTES, DEFAULT_GIGABYTES)) * 1e9)
     except (ValueError, OverflowError):
@@ -93,7 +94,7 @@ def read(key: str) -> bytes | None:
 
 def write(key: str, content: bytes) -> bool:
     """Keep a content under a key, and prune what then is too much. False where the disk says no, or the content is
-    larger than the whole cache may become."""
+    larger than the whole weight cache may become."""
     place = folder()
     if place is None or _HASH_BYTES + len(content) > limit_bytes():
         return False
