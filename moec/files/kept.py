@@ -39,9 +39,9 @@ class Entry:
 
 
 def folder() -> Path | None:
-    """Where the weight cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the variable
-    is empty or `off`, which switches it off, and where the folder is another user's or others may write to it: what
-    they put there would become weights. None within `unused`, too."""
+    """Where the weight cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the
+    variable is empty or `off`, which switches it off, and where the folder is another user's or others may write to it:
+    what they put there would become weights. None within `unused`, too."""
     if _unused:
         return None
     told = os.environ.get(FOLDER)

@@ -41,8 +41,8 @@ def key_of_run(
 
 def keep_run(key: str, made: Mapping[int, Mapping[str, Tensor]], facts: Any) -> None:
     """Keep the tensors of each result by its place in the list of what was to be done, then the facts, which are read
-    first. All or nothing: parts of a run serve nobody, and what is larger than the weight cache would push out its own first
-    parts and everything else."""
+    first. All or nothing: parts of a run serve nobody, and what is larger than the weight cache would push out its own
+    first parts and everything else."""
     text = json.dumps({"made": sorted(made), "facts": facts}).encode()
     head = {HEAD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
     parts = {**{_part(key, at): tensors for at, tensors in made.items()}, _part(key, HEAD): head}
