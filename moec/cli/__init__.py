@@ -47,7 +47,7 @@ SUMMARIES = {
     "attest": "Write where an engine comes from, as an in-toto statement and a bill of materials.",
     "explain": "Explain a pass, a target, a preset or an error code.",
     "doctor": "Show what this machine can build and run.",
-    "cache": "Show the cache of quantized weights, or prune it.",
+    "cache": "Show the weight cache (quantized weights, kept between compiles), or prune it.",
     "clean": "Remove what killed runs left behind in a folder.",
     "completion": "Print the script that lets a shell complete moec's commands.",
 }

@@ -71,7 +71,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec tiny config.json tiny/ --seed 1": "a config is enough",
     },
     "cache": {
-        "moec cache": "where quantized weights are kept, and how many gigabytes",
+        "moec cache": "where the weight cache is, and how many gigabytes",
         "moec cache prune --max-days 30": "forget what was not used for a month",
     },
     "clean": {

@@ -15,6 +15,7 @@ from moec.compiler.prove_again import Asked, asked_subject
 from moec.compiler.proving import prove_folder, ran_on
 from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
+from moec.files.kept import unused
 from moec.layouts import model_folder
 from moec.progress import Progress
 from moec.proof.where_run import WhereRun
@@ -24,6 +25,7 @@ from moec.report.report import Report
 from moec.targets.backend import find_backend
 
 
+@unused()
 def complete_engine(
     folder: Path,
     opening: Mapping[str, Any],
@@ -33,7 +35,7 @@ def complete_engine(
     require_run: bool = False,
 ) -> Report:
     """Build what is missing in an engine's folder with the runtime of this machine, prove it, and put it in the old
-    one's place.
+    one's place. Quantized weights of the program that it is held to are computed anew, as in any later proof.
 
     Args:
         folder: what `compile` wrote.

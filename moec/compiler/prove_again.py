@@ -14,6 +14,7 @@ from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
+from moec.files.kept import unused
 from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Source
 from moec.layouts import model_folder
@@ -55,9 +56,11 @@ class Asked:
     max_kl: float | None = None
 
 
+@unused()
 def prove_again(folder: Path, against: Any, asked: Asked, opening: Mapping[str, Any]) -> Verification:
     """Prove an engine with the checks of its compile, on other inputs. Bounds are the command's or moec's own, see
-    `moec.proof.checks.bounds`.
+    `moec.proof.checks.bounds`. Quantized weights are computed anew: the engine may have been made of kept ones, and
+    these are what is in question.
 
     Args:
         folder: what `compile` wrote.
@@ -138,6 +141,7 @@ def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
+@unused()
 def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any]) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model; on the inputs, and by the bounds, of a proof that asks for the same (`prove_again`).

@@ -1,4 +1,5 @@
-"""A cache of results that take long to make, shared by all processes of a user: `moec cache` shows and prunes it.
+"""The weight cache: quantized weights that took long to make, shared by all processes of a user. `moec cache` shows and
+prunes it. It has nothing to do with a decoder's cache of keys and values, which `--no-cache` leaves out.
 
 An entry is a file whose name is the hash of all that its content depends on, so that it can never be out of date. It
 begins with the hash of the rest: what was cut off or changed on the disk is removed, never used. Entries are written
@@ -12,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from moec.files.regular import read_bytes
 FOLDER, GIGABYTES = "MOEC_CACHE_DIR", "MOEC_CACHE_GB"  # environment variables
 DEFAULT_GIGABYTES = 10.0
 _ENDING, _HASH_BYTES, _NEVER = ".kept", 32, 2**63
+_unused: list[object] = []  # one for each `unused` that is under way; threads that read weights are meant, too
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the cache.
+    """A file of the weight cache.
 
     Attributes:
         age_s: seconds since it was last read or written.
@@ -37,9 +39,11 @@ class Entry:
 
 
 def folder() -> Path | None:
-    """Where the cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the variable
-    is empty or `off`, which switches it off, and where the folder is another user's or others may write to it: what
-    they put there would become weights."""
+    """Where the weight cache lies: `$MOEC_CACHE_DIR`, else `moec` in `$XDG_CACHE_HOME` or `~/.cache`. None where the
+    variable is empty or `off`, which switches it off, and where the folder is another user's or others may write to it:
+    what they put there would become weights. None within `unused`, too."""
+    if _unused:
+        return None
     told = os.environ.get(FOLDER)
     if told is not None and told.strip().lower() in ("", "off"):
         return None
@@ -52,8 +56,19 @@ def folder() -> Path | None:
     return place
 
 
+@contextmanager
+def unused() -> Iterator[None]:
+    """No thread of this process reads or writes the weight cache within: what proves an engine is computed."""
+    own = object()
+    _unused.append(own)
+    try:
+        yield
+    finally:
+        _unused.remove(own)
+
+
 def limit_bytes() -> int:
-    """How large the cache may become: `$MOEC_CACHE_GB` gigabytes, 10 by default."""
+    """How large the weight cache may become: `$MOEC_CACHE_GB` gigabytes, 10 by default."""
     try:
         return int(float(os.environ.get(GIGABYTES, DEFAULT_GIGABYTES)) * 1e9)
     except (ValueError, OverflowError):
@@ -77,11 +92,12 @@ def read(key: str) -> bytes | None:
     return None
 
 
-def write(key: str, content: bytes) -> None:
-    """Keep a content under a key, unless the disk says no, and prune what then is too much."""
+def write(key: str, content: bytes) -> bool:
+    """Keep a content under a key, and prune what then is too much. False where the disk says no, or the content is
+    larger than the whole weight cache may become."""
     place = folder()
-    if place is None or len(content) > limit_bytes():
-        return
+    if place is None or _HASH_BYTES + len(content) > limit_bytes():
+        return False
     new = place / f"{key}.{secrets.token_hex(4)}.new"
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,11 +106,20 @@ def write(key: str, content: bytes) -> None:
             file.write(content)
         new.replace(place / (key + _ENDING))
         prune(limit_bytes())
+        return True
     except OSError:
-        pass
+        return False
     finally:
         with suppress(OSError):
             new.unlink(missing_ok=True)
+
+
+def remove(key: str) -> None:
+    """Forget what is kept under a key, if anything is."""
+    place = folder()
+    if place is not None:
+        with suppress(OSError):
+            (place / (key + _ENDING)).unlink(missing_ok=True)
 
 
 def entries() -> list[Entry]:
@@ -104,13 +129,13 @@ def entries() -> list[Entry]:
 
 
 def prune(most_bytes: int, oldest_s: float = float("inf"), dry_run: bool = False) -> list[Entry]:
-    """Remove what has not been used for longest until `most_bytes` are left, and what has not been used for `oldest_s`
-    seconds. Returns what goes. Nothing but moec's own files is touched."""
+    """Remove what has not been used for longest until `most_bytes` at most are left, and what has not been used for
+    `oldest_s` seconds: nothing stays that is older than what goes. Returns what goes. Nothing but moec's own files is
+    touched."""
     gone, total = [], 0
     for entry in entries():
         total += entry.size_bytes
         if total > most_bytes or entry.age_s > oldest_s:
-            total -= entry.size_bytes
             gone.append(entry)
     place = folder()
     if place is not None:
@@ -122,9 +147,10 @@ def prune(most_bytes: int, oldest_s: float = float("inf"), dry_run: bool = False
 
 
 def _files(place: Path, ending: str) -> Iterator[Entry]:
+    now = time.time()  # one for all: reading a folder takes time, and their order is to be that of their use
     with suppress(OSError):
         for path in place.iterdir():
             with suppress(OSError):
                 found = path.lstat()
                 if path.name.endswith(ending) and len(path.name.split(".")[0]) == 64 and path.is_file():
-                    yield Entry(path, found.st_size, max(time.time() - found.st_mtime, 0.0))
+                    yield Entry(path, found.st_size, max(now - found.st_mtime, 0.0))

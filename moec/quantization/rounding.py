@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -95,22 +93,23 @@ def _block(job: _Job, start: int, stop: int) -> list[Tensor]:
     content = hashlib.sha256()
     for piece in job.pieces(start, stop):
         add_tensor(content, piece)
-    key = key_of(_code(), "hqq", job.grid, job.weight.shape[1:], job.weight.dtype, content.hexdigest())
-    found = remembered(key, lambda: {str(i): part for i, part in enumerate(_encoded(job, start, stop))})
-    return [found[str(i)] for i in range(len(found))]
+    key = key_of("hqq", job.grid, job.weight.shape[1:], job.weight.dtype, content.hexdigest())
+    expected = {str(i): form for i, form in enumerate(_forms(job, stop - start))}
+    found = remembered(key, expected, lambda: dict(zip(expected, _encoded(job, start, stop), strict=True)))
+    return [found[name] for name in expected]
 
 
-def _code() -> list[ModuleType]:
-    return [sys.modules[__name__], sys.modules[Grid.__module__]]
+def _forms(job: _Job, rows: int) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of the packed numbers, scales and zero points of so many rows."""
+    *inner, width = job.weight.shape[1:]
+    groups = width // job.grid.group
+    found = [(width * job.grid.stored // 8, torch.uint8), (groups, job.weight.dtype), (groups, torch.uint8)]
+    return [((rows, *inner, n), dtype) for n, dtype in (found[:2] if job.grid.symmetric else found)]
 
 
 def _encoded(job: _Job, start: int, stop: int) -> list[Tensor]:
-    *inner, width = job.weight.shape[1:]
-    groups = width // job.grid.group
-    columns = [width * job.grid.stored // 8, groups] + ([] if job.grid.symmetric else [groups])
-    dtypes = (torch.uint8, job.weight.dtype, torch.uint8)
-    count = (stop - start) * math.prod(inner)
-    found = [torch.empty(count, n, dtype=dtype) for n, dtype in zip(columns, dtypes, strict=False)]
+    expected = _forms(job, stop - start)
+    found = [torch.empty(math.prod(shape[:-1]), shape[-1], dtype=dtype) for shape, dtype in expected]
     at = 0
     for piece in job.pieces(start, stop):
         codes, *rest = encode(piece, job.grid)
@@ -119,7 +118,7 @@ def _encoded(job: _Job, start: int, stop: int) -> list[Tensor]:
                 whole[at : at + len(piece)] = part
         at += len(piece)
         del piece  # the next one is read beside it otherwise
-    return [whole.reshape(stop - start, *inner, n) for whole, n in zip(found, columns, strict=True)]
+    return [whole.reshape(shape) for whole, (shape, _) in zip(found, expected, strict=True)]
 
 
 _remembered = lru_cache(maxsize=1)(_block)  # a writer asks for the packed tensor and for its scales in turn

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,10 +25,10 @@ from moec.quantization.sequential_kept import keep_run, key_of_run, recall_run
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
+from moec.weights.remembered import forms
 from moec.weights.weight import PackedWeight
 from moec.weights.widths import ExpertWidths, taken
 
-_CODE = tuple(f"moec.quantization.{name}" for name in ("sequential", "gptq", "rounding", "grid", "hessians"))
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
 _STACKED = (
@@ -84,21 +83,26 @@ class Sequential:
             self._run(inputs)
             return
         batches = list(inputs)
-        key = key_of_run(list(map(import_module, _CODE)), self.program, self.todo, batches)
+        key = key_of_run(self.program, self.todo, batches)
         found = recall_run(key)
-        if found is not None:
-            self._take(*found)
+        if found is not None and self._take(*found):
             return
         self._run(batches)
         keep_run(key, self._tensors(), [[m.name, m.expert] for m in self.rounded])
 
-    def _take(self, made: Mapping[int, Mapping[str, Tensor]], rounded: list[Any]) -> None:
-        """Put in place what an earlier run made."""
+    def _take(self, made: Mapping[int, Mapping[str, Tensor]], rounded: list[Any]) -> bool:
+        """Put in place what an earlier run made; False, and nothing is taken, where any of it does not fit."""
+        fitting: dict[Key, PackedParts] = {}
         for at, tensors in made.items():
             use, grid = self.todo[at]
             assert use.weight is not None
-            self.made[key_of(use, grid)] = _Result(use.weight, grid, tensors).packed(self.label)
+            result = _Result(use.weight, grid)
+            if not result.fill(tensors):
+                return False
+            fitting[key_of(use, grid)] = result.packed(self.label)
+        self.made |= fitting
         self.rounded += [Matrix(name, expert) for name, expert in rounded]
+        return True
 
     def _tensors(self) -> dict[int, dict[str, Tensor]]:
         """Each result once, by the place in `todo` of the first that asked for it."""
@@ -190,11 +194,18 @@ class Sequential:
 class _Result:
     """A packed weight that is filled expert by expert, or at once: one part for each width."""
 
-    def __init__(self, weight: Weight, grid: Grid, filled: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, weight: Weight, grid: Grid) -> None:
         self._parts = [_Part(weight, own, experts) for own, experts in grid.parts()]
-        for at, part in enumerate(self._parts if filled is not None else ()):
-            part.fill({name.partition(".")[2]: t for name, t in (filled or {}).items() if name.startswith(f"{at}.")})
         self._places = {e: (part, at) for part in self._parts for at, e in enumerate(part.experts or ())}
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Take the tensors of an earlier run; False, and none is taken, where names, shapes or dtypes are others."""
+        own = {f"{at}.{name}": value for at, part in enumerate(self._parts) for name, value in part.tensors().items()}
+        if forms(own) != forms(tensors):
+            return False
+        for name, value in own.items():
+            value.copy_(tensors[name])
+        return True
 
     def put(self, codes: Codes, e: int | None = None) -> None:
         part, at = self._place(e)
@@ -233,12 +244,10 @@ class _Part:
             experts,
         )
 
-    def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the tensors of an earlier run; they have the same shapes, or this raises."""
-        self._packed.copy_(tensors["packed"])
-        self._scale.copy_(tensors["scale"])
-        if self._zero is not None:
-            self._zero.copy_(tensors["zero"])
+    def tensors(self) -> dict[str, Tensor]:
+        """What is filled, by name, as `_named` has it."""
+        found = {"packed": self._packed, "scale": self._scale}
+        return found if self._zero is None else {**found, "zero": self._zero}
 
     def put(self, codes: Codes, at: Any) -> None:
         self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]

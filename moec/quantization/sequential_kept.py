@@ -6,22 +6,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moec.files.kept import remove
 from moec.program.program import Program
 from moec.quantization.grid import Grid
 from moec.recognition.weight_roles import Use
-from moec.weights.remembered import add_tensor, keep, key_of, recall
+from moec.weights.remembered import add_tensor, fits, keep, key_of, recall
 
 HEAD = "facts"
 
 
 def key_of_run(
-    code: Sequence[ModuleType],
     program: Program,
     todo: Sequence[tuple[Use, Grid]],
     inputs: Sequence[Mapping[str, Tensor]],
@@ -36,17 +35,22 @@ def key_of_run(
         for name, value in batch.items():
             content.update(name.encode())
             add_tensor(content, value)
-    jobs = [(use.name, use.node.name, use.place, str(grid)) for use, grid in todo]
-    return key_of(code, "sequential", program.digest(), jobs, content.hexdigest())
+    jobs = [(use.name, use.node.name, use.place, grid) for use, grid in todo]
+    return key_of("sequential", program.digest(), jobs, content.hexdigest())
 
 
 def keep_run(key: str, made: Mapping[int, Mapping[str, Tensor]], facts: Any) -> None:
     """Keep the tensors of each result by its place in the list of what was to be done, then the facts, which are read
-    first."""
-    for at, tensors in made.items():
-        keep(_part(key, at), tensors)
+    first. All or nothing: parts of a run serve nobody, and what is larger than the weight cache would push out its own
+    first parts and everything else."""
     text = json.dumps({"made": sorted(made), "facts": facts}).encode()
-    keep(_part(key, HEAD), {HEAD: torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+    head = {HEAD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    parts = {**{_part(key, at): tensors for at, tensors in made.items()}, _part(key, HEAD): head}
+    if fits(tensor for tensors in parts.values() for tensor in tensors.values()) and not all(
+        keep(name, tensors) for name, tensors in parts.items()
+    ):
+        for name in parts:
+            remove(name)
 
 
 def recall_run(key: str) -> tuple[dict[int, dict[str, Tensor]], Any] | None:

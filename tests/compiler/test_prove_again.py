@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from moec import api
+from moec.compiler.engine_folder import EngineFolder
+from moec.compiler.finish import complete_engine
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
 from moec.errors import MoecError
+from moec.files import kept
 from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.lowering import Lowering
+from moec.quantization import rounding
 from tests.spoiling import one_step_up, shuffle, spoil
 from tests.zoo import save
 
@@ -43,6 +48,47 @@ def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled:
     ) + [False]
     assert "layers.1" in found.layer and found.experts == (5,) and 0 < found.wrong_tokens < found.tokens
     assert bisect_engine(mixtral_engine, Asked(), {}).stage == ""
+
+
+@pytest.mark.repeats
+def test_a_proof_computes_what_the_compile_recalled(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, real = tmp_path / "kept", rounding._refined
+    monkeypatch.setenv(kept.FOLDER, str(place))
+    monkeypatch.setattr(rounding, "WORTH_KEEPING", 0)
+    monkeypatch.setattr(rounding, "_refined", lambda *a: (real(*a)[0] * 1.001, real(*a)[1]))
+    api.compile(str(llama), out=tmp_path / "slip", pipeline="quantize(bits=8, group=16, method=hqq)")
+    before = sorted(place.iterdir())
+    monkeypatch.setattr(rounding, "_refined", real)
+    wrong = [error.code for check in api.verify(tmp_path / "slip").checks if (error := check.error())]
+    assert before and "M110" in wrong
+    assert sorted(place.iterdir()) == before, "nor is anything kept"
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        lambda engine: prove_again(engine, None, Asked(), {}),
+        lambda engine: bisect_engine(engine, Asked(), {}),
+        lambda engine: complete_engine(engine, {}),
+    ],
+    ids=["verify", "bisect", "build"],
+)
+def test_no_later_proof_has_a_weight_cache(
+    mixtral_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: Callable[[Path], object]
+) -> None:
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path))
+    places: list[Path | None] = []
+
+    def remake(self: EngineFolder, *_: object) -> None:
+        places.append(kept.folder())
+        raise MoecError("M204", "seen", "here", "nothing")
+
+    monkeypatch.setattr(EngineFolder, "remake", remake)
+    with pytest.raises(MoecError, match="seen"):
+        later(mixtral_engine)
+    assert places == [None] and kept.folder() == tmp_path
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,22 @@ def test_it_keeps_to_its_size_and_drops_what_was_not_used_for_longest(
     assert kept.read(KEY[3]) is None, "larger than the whole cache"
 
 
+def test_nothing_stays_that_is_older_than_what_goes(place: Path) -> None:
+    for age, (key, size) in enumerate(zip(KEY, (1000, 3000, 1000, 10), strict=True)):
+        kept.write(key, bytes(size))
+        os.utime(place / f"{key}.kept", (time.time() - 100 * age, time.time() - 100 * age))
+    assert [e.path.stem for e in kept.prune(3000)] == KEY[1:], "the small ones behind the large one, too"
+    kept.remove(KEY[0])
+    kept.remove(KEY[0])
+    assert kept.entries() == []
+
+
+def test_what_only_its_hash_makes_too_large_pushes_nothing_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.write(KEY[0], b"content")
+    monkeypatch.setenv(kept.GIGABYTES, str(3000 / 1e9))
+    assert not kept.write(KEY[1], bytes(3000)) and kept.read(KEY[0]) == b"content"
+
+
 def test_prune_by_age_touches_only_what_is_its_own(place: Path) -> None:
     kept.write(KEY[0], b"old")
     kept.write(KEY[1], b"new")

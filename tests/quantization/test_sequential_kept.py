@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from moec.quantization import rounding, sequential
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import quantize_weight
 from moec.quantization.sequential import Sequential
+from moec.quantization.sequential_kept import keep_run, recall_run
 from moec.recognition.weight_roles import weight_uses
 from moec.weights.lazy import from_tensor
 from tests import zoo
@@ -40,8 +42,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     return found
 
 
-def job_of(program: Program, grid: Grid = GPTQ) -> Sequential:
-    stacks = [(u, MIXED) for u in weight_uses(program) if u.kind == "experts" and u.weight is not None]
+def job_of(program: Program, grid: Grid = GPTQ, mixed: Grid = MIXED) -> Sequential:
+    stacks = [(u, mixed) for u in weight_uses(program) if u.kind == "experts" and u.weight is not None]
     rest = [(u, grid) for u in weight_uses(program) if u.kind == "attention" and u.weight is not None]
     return Sequential(program, [*rest[:1], *stacks[:1]], "label")
 
@@ -67,6 +69,9 @@ def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list
     assert len(runs) == 2, "another text"
     job_of(program, Grid(4, 16, False, "gptq")).run(inputs(program, 20))
     assert len(runs) == 3, "another grid"
+    swapped = replace(MIXED, widths=MIXED.widths[::-1])
+    job_of(program, mixed=swapped).run(inputs(program, 20))
+    assert len(runs) == 4 and str(swapped) == str(MIXED), "other experts have the widths"
     max(place.iterdir(), key=lambda path: path.stat().st_size).unlink()
     job_of(program).run(inputs(program, 20))
     changed = program.clone()
@@ -75,6 +80,53 @@ def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list
     before = len(runs)
     job_of(changed).run(inputs(program, 20))
     assert len(runs) == before + 1, "other weights under the same names"
+
+
+def test_what_has_another_shape_or_dtype_is_made_anew() -> None:
+    """`copy_` would broadcast the first and convert the second."""
+    weight = from_tensor(torch.randn(8, 64), "w")
+    codes = {"0.packed": torch.ones(8, 32, dtype=torch.uint8), "0.scale": torch.ones(8, 4)}
+    result = sequential._Result(weight, GPTQ)
+    assert result.fill(codes) and all(map(torch.equal, codes.values(), (w.load() for w in result.packed("").parts())))
+    for name, value in (
+        ("0.scale", torch.zeros(1, 4)),
+        ("0.scale", torch.zeros(8, 4, dtype=torch.float64)),
+        ("0.zero", torch.zeros(8, 4, dtype=torch.uint8)),
+    ):
+        assert not result.fill({**codes, name: value})
+    assert not result.fill({"0.packed": codes["0.packed"]})
+    assert torch.equal(result.packed("").scale.load(), codes["0.scale"]), "nothing of it was taken"
+
+
+def test_a_run_that_does_not_fit_is_done_again(runs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Pipeline.parse("find-moe, fuse-moe").run(zoo.captured("mixtral"))[0]
+    misfit = {0: {"0.packed": torch.zeros(1, 1, dtype=torch.uint8), "0.scale": torch.zeros(1, 1)}}
+    monkeypatch.setattr(sequential, "recall_run", lambda key: (misfit, [["told", 3]]))
+    job = job_of(program)
+    job.run(inputs(program, 20))
+    assert len(runs) == 1 and len(job.made) == 2 and job.rounded == []
+
+
+def a_run(count: int) -> dict[int, dict[str, torch.Tensor]]:
+    return {at: {"0.packed": torch.full((1000,), at, dtype=torch.uint8)} for at in range(count)}
+
+
+def test_a_run_that_is_larger_than_the_cache_pushes_nothing_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(kept.GIGABYTES, str(10_000 / 1e9))
+    keep_run("a", a_run(2), [["told", 3]])
+    before = sorted(place.iterdir())
+    keep_run("b", a_run(20), [])
+    assert sorted(place.iterdir()) == before and recall_run("b") is None
+    found = recall_run("a")
+    assert found is not None and sorted(found[0]) == [0, 1] and found[1] == [["told", 3]]
+
+
+def test_a_run_is_kept_whole_or_not_at_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = kept.write, list[str]()
+    full = lambda key, content: len(written) < 2 and (written.append(key), real(key, content))[1]  # noqa: E731
+    monkeypatch.setattr(kept, "write", full)  # the disk is full from the third on
+    keep_run("a", a_run(4), [])
+    assert len(written) == 2 and list(place.iterdir()) == []
 
 
 def test_hqq_is_searched_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
