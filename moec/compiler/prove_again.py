@@ -158,15 +158,18 @@ def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any]) -> Div
 
 
 def _judge(trial: Trial) -> Callable[[Program], str] | None:
-    """What breaks the budget of approximate passes, or the errors of a grid, in words; None where outputs decide."""
+    """What of a program breaks the errors of a grid, or the budget on a text where one decides, in words; None where no
+    pass is approximate."""
     subject = trial.subject
-    if subject.judged_by == "outputs":
+    if not subject.program.approximate:
         return None
 
     def problems(program: Program) -> str:
         weights = QuantizedWeights.of(program, subject.captured)
         wrong = weights.error() if weights else None
-        return wrong.what if wrong else "; ".join(_quality_problems(trial, program))
+        if wrong:
+            return f"{wrong.where}: {wrong.what}"
+        return "" if subject.judged_by == "outputs" else "; ".join(_quality_problems(trial, program))
 
     return problems
 
