@@ -56,6 +56,13 @@ class EngineFolder:
         that the user gives. Raises M106 where the latter's weights are others, M204 where nobody has it."""
         if not is_in_memory(self.report.source_hashes) or model is None or isinstance(model, str | Path):
             return self.source()
+        return self.given(model)
+
+    def given(self, model: Any = None) -> Source:
+        """The model that the engine was made from, where the user has it: a path, or the model itself; where the
+        manifest says without one. Raises M106 where it is another."""
+        if model is None or isinstance(model, str | Path):
+            return self.source(None if model is None else str(model))
         source = open_source(model, **{**self.report.opening, **self._opening})
         require_same_source(self.report, source)
         return source
@@ -140,7 +147,8 @@ def open_recorded(report: Report, opening: Mapping[str, Any], model: str | None 
     text = model or report.source
     if model is None and is_in_memory(report.source_hashes):
         what = f"{text} was made in memory, and nothing on disk is it, so it cannot be opened again"
-        raise MoecError("M204", what, MANIFEST, "in Python, give the model itself: moec.verify(engine, model)")
+        fix = "in Python, give the model itself: moec.verify(engine, model), or moec.api.bisect(engine, model)"
+        raise MoecError("M204", what, MANIFEST, fix)
     kind = source_kind(text, Opening())
     runs = kind.runs(text) if kind else ""
     if runs and model is None and not opening.get("trust_remote_code"):

@@ -138,15 +138,16 @@ def _is_engine(thing: Any) -> bool:
     return isinstance(thing, str | Path) and (Path(thing) / MANIFEST).is_file()
 
 
-def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any]) -> Divergence:
+def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any], model: Any = None) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model; on the inputs, and by the bounds, of a proof that asks for the same (`prove_again`).
 
     An exact step is held to the step before it, by rounding, or by what is asked for now; approximate ones to their
-    budget, all of them together. What a backend made of them is held to the last program.
+    budget, all of them together, and their weights to the errors of a grid. What a backend made of them is held to the
+    last program. `model`: the engine's own, or where it lies, if not where the manifest says.
     """
     engine_folder, record = EngineFolder(folder, opening), RecordHook()
-    source = engine_folder.source()
+    source = engine_folder.given(model)
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]
     subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
