@@ -217,11 +217,14 @@ def page(engine: str | Path, proof: Verification) -> str:
     return html(replace(report, proof=proof), read_speeds(Path(engine), report.artefacts))
 
 
-def bisect(engine: str | Path, *, seed: int = 1, tolerance: float | None = None, **options: Any) -> Divergence:
+def bisect(
+    engine: str | Path, model: Model | None = None, *, seed: int = 1, tolerance: float | None = None, **options: Any
+) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine departs from the untouched model, see
-    `moec.proof.bisection`. Arguments as in `verify`."""
+    `moec.proof.bisection`. `model`: the engine's own, which has to be given where it was made in memory, and must be as
+    it was then (M106). Other arguments as in `verify`."""
     asked = _asked(seed=seed, tolerance=tolerance, **{name: options.pop(name, None) for name in EXAM})
-    return bisect_engine(Path(engine), asked, options)
+    return bisect_engine(Path(engine), asked, options, model)
 
 
 def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tensor]:

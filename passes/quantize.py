@@ -70,7 +70,7 @@ class Quantize(Pass):
             the kinds: `recipe={"always": 8, "experts": 4, "down": {"bits": 4, "group": 32}}`.
         budget_bits: mean bits of the experts' numbers, in place of one width for all: each expert gets one of `widths`,
             decided for all layers at once by what it costs the model on a calibration text. Experts that a rule names
-            are left out of it.
+            are left out of it; neither `experts` nor a recipe may name experts, or `down`, beside it.
         widths: that an expert may have: two or more of 2, 4 and 8.
         sensitivity: how the cost is measured: `fisher`, `error` or `frequency`, see `moec.quantization.sensitivity`.
         floor: tokens that are to reach every expert. `gptq` reads up to four times the calibration text that was

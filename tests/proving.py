@@ -23,8 +23,9 @@ def verify(
     precision: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Verification:
-    """Every check on an engine of `program`, which is also the captured one."""
-    return prove(Subject(source, program, program, precision, asked=asked, seed=seed), engine)
+    """Every check on an engine of `program`, which is also the captured one; for the CPU that runs it."""
+    place = {"target": "onnxruntime", "ran_on": "onnxruntime:cpu"}
+    return prove(Subject(source, program, program, precision, asked=asked, seed=seed, **place), engine)
 
 
 def sizes(proof: Verification) -> SizesRun:

@@ -11,17 +11,11 @@ from moec.compiler.engine_folder import compare_recorded, options_of, require_sa
 from moec.compiler.options import Options
 from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
+from moec.proof.where_run import WhereRun
 from moec.report.artefacts import check_artefacts
 from moec.report.report import Report
 
 Step = Callable[[], Any]
-
-
-def problems(
-    manifest: Path, wanted: Mapping[str, Any], opening: Mapping[str, Any], require_run: bool = False
-) -> list[MoecError]:
-    """What is no longer as a manifest says; empty where all is. See `checked`."""
-    return [error for error in checked(manifest, wanted, opening, require_run).values() if error is not None]
 
 
 def checked(
@@ -44,7 +38,7 @@ def checked(
     """
     path = manifest_of(manifest)
     report = Report.read(path)
-    run = [("run", report.proof.where_run.require)] if require_run else []
+    run = [("run", WhereRun(report.target, report.proof.ran_on).require)] if require_run else []
     return {name: _error_of(step) for name, step in (*_steps(report, path, wanted, opening), *run)}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moec.compiler.advice import advice_for
 from moec.compiler.options import Options
-from moec.compiler.proving import choose_reference, contract_checks, prove_folder, ran_on, subject_of
+from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.staging import check_out, require_apart, require_free, staging
 from moec.execution.streaming import check_finite
@@ -24,7 +24,6 @@ from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.agreement import look_inside
-from moec.proof.where_run import WhereRun
 from moec.report.inspection import contents
 from moec.report.layers import with_layers
 from moec.report.report import Report
@@ -53,7 +52,7 @@ def compile_source(
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
     if require_run:
-        WhereRun(str(options.target), ran_on(backend, options.target, options.build)).require()
+        require_run_here(backend, options.target, options.build)
     check_out(out, what_is_read(source, options))
     if options.save_hf:
         require_apart(out, options.save_hf)

@@ -57,6 +57,13 @@ class EngineFolder:
         that the user gives. Raises M106 where the latter's weights are others, M204 where nobody has it."""
         if not is_in_memory(self.report.source_hashes) or model is None or isinstance(model, str | Path):
             return self.source()
+        return self.given(model)
+
+    def given(self, model: Any = None) -> Source:
+        """The model that the engine was made from, where the user has it: a path, or the model itself; where the
+        manifest says without one. Raises M106 where it is another."""
+        if model is None or isinstance(model, str | Path):
+            return self.source(None if model is None else str(model))
         opening = {} if isinstance(model, Source) else {**self.report.opening, **self._opening}
         source = open_source(model, **opening)
         require_same_source(self.report, source)

@@ -12,13 +12,12 @@ from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
 from moec.compiler.prove_again import Asked, asked_subject
-from moec.compiler.proving import prove_folder, ran_on
+from moec.compiler.proving import prove_folder, ran_on, require_run_here
 from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
 from moec.files.kept import unused
 from moec.layouts import model_folder
 from moec.progress import Progress
-from moec.proof.where_run import WhereRun
 from moec.report.artefacts import parts
 from moec.report.layers import with_layers
 from moec.report.report import Report
@@ -53,9 +52,8 @@ def complete_engine(
     engine_folder = EngineFolder(folder, opening)
     find_backend(engine_folder.target, written=True)
     options = replace(engine_folder.options, build=True)
-    ran = ran_on(engine_folder.backend, options.target, options.build)
     if require_run:
-        WhereRun(str(options.target), ran).require()
+        require_run_here(engine_folder.backend, options.target, options.build)
     asked = replace(asked or Asked(), seed=options.seed)
     require_same_texts(engine_folder.report, options, ["calibration"] if asked.exam else ["text", "calibration"])
     source = engine_folder.source(model)
@@ -70,6 +68,7 @@ def complete_engine(
         }
         facts = with_layers(facts, program)
         progress.done(sizes_of_files(model_folder(new)))
+        ran = ran_on(engine_folder.backend, options.target, options.build)
         proof = prove_folder(replace(subject, ran_on=ran), engine_folder.backend, options, new, progress)
         proof = replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
         proof.require()

@@ -142,15 +142,16 @@ def _is_engine(thing: Any) -> bool:
 
 
 @unused()
-def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any]) -> Divergence:
+def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any], model: Any = None) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model; on the inputs, and by the bounds, of a proof that asks for the same (`prove_again`).
 
     An exact step is held to the step before it, by rounding, or by what is asked for now; approximate ones to their
-    budget, all of them together. What a backend made of them is held to the last program.
+    budget, all of them together, and their weights to the errors of a grid. What a backend made of them is held to the
+    last program. `model`: the engine's own, or where it lies, if not where the manifest says.
     """
     engine_folder, record = EngineFolder(folder, opening), RecordHook()
-    source = engine_folder.source()
+    source = engine_folder.given(model)
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]
     subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
@@ -162,15 +163,18 @@ def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any]) -> Div
 
 
 def _judge(trial: Trial) -> Callable[[Program], str] | None:
-    """What breaks the budget of approximate passes, or the errors of a grid, in words; None where outputs decide."""
+    """What of a program breaks the errors of a grid, or the budget on a text where one decides, in words; None where no
+    pass is approximate."""
     subject = trial.subject
-    if subject.judged_by == "outputs":
+    if not subject.program.approximate:
         return None
 
     def problems(program: Program) -> str:
         weights = QuantizedWeights.of(program, subject.captured)
         wrong = weights.error() if weights else None
-        return wrong.what if wrong else "; ".join(_quality_problems(trial, program))
+        if wrong:
+            return f"{wrong.where}: {wrong.what}"
+        return "" if subject.judged_by == "outputs" else "; ".join(_quality_problems(trial, program))
 
     return problems
 

@@ -26,6 +26,7 @@ from moec.proof.own_text import OwnText, write_own_text
 from moec.proof.sizes import contract_sizes, verification_sizes
 from moec.proof.subject import Reference, Subject, yardstick
 from moec.proof.verification import Verification, prove
+from moec.proof.where_run import WhereRun
 from moec.report.artefacts import hash_artefacts
 from moec.targets.backend import Backend
 from moec.targets.engine_file import EngineFile
@@ -52,6 +53,11 @@ def ran_on(backend: Backend, target: Target, built: bool) -> str:
 def runner(backend: Backend, target: Target, built: bool) -> Target:
     """What runs the engine for the proof: the target, or its stand-in on this machine (`Backend.stand_in`)."""
     return backend.stand_in(target, built) or target
+
+
+def require_run_here(backend: Backend, target: Target, built: bool) -> None:
+    """Raise M113 unless a proof on this machine would run the engine on what it is for."""
+    WhereRun(str(target), ran_on(backend, target, built)).require()
 
 
 @contextmanager

@@ -230,9 +230,12 @@ def _worst(
 ) -> tuple[Sample, ComparedTokens | None]:
     parts: Sequence[ComparedTokens | None] = compared or [None for _ in samples]
     pairs = list(zip(samples, parts, strict=True))
-    return max(
-        pairs, key=lambda p: compare(reference, candidate, [p[0]], tolerance, [p[1]] if p[1] else None).worst.deviation
-    )
+
+    def used(pair: tuple[Sample, ComparedTokens | None]) -> tuple[float, float]:
+        found = compare(reference, candidate, [pair[0]], tolerance, [pair[1]] if pair[1] else None)
+        return found.used(found.worst), found.worst.deviation
+
+    return max(pairs, key=used)
 
 
 def _inside(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -30,9 +31,16 @@ def chosen_experts(program: Program, sample: Sample, layer: str) -> Tensor | Non
 
 
 def wrong_tokens(want: Tensor, got: Tensor, tokens: int, tolerance: Tolerance) -> Tensor:
-    """Which of the tokens `[T]` deviate by more than the tolerance."""
-    error = (got.double().reshape(tokens, -1) - want.double().reshape(tokens, -1)).abs().amax(-1)
-    return ~(error <= tolerance.single * want.double().std(correction=0))
+    """Which of the tokens `[T]` deviate by more than the tolerance: by their largest difference, or by the root mean
+    square of a row, as it bounds."""
+    error = got.double().reshape(tokens, -1) - want.double().reshape(tokens, -1)
+    spread, row = want.double().std(correction=0), tolerance.row if math.isfinite(tolerance.row) else tolerance.rms
+    right = error.abs().amax(-1) <= _times(tolerance.deviation, spread)
+    return ~(right & (error.square().mean(-1).sqrt() <= _times(row, spread)))
+
+
+def _times(bound: float, spread: Tensor) -> Tensor:
+    return spread * bound if math.isfinite(bound) else torch.full_like(spread, math.inf)  # not NaN where it is 0
 
 
 def blame(ids: Tensor, wrong: Tensor) -> tuple[int, ...]:

@@ -32,12 +32,14 @@ class Tolerance:
     Attributes:
         deviation: the largest `max |candidate - reference| / std(reference)` of any output in any sample.
         rms: the largest `rms(candidate - reference) / std(reference)`: the budget of approximate passes, whose largest
-            single error says little. why: where it comes from, in words.
+            single error says little. row: the same of any one row (last dimension). why: where both come from, in
+            words.
     """
 
     deviation: float = math.inf
     rms: float = math.inf
     why: str = ""
+    row: float = math.inf
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> Tolerance:
@@ -48,12 +50,17 @@ class Tolerance:
     def of_passes(cls, history: Sequence[AppliedPass]) -> Tolerance:
         """The default of all approximate passes together on what is no language model, see `moec.proof.budgets`."""
         budget = budget_of(history)
-        return cls(rms=budget.max_rms, why=budget.why)
+        return cls(rms=budget.max_rms, why=budget.why, row=budget.max_row)
 
-    @property
-    def single(self) -> float:
-        """By how much one element has to differ to be suspected, in standard deviations of the reference."""
-        return min(self.deviation, self.rms)
+    def used(self, deviation: float, rms: float, row: float) -> float:
+        """The largest share of a bound that figures of these names take; more than 1 is too much, 0 without any."""
+        return max(_share(deviation, self.deviation), _share(rms, self.rms), _share(row, self.row))
+
+
+def _share(figure: float, bound: float) -> float:
+    if not math.isfinite(bound):
+        return 0.0
+    return figure / bound if bound else (math.inf if figure else 0.0)
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,8 @@ class Comparison:
         tolerance: what `deviation` may be; None where something else decides.
         samples: how many inputs were run.
         outputs: one entry an output.
-        max_rms, why: what `rms` may be, and where that comes from; None where nothing bounds it. Without either bound a
-            text decides, and outputs only have to be numbers.
+        max_rms, max_row, why: what `rms` and `row` may be, and where that comes from; None where nothing bounds them.
+            Without any bound a text decides, and outputs only have to be numbers.
     """
 
     reference: str
@@ -76,6 +83,7 @@ class Comparison:
     outputs: tuple[OutputError, ...]
     max_rms: float | None = None
     why: str = ""
+    max_row: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -87,14 +95,21 @@ class Comparison:
         deviation."""
         if output.problem or not math.isfinite(output.deviation):
             return False
-        near = self.max_rms is None or at_most(output.rms, self.max_rms)
-        return near and (self.tolerance is None or at_most(output.deviation, self.tolerance))
+        bounds = (output.deviation, self.tolerance), (output.rms, self.max_rms), (output.row, self.max_row)
+        return all(bound is None or at_most(figure, bound) for figure, bound in bounds)
+
+    def used(self, output: OutputError) -> float:
+        """The largest share of a bound that an output takes: by this the worst is found; 0 without bounds."""
+        bounds = (math.inf if b is None else b for b in (self.tolerance, self.max_rms, self.max_row))
+        deviation, rms, row = bounds
+        return Tolerance(deviation, rms, row=row).used(output.deviation, output.rms, output.row)
 
     @property
     def allowed(self) -> str:
         """What may differ, in words."""
         bounds = [] if self.tolerance is None else [f"{figure_of(self.tolerance)} allowed"]
-        bounds += [] if self.max_rms is None else [f"rms {figure_of(self.max_rms)} allowed ({self.why})"]
+        row = "" if self.max_row is None else f", {figure_of(self.max_row)} in a row"
+        bounds += [] if self.max_rms is None else [f"rms {figure_of(self.max_rms)}{row} allowed ({self.why})"]
         return ", ".join(bounds) or "a text decides"
 
     def figures(self, output: OutputError) -> str:
@@ -103,7 +118,8 @@ class Comparison:
         if self.max_rms is None:
             bound = f", {self.allowed}" if self.tolerance is None else f" {self._bound(self.tolerance)}"
             return f"{largest}{bound}"
-        said = f"rms(d)/std {output.rms:.2g} {self._bound(self.max_rms)} ({self.why}), cosine {output.cosine:.4g}"
+        row = "" if self.max_row is None else f", worst row {output.row:.2g} of {figure_of(self.max_row)}"
+        said = f"rms(d)/std {output.rms:.2g} {self._bound(self.max_rms)} ({self.why}){row}, cosine {output.cosine:.4g}"
         return said if self.tolerance is None else f"{largest} {self._bound(self.tolerance)}, {said}"
 
     def _bound(self, value: float) -> str:
@@ -111,9 +127,8 @@ class Comparison:
 
     @property
     def worst(self) -> OutputError:
-        """The output that deviates most."""
-        by_rms = self.max_rms is not None
-        return max(self.outputs, key=lambda o: (not self.within(o), o.rms if by_rms else o.deviation))
+        """The output that takes most of what is allowed; without bounds, that deviates most."""
+        return max(self.outputs, key=lambda o: (not self.within(o), self.used(o), o.deviation))
 
     def __str__(self) -> str:
         w = self.worst
@@ -138,7 +153,7 @@ def compare(
     only have to be numbers. Raises M105 when the reference itself yields NaN or infinity.
     """
     found: dict[str, list[Difference]] = {}
-    margin, count = min(tolerance.single, _UNDECIDED) if tolerance else _UNDECIDED, 0
+    margin, count = min(tolerance.deviation, tolerance.rms, _UNDECIDED) if tolerance else _UNDECIDED, 0
     for count, sample in enumerate(samples, 1):
         want, got = (engine(**converted(engine.inputs, sample)) for engine in (reference, candidate))
         for name, value in want.items():
@@ -153,8 +168,8 @@ def compare(
         )
     outputs = tuple(summary(name, differences) for name, differences in found.items())
     allowed = tolerance or Tolerance()
-    deviation, rms = (b if math.isfinite(b) else None for b in (allowed.deviation, allowed.rms))
-    return Comparison(reference.name, candidate.name, deviation, count, outputs, rms, allowed.why)
+    deviation, rms, row = (b if math.isfinite(b) else None for b in (allowed.deviation, allowed.rms, allowed.row))
+    return Comparison(reference.name, candidate.name, deviation, count, outputs, rms, allowed.why, row)
 
 
 def _parts(

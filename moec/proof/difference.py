@@ -33,7 +33,8 @@ class OutputError:
         top1_undecided: share of the rows that disagree where the reference's two candidates are no further apart than
             the tolerance, so that rounding may decide.
         problem: why it fails whatever the figures say (shape, NaN, missing); empty otherwise.
-        rms: `rms(difference) / std(reference)`, worst sample, with the std of `deviation`.
+        rms: `rms(difference) / std(reference)`, worst sample, with the std of `deviation`. row: that of the worst row
+            (last dimension: a token, a sentence), which says what a few wrong ones among many right ones hide.
     """
 
     name: str
@@ -47,12 +48,13 @@ class OutputError:
     top1_undecided: float | None
     problem: str
     rms: float = 0.0
+    row: float = 0.0
 
 
 @dataclass(frozen=True)
 class Difference:
     """Figures of one output in one sample; `total` and `squares` are the reference's sums, for the spread over all
-    samples."""
+    samples, `error_squares` the sum of the squared error, and `row_squares` its mean in the worst row."""
 
     elements: int = 0
     max_abs: float = 0.0
@@ -67,6 +69,7 @@ class Difference:
     undecided: int = 0
     problem: str = ""
     error_squares: float = 0.0
+    row_squares: float = 0.0
 
 
 def difference(name: str, want: Tensor, got: Tensor | None, margin: float) -> Difference:
@@ -108,7 +111,9 @@ def _measure(want: Tensor, got: Tensor, margin: float, chooses: bool) -> Differe
     rows = _top1(want, got, margin * spread) if chooses and want.dim() and want.shape[-1] > 1 else (0, 0, 0)
     sums = float(want.sum()), float(want.square().sum())
     lead = want.numel(), float(error.max()), float(error.sum()), spread
-    return Difference(*lead, *sums, relative, cosine, *rows, error_squares=float(error.square().sum()))
+    squares = error.square()
+    worst = float((squares.mean(-1) if squares.dim() else squares).max())
+    return Difference(*lead, *sums, relative, cosine, *rows, error_squares=float(squares.sum()), row_squares=worst)
 
 
 def _top1(want: Tensor, got: Tensor, margin: float) -> tuple[int, int, int]:
@@ -126,6 +131,7 @@ def summary(name: str, differences: Sequence[Difference]) -> OutputError:
     scale = pooled or abs(mean)
     deviation = math.inf if problem else max(_deviation(d, scale) for d in differences)
     rms = math.inf if problem else max(_in_spreads(d, _rms(d), scale) for d in differences)
+    row = math.inf if problem else max(_in_spreads(d, math.sqrt(d.row_squares), scale) for d in differences)
     rows = sum(d.rows for d in differences)
     return OutputError(
         name,
@@ -139,6 +145,7 @@ def summary(name: str, differences: Sequence[Difference]) -> OutputError:
         sum(d.undecided for d in differences) / rows if rows else None,
         problem,
         rms,
+        row,
     )
 
 

@@ -26,21 +26,22 @@ def first_layer(good: Values, bad: Values, tolerance: Tolerance) -> tuple[str, f
 
     A module inside one that agrees is passed over: what it computes was only arranged differently. So is one, tables of
     a rotary embedding for example, after which a module made of others agrees that stands elsewhere: what is wrong here
-    would be wrong there.
+    would be wrong there. Returns its name, max |d|/std, and its value on both sides; values are held to each figure
+    that the tolerance bounds.
     """
     found = {
         path: best
         for path, values in good.items()
-        if path and (best := _closest(values, bad.get(path, []))) is not None
+        if path and (best := _closest(values, bad.get(path, []), tolerance)) is not None
     }
-    agree = {path for path, (deviation, _) in found.items() if deviation <= tolerance.single}
-    for path, (deviation, pair) in found.items():
+    agree = {path for path, (used, _) in found.items() if used <= 1}
+    for path, (_, pair) in found.items():
         parts = path.split(".")
         inside = any(".".join(parts[:n]) in agree for n in range(1, len(parts) + 1))
         if not inside and not any(
             _parent(other) != _parent(path) for other in _later(path, list(found)) if other in agree
         ):
-            return path, deviation, pair
+            return path, _figures(*pair)[0], pair
     return "", 0.0, None
 
 
@@ -54,17 +55,23 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _closest(wanted: Sequence[Tensor], values: Sequence[Tensor]) -> tuple[float, tuple[Tensor, Tensor]] | None:
-    pairs = [(_distance(w, v), (w, v)) for w in wanted for v in values if w.numel() == v.numel() > 1]
+def _closest(
+    wanted: Sequence[Tensor], values: Sequence[Tensor], tolerance: Tolerance
+) -> tuple[float, tuple[Tensor, Tensor]] | None:
+    """The two values that are nearest, and how much of the tolerance their difference takes."""
+    pairs = [(tolerance.used(*_figures(w, v)), (w, v)) for w in wanted for v in values if w.numel() == v.numel() > 1]
     return min(pairs, key=lambda p: p[0]) if pairs else None
 
 
-def _distance(want: Tensor, got: Tensor) -> float:
-    want, got = want.double().flatten(), got.double().flatten()
-    spread, error = float(want.std(correction=0)), float((got - want).abs().max())
-    if math.isnan(error):
-        return math.inf
-    return error / spread if spread else (math.inf if error else 0.0)
+def _figures(want: Tensor, got: Tensor) -> tuple[float, float, float]:
+    """The largest difference, its root mean square, and that of the worst row, in standard deviations of `want`."""
+    spread, error = float(want.double().std(correction=0)), got.double().reshape(want.shape) - want.double()
+    if error.isnan().any():
+        return (math.inf,) * 3
+    squares = error.square()
+    found = float(error.abs().max()), math.sqrt(squares.mean()), math.sqrt(squares.mean(-1).max())
+    largest, rms, row = (f / spread if spread else (math.inf if f else 0.0) for f in found)
+    return largest, rms, row
 
 
 def outputs_of(program: Program, sample: Sample) -> Values:

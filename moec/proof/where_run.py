@@ -17,9 +17,9 @@ class WhereRun:
 
     @property
     def on_target(self) -> bool:
-        """Whether what ran is what the engine is for: an engine for a GPU that a CPU ran has not run on its
-        hardware."""
-        return place_of(self.ran_on) == place_of(self.target)
+        """Whether what ran is what the engine is for: an engine for a GPU that a CPU ran has not run on its hardware,
+        nor has one of which nobody says what ran it."""
+        return bool(self.ran_on) and place_of(self.ran_on) == place_of(self.target)
 
     @property
     def verdict(self) -> str:
@@ -30,7 +30,8 @@ class WhereRun:
     @property
     def elsewhere(self) -> str:
         """`the CPU (onnxruntime), not yet run on onnxruntime:cuda`, empty where it ran on its target."""
-        return "" if self.on_target else f"{self._device} ({self._ran.backend}), {self._not_yet}"
+        runtime = f" ({self._ran.backend})" if self.ran_on else ""
+        return "" if self.on_target else f"{self._device}{runtime}, {self._not_yet}"
 
     def require(self) -> None:
         """Raise M113 unless the engine ran on what it is for."""
@@ -40,12 +41,14 @@ class WhereRun:
 
     @property
     def _ran(self) -> Target:
-        return Target.parse(self.ran_on) if self.ran_on else Target("nothing")
+        return Target.parse(self.ran_on)
 
     @property
     def _device(self) -> str:
+        if not self.ran_on:
+            return "hardware that is not named"
         return "the CPU" if self._ran.device in ("", "cpu") else self._ran.device
 
     @property
     def _not_yet(self) -> str:
-        return f"not yet run on {place_of(self.target)}"
+        return f"not yet run on {place_of(self.target) or 'what it is for'}"

@@ -100,6 +100,11 @@ class Budget:
         }
 
 
+def ruled_by(recipe: object) -> str:
+    """The part of a recipe that says how many bits experts have, which is a budget's to say; empty without one."""
+    return next((part for part in ("experts", "down") if isinstance(recipe, Mapping) and part in recipe), "")
+
+
 def without_data(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a `quantize` that needs no text, takes no time, and makes weights of the same grids; experts of a
     budget get its narrowest width. Options that are not possible stay, for the pass to refuse them."""
@@ -113,6 +118,7 @@ def without_data(options: Mapping[str, Any]) -> dict[str, Any]:
     if (
         budget is not None
         and options["experts"] is None
+        and not ruled_by(options.get("recipe"))
         and not Budget(budget, options["widths"], options["sensitivity"]).problem[0]
     ):
         found |= {"budget_bits": None, "experts": min(options["widths"])}

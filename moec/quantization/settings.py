@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from moec.errors import MoecError
-from moec.quantization.bit_budget import Budget
+from moec.quantization.bit_budget import Budget, ruled_by
 from moec.quantization.grid import BITS, GROUPS, INTEGERS, Grid
 from moec.recognition.weight_roles import Use
 
@@ -83,6 +83,10 @@ class QuantizeSettings:
             raise self.refusal(what, fix)
         if self.kinds["experts"] is not None:
             raise self.refusal("experts and budget_bits both say how many bits experts have", "leave one of them out")
+        ruled = ruled_by(self.recipe)
+        if ruled:
+            what = f"the recipe's {ruled!r} and budget_bits both say how many bits experts have"
+            raise self.refusal(what, "leave one of them out; what every token reads is 'always' in a recipe")
         if self.default.format != INTEGERS:
             raise self.refusal(f"budget_bits shares out integers, not {self.default.format}", "leave one of them out")
 

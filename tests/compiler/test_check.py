@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moec.compiler.check import checked, problems
+from moec.compiler.check import checked
 from moec.files.regular import file_hash
 from tests.report.test_report import make
 
@@ -26,7 +27,7 @@ def model_and_engine(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> tup
 
 
 def codes(engine: Path, **wanted: Any) -> list[str]:
-    return [error.code for error in problems(engine, wanted, {})]
+    return [error.code for error in checked(engine, wanted, {}).values() if error]
 
 
 def test_nothing_changed(model_and_engine: tuple[Path, Path], tmp_path: Path) -> None:
@@ -71,3 +72,22 @@ def test_what_was_compared_is_named(model_and_engine: tuple[Path, Path]) -> None
     found = checked(engine, {"seed": 3, "target": "onnxruntime"}, {})
     assert list(found) == ["proof", "model", "text", "files", "setting seed", "setting target"]
     assert [name for name, error in found.items() if error] == ["files", "setting seed"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m["settings"].update(target="onnxruntime:cuda"),  # and the proof's own target says onnxruntime
+        lambda m: [m["proof"].pop(name) for name in ("target", "ran_on")],
+    ],
+)
+def test_a_run_is_held_against_the_settings_and_has_to_be_there(
+    model_and_engine: tuple[Path, Path], edit: Callable[[dict[str, Any]], object]
+) -> None:
+    _, engine = model_and_engine
+    assert checked(engine, {}, {}, require_run=True)["run"] is None
+    manifest = json.loads((engine / "moec.json").read_text())
+    edit(manifest)
+    (engine / "moec.json").write_text(json.dumps(manifest))
+    error = checked(engine, {}, {}, require_run=True)["run"]
+    assert error is not None and error.code == "M113" and "not yet run on onnxruntime" in error.what

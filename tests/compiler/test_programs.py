@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 
 import moec
+from moec import api
 from moec.errors import MoecError
 from moec.frontend.in_memory import IN_MEMORY
 from tests import zoo
@@ -147,10 +148,13 @@ def test_a_module_in_memory_is_verified_with_its_weights(tmp_path: Path, cli: Cl
     report = moec.compile(model, out=out, inputs={"input": torch.randn(3, 6)})
     assert report.settings["inputs"] == ["input=batch,6:float32"] and moec.verify(out, model).ok
     cli("verify", str(out), status=2)
-    assert "made in memory" in cli.err and "Sequential" in cli.err
+    assert "made in memory" in cli.err and "Sequential" in cli.err and "moec.api.bisect(engine, model)" in cli.err
+    assert api.bisect(out, model).stage == ""
     with torch.no_grad():
         model[0].weight[0, 0] += 1
     with pytest.raises(MoecError) as caught:
         moec.verify(out, model)
+    with pytest.raises(MoecError, match="M106"):
+        api.bisect(out, model)
     assert caught.value.code == "M106"
     assert json.loads((out / "moec.json").read_text())["source_hashes"].keys() == {IN_MEMORY}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ import pytest
 from moec import api
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.finish import complete_engine
-from moec.compiler.prove_again import Asked, bisect_engine, prove_again
+from moec.compiler.prove_again import Asked, _judge, bisect_engine, prove_again
 from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
 from moec.files import kept
+from moec.pipeline.pipeline import Pipeline
 from moec.proof.checks.bounds import RecordedBounds
 from moec.proof.checks.lowering import Lowering
+from moec.proof.subject import Subject
+from moec.proof.trial import Trial
 from moec.quantization import rounding
+from moec.weights.lazy import scale
 from tests.spoiling import one_step_up, shuffle, spoil
-from tests.zoo import save
+from tests.zoo import captured, save, source
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +174,18 @@ def test_of_a_check_that_is_not_here_the_manifest_proves_nothing(mixtral_engine:
     (engine / "moec.json").write_text(json.dumps(manifest))
     proof = api.verify(engine)
     assert not proof.ok and "'horoscope' cannot be made here" in str(proof) and proof.checks[-1].error() is not None
+
+
+def test_a_bisection_holds_weights_to_their_grid_where_outputs_decide() -> None:
+    before = captured("llama")
+    program, _ = Pipeline.parse("quantize(bits=8, group=16)").run(before.clone())
+    subject = Subject(source("llama"), before, program, asked=9.0)
+    judge = _judge(Trial(subject, EagerEngine(program)))
+    assert subject.judged_by == "outputs" and judge is not None and judge(program) == ""
+    name = next(n for n in program.weights if n.endswith("layers.1.mlp.down_proj.weight_scale"))
+    program.weights[name] = scale(program.weights[name], 1.02)
+    assert "layers.1.mlp.down_proj" in judge(program) and "further from what it stands for" in judge(program)
+    assert _judge(Trial(replace(subject, program=before), EagerEngine(before))) is None
 
 
 def test_bisection_takes_no_bound_from_the_manifest(spoiled: Path, tmp_path: Path) -> None:

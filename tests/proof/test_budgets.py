@@ -19,6 +19,8 @@ def test_narrower_weights_may_cost_more_and_never_less() -> None:
     assert agreements == sorted(agreements, reverse=True) and len({*agreements}) == 4
     outputs = [b.max_rms for b in found]
     assert outputs == sorted(outputs) and len({*outputs}) == 4 and outputs[-1] < 1  # what is always 0 has an rms of 1
+    rows = [b.max_row for b in found]
+    assert rows == sorted(rows) and all(r < 2**0.5 for r in rows)  # what an unrelated row has
     assert budget_of([step(4, 8)]).max_kl == 0.05 and budget_of([step(8), step(2, 4)]).max_kl == 0.3
 
 
@@ -26,6 +28,13 @@ def test_a_pass_that_says_no_width_has_a_budget_of_its_own() -> None:
     assert budget_of([step()]).max_kl == budget_of([step(8), step()]).max_kl == 0.2
     assert budget_of([step(2), step()]).max_kl == 0.3
     assert budget_of([step(contract="exact"), step(8)]).max_kl == 0.005  # exact ones may change nothing
+
+
+def test_of_two_budgets_the_looser_of_each_figure_counts() -> None:
+    both, three = budget_of([step(3), step()]), budget_of([step(3)])
+    assert (both.max_kl, both.min_top1, both.max_rms) == (0.2, 0.75, 0.7) and both.max_row == three.max_row
+    assert "3 bits" in both.why and "more than round" in both.why
+    assert budget_of([step(2), step()]) == budget_of([step(2)]) and budget_of([step(8), step()]) == budget_of([step()])
 
 
 def test_what_was_asked_for_counts_alone() -> None:

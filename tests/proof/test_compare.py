@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,6 +160,29 @@ def test_the_rms_of_each_width_splits_good_from_bad(bits: int) -> None:
     assert not equal(want, want + 1.01 * noise, tolerance)
     wrong = [want.roll(1, 0), want.roll(1, 1), want.flip(-1), 0 * want, 2 * want, want.mean().expand(want.shape)]
     assert not any(equal(want, w, tolerance) for w in wrong)
+
+
+@pytest.mark.parametrize("widths", [(8,), (4,), (3,), (2,), ()])
+def test_one_row_in_ten_that_is_anothers_fails(widths: tuple[int, ...]) -> None:
+    tolerance = Tolerance.of_passes([AppliedPass("x", 1, "approximate", widths=widths)])
+    want = 3 + torch.randn(64, 10, 384, dtype=torch.float64)
+    wrong, one = want.clone(), want.clone()
+    wrong[:, 0], one[0, 0] = want[:, 1], want[0, 1]
+    assert equal(want, want + 0.5 * tolerance.rms * torch.randn_like(want), tolerance)
+    assert not equal(want, wrong, tolerance) and not equal(want, one, tolerance)
+    found = run([{"y": want}], [{"y": one}], tolerance)
+    assert found.worst.rms < tolerance.rms < tolerance.row < found.worst.row and "worst row" in str(found)
+
+
+def test_the_worst_output_is_the_one_that_takes_most_of_what_is_allowed() -> None:
+    good = OutputError("a", 40, 0.1, 0.1, 2.0, 0.1, 1.0, None, None, "", 0.1, 0.2)
+    near = replace(good, name="b", deviation=1.0, rms=0.35)
+    found = Comparison("eager", "engine", None, 1, (good, near), 0.4, "4 bits", 1.1)
+    assert found.worst is near and found.used(near) == pytest.approx(0.875)
+    assert (
+        replace(found, tolerance=2.0).worst is good
+        and replace(found, outputs=(replace(good, row=1.2), near)).ok is False
+    )
 
 
 def test_the_rms_is_that_of_numpy_and_beside_it_a_bound_still_counts() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
 import torch
 
 from moec.errors import MoecError
+from moec.pipeline.passes import Context
+from moec.program.program import Program
 from moec.proof.budgets import OverBudget
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
 from moec.proof.own_text import write_own_text
+from moec.weights.lazy import from_tensor
 from tests.moe_module import MoeModel, source_of
 from tests.pipeline.scaling import ScaleHead, ScaleRoughly, run
 
@@ -49,6 +53,24 @@ def test_what_is_no_language_model_has_the_budget_of_its_widths() -> None:
     for wrong in (ScaleRoughly(3.0), ScaleRoughly(-1.0), ScaleRoughly(0.0)):
         with pytest.raises(OverBudget, match=r"rms\(d\)/std"):
             run(wrong, hooks=[hook])
+
+
+@dataclass(frozen=True)
+class Mistake(ScaleRoughly):
+    """Reads one embedding in ten as another's."""
+
+    def apply(self, program: Program, context: Context) -> int:
+        table = program.weights["embedding.weight"].load().clone()
+        table[3::10] = table[4::10]
+        program.weights["embedding.weight"] = from_tensor(table, "one row in ten is another's")
+        return 1
+
+
+def test_one_wrong_row_in_ten_breaks_the_budget() -> None:
+    hook = VerifyHook([{"input_ids": torch.arange(50)[None]}], FP32, None, by_width=True)
+    with pytest.raises(OverBudget, match="worst row"):
+        run(Mistake(), hooks=[hook])
+    assert hook.comparisons[0][1].worst.rms < 0.5  # all rows together would pass
 
 
 def test_the_budget_is_for_all_approximate_passes_together() -> None:

@@ -20,6 +20,7 @@ def test_a_difference_is_measured_in_spreads_of_its_sample() -> None:
     one[0, 0] += 0.5  # the largest difference stays, the mean of squares falls by the number of elements
     spiked = summary("logits", [difference("logits", WANT, one, 0.1)])
     assert spiked.deviation == found.deviation and spiked.rms == pytest.approx(found.rms / math.sqrt(32))
+    assert found.row == found.rms and spiked.row == pytest.approx(found.rms / math.sqrt(8))  # of the row that has it
 
 
 def test_rows_choose_in_logits_and_not_in_a_cache() -> None:

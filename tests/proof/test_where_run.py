@@ -16,6 +16,8 @@ from moec.proof.where_run import WhereRun
         ("tensorrt:sm90,precision=fp16", "onnxruntime:cpu", "proven on the CPU, not yet run on tensorrt:sm90"),
         ("onnxruntime:cuda", "onnxruntime:cpu", "proven on the CPU, not yet run on onnxruntime:cuda"),
         ("tensorrt-rtx:sm86", "onnxruntime:cuda", "proven on cuda, not yet run on tensorrt-rtx:sm86"),
+        ("onnxruntime:cuda", "", "proven on hardware that is not named, not yet run on onnxruntime:cuda"),
+        ("", "", "proven on hardware that is not named, not yet run on what it is for"),
     ],
 )
 def test_verified_is_only_what_ran(target: str, ran_on: str, verdict: str) -> None:

@@ -89,7 +89,14 @@ def test_options_without_data_have_the_same_grids() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "gptq2"}, {"budget_bits": 5.0}, {"budget_bits": 3.0, "experts": 4}, {"rules": (1,)}]
+    "options",
+    [
+        {"method": "gptq2"},
+        {"budget_bits": 5.0},
+        {"budget_bits": 3.0, "experts": 4},
+        {"budget_bits": 3.0, "recipe": {"down": 8}},
+        {"rules": (1,)},
+    ],
 )
 def test_options_that_are_not_possible_stay(options: dict[str, Any]) -> None:
     assert {k: v for k, v in without_data(vars(Quantize(**options))).items() if k in options} == options

@@ -67,11 +67,14 @@ def test_what_decides_among_experts_is_never_quantized() -> None:
         ({"floor": -1}, "floor=-1"),
         ({"budget": Budget(9.0)}, "budget_bits=9.0"),
         ({"budget": Budget(3.0), "kinds": {**NONE, "experts": 4}}, "both say"),
+        ({"budget": Budget(3.0), "recipe": {"experts": 4}}, "both say"),
+        ({"budget": Budget(3.0), "recipe": {"always": 8, "down": 8}}, "recipe's 'down'"),
         ({"budget": Budget(3.0), "default": Grid(8, 16, format="fp8")}, "shares out integers"),
     ],
 )
 def test_settings_that_are_none(wrong: dict[str, object], words: str) -> None:
     PLAIN.check()
+    replace(PLAIN, budget=Budget(3.0), recipe={"always": 8, "attention": 8}).check()
     with pytest.raises(MoecError) as caught:
         replace(PLAIN, **wrong).check()  # type: ignore[arg-type]
     assert (

@@ -43,11 +43,12 @@ class Outputs(Check):
         if found.ok:
             return None
         worst = found.worst
-        figures = (
-            f"max |d|/std {worst.deviation:.2g} ({found.allowed}), max |d| {worst.max_abs:.2g}, "
-            f"cosine {worst.cosine:.4g}"
-        )
-        figures = figures if found.max_rms is None else found.figures(worst)
+        figures = found.figures(worst)
+        if found.max_rms is None:
+            figures = (
+                f"max |d|/std {worst.deviation:.2g} ({found.allowed}), max |d| {worst.max_abs:.2g}, "
+                f"cosine {worst.cosine:.4g}"
+            )
         what = f"{found.candidate} differs from {found.reference} in {worst.name!r}: {worst.problem or figures}"
         where = f"output {worst.name!r}, {found.samples} samples"
         return (OverBudget if self.approximate else MoecError)("M101", what, where, self.way_out)
@@ -72,7 +73,7 @@ class Outputs(Check):
         """A row an output; of the tensors of a cache that are right, which are two a layer, the worst."""
         within, outputs = self.comparison.within, self.comparison.outputs
         cache = [o for o in outputs if is_present(o.name) and within(o)]
-        worst = max(cache, key=lambda o: o.deviation, default=None)
+        worst = max(cache, key=lambda o: (self.comparison.used(o), o.deviation), default=None)
         rows = [o for o in outputs if o is worst or o not in cache]
         named = (
             {worst.name: f"{worst.name}, the worst of {len(cache)} tensors of the cache"}
@@ -86,19 +87,25 @@ class Outputs(Check):
     def note(self) -> str:
         found = self.comparison
         lead = f"{found.candidate} beside {found.reference}, {found.samples} inputs."
-        if found.max_rms is not None:
-            return (
-                f"{lead} What decides is rms(d)/std, the root mean square of the differences, measured in standard "
-                f"deviations of the reference's output; {found.max_rms:g} is the budget of {found.why}."
-            )
+        largest = "the largest difference, measured in standard deviations of the reference's output"
+        if found.max_rms is None:
+            return f"{lead} The first figure decides: {largest}."
+        row = "" if found.max_row is None else f", {found.max_row:g} for that of the worst row"
+        beside = "" if found.tolerance is None else f" So does {largest}, where {found.tolerance:g} is allowed."
         return (
-            f"{lead} The first figure decides: the largest difference, measured in standard deviations of the "
-            "reference's output."
+            f"{lead} What decides is rms(d)/std, the root mean square of the differences in standard deviations of the "
+            f"reference's output: {found.max_rms:g} is the budget of {found.why}{row}.{beside}"
         )
 
     def _spread(self, o: OutputError) -> dict[str, str]:
-        bound = self.comparison.max_rms
-        return {} if bound is None else {"rms(d)/std": f"{o.rms:.2e}", "rms allowed": figure_of(bound)}
+        bounds = (
+            ("rms(d)/std", o.rms, "rms", self.comparison.max_rms),
+            ("worst row", o.row, "row", self.comparison.max_row),
+        )
+        found: dict[str, str] = {}
+        for name, figure, short, bound in bounds:
+            found |= {} if bound is None else {name: f"{figure:.2e}", f"{short} allowed": figure_of(bound)}
+        return found
 
     def _values(self, o: OutputError, ranked: bool) -> dict[str, str]:
         hangs = f" + {100 * o.top1_undecided:.2g} % undecided" if o.top1_undecided else ""

@@ -48,3 +48,15 @@ def test_what_decides_about_approximate_passes_is_said() -> None:
     assert [f.ok for f in far.figures()] == [True, False]
     with pytest.raises(MoecError, match=r"'b': rms\(d\)/std 0.5 where 0.4 is allowed"):
         far.require()
+
+
+def test_every_bound_that_decides_is_named_and_the_cache_s_worst_is_by_it() -> None:
+    few, many = (replace(GOOD, name=f"present.{k}.key", top1=None, top1_undecided=None) for k in (0, 1))
+    few, many = replace(few, deviation=1.8, rms=0.1, row=0.2), replace(many, deviation=1.0, rms=0.3, row=0.9)
+    check = Outputs(Comparison("eager", "engine", None, 2, (few, many), 0.4, "4 bits", 1.1), approximate=True)
+    (row,) = check.figures()
+    assert row.name.startswith("present.1.key, the worst of 2") and row.values["row allowed"] == "1.1"
+    assert "1.1 for that of the worst row" in check.note and "largest difference" not in check.note
+    tighter = replace(check, comparison=replace(check.comparison, tolerance=2.0))
+    assert "largest difference" in tighter.note and "2 is allowed" in tighter.note
+    assert tighter.figures()[0].name.startswith("present.0.key")
