@@ -19,19 +19,17 @@ from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
-from moec.huggingface.reading import skeleton
-from moec.huggingface.reading.adapters import adapt, explain
-from moec.huggingface.reading.attention import ATTENTION, use_moec_attention
+from moec.huggingface.reading.adapters import explain
+from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
+from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
-from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
@@ -40,7 +38,6 @@ from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
 from moec.program.program import Input, Program
-from moec.weights.lazy import Weight
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
 
@@ -152,7 +149,9 @@ class HuggingFaceSource(Source):
     def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
         try:
-            caches = cache_signature(self._private(torch.float32)[0]) if self._cache else ()
+            caches = (
+                cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
+            )
         except MoecError as error:
             better = self._refusal(error)
             if better is error:
@@ -269,7 +268,7 @@ class HuggingFaceSource(Source):
             return self._capture(dtype, attention="eager")
 
     def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
-        model, weights = self._private(dtype)
+        model, weights = capturable(self.origin, dtype, self._own_attention)
         if attention:
             model.set_attn_implementation(attention)
         kinds = watched(model)
@@ -289,16 +288,3 @@ class HuggingFaceSource(Source):
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program
-
-    def _private(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:
-        """A model on the meta device in which moec's operators stand for experts and attention, and its lazy
-        weights."""
-        model, weights = self.origin.captured(dtype)
-        skeleton.take_buffers(model, weights)
-        skeleton.share(model, weights)
-        adapt(model, weights)
-        use_moec_experts(model, weights)
-        grow_without_memory(model)
-        if not self._own_attention:
-            use_moec_attention(model)
-        return model, weights

@@ -1,0 +1,36 @@
+"""A model as it is captured: on the meta device, with moec's operators in the place of experts and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moec.huggingface.origin import Origin
+from moec.huggingface.reading import skeleton
+from moec.huggingface.reading.adapters import adapt
+from moec.huggingface.reading.attention import use_moec_attention
+from moec.huggingface.reading.experts import use_moec_experts
+from moec.huggingface.reading.rope import grow_without_memory
+from moec.weights.lazy import Weight
+
+
+def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple[Any, dict[str, Weight]]:
+    """A private copy of a model, and its lazy weights.
+
+    Args:
+        origin: where it comes from. dtype: of its floating weights.
+        own_attention: leave attention as transformers has it, for what moec's operator cannot honour.
+
+    Raises:
+        MoecError: M205 a weight is missing, M206 experts that moec does not know.
+    """
+    model, weights = origin.captured(dtype)
+    skeleton.take_buffers(model, weights)
+    skeleton.share(model, weights)
+    adapt(model, weights)
+    use_moec_experts(model, weights)
+    grow_without_memory(model)
+    if not own_attention:
+        use_moec_attention(model)
+    return model, weights
