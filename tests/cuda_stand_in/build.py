@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from unittest import SkipTest
 
+import torch
+
 SOURCES = Path(__file__).parent
 LIBRARIES: dict[str, tuple[str, ...]] = {  # file name -> sources
     "libcudart.so.13": ("runtime.cpp", "kernels.cpp", "copies.cpp"),
@@ -61,6 +63,8 @@ def library() -> Path:
 
     Raises `Missing` where gcc, the headers or the provider are not here.
     """
+    if torch.version.cuda is not None:
+        raise Missing("PyTorch here is a CUDA build: its own libraries come before the stand-in's")
     tools = [tool for tool in ("g++", "nm") if shutil.which(tool) is None]
     if tools:
         raise Missing(f"{' and '.join(tools)} not found")

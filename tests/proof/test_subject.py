@@ -57,8 +57,8 @@ def test_what_says_nothing_of_tokens_has_a_budget_of_noise() -> None:
     program = captured.clone()
     program.history.append(AppliedPass("quantize", 1, "approximate", widths=(8,)))
     subject = Subject(source, captured, program)
-    assert subject.judged_by == "outputs" and subject.tolerance == Tolerance(rms=0.1, why="8 bits")
-    assert replace(subject, tighter=0.2).tolerance == Tolerance(0.2, 0.1, "8 bits")
+    assert subject.judged_by == "outputs" and subject.tolerance == Tolerance(rms=0.1, why="8 bits", row=0.2)
+    assert replace(subject, tighter=0.2).tolerance == Tolerance(0.2, 0.1, "8 bits", 0.2)
     assert replace(subject, asked=0.2).tolerance == Tolerance(0.2)
 
 
