@@ -95,7 +95,7 @@ class Contest:
 def _runtimes(folders: Iterable[Path]) -> dict[str, str]:
     """Versions of the runtimes that engines in these folders need."""
     targets = [Target.parse(Report.read(folder / MANIFEST).target) for folder in folders]
-    return {k: v for target in targets for k, v in find_backend(target).probe(target).versions.items()}
+    return {k: v for target in targets for k, v in find_backend(target, written=True).probe(target).versions.items()}
 
 
 def _untouched(folder: Path | None, opening: Mapping[str, Any]) -> Engine:
