@@ -191,7 +191,8 @@ def _hash(file: Path) -> str:
 def _require_on_disk(report: Report) -> None:
     if is_in_memory(report.source_hashes):
         what = f"{report.source} was made in memory, and nothing on disk is it, so it cannot be opened again"
-        raise MoecError("M204", what, MANIFEST, "in Python: moec.verify(engine, model), or moec.api.bisect(engine, model)")
+        fix = "in Python: moec.verify(engine, model), or moec.api.bisect(engine, model)"
+        raise MoecError("M204", what, MANIFEST, fix)
 
 
 def _recorded(report: Report, kind: type[Source], text: str) -> dict[str, Path]:
