@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moec.cli.terminal import TERMINAL
 from moec.shown import count_of, size_of
@@ -12,6 +12,7 @@ from moec.shown import count_of, size_of
 if TYPE_CHECKING:
     from moec.report.inspection import FeedForwardBlock, Inspection
     from moec.report.report import Report
+    from moec.report.size import Sizes
 
 _BLOCK = ("layer", "kind", "experts", "routing", "widths", "activation", "parameters", "active a token")
 _NUMBER = re.compile(r"\d+")
@@ -95,20 +96,22 @@ def _joined_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list
 
 
 def _engine_sums(report: Report) -> dict[str, str]:
-    holds, size = report.facts.get("contents") or {}, sum(a.size_bytes for a in report.artefacts)
-    sums = {"model": report.source, "target": report.target, "size": size_of(size)}
+    from moec.report.artefacts import size_bytes
+
+    holds = report.size
+    sums = {"model": report.source, "target": report.target, "size": size_of(size_bytes(report.artefacts))}
     if holds:
-        sums["size"] += f", {size_of(holds['source_bytes'])} before"
-        sums["parameters"] = count_of(holds["parameters"]) + _before(holds)
-        if (active := holds.get("active_parameters")) is not None and holds["parameters"]:
-            sums["active"] = f"{count_of(active)} a token ({active / holds['parameters']:.0%})"
+        sums["size"] += f", {size_of(holds.stored_bytes)} before"
+        sums["parameters"] = count_of(holds.parameters_after) + _before(holds)
+        if holds.active_after is not None and holds.parameters_after:
+            share = holds.active_after / holds.parameters_after
+            sums["active"] = f"{count_of(holds.active_after)} a token ({share:.0%})"
     sums["passes"] = ", ".join(f"{step['name']} {step['rewrites']}" for step in report.steps)
     return sums
 
 
-def _before(holds: dict[str, Any]) -> str:
-    before = holds["source_parameters"]
-    return f", {count_of(before)} before" if before != holds["parameters"] else ""
+def _before(holds: Sizes) -> str:
+    return f", {count_of(holds.parameters)} before" if holds.parameters != holds.parameters_after else ""
 
 
 def _pairs(rows: dict[str, str]) -> str:

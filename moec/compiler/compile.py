@@ -24,7 +24,6 @@ from moec.program.decoder_signature import require_text_model
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.agreement import look_inside
-from moec.report.inspection import contents
 from moec.report.layers import with_layers
 from moec.report.report import Report
 from moec.report.size import sizes_of
@@ -94,7 +93,7 @@ def compile_source(
         facts = (backend.build if options.build else backend.export)(
             program, options.target, folder, options.optimize_for, LoweringProgress(progress, hooks)
         )
-        facts = {**with_layers(facts, program), "contents": contents(captured, program)}
+        facts = with_layers(facts, program)
         progress.done(sizes_of_files(folder))
         lay_out(source, program, options, backend, folder)
         texts = {name: t.sha256 for name, t in (("text", corpus), ("calibration", calibration)) if t is not None}

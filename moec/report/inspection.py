@@ -11,13 +11,13 @@ from torch import fx
 
 from moec.pipeline.passes import Context, Miss
 from moec.pipeline.pipeline import Pipeline
-from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
 from moec.program.moe_call import MATRICES, MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.hand_written import HandWritten, find_hand_written
 from moec.recognition.linear import value_of
+from moec.report.size import idle
 from moec.weights.lazy import Weight
 
 _UNFUSED = "a mixture in plain operators: its experts are not fused, and run as they are written"
@@ -114,30 +114,6 @@ def inspect_program(program: Program) -> Inspection:
     )
 
 
-def contents(captured: Program, program: Program) -> dict[str, int | None]:
-    """What an engine's manifest says of its size: parameters and bytes of the model as it came (`source_…`), parameters
-    of the program that the engine is built from, and those that one token uses (`active_parameters`; None where a
-    mixture runs as it is written, in plain operators)."""
-    weights = {id(w): w for w in captured.weights.values()}.values()
-    total = _parameters(program)
-    idle = [_moe_block(program, node) for node in moe_nodes(program)]
-    by_hand = not idle and bool(find_hand_written(program))
-    return {
-        "source_parameters": _parameters(captured),
-        "source_bytes": sum(w.size_bytes for w in weights),
-        "parameters": total,
-        "active_parameters": None if by_hand else total - sum(b.parameters - b.active_parameters for b in idle),
-    }
-
-
-def _parameters(program: Program) -> int:
-    """All floating numbers, shared ones once; a quantized weight counts by what it stands for."""
-    packed = [*program.nodes(DEQUANTIZE), *program.nodes(DEQUANTIZE_FLOAT)]
-    inside = {id(program.weights[str(n.target)]) for p in packed for n in p.all_input_nodes if n.op == "get_attr"}
-    plain = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point and id(w) not in inside}
-    return sum(map(_count, plain.values())) + sum(math.prod(value_of(node).shape) for node in packed)
-
-
 def _count(weight: Weight | torch.Tensor) -> int:
     return math.prod(weight.shape)
 
@@ -163,7 +139,7 @@ def _moe_block(program: Program, node: fx.Node) -> FeedForwardBlock:
     each = _count(w_in) // experts + _count(w_out) // experts
     others = [a for name, a in call.tensors().items() if name not in MATRICES]
     extra = sum(_count(w) for a in others if (w := program.weight_of(a)) is not None)
-    rule = asdict(call.activation)
+    rule, parameters = asdict(call.activation), experts * each + extra
     return FeedForwardBlock(
         module_path(node),
         "moe" if call.fused else "experts",
@@ -173,8 +149,8 @@ def _moe_block(program: Program, node: fx.Node) -> FeedForwardBlock:
         w_out.shape[-1],
         rule,
         asdict(routing) if routing else {},
-        experts * each + extra,
-        top_k * each + extra,
+        parameters,
+        parameters - idle(call),
     )
 
 

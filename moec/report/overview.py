@@ -62,9 +62,10 @@ def _parameters(report: Report) -> Tile | None:
     if not size or not size.parameters_after:
         return None
     after, active, before = size.parameters_after, size.active_after, size.parameters
-    share = f"{count_of(active)} active a token ({active / after:.0%})" if active < after else "all active"
-    grown = f"; {count_of(before)} before" if abs(before - after) > 0.01 * after else ""
-    return Tile("Parameters", count_of(after), share + grown)
+    share = "" if active is None else f"{count_of(active)} active a token ({active / after:.0%})"
+    share = "all active" if active == after else share
+    grown = f"{count_of(before)} before" if abs(before - after) > 0.01 * after else ""
+    return Tile("Parameters", count_of(after), "; ".join(filter(None, [share, grown])))
 
 
 def _quality(report: Report) -> Tile:

@@ -11,6 +11,7 @@ from torch import fx
 from moec.program.dialect_call import DEQUANTIZE, DEQUANTIZE_FLOAT
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
+from moec.recognition.hand_written import find_hand_written
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,15 @@ class Sizes:
     Attributes:
         parameters, stored_bytes: of the model as it came, and of its files.
         parameters_after: of the program that the engine is made from; a quantized weight counts as the numbers that it
-            stands for. active_after: those of them that one token uses.
+            stands for. active_after: those of them that one token uses; None where a mixture runs as it is written, in
+            plain operators.
         blocks: how many mixtures of experts it has. experts, top_k: which numbers of them occur.
     """
 
     parameters: int
     stored_bytes: int
     parameters_after: int
-    active_after: int
+    active_after: int | None
     blocks: int = 0
     experts: tuple[int, ...] = ()
     top_k: tuple[int, ...] = ()
@@ -37,7 +39,8 @@ def sizes_of(captured: Program, program: Program, stored_bytes: int) -> Sizes:
     """Count a captured program and what it was made into. Loads nothing."""
     after = parameters(program)
     calls = [MoeCall(node) for node in moe_nodes(program)]
-    active = after - sum(_idle(call) for call in calls)
+    by_hand = not calls and bool(find_hand_written(program))
+    active = None if by_hand else after - sum(map(idle, calls))
     experts, chosen = (tuple(sorted(set(found))) for found in ([c.experts for c in calls], [c.top_k for c in calls]))
     return Sizes(parameters(captured), stored_bytes, after, active, len(calls), experts, chosen)
 
@@ -57,8 +60,8 @@ def _key(program: Program, node: fx.Node) -> int:
     return id(weight) if weight is not None else id(node)
 
 
-def _idle(call: MoeCall) -> int:
-    """Numbers of the experts that a token does not go to."""
+def idle(call: MoeCall) -> int:
+    """Numbers of the experts that a token does not go to, their biases among them."""
     each = sum(math.prod(_shape(t)[1:]) for t in call.expert_tensors().values() if t is not None)
     return each * max(0, call.experts - call.top_k)
 

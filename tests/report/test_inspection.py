@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from moec.compiler.open import open_source
-from moec.pipeline.pipeline import Pipeline
-from moec.report.inspection import contents, inspect_program
+from moec.report.inspection import inspect_program
 from tests import mixtures
 from tests.mixtures import Loop, Stacked, mixture
 from tests.moe_module import EXPERTS, HIDDEN, VOCAB, MoeModel, source_of
@@ -102,18 +101,3 @@ def test_a_mixture_in_plain_operators_is_named_as_one_that_is_not_fused() -> Non
 def test_stacked_experts_in_plain_operators() -> None:
     (block,) = inspect_program(mixtures.source_of(mixture(Stacked)).capture()).blocks
     assert (block.kind, block.experts, block.top_k, block.parameters) == ("unfused", 4, 2, 2 * 4 * 16 * 24)
-
-
-def test_what_an_engine_holds_beside_its_model() -> None:
-    """A quantized weight counts by what it stands for."""
-    captured = source_of(MoeModel()).capture()
-    found = contents(captured, captured)
-    every = inspect_program(captured)
-    assert (found["parameters"], found["active_parameters"]) == (every.parameters, every.active_parameters)
-    assert (found["source_parameters"], found["source_bytes"]) == (every.parameters, every.size_bytes)
-    packed, _ = (
-        Pipeline.parse("find-moe, fuse-moe, quantize(bits=8, group=16, experts=16)").all_optional().run(captured)
-    )
-    assert any(w.dtype == torch.uint8 for w in packed.weights.values()) and contents(captured, packed) == found
-    by_hand = mixtures.source_of(mixture(Loop)).capture()
-    assert contents(by_hand, by_hand)["active_parameters"] is None
