@@ -73,6 +73,7 @@ THROUGH = {
     "moec/huggingface/reading/parts.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/states.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/returned.py": "tests/compiler/test_programs.py",
+    "moec/execution/eager_anew.py": "tests/execution/test_anew.py",
     "moec/huggingface/origin.py": "tests/huggingface/test_source.py",
     "moec/huggingface/untouched.py": "tests/huggingface/test_source.py",
     "moec/version.py": "tests/cli/test_cli.py",

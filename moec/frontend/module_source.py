@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.anew import CalledAnew, copied
-from moec.execution.engine import Engine, tensors_of
+from moec.execution.eager_anew import EagerAnew
+from moec.execution.engine import Engine
 from moec.files.regular import file_hash
 from moec.frontend.dimensions import are_least_sizes, enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
@@ -40,23 +41,13 @@ CAPTURE_SIZES = {"batch": 3, "sequence": 11}
 _INPUT = re.compile(r"^(?P<name>\w+)=(?P<shape>[\w,]*):(?P<dtype>\w+)(?:<(?P<high>\d+))?$")
 
 
-class ModuleEngine(Engine):
+class ModuleEngine(EagerAnew):
     """An untouched module in eager PyTorch; one that changes itself while it runs is made anew for each input."""
 
     def __init__(self, module: nn.Module, inputs: tuple[Input, ...]) -> None:
         self.name, self.inputs, self.module = "eager", inputs, (copied(module) or module).eval()
         self.outputs: tuple[str, ...] = ()
         self._call = CalledAnew(self.module, lambda other: lambda **given: named_outputs(other(**given)))
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.inference_mode():
-            return self._call(**inputs)
-
-    def be_timed(self) -> None:
-        self._call.watched = False
-
-    def tensors(self) -> dict[str, Tensor]:
-        return tensors_of(self._call.pristine)
 
 
 class ModuleSource(Source):

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moec.execution.anew import CalledAnew
-from moec.execution.engine import Engine, tensors_of
+from moec.execution.eager_anew import EagerAnew
 from moec.huggingface.reading.signature import Signature, call_of
 
 
-class UntouchedEngine(Engine):
+class UntouchedEngine(EagerAnew):
     """A model exactly as transformers runs it; one that changes itself while it runs is made anew for each input."""
 
     def __init__(self, model: Any, signature: Signature, sample: Mapping[str, Tensor]) -> None:
@@ -21,13 +20,3 @@ class UntouchedEngine(Engine):
         self.name, self.inputs, self.module = "eager (transformers)", signature.inputs, model
         self._call = CalledAnew(model, lambda other: call_of(other, signature))
         self.outputs = tuple(self.run(sample))
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.inference_mode():
-            return self._call(**inputs)
-
-    def be_timed(self) -> None:
-        self._call.watched = False
-
-    def tensors(self) -> dict[str, Tensor]:
-        return tensors_of(self._call.pristine)
