@@ -13,7 +13,7 @@ import torch
 from moec.errors import MoecError
 from moec.huggingface.companions import copy_companions
 from moec.huggingface.reading.bare import bare, described
-from moec.huggingface.reading.described import cut_to, kinds_of
+from moec.huggingface.reading.described import cut_to, layers_to_see
 
 HIDDEN, HEAD, FFN, RANK, KV_HEADS = 64, 16, 48, 32, 2
 MOST = 50_000_000  # parameters without tables: more is not tiny, and says that a width has a name that is not known
@@ -58,10 +58,9 @@ def save_tiny(text: str, folder: Path, seed: int = 0) -> int:
 def tiny_config(model_class: Any, config: Any, text: str) -> Any:
     """The config made narrow and short. Raises M206 when the model that it describes cannot be made, or is not tiny."""
     config = deepcopy(config)
-    kinds = kinds_of(bare(model_class, config, text))
-    layers = max((kinds.index(kind) for kind in set(kinds)), default=-1) + 1
-    if 0 < layers < len(kinds):
-        config = cut_to(config, min(max(layers, 2), len(kinds)))
+    layers, of = layers_to_see(bare(model_class, config, text))
+    if 0 < layers < of:
+        config = cut_to(config, min(max(layers, 2), of))
     try:
         narrow(config)
         model = bare(model_class, config, text)

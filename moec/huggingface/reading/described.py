@@ -29,10 +29,7 @@ class Described:
 
     def __init__(self, text: str) -> None:
         self._class, config = described(text)
-        whole = bare(self._class, config, text)
-        kinds = kinds_of(whole)
-        self.of = len(kinds)
-        self.layers = max((kinds.index(kind) for kind in set(kinds)), default=-1) + 1
+        self.layers, self.of = layers_to_see(bare(self._class, config, text))
         self._config = cut_to(config, self.layers) if 0 < self.layers < self.of else config
         self.text = f"{text}, its first {self.layers} of {self.of} layers" if 0 < self.layers < self.of else text
         self.template = bare(self._class, self._config, text)
@@ -72,9 +69,11 @@ class Described:
         )
 
 
-def kinds_of(model: nn.Module) -> list[tuple[object, ...]]:
-    """What each layer of a model is like; equal entries are layers that differ in their weights only."""
-    return [_kind(layer) for _, layer in layers_of(model)]
+def layers_to_see(model: nn.Module) -> tuple[int, int]:
+    """How many of a model's first layers hold every kind of layer that it has, and how many it has; layers of a kind
+    differ in their weights only."""
+    kinds = [_kind(layer) for _, layer in layers_of(model)]
+    return max((kinds.index(kind) for kind in set(kinds)), default=-1) + 1, len(kinds)
 
 
 def _kind(layer: nn.Module) -> tuple[object, ...]:
