@@ -291,4 +291,7 @@ def bench(
         save: keep each folder's times in it, so that its page shows them; see `moec.report.speed`.
     """
     contest = Contest(engines, load, opening, eager)
-    return contest.run(sizes, runs, warmup, max_tokens, forward, save, progress)
+    found = contest.run(sizes, runs, warmup, max_tokens, forward, progress)
+    if save:
+        contest.keep(found)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,8 @@ def _model_lines(found: Estimate) -> list[str]:
         f" {count_of(shape.active_without_embedding)} without the input embedding"
     ]
     lines += [f"  {part:<16} {count_of(n):>9}  {n / shape.total:.1%}" for part, n in shape.parts().items() if n]
-    kinds = {(m.experts, m.top_k, m.hidden, m.intermediate) for m in shape.mixtures}
-    for experts, top_k, hidden, intermediate in sorted(kinds):
-        layers = sum((m.experts, m.top_k, m.intermediate) == (experts, top_k, intermediate) for m in shape.mixtures)
+    kinds = Counter((m.experts, m.top_k, m.hidden, m.intermediate) for m in shape.mixtures)
+    for (experts, top_k, hidden, intermediate), layers in sorted(kinds.items()):
         lines.append(f"  {layers} mixtures: {experts} experts, {top_k} a token, {hidden} → {intermediate}")
     if shape.multi_token:
         lines.append(f"  apart from it: {count_of(shape.multi_token)} in layers for multi-token prediction")

@@ -60,32 +60,16 @@ class Contest:
         warmup: int | None,
         max_tokens: int,
         forward: bool,
-        save: bool,
         progress: Progress | None,
     ) -> Benchmark:
-        """Time them: as writers of text where all of them are, else, or where `forward` asks for it, forward. With
-        `save`, each folder keeps its times."""
-        found = self._timed(sizes, runs, warmup, max_tokens, forward, progress)
-        if save:
-            self._keep(found)
-        return found
-
-    def _timed(
-        self,
-        sizes: Mapping[str, int] | None,
-        runs: int | None,
-        warmup: int | None,
-        max_tokens: int,
-        forward: bool,
-        progress: Progress | None,
-    ) -> Benchmark:
+        """Time them: as writers of text where all of them are, else, or where `forward` asks for it, forward."""
         if forward or not all(is_decoder(row.engine) for row in self._rows):
             number, before = 30 if runs is None else runs, 3 if warmup is None else warmup
             return bench_engines(self._rows, None, sizes, number, before, self._versions, progress)
         number, before = 10 if runs is None else runs, 1 if warmup is None else warmup
         return bench_decoders(self._rows, sizes, max_tokens, number, before, self._versions, progress)
 
-    def _keep(self, found: Benchmark) -> None:
+    def keep(self, found: Benchmark) -> None:
         """Keep each folder's times in it; of one that was named twice, the first."""
         first = {folder.resolve(): name for name, folder in reversed(self._folders.items())}
         for folder, name in first.items():
