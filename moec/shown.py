@@ -4,6 +4,7 @@ writing spelled out."""
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 
 # C0 without tab and line feed, DEL and C1; marks and overrides of direction; separators of lines; halves of surrogates;
 # tags. The joiners U+200C and U+200D stay, since scripts and emoji need them.
@@ -49,3 +50,13 @@ def _in_units(number: float, base: int, units: tuple[str, ...]) -> str:
         number, step = number / base, step + 1
     digits = 0 if not step or number >= 100 else 1 if number >= 10 else 2
     return f"{number:,.{digits}f} {units[step]}".rstrip()
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """The rows of a table as lines, each column as wide as its widest cell; those in `right` end at one place."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(f"{c:>{w}}" if k in right else f"{c:<{w}}" for k, (c, w) in enumerate(zip(row, widths, strict=True)))
+        .rstrip()
+        for row in rows
+    ]  # fmt: skip

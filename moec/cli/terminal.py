@@ -16,7 +16,7 @@ from typing import IO, Any
 import click
 
 from moec.errors import MoecError
-from moec.shown import one_line, shown
+from moec.shown import aligned, one_line, shown
 from moec.version import __version__
 
 _FIRST = "#%moec-log "  # how a log of ours begins, and no text of anyone's; no other file is written to
@@ -105,7 +105,9 @@ class Terminal:
         """Rows under their heads: lines and bold heads on a terminal, and only as wide as it is; aligned text in a
         pipe. `right`: columns of figures."""
         cells = [[one_line(cell) for cell in row] for row in rows]
-        return self._drawn(columns, cells, right) if self.is_live() else _aligned([list(columns), *cells], right)
+        return (
+            self._drawn(columns, cells, right) if self.is_live() else "\n".join(aligned([list(columns), *cells], right))
+        )
 
     def _drawn(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
         from rich.box import SIMPLE_HEAD
@@ -127,15 +129,6 @@ class Terminal:
 def _is_log(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_FIRST)) == _FIRST.encode()
-
-
-def _aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{c:>{w}}" if k in right else f"{c:<{w}}" for k, (c, w) in enumerate(zip(row, widths, strict=True)))
-        .rstrip()
-        for row in rows
-    )  # fmt: skip
 
 
 TERMINAL = Terminal()

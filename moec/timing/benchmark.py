@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from moec.proof.digits import four_digits
 from moec.report.charts import UNITS
 from moec.report.speed import Phase, Speed
-from moec.shown import size_of
+from moec.shown import aligned, size_of
 from moec.timing.circumstances import Circumstances, circumstances
 from moec.timing.contenders import Memory
 from moec.timing.ratio import Ratio
@@ -154,19 +154,17 @@ class Benchmark:
                      where.at, memory.own_bytes, memory.peak_bytes, phases)  # fmt: skip
 
     def __str__(self) -> str:
-        tables = [line for table in self.tables() for line in (table.title, *aligned([table.columns, *table.rows]), "")]
+        tables = [
+            line for table in self.tables() for line in (table.title, *with_figures([table.columns, *table.rows]), "")
+        ]
         lines = [*self.headlines, "", *tables, *self.findings, *self.preparations]
         return "\n".join(lines).rstrip()
 
 
-def aligned(rows: Sequence[Cells]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right, each as wide as its widest cell."""
+def with_figures(rows: Sequence[Cells]) -> list[str]:
+    """Rows as lines: names to the left, figures to the right."""
     short = [(("…" + row[0][1 - _NAME :] if len(row[0]) > _NAME else row[0]), *row[1:]) for row in rows]
-    widths = [max(len(row[k]) for row in short) for k in range(len(short[0]))]
-    return [
-        "  ".join([f"{row[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in short
-    ]
+    return aligned(short, range(1, len(short[0])))
 
 
 def _size(size_bytes: int | None) -> str:

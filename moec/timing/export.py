@@ -12,7 +12,7 @@ from moec.report.charts import UNITS, run_chart
 from moec.report.drawing import WIDTH, dots, dots_height
 from moec.report.page import TEMPLATES
 from moec.shown import shown
-from moec.timing.benchmark import Benchmark, Moment, aligned
+from moec.timing.benchmark import Benchmark, Moment, with_figures
 
 
 def exported(benchmark: Benchmark, form: str) -> str:
@@ -53,7 +53,9 @@ def as_html(benchmark: Benchmark) -> str:
     charts = Markup("").join(run_chart(phase, rows) for phase, rows in _rows(benchmark).items())
     findings = Markup("").join(Markup("<li>{}").format(shown(line)) for line in benchmark.findings)
     tables = Markup("").join(
-        Markup('<h3>{}</h3><pre class="wide">{}</pre>').format(t.title, shown("\n".join(aligned([t.columns, *t.rows]))))
+        Markup('<h3>{}</h3><pre class="wide">{}</pre>').format(
+            t.title, shown("\n".join(with_figures([t.columns, *t.rows])))
+        )
         for t in benchmark.tables()
     )
     page = _PAGE.format(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-from moec.timing.benchmark import aligned, ratio_cells
+from moec.timing.benchmark import ratio_cells, with_figures
 from moec.timing.engines import bench_engines
 from moec.timing.ratio import SURE, Ratio, of_first
 from tests.timing.test_engines import Sleeper
 
 
 def test_columns_are_as_wide_as_their_cells() -> None:
-    lines = aligned([("engine", "ms"), ("a", "1.25"), ("folder/" * 9 + "end", "12.5")])
+    lines = with_figures([("engine", "ms"), ("a", "1.25"), ("folder/" * 9 + "end", "12.5")])
     assert len({len(line) for line in lines}) == 1 and lines[2].startswith("…") and "folder/end" in lines[2]
     assert lines[1].endswith("  1.25")
 
