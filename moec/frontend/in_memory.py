@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from moec.weights.digest import add_tensor
 
 IN_MEMORY = "weights in memory"  # stands in the place of a file's name among a source's hashes
 
@@ -18,8 +18,7 @@ def hash_of(tensors: Iterable[tuple[str, Iterable[Tensor]]]) -> str:
     for name, blocks in sorted(tensors, key=lambda pair: pair[0]):
         found.update(name.encode())
         for block in blocks:
-            found.update(f"{block.dtype}{list(block.shape)}".encode())
-            found.update(_bytes(block))
+            add_tensor(found, block)
     return found.hexdigest()
 
 
@@ -31,8 +30,3 @@ def state_hash(state: Mapping[str, Tensor]) -> dict[str, str]:
 def is_in_memory(hashes: Mapping[str, str]) -> bool:
     """Whether these are the hashes of a model that was made in memory, and can be opened only by who holds it."""
     return IN_MEMORY in hashes
-
-
-def _bytes(value: Tensor) -> Any:
-    """A tensor's bytes, not copied where it lies in the host's memory as it is."""
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

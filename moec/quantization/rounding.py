@@ -20,7 +20,8 @@ from torch import Tensor
 from moec.dialect import pack
 from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.small_floats import Floats, quantize_floats
-from moec.weights.remembered import add_tensor, key_of, remembered
+from moec.weights.digest import add_tensor
+from moec.weights.remembered import key_of, remembered
 from moec.weights.weight import BLOCK_BYTES, PackedWeight, Weight
 from moec.weights.widths import taken
 

@@ -15,7 +15,8 @@ from moec.files.kept import remove
 from moec.program.program import Program
 from moec.quantization.grid import Grid
 from moec.recognition.weight_roles import Use
-from moec.weights.remembered import add_tensor, fits, keep, key_of, recall
+from moec.weights.digest import add_tensor
+from moec.weights.remembered import fits, keep, key_of, recall
 
 HEAD = "facts"
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moec import version
 from moec.files import kept
+from moec.weights.digest import add_tensor
 
 Forms = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # of tensors: name, shape, dtype
 _HEAD_BYTES = 1024  # at most, of what a file says of a tensor beside its numbers
@@ -33,13 +34,6 @@ def key_of(*what: Any) -> str:
         else:
             found.update(repr(("text", each)).encode())
     return found.hexdigest()
-
-
-def add_tensor(found: Any, value: Tensor) -> None:
-    """Let a hash go on with a tensor's dtype, shape and bytes."""
-    plain = value.detach().cpu().contiguous()
-    found.update(repr((str(plain.dtype), tuple(plain.shape))).encode())
-    found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def forms(tensors: Mapping[str, Tensor]) -> Forms:
