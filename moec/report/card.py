@@ -11,6 +11,7 @@ from typing import Any
 
 from moec.layouts.facts import model_name
 from moec.report.artefacts import size_bytes
+from moec.report.clients import GENAI, RUNTIME, TRITON, client_code
 from moec.report.markdown_table import markdown_table
 from moec.report.page import proof_note, verdict
 from moec.report.report import Report
@@ -18,27 +19,13 @@ from moec.shown import one_line, shown, size_of
 from moec.targets.target import Target
 
 _VERSIONS = ("moec", "python", "torch", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx")
-_RUN = {
-    "genai": """\
-```python
-import onnxruntime_genai
-
-model = onnxruntime_genai.Model("engine/")
-```""",
-    "triton": "```bash\ntritonserver --model-repository=engine/\n```",
-}
+_LAID_OUT_FOR = {"genai": GENAI, "triton": TRITON}
 _LOAD = """\
 ```python
 import moec
 
 engine = moec.load("engine/")  # compares the files with moec.json
 print(engine.inputs, engine.outputs)
-```"""
-_SESSION = """\
-```python
-import onnxruntime
-
-session = onnxruntime.InferenceSession("engine/model.onnx", providers=["{provider}"])
 ```"""
 
 
@@ -100,11 +87,12 @@ def _how_to_run(report: Report) -> Iterator[str]:
     if report.account.get("stated", {}).get("pipeline_tag") == "text-generation":
         yield '```bash\nmoec run engine/ "Once upon a time" --max-tokens 32\n```\n'
     yield f"{_LOAD}\n"
-    if report.layout in _RUN:
-        yield f"{_RUN[report.layout]}\n"
-    elif any(a.name == "model.onnx" for a in report.artefacts):
-        device = "CUDA" if Target.parse(report.target).device == "cuda" else "CPU"
-        yield f"{_SESSION.format(provider=f'{device}ExecutionProvider')}\n"
+    client = _LAID_OUT_FOR.get(report.layout)
+    if client is None and any(a.name == "model.onnx" for a in report.artefacts):
+        client = RUNTIME
+    if client:
+        language = "bash" if client == TRITON else "python"
+        yield f"```{language}\n{client_code(client, report, 'engine/')}\n```\n"
 
 
 def _how_it_was_made(report: Report) -> Iterator[str]:

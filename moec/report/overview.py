@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from typing import Any
 
 from moec.program.decoder_signature import IDS, MASK, is_past
 from moec.report.artefacts import size_bytes
+from moec.report.clients import GENAI, RUNTIME, TRITON, client_code
 from moec.report.report import Report
 from moec.report.speed import Speed
 from moec.shown import count_of, figure_of, size_of
+from moec.targets.target import Target
 
 # settings as a compile has them that nobody asked for anything; `moec.compiler.options` declares them
 _DEFAULTS = {"optimize_for": "latency", "seed": 0, "verify": "full", "build": True, "cache": True}
@@ -110,17 +111,13 @@ def ways_to_run(report: Report) -> list[tuple[str, str]]:
 
 
 def _others(report: Report, decoder: bool) -> list[tuple[str, str]]:
-    runtime, device = re.match(r"([\w-]*):?(\w*)", report.target).groups()  # type: ignore[union-attr]
     if report.layout == "triton":
-        return [("Triton Inference Server", "tritonserver --model-repository=.")]
-    if runtime != "onnxruntime":
-        return []
-    provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-    session = f'onnxruntime.InferenceSession("model.onnx", providers=["{provider}"])'
-    found = [("ONNX Runtime", f"import onnxruntime\n\nsession = {session}")]
-    if report.layout == "genai" and decoder:
-        found.append(("onnxruntime-genai", 'import onnxruntime_genai\n\nmodel = onnxruntime_genai.Model(".")'))
-    return found
+        clients = [TRITON]
+    elif Target.parse(report.target).backend != "onnxruntime":
+        clients = []
+    else:
+        clients = [RUNTIME, *[GENAI] * (report.layout == "genai" and decoder)]
+    return [(client, client_code(client, report, ".")) for client in clients]
 
 
 # ------------------------------------------------------------------ how to make it again

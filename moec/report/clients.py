@@ -1,0 +1,22 @@
+"""The lines that open an engine in the runtimes and servers that it is laid out for."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from moec.report.report import Report
+from moec.targets.target import Target
+
+RUNTIME, GENAI, TRITON = "ONNX Runtime", "onnxruntime-genai", "Triton Inference Server"
+
+
+def client_code(client: str, report: Report, folder: str) -> str:
+    """What opens the engine in one of these: Python, or for Triton's server a command. `folder`: the engine's, as the
+    reader names it."""
+    if client == TRITON:
+        return f"tritonserver --model-repository={folder}"
+    if client == GENAI:
+        return f'import onnxruntime_genai\n\nmodel = onnxruntime_genai.Model("{folder}")'
+    provider = "CUDAExecutionProvider" if Target.parse(report.target).device == "cuda" else "CPUExecutionProvider"
+    path = PurePosixPath(folder, "model.onnx")
+    return f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{path}", providers=["{provider}"])'
