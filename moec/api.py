@@ -17,7 +17,6 @@ from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.programs import capture
 from moec.compiler.prove_again import Asked, bisect_engine, prove_again
-from moec.compiler.staging import MANIFEST
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling
 from moec.frontend.export import Dynamic
@@ -32,7 +31,7 @@ from moec.proof.bisection import Divergence
 from moec.proof.exam import Exam
 from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
-from moec.report.artefacts import check_artefacts
+from moec.report.artefacts import MANIFEST, check_artefacts
 from moec.report.inspection import Inspection, inspect_program
 from moec.report.page import html
 from moec.report.report import Report

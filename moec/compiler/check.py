@@ -9,10 +9,9 @@ from typing import Any
 
 from moec.compiler.engine_folder import compare_recorded, options_of, require_same_texts
 from moec.compiler.options import Options
-from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.proof.where_run import WhereRun
-from moec.report.artefacts import check_artefacts
+from moec.report.artefacts import MANIFEST, check_artefacts
 from moec.report.report import Report
 
 Step = Callable[[], Any]

@@ -9,11 +9,11 @@ from typing import Any
 
 from moec.compiler.engine_folder import open_recorded
 from moec.compiler.keep_speed import keep_speed
-from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import is_decoder
 from moec.progress import Progress
+from moec.report.artefacts import MANIFEST
 from moec.report.report import Report
 from moec.targets.backend import find_backend
 from moec.targets.target import Target

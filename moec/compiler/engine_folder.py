@@ -12,7 +12,6 @@ from moec.compiler.open import open_source, source_kind
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, opened, ran_on
 from moec.compiler.recorded_bounds import Recorded
-from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.files.inside import stays_inside
@@ -27,7 +26,7 @@ from moec.program.program import Program
 from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.subject import Reference, Subject
 from moec.proof.verification import Verification, all_checks
-from moec.report.artefacts import check_artefacts, size_bytes
+from moec.report.artefacts import MANIFEST, check_artefacts, size_bytes
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.engine_file import EngineFile

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moec.compiler.staging import MANIFEST, PAGE
+from moec.compiler.staging import PAGE
 from moec.errors import MoecError
 from moec.files.workplace import workplace
-from moec.report.artefacts import SPEED_FILE
+from moec.report.artefacts import MANIFEST, SPEED_FILE
 from moec.report.page import html
 from moec.report.report import Report
 from moec.report.speed import Speed, read_speeds, speeds_with

@@ -10,7 +10,6 @@ from typing import Any
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
-from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
@@ -34,6 +33,7 @@ from moec.proof.quality import measure
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
+from moec.report.artefacts import MANIFEST
 from moec.text.corpus import corpus_of
 
 BISECTED_SIZES = 2  # every step of the compile is run on each input

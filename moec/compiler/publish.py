@@ -11,7 +11,7 @@ from typing import Any
 
 from moec.compiler.options import Options
 from moec.compiler.proving import runner
-from moec.compiler.staging import MANIFEST, PAGE, as_refusal, require_free
+from moec.compiler.staging import PAGE, as_refusal, require_free
 from moec.files.exchange import move
 from moec.files.workplace import workplace
 from moec.frontend.source import Source
@@ -20,7 +20,7 @@ from moec.layouts.facts import CARD
 from moec.pipeline.pipeline import StepReport
 from moec.program.program import Program
 from moec.proof.verification import Verification
-from moec.report.artefacts import hash_artefact, hash_artefacts, parts
+from moec.report.artefacts import MANIFEST, hash_artefact, hash_artefacts, parts
 from moec.report.card import model_card
 from moec.report.environment import environment
 from moec.report.page import html

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.staging import MANIFEST
 from moec.errors import MoecError
 from moec.files.workplace import DEPTH
 from moec.registry import did_you_mean
-from moec.report.artefacts import Artefact, size_bytes
+from moec.report.artefacts import MANIFEST, Artefact, size_bytes
 from moec.report.report import Report
 
 

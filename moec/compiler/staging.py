@@ -17,10 +17,10 @@ from moec.files.refused import refused
 from moec.files.regular import file_hash, read_bytes
 from moec.files.workplace import OLD, workplace
 from moec.layouts.facts import CARD
-from moec.report.artefacts import SPEED_FILE
+from moec.report.artefacts import MANIFEST, SPEED_FILE
 from moec.report.speed import is_speed_file
 
-MANIFEST, PAGE = "moec.json", "report.html"  # the first is what makes a folder an engine's
+PAGE = "report.html"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from moec.files.inside import stays_inside
 from moec.files.regular import file_hash
 from moec.layouts.facts import CARD
 
-MANIFEST = "moec.json"
+MANIFEST = "moec.json"  # what makes a folder an engine's
 SPEED_FILE = "bench.json"  # times, which no manifest holds
 # they hold the hashes of the others and therefore cannot hold their own, or come later
 _OWN = (MANIFEST, "report.html", SPEED_FILE)

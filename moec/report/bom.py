@@ -9,6 +9,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from moec.files.regular import file_hash
 from moec.layouts.facts import CARD, model_name
+from moec.report.artefacts import MANIFEST
 from moec.report.provenance import BUILD_TYPE, digests, missing, packages, purl, subjects, unsayable
 from moec.report.report import Report
 
@@ -35,7 +36,7 @@ def bill_of_materials(report: Report, folder: Path) -> str:
     except (ValueError, TypeError) as error:
         raise unsayable(error, folder) from error
     bom = Bom(
-        serial_number=uuid5(NAMESPACE_URL, f"{BUILD_TYPE}:{file_hash(folder / 'moec.json')}"),
+        serial_number=uuid5(NAMESPACE_URL, f"{BUILD_TYPE}:{file_hash(folder / MANIFEST)}"),
         metadata=BomMetaData(
             component=engine, tools=tools, lifecycles=[PredefinedLifecycle(phase=LifecyclePhase.BUILD)]
         ),

@@ -67,7 +67,7 @@ def missing(error: ImportError) -> MoecError:
 def unsayable(error: Exception, folder: Path) -> MoecError:
     """What to say of a manifest that was edited so that nothing can be attested of it."""
     what = f"the manifest says what no statement can: {one_line(str(error))[:200]}"
-    return MoecError("M106", what, str(folder / "moec.json"), "compile the engine again")
+    return MoecError("M106", what, str(folder / MANIFEST), "compile the engine again")
 
 
 def subjects(report: Report) -> list[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from moec.compiler.keep_speed import keep_speed
-from moec.compiler.staging import MANIFEST, PAGE, check_out
+from moec.compiler.staging import PAGE, check_out
 from moec.errors import MoecError
-from moec.report.artefacts import SPEED_FILE, check_artefacts
+from moec.report.artefacts import MANIFEST, SPEED_FILE, check_artefacts
 from moec.report.report import Report
 from tests.report.test_speed import SPEED
 
