@@ -95,14 +95,21 @@ class Comparison:
         deviation."""
         if output.problem or not math.isfinite(output.deviation):
             return False
-        bounds = (output.deviation, self.tolerance), (output.rms, self.max_rms), (output.row, self.max_row)
-        return all(bound is None or at_most(figure, bound) for figure, bound in bounds)
+        return all(at_most(figure, bound) for _, figure, bound in self.bounds(output))
+
+    def bounds(self, output: OutputError) -> list[tuple[str, float, float]]:
+        """What decides about an output: the name of each figure that is bounded, what was found, and what is
+        allowed."""
+        figures = (
+            ("max |d| / std", output.deviation, self.tolerance),
+            ("rms(d) / std", output.rms, self.max_rms),
+            ("rms(d) / std of the worst row", output.row, self.max_row),
+        )
+        return [(name, found, bound) for name, found, bound in figures if bound is not None]
 
     def used(self, output: OutputError) -> float:
         """The largest share of a bound that an output takes: by this the worst is found; 0 without bounds."""
-        bounds = (math.inf if b is None else b for b in (self.tolerance, self.max_rms, self.max_row))
-        deviation, rms, row = bounds
-        return Tolerance(deviation, rms, row=row).used(output.deviation, output.rms, output.row)
+        return max((_share(found, bound) for _, found, bound in self.bounds(output)), default=0.0)
 
     @property
     def allowed(self) -> str:

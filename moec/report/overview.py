@@ -77,8 +77,10 @@ def _quality(report: Report) -> Tile:
     if own:
         beside = f"nats of KL divergence a token, {figure_of(own.max_kl)} allowed; top-1 agreement {own.top1:.1%}"
         return Tile("Quality", f"{own.kl_mean:.3g}", beside, own.ok)
-    allowed = "" if found.tolerance is None else f", {figure_of(found.tolerance)} allowed"
-    return Tile("Error", f"{found.worst.deviation:.2g}", f"max |d| / std{allowed}", found.ok)
+    worst = found.worst
+    for name, figure, bound in found.bounds(worst)[:1]:  # the first says most to who reads one
+        return Tile("Error", f"{figure:.2g}", f"{name}, {figure_of(bound)} allowed", found.ok)
+    return Tile("Error", f"{worst.deviation:.2g}", "max |d| / std", found.ok)
 
 
 def _experts(report: Report) -> Tile | None:

@@ -39,10 +39,12 @@ def used_bounds(report: Report) -> list[tuple[str, float]]:
 
 def _bounds(report: Report) -> Iterator[tuple[str, float, float]]:
     comparison, own, text = report.comparison, report.proof.own_quality, report.quality
-    if comparison.tolerance is not None:
-        caches = [o for o in comparison.outputs if o.name.startswith(_CACHE)]
-        yield from ((o.name, o.deviation, comparison.tolerance) for o in comparison.outputs if o not in caches)
-        yield from (("cache", max(o.deviation for o in caches), comparison.tolerance) for _ in caches[:1])
+    caches = [o for o in comparison.outputs if o.name.startswith(_CACHE)]
+    drawn = [(o.name, o) for o in comparison.outputs if o not in caches]
+    drawn += [("cache", max(caches, key=comparison.used))] if caches else []
+    for of, output in drawn:
+        bounds = comparison.bounds(output)
+        yield from ((f"{of}, {name}" if len(bounds) > 1 else of, found, bound) for name, found, bound in bounds)
     if own is not None:
         yield "KL on its own text", own.kl_mean, own.max_kl
     if text is not None and text.exam.max_kl is not None:

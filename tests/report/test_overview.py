@@ -10,6 +10,7 @@ import pytest
 
 from moec.cli.build import compile_command
 from moec.compiler.options import SETTINGS, Options
+from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.text import TextQuality
 from moec.report.overview import command, tiles, ways_to_make, ways_to_run
 from tests.report.test_report import QUALITY, make, with_check
@@ -24,6 +25,14 @@ def test_what_is_not_known_has_no_tile() -> None:
 def test_quality_stands_in_the_place_of_the_error_where_a_text_decides() -> None:
     tile = tiles(with_check(make(), TextQuality(QUALITY)), ())[0]
     assert (tile.name, tile.figure) == ("Quality", "0.02") and "prose.txt" in tile.beside and tile.ok
+
+
+def test_the_error_is_the_figure_that_decides() -> None:
+    """Of an encoder in few bits the root mean square, not the largest difference, which nothing bounds."""
+    (output,) = make().comparison.outputs
+    found = replace(make().comparison, tolerance=None, max_rms=0.4, max_row=1.1, outputs=(replace(output, rms=0.25),))
+    tile = tiles(with_check(make(), Outputs(found)), ())[0]
+    assert (tile.figure, tile.beside) == ("0.25", "rms(d) / std, 0.4 allowed")
 
 
 def test_a_wrong_engine_has_a_red_tile() -> None:

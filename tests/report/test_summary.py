@@ -83,3 +83,11 @@ def test_names_stay_in_their_quotes(report: Report) -> None:
     assert found is not None
     text = job_summary(with_check(report, replace(found, coverage=named)))
     assert "\n# Free" not in text and plots(text)
+
+
+def test_every_bound_of_an_encoder_is_drawn() -> None:
+    (output,) = make().comparison.outputs
+    measured = replace(output, rms=0.2, row=0.55)
+    found = replace(make().comparison, tolerance=None, max_rms=0.4, max_row=1.1, outputs=(measured,))
+    used = used_bounds(with_check(make(), Outputs(found)))
+    assert [round(share) for _, share in used] == [50, 50] and all(name.startswith(output.name) for name, _ in used)
