@@ -73,6 +73,7 @@ def compile(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     build: bool = True,
+    resume: bool = True,
     require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,

@@ -64,6 +64,7 @@ class Options:
         inputs: `name=dims:dtype` texts that the source is opened with.
         cache: whether a decoder is opened with its cache of keys and values.
         leave_out: what of the model the engine is to be without, see `moec.frontend.account.LeaveOut`.
+        resume: take up captures and quantized weights that earlier compiles kept, see `moec.files.kept`, and keep them.
 
     Raises:
         MoecError: M201 for a value that a setting does not take, M202 for unknown passes and layouts.
@@ -122,6 +123,12 @@ class Options:
         (),
         "Inputs, tensors or files of the model that the engine is to be without, e.g. 'pixel_values*'. Repeatable.",
         metavar="NAME",
+    )
+    resume: bool = setting(
+        Switch(),
+        True,
+        "Take up what earlier compiles kept (captures, quantized weights), killed ones too; or make all of it anew.",
+        recorded=False,
     )
 
     def __post_init__(self) -> None:

@@ -96,6 +96,8 @@ class Source(ABC):
         hashes: SHA-256 of the files that it was read from, by path relative to the model's folder.
         size_bytes: bytes of its weights.
         snapshot: of these files as they were when they were opened; None for a model in memory.
+        recalled_from: the key of the capture that the last one was taken from, see `moec.frontend.kept_capture`; empty
+            where it was made.
         leaves_out: whether it knows `Opening.leave_out`; one that does not is never opened with it.
     """
 
@@ -105,6 +107,7 @@ class Source(ABC):
     hashes: dict[str, str]
     size_bytes: int
     snapshot: Snapshot | None = None
+    recalled_from: str = ""
     leaves_out: ClassVar[bool] = False
 
     @classmethod
