@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
@@ -56,7 +57,7 @@ def compile_source(
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
-    with nullcontext() if options.resume else unused():
+    with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
         try:
             return _compile(source, options, out, hooks, progress, require_run, backend)
         except MoecError as error:
@@ -107,6 +108,7 @@ def _compile(
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
+        options = replace(options, verify=within_limit(source, captured, options))
         refuse(refused_early(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
         check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))

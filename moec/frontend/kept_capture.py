@@ -115,7 +115,7 @@ def keep_capture(key: str, program: Program, weights: Mapping[str, Weight], mode
 def _plain(
     program: Program, weights: Mapping[str, Weight], model: nn.Module
 ) -> tuple[dict[str, Plain], dict[str, Tensor]]:
-    names, constants = {id(w): n for n, w in reversed(weights.items())}, dict[str, Tensor]()
+    names, constants = {id(w): n for n, w in reversed(list(weights.items()))}, dict[str, Tensor]()
     first: dict[int, str] = {}
     origins: dict[str, list[str]] = {}
     for name, weight in program.weights.items():

@@ -147,8 +147,9 @@ class GraphReader:
             return {name: self._argument(part) for name, part in value.items()}
         if kind == "slice":
             return slice(*map(self._argument, value))
-        plainly = {"node": self._nodes.__getitem__, "float": float, "device": torch.device}
-        return plainly[kind](value) if kind in plainly else _of_torch(kind, value)
+        if kind == "node":
+            return self._nodes[value]
+        return float(value) if kind == "float" else _of_torch(kind, value)
 
     def _value(self, plain: Plain) -> Any:
         if isinstance(plain, list):
@@ -168,6 +169,8 @@ class GraphReader:
 
 
 def _of_torch(kind: str, name: str) -> Any:
+    if kind == "device":
+        return torch.device(name)
     found = getattr(torch, name)
     if {v: k for k, v in _NAMED.items()}[kind] is not type(found):
         raise ValueError(f"torch.{name} is no {kind}")

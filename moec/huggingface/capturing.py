@@ -77,7 +77,7 @@ def _anywhere(config: Any) -> Any:
 
 def _kind(note: str) -> type | None:
     """The class of a model's outputs by its name; None where the model's code has none. Nothing is imported."""
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
     module, _, name = note.partition(":")
     found = getattr(sys.modules.get(module), name, None)

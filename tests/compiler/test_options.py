@@ -44,9 +44,10 @@ OTHER: dict[str, Any] = {
     "cache": False,
     "leave_out": ["pixel_values*"],
     "resume": False,
+    "max_ram": "16GiB",
 }
 # what no manifest keeps: a place on one machine, and how the work is done there
-UNRECORDED = {"save_hf", "resume"}
+UNRECORDED = {"save_hf", "resume", "max_ram"}
 # keywords of `moec.compile` that are no settings
 OTHERS = {"model", "out", "dynamic", "trust_remote_code", "allow_pickle", "require_run", "hooks", "progress"}
 
