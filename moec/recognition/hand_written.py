@@ -212,7 +212,12 @@ class _Flow:
 
     def _opened(self, node: fx.Node, product: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         for source in node.all_input_nodes:
-            for selection in self._selections:
-                if self._gates[source] & self._bit[selection] and not self._before[selection] & self._bit[product]:
-                    return source, selection
+            own = [
+                s
+                for s in self._selections
+                if self._gates[source] & self._bit[s] and not self._before[s] & self._bit[product]
+            ]
+            if own:  # the last choice by rank is that of experts: one before it is of groups
+                ranks = [s for s in own if s.target in _TOP or s.target in _ONE]
+                return source, (ranks[-1] if ranks else own[0])
         return None
