@@ -73,6 +73,7 @@ THROUGH = {
     "moec/huggingface/reading/parts.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/states.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/returned.py": "tests/compiler/test_programs.py",
+    "moec/frontend/seen_routing.py": "tests/frontend/test_loops_over_experts.py",
     "moec/recognition/hand_written_experts.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/hand_written_region.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/hand_written_rule.py": "tests/recognition/test_hand_written_mixtures.py",

@@ -169,3 +169,54 @@ class Normalised(Loop):
 
 
 WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, Capacity, OneDiffers, Normalised)
+
+
+class Listed(Loop):
+    """A loop over the experts that some token chose."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        weights, ids = self.choice(x)
+        out = torch.zeros_like(x)
+        for e in sorted(set(ids.flatten().tolist())):
+            token, nth = torch.where(ids == e)
+            out[token] += weights[token, nth, None] * self.experts[e](x[token])
+        return out
+
+
+class Block(nn.Module):
+    """A mixture as a module of its own, its router a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(EXPERTS, WIDTH))
+        self.experts, self.shared = nn.ModuleList(Expert(gated=True) for _ in range(EXPERTS)), Expert()
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and ids `[T, 2]`."""
+        weights, ids = F.linear(rows, self.weight).sigmoid().topk(2, -1)
+        return weights / (weights.sum(-1, keepdim=True) + 1e-20) * 1.5, ids
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, WIDTH)
+        weights, ids = self.routed(rows)
+        counts = ids.flatten().bincount(minlength=EXPERTS).tolist()
+        order, out, at = ids.flatten().argsort(stable=True), torch.zeros_like(rows), 0
+        for count, expert in zip(counts, self.experts, strict=True):
+            if count:
+                mine = order[at : at + count]
+                out.index_add_(0, mine // 2, expert(rows[mine // 2]) * weights.flatten()[mine, None])
+            at += count
+        return (out + self.shared(rows)).view_as(x)
+
+
+class Sorted(Loop):
+    """DeepSeek's inference loop: rows sorted by expert, counts taken to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.experts, self.router
+        self.block = Block()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.embedding(input_ids)
+        return self.head(h + self.block(h))  # type: ignore[no-any-return]
