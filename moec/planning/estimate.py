@@ -144,6 +144,7 @@ def _model(shape: Shape) -> dict[str, Any]:
         "mixtures": [asdict(m) for m in shape.mixtures],
         "states": [asdict(s) for s in shape.states],
         "unknown": list(shape.unknown),
+        "notes": list(shape.notes),
     }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.bare import bare, described
-from moec.huggingface.reading.states import layers_of
+from moec.huggingface.reading.text_part import layers_of
 from moec.program.program import META
 from moec.weights.lazy import Weight
 

@@ -10,7 +10,9 @@ from torch import nn
 
 from moec.errors import MoecError
 from moec.huggingface.reading.experts import in_interface
+from moec.huggingface.reading.text_part import text_part
 from moec.planning.shape import Mixture, Part, Tensor
+from moec.planning.written import TOP_K
 
 _SEGMENTS: tuple[tuple[str, Part], ...] = (
     (r"shared_(expert|mlp|ffn)\w*|residual_mlp", "shared experts"),
@@ -19,10 +21,6 @@ _SEGMENTS: tuple[tuple[str, Part], ...] = (
     (r"mlp|ffn|\w*feed_forward|intermediate|output|fc\d?|\w+_mlp|dense\w*|lin\d", "dense FFN"),
 )
 _TABLES = r"embed\w*|\w+_embeddings?|wte|wpe|word_embeddings"
-_TOP_K = (
-    "top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "experts_per_token", "topk",
-    "num_selected_experts", "moe_top_k", "top_k_experts", "num_active_experts",
-)  # fmt: skip
 
 
 def tensors_of(model: Any, mixtures: tuple[Mixture, ...]) -> tuple[Tensor, ...]:
@@ -30,6 +28,7 @@ def tensors_of(model: Any, mixtures: tuple[Mixture, ...]) -> tuple[Tensor, ...]:
     tables = {id(m.weight) for m in (model.get_input_embeddings(),) if m is not None and hasattr(m, "weight")}
     output = model.get_output_embeddings()
     heads = {id(p) for p in output.parameters()} if output is not None else set()
+    text, composed = text_part(model), model.config.get_text_config() is not model.config
     inside = tuple(f"{m.module}." for m in mixtures)
     around = {m.module.rpartition(".")[0]: m.experts for m in mixtures}
 
@@ -38,6 +37,8 @@ def tensors_of(model: Any, mixtures: tuple[Mixture, ...]) -> tuple[Tensor, ...]:
             return "output head"
         if id(value) in tables:
             return "input embedding"
+        if composed and text and not name.startswith(text):
+            return "vision and audio"
         if name.startswith(inside):
             return "routed experts"
         for module, experts in around.items():
@@ -104,7 +105,7 @@ def _top_k(model: Any, name: str) -> int:
     around = model.get_submodule(name.rpartition(".")[0])
     owners = [*around.children(), around, model.config.get_text_config()]
     for owner in owners:
-        for attribute in _TOP_K:
+        for attribute in TOP_K:
             value = getattr(owner, attribute, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value

@@ -1,0 +1,38 @@
+"""Which part of a model reads and writes text: its decoder, beside what sees and hears; and the layers of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+_LAYER = re.compile(r"(.*\.)?(layers|h|blocks|block)\.(\d+)")
+
+
+def text_part(model: Any) -> str:
+    """The dotted name of the module that holds a `PreTrainedModel`'s text decoder, with a dot behind it; empty where
+    the model is for text as a whole."""
+    if model.config.get_text_config() is model.config or model.config.is_encoder_decoder:
+        return ""
+    decoder = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    return f"{name}." if name else ""
+
+
+def layers_of(model: Any) -> Iterator[tuple[int, nn.Module]]:
+    """Every layer of a model's text part with its number, in order."""
+    inside = text_part(model)
+    for name, module in model.named_modules():
+        match = _LAYER.fullmatch(name) if name.startswith(inside) else None
+        if match and not (match[1] and _LAYER.match(match[1])):
+            yield int(match[3]), module
+
+
+def layer_number(name: str) -> int | None:
+    """The number of the layer that a parameter of this name is in; None for one outside the layers."""
+    match = _LAYER.match(name)
+    first = _LAYER.match(match[1]) if match and match[1] else None
+    found = first or match
+    return int(found[3]) if found else None
