@@ -53,9 +53,9 @@ def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Sha
     except MoecError as lacking:
         if not named:
             raise
-        what, way = f"{error.what}, and by hand: {lacking.what}", error.fix.partition("?")[0]
-        hint = f"{way}? " if way.startswith("did you mean") else ""
-        raise MoecError("M206", what, text, f"{hint}write a config.json with these sizes: {lacking.fix}") from error
+        hint, asked, _ = error.fix.partition("? ")
+        fix = f"{hint}? Otherwise {lacking.fix}" if asked else lacking.fix
+        raise MoecError("M206", f"{error.what}, and by hand: {lacking.what}", text, fix) from error
 
 
 def _raw(text: str) -> dict[str, Any]:

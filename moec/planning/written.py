@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,14 @@ from moec.errors import MoecError
 from moec.planning.shape import Mixture, Part, Shape, State, Tensor
 
 TOP_K = (  # what transformers' configs and modules call the experts that a token uses
-    "top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "experts_per_token", "topk",
-    "num_selected_experts", "moe_top_k", "top_k_experts", "num_active_experts",
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "experts_per_token", "num_selected_experts",
+    "moe_top_k", "top_k_experts", "num_active_experts", "topk", "top_k",  # the last one is also a sampler's setting
 )  # fmt: skip
+_OTHER = re.compile(  # entries that name parts which are in no usual decoder
+    r"\w*(linear_attn|latent_moe|ssm|mamba|conv_|compress|hybrid|altup|laurel|lru)\w*|layers?_types?|layers_block_type"
+    r"|block_configs|sparse_attention\w*|\w*expert_hidden_size|dense_intermediate_size|\w*_per_layer\w*|attn_res_\w+"
+    r"|encoder_\w*layers|index_head_dim|attention_output_gate"
+)
 _NAMES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("d_model", "n_embd"),
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
@@ -38,7 +44,7 @@ _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 def written_shape(raw: Mapping[str, Any], where: str, reason: str = "") -> Shape:
     """The shape of a decoder of these sizes: grouped-query attention, or multi-head latent attention where
     `kv_lora_rank` is there; feed-forward networks with a gate (`"gated": false` for those without); two norms a layer;
-    no biases. Attention or layers of another kind are not known to it.
+    biases of queries, keys and values with `"attention_bias": true`. Attention or layers of another kind are refused.
 
     Args:
         raw: sizes, called as in transformers' configs; `moec_name` and `moec_source` say what it is and where the
@@ -49,6 +55,10 @@ def written_shape(raw: Mapping[str, Any], where: str, reason: str = "") -> Shape
     Raises:
         MoecError: M204 for sizes that are missing, are no counts, or do not fit together.
     """
+    other = [key for key, value in raw.items() if value and _OTHER.fullmatch(key)]
+    if other:
+        what = f"{', '.join(other[:4])}: parts of the model that the formula of a usual decoder does not know"
+        raise MoecError("M204", what, where, "write a config.json without them: it counts a usual decoder")
     return _Decoder(_read(raw, where), raw, where).shape(reason)
 
 
@@ -157,6 +167,8 @@ class _Decoder:
         for name, shape in self._attention():
             part: Part = "norm" if len(shape) == 1 else "attention"
             yield Tensor(f"{path}.self_attn.{name}.weight", shape, part)
+            if self.raw.get("attention_bias") and name in ("q_proj", "k_proj", "v_proj"):
+                yield Tensor(f"{path}.self_attn.{name}.bias", shape[:1], part)
         if not self._mixture(number):
             yield from self._ffn(f"{path}.mlp", self.sizes["intermediate_size"], "dense FFN")
             return

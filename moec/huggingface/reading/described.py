@@ -85,12 +85,15 @@ def _kind(layer: nn.Module) -> tuple[object, ...]:
 
 
 def cut_to(config: Any, layers: int) -> Any:
-    """The config of the first layers; lists with an entry a layer become shorter, too."""
+    """The config of the first layers; lists with an entry a layer become shorter, too, and so do loops that are
+    unrolled (Sinkhorn's iterations of DeepSeek-V4)."""
     config = deepcopy(config)
     text = config.get_text_config()
     before = text.num_hidden_layers
     for name, value in text.to_dict().items():
         if isinstance(value, list) and len(value) == before and not name.startswith("_"):
             setattr(text, name, value[:layers])
+        elif isinstance(value, int) and name.endswith("_iters"):  # each is in the graph, and none is like no other
+            setattr(text, name, min(value, 2))
     text.num_hidden_layers = layers
     return config

@@ -34,7 +34,7 @@ def _of_layer(layer: nn.Module, config: Any, number: int) -> list[State]:
     if any(getattr(m, "is_kv_shared_layer", False) for m in layer.modules()):
         return []
     window = _window(config, number)
-    single = _one_key_for_all(layer, window)
+    single = _one_key_for_all(layer)
     if single:
         return single
     growing, fixed = _latent(layer) or _keys_and_values(layer, config, window), _recurrent(layer)
@@ -74,12 +74,13 @@ def _latent(layer: nn.Module) -> State | None:
     return State("compressed keys and values", rows + keys) if rows else None
 
 
-def _one_key_for_all(layer: nn.Module, window: int) -> list[State]:
+def _one_key_for_all(layer: nn.Module) -> list[State]:
     """One vector that is key and value of all heads, and a row for every few tokens of what is further back
     (DeepSeek-V4): its size and that of its index's key are those of the norms that they go through."""
     attention = next((m for m in layer.modules() if hasattr(m, "kv_norm") and hasattr(m, "kv_proj")), None)
     if attention is None:
         return []
+    window = int(getattr(attention, "sliding_window", 0) or 0)
     found = [State("compressed keys and values", _width(attention), window=window)]
     far: Any = getattr(attention, "compressor", None)
     if far is not None:
@@ -98,6 +99,9 @@ def _keys_and_values(layer: nn.Module, config: Any, window: int) -> State | None
     if keys:
         values = _rows(layer, ("v_proj", "value", "v_lin", "value_proj", "wv")) or keys
         return State("keys and values", keys + values, window=window)
+    both = _rows(layer, ("kv_proj",))  # queries of its mixture of attention heads lie with the experts (JetMoE)
+    if both:
+        return State("keys and values", both, window=window)
     fused = _rows(layer, _FUSED)
     if not fused:
         return None
