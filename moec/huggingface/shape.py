@@ -8,7 +8,7 @@ from typing import Any
 from moec.huggingface.on_paper import on_paper
 from moec.huggingface.reading.parts import mixtures_of, tensors_of
 from moec.huggingface.reading.states import of_layer, states_of
-from moec.huggingface.reading.text_part import layer_number
+from moec.planning.layer_names import layer_number
 from moec.planning.shape import Shape, Tensor
 
 _PREDICTING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")

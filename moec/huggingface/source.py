@@ -117,7 +117,9 @@ class HuggingFaceSource(Source):
     @classmethod
     def described(cls, model: str) -> HuggingFaceSource:
         origin = Described(model)
-        return cls(origin.text, origin)
+        source = cls(origin.text, origin)
+        source.stands_for = origin.stands_for
+        return source
 
     @classmethod
     def save_tiny(cls, model: str, folder: Path, seed: int) -> int:

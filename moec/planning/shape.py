@@ -30,11 +30,16 @@ class Tensor:
         name: as transformers names it.
         shape: its dimensions; of routed experts that are stacked the first is E.
         part: what it is for.
+        codes: bytes of the integers or small floats that it is packed in, whatever format is asked for; 0 where it is
+            not packed.
+        scales: how many numbers stand beside them that are stored as what is not packed.
     """
 
     name: str
     shape: tuple[int, ...]
     part: Part
+    codes: int = 0
+    scales: int = 0
 
     @property
     def count(self) -> int:

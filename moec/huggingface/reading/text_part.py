@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-_LAYER = re.compile(r"(.*\.)?(layers|h|blocks|block)\.(\d+)")
+from moec.planning.layer_names import LAYER
 
 
 def text_part(model: Any) -> str:
@@ -25,14 +24,6 @@ def layers_of(model: Any) -> Iterator[tuple[int, nn.Module]]:
     """Every layer of a model's text part with its number, in order."""
     inside = text_part(model)
     for name, module in model.named_modules():
-        match = _LAYER.fullmatch(name) if name.startswith(inside) else None
-        if match and not (match[1] and _LAYER.match(match[1])):
+        match = LAYER.match(name) if name.startswith(inside) else None
+        if match and match.end() == len(name):
             yield int(match[3]), module
-
-
-def layer_number(name: str) -> int | None:
-    """The number of the layer that a parameter of this name is in; None for one outside the layers."""
-    match = _LAYER.match(name)
-    first = _LAYER.match(match[1]) if match and match[1] else None
-    found = first or match
-    return int(found[3]) if found else None
