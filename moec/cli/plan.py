@@ -99,7 +99,7 @@ def _model_lines(found: Estimate) -> list[str]:
             f"like a dense model of {count_of(found.equivalent.by_cost)} in the cost of serving, of"
             f" {count_of(found.equivalent.by_quality)} in quality by folklore (the root of active times total)"
         )
-    return lines + [f"not known: {what}" for what in shape.unknown[:3]]
+    return lines + [f"note: {what}" for what in shape.notes] + [f"not known: {what}" for what in shape.unknown[:3]]
 
 
 def _rows(found: Estimate) -> list[Row]:

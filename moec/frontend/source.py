@@ -97,6 +97,8 @@ class Source(ABC):
         size_bytes: bytes of its weights.
         snapshot: of these files as they were when they were opened; None for a model in memory.
         leaves_out: whether it knows `Opening.leave_out`; one that does not is never opened with it.
+        stands_for: of a model that is cut to its first layers, for each layer of the whole one the layer that is of its
+            kind; empty for a model that is whole.
     """
 
     text: str
@@ -106,6 +108,7 @@ class Source(ABC):
     size_bytes: int
     snapshot: Snapshot | None = None
     leaves_out: ClassVar[bool] = False
+    stands_for: tuple[int, ...] = ()
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:

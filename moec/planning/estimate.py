@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from moec.errors import MoecError
 from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
 from moec.planning.devices import Device, find_device
-from moec.planning.formats import Format, find_format
+from moec.planning.formats import Format, find_format, recipe_format
 from moec.planning.memory import Memory, memory_of
 from moec.planning.parallel import ExpertParallel, expert_parallel
 from moec.planning.shape import Shape
@@ -79,6 +79,7 @@ def estimate(
     context: int = 4096,
     ranks: Sequence[int] = (),
     versus: Shape | None = None,
+    packed: Mapping[str, Shape] | None = None,
 ) -> Estimate:
     """Work out every combination.
 
@@ -89,6 +90,7 @@ def estimate(
         context: tokens behind a text when it is continued, and of a prompt.
         ranks: numbers of devices that the experts of a layer are spread over.
         versus: another model, compared in the first of the formats.
+        packed: the model as a recipe packs it, by the recipe's name, which stands among the formats.
 
     Raises:
         MoecError: M202 for an unknown name, M201 for a number below 1, a context beyond the model's positions, or ranks
@@ -104,8 +106,11 @@ def estimate(
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
     found: list[Device | None] = [find_device(name) for name in devices] or [None]
-    kinds = [find_format(name) for name in formats]
-    rows = [_situation(shape, f, d, b, context) for f in kinds for d in found for b in batches]
+    packed = packed or {}
+    kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
+    rows = [
+        _situation(packed.get(f.name, shape), f, d, b, context) for f in kinds for d in found for b in batches
+    ]
     spread = tuple(expert_parallel(shape, n) for n in ranks)
     both = () if versus is None else beside(shape, versus, kinds[0], context)
     return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both)
@@ -144,6 +149,7 @@ def _model(shape: Shape) -> dict[str, Any]:
         "mixtures": [asdict(m) for m in shape.mixtures],
         "states": [asdict(s) for s in shape.states],
         "unknown": list(shape.unknown),
+        "notes": list(shape.notes),
     }
 
 
