@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from moec.compiler.open import described_kind, without_config
 from moec.planning.estimate import Estimate, estimate
+from moec.planning.load import read_load
+from moec.planning.serving import Asked
 from moec.planning.shape import Shape
+from moec.planning.traffic import Traffic
 
 USUAL = 4096  # tokens of a text where nobody says how many
 
@@ -21,6 +24,14 @@ def plan(
     context: int | None = None,
     ranks: Sequence[int] = (),
     versus: str | Path | None = None,
+    load: str | Path = "uniform",
+    traffic: float | None = None,
+    prompt: int = 1024,
+    answer: int = 256,
+    prices: Mapping[str, float] | None = None,
+    links: Sequence[str] = (),
+    draft: int = 0,
+    offload: Sequence[str] = (),
 ) -> Estimate:
     """What a model takes in memory and time, from its config alone; files of weights need not be there.
 
@@ -29,6 +40,12 @@ def plan(
         formats, devices, batches, context, ranks: see `moec.planning.estimate.estimate`. Without a context, 4,096
             tokens, or all that the model's positions reach where that is less.
         versus: another model, named likewise.
+        load: how often experts are taken: `uniform`, `zipf:1.0`, or a file that `moec routers --json` wrote.
+        traffic: requests a second, each of `prompt` tokens with `answer` tokens to write.
+        prices: of an hour of a device, by its name, in any currency.
+        links: what weights are loaded over: `nvme`, `100gbe`, `7GB/s` …
+        draft: tokens that speculative decoding proposes at once.
+        offload: where experts lie that are not on the device: `ram`, `disk` or a link.
 
     Raises:
         MoecError: M204, M206 or M209 where the config cannot be read, M201 for a model that has none; M201 and M202 see
@@ -38,7 +55,16 @@ def plan(
     other = _shape(versus) if versus is not None else None
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
-    return estimate(shape, formats, devices, batches, tokens, ranks, other)
+    asked = Asked(
+        str(model),
+        read_load(str(load), shape),
+        None if traffic is None else Traffic(traffic, prompt, answer),
+        prices or {},
+        links,
+        draft,
+        offload,
+    )
+    return estimate(shape, formats, devices, batches, tokens, ranks, other, asked)
 
 
 def _shape(model: str | Path) -> Shape:
