@@ -54,7 +54,7 @@ TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "int8": (("int8_wo",), ()),
     "int4": (("int4_wo",), ("int4_wo",)),
     "int4-g128-zero": (("int4_wo",), ("int4_wo",)),
-    "mxfp4": ((), ("w4a16_mxfp4",)),
+    "mxfp4": ((), ("w4a8_mxfp4_mxfp8", "w4a16_mxfp4")),
     "nvfp4": (("nvfp4",), ("nvfp4",)),
 }
 # experts of two matrices (Nemotron 3) stand between those of three, and their sizes are the only mark of them
