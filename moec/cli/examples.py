@@ -33,6 +33,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec plan mixtral/": "bytes, FLOPs and memory, from the config alone",
         "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
+        "moec plan mixtral/ --device h200 --traffic 20rps --price h200=3.5": "replicas, latency, cost a million tokens",
     },
     "inspect": {
         "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moec.cli.console import common, emit, say, say_text
+from moec.cli.plan_serving import origins, serving_notes, serving_options, serving_tables
 from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
 from moec.planning.versus import turns
@@ -50,6 +51,7 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
+@serving_options
 @common
 def plan_command(
     model: str,
@@ -63,22 +65,37 @@ def plan_command(
     ranks: tuple[int, ...],
     as_json: bool,
     quiet: bool,
+    **serving: Any,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
 
-    found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
+    found = plan(
+        model,
+        formats=formats,
+        devices=devices,
+        batches=batches,
+        context=context,
+        versus=versus,
+        ranks=ranks,
+        **serving,
+    )
     compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     if as_json:
         emit({**found.to_dict(), "compile": [asdict(each) for each in compiled]})
         return
     for line in _model_lines(found):
         say(line)
-    for head, *rows in filter(None, [_rows(found), _rank_rows(found), _beside_rows(found)]):
+    tables = [_rows(found), _rank_rows(found), _beside_rows(found), *serving_tables(found)]
+    for head, *rows in filter(None, tables):
         say()
         say_text(TERMINAL.table(head, rows))
-    for line in [*_notes(found), *(line for each in compiled for line in _compile_lines(each))]:
+    for line in [
+        *_notes(found),
+        *serving_notes(found),
+        *(line for each in compiled for line in _compile_lines(each)),
+    ]:
         say(line)
 
 
@@ -126,10 +143,12 @@ def _row(s: Situation) -> Row:
 
 def _rank_rows(found: Estimate) -> list[Row]:
     rows = [
-        (str(r.ranks), f"{r.reached:.2f}", size_of(r.bytes_a_token), size_of(r.tensor_parallel_bytes))
+        (str(r.ranks), f"{r.reached:.2f}", f"{r.remote:.2f}", size_of(r.wire_bytes), size_of(r.tensor_parallel_bytes))
         for r in found.ranks
     ]
-    return [("ranks", "reached by a token", "sent a token", "by tensor parallelism"), *rows] if rows else []
+    return (
+        [("ranks", "reached by a token", "remote ones", "sent a token", "by tensor parallelism"), *rows] if rows else []
+    )
 
 
 def _beside_rows(found: Estimate) -> list[Row]:
@@ -142,9 +161,7 @@ def _beside_rows(found: Estimate) -> list[Row]:
 
 def _notes(found: Estimate) -> list[str]:
     """What the tables rest on, and what they say."""
-    notes = []
-    if found.situations[0].device:
-        notes.append("times: the roofline, between the shares of bandwidth and rate that others measured on an H200")
+    notes = origins(found)
     if found.versus is not None:
         first, other = (
             f"{name} ({count_of(shape.total)}, {count_of(shape.active)} active)"

@@ -37,7 +37,8 @@ def reshaped(shape: Shape, captured: Program, plans: Sequence[Plan], stands_for:
         return shape
     last = plans[-1].program
     known = _known(shape, captured)
-    before, after = _tensors(captured, [captured], known), _tensors(last, [captured, *(p.program for p in plans)], known)
+    before = _tensors(captured, [captured], known)
+    after = _tensors(last, [captured, *(p.program for p in plans)], known)
     gone = [name for name in before if name not in after]
     changed = {name: tensor for name, tensor in after.items() if before.get(name) != tensor}
     numbers = [n for name in captured.weights if (n := layer_number(name)) is not None]
