@@ -34,6 +34,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
     },
+    "routers": {
+        "moec routers mixtral/ --text text.txt": "load, dead experts, entropy, a cache's hits",
+        "moec routers mixtral/ --text law=law.txt --text code=code.txt": "and how far experts know these domains",
+        "moec routers mixtral/ --text text.txt --versus tuned/": "and what fine-tuning moved",
+    },
     "inspect": {
         "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",
         "moec inspect engine/": "how each layer runs, what was proven",

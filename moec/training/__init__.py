@@ -1,0 +1,1 @@
+"""Training mixtures: a monitor of routers, losses, and their parameters apart."""
