@@ -19,6 +19,9 @@ from moec.routing.scores import shares_by
 from moec.routing.tally import Choice
 
 
+aten = torch.ops.aten
+_PRODUCTS = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
+_STEPS = 8  # casts, views and biases between a router's product and its logits
 EXPERTS, MOE = torch.ops.moec.experts.default, torch.ops.moec.moe.default
 
 
@@ -116,3 +119,51 @@ def _choice(graph: fx.Graph, node: fx.Node, logits: fx.Node) -> tuple[fx.Node, f
         route = graph.call_function(ROUTE, (logits, bias), rule.arguments())
         weights, ids = (graph.call_function(operator.getitem, (route, k)) for k in (0, 1))
     return ids, weights
+
+
+# ---------------------------------------------------------------------- a router's own weights
+def router_weights(graph: fx.Graph) -> list[str]:
+    """Names of the weights and biases that the logits of a graph's routers are made with."""
+    found: list[str] = []
+    for node in graph.nodes:
+        if node.target is ROUTE:
+            found += _behind(RouteCall(node).logits)
+        elif node.target is MOE:
+            parts = (_Call(node).argument(name) for name in ("router_weight", "router_bias"))
+            found += [name for part in parts if part is not None for name in _constants_of(part)]
+    return list(dict.fromkeys(found))
+
+
+def expert_weights(graph: fx.Graph) -> dict[str, list[str]]:
+    """Names of the weights behind the two matrices of each mixture's experts, by the mixture's name."""
+    found: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        if node.target in (EXPERTS, MOE):
+            call = _Call(node)
+            names = [name for part in ("w_in", "w_out") for name in _constants_of(call.node_of(part))]
+            found[module_path(node) or node.name] = names
+    return found
+
+
+def _behind(logits: Any) -> list[str]:
+    """What the product behind logits and the steps after it read; nothing where no product is near."""
+    found: list[str] = []
+    for _ in range(_STEPS):
+        inputs = logits.all_input_nodes
+        found += [name for n in inputs if _is_constant(n) for name in _constants_of(n)]
+        moving = [n for n in inputs if not _is_constant(n)]
+        if logits.target in _PRODUCTS:
+            return found
+        if not moving:
+            break
+        logits = moving[0]
+    return []
+
+
+def _is_constant(node: fx.Node) -> bool:
+    return node.op == "get_attr" or (bool(node.all_input_nodes) and all(map(_is_constant, node.all_input_nodes)))
+
+
+def _constants_of(node: fx.Node) -> list[str]:
+    own = [str(node.target)] if node.op == "get_attr" else []
+    return [*own, *(name for n in node.all_input_nodes for name in _constants_of(n))]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from moec.errors import MoecError
 from moec.program.conditions import require
 from moec.program.decoder_signature import IDS, LOGITS, MASK, complete
-from moec.program.observed import Routers, with_routers
+from moec.program.observed import Routers, expert_weights, router_weights, with_routers
 from moec.program.signature import sizes_of
 from moec.registry import did_you_mean
 from moec.routing.losses import transformers_loss
@@ -91,6 +91,16 @@ class TrainableProgram(nn.Module):
         S]` that the forward had, None without one. Returns what ends it."""
         self._watching.append(watch)
         return lambda: self._watching.remove(watch)
+
+    def router_weights(self) -> tuple[str, ...]:
+        """Names of the parameters that its routers' logits are made with."""
+        learning = dict(self.named_parameters(remove_duplicate=False))
+        return tuple(name for name in router_weights(self._graph) if name in learning)
+
+    def expert_weights(self) -> dict[str, list[Tensor]]:
+        """The matrices of each mixture's experts as they are now, `[E, ...]`, by the mixture's name."""
+        tensors = {**dict(self.named_parameters(remove_duplicate=False)), **dict(self.named_buffers())}
+        return {mixture: [tensors[n] for n in names] for mixture, names in expert_weights(self._graph).items()}
 
     # ------------------------------------------------------------------ what goes in and comes out
     def _given(self, args: tuple[Tensor, ...], inputs: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -155,3 +155,23 @@ def _by_domain(tally: RouterTally, domains: Sequence[str]) -> dict[str, tuple[fl
         if counts:
             found[name] = _plain(_shares(torch.stack(counts).sum(0).double()))
     return found
+
+
+def summary_of(figures: Sequence[RouterFigures]) -> dict[str, float]:
+    """`router/max_vio`, `router/effective_share` (effective experts over E), `router/entropy` and `router/confidence`
+    where scores are known, each a mean over layers; `router/dead` and `router/starved`, sums."""
+    found: dict[str, float] = {
+        "router/max_vio": _mean([f.max_vio for f in figures]),
+        "router/effective_share": _mean([f.effective_experts / f.experts for f in figures]),
+        "router/dead": float(sum(len(f.dead) for f in figures)),
+        "router/starved": float(sum(len(f.starved) for f in figures)),
+    }
+    for name in ("entropy", "confidence"):
+        values: list[Any] = [v for f in figures if (v := getattr(f, name)) is not None]
+        if values:
+            found[f"router/{name}"] = _mean(values)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
