@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moec.compiler.routers import RouterReport
     from moec.routing.figures import RouterFigures
 
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 _COLUMNS = (
     "layer", "experts", "max load", "MaxVio", "in effect", "dead", "starved", "entropy", "confidence", "margin", "alike",
 )  # fmt: skip
@@ -56,7 +57,7 @@ def routers_command(
     if as_json:
         emit(found.to_dict())
         return
-    for line in _view(found):
+    for line in view(found):
         say_text(line) if "\n" in line else say(line)
 
 
@@ -74,7 +75,8 @@ def named_texts(texts: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _view(found: RouterReport) -> list[str]:
+def view(found: RouterReport) -> list[str]:
+    """Tables of a report, and its warnings."""
     seen = ", ".join(f"{text.name} ({text.tokens:,} tokens)" for text in found.texts)
     lines = [f"{found.model} on {seen}, windows of {found.window}", ""]
     lines.append(TERMINAL.table(_COLUMNS, [_row(f) for f in found.layers], right=range(1, len(_COLUMNS))))
@@ -93,19 +95,21 @@ def _row(f: RouterFigures) -> tuple[str, ...]:
     return (f.layer, *sizes, *counts, *scored, alike)
 
 
-def _together(found: RouterReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _together(found: RouterReport) -> Table:
     """The pair that is chosen together most in each layer, and the pair of experts that are most alike."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for f in found.layers:
         pair = f.pairs[0] if f.pairs else None
-        chosen = (f"{pair.experts[0]}+{pair.experts[1]}", f"{pair.share:.1%}", f"{pair.lift:.2f}") if pair else ("",) * 3
+        chosen = (
+            (f"{pair.experts[0]}+{pair.experts[1]}", f"{pair.share:.1%}", f"{pair.lift:.2f}") if pair else ("",) * 3
+        )
         near = f.similarity
         alike = (f"{near.pair[0]}+{near.pair[1]}", f"{near.most:.3f}") if near else ("", "")
         rows.append((f.layer, *chosen, *alike))
     return ("layer", "chosen together", "of tokens", "× chance", "most alike", "cosine"), rows
 
 
-def _cached(found: RouterReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _cached(found: RouterReport) -> Table:
     """Hit rates of caches, for layers with the same sizes."""
     sizes = sorted({(r.cached, f.experts) for f in found.layers for r in f.reuse})
     rows = []
@@ -117,7 +121,7 @@ def _cached(found: RouterReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]
     return head, rows if sizes else []
 
 
-def _special(found: RouterReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _special(found: RouterReport) -> Table:
     head = ("specialisation", "bits", "by chance", "what is left", "most")
     figures = [(f.layer, s) for f in found.layers if (s := f.specialisation)]
     return head, [
@@ -125,6 +129,6 @@ def _special(found: RouterReport) -> tuple[tuple[str, ...], list[tuple[str, ...]
     ]
 
 
-def _drifted(found: RouterReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _drifted(found: RouterReport) -> Table:
     head = (f"beside {found.versus}", "choices kept", "tokens kept", "load moved")
     return head, [(d.layer, f"{d.agreement:.1%}", f"{d.same:.1%}", f"{d.total_variation:.1%}") for d in found.drift]

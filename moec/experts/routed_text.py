@@ -72,7 +72,9 @@ class RoutedText:
             if calls.node in routes or (mixture is not None and mixture.route is None):
                 shares[calls.node] = _shares(calls)
             if mixture is not None:
-                known = shares.get(mixture.route or mixture.node) or [None] * len(calls.inputs)
+                known: list[Tensor | None] = [*shares.get(mixture.route or mixture.node, [])] or [None] * len(
+                    calls.inputs
+                )
                 found[mixture.name] = [_choice(c, s) for c, s in zip(calls.moe_calls(), known, strict=True)]
                 if alike:
                     self.similarity[mixture.name] = of_outputs(_outputs(calls))
@@ -115,8 +117,8 @@ def _outputs(calls: OperatorCalls) -> Tensor:
     each = max(1, SAMPLE // len(given))
     rows = torch.cat([call.x.reshape(-1, call.x.shape[-1])[:each] for call in given])[:SAMPLE]
     first = given[0]
-    matrices = [
+    w_in, w_out, b_in, b_out = (
         with_block_cache(m) if isinstance(m, Weight) else m for m in (first.w_in, first.w_out, first.b_in, first.b_out)
-    ]
-    expert = lazy_expert(*matrices, first.activation)
+    )
+    expert = lazy_expert(w_in, w_out, b_in, b_out, first.activation)
     return torch.stack([expert(e, rows) for e in range(first.experts)])

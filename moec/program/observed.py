@@ -18,7 +18,6 @@ from moec.program.provenance import module_path
 from moec.routing.scores import shares_by
 from moec.routing.tally import Choice
 
-
 aten = torch.ops.aten
 _PRODUCTS = (aten.linear.default, aten.addmm.default, aten.mm.default, aten.matmul.default)
 _STEPS = 8  # casts, views and biases between a router's product and its logits

@@ -37,13 +37,13 @@ class ReuseTally:
         self.sizes = sorted({n for n in (experts // 8, experts // 4, experts // 2) if n >= top_k})
         self._last = torch.full((experts,), -1, dtype=torch.int64)  # when each expert was used last
         self._now = 0
-        self._hits, self._seen = {n: 0 for n in self.sizes}, {n: 0 for n in self.sizes}
+        self._hits, self._seen = dict.fromkeys(self.sizes, 0), dict.fromkeys(self.sizes, 0)
 
     def add(self, ids: Tensor, used: Tensor) -> None:
         """Let the cache see tokens `[T, K]`, best expert first; `used` is False where a choice weighs nothing."""
         if self.sizes:
-            for some, real in zip(ids.split(_CHUNK), used.split(_CHUNK), strict=True):
-                self._add(some, real)
+            for k in range(0, len(ids), _CHUNK):
+                self._add(ids[k : k + _CHUNK], used[k : k + _CHUNK])
 
     def _add(self, ids: Tensor, used: Tensor) -> None:
         count, top_k = ids.shape

@@ -39,7 +39,7 @@ def of_weights(matrices: Iterable[Tensor]) -> Similarity | None:
     """Of all weights of each expert as one vector; matrices are `[E, ...]`. None where there are none."""
     gram: Tensor | None = None
     for matrix in matrices:
-        for part in matrix.flatten(1).split(_COLUMNS, dim=1):
+        for part in matrix.flatten(1).split(_COLUMNS, dim=1):  # type: ignore[no-untyped-call]
             rows = part.float()
             product = (rows @ rows.T).double().cpu()
             gram = product if gram is None else gram + product

@@ -38,4 +38,3 @@ def router_groups(model: nn.Module, lr: float, router_lr: float, **routers: floa
     learning = [p for p in model.parameters() if p.requires_grad]
     rest, own = ([p for p in learning if (id(p) in apart) is wanted] for wanted in (False, True))
     return [{"params": rest, "lr": lr, "name": "rest"}, {"params": own, "lr": router_lr, "name": "routers", **routers}]
-
