@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 _COLUMNS = (
-    "layer", "experts", "max load", "MaxVio", "in effect", "dead", "starved", "entropy", "confidence", "margin", "alike",
+    "layer", "experts", "max load", "MaxVio", "in effect", "dead", "starved", "entropy", "confidence", "margin",
+    "alike",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, fx
@@ -72,10 +73,8 @@ class RoutedText:
             if calls.node in routes or (mixture is not None and mixture.route is None):
                 shares[calls.node] = _shares(calls)
             if mixture is not None:
-                known: list[Tensor | None] = [*shares.get(mixture.route or mixture.node, [])] or [None] * len(
-                    calls.inputs
-                )
-                found[mixture.name] = [_choice(c, s) for c, s in zip(calls.moe_calls(), known, strict=True)]
+                known = shares.get(mixture.route or mixture.node, [])
+                found[mixture.name] = [_choice(c, s) for c, s in zip_longest(calls.moe_calls(), known)]
                 if alike:
                     self.similarity[mixture.name] = of_outputs(_outputs(calls))
 
