@@ -35,6 +35,11 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
         "moec plan mixtral/ --device h200 --traffic 20rps --price h200=3.5": "replicas, latency, cost a million tokens",
     },
+    "routers": {
+        "moec routers mixtral/ --text text.txt": "load, dead experts, entropy, a cache's hits",
+        "moec routers mixtral/ --text law=law.txt --text code=code.txt": "and how far experts know these domains",
+        "moec routers mixtral/ --text text.txt --versus tuned/": "and what fine-tuning moved",
+    },
     "inspect": {
         "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",
         "moec inspect engine/": "how each layer runs, what was proven",
