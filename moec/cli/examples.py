@@ -32,7 +32,12 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "plan": {
         "moec plan mixtral/": "bytes, FLOPs and memory, from the config alone",
         "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
+        "moec plan mixtral/ --device cpu,cpu-int8 --format fp32,int4": "on this machine, after `moec probe`",
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
+    },
+    "probe": {
+        "moec probe": "measure, print and keep; then `moec plan MODEL --device cpu`",
+        "moec probe --show": "what was measured before",
     },
     "inspect": {
         "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",

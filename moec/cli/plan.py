@@ -142,9 +142,8 @@ def _beside_rows(found: Estimate) -> list[Row]:
 
 def _notes(found: Estimate) -> list[str]:
     """What the tables rest on, and what they say."""
-    notes = []
-    if found.situations[0].device:
-        notes.append("times: the roofline, between the shares of bandwidth and rate that others measured on an H200")
+    times = [time for s in found.situations for time in (s.decode_time, s.prompt_time) if time]
+    notes = [f"times: {origin}" for origin in dict.fromkeys(time.origin for time in times)]
     if found.versus is not None:
         first, other = (
             f"{name} ({count_of(shape.total)}, {count_of(shape.active)} active)"

@@ -11,6 +11,7 @@ from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
 from moec.planning.devices import Device, find_device
 from moec.planning.formats import Format, find_format
 from moec.planning.memory import Memory, memory_of
+from moec.planning.on_cpu import NAMES, ThisMachine, this_machine
 from moec.planning.parallel import ExpertParallel, expert_parallel
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
@@ -103,7 +104,7 @@ def estimate(
             raise MoecError("M201", what, f"--context {context}", f"--context {model.longest}")
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
-    found: list[Device | None] = [find_device(name) for name in devices] or [None]
+    found: list[Device | None] = [_device(name) for name in devices] or [None]
     kinds = [find_format(name) for name in formats]
     rows = [_situation(shape, f, d, b, context) for f in kinds for d in found for b in batches]
     spread = tuple(expert_parallel(shape, n) for n in ranks)
@@ -111,8 +112,16 @@ def estimate(
     return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both)
 
 
+def _device(name: str) -> Device:
+    plain = name.lower()
+    return this_machine(plain) if plain in NAMES else find_device(name)
+
+
 def _situation(shape: Shape, format: Format, device: Device | None, batch: int, context: int) -> Situation:
+    here = device if isinstance(device, ThisMachine) else None
+    format = here.held(format) if here else format
     memory = memory_of(shape, format, batch, context)
+    memory = here.holds(memory) if here else memory
     decode = decode_step(shape, format, batch, context) if shape.states else None
     prompt = prompt_step(shape, format, batch, context)
     needed = memory.devices(device) if device else None
@@ -126,9 +135,17 @@ def _situation(shape: Shape, format: Format, device: Device | None, batch: int, 
         needed,
         decode,
         prompt,
-        time_of(decode, alone, format) if alone and decode else None,
-        time_of(prompt, alone, format) if alone else None,
+        _time(decode, shape, format, alone, batch, context, True) if alone and decode else None,
+        _time(prompt, shape, format, alone, batch, context, False) if alone else None,
     )
+
+
+def _time(
+    step: Step, shape: Shape, format: Format, device: Device, batch: int, context: int, token: bool
+) -> Time | None:
+    if isinstance(device, ThisMachine):
+        return device.time(shape, format, batch, context, token)
+    return time_of(step, device, format)
 
 
 def _model(shape: Shape) -> dict[str, Any]:
