@@ -12,6 +12,7 @@ from moec.planning.devices import Device, find_device
 from moec.planning.formats import Format, find_format, recipe_format
 from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
+from moec.planning.on_cpu import NAMES, ThisMachine, this_machine
 from moec.planning.pace import decode_time, prompt_time
 from moec.planning.parallel import ExpertParallel, expert_parallel
 from moec.planning.serving import Asked, Serving, answer, together
@@ -114,7 +115,7 @@ def estimate(
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
     asked = asked or Asked()
-    found: list[Device | None] = [find_device(name) for name in devices] or [None]
+    found: list[Device | None] = [_device(name) for name in devices] or [None]
     packed = packed or {}
     kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
     rows = [
@@ -133,10 +134,18 @@ def estimate(
     return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served)
 
 
+def _device(name: str) -> Device:
+    plain = name.lower()
+    return this_machine(plain) if plain in NAMES else find_device(name)
+
+
 def _situation(
     shape: Shape, format: Format, device: Device | None, batch: int, context: int, load: Load = UNIFORM
 ) -> Situation:
+    here = device if isinstance(device, ThisMachine) else None
+    format = here.held(format) if here else format
     memory = memory_of(shape, format, batch, context)
+    memory = here.holds(memory) if here else memory
     decode = decode_step(shape, format, batch, context, load) if shape.states else None
     prompt = prompt_step(shape, format, batch, context, load)
     needed = memory.devices(device) if device else None
@@ -150,9 +159,17 @@ def _situation(
         needed,
         decode,
         prompt,
-        decode_time(shape, format, alone, batch, context, load) if alone and decode else None,
-        prompt_time(shape, format, alone, batch, context, load) if alone else None,
+        _time(shape, format, alone, batch, context, load, True) if alone and decode else None,
+        _time(shape, format, alone, batch, context, load, False) if alone else None,
     )
+
+
+def _time(
+    shape: Shape, format: Format, device: Device, batch: int, context: int, load: Load, token: bool
+) -> Time | None:
+    if isinstance(device, ThisMachine):
+        return device.time(shape, format, batch, context, token)
+    return (decode_time if token else prompt_time)(shape, format, device, batch, context, load)
 
 
 def _model(shape: Shape) -> dict[str, Any]:

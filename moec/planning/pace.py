@@ -6,6 +6,7 @@ from moec.planning.devices import Device
 from moec.planning.formats import Format
 from moec.planning.load import UNIFORM, Load
 from moec.planning.measured import tables
+from moec.planning.on_cpu import ThisMachine
 from moec.planning.shape import Shape
 from moec.planning.step import Time, time_of
 from moec.planning.work import Work
@@ -13,6 +14,10 @@ from moec.planning.work import Work
 
 def time_on(work: Work, device: Device) -> Time:
     """The time of a forward on one device that holds the whole model, as an interval with its origin."""
+    if isinstance(device, ThisMachine):
+        tokens = max(1, round(work.texts * work.rows))
+        if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
+            return here
     found = tables(device.name, work.format.name)
     if found:
         from moec.planning.composed import composed
