@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,12 +53,32 @@ def test_two_models_and_ranks(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     mixture, dense = configs.write(tmp_path / "a", configs.MIXTRAL), configs.write(tmp_path / "b", configs.LLAMA_70B)
     text = cli("plan", mixture, "--versus", dense, "--ranks", "2,8")
-    assert "at batch 1 the first reads less" in text and "reached by a token" in text
+    assert "the first reads less a token at every batch" in text and "reached by a token" in text
     found = cli.json("plan", mixture, "--versus", dense, "--ranks", "8")
     assert found["versus"]["parameters"]["total"] == 70_553_706_496 and len(found["beside"]) == 11
     assert found["expert_parallel"][0]["ranks"] == 8
     cli("plan", mixture, "--ranks", "3", status=2)
     assert "--ranks 2" in cli.err
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_it_fits_a_terminal_and_nothing_is_cut(
+    columns: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = configs.write(tmp_path, configs.MIXTRAL)
+    asked = ("plan", path, "--device", "h200,rtxpro6000", "--format", "bf16,int4-g128-zero", "--batch", "1,512")
+    asked = (*asked, "--ranks", "2,8", "--versus", path)
+    piped = cli(*asked)
+    monkeypatch.setattr("moec.cli.terminal.Terminal.is_live", lambda *_: True)
+    for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    shown = re.sub(r"\x1b\[\d*m", "", cli(*asked))
+    assert max(map(len, shown.splitlines())) <= columns and "\x1b" not in shown
+
+    def letters(text: str) -> Counter[str]:
+        return Counter(re.sub(r"[\s─]", "", text))
+
+    assert letters(shown) == letters(piped)
 
 
 def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cli: Cli, tmp_path: Path) -> None:
