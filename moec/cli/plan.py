@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from moec.cli.console import common, emit, say, say_text
+from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
 from moec.errors import MoecError
-from moec.planning.versus import turns
 from moec.shown import count_of, size_of
 
 if TYPE_CHECKING:
@@ -70,11 +70,13 @@ def plan_command(
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
+    from moec.planning.advice import advise
 
     found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
     compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
+    advice = advise(found)
     if as_json:
-        emit({**found.to_dict(), "compile": [asdict(each) for each in compiled]})
+        emit({**found.to_dict(), "advice": [asdict(a) for a in advice], "compile": [asdict(each) for each in compiled]})
         return
     for line in _model_lines(found):
         say_wrapped(line)
@@ -82,7 +84,7 @@ def plan_command(
     for (head, *rows), right in [(t, r) for t, r in [*tables, (_beside_rows(found), range(4))] if t]:
         say()
         say_text(TERMINAL.table(head, rows, tuple(right)))
-    for line in _notes(found):
+    for line in [*_notes(found), *advice_lines(advice)]:
         say_wrapped(line)
     for line in (line for each in compiled for line in _compile_lines(each)):
         say(line)
@@ -145,20 +147,11 @@ def _beside_rows(found: Estimate) -> list[Row]:
 
 
 def _notes(found: Estimate) -> list[str]:
-    """What the tables rest on, and what they say."""
+    """What the tables rest on."""
     context = found.situations[0].context
     notes = [f"each text with {context:,} tokens of context; read: by a step, and of it for each of its tokens"]
     if found.situations[0].device:
         notes.append("times: the roofline, between the shares of bandwidth and rate that others measured on an H200")
-    if found.versus is not None:
-        first, other = (
-            f"{name} ({count_of(shape.total)}, {count_of(shape.active)} active)"
-            for name, shape in (("the first", found.shape), ("the other", found.versus))
-        )
-        least = "the first" if found.beside[0].first_reads_less else "the other"
-        changes = turns(found.beside)
-        where = f" at batch 1; this turns at batch {' and '.join(map(str, changes))}" if changes else " at every batch"
-        notes.append(f"{first} beside {other}: {least} reads less a token{where}")
     return notes
 
 

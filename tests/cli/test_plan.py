@@ -53,9 +53,10 @@ def test_two_models_and_ranks(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     mixture, dense = configs.write(tmp_path / "a", configs.MIXTRAL), configs.write(tmp_path / "b", configs.LLAMA_70B)
     text = cli("plan", mixture, "--versus", dense, "--ranks", "2,8")
-    assert "the first reads less a token at every batch" in text and "reached by a token" in text
+    assert "dense or mixture → mixture: beside LlamaForCausalLM (70.6 B)" in text and "reached by a token" in text
     found = cli.json("plan", mixture, "--versus", dense, "--ranks", "8")
     assert found["versus"]["parameters"]["total"] == 70_553_706_496 and len(found["beside"]) == 11
+    assert found["advice"][0]["rule"] == "dense or mixture" and found["advice"][0]["figures"]["bytes"] < 27e9
     assert found["expert_parallel"][0]["ranks"] == 8
     cli("plan", mixture, "--ranks", "3", status=2)
     assert "--ranks 2" in cli.err
