@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ import click
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
+from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
 from moec.errors import MoecError
@@ -53,6 +55,9 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write a page with plots of all that is said to this file."
+)
 @common
 def plan_command(
     model: str,
@@ -64,6 +69,7 @@ def plan_command(
     context: int | None,
     versus: str | None,
     ranks: tuple[int, ...],
+    html: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -71,10 +77,16 @@ def plan_command(
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
     from moec.planning.advice import advise
+    from moec.report.plan_page import plan_page
 
+    if html:
+        require_replaceable(html, PLAN_PAGE)
     found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
     compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     advice = advise(found)
+    if html:
+        about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
+        publish(html, plan_page(found, model, about), PLAN_PAGE)
     if as_json:
         emit({**found.to_dict(), "advice": [asdict(a) for a in advice], "compile": [asdict(each) for each in compiled]})
         return

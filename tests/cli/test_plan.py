@@ -82,6 +82,19 @@ def test_it_fits_a_terminal_and_nothing_is_cut(
     assert letters(shown) == letters(piped)
 
 
+def test_a_page_takes_the_place_of_its_own_kind_only(cli: Cli, tmp_path: Path) -> None:
+    path, page = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1}), tmp_path / "page.html"
+    for _ in range(2):
+        cli("plan", path, "--html", page)
+    assert "<title>moec plan: LlamaForCausalLM" in page.read_text()
+    for others in ("<html>mine</html>", "<!doctype html>\n<html lang=en><title>moec: a report", "plan\n"):
+        page.write_text(others)
+        cli("plan", path, "--html", page, status=2)
+        assert page.read_text() == others and "M210" in cli.err and len(cli.err.strip().splitlines()) == 3
+    cli("plan", path, "--html", tmp_path / "none" / "page.html", status=2)
+    assert "M210" in cli.err
+
+
 def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cli: Cli, tmp_path: Path) -> None:
     path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
     text = cli("plan", path, "-t", "onnxruntime", "-t", "onnxruntime:x=1")
