@@ -149,7 +149,7 @@ def _spot(plane: Plane, spot: Spot) -> Markup:
 def _key(name: str, k: int, y: float) -> Markup:
     """A row of a legend: the line as it is drawn, and its name."""
     line = Markup('<polyline class="line" points="{},{} {},{}"/>').format(4, y + 8, 28, y + 8)
-    text = drawn_text(36, y + 12, fitted(name, WIDTH - 40), kind="value")
+    text = drawn_text(36, y + 12, fitted(name, (WIDTH - 40) * 0.85), kind="value")
     return Markup('<g class="c{}">{}</g>{}').format(k % COLOURS, line, text)
 
 
