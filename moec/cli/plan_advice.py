@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moec.planning.asked import Advice
+from moec.planning.question import Advice
 
 
 def advice_lines(advice: Sequence[Advice]) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 from moec.planning.advice_memory import fits, holds, state
 from moec.planning.advice_rewrites import quantize, rewrite, speculate
-from moec.planning.asked import Advice, Asked, gigabytes, listed
 from moec.planning.estimate import Estimate
+from moec.planning.question import Advice, Question, gigabytes, listed
 from moec.planning.twins import MOST, Rival, changes, first_batch
 
 RULES = (
@@ -23,14 +23,14 @@ RULES = (
 
 def advise(found: Estimate) -> tuple[Advice, ...]:
     """What the figures of an estimate advise, in the order in which people ask."""
-    asked = Asked(found)
-    rules: tuple[Callable[[Asked], Iterator[Advice]], ...] = (
+    asked = Question(found)
+    rules: tuple[Callable[[Question], Iterator[Advice]], ...] = (
         dense_or_mixture, bound, turns, holds, fits, state, quantize, speculate, rewrite, ranks,
     )  # fmt: skip
     return tuple(advice for rule in rules for advice in rule(asked))
 
 
-def dense_or_mixture(asked: Asked) -> Iterator[Advice]:
+def dense_or_mixture(asked: Question) -> Iterator[Advice]:
     """Which of two models is the cheaper one at each batch, and where that turns: by time on the first device that
     holds it, else by the bytes of a token. Both are held against the same limits, so an interval does not matter."""
     for rival in asked.rivals:
@@ -54,7 +54,7 @@ def dense_or_mixture(asked: Asked) -> Iterator[Advice]:
         yield Advice("dense or mixture", _verdict(asked, rival, ours, theirs), text, figures)
 
 
-def _cheaper(asked: Asked, rival: Rival) -> tuple[list[int], list[int], list[int]]:
+def _cheaper(asked: Question, rival: Rival) -> tuple[list[int], list[int], list[int]]:
     """Batches at which the model is cheaper, at which the other one is, and where that turns; what differs by less than
     a hundredth is alike."""
 
@@ -69,7 +69,7 @@ def _cheaper(asked: Asked, rival: Rival) -> tuple[list[int], list[int], list[int
     return own, other, changes(ours, theirs)
 
 
-def _verdict(asked: Asked, rival: Rival, ours: list[int], theirs: list[int]) -> str:
+def _verdict(asked: Question, rival: Rival, ours: list[int], theirs: list[int]) -> str:
     if bool(ours) == bool(theirs):
         return "depends on the batch" if ours else "alike"
     mine, its = bool(asked.shape.mixtures), bool(rival.shape.mixtures)
@@ -78,7 +78,7 @@ def _verdict(asked: Asked, rival: Rival, ours: list[int], theirs: list[int]) -> 
     return "mixture" if mine == bool(ours) else "dense"
 
 
-def bound(asked: Asked) -> Iterator[Advice]:
+def bound(asked: Question) -> Iterator[Advice]:
     """Which limit holds on a device at each batch, with the bytes that a token takes."""
     for device in asked.devices if asked.shape.states else ():
         if (format := asked.format_on(device)) is None:
@@ -100,7 +100,7 @@ def bound(asked: Asked) -> Iterator[Advice]:
             yield Advice("bound", f"{kind}-bound", text, figures)
 
 
-def turns(asked: Asked) -> Iterator[Advice]:
+def turns(asked: Question) -> Iterator[Advice]:
     """From which batch on a device computes longer than it reads; experts get only k/E of the tokens."""
     for device in asked.devices if asked.shape.states else ():
         if (format := asked.format_on(device)) is None:
@@ -122,7 +122,7 @@ def turns(asked: Asked) -> Iterator[Advice]:
         yield Advice("turns", f"at batch {found:,}", text, {"batch": float(found), "ridge_flops_a_byte": ridge})
 
 
-def ranks(asked: Asked) -> Iterator[Advice]:
+def ranks(asked: Question) -> Iterator[Advice]:
     """Experts on several devices beside tensor parallelism, by the bytes that a token sends."""
     for row in asked.found.ranks:
         experts, tensor = row.bytes_a_token, row.tensor_parallel_bytes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moec.planning.asked import Advice, Asked
 from moec.planning.devices import Device
 from moec.planning.formats import FORMATS, find_format
 from moec.planning.memory import Memory, memory_of
+from moec.planning.question import Advice, Question
 from moec.shown import count_of, size_of
 
 
-def holds(asked: Asked) -> Iterator[Advice]:
+def holds(asked: Question) -> Iterator[Advice]:
     """Memory is for all parameters of a mixture, computing for the active ones."""
     shape = asked.shape
     if shape.mixtures:
@@ -24,7 +24,7 @@ def holds(asked: Asked) -> Iterator[Advice]:
         yield Advice("holds", f"{times:.1f} times", text, {"ratio": times, "weights_bytes": weights})
 
 
-def fits(asked: Asked) -> Iterator[Advice]:
+def fits(asked: Question) -> Iterator[Advice]:
     """For each device that does not hold the largest situation: which formats would, else how many devices it takes."""
     batch = asked.batches[-1]
     for device in asked.devices:
@@ -34,7 +34,7 @@ def fits(asked: Asked) -> Iterator[Advice]:
             yield _not_fitting(asked, device, batch, over)
 
 
-def _not_fitting(asked: Asked, device: Device, batch: int, over: dict[str, Memory]) -> Advice:
+def _not_fitting(asked: Question, device: Device, batch: int, over: dict[str, Memory]) -> Advice:
     every = {name: _memory(asked, name, batch) for name in FORMATS}
     name, memory = next(iter(over.items()))
     head = (
@@ -56,7 +56,7 @@ def _not_fitting(asked: Asked, device: Device, batch: int, over: dict[str, Memor
     return Advice("fits", "does not fit", text, figures | {"devices": float(needed)})
 
 
-def state(asked: Asked) -> Iterator[Advice]:
+def state(asked: Question) -> Iterator[Advice]:
     """When the texts' state takes more than the weights: fewer bits for it, shorter texts, or fewer at once."""
     for format in asked.formats:
         for batch in asked.batches:
@@ -72,5 +72,5 @@ def state(asked: Asked) -> Iterator[Advice]:
                 break
 
 
-def _memory(asked: Asked, format: str, batch: int) -> Memory:
+def _memory(asked: Question, format: str, batch: int) -> Memory:
     return memory_of(asked.shape, find_format(format), batch, asked.context)

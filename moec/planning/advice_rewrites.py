@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from moec.planning.asked import Advice, Asked, gigabytes
 from moec.planning.formats import find_format, stored_bytes
+from moec.planning.question import Advice, Question, gigabytes
 from moec.planning.step import time_of
 from moec.planning.touched import distinct
 from moec.shown import count_of
@@ -18,7 +18,7 @@ CARVED, KEPT = 8, 6  # the usual carve: 6 of 8 parts a token (CMoE, arXiv 2502.0
 WORTH = 0.9  # a carve is worth its loss of quality where it reads less than this share
 
 
-def quantize(asked: Asked) -> Iterator[Advice]:
+def quantize(asked: Question) -> Iterator[Advice]:
     """What 4 bits bring: at small batches time goes with the bytes of the weights."""
     shape, small = asked.shape, find_format("int4")
     if asked.format.bits <= small.bits or not shape.states:
@@ -35,7 +35,7 @@ def quantize(asked: Asked) -> Iterator[Advice]:
     yield Advice("quantize", f"{before / after:.1f} times less", text, figures)
 
 
-def speculate(asked: Asked) -> Iterator[Advice]:
+def speculate(asked: Question) -> Iterator[Advice]:
     """A draft of n tokens is checked in one step of n + 1 tokens a text, which touches more experts than one token
     does. It pays where a step yields more tokens than it costs times."""
     for batch in sorted({asked.batches[0], asked.batches[-1]}) if asked.shape.states else ():
@@ -60,7 +60,7 @@ def _pays(gain: float) -> str:
     return "pays" if gain > 1.1 else "does not pay" if gain < 0.9 else "hardly pays"
 
 
-def rewrite(asked: Asked) -> Iterator[Advice]:
+def rewrite(asked: Question) -> Iterator[Advice]:
     """For a dense model: what copies of its networks would hold and compute, and what parts of them would read; for a
     mixture what fewer experts would bring."""
     if not asked.shape.states:
@@ -72,7 +72,7 @@ def rewrite(asked: Asked) -> Iterator[Advice]:
         yield _carve(asked)
 
 
-def _leave(asked: Asked) -> Advice:
+def _leave(asked: Question) -> Advice:
     shape, m = asked.shape, asked.shape.mixtures[-1]
     stored = stored_bytes(shape.tensors, asked.format)
     weights, half = sum(stored.values()), stored["routed experts"] / 2
@@ -84,7 +84,7 @@ def _leave(asked: Asked) -> Advice:
     return Advice("leave", "leave it", text, {"weights_bytes": weights, "weights_bytes_of_half": weights - half})
 
 
-def _upcycle(asked: Asked) -> Advice:
+def _upcycle(asked: Question) -> Advice:
     shape, networks = asked.shape, asked.shape.parts()["dense FFN"]
     routers = shape.layers * shape.hidden * COPIES
     total = shape.total + (COPIES - 1) * networks + routers
@@ -99,7 +99,7 @@ def _upcycle(asked: Asked) -> Advice:
     return Advice("upcycle", "with training only", text, {"total": total, "active": active, "weights_bytes": held})
 
 
-def _carve(asked: Asked) -> Advice:
+def _carve(asked: Question) -> Advice:
     networks = stored_bytes(asked.shape.tensors, asked.format)["dense FFN"]
     batch = asked.batches[0]
     shares = []

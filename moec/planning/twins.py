@@ -30,7 +30,8 @@ class Rival:
 def dense_twin(shape: Shape, parameters: float) -> Shape:
     """The mixture with a dense FFN in place of every router and its experts, as wide as the parameters ask for.
 
-    Attention, tables, shared experts and state stay as they are, so that only what the experts change is compared.
+    Attention, tables, shared experts and state stay as they are, so that only what the experts change is compared;
+    what sees and hears is left out, since no token of a text uses it.
 
     Args:
         shape: a mixture.
@@ -39,12 +40,13 @@ def dense_twin(shape: Shape, parameters: float) -> Shape:
     Raises:
         ValueError: when that leaves nothing for the networks.
     """
-    rest = sum(t.count for t in shape.tensors if t.part not in ("routed experts", "router"))
+    kept = [t for t in shape.tensors if t.part not in ("router", "vision and audio")]
+    rest = sum(t.count for t in kept if t.part != "routed experts")
     routed = shape.parts()["routed experts"]
     if not routed or parameters <= rest:
         raise ValueError(f"{shape.name} has {rest:,} parameters beside its experts; {parameters:,.0f} leave none")
     share = (parameters - rest) / routed
-    tensors = tuple(_widened(t, share, shape.hidden) for t in shape.tensors if t.part != "router")
+    tensors = tuple(_widened(t, share, shape.hidden) for t in kept)
     return replace(shape, name=f"dense, {count_of(parameters)}", tensors=tensors, mixtures=(), multi_token=0)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from moec.planning.asked import Asked, listed
 from moec.planning.devices import Device
 from moec.planning.formats import Format, stored_bytes
 from moec.planning.memory import memory_of
+from moec.planning.question import Question, listed
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, prompt_step, time_of
 from moec.planning.touched import distinct
@@ -38,7 +38,7 @@ class Setting:
         return f"{self.device.name}, {self.format.name}"
 
 
-def settings(asked: Asked) -> list[Setting]:
+def settings(asked: Question) -> list[Setting]:
     """Each device that holds the model alone, in the first format in which it does."""
     found = ((device, asked.format_on(device)) for device in asked.devices)
     return [Setting(device, format) for device, format in found if format is not None]
@@ -51,7 +51,7 @@ def parts_chart(shape: Shape) -> Markup:
     return figure("Parameters by part", note, lying_bars(counts, count_of))
 
 
-def memory_chart(asked: Asked) -> Markup:
+def memory_chart(asked: Question) -> Markup:
     """What each situation takes, by what holds it, beside the devices' memory."""
     asked_for = list(dict.fromkeys((s.format, s.batch) for s in asked.found.situations))
     by_name = {f.name: f for f in asked.formats}
@@ -62,7 +62,7 @@ def memory_chart(asked: Asked) -> Markup:
     return figure("Memory", note, stacked_bars(rows, limits, size_of, 2**30))
 
 
-def _held(asked: Asked, format: Format, batch: int) -> dict[str, float]:
+def _held(asked: Question, format: Format, batch: int) -> dict[str, float]:
     memory, stored = memory_of(asked.shape, format, batch, asked.context), stored_bytes(asked.shape.tensors, format)
     routed, tables = stored.get("routed experts", 0), sum(stored.get(part, 0) for part in _TABLES)  # type: ignore[call-overload]
     beside = memory.activations + memory.logits + memory.runtime
@@ -75,7 +75,7 @@ def _held(asked: Asked, format: Format, batch: int) -> dict[str, float]:
     }
 
 
-def roofline_chart(asked: Asked, setting: Setting) -> Markup:
+def roofline_chart(asked: Question, setting: Setting) -> Markup:
     """What a device can compute at so many FLOPs a byte (Williams et al. 2009), and where decoding and a prompt are."""
     device, format = setting.device, setting.format
     ceiling, rate = device.flops(asked_bits(format)) / 1e12, device.bandwidth / 1e3
@@ -97,7 +97,7 @@ def asked_bits(format: Format) -> float:
     return format.bits if format.name in ("fp8", "nvfp4", "mxfp4", "fp32") else 16
 
 
-def _steps(asked: Asked, format: Format) -> Iterator[tuple[str, Step]]:
+def _steps(asked: Question, format: Format) -> Iterator[tuple[str, Step]]:
     for batch in asked.batches[:6] if asked.shape.states else ():
         yield f"batch {batch:,}", asked.step(asked.shape, batch, format)
     yield "prompt", prompt_step(asked.shape, format, asked.batches[0], asked.context)
@@ -107,7 +107,7 @@ def _spot(name: str, step: Step, time: Time) -> Spot:
     return Spot(name, step.flops / step.bytes, step.flops / time.high / 1e12, step.flops / time.low / 1e12)
 
 
-def speed_chart(asked: Asked, setting: Setting) -> Markup | None:
+def speed_chart(asked: Question, setting: Setting) -> Markup | None:
     """Tokens a second by batch, of the model and of those that it is held against, as far as one device holds each;
     None for what writes no text."""
     device, format = setting.device, setting.format
@@ -133,7 +133,7 @@ def speed_chart(asked: Asked, setting: Setting) -> Markup | None:
     return figure(f"Speed by batch, {setting.words}", _note(asked, note, turned), drawn)
 
 
-def reading_chart(asked: Asked) -> Markup | None:
+def reading_chart(asked: Question) -> Markup | None:
     """Bytes that a token makes a step read, by batch; None for what writes no text."""
     if not asked.shape.states:
         return None
@@ -146,7 +146,7 @@ def reading_chart(asked: Asked) -> Markup | None:
     return figure(f"Bytes read for a token, {asked.format.name}", _note(asked, "weights and state", turned), drawn)
 
 
-def _turns(asked: Asked, cost: Callable[[Shape, int], float]) -> list[int]:
+def _turns(asked: Question, cost: Callable[[Shape, int], float]) -> list[int]:
     """Where the model and the last of those that it is held against change places."""
     if not asked.rivals:
         return []
@@ -158,7 +158,7 @@ def _marks(turned: Sequence[int]) -> dict[str, float]:
     return {f"turns at batch {batch:,}": float(batch) for batch in turned}
 
 
-def _note(asked: Asked, note: str, turned: Sequence[int]) -> str:
+def _note(asked: Question, note: str, turned: Sequence[int]) -> str:
     if not asked.rivals:
         return note
     other = asked.rivals[-1].short
@@ -177,7 +177,7 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def experts_chart(asked: Asked) -> Markup | None:
+def experts_chart(asked: Question) -> Markup | None:
     """The share of its experts that a layer touches by batch; None for a dense model."""
     if not asked.shape.mixtures:
         return None

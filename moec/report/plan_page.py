@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from moec.planning.advice import advise
-from moec.planning.asked import Asked
 from moec.planning.estimate import Estimate, Situation
+from moec.planning.question import Question
 from moec.planning.step import Time
 from moec.report.overview import Tile
 from moec.report.plan_charts import (
@@ -44,7 +44,7 @@ def plan_page(found: Estimate, source: str = "", compiled: Sequence[tuple[str, s
         source: what the user called the model.
         compiled: titles and texts about what a compilation would do.
     """
-    asked = Asked(found)
+    asked = Question(found)
     every = settings(asked)
     return (
         environment()
@@ -72,14 +72,14 @@ def _known(charts: Sequence[Markup | None]) -> list[Markup]:
     return [chart for chart in charts if chart is not None]
 
 
-def _speed_charts(asked: Asked) -> list[Markup]:
+def _speed_charts(asked: Question) -> list[Markup]:
     drawn = _known([reading_chart(asked)])
     for setting in settings(asked)[:_MOST]:
         drawn += _known([speed_chart(asked, setting), roofline_chart(asked, setting)])
     return drawn
 
 
-def _lacking(asked: Asked, drawn: int) -> str:
+def _lacking(asked: Question, drawn: int) -> str:
     """Why charts that a reader looks for are not there; empty where all are."""
     alone = [d.name for d in asked.devices if asked.format_on(d) is None]
     said = []
@@ -92,14 +92,14 @@ def _lacking(asked: Asked, drawn: int) -> str:
     return " ".join(said)
 
 
-def _summary(asked: Asked) -> str:
+def _summary(asked: Question) -> str:
     formats, devices = (", ".join(x.name for x in every) for every in (asked.formats, asked.devices))
     batches = ", ".join(f"{b:,}" for b in asked.batches)
     where = f"on {devices}" if devices else "on no device in particular"
     return f"Expected before anything is compiled: {formats} {where}, batch {batches}, {asked.context:,} tokens a text."
 
 
-def _tiles(asked: Asked) -> list[Tile]:
+def _tiles(asked: Question) -> list[Tile]:
     shape, row = asked.shape, asked.found.situations[0]
     share = f"{count_of(shape.active)} active a token ({shape.active / shape.total:.0%})"
     tiles = [

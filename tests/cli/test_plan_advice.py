@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moec.cli.plan_advice import advice_lines
-from moec.planning.asked import Advice
+from moec.planning.question import Advice
 
 
 def test_a_sentence_follows_its_rule_and_verdict() -> None:

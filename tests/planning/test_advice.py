@@ -9,8 +9,8 @@ import pytest
 
 from moec.huggingface.shape import shape_of
 from moec.planning.advice import RULES, advise
-from moec.planning.asked import Advice
 from moec.planning.estimate import estimate
+from moec.planning.question import Advice
 from moec.planning.shape import Shape
 from tests.planning import configs
 

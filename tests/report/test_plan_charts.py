@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from moec.planning.asked import Asked
 from moec.planning.estimate import estimate
+from moec.planning.question import Question
 from moec.report.plan_charts import (
     experts_chart,
     memory_chart,
@@ -22,8 +22,8 @@ from tests.planning import configs
 from tests.planning.test_advice import shape
 
 
-def asked(tmp_path: Path, config: dict[str, Any], *args: Any) -> Asked:
-    return Asked(estimate(shape(tmp_path, config), *args))
+def asked(tmp_path: Path, config: dict[str, Any], *args: Any) -> Question:
+    return Question(estimate(shape(tmp_path, config), *args))
 
 
 def test_memory_stands_beside_the_devices(tmp_path: Path) -> None:

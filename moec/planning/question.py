@@ -32,7 +32,7 @@ class Advice:
     figures: dict[str, float]
 
 
-class Asked:
+class Question:
     """A question, for the rules.
 
     Attributes:
