@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moec.planning.estimate import Estimate, Situation
 from moec.planning.step import Time
+from moec.shown import span_of
 
 Row = tuple[str, ...]
 RIGHT = (2, 3, 4, 5)  # columns of figures
@@ -17,15 +18,10 @@ def device_rows(found: Estimate) -> list[Row]:
 
 
 def _row(s: Situation) -> Row:
-    decode = span(s.batch / s.decode_time.high, s.batch / s.decode_time.low) if s.decode_time else "–"
-    prompt = span(s.prompt_time.low, s.prompt_time.high) if s.prompt_time else "–"
+    decode = span_of(s.batch / s.decode_time.high, s.batch / s.decode_time.low) if s.decode_time else "–"
+    prompt = span_of(s.prompt_time.low, s.prompt_time.high) if s.prompt_time else "–"
     needed = str(s.devices) if s.devices else "none fits"
     return (s.device or "", s.format, str(s.batch), needed, decode, prompt, _bounds(s.decode_time, s.prompt_time))
-
-
-def span(low: float, high: float) -> str:
-    """An interval in a few letters, each end with three digits where it has them."""
-    return "–".join(f"{n:,.0f}" if n >= 100 else f"{n:.1f}" if n >= 10 else f"{n:.2f}" for n in (low, high))
 
 
 def _bounds(decode: Time | None, prompt: Time | None) -> str:

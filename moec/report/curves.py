@@ -78,9 +78,12 @@ def curve_chart(
     """Curves with a legend, named points, and upright lines where something turns.
 
     Args:
-        turns: x by what is written beside the line.
+        turns: x by what is written beside the line: above, or where there are spots, below.
     """
-    parts = [*_axes(plane), *(_turn(plane, name, x, k) for k, (name, x) in enumerate((turns or {}).items()))]
+    parts = [
+        *_axes(plane),
+        *(_turn(plane, name, x, k, bool(spots)) for k, (name, x) in enumerate((turns or {}).items())),
+    ]
     parts += [_curve(plane, curve, k) for k, curve in enumerate(curves)]
     parts += [_spot(plane, spot) for spot in spots]
     parts += [_key(curve.name, k, HEIGHT + k * LEGEND) for k, curve in enumerate(curves)]
@@ -106,10 +109,11 @@ def _axes(plane: Plane) -> list[Markup]:
     return [*parts, drawn_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, plane.across_title, "middle", "title")]
 
 
-def _turn(plane: Plane, name: str, x: float, row: int) -> Markup:
+def _turn(plane: Plane, name: str, x: float, row: int, low: bool) -> Markup:
     at = plane.x(x)
     left = at > WIDTH * 0.6
-    label = drawn_text(at + (-5 if left else 5), _TOP + 11 + 13 * row, name, "end" if left else "start", "value")
+    y = HEIGHT - BOTTOM - 6 if low else _TOP + 11 + 13 * row
+    label = drawn_text(at + (-5 if left else 5), y, name, "end" if left else "start", "value")
     return drawn_line(at, at, _TOP, HEIGHT - BOTTOM, "turn") + label
 
 

@@ -22,7 +22,7 @@ from moec.report.plan_charts import (
     speed_chart,
 )
 from moec.report.rendering import environment
-from moec.shown import count_of, size_of
+from moec.shown import count_of, size_of, span_of
 
 Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 _MOST = 6  # settings that have charts of their own
@@ -180,8 +180,8 @@ def _row(s: Situation) -> tuple[str, ...]:
     return (
         s.format, f"{s.batch:,}", s.device or "any", needed, *held,
         size_of(step.bytes), f"{step.experts:.1f}" if step.experts else "–",
-        f"{s.batch / decode.high:,.1f} to {s.batch / decode.low:,.1f}" if decode else "–",
-        f"{prompt.low:,.2f} to {prompt.high:,.2f} s" if prompt else "–",
+        span_of(s.batch / decode.high, s.batch / decode.low) if decode else "–",
+        f"{span_of(prompt.low, prompt.high)} s" if prompt else "–",
         ", ".join(dict.fromkeys(t.bound for t in (decode, prompt) if t)) or "–",
     )  # fmt: skip
 
