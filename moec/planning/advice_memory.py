@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from moec.planning.devices import Device
 from moec.planning.formats import FORMATS, find_format
-from moec.planning.memory import Memory, memory_of
+from moec.planning.memory import Memory
 from moec.planning.question import Advice, Question
 from moec.shown import count_of, size_of
 
@@ -16,7 +16,7 @@ def holds(asked: Question) -> Iterator[Advice]:
     shape = asked.shape
     if shape.mixtures:
         times = shape.total / shape.active
-        weights = memory_of(shape, asked.format, 1, asked.context).weights
+        weights = asked.memory(shape, 1, asked.format).weights
         text = (
             f"memory is for all {count_of(shape.total)} parameters ({size_of(weights)} in {asked.format.name}),"
             f" computing for {count_of(shape.active)}: it holds {times:.1f} times what a token uses"
@@ -73,4 +73,4 @@ def state(asked: Question) -> Iterator[Advice]:
 
 
 def _memory(asked: Question, format: str, batch: int) -> Memory:
-    return memory_of(asked.shape, find_format(format), batch, asked.context)
+    return asked.memory(asked.shape, batch, find_format(format))

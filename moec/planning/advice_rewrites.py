@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from moec.planning.formats import find_format, stored_bytes
 from moec.planning.question import Advice, Question, gigabytes
-from moec.planning.step import time_of
 from moec.planning.touched import distinct
 from moec.shown import count_of
 
@@ -39,13 +37,14 @@ def speculate(asked: Question) -> Iterator[Advice]:
     """A draft of n tokens is checked in one step of n + 1 tokens a text, which touches more experts than one token
     does. It pays where a step yields more tokens than it costs times."""
     for batch in sorted({asked.batches[0], asked.batches[-1]}) if asked.shape.states else ():
-        one, many = asked.step(asked.shape, batch), asked.step(asked.shape, batch * (DRAFT + 1))
-        many = replace(many, state_bytes=one.state_bytes)  # the texts are as many as before
+        one, many = (asked.step(asked.shape, batch, rows=rows) for rows in (1, DRAFT + 1))
         times, takes = many.bytes / one.bytes, "reads {:.2f} times as much as one token"
         if asked.fitting:
             device, format = asked.fitting
-            times = time_of(many, device, format).low / time_of(one, device, format).low
-            takes = f"takes {{:.2f}} times as long as one token on {device.name}"
+            timed = [asked.time(asked.shape, batch, device, format, rows) for rows in (1, DRAFT + 1)]
+            if timed[0] and timed[1]:
+                times = timed[1].low / timed[0].low
+                takes = f"takes {{:.2f}} times as long as one token on {device.name}"
         gain = YIELD / times
         experts = f" ({many.experts:.1f} experts a layer in place of {one.experts:.1f})" if one.experts else ""
         text = (

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from moec.planning.devices import Device, find_device
 from moec.planning.estimate import Estimate
 from moec.planning.formats import Format, find_format
-from moec.planning.memory import memory_of
+from moec.planning.memory import Memory, memory_of
 from moec.planning.shape import Shape
-from moec.planning.step import Step, decode_step, time_of
+from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
 from moec.planning.twins import Rival, rivals
 from moec.shown import count_of
 
@@ -60,9 +61,25 @@ class Question:
         """The one that models are compared in: the first that one device holds, else the first."""
         return self.fitting[1] if self.fitting else self.formats[0]
 
-    def step(self, shape: Shape, batch: int, format: Format | None = None) -> Step:
-        """A token for each of so many texts."""
-        return decode_step(shape, format or self.format, batch, self.context)
+    def step(self, shape: Shape, batch: int, format: Format | None = None, rows: int = 1) -> Step:
+        """A token for each of so many texts, or `rows` tokens of each, as when a draft is checked."""
+        one = decode_step(shape, format or self.format, batch, self.context)
+        if rows == 1:
+            return one
+        many = decode_step(shape, format or self.format, batch * rows, self.context)
+        return replace(many, state_bytes=one.state_bytes)  # the texts are as many as before
+
+    def memory(self, shape: Shape, batch: int, format: Format) -> Memory:
+        """What a model takes for so many texts."""
+        return memory_of(shape, format, batch, self.context)
+
+    def time(self, shape: Shape, batch: int, device: Device, format: Format, rows: int = 1) -> Time | None:
+        """Seconds of a step on one device that holds the model; None where they are not known."""
+        return time_of(self.step(shape, batch, format, rows), device, format)
+
+    def prompt_time(self, batch: int, device: Device, format: Format) -> Time | None:
+        """Seconds of the prompts of so many texts, likewise."""
+        return time_of(prompt_step(self.shape, format, batch, self.context), device, format)
 
     def bytes_a_token(self, shape: Shape, batch: int, format: Format | None = None) -> float:
         """What a model reads for one token when so many texts are written at once."""
@@ -87,17 +104,23 @@ class Question:
         if self.fitting is None:
             return self.bytes_a_token(shape, batch)
         device, format = self.fitting
-        return time_of(self.step(shape, batch, format), device, format).low / batch
+        time = self.time(shape, batch, device, format)
+        return time.low / batch if time else math.inf
 
     def format_on(self, device: Device) -> Format | None:
-        """The first of the formats in which one device holds the smallest batch; None where there is none."""
-        smallest = self.batches[0]
-        fitting = (f for f in self.formats if memory_of(self.shape, f, smallest, self.context).devices(device) == 1)
-        return next(fitting, None)
+        """The first of the formats in which one device holds the smallest batch and its times are known; None where
+        there is none."""
+        batch = self.batches[0]
+        for format in self.formats:
+            known = self.prompt_time(batch, device, format)
+            if known and self.memory(self.shape, batch, format).devices(device) == 1:
+                return format
+        return None
 
-    def bound(self, batch: int, device: Device, format: Format, shape: Shape | None = None) -> str:
-        """Which limit a decoded token meets first, `memory` or `compute`."""
-        return time_of(self.step(shape or self.shape, batch, format), device, format).bound
+    def bound(self, batch: int, device: Device, format: Format) -> str:
+        """Which limit a decoded token meets first, `memory` or `compute`; empty where it is not known."""
+        time = self.time(self.shape, batch, device, format)
+        return time.bound if time else ""
 
 
 def gigabytes(count: float) -> str:

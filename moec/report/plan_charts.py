@@ -10,10 +10,9 @@ from markupsafe import Markup
 
 from moec.planning.devices import Device
 from moec.planning.formats import Format, stored_bytes
-from moec.planning.memory import memory_of
 from moec.planning.question import Question, listed
 from moec.planning.shape import Shape
-from moec.planning.step import Step, Time, prompt_step, time_of
+from moec.planning.step import Step, Time, prompt_step
 from moec.planning.touched import distinct
 from moec.planning.twins import changes
 from moec.report.curves import Curve, Plane, Spot, curve_chart, powers, stacked_bars
@@ -63,7 +62,7 @@ def memory_chart(asked: Question) -> Markup:
 
 
 def _held(asked: Question, format: Format, batch: int) -> dict[str, float]:
-    memory, stored = memory_of(asked.shape, format, batch, asked.context), stored_bytes(asked.shape.tensors, format)
+    memory, stored = asked.memory(asked.shape, batch, format), stored_bytes(asked.shape.tensors, format)
     routed, tables = stored.get("routed experts", 0), sum(stored.get(part, 0) for part in _TABLES)  # type: ignore[call-overload]
     beside = memory.activations + memory.logits + memory.runtime
     return {
@@ -79,7 +78,7 @@ def roofline_chart(asked: Question, setting: Setting) -> Markup:
     """What a device can compute at so many FLOPs a byte (Williams et al. 2009), and where decoding and a prompt are."""
     device, format = setting.device, setting.format
     ceiling, rate = device.flops(asked_bits(format)) / 1e12, device.bandwidth / 1e3
-    spots = [_spot(name, step, time_of(step, device, format)) for name, step in _steps(asked, format)]
+    spots = [_spot(name, step, time) for name, step, time in _steps(asked, setting) if time]
     ridge = ceiling / rate
     low, high = min([s.x for s in spots] + [ridge / 4]), max([s.x for s in spots] + [ridge * 4])
     across = powers(low, high, 2)
@@ -97,10 +96,12 @@ def asked_bits(format: Format) -> float:
     return format.bits if format.name in ("fp8", "nvfp4", "mxfp4", "fp32") else 16
 
 
-def _steps(asked: Question, format: Format) -> Iterator[tuple[str, Step]]:
+def _steps(asked: Question, setting: Setting) -> Iterator[tuple[str, Step, Time | None]]:
+    device, format = setting.device, setting.format
     for batch in asked.batches[:6] if asked.shape.states else ():
-        yield f"batch {batch:,}", asked.step(asked.shape, batch, format)
-    yield "prompt", prompt_step(asked.shape, format, asked.batches[0], asked.context)
+        yield f"batch {batch:,}", asked.step(asked.shape, batch, format), asked.time(asked.shape, batch, device, format)
+    first = asked.batches[0]
+    yield "prompt", prompt_step(asked.shape, format, first, asked.context), asked.prompt_time(first, device, format)
 
 
 def _spot(name: str, step: Step, time: Time) -> Spot:
@@ -112,22 +113,23 @@ def speed_chart(asked: Question, setting: Setting) -> Markup | None:
     None for what writes no text."""
     device, format = setting.device, setting.format
 
-    def time(shape: Shape, batch: int) -> Time:
-        return time_of(asked.step(shape, batch, format), device, format)
-
     def curve(name: str, shape: Shape, banded: bool) -> Curve | None:
-        fitting = [b for b in BATCHES if memory_of(shape, format, b, asked.context).devices(device) == 1]
-        times = [(b, time(shape, b)) for b in fitting]
+        fitting = [b for b in BATCHES if asked.memory(shape, b, format).devices(device) == 1]
+        times = [(b, t) for b in fitting if (t := asked.time(shape, b, device, format))]
         points = tuple((float(b), b / math.sqrt(t.low * t.high)) for b, t in times)
         band = tuple((b / t.high, b / t.low) for b, t in times) if banded else ()
         return Curve(name, points, band) if points else None
+
+    def cost(shape: Shape, batch: int) -> float:
+        time = asked.time(shape, batch, device, format)
+        return time.low / batch if time else math.inf
 
     if not asked.shape.states:
         return None
     named = [(asked.shape.name, asked.shape), *((r.short, r.shape) for r in asked.rivals)]
     curves = [c for k, (name, shape) in enumerate(named) if (c := curve(name, shape, k == 0))]
     most = max(x for c in curves for x, _ in c.points)
-    turned = [at for at in _turns(asked, lambda s, b: time(s, b).low / b) if at <= most]
+    turned = [at for at in _turns(asked, cost) if at <= most]
     note = "new tokens of all texts; shaded: from the lowest to the highest that is expected"
     drawn = curve_chart(curves, _by_batch(curves, most, "tokens/s"), (), _marks(turned))
     return figure(f"Speed by batch, {setting.words}", _note(asked, note, turned), drawn)
