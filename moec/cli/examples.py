@@ -32,6 +32,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "plan": {
         "moec plan mixtral/": "bytes, FLOPs and memory, from the config alone",
         "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
+        "moec plan mixtral/ --device h200 --batch 1,8,64 --html plan.html": "a page with plots, and what is advised",
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
     },
     "inspect": {
