@@ -1,5 +1,5 @@
-"""A small dense Llama goes on learning, and so does the mixture that it is upcycled to: the same tokens, as many FLOPs a
-token. Both curves and the health of the routers are plotted, and the mixture is compiled and writes text.
+"""A small dense Llama goes on learning, and so does the mixture that it is upcycled to: the same tokens, as many FLOPs
+a token. Both curves and the health of the routers are plotted, and the mixture is compiled and writes text.
 
 usage: python examples/train_upcycled.py [FOLDER] [--model LLAMA_FOLDER] [--first 300] [--steps 300]
 

@@ -224,7 +224,7 @@ class Source(ABC):
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
         """The tokenizer whose files lie in an engine's folder, else with the model of this name; None where this class
-        finds none. Asked also where the model itself is not here. Raises M204 when it does not load."""
+        finds none. Question also where the model itself is not here. Raises M204 when it does not load."""
         return None
 
     @classmethod
