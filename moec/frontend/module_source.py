@@ -24,6 +24,7 @@ from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
 from moec.frontend.in_memory import state_hash
 from moec.frontend.kept_capture import kept_or_captured
+from moec.frontend.loops_over_experts import without_branches
 from moec.frontend.refusals import depends_on_data, say_dynamic, say_inputs, with_fixed_sizes
 from moec.frontend.samples import (
     guess_domain,
@@ -117,6 +118,9 @@ class ModuleSource(Source):
         try:
             return attempt(self._dynamic)
         except MoecError as error:
+            if depends_on_data(error) and without_branches(module, lambda m: m(**samples)):
+                with contextlib.suppress(MoecError):  # the first says what stands in the user's own code
+                    return attempt(self._dynamic)
             if error.code == "M207" and not depends_on_data(error):
                 for larger in enlarged(samples, self._dynamic):
                     with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample

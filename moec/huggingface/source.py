@@ -79,6 +79,7 @@ class HuggingFaceSource(Source):
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
         self.snapshot = getattr(origin, "snapshot", None)
         self._unread: Sequence[LeftOut] = ()
+        self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
@@ -116,7 +117,9 @@ class HuggingFaceSource(Source):
     @classmethod
     def described(cls, model: str) -> HuggingFaceSource:
         origin = Described(model)
-        return cls(origin.text, origin)
+        source = cls(origin.text, origin)
+        source.stands_for = origin.stands_for
+        return source
 
     @classmethod
     def save_tiny(cls, model: str, folder: Path, seed: int) -> int:
@@ -242,8 +245,12 @@ class HuggingFaceSource(Source):
 
     def _refusal(self, error: MoecError) -> MoecError:
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
-        if error.code not in ("M206", "M207") or not self._cache:
+        if error.code not in ("M206", "M207") or not self._cache or error is self._explained:
             return error
+        self._explained = self._tried_without_cache(error)
+        return self._explained
+
+    def _tried_without_cache(self, error: MoecError) -> MoecError:
         try:
             HuggingFaceSource(self.text, self.origin, False, self._leave_out, self._given).capture()
         except MoecError as other:
