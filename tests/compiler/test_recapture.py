@@ -12,7 +12,9 @@ from moec.compiler.open import open_source
 from moec.compiler.options import Options
 from moec.compiler.recapture import is_outdated
 from moec.errors import MoecError
+from moec.execution.memory import own_bytes
 from moec.files import kept
+from moec.frontend.module_source import FileSource
 from moec.progress import Progress
 
 CODE = """
@@ -55,12 +57,16 @@ class Lines(Progress):
         self.lines.append(detail)
 
 
-def test_a_compile_begins_again_without_it(model: str, tmp_path: Path) -> None:
+def test_a_compile_begins_again_without_it(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_source(model).capture()
     (tmp_path / "scale.json").write_text("3.0")
     lines = Lines()
-    report = compile_source(open_source(model), Options(), tmp_path / "engine", progress=lines)
+    monkeypatch.setattr(FileSource, "loaded_bytes", 3 * 2**30)
+    tight = Options(max_ram=own_bytes() + 2**30)
+    report = compile_source(open_source(model), tight, tmp_path / "engine", progress=lines)
     assert report.ok and any("begun again" in line for line in lines.lines)
+    assert report.settings["verify"] == "streamed" and "of its own, of" in lines.lines[-1]
+    assert "max_ram" not in report.settings and "MORE" not in lines.lines[-1]
     (entry,) = kept.entries()
     source = open_source(model)
     assert "3.0" in source.capture().text() and source.recalled_from == entry.path.stem, "the new one is kept"
