@@ -13,18 +13,20 @@ from moec.planning.measured import Kind, Tables
 from moec.planning.rooflines import ACTIVATION_BYTES, LAUNCH
 from moec.planning.shape import Mixture, State, Tensor
 from moec.planning.step import BANDWIDTH_SHARE, Step, Time, pairs, time_of
+from moec.planning.tensor import HOP, exchanged, part_of, sent_bytes
 from moec.planning.work import Work
 
 # how far nine of ten held-out times of each kind lie from what is interpolated: benchmarks/plan_tables.py
-WITHIN = {"matrices": 0.18, "experts": 0.22, "attention": 0.20}
+WITHIN = {"matrices": 0.18, "experts": 0.22, "attention": 0.20, "exchanges": 0.20}
 _PASSES, _LAUNCHES = 10, (3, 8)  # of a layer beside products and attention: readings of its tokens, kernels
 _LATENT = 576  # numbers a token of the latent caches that were measured, DeepSeek-V3's
 _TOGETHER = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3)\.weight$")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gu", "up_proj": "gu", "w1": "gu", "w3": "gu"}
 
 
-def composed(work: Work, device: Device, tables: Sequence[Tables]) -> Time | None:
-    """The time of a forward on one device, over the intervals of the two frameworks that are fastest at it.
+def composed(work: Work, device: Device, tables: Sequence[Tables], ranks: int = 1) -> Time | None:
+    """The time of a forward on one device, or on several that split every matrix, over the intervals of the two
+    frameworks that are fastest at it.
 
     Each framework's kernels are summed: products, experts, attention. What they lack (norms, rotations, activations)
     is a rule of thumb. A server's own work between steps is not in it.
@@ -32,7 +34,7 @@ def composed(work: Work, device: Device, tables: Sequence[Tables]) -> Time | Non
     Returns:
         None where no framework's tables hold the kernels that take most of the time.
     """
-    sums = [found for found in (_of(work, device, each) for each in tables) if found is not None]
+    sums = [found for found in (_of(work, device, each, ranks) for each in tables) if found is not None]
     if not sums:
         return None
     best = sorted(sums, key=lambda each: each.low)[:2]
@@ -40,11 +42,12 @@ def composed(work: Work, device: Device, tables: Sequence[Tables]) -> Time | Non
     return Time(best[0].low, max(each.high for each in best), best[0].bound, origin, best[0].parts)
 
 
-def _of(work: Work, device: Device, tables: Tables) -> Time | None:
+def _of(whole: Work, device: Device, tables: Tables, ranks: int) -> Time | None:
+    work = part_of(whole, ranks)
     needed = tables.table("experts" if work.shape.mixtures else "matrices")
     if needed is None:
         return None
-    parts = [part for part in _parts(work, device, tables) if part[2] > 0]
+    parts = [part for part in (*_parts(work, device, tables), *_exchanges(whole, device, tables, ranks)) if part[2] > 0]
     sums = {name: sum(low + high for n, low, high in parts if n == name) / 2 for name, _, _ in parts}
     bound = time_of(work.step, device, work.format).bound
     low, high = sum(part[1] for part in parts), sum(part[2] for part in parts)
@@ -63,6 +66,18 @@ def _parts(work: Work, device: Device, tables: Tables) -> Iterator[tuple[str, fl
         for k, n in enumerate(_LAUNCHES)
     )
     yield "rest", low, high
+
+
+def _exchanges(work: Work, device: Device, tables: Tables, ranks: int) -> Iterator[tuple[str, float, float]]:
+    """All-reduces of a forward that is split."""
+    if ranks == 1:
+        return
+    table, (count, numbers) = tables.table("exchanges"), exchanged(work)
+    if table is not None:
+        yield _measured("exchanges", count * float(table.at(np.array([[ranks, numbers]], float))[0]))
+    else:
+        moved = sent_bytes(work, ranks) / (device.link * 1e9)
+        yield "exchanges", moved + count * HOP[0], moved + count * HOP[1]
 
 
 def _products(work: Work, device: Device, tables: Tables) -> Iterator[tuple[str, float, float]]:

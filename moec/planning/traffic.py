@@ -14,7 +14,6 @@ from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import memory_of
 from moec.planning.pace import time_on
 from moec.planning.shape import Shape
-from moec.planning.spread import tensor_time
 from moec.planning.step import Time
 from moec.planning.work import Work
 
@@ -171,7 +170,7 @@ class _Curve:
         return first + (second - first) * (max(batch, 1) / below - 1)
 
     def _time(self, work: Work) -> Time:
-        return time_on(work, self._device) if self._devices == 1 else tensor_time(work, self._device, self._devices)
+        return time_on(work, self._device, self._devices)
 
 
 def _end(time: Time, end: int) -> float:

@@ -62,3 +62,11 @@ def test_a_step_lies_near_the_roofline_and_not_below_it() -> None:
         work = Work(mixture(128, 8, 24, 2048, 768), FORMATS[format], 32, 2048)
         found = composed(work, H200, tables("h200", format))
         assert found is not None and 0.9 * work.step.bytes / 4.8e12 < found.low < 6 * work.step.bytes / 4.8e12
+
+
+@with_tables
+def test_split_over_devices_exchanges_are_measured_too() -> None:
+    work = Work(mixture(8, 2, 32, 4096, 14336), FORMATS["bf16"], 32, 2048)
+    one, four = (composed(work, H200, tables("h200", "bf16"), n) for n in (1, 4))
+    assert one is not None and four is not None and one.low / 4 < four.low < one.low / 2
+    assert 32 * 2 * 2e-6 < dict(four.parts)["exchanges"] < 32 * 2 * 30e-6
