@@ -19,6 +19,7 @@ from moec.planning.work import Work
 # how far nine of ten held-out times of each kind lie from what is interpolated: benchmarks/plan_tables.py
 WITHIN = {"matrices": 0.18, "experts": 0.22, "attention": 0.20, "exchanges": 0.20}
 _PASSES, _LAUNCHES = 10, (3, 8)  # of a layer beside products and attention: readings of its tokens, kernels
+_NO_PRODUCT = ("input embedding", "norm", "routed experts", "vision and audio")  # of a token of text, one by one
 _LATENT = 576  # numbers a token of the latent caches that were measured, DeepSeek-V3's
 _TOGETHER = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3)\.weight$")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gu", "up_proj": "gu", "w1": "gu", "w3": "gu"}
@@ -123,10 +124,15 @@ def _attention(
         yield _measured("attention", layers * found)
         return
     read = 0.0 if work.prompt else work.texts * state.elements(work.context) * ACTIVATION_BYTES
-    seen = work.texts * pairs(work.context, state.window) if work.prompt else work.texts * work.rows * work.context
+    seen = work.texts * (_pairs_of(work, state) if work.prompt else work.rows * state.rows(work.context))
     computed = 4 * seen * work.shape.heads * work.shape.head_size if state.per_token else 0.0
     rough = time_of(Step(work.tokens, 0, 0, layers * read, layers * computed), device, work.format)
     yield "attention", rough.low, rough.high
+
+
+def _pairs_of(work: Work, state: State) -> float:
+    """Pairs of tokens that a prompt's attention looks at."""
+    return pairs(work.context, state.window) / state.every
 
 
 def _keys_and_values(work: Work, tables: Tables, state: State) -> float | None:
@@ -134,10 +140,10 @@ def _keys_and_values(work: Work, tables: Tables, state: State) -> float | None:
     pair = state.per_token / (2 * work.shape.head_size) if work.shape.head_size else 0
     if table is None or not work.shape.heads or pair < 1:
         return None
-    tokens = min(work.context, state.window or work.context) if not work.prompt else work.context
+    tokens = work.context if work.prompt else max(1, state.rows(work.context))
     heads = work.shape.heads * work.rows  # the rows of a draft look at the same keys, as heads that share them do
     sizes = np.array([[work.texts, tokens, heads, pair, work.shape.head_size]], float)
-    share = pairs(tokens, state.window) / pairs(tokens, 0) if work.prompt else 1.0
+    share = _pairs_of(work, state) / pairs(tokens, 0) if work.prompt else 1.0
     return float(table.at(sizes)[0]) * share
 
 
@@ -159,7 +165,7 @@ def products(tensors: Iterator[Tensor]) -> Counter[tuple[int, int, bool]]:
     that every engine does as one (queries, keys and values; gate and up) are one."""
     together: dict[tuple[str, int, bool], int] = {}
     for tensor in tensors:
-        if len(tensor.shape) != 2 or tensor.part in ("input embedding", "norm", "routed experts"):
+        if len(tensor.shape) != 2 or tensor.part in _NO_PRODUCT:
             continue
         found = _TOGETHER.search(tensor.name)
         name = f"{tensor.name[: found.start()]}.{_FUSED[found[1]]}" if found else tensor.name

@@ -57,4 +57,4 @@ def find_device(name: str) -> Device:
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     if plain in devices():
         return devices()[plain]
-    raise MoecError("M202", f"no device is called {name!r}", "--device", did_you_mean(plain, list(devices())))
+    raise MoecError("M202", f"no device is called {name!r}", "--device", did_you_mean(plain, ["cpu", *devices()]))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from moec.errors import MoecError
 from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
 from moec.planning.devices import Device, find_device
-from moec.planning.formats import Format, find_format
+from moec.planning.formats import Format, find_format, recipe_format
 from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
+from moec.planning.on_cpu import NAMES, ThisMachine, this_machine
 from moec.planning.pace import decode_time, prompt_time
 from moec.planning.parallel import ExpertParallel, expert_parallel
-from moec.planning.serving import Asked, Serving, answer
+from moec.planning.serving import Asked, Serving, answer, together
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, decode_step, prompt_step
 from moec.planning.versus import Beside, beside
@@ -85,6 +86,7 @@ def estimate(
     context: int = 4096,
     ranks: Sequence[int] = (),
     versus: Shape | None = None,
+    packed: Mapping[str, Shape] | None = None,
     asked: Asked | None = None,
 ) -> Estimate:
     """Work out every combination.
@@ -96,6 +98,7 @@ def estimate(
         context: tokens behind a text when it is continued, and of a prompt.
         ranks: numbers of devices that the experts of a layer are spread over.
         versus: another model, compared in the first of the formats.
+        packed: the model as a recipe packs it, by the recipe's name, which stands among the formats.
         asked: questions about serving.
 
     Raises:
@@ -112,19 +115,37 @@ def estimate(
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
     asked = asked or Asked()
-    found: list[Device | None] = [find_device(name) for name in devices] or [None]
-    kinds = [find_format(name) for name in formats]
-    rows = [_situation(shape, f, d, b, context, asked.load) for f in kinds for d in found for b in batches]
+    found: list[Device | None] = [_device(name) for name in devices] or [None]
+    packed = packed or {}
+    kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
+    rows = [
+        _situation(packed.get(f.name, shape), f, d, b, context, asked.load)
+        for f in kinds
+        for d in found
+        for b in batches
+    ]
     spread = tuple(expert_parallel(shape, n, load=asked.load) for n in ranks)
     both = () if versus is None else beside(shape, versus, kinds[0], context, load=asked.load)
-    served = answer(shape, kinds, found, batches, context, spread, versus, asked)
+    shapes = [
+        (shape, [f for f in kinds if f.name not in packed]),
+        *((packed[f.name], [f]) for f in kinds if f.name in packed),
+    ]
+    served = together(answer(s, fs, found, batches, context, spread, versus, asked) for s, fs in shapes if fs)
     return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served)
+
+
+def _device(name: str) -> Device:
+    plain = name.lower()
+    return this_machine(plain) if plain in NAMES else find_device(name)
 
 
 def _situation(
     shape: Shape, format: Format, device: Device | None, batch: int, context: int, load: Load = UNIFORM
 ) -> Situation:
+    here = device if isinstance(device, ThisMachine) else None
+    format = here.held(format) if here else format
     memory = memory_of(shape, format, batch, context)
+    memory = here.holds(memory) if here else memory
     decode = decode_step(shape, format, batch, context, load) if shape.states else None
     prompt = prompt_step(shape, format, batch, context, load)
     needed = memory.devices(device) if device else None
@@ -138,9 +159,17 @@ def _situation(
         needed,
         decode,
         prompt,
-        decode_time(shape, format, alone, batch, context, load) if alone and decode else None,
-        prompt_time(shape, format, alone, batch, context, load) if alone else None,
+        _time(shape, format, alone, batch, context, load, True) if alone and decode else None,
+        _time(shape, format, alone, batch, context, load, False) if alone else None,
     )
+
+
+def _time(
+    shape: Shape, format: Format, device: Device, batch: int, context: int, load: Load, token: bool
+) -> Time | None:
+    if isinstance(device, ThisMachine):
+        return device.time(shape, format, batch, context, token)
+    return (decode_time if token else prompt_time)(shape, format, device, batch, context, load)
 
 
 def _model(shape: Shape) -> dict[str, Any]:
@@ -156,6 +185,7 @@ def _model(shape: Shape) -> dict[str, Any]:
         "mixtures": [asdict(m) for m in shape.mixtures],
         "states": [asdict(s) for s in shape.states],
         "unknown": list(shape.unknown),
+        "notes": list(shape.notes),
     }
 
 

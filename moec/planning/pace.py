@@ -6,6 +6,7 @@ from moec.planning.devices import Device
 from moec.planning.formats import Format
 from moec.planning.load import UNIFORM, Load
 from moec.planning.measured import tables
+from moec.planning.on_cpu import ThisMachine
 from moec.planning.shape import Shape
 from moec.planning.step import Time
 from moec.planning.tensor import tensor_time
@@ -15,6 +16,10 @@ from moec.planning.work import Work
 def time_on(work: Work, device: Device, ranks: int = 1) -> Time:
     """The time of a forward, as an interval with its origin, on one device that holds the whole model, or on devices of
     one node that split every matrix."""
+    if isinstance(device, ThisMachine):
+        tokens = max(1, round(work.texts * work.rows))
+        if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
+            return here
     found = tables(device.name, work.format.name)
     if found:
         from moec.planning.composed import composed

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moec.errors import MoecError
@@ -91,6 +91,17 @@ class Serving:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self)
+
+
+def together(answers: Iterable[Serving]) -> Serving:
+    """Answers about one model in several formats as one; existing engines are named once."""
+    first, *others = answers
+    joined: dict[str, Any] = {
+        f.name: tuple(x for each in (first, *others) for x in getattr(each, f.name))
+        for f in fields(Serving)
+        if f.name not in ("load", "servers")
+    }
+    return replace(first, **joined)
 
 
 def answer(

@@ -63,13 +63,13 @@ def decode_step(shape: Shape, format: Format, batch: float, context: int, load: 
     """One token for each of `batch` texts that have `context` tokens behind them, or `rows` tokens of each, as when a
     draft is checked."""
     state = batch * sum(s.elements(context) * STATE_BITS / 8 for s in shape.states)
-    attended = rows * batch * sum(min(context, s.window or context) for s in shape.states if s.per_token)
+    attended = rows * batch * sum(s.rows(context) for s in shape.states)
     return _step(shape, format, rows * batch, rows * batch, attended, state, load)
 
 
 def prompt_step(shape: Shape, format: Format, batch: float, prompt: int, load: Load = UNIFORM) -> Step:
     """`batch` prompts of so many tokens in one go; only the last row of each goes through the output head."""
-    attended = batch * sum(pairs(prompt, s.window) for s in shape.states if s.per_token)
+    attended = batch * sum(pairs(prompt, s.window) / s.every for s in shape.states if s.per_token)
     return _step(shape, format, batch * prompt, batch, attended, 0.0, load)
 
 
@@ -101,7 +101,8 @@ def _step(shape: Shape, format: Format, tokens: float, rows: float, attended: fl
     routed = by_part.get("routed experts", 0) * (1 - idle / (counts["routed experts"] or 1))
     table = by_part.get("input embedding", 0)
     looked_up = min(tokens * shape.hidden * format.plain / 8, table)
-    weights = sum(by_part.values()) - by_part.get("routed experts", 0) + routed - table + looked_up
+    unread = by_part.get("routed experts", 0) + table + by_part.get("vision and audio", 0)
+    weights = sum(by_part.values()) - unread + routed + looked_up
     head = counts["output head"]
     products = 2 * (tokens * (shape.active_without_embedding - counts["norm"] - head) + rows * head)
     attention = 4 * attended * shape.heads * shape.head_size
