@@ -37,6 +37,7 @@ SYSTEMS = {
     "rtxpro6000": "rtx_pro_6000_server",
 }
 FRAMEWORKS = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
+_INSTALL = "tables of measured kernels are not installed: pip install 'moec[plan]'"
 Kind = Literal[
     "matrices",
     "experts",
@@ -110,9 +111,16 @@ def why_none(device: Device) -> str:
     """Why there are no tables for a device; empty when there are."""
     if device.name not in SYSTEMS:
         return f"nobody's tables hold {device.name}"
-    if find_spec(PACKAGE) is None or find_spec("pyarrow") is None:
-        return "tables of measured kernels are not installed: pip install 'moec[plan]'"
+    if missing([device.name]):
+        return _INSTALL
     return "" if _folder(device).is_dir() else f"the package {PACKAGE} holds nothing of {device.name}"
+
+
+def missing(devices: Sequence[str]) -> str:
+    """What to install for measured times of one of these devices; empty where nothing is to be had."""
+    if find_spec(PACKAGE) is not None and find_spec("pyarrow") is not None:
+        return ""
+    return _INSTALL if any(name in SYSTEMS for name in devices) else ""
 
 
 @cache

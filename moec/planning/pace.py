@@ -16,7 +16,7 @@ from moec.planning.work import Work
 def time_on(work: Work, device: Device, ranks: int = 1) -> Time:
     """The time of a forward, as an interval with its origin, on one device that holds the whole model, or on devices of
     one node that split every matrix."""
-    if isinstance(device, ThisMachine):
+    if isinstance(device, ThisMachine) and ranks == 1:
         tokens = max(1, round(work.texts * work.rows))
         if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
             return here

@@ -9,7 +9,7 @@ from moec.planning import measured
 from moec.planning.composed import composed
 from moec.planning.devices import devices
 from moec.planning.formats import FORMATS
-from moec.planning.measured import FRAMEWORKS, SYSTEMS, kinds, tables, why_none
+from moec.planning.measured import FRAMEWORKS, SYSTEMS, kinds, missing, tables, why_none
 from moec.planning.work import Work
 from tests.planning.shapes import mixture
 
@@ -20,7 +20,8 @@ with_tables = pytest.mark.skipif(bool(why_none(H200)), reason=why_none(H200) or 
 def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nobody's tables hold rtx3090" in why_none(devices()["rtx3090"])
     monkeypatch.setattr(measured, "PACKAGE", "no_such_package")
-    assert "pip install 'moec[plan]'" in why_none(H200)
+    assert "pip install 'moec[plan]'" in why_none(H200) == missing(["rtx3090", "h200"])
+    assert missing(["rtx3090"]) == "" and tables.__wrapped__("h200", "bf16") == ()
 
 
 def test_every_system_is_a_device() -> None:
