@@ -204,7 +204,9 @@ def _loading(serving: Serving) -> Iterator[str]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
 def _balances(found: Estimate) -> Iterator[str]:
