@@ -13,11 +13,13 @@ from moec.planning.advice_memory import fits, holds, state
 from moec.planning.advice_rewrites import quantize, rewrite, speculate
 from moec.planning.estimate import Estimate
 from moec.planning.question import Advice, Question, gigabytes, listed
+from moec.planning.step import prompt_step
 from moec.planning.twins import MOST, Rival, changes, first_batch
+from moec.shown import count_of, span_of
 
 RULES = (
-    "dense or mixture", "bound", "turns", "holds", "fits", "state", "quantize", "speculate", "upcycle", "carve",
-    "leave", "ranks",
+    "dense or mixture", "bound", "prompt", "turns", "holds", "fits", "state", "quantize", "speculate", "upcycle",
+    "carve", "leave", "ranks",
 )  # fmt: skip
 
 
@@ -25,7 +27,7 @@ def advise(found: Estimate) -> tuple[Advice, ...]:
     """What the figures of an estimate advise, in the order in which people ask."""
     asked = Question(found)
     rules: tuple[Callable[[Question], Iterator[Advice]], ...] = (
-        dense_or_mixture, bound, turns, holds, fits, state, quantize, speculate, rewrite, ranks,
+        dense_or_mixture, bound, prompt, turns, holds, fits, state, quantize, speculate, rewrite, ranks,
     )  # fmt: skip
     return tuple(advice for rule in rules for advice in rule(asked))
 
@@ -98,6 +100,26 @@ def bound(asked: Question) -> Iterator[Advice]:
                 f" {batch:,} this {asked.kind} reads {gigabytes(mine)} a token{beside}"
             )
             yield Advice("bound", f"{kind}-bound", text, figures)
+
+
+def prompt(asked: Question) -> Iterator[Advice]:
+    """Which limit holds for the prompt of one text, where a mixture gains by computing with fewer parameters."""
+    for device in asked.devices:
+        format = asked.format_on(device)
+        time = asked.prompt_time(1, device, format) if format else None
+        if format is None or time is None:
+            continue
+        flops, beside = prompt_step(asked.shape, format, 1, asked.context).flops, ""
+        figures = {"low_s": time.low, "high_s": time.high, "flops": flops}
+        for rival in asked.rivals[-1:]:
+            ratio = prompt_step(rival.shape, format, 1, asked.context).flops / flops
+            figures["flops_ratio"] = ratio
+            beside = f", where the other ({rival.short}) computes {ratio:.2g} times as much"
+        text = (
+            f"a prompt of {asked.context:,} tokens is {time.bound}-bound on {device.name} in {format.name} and takes"
+            f" {span_of(time.low, time.high)} s: it computes {count_of(flops, 'FLOP')}{beside}"
+        )
+        yield Advice("prompt", f"{time.bound}-bound", text, figures)
 
 
 def turns(asked: Question) -> Iterator[Advice]:
