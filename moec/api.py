@@ -73,6 +73,8 @@ def compile(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     build: bool = True,
+    resume: bool = True,
+    max_ram: int | str | None = None,
     require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,

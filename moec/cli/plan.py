@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
+from moec.cli.plan_serving import origins, serving_notes, serving_options, serving_tables
 from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
@@ -55,6 +56,7 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
+@serving_options
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write a page with plots of all that is said to this file."
 )
@@ -72,6 +74,7 @@ def plan_command(
     html: Path | None,
     as_json: bool,
     quiet: bool,
+    **serving: Any,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
     from moec.compiler.foresee import foresee
@@ -81,7 +84,16 @@ def plan_command(
 
     if html:
         require_replaceable(html, PLAN_PAGE)
-    found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
+    found = plan(
+        model,
+        formats=formats,
+        devices=devices,
+        batches=batches,
+        context=context,
+        versus=versus,
+        ranks=ranks,
+        **serving,
+    )
     compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     advice = advise(found)
     if html:
@@ -93,10 +105,11 @@ def plan_command(
     for line in _model_lines(found):
         say_wrapped(line)
     tables = [(_rows(found), range(1, 8)), (device_rows(found), RIGHT), (_rank_rows(found), range(4))]
-    for (head, *rows), right in [(t, r) for t, r in [*tables, (_beside_rows(found), range(4))] if t]:
+    tables += [(_beside_rows(found), range(4)), *((table, ()) for table in serving_tables(found))]
+    for (head, *rows), right in [(t, r) for t, r in tables if t]:
         say()
         say_text(TERMINAL.table(head, rows, tuple(right)))
-    for line in [*_notes(found), *advice_lines(advice)]:
+    for line in [*_notes(found), *serving_notes(found), *advice_lines(advice)]:
         say_wrapped(line)
     for line in (line for each in compiled for line in _compile_lines(each)):
         say(line)
@@ -119,7 +132,8 @@ def _model_lines(found: Estimate) -> list[str]:
             f"like a dense model of {count_of(found.equivalent.by_cost)} in the cost of serving, of"
             f" {count_of(found.equivalent.by_quality)} in quality by folklore (the root of active times total)"
         )
-    return lines + [f"not known: {what}" for what in _first(shape.unknown)]
+    notes = [f"note: {what}" for what in shape.notes]
+    return [*lines, *notes, *(f"not known: {what}" for what in _first(shape.unknown))]
 
 
 def _first(unknown: Sequence[str], most: int = 3) -> list[str]:
@@ -144,10 +158,12 @@ def _row(s: Situation) -> Row:
 
 def _rank_rows(found: Estimate) -> list[Row]:
     rows = [
-        (str(r.ranks), f"{r.reached:.2f}", size_of(r.bytes_a_token), size_of(r.tensor_parallel_bytes))
+        (str(r.ranks), f"{r.reached:.2f}", f"{r.remote:.2f}", size_of(r.wire_bytes), size_of(r.tensor_parallel_bytes))
         for r in found.ranks
     ]
-    return [("ranks", "reached by a token", "sent a token", "by tensor parallelism"), *rows] if rows else []
+    return (
+        [("ranks", "reached by a token", "remote ones", "sent a token", "by tensor parallelism"), *rows] if rows else []
+    )
 
 
 def _beside_rows(found: Estimate) -> list[Row]:
@@ -162,8 +178,7 @@ def _notes(found: Estimate) -> list[str]:
     """What the tables rest on."""
     context = found.situations[0].context
     notes = [f"each text with {context:,} tokens of context; read: by a step, and of it for each of its tokens"]
-    if found.situations[0].device:
-        notes.append("times: the roofline, between the shares of bandwidth and rate that others measured on an H200")
+    notes += origins(found)
     return notes
 
 
