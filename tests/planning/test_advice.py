@@ -11,7 +11,9 @@ import pytest
 from moec.huggingface.shape import shape_of
 from moec.planning.advice import RULES, advise
 from moec.planning.estimate import estimate
+from moec.planning.load import Load
 from moec.planning.question import Advice
+from moec.planning.serving import Asked
 from moec.planning.shape import Shape
 from tests.planning import configs
 
@@ -96,6 +98,18 @@ def test_nothing_is_said_where_the_figure_is_not_known(tmp_path: Path) -> None:
 
 
 def test_experts_on_devices_beside_tensor_parallelism(tmp_path: Path) -> None:
+    """2 experts of 8 send as much as two all-reduces, 8 of 128 more, whatever their size."""
     (mixtral,) = advice("ranks", shape(tmp_path, configs.MIXTRAL), ranks=(8,))
-    assert mixtral.verdict == "tensor parallelism" and "lie on 2.0 of them" in mixtral.text
-    assert mixtral.figures["bytes"] > mixtral.figures["tensor_parallel_bytes"]
+    assert mixtral.verdict == "neither" and "lie on 2.0 of them" in mixtral.text
+    (qwen,) = advice("ranks", shape(tmp_path, configs.QWEN3_30B), ranks=(8,))
+    assert qwen.verdict == "tensor parallelism"
+    assert qwen.figures["bytes"] > 2 * qwen.figures["tensor_parallel_bytes"]
+
+
+def test_a_load_that_is_not_even_has_hot_experts_and_touches_fewer(tmp_path: Path) -> None:
+    """By a power law the first of 8 takes 1 / (1 + 1/2 + ... + 1/8) of the choices, 2.9 times the mean."""
+    mixtral = shape(tmp_path, configs.MIXTRAL)
+    (hot,) = advice("hot experts", mixtral, batches=(4,), asked=Asked(load=Load("zipf:1.0", 1.0)))
+    assert hot.figures["ratio"] == pytest.approx(8 / sum(1 / n for n in range(1, 9)))
+    assert hot.figures["experts"] < hot.figures["experts_if_even"] == pytest.approx(5.47, abs=0.01)
+    assert advice("hot experts", mixtral) == []
