@@ -156,7 +156,7 @@ def hot_experts(asked: Question) -> Iterator[Advice]:
     text = (
         f"under {load.name} the busiest expert of {worst.module} takes {uneven[place]:.1f} times the mean, and a batch"
         f" of {batch:,} touches {touched:.1f} of its {worst.experts} experts, {even:.1f} if all were alike: reading"
-        f" gains, and the device with that expert waits for no one while the others wait for it"
+        f" gains; experts on several devices wait for the one that holds it"
     )
     figures = {"ratio": uneven[place], "batch": float(batch), "experts": touched, "experts_if_even": even}
     yield Advice("hot experts", f"{uneven[place]:.1f} times the mean", text, figures)
