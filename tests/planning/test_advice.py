@@ -17,6 +17,8 @@ from moec.planning.serving import Asked
 from moec.planning.shape import Shape
 from tests.planning import configs
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
 _known: dict[str, Shape] = {}
 
 

@@ -15,6 +15,8 @@ from moec.planning.serving import Asked
 from tests.planning import configs
 from tests.planning.test_advice import shape
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
 
 def test_costs_are_times_where_a_device_holds_it_and_bytes_elsewhere(tmp_path: Path) -> None:
     mixtral = shape(tmp_path, configs.MIXTRAL)

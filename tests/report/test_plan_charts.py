@@ -21,6 +21,8 @@ from moec.report.plan_charts import (
 from tests.planning import configs
 from tests.planning.test_advice import shape
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
 
 def asked(tmp_path: Path, config: dict[str, Any], *args: Any) -> Question:
     return Question(estimate(shape(tmp_path, config), *args))

@@ -18,6 +18,8 @@ from tests.planning import configs
 from tests.planning.records import own_cache, record
 from tests.planning.test_advice import shape
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
 
 def found(tmp_path: Path, **asked: object) -> Estimate:
     """An estimate of Mixtral on a device that holds it and one that does not."""
