@@ -149,7 +149,8 @@ def hot_experts(asked: Question) -> Iterator[Advice]:
     load, mixtures = asked.load, asked.shape.mixtures
     if load.uniform or not mixtures:
         return
-    uneven = [m.experts * max(load.shares(place, m)) for place, m in enumerate(mixtures)]
+    odds = [load.chances(place, m) for place, m in enumerate(mixtures)]
+    uneven = [max(layer) * len(layer) / sum(layer) for layer in odds]
     place = max(range(len(mixtures)), key=uneven.__getitem__)
     worst, batch = mixtures[place], asked.batches[-1]
     touched, even = (each.distinct(place, worst, batch) for each in (load, UNIFORM))

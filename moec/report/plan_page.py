@@ -32,7 +32,6 @@ _ORIGINS = (
     ("weights", "every matrix in its format with scales and zero points; routers, norms, tables in 16 bits", "exact"),
     ("state", "rows of the key and value projections; windows cut, latents compressed", "exact, or not known"),
     ("activations, runtime", "the widest layer, 2,048 tokens at once; 1 GiB for the device's context", "rule of thumb"),
-    ("experts of a step", "E (1 - (1 - k/E)^B): uniform, independent tokens", "real texts touch fewer"),
     ("dense twins", "the same layers with one network in place of each mixture", "paper models, never trained"),
 )
 
@@ -73,7 +72,7 @@ def plan_page(
             tables=[*_tables(found), *served],
             notes=notes,
             compiled=compiled,
-            origins=[*_ORIGINS, *_times(found)],
+            origins=[*_ORIGINS, *_experts(asked), *_times(found)],
         )
     )
 
@@ -93,7 +92,8 @@ def _routers(asked: Question) -> list[Markup]:
     """How often each expert is taken, where that was measured."""
     if not asked.load.layers:
         return []
-    return load_maps({m.module: asked.load.shares(place, m) for place, m in enumerate(asked.shape.mixtures)})
+    odds = {m.module: asked.load.chances(place, m) for place, m in enumerate(asked.shape.mixtures)}
+    return load_maps({module: [each / sum(layer) for each in layer] for module, layer in odds.items()})
 
 
 def _lacking(asked: Question, drawn: int) -> str:
@@ -206,6 +206,15 @@ def _row(s: Situation) -> tuple[str, ...]:
         f"{span_of(prompt.low, prompt.high)} s" if prompt else "–",
         ", ".join(dict.fromkeys(t.bound for t in (decode, prompt) if t)) or "–",
     )  # fmt: skip
+
+
+def _experts(asked: Question) -> list[tuple[str, str, str]]:
+    """Where the number of experts that a step reads comes from."""
+    if not asked.shape.mixtures:
+        return []
+    how = "E (1 - (1 - k/E)^B): every expert as likely"
+    how = how if asked.load.uniform else f"the sum of 1 - (1 - p)^B, with each expert's p from {asked.load.name}"
+    return [("experts of a step", how, "texts touch fewer: their tokens are not independent")]
 
 
 def _times(found: Estimate) -> list[tuple[str, str, str]]:
