@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moec.errors import MoecError
@@ -55,6 +55,7 @@ class Estimate:
         ranks: what its experts send when they lie on so many devices.
         versus: another model, and `beside`: both of them by batch.
         serving: answers about load, links, prices, traffic, drafts, offload and many devices.
+        packed: the model as a recipe packs it, by the format that is called like the recipe.
     """
 
     shape: Shape
@@ -64,6 +65,7 @@ class Estimate:
     versus: Shape | None = None
     beside: tuple[Beside, ...] = ()
     serving: Serving | None = None
+    packed: Mapping[str, Shape] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: counts by part in place of single tensors."""
@@ -115,7 +117,7 @@ def estimate(
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
     asked = asked or Asked()
-    found: list[Device | None] = [_device(name) for name in devices] or [None]
+    found: list[Device | None] = [device_called(name) for name in devices] or [None]
     packed = packed or {}
     kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
     rows = [
@@ -131,10 +133,11 @@ def estimate(
         *((packed[f.name], [f]) for f in kinds if f.name in packed),
     ]
     served = together(answer(s, fs, found, batches, context, spread, versus, asked) for s, fs in shapes if fs)
-    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served)
+    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served, packed)
 
 
-def _device(name: str) -> Device:
+def device_called(name: str) -> Device:
+    """A device that is known by name, or this machine. Raises M202 with the nearest names, M201 without a probe."""
     plain = name.lower()
     return this_machine(plain) if plain in NAMES else find_device(name)
 
