@@ -39,7 +39,7 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.command("plan")
 @click.argument("model")
 @click.option(
-    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,… (default bf16)."
+    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,balanced,… (default bf16)."
 )
 @click.option(
     "--device", "devices", callback=_words, default="", help="h200,rtx4090,…: what fits, and how fast it runs."
@@ -48,7 +48,9 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
 @click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
-@click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
+@click.option(
+    "--pass", "pipeline", default="", help="Passes, as for compile: the model that they make, and where they fire."
+)
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
 @common
 def plan_command(
@@ -65,11 +67,17 @@ def plan_command(
     quiet: bool,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
+    from moec.cli.plan_recipes import recipes
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
+    from moec.compiler.rehearsals import Rehearsals
 
-    found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
-    compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
+    paper = Rehearsals(model)
+    found = plan(
+        paper, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks,
+        pipeline=pipeline, recipes=recipes(formats),
+    )  # fmt: skip
+    compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     if as_json:
         emit({**found.to_dict(), "compile": [asdict(each) for each in compiled]})
         return

@@ -74,7 +74,7 @@ def _nearest(raw: dict[str, Any]) -> str:
     name = next(iter(declared(raw)), "")
     if name and getattr(getattr(transformers, name, None), "config_class", None) is not None:
         return name
-    kind = raw.get("model_type")
+    kind = str(raw.get("model_type"))
     if kind not in transformers.CONFIG_MAPPING:
         return ""
     config_class = transformers.CONFIG_MAPPING[kind]

@@ -108,9 +108,7 @@ def estimate(
     found: list[Device | None] = [find_device(name) for name in devices] or [None]
     packed = packed or {}
     kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
-    rows = [
-        _situation(packed.get(f.name, shape), f, d, b, context) for f in kinds for d in found for b in batches
-    ]
+    rows = [_situation(packed.get(f.name, shape), f, d, b, context) for f in kinds for d in found for b in batches]
     spread = tuple(expert_parallel(shape, n) for n in ranks)
     both = () if versus is None else beside(shape, versus, kinds[0], context)
     return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both)

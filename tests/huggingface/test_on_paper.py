@@ -138,6 +138,6 @@ def test_configs_that_say_too_little_or_too_much(
     wrong = {k: v for k, v in (configs.MIXTRAL | change).items() if v is not None and k != "architectures"}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(wrong | {"model_type": kind}))
-    with pytest.raises(MoecError, match="M20[46]") as refused:
+    with pytest.raises(MoecError, match=r"M20[46]") as refused:
         shape_of(str(path))
     assert all(word in refused.value.what for word in words) and refused.value.fix

@@ -91,7 +91,8 @@ def routed(module: nn.Module) -> list[nn.Parameter]:
 def _rows_of_all(name: str, module: nn.Module) -> int:
     """How many experts a module holds whose matrices lie one below the other `[E*I, H]` (DBRX); 0 for any other."""
     owners = [m for m in module.modules() if hasattr(m, "moe_num_experts")]
-    return int(owners[0].moe_num_experts) if name.rpartition(".")[2] == "experts" and owners else 0
+    found: Any = owners[0] if name.rpartition(".")[2] == "experts" and owners else None
+    return int(found.moe_num_experts) if found is not None else 0
 
 
 def _of_stacks(module: nn.Module) -> bool:
