@@ -8,6 +8,9 @@ from pathlib import Path
 from moec.compiler.rehearsals import Rehearsals
 from moec.pipeline.pipeline import Pipeline
 from moec.planning.estimate import Estimate, estimate
+from moec.planning.load import read_load
+from moec.planning.serving import Asked
+from moec.planning.traffic import Traffic
 
 USUAL = 4096  # tokens of a text where nobody says how many
 
@@ -23,6 +26,14 @@ def plan(
     versus: str | Path | None = None,
     pipeline: str | Pipeline = "",
     recipes: Mapping[str, str | Pipeline] | None = None,
+    load: str | Path = "uniform",
+    traffic: float | None = None,
+    prompt: int = 1024,
+    answer: int = 256,
+    prices: Mapping[str, float] | None = None,
+    links: Sequence[str] = (),
+    draft: int = 0,
+    offload: Sequence[str] = (),
 ) -> Estimate:
     """What a model takes in memory and time, from its config alone; files of weights need not be there.
 
@@ -35,6 +46,12 @@ def plan(
             planned, not described a second time: the model is captured without its weights.
         recipes: names that `formats` may hold beside those that are known, with the passes that pack the weights; what
             they leave is in 16 bits.
+        load: how often experts are taken: `uniform`, `zipf:1.0`, or a file that `moec routers --json` wrote.
+        traffic: requests a second, each of `prompt` tokens with `answer` tokens to write.
+        prices: of an hour of a device, by its name, in any currency.
+        links: what weights are loaded over: `nvme`, `100gbe`, `7GB/s` …
+        draft: tokens that speculative decoding proposes at once.
+        offload: where experts lie that are not on the device: `ram`, `disk` or a link.
 
     Raises:
         MoecError: M204, M206 or M209 where the config cannot be read, M201 for a model that has none; M201 and M202 see
@@ -46,7 +63,16 @@ def plan(
     other = Rehearsals(versus).shape if versus is not None else None
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
-    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed)
+    asked = Asked(
+        paper.model,
+        read_load(str(load), shape),
+        None if traffic is None else Traffic(traffic, prompt, answer),
+        prices or {},
+        links,
+        draft,
+        offload,
+    )
+    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed, asked)
 
 
 def _both(first: str | Pipeline, then: str | Pipeline) -> Pipeline:

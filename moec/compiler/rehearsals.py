@@ -1,4 +1,4 @@
-"""A model on paper, captured once, whatever is asked about it: which passes fire, what they make of its shape."""
+"""A model on paper that is captured once, whatever is asked of it: which passes fire, what they make of its shape."""
 
 from __future__ import annotations
 

@@ -37,10 +37,8 @@ def reshaped(shape: Shape, captured: Program, plans: Sequence[Plan], stands_for:
         return shape
     last = plans[-1].program
     known = _known(shape, captured)
-    before, after = (
-        _tensors(captured, [captured], known),
-        _tensors(last, [captured, *(p.program for p in plans)], known),
-    )
+    before = _tensors(captured, [captured], known)
+    after = _tensors(last, [captured, *(p.program for p in plans)], known)
     gone = [name for name in before if name not in after]
     changed = {name: tensor for name, tensor in after.items() if before.get(name) != tensor}
     numbers = [n for name in captured.weights if (n := layer_number(name)) is not None]
@@ -84,11 +82,10 @@ def _tensors(program: Program, history: Sequence[Program], known: Mapping[str, T
 
 
 def _known(shape: Shape, captured: Program) -> dict[str, Tensor]:
-    """The shape's tensors by all names of the program: a table that is tied to the head goes by either's name."""
+    """The shape's tensors by all names of the program: a weight may go by several, as a tied head does."""
     known = {t.name: t for t in shape.tensors}
-    head = next((t for t in shape.tensors if t.part == "output head" and t.name not in captured.weights), None)
-    tied = {use.name for use in weight_uses(captured) if use.kind == "lm_head" and use.name not in known}
-    return (dict.fromkeys(tied, head) if head is not None else {}) | known
+    same = {id(weight): known[name] for name, weight in captured.weights.items() if name in known}
+    return {name: same[id(weight)] for name, weight in captured.weights.items() if id(weight) in same} | known
 
 
 def _unpacked(program: Program) -> dict[str, Weight]:

@@ -14,9 +14,9 @@ from torch import nn
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut, LeftOut
-from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, unread_tensors
+from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
@@ -284,7 +284,10 @@ class HuggingFaceSource(Source):
             model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(self._capture_sizes).items()}
         try:
-            program = capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)
+            program, self.recalled_from = captured(
+                self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
+                dtype, self._own_attention, attention, device, self.inputs,
+            )  # fmt: skip
         except MoecError as error:
             better = explain(model, error)
             if better is None:

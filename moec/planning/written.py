@@ -72,9 +72,8 @@ def _read(raw: Mapping[str, Any], where: str) -> dict[str, int]:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise MoecError(
-                "M204", f"{key} = {str(raw[key])[:40]} is no count", where, f"write {key} as a whole number"
-            )
+            what = f"{key} = {str(raw[key])[:40]} is no count"
+            raise MoecError("M204", what, where, f"write {key} as a whole number")
         found[name] = value
     lacking = [name for name in _NEEDED if not found.get(name)]
     experts = found.get("num_experts", 0)

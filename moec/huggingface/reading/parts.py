@@ -90,9 +90,8 @@ def routed(module: nn.Module) -> list[nn.Parameter]:
 
 def _rows_of_all(name: str, module: nn.Module) -> int:
     """How many experts a module holds whose matrices lie one below the other `[E*I, H]` (DBRX); 0 for any other."""
-    owners = [m for m in module.modules() if hasattr(m, "moe_num_experts")]
-    found: Any = owners[0] if name.rpartition(".")[2] == "experts" and owners else None
-    return int(found.moe_num_experts) if found is not None else 0
+    counts = [vars(m)["moe_num_experts"] for m in module.modules() if "moe_num_experts" in vars(m)]
+    return int(counts[0]) if name.rpartition(".")[2] == "experts" and counts else 0
 
 
 def _of_stacks(module: nn.Module) -> bool:
