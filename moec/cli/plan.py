@@ -52,6 +52,7 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 )
 @click.option("--batch", "batches", callback=_numbers, default="1", help="Texts at once: 1,8,64 (default 1).")
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
+@click.option("--state", default="bf16", help="Of keys and values: bf16, fp8 or int8 (default bf16).")
 @click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option(
@@ -73,6 +74,7 @@ def plan_command(
     context: int | None,
     versus: str | None,
     ranks: tuple[int, ...],
+    state: str,
     html: Path | None,
     as_json: bool,
     quiet: bool,
@@ -99,6 +101,7 @@ def plan_command(
         ranks=ranks,
         pipeline=pipeline,
         recipes=recipes(formats),
+        state=state,
         **serving,
     )
     compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []

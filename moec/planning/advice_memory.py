@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moec.planning.devices import Device
-from moec.planning.formats import FORMATS, find_format
+from moec.planning.formats import FORMATS, find_format, with_state
 from moec.planning.memory import Memory
 from moec.planning.question import Advice, Question
 from moec.shown import count_of, size_of
@@ -73,4 +73,4 @@ def state(asked: Question) -> Iterator[Advice]:
 
 
 def _memory(asked: Question, format: str, batch: int) -> Memory:
-    return asked.memory(asked.shape, batch, find_format(format))
+    return asked.memory(asked.shape, batch, with_state(find_format(format), asked.found.state))

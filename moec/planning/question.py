@@ -8,7 +8,7 @@ from functools import cached_property
 
 from moec.planning.devices import Device, find_device
 from moec.planning.estimate import Estimate
-from moec.planning.formats import FORMATS, Format
+from moec.planning.formats import FORMATS, Format, with_state
 from moec.planning.memory import Memory, memory_of
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
@@ -47,7 +47,7 @@ class Question:
         self.found, self.shape = found, found.shape
         self.kind = "mixture" if found.shape.mixtures else "model"
         named = [name for name in dict.fromkeys(s.format for s in rows) if name in FORMATS]  # recipes are no formats
-        self.formats = [FORMATS[name] for name in named or ["bf16"]]
+        self.formats = [with_state(FORMATS[name], found.state) for name in named or ["bf16"]]
         self.devices = [find_device(name) for name in dict.fromkeys(s.device for s in rows) if name]
         self.batches = sorted({s.batch for s in rows})
         self.context = rows[0].context

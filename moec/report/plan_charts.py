@@ -54,7 +54,7 @@ def memory_chart(asked: Question) -> Markup:
     """What each situation takes, by what holds it, beside the devices' memory."""
     asked_for = list(dict.fromkeys((s.format, s.batch) for s in asked.found.situations))
     by_name = {f.name: f for f in asked.formats}
-    rows = {f"{name}, batch {b:,}": _held(asked, by_name[name], b) for name, b in asked_for[:MANY]}
+    rows = {f"{name}, batch {b:,}": _held(asked, by_name[name], b) for name, b in asked_for[:MANY] if name in by_name}
     limits = {f"one {d.name}, {size_of(d.memory_bytes)}": float(d.memory_bytes) for d in asked.devices}
     note = f"GiB, with {asked.context:,} tokens of each text"
     note += f"; {len(asked_for) - MANY} more in the table" if len(asked_for) > MANY else ""

@@ -41,6 +41,7 @@ def test_json_holds_the_same(cli: Cli, tmp_path: Path) -> None:
         (["--context", "999999"], "--context 32768"),
         (["--context", "0"], "--context"),
         (["--format", ""], "--format"),
+        (["--state", "fp9"], "fp8"),
     ],
 )
 def test_bad_questions_get_three_lines(cli: Cli, tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -146,3 +147,10 @@ def test_a_rumour_is_called_one(cli: Cli, tmp_path: Path) -> None:
     text = cli("plan", path)
     assert "X-1: 46.7 B" in text and "note: X-1: sizes written by hand (rumour), not a checkpoint" in text
     assert cli.json("plan", path)["notes"][0].startswith("X-1: sizes written by hand (rumour)")
+
+
+def test_state_and_page_go_with_recipes(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
+    arguments = ("plan", path, "--format", "balanced,bf16", "--device", "h200", "--html", tmp_path / "page.html")
+    halves = [cli.json(*arguments, "--state", state)["situations"][0]["memory"]["state"] for state in ("bf16", "fp8")]
+    assert halves[0] == 2 * halves[1] > 0 and "balanced" in (tmp_path / "page.html").read_text()
