@@ -25,7 +25,7 @@ def from_last(fetch: Fetch) -> Fetch:
 def quicken(import_utils: ModuleType) -> None:
     """Put it into the module of transformers that has it; a version without it stays as it is."""
     if hasattr(import_utils, "fetch__all__"):
-        import_utils.fetch__all__ = from_last(import_utils.fetch__all__)
+        import_utils.fetch__all__ = from_last(import_utils.fetch__all__)  # type: ignore[attr-defined]
 
 
 if (_import_utils := sys.modules.get("transformers.utils.import_utils")) is not None:
