@@ -29,6 +29,9 @@ def test_all_files_of_transformers_export_what_they_did(own: ModuleType) -> None
     assert import_utils.fetch__all__.__module__ == from_last.__module__
     found = import_utils.create_import_structure_from_path(MODELS)
     assert found == own.create_import_structure_from_path(MODELS) and len(found) > 100
+    scan = import_utils.create_import_structure_from_path
+    before = scan.cache_info().misses
+    assert scan(f"{MODELS}/__init__.py") == found and scan.cache_info().misses <= before + 1  # no folder is read again
     assert "MixtralForCausalLM" in own.fetch__all__((MODELS / "mixtral" / "modeling_mixtral.py").read_text())
 
 
@@ -51,4 +54,4 @@ def test_names_are_found_from_the_last_line_that_lists_them(own: ModuleType, tex
 
 def test_a_version_without_the_function_stays_as_it_is() -> None:
     quicken(other := ModuleType("of_another_version"))
-    assert not hasattr(other, "fetch__all__")
+    assert not {"fetch__all__", "create_import_structure_from_path"} & vars(other).keys()
