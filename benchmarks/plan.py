@@ -162,7 +162,7 @@ def rows_of(times: dict[Situation, list[float]], record: Any, shapes: dict[str, 
 
     rows = []
     for (case, form, what, texts, length), found in times.items():
-        device = ThisMachine("cpu", 1.0, 1.0, {32: 1.0}, record, FORMS[form][1])
+        device = ThisMachine("cpu", 1.0, 1.0, {32: 1.0}, record=record, rounded=FORMS[form][1])
         said = device.time(shapes[case], find_format(form.split()[0]), texts, length, what == "token")
         assert said is not None
         name = f"{case}, {form}, {what}, {texts} x {length}"

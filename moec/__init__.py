@@ -16,6 +16,7 @@ from moec.when_imported import when_imported
 if TYPE_CHECKING:
     from moec.api import bench, capture, compile, inspect, load, open_source, verify
     from moec.compiler.plan import plan
+    from moec.compiler.routers import routers
     from moec.execution.engine import EagerEngine, Engine
     from moec.frontend.source import Domain, Opening, Source, Tokenizer
     from moec.frontend.stored_program import load_program, save_program
@@ -45,6 +46,7 @@ _HOMES = {
     "load_program": "frontend.stored_program",
     "open_source": "api",
     "plan": "compiler.plan",
+    "routers": "compiler.routers",
     "save_hf": "huggingface.saving.save",
     "save_program": "frontend.stored_program",
     "verify": "api",
@@ -112,6 +114,7 @@ __all__ = [
     "load_program",
     "open_source",
     "plan",
+    "routers",
     "save_hf",
     "save_program",
     "verify",

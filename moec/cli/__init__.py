@@ -28,7 +28,7 @@ COMPLETION = "_MOEC_COMPLETE"  # the variable by which a shell's script asks
 VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
     "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
-    "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion",
+    "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion", "routers": "routers",
     "probe": "probe", "tiny": "tiny", "cache": "tidy", "clean": "tidy",
 }  # fmt: skip
 SUMMARIES = {
@@ -40,6 +40,7 @@ SUMMARIES = {
     "plan": "Say what MODEL takes in memory and time, from its config alone; loads no weights.",
     "probe": "Measure this machine's processor, for `moec plan --device cpu`.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
+    "routers": "Say how a mixture's routers divide a text: load, dead experts, specialisation, reuse.",
     "ls": "List passes, targets and presets, or the engines in a folder.",
     "cp": "Copy a preset to a file, to be changed.",
     "tiny": "Write a tiny random model of MODEL's architecture, to try the whole way in seconds.",

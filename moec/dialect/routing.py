@@ -55,7 +55,8 @@ class Routing:
         return cls(**{key: kwargs[key] for key in cls.__dataclass_fields__ if key in kwargs})
 
 
-def _scores(logits: Tensor, score: str) -> Tensor:
+def scores_of(logits: Tensor, score: str) -> Tensor:
+    """What each expert is worth to a token, `[..., E]`, by one of `SCORES`."""
     if score == "softmax":
         return torch.softmax(logits, dim=-1)
     if score == "sigmoid":
@@ -81,7 +82,7 @@ def route_reference(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # choosing by logits and by their softmax is the same choice; the logits have no ties that underflow made
     by_logits = rule.combine == "softmax" and bias is None and rule.groups == 1
-    scores = logits if by_logits else _scores(logits, rule.score)
+    scores = logits if by_logits else scores_of(logits, rule.score)
     choice = scores if bias is None else scores + bias
     if rule.groups > 1:
         choice = _limit_to_groups(choice, rule)

@@ -29,7 +29,7 @@ _PRODUCTS = ("attention", "dense FFN", "shared experts", "other")
 _SMALL = 1e-9  # a share of the experts that is left out
 
 
-class ThisMachine(Device, frozen=True):
+class ThisMachine(Device, frozen=True, kw_only=True):
     """The processor that this process runs on.
 
     Attributes:
@@ -82,7 +82,7 @@ def this_machine(name: str) -> ThisMachine:
     fastest = record.products["fp32"]
     rate = 2 * fastest.rows[-1] / fastest.a_weight[-1] / 1e12
     memory = float(record.machine.gib)
-    return ThisMachine(name, memory, record.bandwidth / 1e9, {32: rate}, record, NAMES[name])
+    return ThisMachine(name, memory, record.bandwidth / 1e9, {32: rate}, record=record, rounded=NAMES[name])
 
 
 def seconds_of(record: Record, shape: Shape, forms: tuple[str, str], batch: int, context: int, token: bool) -> float:

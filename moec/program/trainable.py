@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from moec.dialect import Routing
-from moec.dialect.moe import router_logits
 from moec.errors import MoecError
 from moec.program.conditions import require
 from moec.program.decoder_signature import IDS, LOGITS, MASK, complete
-from moec.program.dialect_call import ROUTE, DialectCall, RouteCall
+from moec.program.observed import Routers, expert_weights, router_weights, with_routers
 from moec.program.signature import sizes_of
 from moec.registry import did_you_mean
+from moec.routing.losses import transformers_loss
+from moec.routing.tally import Choice
 
 LOSS, BALANCE, ROUTERS = "loss", "aux_loss", "router_logits"
 _IGNORED = -100  # a label that counts for nothing, as in PyTorch and transformers
 
 
-class _Fused(DialectCall):
-    """A `moec::moe`, of which only the router is looked at."""
-
-    operators = (torch.ops.moec.moe.default,)
+Watch = Callable[[str, Choice, Tensor | None], None]
 
 
 class TrainableProgram(nn.Module):
@@ -43,7 +39,8 @@ class TrainableProgram(nn.Module):
         """Use `Program.module(trainable=True)`, which attaches the weights."""
         super().__init__()
         self._program, self._graph = program, graph
-        self._routed: tuple[fx.Graph, list[Routing]] | None = None
+        self._routers: Routers | None = None
+        self._watching: list[Watch] = []
         self._forwards: dict[bool, Callable[..., Any]] = {}
         self.router_aux_loss_coef: float = program.original.router_aux_loss_coef
 
@@ -64,8 +61,8 @@ class TrainableProgram(nn.Module):
         Args:
             labels: int64 `[B, S]`, the tokens, -100 where none counts. Adds `loss`, the mean cross-entropy in nats a
                 token; a causal model's labels are shifted here, as in transformers.
-            output_router_logits: add `router_logits`, one `[tokens, E]` a block, and `aux_loss`, see `balance`; it
-                then counts in `loss`.
+            output_router_logits: add `router_logits`, one `[tokens, E]` a block, and `aux_loss`, see
+                `moec.routing.losses.transformers_loss`; it then counts in `loss`.
 
         Raises:
             MoecError: M211 for inputs that do not fit, M213 for sizes that the program was not captured for, M201 for a
@@ -73,18 +70,37 @@ class TrainableProgram(nn.Module):
         """
         program = self._program
         given = self._given(args, inputs)
-        values = self._forward(output_router_logits)(self, *(given[i.name] for i in program.inputs))
+        asked = output_router_logits or bool(self._watching)
+        values = self._forward(asked, output_router_logits)(self, *(given[i.name] for i in program.inputs))
         named = dict(zip(program.outputs, values, strict=False))
         more: dict[str, Any] = {}
         if labels is not None:
             more[LOSS] = self._loss(named, labels)
         if output_router_logits:
-            logits = tuple(v.flatten(0, -2) for v in values[len(program.outputs) :])
-            rules = self._routed[1] if self._routed else []
-            more |= {ROUTERS: logits, BALANCE: balance(logits, [r.top_k for r in rules], given.get(MASK))}
+            logits, top_k = self._found.logits(values), [rule.top_k for rule in self._found.rules]
+            more |= {ROUTERS: logits, BALANCE: transformers_loss(logits, top_k, given.get(MASK))}
             if labels is not None:
                 more[LOSS] = more[LOSS] + self.router_aux_loss_coef * more[BALANCE]
+        for name, choice in self._found.choices(values) if self._watching else ():
+            for watch in tuple(self._watching):
+                watch(name, choice, given.get(MASK))
         return self._returned(named, more)
+
+    def watch_routers(self, watch: Watch) -> Callable[[], None]:
+        """Have each forward tell what every mixture chose, detached: the block's name, the choice, and the mask `[B,
+        S]` that the forward had, None without one. Returns what ends it."""
+        self._watching.append(watch)
+        return lambda: self._watching.remove(watch)
+
+    def router_weights(self) -> tuple[str, ...]:
+        """Names of the parameters that its routers' logits are made with."""
+        learning = dict(self.named_parameters(remove_duplicate=False))
+        return tuple(name for name in router_weights(self._graph) if name in learning)
+
+    def expert_weights(self) -> dict[str, list[Tensor]]:
+        """The matrices of each mixture's experts as they are now, `[E, ...]`, by the mixture's name."""
+        tensors = {**dict(self.named_parameters(remove_duplicate=False)), **dict(self.named_buffers())}
+        return {mixture: [tensors[n] for n in names] for mixture, names in expert_weights(self._graph).items()}
 
     # ------------------------------------------------------------------ what goes in and comes out
     def _given(self, args: tuple[Tensor, ...], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -128,64 +144,21 @@ class TrainableProgram(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
 
     # ------------------------------------------------------------------ the graph, with and without routers
-    def _forward(self, routers: bool) -> Callable[..., Any]:
-        """The graph's code as a function of this module and the inputs."""
-        if routers and self._routed is None:
-            self._routed = _with_router_logits(self._graph)
-            if not self._routed[1]:
-                what = "no router of it is known, so it has no router logits"
-                fix = 'run moec.Pipeline.parse("find-moe") on a model that has experts, or "upcycle" on a dense one'
-                raise MoecError("M201", what, str(self._program.source), fix)
+    @property
+    def _found(self) -> Routers:
+        """The graph that gives what routers do, too; made when it is first asked for."""
+        if self._routers is None:
+            self._routers = with_routers(self._graph, len(self._program.outputs))
+        return self._routers
+
+    def _forward(self, routers: bool, logits: bool) -> Callable[..., Any]:
+        """The graph's code as a function of this module and the inputs; with `routers`, see `with_routers`. Raises M201
+        for logits that no router has."""
+        if logits and not self._found.rules:
+            what = "no router of it is known, so it has no router logits"
+            fix = 'run moec.Pipeline.parse("find-moe") on a model that has experts, or "upcycle" on a dense one'
+            raise MoecError("M201", what, str(self._program.source), fix)
         if routers not in self._forwards:
-            graph = self._routed[0] if routers and self._routed else self._graph
+            graph = self._found.graph if routers else self._graph
             self._forwards[routers] = type(fx.GraphModule(self, graph)).forward
         return self._forwards[routers]
-
-
-def _with_router_logits(graph: fx.Graph) -> tuple[fx.Graph, list[Routing]]:
-    """A copy of a graph that also gives each router's logits `[..., E]`, and the rules that they are used with."""
-    found, logits, rules = deepcopy(graph), [], []
-    for node in list(found.nodes):
-        if node.target is ROUTE:
-            logits.append(RouteCall(node).logits)
-        elif node.target in _Fused.operators:
-            call = _Fused(node)
-            with found.inserting_before(node):
-                parts = (call.argument("x"), call.argument("router_weight"), call.argument("router_bias"))
-                logits.append(found.call_function(router_logits, parts))
-        else:
-            continue
-        rules.append(Routing.of(node.kwargs))
-    output = next(n for n in found.nodes if n.op == "output")
-    output.args = ((*output.args[0], *logits),)
-    return found, rules
-
-
-def balance(logits: tuple[Tensor, ...], top_k: list[int], mask: Tensor | None = None) -> Tensor:
-    """The load-balancing loss of Switch (arXiv 2101.03961, equations 4 to 6) for K experts a token, as transformers
-    computes it: E times the sum over experts of the share of tokens that choose one and its mean probability. It is K
-    where all experts are chosen alike.
-
-    Args:
-        logits: `[tokens, E]` a block; blocks of equal E and K are counted together.
-        top_k: K of each block.
-        mask: `[B, S]`, 0 where a token is padding and does not count; another length of all tokens is not looked at.
-
-    Returns:
-        float32 `[]`.
-    """
-    groups: dict[tuple[int, int], list[Tensor]] = {}
-    for value, k in zip(logits, top_k, strict=True):
-        groups.setdefault((value.shape[-1], k), []).append(value.float())
-    losses = [_balance(torch.cat(blocks), k, len(blocks), mask) for (_, k), blocks in groups.items()]
-    return torch.stack(losses).mean()
-
-
-def _balance(logits: Tensor, top_k: int, blocks: int, mask: Tensor | None) -> Tensor:
-    experts, probabilities = logits.shape[-1], logits.softmax(-1)
-    chosen = F.one_hot(probabilities.topk(top_k, dim=-1).indices, experts).sum(1).to(probabilities.dtype)
-    counts = torch.ones_like(probabilities[:, :1])
-    if mask is not None and mask.numel() * blocks == len(logits):
-        counts = mask.flatten().repeat(blocks)[:, None].to(probabilities.dtype)
-    chosen, probabilities = ((v * counts).sum(0) / counts.sum() for v in (chosen, probabilities))
-    return experts * (chosen * probabilities).sum()

@@ -16,7 +16,7 @@ from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
 from moec.program.original import OutputForm, Place
 from moec.program.program import Program
-from moec.program.trainable import TrainableProgram, balance
+from moec.program.trainable import TrainableProgram
 from tests import zoo
 
 
@@ -100,16 +100,6 @@ def test_what_is_asked_for_stands_in_a_dict_where_the_model_returns_none(form: A
     assert isinstance(module(input_ids=ids), Tensor if isinstance(form, Place) else type(form))
     found = module(input_ids=ids, labels=ids, output_router_logits=True)
     assert {"logits", "loss", "aux_loss", "router_logits"} <= found.keys() and found["logits"].shape[:2] == ids.shape
-
-
-def test_the_balance_is_k_where_all_experts_are_chosen_alike_and_more_where_one_is() -> None:
-    even = torch.eye(4).repeat(3, 1) * 1e-3
-    assert balance((even, even), [1, 1]).item() == pytest.approx(1, abs=1e-4)
-    one = torch.zeros(12, 4)
-    one[:, 2] = 9
-    assert balance((one,), [1]).item() == pytest.approx(4, abs=0.01)
-    mixed = torch.cat([even[:8], one[:4]])
-    assert balance((mixed,), [1], torch.tensor([[1] * 8, [0] * 8])[:, :6]).item() != balance((mixed,), [1]).item()
 
 
 def test_the_program_of_a_trained_module_has_its_weights_of_now() -> None:

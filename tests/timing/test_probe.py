@@ -40,11 +40,14 @@ def test_every_cost_is_there_and_none_is_negative(found: Record) -> None:
 
 
 def test_a_plan_rests_on_it(found: Record) -> None:
-    device = ThisMachine("cpu", 1.0, 1.0, {32: 1.0}, found, False)
+    device = ThisMachine("cpu", 1.0, 1.0, {32: 1.0}, record=found, rounded=False)
     time = device.time(DENSE, find_format("int4"), 1, 8, True)
     assert time is not None and 0 < time.low <= time.high < 1
     assert (
-        ThisMachine("cpu-int8", 1.0, 1.0, {32: 1.0}, found, True).time(DENSE, find_format("int4"), 1, 8, True) is None
+        ThisMachine("cpu-int8", 1.0, 1.0, {32: 1.0}, record=found, rounded=True).time(
+            DENSE, find_format("int4"), 1, 8, True
+        )
+        is None
     )
 
 
