@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from moec.planning.devices import Device, find_device
+from moec.planning.devices import Device
 from moec.planning.estimate import Estimate
 from moec.planning.formats import Format, find_format
 from moec.planning.memory import Memory, memory_of
+from moec.planning.on_cpu import ThisMachine, any_device
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
 from moec.planning.twins import Rival, rivals
@@ -47,7 +48,7 @@ class Question:
         self.found, self.shape = found, found.shape
         self.kind = "mixture" if found.shape.mixtures else "model"
         self.formats = [find_format(name) for name in dict.fromkeys(s.format for s in rows)]
-        self.devices = [find_device(name) for name in dict.fromkeys(s.device for s in rows) if name]
+        self.devices = [any_device(name) for name in dict.fromkeys(s.device for s in rows) if name]
         self.batches = sorted({s.batch for s in rows})
         self.context = rows[0].context
 
@@ -75,10 +76,14 @@ class Question:
 
     def time(self, shape: Shape, batch: int, device: Device, format: Format, rows: int = 1) -> Time | None:
         """Seconds of a step on one device that holds the model; None where they are not known."""
+        if isinstance(device, ThisMachine):
+            return device.time(shape, format, batch * rows, self.context, True)
         return time_of(self.step(shape, batch, format, rows), device, format)
 
     def prompt_time(self, batch: int, device: Device, format: Format) -> Time | None:
         """Seconds of the prompts of so many texts, likewise."""
+        if isinstance(device, ThisMachine):
+            return device.time(self.shape, format, batch, self.context, False)
         return time_of(prompt_step(self.shape, format, batch, self.context), device, format)
 
     def bytes_a_token(self, shape: Shape, batch: int, format: Format | None = None) -> float:

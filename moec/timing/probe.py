@@ -22,8 +22,8 @@ from moec.execution.generation import continuation
 from moec.execution.machine import cores, machine
 from moec.planning.probed import Record, runtime_version
 from moec.progress import Progress
-from moec.timing.probe_engines import FORMS, Block, Form, Mixtures, Small, chain, engine, mixtures
-from moec.timing.probe_fit import CallTime, ExpertTime, ProductTime, Times, fit, quiet
+from moec.timing.probe_engines import FORMS, Block, Form, Gates, Mixtures, Small, chain, engine, gates, mixtures
+from moec.timing.probe_fit import CallTime, ExpertTime, NumberTime, ProductTime, Times, fit, quiet
 from moec.version import __version__
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -42,6 +42,7 @@ class Sizes:
         least_bytes: of the weights that an engine goes through; None: one and a half times the largest cache.
         widths: of square matrices. rows: at which they are timed.
         blocks: mixtures. tokens: at which they are timed.
+        gates: width and number of what stands between products; at the same rows.
         decoders: for what is neither. lengths, texts: tokens of one prompt; texts, and tokens behind each.
         rounds: through all of it.
     """
@@ -53,6 +54,7 @@ class Sizes:
     blocks: tuple[Block, ...] = (Block(1024, 1024, 8, 2), Block(512, 256, 32, 4))
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 64, 512)
     decoders: tuple[Small, ...] = (Small(2, 8), Small(8, 2), Small(4, 4, normed=True))
+    gates: tuple[int, int] = (2048, 10)
     lengths: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
     texts: tuple[tuple[int, int], ...] = (
         (1, 32),
@@ -91,6 +93,7 @@ class Probe:
             self.progress.stage(f"products and experts, {form.name}")
             self._clocks += [self._products(form, width) for width in self.sizes.widths]
             self._clocks += [self._experts(form, block) for block in self.sizes.blocks]
+        self._clocks.append(self._numbers(Gates(*self.sizes.gates)))
         for small in self.sizes.decoders:
             self.progress.stage(f"a decoder of {small.layers} layers")
             self._clocks.append(self._calls(small))
@@ -129,6 +132,16 @@ class Probe:
         def clock() -> None:
             for rows, x in given.items():
                 self._times[ProductTime(form.name, rows, width)] += [t / count for t in self._runs(ready, x)]
+
+        return clock
+
+    def _numbers(self, model: Gates) -> Callable[[], None]:
+        ready = engine(gates(model)(), FORMS[0], self._place())
+        given = {rows: torch.randn(rows, 2 * model.width) for rows in self.sizes.rows}
+
+        def clock() -> None:
+            for rows, x in given.items():
+                self._times[NumberTime(rows, model.numbers)] += self._runs(ready, x)
 
         return clock
 
