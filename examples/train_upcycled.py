@@ -1,5 +1,5 @@
-"""A small dense Llama goes on learning, and so does the mixture that it is upcycled to: the same tokens, as many FLOPs a
-token. Both curves and the health of the routers are plotted, and the mixture is compiled and writes text.
+"""A small dense Llama goes on learning, and so does the mixture that it is upcycled to: the same tokens, as many FLOPs
+a token. Both curves and the health of the routers are plotted, and the mixture is compiled and writes text.
 
 usage: python examples/train_upcycled.py [FOLDER] [--model LLAMA_FOLDER] [--first 300] [--steps 300]
 
@@ -50,7 +50,8 @@ def train(name, module, optimizer, ids, held_out, steps):
             print(
                 f"{name:7} step {step:4}: loss {curve[-1]['loss']:.3f}", *(f"{k} {v:.2f}" for k, v in routers.items())
             )
-            monitor and monitor.reset()
+            if monitor:
+                monitor.reset()
         batch = windows(ids, step)
         output = module(input_ids=batch, labels=batch, **({"output_router_logits": True} if monitor else {}))
         loss = output.loss
