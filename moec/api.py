@@ -16,7 +16,7 @@ from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.programs import capture
-from moec.compiler.prove_again import Asked, bisect_engine, prove_again
+from moec.compiler.prove_again import Question, bisect_engine, prove_again
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling
 from moec.frontend.export import Dynamic
@@ -73,6 +73,8 @@ def compile(
     calibration: str | Path | None = None,
     calibration_tokens: int | None = None,
     build: bool = True,
+    resume: bool = True,
+    max_ram: int | str | None = None,
     require_run: bool = False,
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
@@ -203,11 +205,11 @@ def verify(
     return prove_again(Path(engine), against, asked, opening)
 
 
-def _asked(**given: Any) -> Asked:
+def _asked(**given: Any) -> Question:
     """What is asked of a later proof, read and checked."""
     read = read_settings(given)
     exam = Exam.of(read["text"], **{name: read[name] for name in EXAM if name != "text"})
-    return Asked(read.get("seed", Asked.seed), read["tolerance"], exam, read["max_kl"])
+    return Question(read.get("seed", Question.seed), read["tolerance"], exam, read["max_kl"])
 
 
 def page(engine: str | Path, proof: Verification) -> str:

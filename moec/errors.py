@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "M217": "An adapter of a model cannot be merged into its weights.",
     "M218": "The operating system refused a file that moec was to read or write.",
     "M219": "The model's own code failed, or ended the program, while moec ran it.",
+    "M220": "The memory that `--max-ram` allows is too little to compile this model in.",
     "M301": "The runtime of this target, or a package that it needs, is not installed.",
     "M302": "The hardware that this target needs is not in this machine.",
     "M303": "The target's own builder crashed, or was ended by the system. Nothing was published.",

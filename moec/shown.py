@@ -44,6 +44,11 @@ def count_of(number: float, unit: str = "") -> str:
     return _in_units(number, 1000, tuple(f"{prefix}{unit}" for prefix in thousands))
 
 
+def span_of(low: float, high: float) -> str:
+    """An interval in a few letters, each end with three digits where it has them: `0.28–0.63`, `1,036–2,120`."""
+    return "–".join(f"{n:,.0f}" if n >= 100 else f"{n:.1f}" if n >= 10 else f"{n:.2f}" for n in (low, high))
+
+
 def _in_units(number: float, base: int, units: tuple[str, ...]) -> str:
     step = 0
     while step < len(units) - 1 and number >= base * 0.9995:  # what would be rounded up to `base`

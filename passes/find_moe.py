@@ -1,4 +1,4 @@
-"""`find-moe`: the router in front of every `moec::experts` becomes one `moec::route`."""
+"""`find-moe`: a mixture in plain operators becomes one `moec::experts`, the router in front of one a `moec::route`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from moec.dialect import Routing
 from moec.pipeline.passes import Context, Pass
 from moec.program.moe_call import EXPERTS, ROUTE, MoeCall
 from moec.program.program import Program
 from moec.program.rewriting import call_like
+from moec.recognition.hand_written_experts import Experts
+from moec.recognition.hand_written_mixtures import Mixture, find_mixtures
 from moec.recognition.linear import value_of
-from moec.recognition.router_region import NotARouter, Region, find_region, is_routed, own_vector
+from moec.recognition.router_region import NotARouter, find_region, is_routed, own_vector
 from moec.recognition.routing_rule import identify
 
 aten = torch.ops.aten
@@ -21,17 +24,37 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FindMoe(Pass):
-    """Recognise routers: softmax, sigmoid or raw logits; top-k, with correction bias and groups; renormalised, scaled
-    or as they are.
+    """Recognise mixtures and routers: loops over experts, masks, dispatches and look-ups of weights; softmax, sigmoid
+    or raw logits; top-k, with correction bias and groups; renormalised, scaled or as they are.
 
-    A router is found by structure and proven by value, so a name means nothing to it. One that no `moec::route` can say
-    stays as it is: right, only less fused. Weights come out in float32 (or wider) even where the model rounded them to
-    16 bits.
+    Both are found by structure and proven by value, so a name means nothing to them. What no `moec::route` and
+    `moec::experts` can say stays as it is: right, only less fused. Weights of a router come out in float32 (or wider)
+    even where the model rounded them to 16 bits.
     """
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of routers that were replaced."""
-        return sum(self._route(program, node, context) for node in program.nodes(EXPERTS))
+        """Returns the number of mixtures and routers that were replaced."""
+        found = list(find_mixtures(program))
+        for written, mixture in found:
+            if isinstance(mixture, Mixture):
+                self._gather(program, mixture)
+            else:
+                context.miss(written.selection, f"{written.module or 'its mixture'} stays as it is: {mixture}")
+        gathered = sum(isinstance(mixture, Mixture) for _, mixture in found)
+        return gathered + sum(self._route(program, node, context) for node in program.nodes(EXPERTS))
+
+    def _gather(self, program: Program, mixture: Mixture) -> None:
+        """Put the two operators in the place of a mixture; its nodes go when nothing reads them."""
+        region, old = mixture.region, mixture.region.output
+        dims = value_of(region.x).dim()
+        with program.graph.inserting_before(old):
+            logits = self._in_dims(program, old, region.logits.node, region.experts, dims)
+            bias = None if region.bias is None else self._in_dims(program, region.bias, region.bias, region.experts, 1)
+            weights, ids = self._chosen(program, logits, logits, bias, mixture.routing)
+            rules = {**mixture.experts.activation.arguments(), "score_before": mixture.score_before}
+            matrices = _matrices(program, mixture.experts, region.found.module or old.name)
+            new = call_like(program, old, self.name, EXPERTS, region.x, ids, weights, *matrices, **rules)
+        old.replace_all_uses_with(new)
 
     def _route(self, program: Program, node: fx.Node, context: Context) -> bool:
         call = MoeCall(node)
@@ -45,15 +68,31 @@ class FindMoe(Pass):
             context.miss(node, f"its router stays as it is: {reason}")
             return False
         with program.graph.inserting_before(node):
-            logits = self._in_dims(program, region, region.logits, value_of(ids).dim())
-            bias = None if region.bias is None else own_vector(self._in_dims(program, region, region.bias, 1))
-            chosen = call_like(program, ids, self.name, ROUTE, logits, bias, **rule.arguments())
-            new_ids, new_weights = (call_like(program, ids, self.name, operator.getitem, chosen, i) for i in (1, 0))
+            logits = self._in_dims(program, ids, region.logits, region.experts, value_of(ids).dim())
+            bias = region.bias and own_vector(self._in_dims(program, ids, region.bias, region.experts, 1))
+            new_weights, new_ids = self._chosen(program, ids, logits, bias, rule)
         call.replace(ids=new_ids, weights=new_weights)
         return True
 
-    def _in_dims(self, program: Program, region: Region, node: fx.Node, dims: int) -> fx.Node:
+    def _chosen(
+        self, program: Program, old: fx.Node, logits: fx.Node, bias: fx.Node | None, rule: Routing
+    ) -> tuple[fx.Node, fx.Node]:
+        """Weights and ids of a `moec::route`."""
+        chosen = call_like(program, old, self.name, ROUTE, logits, bias, **rule.arguments())
+        weights, ids = (call_like(program, old, self.name, operator.getitem, chosen, i) for i in (0, 1))
+        return weights, ids
+
+    def _in_dims(self, program: Program, old: fx.Node, node: fx.Node, experts: int, dims: int) -> fx.Node:
         """The node `[…, E]` in this number of dimensions."""
         if value_of(node).dim() == dims:
             return node
-        return call_like(program, region.ids, self.name, aten.reshape.default, node, [-1, region.experts][-dims:])
+        return call_like(program, old, self.name, aten.reshape.default, node, [-1, experts][-dims:])
+
+
+def _matrices(program: Program, experts: Experts, module: str) -> list[fx.Node | None]:
+    """Nodes of the experts' weights, in the order of `moec::experts`."""
+    tensors = {"w_in": experts.w_in, "w_out": experts.w_out, "b_in": experts.b_in, "b_out": experts.b_out}
+    return [
+        None if weight is None else program.read_weight(program.add_weight(f"{module}.{name}", weight))
+        for name, weight in tensors.items()
+    ]

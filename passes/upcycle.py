@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,6 +18,7 @@ from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.ffn import Ffn, find_ffns
+from moec.recognition.hand_written import find_hand_written
 from moec.recognition.linear import without_views
 from moec.weights import lazy as weights
 from moec.weights.lazy import Weight
@@ -67,7 +68,8 @@ class Upcycle(Pass):
         ffns, misses = find_ffns(program)
         for miss in misses:
             context.miss(miss.node, miss.reason)
-        ffns = [f for f in ffns if not _is_shared(program, f, context)]
+        experts = {product for mixture in find_hand_written(program) for product in mixture.products}
+        ffns = [f for f in ffns if not _is_taken(program, f, experts, context)]
         chosen = [ffns[i] for i in self._choose(len(ffns))]
         for ffn in chosen:
             self._check_width(ffn)
@@ -208,10 +210,13 @@ def _shard(ffn: Ffn, index: int, count: int) -> tuple[Weight, Weight | None, Wei
     return w_in, b_in, weights.columns(ffn.w_out, start, stop)
 
 
-def _is_shared(program: Program, ffn: Ffn, context: Context) -> bool:
-    """Whether the FFN is a shared expert: it reads what a mixture of experts reads."""
+def _is_taken(program: Program, ffn: Ffn, experts: Set[fx.Node], context: Context) -> bool:
+    """Whether the FFN belongs to a mixture already: it is one of its experts, or its shared one, which reads what the
+    mixture reads."""
     read = [MoeCall(node).node_of("x") for node in moe_nodes(program)]
     shared = any(without_views(x) is without_views(ffn.x) for x in read)
-    if shared:
+    if ffn.nodes & experts:
+        context.miss(ffn.output, "it is an expert of a mixture that is there already")
+    elif shared:
         context.miss(ffn.output, "it is the shared expert of a mixture that is there already")
-    return shared
+    return shared or bool(ffn.nodes & experts)

@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,13 @@ def test_the_table_of_features_marks_each() -> None:
     rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in text.splitlines()[2:]]
     assert [row[0] for row in rows] == [str(n) for n in range(1, 26)]
     assert {row[2] for row in rows} <= {"yes", "in part", "no"} and all(len(row) == 4 for row in rows)
+
+
+def test_the_table_of_claims_says_what_the_sections_find() -> None:
+    text = prose(ROOT / "docs/claims.md")
+    said = Counter(row.split("|")[2].split(":")[0].split(",")[0].strip() for row in re.findall(r'^\| ".*', text, re.M))
+    found = Counter(word.lower() for word in re.findall(r"\*\*(Wrong|True|Depends|In part|Supported)", text))
+    assert said == found and sum(said.values()) == 24
 
 
 def test_the_index_names_every_page() -> None:

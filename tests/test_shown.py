@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moec.errors import MoecError
-from moec.shown import count_of, one_line, shown, size_of
+from moec.shown import count_of, one_line, shown, size_of, span_of
 from tests.pages import blocks
 
 
@@ -66,3 +66,9 @@ def test_pages_show_sizes_as_moec_prints_them() -> None:
     ]
     assert shown and [(place, n) for place, n in shown if len(n.replace(".", "")) < 3] == []
     assert size_of(1.7 * 2**20) == "1.70 MiB"
+
+
+def test_an_interval_keeps_its_digits() -> None:
+    assert [span_of(*ends) for ends in ((0.034, 2.5), (9.96, 40.5), (1000, 20_000))] == [
+        "0.03–2.50", "9.96–40.5", "1,000–20,000",
+    ]  # fmt: skip

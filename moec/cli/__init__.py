@@ -29,7 +29,7 @@ VERBS = {
     "compile": "build", "build": "build", "verify": "prove", "bench": "bench", "run": "run",
     "plan": "plan", "inspect": "look", "ls": "shelf", "cp": "copying", "diff": "shelf", "check": "check",
     "attest": "attest", "explain": "look", "doctor": "look", "completion": "completion", "routers": "routers",
-    "tiny": "tiny", "cache": "tidy", "clean": "tidy",
+    "probe": "probe", "tiny": "tiny", "cache": "tidy", "clean": "tidy",
 }  # fmt: skip
 SUMMARIES = {
     "compile": "Compile MODEL into a verified engine folder.",
@@ -38,6 +38,7 @@ SUMMARIES = {
     "bench": "Time engines beside each other.",
     "run": "Continue a prompt with a decoder, or run any engine once.",
     "plan": "Say what MODEL takes in memory and time, from its config alone; loads no weights.",
+    "probe": "Measure this machine's processor, for `moec plan --device cpu`.",
     "inspect": "Show blocks, routing, parameters and FLOPs of a model or an engine.",
     "routers": "Say how a mixture's routers divide a text: load, dead experts, specialisation, reuse.",
     "ls": "List passes, targets and presets, or the engines in a folder.",

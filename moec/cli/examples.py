@@ -32,12 +32,19 @@ EXAMPLES: dict[str, dict[str, str]] = {
     "plan": {
         "moec plan mixtral/": "bytes, FLOPs and memory, from the config alone",
         "moec plan mixtral/ --format bf16,int4 --device h200,rtx4090": "what fits where, and how fast",
+        "moec plan mixtral/ --device cpu,cpu-int8 --format fp32,int4": "on this machine, after `moec probe`",
+        "moec plan mixtral/ --device h200 --batch 1,8,64 --html plan.html": "a page with plots, and what is advised",
         "moec plan mixtral/ --pass 'quantize(bits=4)' -t onnxruntime": "which passes would fire, and where not",
+        "moec plan mixtral/ --device h200 --traffic 20rps --price h200=3.5": "replicas, latency, cost a million tokens",
     },
     "routers": {
         "moec routers mixtral/ --text text.txt": "load, dead experts, entropy, a cache's hits",
         "moec routers mixtral/ --text law=law.txt --text code=code.txt": "and how far experts know these domains",
         "moec routers mixtral/ --text text.txt --versus tuned/": "and what fine-tuning moved",
+    },
+    "probe": {
+        "moec probe": "measure, print and keep; then `moec plan MODEL --device cpu`",
+        "moec probe --show": "what was measured before",
     },
     "inspect": {
         "moec inspect mixtral/": "blocks, routing, parameters; loads no weights",

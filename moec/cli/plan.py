@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from moec.cli.console import common, emit, say, say_text
+from moec.cli.plan_advice import advice_lines
+from moec.cli.plan_devices import RIGHT, device_rows
+from moec.cli.plan_serving import origins, serving_notes, serving_options, serving_tables
+from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
+from moec.cli.wrapping import say_wrapped
 from moec.errors import MoecError
-from moec.planning.versus import turns
 from moec.shown import count_of, size_of
 
 if TYPE_CHECKING:
@@ -50,6 +56,10 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
+@serving_options
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write a page with plots of all that is said to this file."
+)
 @common
 def plan_command(
     model: str,
@@ -61,24 +71,47 @@ def plan_command(
     context: int | None,
     versus: str | None,
     ranks: tuple[int, ...],
+    html: Path | None,
     as_json: bool,
     quiet: bool,
+    **serving: Any,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
+    from moec.planning.advice import advise
+    from moec.report.plan_page import plan_page
 
-    found = plan(model, formats=formats, devices=devices, batches=batches, context=context, versus=versus, ranks=ranks)
+    if html:
+        require_replaceable(html, PLAN_PAGE)
+    found = plan(
+        model,
+        formats=formats,
+        devices=devices,
+        batches=batches,
+        context=context,
+        versus=versus,
+        ranks=ranks,
+        **serving,
+    )
     compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
+    advice = advise(found)
+    if html:
+        about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
+        publish(html, plan_page(found, model, about), PLAN_PAGE)
     if as_json:
-        emit({**found.to_dict(), "compile": [asdict(each) for each in compiled]})
+        emit({**found.to_dict(), "advice": [asdict(a) for a in advice], "compile": [asdict(each) for each in compiled]})
         return
     for line in _model_lines(found):
-        say(line)
-    for head, *rows in filter(None, [_rows(found), _rank_rows(found), _beside_rows(found)]):
+        say_wrapped(line)
+    tables = [(_rows(found), range(1, 8)), (device_rows(found), RIGHT), (_rank_rows(found), range(4))]
+    tables += [(_beside_rows(found), range(4)), *((table, ()) for table in serving_tables(found))]
+    for (head, *rows), right in [(t, r) for t, r in tables if t]:
         say()
-        say_text(TERMINAL.table(head, rows))
-    for line in [*_notes(found), *(line for each in compiled for line in _compile_lines(each))]:
+        say_text(TERMINAL.table(head, rows, tuple(right)))
+    for line in [*_notes(found), *serving_notes(found), *advice_lines(advice)]:
+        say_wrapped(line)
+    for line in (line for each in compiled for line in _compile_lines(each)):
         say(line)
 
 
@@ -99,61 +132,53 @@ def _model_lines(found: Estimate) -> list[str]:
             f"like a dense model of {count_of(found.equivalent.by_cost)} in the cost of serving, of"
             f" {count_of(found.equivalent.by_quality)} in quality by folklore (the root of active times total)"
         )
-    return lines + [f"not known: {what}" for what in shape.unknown[:3]]
+    notes = [f"note: {what}" for what in shape.notes]
+    return [*lines, *notes, *(f"not known: {what}" for what in _first(shape.unknown))]
+
+
+def _first(unknown: Sequence[str], most: int = 3) -> list[str]:
+    """The first of many, and how many there are more."""
+    more = len(unknown) - most
+    return [*unknown[:most], *[f"{more} more of this kind; --json names them all"] * (more > 0)]
 
 
 def _rows(found: Estimate) -> list[Row]:
-    head: Row = ("format", "batch", "context", "weights", "state", "in all", "read a step", "a token", "experts")
-    device: Row = ("device", "of them", "decode", "prompt") if found.situations[0].device else ()
-    return [head + device, *(_row(s) for s in found.situations)]
+    head: Row = ("format", "batch", "weights", "state", "in all", "read", "a token", "experts")
+    return [head, *dict.fromkeys(map(_row, found.situations))]  # a device changes nothing of it
 
 
 def _row(s: Situation) -> Row:
     step = s.decode or s.prompt
     memory = s.memory
-    row: Row = (
-        s.format, str(s.batch), f"{s.context:,}", *map(size_of, (memory.weights, memory.state, memory.total)),
+    return (
+        s.format, str(s.batch), *map(size_of, (memory.weights, memory.state, memory.total)),
         size_of(step.bytes), size_of(step.bytes / step.tokens), f"{step.experts:.1f}" if step.experts else "",
     )  # fmt: skip
-    if s.device is None:
-        return row
-    needed = str(s.devices) if s.devices else "none fits"
-    decode = s.decode_time
-    speed = f"{s.batch / decode.high:,.0f} to {s.batch / decode.low:,.0f} tokens/s, {decode.bound}" if decode else ""
-    prompt = f"{s.prompt_time.low:,.2f} to {s.prompt_time.high:,.2f} s, {s.prompt_time.bound}" if s.prompt_time else ""
-    return (*row, s.device, needed, speed, prompt)
 
 
 def _rank_rows(found: Estimate) -> list[Row]:
     rows = [
-        (str(r.ranks), f"{r.reached:.2f}", size_of(r.bytes_a_token), size_of(r.tensor_parallel_bytes))
+        (str(r.ranks), f"{r.reached:.2f}", f"{r.remote:.2f}", size_of(r.wire_bytes), size_of(r.tensor_parallel_bytes))
         for r in found.ranks
     ]
-    return [("ranks", "reached by a token", "sent a token", "by tensor parallelism"), *rows] if rows else []
+    return (
+        [("ranks", "reached by a token", "remote ones", "sent a token", "by tensor parallelism"), *rows] if rows else []
+    )
 
 
 def _beside_rows(found: Estimate) -> list[Row]:
     if found.versus is None:
         return []
-    head: Row = ("batch", f"{found.shape.name} reads a token", f"{found.versus.name} reads a token", "ratio")
+    head: Row = ("batch", f"a token of {found.shape.name}", f"of {found.versus.name}", "ratio")
     rows = [(str(b.batch), *map(size_of, b.bytes), f"{b.bytes[0] / b.bytes[1]:.2f}") for b in found.beside]
     return [head, *rows]
 
 
 def _notes(found: Estimate) -> list[str]:
-    """What the tables rest on, and what they say."""
-    notes = []
-    if found.situations[0].device:
-        notes.append("times: the roofline, between the shares of bandwidth and rate that others measured on an H200")
-    if found.versus is not None:
-        first, other = (
-            f"{name} ({count_of(shape.total)}, {count_of(shape.active)} active)"
-            for name, shape in (("the first", found.shape), ("the other", found.versus))
-        )
-        least = "the first" if found.beside[0].first_reads_less else "the other"
-        changes = turns(found.beside)
-        where = f"; this turns at batch {' and '.join(map(str, changes))}" if changes else " at every batch"
-        notes.append(f"{first} beside {other}: at batch 1 {least} reads less a token{where}")
+    """What the tables rest on."""
+    context = found.situations[0].context
+    notes = [f"each text with {context:,} tokens of context; read: by a step, and of it for each of its tokens"]
+    notes += origins(found)
     return notes
 
 

@@ -48,6 +48,10 @@ PAGE = Form(
     "report page",
     lambda text: text.startswith("<!doctype html>\n<html") and "<title>moec: " in text[:500],
 )
+PLAN_PAGE = Form(
+    "page of `moec plan`",
+    lambda text: text.startswith("<!doctype html>\n<html") and "<title>moec plan: " in text[:500],
+)
 
 
 def require_replaceable(path: Path, form: Form) -> None:

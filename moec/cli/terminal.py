@@ -116,9 +116,15 @@ class Terminal:
         from rich.text import Text
 
         console = Console(file=self.stream(), no_color=not self.colours(), highlight=False)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", border_style="dim")
+        widths = [
+            max(map(len, column)) if k in right else 7 for k, column in enumerate(zip(columns, *rows, strict=True))
+        ]
+        if sum(widths) + 2 * len(widths) > console.width:  # figures would be broken or cut: the terminal breaks lines
+            return "\n".join(aligned([list(columns), *rows], right))
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", border_style="dim")
         for k, name in enumerate(columns):
-            table.add_column(name, justify="right" if k in right else "left", overflow="fold")
+            figures = k in right
+            table.add_column(name, justify="right" if figures else "left", overflow="fold", no_wrap=figures)
         for row in rows:
             table.add_row(*map(Text, row))
         with console.capture() as drawn:

@@ -55,7 +55,7 @@ def _steps(
     if any((path.parent / artefact.name).exists() for artefact in report.artefacts):
         yield "files", partial(check_artefacts, report.artefacts, path.parent)
     plain = Options.of(dict(wanted)).to_plain()
-    for name in wanted:
+    for name in (name for name in wanted if name in plain):  # not those that no manifest keeps
         yield f"setting {name}", partial(_require_setting, report, path, name, plain[name])
 
 

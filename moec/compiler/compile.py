@@ -4,16 +4,20 @@ publishes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
+from moec.compiler.recapture import is_outdated
 from moec.compiler.staging import check_out, require_apart, require_free, staging
+from moec.errors import MoecError
 from moec.execution.streaming import check_finite
+from moec.files.kept import unused
 from moec.frontend.source import Source
 from moec.layouts import choose
 from moec.pipeline.calibration import Calibration
@@ -45,11 +49,34 @@ def compile_source(
     """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well;
     with `require_run`, nothing is begun that could not be run here on what it is for (M113).
 
+    What an earlier compile kept (captures, quantized weights) is taken up, also that of one that was killed; without
+    `resume` it is neither read nor written. The proof is always made anew.
+
     Raises:
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
     backend = find_backend(options.target, options.build)
+    with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
+        try:
+            return _compile(source, options, out, hooks, progress, require_run, backend)
+        except MoecError as error:
+            if not is_outdated(source, backend.precision(options.target), error):
+                raise
+        progress.stage("capture")
+        progress.done("the model is another now than the capture that was kept of it; begun again without that")
+        return _compile(source, options, out, hooks, progress, require_run, backend)
+
+
+def _compile(
+    source: Source,
+    options: Options,
+    out: Path,
+    hooks: Sequence[Hook],
+    progress: Progress,
+    require_run: bool,
+    backend: Backend,
+) -> Report:
     if require_run:
         require_run_here(backend, options.target, options.build)
     check_out(out, what_is_read(source, options))
@@ -76,10 +103,12 @@ def compile_source(
         captured = source.capture(backend.precision(options.target))
         captured_bytes = sum(w.size_bytes for w in captured.weights.values())
         nodes = f"{len(list(captured.graph.nodes))} nodes"
-        progress.done(f"{nodes}, {len(captured.weights)} weights, {size_of(captured_bytes)}")
+        again = ", as an earlier compile captured it" if source.recalled_from else ""
+        progress.done(f"{nodes}, {len(captured.weights)} weights, {size_of(captured_bytes)}{again}")
         say_account(source, progress, said)
         if corpus:
             require_text_model(captured.inputs, captured.outputs, source.text)
+        options = replace(options, verify=within_limit(source, captured, options))
         refuse(refused_early(captured, options.pipeline, backend, options.target))
         progress.stage("weights")
         check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
-from moec.compiler.prove_again import Asked, asked_subject
+from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
 from moec.compiler.publish import make_report, sizes_of_files, write_report
 from moec.compiler.staging import staging
@@ -30,7 +30,7 @@ def complete_engine(
     opening: Mapping[str, Any],
     model: str | None = None,
     progress: Progress | None = None,
-    asked: Asked | None = None,
+    asked: Question | None = None,
     require_run: bool = False,
 ) -> Report:
     """Build what is missing in an engine's folder with the runtime of this machine, prove it, and put it in the old
@@ -54,7 +54,7 @@ def complete_engine(
     options = replace(engine_folder.options, build=True)
     if require_run:
         require_run_here(engine_folder.backend, options.target, options.build)
-    asked = replace(asked or Asked(), seed=options.seed)
+    asked = replace(asked or Question(), seed=options.seed)
     require_same_texts(engine_folder.report, options, ["calibration"] if asked.exam else ["text", "calibration"])
     source = engine_folder.source(model)
     captured, program = engine_folder.remake(source)

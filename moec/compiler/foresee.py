@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from moec import registry
-from moec.compiler.open import described_kind, without_config
+from moec.compiler.rehearsals import Rehearsals
 from moec.errors import MoecError
-from moec.frontend.source import Source
 from moec.pipeline.passes import Plan
 from moec.pipeline.pipeline import Pipeline
-from moec.program.program import Program
 from moec.targets.backend import Backend, Refusal
 from moec.targets.rehearsal import rehearse
 from moec.targets.target import Target
@@ -55,12 +51,12 @@ class Foreseen:
 
 
 def foresee(
-    model: str | Path, pipeline: str | Pipeline = "", targets: Sequence[str] = ("onnxruntime",)
+    model: str | Path | Rehearsals, pipeline: str | Pipeline = "", targets: Sequence[str] = ("onnxruntime",)
 ) -> list[Foreseen]:
     """Rehearse a compilation for every target; no weight is read, and no runtime has to be installed.
 
     Args:
-        model: a config.json, a folder that holds one, or a hub id in the local cache.
+        model: a config.json, a folder that holds one, or a hub id in the local cache; or what was captured of one.
         pipeline: passes, as for `moec compile`.
         targets: as for `moec compile`.
 
@@ -68,34 +64,26 @@ def foresee(
         MoecError: M201 for a model without a config, M202 for an unknown target or pass; what the model's own reading
             says. What a target says against the model is in the answer.
     """
-    source = described_kind(model).described(str(model))
-    if source is None:
-        raise without_config(model)
+    paper = model if isinstance(model, Rehearsals) else Rehearsals(model)
     passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
-    captured: dict[torch.dtype, Program] = {}
-    return [_for_target(str(model), source, passes, Target.parse(text), captured) for text in targets]
+    return [_for_target(paper, passes, Target.parse(text)) for text in targets]
 
 
-def _for_target(
-    model: str, source: Source, pipeline: Pipeline, target: Target, captured: dict[torch.dtype, Program]
-) -> Foreseen:
+def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Foreseen:
     backend: Backend = registry.find("backends", target.backend)()
     refused: list[Refusal] = backend.options(target)
     steps: list[Step] = []
     if not refused:
-        dtype = backend.precision(target)
-        if dtype not in captured:
-            captured[dtype] = source.capture(dtype)
         try:
-            found = rehearse(captured[dtype], pipeline, backend, target)
+            found = rehearse(paper.captured(backend.precision(target)), pipeline, backend, target)
         except MoecError as error:
             refused = [Refusal(error.what, error.where, error.fix)]
         else:
             steps, refused = [_step(plan) for plan in found.plans], list(found.refusals)
     passes = f' --pass "{pipeline}"' if list(pipeline) else ""
-    command = f"moec compile {model} --target {target}{passes} -o engine/"
+    command = f"moec compile {paper.model} --target {target}{passes} -o engine/"
     reasons = tuple((f"{r.reason} ({r.where})", r.fix) for r in refused)
-    return Foreseen(str(target), source.text, tuple(steps), reasons, command)
+    return Foreseen(str(target), paper.source.text, tuple(steps), reasons, command)
 
 
 def _step(plan: Plan) -> Step:

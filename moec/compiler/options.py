@@ -19,6 +19,7 @@ from moec.compiler.setting import (
     PassList,
     Real,
     Setting,
+    Size,
     Switch,
     TargetText,
     Whole,
@@ -64,6 +65,8 @@ class Options:
         inputs: `name=dims:dtype` texts that the source is opened with.
         cache: whether a decoder is opened with its cache of keys and values.
         leave_out: what of the model the engine is to be without, see `moec.frontend.account.LeaveOut`.
+        resume: take up captures and quantized weights that earlier compiles kept, see `moec.files.kept`, and keep them.
+        max_ram: bytes that the compile may hold, see `moec.compiler.memory_limit`.
 
     Raises:
         MoecError: M201 for a value that a setting does not take, M202 for unknown passes and layouts.
@@ -122,6 +125,20 @@ class Options:
         (),
         "Inputs, tensors or files of the model that the engine is to be without, e.g. 'pixel_values*'. Repeatable.",
         metavar="NAME",
+    )
+    resume: bool = setting(
+        Switch(),
+        True,
+        "Take up what earlier compiles kept (captures, quantized weights), killed ones too; or make all of it anew.",
+        recorded=False,
+    )
+    max_ram: int | None = setting(
+        Size(),
+        None,
+        "Memory that the compile may hold, e.g. 16GiB: its own, without pages of mapped files.",
+        shown="what the proof needs, in half of the machine's or the container's",
+        recorded=False,
+        metavar="SIZE",
     )
 
     def __post_init__(self) -> None:

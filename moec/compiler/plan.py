@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from moec.compiler.open import described_kind, without_config
+from moec.compiler.rehearsals import Rehearsals
+from moec.pipeline.pipeline import Pipeline
 from moec.planning.estimate import Estimate, estimate
-from moec.planning.shape import Shape
+from moec.planning.load import read_load
+from moec.planning.serving import Asked
+from moec.planning.traffic import Traffic
 
 USUAL = 4096  # tokens of a text where nobody says how many
 
 
 def plan(
-    model: str | Path,
+    model: str | Path | Rehearsals,
     *,
     formats: Sequence[str] = ("bf16",),
     devices: Sequence[str] = (),
@@ -21,28 +24,57 @@ def plan(
     context: int | None = None,
     ranks: Sequence[int] = (),
     versus: str | Path | None = None,
+    pipeline: str | Pipeline = "",
+    recipes: Mapping[str, str | Pipeline] | None = None,
+    load: str | Path = "uniform",
+    traffic: float | None = None,
+    prompt: int = 1024,
+    answer: int = 256,
+    prices: Mapping[str, float] | None = None,
+    links: Sequence[str] = (),
+    draft: int = 0,
+    offload: Sequence[str] = (),
 ) -> Estimate:
     """What a model takes in memory and time, from its config alone; files of weights need not be there.
 
     Args:
-        model: a config.json, a folder that holds one, or a hub id in the local cache.
+        model: a config.json, a folder that holds one, or a hub id in the local cache; or what was captured of one.
         formats, devices, batches, context, ranks: see `moec.planning.estimate.estimate`. Without a context, 4,096
             tokens, or all that the model's positions reach where that is less.
         versus: another model, named likewise.
+        pipeline: passes, as for `moec compile`: counts, memory and time are those of the model that they make. They are
+            planned, not described a second time: the model is captured without its weights.
+        recipes: names that `formats` may hold beside those that are known, with the passes that pack the weights; what
+            they leave is in 16 bits.
+        load: how often experts are taken: `uniform`, `zipf:1.0`, or a file that `moec routers --json` wrote.
+        traffic: requests a second, each of `prompt` tokens with `answer` tokens to write.
+        prices: of an hour of a device, by its name, in any currency.
+        links: what weights are loaded over: `nvme`, `100gbe`, `7GB/s` …
+        draft: tokens that speculative decoding proposes at once.
+        offload: where experts lie that are not on the device: `ram`, `disk` or a link.
 
     Raises:
         MoecError: M204, M206 or M209 where the config cannot be read, M201 for a model that has none; M201 and M202 see
-            `estimate`.
+            `estimate`; with passes what a capture, and their planning, say.
     """
-    shape = _shape(model)
-    other = _shape(versus) if versus is not None else None
+    paper = model if isinstance(model, Rehearsals) else Rehearsals(model)
+    shape = paper.after(pipeline)
+    packed = {name: paper.after(_both(pipeline, recipe)) for name, recipe in (recipes or {}).items() if name in formats}
+    other = Rehearsals(versus).shape if versus is not None else None
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
-    return estimate(shape, formats, devices, batches, tokens, ranks, other)
+    asked = Asked(
+        str(model),
+        read_load(str(load), shape),
+        None if traffic is None else Traffic(traffic, prompt, answer),
+        prices or {},
+        links,
+        draft,
+        offload,
+    )
+    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed, asked)
 
 
-def _shape(model: str | Path) -> Shape:
-    shape = described_kind(model).shape(str(model))
-    if shape is None:
-        raise without_config(model)
-    return shape
+def _both(first: str | Pipeline, then: str | Pipeline) -> Pipeline:
+    one, other = (Pipeline.parse(p) if isinstance(p, str) else p for p in (first, then))
+    return one + other

@@ -40,7 +40,7 @@ BISECTED_SIZES = 2  # every step of the compile is run on each input
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What the command asks of a later proof.
 
     Attributes:
@@ -57,7 +57,7 @@ class Asked:
 
 
 @unused()
-def prove_again(folder: Path, against: Any, asked: Asked, opening: Mapping[str, Any]) -> Verification:
+def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[str, Any]) -> Verification:
     """Prove an engine with the checks of its compile, on other inputs. Bounds are the command's or moec's own, see
     `moec.proof.checks.bounds`. Quantized weights are computed anew: the engine may have been made of kept ones, and
     these are what is in question.
@@ -95,7 +95,7 @@ def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Progra
         return source.capture(engine_folder.backend.precision(engine_folder.target)), None
 
 
-def _prove(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Verification:
+def _prove(engine_folder: EngineFolder, subject: Subject, asked: Question) -> Verification:
     subject = asked_subject(engine_folder, subject, asked)
     with engine_folder.opened() as engine:
         proof = prove(subject, engine)
@@ -103,7 +103,7 @@ def _prove(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Verif
     return replace(proof, checks=(*proof.checks, *engine_folder.lost_checks(proof)))
 
 
-def asked_subject(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Subject:
+def asked_subject(engine_folder: EngineFolder, subject: Subject, asked: Question) -> Subject:
     """What is to be proven, with the bounds and the text that the command asks for."""
     source, exam = subject.source, _exam(engine_folder, subject, asked)
     corpus = corpus_of(exam.text, source, model_folder(engine_folder.folder)) if exam else None
@@ -120,7 +120,7 @@ def asked_subject(engine_folder: EngineFolder, subject: Subject, asked: Asked) -
     )
 
 
-def _exam(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Exam | None:
+def _exam(engine_folder: EngineFolder, subject: Subject, asked: Question) -> Exam | None:
     """The text that is given, with the recorded budget unless it has one itself; else the recorded text."""
     recorded = subject.exam
     if asked.exam is None:
@@ -132,7 +132,7 @@ def _exam(engine_folder: EngineFolder, subject: Subject, asked: Asked) -> Exam |
     return replace(asked.exam, max_kl=recorded.max_kl, max_perplexity_ratio=recorded.max_perplexity_ratio)
 
 
-def _said(asked: Asked, name: str) -> bool:
+def _said(asked: Question, name: str) -> bool:
     """Whether the command itself says what a bound is to be."""
     return any(getattr(place, name, None) is not None for place in (asked, asked.exam))
 
@@ -142,7 +142,7 @@ def _is_engine(thing: Any) -> bool:
 
 
 @unused()
-def bisect_engine(folder: Path, asked: Asked, opening: Mapping[str, Any], model: Any = None) -> Divergence:
+def bisect_engine(folder: Path, asked: Question, opening: Mapping[str, Any], model: Any = None) -> Divergence:
     """The first pass or step of the lowering, layer and expert at which an engine's making departs from the untouched
     model; on the inputs, and by the bounds, of a proof that asks for the same (`prove_again`).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from numbers import Integral
@@ -18,6 +19,7 @@ from moec.targets.target import Target
 if TYPE_CHECKING:
     from moec.pipeline.pipeline import Pipeline
 
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|b|[kmgt](|b|ib))")
 _KEY = "setting"  # of a dataclass field's metadata
 
 
@@ -122,6 +124,24 @@ class Folder(Kind):
 
     def write(self, value: Any) -> Any:
         return None if value is None else str(value)
+
+
+class Size(Kind):
+    """An amount of memory in bytes: a number, or a text with a unit. KB, MB, GB are powers of ten; KiB, MiB, GiB, and
+    K, M, G alone, are powers of two."""
+
+    expected = "an amount of memory, e.g. 16GiB"
+
+    def read(self, value: Any) -> int:
+        found = _SIZE.fullmatch(str(value).strip().lower())
+        if isinstance(value, bool) or not isinstance(value, str | Integral) or found is None:
+            raise ValueError
+        unit = found["unit"]
+        power = " kmgt".index(unit[:1].replace("b", " ") or " ")
+        size = int(float(found["number"]) * (1000 if unit[1:] == "b" else 1024) ** power)
+        if not 0 < size < 2**63:
+            raise ValueError
+        return size
 
 
 class Names(Kind):

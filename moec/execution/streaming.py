@@ -73,6 +73,22 @@ class StreamingEngine(Engine):
         return dict(zip(self.outputs, values, strict=True))
 
 
+def largest_piece_bytes(program: Program) -> int:
+    """The most that a streamed run has to hold of one weight: a row of its leading dimension, an expert of a stack, or
+    all of it where its consumer takes no part."""
+    found = [0]
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            by_rows = all(user.target in _HANDLERS or user.target in MoeCall.operators for user in node.users)
+            weight = program.weights[str(node.target)]
+            found += [_row_bytes(part) for part in weight.expression()] if by_rows else [weight.size_bytes]
+    return max(found)
+
+
+def _row_bytes(weight: Weight) -> int:
+    return weight.size_bytes if weight.atomic or not weight.shape else weight.size_bytes // max(1, weight.shape[0])
+
+
 def check_finite(program: Program, tell: Callable[[int, str], None] = lambda _bytes, _name: None) -> None:
     """Read every weight once, block by block; raises M105 naming the first one that holds NaN or infinity. `tell` is
     told how many bytes are read, and of which weight."""

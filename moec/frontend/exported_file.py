@@ -10,11 +10,14 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import math
+import operator
 import os
 import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +131,7 @@ def _check_graph(text: str, path: Path) -> None:
     if "default_factory" in text:  # of a defaultdict among the inputs: its module would be imported
         raise _refusal("an input that names a function", path)
     for key, value in _entries(json.loads(text)):
-        if key == "target" and isinstance(value, str) and not _is_operator(value):
+        if key == "target" and isinstance(value, str) and not is_operator(value):
             raise _refusal(f"the operator {value!r}", path)
         if key == "expr_str" and not _is_arithmetic(str(value)):
             raise _refusal(f"the size {value!r}", path)
@@ -144,11 +147,20 @@ def _entries(data: Any) -> Iterator[tuple[str, Any]]:
         waiting += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
 
 
-def _is_operator(target: str) -> bool:
+def is_operator(target: str) -> bool:
+    """Whether a name is that of an operator, or of arithmetic on sizes: nothing that opens files or runs code."""
     found = _OPERATOR.fullmatch(target)
     if found is None:
         return _SIZES.fullmatch(target) is not None
     return not any(part in _FORBIDDEN or part.startswith("__init") for part in (found["space"], found["name"]))
+
+
+def operator_of(target: str) -> Any:
+    """The operator of such a name. Raises ValueError for another name, AttributeError where there is none."""
+    if not is_operator(target):
+        raise ValueError(f"{target} is no operator")
+    first, *rest = target.split(".")
+    return reduce(getattr, rest, {"torch": torch, "math": math, "_operator": operator}[first])
 
 
 def _is_arithmetic(text: str) -> bool:

@@ -23,6 +23,8 @@ from moec.frontend.dimensions import are_least_sizes, enlarged
 from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
 from moec.frontend.exported_file import load_exported
 from moec.frontend.in_memory import state_hash
+from moec.frontend.kept_capture import kept_or_captured
+from moec.frontend.loops_over_experts import without_branches
 from moec.frontend.refusals import depends_on_data, say_dynamic, say_inputs, with_fixed_sizes
 from moec.frontend.samples import (
     guess_domain,
@@ -111,21 +113,27 @@ class ModuleSource(Source):
         samples = {n: t.to(dtype) if t.is_floating_point() else t for n, t in self._samples.items()}
 
         def attempt(dynamic: Dynamic) -> Program:
-            return capture(module, samples, dynamic, source=self.text)
+            return self._export(module, samples, dynamic)
 
         try:
             return attempt(self._dynamic)
         except MoecError as error:
+            if depends_on_data(error) and without_branches(module, lambda m: m(**samples)):
+                with contextlib.suppress(MoecError):  # the first says what stands in the user's own code
+                    return attempt(self._dynamic)
             if error.code == "M207" and not depends_on_data(error):
                 for larger in enlarged(samples, self._dynamic):
                     with contextlib.suppress(MoecError):  # the first says what is wrong with the user's own sample
-                        found = capture(module, larger, self._dynamic, source=self.text)
+                        found = self._export(module, larger, self._dynamic)
                         if are_least_sizes(found.conditions, sizes_of(self.inputs, samples)):
                             return found
             better = with_fixed_sizes(error, self._dynamic, attempt, self._say_dynamic)
             if better is error:
                 raise
             raise better from error
+
+    def _export(self, module: nn.Module, samples: Mapping[str, Tensor], dynamic: Dynamic) -> Program:
+        return capture(module, samples, dynamic, source=self.text)
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
         """How a user asks for these dynamic dimensions."""
@@ -154,6 +162,10 @@ class FileSource(ModuleSource):
             fix = "write the inputs as texts, name=dims:dtype, or name a second callable: file.py:build:sample_inputs"
             raise MoecError("M201", "a file's inputs are no tensors of the caller", str(model), fix)
         return from_file(str(model), opening.specs)
+
+    def _export(self, module: nn.Module, samples: Mapping[str, Tensor], dynamic: Dynamic) -> Program:
+        program, self.recalled_from = kept_or_captured(module, samples, dynamic, self.text, self.hashes)
+        return program
 
     def _say_dynamic(self, dynamic: Dynamic) -> str:
         return say_inputs(dynamic, self._samples, self.domains)

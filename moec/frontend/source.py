@@ -96,7 +96,11 @@ class Source(ABC):
         hashes: SHA-256 of the files that it was read from, by path relative to the model's folder.
         size_bytes: bytes of its weights.
         snapshot: of these files as they were when they were opened; None for a model in memory.
+        recalled_from: the key of the capture that the last one was taken from, see `moec.frontend.kept_capture`; empty
+            where it was made.
         leaves_out: whether it knows `Opening.leave_out`; one that does not is never opened with it.
+        stands_for: of a model that is cut to its first layers, for each layer of the whole one the layer that is of its
+            kind; empty for a model that is whole.
     """
 
     text: str
@@ -105,7 +109,9 @@ class Source(ABC):
     hashes: dict[str, str]
     size_bytes: int
     snapshot: Snapshot | None = None
+    recalled_from: str = ""
     leaves_out: ClassVar[bool] = False
+    stands_for: tuple[int, ...] = ()
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -218,7 +224,7 @@ class Source(ABC):
     @classmethod
     def read_tokenizer(cls, folder: Path, text: str) -> Tokenizer | None:
         """The tokenizer whose files lie in an engine's folder, else with the model of this name; None where this class
-        finds none. Asked also where the model itself is not here. Raises M204 when it does not load."""
+        finds none. Question also where the model itself is not here. Raises M204 when it does not load."""
         return None
 
     @classmethod

@@ -14,9 +14,9 @@ from torch import nn
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut, LeftOut
-from moec.frontend.export import capture
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, unread_tensors
+from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
@@ -79,6 +79,7 @@ class HuggingFaceSource(Source):
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
         self.snapshot = getattr(origin, "snapshot", None)
         self._unread: Sequence[LeftOut] = ()
+        self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template)
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
@@ -116,7 +117,9 @@ class HuggingFaceSource(Source):
     @classmethod
     def described(cls, model: str) -> HuggingFaceSource:
         origin = Described(model)
-        return cls(origin.text, origin)
+        source = cls(origin.text, origin)
+        source.stands_for = origin.stands_for
+        return source
 
     @classmethod
     def save_tiny(cls, model: str, folder: Path, seed: int) -> int:
@@ -242,8 +245,12 @@ class HuggingFaceSource(Source):
 
     def _refusal(self, error: MoecError) -> MoecError:
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
-        if error.code not in ("M206", "M207") or not self._cache:
+        if error.code not in ("M206", "M207") or not self._cache or error is self._explained:
             return error
+        self._explained = self._tried_without_cache(error)
+        return self._explained
+
+    def _tried_without_cache(self, error: MoecError) -> MoecError:
         try:
             HuggingFaceSource(self.text, self.origin, False, self._leave_out, self._given).capture()
         except MoecError as other:
@@ -277,7 +284,10 @@ class HuggingFaceSource(Source):
             model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(self._capture_sizes).items()}
         try:
-            program = capture(model, sample, self.signature.dynamic(), weights=weights, source=self.text)
+            program, self.recalled_from = captured(
+                self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
+                dtype, self._own_attention, attention, device, self.inputs,
+            )  # fmt: skip
         except MoecError as error:
             better = explain(model, error)
             if better is None:

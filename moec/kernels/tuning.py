@@ -117,7 +117,7 @@ def choose(first: Tile, among: Iterable[Tile], cost: Cost, end: float = math.inf
 
     Args:
         first: a tile that works. among: where the others may be taken from.
-        cost: time of a tile; infinity where it cannot be used. Asked once a tile.
+        cost: time of a tile; infinity where it cannot be used. Question once a tile.
         end: `time.monotonic()` after which no other tile is tried.
     """
     known, best, allowed = {first: cost(first)}, first, set(among)

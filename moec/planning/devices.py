@@ -21,12 +21,15 @@ class Device(msgspec.Struct, frozen=True):
         name: as it is asked for.
         memory: GiB. bandwidth: of that memory, in GB/s, reading.
         rates: dense matrix products in TFLOP/s, by the bits of the operands.
+        link: to its neighbours in a node, in GB/s, one direction. host: from the host's memory, likewise.
     """
 
     name: str
     memory: float
     bandwidth: float
     rates: dict[int, float]
+    link: float = 32.0
+    host: float = 32.0
 
     @property
     def memory_bytes(self) -> int:
@@ -44,7 +47,7 @@ def devices() -> dict[str, Device]:
     """Every device that is known, by name."""
     raw = tomllib.loads(files("moec.planning").joinpath("devices.toml").read_text("utf-8"))
     return {
-        name: Device(name, entry["memory"], entry["bandwidth"], {int(k): v for k, v in entry["rates"].items()})
+        name: Device(name, **(entry | {"rates": {int(k): v for k, v in entry["rates"].items()}}))
         for name, entry in raw.items()
     }
 
@@ -54,4 +57,4 @@ def find_device(name: str) -> Device:
     plain = name.lower().replace("-", "").replace("_", "").replace(" ", "")
     if plain in devices():
         return devices()[plain]
-    raise MoecError("M202", f"no device is called {name!r}", "--device", did_you_mean(plain, list(devices())))
+    raise MoecError("M202", f"no device is called {name!r}", "--device", did_you_mean(plain, ["cpu", *devices()]))

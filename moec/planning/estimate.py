@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from moec.errors import MoecError
 from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
 from moec.planning.devices import Device, find_device
-from moec.planning.formats import Format, find_format
+from moec.planning.formats import Format, find_format, recipe_format
+from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
+from moec.planning.on_cpu import NAMES, ThisMachine, this_machine
+from moec.planning.pace import decode_time, prompt_time
 from moec.planning.parallel import ExpertParallel, expert_parallel
+from moec.planning.serving import Asked, Serving, answer, together
 from moec.planning.shape import Shape
-from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
+from moec.planning.step import Step, Time, decode_step, prompt_step
 from moec.planning.versus import Beside, beside
 
 
@@ -50,6 +54,7 @@ class Estimate:
         situations: by format, device and batch.
         ranks: what its experts send when they lie on so many devices.
         versus: another model, and `beside`: both of them by batch.
+        serving: answers about load, links, prices, traffic, drafts, offload and many devices.
     """
 
     shape: Shape
@@ -58,6 +63,7 @@ class Estimate:
     ranks: tuple[ExpertParallel, ...] = ()
     versus: Shape | None = None
     beside: tuple[Beside, ...] = ()
+    serving: Serving | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: counts by part in place of single tensors."""
@@ -68,6 +74,7 @@ class Estimate:
             "expert_parallel": [asdict(r) for r in self.ranks],
             "versus": _model(self.versus) if self.versus else None,
             "beside": [asdict(b) for b in self.beside],
+            **(self.serving.to_dict() if self.serving else {}),
         }
 
 
@@ -79,6 +86,8 @@ def estimate(
     context: int = 4096,
     ranks: Sequence[int] = (),
     versus: Shape | None = None,
+    packed: Mapping[str, Shape] | None = None,
+    asked: Asked | None = None,
 ) -> Estimate:
     """Work out every combination.
 
@@ -89,6 +98,8 @@ def estimate(
         context: tokens behind a text when it is continued, and of a prompt.
         ranks: numbers of devices that the experts of a layer are spread over.
         versus: another model, compared in the first of the formats.
+        packed: the model as a recipe packs it, by the recipe's name, which stands among the formats.
+        asked: questions about serving.
 
     Raises:
         MoecError: M202 for an unknown name, M201 for a number below 1, a context beyond the model's positions, or ranks
@@ -103,18 +114,40 @@ def estimate(
             raise MoecError("M201", what, f"--context {context}", f"--context {model.longest}")
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
-    found: list[Device | None] = [find_device(name) for name in devices] or [None]
-    kinds = [find_format(name) for name in formats]
-    rows = [_situation(shape, f, d, b, context) for f in kinds for d in found for b in batches]
-    spread = tuple(expert_parallel(shape, n) for n in ranks)
-    both = () if versus is None else beside(shape, versus, kinds[0], context)
-    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both)
+    asked = asked or Asked()
+    found: list[Device | None] = [_device(name) for name in devices] or [None]
+    packed = packed or {}
+    kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
+    rows = [
+        _situation(packed.get(f.name, shape), f, d, b, context, asked.load)
+        for f in kinds
+        for d in found
+        for b in batches
+    ]
+    spread = tuple(expert_parallel(shape, n, load=asked.load) for n in ranks)
+    both = () if versus is None else beside(shape, versus, kinds[0], context, load=asked.load)
+    shapes = [
+        (shape, [f for f in kinds if f.name not in packed]),
+        *((packed[f.name], [f]) for f in kinds if f.name in packed),
+    ]
+    served = together(answer(s, fs, found, batches, context, spread, versus, asked) for s, fs in shapes if fs)
+    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served)
 
 
-def _situation(shape: Shape, format: Format, device: Device | None, batch: int, context: int) -> Situation:
+def _device(name: str) -> Device:
+    plain = name.lower()
+    return this_machine(plain) if plain in NAMES else find_device(name)
+
+
+def _situation(
+    shape: Shape, format: Format, device: Device | None, batch: int, context: int, load: Load = UNIFORM
+) -> Situation:
+    here = device if isinstance(device, ThisMachine) else None
+    format = here.held(format) if here else format
     memory = memory_of(shape, format, batch, context)
-    decode = decode_step(shape, format, batch, context) if shape.states else None
-    prompt = prompt_step(shape, format, batch, context)
+    memory = here.holds(memory) if here else memory
+    decode = decode_step(shape, format, batch, context, load) if shape.states else None
+    prompt = prompt_step(shape, format, batch, context, load)
     needed = memory.devices(device) if device else None
     alone = device if needed == 1 else None
     return Situation(
@@ -126,9 +159,17 @@ def _situation(shape: Shape, format: Format, device: Device | None, batch: int, 
         needed,
         decode,
         prompt,
-        time_of(decode, alone, format) if alone and decode else None,
-        time_of(prompt, alone, format) if alone else None,
+        _time(shape, format, alone, batch, context, load, True) if alone and decode else None,
+        _time(shape, format, alone, batch, context, load, False) if alone else None,
     )
+
+
+def _time(
+    shape: Shape, format: Format, device: Device, batch: int, context: int, load: Load, token: bool
+) -> Time | None:
+    if isinstance(device, ThisMachine):
+        return device.time(shape, format, batch, context, token)
+    return (decode_time if token else prompt_time)(shape, format, device, batch, context, load)
 
 
 def _model(shape: Shape) -> dict[str, Any]:
@@ -144,6 +185,7 @@ def _model(shape: Shape) -> dict[str, Any]:
         "mixtures": [asdict(m) for m in shape.mixtures],
         "states": [asdict(s) for s in shape.states],
         "unknown": list(shape.unknown),
+        "notes": list(shape.notes),
     }
 
 

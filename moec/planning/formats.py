@@ -74,11 +74,19 @@ def find_format(name: str) -> Format:
     raise MoecError("M202", f"no format is called {name!r}", "--format", did_you_mean(name, list(FORMATS)))
 
 
+def recipe_format(name: str) -> Format:
+    """The format of a recipe, which packs weights one by one: what it leaves is in 16 bits."""
+    return Format(name, 16)
+
+
 def stored_bytes(tensors: Iterable[Tensor], format: Format) -> dict[Part, int]:
-    """Bytes by part: matrices in the format, the router, norms, vectors and the table of the input embedding plain."""
+    """Bytes by part: matrices in the format, the router, norms, vectors and the table of the input embedding plain;
+    what a pass has packed takes what it is packed in."""
     found: dict[Part, int] = {}
     for tensor in tensors:
         plain = tensor.part in _PLAIN or len(tensor.shape) < 2
         size = tensor.count * format.plain // 8 if plain else format.matrix_bytes(tensor.shape)
+        if tensor.codes:
+            size = tensor.codes + tensor.scales * format.plain // 8
         found[tensor.part] = found.get(tensor.part, 0) + size
     return found

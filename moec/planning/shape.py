@@ -16,6 +16,7 @@ Part = Literal[
     "router",
     "norm",
     "output head",
+    "vision and audio",
     "other",
 ]
 PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]
@@ -29,11 +30,16 @@ class Tensor:
         name: as transformers names it.
         shape: its dimensions; of routed experts that are stacked the first is E.
         part: what it is for.
+        codes: bytes of the integers or small floats that it is packed in, whatever format is asked for; 0 where it is
+            not packed.
+        scales: how many numbers stand beside them that are stored as what is not packed.
     """
 
     name: str
     shape: tuple[int, ...]
     part: Part
+    codes: int = 0
+    scales: int = 0
 
     @property
     def count(self) -> int:
@@ -74,16 +80,22 @@ class State:
         per_token: elements that each token adds; 0 for a recurrent state.
         fixed: elements that are there whatever the length.
         window: tokens after which the oldest are dropped; 0 for none.
+        every: tokens that share a row: compressed attention (DeepSeek-V4) keeps one row of so many.
     """
 
     kind: str
     per_token: int
     fixed: int = 0
     window: int = 0
+    every: int = 1
+
+    def rows(self, context: int) -> int:
+        """How many rows that grew with the text it holds after so many tokens."""
+        return (min(context, self.window) if self.window else context) // self.every if self.per_token else 0
 
     def elements(self, context: int) -> int:
-        """How many it holds after so many tokens."""
-        return self.fixed + self.per_token * (min(context, self.window) if self.window else context)
+        """How many numbers it holds after so many tokens."""
+        return self.fixed + self.per_token * self.rows(context)
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,7 @@ class Shape:
         multi_token: parameters of the multi-token prediction layers (DeepSeek-V3 §2.2), which are not in `tensors`,
             since transformers does not build them.
         unknown: what could not be counted, in words.
+        notes: what the counts rest on, where that is not the model as transformers builds it from the config alone.
     """
 
     name: str
@@ -115,6 +128,7 @@ class Shape:
     longest: int = 0
     multi_token: int = 0
     unknown: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def total(self) -> int:
@@ -123,8 +137,8 @@ class Shape:
 
     @property
     def active(self) -> int:
-        """Those that one token uses, the whole input embedding counted."""
-        return self.total - sum(m.idle for m in self.mixtures)
+        """Those that one token of text uses, the whole input embedding counted, and what sees and hears not."""
+        return self.total - sum(m.idle for m in self.mixtures) - self.parts()["vision and audio"]
 
     @property
     def active_without_embedding(self) -> int:

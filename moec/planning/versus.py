@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from moec.planning.formats import Format
+from moec.planning.load import UNIFORM, Load
 from moec.planning.shape import Shape
 from moec.planning.step import decode_step
 
@@ -34,12 +35,19 @@ class Beside:
 
 
 def beside(
-    first: Shape, other: Shape, format: Format, context: int, batches: Sequence[int] = BATCHES
+    first: Shape,
+    other: Shape,
+    format: Format,
+    context: int,
+    batches: Sequence[int] = BATCHES,
+    load: Load = UNIFORM,
 ) -> tuple[Beside, ...]:
-    """Bytes and FLOPs of a decoded token of both models, in the same format and with the same context behind it."""
+    """Bytes and FLOPs of a decoded token of both models, in the same format and with the same context behind it; a
+    measured load is that of the first."""
     found = []
     for batch in batches:
-        steps = [decode_step(shape, format, batch, context) for shape in (first, other)]
+        models = ((first, load), (other, load.elsewhere()))
+        steps = [decode_step(shape, format, batch, context, each) for shape, each in models]
         read = (steps[0].bytes / batch, steps[1].bytes / batch)
         found.append(Beside(batch, read, (steps[0].flops / batch, steps[1].flops / batch)))
     return tuple(found)

@@ -22,7 +22,7 @@ from moec.quantization.grid import INTEGERS, Grid
 from moec.quantization.small_floats import Floats, quantize_floats
 from moec.weights.digest import add_tensor
 from moec.weights.remembered import key_of, remembered
-from moec.weights.weight import BLOCK_BYTES, PackedWeight, Weight
+from moec.weights.weight import PackedWeight, Weight, block_bytes
 from moec.weights.widths import taken
 
 _CHUNK = 2**19  # numbers that are quantized at a time: their intermediates stay in the processor's cache
@@ -80,7 +80,7 @@ class _Job:
         """Rows of the source as matrices `[rows, in]` of at most `_CHUNK` numbers, or one row."""
         width = self.weight.shape[-1]
         row_bytes = math.prod(self.weight.shape[1:]) * self.weight.dtype.itemsize
-        step = stop - start if self.weight.atomic else max(1, BLOCK_BYTES // row_bytes)
+        step = stop - start if self.weight.atomic else max(1, block_bytes() // row_bytes)
         for at in range(start, stop, max(1, step)):
             yield from torch.split(
                 self.weight.read(at, min(at + step, stop)).reshape(-1, width), max(1, _CHUNK // width)

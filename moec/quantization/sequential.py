@@ -4,7 +4,7 @@ bring to it."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,22 +21,17 @@ from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
 from moec.quantization.rounding import WORTH_KEEPING, PackedParts, encode
-from moec.quantization.sequential_kept import keep_run, key_of_run, recall_run
+from moec.quantization.sequential_kept import KeptRun, Made, Rounded, key_of_run
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
 from moec.weights.lazy import Weight, concat, from_tensor, rowwise
-from moec.weights.remembered import forms
+from moec.weights.remembered import fits, forms
 from moec.weights.weight import PackedWeight
 from moec.weights.widths import ExpertWidths, taken
 
 Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
-_STACKED = (
-    EXPERTS,
-    MOE,
-    torch.ops.aten.linear.default,
-    torch.ops.aten.embedding.default,
-)  # what takes matrices as `[out, in]`
+_STACKED = (EXPERTS, MOE, torch.ops.aten.linear.default, torch.ops.aten.embedding.default)  # take `[out, in]`
 
 
 def key_of(use: Use, grid: Grid) -> Key:
@@ -82,15 +77,14 @@ class Sequential:
         if sum(math.prod(u.weight.shape) for u, _ in self.todo if u.weight is not None) < WORTH_KEEPING:
             self._run(inputs)
             return
-        batches = list(inputs)
-        key = key_of_run(self.program, self.todo, batches)
-        found = recall_run(key)
-        if found is not None and self._take(*found):
-            return
-        self._run(batches)
-        keep_run(key, self._tensors(), [[m.name, m.expert] for m in self.rounded])
+        batches, results = list(inputs), {key_of(use, grid): (use, grid) for use, grid in self.todo}
+        room = fits(t for u, g in results.values() if u.weight for t in _Result(u.weight, g).tensors().values())
+        run = KeptRun(key_of_run(self.program, self.todo, batches), room)
+        found = run.whole()
+        if found is None or not self._take(*found):
+            run.finish(self._run(batches, run))
 
-    def _take(self, made: Mapping[int, Mapping[str, Tensor]], rounded: list[Any]) -> bool:
+    def _take(self, made: Made, rounded: Rounded) -> bool:
         """Put in place what an earlier run made; False, and nothing is taken, where any of it does not fit."""
         fitting: dict[Key, PackedParts] = {}
         for at, tensors in made.items():
@@ -104,25 +98,36 @@ class Sequential:
         self.rounded += [Matrix(name, expert) for name, expert in rounded]
         return True
 
-    def _tensors(self) -> dict[int, dict[str, Tensor]]:
-        """Each result once, by the place in `todo` of the first that asked for it."""
+    def _tensors(self, new: Container[Key]) -> dict[int, dict[str, Tensor]]:
+        """Each of these results once, by the place in `todo` of the first that asked for it."""
         found: dict[Key, int] = {}
         for at, (use, grid) in enumerate(self.todo):
-            if key_of(use, grid) in self.made:
+            if key_of(use, grid) in new:
                 found.setdefault(key_of(use, grid), at)
         return {at: _named(self.made[key]) for key, at in found.items()}
 
-    def _run(self, inputs: Iterable[Mapping[str, Tensor]]) -> None:
+    def _run(self, inputs: Iterable[Mapping[str, Tensor]], kept: KeptRun | None = None) -> int:
+        """Returns the number of nodes that made something, or took it from `kept`."""
         uses: dict[fx.Node, list[tuple[Use, Grid]]] = {}
         for use, grid in self.todo:
             uses.setdefault(use.node, []).append((use, grid))
         last = [n for n in self.program.graph.nodes if any(g.method == "gptq" for _, g in uses.get(n, []))][-1]
+        steps = list[str]()
 
         def visit(calls: OperatorCalls) -> None:
-            self._visit(calls, uses.get(calls.node, []))
+            name, own, before, rounded = calls.node.name, uses.get(calls.node, []), set(self.made), len(self.rounded)
+            missing = any(key_of(*pair) not in self.made for pair in own)
+            found = kept.recall(name) if kept and missing else None
+            taken = found is not None and self._take(*found)
+            self._visit(calls, own)
+            if kept and missing and not taken:
+                more = [[m.name, m.expert] for m in self.rounded[rounded:]]
+                kept.keep(name, self._tensors(self.made.keys() - before), more)
+            steps.extend([name] if missing else [])
 
         # nothing from the last one on is computed, a whole vocabulary's logits least of all
         run_in_lockstep(self.program, inputs, visit, until=last)
+        return len(steps)
 
     # ------------------------------------------------------------------ operators
     def _visit(self, calls: OperatorCalls, uses: list[tuple[Use, Grid]]) -> None:
@@ -200,12 +205,16 @@ class _Result:
 
     def fill(self, tensors: Mapping[str, Tensor]) -> bool:
         """Take the tensors of an earlier run; False, and none is taken, where names, shapes or dtypes are others."""
-        own = {f"{at}.{name}": value for at, part in enumerate(self._parts) for name, value in part.tensors().items()}
+        own = self.tensors()
         if forms(own) != forms(tensors):
             return False
         for name, value in own.items():
             value.copy_(tensors[name])
         return True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is filled, by name, as `_named` has it."""
+        return {f"{at}.{name}": value for at, part in enumerate(self._parts) for name, value in part.tensors().items()}
 
     def put(self, codes: Codes, e: int | None = None) -> None:
         part, at = self._place(e)
@@ -245,7 +254,6 @@ class _Part:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is filled, by name, as `_named` has it."""
         found = {"packed": self._packed, "scale": self._scale}
         return found if self._zero is None else {**found, "zero": self._zero}
 

@@ -1,5 +1,5 @@
-"""What a run of `Sequential` made, kept for the next compile: minutes to hours of work, from the same model, text and
-grids."""
+"""What a run of `Sequential` makes, kept for the next compile as it is made: minutes to hours of work, from the same
+model, text and grids. A run that was killed goes on behind the last node whose weights are kept."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.files.kept import remove
 from moec.program.program import Program
 from moec.quantization.grid import Grid
 from moec.recognition.weight_roles import Use
 from moec.weights.digest import add_tensor
-from moec.weights.remembered import fits, keep, key_of, recall
+from moec.weights.remembered import keep, key_of, recall
 
 HEAD = "facts"
+
+Made = Mapping[int, Mapping[str, Tensor]]  # the tensors of each result, by its place in the list of what was to be done
+Rounded = list[list[Any]]  # the matrices that were rounded to nearest, as JSON has them
 
 
 def key_of_run(
@@ -40,34 +42,56 @@ def key_of_run(
     return key_of("sequential", program.digest(), jobs, content.hexdigest())
 
 
-def keep_run(key: str, made: Mapping[int, Mapping[str, Tensor]], facts: Any) -> None:
-    """Keep the tensors of each result by its place in the list of what was to be done, then the facts, which are read
-    first. All or nothing: parts of a run serve nobody, and what is larger than the weight cache would push out its own
-    first parts and everything else."""
-    text = json.dumps({"made": sorted(made), "facts": facts}).encode()
-    head = {HEAD: torch.frombuffer(bytearray(text), dtype=torch.uint8)}
-    parts = {**{_part(key, at): tensors for at, tensors in made.items()}, _part(key, HEAD): head}
-    if fits(tensor for tensors in parts.values() for tensor in tensors.values()) and not all(
-        keep(name, tensors) for name, tensors in parts.items()
-    ):
-        for name in parts:
-            remove(name)
+class KeptRun:
+    """The steps of one run, a node of the program each; the last thing that is written says that it is whole.
 
+    Args:
+        key: of the run, see `key_of_run`.
+        room: whether the cache may become as large as all of it; else nothing is kept: a run that is larger would push
+            out its own first steps and everything else.
+    """
 
-def recall_run(key: str) -> tuple[dict[int, dict[str, Tensor]], Any] | None:
-    """What `keep_run` kept; None when any of it is no longer there."""
-    head = recall(_part(key, HEAD))
-    if head is None:
-        return None
-    said = json.loads(head[HEAD].numpy().tobytes())
-    found: dict[int, dict[str, Tensor]] = {}
-    for at in said["made"]:
-        tensors = recall(_part(key, at))
-        if tensors is None:
+    def __init__(self, key: str, room: bool = True) -> None:
+        self._key, self._room, self._steps = key, room, dict[str, None]()
+
+    def recall(self, step: str) -> tuple[Made, Rounded] | None:
+        """What a step made in an earlier run, whole or not; None where that is not kept."""
+        found = recall(_part(self._key, step))
+        if found is None:
             return None
-        found[at] = tensors
-    return found, said["facts"]
+        self._steps[step] = None
+        made: dict[int, dict[str, Tensor]] = {}
+        for name, value in found.items():
+            at, _, part = name.partition("/")
+            if name != HEAD:
+                made.setdefault(int(at), {})[part] = value
+        return made, json.loads(found[HEAD].numpy().tobytes())
+
+    def keep(self, step: str, made: Made, rounded: Rounded) -> None:
+        """Keep what a step made, at once: all of it or nothing."""
+        tensors = {f"{at}/{name}": value for at, parts in made.items() for name, value in parts.items()}
+        if self._room and keep(_part(self._key, step), {**tensors, HEAD: _as_tensor(rounded)}):
+            self._steps[step] = None
+
+    def finish(self, steps: int) -> None:
+        """Say that the run is whole, if all of its steps are kept."""
+        if len(self._steps) == steps:
+            keep(_part(self._key, HEAD), {HEAD: _as_tensor(list(self._steps))})
+
+    def whole(self) -> tuple[Made, Rounded] | None:
+        """What all steps made together; None when any of it is not kept."""
+        head = recall(_part(self._key, HEAD))
+        found = [self.recall(step) for step in json.loads(head[HEAD].numpy().tobytes())] if head is not None else [None]
+        self._steps.clear()
+        parts = [step for step in found if step is not None]
+        if len(parts) < len(found):
+            return None
+        return {at: tensors for made, _ in parts for at, tensors in made.items()}, [m for _, r in parts for m in r]
 
 
-def _part(key: str, name: object) -> str:
+def _as_tensor(facts: Any) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+
+
+def _part(key: str, name: str) -> str:
     return hashlib.sha256(f"{key} {name}".encode()).hexdigest()

@@ -1,15 +1,16 @@
 """Mixtures of experts that a model writes out in plain operators: matrices of one shape beside each other, each behind
 a gate of its own that a selection opens.
 
-Nothing is rewritten here. A graph may hold such a mixture in any form (a loop over the experts, a mask, a dispatch, a
-look-up of weights); what all have in common is that a top-k, a maximum or a comparison decides which of them count.
+Nothing is rewritten here: `find-experts` does. A graph may hold such a mixture in any form (a loop over the experts, a
+mask, a dispatch, a look-up of weights); what all have in common is that a top-k, a maximum or a comparison decides
+which of them count.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -54,12 +55,18 @@ class HandWritten:
 
     Attributes:
         module: what its experts' names have in common. top_k: how many a token goes to; 0 where the graph does not say.
-        experts: the matrices of each expert.
+        experts: the matrices of each expert. selection: the node that chooses among them.
     """
 
     module: str
     top_k: int
     experts: tuple[tuple[Place, ...], ...]
+    selection: fx.Node = field(repr=False)
+
+    @property
+    def products(self) -> set[fx.Node]:
+        """The operators that read the experts' matrices."""
+        return {product for places in self.experts for place in places for product in place.matrix.products}
 
 
 def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None) -> list[HandWritten]:
@@ -70,13 +77,15 @@ def find_hand_written(program: Program, matrices: Sequence[Matrix] | None = None
         return []
     flow = _Flow(program, matrices, groups)
     blocks: dict[str, list[_Group]] = defaultdict(list)
-    top_k: dict[str, int] = {}
+    choices: dict[str, fx.Node] = {}
     for group in groups:
         if selection := flow.selected(group):
             blocks[f"{group.module} {len(group.places)}"].append(group)
-            top_k.setdefault(f"{group.module} {len(group.places)}", _chosen(selection))
+            choices.setdefault(f"{group.module} {len(group.places)}", selection)
     return [
-        HandWritten(found[0].module, top_k[key], tuple(zip(*(g.places for g in found), strict=True)))
+        HandWritten(
+            found[0].module, _chosen(choices[key]), tuple(zip(*(g.places for g in found), strict=True)), choices[key]
+        )
         for key, found in blocks.items()
     ]
 
@@ -203,7 +212,12 @@ class _Flow:
 
     def _opened(self, node: fx.Node, product: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         for source in node.all_input_nodes:
-            for selection in self._selections:
-                if self._gates[source] & self._bit[selection] and not self._before[selection] & self._bit[product]:
-                    return source, selection
+            own = [
+                s
+                for s in self._selections
+                if self._gates[source] & self._bit[s] and not self._before[s] & self._bit[product]
+            ]
+            if own:  # the last choice by rank is that of experts: one before it is of groups
+                ranks = [s for s in own if s.target in _TOP or s.target in _ONE]
+                return source, (ranks[-1] if ranks else own[0])
         return None

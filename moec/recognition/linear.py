@@ -3,6 +3,7 @@ transposed weight."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,26 +99,46 @@ def _biased(program: Program, node: fx.Node, found: dict[fx.Node, Linear]) -> Li
 
 
 def constant(program: Program, node: Any) -> Weight | None:
-    """The lazy weight that a node stands for: a weight itself, or one that is cast or (as a matrix) transposed; else
-    None."""
+    """The lazy weight that a node stands for: a weight itself, or one that is cast, transposed in its last two
+    dimensions, stacked of others, or taken out of a stack; else None."""
     weight = program.weight_of(node)
     if weight is not None or not isinstance(node, fx.Node) or node.op != "call_function":
         return weight
+    if node.target == aten.stack.default:
+        parts = [constant(program, part) for part in node.args[0]]  # type: ignore[union-attr]
+        first = len(node.args) < 2 or node.args[1] == 0
+        return weights.stack([w for w in parts if w]) if first and all(parts) else None
+    if node.target is operator.getitem and node.args[0].target == aten.unbind.int:  # type: ignore[union-attr]
+        stacked, dim = node.args[0].args[0], node.args[0].args[1:]  # type: ignore[union-attr]
+        return _selected(program, stacked, dim[0] if dim else 0, node.args[1])
+    if node.target == aten.select.int:
+        return _selected(program, *node.args[:3])
     source = constant(program, node.args[0]) if node.args else None
     if source is None:
         return None
     if node.target in _TRANSPOSES:
-        return weights.transpose(source, 0, 1) if len(source.shape) == 2 and _swaps(node) else None
+        return weights.transpose(source, -2, -1) if len(source.shape) >= 2 and _swaps(node) else None
     if node.target in _CASTS:
         return weights.cast(source, value_of(node).dtype)
     return source if node.target in _COPIES else None
 
 
+def _selected(program: Program, stacked: Any, dim: Any, index: Any) -> Weight | None:
+    source = constant(program, stacked)
+    if source is None or dim != 0:
+        return None
+    return weights.select(source, int(index) % source.shape[0])
+
+
 def _swaps(node: fx.Node) -> bool:
-    """Whether a transposition of a matrix exchanges its two dimensions."""
+    """Whether a transposition exchanges the last two dimensions and leaves the others."""
+    dims = len(value_of(node).shape)
     if node.target == aten.permute.default:
-        return [int(d) % 2 for d in node.args[1]] == [1, 0]  # type: ignore[arg-type, union-attr]
-    return node.target != aten.transpose.int or node.args[1] != node.args[2]
+        order = [int(d) % dims for d in node.args[1]]  # type: ignore[union-attr, arg-type]
+        return order == [*range(dims - 2), dims - 1, dims - 2]
+    if node.target == aten.transpose.int:
+        return {int(d) % dims for d in node.args[1:3]} == {dims - 2, dims - 1}  # type: ignore[arg-type]
+    return node.target == aten.mT.default or dims == 2
 
 
 def passes_through(node: fx.Node) -> bool:

@@ -30,7 +30,7 @@ _PRODUCTS: dict[Any, tuple[int, ...]] = {  # operator -> at which positions it m
     ),
     **{op: tuple(position(op, name) for name in MATRICES) for op in (EXPERTS, MOE)},
 }  # fmt: skip
-_LOOKUPS = (aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.embedding.default)
+LOOKUPS = (aten.index.Tensor, aten.index_select.default, aten.gather.default, aten.embedding.default)
 _OF_SIZES = (  # operators that read the sizes of a tensor and none of its values
     aten.sym_size.int, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
     aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.new_empty.default,
@@ -103,7 +103,7 @@ def _multiplies(node: fx.Node, matrix: fx.Node) -> bool:
         return False
     if node.target is aten.einsum.default:
         return True
-    if node.target in _LOOKUPS:
+    if node.target in LOOKUPS:
         return value.dim() > 2 and node.args[0] is matrix  # a table of matrices: weights that tokens choose
     return any(len(node.args) > i and node.args[i] is matrix for i in _PRODUCTS.get(node.target, ()))
 
@@ -121,7 +121,7 @@ def _one_by_one(product: fx.Node, matrix: fx.Node) -> bool:
     """Whether a product takes a stack's matrices each for itself."""
     if product.target is aten.einsum.default:
         return _kept_apart(product, matrix)
-    return product.target in (*_BATCHED, *_LOOKUPS, EXPERTS, MOE)
+    return product.target in (*_BATCHED, *LOOKUPS, EXPERTS, MOE)
 
 
 def _kept_apart(product: fx.Node, matrix: fx.Node) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from moec.program.dialect_call import ROUTE
 from moec.program.functional import is_in_place, is_view
 from moec.program.program import Program
+from moec.recognition.interpret import inputs_of
 from moec.recognition.linear import passes_through, value_of
 
 aten = torch.ops.aten
@@ -36,8 +37,6 @@ _CHOICES = (
     aten.sqrt.default,
 )
 _COPIES = (aten.clone.default, aten.dropout.default, aten.detach.default, aten.contiguous.default)
-# operators that read only the form of an argument, and which
-_READS_FORM_ONLY = {aten.type_as.default: 1, aten.to.other: 1}
 _REGION_LIMIT = 100
 
 
@@ -64,6 +63,11 @@ class Region:
     nodes: tuple[fx.Node, ...]
 
     @property
+    def rule_nodes(self) -> tuple[fx.Node, ...]:
+        """All of them: experts are not among them."""
+        return self.nodes
+
+    @property
     def experts(self) -> int:
         """E, how many there are to choose from."""
         return int(value_of(self.logits).shape[-1])
@@ -77,7 +81,7 @@ class Region:
 def find_region(program: Program, ids: fx.Node, weights: fx.Node) -> Region:
     """The router that `ids` and `weights` come from. Raises NotARouter with the reason."""
     selection = _selection(ids)
-    logits = _logits(selection)
+    logits = logits_behind(selection)
     nodes = _between(logits, ids, weights)
     constants = _constants(nodes)
     bias = _bias(constants, nodes, int(value_of(logits).shape[-1]))
@@ -139,7 +143,7 @@ def _selection(ids: fx.Node) -> fx.Node:
     return node
 
 
-def _logits(selection: fx.Node) -> fx.Node:
+def logits_behind(selection: fx.Node) -> fx.Node:
     """The input of the first score function before the selection, or else of the selection itself; before any cast."""
     node: fx.Node = selection.args[0]  # type: ignore[assignment]
     found = node
@@ -180,14 +184,6 @@ def _between(logits: fx.Node, *ends: fx.Node) -> set[fx.Node]:
         found.add(node)
         todo += inputs_of(node)
     return found
-
-
-def inputs_of(node: fx.Node) -> list[fx.Node]:
-    """The nodes whose values a node needs; sizes need none, they follow from the shapes."""
-    if not isinstance(node.meta.get("val"), Tensor | tuple | list):
-        return []
-    formal = node.args[_READS_FORM_ONLY[node.target]] if node.target in _READS_FORM_ONLY else None
-    return [n for n in node.all_input_nodes if n is not formal]
 
 
 def _constants(nodes: set[fx.Node]) -> list[fx.Node]:

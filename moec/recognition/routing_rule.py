@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing, route_reference
-from moec.program.program import CPU, META, Program
+from moec.program.program import Program
+from moec.recognition.interpret import run, sizes
 from moec.recognition.linear import value_of
-from moec.recognition.router_region import NotARouter, Region, inputs_of
+from moec.recognition.router_region import NotARouter, Region
 
 aten = torch.ops.aten
 # spread and shift of the logits, then of the bias: ordinary; sharp, with negative choices; all scores small; all scores
 # tiny and the choice left to the bias. No logit is so large that its sigmoid would round to 1
-_PROBES = ((1.0, 0.0, 0.3, 0.0), (4.0, 0.0, 0.3, -0.7), (1.0, -25.0, 0.3, 0.0), (16.0, -100.0, 4.0, 0.0))
+PROBES = ((1.0, 0.0, 0.3, 0.0), (4.0, 0.0, 0.3, -0.7), (1.0, -25.0, 0.3, 0.0), (16.0, -100.0, 4.0, 0.0))
 _TOLERANCE = 1e-6  # relative; rules that differ do so by 1e-3 and more on some probe
-_FORM_ONLY = (aten.type_as.default, aten.to.other)
 
 
 def identify(program: Program, region: Region) -> Routing:
@@ -44,7 +44,27 @@ def identify(program: Program, region: Region) -> Routing:
 
 
 # ---------------------------------------------------------------------- candidates
-def candidates(region: Region) -> Iterator[Routing]:
+class Rule(Protocol):
+    """What a routing rule's constants are read from; `Region` has it for a router in front of `moec::experts`."""
+
+    @property
+    def rule_nodes(self) -> tuple[fx.Node, ...]:
+        """Nodes of the rule, in graph order."""
+
+    @property
+    def selection(self) -> fx.Node:
+        """The node that chooses the experts."""
+
+    @property
+    def experts(self) -> int:
+        """E, how many there are to choose from."""
+
+    @property
+    def top_k(self) -> int:
+        """K, how many are chosen."""
+
+
+def candidates(region: Rule) -> Iterator[Routing]:
     """Every rule that the operators and constants of a region allow, the likelier ones first."""
     scale = math.prod([1.0, *_numbers(region, aten.mul)]) / math.prod([1.0, *_numbers(region, aten.div)])
     epsilons = dict.fromkeys([*_numbers(region, aten.add), 0.0])
@@ -66,13 +86,13 @@ def candidates(region: Region) -> Iterator[Routing]:
             )
 
 
-def _numbers(region: Region, *packets: Any) -> list[float]:
+def _numbers(region: Rule, *packets: Any) -> list[float]:
     """Number arguments of these operators."""
-    nodes = [n for n in region.nodes if getattr(n.target, "overloadpacket", None) in packets]
+    nodes = [n for n in region.rule_nodes if getattr(n.target, "overloadpacket", None) in packets]
     return [float(a) for n in nodes for a in n.args[1:] if isinstance(a, int | float) and not isinstance(a, bool)]
 
 
-def _scores(region: Region) -> list[str]:
+def _scores(region: Rule) -> list[str]:
     """Score functions over all experts that occur in the region; the raw logits last."""
     names = {
         aten.softmax.int: "softmax",
@@ -80,13 +100,13 @@ def _scores(region: Region) -> list[str]:
         aten.sigmoid.default: "sigmoid",
         aten.softplus.default: "sqrt_softplus",
     }
-    wide = [n.target for n in region.nodes if n.target in names and value_of(n).shape[-1] == region.experts]
+    wide = [n.target for n in region.rule_nodes if n.target in names and value_of(n).shape[-1] == region.experts]
     return [*dict.fromkeys(names[t] for t in wide), "identity"]
 
 
-def _groups(region: Region) -> dict[str, Any]:
+def _groups(region: Rule) -> dict[str, Any]:
     """Options of group-limited routing; empty without it."""
-    others = [n for n in region.nodes if n.target is aten.topk.default and n is not region.selection]
+    others = [n for n in region.rule_nodes if n.target is aten.topk.default and n is not region.selection]
     limits = [n for n in others if 1 < _width(n) < region.experts and region.experts % _width(n) == 0 and _used(n, 1)]
     if not limits:
         return {}
@@ -106,10 +126,10 @@ def _used(topk: fx.Node, output: int) -> bool:
 # ---------------------------------------------------------------------- proof
 def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
     """Logits `[T, E]`, bias `[E]` and the weight `[T, E]` of every expert, 0 for those that were not chosen."""
-    size = _sizes()
+    size = sizes()
     shape = [size(s) for s in value_of(region.logits).shape]
     generator = torch.Generator().manual_seed(0)
-    for spread, shift, bias_spread, bias_shift in _PROBES:
+    for spread, shift, bias_spread, bias_shift in PROBES:
         logits, bias = _draw(shape, generator) * spread + shift, None
         given: dict[fx.Node, Any] = {region.logits: logits}
         if region.bias is not None:
@@ -145,45 +165,3 @@ def _by_expert(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
     """Weights of all experts `[T, E]`: what the mixture depends on, whatever the order in which they were chosen."""
     rows = weights.reshape(-1, weights.shape[-1]).double()
     return torch.zeros(len(rows), experts, dtype=torch.float64).scatter_add(1, ids.reshape(-1, ids.shape[-1]), rows)
-
-
-def run(
-    program: Program, nodes: tuple[fx.Node, ...], given: dict[fx.Node, Any], size: Callable[[Any], int]
-) -> dict[fx.Node, Any]:
-    """Interpret nodes on the CPU in float64, whatever float dtypes the graph casts to."""
-    env = dict(given)
-    for node in nodes:
-        if node.op == "get_attr":
-            value = program.weights[str(node.target)].load()
-            env[node] = value.double() if value.is_floating_point() else value
-        elif not inputs_of(node) and isinstance(value_of(node), torch.SymInt | int):
-            env[node] = size(value_of(node))
-        elif node.target in _FORM_ONLY:
-            env[node] = env[node.args[0]]  # type: ignore[index]
-        else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: env[n])
-            env[node] = node.target(*map(_wide, args), **{k: _wide(v) for k, v in kwargs.items()})  # type: ignore[operator]
-    return env
-
-
-def _wide(argument: Any) -> Any:
-    """Float dtypes become float64, the meta device becomes the CPU."""
-    if isinstance(argument, torch.dtype) and argument.is_floating_point:
-        return torch.float64
-    return CPU if isinstance(argument, torch.device) and argument == META else argument
-
-
-def _sizes() -> Callable[[Any], int]:
-    """A function from symbolic sizes to numbers, equal symbols to equal numbers."""
-    numbers: dict[Any, int] = {}
-    fresh = itertools.count(7, 2)
-
-    def size(value: Any) -> int:
-        if isinstance(value, int):
-            return value
-        expression = value.node.expr
-        for symbol in sorted(expression.free_symbols, key=str):
-            numbers.setdefault(symbol, next(fresh))
-        return int(expression.subs(numbers))
-
-    return size

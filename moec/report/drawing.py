@@ -113,11 +113,13 @@ def line_chart(
     """A line for each series over named places, such as layers; the second is dashed. `form` writes the axis's figures,
     `exact` those of the points."""
     short, below = short_names(names)
-    short = [_fit(name, WIDTH / 4) for name in short]
+    short = [fitted(name, WIDTH / 4) for name in short]
     step = (WIDTH - LEFT - RIGHT) / max(1, len(names))
     parts = [_frame(scale, title, below, WIDTH, form)]
     every = max(1, math.ceil((max(map(len, short)) + 1.5) * _LETTER * len(names) / (WIDTH - LEFT - RIGHT - 20)))
-    parts += [_text(LEFT + (k + 0.5) * step, _BASE + 14, n, "middle") for k, n in enumerate(short) if k % every == 0]
+    parts += [
+        drawn_text(LEFT + (k + 0.5) * step, _BASE + 14, n, "middle") for k, n in enumerate(short) if k % every == 0
+    ]
     for values in series.values():
         points = [(LEFT + (k + 0.5) * step, TOP + _ROOM * (1 - scale.share(v))) for k, v in enumerate(values)]
         line = Markup('<polyline points="{}"/>').format(" ".join(f"{x:.1f},{y:.1f}" for x, y in points))
@@ -138,8 +140,8 @@ def lying_bars(values: Mapping[str, float], form: Callable[[float], str]) -> Mar
     parts = []
     for k, (name, value) in enumerate(values.items()):
         y, wide = k * (ROW + 8), max(1.0, room * scale.share(value) if value == value else 0.0)
-        parts += [_text(0, y + 12, _fit(name, WIDTH)), _rect(0, y + 17, wide, 14, "", f"{name}: {form(value)}")]
-        parts.append(_text(wide + 6, y + 28, form(value), kind="value"))
+        parts += [drawn_text(0, y + 12, fitted(name, WIDTH)), _rect(0, y + 17, wide, 14, "", f"{name}: {form(value)}")]
+        parts.append(drawn_text(wide + 6, y + 28, form(value), kind="value"))
     words = "; ".join(f"{name}: {form(v)}" for name, v in values.items())
     return svg(parts, words, WIDTH, len(values) * (ROW + 8))
 
@@ -153,17 +155,17 @@ def dots(rows: Mapping[str, Sequence[float]], unit: str) -> Markup:
     parts, base = [], height - BOTTOM
     for tick in scale.ticks:
         x = RIGHT + room * scale.share(tick)
-        parts += [_line(x, x, 0, base), _text(x, base + 14, f"{tick:g}", "middle")]
+        parts += [drawn_line(x, x, 0, base), drawn_text(x, base + 14, f"{tick:g}", "middle")]
     beside = f"{unit}, logarithmic" if isinstance(scale, LogAxis) else unit
-    parts.append(_text(WIDTH / 2, base + 30, beside, "middle", "title"))
+    parts.append(drawn_text(WIDTH / 2, base + 30, beside, "middle", "title"))
     for k, (name, values) in enumerate(rows.items()):
         y, middle = k * (ROW + 14), median(values)
-        parts.append(_text(0, y + 12, _fit(name, WIDTH), kind="value"))
+        parts.append(drawn_text(0, y + 12, fitted(name, WIDTH), kind="value"))
         for n, value in enumerate(values):
             cx, cy = RIGHT + room * scale.share(value), y + 20 + (n * 7 % 16)
             parts.append(Markup('<circle class="run" cx="{}" cy="{}" r="2.5"/>').format(f"{cx:.1f}", cy))
         x = RIGHT + room * scale.share(middle)
-        parts.append(_line(x, x, y + 16, y + 40, "median"))
+        parts.append(drawn_line(x, x, y + 16, y + 40, "median"))
     words = "; ".join(f"{name}: {span_text(v, '{:.3g}')} {unit}" for name, v in rows.items())
     return svg(parts, words, WIDTH, height)
 
@@ -190,12 +192,15 @@ def heat_map(rows: Mapping[str, Sequence[float]], below: str) -> Markup:
     parts = [Markup('<path class="{}" d="{}"/>').format(shade, "".join(p)) for shade, p in sorted(paths.items())]
     every = max(1, math.ceil(13 / tall))
     parts += [
-        _text(LEFT - 6, TOP + k * tall + tall / 2 + 4, _fit(n, LEFT - 6), "end")
+        drawn_text(LEFT - 6, TOP + k * tall + tall / 2 + 4, fitted(n, LEFT - 6), "end")
         for k, n in enumerate(short)
         if k % every == 0
     ]
-    parts += [_text(0, 12, _fit(beside, WIDTH), kind="title"), *_numbers(across, step, WIDTH, TOP + len(rows) * tall)]
-    parts.append(_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, height - 6, below, "middle", "title"))
+    parts += [
+        drawn_text(0, 12, fitted(beside, WIDTH), kind="title"),
+        *_numbers(across, step, WIDTH, TOP + len(rows) * tall),
+    ]
+    parts.append(drawn_text(LEFT + (WIDTH - LEFT - RIGHT) / 2, height - 6, below, "middle", "title"))
     return svg(parts, f"{len(rows)} rows of up to {across} numbers", WIDTH, height)
 
 
@@ -230,19 +235,19 @@ def span_text(values: Iterable[float], form: str = "{:,}") -> str:
 
 def _frame(scale: Axis, title: str, below: str, width: int, form: Callable[[float], str]) -> Markup:
     parts = [
-        _text(0, 12, title, kind="title"),
-        _text((LEFT + width - RIGHT) / 2, HEIGHT - 4, _fit(below, width - LEFT), "middle", "title"),
+        drawn_text(0, 12, title, kind="title"),
+        drawn_text((LEFT + width - RIGHT) / 2, HEIGHT - 4, fitted(below, width - LEFT), "middle", "title"),
     ]
     for tick in scale.ticks:
         y = TOP + _ROOM * (1 - scale.share(tick))
-        parts += [_line(LEFT - 4, width - RIGHT, y, y), _text(LEFT - 8, y + 4, form(tick), "end")]
+        parts += [drawn_line(LEFT - 4, width - RIGHT, y, y), drawn_text(LEFT - 8, y + 4, form(tick), "end")]
     return Markup("").join(parts)
 
 
 def _numbers(count: int, step: float, width: int, base: float = _BASE) -> list[Markup]:
     """Figures below some of many columns."""
     every = max(1, math.ceil(len(str(count)) * 1.6 * _LETTER * count / (width - LEFT - RIGHT)))
-    return [_text(LEFT + (k + 0.5) * step, base + 14, str(k), "middle") for k in range(0, count, every)]
+    return [drawn_text(LEFT + (k + 0.5) * step, base + 14, str(k), "middle") for k in range(0, count, every)]
 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str, said: str = "") -> Markup:
@@ -252,18 +257,20 @@ def _rect(x: float, y: float, width: float, height: float, kind: str, said: str 
     )
 
 
-def _line(x1: float, x2: float, y1: float, y2: float, kind: str = "grid") -> Markup:
+def drawn_line(x1: float, x2: float, y1: float, y2: float, kind: str = "grid") -> Markup:
+    """A line from one point to another."""
     form = '<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>'
     return Markup(form).format(kind, *(f"{n:.1f}" for n in (x1, x2, y1, y2)))
 
 
-def _fit(text: str, room: float) -> str:
+def fitted(text: str, room: float) -> str:
     """The end of a text, which says more of a name than its beginning does, as far as it has room."""
     letters = max(3, int(room / _LETTER))
     return text if len(text) <= letters else f"…{text[1 - letters :]}"
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "tick") -> Markup:
+def drawn_text(x: float, y: float, text: str, anchor: str = "start", kind: str = "tick") -> Markup:
+    """A text at a point: `tick` for figures of axes, `title` for what they mean, `value` for what is read first."""
     form = '<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>'
     return Markup(form).format(kind, f"{x:.1f}", f"{y:.1f}", anchor, escape(one_line(text)))
 

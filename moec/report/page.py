@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -27,11 +26,11 @@ from moec.report.charts import (
 )
 from moec.report.markdown_table import markdown_table
 from moec.report.overview import sizes_drawn, tiles, ways_to_make, ways_to_run
+from moec.report.rendering import environment
 from moec.report.report import Report
 from moec.report.speed import Speed
-from moec.shown import shown, size_of
+from moec.shown import shown
 
-TEMPLATES = Path(__file__).parent / "templates"  # beside this file, whatever `moec` is elsewhere
 _MAIN = ("outputs", "own text", "text", "experts")  # checks that everybody asks for; the others are folded up
 _FORMS = {
     "engine": "The engine",
@@ -92,32 +91,29 @@ def section_of(check: Check) -> Section:
 def html(report: Report, speeds: Sequence[Speed] = ()) -> str:
     """The report as a page without external resources, for light and dark screens and for paper; values are escaped.
     `speeds`: what was measured of the engine, see `moec.report.speed`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    files = FileSystemLoader(TEMPLATES)
-    env = Environment(
-        loader=files, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
-    )
-    env.filters |= {"bytes": size_of}
     checks = [section_of(check) for check in report.proof.checks]
-    return env.get_template("report.html.j2").render(
-        r=report,
-        title=title_of(report),
-        verdict=verdict(report),
-        note=proof_note(report),
-        tiles=tiles(report, speeds),
-        main=[section for section in checks if section.name in _MAIN or not section.ok],
-        others=[section for section in checks if section.name not in _MAIN and section.ok],
-        account=account_tables(report.account),
-        forms=facts_of(report),
-        inside_on=_inside_on(report),
-        inside_equal=equal_inside(report.inside) if report.inside else "",
-        layers=layer_rows(report.inside) if report.inside else [],
-        run=ways_to_run(report),
-        make=ways_to_make(report),
-        speeds=speeds,
-        units=UNITS,
-        **_charts(report, speeds),
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            r=report,
+            title=title_of(report),
+            verdict=verdict(report),
+            note=proof_note(report),
+            tiles=tiles(report, speeds),
+            main=[section for section in checks if section.name in _MAIN or not section.ok],
+            others=[section for section in checks if section.name not in _MAIN and section.ok],
+            account=account_tables(report.account),
+            forms=facts_of(report),
+            inside_on=_inside_on(report),
+            inside_equal=equal_inside(report.inside) if report.inside else "",
+            layers=layer_rows(report.inside) if report.inside else [],
+            run=ways_to_run(report),
+            make=ways_to_make(report),
+            speeds=speeds,
+            units=UNITS,
+            **_charts(report, speeds),
+        )
     )
 
 
@@ -245,8 +241,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_cell, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _shown(value: Any) -> Any:
-    """What a template prints: texts of others cannot steer who reads them; plain text only, markup is the page's."""
-    return shown(value) if type(value) is str else value

@@ -243,7 +243,7 @@ class Backend(ABC):
 
     def stand_in(self, target: Target, built: bool = True) -> Target | None:
         """A target of this machine that runs the same files, for the proof where the target's own hardware is missing,
-        or the engine is not `built` yet; None where all is here, or nothing else runs them. Asked also where the
+        or the engine is not `built` yet; None where all is here, or nothing else runs them. Question also where the
         runtime is not installed."""
         return None
 

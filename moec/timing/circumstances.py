@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
+from moec.execution.machine import cores, processor_name
 from moec.execution.memory import total_bytes
 from moec.report.environment import environment
-
-_PROCESSORS = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -54,15 +50,7 @@ def circumstances(versions: Mapping[str, str] | None = None) -> Circumstances:
     """Those of this process now; `versions`: of the runtimes, beside those that are always there."""
     every = environment(versions)
     system, _ = every.pop("system"), every.pop("cpu_capability", None)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     gpus = tuple(torch.cuda.get_device_name(k) for k in cuda)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Circumstances(processor_name(), cores, total_bytes(), system, gpus, torch.get_num_threads(), every, now)
-
-
-def processor_name() -> str:
-    """The processor's model as the system names it."""
-    lines = _PROCESSORS.read_text(errors="replace").splitlines() if _PROCESSORS.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    return Circumstances(processor_name(), cores(), total_bytes(), system, gpus, torch.get_num_threads(), every, now)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from moec.report.charts import UNITS, run_chart
 from moec.report.drawing import WIDTH, dots, dots_height
-from moec.report.page import TEMPLATES
+from moec.report.rendering import TEMPLATES
 from moec.shown import shown
 from moec.timing.benchmark import Benchmark, Moment, with_figures
 

@@ -22,12 +22,17 @@ _HEAD_BYTES = 1024  # at most, of what a file says of a tensor beside its number
 
 
 def key_of(*what: Any) -> str:
-    """The hash of all that a result depends on: moec's version and its sources, torch's version, the processor's
-    instructions and threads (both decide in which order numbers are added), and `what`: tensors by dtype, shape and
-    bytes, anything else by its `repr`, which has all fields of a data class. Text for people leaves some out."""
-    processor = platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    """The hash of all that computed numbers depend on: `code_key` of the processor's instructions and threads (both
+    decide in which order numbers are added), and of `what`."""
+    return code_key((platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()), *what)
+
+
+def code_key(*what: Any) -> str:
+    """The hash of what depends on code and not on the processor: moec's version and its sources, the versions of torch
+    and Python, and `what`: tensors by dtype, shape and bytes, anything else by its `repr`, which has all fields of a
+    data class. Text for people leaves some out."""
     code = sources_hash(Path(version.__file__).parent)
-    found = hashlib.sha256(repr((version.__version__, code, torch.__version__, processor)).encode())
+    found = hashlib.sha256(repr((version.__version__, code, torch.__version__, platform.python_version())).encode())
     for each in what:
         if isinstance(each, Tensor):
             add_tensor(found, each)

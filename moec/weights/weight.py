@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 BLOCK_BYTES = 64 * 2**20
+_smaller: list[int] = []  # one for each `blocks_of` that is under way; threads that read weights are meant, too
+
+
+def block_bytes() -> int:
+    """How much of a weight is read at a time."""
+    return min([BLOCK_BYTES, *_smaller])
+
+
+@contextmanager
+def blocks_of(most_bytes: int) -> Iterator[None]:
+    """Weights are read in blocks of so many bytes at most within; of one row at least."""
+    _smaller.append(most_bytes)
+    try:
+        yield
+    finally:
+        _smaller.remove(most_bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +78,14 @@ class Weight:
             seen |= set(new)
             todo += new.values()
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
-        """The tensor as consecutive blocks of rows of about `block_bytes` each (at least one row)."""
+    def blocks(self, most_bytes: int | None = None) -> Iterator[Tensor]:
+        """The tensor as consecutive blocks of rows of about `most_bytes`, or `block_bytes()`, each (at least one
+        row)."""
         if not self.shape or self.atomic:
             yield self.load()
             return
         row_bytes = max(1, self.size_bytes // max(1, self.shape[0]))
-        step = max(1, block_bytes // row_bytes)
+        step = max(1, (most_bytes or block_bytes()) // row_bytes)
         for start in range(0, self.shape[0], step):
             yield self.read(start, min(start + step, self.shape[0]))
 

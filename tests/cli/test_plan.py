@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -51,12 +53,46 @@ def test_two_models_and_ranks(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     mixture, dense = configs.write(tmp_path / "a", configs.MIXTRAL), configs.write(tmp_path / "b", configs.LLAMA_70B)
     text = cli("plan", mixture, "--versus", dense, "--ranks", "2,8")
-    assert "at batch 1 the first reads less" in text and "reached by a token" in text
+    assert "dense or mixture → mixture: beside LlamaForCausalLM (70.6 B)" in text and "reached by a token" in text
     found = cli.json("plan", mixture, "--versus", dense, "--ranks", "8")
     assert found["versus"]["parameters"]["total"] == 70_553_706_496 and len(found["beside"]) == 11
+    assert found["advice"][0]["rule"] == "dense or mixture" and found["advice"][0]["figures"]["bytes"] < 27e9
     assert found["expert_parallel"][0]["ranks"] == 8
     cli("plan", mixture, "--ranks", "3", status=2)
     assert "--ranks 2" in cli.err
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_it_fits_a_terminal_and_nothing_is_cut(
+    columns: int, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = configs.write(tmp_path, configs.MIXTRAL)
+    asked = ("plan", path, "--device", "h200,rtxpro6000", "--format", "bf16,int4-g128-zero", "--batch", "1,512")
+    asked = (*asked, "--ranks", "2,8", "--versus", path)
+    piped = cli(*asked)
+    monkeypatch.setattr("moec.cli.terminal.Terminal.is_live", lambda *_: True)
+    for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    shown = re.sub(r"\x1b\[\d*m", "", cli(*asked))
+    assert max(map(len, shown.splitlines())) <= columns and "\x1b" not in shown
+
+    def letters(text: str) -> Counter[str]:
+        return Counter(re.sub(r"[\s─]", "", text))
+
+    assert letters(shown) == letters(piped)
+
+
+def test_a_page_takes_the_place_of_its_own_kind_only(cli: Cli, tmp_path: Path) -> None:
+    path, page = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1}), tmp_path / "page.html"
+    for _ in range(2):
+        cli("plan", path, "--html", page)
+    assert "<title>moec plan: LlamaForCausalLM" in page.read_text()
+    for others in ("<html>mine</html>", "<!doctype html>\n<html lang=en><title>moec: a report", "plan\n"):
+        page.write_text(others)
+        cli("plan", path, "--html", page, status=2)
+        assert page.read_text() == others and "M210" in cli.err and len(cli.err.strip().splitlines()) == 3
+    cli("plan", path, "--html", tmp_path / "none" / "page.html", status=2)
+    assert "M210" in cli.err
 
 
 def test_a_target_that_takes_it_gets_a_command_and_one_that_does_not_a_reason(cli: Cli, tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_a_terminal_gets_colour_unless_it_is_not_wanted(screen: Terminal, monkey
     assert "\x1b" not in screen.table(["name", "parameters"], ROWS)
 
 
+def test_figures_are_never_broken_or_cut(screen: Terminal) -> None:
+    figures = ["1,234,567–2,345,678"] * 2
+    table = screen.table(["a name", "one", "two"], [["x" * 40, *figures]], right=[1, 2])
+    assert table.count(figures[0]) == 2 and table.count("x") == 40
+    wide = screen.table(["name", *"abcd"], [["x", *figures * 2]], right=[1, 2, 3, 4])
+    assert wide.count(figures[0]) == 4 and "─" not in wide
+
+
 def test_a_log_is_added_to_and_other_files_are_left_alone(tmp_path: Path) -> None:
     terminal, log, mine = Terminal(), tmp_path / "log.txt", tmp_path / "mine.txt"
     for line in ("first", "second"):

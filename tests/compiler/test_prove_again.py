@@ -15,7 +15,7 @@ import pytest
 from moec import api
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.finish import complete_engine
-from moec.compiler.prove_again import Asked, _judge, bisect_engine, prove_again
+from moec.compiler.prove_again import Question, _judge, bisect_engine, prove_again
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.files import kept
@@ -36,24 +36,24 @@ def spoiled(mixtral_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_a_good_engine_is_proven_on_other_inputs(mixtral_engine: Path) -> None:
-    proof = prove_again(mixtral_engine, None, Asked(5), {})
+    proof = prove_again(mixtral_engine, None, Question(5), {})
     assert proof.ok and proof.seed == 5 and proof.coverage.complete
-    assert not prove_again(mixtral_engine, None, Asked(5, 1e-12), {}).ok  # must fail: not even rounding is allowed
+    assert not prove_again(mixtral_engine, None, Question(5, 1e-12), {}).ok  # must fail: not even rounding is allowed
 
 
 def test_a_spoiled_engine_is_found_out(mixtral_engine: Path, spoiled: Path) -> None:
-    assert not prove_again(spoiled, None, Asked(), {}).ok
-    assert not prove_again(spoiled, mixtral_engine, Asked(), {}).ok
-    assert prove_again(spoiled, spoiled, Asked(), {}).ok
+    assert not prove_again(spoiled, None, Question(), {}).ok
+    assert not prove_again(spoiled, mixtral_engine, Question(), {}).ok
+    assert prove_again(spoiled, spoiled, Question(), {}).ok
 
 
 def test_bisection_names_the_layer_and_the_expert(mixtral_engine: Path, spoiled: Path) -> None:
-    found = bisect_engine(spoiled, Asked(), {})
+    found = bisect_engine(spoiled, Question(), {})
     assert found.stage == "the engine as it runs" and [s.ok for s in found.stages] == [True] * (
         len(found.stages) - 1
     ) + [False]
     assert "layers.1" in found.layer and found.experts == (5,) and 0 < found.wrong_tokens < found.tokens
-    assert bisect_engine(mixtral_engine, Asked(), {}).stage == ""
+    assert bisect_engine(mixtral_engine, Question(), {}).stage == ""
 
 
 @pytest.mark.repeats
@@ -75,8 +75,8 @@ def test_a_proof_computes_what_the_compile_recalled(
 @pytest.mark.parametrize(
     "later",
     [
-        lambda engine: prove_again(engine, None, Asked(), {}),
-        lambda engine: bisect_engine(engine, Asked(), {}),
+        lambda engine: prove_again(engine, None, Question(), {}),
+        lambda engine: bisect_engine(engine, Question(), {}),
         lambda engine: complete_engine(engine, {}),
     ],
     ids=["verify", "bisect", "build"],
@@ -190,7 +190,7 @@ def test_a_bisection_holds_weights_to_their_grid_where_outputs_decide() -> None:
 
 def test_bisection_takes_no_bound_from_the_manifest(spoiled: Path, tmp_path: Path) -> None:
     loose = edited(spoiled, tmp_path / "loose", tolerance=1e9)
-    assert bisect_engine(loose, Asked(), {}).stage != "" == bisect_engine(loose, Asked(tolerance=1e9), {}).stage
+    assert bisect_engine(loose, Question(), {}).stage != "" == bisect_engine(loose, Question(tolerance=1e9), {}).stage
 
 
 def test_without_its_text_an_engine_is_not_waved_through(judged: Path, tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_without_its_text_an_engine_is_not_waved_through(judged: Path, tmp_path:
 
 
 def test_against_another_model(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:
-    assert prove_again(mixtral_engine, str(mixtral), Asked(), {}).ok
-    assert not prove_again(mixtral_engine, save("mixtral", tmp_path / "other", seed=9), Asked(), {}).ok
+    assert prove_again(mixtral_engine, str(mixtral), Question(), {}).ok
+    assert not prove_again(mixtral_engine, save("mixtral", tmp_path / "other", seed=9), Question(), {}).ok
 
 
 def test_a_changed_source_is_refused(mixtral: Path, mixtral_engine: Path, tmp_path: Path) -> None:

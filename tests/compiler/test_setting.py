@@ -19,6 +19,7 @@ from moec.compiler.setting import (
     Names,
     PassList,
     Real,
+    Size,
     Switch,
     TargetText,
     Whole,
@@ -35,6 +36,11 @@ TAKEN: list[tuple[Kind, Any, Any]] = [
     (Whole(0), 0, 0),
     (Whole(0), 2**63 - 1, 2**63 - 1),
     (Whole(0), np.int64(3), 3),
+    (Size(), "16GiB", 16 * 2**30),
+    (Size(), "16g", 16 * 2**30),
+    (Size(), "1.5 GB", 1_500_000_000),
+    (Size(), "300 b", 300),
+    (Size(), 4096, 4096),
     (Real(), 0, 0.0),
     (Real(), 0.25, 0.25),
     (Real(above=True), 1e-300, 1e-300),
@@ -54,6 +60,7 @@ TAKEN: list[tuple[Kind, Any, Any]] = [
 ]
 REFUSED: list[tuple[Kind, list[Any]]] = [
     (Whole(2), [1, -1, 2**63, True, 2.0, "3"]),
+    (Size(), ["", "many", "-1G", "0", "16 gigs", "Gi", True, 0, -5, 1.5, 2**63, "1e3", "9999999T"]),
     (Real(), [-1e-9, math.inf, -math.inf, math.nan, True, "1", 10**400]),
     (Real(above=True), [0, 0.0]),
     (Choice(("a", "b")), ["c", "", 1, None]),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moec.dialect import pack
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.execution.streaming import StreamingEngine, check_finite
+from moec.execution.streaming import StreamingEngine, check_finite, largest_piece_bytes
 from moec.frontend.export import capture
 from moec.program.program import Program
 from moec.weights.lazy import Weight
@@ -116,3 +116,14 @@ def test_large_finite_weights_are_not_mistaken_for_infinite_ones() -> None:
         program.weights["head.weight"], read=lambda a, b: torch.full((b - a, 16), 3e38)
     )
     check_finite(program)
+
+
+def test_the_largest_piece_is_an_expert_or_what_no_consumer_takes_by_rows() -> None:
+    program = capture(Quantized(), {"x": torch.randn(5, 16)}, {"x": ("tokens", None)})
+    assert largest_piece_bytes(program) == 16 * 12 * 4, (
+        "one expert's second matrix; the first has 8-bit codes of 24 x 16"
+    )
+    whole = capture(nn.Conv1d(16, 8, 3), {"input": torch.randn(2, 16, 9)}, {"input": ("batch", None, None)})
+    assert largest_piece_bytes(whole) == 16 * 8 * 3 * 4
+    by_rows = capture(nn.Linear(16, 100), {"input": torch.randn(2, 16)}, {"input": ("batch", None)})
+    assert largest_piece_bytes(by_rows) == 16 * 4

@@ -22,6 +22,7 @@ from moec.recognition.ffn import find_ffns
 from moec.weights import lazy as weights
 from moec.weights.lazy import Weight
 from tests import zoo
+from tests.mixtures import EXPERTS, Loop, mixture, source_of
 
 TOLERANCE = 2e-5  # of the reference's standard deviation; a dense model's own rounding is 1e-6
 SIZES = {"batch": 2, "sequence": 9}  # capture uses others
@@ -269,3 +270,10 @@ def test_what_cannot_be_exact_is_refused(text: str, says: str) -> None:
         and caught.value.fix
         and "upcycle(" in caught.value.where
     )
+
+
+def test_experts_of_a_mixture_in_plain_operators_are_left_alone() -> None:
+    context = Context()
+    _, steps = Pipeline((Upcycle(2, 1),), frozenset({"upcycle"})).run(source_of(mixture(Loop)).capture(), context)
+    assert steps[0].rewrites == 0 and len(context.misses) == EXPERTS
+    assert {m.reason for m in context.misses} == {"it is an expert of a mixture that is there already"}

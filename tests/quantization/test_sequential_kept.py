@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from moec.quantization import rounding, sequential
 from moec.quantization.grid import Grid
 from moec.quantization.rounding import quantize_weight
 from moec.quantization.sequential import Sequential
-from moec.quantization.sequential_kept import keep_run, recall_run
+from moec.quantization.sequential_kept import KeptRun
 from moec.recognition.weight_roles import weight_uses
 from moec.weights.lazy import from_tensor
 from tests import zoo
@@ -38,7 +39,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
     """The programs that were run, not recalled."""
     found: list[Program] = []
     real = Sequential._run
-    monkeypatch.setattr(Sequential, "_run", lambda job, given: (found.append(job.program), real(job, given))[1])
+    monkeypatch.setattr(Sequential, "_run", lambda job, *given: (found.append(job.program), real(job, *given))[1])
     return found
 
 
@@ -58,7 +59,6 @@ def numbers(job: Sequential) -> dict[object, list[torch.Tensor]]:
 def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list[Program]) -> None:
     program = Pipeline.parse("find-moe, fuse-moe").run(zoo.captured("mixtral"))[0]
     jobs = [job_of(program), job_of(program)]
-    jobs[0].rounded.append(sequential.Matrix("told", 3))
     for job in jobs:
         job.run(inputs(program, 20))
     assert len(runs) == 1 and jobs[0].rounded == jobs[1].rounded
@@ -101,32 +101,74 @@ def test_what_has_another_shape_or_dtype_is_made_anew() -> None:
 def test_a_run_that_does_not_fit_is_done_again(runs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
     program = Pipeline.parse("find-moe, fuse-moe").run(zoo.captured("mixtral"))[0]
     misfit = {0: {"0.packed": torch.zeros(1, 1, dtype=torch.uint8), "0.scale": torch.zeros(1, 1)}}
-    monkeypatch.setattr(sequential, "recall_run", lambda key: (misfit, [["told", 3]]))
+    for asked in ("whole", "recall"):
+        monkeypatch.setattr(KeptRun, asked, lambda *_: (misfit, [["told", 3]]))
     job = job_of(program)
     job.run(inputs(program, 20))
     assert len(runs) == 1 and len(job.made) == 2 and job.rounded == []
 
 
-def a_run(count: int) -> dict[int, dict[str, torch.Tensor]]:
-    return {at: {"0.packed": torch.full((1000,), at, dtype=torch.uint8)} for at in range(count)}
+class Killed(BaseException):
+    """What ends a run in the middle."""
 
 
-def test_a_run_that_is_larger_than_the_cache_pushes_nothing_out(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(kept.GIGABYTES, str(10_000 / 1e9))
-    keep_run("a", a_run(2), [["told", 3]])
-    before = sorted(place.iterdir())
-    keep_run("b", a_run(20), [])
-    assert sorted(place.iterdir()) == before and recall_run("b") is None
-    found = recall_run("a")
-    assert found is not None and sorted(found[0]) == [0, 1] and found[1] == [["told", 3]]
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_run_that_was_killed_goes_on(after: int, runs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Pipeline.parse("find-moe, fuse-moe").run(zoo.captured("mixtral"))[0]
+    real, solved = sequential.encode_with, list[int]()
+    monkeypatch.setattr(sequential, "encode_with", lambda *a: (solved.append(1), real(*a))[1])
+    keep, steps = KeptRun.keep, list[str]()
+
+    def killing(run: KeptRun, step: str, *made: Any) -> None:
+        keep(run, step, *made)
+        steps.append(step)
+        if len(steps) == after:
+            raise Killed
+
+    monkeypatch.setattr(KeptRun, "keep", killing)
+    with pytest.raises(Killed):
+        job_of(program).run(inputs(program, 20))
+    monkeypatch.setattr(KeptRun, "keep", keep)
+    job, anew, spent = job_of(program), job_of(program), len(solved)
+    job.run(inputs(program, 20))
+    both = len(solved)
+    monkeypatch.setenv(kept.FOLDER, "off")
+    anew.run(inputs(program, 20))
+    assert len(solved) - both == both >= spent > 0, "nothing was solved twice"
+    first, second = numbers(job), numbers(anew)
+    assert list(first) == list(second)
+    assert all(torch.equal(a, b) for key in first for a, b in zip(first[key], second[key], strict=True))
 
 
-def test_a_run_is_kept_whole_or_not_at_all(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_step(at: int) -> dict[int, dict[str, torch.Tensor]]:
+    return {at: {"0.packed": torch.full((1000,), at, dtype=torch.uint8)}}
+
+
+def test_a_run_that_is_larger_than_the_cache_pushes_nothing_out(place: Path) -> None:
+    run = KeptRun("a")
+    for at in range(2):
+        run.keep(f"node_{at}", a_step(at), [["told", at]])
+    run.finish(2)
+    before, other = sorted(place.iterdir()), KeptRun("b", room=False)
+    other.keep("node_0", a_step(0), [])
+    other.finish(1)
+    assert sorted(place.iterdir()) == before and KeptRun("b").whole() is None
+    found = KeptRun("a").whole()
+    assert found is not None and sorted(found[0]) == [0, 1] and found[1] == [["told", 0], ["told", 1]]
+    assert torch.equal(found[0][1]["0.packed"], a_step(1)[1]["0.packed"])
+
+
+def test_a_run_of_which_a_step_is_missing_is_not_whole(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, written = kept.write, list[str]()
     full = lambda key, content: len(written) < 2 and (written.append(key), real(key, content))[1]  # noqa: E731
     monkeypatch.setattr(kept, "write", full)  # the disk is full from the third on
-    keep_run("a", a_run(4), [])
-    assert len(written) == 2 and list(place.iterdir()) == []
+    run = KeptRun("a")
+    for at in range(3):
+        run.keep(f"node_{at}", a_step(at), [])
+    monkeypatch.setattr(kept, "write", real)
+    run.finish(3)
+    assert KeptRun("a").whole() is None and len(list(place.iterdir())) == 2
+    assert KeptRun("a").recall("node_1") is not None and KeptRun("a").recall("node_2") is None
 
 
 def test_hqq_is_searched_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

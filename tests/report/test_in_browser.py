@@ -13,16 +13,21 @@ import subprocess
 from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
+from moec.planning.estimate import estimate
 from moec.proof.checks.text import TextQuality
 from moec.report.artefacts import Artefact
 from moec.report.page import html
+from moec.report.plan_page import plan_page
 from moec.report.size import Sizes
 from moec.timing.decoders import bench_decoders
 from moec.timing.export import exported
+from tests.planning import configs
+from tests.planning.test_advice import shape
 from tests.report.test_report import INSIDE, QUALITY, make, with_check
 from tests.report.test_speed import SPEED
 from tests.timing.test_decoders import Sleeper
@@ -35,7 +40,7 @@ const found = [...document.querySelectorAll("iframe")].map(frame => {
   const style = frame.contentWindow.getComputedStyle(page.body);
   const svgs = [...page.querySelectorAll("svg")].map(svg => {
     const box = svg.getBoundingClientRect(), view = svg.viewBox.baseVal;
-    const marks = [...svg.querySelectorAll("rect, circle, path, polyline, text")].map(mark => mark.getBBox());
+    const marks = [...svg.querySelectorAll("rect, circle, path, polyline, polygon, text")].map(mark => mark.getBBox());
     return {width: box.width, height: box.height, marks: marks.length,
       over: Math.max(...marks.map(b => Math.max(view.x - b.x, b.x + b.width - view.x - view.width,
                                                 view.y - b.y, b.y + b.height - view.y - view.height)))};
@@ -58,7 +63,18 @@ def pages() -> dict[str, str]:
     full = replace(full, source=source, artefacts=(file,), size=Sizes(10**6, 2**23, 10**6, 10**5, 2, (8,), (2,)))
     full = replace(full, source_hashes={"config.json": "cd" * 32})
     bench = bench_decoders([Sleeper("a", 0, []), Sleeper("b", 0, [])], {"sequence": 2}, max_tokens=3, runs=2)
-    return {"full": html(full, [SPEED]), "plain": html(make()), "bench": exported(bench, ".html")}
+    return {"full": html(full, [SPEED]), "plain": html(make()), "bench": exported(bench, ".html"), **plans()}
+
+
+def plans() -> dict[str, str]:
+    """A plan of a mixture with a long name, and one of a dense model beside it."""
+    with TemporaryDirectory() as folder:
+        mixtral, llama = (shape(Path(folder), config) for config in (configs.MIXTRAL, configs.LLAMA_70B))
+    named = replace(mixtral, name="AMixtureOfExpertsWhoseNameHasNoPlaceToBreak" * 2)
+    asked = (("bf16", "int4-g128-zero"), ("h200", "rtxpro6000", "l4"), (1, 8, 64), 8192)
+    one = estimate(named, *asked, ranks=(2, 8))
+    both = estimate(llama, ("int4",), ("h200",), (1, 1024), 4096, versus=mixtral)
+    return {"plan": plan_page(one, "a/folder/" + "x" * 90), "plan of two": plan_page(both)}
 
 
 def measured(tmp_path: Path, *flags: str) -> tuple[list[dict[str, Any]], str]:
@@ -91,9 +107,10 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("flags", [(), ("--force-dark-mode",)], ids=["light", "dark"])
 def test_the_page_in_a_browser(flags: tuple[str, ...], tmp_path: Path) -> None:
     found, complaints = measured(tmp_path, *flags)
-    assert complaints == "" and len(found) == 3 * len(WIDTHS)
+    assert complaints == "" and len(found) == 5 * len(WIDTHS)
     drawn = {frame["page"]: len(frame["svgs"]) for frame in found}
     assert drawn["full"] >= 9 and drawn["plain"] >= 2 and drawn["bench"] == 2
+    assert drawn["plan"] == 8 and drawn["plan of two"] == 5
     for frame in found:
         place = f"{frame['page']} at {frame['width']}"
         assert frame["scroll"] <= frame["client"], f"{place} scrolls sideways"

@@ -11,7 +11,7 @@ from torch import nn
 from moec.compiler.open import open_source
 from moec.report.inspection import inspect_program
 from tests import mixtures
-from tests.mixtures import Loop, Stacked, mixture
+from tests.mixtures import Loop, Masked, Stacked, mixture
 from tests.moe_module import EXPERTS, HIDDEN, VOCAB, MoeModel, source_of
 from tests.zoo import build
 
@@ -89,7 +89,7 @@ def test_no_weight_is_loaded() -> None:
 
 
 def test_a_mixture_in_plain_operators_is_named_as_one_that_is_not_fused() -> None:
-    model = mixture(Loop)
+    model = mixture(Masked)
     found = inspect_program(mixtures.source_of(model).capture())
     experts = count(model.experts.parameters())
     assert [(b.kind, b.module, b.experts, b.top_k) for b in found.blocks] == [("unfused", "experts", 4, 2)]
@@ -100,4 +100,12 @@ def test_a_mixture_in_plain_operators_is_named_as_one_that_is_not_fused() -> Non
 
 def test_stacked_experts_in_plain_operators() -> None:
     (block,) = inspect_program(mixtures.source_of(mixture(Stacked)).capture()).blocks
-    assert (block.kind, block.experts, block.top_k, block.parameters) == ("unfused", 4, 2, 2 * 4 * 16 * 24)
+    assert (block.kind, block.experts, block.top_k, block.parameters) == ("moe", 4, 2, 2 * 4 * 16 * 24 + 68)
+
+
+def test_a_mixture_in_plain_operators_that_the_dialect_can_say_is_one() -> None:
+    model = mixture(Loop)
+    found = inspect_program(mixtures.source_of(model).capture())
+    experts = count(model.experts.parameters())
+    assert [(b.kind, b.experts, b.top_k) for b in found.blocks] == [("moe", 4, 2)] and not found.misses
+    assert found.active_parameters == found.parameters - experts // 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from moec.timing.circumstances import circumstances, processor_name
+from moec.execution.machine import processor_name
+from moec.timing.circumstances import circumstances
 
 
 def test_machine_versions_and_time_are_there() -> None:

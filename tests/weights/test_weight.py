@@ -6,7 +6,7 @@ import torch
 
 from moec.dialect import dequantize, pack
 from moec.weights import lazy
-from moec.weights.weight import PackedWeight, Weight
+from moec.weights.weight import BLOCK_BYTES, PackedWeight, Weight, block_bytes, blocks_of
 from moec.weights.widths import taken
 
 
@@ -96,3 +96,13 @@ def test_an_expression_holds_each_weight_once() -> None:
     for _ in range(5000):
         deep = lazy.rows(deep, 0, 4)
     assert sum(1 for _ in deep.expression()) == 5001, "no recursion"
+
+
+def test_blocks_become_smaller_within_and_never_larger() -> None:
+    weight = lazy.from_tensor(torch.arange(40.0).reshape(10, 4), "w")
+    assert len(list(weight.blocks())) == 1 and len(list(weight.blocks(32))) == 5
+    with blocks_of(48), blocks_of(2**40):
+        parts = list(weight.blocks())
+        assert block_bytes() == 48 and [len(part) for part in parts] == [3, 3, 3, 1]
+        assert torch.equal(torch.cat(parts), weight.load())
+    assert block_bytes() == BLOCK_BYTES

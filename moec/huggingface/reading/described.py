@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.bare import bare, described
-from moec.huggingface.reading.states import layers_of
+from moec.huggingface.reading.text_part import layers_of
 from moec.program.program import META
 from moec.weights.lazy import Weight
 
@@ -24,12 +25,15 @@ class Described:
 
     Attributes:
         text: how the model was named, and how far it is cut.
+        stands_for: for each layer of the config, the first one that is of its kind.
         template: the cut model, on the meta device. layers: how many layers it has. of: how many the config says.
     """
 
     def __init__(self, text: str) -> None:
         self._class, config = described(text)
-        self.layers, self.of = layers_to_see(bare(self._class, config, text))
+        kinds = kinds_of(bare(self._class, config, text))
+        self.layers, self.of = _to_see(kinds), len(kinds)
+        self.stands_for = tuple(kinds.index(kind) for kind in kinds)
         self._config = cut_to(config, self.layers) if 0 < self.layers < self.of else config
         self.text = f"{text}, its first {self.layers} of {self.of} layers" if 0 < self.layers < self.of else text
         self.template = bare(self._class, self._config, text)
@@ -72,8 +76,17 @@ class Described:
 def layers_to_see(model: nn.Module) -> tuple[int, int]:
     """How many of a model's first layers hold every kind of layer that it has, and how many it has; layers of a kind
     differ in their weights only."""
-    kinds = [_kind(layer) for _, layer in layers_of(model)]
-    return max((kinds.index(kind) for kind in set(kinds)), default=-1) + 1, len(kinds)
+    kinds = kinds_of(model)
+    return _to_see(kinds), len(kinds)
+
+
+def kinds_of(model: nn.Module) -> list[Hashable]:
+    """What tells each layer from those of another kind."""
+    return [_kind(layer) for _, layer in layers_of(model)]
+
+
+def _to_see(kinds: Sequence[Hashable]) -> int:
+    return max((kinds.index(kind) for kind in set(kinds)), default=-1) + 1
 
 
 def _kind(layer: nn.Module) -> tuple[object, ...]:
@@ -85,12 +98,15 @@ def _kind(layer: nn.Module) -> tuple[object, ...]:
 
 
 def cut_to(config: Any, layers: int) -> Any:
-    """The config of the first layers; lists with an entry a layer become shorter, too."""
+    """The config of the first layers; lists with an entry a layer become shorter, too, and so do loops that are
+    unrolled (Sinkhorn's iterations of DeepSeek-V4)."""
     config = deepcopy(config)
     text = config.get_text_config()
     before = text.num_hidden_layers
     for name, value in text.to_dict().items():
         if isinstance(value, list) and len(value) == before and not name.startswith("_"):
             setattr(text, name, value[:layers])
+        elif isinstance(value, int) and name.endswith("_iters"):  # each is in the graph, and none is like no other
+            setattr(text, name, min(value, 2))
     text.num_hidden_layers = layers
     return config

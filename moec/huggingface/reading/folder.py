@@ -85,7 +85,7 @@ class ModelFolder:
             self.adapter.check_task(self.model_class)
         self.checkpoint: Checkpoint = decode(read_checkpoint(self.path, allow_pickle), decoder)
         self.quantized = decoder is not None
-        self._code = sorted(path.name for path in self.path.glob("*.py")) if remote else []
+        self.code = sorted(path.name for path in self.path.glob("*.py")) if remote else []
         if not remote:
             check_size(self.model_class, self.config, self.checkpoint.weights, self.path / CONFIG)
 
@@ -114,7 +114,7 @@ class ModelFolder:
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 by file name, of the folder's own code too where it is run."""
-        code = {name: file_hash(self.path / name) for name in self._code}
+        code = {name: file_hash(self.path / name) for name in self.code}
         return {**code, **self.checkpoint.hashes(), **(self.adapter.hashes() if self.adapter else {})}
 
     def captured(self, dtype: torch.dtype) -> tuple[Any, dict[str, Weight]]:

@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from moec.errors import MoecError
 from moec.huggingface.reading.experts import in_interface
+from moec.huggingface.reading.text_part import text_part
 from moec.planning.shape import Mixture, Part, Tensor
+from moec.planning.written import TOP_K
 
 _SEGMENTS: tuple[tuple[str, Part], ...] = (
     (r"shared_(expert|mlp|ffn)\w*|residual_mlp", "shared experts"),
@@ -18,11 +21,8 @@ _SEGMENTS: tuple[tuple[str, Part], ...] = (
     (r"\w*attn\w*|\w*attention\w*|mixer|mamba\w*|short_?conv|conv|temporal_block|linear_attn", "attention"),
     (r"mlp|ffn|\w*feed_forward|intermediate|output|fc\d?|\w+_mlp|dense\w*|lin\d", "dense FFN"),
 )
+_NO_ROUTER = r"shared_expert|(^|\.)(experts|self_attn|\w*norm)\."
 _TABLES = r"embed\w*|\w+_embeddings?|wte|wpe|word_embeddings"
-_TOP_K = (
-    "top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "experts_per_token", "topk",
-    "num_selected_experts", "moe_top_k", "top_k_experts", "num_active_experts",
-)  # fmt: skip
 
 
 def tensors_of(model: Any, mixtures: tuple[Mixture, ...]) -> tuple[Tensor, ...]:
@@ -30,7 +30,8 @@ def tensors_of(model: Any, mixtures: tuple[Mixture, ...]) -> tuple[Tensor, ...]:
     tables = {id(m.weight) for m in (model.get_input_embeddings(),) if m is not None and hasattr(m, "weight")}
     output = model.get_output_embeddings()
     heads = {id(p) for p in output.parameters()} if output is not None else set()
-    inside = tuple(f"{m.module}." for m in mixtures)
+    text, composed = text_part(model), model.config.get_text_config() is not model.config
+    inside = {id(p) for m in mixtures for p in routed(model.get_submodule(m.module))}
     around = {m.module.rpartition(".")[0]: m.experts for m in mixtures}
 
     def part(name: str, value: nn.Parameter) -> Part:
@@ -38,10 +39,13 @@ def tensors_of(model: Any, mixtures: tuple[Mixture, ...]) -> tuple[Tensor, ...]:
             return "output head"
         if id(value) in tables:
             return "input embedding"
-        if name.startswith(inside):
+        if composed and text and not name.startswith(text):
+            return "vision and audio"
+        if id(value) in inside:
             return "routed experts"
         for module, experts in around.items():
-            if name.startswith(f"{module}.") and experts in value.shape[:1] and "expert" not in name:
+            own = name.removeprefix(f"{module}.")
+            if own != name and experts in value.shape[:1] and not re.search(_NO_ROUTER, own):
                 return "router"
         return _by_name(name)
 
@@ -74,8 +78,31 @@ def mixtures_of(model: Any) -> tuple[Mixture, ...]:
 def _experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         listed = isinstance(module, nn.ModuleList) and name.rpartition(".")[2] == "experts" and len(module) > 1
-        if in_interface(module) or listed or _stacked(name, module):
+        if in_interface(module) or listed or _stacked(name, module) or _of_stacks(module) or _rows_of_all(name, module):
             yield name, module
+
+
+def routed(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a mixture's experts; a router may lie in the same module."""
+    found = list(module.parameters())
+    return [p for p in found if p.dim() == 3] if _of_stacks(module) else found
+
+
+def _rows_of_all(name: str, module: nn.Module) -> int:
+    """How many experts a module holds whose matrices lie one below the other `[E*I, H]` (DBRX); 0 for any other."""
+    counts = [vars(m)["moe_num_experts"] for m in module.modules() if "moe_num_experts" in vars(m)]
+    return int(counts[0]) if name.rpartition(".")[2] == "experts" and counts else 0
+
+
+def _of_stacks(module: nn.Module) -> bool:
+    """Whether a module's linear layers are stacks of experts, beside its router (JetMoE)."""
+    stacks = [m for m in module.children() if hasattr(m, "num_experts") and _matrix_of(m).dim() == 3]
+    return bool(stacks) and not in_interface(module)
+
+
+def _matrix_of(module: nn.Module) -> torch.Tensor:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, torch.Tensor) else torch.empty(0)
 
 
 def _stacked(name: str, module: nn.Module) -> bool:
@@ -85,10 +112,12 @@ def _stacked(name: str, module: nn.Module) -> bool:
 
 
 def _mixture(model: Any, name: str, module: nn.Module) -> Mixture:
-    parameters = sum(p.numel() for p in module.parameters())
+    parameters = sum(p.numel() for p in routed(module))
     hidden = int(model.config.get_text_config().hidden_size)
     if isinstance(module, nn.ModuleList):
         experts, widths = len(module), [p.shape for p in module[0].parameters() if p.dim() == 2]
+    elif experts := _rows_of_all(name, module):
+        widths = [torch.Size((p.shape[0] // experts, p.shape[1])) for p in module.parameters()]
     else:
         stacked = [p.shape for p in module.parameters() if p.dim() == 3]
         experts, widths = stacked[0][0], [shape[1:] for shape in stacked]
@@ -104,7 +133,7 @@ def _top_k(model: Any, name: str) -> int:
     around = model.get_submodule(name.rpartition(".")[0])
     owners = [*around.children(), around, model.config.get_text_config()]
     for owner in owners:
-        for attribute in _TOP_K:
+        for attribute in TOP_K:
             value = getattr(owner, attribute, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value

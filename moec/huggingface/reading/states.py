@@ -3,15 +3,13 @@ projections are what one token adds to the cache."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
+from moec.huggingface.reading.text_part import layers_of
 from moec.planning.shape import State
 
-_LAYER = re.compile(r"(.*\.)?(layers|h|blocks|block)\.(\d+)")
 _LATENT = ("kv_a_proj_with_mqa", "kv_a_proj")
 _FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "W_pack", "qkv")
 _RECURRENT = ("linear_attn", "mamba", "mixer", "temporal_block", "short_conv", "conv", "delta_net")
@@ -24,20 +22,39 @@ def states_of(model: Any) -> tuple[tuple[State, ...], tuple[str, ...]]:
     config = model.config.get_text_config()
     states, unknown = [], []
     for number, layer in layers_of(model):
-        found = _latent(layer) or _keys_and_values(layer, config, _window(config, number)) or _recurrent(layer)
-        if found is None:
+        found = _of_layer(layer, of_layer(config, number), number)
+        if not found and _mixes_tokens(layer):
             unknown.append(f"what layer {number} ({type(layer).__name__}) carries from token to token")
-        elif found.fixed or found.per_token:
-            states.append(found)
+        states += found
     return tuple(states), tuple(unknown)
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[int, nn.Module]]:
-    """Every layer of a model with its number, in order."""
-    for name, module in model.named_modules():
-        match = _LAYER.fullmatch(name)
-        if match and not (match[1] and _LAYER.match(match[1])):
-            yield int(match[3]), module
+def _of_layer(layer: nn.Module, config: Any, number: int) -> list[State]:
+    """What one layer carries; nothing for one that reads another's keys and values (Gemma 3n)."""
+    if any(getattr(m, "is_kv_shared_layer", False) for m in layer.modules()):
+        return []
+    window = _window(config, number)
+    single = _one_key_for_all(layer)
+    if single:
+        return single
+    growing, fixed = _latent(layer) or _keys_and_values(layer, config, window), _recurrent(layer)
+    return [state for state in (growing, fixed) if state is not None]
+
+
+def _mixes_tokens(layer: nn.Module) -> bool:
+    """Whether a layer does anything across tokens, and not only to each of them (layers of Nemotron-H that are nothing
+    but a feed-forward network)."""
+    names = {path.rpartition(".")[2] for path, _ in layer.named_modules()}
+    kinds = " ".join(type(m).__name__.lower() for m in layer.modules())
+    return any(word in kinds for word in ("attention", "mamba", "delta", "conv", "recurrent")) or bool(
+        names & {"self_attn", "attn", "attention"}
+    )
+
+
+def of_layer(config: Any, number: int) -> Any:
+    """What a config says of one layer, where sizes differ from layer to layer (Gemma 4)."""
+    own = getattr(config, "per_layer_config", None)
+    return own[number] if own is not None and number < (getattr(config, "num_hidden_layers", 0) or 0) else config
 
 
 def _rows(layer: nn.Module, names: tuple[str, ...]) -> int:
@@ -52,7 +69,29 @@ def _rows(layer: nn.Module, names: tuple[str, ...]) -> int:
 def _latent(layer: nn.Module) -> State | None:
     """Multi-head latent attention: the compressed vector and the rotary key, which all heads share."""
     rows = _rows(layer, _LATENT)
-    return State("compressed keys and values", rows) if rows else None
+    index = next((m for path, m in layer.named_modules() if path.rpartition(".")[2] == "indexer"), None)
+    keys = _rows(index, ("wk", "k_proj")) if rows and index is not None else 0  # of sparse attention (DeepSeek-V3.2)
+    return State("compressed keys and values", rows + keys) if rows else None
+
+
+def _one_key_for_all(layer: nn.Module) -> list[State]:
+    """One vector that is key and value of all heads, and a row for every few tokens of what is further back
+    (DeepSeek-V4): its size and that of its index's key are those of the norms that they go through."""
+    attention = next((m for m in layer.modules() if hasattr(m, "kv_norm") and hasattr(m, "kv_proj")), None)
+    if attention is None:
+        return []
+    window = int(getattr(attention, "sliding_window", 0) or 0)
+    found = [State("compressed keys and values", _width(attention), window=window)]
+    far: Any = getattr(attention, "compressor", None)
+    if far is not None:
+        index = getattr(far, "indexer", None)
+        width = _width(far) + (_width(index) if index is not None else 0)
+        found.append(State("compressed keys and values", width, every=int(far.compress_rate)))
+    return found
+
+
+def _width(module: Any) -> int:
+    return int(module.kv_norm.weight.shape[0])
 
 
 def _keys_and_values(layer: nn.Module, config: Any, window: int) -> State | None:
@@ -60,6 +99,9 @@ def _keys_and_values(layer: nn.Module, config: Any, window: int) -> State | None
     if keys:
         values = _rows(layer, ("v_proj", "value", "v_lin", "value_proj", "wv")) or keys
         return State("keys and values", keys + values, window=window)
+    both = _rows(layer, ("kv_proj",))  # queries of its mixture of attention heads lie with the experts (JetMoE)
+    if both:
+        return State("keys and values", both, window=window)
     fused = _rows(layer, _FUSED)
     if not fused:
         return None

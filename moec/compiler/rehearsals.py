@@ -1,0 +1,57 @@
+"""A model on paper that is captured once, whatever is asked of it: which passes fire, what they make of its shape."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from moec.compiler.open import described_kind, without_config
+from moec.compiler.reshaped import reshaped
+from moec.frontend.source import Source
+from moec.pipeline.pipeline import Pipeline
+from moec.planning.shape import Shape
+from moec.program.program import Program
+
+
+class Rehearsals:
+    """What is known of a model from its config; the program is captured when it is first needed.
+
+    Args:
+        model: a config.json, a folder that holds one, or a hub id in the local cache.
+    """
+
+    def __init__(self, model: str | Path) -> None:
+        self.model = str(model)
+        self._captured: dict[torch.dtype, Program] = {}
+
+    @cached_property
+    def shape(self) -> Shape:
+        """See `Source.shape`. Raises M201 for a model without a config, and what its reading says."""
+        shape = described_kind(self.model).shape(self.model)
+        if shape is None:
+            raise without_config(self.model)
+        return shape
+
+    @cached_property
+    def source(self) -> Source:
+        """See `Source.described`. Raises as `shape` does."""
+        source = described_kind(self.model).described(self.model)
+        if source is None:
+            raise without_config(self.model)
+        return source
+
+    def captured(self, dtype: torch.dtype = torch.float32) -> Program:
+        """The program of the layers that hold every kind of layer; no weight is read."""
+        if dtype not in self._captured:
+            self._captured[dtype] = self.source.capture(dtype)
+        return self._captured[dtype]
+
+    def after(self, pipeline: str | Pipeline) -> Shape:
+        """The shape that passes would make, by their own planning. Raises what `Pipeline.plan` does."""
+        passes = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+        if not list(passes):
+            return self.shape
+        program = next(iter(self._captured.values()), None) or self.captured()
+        return reshaped(self.shape, program, passes.plan(program), self.source.stands_for)

@@ -1,0 +1,169 @@
+"""Mixtures whose code branches on data (`for e in used.tolist()`), which no tracer follows: the module's own parts, put
+together without a branch.
+
+Its routing rule is found by watching it, see `moec.frontend.seen_routing`. A module is only given the other form where
+both make the same of new tokens, with its own experts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moec.dialect import Routing
+from moec.frontend.seen_routing import TOKENS, TOLERANCE, Block, NotAlike, fitted_rule, outside, run
+
+
+def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> list[str]:
+    """Give the mixtures of a model a form without branches on data, where they have one.
+
+    Args:
+        model: a copy that may be changed; its parts and their names stay.
+        call: runs a model on sample inputs.
+
+    Returns:
+        The names of the modules that were given it.
+    """
+    changed = []
+    for name, block in _blocks(model, call):
+        with contextlib.suppress(NotAlike, RuntimeError, TypeError, ValueError, IndexError), torch.no_grad():
+            block.module.forward = _flat_form(block)  # type: ignore[method-assign]
+            changed.append(name)
+    return changed
+
+
+def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> Iterator[tuple[str, Block]]:
+    """Modules that hold alike experts and take one tensor of tokens."""
+    holders = {n: (m, e) for n, m in model.named_modules() if len(e := _alike(m)) > 1}
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() >= 2:
+                seen[name] = args[0]
+
+        return note
+
+    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, (m, _) in holders.items()]
+    try:
+        with torch.no_grad():
+            call(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, x in seen.items():
+        module, experts = holders[name]
+        if x.is_floating_point():
+            yield name, Block(module, experts, x.dim(), x.shape[-1])
+
+
+def _alike(module: nn.Module) -> list[nn.Module]:
+    """The experts of a module: children of a list or dictionary that have parameters of the same shapes."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found = list(child.values() if isinstance(child, nn.ModuleDict) else child)
+            shapes = {tuple((n, p.shape) for n, p in m.named_parameters()) for m in found}
+            if len(shapes) == 1 and next(iter(shapes)):
+                return found
+    return []
+
+
+# ---------------------------------------------------------------------- the other form
+@dataclass(frozen=True)
+class _Flat:
+    """A mixture without branches: every expert on every token, weighed. `find-moe` makes one operator of it.
+
+    Attributes:
+        router: names of the parameters that make the logits, weight and bias. correction: of the bias for the choice.
+        shared: the name of a child that all tokens go through, too.
+    """
+
+    block: Block
+    router: tuple[str, str | None]
+    rule: Routing
+    correction: str | None
+    shared: str | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        weight, bias = (None if n is None else _tensor(self.block.module, n) for n in self.router)
+        logits = F.linear(rows, weight, bias)  # type: ignore[arg-type]
+        correction = None if self.correction is None else _tensor(self.block.module, self.correction).flatten()
+        weights, ids = _plainly(logits, correction, self.rule)
+        gates = torch.zeros_like(logits).scatter(1, ids, weights.to(logits.dtype))
+        outs = torch.stack([expert(rows) for expert in self.block.experts], 1)
+        y = (gates[..., None].to(outs.dtype) * outs).sum(1)
+        if self.shared is not None:
+            y = y + self.block.module.get_submodule(self.shared)(rows)
+        return y.to(x.dtype).reshape(x.shape)
+
+
+def _plainly(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple[Tensor, Tensor]:
+    """A rule without groups as models write it: weights and ids `[T, K]`."""
+    scores = _SCORES[rule.score](logits)
+    ids = (scores if bias is None else scores + bias).topk(rule.top_k, -1).indices
+    weights = scores.gather(-1, ids)
+    if rule.combine == "renormalize":
+        weights = weights / (weights.sum(-1, keepdim=True) + rule.epsilon)
+    elif rule.combine == "softmax":
+        weights = logits.gather(-1, ids).softmax(-1)
+    elif rule.combine == "ones":
+        weights = torch.ones_like(weights)
+    return weights * rule.scale, ids
+
+
+_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrt_softplus": lambda x: F.softplus(x).sqrt(),
+    "identity": lambda x: x,
+}
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by its name, looked up when it is read: a tracer puts others in their places."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value  # type: ignore[no-any-return]
+
+
+def _flat_form(block: Block) -> _Flat:
+    """The other form of a module. Raises NotAlike where none makes the same of new tokens."""
+    generator = torch.Generator().manual_seed(1)
+    rule, correction = fitted_rule(block)
+    trials = [block.tokens(lambda *s: torch.randn(s, generator=generator), n) for n in (1, 2, TOKENS, 300)]
+    router = _router(block, trials[2])
+    for shared in (None, *(n for n, _ in block.module.named_children())):
+        flat = _Flat(block, router, rule, correction, shared)
+        with contextlib.suppress(RuntimeError, TypeError, AttributeError, NotImplementedError):
+            if all(_same(flat(x), block.module(x)) for x in trials):
+                return flat
+    raise NotAlike("its parts, put together, do not make what it makes")
+
+
+def _same(found: Tensor, wanted: Any) -> bool:
+    return (
+        isinstance(wanted, Tensor)
+        and found.shape == wanted.shape
+        and bool(((found - wanted).norm(dim=-1) <= TOLERANCE * wanted.norm(dim=-1)).all())
+    )
+
+
+def _router(block: Block, x: Tensor) -> tuple[str, str | None]:
+    """The parameters that make the logits. Raises NotAlike where it is no linear layer."""
+    _, found, _ = run(block, x, None)
+    count = len(block.experts)
+    own = {n: p for n, p in outside(block) if p.shape in ((count, block.hidden), (count,))}
+    for weight in (n for n, p in own.items() if p.dim() == 2):
+        for bias in (None, *(n for n, p in own.items() if p.dim() == 1)):
+            logits = F.linear(x.reshape(-1, block.hidden), own[weight], None if bias is None else own[bias])
+            if len(found) == 1 and _same(logits, found[0].reshape(logits.shape)):
+                return weight, bias
+    raise NotAlike("its logits are no linear layer of its tokens")

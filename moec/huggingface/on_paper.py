@@ -1,0 +1,116 @@
+"""A config that moec would not compile can still be counted: as the class of transformers that it comes nearest to, or
+by the formula of a usual decoder. What was done is said with the counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from moec.errors import MoecError
+from moec.files.regular import read_bytes
+from moec.huggingface.reading.bare import bare, described
+from moec.huggingface.reading.folder import read_config, resolve
+from moec.huggingface.reading.model_class import CONFIG, declared
+from moec.planning.shape import Shape
+from moec.planning.written import written_shape
+
+_AUTO = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModel")
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
+
+
+def on_paper(text: str) -> tuple[Any, tuple[str, ...]] | Shape:
+    """The model of a config without its weights, and notes on what its counts rest on; or its shape, where no class of
+    transformers has it.
+
+    Raises:
+        MoecError: see `moec.huggingface.reading.bare.bare_model`; M204 where nothing says the sizes.
+    """
+    try:
+        found = described(text)
+    except MoecError as error:
+        if error.code not in ("M206", "M209", "M215"):
+            raise
+        return _otherwise(text, error)
+    return bare(*found, text), _assumed(text, found[1])
+
+
+def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Shape:
+    raw = _raw(text)
+    name = _nearest(raw)
+    if name:
+        model = _as_class(raw, name, text)
+        return model, (f"{error.what}; counted as transformers' own {name}",)
+    inner = raw.get("text_config")
+    sizes = inner if isinstance(inner, dict) and "hidden_size" not in raw else raw
+    named = raw.get("model_type")
+    reason = error.what if named else ""
+    if sizes is not raw:
+        reason += "; its text part alone"
+    try:
+        return written_shape(sizes, text, reason)
+    except MoecError as lacking:
+        if not named:
+            raise
+        hint, asked, _ = error.fix.partition("? ")
+        fix = f"{hint}? Otherwise {lacking.fix}" if asked else lacking.fix
+        raise MoecError("M206", f"{error.what}, and by hand: {lacking.what}", text, fix) from error
+
+
+def _raw(text: str) -> dict[str, Any]:
+    """The config as plain data, its entries checked already."""
+    path = Path(text)
+    if not path.is_file():
+        return read_config(resolve(text))
+    raw: dict[str, Any] = json.loads(read_bytes(path))
+    return raw
+
+
+def _nearest(raw: dict[str, Any]) -> str:
+    """The class of transformers that a config names, else the one that it has for the model's type; empty for none."""
+    import transformers
+
+    name = next(iter(declared(raw)), "")
+    if name and getattr(getattr(transformers, name, None), "config_class", None) is not None:
+        return name
+    kind = str(raw.get("model_type"))
+    if kind not in transformers.CONFIG_MAPPING:
+        return ""
+    config_class = transformers.CONFIG_MAPPING[kind]
+    for auto in _AUTO:
+        mapping = getattr(transformers, auto)._model_mapping
+        if config_class in mapping:
+            found = mapping[config_class]
+            return str((found[0] if isinstance(found, tuple) else found).__name__)
+    return ""
+
+
+def _as_class(raw: dict[str, Any], name: str, text: str) -> Any:
+    """A bare model of a class, from a config that says another type or names another class."""
+    import transformers
+
+    kind = getattr(transformers, name).config_class.model_type
+    changed = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
+    changed |= {"model_type": kind, "architectures": [name]}
+    with TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG).write_text(json.dumps(changed))
+        try:
+            found = described(folder)
+        except MoecError as error:
+            raise MoecError(error.code, error.what, text, error.fix) from error
+    return bare(*found, text)
+
+
+def _assumed(text: str, config: Any) -> tuple[str, ...]:
+    """What a config leaves to transformers' defaults, of the sizes that every model has."""
+    raw = _raw(text)
+    parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
+    own = config.get_text_config()
+    names = {name: {name, *(k for k, v in type(own).attribute_map.items() if v == name)} for name in _SIZES}
+    names = {name: {*others, type(own).attribute_map.get(name, name)} for name, others in names.items()}
+    lacking = [name for name, others in names.items() if not any(others & set(part) for part in parts)]
+    values = [f"{name} = {getattr(own, name, None)}" for name in lacking if hasattr(own, name)]
+    if not values:
+        return ()
+    return (f"config.json does not say {', '.join(lacking)}: transformers' defaults are taken, {', '.join(values)}",)

@@ -1,0 +1,156 @@
+"""Times on this machine's processor, from what `moec probe` measured: products, experts and calls are added up.
+
+A processor does one thing after the other, so the time of a step is the sum of its parts. Each part has its own curve
+over the rows that go through it: where it is flat reading is what takes time, where it rises multiplying is. Experts
+have as many rows as a batch of independent tokens sends them, see `rows_of_an_expert`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from moec.planning.devices import Device
+from moec.planning.formats import Format
+from moec.planning.memory import Memory
+from moec.planning.probed import Calls, Experts, Products, Record, between, find_record, grown
+from moec.planning.shape import Mixture, Shape, Tensor
+from moec.planning.step import Time, decode_step
+
+# the device, and whether activations are rounded to 8 bits (the target's `accuracy=int8`)
+NAMES = {"cpu": False, "cpu-int8": True}
+# format -> form of matrices and of experts; without rounding, 8 and 2 bits have no kernel and are unpacked at load
+_EXACT = {"int8": ("fp32", "fp32"), "int4": ("int4", "int4"), "int2": ("fp32", "int4")}
+_ROUNDED = {"int8": ("int8 rounded", "int8 rounded"), "int4": ("int4 rounded", "int4 rounded")}
+_UNPACKED = ("fp32", "bf16", "fp16")  # what is computed in float32
+_PRODUCTS = ("attention", "dense FFN", "shared experts", "other")
+_SMALL = 1e-9  # a share of the experts that is left out
+
+
+class ThisMachine(Device, frozen=True, kw_only=True):
+    """The processor that this process runs on.
+
+    Attributes:
+        record: what was measured of it. rounded: whether activations are rounded to 8 bits.
+    """
+
+    record: Record
+    rounded: bool
+
+    def held(self, format: Format) -> Format:
+        """How an engine here holds weights of a format: what is no integer in 32 bits, 8 bits unpacked where nothing
+        may be rounded."""
+        forms = self.forms(format)
+        if forms is None:
+            return format
+        bits = 32.0 if forms[1] == "fp32" else max(format.bits, 4.0)
+        return replace(format, bits=bits, group=0 if bits == 32 else format.group, scale_bits=32, plain=32)
+
+    def holds(self, memory: Memory) -> Memory:
+        """The memory of an engine here: its cache has 32 bits a number."""
+        return replace(memory, state=2 * memory.state)
+
+    def forms(self, format: Format) -> tuple[str, str] | None:
+        """The record's forms of matrices and of experts; None for a format that no engine here computes in."""
+        if format.name in _UNPACKED:
+            return "fp32", "fp32"
+        found = (_ROUNDED if self.rounded else _EXACT).get(format.name)
+        return found if found and set(found) <= self.record.products.keys() else None
+
+    def time(self, shape: Shape, format: Format, batch: int, context: int, token: bool) -> Time | None:
+        """How long a token of each of `batch` texts takes with `context` tokens behind them, or their prompts of so
+        many; None for what was not measured: formats that no engine here has, states other than keys and values."""
+        forms = self.forms(format)
+        if forms is None or shape.unknown or any(s.kind != "keys and values" for s in shape.states):
+            return None
+        seconds = seconds_of(self.record, shape, forms, batch, context, token)
+        made, machine = self.record.made[:10], self.record.machine
+        reading = self._bytes(shape, format, batch if token else batch * context) / self.record.bandwidth
+        bound: Literal["memory", "compute"] = "memory" if reading > seconds / 2 else "compute"
+        origin = f"measured here on {made} ({machine.processor}, {machine.cores} cores)"
+        return Time(seconds * self.record.low, seconds * self.record.high, bound, origin)
+
+    def _bytes(self, shape: Shape, format: Format, tokens: int) -> float:
+        return decode_step(shape, self.held(format), tokens, 1).weight_bytes
+
+
+def this_machine(name: str) -> ThisMachine:
+    """The device of one of `NAMES`. Raises M201 where this machine has not been measured, see `find_record`."""
+    record = find_record()
+    fastest = record.products["fp32"]
+    rate = 2 * fastest.rows[-1] / fastest.a_weight[-1] / 1e12
+    memory = float(record.machine.gib)
+    return ThisMachine(name, memory, record.bandwidth / 1e9, {32: rate}, record=record, rounded=NAMES[name])
+
+
+def seconds_of(record: Record, shape: Shape, forms: tuple[str, str], batch: int, context: int, token: bool) -> float:
+    """Seconds of a step; the arguments are those of `ThisMachine.time`."""
+    rows = batch if token else batch * context
+    matrices, experts = forms
+    head = "fp32" if matrices in ("fp32", "int4") else "int8 rounded"  # a head of 4 bits has 8, see `quantize`
+    total = sum(_products(record.products[matrices], group, rows) for group in _modules(shape))
+    heads = [t for t in shape.tensors if t.part == "output head" and len(t.shape) == 2]
+    total += sum(_products(record.products[head], [t], batch) for t in heads)
+    total += sum(mixture_seconds(record.experts[experts], mixture, rows) for mixture in shape.mixtures)
+    return total + _call(record.calls, shape, batch, context, token)
+
+
+def mixture_seconds(costs: Experts, mixture: Mixture, rows: int) -> float:
+    """Seconds of one mixture that so many tokens go through."""
+    weights, total = mixture.parameters / mixture.experts, costs.a_block + costs.idle * mixture.experts
+    for count, share in rows_of_an_expert(rows, mixture.top_k / mixture.experts):
+        each = costs.an_expert + weights * grown(costs.rows, costs.a_weight, count)
+        total += mixture.experts * share * each
+    return total + rows * mixture.top_k * mixture.hidden * costs.a_number
+
+
+def rows_of_an_expert(rows: int, share: float) -> Iterator[tuple[int, float]]:
+    """How many rows an expert has, at least one, and how probable that is: each of independent tokens takes it with
+    the probability `share` (the binomial distribution)."""
+    if share >= 1:
+        yield rows, 1.0
+        return
+    whole, middle, width = math.lgamma(rows + 1), rows * share, 8 * math.sqrt(rows * share * (1 - share)) + 8
+    for n in range(max(1, int(middle - width)), min(rows, int(middle + width)) + 1):
+        log = whole - math.lgamma(n + 1) - math.lgamma(rows - n + 1) + n * math.log(share)
+        probable = math.exp(log + (rows - n) * math.log1p(-share))
+        if probable > _SMALL:
+            yield n, probable
+
+
+def _modules(shape: Shape) -> Iterator[list[Tensor]]:
+    """The matrices that every token goes through, by the module that holds them."""
+    found: dict[tuple[str, str], list[Tensor]] = {}
+    for tensor in shape.tensors:
+        if tensor.part in _PRODUCTS and len(tensor.shape) == 2:
+            owner = tensor.name.rpartition(".")[0].rpartition(".")[0]
+            found.setdefault((owner, tensor.part), []).append(tensor)
+    yield from found.values()
+
+
+def _products(costs: Products, matrices: list[Tensor], rows: int) -> float:
+    """Seconds of the matrices of a module: those that read the same rows are one product, and the last is another."""
+    first, last = matrices[:-1] or matrices, matrices[-1:] if len(matrices) > 1 else []
+    numbers = sum(sum(m.shape[0] for m in part) + part[0].shape[1] for part in (first, last) if part)
+    return costs.seconds(rows, sum(m.count for m in matrices), numbers, 2 if last else 1)
+
+
+def _call(calls: dict[str, Calls], shape: Shape, batch: int, context: int, token: bool) -> float:
+    """Seconds of what is neither products nor experts."""
+    costs = calls["token" if token else "prompt" if batch == 1 and shape.states else "prompts"]
+    layers, new = len(shape.states) or shape.layers, batch * (1 if token else context)
+    normed = sum(t.part == "norm" and ".q_norm." in t.name for t in shape.tensors)
+    total = costs.a_call + layers * costs.a_layer + normed * costs.a_norm
+    for layer in range(layers):
+        state = shape.states[layer] if shape.states else None
+        seen = min(context, state.window or context) if state else context
+        keys = (state.per_token if state else 2 * shape.heads * shape.head_size) or 1
+        heads = shape.heads + keys / 2 / max(shape.head_size, 1)
+        pairs = batch * (seen if token else context * seen / 2)
+        total += pairs * shape.heads * shape.head_size * between(costs.lengths, costs.a_score, seen)
+        total += (
+            new * heads * (costs.a_head + (costs.a_normed if normed else 0.0)) + batch * seen * keys * costs.a_number
+        )
+    return total

@@ -1,0 +1,40 @@
+"""How long a forward takes on a device: from tables of measured kernels where there are any, else by the roofline."""
+
+from __future__ import annotations
+
+from moec.planning.devices import Device
+from moec.planning.formats import Format
+from moec.planning.load import UNIFORM, Load
+from moec.planning.measured import tables
+from moec.planning.on_cpu import ThisMachine
+from moec.planning.shape import Shape
+from moec.planning.step import Time, time_of
+from moec.planning.work import Work
+
+
+def time_on(work: Work, device: Device) -> Time:
+    """The time of a forward on one device that holds the whole model, as an interval with its origin."""
+    if isinstance(device, ThisMachine):
+        tokens = max(1, round(work.texts * work.rows))
+        if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
+            return here
+    found = tables(device.name, work.format.name)
+    if found:
+        from moec.planning.composed import composed
+
+        measured = composed(work, device, found)
+        if measured is not None:
+            return measured
+    return time_of(work.step, device, work.format)
+
+
+def decode_time(
+    shape: Shape, format: Format, device: Device, batch: float, context: int, load: Load = UNIFORM, rows: int = 1
+) -> Time:
+    """Of one token for each of `batch` texts, or of `rows` tokens of each, with `context` tokens behind them."""
+    return time_on(Work(shape, format, batch, context, load, rows), device)
+
+
+def prompt_time(shape: Shape, format: Format, device: Device, batch: float, prompt: int, load: Load = UNIFORM) -> Time:
+    """Of `batch` prompts of so many tokens in one go."""
+    return time_on(Work(shape, format, batch, prompt, load, prompt=True), device)

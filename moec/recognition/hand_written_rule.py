@@ -1,0 +1,178 @@
+"""Whether a mixture in plain operators computes what `moec::route` and `moec::experts` compute: it is run, on drawn
+weights, tokens and logits.
+
+Weights are drawn, because a model's own may hide a difference: experts that are copies of one give the same whatever
+the choice. Tokens whose logits tie, tokens that all choose the same experts, and more tokens than any number in the
+graph are among the trials: a capacity over which tokens pass by shows there. By what a rule is told from its
+neighbours, see `moec.recognition.routing_rule`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor, fx
+
+from moec.dialect import Routing, route_reference
+from moec.program.program import Program
+from moec.recognition.hand_written_experts import Experts
+from moec.recognition.hand_written_region import MixtureRegion, NotAMixture
+from moec.recognition.interpret import Sizes, run, sizes
+from moec.recognition.linear import value_of
+from moec.recognition.routing_rule import PROBES, candidates
+from moec.weights.lazy import Weight
+
+aten = torch.ops.aten
+_TOLERANCE = 1e-6  # of a token's norm, in float64; rules that differ do so by 1e-3 and more on some trial
+_NUDGE = 1e-10  # tells tied logits apart, and changes no weight by more than the tolerance
+_FEW = 8  # numbers: a weight of no more may be a constant of the rule, and keeps its values
+_MOST_TOKENS = 1 << 14  # of a trial
+_MOST_NUMBERS = 1 << 28  # of a stack of matrices that is drawn whole, 2 GiB in float64
+_TIES = "where logits tie it takes more experts than a top-k does"
+_CROWD = "tokens over an expert's capacity pass it by"
+_SHAPES = (aten.view.default, aten.reshape.default, aten.expand.default, aten.one_hot.default, aten.unflatten.int)
+
+
+def with_drawn_weights(program: Program) -> Program:
+    """The same graph over drawn weights, each made anew where it is read. It shares its nodes with the program."""
+    drawn = {name: _drawn(name, w) if math.prod(w.shape) > _FEW else w for name, w in program.weights.items()}
+    return replace(program, weights=drawn)
+
+
+def _drawn(name: str, weight: Weight) -> Weight:
+    if not weight.dtype.is_floating_point:
+        return weight
+    return Weight(weight.shape, weight.dtype, name, lambda a, b: _values(name, weight.shape, weight.dtype)[a:b])
+
+
+@lru_cache(maxsize=4)
+def _values(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise NotAMixture(f"{name} is too large to be tried: {math.prod(shape):,} numbers in one tensor")
+    generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+    spread = 1 / math.sqrt(min(shape[-2:])) if len(shape) > 1 else 0.3
+    return (torch.randn(shape, generator=generator) * spread).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """Tokens `[T, H]`, logits `[T, E]`, a bias `[E]`, what the mixture made of them `[T, H]`, and each expert's own.
+
+    What a rule gets wrong that got all earlier trials right has a reason of its own.
+    """
+
+    x: Tensor
+    logits: Tensor
+    bias: Tensor | None
+    wanted: Tensor
+    expert: Callable[[int], Tensor]
+    reason: str
+
+    def agrees(self, rule: Routing, experts: Experts, score_before: bool) -> bool:
+        """Whether the rule and the experts make the same of every token, whichever of experts that tie it takes."""
+        same = torch.zeros(len(self.x), dtype=torch.bool)
+        order = torch.arange(self.logits.shape[-1])
+        for nudge in (0.0, -_NUDGE, _NUDGE):  # torch.topk as it is, the first of those that tie, the last
+            try:
+                weights, ids = route_reference(self.logits + nudge * order, self.bias, rule)
+            except RuntimeError:  # a candidate that does not fit the shapes
+                return False
+            found = self._mixed(weights, ids, experts, score_before)
+            same |= (found - self.wanted).norm(dim=-1) <= _TOLERANCE * self.wanted.norm(dim=-1)
+            if same.all():
+                return True
+        return False
+
+    def _mixed(self, weights: Tensor, ids: Tensor, experts: Experts, score_before: bool) -> Tensor:
+        found = torch.zeros_like(self.wanted)
+        for e in sorted(set(ids.flatten().tolist())):
+            share = (weights * (ids == e)).sum(-1, keepdim=True)
+            if score_before:
+                found += experts.run(e, self.x * share) * (ids == e).any(-1, keepdim=True)
+            else:
+                found += self.expert(e) * share
+        return found
+
+
+def identify(program: Program, region: MixtureRegion, experts: Experts) -> tuple[Routing, bool]:
+    """The rule of a region, and whether weights multiply what goes into the experts.
+
+    Args:
+        program: over drawn weights. experts: read from it.
+
+    Raises:
+        NotAMixture: with the reason, where no rule makes the same of every token.
+    """
+    found = list(_trials(program, region, experts))
+    nearly = ""
+    for before in (False, True):
+        for rule in candidates(region):
+            wrong = next((trial for trial in found if not trial.agrees(rule, experts, before)), None)
+            if wrong is None:
+                return rule, before
+            nearly = nearly or wrong.reason
+    raise NotAMixture(nearly or "no routing rule over its experts computes what it computes")
+
+
+def _trials(program: Program, region: MixtureRegion, experts: Experts) -> Iterator[_Trial]:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    size = sizes()
+    shape = [size(s) for s in value_of(region.logits.node).shape]
+    for spread, shift, bias_spread, bias_shift in PROBES:
+        bias = draw(region.experts) * bias_spread + bias_shift
+        yield _trial(program, region, experts, size, draw(*shape) * spread + shift, bias, draw)
+    yield _trial(program, region, experts, size, draw(*shape).round(), draw(region.experts), draw, _TIES)
+    size = sizes(_least_size(region))
+    crowded = draw(*(size(s) for s in value_of(region.logits.node).shape))
+    crowded[..., : region.top_k] += 20.0
+    yield _trial(program, region, experts, size, crowded, draw(region.experts) * 0.1, draw, _CROWD)
+
+
+def _trial(
+    program: Program, region: MixtureRegion, experts: Experts, size: Sizes, logits: Tensor, bias: Tensor,
+    draw: Callable[..., Tensor], reason: str = "",
+) -> _Trial:  # fmt: skip
+    start = draw(*(size(s) for s in value_of(region.start).shape))
+    given: dict[fx.Node, Tensor] = {region.start: start, region.logits.node: logits}
+    if region.bias is not None:
+        given[region.bias] = bias.reshape(value_of(region.bias).shape)
+    try:
+        wanted = run(program, region.nodes, given, size)[region.output]
+    except NotAMixture:
+        raise
+    except Exception as error:  # an operator that cannot run in float64, or reads what is not given
+        what = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        raise NotAMixture(f"it cannot be run on drawn tokens: {what}") from error
+    hidden = wanted.shape[-1]
+    x = start.reshape(-1, hidden)
+    own = lru_cache(maxsize=None)(lambda e: experts.run(e, x))
+    flat = logits.reshape(-1, region.experts)
+    return _Trial(x, flat, None if region.bias is None else bias, wanted.reshape(-1, hidden), own, reason)
+
+
+def _least_size(region: MixtureRegion) -> int:
+    """So many of each dynamic dimension that there are more tokens than any number in the graph. Raises NotAMixture
+    where that would be too many."""
+    tokens = value_of(region.logits.node).shape[:-1]
+    dims = {symbol for s in tokens if not isinstance(s, int) for symbol in s.node.expr.free_symbols}
+    number = max([0, *(n for node in region.rule_nodes for n in _numbers(node) if n < 1 << 31)])
+    if number + 1 > _MOST_TOKENS:
+        raise NotAMixture(f"a number of {number:,} takes part, more than the tokens of a trial")
+    return 7 + math.ceil((number + 1) ** (1 / max(1, len(dims))))
+
+
+def _numbers(node: fx.Node) -> list[int]:
+    """Whole numbers that may count tokens: of operators but those that only change a form, and of computed sizes."""
+    value = node.meta.get("val")
+    symbolic = [int(n) for n in value.node.expr.atoms() if n.is_Integer] if isinstance(value, torch.SymInt) else []
+    given = [] if node.target in _SHAPES else torch.utils._pytree.tree_leaves((node.args, node.kwargs))
+    return [abs(n) for n in [*given, *symbolic] if isinstance(n, int) and not isinstance(n, bool)]

@@ -1,0 +1,225 @@
+"""`moec probe`: how fast this machine reads, multiplies and passes operators on, in the engines that moec makes.
+
+Everything is built once and timed in rounds, each of them through all there is, so that what else the machine does at a
+moment meets all alike. Of each time the lower quartile over the rounds counts; `probe_fit` works out what they come to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moec.execution.engine import Engine
+from moec.execution.generation import continuation
+from moec.execution.machine import cores, machine
+from moec.planning.probed import Record, runtime_version
+from moec.progress import Progress
+from moec.timing.probe_engines import FORMS, Block, Form, Mixtures, Small, chain, engine, mixtures
+from moec.timing.probe_fit import CallTime, ExpertTime, ProductTime, Times, fit, quiet
+from moec.version import __version__
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+MIB = 2**20
+ENOUGH, MOST_RUNS = 0.02, 4  # seconds of a case in a round, and how often it is run for them
+DRAWS = 2  # of rows for a mixture, each with its own experts
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is timed.
+
+    Attributes:
+        forms: of weights.
+        least_bytes: of the weights that an engine goes through; None: one and a half times the largest cache.
+        widths: of square matrices. rows: at which they are timed.
+        blocks: mixtures. tokens: at which they are timed.
+        decoders: for what is neither. lengths, texts: tokens of one prompt; texts, and tokens behind each.
+        rounds: through all of it.
+    """
+
+    forms: tuple[Form, ...] = FORMS
+    least_bytes: int | None = None
+    widths: tuple[int, ...] = (768, 2048)
+    rows: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+    blocks: tuple[Block, ...] = (Block(1024, 1024, 8, 2), Block(512, 256, 32, 4))
+    tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 64, 512)
+    decoders: tuple[Small, ...] = (Small(2, 8), Small(8, 2), Small(4, 4, normed=True))
+    lengths: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
+    texts: tuple[tuple[int, int], ...] = (
+        (1, 32),
+        (1, 256),
+        (1, 1024),
+        (4, 64),
+        (8, 256),
+        (16, 64),
+        (32, 32),
+        (32, 128),
+    )
+    rounds: int = 8
+
+
+@dataclass
+class Probe:
+    """Engines that are ready to be timed.
+
+    Args:
+        folder: an empty one, for the engines' files.
+        sizes: how much is timed.
+        progress: is told what is made.
+    """
+
+    folder: Path
+    sizes: Sizes = field(default_factory=Sizes)
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self._times: Times = defaultdict(list)
+        self._made = 0
+        self._buffer = torch.ones(max(self._least(), 4 * MIB) // 2)  # twice that in bytes
+        self._clocks: list[Callable[[], None]] = []
+        torch.manual_seed(0)
+        for form in self.sizes.forms:
+            self.progress.stage(f"products and experts, {form.name}")
+            self._clocks += [self._products(form, width) for width in self.sizes.widths]
+            self._clocks += [self._experts(form, block) for block in self.sizes.blocks]
+        for small in self.sizes.decoders:
+            self.progress.stage(f"a decoder of {small.layers} layers")
+            self._clocks.append(self._calls(small))
+
+    def round(self) -> None:
+        """Time everything once."""
+        self._read()
+        with torch.inference_mode():
+            for clock in self._clocks:
+                clock()
+
+    def record(self) -> Record:
+        """What the rounds so far come to."""
+        made = datetime.now(UTC).isoformat(timespec="seconds")
+        versions = {"moec": __version__, "onnxruntime": runtime_version(), "torch": str(torch.__version__)}
+        read = {name: 1 / quiet(found) for name, found in self._reads().items()}
+        return Record(made, machine(), versions, read, **fit(self._times))
+
+    # ------------------------------------------------------------------ what is timed
+    def _read(self) -> None:
+        before = torch.get_num_threads()
+        for threads in sorted({1, *(2**k for k in range(1, 10) if 2**k < cores()), cores()}):
+            torch.set_num_threads(threads)
+            seconds = _clocked(lambda: self._buffer.sum())
+            self._times[threads].append(seconds / self._buffer.nbytes)
+        torch.set_num_threads(before)
+
+    def _reads(self) -> dict[str, list[float]]:
+        return {str(key): found for key, found in self._times.items() if isinstance(key, int)}
+
+    def _products(self, form: Form, width: int) -> Callable[[], None]:
+        count = max(2, int(self._least() / (width * width * form.bytes_a_weight)) + 1)
+        ready = engine(chain(width, count)(), form, self._place())
+        given = {rows: torch.randn(rows, width) for rows in self.sizes.rows}
+
+        def clock() -> None:
+            _run(ready, given[self.sizes.rows[0]])
+            for rows, x in given.items():
+                self._times[ProductTime(form.name, rows, width)] += [t / count for t in _runs(ready, x)]
+
+        return clock
+
+    def _experts(self, form: Form, block: Block) -> Callable[[], None]:
+        count = max(1, int(self._least() / (block.experts * block.expert * form.bytes_a_weight)) + 1)
+        model = Mixtures(block, count)
+        ready = engine(mixtures(model, block)(), form, self._place())
+        given = [torch.randn(tokens, block.hidden) for tokens in self.sizes.tokens for _ in range(DRAWS)]
+        loads = [tuple(sorted(model.loads(x).flatten().tolist())) for x in given]
+
+        def clock() -> None:
+            _run(ready, given[-1])
+            for x, load in zip(given, loads, strict=True):
+                key = ExpertTime(form.name, block.expert, block.hidden, count, load)
+                self._times[key] += _runs(ready, x)
+
+        return clock
+
+    def _calls(self, small: Small) -> Callable[[], None]:
+        ready = engine(small.program(self._place()), FORMS[0], self._place())
+        rng = np.random.default_rng(0)
+
+        def clock() -> None:
+            _prompt(ready, rng, small, 1, self.sizes.lengths[0])
+            for length in self.sizes.lengths:
+                self._times[CallTime("prompt", small, 1, length)].append(_prompt(ready, rng, small, 1, length))
+            for texts, length in self.sizes.texts:
+                seconds, token = _continued(ready, rng, small, texts, length)
+                self._times[CallTime("token", small, texts, length)].append(token)
+                if texts > 1:
+                    self._times[CallTime("prompts", small, texts, length)].append(seconds)
+
+        return clock
+
+    def _place(self) -> Path:
+        self._made += 1
+        return self.folder / str(self._made)
+
+    def _least(self) -> int:
+        return largest_cache() * 3 // 2 if self.sizes.least_bytes is None else self.sizes.least_bytes
+
+
+def probe(folder: Path, sizes: Sizes | None = None, progress: Progress | None = None) -> Record:
+    """Measure this machine in about a minute; see `Probe`."""
+    progress = progress or Progress()
+    made = Probe(folder, sizes or Sizes(), progress)
+    for n in range(made.sizes.rounds):
+        progress.stage(f"round {n + 1} of {made.sizes.rounds}")
+        made.round()
+    return made.record()
+
+
+def largest_cache() -> int:
+    """Bytes of the largest cache of a core, within 16 and 192 MiB; 32 MiB where the system does not say it."""
+    found = [p.read_text().strip() for p in _CACHES.glob("index*/size")] if _CACHES.exists() else []
+    sizes = [int(s[:-1]) * 1024 for s in found if s.endswith("K") and s[:-1].isdigit()]
+    return min(max([*sizes, 16 * MIB]), 192 * MIB) if sizes else 32 * MIB
+
+
+def _clocked(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _run(ready: Engine, x: torch.Tensor) -> float:
+    return _clocked(lambda: ready.run({"x": x}))
+
+
+def _runs(ready: Engine, x: torch.Tensor) -> list[float]:
+    """Several times where they are short: what disturbs the machine seldom meets all of them."""
+    found = [_run(ready, x)]
+    while sum(found) < ENOUGH and len(found) < MOST_RUNS:
+        found.append(_run(ready, x))
+    return found
+
+
+def _ids(rng: np.random.Generator, small: Small, texts: int, length: int) -> tuple[Any, Any]:
+    return rng.integers(3, small.vocabulary, (texts, length)), np.ones((texts, length), np.int64)
+
+
+def _prompt(ready: Engine, rng: np.random.Generator, small: Small, texts: int, length: int) -> float:
+    text, (ids, mask) = continuation(ready), _ids(rng, small, texts, length)
+    return _clocked(lambda: text.step(ids, mask))
+
+
+def _continued(ready: Engine, rng: np.random.Generator, small: Small, texts: int, length: int) -> tuple[float, float]:
+    """Seconds of the prompts, and of a token of all texts after them: without the first."""
+    text, (ids, mask) = continuation(ready), _ids(rng, small, texts, length)
+    seconds, found = _clocked(lambda: text.step(ids, mask)), []
+    for n in range(5):
+        ids, mask = _ids(rng, small, texts, 1)[0], np.ones((texts, length + n + 1), np.int64)
+        found.append(_clocked(lambda: text.step(ids, mask)))  # noqa: B023  # it is called at once
+    return seconds, quiet(found[1:])

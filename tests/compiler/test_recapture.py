@@ -1,0 +1,80 @@
+"""A kept capture that the model has left behind costs a compile time, never its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from moec.compiler.compile import compile_source
+from moec.compiler.open import open_source
+from moec.compiler.options import Options
+from moec.compiler.recapture import is_outdated
+from moec.errors import MoecError
+from moec.files import kept
+from moec.progress import Progress
+
+CODE = """
+import json, pathlib, torch
+from torch import nn
+
+SCALE = json.loads(pathlib.Path(__file__).with_name("scale.json").read_text())
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.relu(self.up(x)) * SCALE
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+def samples():
+    return {"x": torch.ones(3, 6)}
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model with a number that neither its code nor its module holds."""
+    monkeypatch.setenv(kept.FOLDER, str(tmp_path / "kept"))
+    (tmp_path / "net.py").write_text(CODE)
+    (tmp_path / "scale.json").write_text("2.0")
+    return f"{tmp_path / 'net.py'}:net:samples"
+
+
+class Lines(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def done(self, detail: str = "") -> None:
+        self.lines.append(detail)
+
+
+def test_a_compile_begins_again_without_it(model: str, tmp_path: Path) -> None:
+    open_source(model).capture()
+    (tmp_path / "scale.json").write_text("3.0")
+    lines = Lines()
+    report = compile_source(open_source(model), Options(), tmp_path / "engine", progress=lines)
+    assert report.ok and any("begun again" in line for line in lines.lines)
+    (entry,) = kept.entries()
+    source = open_source(model)
+    assert "3.0" in source.capture().text() and source.recalled_from == entry.path.stem, "the new one is kept"
+
+
+def test_one_that_holds_and_errors_of_other_kinds_change_nothing(model: str, tmp_path: Path) -> None:
+    differs, full = MoecError("M101", "it differs", "engine", "-"), MoecError("M210", "full", "engine", "-")
+    source = open_source(model)
+    source.capture()
+    assert not is_outdated(source, torch.float32, differs), "it was captured now"
+    source.capture()
+    assert not is_outdated(source, torch.float32, differs) and len(kept.entries()) == 1
+    (tmp_path / "scale.json").write_text("3.0")
+    other = open_source(model)
+    other.capture()
+    assert not is_outdated(other, torch.float32, full) and is_outdated(other, torch.float32, differs)
+    assert not kept.entries()

@@ -1,0 +1,93 @@
+"""Mixtures that branch on data get a form without branches, where it makes the same of all tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moec.errors import MoecError
+from moec.execution.engine import EagerEngine
+from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import MoeCall, moe_nodes
+from tests.mixtures import VOCABULARY, mixture, source_of
+from tests.written import Block, Listed, Sorted
+
+
+class Biased(Block):
+    """Logits have a bias, the choice another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 4)
+        del self.weight
+        self.register_buffer("correction", torch.randn(4))
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.gate(rows).softmax(-1)
+        ids = (scores + self.correction).topk(2, -1).indices
+        return scores.gather(1, ids), ids
+
+
+class Crowded(Block):
+    """Tokens over a number that no sample reaches pass by."""
+
+    most = 3000
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().routed(rows)
+        hot = torch.nn.functional.one_hot(ids, 4).sum(1)
+        return weights * (hot.cumsum(0).gather(1, ids) <= self.most), ids
+
+
+class Thresholded(Block):
+    """A small weight counts nothing."""
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().routed(rows)
+        return weights.masked_fill(weights < 0.6, 0.0), ids
+
+
+class Swapped(Block):
+    """The shared expert sees other tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - self.shared(x) + self.shared(2 * x)
+
+
+def model_of(block: type[Block]) -> Sorted:
+    model = mixture(Sorted)
+    torch.manual_seed(1)
+    model.block = block()
+    return model.eval()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("block", [Block, Biased])
+def test_becomes_one_operator_and_equals_the_model(block: type[Block]) -> None:
+    source = source_of(model_of(block))
+    program, _ = Pipeline.parse("find-moe, fuse-moe").run(source.capture())
+    (node,) = moe_nodes(program)
+    assert MoeCall(node).fused and (MoeCall(node).selection_bias is not None) == (block is Biased)
+    assert {"head.weight", "block.shared.up.weight"} <= set(program.weights)
+    for size in ((1, 1), (2, 5), (4, 97)):
+        ids = torch.randint(0, VOCABULARY, size, generator=torch.Generator().manual_seed(size[1]))
+        want = source.reference()(input_ids=ids)["output"]
+        assert torch.allclose(EagerEngine(program)(input_ids=ids)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [Crowded, Thresholded, Swapped])
+def test_what_does_something_else_is_refused_as_before(block: type[Block]) -> None:
+    with pytest.raises(MoecError) as caught:
+        source_of(model_of(block)).capture()
+    assert caught.value.code == "M207" and "written.py" in caught.value.where
+
+
+def test_a_loop_in_the_model_itself_is_refused() -> None:
+    with pytest.raises(MoecError, match="data-dependent"):
+        source_of(mixture(Listed)).capture()
+
+
+def test_the_users_own_module_stays_as_it_is() -> None:
+    model = model_of(Block)
+    source_of(model).capture()
+    assert "forward" not in vars(model.block)

@@ -1,0 +1,115 @@
+"""Times on this machine's processor, from a record whose numbers can be added up by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from moec.errors import MoecError
+from moec.execution.memory import total_bytes
+from moec.huggingface.shape import shape_of
+from moec.planning.estimate import estimate
+from moec.planning.formats import find_format
+from moec.planning.on_cpu import ThisMachine, mixture_seconds, rows_of_an_expert, this_machine
+from moec.planning.probed import keep
+from moec.planning.shape import Mixture, Shape, State, Tensor
+from tests.planning import configs
+from tests.planning.records import EXPERTS, own_cache, record
+
+DENSE = Shape(
+    name="dense",
+    tensors=(
+        Tensor("model.embed.weight", (50, 10), "input embedding"),
+        Tensor("layers.0.attn.q.weight", (10, 10), "attention"),
+        Tensor("layers.0.attn.k.weight", (5, 10), "attention"),
+        Tensor("layers.0.attn.v.weight", (5, 10), "attention"),
+        Tensor("layers.0.attn.o.weight", (10, 10), "attention"),
+        Tensor("layers.0.norm.weight", (10,), "norm"),
+        Tensor("head.weight", (50, 10), "output head"),
+    ),
+    mixtures=(),
+    states=(State("keys and values", 10),),
+    hidden=10,
+    layers=1,
+    vocabulary=50,
+    heads=2,
+    head_size=5,
+)
+MIXTURE = Mixture("layers.0.experts", 4, 2, 4 * 1000, 10, 100)
+
+
+@pytest.fixture
+def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ThisMachine:
+    own_cache(tmp_path / "cache", monkeypatch)
+    keep(record())
+    return this_machine("cpu")
+
+
+def test_a_token_is_the_sum_of_its_parts(cpu: ThisMachine) -> None:
+    time = cpu.time(DENSE, find_format("fp32"), batch=1, context=20, token=True)
+    products = 2 * 1e-3 + 300 * 1e-9  # queries, keys and values are one product, the output another
+    head = 1e-3 + 500 * 1e-9
+    scores = 20 * 2 * 5 * 1.5e-9  # at 20 tokens, half way between the two lengths
+    call = 1.0 + 0.1 + 0.01 * (2 + 1) + 20 * 10 * 1e-6 + scores
+    assert time is not None and time.low == pytest.approx(0.9 * (products + head + call), rel=1e-12)
+    assert time.high == pytest.approx(time.low / 0.9 * 1.2) and time.bound == "compute"
+    assert time.origin.startswith("measured here on 2026-01-02 (")
+
+
+def test_a_prompt_goes_through_layers_by_rows_and_through_the_head_once(cpu: ThisMachine) -> None:
+    time = cpu.time(DENSE, find_format("bf16"), batch=2, context=4, token=False)
+    products = 2 * (1e-3 + 5e-4) + 300 * 2e-9 * 8 / 4  # 8 rows: twice the most that was timed
+    head = 1e-3 + 5e-4 + 500 * (1e-9 + 1e-9 / 3)  # 2 rows
+    call = 1.0 + 0.1 + 8 * 0.03 + 2 * 4 * 10 * 1e-6 + 2 * 8 * 10 * 1e-9
+    assert time is not None and time.low == pytest.approx(0.9 * (products + head + call), rel=1e-12)
+
+
+def test_experts_are_counted_by_the_rows_that_they_get() -> None:
+    fixed = 1e-2 + 4 * 1e-5
+    assert mixture_seconds(EXPERTS, MIXTURE, 1) == pytest.approx(fixed + 2 * (1e-4 + 1000 * 1e-9))
+    one, two = 4 * 2 * 0.25, 4 * 0.25  # of two tokens: experts with one row, with two
+    expected = fixed + (one + two) * 1e-4 + 1000 * (one * 1e-9 + two * (1e-9 + 2e-9 / 3))
+    assert mixture_seconds(EXPERTS, MIXTURE, 2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(1, 0.25), (7, 0.5), (4096, 1 / 16), (3, 1.0)])
+def test_rows_of_an_expert_are_binomial(rows: int, share: float) -> None:
+    found = dict(rows_of_an_expert(rows, share))
+    assert sum(found.values()) == pytest.approx(1 - (1 - share) ** rows, abs=1e-6)
+    assert sum(n * p for n, p in found.items()) == pytest.approx(rows * share, rel=1e-5)
+    wrong = {n: math.comb(8, n) * 0.4**n * 0.6 ** (8 - n) for n in range(1, 9)}
+    assert abs(sum(wrong.values()) - (1 - 0.5**7)) > 1e-3
+
+
+def test_what_was_not_measured_has_no_time(cpu: ThisMachine) -> None:
+    assert cpu.time(DENSE, find_format("nvfp4"), 1, 20, True) is None
+    latent = replace(DENSE, states=(State("compressed keys and values", 10),))
+    assert cpu.time(latent, find_format("fp32"), 1, 20, True) is None
+    assert cpu.time(replace(DENSE, unknown=("a layer",)), find_format("fp32"), 1, 20, True) is None
+
+
+def test_formats_are_held_as_engines_hold_them(cpu: ThisMachine) -> None:
+    rounded = this_machine("cpu-int8")
+    assert [cpu.held(find_format(f)).bits for f in ("bf16", "int8", "int4", "int2", "nvfp4")] == [32, 32, 4, 4, 4]
+    assert [rounded.held(find_format(f)).bits for f in ("bf16", "int8", "int4")] == [32, 8, 4]
+    assert cpu.forms(find_format("int8")) == ("fp32", "fp32") != rounded.forms(find_format("int8"))
+
+
+def test_the_device_stands_beside_others(cpu: ThisMachine, tmp_path: Path) -> None:
+    shape = shape_of(str(configs.write(tmp_path, configs.LLAMA_1B)))
+    rows = {s.device: s for s in estimate(shape, ("bf16",), ("cpu", "CPU-int8", "h200"), (1,), 64).situations}
+    assert list(rows) == ["cpu", "cpu-int8", "h200"]
+    assert rows["cpu"].memory.weights == pytest.approx(2 * rows["h200"].memory.weights, rel=0.01)
+    assert rows["cpu"].memory.state == 2 * rows["h200"].memory.state
+    assert this_machine("cpu").memory == total_bytes() >> 30
+    time = rows["cpu"].decode_time
+    assert time is None or "measured here" in time.origin  # None where the memory is too small for it
+
+
+def test_a_machine_that_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cache(tmp_path / "cache", monkeypatch)
+    with pytest.raises(MoecError, match="moec probe"):
+        estimate(DENSE, ("fp32",), ("cpu",), (1,), 64)

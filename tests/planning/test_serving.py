@@ -1,0 +1,71 @@
+"""Questions about serving and their answers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moec.errors import MoecError
+from moec.planning.estimate import Estimate, estimate
+from moec.planning.load import read_load
+from moec.planning.serving import Asked
+from moec.planning.traffic import Traffic
+from tests.planning.shapes import dense, mixture
+
+SHAPE = mixture()
+
+
+def asked(devices: tuple[str, ...] = ("rtx4090",), ranks: tuple[int, ...] = (), **questions: object) -> Estimate:
+    return estimate(SHAPE, ("bf16",), devices, (4,), 64, ranks, asked=Asked(**questions))  # type: ignore[arg-type]
+
+
+def test_without_questions_only_loading_and_engines_are_answered() -> None:
+    found = asked().serving
+    assert found and [row.link for row in found.loading] == ["nvme", "10gbe", "100gbe"] and len(found.servers) == 3
+    assert not any((found.idle, found.traffic, found.drafts, found.offloads, found.spreads))
+
+
+def test_every_answer_goes_into_json() -> None:
+    found = asked(
+        ranks=(2,), prices={"rtx4090": 0.5}, traffic=Traffic(2.0, 64, 16), draft=2, offload=("disk",), links=("7GB/s",)
+    ).to_dict()
+    assert json.loads(json.dumps(found)) and found["loading"][0]["rate"] == 7
+    assert {s["how"] for s in found["spreads"]} == {"tensor", "expert", "data"}
+    assert found["traffic"][0]["slow"]["cost_a_million"] > 0 and found["drafts"][0]["draft"] == 2
+    assert found["idle"][0]["a_month"] == pytest.approx(0.5 * 730) and found["offloads"][0]["link"] == "nvme"
+
+
+def test_another_model_is_served_too() -> None:
+    found = estimate(
+        SHAPE, ("bf16",), ("rtx4090",), (1,), 64, versus=dense(), asked=Asked(traffic=Traffic(2.0, 64, 16))
+    )
+    assert found.serving and [s.model for s in found.serving.traffic] == ["Mixture", "Dense"]
+
+
+def test_a_load_is_in_every_figure() -> None:
+    skewed = read_load("zipf:2", SHAPE)
+    plain, found = asked(ranks=(4,)), asked(ranks=(4,), load=skewed)
+    assert found.situations[0].decode and plain.situations[0].decode and found.serving and found.serving.load == skewed
+    assert found.situations[0].decode.bytes < plain.situations[0].decode.bytes
+    assert found.ranks[0].balance and found.ranks[0].balance.in_order > 1.5
+    assert found.ranks[0].reached < plain.ranks[0].reached
+
+
+@pytest.mark.parametrize(
+    ("questions", "words"),
+    [
+        ({"devices": (), "traffic": Traffic(1.0)}, "--device h200"),
+        ({"prices": {"h200": 1.0}}, "--device h200"),
+        ({"prices": {"h20": 1.0}}, "h200"),
+        ({"traffic": Traffic(1.0, 0, 5)}, "--prompt"),
+        ({"traffic": Traffic(1.0, 5, 0)}, "--answer"),
+        ({"links": ("tape",)}, "--link"),
+        ({"offload": ("tape",)}, "--offload"),
+        ({"draft": 99}, "--draft"),
+    ],
+)
+def test_questions_that_cannot_be_answered(questions: dict[str, object], words: str) -> None:
+    with pytest.raises(MoecError, match="M20") as refused:
+        asked(**questions)  # type: ignore[arg-type]
+    assert words in str(refused.value) and len(str(refused.value).splitlines()) == 3

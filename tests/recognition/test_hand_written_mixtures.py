@@ -1,0 +1,64 @@
+"""Mixtures in plain operators are said in the dialect where they compute the same, and left where they do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moec.execution.engine import EagerEngine
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import moe_nodes
+from moec.program.program import Program
+from moec.recognition.hand_written_mixtures import Mixture as Said
+from moec.recognition.hand_written_mixtures import find_mixtures
+from tests.mixtures import VOCABULARY, WAYS, Grouped, Loop, Masked, Mixture, Switch, mixture, source_of
+from tests.written import FOUND, WRONG, Corrected, ScoredBefore
+from tests.written import Grouped as OfGroups
+
+LEFT = {Switch: "capacity", Masked: "tie", Grouped: "bfloat16"}
+
+
+def found(way: type[Mixture]) -> tuple[Program, Context]:
+    context = Context()
+    program, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(source_of(mixture(way)).capture(), context)
+    return program, context
+
+
+@pytest.mark.parametrize("way", [*(w for w in WAYS if w not in LEFT), *FOUND])
+def test_found_and_equal_at_other_sizes(way: type[Mixture]) -> None:
+    program, context = found(way)
+    assert len(moe_nodes(program)) == 1 and not context.misses
+    for seed, size in enumerate(((1, 1), (2, 5), (4, 97))):
+        ids = torch.randint(0, VOCABULARY, size, generator=torch.Generator().manual_seed(seed))
+        want = source_of(mixture(way)).reference()(input_ids=ids)["output"]
+        assert torch.allclose(EagerEngine(program)(input_ids=ids)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", [*LEFT, *WRONG])
+def test_left_as_it_is_with_the_reason(way: type[Mixture]) -> None:
+    program, context = found(way)
+    assert not moe_nodes(program)
+    (miss,) = {m.reason for m in context.misses}
+    assert "stays as it is" in miss and LEFT.get(way, "") in miss
+
+
+def test_rules_are_told_apart() -> None:
+    (_, corrected), (_, before), (_, groups) = (
+        next(find_mixtures(source_of(mixture(way)).capture())) for way in (Corrected, ScoredBefore, OfGroups)
+    )
+    assert isinstance(corrected, Said) and isinstance(before, Said) and isinstance(groups, Said)
+    rule = corrected.routing
+    assert (rule.score, rule.combine, rule.scale) == ("sigmoid", "renormalize", 2.5)
+    assert corrected.region.bias is not None and corrected.experts.activation.gated
+    assert before.score_before and not corrected.score_before
+    assert (groups.routing.groups, groups.routing.top_groups) == (4, 2)
+
+
+def test_copies_of_one_expert_hide_nothing() -> None:
+    """With equal experts every choice gives the same; the rule is found all the same, because weights are drawn."""
+    model = mixture(Loop)
+    for expert in model.experts[1:]:
+        expert.load_state_dict(model.experts[0].state_dict())
+    ((_, said),) = find_mixtures(source_of(model).capture())
+    assert isinstance(said, Said) and said.routing.combine == "scores"

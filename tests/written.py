@@ -1,0 +1,222 @@
+"""Mixtures in plain torch whose rules differ, and some that look like one and are none: for what `find-moe` says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.mixtures import EXPERTS, WIDTH, Expert, Loop, OneHot, Stacked
+
+
+class Renormalised(Loop):
+    """Mixtral's rule."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().choice(x)
+        return weights / weights.sum(-1, keepdim=True), ids
+
+
+class Corrected(Loop):
+    """DeepSeek-V3's: sigmoid scores, a bias for the choice alone, a scale."""
+
+    def __init__(self) -> None:
+        super().__init__(gated=True)
+        self.register_buffer("correction", torch.randn(EXPERTS) * 0.3)
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.router(x).sigmoid()
+        ids = (scores + self.correction).topk(self.top_k, -1).indices
+        weights = scores.gather(1, ids)
+        return weights / (weights.sum(-1, keepdim=True) + 1e-20) * 2.5, ids
+
+
+class Grouped(Loop):
+    """The best two of four groups, and two experts of them."""
+
+    experts_in_all = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 8)
+        self.experts = nn.ModuleList(Expert() for _ in range(8))
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.router(x).softmax(-1)
+        best = scores.view(-1, 4, 2).max(-1).values.topk(2, -1).indices
+        open_ = torch.zeros(x.shape[0], 4).scatter_(1, best, 1.0).repeat_interleave(2, 1)
+        return scores.masked_fill(open_ == 0, float("-inf")).topk(self.top_k, -1)  # type: ignore[return-value]
+
+
+class WithShared(Loop):
+    """An expert for all tokens beside those that are chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Expert()
+
+    def mix(self, x: Tensor) -> Tensor:
+        return super().mix(x) + self.shared(x)  # type: ignore[no-any-return]
+
+
+class ScoredBefore(OneHot):
+    """Llama 4's: scores multiply what goes in."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        gates = self.gates(x)
+        rows = x[None] * gates.T[..., None]
+        outs = torch.stack([expert(rows[e]) for e, expert in enumerate(self.experts)])
+        return (outs * (gates.T[..., None] > 0)).sum(0)
+
+
+class InThreeDimensions(OneHot):
+    """Tokens stay `[batch, sequence, width]`."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embedding(input_ids)
+        weights, ids = self.router(x).softmax(-1).topk(self.top_k, -1)
+        mask = (F.one_hot(ids, EXPERTS).to(x.dtype) * weights[..., None]).sum(-2)
+        outs = torch.stack([expert(x) for expert in self.experts], -2)
+        return self.head(x + (mask[..., None] * outs).sum(-2))  # type: ignore[no-any-return]
+
+
+class GatedStack(Stacked):
+    """Gate and up in one stack, with biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(EXPERTS, 48, WIDTH) / 4)
+        self.up_bias = nn.Parameter(torch.randn(EXPERTS, 48) / 4)
+        self.down_bias = nn.Parameter(torch.randn(EXPERTS, WIDTH) / 4)
+
+    def mix(self, x: Tensor) -> Tensor:
+        h = torch.bmm(x[None].expand(EXPERTS, -1, -1), self.up.transpose(1, 2)) + self.up_bias[:, None]
+        up, gate = h.chunk(2, -1)
+        y = torch.bmm(up * F.silu(gate), self.down) + self.down_bias[:, None]
+        return (y * self.gates(x).T[..., None]).sum(0)
+
+
+FOUND: tuple[type, ...] = (
+    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack,
+)  # fmt: skip
+
+
+class Shifted(Loop):
+    """Each token goes to the expert behind the one that was chosen: a mixture, with its experts in another order."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().choice(x)
+        return weights, (ids + 1) % EXPERTS
+
+
+class Threshold(Loop):
+    """Experts of a small share are left out."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().choice(x)
+        return weights.masked_fill(weights < 0.05, 0.0), ids
+
+
+class Positional(Loop):
+    """The first token counts twice."""
+
+    def choice(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = super().choice(x)
+        return weights + (torch.arange(x.shape[0]) == 0)[:, None] * weights, ids
+
+
+class Capacity(OneHot):
+    """What an expert takes ends at a number that no sample reaches."""
+
+    most = 70
+
+    def mix(self, x: Tensor) -> Tensor:
+        weights, ids = self.choice(x)
+        hot = F.one_hot(ids, EXPERTS)
+        kept = (hot.sum(1).cumsum(0) <= self.most).to(x.dtype)
+        mask = (hot.to(x.dtype) * weights[..., None]).sum(1) * kept
+        return torch.einsum("te,ted->td", mask, torch.stack([expert(x) for expert in self.experts], 1))
+
+
+class Smooth(Expert):
+    """Another activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+
+
+class OneDiffers(Loop):
+    """The last expert has another activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts[-1] = Smooth()
+
+
+class OfLengthOne(Expert):
+    """What comes out is brought to length one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(super().forward(x), dim=-1)
+
+
+class Normalised(Loop):
+    """Experts that normalise what they say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(OfLengthOne() for _ in range(EXPERTS))
+
+
+WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, Capacity, OneDiffers, Normalised)
+
+
+class Listed(Loop):
+    """A loop over the experts that some token chose."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        weights, ids = self.choice(x)
+        out = torch.zeros_like(x)
+        for e in sorted(set(ids.flatten().tolist())):
+            token, nth = torch.where(ids == e)
+            out[token] += weights[token, nth, None] * self.experts[e](x[token])
+        return out
+
+
+class Block(nn.Module):
+    """A mixture as a module of its own, its router a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(EXPERTS, WIDTH))
+        self.experts, self.shared = nn.ModuleList(Expert(gated=True) for _ in range(EXPERTS)), Expert()
+
+    def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and ids `[T, 2]`."""
+        weights, ids = F.linear(rows, self.weight).sigmoid().topk(2, -1)
+        return weights / (weights.sum(-1, keepdim=True) + 1e-20) * 1.5, ids
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.view(-1, WIDTH)
+        weights, ids = self.routed(rows)
+        counts = ids.flatten().bincount(minlength=EXPERTS).tolist()
+        order, out, at = ids.flatten().argsort(stable=True), torch.zeros_like(rows), 0
+        for count, expert in zip(counts, self.experts, strict=True):
+            if count:
+                mine = order[at : at + count]
+                out.index_add_(0, mine // 2, expert(rows[mine // 2]) * weights.flatten()[mine, None])
+            at += count
+        return (out + self.shared(rows)).view_as(x)
+
+
+class Sorted(Loop):
+    """DeepSeek's inference loop: rows sorted by expert, counts taken to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.experts, self.router
+        self.block = Block()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        h = self.embedding(input_ids)
+        return self.head(h + self.block(h))  # type: ignore[no-any-return]
