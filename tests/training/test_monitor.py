@@ -31,7 +31,7 @@ def figures(model: nn.Module, **called: Any) -> tuple[RouterFigures, ...]:
 
 def trainable(kind: str) -> TrainableProgram:
     """The model as a module of moec's."""
-    return Pipeline.parse("find-moe").run(zoo.captured(kind))[0].module(trainable=True)
+    return Pipeline.parse("find-moe").all_optional().run(zoo.captured(kind))[0].module(trainable=True)
 
 
 def verbs_figures(kind: str) -> list[RouterFigures]:
