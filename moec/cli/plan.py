@@ -45,16 +45,19 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.command("plan")
 @click.argument("model")
 @click.option(
-    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,… (default bf16)."
+    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,balanced,… (default bf16)."
 )
 @click.option(
     "--device", "devices", callback=_words, default="", help="h200,rtx4090,…: what fits, and how fast it runs."
 )
 @click.option("--batch", "batches", callback=_numbers, default="1", help="Texts at once: 1,8,64 (default 1).")
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
+@click.option("--state", default="bf16", help="Of keys and values: bf16, fp8 or int8 (default bf16).")
 @click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
-@click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
+@click.option(
+    "--pass", "pipeline", default="", help="Passes, as for compile: the model that they make, and where they fire."
+)
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
 @serving_options
 @click.option(
@@ -71,29 +74,36 @@ def plan_command(
     context: int | None,
     versus: str | None,
     ranks: tuple[int, ...],
+    state: str,
     html: Path | None,
     as_json: bool,
     quiet: bool,
     **serving: Any,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
+    from moec.cli.plan_recipes import recipes
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
+    from moec.compiler.rehearsals import Rehearsals
     from moec.planning.advice import advise
 
     if html:
         require_replaceable(html, PLAN_PAGE)
+    paper = Rehearsals(model)
     found = plan(
-        model,
+        paper,
         formats=formats,
         devices=devices,
         batches=batches,
         context=context,
         versus=versus,
         ranks=ranks,
+        pipeline=pipeline,
+        recipes=recipes(formats),
+        state=state,
         **serving,
     )
-    compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
+    compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     advice = advise(found)
     if html:
         publish(html, _page(found, model, compiled), PLAN_PAGE)
