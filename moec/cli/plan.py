@@ -13,7 +13,7 @@ import click
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
-from moec.cli.plan_serving import origins, serving_notes, serving_options, serving_tables
+from moec.cli.plan_serving import origins, server_lines, serving_notes, serving_options, serving_tables
 from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
@@ -86,7 +86,6 @@ def plan_command(
     from moec.compiler.plan import plan
     from moec.compiler.rehearsals import Rehearsals
     from moec.planning.advice import advise
-    from moec.report.plan_page import plan_page
 
     if html:
         require_replaceable(html, PLAN_PAGE)
@@ -107,22 +106,30 @@ def plan_command(
     compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     advice = advise(found)
     if html:
-        about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
-        publish(html, plan_page(found, model, about), PLAN_PAGE)
+        publish(html, _page(found, model, compiled), PLAN_PAGE)
     if as_json:
         emit({**found.to_dict(), "advice": [asdict(a) for a in advice], "compile": [asdict(each) for each in compiled]})
         return
     for line in _model_lines(found):
         say_wrapped(line)
-    tables = [(_rows(found), range(1, 8)), (device_rows(found), RIGHT), (_rank_rows(found), range(4))]
-    tables += [(_beside_rows(found), range(4)), *((table, ()) for table in serving_tables(found))]
+    tables = [(_rows(found), range(1, 8)), (device_rows(found), RIGHT), (_rank_rows(found), range(5))]
+    tables += [(_beside_rows(found), range(4)), *((table, ()) for table in serving_tables(found).values())]
     for (head, *rows), right in [(t, r) for t, r in tables if t]:
         say()
         say_text(TERMINAL.table(head, rows, tuple(right)))
     for line in [*_notes(found), *serving_notes(found), *advice_lines(advice)]:
         say_wrapped(line)
-    for line in (line for each in compiled for line in _compile_lines(each)):
+    for line in [*server_lines(found), *(line for each in compiled for line in _compile_lines(each))]:
         say(line)
+
+
+def _page(found: Estimate, model: str, compiled: Sequence[Foreseen]) -> str:
+    """All that is said, as a page."""
+    from moec.report.plan_page import plan_page
+
+    about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
+    served = [(title, head, rows) for title, (head, *rows) in serving_tables(found).items()]
+    return plan_page(found, model, about, served, [*serving_notes(found), *server_lines(found)])
 
 
 def _model_lines(found: Estimate) -> list[str]:
