@@ -13,7 +13,6 @@ from moec.compiler.rehearsals import Rehearsals
 from moec.errors import MoecError
 from tests.planning import configs
 
-
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 512}  # fmt: skip
 
