@@ -207,4 +207,9 @@ def _compile_lines(each: Foreseen) -> list[str]:
         lines += [f"    not {miss}" for miss in step.misses]
     for reason, fix in each.refusals:
         lines += [f"  because {reason}", f"  fix: {fix}"]
+    if each.effort:
+        disk, least, full = map(size_of, asdict(each.effort).values())
+        lines.append(
+            f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory"
+        )
     return lines if each.refusals else [*lines, f"  {each.command}"]

@@ -13,9 +13,12 @@ from moec.compiler.rehearsals import Rehearsals
 from moec.errors import MoecError
 from tests.planning import configs
 
+SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 512}  # fmt: skip
+
 
 def test_counts_memory_and_time_are_those_of_the_rewritten_model(tmp_path: Path) -> None:
-    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 2})
+    path = configs.write(tmp_path, configs.LLAMA_1B | SMALL)
     paper = Rehearsals(path)
     passes = "upcycle(experts=8, top_k=2), quantize(bits=4)"
     before, after = plan(path, devices=["h200"]), plan(paper, devices=["h200"], pipeline=passes)
@@ -31,7 +34,7 @@ def test_counts_memory_and_time_are_those_of_the_rewritten_model(tmp_path: Path)
 
 
 def test_a_pass_that_does_not_fit_says_so(tmp_path: Path) -> None:
-    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
+    path = configs.write(tmp_path, configs.LLAMA_1B | SMALL)
     with pytest.raises(MoecError, match="M203"):
         plan(path, pipeline="upcycle(experts=2, top_k=3)")
     with pytest.raises(MoecError, match="M201"):
