@@ -65,23 +65,23 @@ def serving_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def serving_tables(found: Estimate) -> Iterator[list[Row]]:
-    """Each answer that was asked for as a table, its head first."""
+def serving_tables(found: Estimate) -> dict[str, list[Row]]:
+    """Each answer that was asked for as a table, its head first, by its title."""
     serving = found.serving
     if serving is None:
-        return
-    tables = (
-        _costs(serving.costs),
-        _served(serving),
-        _drafts(serving.drafts),
-        _offloads(serving.offloads),
-        _spreads(serving.spreads),
-    )
-    yield from (table for table in tables if len(table) > 1)
+        return {}
+    tables = {
+        "Cost of tokens": _costs(serving.costs),
+        "Traffic": _served(serving),
+        "Speculative decoding": _drafts(serving.drafts),
+        "Experts that are elsewhere": _offloads(serving.offloads),
+        "Ways to use several devices": _spreads(serving.spreads),
+    }
+    return {title: table for title, table in tables.items() if len(table) > 1}
 
 
 def serving_notes(found: Estimate) -> Iterator[str]:
-    """The same in words: where times come from, loading, idling, engines with their commands."""
+    """The same in words: loading, idling, offload, balance."""
     serving = found.serving
     if serving is None:
         return
@@ -94,7 +94,12 @@ def serving_notes(found: Estimate) -> Iterator[str]:
     for format, device in dict.fromkeys((o.format, o.device) for o in serving.offloads if not o.bytes_a_step):
         yield f"offload: every expert fits on {device} in {format} at some batches; nothing is sent there"
     yield from _balances(found)
-    if found.ranks or serving.traffic:
+
+
+def server_lines(found: Estimate) -> Iterator[str]:
+    """Engines that serve the model, with their commands."""
+    serving = found.serving
+    if serving is not None and (found.ranks or serving.traffic):
         for server in serving.servers:
             known = f"listed for {server.version}" if server.listed else f"if it knows {found.shape.name}"
             yield f"{server.name}: {server.command}  ({known})"
