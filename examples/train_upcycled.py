@@ -50,7 +50,8 @@ def train(name, module, optimizer, ids, held_out, steps):
             print(
                 f"{name:7} step {step:4}: loss {curve[-1]['loss']:.3f}", *(f"{k} {v:.2f}" for k, v in routers.items())
             )
-            monitor and monitor.reset()
+            if monitor:
+                monitor.reset()
         batch = windows(ids, step)
         output = module(input_ids=batch, labels=batch, **({"output_router_logits": True} if monitor else {}))
         loss = output.loss

@@ -8,11 +8,11 @@ from typing import Any
 
 from moec.errors import MoecError
 from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
-from moec.planning.devices import Device, find_device
+from moec.planning.devices import Device
 from moec.planning.formats import Format, find_format, recipe_format, with_state
 from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
-from moec.planning.on_cpu import NAMES, ThisMachine, this_machine
+from moec.planning.on_cpu import ThisMachine, any_device
 from moec.planning.pace import decode_time, prompt_time
 from moec.planning.parallel import ExpertParallel, expert_parallel
 from moec.planning.serving import Asked, Serving, answer, together
@@ -120,7 +120,7 @@ def estimate(
     if not formats or not batches:
         raise MoecError("M201", "nothing is asked", "--format, --batch", "name a format and a batch: bf16, 1")
     asked = asked or Asked()
-    found: list[Device | None] = [device_called(name) for name in devices] or [None]
+    found: list[Device | None] = [any_device(name) for name in devices] or [None]
     packed = packed or {}
     kinds = [with_state(recipe_format(n) if n in packed else find_format(n), state) for n in formats]
     rows = [
@@ -137,12 +137,6 @@ def estimate(
     ]
     served = together(answer(s, fs, found, batches, context, spread, versus, asked) for s, fs in shapes if fs)
     return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served, packed, state)
-
-
-def device_called(name: str) -> Device:
-    """A device that is known by name, or this machine. Raises M202 with the nearest names, M201 without a probe."""
-    plain = name.lower()
-    return this_machine(plain) if plain in NAMES else find_device(name)
 
 
 def _situation(

@@ -20,7 +20,7 @@ def time_on(work: Work, device: Device, ranks: int = 1) -> Time:
         tokens = max(1, round(work.texts * work.rows))
         if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
             return here
-    found = tables(device.name, work.format.name)
+    found = () if isinstance(device, ThisMachine) else tables(device.name, work.format.name)
     if found:
         from moec.planning.composed import composed
 

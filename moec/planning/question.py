@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from moec.planning.devices import Device
-from moec.planning.estimate import Estimate, device_called
+from moec.planning.estimate import Estimate
 from moec.planning.formats import Format, find_format, recipe_format, with_state
 from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
-from moec.planning.on_cpu import ThisMachine
+from moec.planning.on_cpu import ThisMachine, any_device
 from moec.planning.pace import decode_time, prompt_time
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, decode_step, prompt_step
@@ -52,7 +52,7 @@ class Question:
         names = dict.fromkeys(s.format for s in rows)
         plain = [recipe_format(name) if name in found.packed else find_format(name) for name in names]
         self.formats = [with_state(format, found.state) for format in plain]
-        self.devices = [device_called(name) for name in dict.fromkeys(s.device for s in rows) if name]
+        self.devices = [any_device(name) for name in dict.fromkeys(s.device for s in rows) if name]
         self.batches = sorted({s.batch for s in rows})
         self.context = rows[0].context
         self.load = found.serving.load if found.serving else UNIFORM
