@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
-from moec.planning.devices import Device
+from moec.planning.devices import Device, find_device
 from moec.planning.formats import Format
 from moec.planning.memory import Memory
 from moec.planning.probed import Calls, Experts, Products, Record, between, find_record, grown
@@ -76,6 +76,16 @@ class ThisMachine(Device, frozen=True, kw_only=True):
         return decode_step(shape, self.held(format), tokens, 1).weight_bytes
 
 
+def any_device(name: str) -> Device:
+    """The device of this name: this machine's processor, or one that is known on paper.
+
+    Raises:
+        MoecError: M201 where this machine has not been measured, M202 with the nearest names.
+    """
+    plain = name.lower()
+    return this_machine(plain) if plain in NAMES else find_device(name)
+
+
 def this_machine(name: str) -> ThisMachine:
     """The device of one of `NAMES`. Raises M201 where this machine has not been measured, see `find_record`."""
     record = find_record()
@@ -94,6 +104,7 @@ def seconds_of(record: Record, shape: Shape, forms: tuple[str, str], batch: int,
     heads = [t for t in shape.tensors if t.part == "output head" and len(t.shape) == 2]
     total += sum(_products(record.products[head], [t], batch) for t in heads)
     total += sum(mixture_seconds(record.experts[experts], mixture, rows) for mixture in shape.mixtures)
+    total += rows * _numbers(shape) * record.elementwise
     return total + _call(record.calls, shape, batch, context, token)
 
 
@@ -135,6 +146,16 @@ def _products(costs: Products, matrices: list[Tensor], rows: int) -> float:
     first, last = matrices[:-1] or matrices, matrices[-1:] if len(matrices) > 1 else []
     numbers = sum(sum(m.shape[0] for m in part) + part[0].shape[1] for part in (first, last) if part)
     return costs.seconds(rows, sum(m.count for m in matrices), numbers, 2 if last else 1)
+
+
+def _numbers(shape: Shape) -> float:
+    """Numbers of a row that go into operators between products: what products give is cut; gates are activated and
+    multiplied; the sum of each block is added and normalized."""
+    total = 0.0
+    for group in _modules(shape):
+        inner = sum(m.shape[0] for m in group[:-1])
+        total += inner if group[0].part == "attention" else 2 * inner
+    return total + 4 * shape.hidden * (len(shape.states) or shape.layers)
 
 
 def _call(calls: dict[str, Calls], shape: Shape, batch: int, context: int, token: bool) -> float:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from moec.errors import MoecError
-from moec.planning.devices import find_device
+from moec.planning.on_cpu import any_device
 
 HOURS = 730  # of a month
 _FORM = "write what an hour of a device costs: --price h200=3.5,l4=0.8"
@@ -30,4 +30,4 @@ def check_prices(prices: Mapping[str, float]) -> dict[str, float]:
     for name, price in prices.items():
         if not 0 < price < math.inf:
             raise MoecError("M201", f"{price!r} is no price of {name}", "--price", _FORM)
-    return {find_device(name).name: price for name, price in prices.items()}
+    return {any_device(name).name: price for name, price in prices.items()}

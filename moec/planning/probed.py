@@ -92,6 +92,7 @@ class Record(msgspec.Struct, frozen=True):
         read: bytes a second that so many threads read, from memory that is larger than every cache.
         products, experts: by form: `fp32`, `int4`, `int4 rounded`, `int8 rounded`.
         calls: by kind: one `token` a text, one `prompt`, several `prompts`.
+        elementwise: seconds for each number that goes into an operator which multiplies no matrices.
         low, high: between these shares of what the record says lay nine in ten of the times that it was made from.
         format: of the record.
     """
@@ -103,6 +104,7 @@ class Record(msgspec.Struct, frozen=True):
     products: dict[str, Products]
     experts: dict[str, Experts]
     calls: dict[str, Calls]
+    elementwise: float
     low: float
     high: float
     format: int = FORMAT

@@ -22,13 +22,14 @@ from moec.execution.generation import continuation
 from moec.execution.machine import cores, machine
 from moec.planning.probed import Record, runtime_version
 from moec.progress import Progress
-from moec.timing.probe_engines import FORMS, Block, Form, Mixtures, Small, chain, engine, mixtures
-from moec.timing.probe_fit import CallTime, ExpertTime, ProductTime, Times, fit, quiet
+from moec.timing.probe_engines import FORMS, Block, Form, Gates, Mixtures, Small, chain, engine, gates, mixtures
+from moec.timing.probe_fit import CallTime, ExpertTime, NumberTime, ProductTime, Times, fit, quiet
 from moec.version import __version__
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MIB = 2**20
-ENOUGH, MOST_RUNS = 0.02, 4  # seconds of a case in a round, and how often it is run for them
+ENOUGH, MOST_RUNS = 0.03, 4  # seconds of a case in a round, and how often it is run for them
+TOKENS = 5  # that a small decoder writes in a round
 DRAWS = 2  # of rows for a mixture, each with its own experts
 
 
@@ -41,6 +42,7 @@ class Sizes:
         least_bytes: of the weights that an engine goes through; None: one and a half times the largest cache.
         widths: of square matrices. rows: at which they are timed.
         blocks: mixtures. tokens: at which they are timed.
+        gates: width and number of what stands between products; at the same rows.
         decoders: for what is neither. lengths, texts: tokens of one prompt; texts, and tokens behind each.
         rounds: through all of it.
     """
@@ -52,6 +54,7 @@ class Sizes:
     blocks: tuple[Block, ...] = (Block(1024, 1024, 8, 2), Block(512, 256, 32, 4))
     tokens: tuple[int, ...] = (1, 2, 4, 8, 16, 64, 512)
     decoders: tuple[Small, ...] = (Small(2, 8), Small(8, 2), Small(4, 4, normed=True))
+    gates: tuple[int, int] = (2048, 10)
     lengths: tuple[int, ...] = (16, 64, 128, 256, 512, 1024)
     texts: tuple[tuple[int, int], ...] = (
         (1, 32),
@@ -83,13 +86,14 @@ class Probe:
     def __post_init__(self) -> None:
         self._times: Times = defaultdict(list)
         self._made = 0
-        self._buffer = torch.ones(max(self._least(), 4 * MIB) // 2)  # twice that in bytes
+        self._buffer = np.ones(max(self._least(), 4 * MIB) // 2, np.float32)  # twice that in bytes
         self._clocks: list[Callable[[], None]] = []
         torch.manual_seed(0)
         for form in self.sizes.forms:
             self.progress.stage(f"products and experts, {form.name}")
             self._clocks += [self._products(form, width) for width in self.sizes.widths]
             self._clocks += [self._experts(form, block) for block in self.sizes.blocks]
+        self._clocks.append(self._numbers(Gates(*self.sizes.gates)))
         for small in self.sizes.decoders:
             self.progress.stage(f"a decoder of {small.layers} layers")
             self._clocks.append(self._calls(small))
@@ -113,7 +117,7 @@ class Probe:
         before = torch.get_num_threads()
         for threads in sorted({1, *(2**k for k in range(1, 10) if 2**k < cores()), cores()}):
             torch.set_num_threads(threads)
-            seconds = _clocked(lambda: self._buffer.sum())
+            seconds = _clocked(torch.from_numpy(self._buffer).sum)
             self._times[threads].append(seconds / self._buffer.nbytes)
         torch.set_num_threads(before)
 
@@ -126,9 +130,18 @@ class Probe:
         given = {rows: torch.randn(rows, width) for rows in self.sizes.rows}
 
         def clock() -> None:
-            _run(ready, given[self.sizes.rows[0]])
             for rows, x in given.items():
-                self._times[ProductTime(form.name, rows, width)] += [t / count for t in _runs(ready, x)]
+                self._times[ProductTime(form.name, rows, width)] += [t / count for t in self._runs(ready, x)]
+
+        return clock
+
+    def _numbers(self, model: Gates) -> Callable[[], None]:
+        ready = engine(gates(model)(), FORMS[0], self._place())
+        given = {rows: torch.randn(rows, 2 * model.width) for rows in self.sizes.rows}
+
+        def clock() -> None:
+            for rows, x in given.items():
+                self._times[NumberTime(rows, model.numbers)] += self._runs(ready, x)
 
         return clock
 
@@ -140,10 +153,9 @@ class Probe:
         loads = [tuple(sorted(model.loads(x).flatten().tolist())) for x in given]
 
         def clock() -> None:
-            _run(ready, given[-1])
             for x, load in zip(given, loads, strict=True):
                 key = ExpertTime(form.name, block.expert, block.hidden, count, load)
-                self._times[key] += _runs(ready, x)
+                self._times[key] += self._runs(ready, x)
 
         return clock
 
@@ -152,16 +164,40 @@ class Probe:
         rng = np.random.default_rng(0)
 
         def clock() -> None:
-            _prompt(ready, rng, small, 1, self.sizes.lengths[0])
             for length in self.sizes.lengths:
-                self._times[CallTime("prompt", small, 1, length)].append(_prompt(ready, rng, small, 1, length))
+                self._times[CallTime("prompt", small, 1, length)].append(self._text(ready, rng, small, 1, length)[0])
             for texts, length in self.sizes.texts:
-                seconds, token = _continued(ready, rng, small, texts, length)
-                self._times[CallTime("token", small, texts, length)].append(token)
+                first, *tokens = self._text(ready, rng, small, texts, length, TOKENS)
+                self._times[CallTime("token", small, texts, length)] += tokens[1:]
                 if texts > 1:
-                    self._times[CallTime("prompts", small, texts, length)].append(seconds)
+                    self._times[CallTime("prompts", small, texts, length)].append(first)
 
         return clock
+
+    def cold(self) -> None:
+        """Leave nothing in the caches, as the weights of other layers do."""
+        self._buffer.sum()
+
+    def _runs(self, ready: Engine, x: torch.Tensor) -> list[float]:
+        """The times of an engine that is run several times where that is short: what disturbs the machine seldom meets
+        all of them. The first warms up."""
+        found = [_clocked(lambda: ready.run({"x": x}))]
+        while (sum(found) < ENOUGH and len(found) < MOST_RUNS) or len(found) < 2:
+            self.cold()
+            found.append(_clocked(lambda: ready.run({"x": x})))
+        return found[1:]
+
+    def _text(
+        self, ready: Engine, rng: np.random.Generator, small: Small, texts: int, length: int, tokens: int = 0
+    ) -> list[float]:
+        """The times of prompts, and of a token of all texts at once, as often as it is asked."""
+        text, found = continuation(ready), []
+        for n in range(tokens + 1):
+            ids = rng.integers(3, small.vocabulary, (texts, 1 if n else length))
+            mask = np.ones((texts, length + n), np.int64)
+            self.cold()
+            found.append(_clocked(lambda: text.step(ids, mask)))  # noqa: B023  # it is called at once
+        return found
 
     def _place(self) -> Path:
         self._made += 1
@@ -192,34 +228,3 @@ def _clocked(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def _run(ready: Engine, x: torch.Tensor) -> float:
-    return _clocked(lambda: ready.run({"x": x}))
-
-
-def _runs(ready: Engine, x: torch.Tensor) -> list[float]:
-    """Several times where they are short: what disturbs the machine seldom meets all of them."""
-    found = [_run(ready, x)]
-    while sum(found) < ENOUGH and len(found) < MOST_RUNS:
-        found.append(_run(ready, x))
-    return found
-
-
-def _ids(rng: np.random.Generator, small: Small, texts: int, length: int) -> tuple[Any, Any]:
-    return rng.integers(3, small.vocabulary, (texts, length)), np.ones((texts, length), np.int64)
-
-
-def _prompt(ready: Engine, rng: np.random.Generator, small: Small, texts: int, length: int) -> float:
-    text, (ids, mask) = continuation(ready), _ids(rng, small, texts, length)
-    return _clocked(lambda: text.step(ids, mask))
-
-
-def _continued(ready: Engine, rng: np.random.Generator, small: Small, texts: int, length: int) -> tuple[float, float]:
-    """Seconds of the prompts, and of a token of all texts after them: without the first."""
-    text, (ids, mask) = continuation(ready), _ids(rng, small, texts, length)
-    seconds, found = _clocked(lambda: text.step(ids, mask)), []
-    for n in range(5):
-        ids, mask = _ids(rng, small, texts, 1)[0], np.ones((texts, length + n + 1), np.int64)
-        found.append(_clocked(lambda: text.step(ids, mask)))  # noqa: B023  # it is called at once
-    return seconds, quiet(found[1:])

@@ -83,6 +83,28 @@ class Chain(nn.Module):
         return x
 
 
+class Gates(nn.Module):
+    """What stands between products: rows are cut in halves, one gates the other, and the sum goes on."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.width, self.count = width, count
+        self.scale = nn.Parameter(torch.full((2 * width,), 0.5), requires_grad=False)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers of a row go into operators, and how often: the whole row is scaled, cut, joined and added,
+        halves are activated and multiplied."""
+        return self.count * 10 * self.width
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.count):
+            gate, up = (x * self.scale).chunk(2, -1)
+            y = nn.functional.silu(gate) * up
+            x = x + torch.cat([y, gate], -1)
+        return x
+
+
 class Mixtures(nn.Module):
     """Blocks that read the same rows; their outputs are added."""
 
@@ -125,6 +147,11 @@ def chain(width: int, count: int) -> Callable[[], Program]:
 def mixtures(model: Mixtures, block: Block) -> Callable[[], Program]:
     """The program of mixtures."""
     return lambda: _captured(model, block.hidden)
+
+
+def gates(model: Gates) -> Callable[[], Program]:
+    """The program of gates."""
+    return lambda: _captured(model, 2 * model.width)
 
 
 def engine(program: Program, form: Form, folder: Path, threads: int = 0) -> Engine:

@@ -40,6 +40,15 @@ class ExpertTime:
 
 
 @dataclass(frozen=True)
+class NumberTime:
+    """Where operators that multiply no matrices were timed: rows, and numbers of a row that go into them. Seconds are
+    of the call."""
+
+    rows: int
+    numbers: int
+
+
+@dataclass(frozen=True)
 class CallTime:
     """Where a small decoder was timed: `token`, `prompt` or `prompts`, texts, and tokens of a prompt or behind the
     token. Seconds are of the call."""
@@ -54,14 +63,16 @@ Times: TypeAlias = dict[Any, list[float]]  # by one of the three, or bytes by th
 
 
 def fit(times: Mapping[Any, Sequence[float]]) -> dict[str, Any]:
-    """`products`, `experts`, `calls`, `low` and `high` of a record."""
+    """`products`, `experts`, `calls`, `elementwise`, `low` and `high` of a record."""
     ratios: list[float] = []
     products = _products({k: t for k, t in times.items() if isinstance(k, ProductTime)}, ratios)
     experts = _experts({k: t for k, t in times.items() if isinstance(k, ExpertTime)}, ratios)
     calls = _calls({k: t for k, t in times.items() if isinstance(k, CallTime)}, products["fp32"], ratios)
+    numbers = {k: [1.0, float(k.rows * k.numbers)] for k in times if isinstance(k, NumberTime)}
+    elementwise = _fitted(numbers, times, ratios)[1]
     low, high = np.quantile(ratios, NINE_IN_TEN)
     shares = {"low": min(float(low), 1.0), "high": max(float(high), 1.0)}
-    return {"products": products, "experts": experts, "calls": calls, **shares}
+    return {"products": products, "experts": experts, "calls": calls, "elementwise": elementwise, **shares}
 
 
 def _solve(rows: np.ndarray, seconds: Sequence[float]) -> np.ndarray:

@@ -31,6 +31,7 @@ def record() -> Record:
         products=dict.fromkeys(forms, PRODUCTS),
         experts=dict.fromkeys(forms, EXPERTS),
         calls=dict.fromkeys(("token", "prompt", "prompts"), CALLS),
+        elementwise=1e-8,
         low=0.9,
         high=1.2,
     )

@@ -15,8 +15,8 @@ from moec.timing.probe_engines import FORMS, Block, Small
 from tests.planning.test_on_cpu import DENSE
 
 TINY = Sizes(
-    forms=FORMS[:2], least_bytes=2**16, widths=(64,), rows=(1, 4), blocks=(Block(64, 64, 4, 2),), tokens=(1, 4),
-    decoders=(Small(1, 2, heads=2, head_size=16),), lengths=(8, 16), texts=((1, 8), (2, 8)), rounds=2,
+    forms=FORMS[:2], least_bytes=2**16, widths=(64,), rows=(1, 4), blocks=(Block(64, 64, 4, 2),), gates=(16, 2),
+    tokens=(1, 4), decoders=(Small(1, 2, heads=2, head_size=16),), lengths=(8, 16), texts=((1, 8), (2, 8)), rounds=2,
 )  # fmt: skip
 
 

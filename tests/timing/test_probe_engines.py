@@ -8,7 +8,7 @@ import torch
 
 from moec.huggingface.shape import shape_of
 from moec.program.decoder_signature import cache_inputs
-from moec.timing.probe_engines import Block, Chain, Mixtures, Small, chain
+from moec.timing.probe_engines import Block, Chain, Gates, Mixtures, Small, chain, gates
 
 
 def test_a_chain_multiplies_by_each_of_its_matrices() -> None:
@@ -17,6 +17,14 @@ def test_a_chain_multiplies_by_each_of_its_matrices() -> None:
     assert len({tuple(v.flatten()[:4].tolist()) for v in values}) == 3
     assert torch.allclose(model(x), x @ values[0].T @ values[1].T @ values[2].T, atol=1e-5)
     assert len(chain(32, 3)().nodes(torch.ops.aten.linear.default)) == 3
+
+
+def test_gates_hold_no_product() -> None:
+    model, x = Gates(8, 2), torch.randn(3, 16)
+    gate, up = (0.5 * x).chunk(2, -1)
+    once = x + torch.cat([torch.nn.functional.silu(gate) * up, gate], -1)
+    assert torch.allclose(Gates(8, 1)(x), once) and model.numbers == 160
+    assert gates(model)().nodes(torch.ops.aten.linear.default, torch.ops.aten.mm.default) == []
 
 
 def test_loads_are_those_that_the_operator_routes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.timing.probe_engines import Small
-from moec.timing.probe_fit import LENGTHS, CallTime, ExpertTime, ProductTime, fit, quiet
+from moec.timing.probe_fit import LENGTHS, CallTime, ExpertTime, NumberTime, ProductTime, fit, quiet
 
 ROWS = (1, 4, 16)
 
@@ -36,6 +36,7 @@ def made() -> dict[object, list[float]]:
     loads = [(n, *[1] * k, *[0] * z) for n in (1, 2, 4, 8, 32, 128, 256) for k in (0, 3) for z in (4, 12)]
     for key in [ExpertTime("fp32", w, 64, 1, load) for load in loads for w in (10_000, 50_000)]:
         times[key] = [mixtures(key)] * 3
+    times |= {NumberTime(rows, 100): [1e-5 + rows * 100 * 2e-9] * 3 for rows in (1, 100, 1000)}
     for kind, lengths in LENGTHS.items():
         for small in (Small(2, 8), Small(8, 2), Small(4, 4, normed=True)):
             for key in [CallTime(kind, small, texts, n) for n in lengths for texts in (1, 2, 9)]:
@@ -51,6 +52,7 @@ def test_costs_are_found_again() -> None:
     experts = found["experts"]["fp32"]
     assert experts.a_block == pytest.approx(3e-5, rel=0.02) and experts.idle == pytest.approx(1e-6, rel=0.02)
     assert experts.a_weight == pytest.approx((1e-10, 2e-10, 2e-10, 5e-10, 2e-9, 8e-9), rel=0.02)
+    assert found["elementwise"] == pytest.approx(2e-9, rel=0.01)
     assert 0.99 < found["low"] <= 1 <= found["high"] < 1.01
 
 
