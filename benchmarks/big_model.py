@@ -107,6 +107,7 @@ def run(folder: Path, layers: int, passes: str) -> list[dict[str, object]]:
     )
     start = time.monotonic()
     command = [sys.executable, "-m", "moec", "compile", str(model), "-o", str(engine), "--verify", "streamed", "--json"]
+    command += ["--no-resume"]  # what is kept would cost no time and no memory
     command += ["--pass", passes, "--tolerance", str(COARSE)] if passes else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = [0]

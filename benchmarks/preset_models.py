@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality_model import BALANCE, WINDOW, imbalance, library_bytes
+from quality_model import BALANCE, WINDOW, library_bytes
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from moec.training import switch_loss
 
 PIPELINE = "upcycle(experts=8, top_k=2)"
 BATCH, PEAK, WARM_UP = 4, 6e-4, 10
@@ -90,7 +92,7 @@ def _train(model: torch.nn.Module, tokens: Tensor, steps: int) -> None:
         output = model(input_ids=ids)
         loss = cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
-        (loss + BALANCE * sum(imbalance(logits) for logits in output.router_logits)).backward()
+        (loss + BALANCE * sum(switch_loss(logits, top_k=2) for logits in output.router_logits)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 20 == 0:

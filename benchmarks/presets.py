@@ -175,7 +175,7 @@ def _plain(subject: Subject, folder: Path) -> Engine:
 def _preset(subject: Subject, name: str, folder: Path, plain: Engine) -> list[Row]:
     start = time.process_time()
     try:
-        report = moec.compile(subject.folder, out=folder, **read_config(Path(name)))
+        report = moec.compile(subject.folder, out=folder, resume=False, **read_config(Path(name)))
     except MoecError as error:
         print(error, file=sys.stderr, flush=True)
         return [_row(subject, name, "verified", 0, "")]

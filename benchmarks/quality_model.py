@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moec.training import switch_loss
+
 SKIP = ("/site-packages/", "/test/", "/tests/", "/idlelib/", "/encodings/", "/pydoc_data/")
 WINDOW, BATCH, HELD_BACK, BALANCE = 256, 8, 0.05, 0.01
 
@@ -76,13 +78,6 @@ def trained(folder: Path, steps: int) -> Path:
     return folder
 
 
-def imbalance(logits: Tensor, top_k: int = 2) -> Tensor:
-    """The experts' shares of the choices times their mean probabilities, summed, in units of a balanced layer's.
-    `logits [T, E]`."""
-    shares = logits.topk(top_k).indices.flatten().bincount(minlength=logits.shape[-1]) / (top_k * len(logits))
-    return logits.shape[-1] * (shares * logits.softmax(-1).mean(0)).sum()
-
-
 def _train(model: torch.nn.Module, tokens: Tensor, steps: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
     generator, start = torch.Generator().manual_seed(1), time.perf_counter()
@@ -92,7 +87,7 @@ def _train(model: torch.nn.Module, tokens: Tensor, steps: int) -> None:
         at = torch.randint(0, len(tokens) - WINDOW, (BATCH,), generator=generator)
         ids = torch.stack([tokens[k : k + WINDOW] for k in at])
         output = model(input_ids=ids, labels=ids)
-        loss = output.loss + BALANCE * sum(imbalance(logits) for logits in output.router_logits)
+        loss = output.loss + BALANCE * sum(switch_loss(logits, top_k=2) for logits in output.router_logits)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

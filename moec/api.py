@@ -15,7 +15,7 @@ from moec.compiler.engine_folder import open_recorded, options_of, require_same_
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
-from moec.compiler.programs import capture
+from moec.compiler.programs import capture, inspect
 from moec.compiler.prove_again import Question, bisect_engine, prove_again
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling
@@ -32,11 +32,9 @@ from moec.proof.exam import Exam
 from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
 from moec.report.artefacts import MANIFEST, check_artefacts
-from moec.report.inspection import Inspection, inspect_program
 from moec.report.page import html
 from moec.report.report import Report
 from moec.report.speed import read_speeds
-from moec.startup import seldom_collected
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from moec.text.writer import Writer, Written
@@ -238,12 +236,6 @@ def sample(folder: str | Path, seed: int = 0, **opening: Any) -> dict[str, Tenso
 def read_report(folder: str | Path) -> Report:
     """The report in an engine's folder. Raises M106 when it is missing or none."""
     return Report.read(Path(folder) / MANIFEST)
-
-
-def inspect(model: Model, **sources: Any) -> Inspection:
-    """What a model holds: blocks, layouts, routing, total and active parameters, FLOPs. Loads no weights."""
-    with seldom_collected():
-        return inspect_program(open_source(model, **sources).capture())
 
 
 def write(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +34,7 @@ _SOURCES = {
 
 def names(group: Group) -> list[str]:
     """All names of a group: sorted, but sources in the order in which they are asked, those of third parties first."""
-    theirs = {e.name for e in entry_points(group=f"moec.{group}")}
+    theirs = {e.name for e in _theirs(group, (*sys.path,))}
     if group == "sources":
         return [*sorted(theirs - _SOURCES.keys()), *_SOURCES]
     package = importlib.import_module(_PACKAGES[group])
@@ -51,7 +53,7 @@ def find(group: Group, name: str) -> Any:
         raise MoecError(
             "M202", f"no {_SINGULAR[group]} is called {name!r}", f"--{_SINGULAR[group]}", did_you_mean(name, known)
         )
-    for entry in entry_points(group=f"moec.{group}"):
+    for entry in _theirs(group, (*sys.path,)):
         if entry.name == name:
             return entry.load()
     if group == "sources":
@@ -59,6 +61,13 @@ def find(group: Group, name: str) -> Any:
         return getattr(importlib.import_module(module_name), class_name)
     module = importlib.import_module(f"{_PACKAGES[group]}.{name.replace('-', '_')}")
     return getattr(module, "".join(part.capitalize() for part in name.split("-")))
+
+
+@cache
+def _theirs(group: Group, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What other packages add. Python reads the files of all installed ones to say it, so it is asked once for a path
+    (`sys.path`) on which they lie."""
+    return tuple(entry_points(group=f"moec.{group}"))
 
 
 def did_you_mean(name: str, known: list[str], otherwise: str = "") -> str:

@@ -52,6 +52,17 @@ def late(*names: str) -> Iterator[None]:
                 del sys.modules[name]
 
 
+@contextmanager
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within, another value under a name that a module or class has. Raises AttributeError where it has none."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
 class _StandIn(ModuleType):
     """A package before it is imported."""
 

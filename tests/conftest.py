@@ -41,3 +41,9 @@ def mixtral_engine(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("engines") / "mixtral"
     moec.compile(str(mixtral), out=out)
     return out
+
+
+@pytest.fixture
+def roofline_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times as they are without the extra `moec[plan]`, so that figures in tests are those of the formulas."""
+    monkeypatch.setattr("moec.planning.pace.tables", lambda *_: ())

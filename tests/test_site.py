@@ -56,7 +56,7 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 @pytest.mark.slow
 def test_the_reference_has_every_name(site: Path) -> None:
-    import moec
+    import moec.training
 
     said = {page.stem: text_of(page) for page in (site / "reference").glob("*.html")}
     assert all(f"moec {verb}" in said["cli"] for verb in VERBS) and "--max-kl FLOAT" in said["cli"]
@@ -65,6 +65,7 @@ def test_the_reference_has_every_name(site: Path) -> None:
     assert all(name in said["targets"] for name in registry.names("backends")) and "precision" in said["targets"]
     assert all(code in said["errors"] for code in CODES)
     assert [name for name in moec.__all__ if not name.startswith("__") and name not in said["python"]] == []
+    assert [name for name in moec.training.__all__ if name not in said["python"]] == []
     assert "it appears only when everything went well" in " ".join(said["python"].split())
 
 

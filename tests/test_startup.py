@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moec.startup import RARELY, late, seldom_collected
+from moec.startup import RARELY, late, seldom_collected, swapped
 
 
 @pytest.fixture
@@ -56,6 +56,19 @@ def test_garbage_is_sought_rarely_within_and_as_before_afterwards(before: tuple[
         assert gc.get_threshold() == before
     finally:
         gc.set_threshold(*own)
+
+
+def test_a_value_is_another_one_within_and_itself_again_afterwards() -> None:
+    class Owner:
+        name = 1
+
+    with pytest.raises(KeyError), swapped(Owner, "name", 2):
+        assert Owner.name == 2
+        raise KeyError
+    assert Owner.name == 1
+    with pytest.raises(AttributeError), swapped(Owner, "other", 2):
+        pass
+    assert not hasattr(Owner, "other")
 
 
 INSPECT = """

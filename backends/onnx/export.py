@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
+from moec.backends.onnx.shortened import shortened
 from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import Activation, Routing, route_reference
 from moec.errors import MoecError
@@ -48,11 +49,11 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
-    exported = settle(_trace(program, keeps))
-    with _quiet(), shapes_worked_out():
+    exported, own = settle(_trace(program, keeps)), translations()
+    with _quiet(), shapes_worked_out(), shortened(exported, opset, own):
         try:
             onnx_program = torch.onnx.export(
-                exported, optimize=False, opset_version=opset, custom_translation_table=translations(), verbose=False,
+                exported, optimize=False, opset_version=opset, custom_translation_table=own, verbose=False,
                 input_names=[i.name for i in program.inputs], output_names=list(program.outputs),
             )  # fmt: skip
         except Exception as error:

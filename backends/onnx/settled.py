@@ -48,7 +48,7 @@ def settle(exported: ExportedProgram) -> ExportedProgram:
 
     def run_decompositions(decomp_table: Any = None, **how: Any) -> ExportedProgram:
         settled = (
-            decomp_table is not None and not how and all(_is_settled(n, decomp_table) for n in exported.graph.nodes)
+            decomp_table is not None and not how and all(is_settled(n, decomp_table) for n in exported.graph.nodes)
         )
         return exported if settled else decompose(decomp_table, **how)
 
@@ -119,7 +119,7 @@ def _part_outputs(exported: ExportedProgram) -> None:
     output.args = (tuple(found),)
 
 
-def _is_settled(node: fx.Node, table: Collection[Any]) -> bool:
+def is_settled(node: fx.Node, table: Collection[Any]) -> bool:
     """Whether decomposing would leave a node as it is: `table` has no rule for it, it writes nothing in place, and no
     composite operator of torch is in it but such as stay whole."""
     target = node.target

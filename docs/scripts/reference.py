@@ -141,4 +141,13 @@ def python() -> str:
     for title, kind in (("Functions", str.islower), ("Classes", lambda first: not first.islower())):
         text += f"## {title}\n\n"
         text += "".join(f"::: {homes[name]}\n\n" for name in sorted(homes) if kind(name[0]))
-    return text
+    return text + _training()
+
+
+def _training() -> str:
+    """The names of `moec.training`, which is imported by name."""
+    import moec.training
+
+    homes = [f"{getattr(moec.training, name).__module__}.{name}" for name in moec.training.__all__]
+    text = "What `import moec.training` gives. [Are the routers healthy?](../routers.md) shows it in use."
+    return f"## Training\n\n{text}\n\n" + "".join(f"::: {home}\n\n" for home in homes)

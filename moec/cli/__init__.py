@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from moec.cli.console import fail
-from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, standard_streams
+from moec.cli.ending import ClosedPipeError, as_moec_error, drop_output, leave, standard_streams
 from moec.cli.examples import STATUS, epilogue
 from moec.cli.interruption import INTERRUPTION
 from moec.cli.live import clear_screen
@@ -96,7 +96,8 @@ def cli(context: click.Context) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line and exit with the status that the error's code says."""
+    """Run the command line and exit with the status that the error's code says. Without `argv` it is the process's own,
+    which ends then and there, see `leave`."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -115,7 +116,10 @@ def main(argv: list[str] | None = None) -> None:
             INTERRUPTION.remove()
             clear_screen()
             TERMINAL.reset()
-    sys.exit(status if isinstance(status, int) else 0)
+        status = status if isinstance(status, int) else 0
+        if argv is None:
+            leave(status)
+    sys.exit(status)
 
 
 def _ended(error: BaseException, arguments: list[str], as_json: bool, debug: bool) -> int:

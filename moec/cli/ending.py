@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -88,3 +91,21 @@ def standard_streams(questions: bool) -> Iterator[None]:
             yield
         finally:
             sys.stdin = before
+
+
+def leave(status: int) -> NoReturn:
+    """End the process without taking apart what it holds.
+
+    Threads are waited for, what others registered for the end runs, and what was printed is written, as at every end of
+    Python. Then the system frees all memory at once: to take apart torch's modules and the graphs object by object
+    took a quarter of `moec inspect`.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # this and the next are what Python itself calls
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    if "ctypes" in sys.modules:  # as with torch: libraries may have printed through C's streams
+        with suppress(OSError, AttributeError, TypeError):
+            sys.modules["ctypes"].CDLL(None).fflush(None)
+    os._exit(status)

@@ -9,6 +9,8 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec compile llama/ --config int4 -o small/": "weights of 4 bits, by a preset",
         "moec compile my_model.py:network --input 'x=batch,64:float32' -o net/": "a module of one's own",
         "moec compile mixtral/ -t onnxruntime:cuda,precision=fp16 --require-run -o engine/": "on a GPU, or not at all",
+        "moec compile mixtral/ --max-ram 16GiB -o engine/": "in no more memory than this",
+        "moec compile mixtral/ --no-resume -o engine/": "nothing that an earlier compile kept",
     },
     "build": {
         "moec build engine/": "on the machine that has the runtime and the GPU",
@@ -83,7 +85,7 @@ EXAMPLES: dict[str, dict[str, str]] = {
         "moec tiny config.json tiny/ --seed 1": "a config is enough",
     },
     "cache": {
-        "moec cache": "where the weight cache is, and how many gigabytes",
+        "moec cache": "where captures and quantized weights are kept, how large",
         "moec cache prune --max-days 30": "forget what was not used for a month",
     },
     "clean": {

@@ -22,19 +22,22 @@ from moec.errors import MoecError
 @common
 def inspect_command(model: str, markdown: bool, as_json: bool, quiet: bool, **opening: Any) -> None:
     """Show what MODEL (or an engine's folder) holds: blocks, routing, parameters, FLOPs. Loads no weights."""
-    from moec import api
     from moec.cli.views import engine_view, model_view
-    from moec.report.page import markdown as as_markdown
 
     if (Path(model) / "moec.json").exists():
-        report = api.read_report(model)
+        from moec.api import read_report
+        from moec.report.page import markdown as as_markdown
+
+        report = read_report(model)
         emit(report.to_dict()) if as_json else say_text(as_markdown(report) if markdown else engine_view(report, model))
         return
     if markdown:
         fix = "compile it first: moec compile MODEL -o FOLDER"
         raise MoecError("M201", "only an engine has a report", f"--markdown, {model}", fix)
+    from moec.compiler.programs import inspect  # not `moec.api`, which brings what compiles and proves
+
     with waiting("inspect", quiet):
-        found = api.inspect(model, **opening)
+        found = inspect(model, **opening)
     emit(found.to_dict()) if as_json else say_text(model_view(found))
 
 

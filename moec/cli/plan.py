@@ -13,7 +13,7 @@ import click
 from moec.cli.console import common, emit, say, say_text
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
-from moec.cli.plan_serving import origins, serving_notes, serving_options, serving_tables
+from moec.cli.plan_serving import origins, server_lines, serving_notes, serving_options, serving_tables
 from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
@@ -45,16 +45,19 @@ def _numbers(context: click.Context, option: click.Parameter, value: str) -> tup
 @click.command("plan")
 @click.argument("model")
 @click.option(
-    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,… (default bf16)."
+    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,balanced,… (default bf16)."
 )
 @click.option(
     "--device", "devices", callback=_words, default="", help="h200,rtx4090,…: what fits, and how fast it runs."
 )
 @click.option("--batch", "batches", callback=_numbers, default="1", help="Texts at once: 1,8,64 (default 1).")
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
+@click.option("--state", default="bf16", help="Of keys and values: bf16, fp8 or int8 (default bf16).")
 @click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
 @click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
-@click.option("--pass", "pipeline", default="", help="Passes, as for compile: which would fire, and where not.")
+@click.option(
+    "--pass", "pipeline", default="", help="Passes, as for compile: the model that they make, and where they fire."
+)
 @click.option("-t", "--target", "targets", multiple=True, help="As for compile: would it take the model? Repeatable.")
 @serving_options
 @click.option(
@@ -71,48 +74,62 @@ def plan_command(
     context: int | None,
     versus: str | None,
     ranks: tuple[int, ...],
+    state: str,
     html: Path | None,
     as_json: bool,
     quiet: bool,
     **serving: Any,
 ) -> None:
     """Say what MODEL (a config.json, or a folder that holds one) takes in memory and time; no weight is read."""
+    from moec.cli.plan_recipes import recipes
     from moec.compiler.foresee import foresee
     from moec.compiler.plan import plan
+    from moec.compiler.rehearsals import Rehearsals
     from moec.planning.advice import advise
-    from moec.report.plan_page import plan_page
 
     if html:
         require_replaceable(html, PLAN_PAGE)
+    paper = Rehearsals(model)
     found = plan(
-        model,
+        paper,
         formats=formats,
         devices=devices,
         batches=batches,
         context=context,
         versus=versus,
         ranks=ranks,
+        pipeline=pipeline,
+        recipes=recipes(formats),
+        state=state,
         **serving,
     )
-    compiled = foresee(model, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
+    compiled = foresee(paper, pipeline, targets or ("onnxruntime",)) if pipeline or targets else []
     advice = advise(found)
     if html:
-        about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
-        publish(html, plan_page(found, model, about), PLAN_PAGE)
+        publish(html, _page(found, model, compiled), PLAN_PAGE)
     if as_json:
         emit({**found.to_dict(), "advice": [asdict(a) for a in advice], "compile": [asdict(each) for each in compiled]})
         return
     for line in _model_lines(found):
         say_wrapped(line)
-    tables = [(_rows(found), range(1, 8)), (device_rows(found), RIGHT), (_rank_rows(found), range(4))]
-    tables += [(_beside_rows(found), range(4)), *((table, ()) for table in serving_tables(found))]
+    tables = [(_rows(found), range(1, 8)), (device_rows(found), RIGHT), (_rank_rows(found), range(5))]
+    tables += [(_beside_rows(found), range(4)), *((table, ()) for table in serving_tables(found).values())]
     for (head, *rows), right in [(t, r) for t, r in tables if t]:
         say()
         say_text(TERMINAL.table(head, rows, tuple(right)))
     for line in [*_notes(found), *serving_notes(found), *advice_lines(advice)]:
         say_wrapped(line)
-    for line in (line for each in compiled for line in _compile_lines(each)):
+    for line in [*server_lines(found), *(line for each in compiled for line in _compile_lines(each))]:
         say(line)
+
+
+def _page(found: Estimate, model: str, compiled: Sequence[Foreseen]) -> str:
+    """All that is said, as a page."""
+    from moec.report.plan_page import plan_page
+
+    about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
+    served = [(title, head, rows) for title, (head, *rows) in serving_tables(found).items()]
+    return plan_page(found, model, about, served, [*serving_notes(found), *server_lines(found)])
 
 
 def _model_lines(found: Estimate) -> list[str]:
@@ -190,4 +207,9 @@ def _compile_lines(each: Foreseen) -> list[str]:
         lines += [f"    not {miss}" for miss in step.misses]
     for reason, fix in each.refusals:
         lines += [f"  because {reason}", f"  fix: {fix}"]
+    if each.effort:
+        disk, least, full = map(size_of, asdict(each.effort).values())
+        lines.append(
+            f"  takes {disk} on disk; {least} of memory at the least, {full} with the untouched model in memory"
+        )
     return lines if each.refusals else [*lines, f"  {each.command}"]

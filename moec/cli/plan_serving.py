@@ -11,6 +11,7 @@ from moec.errors import MoecError
 from moec.shown import size_of
 
 if TYPE_CHECKING:
+    from moec.planning.costs import Cost
     from moec.planning.drafting import Draft
     from moec.planning.estimate import Estimate
     from moec.planning.offload import Offload
@@ -64,17 +65,23 @@ def serving_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def serving_tables(found: Estimate) -> Iterator[list[Row]]:
-    """Each answer that was asked for as a table, its head first."""
+def serving_tables(found: Estimate) -> dict[str, list[Row]]:
+    """Each answer that was asked for as a table, its head first, by its title."""
     serving = found.serving
     if serving is None:
-        return
-    tables = (_served(serving), _drafts(serving.drafts), _offloads(serving.offloads), _spreads(serving.spreads))
-    yield from (table for table in tables if len(table) > 1)
+        return {}
+    tables = {
+        "Cost of tokens": _costs(serving.costs),
+        "Traffic": _served(serving),
+        "Speculative decoding": _drafts(serving.drafts),
+        "Experts that are elsewhere": _offloads(serving.offloads),
+        "Ways to use several devices": _spreads(serving.spreads),
+    }
+    return {title: table for title, table in tables.items() if len(table) > 1}
 
 
 def serving_notes(found: Estimate) -> Iterator[str]:
-    """The same in words: where times come from, loading, idling, engines with their commands."""
+    """The same in words: loading, idling, offload, balance."""
     serving = found.serving
     if serving is None:
         return
@@ -87,34 +94,57 @@ def serving_notes(found: Estimate) -> Iterator[str]:
     for format, device in dict.fromkeys((o.format, o.device) for o in serving.offloads if not o.bytes_a_step):
         yield f"offload: every expert fits on {device} in {format} at some batches; nothing is sent there"
     yield from _balances(found)
-    if found.ranks or serving.traffic:
+
+
+def server_lines(found: Estimate) -> Iterator[str]:
+    """Engines that serve the model, with their commands."""
+    serving = found.serving
+    if serving is not None and (found.ranks or serving.traffic):
         for server in serving.servers:
             known = f"listed for {server.version}" if server.listed else f"if it knows {found.shape.name}"
             yield f"{server.name}: {server.command}  ({known})"
 
 
 def origins(found: Estimate) -> list[str]:
-    """Where the times come from, each once."""
-    times = [t for s in found.situations for t in (s.decode_time, s.prompt_time) if t is not None]
-    served = [s.origin for s in found.serving.traffic if s.origin] if found.serving else []
-    return [f"times: {origin}" for origin in dict.fromkeys([*(t.origin for t in times), *served])]
+    """Where the times come from, each once, and what would bring better ones."""
+    from moec.planning.measured import missing
+
+    times = [t.origin for s in found.situations for t in (s.decode_time, s.prompt_time) if t is not None]
+    if found.serving:
+        times += [s.origin for s in found.serving.traffic if s.origin]
+        times += [s.time.origin for s in found.serving.spreads if s.time is not None]
+    better = missing([s.device for s in found.situations if s.device])
+    return [f"times: {origin}" for origin in dict.fromkeys(times)] + ([f"times: {better}"] if better else [])
 
 
 def span(low: float, high: float, form: str = ",.0f") -> str:
     """Both ends of an interval; one where they are written alike."""
     ends = [format(value, form) for value in sorted((low, high))]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    return ends[0] if ends[0] == ends[1] else "–".join(ends)
+
+
+def _costs(costs: Sequence[Cost]) -> list[Row]:
+    head: Row = ("format", "batch", "never idle", "tokens/s", "a million tokens")
+    return [head, *(_cost_row(c) for c in costs)]
+
+
+def _cost_row(cost: Cost) -> Row:
+    price = span(*cost.a_million, ",.2f")
+    return cost.format, str(cost.batch), f"{cost.devices} {cost.device}", span(*cost.tokens_a_second), price
 
 
 def _served(serving: Serving) -> list[Row]:
     priced = any(s.fast and s.fast.cost_an_hour for s in serving.traffic)
-    head: Row = ("model", "format", "device", "replicas", "texts at once", "busy", "first token", "a token")
-    return [head + (("a million tokens",) if priced else ()), *(_served_row(s, priced) for s in serving.traffic)]
+    several = len({s.model for s in serving.traffic}) > 1
+    head: Row = ("format", "device", "replicas", "batch", "busy", "first token", "a token")
+    head = (*(("model",) if several else ()), *head, *(("a million tokens",) if priced else ()))
+    rows = [_served_row(s, priced) for s in serving.traffic]
+    return [head, *((s.model, *row) if several else row for s, row in zip(serving.traffic, rows, strict=True))]
 
 
 def _served_row(served: Served, priced: bool) -> Row:
     fast, slow = served.fast, served.slow
-    start: Row = (served.model, served.format, f"{served.devices or 'more than 8'} {served.device}")
+    start: Row = (served.format, f"{served.devices or 'more than 8'} {served.device}")
     if fast is None or slow is None:
         return (*start, "none: it does not fit", *[""] * (4 + priced))
 
@@ -179,7 +209,9 @@ def _loading(serving: Serving) -> Iterator[str]:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
+    if seconds < 0.1:
+        return "less than 0.1 s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 
 def _balances(found: Estimate) -> Iterator[str]:

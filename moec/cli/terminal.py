@@ -117,7 +117,7 @@ class Terminal:
 
         console = Console(file=self.stream(), no_color=not self.colours(), highlight=False)
         widths = [
-            max(map(len, column)) if k in right else 7 for k, column in enumerate(zip(columns, *rows, strict=True))
+            max(map(len, column)) if k in right else 5 for k, column in enumerate(zip(columns, *rows, strict=True))
         ]
         if sum(widths) + 2 * len(widths) > console.width:  # figures would be broken or cut: the terminal breaks lines
             return "\n".join(aligned([list(columns), *rows], right))

@@ -42,10 +42,11 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 def cache_command(
     what: str | None, max_gb: float | None, max_days: float | None, dry_run: bool, as_json: bool, quiet: bool
 ) -> int:
-    """Show the weight cache: what was quantized before (dir: its folder alone), prune it, or clear it.
+    """Show the weight cache: what was captured and quantized before (dir: its folder alone), prune it, or clear it.
 
     It lies in $MOEC_CACHE_DIR, else in $XDG_CACHE_HOME/moec or ~/.cache/moec; MOEC_CACHE_DIR=off switches it off. It
-    keeps to $MOEC_CACHE_GB gigabytes (10). `moec verify`, --bisect and `moec build` never use it. Exit status 1 when
+    keeps to $MOEC_CACHE_GB gigabytes (10). `moec verify`, --bisect, `moec build`
+    and compiles with --no-resume never use it. Exit status 1 when
     something cannot be removed.
     """
     _require_use(what, {"--max-gb": max_gb is not None, "--max-days": max_days is not None, "--dry-run": dry_run})

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moec import registry
+from moec.compiler.effort import Effort, effort
+from moec.compiler.options import Options
 from moec.compiler.rehearsals import Rehearsals
 from moec.errors import MoecError
 from moec.pipeline.passes import Plan
@@ -41,6 +43,7 @@ class Foreseen:
         steps: the user's passes, then the target's own.
         refusals: why it would be refused, each with its way out; empty when it would be built.
         command: what to type.
+        effort: what that takes of the machine; None where it is refused.
     """
 
     target: str
@@ -48,6 +51,7 @@ class Foreseen:
     steps: tuple[Step, ...]
     refusals: tuple[tuple[str, str], ...]
     command: str
+    effort: Effort | None = None
 
 
 def foresee(
@@ -73,6 +77,7 @@ def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Forese
     backend: Backend = registry.find("backends", target.backend)()
     refused: list[Refusal] = backend.options(target)
     steps: list[Step] = []
+    taken: Effort | None = None
     if not refused:
         try:
             found = rehearse(paper.captured(backend.precision(target)), pipeline, backend, target)
@@ -80,10 +85,12 @@ def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Forese
             refused = [Refusal(error.what, error.where, error.fix)]
         else:
             steps, refused = [_step(plan) for plan in found.plans], list(found.refusals)
+            options = Options(target=target, pipeline=pipeline)
+            taken = None if refused else effort(paper, backend.precision(target), found.plans, options)
     passes = f' --pass "{pipeline}"' if list(pipeline) else ""
     command = f"moec compile {paper.model} --target {target}{passes} -o engine/"
     reasons = tuple((f"{r.reason} ({r.where})", r.fix) for r in refused)
-    return Foreseen(str(target), paper.source.text, tuple(steps), reasons, command)
+    return Foreseen(str(target), paper.source.text, tuple(steps), reasons, command, taken)
 
 
 def _step(plan: Plan) -> Step:

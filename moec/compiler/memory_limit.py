@@ -66,7 +66,7 @@ def within_limit(source: Source, captured: Program, options: Options) -> Verify:
         return options.verify
     weights = sum(w.size_bytes for w in {id(w): w for w in captured.weights.values()}.values())
     base = own_bytes() + RUNTIME_BYTES
-    least = base + _streamed_bytes(captured, options)
+    least = base + streamed_bytes(captured, options)
     _require(least, most, f"compiling {source.text}")
     full = least + source.loaded_bytes + FULL * weights
     if options.verify == "full":
@@ -74,7 +74,7 @@ def within_limit(source: Source, captured: Program, options: Options) -> Verify:
     return "full" if options.verify != "streamed" and full <= most else "streamed"
 
 
-def _streamed_bytes(captured: Program, options: Options) -> int:
+def streamed_bytes(captured: Program, options: Options) -> int:
     """What a compile holds beside libraries where nothing is kept in memory that can be read again."""
     found = HELD * max(LEAST_BLOCK_BYTES, largest_piece_bytes(captured))
     if options.exam or any(item.contract_of() == "approximate" for item in options.pipeline):

@@ -26,6 +26,7 @@ def plan(
     versus: str | Path | None = None,
     pipeline: str | Pipeline = "",
     recipes: Mapping[str, str | Pipeline] | None = None,
+    state: str = "bf16",
     load: str | Path = "uniform",
     traffic: float | None = None,
     prompt: int = 1024,
@@ -46,6 +47,7 @@ def plan(
             planned, not described a second time: the model is captured without its weights.
         recipes: names that `formats` may hold beside those that are known, with the passes that pack the weights; what
             they leave is in 16 bits.
+        state: format of keys and values: `bf16`, `fp8` or `int8`.
         load: how often experts are taken: `uniform`, `zipf:1.0`, or a file that `moec routers --json` wrote.
         traffic: requests a second, each of `prompt` tokens with `answer` tokens to write.
         prices: of an hour of a device, by its name, in any currency.
@@ -64,7 +66,7 @@ def plan(
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
     asked = Asked(
-        str(model),
+        paper.model,
         read_load(str(load), shape),
         None if traffic is None else Traffic(traffic, prompt, answer),
         prices or {},
@@ -72,7 +74,7 @@ def plan(
         draft,
         offload,
     )
-    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed, asked)
+    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed, asked, state)
 
 
 def _both(first: str | Pipeline, then: str | Pipeline) -> Pipeline:

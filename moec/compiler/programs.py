@@ -1,4 +1,4 @@
-"""Programs for those who call moec from Python: captured from any model."""
+"""Programs for those who call moec from Python: captured from any model, and what one holds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from moec.compiler.open import open_source
 from moec.frontend.export import Dynamic, named_inputs
 from moec.frontend.source import Source
 from moec.program.program import Program
+from moec.report.inspection import Inspection, inspect_program
+from moec.startup import seldom_collected
 
 
 def capture(
@@ -44,3 +46,9 @@ def capture(
     if isinstance(inputs, Mapping) or (isinstance(inputs, Sequence) and isinstance(model, nn.Module) and not texts):
         given = named_inputs(model, inputs)  # type: ignore[arg-type]  # by name already where it is no module
     return open_source(model, inputs=given, dynamic=dynamic, **opening).capture(dtype)
+
+
+def inspect(model: str | Path | nn.Module | Source, **sources: Any) -> Inspection:
+    """What a model holds: blocks, layouts, routing, total and active parameters, FLOPs. Loads no weights."""
+    with seldom_collected():
+        return inspect_program(open_source(model, **sources).capture())

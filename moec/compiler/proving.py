@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -134,14 +134,15 @@ def contract_samples(source: Source, captured: Program, seed: int) -> list[Sampl
     sizes = contract_sizes(source, captured)
     first = nearest(captured.conditions, sizes[0]) or sizes[0]
     tried = (first, *verification_sizes(source.inputs))
-    small = next((s for s in tried if _runs(captured, source, s, seed)), first)
-    long = [s for s in sizes[1:] if _runs(captured, source, s, seed)]
-    return [converted(captured.inputs, source.sample(s, seed)) for s in (small, *long)]
+    samples = (converted(captured.inputs, source.sample(s, seed)) for s in tried)
+    small = next((s for s in samples if _runs(captured, s)), None)
+    long = (converted(captured.inputs, source.sample(s, seed)) for s in sizes[1:])
+    return [small or converted(captured.inputs, source.sample(first, seed)), *(s for s in long if _runs(captured, s))]
 
 
-def _runs(program: Program, source: Source, sizes: Mapping[str, int], seed: int) -> bool:
+def _runs(program: Program, sample: Sample) -> bool:
     try:
-        StreamingEngine(program)(**converted(program.inputs, source.sample(sizes, seed)))
+        StreamingEngine(program)(**sample)
     except Exception:  # outside of its conditions, or of a table
         return False
     return True

@@ -9,6 +9,7 @@ import torch
 
 from moec.compiler.open import described_kind, without_config
 from moec.compiler.reshaped import reshaped
+from moec.errors import MoecError
 from moec.frontend.source import Source
 from moec.pipeline.pipeline import Pipeline
 from moec.planning.shape import Shape
@@ -25,6 +26,7 @@ class Rehearsals:
     def __init__(self, model: str | Path) -> None:
         self.model = str(model)
         self._captured: dict[torch.dtype, Program] = {}
+        self._failed: dict[torch.dtype, MoecError] = {}
 
     @cached_property
     def shape(self) -> Shape:
@@ -44,8 +46,14 @@ class Rehearsals:
 
     def captured(self, dtype: torch.dtype = torch.float32) -> Program:
         """The program of the layers that hold every kind of layer; no weight is read."""
+        if dtype in self._failed:
+            raise self._failed[dtype]
         if dtype not in self._captured:
-            self._captured[dtype] = self.source.capture(dtype)
+            try:
+                self._captured[dtype] = self.source.capture(dtype)
+            except MoecError as error:
+                self._failed[dtype] = error  # it took as long as a capture that works
+                raise
         return self._captured[dtype]
 
     def after(self, pipeline: str | Pipeline) -> Shape:

@@ -82,10 +82,11 @@ def _tensors(program: Program, history: Sequence[Program], known: Mapping[str, T
 
 
 def _known(shape: Shape, captured: Program) -> dict[str, Tensor]:
-    """The shape's tensors by all names of the program: a weight may go by several, as a tied head does."""
+    """The shape's tensors by all names of the program: a table that is tied to the head goes by either's name."""
     known = {t.name: t for t in shape.tensors}
-    same = {id(weight): known[name] for name, weight in captured.weights.items() if name in known}
-    return {name: same[id(weight)] for name, weight in captured.weights.items() if id(weight) in same} | known
+    head = next((t for t in shape.tensors if t.part == "output head" and t.name not in captured.weights), None)
+    tied = {use.name for use in weight_uses(captured) if use.kind == "lm_head" and use.name not in known}
+    return (dict.fromkeys(tied, head) if head is not None else {}) | known
 
 
 def _unpacked(program: Program) -> dict[str, Weight]:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moec.compiler.open import open_source
@@ -16,7 +17,7 @@ from moec.errors import MoecError
 from moec.experts.routed_text import RoutedText
 from moec.frontend.source import Source
 from moec.pipeline.calibration import BATCH
-from moec.program.decoder_signature import text_inputs
+from moec.program.decoder_signature import IDS, text_inputs
 from moec.progress import Progress
 from moec.report.artefacts import MANIFEST
 from moec.routing.alarms import Alarm, alarms_of, thresholds
@@ -105,8 +106,8 @@ def routers(
         first, other = RoutedText(source.capture()), None
         if versus is not None:
             beside = _opened(versus, opening)
-            for file in named.values():
-                corpus_of(file, beside)  # its vocabulary has to hold the tokens
+            for corpus in corpora.values():
+                _require_same_tokens(corpus, beside)
             other = RoutedText(beside.capture())
             _require_alike(first, other)
         progress.done(f"{len(first.mixtures)} mixtures")
@@ -200,6 +201,22 @@ def _opened(model: Any, opening: Mapping[str, Any]) -> Source:
         fix = "name the model that it was compiled from; `moec inspect ENGINE` shows it"
         raise MoecError("M201", "an engine does not tell what its routers choose", str(model), fix)
     return open_source(model, **opening)
+
+
+def _require_same_tokens(corpus: Corpus, other: Source) -> None:
+    """Raise M201 where another model reads a text as other tokens; one without a tokenizer reads what it is given."""
+    domain, most = other.domains.get(IDS), int(corpus.tokens.max())
+    if domain is None or domain.kind != "token" or most < domain.high:
+        try:
+            same = torch.equal(corpus_of(corpus.name, other).tokens, corpus.tokens)
+        except MoecError as error:
+            if error.code != "M204":
+                raise
+            same = True
+        if same:
+            return
+    what = f"{other.text} does not read {corpus.name} as the same tokens"
+    raise MoecError("M201", what, "--versus", "compare two checkpoints with one vocabulary")
 
 
 def _require_alike(first: RoutedText, other: RoutedText) -> None:

@@ -43,7 +43,7 @@ class RoutedText:
     """A program whose routers are listened to.
 
     Attributes:
-        program: with its routers recognised. mixtures: in graph order.
+        program: with its routers recognised, up to the last of its mixtures. mixtures: in graph order.
         similarity: of the experts, by the mixture's name, once a text has run with `alike`.
     """
 
@@ -55,6 +55,13 @@ class RoutedText:
         if not self.mixtures:
             fix = "routers are those of mixtures; `moec inspect MODEL` shows what the model holds"
             raise MoecError("M201", "the model has no mixture of experts", str(program.source), fix)
+        self._forget_what_follows()
+
+    def _forget_what_follows(self) -> None:
+        """Let the last mixture be the only output, so that a run keeps no cache of keys and values for the end."""
+        graph = self.program.graph
+        next(n for n in graph.nodes if n.op == "output").args = ((self.mixtures[-1].node,),)
+        graph.eliminate_dead_code()
 
     def run(self, samples: Sequence[Mapping[str, Tensor]], alike: bool = False) -> dict[str, list[Choice]]:
         """For each mixture by name, what is chosen for each sample. Each weight is read once.

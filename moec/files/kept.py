@@ -1,5 +1,6 @@
-"""The weight cache: quantized weights that took long to make, shared by all processes of a user. `moec cache` shows and
-prunes it. It has nothing to do with a decoder's cache of keys and values, which `--no-cache` leaves out.
+"""The weight cache: quantized weights and captured graphs, which took long to make, shared by all processes of a user.
+`moec cache` shows and prunes it. It has nothing to do with a decoder's cache of keys and values, which `--no-cache`
+leaves out; a compile with `--no-resume` does without this one.
 
 An entry is a file whose name is the hash of all that its content depends on, so that it can never be out of date. It
 begins with the hash of the rest: what was cut off or changed on the disk is removed, never used. Entries are written

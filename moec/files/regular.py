@@ -19,13 +19,17 @@ def open_regular(path: str | Path) -> BufferedReader:
         OSError: as `open` does, with a reason in words for what is no file.
     """
     _require_file(path, Path(path).stat().st_mode)  # opening some devices has effects, so they are not opened to look
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  # it has the descriptor, and closes it once
     try:
-        _require_file(path, os.fstat(descriptor).st_mode)
-        return os.fdopen(descriptor, "rb")
+        _require_file(path, os.fstat(file.fileno()).st_mode)
+        return file
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_bytes(path: str | Path, most_bytes: int = TEXT_BYTES) -> bytes:

@@ -7,6 +7,7 @@ import inspect
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from moec.frontend.refusals import place_of, reason, way_out
 from moec.program.functional import functionalize
 from moec.program.original import Original, OutputForm, Place
 from moec.program.program import META, Input, Program, attach, identifier, place
-from moec.startup import late
+from moec.startup import late, swapped
 from moec.weights.lazy import Weight, from_tensor
 
 Dynamic = Mapping[str, Sequence[str | int | None]]
@@ -127,10 +128,15 @@ def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any) -> Expor
 @contextlib.contextmanager
 def shapes_worked_out() -> Iterator[None]:
     """Within, torch works out the shape of each operator's output anew, not from its cache: with sizes that are symbols
-    an entry takes longer to make and to check than the shape, and few are used twice."""
+    an entry takes longer to make and to check than the shape, and few are used twice. Nor does it note in which order
+    each output lies in memory, which takes as long as the shape, and which nobody here asks of a node."""
     with late("networkx"):
         import torch.export._trace
-    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+    from torch.fx.experimental import proxy_tensor
+
+    extract = "_extract_tensor_metadata"
+    less = partial(getattr(proxy_tensor, extract), include_contiguity=False)
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False), swapped(proxy_tensor, extract, less):
         yield
 
 

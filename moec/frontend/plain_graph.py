@@ -122,8 +122,7 @@ class GraphReader:
         for op, name, target, args, kwargs, *meta in self._plain["nodes"]:
             called = operator_of(target) if op == "call_function" else target
             node = graph.create_node(op, called, self._argument(args), self._argument(kwargs), name)
-            if node.name != name:
-                raise ValueError(f"two nodes are called {name}")
+            node.name = name  # as the capture called it, also `input`, which fx would not
             node.meta = self._meta(*meta)
             self._nodes.append(node)
         return graph

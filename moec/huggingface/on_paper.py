@@ -13,6 +13,7 @@ from moec.files.regular import read_bytes
 from moec.huggingface.reading.bare import bare, described
 from moec.huggingface.reading.folder import read_config, resolve
 from moec.huggingface.reading.model_class import CONFIG, declared
+from moec.huggingface.reading.plausible import check_plausible
 from moec.planning.shape import Shape
 from moec.planning.written import written_shape
 
@@ -33,15 +34,17 @@ def on_paper(text: str) -> tuple[Any, tuple[str, ...]] | Shape:
         if error.code not in ("M206", "M209", "M215"):
             raise
         return _otherwise(text, error)
+    check_plausible(_raw(text), text)
     return bare(*found, text), _assumed(text, found[1])
 
 
 def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Shape:
     raw = _raw(text)
+    check_plausible(raw, text)
     name = _nearest(raw)
     if name:
         model = _as_class(raw, name, text)
-        return model, (f"{error.what}; counted as transformers' own {name}",)
+        return model, (*_source(raw), f"{error.what}; counted as transformers' own {name}")
     inner = raw.get("text_config")
     sizes = inner if isinstance(inner, dict) and "hidden_size" not in raw else raw
     named = raw.get("model_type")
@@ -105,6 +108,7 @@ def _as_class(raw: dict[str, Any], name: str, text: str) -> Any:
 def _assumed(text: str, config: Any) -> tuple[str, ...]:
     """What a config leaves to transformers' defaults, of the sizes that every model has."""
     raw = _raw(text)
+    said = _source(raw)
     parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
     own = config.get_text_config()
     names = {name: {name, *(k for k, v in type(own).attribute_map.items() if v == name)} for name in _SIZES}
@@ -112,5 +116,14 @@ def _assumed(text: str, config: Any) -> tuple[str, ...]:
     lacking = [name for name, others in names.items() if not any(others & set(part) for part in parts)]
     values = [f"{name} = {getattr(own, name, None)}" for name in lacking if hasattr(own, name)]
     if not values:
-        return ()
-    return (f"config.json does not say {', '.join(lacking)}: transformers' defaults are taken, {', '.join(values)}",)
+        return said
+    return (
+        *said,
+        f"config.json does not say {', '.join(lacking)}: transformers' defaults are taken, {', '.join(values)}",
+    )
+
+
+def _source(raw: dict[str, Any]) -> tuple[str, ...]:
+    """What a config that was written by hand says of its sizes."""
+    said = raw.get("moec_source")
+    return (f"sizes written by hand ({said}), not a checkpoint",) if said else ()

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from moec.planning.advice_memory import fits, holds, state
 from moec.planning.advice_rewrites import quantize, rewrite, speculate
 from moec.planning.estimate import Estimate
+from moec.planning.load import UNIFORM
 from moec.planning.question import Advice, Question, gigabytes, listed
 from moec.planning.twins import MOST, Rival, changes, first_batch
+from moec.shown import count_of, span_of
 
 RULES = (
-    "dense or mixture", "bound", "turns", "holds", "fits", "state", "quantize", "speculate", "upcycle", "carve",
-    "leave", "ranks",
+    "dense or mixture", "bound", "prompt", "turns", "holds", "fits", "state", "quantize", "speculate", "upcycle",
+    "carve", "leave", "hot experts", "ranks",
 )  # fmt: skip
 
 
@@ -25,7 +27,7 @@ def advise(found: Estimate) -> tuple[Advice, ...]:
     """What the figures of an estimate advise, in the order in which people ask."""
     asked = Question(found)
     rules: tuple[Callable[[Question], Iterator[Advice]], ...] = (
-        dense_or_mixture, bound, turns, holds, fits, state, quantize, speculate, rewrite, ranks,
+        dense_or_mixture, bound, prompt, turns, holds, fits, state, quantize, speculate, rewrite, hot_experts, ranks,
     )  # fmt: skip
     return tuple(advice for rule in rules for advice in rule(asked))
 
@@ -100,6 +102,26 @@ def bound(asked: Question) -> Iterator[Advice]:
             yield Advice("bound", f"{kind}-bound", text, figures)
 
 
+def prompt(asked: Question) -> Iterator[Advice]:
+    """Which limit holds for the prompt of one text, where a mixture gains by computing with fewer parameters."""
+    for device in asked.devices:
+        format = asked.format_on(device)
+        time = asked.prompt_time(1, device, format) if format else None
+        if format is None or time is None:
+            continue
+        flops, beside = asked.prompt(asked.shape, 1, format).flops, ""
+        figures = {"low_s": time.low, "high_s": time.high, "flops": flops}
+        for rival in asked.rivals[-1:]:
+            ratio = asked.prompt(rival.shape, 1, format).flops / flops
+            figures["flops_ratio"] = ratio
+            beside = f", where the other ({rival.short}) computes {ratio:.2g} times as much"
+        text = (
+            f"a prompt of {asked.context:,} tokens is {time.bound}-bound on {device.name} in {format.name} and takes"
+            f" {span_of(time.low, time.high)} s: it computes {count_of(flops, 'FLOP')}{beside}"
+        )
+        yield Advice("prompt", f"{time.bound}-bound", text, figures)
+
+
 def turns(asked: Question) -> Iterator[Advice]:
     """From which batch on a device computes longer than it reads; experts get only k/E of the tokens."""
     for device in asked.devices if asked.shape.states else ():
@@ -122,13 +144,33 @@ def turns(asked: Question) -> Iterator[Advice]:
         yield Advice("turns", f"at batch {found:,}", text, {"batch": float(found), "ridge_flops_a_byte": ridge})
 
 
+def hot_experts(asked: Question) -> Iterator[Advice]:
+    """How uneven a load is that is not uniform, and how many experts fewer a batch then touches."""
+    load, mixtures = asked.load, asked.shape.mixtures
+    if load.uniform or not mixtures:
+        return
+    odds = [load.chances(place, m) for place, m in enumerate(mixtures)]
+    uneven = [max(layer) * len(layer) / sum(layer) for layer in odds]
+    place = max(range(len(mixtures)), key=uneven.__getitem__)
+    worst, batch = mixtures[place], asked.batches[-1]
+    touched, even = (each.distinct(place, worst, batch) for each in (load, UNIFORM))
+    text = (
+        f"under {load.name} the busiest expert of {worst.module} takes {uneven[place]:.1f} times the mean, and a batch"
+        f" of {batch:,} touches {touched:.1f} of its {worst.experts} experts, {even:.1f} if all were alike: reading"
+        f" gains; experts on several devices wait for the one that holds it"
+    )
+    figures = {"ratio": uneven[place], "batch": float(batch), "experts": touched, "experts_if_even": even}
+    yield Advice("hot experts", f"{uneven[place]:.1f} times the mean", text, figures)
+
+
 def ranks(asked: Question) -> Iterator[Advice]:
     """Experts on several devices beside tensor parallelism, by the bytes that a token sends."""
     for row in asked.found.ranks:
-        experts, tensor = row.bytes_a_token, row.tensor_parallel_bytes
+        experts, tensor = row.wire_bytes, row.tensor_parallel_bytes
         least = "expert parallelism" if experts < tensor else "tensor parallelism"
+        least = least if abs(experts - tensor) > 0.02 * tensor else "neither"
         text = (
-            f"on {row.ranks} devices a token's experts lie on {row.reached:.1f} of them and it sends"
+            f"on {row.ranks} devices a token's experts lie on {row.reached:.1f} of them and it sends to the others"
             f" {gigabytes(experts)}, by tensor parallelism {gigabytes(tensor)}: {least} sends less"
         )
         figures = {"ranks": float(row.ranks), "bytes": experts, "tensor_parallel_bytes": tensor}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moec.planning.devices import Device
-from moec.planning.formats import FORMATS, find_format
+from moec.planning.formats import FORMATS, Format, with_state
 from moec.planning.memory import Memory
 from moec.planning.question import Advice, Question
 from moec.shown import count_of, size_of
@@ -28,14 +28,14 @@ def fits(asked: Question) -> Iterator[Advice]:
     """For each device that does not hold the largest situation: which formats would, else how many devices it takes."""
     batch = asked.batches[-1]
     for device in asked.devices:
-        asked_for = {f.name: _memory(asked, f.name, batch) for f in asked.formats}
+        asked_for = {f.name: _on(asked, device, f, batch) for f in asked.formats}
         over = {name: memory for name, memory in asked_for.items() if memory.devices(device) != 1}
         if over:
             yield _not_fitting(asked, device, batch, over)
 
 
 def _not_fitting(asked: Question, device: Device, batch: int, over: dict[str, Memory]) -> Advice:
-    every = {name: _memory(asked, name, batch) for name in FORMATS}
+    every = {name: _on(asked, device, with_state(f, asked.found.state), batch) for name, f in FORMATS.items()}
     name, memory = next(iter(over.items()))
     head = (
         f"{' and '.join(over)} {'does' if len(over) == 1 else 'do'} not fit on one {device.name} at batch {batch:,}"
@@ -60,7 +60,7 @@ def state(asked: Question) -> Iterator[Advice]:
     """When the texts' state takes more than the weights: fewer bits for it, shorter texts, or fewer at once."""
     for format in asked.formats:
         for batch in asked.batches:
-            memory = _memory(asked, format.name, batch)
+            memory = asked.memory(asked.shape, batch, format)
             if memory.state > memory.weights:
                 text = (
                     f"in {format.name} the state of {batch:,} texts of {asked.context:,} tokens takes"
@@ -72,5 +72,6 @@ def state(asked: Question) -> Iterator[Advice]:
                 break
 
 
-def _memory(asked: Question, format: str, batch: int) -> Memory:
-    return asked.memory(asked.shape, batch, find_format(format))
+def _on(asked: Question, device: Device, format: Format, batch: int) -> Memory:
+    """What the model takes on a device."""
+    return asked.memory(asked.shape, batch, asked.held(format, device), device)

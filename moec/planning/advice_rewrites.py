@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moec.planning.formats import find_format, stored_bytes
+from moec.planning.formats import find_format, stored_bytes, with_state
 from moec.planning.question import Advice, Question, gigabytes
+from moec.planning.shape import Part
 from moec.planning.touched import distinct
 from moec.shown import count_of
 
@@ -18,11 +19,13 @@ WORTH = 0.9  # a carve is worth its loss of quality where it reads less than thi
 
 def quantize(asked: Question) -> Iterator[Advice]:
     """What 4 bits bring: at small batches time goes with the bytes of the weights."""
-    shape, small = asked.shape, find_format("int4")
+    shape, small = asked.shape, with_state(find_format("int4"), asked.found.state)
     if asked.format.bits <= small.bits or not shape.states:
         return
     batch = asked.batches[0]
     before, after = (asked.bytes_a_token(shape, batch, f) for f in (asked.format, small))
+    if before < after * 1.05:  # packed already
+        return
     experts = shape.parts()["routed experts"] / shape.total
     which = f"; {experts:.0%} of its parameters are routed experts" if experts else ""
     text = (
@@ -72,8 +75,8 @@ def rewrite(asked: Question) -> Iterator[Advice]:
 
 
 def _leave(asked: Question) -> Advice:
-    shape, m = asked.shape, asked.shape.mixtures[-1]
-    stored = stored_bytes(shape.tensors, asked.format)
+    m = asked.shape.mixtures[-1]
+    stored = _stored(asked)
     weights, half = sum(stored.values()), stored["routed experts"] / 2
     text = (
         f"it is a mixture already ({m.experts} experts, {m.top_k} a token): leave it; half of its experts less would"
@@ -88,8 +91,8 @@ def _upcycle(asked: Question) -> Advice:
     routers = shape.layers * shape.hidden * COPIES
     total = shape.total + (COPIES - 1) * networks + routers
     active = shape.total + (CHOSEN - 1) * networks + routers
-    weights = sum(stored_bytes(shape.tensors, asked.format).values())
-    held = weights + (COPIES - 1) * stored_bytes(shape.tensors, asked.format)["dense FFN"]
+    weights = sum(_stored(asked).values())
+    held = weights + (COPIES - 1) * _stored(asked)["dense FFN"]
     text = (
         f"upcycle(experts={COPIES}, top_k={CHOSEN}) makes {count_of(shape.total)} parameters {count_of(total)}"
         f" ({gigabytes(held)} of weights in place of {gigabytes(weights)}), {count_of(active)} of them active; it"
@@ -99,7 +102,7 @@ def _upcycle(asked: Question) -> Advice:
 
 
 def _carve(asked: Question) -> Advice:
-    networks = stored_bytes(asked.shape.tensors, asked.format)["dense FFN"]
+    networks = _stored(asked)["dense FFN"]
     batch = asked.batches[0]
     shares = []
     for texts in (batch, asked.batches[-1]):
@@ -116,3 +119,8 @@ def _carve(asked: Question) -> Advice:
 
 def _said(verdict: str) -> str:
     return "leave it dense" if verdict == "leave it" else "it saves reading and computing, never memory"
+
+
+def _stored(asked: Question) -> dict[Part, int]:
+    """Bytes of the model by part."""
+    return stored_bytes(asked.packed(asked.shape, asked.format).tensors, asked.format)

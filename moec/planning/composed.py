@@ -13,18 +13,21 @@ from moec.planning.measured import Kind, Tables
 from moec.planning.rooflines import ACTIVATION_BYTES, LAUNCH
 from moec.planning.shape import Mixture, State, Tensor
 from moec.planning.step import BANDWIDTH_SHARE, Step, Time, pairs, time_of
+from moec.planning.tensor import HOP, exchanged, part_of, sent_bytes
 from moec.planning.work import Work
 
 # how far nine of ten held-out times of each kind lie from what is interpolated: benchmarks/plan_tables.py
-WITHIN = {"matrices": 0.18, "experts": 0.22, "attention": 0.20}
+WITHIN = {"matrices": 0.18, "experts": 0.22, "attention": 0.20, "exchanges": 0.20}
 _PASSES, _LAUNCHES = 10, (3, 8)  # of a layer beside products and attention: readings of its tokens, kernels
+_NO_PRODUCT = ("input embedding", "norm", "routed experts", "vision and audio")  # of a token of text, one by one
 _LATENT = 576  # numbers a token of the latent caches that were measured, DeepSeek-V3's
 _TOGETHER = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3)\.weight$")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gu", "up_proj": "gu", "w1": "gu", "w3": "gu"}
 
 
-def composed(work: Work, device: Device, tables: Sequence[Tables]) -> Time | None:
-    """The time of a forward on one device, over the intervals of the two frameworks that are fastest at it.
+def composed(work: Work, device: Device, tables: Sequence[Tables], ranks: int = 1) -> Time | None:
+    """The time of a forward on one device, or on several that split every matrix, over the intervals of the two
+    frameworks that are fastest at it.
 
     Each framework's kernels are summed: products, experts, attention. What they lack (norms, rotations, activations)
     is a rule of thumb. A server's own work between steps is not in it.
@@ -32,7 +35,7 @@ def composed(work: Work, device: Device, tables: Sequence[Tables]) -> Time | Non
     Returns:
         None where no framework's tables hold the kernels that take most of the time.
     """
-    sums = [found for found in (_of(work, device, each) for each in tables) if found is not None]
+    sums = [found for found in (_of(work, device, each, ranks) for each in tables) if found is not None]
     if not sums:
         return None
     best = sorted(sums, key=lambda each: each.low)[:2]
@@ -40,11 +43,12 @@ def composed(work: Work, device: Device, tables: Sequence[Tables]) -> Time | Non
     return Time(best[0].low, max(each.high for each in best), best[0].bound, origin, best[0].parts)
 
 
-def _of(work: Work, device: Device, tables: Tables) -> Time | None:
+def _of(whole: Work, device: Device, tables: Tables, ranks: int) -> Time | None:
+    work = part_of(whole, ranks)
     needed = tables.table("experts" if work.shape.mixtures else "matrices")
     if needed is None:
         return None
-    parts = [part for part in _parts(work, device, tables) if part[2] > 0]
+    parts = [part for part in (*_parts(work, device, tables), *_exchanges(whole, device, tables, ranks)) if part[2] > 0]
     sums = {name: sum(low + high for n, low, high in parts if n == name) / 2 for name, _, _ in parts}
     bound = time_of(work.step, device, work.format).bound
     low, high = sum(part[1] for part in parts), sum(part[2] for part in parts)
@@ -63,6 +67,18 @@ def _parts(work: Work, device: Device, tables: Tables) -> Iterator[tuple[str, fl
         for k, n in enumerate(_LAUNCHES)
     )
     yield "rest", low, high
+
+
+def _exchanges(work: Work, device: Device, tables: Tables, ranks: int) -> Iterator[tuple[str, float, float]]:
+    """All-reduces of a forward that is split."""
+    if ranks == 1:
+        return
+    table, (count, numbers) = tables.table("exchanges"), exchanged(work)
+    if table is not None:
+        yield _measured("exchanges", count * float(table.at(np.array([[ranks, numbers]], float))[0]))
+    else:
+        moved = sent_bytes(work, ranks) / (device.link * 1e9)
+        yield "exchanges", moved + count * HOP[0], moved + count * HOP[1]
 
 
 def _products(work: Work, device: Device, tables: Tables) -> Iterator[tuple[str, float, float]]:
@@ -108,10 +124,15 @@ def _attention(
         yield _measured("attention", layers * found)
         return
     read = 0.0 if work.prompt else work.texts * state.elements(work.context) * ACTIVATION_BYTES
-    seen = work.texts * pairs(work.context, state.window) if work.prompt else work.texts * work.rows * work.context
+    seen = work.texts * (_pairs_of(work, state) if work.prompt else work.rows * state.rows(work.context))
     computed = 4 * seen * work.shape.heads * work.shape.head_size if state.per_token else 0.0
     rough = time_of(Step(work.tokens, 0, 0, layers * read, layers * computed), device, work.format)
     yield "attention", rough.low, rough.high
+
+
+def _pairs_of(work: Work, state: State) -> float:
+    """Pairs of tokens that a prompt's attention looks at."""
+    return pairs(work.context, state.window) / state.every
 
 
 def _keys_and_values(work: Work, tables: Tables, state: State) -> float | None:
@@ -119,10 +140,10 @@ def _keys_and_values(work: Work, tables: Tables, state: State) -> float | None:
     pair = state.per_token / (2 * work.shape.head_size) if work.shape.head_size else 0
     if table is None or not work.shape.heads or pair < 1:
         return None
-    tokens = min(work.context, state.window or work.context) if not work.prompt else work.context
+    tokens = work.context if work.prompt else max(1, state.rows(work.context))
     heads = work.shape.heads * work.rows  # the rows of a draft look at the same keys, as heads that share them do
     sizes = np.array([[work.texts, tokens, heads, pair, work.shape.head_size]], float)
-    share = pairs(tokens, state.window) / pairs(tokens, 0) if work.prompt else 1.0
+    share = _pairs_of(work, state) / pairs(tokens, 0) if work.prompt else 1.0
     return float(table.at(sizes)[0]) * share
 
 
@@ -144,7 +165,7 @@ def products(tensors: Iterator[Tensor]) -> Counter[tuple[int, int, bool]]:
     that every engine does as one (queries, keys and values; gate and up) are one."""
     together: dict[tuple[str, int, bool], int] = {}
     for tensor in tensors:
-        if len(tensor.shape) != 2 or tensor.part in ("input embedding", "norm", "routed experts"):
+        if len(tensor.shape) != 2 or tensor.part in _NO_PRODUCT:
             continue
         found = _TOGETHER.search(tensor.name)
         name = f"{tensor.name[: found.start()]}.{_FUSED[found[1]]}" if found else tensor.name

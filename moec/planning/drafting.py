@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moec.errors import MoecError
+from moec.planning.costs import memory_on
 from moec.planning.devices import Device
 from moec.planning.formats import Format
 from moec.planning.load import Load
-from moec.planning.memory import memory_of
 from moec.planning.pace import decode_time
 from moec.planning.shape import Shape
 from moec.planning.step import decode_step
@@ -58,8 +58,7 @@ def drafts(
         raise MoecError("M201", f"{shape.name} writes no text that could be drafted", "--draft", "leave --draft out")
     for format in formats:
         for batch in batches:
-            memory = memory_of(shape, format, batch, context)
-            fitting = [d for d in devices if d is not None and memory.devices(d) == 1]
+            fitting = [d for d in devices if d and memory_on(shape, format, d, batch, context).devices(d) == 1]
             for device in fitting if len(fitting) == len(devices) else [*fitting, None]:
                 yield _draft(shape, format, device, batch, context, draft, load)
 

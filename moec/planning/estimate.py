@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moec.errors import MoecError
 from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
 from moec.planning.devices import Device
-from moec.planning.formats import Format, find_format, recipe_format
+from moec.planning.formats import Format, find_format, recipe_format, with_state
 from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
 from moec.planning.on_cpu import ThisMachine, any_device
@@ -55,6 +55,8 @@ class Estimate:
         ranks: what its experts send when they lie on so many devices.
         versus: another model, and `beside`: both of them by batch.
         serving: answers about load, links, prices, traffic, drafts, offload and many devices.
+        packed: the model as a recipe packs it, by the format that is called like the recipe.
+        state: format of keys and values.
     """
 
     shape: Shape
@@ -64,6 +66,8 @@ class Estimate:
     versus: Shape | None = None
     beside: tuple[Beside, ...] = ()
     serving: Serving | None = None
+    packed: Mapping[str, Shape] = field(default_factory=dict)
+    state: str = "bf16"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: counts by part in place of single tensors."""
@@ -88,6 +92,7 @@ def estimate(
     versus: Shape | None = None,
     packed: Mapping[str, Shape] | None = None,
     asked: Asked | None = None,
+    state: str = "bf16",
 ) -> Estimate:
     """Work out every combination.
 
@@ -100,6 +105,7 @@ def estimate(
         versus: another model, compared in the first of the formats.
         packed: the model as a recipe packs it, by the recipe's name, which stands among the formats.
         asked: questions about serving.
+        state: format of keys and values: `bf16`, `fp8` or `int8`.
 
     Raises:
         MoecError: M202 for an unknown name, M201 for a number below 1, a context beyond the model's positions, or ranks
@@ -117,7 +123,7 @@ def estimate(
     asked = asked or Asked()
     found: list[Device | None] = [any_device(name) for name in devices] or [None]
     packed = packed or {}
-    kinds = [recipe_format(name) if name in packed else find_format(name) for name in formats]
+    kinds = [with_state(recipe_format(n) if n in packed else find_format(n), state) for n in formats]
     rows = [
         _situation(packed.get(f.name, shape), f, d, b, context, asked.load)
         for f in kinds
@@ -131,7 +137,7 @@ def estimate(
         *((packed[f.name], [f]) for f in kinds if f.name in packed),
     ]
     served = together(answer(s, fs, found, batches, context, spread, versus, asked) for s, fs in shapes if fs)
-    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served)
+    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served, packed, state)
 
 
 def _situation(

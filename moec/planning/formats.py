@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moec.errors import MoecError
 from moec.planning.shape import Part, Tensor
@@ -22,6 +22,7 @@ class Format:
         scale_bits, zero_bits: of each group.
         whole_bits: once a matrix (the second scale of NVFP4).
         plain: what stays unquantized, in bits a number: routers, norms, biases, embeddings.
+        state_bits: of a number that a token leaves in the state of a layer, scales counted; see `STATES`.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Format:
     zero_bits: int = 0
     whole_bits: int = 0
     plain: int = 16
+    state_bits: float = 16
 
     def matrix_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a matrix, or of a stack of them `[E, out, in]`; a vector stays plain."""
@@ -64,6 +66,7 @@ FORMATS = {
         Format("nvfp4", 4, group=16, scale_bits=8, whole_bits=32),
     )
 }
+STATES = {"bf16": 16.0, "fp8": 8.0, "int8": 8 + 16 / 64}  # of keys and values; fp8 has a scale a layer, int8 one in 64
 _PLAIN: tuple[Part, ...] = ("router", "norm", "input embedding")
 
 
@@ -72,6 +75,15 @@ def find_format(name: str) -> Format:
     if name in FORMATS:
         return FORMATS[name]
     raise MoecError("M202", f"no format is called {name!r}", "--format", did_you_mean(name, list(FORMATS)))
+
+
+def with_state(format: Format, state: str) -> Format:
+    """The same with keys and values in `bf16`, `fp8` or `int8`. Raises M202 for another word."""
+    if state not in STATES:
+        raise MoecError(
+            "M202", f"no format of the state is called {state!r}", "--state", did_you_mean(state, list(STATES))
+        )
+    return replace(format, state_bits=STATES[state])
 
 
 def recipe_format(name: str) -> Format:

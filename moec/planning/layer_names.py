@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-LAYER = re.compile(r"(.*?\.)?(layers|h|blocks|block)\.(\d+)(?=\.|$)")  # the outermost list of layers in a name
+LAYER = re.compile(r"(|.*?\.)(layers|h|blocks|block)\.(\d+)(?=\.|$)")  # the outermost list of layers in a name
 
 
 def layer_number(name: str) -> int | None:

@@ -20,6 +20,7 @@ from moec.planning.interpolation import Numbers, Table, fastest
 from moec.planning.rooflines import (
     absorbed_floor,
     attention_floor,
+    exchange_floor,
     experts_floor,
     latent_floor,
     matrix_floor,
@@ -36,6 +37,7 @@ SYSTEMS = {
     "rtxpro6000": "rtx_pro_6000_server",
 }
 FRAMEWORKS = {"vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM"}
+_INSTALL = "tables of measured kernels are not installed: pip install 'moec[plan]'"
 Kind = Literal[
     "matrices",
     "experts",
@@ -45,6 +47,7 @@ Kind = Literal[
     "latent of a prompt",
     "absorbed keys",
     "absorbed values",
+    "exchanges",
 ]
 # what each format of ours is called there, the first that a table has: for matrices, for experts
 TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -108,9 +111,16 @@ def why_none(device: Device) -> str:
     """Why there are no tables for a device; empty when there are."""
     if device.name not in SYSTEMS:
         return f"nobody's tables hold {device.name}"
-    if find_spec(PACKAGE) is None or find_spec("pyarrow") is None:
-        return "tables of measured kernels are not installed: pip install 'moec[plan]'"
+    if missing([device.name]):
+        return _INSTALL
     return "" if _folder(device).is_dir() else f"the package {PACKAGE} holds nothing of {device.name}"
+
+
+def missing(devices: Sequence[str]) -> str:
+    """What to install for measured times of one of these devices; empty where nothing is to be had."""
+    if find_spec(PACKAGE) is not None and find_spec("pyarrow") is not None:
+        return ""
+    return _INSTALL if any(name in SYSTEMS for name in devices) else ""
 
 
 @cache
@@ -119,8 +129,10 @@ def tables(device: str, format: str) -> tuple[Tables, ...]:
     from moec.planning.devices import find_device
     from moec.planning.formats import FORMATS
 
+    if device not in SYSTEMS or format not in TYPES:
+        return ()
     found = find_device(device)
-    if why_none(found) or format not in TYPES:
+    if why_none(found):
         return ()
     return tuple(Tables(name, found, FORMATS[format], _folder(found)) for name in FRAMEWORKS.values())
 
@@ -203,6 +215,14 @@ def _absorbed(asked: Tables, half: str) -> Table | None:
     return _made(asked, found, _columns(found[0], ("num_tokens", "num_heads")), absorbed_floor(asked.device), (1, 1))
 
 
+def _exchanges(asked: Tables) -> Table | None:
+    """Sizes: ranks, numbers of an all-reduce in bf16."""
+    found = asked.rows("comm", "custom_allreduce_perf", {"allreduce_dtype": "bfloat16"})
+    if found is None:
+        return None
+    return _made(asked, found, _columns(found[0], ("num_gpus", "message_size")), exchange_floor(asked.device), (4, 1))
+
+
 _READERS: dict[str, Any] = {
     "matrices": _matrices,
     "experts": _experts,
@@ -212,6 +232,7 @@ _READERS: dict[str, Any] = {
     "latent of a prompt": lambda asked: _latent(asked, True),
     "absorbed keys": lambda asked: _absorbed(asked, "pre"),
     "absorbed values": lambda asked: _absorbed(asked, "post"),
+    "exchanges": _exchanges,
 }
 
 

@@ -10,7 +10,6 @@ from moec.planning.formats import Format, stored_bytes
 from moec.planning.shape import Shape
 
 CONTEXT_BYTES = GIB  # what CUDA's context and a runtime's own tables take on a GPU: 0.5 to 1 GiB
-STATE_BITS = 16  # of a number that a layer carries from token to token
 ROWS_OF_PROMPT = 2048  # tokens that an engine puts through the layers at once: longer prompts go in pieces
 
 
@@ -49,13 +48,13 @@ def memory_of(shape: Shape, format: Format, batch: int, context: int) -> Memory:
 
     Args:
         shape: the model.
-        format: of its weights.
+        format: of its weights and of what its layers carry.
         batch: texts at once.
         context: tokens of each, prompt and answer.
     """
     rows = min(batch * context, ROWS_OF_PROMPT) if shape.states else batch * context
     weights = sum(stored_bytes(shape.tensors, format).values())
-    state = batch * sum(math.ceil(s.elements(context) * STATE_BITS / 8) for s in shape.states)
+    state = batch * sum(s.bytes(context, format.state_bits) for s in shape.states)
     activations = rows * _widest(shape) * max(format.plain, 16) // 8
     return Memory(weights, state, activations, batch * shape.vocabulary * 4)
 

@@ -8,13 +8,15 @@ from moec.planning.load import UNIFORM, Load
 from moec.planning.measured import tables
 from moec.planning.on_cpu import ThisMachine
 from moec.planning.shape import Shape
-from moec.planning.step import Time, time_of
+from moec.planning.step import Time
+from moec.planning.tensor import tensor_time
 from moec.planning.work import Work
 
 
-def time_on(work: Work, device: Device) -> Time:
-    """The time of a forward on one device that holds the whole model, as an interval with its origin."""
-    if isinstance(device, ThisMachine):
+def time_on(work: Work, device: Device, ranks: int = 1) -> Time:
+    """The time of a forward, as an interval with its origin, on one device that holds the whole model, or on devices of
+    one node that split every matrix."""
+    if isinstance(device, ThisMachine) and ranks == 1:
         tokens = max(1, round(work.texts * work.rows))
         if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
             return here
@@ -22,10 +24,10 @@ def time_on(work: Work, device: Device) -> Time:
     if found:
         from moec.planning.composed import composed
 
-        measured = composed(work, device, found)
+        measured = composed(work, device, found, ranks)
         if measured is not None:
             return measured
-    return time_of(work.step, device, work.format)
+    return tensor_time(work, device, ranks)
 
 
 def decode_time(

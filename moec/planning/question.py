@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from moec.planning.devices import Device
 from moec.planning.estimate import Estimate
-from moec.planning.formats import Format, find_format
+from moec.planning.formats import Format, find_format, recipe_format, with_state
+from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory, memory_of
 from moec.planning.on_cpu import ThisMachine, any_device
+from moec.planning.pace import decode_time, prompt_time
 from moec.planning.shape import Shape
-from moec.planning.step import Step, Time, decode_step, prompt_step, time_of
+from moec.planning.step import Step, Time, decode_step, prompt_step
 from moec.planning.twins import Rival, rivals
 from moec.shown import count_of
 
@@ -40,61 +42,38 @@ class Question:
     Attributes:
         found: its answer in figures. shape: of the model. kind: `mixture` or `model`, for sentences.
         formats, devices: that were asked for.
-        batches: sorted. context: tokens behind a text.
+        batches: sorted. context: tokens behind a text. load: how often experts are taken.
     """
 
     def __init__(self, found: Estimate) -> None:
         rows = found.situations
         self.found, self.shape = found, found.shape
         self.kind = "mixture" if found.shape.mixtures else "model"
-        self.formats = [find_format(name) for name in dict.fromkeys(s.format for s in rows)]
+        names = dict.fromkeys(s.format for s in rows)
+        plain = [recipe_format(name) if name in found.packed else find_format(name) for name in names]
+        self.formats = [with_state(format, found.state) for format in plain]
         self.devices = [any_device(name) for name in dict.fromkeys(s.device for s in rows) if name]
         self.batches = sorted({s.batch for s in rows})
         self.context = rows[0].context
+        self.load = found.serving.load if found.serving else UNIFORM
 
+    # ------------------------------------------------------------------ whom it is held against, and in what
     @cached_property
     def rivals(self) -> tuple[Rival, ...]:
         """Whom it is held against, see `moec.planning.twins.rivals`; only what writes text as it does."""
-        return tuple(r for r in rivals(self.shape, self.found.versus) if self.shape.states and r.shape.states)
-
-    @property
-    def format(self) -> Format:
-        """The one that models are compared in: the first that one device holds, else the first."""
-        return self.fitting[1] if self.fitting else self.formats[0]
-
-    def step(self, shape: Shape, batch: int, format: Format | None = None, rows: int = 1) -> Step:
-        """A token for each of so many texts, or `rows` tokens of each, as when a draft is checked."""
-        one = decode_step(shape, format or self.format, batch, self.context)
-        if rows == 1:
-            return one
-        many = decode_step(shape, format or self.format, batch * rows, self.context)
-        return replace(many, state_bytes=one.state_bytes)  # the texts are as many as before
-
-    def memory(self, shape: Shape, batch: int, format: Format) -> Memory:
-        """What a model takes for so many texts."""
-        return memory_of(shape, format, batch, self.context)
-
-    def time(self, shape: Shape, batch: int, device: Device, format: Format, rows: int = 1) -> Time | None:
-        """Seconds of a step on one device that holds the model; None where they are not known."""
-        if isinstance(device, ThisMachine):
-            return device.time(shape, format, batch * rows, self.context, True)
-        return time_of(self.step(shape, batch, format, rows), device, format)
-
-    def prompt_time(self, batch: int, device: Device, format: Format) -> Time | None:
-        """Seconds of the prompts of so many texts, likewise."""
-        if isinstance(device, ThisMachine):
-            return device.time(self.shape, format, batch, self.context, False)
-        return time_of(prompt_step(self.shape, format, batch, self.context), device, format)
-
-    def bytes_a_token(self, shape: Shape, batch: int, format: Format | None = None) -> float:
-        """What a model reads for one token when so many texts are written at once."""
-        return self.step(shape, batch, format).bytes / batch
+        found = rivals(self.shape, self.found.versus) if self.shape.states else ()
+        return tuple(rival for rival in found if rival.shape.states)
 
     @cached_property
     def fitting(self) -> tuple[Device, Format] | None:
         """The first device that holds it alone, and the format; None where none is asked for or none does."""
         found = ((device, self.format_on(device)) for device in self.devices)
         return next(((device, format) for device, format in found if format), None)
+
+    @property
+    def format(self) -> Format:
+        """The one that models are compared in: the first that one device holds, else the first."""
+        return self.fitting[1] if self.fitting else self.formats[0]
 
     @property
     def measure(self) -> str:
@@ -104,6 +83,74 @@ class Question:
         device, format = self.fitting
         return f"by the time on {device.name} in {format.name}"
 
+    def format_on(self, device: Device) -> Format | None:
+        """The first of the formats in which one device holds the smallest batch and its times are known, as this device
+        holds it; None where there is none."""
+        batch = self.batches[0]
+        for format in self.formats:
+            held = self.held(format, device)
+            fits = self.memory(self.shape, batch, held, device).devices(device) == 1
+            if fits and self.prompt_time(batch, device, held):
+                return held
+        return None
+
+    # ------------------------------------------------------------------ what it costs
+    def held(self, format: Format, device: Device) -> Format:
+        """A format as engines on a device hold it: this machine unpacks some."""
+        return device.held(format) if isinstance(device, ThisMachine) else format
+
+    def packed(self, shape: Shape, format: Format) -> Shape:
+        """The model, or a dense twin of it, as a format stores it: a recipe packs each tensor in its own way."""
+        recipe = self.found.packed.get(format.name)
+        if recipe is None or self.found.versus is shape:
+            return shape
+        if shape is self.shape:
+            return recipe
+        place = [rival.shape for rival in self.rivals].index(shape)
+        if (format.name, place) not in self._twins:
+            self._twins[format.name, place] = rivals(recipe)[place].shape
+        return self._twins[format.name, place]
+
+    @cached_property
+    def _twins(self) -> dict[tuple[str, int], Shape]:
+        return {}
+
+    def _load(self, shape: Shape) -> Load:
+        """A measured load is of this model alone."""
+        return self.load.elsewhere() if shape is self.found.versus else self.load
+
+    def step(self, shape: Shape, batch: int, format: Format | None = None, rows: int = 1) -> Step:
+        """A token for each of so many texts, or `rows` tokens of each, as when a draft is checked."""
+        format = format or self.format
+        return decode_step(self.packed(shape, format), format, batch, self.context, self._load(shape), rows)
+
+    def prompt(self, shape: Shape, batch: int, format: Format) -> Step:
+        """The prompts of so many texts."""
+        return prompt_step(self.packed(shape, format), format, batch, self.context, self._load(shape))
+
+    def bytes_a_token(self, shape: Shape, batch: int, format: Format | None = None) -> float:
+        """What a model reads for one token when so many texts are written at once."""
+        return self.step(shape, batch, format).bytes / batch
+
+    def memory(self, shape: Shape, batch: int, format: Format, device: Device | None = None) -> Memory:
+        """What a model takes for so many texts, on a device where that matters."""
+        found = memory_of(self.packed(shape, format), format, batch, self.context)
+        return device.holds(found) if isinstance(device, ThisMachine) else found
+
+    def time(self, shape: Shape, batch: int, device: Device, format: Format, rows: int = 1) -> Time | None:
+        """Seconds of a step on one device that holds the model; None where they are not known."""
+        held, load = self.packed(shape, format), self._load(shape)
+        if isinstance(device, ThisMachine):
+            return device.time(held, format, batch * rows, self.context, True)
+        return decode_time(held, format, device, batch, self.context, load, rows)
+
+    def prompt_time(self, batch: int, device: Device, format: Format) -> Time | None:
+        """Seconds of the prompts of so many texts, likewise."""
+        held = self.packed(self.shape, format)
+        if isinstance(device, ThisMachine):
+            return device.time(held, format, batch, self.context, False)
+        return prompt_time(held, format, device, batch, self.context, self.load)
+
     def cost(self, shape: Shape, batch: int) -> float:
         """What a token costs: seconds on the first device that holds the model, else bytes. For comparing only."""
         if self.fitting is None:
@@ -111,16 +158,6 @@ class Question:
         device, format = self.fitting
         time = self.time(shape, batch, device, format)
         return time.low / batch if time else math.inf
-
-    def format_on(self, device: Device) -> Format | None:
-        """The first of the formats in which one device holds the smallest batch and its times are known; None where
-        there is none."""
-        batch = self.batches[0]
-        for format in self.formats:
-            known = self.prompt_time(batch, device, format)
-            if known and self.memory(self.shape, batch, format).devices(device) == 1:
-                return format
-        return None
 
     def bound(self, batch: int, device: Device, format: Format) -> str:
         """Which limit a decoded token meets first, `memory` or `compute`; empty where it is not known."""

@@ -87,6 +87,16 @@ def absorbed_floor(device: Device) -> Callable[[Numbers], Numbers]:
     return floor
 
 
+def exchange_floor(device: Device) -> Callable[[Numbers], Numbers]:
+    """Seconds of an all-reduce over the links of a node, for sizes ranks, numbers."""
+
+    def floor(sizes: Numbers) -> Numbers:
+        ranks, numbers = sizes.T
+        return 2 * (ranks - 1) / ranks * ACTIVATION_BYTES * numbers / (device.link * 1e9) + LAUNCH
+
+    return floor
+
+
 def _stored(format: Format) -> float:
     """Bytes of a number of a matrix, scales and zero points among them."""
     return format.matrix_bytes((1024, 4096)) / (1024 * 4096)

@@ -7,18 +7,19 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moec.errors import MoecError
+from moec.planning.costs import Cost, costs, memory_on, sizes
 from moec.planning.devices import Device
 from moec.planning.drafting import Draft, drafts
 from moec.planning.engines import Server, servers
 from moec.planning.formats import Format
 from moec.planning.links import USUAL, Loading, find_link, loadings
 from moec.planning.load import UNIFORM, Load
-from moec.planning.memory import memory_of
 from moec.planning.offload import Offload, offloads
+from moec.planning.on_cpu import ThisMachine
 from moec.planning.parallel import ExpertParallel
 from moec.planning.prices import HOURS, check_prices
 from moec.planning.shape import Shape
-from moec.planning.spread import Spread, spreads
+from moec.planning.spread import Spread, spread, spreads
 from moec.planning.traffic import Served, Traffic, serve
 from moec.planning.work import Work
 
@@ -72,10 +73,12 @@ class Serving:
         load: that the figures rest on.
         loading: weights on their way to a device.
         idle: what a replica costs that nobody asks.
+        costs: of tokens, by batch, where a device has a price.
         traffic: how the requests are served, by the model and by the other one.
         drafts: speculative decoding.
         offloads: experts outside of the device.
-        spreads: ways to use several devices.
+        spreads: ways to use several devices: the numbers that were asked for, and where one does not hold the model
+            the smallest power of two that does.
         servers: existing engines, and the commands.
     """
 
@@ -87,6 +90,7 @@ class Serving:
     offloads: tuple[Offload, ...] = ()
     spreads: tuple[Spread, ...] = ()
     servers: tuple[Server, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -126,6 +130,7 @@ def answer(
             unknown link or device.
     """
     here = [device for device in devices if device is not None]
+    several = [device for device in here if not isinstance(device, ThisMachine)]  # of this machine there is one
     prices = _prices(asked, here)
     return Serving(
         asked.load,
@@ -134,8 +139,9 @@ def answer(
         _traffic(shape, formats, here, versus, asked, prices),
         tuple(drafts(shape, formats, devices, batches, context, asked.draft, asked.load)) if asked.draft else (),
         tuple(offloads(shape, formats, devices, batches, context, asked.offload, asked.load)),
-        tuple(_spreads(shape, formats, here, batches, context, ranks, asked.load)) if shape.states else (),
+        tuple(_spreads(shape, formats, several, batches, context, ranks, asked.load)) if shape.states else (),
         servers(shape, asked.model, max([r.ranks for r in ranks], default=1)),
+        tuple(costs(shape, formats, here, batches, context, asked.load, prices)) if shape.states else (),
     )
 
 
@@ -172,7 +178,7 @@ def _traffic(
 
 
 def _idle(shape: Shape, format: Format, device: Device, price: float) -> Idle:
-    memory = memory_of(shape, format, 1, 1)
+    memory = memory_on(shape, format, device, 1, 1)
     needed = memory.devices(device)
     held = memory.weights + needed * memory.runtime
     return Idle(format.name, device.name, needed, held, needed * price, needed * price * HOURS)
@@ -188,9 +194,15 @@ def _spreads(
     load: Load,
 ) -> list[Spread]:
     works = [Work(shape, format, batch, context, load) for format in formats for batch in batches]
-    return [
+    rows = [
         row
         for rank in ranks
         for device in devices
         for row in spreads(works, device, rank.ranks, rank.balance.in_order if rank.balance else 1.0)
     ]
+    asked = [rank.ranks for rank in ranks]
+    for device in devices:
+        for work in works:
+            needed = sizes(shape, work.format, device, round(work.texts), context)[:1]
+            rows += [spread(work, device, n, "tensor") for n in needed if n > 1 and n not in asked]
+    return rows

@@ -97,6 +97,10 @@ class State:
         """How many numbers it holds after so many tokens."""
         return self.fixed + self.per_token * self.rows(context)
 
+    def bytes(self, context: int, bits: float = 16) -> int:
+        """What they take: those that a token adds in so many bits, those of fixed size in 16, as engines keep them."""
+        return 2 * self.fixed + math.ceil(self.per_token * self.rows(context) * bits / 8)
+
 
 @dataclass(frozen=True)
 class Shape:

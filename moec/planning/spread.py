@@ -9,11 +9,12 @@ from typing import Literal
 from moec.planning.devices import Device
 from moec.planning.formats import stored_bytes
 from moec.planning.memory import Memory, memory_of
+from moec.planning.pace import time_on
 from moec.planning.parallel import expert_parallel
-from moec.planning.step import BANDWIDTH_SHARE, RATE_SHARE, Step, Time, bits_computed
+from moec.planning.step import Time, time_of
+from moec.planning.tensor import HOP, sent_bytes
 from moec.planning.work import Work
 
-HOP = (5e-6, 20e-6)  # seconds of one exchange between devices of a node, whatever its size: a rule of thumb
 How = Literal["tensor", "expert", "data"]
 
 
@@ -27,7 +28,7 @@ class Spread:
         format, device, ranks, batch: what was asked; the batch is that of all devices together.
         bytes: a device has to hold. fits: whether it does.
         sent: bytes that each device sends in a step.
-        time: of a step, by the roofline; None where it does not fit.
+        time: of a step; None where it does not fit.
     """
 
     how: How
@@ -60,11 +61,6 @@ def spread(work: Work, device: Device, ranks: int, how: How, imbalance: float = 
     return Spread(how, work.format.name, device.name, ranks, round(work.texts), held, fits, sent, time)
 
 
-def tensor_time(work: Work, device: Device, ranks: int) -> Time:
-    """Of a forward whose matrices and state are split evenly over devices of one node."""
-    return _time(work, device, ranks, "tensor", 1.0)
-
-
 def _held(work: Work, memory: Memory, ranks: int, how: How) -> int:
     split = memory.total - memory.runtime
     if how == "tensor":
@@ -75,44 +71,33 @@ def _held(work: Work, memory: Memory, ranks: int, how: How) -> int:
 
 
 def _sent(work: Work, ranks: int, how: How) -> float:
-    """Bytes that a device sends: twice an all-reduce a layer, or what its tokens send to experts and back."""
+    """Bytes that a device sends in a forward."""
     if how == "data" or ranks == 1:
         return 0.0
     if how == "tensor":
-        return work.tokens * work.shape.layers * 2 * 2 * (ranks - 1) / ranks * work.shape.hidden * 2
+        return sent_bytes(work, ranks)
     return work.tokens / ranks * expert_parallel(work.shape, ranks, load=work.load).wire_bytes
 
 
 def _time(work: Work, device: Device, ranks: int, how: How, imbalance: float) -> Time:
-    step = _share(work, ranks, how, imbalance)
-    reading, computing = step.bytes / (device.bandwidth * 1e9), step.flops / device.flops(bits_computed(work.format))
-    hops = (
-        0 if how == "data" or ranks == 1 else 2 * (work.shape.layers if how == "tensor" else len(work.shape.mixtures))
-    )
-    moved = _sent(work, ranks, how) / (device.link * 1e9)
-    low, high = (
-        max(reading / BANDWIDTH_SHARE[1 - k], computing / RATE_SHARE[1 - k]) + moved + hops * HOP[k] for k in (0, 1)
-    )
-    origin = f"roofline of {ranks} devices; {device.link:g} GB/s between them, 5 to 20 us an exchange (rule of thumb)"
-    return Time(low, high, "memory" if reading >= computing else "compute", origin)
-
-
-def _share(work: Work, ranks: int, how: How, imbalance: float) -> Step:
-    """What the busiest device does of a forward."""
-    whole = work.step
+    own = replace(work, texts=work.texts / ranks)
     if how == "tensor":
-        return replace(
-            whole,
-            weight_bytes=whole.weight_bytes / ranks,
-            state_bytes=whole.state_bytes / ranks,
-            flops=whole.flops / ranks,
-        )
-    own = replace(work, texts=work.texts / ranks).step
-    if how == "data":
-        return own
+        return time_on(work, device, ranks)
+    return time_on(own, device) if how == "data" else _expert_time(work, own, device, ranks, imbalance)
+
+
+def _expert_time(work: Work, own: Work, device: Device, ranks: int, imbalance: float) -> Time:
+    """By the roofline: a device's own texts but for experts, and the busiest one's part of those."""
     routed = _routed(work, work.tokens) / ranks * imbalance
-    rest = own.weight_bytes - _routed(work, work.tokens / ranks)
-    return replace(own, weight_bytes=rest + routed, flops=own.flops * imbalance)
+    rest = own.step.weight_bytes - _routed(work, own.tokens)
+    step = replace(own.step, weight_bytes=rest + routed, flops=own.step.flops * imbalance)
+    found = time_of(step, device, work.format)
+    if ranks == 1:
+        return found
+    hops, moved = 2 * len(work.shape.mixtures), _sent(work, ranks, "expert") / (device.link * 1e9)
+    origin = f"roofline of {ranks} devices; {device.link:g} GB/s between them, 5 to 20 us an exchange (rule of thumb)"
+    low, high = (end + moved + hops * hop for end, hop in zip((found.low, found.high), HOP, strict=True))
+    return Time(low, high, found.bound, origin)
 
 
 def _routed(work: Work, tokens: float) -> float:

@@ -9,7 +9,6 @@ from typing import Literal
 from moec.planning.devices import Device
 from moec.planning.formats import Format, stored_bytes
 from moec.planning.load import UNIFORM, Load
-from moec.planning.memory import STATE_BITS
 from moec.planning.shape import Shape
 
 # shares of the bandwidth and of the matrix rate that the best kernels for experts reach on an H200, bf16, 1 to 8,192
@@ -62,7 +61,7 @@ class Time:
 def decode_step(shape: Shape, format: Format, batch: float, context: int, load: Load = UNIFORM, rows: int = 1) -> Step:
     """One token for each of `batch` texts that have `context` tokens behind them, or `rows` tokens of each, as when a
     draft is checked."""
-    state = batch * sum(s.elements(context) * STATE_BITS / 8 for s in shape.states)
+    state = batch * sum(s.bytes(context, format.state_bits) for s in shape.states)
     attended = rows * batch * sum(s.rows(context) for s in shape.states)
     return _step(shape, format, rows * batch, rows * batch, attended, state, load)
 

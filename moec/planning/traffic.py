@@ -8,19 +8,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from moec.errors import MoecError
+from moec.planning.costs import memory_on, sizes
 from moec.planning.devices import Device
 from moec.planning.formats import Format
 from moec.planning.load import UNIFORM, Load
-from moec.planning.memory import memory_of
 from moec.planning.pace import time_on
 from moec.planning.shape import Shape
-from moec.planning.spread import tensor_time
 from moec.planning.step import Time
 from moec.planning.work import Work
 
 BUSY = 0.9  # share of a replica's capacity that is planned with: a queue grows without bound towards 1
 LARGEST_BATCH = 1024
-NODE = 8  # devices that a replica may have
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(rps|/s|rpm|/min)?")
 
 
@@ -114,17 +112,11 @@ def serve(
         what = f"the positions of {shape.name} end at {shape.longest:,} tokens"
         fix = f"--answer {shape.longest - traffic.prompt}" if traffic.prompt < shape.longest else "a shorter --prompt"
         raise MoecError("M201", what, f"--prompt {traffic.prompt} --answer {traffic.answer}", fix)
-    found = [_served(shape, format, device, traffic, load, price, n) for n in _sizes(shape, format, device, whole)]
+    found = [_served(shape, format, device, traffic, load, price, n) for n in sizes(shape, format, device, 1, whole)]
     if found:
         return min(found, key=lambda s: (s.slow.replicas * s.devices if s.slow else math.inf, s.devices))
     rate = traffic.rate * traffic.answer
     return Served(shape.name, format.name, device.name, 0, 0, rate, None, None, "")
-
-
-def _sizes(shape: Shape, format: Format, device: Device, context: int) -> list[int]:
-    """Numbers of devices that hold the model and one text: powers of two, since heads and experts are split by them."""
-    needed = memory_of(shape, format, 1, context).devices(device)
-    return [n for n in (1, 2, 4, NODE) if 0 < needed <= n]
 
 
 def _served(
@@ -142,7 +134,7 @@ def _largest(shape: Shape, format: Format, device: Device, devices: int, context
     low, high = 1, LARGEST_BATCH + 1
     while high - low > 1:
         middle = (low + high) // 2
-        fits = 0 < memory_of(shape, format, middle, context).devices(device) <= devices
+        fits = 0 < memory_on(shape, format, device, middle, context).devices(device) <= devices
         low, high = (middle, high) if fits else (low, middle)
     return low
 
@@ -171,7 +163,7 @@ class _Curve:
         return first + (second - first) * (max(batch, 1) / below - 1)
 
     def _time(self, work: Work) -> Time:
-        return time_on(work, self._device) if self._devices == 1 else tensor_time(work, self._device, self._devices)
+        return time_on(work, self._device, self._devices)
 
 
 def _end(time: Time, end: int) -> float:

@@ -57,7 +57,8 @@ def _widened(tensor: Tensor, share: float, hidden: int) -> Tensor:
     *stack, rows, columns = tensor.shape if len(tensor.shape) > 1 else (*tensor.shape, 1)
     times = math.prod(stack) * share
     wide = (rows, round(times * columns)) if rows == hidden else (round(times * rows), columns)
-    return replace(tensor, shape=wide, part="dense FFN")
+    codes, scales = round(share * tensor.codes), round(share * tensor.scales)
+    return replace(tensor, shape=wide, part="dense FFN", codes=codes, scales=scales)
 
 
 def rivals(shape: Shape, versus: Shape | None = None) -> tuple[Rival, ...]:

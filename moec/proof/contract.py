@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,37 @@ from moec.proof.budgets import OverBudget, budget_of
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.decided_tokens import LEAST, NOISE, is_causal, is_half, look
 from moec.proof.own_text import MILDER, OwnQuality, OwnText, judge, logits_of
+from moec.weights.lazy import Weight
+
+_KEPT_BYTES = 2**26  # of what programs answer, at most: the rest is computed again
+
+
+class _Answers(StreamingEngine):
+    """A program whose answers to the samples are kept, so that what a pass made need not run again as what the next one
+    was given."""
+
+    def __init__(self, program: Program, earlier: _Answers | None = None) -> None:
+        super().__init__(program)
+        self._state = program.digest(), dict(program.weights)
+        self._answers: list[tuple[Mapping[str, Tensor], dict[str, Tensor]]] = []
+        if earlier is not None and earlier._is_of(self._state):
+            self._answers = earlier._answers
+
+    def _is_of(self, state: tuple[str, dict[str, Weight]]) -> bool:
+        """Whether a program in this state is as the one was of which this was made."""
+        (digest, weights), (other, others) = self._state, state
+        same = weights.keys() == others.keys() and all(weights[name] is weight for name, weight in others.items())
+        return same and digest == other
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for given, answer in self._answers:
+            if given.keys() == inputs.keys() and all(given[name] is value for name, value in inputs.items()):
+                return answer
+        answer = super().run(inputs)
+        held = sum(t.nbytes for _, kept in self._answers for t in kept.values())
+        if held + sum(t.nbytes for t in answer.values()) <= _KEPT_BYTES:
+            self._answers.append((dict(inputs), answer))
+        return answer
 
 
 class VerifyHook(Hook):
@@ -50,7 +81,8 @@ class VerifyHook(Hook):
         self.text: OwnText | None = None  # the model's own, once it was needed
         self._said: Tensor | None = None  # by the captured program, on that text
         self._captured: Engine | None = None
-        self._previous: Engine | None = None
+        self._previous: _Answers | None = None
+        self._made: _Answers | None = None  # by the pass before
         self.comparisons: list[tuple[str, Comparison]] = []
         self.judged: list[tuple[str, OwnQuality]] = []
 
@@ -60,7 +92,7 @@ class VerifyHook(Hook):
         return self._samples
 
     def before(self, step: int, item: Pass, program: Program) -> None:
-        self._previous = StreamingEngine(program.clone())
+        self._previous = _Answers(program.clone(), self._made)
         self._captured = self._captured or self._previous
 
     def after(self, step: int, item: Pass, program: Program, rewrites: int, seconds: float) -> None:
@@ -77,13 +109,14 @@ class VerifyHook(Hook):
 
     def _hold_exact(self, item: Pass, program: Program) -> None:
         assert self._previous is not None
-        result = compare(self._previous, StreamingEngine(program), self._samples, self._tolerance)
+        self._made = _Answers(program)
+        result = compare(self._previous, self._made, self._samples, self._tolerance)
         if not result.ok and is_half(self._precision) and moe_nodes(program):
             causal, noise = is_causal(program, self._samples[0]), NOISE[self._precision]
             tokens = [look(program, sample, noise, causal)[0] for sample in self._samples]
             if sum(t.count for t in tokens) < LEAST * sum(t.total for t in tokens):
                 return
-            result = compare(self._previous, StreamingEngine(program), self._samples, self._tolerance, tokens)
+            result = compare(self._previous, self._made, self._samples, self._tolerance, tokens)
         self._take(item, result, "an exact", "report this with `moec compile --dump DIR`")
 
     def _take(self, item: Pass, result: Comparison, kind: str, fix: str) -> None:

@@ -56,7 +56,7 @@ class Costs:
 
     def of(self, sizes: Mapping[str, int]) -> Cost:
         """At these sizes."""
-        known: dict[str, int] = {
+        known: dict[Any, int] = {
             symbol: sum(sizes.get(part, 0) for part in dim.split(PLUS)) for symbol, dim in self._names.items()
         }
         flops = sum(factor * _count(shape, known) for factor, shape in self._work)
@@ -105,18 +105,17 @@ def _shape(node: Any) -> Shape:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
-def _count(shape: Shape, known: dict[str, int]) -> int:
+def _count(shape: Shape, known: dict[Any, int]) -> int:
     return math.prod(_size(n, known) for n in shape)
 
 
-def _size(size: Any, known: dict[str, int]) -> int:
+def _size(size: Any, known: dict[Any, int]) -> int:
     """A number that may be an expression of dimensions; what else it hangs on counts as 1. Found values are kept in
-    `known`."""
+    `known`, by the expression itself: to write one takes longer than to compute it."""
     if isinstance(size, int):
         return size
-    text = str(size)
-    if text not in known:
-        expression = size.node.expr
+    expression = size.node.expr
+    if expression not in known:
         found = expression.subs({s: known.get(str(s), 1) for s in expression.free_symbols})
-        known[text] = max(0, int(found))
-    return known[text]
+        known[expression] = max(0, int(found))
+    return known[expression]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from moec.errors import MoecError
 from moec.program.decoder_signature import is_present
 
 _FEW = 16  # a spread of fewer elements than this says nothing
+_BLOCK = 2**15  # elements at a time: in float64 a few of that many fit into a core's cache
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Difference:
 def difference(name: str, want: Tensor, got: Tensor | None, margin: float) -> Difference:
     """How far an output is from the reference's. `margin`: how far apart two candidates of a row are, in spreads, that
     rounding may swap. Raises M105 when the reference itself yields NaN or infinity."""
-    if want.is_floating_point() and not want.isfinite().all():
+    if want.is_floating_point() and not _finite(want):
         fix = "the source's weights or the sample inputs are not usable; look at them with `moec inspect`"
         raise MoecError(
             "M105",
@@ -87,12 +90,19 @@ def difference(name: str, want: Tensor, got: Tensor | None, margin: float) -> Di
         return Difference(problem="the output is missing")
     if want.shape != got.shape:
         return Difference(problem=f"shape {list(got.shape)} instead of {list(want.shape)}")
-    if not got.isfinite().all():
+    if not _finite(got):
         return Difference(problem=f"{int((~got.isfinite()).sum())} of {got.numel()} elements are NaN or infinite")
     if not want.is_floating_point():
         wrong = int((want != got).sum())
         return Difference(want.numel(), problem=f"{wrong} of {want.numel()} integers differ" if wrong else "")
-    return _measure(want.double(), got.double(), margin, _chooses(name))
+    return _measure(want, got, margin, _chooses(name))
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether none of them is NaN or infinite: the extremes are such where any is, and need no memory."""
+    if not values.numel() or not values.is_floating_point():
+        return bool(values.isfinite().all())
+    return all(bool(extreme.isfinite()) for extreme in values.aminmax())
 
 
 def _chooses(name: str) -> bool:
@@ -101,19 +111,59 @@ def _chooses(name: str) -> bool:
 
 
 def _measure(want: Tensor, got: Tensor, margin: float, chooses: bool) -> Difference:
+    """In float64, some rows at a time: the whole in another dtype, and once more for each figure, would take more time
+    for its memory than for the figures."""
     if not want.numel():
         return Difference()
-    error, norm = (got - want).abs(), float(want.norm())
-    spread = float(want.std(correction=0))
-    product = norm * float(got.norm())
-    cosine = min(1.0, float((want * got).sum()) / product) if product else float(norm == float(got.norm()))
-    relative = float(error.norm()) / norm if norm else (math.inf if float(error.max()) else 0.0)
-    rows = _top1(want, got, margin * spread) if chooses and want.dim() and want.shape[-1] > 1 else (0, 0, 0)
-    sums = float(want.sum()), float(want.square().sum())
-    lead = want.numel(), float(error.max()), float(error.sum()), spread
-    squares = error.square()
-    worst = float((squares.mean(-1) if squares.dim() else squares).max())
-    return Difference(*lead, *sums, relative, cosine, *rows, error_squares=float(squares.sum()), row_squares=worst)
+    last = want.shape[-1] if want.dim() else 1
+    step = max(1, _BLOCK // last)
+    halves = (torch.split(side.reshape(-1, last), step) for side in (want, got))
+    blocks = list(zip(*halves, strict=True))
+    total, squares, spread = _moments([w for w, _ in blocks])
+    threshold = margin * spread if chooses and want.dim() and last > 1 else None
+    parts = [_block(w.double(), g.double(), threshold) for w, g in blocks]
+    product, got_squares, error_sum, error_squares = (sum(p[k] for p in parts) for k in range(4))
+    largest, worst = max(p[4] for p in parts), max(p[5] for p in parts)
+    rows, agree, undecided = (sum(p[6][k] for p in parts) for k in range(3))
+    norm, got_norm = math.sqrt(squares), math.sqrt(got_squares)
+    return Difference(
+        want.numel(),
+        largest,
+        error_sum,
+        spread,
+        total,
+        squares,
+        relative=math.sqrt(error_squares) / norm if norm else (math.inf if largest else 0.0),
+        cosine=min(1.0, product / (norm * got_norm)) if norm and got_norm else float(norm == got_norm),
+        rows=rows,
+        agree=agree,
+        undecided=undecided,
+        error_squares=error_squares,
+        row_squares=worst,
+    )
+
+
+def _moments(blocks: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Sum, sum of squares and standard deviation of what is in all blocks."""
+    count, total = sum(b.numel() for b in blocks), sum(float(b.double().sum()) for b in blocks)
+    squares = centred = 0.0
+    for block in blocks:
+        values = block.double().flatten()
+        squares += float(values.dot(values))
+        apart = values - total / count
+        centred += float(apart.dot(apart))
+    return total, squares, math.sqrt(centred / count)
+
+
+def _block(want: Tensor, got: Tensor, margin: float | None) -> tuple[Any, ...]:
+    """Of some rows: the sums of their product, of the squares of `got`, of the error and of its square, the largest
+    error, the largest mean of a row's squares, and what `_top1` says, where `margin` is given."""
+    product, own = want.flatten().dot(got.flatten()), got.flatten().dot(got.flatten())
+    error = (got - want).abs_()
+    total, largest, squares = error.sum(), error.max(), error.square_().sum(-1)
+    rows = _top1(want, got, margin) if margin is not None else (0, 0, 0)
+    figures = torch.stack([product, own, total, squares.sum(), largest, squares.max() / want.shape[-1]]).tolist()
+    return *figures, rows
 
 
 def _top1(want: Tensor, got: Tensor, margin: float) -> tuple[int, int, int]:

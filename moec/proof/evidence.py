@@ -93,7 +93,9 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     asked = plan.near[: trial.most_sizes]
     held = [s for s in (held_nearest(trial, s) for s in asked) if s is not None]
     wanted = [s for k, s in enumerate(held) if s not in held[:k]] or asked[:1]
-    possible = [s for s in wanted if subject.streamed or _why_not(trial.reference, source.sample(s, seed)) is None]
+    samples = [(s, source.sample(s, seed)) for s in wanted]
+    runnable = [(s, x) for s, x in samples if subject.streamed or _why_not(trial.reference, x) is None]
+    possible = [s for s, _ in runnable]
     if not possible:
         reason = _why_not(trial.reference, source.sample(wanted[0], seed))
         raise MoecError(
@@ -102,7 +104,7 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
             source.text,
             "give sample inputs that fit the model",
         )
-    reasons = [_why_not(engine, source.sample(s, seed)) for s in possible]
+    reasons = [_why_not(engine, sample) for _, sample in runnable]
     refused = [RefusedSize(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None]
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:

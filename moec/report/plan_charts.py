@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from moec.planning.devices import Device
 from moec.planning.formats import Format, stored_bytes
+from moec.planning.load import UNIFORM, Load
+from moec.planning.memory import Memory
+from moec.planning.on_cpu import ThisMachine
 from moec.planning.question import Question, listed
-from moec.planning.shape import Shape
-from moec.planning.step import Step, Time, prompt_step
-from moec.planning.touched import distinct
+from moec.planning.shape import Part, Shape
+from moec.planning.step import Step, Time, bits_computed
 from moec.planning.twins import changes
 from moec.report.curves import Curve, Plane, Spot, curve_chart, powers, stacked_bars
 from moec.report.drawing import LogAxis, figure, lying_bars
@@ -21,7 +23,7 @@ from moec.shown import count_of, size_of
 
 BATCHES = tuple(2**k for k in range(11))  # 1 to 1,024
 MANY = 12  # situations that are drawn; all are in the table
-_TABLES = ("input embedding", "output head")
+_TABLES: tuple[Part, ...] = ("input embedding", "output head")
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,28 @@ def parts_chart(shape: Shape) -> Markup:
 
 def memory_chart(asked: Question) -> Markup:
     """What each situation takes, by what holds it, beside the devices' memory."""
-    asked_for = list(dict.fromkeys((s.format, s.batch) for s in asked.found.situations))
-    by_name = {f.name: f for f in asked.formats}
-    rows = {f"{name}, batch {b:,}": _held(asked, by_name[name], b) for name, b in asked_for[:MANY]}
+    rows = dict(_memories(asked))
     limits = {f"one {d.name}, {size_of(d.memory_bytes)}": float(d.memory_bytes) for d in asked.devices}
     note = f"GiB, with {asked.context:,} tokens of each text"
-    note += f"; {len(asked_for) - MANY} more in the table" if len(asked_for) > MANY else ""
-    return figure("Memory", note, stacked_bars(rows, limits, size_of, 2**30))
+    note += f"; {len(rows) - MANY} more in the table" if len(rows) > MANY else ""
+    drawn = dict(list(rows.items())[:MANY])
+    return figure("Memory", note, stacked_bars(drawn, limits, size_of, 2**30))
 
 
-def _held(asked: Question, format: Format, batch: int) -> dict[str, float]:
-    memory, stored = asked.memory(asked.shape, batch, format), stored_bytes(asked.shape.tensors, format)
-    routed, tables = stored.get("routed experts", 0), sum(stored.get(part, 0) for part in _TABLES)  # type: ignore[call-overload]
+def _memories(asked: Question) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each situation once; a device other than this machine changes nothing of it."""
+    formats = {format.name: format for format in asked.formats}
+    devices = {device.name: device for device in asked.devices}
+    for s in asked.found.situations:
+        device = devices.get(s.device or "")
+        here = isinstance(device, ThisMachine)
+        format = asked.held(formats[s.format], device) if device else formats[s.format]
+        stored = stored_bytes(asked.packed(asked.shape, format).tensors, format)
+        yield f"{s.format}, batch {s.batch:,}{f', {s.device}' if here else ''}", _by_holder(s.memory, stored)
+
+
+def _by_holder(memory: Memory, stored: Mapping[Part, int]) -> dict[str, float]:
+    routed, tables = stored.get("routed experts", 0), sum(stored.get(part, 0) for part in _TABLES)
     beside = memory.activations + memory.logits + memory.runtime
     return {
         "routed experts": float(routed),
@@ -77,7 +89,7 @@ def _held(asked: Question, format: Format, batch: int) -> dict[str, float]:
 def roofline_chart(asked: Question, setting: Setting) -> Markup:
     """What a device can compute at so many FLOPs a byte (Williams et al. 2009), and where decoding and a prompt are."""
     device, format = setting.device, setting.format
-    ceiling, rate = device.flops(asked_bits(format)) / 1e12, device.bandwidth / 1e3
+    ceiling, rate = device.flops(bits_computed(format)) / 1e12, device.bandwidth / 1e3
     spots = [_spot(name, step, time) for name, step, time in _steps(asked, setting) if time]
     ridge = ceiling / rate
     low, high = min([s.x for s in spots] + [ridge / 4]), max([s.x for s in spots] + [ridge * 4])
@@ -91,17 +103,12 @@ def roofline_chart(asked: Question, setting: Setting) -> Markup:
     return figure(f"Roofline, {setting.words}", note, drawn)
 
 
-def asked_bits(format: Format) -> float:
-    """Bits in which products of this format are computed, as `moec.planning.step` counts them."""
-    return format.bits if format.name in ("fp8", "nvfp4", "mxfp4", "fp32") else 16
-
-
 def _steps(asked: Question, setting: Setting) -> Iterator[tuple[str, Step, Time | None]]:
     device, format = setting.device, setting.format
     for batch in asked.batches[:6] if asked.shape.states else ():
         yield f"batch {batch:,}", asked.step(asked.shape, batch, format), asked.time(asked.shape, batch, device, format)
     first = asked.batches[0]
-    yield "prompt", prompt_step(asked.shape, format, first, asked.context), asked.prompt_time(first, device, format)
+    yield "prompt", asked.prompt(asked.shape, first, format), asked.prompt_time(first, device, format)
 
 
 def _spot(name: str, step: Step, time: Time) -> Spot:
@@ -114,7 +121,7 @@ def speed_chart(asked: Question, setting: Setting) -> Markup | None:
     device, format = setting.device, setting.format
 
     def curve(name: str, shape: Shape, banded: bool) -> Curve | None:
-        fitting = [b for b in BATCHES if asked.memory(shape, b, format).devices(device) == 1]
+        fitting = [b for b in BATCHES if asked.memory(shape, b, format, device).devices(device) == 1]
         times = [(b, t) for b in fitting if (t := asked.time(shape, b, device, format))]
         points = tuple((float(b), b / math.sqrt(t.low * t.high)) for b, t in times)
         band = tuple((b / t.high, b / t.low) for b, t in times) if banded else ()
@@ -180,12 +187,20 @@ def _figure(value: float) -> str:
 
 
 def experts_chart(asked: Question) -> Markup | None:
-    """The share of its experts that a layer touches by batch; None for a dense model."""
-    if not asked.shape.mixtures:
+    """How many of its experts a layer touches by batch, in the mean; None for a dense model."""
+    mixtures = asked.shape.mixtures
+    if not mixtures:
         return None
-    m = asked.shape.mixtures[-1]
-    points = tuple((float(b), distinct(m.experts, m.top_k, b)) for b in BATCHES)
-    name = f"{m.experts} experts, {m.top_k} a token"
-    plane = Plane(powers(1, BATCHES[-1]), LogAxis.over(m.top_k, m.experts), "batch (texts at once)", "experts", _figure)
-    note = "uniform, independent tokens: E (1 - (1 - k/E)^B); texts touch fewer"
-    return figure("Experts that a step reads", note, curve_chart([Curve(name, points)], plane))
+
+    def curve(load: Load) -> Curve:
+        touched = [sum(load.distinct(place, m, b) for place, m in enumerate(mixtures)) / len(mixtures) for b in BATCHES]
+        return Curve(load.name, tuple(zip(map(float, BATCHES), touched, strict=True)))
+
+    curves = [curve(UNIFORM), *([] if asked.load.uniform else [curve(asked.load)])]
+    values = [y for c in curves for _, y in c.points]
+    up = LogAxis.over(min(values), max(values))
+    plane = Plane(powers(1, BATCHES[-1]), up, "batch (texts at once)", "experts", _figure)
+    note = (
+        f"{mixtures[-1].experts} experts, {mixtures[-1].top_k} a token; independent tokens, so that texts touch fewer"
+    )
+    return figure("Experts that a layer reads", note, curve_chart(curves, plane))

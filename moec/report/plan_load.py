@@ -27,7 +27,7 @@ def load_maps(shares: Mapping[str, Sequence[float]]) -> list[Markup]:
     )
     return [
         figure("Share of each expert", note, heat_map(rows, "expert")),
-        figure("Busiest expert over the mean", "1 is even; the number of experts is a collapse", drawn),
+        figure("Busiest expert over the mean", "1 is even; experts over experts a token is a collapse", drawn),
     ]
 
 

@@ -21,6 +21,7 @@ from moec.report.plan_charts import (
     settings,
     speed_chart,
 )
+from moec.report.plan_load import load_maps
 from moec.report.rendering import environment
 from moec.shown import count_of, size_of, span_of
 
@@ -31,18 +32,24 @@ _ORIGINS = (
     ("weights", "every matrix in its format with scales and zero points; routers, norms, tables in 16 bits", "exact"),
     ("state", "rows of the key and value projections; windows cut, latents compressed", "exact, or not known"),
     ("activations, runtime", "the widest layer, 2,048 tokens at once; 1 GiB for the device's context", "rule of thumb"),
-    ("experts of a step", "E (1 - (1 - k/E)^B): uniform, independent tokens", "real texts touch fewer"),
     ("dense twins", "the same layers with one network in place of each mixture", "paper models, never trained"),
 )
 
 
-def plan_page(found: Estimate, source: str = "", compiled: Sequence[tuple[str, str]] = ()) -> str:
+def plan_page(
+    found: Estimate,
+    source: str = "",
+    compiled: Sequence[tuple[str, str]] = (),
+    served: Sequence[Table] = (),
+    notes: Sequence[str] = (),
+) -> str:
     """The page; every text of others is escaped.
 
     Args:
         found: the estimate.
         source: what the user called the model.
         compiled: titles and texts about what a compilation would do.
+        served: tables about serving: title, columns and rows. notes: the same in words.
     """
     asked = Question(found)
     every = settings(asked)
@@ -60,10 +67,12 @@ def plan_page(found: Estimate, source: str = "", compiled: Sequence[tuple[str, s
             memory_chart=memory_chart(asked),
             lacking=_lacking(asked, len(every)),
             speed_charts=_speed_charts(asked),
-            sections=[],
-            tables=_tables(found),
+            router_charts=_routers(asked),
+            load=asked.load.name,
+            tables=[*_tables(found), *served],
+            notes=notes,
             compiled=compiled,
-            origins=[*_ORIGINS, *_times(found)],
+            origins=[*_ORIGINS, *_experts(asked), *_times(found)],
         )
     )
 
@@ -77,6 +86,14 @@ def _speed_charts(asked: Question) -> list[Markup]:
     for setting in settings(asked)[:_MOST]:
         drawn += _known([speed_chart(asked, setting), roofline_chart(asked, setting)])
     return drawn
+
+
+def _routers(asked: Question) -> list[Markup]:
+    """How often each expert is taken, where that was measured."""
+    if not asked.load.layers:
+        return []
+    odds = {m.module: asked.load.chances(place, m) for place, m in enumerate(asked.shape.mixtures)}
+    return load_maps({module: [each / sum(layer) for each in layer] for module, layer in odds.items()})
 
 
 def _lacking(asked: Question, drawn: int) -> str:
@@ -142,7 +159,7 @@ def _facts(found: Estimate) -> list[tuple[str, str]]:
     if found.equivalent:
         cost, quality = count_of(found.equivalent.by_cost), count_of(found.equivalent.by_quality)
         rows.append(("like a dense model of", f"{cost} in the cost of serving, {quality} in quality by folklore"))
-    return rows + [("not known", what) for what in shape.unknown]
+    return [*rows, *(("note", what) for what in shape.notes), *(("not known", what) for what in shape.unknown)]
 
 
 def _tables(found: Estimate) -> list[Table]:
@@ -154,15 +171,20 @@ def _tables(found: Estimate) -> list[Table]:
     ]
     if found.ranks:
         rows = [
-            (str(r.ranks), f"{r.reached:.2f}", size_of(r.bytes_a_token), size_of(r.tensor_parallel_bytes))
+            (
+                str(r.ranks),
+                f"{r.reached:.2f}",
+                f"{r.remote:.2f}",
+                *map(size_of, (r.wire_bytes, r.tensor_parallel_bytes)),
+            )
             for r in found.ranks
         ]
-        head = ("devices", "reached by a token", "sent a token", "by tensor parallelism")
+        head = ("devices", "reached by a token", "remote ones", "sent a token", "by tensor parallelism")
         tables.append(("Experts on several devices", head, rows))
     if found.versus is not None:
-        head = ("batch", f"{shape.name} reads a token", f"{found.versus.name} reads a token", "ratio")
+        beside = ("batch", f"{shape.name} reads a token", f"{found.versus.name} reads a token", "ratio")
         both = [(f"{b.batch:,}", *map(size_of, b.bytes), f"{b.bytes[0] / b.bytes[1]:.2f}") for b in found.beside]
-        tables.append((f"Beside {found.versus.name}", head, both))
+        tables.append((f"Beside {found.versus.name}", beside, both))
     return tables
 
 
@@ -184,6 +206,15 @@ def _row(s: Situation) -> tuple[str, ...]:
         f"{span_of(prompt.low, prompt.high)} s" if prompt else "–",
         ", ".join(dict.fromkeys(t.bound for t in (decode, prompt) if t)) or "–",
     )  # fmt: skip
+
+
+def _experts(asked: Question) -> list[tuple[str, str, str]]:
+    """Where the number of experts that a step reads comes from."""
+    if not asked.shape.mixtures:
+        return []
+    how = "E (1 - (1 - k/E)^B): every expert as likely"
+    how = how if asked.load.uniform else f"the sum of 1 - (1 - p)^B, with each expert's p from {asked.load.name}"
+    return [("experts of a step", how, "texts touch fewer: their tokens are not independent")]
 
 
 def _times(found: Estimate) -> list[tuple[str, str, str]]:

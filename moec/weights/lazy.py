@@ -185,6 +185,17 @@ def merged(weight: Weight) -> Weight:
     return Weight(shape, weight.dtype, f"merged({weight.origin})", read, weight.atomic, inputs=(weight,))
 
 
+def unmerged(weight: Weight, count: int) -> Weight:
+    """`weight.unflatten(0, (count, -1))`: `[A * B, …]` as `[A, B, …]`, still read by rows."""
+    inner, rest = weight.shape[0] // count, weight.shape[1:]
+
+    def read(start: int, stop: int) -> Tensor:
+        return weight.read(start * inner, stop * inner).reshape(stop - start, inner, *rest)
+
+    shape = (count, inner, *rest)
+    return Weight(shape, weight.dtype, f"unmerged[{count}]({weight.origin})", read, weight.atomic, inputs=(weight,))
+
+
 def columns(weight: Weight, start: int, stop: int) -> Weight:
     """`weight[..., start:stop]`, contiguous: the shard of a matrix along its inputs."""
     return rowwise(f"columns[{start}:{stop}]", lambda t: t[..., start:stop].contiguous(), weight)

@@ -156,3 +156,34 @@ def test_help_leaves_stdin_alone() -> None:
         main(["--help"])
     assert stop.value.code == 0 and sys.stdin is before
     assert os.get_inheritable(0)
+
+
+ENDS = """
+import atexit, ctypes, sys, threading, time
+from moec.cli.ending import leave
+class Held:
+    def __del__(self): print("taken apart")
+held = Held()
+atexit.register(print, "at exit")
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread", flush=True))).start()
+print("Python", flush=True)
+ctypes.CDLL(None).printf(b"C\\n")
+leave(3)
+"""
+RUNS = """
+import sys
+class Held:
+    def __del__(self): print("taken apart")
+held, sys.argv = Held(), ["moec", "explain", "M101"]
+from moec.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("code", "status", "said"), [(ENDS, 3, ["Python", "thread", "at exit", "C"]), (RUNS, 0, None)])
+def test_a_process_ends_with_all_that_is_due_and_takes_nothing_apart(
+    code: str, status: int, said: list[str] | None
+) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (status, "") and "taken apart" not in done.stdout
+    assert sorted(done.stdout.splitlines()) == sorted(said) if said else done.stdout.startswith("M101")

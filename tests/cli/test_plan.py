@@ -41,6 +41,7 @@ def test_json_holds_the_same(cli: Cli, tmp_path: Path) -> None:
         (["--context", "999999"], "--context 32768"),
         (["--context", "0"], "--context"),
         (["--format", ""], "--format"),
+        (["--state", "fp9"], "fp8"),
     ],
 )
 def test_bad_questions_get_three_lines(cli: Cli, tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -74,7 +75,8 @@ def test_it_fits_a_terminal_and_nothing_is_cut(
     for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)
     shown = re.sub(r"\x1b\[\d*m", "", cli(*asked))
-    assert max(map(len, shown.splitlines())) <= columns and "\x1b" not in shown
+    sentences = [line for line in shown.splitlines() if str(path) not in line]  # commands are copied, so not broken
+    assert max(map(len, sentences)) <= columns and "\x1b" not in shown
 
     def letters(text: str) -> Counter[str]:
         return Counter(re.sub(r"[\s─]", "", text))
@@ -116,3 +118,40 @@ def test_a_file_of_weights_is_no_config(cli: Cli, tmp_path: Path) -> None:
         file.truncate(2**34)  # is never read into memory
     cli("plan", weights, status=2)
     assert "M204" in cli.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{not json", "not a JSON object"),
+        ("[1, 2]", "it holds a list"),
+        ("{}", "hidden_size, num_hidden_layers, num_attention_heads, vocab_size, intermediate_size"),
+        ('{"model_type": "mixtral", "num_experts_per_tok": 9}', "9 of 8 experts"),
+        ('{"model_type": "mixtral", "hidden_size": 4097, "num_attention_heads": 32}', "4097"),
+        ('{"model_type": "mixtral", "num_hidden_layers": -1}', "num_hidden_layers = -1"),
+        ('{"model_type": "mixtral", "hidden_size": "wide"}', "hidden_size"),
+        ('{"model_type": "llama", "num_hidden_layers": 1000000000}', "num_hidden_layers"),
+    ],
+)
+def test_bad_configs_get_three_lines(cli: Cli, tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    cli("plan", path, status=2)
+    assert words in cli.err and len(cli.err.strip().splitlines()) == 3
+
+
+def test_a_rumour_is_called_one(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(
+        tmp_path, {key: value for key, value in configs.MIXTRAL.items() if key not in ("model_type", "architectures")}
+    )
+    path.write_text(path.read_text().replace("{", '{"moec_name": "X-1", "moec_source": "rumour", ', 1))
+    text = cli("plan", path)
+    assert "X-1: 46.7 B" in text and "note: X-1: sizes written by hand (rumour), not a checkpoint" in text
+    assert cli.json("plan", path)["notes"][0].startswith("X-1: sizes written by hand (rumour)")
+
+
+def test_state_and_page_go_with_recipes(cli: Cli, tmp_path: Path) -> None:
+    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
+    arguments = ("plan", path, "--format", "balanced,bf16", "--device", "h200", "--html", tmp_path / "page.html")
+    halves = [cli.json(*arguments, "--state", state)["situations"][0]["memory"]["state"] for state in ("bf16", "fp8")]
+    assert halves[0] == 2 * halves[1] > 0 and "balanced" in (tmp_path / "page.html").read_text()

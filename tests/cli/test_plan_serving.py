@@ -74,4 +74,4 @@ def test_bad_questions_get_three_lines(cli: Cli, model: Path, arguments: str, wo
 
 
 def test_an_interval_of_equal_ends_is_one_number() -> None:
-    assert span(1.2, 1.4) == "1" and span(2, 1) == "1 to 2" and span(0.5, 0.25, ".0%") == "25% to 50%"
+    assert span(1.2, 1.4) == "1" and span(2, 1) == "1–2" and span(0.5, 0.25, ".0%") == "25%–50%"

@@ -15,6 +15,8 @@ from torch import Tensor
 import moec
 from moec.compiler import routers as module
 from moec.errors import MoecError
+from moec.frontend.program_source import ProgramSource
+from moec.frontend.source import Domain
 from moec.program.program import Program
 from tests import zoo
 
@@ -85,6 +87,8 @@ def test_what_cannot_be_looked_at_is_refused(texts: dict[str, Path], tmp_path: P
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "moec.json").write_text("{}")
     upcycled, _ = moec.Pipeline.parse("upcycle(experts=4, top_k=2)").run(zoo.captured("llama"))
+    narrow = ProgramSource(zoo.captured("mixtral"))
+    narrow.domains["input_ids"] = Domain("token", 50)
     mixtral = {"model": zoo.captured("mixtral"), "texts": texts}
     cases: list[tuple[dict[str, Any], str]] = [
         ({"model": zoo.captured("llama"), "texts": texts}, "no mixture"),
@@ -93,6 +97,7 @@ def test_what_cannot_be_looked_at_is_refused(texts: dict[str, Path], tmp_path: P
         ({**mixtral, "texts": [texts["law"], tmp_path / "law.npy"]}, "one name"),
         ({**mixtral, "tokens": -1}, "-1 in all"),
         ({**mixtral, "versus": upcycled}, "do not match"),
+        ({**mixtral, "versus": narrow}, "the same tokens"),
     ]
     for arguments, says in cases:
         with pytest.raises(MoecError, match=says) as caught:

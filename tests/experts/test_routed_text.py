@@ -51,6 +51,14 @@ def test_copies_say_the_same_and_random_experts_do_not() -> None:
         assert len(near) == 2 and all(s is not None and least < s.mean < most for s in near)
 
 
+def test_nothing_is_computed_or_kept_behind_the_last_mixture() -> None:
+    routed = RoutedText(zoo.captured("mixtral"))
+    results = next(n for n in routed.program.graph.nodes if n.op == "output").args[0]
+    assert results == (routed.mixtures[-1].node,)
+    assert len(zoo.captured("mixtral").outputs) == 5  # logits, keys and values of two layers: the model's own stay
+    assert not any("lm_head" in str(n.target) for n in routed.program.graph.nodes)
+
+
 def test_a_dense_model_has_no_router() -> None:
     with pytest.raises(MoecError, match="no mixture") as caught:
         RoutedText(zoo.captured("llama"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,3 +42,21 @@ def test_the_hash_of_a_file(tmp_path: Path) -> None:
     assert file_hash(tmp_path / "file").startswith("ba7816bf8f01cfea")
     with pytest.raises(OSError, match="directory"):
         file_hash(tmp_path)
+
+
+@pytest.mark.parametrize("owner", [os, builtins])
+def test_ctrl_c_right_after_opening_is_no_error_of_the_file(
+    owner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is dropped closes its descriptor, which is then not to be closed once more."""
+    (tmp_path / "file").write_bytes(b"12345")
+    name = "fdopen" if owner is os else "open"
+    real = getattr(owner, name)
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        real(*arguments, **options).fileno()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with suppress(KeyboardInterrupt):
+        open_regular(tmp_path / "file").close()

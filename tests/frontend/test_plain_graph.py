@@ -24,7 +24,8 @@ class Many(nn.Module):
         super().__init__()
         self.inner = nn.Linear(6, 6)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:
+        x = input
         mask = torch.full((x.shape[0], x.shape[0]), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
         top, _ = torch.topk(self.inner(x), 2)
         y = x.contiguous(memory_format=torch.contiguous_format).view(x.shape[0], 2, -1)[..., ::2].to(torch.float64)
@@ -33,7 +34,7 @@ class Many(nn.Module):
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    return moec.capture(Many(), {"x": torch.ones(5, 6)}, {"x": ("rows", None)})
+    return moec.capture(Many(), {"input": torch.ones(5, 6)}, {"input": ("rows", None)})
 
 
 def through_json(graph: fx.Graph) -> dict[str, Any]:
@@ -45,12 +46,12 @@ def test_a_graph_comes_back(program: Program) -> None:
     again = GraphReader(through_json(program.graph)).graph()
     assert str(again) == str(program.graph) and through_json(again) == through_json(program.graph)
     for old, new in zip(program.graph.nodes, again.nodes, strict=True):
-        assert (old.target, module_paths(old)) == (new.target, module_paths(new))
+        assert (old.name, old.target, module_paths(old)) == (new.name, new.target, module_paths(new))
         shown = str(old.meta.get("val")).replace(", requires_grad=True", "")  # which nothing reads of a Program
         assert shown == str(new.meta.get("val")), "shapes, dtypes, devices, fake or not"
         assert old.meta.get("stack_trace") == new.meta.get("stack_trace")
     x, other = torch.randn(3, 6), replace(program, graph_module=fx.GraphModule(program.graph_module, again))
-    want, got = program.run(x=x), other.run(x=x)
+    want, got = program.run(input=x), other.run(input=x)
     assert all(torch.equal(want[name], got[name]) for name in program.outputs)
 
 

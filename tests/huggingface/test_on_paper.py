@@ -113,6 +113,11 @@ def test_defaults_that_a_config_does_not_override_are_said(tmp_path: Path) -> No
     assert shape_of(str(configs.write(tmp_path, gpt2))).notes == ()
 
 
+def test_a_rumour_stays_one_where_a_class_fits(tmp_path: Path) -> None:
+    found = shape_of(str(configs.write(tmp_path, configs.MIXTRAL | {"moec_source": "rumour"})))
+    assert found.notes == ("sizes written by hand (rumour), not a checkpoint",)
+
+
 def test_an_architecture_that_nobody_knows_is_counted_as_a_usual_decoder(tmp_path: Path) -> None:
     odd = {key: value for key, value in configs.MIXTRAL.items() if key != "architectures"} | {"model_type": "odd"}
     found = shape_of(str(configs.write(tmp_path, odd)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,23 @@ import pytest
 from moec.huggingface.shape import shape_of
 from moec.planning.advice import RULES, advise
 from moec.planning.estimate import estimate
+from moec.planning.load import Load
 from moec.planning.question import Advice
+from moec.planning.serving import Asked
 from moec.planning.shape import Shape
 from tests.planning import configs
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
+_known: dict[str, Shape] = {}
+
 
 def shape(tmp_path: Path, config: dict[str, Any]) -> Shape:
-    return shape_of(str(configs.write(tmp_path, config)))
+    """The shape of a config, built once."""
+    key = json.dumps(config)
+    if key not in _known:
+        _known[key] = shape_of(str(configs.write(tmp_path, config)))
+    return _known[key]
 
 
 def advice(rule: str, *args: Any, **asked: Any) -> list[Advice]:
@@ -57,6 +68,16 @@ def test_a_named_model_takes_the_place_of_the_dense_twins(tmp_path: Path) -> Non
     assert same.verdict == "alike"
 
 
+def test_a_prompt_is_bound_by_computing_where_the_mixture_computes_less(tmp_path: Path) -> None:
+    """Two FLOPs for each active parameter and token, and attention's: 4 x 32 layers x 32 heads x 128 x n^2 / 2."""
+    (found,) = advice("prompt", shape(tmp_path, configs.MIXTRAL), devices=("h200",), context=8192)
+    assert found.verdict == "compute-bound" and found.figures["flops_ratio"] == pytest.approx(1.85, abs=0.01)
+    expected = 2 * (12_748_853_248 - 131_072_000) * 8192 + 4 * 32 * 32 * 128 * 8192**2 / 2
+    assert found.figures["flops"] == pytest.approx(expected, rel=1e-3) and "0.28–0.63 s" in found.text
+    (short,) = advice("prompt", shape(tmp_path, configs.MIXTRAL), devices=("h200",), context=16)
+    assert short.verdict == "memory-bound"
+
+
 def test_a_mixture_is_bound_by_computing_only_at_many_times_the_batch(tmp_path: Path) -> None:
     """A dense layer at the ridge, 206 FLOPs a byte on an H200; experts at that times E / k: 824 for 2 of 8."""
     (dense,) = advice("turns", shape(tmp_path, configs.LLAMA_1B), devices=("h200",), context=1)
@@ -74,10 +95,23 @@ def test_nothing_is_said_where_the_figure_is_not_known(tmp_path: Path) -> None:
     assert advice("bound", mixtral, devices=("rtx4090",)) == []  # no such device holds it
     bert = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 384, "num_attention_heads": 12}
     said = advise(estimate(shape(tmp_path, bert), devices=("h200",), context=128))
-    assert said == ()
+    assert [each.rule for each in said] == ["prompt"]
+    assert advise(estimate(shape(tmp_path, bert), context=128)) == ()
 
 
 def test_experts_on_devices_beside_tensor_parallelism(tmp_path: Path) -> None:
+    """2 experts of 8 send as much as two all-reduces, 8 of 128 more, whatever their size."""
     (mixtral,) = advice("ranks", shape(tmp_path, configs.MIXTRAL), ranks=(8,))
-    assert mixtral.verdict == "tensor parallelism" and "lie on 2.0 of them" in mixtral.text
-    assert mixtral.figures["bytes"] > mixtral.figures["tensor_parallel_bytes"]
+    assert mixtral.verdict == "neither" and "lie on 2.0 of them" in mixtral.text
+    (qwen,) = advice("ranks", shape(tmp_path, configs.QWEN3_30B), ranks=(8,))
+    assert qwen.verdict == "tensor parallelism"
+    assert qwen.figures["bytes"] > 2 * qwen.figures["tensor_parallel_bytes"]
+
+
+def test_a_load_that_is_not_even_has_hot_experts_and_touches_fewer(tmp_path: Path) -> None:
+    """By a power law the first of 8 takes 1 / (1 + 1/2 + ... + 1/8) of the choices, 2.9 times the mean."""
+    mixtral = shape(tmp_path, configs.MIXTRAL)
+    (hot,) = advice("hot experts", mixtral, batches=(4,), asked=Asked(load=Load("zipf:1.0", 1.0)))
+    assert hot.figures["ratio"] == pytest.approx(8 / sum(1 / n for n in range(1, 9)))
+    assert hot.figures["experts"] < hot.figures["experts_if_even"] == pytest.approx(5.47, abs=0.01)
+    assert advice("hot experts", mixtral) == []

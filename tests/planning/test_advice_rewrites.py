@@ -10,6 +10,8 @@ from moec.planning.advice_rewrites import YIELD
 from tests.planning import configs
 from tests.planning.test_advice import advice, shape
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
 
 def test_fewer_bits_read_less(tmp_path: Path) -> None:
     (found,) = advice("quantize", shape(tmp_path, configs.MIXTRAL), context=1)

@@ -15,7 +15,7 @@ from moec.planning.formats import FORMATS
 from moec.planning.interpolation import Table
 from moec.planning.load import read_load
 from moec.planning.measured import Tables
-from moec.planning.rooflines import attention_floor, experts_floor, matrix_floor, prompt_floor
+from moec.planning.rooflines import LAUNCH, attention_floor, exchange_floor, experts_floor, matrix_floor, prompt_floor
 from moec.planning.shape import Tensor
 from moec.planning.step import Time, time_of
 from moec.planning.work import Work
@@ -38,6 +38,7 @@ def tables(times: float, without: str = "") -> Tables:
         "attention": table(attention_floor(H200), times, GRID, GRID, [16], [4], [64]),
         "attention of a prompt": table(prompt_floor(H200), times, GRID, GRID, [16], [4], [64]),
         "latent": None,
+        "exchanges": None,
     }
     return Tables(f"made {times}", H200, BF16, Path(), read | ({without: None} if without else {}))
 
@@ -53,7 +54,8 @@ def test_kernels_at_half_the_roofline_take_twice_its_time() -> None:
     assert found is not None and set(dict(found.parts)) == {"matrices", "experts", "attention", "rest"}
     limit = max(work.step.bytes / 4.8e12, work.step.flops / 989e12)
     kernels = sum(seconds for name, seconds in found.parts if name != "rest")
-    assert kernels == pytest.approx(2 * limit, rel=0.1) != pytest.approx(1.5 * limit, rel=0.1)
+    expected = 2 * (limit + LAUNCH * (1 + 32 * (3 + 3 + 1)))  # the head; three products, experts, attention of a layer
+    assert kernels == pytest.approx(expected, rel=0.04) != pytest.approx(0.85 * expected, rel=0.04)
     assert found.low < kernels + dict(found.parts)["rest"] < found.high
     assert found.high / found.low < 1.6 and found.bound == time_of(work.step, H200, BF16).bound
 
@@ -99,6 +101,18 @@ def test_prompts_and_drafts() -> None:
         for n, r in ((8, 1), (8, 4), (32, 1))
     )
     assert one < draft < four  # the cache is read once for all rows of a draft
+
+
+def test_split_over_devices_each_does_its_part_and_they_exchange() -> None:
+    work = Work(mixture(layers=32), BF16, 256, 4096)
+    one, four = (composed(work, H200, [tables(2.0)], ranks) for ranks in (1, 4))
+    assert one and four and set(dict(four.parts)) == {*dict(one.parts), "exchanges"}
+    assert dict(four.parts)["attention"] == pytest.approx(dict(one.parts)["attention"] / 4, rel=0.1)
+    assert all(dict(one.parts)[n] / 4 < dict(four.parts)[n] < dict(one.parts)[n] for n in ("matrices", "experts"))
+    made = tables(2.0)
+    made._read["exchanges"] = table(exchange_floor(H200), 3.0, [2, 4, 8], GRID * 64)
+    measured = composed(work, H200, [made], 4)
+    assert measured and dict(measured.parts)["exchanges"] != pytest.approx(dict(four.parts)["exchanges"], rel=0.01)
 
 
 def test_what_engines_do_together_is_one_product() -> None:

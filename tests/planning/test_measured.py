@@ -9,7 +9,7 @@ from moec.planning import measured
 from moec.planning.composed import composed
 from moec.planning.devices import devices
 from moec.planning.formats import FORMATS
-from moec.planning.measured import FRAMEWORKS, SYSTEMS, kinds, tables, why_none
+from moec.planning.measured import FRAMEWORKS, SYSTEMS, kinds, missing, tables, why_none
 from moec.planning.work import Work
 from tests.planning.shapes import mixture
 
@@ -20,7 +20,8 @@ with_tables = pytest.mark.skipif(bool(why_none(H200)), reason=why_none(H200) or 
 def test_why_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nobody's tables hold rtx3090" in why_none(devices()["rtx3090"])
     monkeypatch.setattr(measured, "PACKAGE", "no_such_package")
-    assert "pip install 'moec[plan]'" in why_none(H200)
+    assert "pip install 'moec[plan]'" in why_none(H200) == missing(["rtx3090", "h200"])
+    assert missing(["rtx3090"]) == "" and tables.__wrapped__("h200", "bf16") == ()
 
 
 def test_every_system_is_a_device() -> None:
@@ -62,3 +63,11 @@ def test_a_step_lies_near_the_roofline_and_not_below_it() -> None:
         work = Work(mixture(128, 8, 24, 2048, 768), FORMATS[format], 32, 2048)
         found = composed(work, H200, tables("h200", format))
         assert found is not None and 0.9 * work.step.bytes / 4.8e12 < found.low < 6 * work.step.bytes / 4.8e12
+
+
+@with_tables
+def test_split_over_devices_exchanges_are_measured_too() -> None:
+    work = Work(mixture(8, 2, 32, 4096, 14336), FORMATS["bf16"], 32, 2048)
+    one, four = (composed(work, H200, tables("h200", "bf16"), n) for n in (1, 4))
+    assert one is not None and four is not None and one.low / 4 < four.low < one.low / 2
+    assert 32 * 2 * 2e-6 < dict(four.parts)["exchanges"] < 32 * 2 * 30e-6

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from moec.errors import MoecError
 from moec.huggingface.shape import shape_of
 from moec.planning.devices import Device
-from moec.planning.formats import FORMATS
+from moec.planning.formats import FORMATS, with_state
 from moec.planning.memory import memory_of
 from moec.planning.shape import Shape
-from tests.planning import configs
+from tests.planning import configs, published
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +37,20 @@ def test_devices_are_counted_by_what_is_free_on_each(mixtral: Shape) -> None:
     assert memory.devices(just) == 1 and memory.devices(half) == 2
     less = Device("x", just.memory * 0.999, 1, {16: 1})
     assert memory.devices(less) == 2 and memory.devices(Device("x", 0.5, 1, {16: 1})) == 0
+
+
+@pytest.mark.parametrize(("state", "bits"), [("bf16", 16), ("fp8", 8), ("int8", 8.25)])
+def test_the_state_in_fewer_bits(mixtral: Shape, state: str, bits: float) -> None:
+    memory = memory_of(mixtral, with_state(FORMATS["bf16"], state), 2, 1000)
+    assert memory.state == 2 * 1000 * 65_536 * bits / 8
+    assert memory.weights == memory_of(mixtral, FORMATS["bf16"], 2, 1000).weights
+
+
+def test_what_does_not_grow_keeps_16_bits_and_an_unknown_state_has_neighbours(tmp_path: Path) -> None:
+    nemotron = shape_of(str(configs.write(tmp_path, published.NEMOTRON_H)))
+    fixed = 23 * (64 * 64 * 128 + 4 * 6144)
+    found = memory_of(nemotron, with_state(FORMATS["bf16"], "fp8"), 1, 100)
+    assert found.state == 2 * fixed + 100 * 6 * 2 * 2 * 128
+    with pytest.raises(MoecError, match="M202") as refused:
+        with_state(FORMATS["bf16"], "fp9")
+    assert "fp8" in refused.value.fix

@@ -52,6 +52,16 @@ def test_a_load_is_in_every_figure() -> None:
     assert found.ranks[0].reached < plain.ranks[0].reached
 
 
+def test_what_one_device_does_not_hold_is_split_over_as_many_as_do() -> None:
+    huge = mixture(experts=64, layers=32)
+    found = estimate(huge, ("bf16",), ("rtx4090", "b200"), (1,), 64, asked=Asked()).serving
+    assert found is not None
+    (row,) = found.spreads
+    assert (row.how, row.device, row.ranks, row.fits) == ("tensor", "rtx4090", 2, True) and row.time is not None
+    priced = estimate(huge, ("bf16",), ("rtx4090",), (1,), 64, asked=Asked(prices={"rtx4090": 1.0})).serving
+    assert priced and priced.costs[0].devices == 2
+
+
 @pytest.mark.parametrize(
     ("questions", "words"),
     [

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from moec.planning.devices import devices
 from moec.planning.formats import FORMATS, stored_bytes
 from moec.planning.memory import memory_of
-from moec.planning.spread import HOP, spread, spreads, tensor_time
+from moec.planning.spread import spread, spreads
 from moec.planning.step import time_of
 from moec.planning.work import Work
 from tests.planning.shapes import dense, mixture
 
-H200, BF16 = devices()["h200"], FORMATS["bf16"]
+H200, BF16 = replace(devices()["h200"], name="paper"), FORMATS["bf16"]  # nobody measured it: the roofline everywhere
 WORK = Work(mixture(64, 4, 16), BF16, 64, 1024)
 
 
@@ -37,13 +38,6 @@ def test_what_is_sent() -> None:
     assert spread(WORK, H200, 8, "tensor").sent == pytest.approx(64 * 16 * 2 * 2 * 7 / 8 * 1024 * 2)
     few, many = (spread(WORK, H200, n, "expert").sent for n in (2, 8))
     assert many < few  # each has fewer texts, which reach more ranks
-
-
-def test_splitting_matrices_is_faster_until_exchanges_take_the_time() -> None:
-    alone, two, eight = (tensor_time(WORK, H200, n).high for n in (1, 2, 8))
-    assert alone > two > eight > 2 * 16 * HOP[1]
-    slow = devices()["l40s"]
-    assert spread(WORK, slow, 8, "tensor").time.high > spread(WORK, H200, 8, "tensor").time.high  # type: ignore[union-attr]
 
 
 def test_an_uneven_load_makes_the_busiest_rank_slower() -> None:

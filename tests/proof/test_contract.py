@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from moec.errors import MoecError
+from moec.execution.streaming import StreamingEngine
 from moec.pipeline.passes import Context
 from moec.program.program import Program
+from moec.proof import contract
 from moec.proof.budgets import OverBudget
 from moec.proof.compare import Tolerance
 from moec.proof.contract import VerifyHook
@@ -31,6 +33,25 @@ def test_exact_passes_that_are_exact_pass() -> None:
     run(ScaleHead(1 + 1e-6), ScaleHead(1 - 1e-6), hooks=[hook])
     assert [c.ok for _, c in hook.comparisons] == [True, True]
     assert 0 < hook.comparisons[0][1].worst.deviation < FP32.deviation
+
+
+def test_what_a_pass_made_runs_once_and_is_what_the_next_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = list[int]()
+    real = StreamingEngine.run
+    monkeypatch.setattr(StreamingEngine, "run", lambda e, given: runs.append(0) or real(e, given))  # type: ignore[func-returns-value]
+    hook = verifier()
+    run(ScaleHead(1 + 1e-6), ScaleHead(1 - 1e-6), ScaleHead(1 + 1e-6), hooks=[hook])
+    assert len(runs) == 4
+    kept = [c for _, c in hook.comparisons]
+    monkeypatch.setattr(contract, "_KEPT_BYTES", 0)
+    run(ScaleHead(1 + 1e-6), ScaleHead(1 - 1e-6), ScaleHead(1 + 1e-6), hooks=[hook := verifier()])
+    assert len(runs) == 4 + 6 and [c for _, c in hook.comparisons] == kept
+    run(ScaleHead(1 + 1e-6), hooks=[hook := verifier()])
+    changed = source_of(MoeModel()).capture()  # another program than the last pass left
+    before = len(runs)
+    hook.before(1, ScaleHead(1.0), changed)
+    hook.after(1, ScaleHead(1.0), changed, 0, 0.0)
+    assert len(runs) == before + 2
 
 
 def test_an_exact_pass_that_is_not_breaks_its_contract() -> None:

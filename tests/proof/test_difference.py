@@ -39,3 +39,35 @@ def test_what_cannot_be_compared_is_a_problem(got: torch.Tensor | None, problem:
 def test_a_reference_that_is_no_number_ends_the_proof() -> None:
     with pytest.raises(MoecError, match="M105"):
         difference("logits", WANT * math.nan, WANT, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 1), (9, 8), (3, 40_000), (300, 7, 32)])
+def test_figures_of_many_blocks_are_those_of_the_whole(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    want = torch.randn(shape, generator=generator).to(dtype)
+    got = (want + 0.03 * torch.randn(shape, generator=generator)).to(dtype)
+    before, found = (want.clone(), got.clone()), difference("logits", want, got, 0.1)
+    assert torch.equal(want, before[0]) and torch.equal(got, before[1])
+    w, g = want.double(), got.double()
+    error = (g - w).abs()
+    squares = error.square()
+    figures = {
+        "elements": w.numel(), "max_abs": error.max(), "sum_abs": error.sum(), "spread": w.std(correction=0),
+        "total": w.sum(), "squares": w.square().sum(), "relative": error.norm() / w.norm(),
+        "cosine": (w * g).sum() / w.norm() / g.norm(), "error_squares": squares.sum(),
+        "row_squares": (squares.mean(-1) if shape else squares).max(),
+    }  # fmt: skip
+    assert {n: getattr(found, n) for n in figures} == pytest.approx({n: float(v) for n, v in figures.items()}, 1e-9)
+    rows = w.shape[:-1].numel() if len(shape) and shape[-1] > 1 else 0
+    same = (w.amax(-1, True) == w.gather(-1, g.argmax(-1, True))) if rows else torch.zeros(0)  # a tie is no error
+    assert (found.rows, found.agree) == (rows, int(same.sum()))
+
+
+def test_a_single_wrong_element_of_the_last_block_is_seen() -> None:
+    want = torch.zeros(70_000, 4)
+    want[:, 0] = 0.25
+    got = want.clone()
+    got[-1, 2] = 0.5
+    found = difference("logits", want, got, 0.1)
+    assert (found.max_abs, found.sum_abs, found.row_squares, found.agree) == (0.5, 0.5, 0.0625, 69_999)

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 from moec.planning.estimate import estimate
+from moec.planning.load import Load
+from moec.planning.serving import Asked
 from moec.proof.checks.text import TextQuality
 from moec.report.artefacts import Artefact
 from moec.report.page import html
@@ -72,7 +74,8 @@ def plans() -> dict[str, str]:
         mixtral, llama = (shape(Path(folder), config) for config in (configs.MIXTRAL, configs.LLAMA_70B))
     named = replace(mixtral, name="AMixtureOfExpertsWhoseNameHasNoPlaceToBreak" * 2)
     asked = (("bf16", "int4-g128-zero"), ("h200", "rtxpro6000", "l4"), (1, 8, 64), 8192)
-    one = estimate(named, *asked, ranks=(2, 8))
+    load = Load("load.json", layers=((0.4, 0.2, 0.1, 0.1, 0.1, 0.1, 0.0, 0.0),) * 32)
+    one = estimate(named, *asked, ranks=(2, 8), asked=Asked(load=load))
     both = estimate(llama, ("int4",), ("h200",), (1, 1024), 4096, versus=mixtral)
     return {"plan": plan_page(one, "a/folder/" + "x" * 90), "plan of two": plan_page(both)}
 
@@ -110,7 +113,7 @@ def test_the_page_in_a_browser(flags: tuple[str, ...], tmp_path: Path) -> None:
     assert complaints == "" and len(found) == 5 * len(WIDTHS)
     drawn = {frame["page"]: len(frame["svgs"]) for frame in found}
     assert drawn["full"] >= 9 and drawn["plain"] >= 2 and drawn["bench"] == 2
-    assert drawn["plan"] == 8 and drawn["plan of two"] == 5
+    assert drawn["plan"] == 10 and drawn["plan of two"] == 5
     for frame in found:
         place = f"{frame['page']} at {frame['width']}"
         assert frame["scroll"] <= frame["client"], f"{place} scrolls sideways"

@@ -21,6 +21,8 @@ from moec.report.plan_charts import (
 from tests.planning import configs
 from tests.planning.test_advice import shape
 
+pytestmark = pytest.mark.usefixtures("roofline_only")
+
 
 def asked(tmp_path: Path, config: dict[str, Any], *args: Any) -> Question:
     return Question(estimate(shape(tmp_path, config), *args))
@@ -68,4 +70,4 @@ def test_what_a_model_does_not_have_is_not_drawn(tmp_path: Path) -> None:
     assert reading_chart(encoder) is None and speed_chart(encoder, settings(encoder)[0]) is None
     assert "prompt" in roofline_chart(encoder, settings(encoder)[0])
     experts = experts_chart(asked(tmp_path, configs.MIXTRAL))
-    assert experts and "8 experts, 2 a token: 2 at 1, 8 at 1024" in experts
+    assert experts and "uniform: 2 at 1, 8 at 1024" in experts

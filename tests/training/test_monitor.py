@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from torch import nn
 
 from moec.errors import MoecError
 from moec.experts.routed_text import RoutedText
+from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import text_inputs
+from moec.program.trainable import TrainableProgram
 from moec.routing.figures import RouterFigures, figures_of
 from moec.routing.tally import RouterTally
 from moec.training import RouterMonitor
@@ -24,6 +27,11 @@ def figures(model: nn.Module, **called: Any) -> tuple[RouterFigures, ...]:
     with RouterMonitor(model) as monitor, torch.no_grad():
         model(**{"input_ids": IDS, **called})
     return monitor.figures(alike=True)
+
+
+def trainable(kind: str) -> TrainableProgram:
+    """The model as a module of moec's."""
+    return Pipeline.parse("find-moe").all_optional().run(zoo.captured(kind))[0].module(trainable=True)
 
 
 def verbs_figures(kind: str) -> list[RouterFigures]:
@@ -49,7 +57,7 @@ def test_figures_are_those_of_the_verb(kind: str) -> None:
     want, model = verbs_figures(kind), zoo.build(kind)
     found = figures(model)
     assert [differing(a, b) for a, b in zip(want, found, strict=True)] == [[]] * len(want)
-    program = RoutedText(zoo.captured(kind)).program.module(trainable=True)
+    program = trainable(kind)
     ours = figures(program)
     assert [f.layer for f in ours] == [f.layer for f in want]
     assert [differing(a, b) for a, b in zip(want, ours, strict=True)] == [[]] * len(want)
@@ -61,11 +69,9 @@ def test_figures_are_those_of_the_verb(kind: str) -> None:
     assert any(differing(a, b) for a, b in zip(want, figures(model), strict=True))
 
 
-@pytest.mark.parametrize("trainable", [False, True])
-def test_padding_does_not_count(trainable: bool) -> None:
-    model: Any = zoo.build("mixtral")
-    if trainable:
-        model = RoutedText(zoo.captured("mixtral")).program.module(trainable=True)
+@pytest.mark.parametrize("make", [zoo.build, trainable])
+def test_padding_does_not_count(make: Callable[[str], Any]) -> None:
+    model = make("mixtral")
     mask = torch.ones_like(IDS)
     mask[1:, 32:] = 0
     found = figures(model, attention_mask=mask)
@@ -109,7 +115,7 @@ def test_it_counts_what_it_is_asked_to_and_ends() -> None:
 
 
 def test_gradients_are_those_without_a_monitor() -> None:
-    module = RoutedText(zoo.captured("mixtral")).program.module(trainable=True)
+    module = trainable("mixtral")
 
     def gradients() -> list[torch.Tensor]:
         module.zero_grad()

@@ -209,7 +209,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         raw = json.loads(read_inside(path, folder))  # as transformers reads it: with Infinity and NaN
-        assert isinstance(raw, dict)
+        assert isinstance(raw, dict), f"it holds a {type(raw).__name__}"
     except OSError as error:
         what = f"config.json cannot be read: {error.strerror}"
         raise MoecError("M204", what, str(path), "put a readable file there") from error
@@ -228,7 +228,8 @@ def config_of(folder: Path, remote: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=remote, local_files_only=True)
     except Exception as error:  # a config's own validation may raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = f"{first} {others[0]}" if others and first.endswith(":") else first
         raise MoecError(
             "M204",
             f"config.json is not a valid configuration: {reason}",

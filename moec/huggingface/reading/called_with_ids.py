@@ -1,0 +1,152 @@
+"""Experts outside transformers' interface that are called as the interface calls them: with tokens, the experts that
+were chosen, and their weights.
+
+Two layouts are known: DBRX's, whose matrices lie one below the other, and LongCat's, where some experts give a token
+back as it came ("zero experts"). A module is taken for one by its parameters, and proven on a copy of itself that is
+made small.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moec.dialect import Activation
+from moec.huggingface.reading.experts import place, refuse
+from moec.huggingface.reading.gate import identify
+from moec.program.program import META
+from moec.weights import lazy
+from moec.weights.lazy import Weight
+
+_TOLERANCE = 1e-5
+_HIDDEN, _INTERMEDIATE = 16, 12  # of the small copy: no multiple of each other, nor of a number of experts
+_CALL = ["hidden_states", "top_k_index", "top_k_weights"]
+
+
+def adapt_called_with_ids(path: str, module: Any, weights: dict[str, Weight]) -> bool:
+    """Rewrite such a module of a captured copy to `moec::experts`, in place; whether it is one.
+
+    Raises:
+        MoecError: M206 when it has the parts of a known one and does not compute what that does.
+    """
+    layout = _layout_of(module)
+    if layout is None:
+        return False
+    kept = _small(module, layout)
+    difference = _difference(kept, _adapted(kept, layout))
+    if not difference <= _TOLERANCE:
+        raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
+    layout(path, module, weights)
+    return True
+
+
+Layout = Callable[[str, Any, dict[str, Weight]], None]
+
+
+def _layout_of(module: Any) -> Layout | None:
+    if list(inspect.signature(module.forward).parameters) != _CALL:
+        return None
+    own, parts = dict(module.named_parameters()), dict(module.named_children())
+    if set(own) == {"mlp.w1", "mlp.v1", "mlp.w2"} and hasattr(parts["mlp"], "activation_fn"):
+        return _in_one_matrix
+    if set(own) == {"gate_up_proj", "down_proj"} and hasattr(module, "num_routed_experts"):
+        return _with_zero_experts
+    return None
+
+
+# ---------------------------------------------------------------------- layouts
+def _in_one_matrix(path: str, module: Any, weights: dict[str, Weight]) -> None:
+    """DBRX: `w1`, `v1` and `w2` are `[E*I, H]`, gate, up and down."""
+    mlp, count = module.mlp, module.num_experts
+    module._moec_activation = _activation(path, module, mlp.activation_fn)
+    gate, up = (weights.pop(f"{path}.mlp.{name}") for name in ("w1", "v1"))
+    both = lazy.concat([lazy.unmerged(w, count) for w in (gate, up)], 1)
+    del mlp.w1, mlp.v1
+    mlp.gate_up_proj = nn.Parameter(torch.empty(both.shape, dtype=both.dtype, device=META), requires_grad=False)
+    weights[f"{path}.mlp.gate_up_proj"] = replace(both, relaid=True)
+    place(f"{path}.mlp", mlp, "w2", weights, lambda w: lazy.transpose(lazy.unmerged(w, count), 1, 2))
+    module.forward = MethodType(_in_one_matrix_forward, module)
+
+
+def _in_one_matrix_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+    mlp, rule = self.mlp, self._moec_activation.arguments()
+    result: Tensor = torch.ops.moec.experts(rows, top_k_index, top_k_weights, mlp.gate_up_proj, mlp.w2, **rule)
+    return result.view(hidden_states.shape[0], -1, hidden_states.shape[-1])
+
+
+def _with_zero_experts(path: str, module: Any, weights: dict[str, Weight]) -> None:
+    """LongCat: the experts behind the last matrix give back what they get."""
+    module._moec_activation = _activation(path, module, module.act_fn)
+    place(path, module, "gate_up_proj", weights, lambda w: lazy.rows(w, 0, module.num_routed_experts))
+    module.forward = MethodType(_with_zero_experts_forward, module)
+
+
+def _with_zero_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    passes = top_k_index >= self.num_routed_experts
+    ids, shares = top_k_index.masked_fill(passes, 0), top_k_weights.masked_fill(passes, 0.0)
+    rule = self._moec_activation.arguments()
+    routed: Tensor = torch.ops.moec.experts(hidden_states, ids, shares, self.gate_up_proj, self.down_proj, **rule)
+    share = top_k_weights.masked_fill(~passes, 0.0).sum(-1, keepdim=True)
+    return routed + (hidden_states * share).to(hidden_states.dtype)
+
+
+def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) -> Activation:
+    def gate(x: Tensor) -> Tensor:
+        first, up = x.chunk(2, dim=-1)
+        return function(first) * up
+
+    found = identify(gate, True, (module,))
+    if found is None or found.order != "gate_up":
+        raise refuse(path, module, "has a gate that is none of those that moec knows")
+    return found.activation
+
+
+# ---------------------------------------------------------------------- proof
+def _small(module: Any, layout: Layout) -> Any:
+    """The same module with few numbers, which are drawn: sizes are changed wherever they stand."""
+    hidden = int(dict(module.named_parameters())["mlp.w1" if layout is _in_one_matrix else "down_proj"].shape[1])
+    inner = int(module.ffn_hidden_size if layout is _in_one_matrix else module.down_proj.shape[2])
+    sizes = {hidden: _HIDDEN, inner: _INTERMEDIATE, 2 * inner: 2 * _INTERMEDIATE}
+    if layout is _in_one_matrix:
+        sizes[module.num_experts * inner] = module.num_experts * _INTERMEDIATE
+    small = deepcopy(module)
+    generator = torch.Generator().manual_seed(0)
+    for part in small.modules():
+        for name, value in vars(part).items():
+            if type(value) is int and name.endswith("size"):
+                setattr(part, name, sizes.get(value, value))
+        for name, parameter in list(part._parameters.items()):
+            shape = [sizes.get(n, n) if k or layout is _in_one_matrix else n for k, n in enumerate(parameter.shape)]
+            setattr(part, name, nn.Parameter(torch.randn(shape, generator=generator) * 0.3, requires_grad=False))
+    return small
+
+
+def _adapted(module: Any, layout: Layout) -> Any:
+    adapted = deepcopy(module)
+    table = {f"small.{name}": lazy.from_tensor(value, name) for name, value in module.named_parameters()}
+    layout("small", adapted, table)
+    for name, weight in table.items():
+        owner, _, last = name.removeprefix("small.").rpartition(".")
+        setattr(adapted.get_submodule(owner), last, nn.Parameter(weight.load(), requires_grad=False))
+    return adapted
+
+
+def _difference(module: Any, adapted: Any) -> float:
+    """The largest difference on drawn tokens, over the spread; every expert is chosen, and some tokens choose one
+    twice."""
+    count = getattr(module, "total_experts", None) or module.num_experts
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3 * count, _HIDDEN, generator=generator)
+    ids = torch.stack([torch.arange(3 * count) % count, torch.randint(count, (3 * count,), generator=generator)], 1)
+    shares = torch.rand(ids.shape, generator=generator)
+    with torch.no_grad():
+        wanted, found = module(x, ids, shares), adapted(x, ids, shares)
+    return float((found - wanted).abs().max() / wanted.std())

@@ -1,0 +1,38 @@
+"""Disk and memory of a compilation, foreseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import moec
+from moec.compiler.foresee import foresee
+from moec.compiler.rehearsals import Rehearsals
+from tests import zoo
+
+
+@pytest.mark.repeats
+def test_what_is_foreseen_is_what_it_takes(tmp_path: Path) -> None:
+    folder = zoo.save("llama", tmp_path / "model", vocab_size=4096, hidden_size=64, intermediate_size=128)
+    passes = "quantize(bits=8, group=32)"
+    said = foresee(f"{folder}/config.json", passes)[0].effort
+    assert said is not None
+    moec.compile(folder, out=tmp_path / "engine", pipeline=passes, max_ram=said.least_ram_bytes + 2**28)
+    found = sum(file.stat().st_size for file in (tmp_path / "engine").glob("model.onnx.data"))
+    assert 0.95 * said.disk_bytes < found < 1.05 * said.disk_bytes
+    assert said.full_ram_bytes > said.least_ram_bytes > 10 * said.disk_bytes  # libraries are most of it
+
+
+def test_every_layer_is_counted_and_what_is_packed_takes_less(tmp_path: Path) -> None:
+    folder = zoo.save("llama", tmp_path / "model", num_hidden_layers=4)
+    paper = Rehearsals(f"{folder}/config.json")
+    plain, packed = (foresee(paper, passes)[0].effort for passes in ("", "quantize(bits=8, group=16)"))
+    assert plain is not None and plain.disk_bytes == 4 * paper.shape.total  # four layers, one of them captured
+    assert packed is not None and packed.disk_bytes < 0.4 * plain.disk_bytes
+    assert plain.full_ram_bytes > plain.least_ram_bytes + 7 * plain.disk_bytes
+
+
+def test_a_refusal_takes_nothing(tmp_path: Path) -> None:
+    folder = zoo.save("llama", tmp_path / "model")
+    assert foresee(f"{folder}/config.json", "quantize(format=nvfp4)")[0].effort is None
