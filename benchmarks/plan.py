@@ -1,6 +1,6 @@
 """What `moec plan --device cpu` says beside what is measured: decoders that moec compiles on this machine.
 
-usage: python benchmarks/plan.py [--case "Llama A" …] [--only int4 …] [--visits 2] [--tokens 8] [--urgent]
+usage: python benchmarks/plan.py [--case "Llama A" …] [--only int4 …] [--visits 1] [--tokens 12] [--urgent]
     [--json] [--save]
 
 Two dense models of Llama's shape and two mixtures, of Mixtral's and of Qwen3-MoE's, with random weights, 0.1 B
@@ -235,8 +235,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--only", nargs="+", choices=list(FORMS), default=list(FORMS), help="forms of the weights")
-    parser.add_argument("--visits", type=int, default=2, help="to each engine, with a round of the probe before each")
-    parser.add_argument("--tokens", type=int, default=8, help="that are timed in a visit")
+    parser.add_argument("--visits", type=int, default=1, help="to each engine, with a round of the probe before each")
+    parser.add_argument("--tokens", type=int, default=12, help="that are timed in a visit")
     parser.add_argument("--urgent", action="store_true", help="on a shared machine: before others while it times")
     parser.add_argument("--keep", type=Path, help="write the probe's times and the engines' there, to look at them")
     parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")

@@ -69,7 +69,7 @@ def _lines(record: Record) -> list[str]:
         f"{record.machine}; {versions}; {record.made}",
         f"reads {read} threads",
         f"a call takes {1e6 * token.a_call:.0f} µs, and {1e6 * token.a_layer:.0f} for each layer, beside all products",
-        f"nine in ten of the times lay between {record.low:.2f} and {record.high:.2f} of what these figures say",
+        f"a plan's interval: from {record.low:.2f} to {record.high:.2f} of what these figures come to",
     ]
 
 

@@ -93,7 +93,8 @@ class Record(msgspec.Struct, frozen=True):
         products, experts: by form: `fp32`, `int4`, `int4 rounded`, `int8 rounded`.
         calls: by kind: one `token` a text, one `prompt`, several `prompts`.
         elementwise: seconds for each number that goes into an operator which multiplies no matrices.
-        low, high: between these shares of what the record says lay nine in ten of the times that it was made from.
+        low, high: between these shares of what the record says lay nine in ten of the times that it was made from, and
+            a tenth more for what a sum of parts leaves out.
         format: of the record.
     """
 

@@ -16,6 +16,7 @@ from moec.timing.probe_engines import Small
 KNOTS = (1, 2, 4, 8, 32, 128)  # rows of an expert
 LENGTHS = {"token": (32, 256, 1024), "prompt": (16, 64, 256, 1024), "prompts": (64, 256)}
 NINE_IN_TEN = (0.05, 0.95)
+LEFT_OUT = 0.1  # what a sum of parts leaves out: an interval is wider by that, see benchmarks/plan.py
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def fit(times: Mapping[Any, Sequence[float]]) -> dict[str, Any]:
     numbers = {k: [1.0, float(k.rows * k.numbers)] for k in times if isinstance(k, NumberTime)}
     elementwise = _fitted(numbers, times, ratios)[1]
     low, high = np.quantile(ratios, NINE_IN_TEN)
-    shares = {"low": min(float(low), 1.0), "high": max(float(high), 1.0)}
+    shares = {"low": min(float(low), 1.0) / (1 + LEFT_OUT), "high": max(float(high), 1.0) * (1 + LEFT_OUT)}
     return {"products": products, "experts": experts, "calls": calls, "elementwise": elementwise, **shares}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moec.timing.probe_engines import Small
-from moec.timing.probe_fit import LENGTHS, CallTime, ExpertTime, NumberTime, ProductTime, fit, quiet
+from moec.timing.probe_fit import LEFT_OUT, LENGTHS, CallTime, ExpertTime, NumberTime, ProductTime, fit, quiet
 
 ROWS = (1, 4, 16)
 
@@ -53,7 +53,8 @@ def test_costs_are_found_again() -> None:
     assert experts.a_block == pytest.approx(3e-5, rel=0.02) and experts.idle == pytest.approx(1e-6, rel=0.02)
     assert experts.a_weight == pytest.approx((1e-10, 2e-10, 2e-10, 5e-10, 2e-9, 8e-9), rel=0.02)
     assert found["elementwise"] == pytest.approx(2e-9, rel=0.01)
-    assert 0.99 < found["low"] <= 1 <= found["high"] < 1.01
+    assert found["low"] == pytest.approx(1 / (1 + LEFT_OUT), rel=0.01)
+    assert found["high"] == pytest.approx(1 + LEFT_OUT, rel=0.01)
 
 
 def test_more_rows_are_never_cheaper_and_a_disturbed_time_counts_little() -> None:
