@@ -36,6 +36,7 @@ QUARTER, FOLDS = 0.25, 5
 SHAPE: dict[Kind, list[int]] = {
     "matrices": [1], "experts": [1, 2, 3, 4], "attention": [2, 3, 4], "attention of a prompt": [2, 3, 4],
     "latent": [2], "latent of a prompt": [2], "absorbed keys": [1], "absorbed values": [1],
+    "exchanges": [0],
 }  # fmt: skip
 Found = dict[tuple[float, ...], tuple[float, float]]  # sizes -> asked, measured
 
@@ -80,7 +81,7 @@ def rows(device: str, format: str, way: str, most: int) -> Iterator[dict[str, An
         every = []
         for framework in tables(device, format):
             table = framework.table(kind)
-            if table is None or len(table.seconds) < 100 or (format != "bf16" and kind not in ("matrices", "experts")):
+            if table is None or len(table.seconds) < 50 or (format != "bf16" and kind not in ("matrices", "experts")):
                 continue  # attention is measured in bf16 alone
             found = left_out(table, kind, way, most)
             if found:

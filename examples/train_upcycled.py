@@ -1,7 +1,7 @@
 """A small dense Llama goes on learning, and so does the mixture that it is upcycled to: the same tokens, as many FLOPs
 a token. Both curves and the health of the routers are plotted, and the mixture is compiled and writes text.
 
-usage: python examples/train_upcycled.py [FOLDER] [--model LLAMA_FOLDER] [--first 300] [--steps 300]
+usage: python examples/train_upcycled.py [FOLDER] [--model LLAMA_FOLDER] [--first 300] [--steps 300] [--lr 1e-3]
 
 Without --model a byte-level Llama of 0.2 M parameters is trained first. The text is Python's own library.
 """
@@ -93,6 +93,7 @@ parser.add_argument("folder", nargs="?", default="trained", type=Path)
 parser.add_argument("--model", help="A dense Llama's folder with a tokenizer.")
 parser.add_argument("--first", type=int, default=300, help="Steps of the dense model before it is upcycled.")
 parser.add_argument("--steps", type=int, default=300, help="Steps of both afterwards.")
+parser.add_argument("--lr", type=float, default=1e-3, help="Learning rate of both, the routers' too.")
 given = parser.parse_args()
 torch.manual_seed(0)
 if given.model:
@@ -111,10 +112,10 @@ upcycled, _ = moec.Pipeline.parse("upcycle(experts=4, granularity=2, top_k=2)").
 modules = {name: p.module(trainable=True) for name, p in (("dense", dense), ("mixture", upcycled))}
 groups = {
     "dense": [{"params": modules["dense"].parameters()}],
-    "mixture": router_groups(modules["mixture"], 1e-3, 1e-3),
+    "mixture": router_groups(modules["mixture"], given.lr, given.lr),
 }
 curves = {
-    name: train(name, module, torch.optim.AdamW(groups[name], lr=1e-3), ids, held_out, given.steps)
+    name: train(name, module, torch.optim.AdamW(groups[name], lr=given.lr), ids, held_out, given.steps)
     for name, module in modules.items()
 }
 given.folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
-from moec.compiler.recapture import is_outdated
+from moec.compiler.recapture import is_outdated, made_now
 from moec.compiler.staging import check_out, require_apart, require_free, staging
 from moec.errors import MoecError
 from moec.execution.streaming import check_finite
@@ -114,6 +114,8 @@ def _compile(
         check_finite(captured, lambda done, name: progress.advance(done, captured_bytes, "B", name))
         progress.done("all finite")
         options = replace(options, verify=choose_reference(source, captured, options.verify))
+        if options.verify == "streamed":
+            captured = made_now(source, captured, backend.precision(options.target))
         checks = contract_checks(source, captured, options, backend)
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)

@@ -1,5 +1,5 @@
-"""Is a kept capture still what the model is captured as? Asked where a compile fails, since its key may have missed
-something: a number that a Python file reads from another one."""
+"""Is a kept capture still what the model is captured as? Its key may have missed something: a number that a Python file
+reads from another one. So it is asked where a compile fails, and a proof that compares with the graph makes it anew."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from moec.errors import MoecError
 from moec.files import kept
 from moec.frontend.source import Source
+from moec.program.program import Program
 
 
 def is_outdated(source: Source, dtype: torch.dtype, error: MoecError) -> bool:
@@ -27,3 +28,16 @@ def is_outdated(source: Source, dtype: torch.dtype, error: MoecError) -> bool:
     if not same:
         kept.remove(key)
     return not same
+
+
+def made_now(source: Source, captured: Program, dtype: torch.dtype) -> Program:
+    """The captured program, made now where it was recalled: for a proof that has nothing else to compare with. A kept
+    one that is another is forgotten."""
+    key = source.recalled_from
+    if not key:
+        return captured
+    with kept.unused():
+        anew = source.capture(dtype)
+    if anew.text() != captured.text():
+        kept.remove(key)
+    return anew

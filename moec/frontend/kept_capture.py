@@ -1,4 +1,4 @@
-"""Captures, kept from one compile to the next in the cache of `moec.files.kept`: reading one takes a fortieth of the
+"""Captures, kept from one compile to the next in the cache of `moec.files.kept`: reading one takes a fifteenth of the
 time of making it.
 
 Kept is the graph with what the capture learnt of it; its weights are those of the model that is opened now, by name. A

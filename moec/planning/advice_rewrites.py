@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moec.planning.formats import find_format, stored_bytes
+from moec.planning.formats import find_format, stored_bytes, with_state
 from moec.planning.question import Advice, Question, gigabytes
 from moec.planning.shape import Part
 from moec.planning.touched import distinct
@@ -19,7 +19,7 @@ WORTH = 0.9  # a carve is worth its loss of quality where it reads less than thi
 
 def quantize(asked: Question) -> Iterator[Advice]:
     """What 4 bits bring: at small batches time goes with the bytes of the weights."""
-    shape, small = asked.shape, find_format("int4")
+    shape, small = asked.shape, with_state(find_format("int4"), asked.found.state)
     if asked.format.bits <= small.bits or not shape.states:
         return
     batch = asked.batches[0]

@@ -56,6 +56,7 @@ class Estimate:
         versus: another model, and `beside`: both of them by batch.
         serving: answers about load, links, prices, traffic, drafts, offload and many devices.
         packed: the model as a recipe packs it, by the format that is called like the recipe.
+        state: format of keys and values.
     """
 
     shape: Shape

@@ -14,7 +14,7 @@ from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.hand_written import HandWritten, find_hand_written
 from moec.recognition.hand_written_experts import Experts, read_experts
 from moec.recognition.hand_written_region import MixtureRegion, NotAMixture, find_regions
-from moec.recognition.hand_written_rule import identify, with_drawn_weights
+from moec.recognition.hand_written_rule import identify, is_drawn, with_drawn_weights
 from moec.recognition.linear import value_of
 
 _Rules = dict[Hashable, tuple[Routing, bool] | NotAMixture]
@@ -63,7 +63,7 @@ def _identified(
     """The first of its regions that a rule fits. Raises NotAMixture."""
     reasons = []
     for region in find_regions(drawn, written):
-        kind = _kind(region)
+        kind = _kind(drawn, region)
         if kind not in rules:
             rules[kind] = _rule(drawn, region, ffns)
         rule = rules[kind]
@@ -80,14 +80,18 @@ def _rule(drawn: Program, region: MixtureRegion, ffns: Mapping[fx.Node, Ffn]) ->
         return reason
 
 
-def _kind(region: MixtureRegion) -> Hashable:
-    """What two regions have in common that compute the same but for their weights: operators, their arguments and the
-    shapes of weights."""
+def _kind(drawn: Program, region: MixtureRegion) -> Hashable:
+    """What two regions have in common that compute the same but for their weights: operators, their arguments, the
+    shapes of weights and which of them are one, and the numbers of those that were not drawn."""
     number = {node: k for k, node in enumerate([region.start, *region.nodes])}
+    weights: dict[int, int] = {}
 
     def seen(node: fx.Node) -> str:
         if node.op == "get_attr":
-            return f"weight {tuple(value_of(node).shape)} {value_of(node).dtype}"
+            weight = drawn.weights[str(node.target)]
+            same = weights.setdefault(id(weight), len(weights))
+            own = [] if is_drawn(weight) else weight.load().tolist()
+            return f"weight {same} {weight.shape} {weight.dtype} {own}"
         return f"%{number[node]}" if node in number else f"size {value_of(node)}"
 
     calls = [(str(n.target), str(fx.map_arg((n.args, n.kwargs), seen))) for n in region.nodes if n.op != "get_attr"]

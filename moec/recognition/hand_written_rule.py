@@ -40,12 +40,18 @@ _SHAPES = (aten.view.default, aten.reshape.default, aten.expand.default, aten.on
 
 def with_drawn_weights(program: Program) -> Program:
     """The same graph over drawn weights, each made anew where it is read. It shares its nodes with the program."""
-    drawn = {name: _drawn(name, w) if math.prod(w.shape) > _FEW else w for name, w in program.weights.items()}
+    first: dict[int, Weight] = {}  # one weight under two names stays one
+    drawn = {name: first.setdefault(id(w), _drawn(name, w)) for name, w in program.weights.items()}
     return replace(program, weights=drawn)
 
 
+def is_drawn(weight: Weight) -> bool:
+    """Whether a weight has drawn values there: not whole numbers, and not the few that may be constants of a rule."""
+    return weight.dtype.is_floating_point and math.prod(weight.shape) > _FEW
+
+
 def _drawn(name: str, weight: Weight) -> Weight:
-    if not weight.dtype.is_floating_point:
+    if not is_drawn(weight):
         return weight
     return Weight(weight.shape, weight.dtype, name, lambda a, b: _values(name, weight.shape, weight.dtype)[a:b])
 

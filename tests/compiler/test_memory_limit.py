@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from moec.compiler.compile import compile_source
 from moec.compiler.memory_limit import MIB, kept_below, within_limit
 from moec.compiler.options import Options
 from moec.errors import MoecError
@@ -76,12 +75,6 @@ def test_what_does_not_fit_is_streamed(source: ModuleSource, monkeypatch: pytest
     wide = Options(max_ram=room, calibration="text", calibration_tokens=10**7)
     with pytest.raises(MoecError, match="M220"):
         within_limit(source, captured, wide)  # what is fitted to so many tokens
-
-
-def test_the_engine_is_the_same(source: ModuleSource, tmp_path: Path) -> None:
-    limit = own_bytes() + 260 * MIB
-    report = compile_source(source, Options(max_ram=limit), tmp_path / "engine")
-    assert report.ok and "max_ram" not in report.settings
 
 
 def peak_of(command: list[str], log: Path) -> int:

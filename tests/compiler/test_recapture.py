@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from moec import api
 from moec.compiler.compile import compile_source
 from moec.compiler.open import open_source
 from moec.compiler.options import Options
 from moec.compiler.recapture import is_outdated
 from moec.errors import MoecError
+from moec.execution.memory import own_bytes
 from moec.files import kept
+from moec.frontend.module_source import FileSource
 from moec.progress import Progress
 
 CODE = """
@@ -55,15 +58,27 @@ class Lines(Progress):
         self.lines.append(detail)
 
 
-def test_a_compile_begins_again_without_it(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reference", ["full", "streamed"])
+def test_an_engine_is_of_the_model_as_it_is_now(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    """A proof against the untouched model fails, and all begins again; one against the graph has a new graph."""
     open_source(model).capture()
     (tmp_path / "scale.json").write_text("3.0")
-    lines = Lines()
-    report = compile_source(open_source(model), Options(), tmp_path / "engine", progress=lines)
-    assert report.ok and any("begun again" in line for line in lines.lines)
-    (entry,) = kept.entries()
+    monkeypatch.setattr(FileSource, "loaded_bytes", 3 * 2**30 if reference == "streamed" else 0)
+    lines, limit = Lines(), own_bytes() + 2**30
+    report = compile_source(open_source(model), Options(max_ram=limit), tmp_path / "engine", progress=lines)
+    assert report.settings["verify"] == reference and "max_ram" not in report.settings
+    assert any("begun again" in line for line in lines.lines) == (reference == "full")
+    assert "of its own, of" in lines.lines[-1] and "MORE" not in lines.lines[-1]
+    x = torch.randn(4, 6)
+    want = open_source(model).reference()(x=x)
+    assert all(
+        torch.allclose(want[name], value, atol=1e-5) for name, value in api.load(tmp_path / "engine")(x=x).items()
+    )
     source = open_source(model)
-    assert "3.0" in source.capture().text() and source.recalled_from == entry.path.stem, "the new one is kept"
+    assert "3.0" in source.capture().text(), "the old one is forgotten"
+    assert bool(source.recalled_from) == (reference == "full"), "and the new one kept"
 
 
 def test_one_that_holds_and_errors_of_other_kinds_change_nothing(model: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from moec import api
 from moec.errors import MoecError
+from moec.execution.memory import own_bytes
 from moec.files import kept
 from moec.frontend import kept_capture
 from moec.frontend.kept_capture import FACTS
@@ -95,9 +96,21 @@ def test_it_goes_on_from_what_is_there(tmp_path: Path, place: Path, monkeypatch:
     capture, refined = kept_capture.capture, rounding._refined
     monkeypatch.setattr(kept_capture, "capture", lambda *a, **k: (captures.append(1), capture(*a, **k))[1])
     monkeypatch.setattr(rounding, "_refined", lambda *a: (searched.append(1), refined(*a))[1])
-    assert compiled(tmp_path, "other") == whole
+    assert compiled(tmp_path, "other", max_ram=own_bytes() + 2**31) == whole, "with smaller blocks, too"
     assert not captures and len(searched) == 1, "the capture and the first of two matrices were there"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["engine", "mine.txt", "other"]
+    spoil_scales()
+    with pytest.raises(MoecError, match="M1"):  # the proof is made anew: what is wrong, and whole by its hash, fails
+        compiled(tmp_path, "third")
+    assert not (tmp_path / "out" / "third").exists()
+
+
+def spoil_scales() -> None:
+    """Multiply all scales that are kept."""
+    for entry in kept.entries():
+        found = recall(entry.path.stem)
+        if found is not None and FACTS not in found:
+            assert keep(entry.path.stem, {**found, "1": found["1"] * 1.5})
 
 
 @pytest.mark.repeats
@@ -115,15 +128,3 @@ def test_killed_anywhere_it_goes_on(seed: int, tmp_path: Path) -> None:
     assert compiled(tmp_path, "other") == whole
     assert compiled(tmp_path, "other") == whole, "taken from what is kept alone"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["engine", "mine.txt", "other"]
-
-
-def test_the_proof_is_made_anew(tmp_path: Path) -> None:
-    """Kept weights that are wrong, each whole by its hash, pass nothing."""
-    compiled(tmp_path, "engine")
-    for entry in kept.entries():
-        found = recall(entry.path.stem)
-        if found is not None and FACTS not in found:
-            assert keep(entry.path.stem, {**found, "1": found["1"] * 1.5})  # the scales
-    with pytest.raises(MoecError, match="M1"):
-        compiled(tmp_path, "other")
-    assert not (tmp_path / "out" / "other").exists()

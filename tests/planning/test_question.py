@@ -52,6 +52,15 @@ def test_a_measured_load_is_that_of_its_own_model(tmp_path: Path) -> None:
     assert asked.step(mixtral, 64, rows=3).experts == pytest.approx(2)
 
 
+def test_the_state_that_was_asked_for_counts_everywhere(tmp_path: Path) -> None:
+    mixtral = shape(tmp_path, configs.MIXTRAL)
+    whole, half = (Question(estimate(mixtral, ("bf16",), ("h200",), (8,), 8192, state=s)) for s in ("bf16", "int8"))
+    assert half.step(mixtral, 8).state_bytes == pytest.approx(whole.step(mixtral, 8).state_bytes / 2, rel=0.05)
+    for asked in (whole, half):
+        assert asked.fitting and asked.memory(mixtral, 8, asked.format) == asked.found.situations[0].memory
+        assert asked.time(mixtral, 8, *asked.fitting) == asked.found.situations[0].decode_time
+
+
 def test_words() -> None:
     assert gigabytes(16.2e9) == "16.2 GB"
     assert [listed(n) for n in ([1], [1, 8], [1, 8, 1024])] == ["1", "1 and 8", "1, 8 and 1,024"]

@@ -62,3 +62,37 @@ def test_copies_of_one_expert_hide_nothing() -> None:
         expert.load_state_dict(model.experts[0].state_dict())
     ((_, said),) = find_mixtures(source_of(model).capture())
     assert isinstance(said, Said) and said.routing.combine == "scores"
+
+
+class Scaled(Loop):
+    """What comes out is multiplied by a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+
+    def mix(self, x: torch.Tensor) -> torch.Tensor:
+        return super().mix(x * self.scale)
+
+
+class Two(torch.nn.Module):
+    """Layers that are alike but for the value of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(mixture(Scaled, seed) for seed in range(2))
+        self.layers[1].scale.fill_(0.5)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        h = self.layers[0].embedding(input_ids).reshape(-1, 16)
+        for layer in self.layers:
+            weights, ids = layer.choice(h)
+            gates = torch.zeros(h.shape[0], 4).scatter(1, ids, weights * layer.scale)
+            h = h + sum(gates[:, e : e + 1] * expert(h) for e, expert in enumerate(layer.experts))
+        return h
+
+
+def test_a_layer_is_not_taken_for_one_with_another_constant() -> None:
+    source = source_of(Two())
+    first, second = (said for _, said in find_mixtures(source.capture()))
+    assert isinstance(first, Said) and not isinstance(second, Said)

@@ -11,6 +11,7 @@ import pytest
 
 from moec.planning.estimate import Estimate, estimate
 from moec.planning.load import read_load
+from moec.planning.measured import tables
 from moec.planning.probed import keep
 from moec.planning.serving import Asked
 from moec.report.plan_page import plan_page
@@ -33,8 +34,9 @@ def test_the_page_holds_what_was_asked_and_loads_nothing(tmp_path: Path) -> None
     assert "46,702,792,704" in page and page.count("<svg") == 6 and "<script" not in page
     assert re.findall(r'(?:src|href)="|url\(', page) == []
     assert page.count('role="img" aria-label="') == 6
-    for part in ("memory-bound", "Roofline, h200", "takes it", "Experts on several devices", "roofline; shares of"):
+    for part in ("memory-bound", "Roofline, h200", "takes it", "Experts on several devices"):
         assert part in page, part
+    assert ("measured by others" if tables("h200", "bf16") else "roofline; shares of") in page
     assert "One rtx4090 does not hold it" in page and "No device was named" not in page
 
 
