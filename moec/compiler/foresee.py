@@ -75,7 +75,8 @@ def foresee(
 
 def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Foreseen:
     backend: Backend = registry.find("backends", target.backend)()
-    refused: list[Refusal] = backend.options(target)
+    text, refused = _opened(paper)
+    refused = refused or backend.options(target)
     steps: list[Step] = []
     taken: Effort | None = None
     if not refused:
@@ -90,7 +91,17 @@ def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Forese
     passes = f' --pass "{pipeline}"' if list(pipeline) else ""
     command = f"moec compile {paper.model} --target {target}{passes} -o engine/"
     reasons = tuple((f"{r.reason} ({r.where})", r.fix) for r in refused)
-    return Foreseen(str(target), paper.source.text, tuple(steps), reasons, command, taken)
+    return Foreseen(str(target), text, tuple(steps), reasons, command, taken)
+
+
+def _opened(paper: Rehearsals) -> tuple[str, list[Refusal]]:
+    """How the model is named, and why it cannot be opened: one that is counted on paper may be none that moec opens."""
+    try:
+        return paper.source.text, []
+    except MoecError as error:
+        if error.code not in ("M206", "M209", "M215"):
+            raise
+        return paper.model, [Refusal(error.what, error.where, error.fix)]
 
 
 def _step(plan: Plan) -> Step:

@@ -10,7 +10,7 @@ from moec.compiler.foresee import foresee
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
 from tests import zoo
-from tests.planning import configs
+from tests.planning import configs, published
 
 
 def test_passes_fire_as_often_as_they_do(tmp_path: Path) -> None:
@@ -49,3 +49,8 @@ def test_the_real_shape_of_deepseek_v3_is_rehearsed_in_its_first_4_layers(tmp_pa
 def test_a_model_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MoecError, match="M201"):
         foresee(f"{tmp_path / 'model.py'}:make")
+
+
+def test_a_model_that_is_only_counted_is_refused_by_every_target(tmp_path: Path) -> None:
+    found = foresee(configs.write(tmp_path, published.KIMI_K2), "", ("onnxruntime", "tensorrt:sm90"))
+    assert all("kimi_k2" in each.refusals[0][0] and each.steps == () and each.effort is None for each in found)

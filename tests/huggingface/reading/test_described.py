@@ -11,6 +11,7 @@ from moec.errors import MoecError
 from moec.huggingface.reading.described import Described
 from moec.huggingface.source import HuggingFaceSource
 from tests import zoo
+from tests.planning import configs, published
 
 
 @pytest.mark.parametrize(("name", "layers"), [("llama", 1), ("gemma2", 2), ("deepseek_v3", 2), ("gpt_oss", 2)])
@@ -32,3 +33,10 @@ def test_weights_refuse_to_be_read(tmp_path: Path) -> None:
     for read in (weight.load, found.loaded):
         with pytest.raises(MoecError, match="M205"):
             read()
+
+
+def test_unrolled_loops_are_cut_and_every_layer_has_one_that_stands_for_it(tmp_path: Path) -> None:
+    source = Described(str(configs.write(tmp_path, published.DEEPSEEK_V4 | {"hc_sinkhorn_iters": 20})))
+    assert source.template.config.hc_sinkhorn_iters == 2  # 20 would be 20 times in the graph of every layer
+    assert source.layers == 5 and len(source.stands_for) == 43
+    assert source.stands_for[:5] == (0, 0, 2, 3, 4) and set(source.stands_for[3:]) == {3, 4}
