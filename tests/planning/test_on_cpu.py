@@ -106,6 +106,9 @@ def test_the_device_stands_beside_others(cpu: ThisMachine, tmp_path: Path) -> No
     assert list(rows) == ["cpu", "cpu-int8", "h200"]
     assert rows["cpu"].memory.weights == pytest.approx(2 * rows["h200"].memory.weights, rel=0.01)
     assert rows["cpu"].memory.state == 2 * rows["h200"].memory.state
+    assert rows["cpu"].memory.runtime < rows["h200"].memory.runtime  # no device has a context
+    (narrow,) = estimate(shape, ("bf16",), ("cpu",), (1,), 64, state="fp8").situations
+    assert narrow.memory.state == rows["cpu"].memory.state  # engines here have 32 bits, whatever is asked
     assert this_machine("cpu").memory == total_bytes() >> 30
     time = rows["cpu"].decode_time
     assert time is None or "measured here" in time.origin  # None where the memory is too small for it
