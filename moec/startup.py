@@ -37,9 +37,9 @@ def late(*names: str) -> Iterator[None]:
     used.
 
     torch.export imports networkx for a partitioner, and transformers imports scipy.optimize for the losses of object
-    detection; moec uses neither of them. What a module takes from a stand-in at its import (`from scipy.optimize import
-    linear_sum_assignment`) can be called later, and is called as ever. A package that is here already is left alone,
-    and no stand-in stays in `sys.modules`.
+    detection and what saves a model in shards while it is trained; moec uses none of them. What a module takes from a
+    stand-in at its import (`from scipy.optimize import linear_sum_assignment`) can be called later, and is called as
+    ever. A package that is here already is left alone, and no stand-in stays in `sys.modules`.
     """
     stand_ins = {name: _StandIn(name) for name in names if name not in sys.modules}
     sys.modules.update(stand_ins)

@@ -75,9 +75,11 @@ INSPECT = """
 import sys, torch
 import moec
 moec.inspect(sys.argv[1])
-unused = [name for name in ("scipy.optimize", "networkx") if name in sys.modules]
+unused = [name for name in ("scipy.optimize", "networkx", "torch.distributed.checkpoint") if name in sys.modules]
 from transformers.loss.loss_for_object_detection import linear_sum_assignment
 from torch._functorch._activation_checkpointing import graph_info_provider
+from transformers.distributed.checkpoint import HuggingFaceStorageReader
+unused += [] if HuggingFaceStorageReader("a folder").path.name == "a folder" else ["no reader"]
 print(unused, linear_sum_assignment([[1, 0], [0, 1]])[1].tolist(), graph_info_provider.nx.DiGraph().size())
 """
 

@@ -17,7 +17,7 @@ def check_permission(raw: dict[str, Any], folder: Path) -> None:
     """Raise M209 when only code from the folder knows this model, M206 when nothing does."""
     import transformers
 
-    with late("scipy.optimize"):
+    with late("scipy.optimize", "torch.distributed.checkpoint.hf_storage"):
         import transformers.modeling_utils
     known, where, kind = set(transformers.CONFIG_MAPPING.keys()), str(folder / CONFIG), raw.get("model_type")
     names, remote = declared(raw), remote_classes(raw)
