@@ -138,6 +138,25 @@ class Capacity(OneHot):
         return torch.einsum("te,ted->td", mask, torch.stack([expert(x) for expert in self.experts], 1))
 
 
+class Held(Capacity):
+    """The number lies in a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("held", torch.tensor(700))
+
+    @property
+    def most(self) -> Tensor:  # type: ignore[override]
+        """The number."""
+        return self.held  # type: ignore[return-value]
+
+
+class Compared(Capacity):
+    """The number is no whole one to the operator that reads it."""
+
+    most = 900.5  # type: ignore[assignment]
+
+
 class Smooth(Expert):
     """Another activation."""
 
@@ -168,7 +187,7 @@ class Normalised(Loop):
         self.experts = nn.ModuleList(OfLengthOne() for _ in range(EXPERTS))
 
 
-WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, Capacity, OneDiffers, Normalised)
+WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, Capacity, Held, Compared, OneDiffers, Normalised)
 
 
 class Listed(Loop):
@@ -177,7 +196,7 @@ class Listed(Loop):
     def mix(self, x: Tensor) -> Tensor:
         weights, ids = self.choice(x)
         out = torch.zeros_like(x)
-        for e in sorted(set(ids.flatten().tolist())):
+        for e in ids.unique().tolist():  # type: ignore[no-untyped-call]
             token, nth = torch.where(ids == e)
             out[token] += weights[token, nth, None] * self.experts[e](x[token])
         return out

@@ -7,7 +7,6 @@ every expert for every token is seen, and a routing rule is fitted to it by valu
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from moec.dialect import Routing, route_reference
 from moec.dialect.routing import COMBINES, SCORES
 
-TOKENS, _CROWD, _MOST_TOKENS = 63, 1000, 10_000  # of a probe
+TOKENS = 63  # of a probe
+_CROWD = 10_001  # tokens on the same experts: a capacity below shows, wherever the module keeps it
 TOLERANCE = 1e-5  # of float32 modules; rules that differ do so by 1e-3 and more on some probe
 _SPREADS = ((1.0, 0.0), (4.0, 0.0), (1.0, -25.0), (1.0, -46.0))  # of logits, and their shift: tiny scores tell epsilons
 _EPSILONS = (0.0, 1e-20, 1e-12, 1e-9, 1e-8, 1e-6, 1e-5)
@@ -144,7 +144,7 @@ def fitted_rule(block: Block) -> tuple[Routing, str | None]:
 
     count = len(block.experts)
     drawn = [draw(TOKENS, count) * spread + shift for spread, shift in _SPREADS]
-    crowd = draw(_crowd(block.module), count) * 0.1
+    crowd = draw(_CROWD, count) * 0.1
     crowd[:, :2] += 4.0
     drawn += [draw(TOKENS, count).round(), crowd]
     seen = [_seen(block, block.tokens(draw, len(x)), x) for x in drawn]
@@ -159,19 +159,6 @@ def fitted_rule(block: Block) -> tuple[Routing, str | None]:
             if all(each.fits(rule, bias) for each in seen):
                 return rule, name
     raise NotAlike("no routing rule weighs experts as it does")
-
-
-def _crowd(module: nn.Module) -> int:
-    """More tokens than any number that a module or its code holds, within reason: a capacity may be among them."""
-    return max([_CROWD, *(n for m in module.modules() for n in _numbers(m) if n < _MOST_TOKENS)]) + 1
-
-
-def _numbers(module: nn.Module) -> Iterator[int]:
-    """Whole numbers in a module's attributes and in the code of its class."""
-    classes = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.")]
-    held = [*vars(module).values(), *(v for c in classes for v in vars(c).values())]
-    codes = [v.__code__.co_consts for v in held if inspect.isfunction(v)]
-    yield from (n for n in [*held, *(n for each in codes for n in each)] if isinstance(n, int))
 
 
 def _rules(top_k: int, seen: _Seen, bias: Tensor | None) -> Iterator[Routing]:

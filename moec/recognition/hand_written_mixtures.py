@@ -3,6 +3,7 @@ rule."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from moec.recognition.hand_written_experts import Experts, read_experts
 from moec.recognition.hand_written_region import MixtureRegion, NotAMixture, find_regions
 from moec.recognition.hand_written_rule import identify, is_drawn, with_drawn_weights
 from moec.recognition.linear import value_of
+from moec.weights.digest import add_tensor
+from moec.weights.lazy import Weight
 
 _Rules = dict[Hashable, tuple[Routing, bool] | NotAMixture]
 
@@ -73,6 +76,12 @@ def _identified(
     raise reasons[0]
 
 
+def _hash(weight: Weight) -> str:
+    found = hashlib.sha256()
+    add_tensor(found, weight.load())
+    return found.hexdigest()
+
+
 def _rule(drawn: Program, region: MixtureRegion, ffns: Mapping[fx.Node, Ffn]) -> tuple[Routing, bool] | NotAMixture:
     try:
         return identify(drawn, region, read_experts(drawn, region, ffns))
@@ -90,8 +99,7 @@ def _kind(drawn: Program, region: MixtureRegion) -> Hashable:
         if node.op == "get_attr":
             weight = drawn.weights[str(node.target)]
             same = weights.setdefault(id(weight), len(weights))
-            own = [] if is_drawn(weight) else weight.load().tolist()
-            return f"weight {same} {weight.shape} {weight.dtype} {own}"
+            return f"weight {same} {weight.shape} {weight.dtype} {'' if is_drawn(weight) else _hash(weight)}"
         return f"%{number[node]}" if node in number else f"size {value_of(node)}"
 
     calls = [(str(n.target), str(fx.map_arg((n.args, n.kwargs), seen))) for n in region.nodes if n.op != "get_attr"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from moec.dialect import Routing, route_reference
+from moec.execution.memory import total_bytes
 from moec.program.program import Program
 from moec.recognition.hand_written_experts import Experts
 from moec.recognition.hand_written_region import MixtureRegion, NotAMixture
@@ -32,16 +33,27 @@ _TOLERANCE = 1e-6  # of a token's norm, in float64; rules that differ do so by 1
 _NUDGE = 1e-10  # tells tied logits apart, and changes no weight by more than the tolerance
 _FEW = 8  # numbers: a weight of no more may be a constant of the rule, and keeps its values
 _MOST_TOKENS = 1 << 14  # of a trial
-_MOST_NUMBERS = 1 << 28  # of a stack of matrices that is drawn whole, 2 GiB in float64
+_MOST_NUMBERS, _BYTES_A_NUMBER = 1 << 28, 64  # of a stack that is drawn whole: 2 GiB in float64, of memory for all
 _TIES = "where logits tie it takes more experts than a top-k does"
 _CROWD = "tokens over an expert's capacity pass it by"
+_TABLES = (
+    aten.zeros.default,
+    aten.full.default,
+    aten.empty.memory_format,
+    aten.new_zeros.default,
+    aten.new_full.default,
+)
+_BOUNDS = (
+    aten.lt.Scalar, aten.le.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.clamp.default, aten.clamp_max.default,
+)  # fmt: skip
 _SHAPES = (aten.view.default, aten.reshape.default, aten.expand.default, aten.one_hot.default, aten.unflatten.int)
 
 
 def with_drawn_weights(program: Program) -> Program:
     """The same graph over drawn weights, each made anew where it is read. It shares its nodes with the program."""
     first: dict[int, Weight] = {}  # one weight under two names stays one
-    drawn = {name: first.setdefault(id(w), _drawn(name, w)) for name, w in program.weights.items()}
+    values = lru_cache(maxsize=4)(_values)  # a stack is read expert by expert
+    drawn = {name: first.setdefault(id(w), _drawn(name, w, values)) for name, w in program.weights.items()}
     return replace(program, weights=drawn)
 
 
@@ -50,15 +62,14 @@ def is_drawn(weight: Weight) -> bool:
     return weight.dtype.is_floating_point and math.prod(weight.shape) > _FEW
 
 
-def _drawn(name: str, weight: Weight) -> Weight:
+def _drawn(name: str, weight: Weight, values: Callable[..., Tensor]) -> Weight:
     if not is_drawn(weight):
         return weight
-    return Weight(weight.shape, weight.dtype, name, lambda a, b: _values(name, weight.shape, weight.dtype)[a:b])
+    return Weight(weight.shape, weight.dtype, name, lambda a, b: values(name, weight.shape, weight.dtype)[a:b])
 
 
-@lru_cache(maxsize=4)
 def _values(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    if math.prod(shape) > _MOST_NUMBERS:
+    if math.prod(shape) > min(_MOST_NUMBERS, total_bytes() // _BYTES_A_NUMBER):
         raise NotAMixture(f"{name} is too large to be tried: {math.prod(shape):,} numbers in one tensor")
     generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
     spread = 1 / math.sqrt(min(shape[-2:])) if len(shape) > 1 else 0.3
@@ -137,7 +148,7 @@ def _trials(program: Program, region: MixtureRegion, experts: Experts) -> Iterat
         bias = draw(region.experts) * bias_spread + bias_shift
         yield _trial(program, region, experts, size, draw(*shape) * spread + shift, bias, draw)
     yield _trial(program, region, experts, size, draw(*shape).round(), draw(region.experts), draw, _TIES)
-    size = sizes(_least_size(region))
+    size = sizes(_least_size(program, region))
     crowded = draw(*(size(s) for s in value_of(region.logits.node).shape))
     crowded[..., : region.top_k] += 20.0
     yield _trial(program, region, experts, size, crowded, draw(region.experts) * 0.1, draw, _CROWD)
@@ -165,20 +176,30 @@ def _trial(
     return _Trial(x, flat, None if region.bias is None else bias, wanted.reshape(-1, hidden), own, reason)
 
 
-def _least_size(region: MixtureRegion) -> int:
+def _least_size(program: Program, region: MixtureRegion) -> int:
     """So many of each dynamic dimension that there are more tokens than any number in the graph. Raises NotAMixture
     where that would be too many."""
     tokens = value_of(region.logits.node).shape[:-1]
     dims = {symbol for s in tokens if not isinstance(s, int) for symbol in s.node.expr.free_symbols}
-    number = max([0, *(n for node in region.rule_nodes for n in _numbers(node) if n < 1 << 31)])
-    if number + 1 > _MOST_TOKENS:
+    hidden = int(value_of(region.x).shape[-1])
+    found = [n for node in region.rule_nodes for n in _numbers(program, node, hidden) if n < 1 << 31]
+    number = max([0, *found])
+    if dims and number + 1 > _MOST_TOKENS:
         raise NotAMixture(f"a number of {number:,} takes part, more than the tokens of a trial")
     return 7 + math.ceil((number + 1) ** (1 / max(1, len(dims))))
 
 
-def _numbers(node: fx.Node) -> list[int]:
-    """Whole numbers that may count tokens: of operators but those that only change a form, and of computed sizes."""
+def _numbers(program: Program, node: fx.Node, hidden: int) -> list[int]:
+    """Numbers that may count tokens: of operators but those that only change a form, of computed sizes, and of
+    constants that are no weights. A table of zeros as wide as a token counts by its other sizes."""
     value = node.meta.get("val")
-    symbolic = [int(n) for n in value.node.expr.atoms() if n.is_Integer] if isinstance(value, torch.SymInt) else []
+    if isinstance(value, torch.SymInt):
+        return [abs(int(n)) for n in value.node.expr.atoms() if n.is_Integer]
+    if node.op == "get_attr":
+        weight = program.weights[str(node.target)]
+        return [] if is_drawn(weight) else [int(n) for n in weight.load().double().abs().flatten().ceil().tolist()]
     given = [] if node.target in _SHAPES else torch.utils._pytree.tree_leaves((node.args, node.kwargs))
-    return [abs(n) for n in [*given, *symbolic] if isinstance(n, int) and not isinstance(n, bool)]
+    if isinstance(value, Tensor) and node.target in _TABLES and value.shape[-1] == hidden:
+        given.remove(hidden)
+    whole = [abs(n) for n in given if isinstance(n, int) and not isinstance(n, bool)]
+    return whole + [math.ceil(abs(n)) for n in given if isinstance(n, float) and node.target in _BOUNDS]

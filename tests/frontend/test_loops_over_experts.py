@@ -32,12 +32,14 @@ class Biased(Block):
 class Crowded(Block):
     """Tokens over a number that no sample reaches pass by."""
 
-    most = 3000
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"rules": [{"most": 3000}]}
 
     def routed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         weights, ids = super().routed(rows)
         hot = torch.nn.functional.one_hot(ids, 4).sum(1)
-        return weights * (hot.cumsum(0).gather(1, ids) <= self.most), ids
+        return weights * (hot.cumsum(0).gather(1, ids) <= self.config["rules"][0]["most"]), ids
 
 
 class Thresholded(Block):

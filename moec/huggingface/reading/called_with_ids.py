@@ -112,19 +112,18 @@ def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) ->
 # ---------------------------------------------------------------------- proof
 def _small(module: Any, layout: Layout) -> Any:
     """The same module with few numbers, which are drawn: sizes are changed wherever they stand."""
-    hidden = int(dict(module.named_parameters())["mlp.w1" if layout is _in_one_matrix else "down_proj"].shape[1])
-    inner = int(module.ffn_hidden_size if layout is _in_one_matrix else module.down_proj.shape[2])
-    sizes = {hidden: _HIDDEN, inner: _INTERMEDIATE, 2 * inner: 2 * _INTERMEDIATE}
+    small, generator = deepcopy(module), torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "down_proj": (-1, _HIDDEN, _INTERMEDIATE),
+        "gate_up_proj": (-1, 2 * _INTERMEDIATE, _HIDDEN),
+    }
     if layout is _in_one_matrix:
-        sizes[module.num_experts * inner] = module.num_experts * _INTERMEDIATE
-    small = deepcopy(module)
-    generator = torch.Generator().manual_seed(0)
+        shapes = dict.fromkeys(("w1", "v1", "w2"), (module.num_experts * _INTERMEDIATE, _HIDDEN))
     for part in small.modules():
-        for name, value in vars(part).items():
-            if type(value) is int and name.endswith("size"):
-                setattr(part, name, sizes.get(value, value))
+        for name in {"hidden_size", "ffn_hidden_size", "intermediate_size"} & vars(part).keys():
+            setattr(part, name, _HIDDEN if name == "hidden_size" else _INTERMEDIATE)
         for name, parameter in list(part._parameters.items()):
-            shape = [sizes.get(n, n) if k or layout is _in_one_matrix else n for k, n in enumerate(parameter.shape)]
+            shape = [n if n > 0 else old for n, old in zip(shapes[name], parameter.shape, strict=True)]
             setattr(part, name, nn.Parameter(torch.randn(shape, generator=generator) * 0.3, requires_grad=False))
     return small
 

@@ -18,7 +18,7 @@ from moec.program.moe_call import moe_nodes
 
 def dbrx() -> Any:
     attention = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}
-    ffn = {"ffn_hidden_size": 40, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64}
+    ffn = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64}
     sizes = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "vocab_size": 96}
     config = transformers.DbrxConfig(**sizes, attn_config=attention, ffn_config=ffn)
     return transformers.DbrxForCausalLM(config)
@@ -26,7 +26,7 @@ def dbrx() -> Any:
 
 def longcat() -> Any:
     sizes = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
-    experts = {"moe_topk": 3, "n_routed_experts": 4, "zero_expert_num": 2, "expert_ffn_hidden_size": 40}
+    experts = {"moe_topk": 3, "n_routed_experts": 4, "zero_expert_num": 2, "expert_ffn_hidden_size": 64}
     config = transformers.LongcatFlashConfig(
         vocab_size=96, hidden_size=64, num_layers=1, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
         num_key_value_heads=4, ffn_hidden_size=80, max_position_embeddings=128, **sizes, **experts,
