@@ -35,7 +35,7 @@ _COLUMNS = (
 )
 @click.option("--versus", help="Another checkpoint: how far its routers choose otherwise for the same tokens.")
 @click.option("--tokens", type=int, default=16384, help="Of each text at most, 0 for all.  [default: 16384]")
-@click.option("--window", type=int, default=256, help="Tokens that the model sees at a time.  [default: 256]")
+@click.option("--window", type=int, help="Tokens that the model sees at a time.  [default: 256]")
 @model_options
 @common
 def routers_command(
@@ -43,7 +43,7 @@ def routers_command(
     texts: tuple[str, ...],
     versus: str | None,
     tokens: int,
-    window: int,
+    window: int | None,
     as_json: bool,
     quiet: bool,
     **opening: Any,

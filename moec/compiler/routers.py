@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moec.compiler.open import open_source
+from moec.compiler.window_memory import windows_at_once
 from moec.errors import MoecError
 from moec.experts.routed_text import RoutedText
 from moec.frontend.source import Source
@@ -73,7 +74,7 @@ def routers(
     *,
     versus: Any = None,
     tokens: int = TOKENS,
-    window: int = WINDOW,
+    window: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     **opening: Any,
@@ -86,26 +87,30 @@ def routers(
         texts: files, or files by the name of their domain: UTF-8, or token ids in .npy, .npz or .safetensors. With
             several, `specialisation` says how much experts know of domains.
         versus: another model with as many mixtures and experts, run on the same tokens: how far choices have moved.
-        tokens: of each text, at most; 0 for all. window: tokens that the model sees at a time, its context at most.
+        tokens: of each text, at most; 0 for all.
+        window: tokens that the model sees at a time; 256, or its whole context where that is less, if None.
         seed: of the shuffles that say what specialisation is by chance.
 
     Raises:
-        MoecError: M201 for a model without a mixture, an engine, or models that do not match; M204 or M211 for a text
-            that cannot be read, and for a model that takes no tokens.
+        MoecError: M201 for a model without a mixture, an engine, models that do not match, or a window that is longer
+            than the model's context or needs more memory than there is; M204 or M211
+            for a text that cannot be read, and for a model that takes no tokens.
     """
-    if tokens < 0 or window < 2:
-        fix = "0 tokens are all of the text; a window has 2 at least"
-        raise MoecError("M201", f"windows of {window} tokens, {tokens} in all", "--tokens", fix)
+    if tokens < 0:
+        raise MoecError("M201", f"{tokens} tokens are no part of a text", f"--tokens {tokens}", "--tokens 0 for all")
+    if window is not None and window < 2:
+        what = f"a window of {window} tokens: none of them follows another"
+        raise MoecError("M201", what, f"--window {window}", f"2 at least, as --window {WINDOW}")
     progress = progress or Progress()
     with seldom_collected():
         progress.stage("capture")
         source = _opened(model, opening)
-        window = min(window, source.facts().context or window)
         named = _named(texts)
         corpora = {name: corpus_of(file, source) for name, file in named.items()}
+        beside = _opened(versus, opening) if versus is not None else None
+        window = _window(source, beside, window)
         first, other = RoutedText(source.capture()), None
-        if versus is not None:
-            beside = _opened(versus, opening)
+        if beside is not None:
             for corpus in corpora.values():
                 _require_same_tokens(corpus, beside)
             other = RoutedText(beside.capture())
@@ -115,7 +120,7 @@ def routers(
         for number, corpus in enumerate(corpora.values()):
             run.read(corpus, number)
         seen = tuple(Text(n, c.name, c.sha256, k) for (n, c), k in zip(corpora.items(), run.seen, strict=True))
-        return run.report(str(source.text), seen, seed, beside.text if versus is not None else "")
+        return run.report(str(source.text), seen, seed, beside.text if beside is not None else "")
 
 
 class _Run:
@@ -126,6 +131,7 @@ class _Run:
     ) -> None:
         self._models = [m for m in (first, other) if m is not None]
         self._window, self._tokens, self._progress = window, tokens, progress
+        self._together = min(windows_at_once(m.program, window, BATCH) for m in self._models)
         self._tallies = [{m.name: RouterTally(m.experts, m.top_k) for m in model.mixtures} for model in self._models]
         self._drift = [DriftTally(m.experts) for m in first.mixtures] if other else []
         self.seen: list[int] = []
@@ -133,7 +139,8 @@ class _Run:
     def read(self, corpus: Corpus, domain: int) -> None:
         """Run one text, of the domain of this number."""
         self.seen.append(0)
-        batches, at_once = _windows(corpus, self._window, self._tokens), max(1, _AT_ONCE // (self._window * BATCH))
+        batches = _windows(corpus, self._window, self._tokens, self._together)
+        at_once = max(1, _AT_ONCE // (self._window * self._together))
         while group := tuple(islice(batches, at_once)):
             self._progress.stage(f"read {corpus.name}")
             found = [self._choices(k, group) for k in range(len(self._models))]
@@ -174,9 +181,23 @@ def _add(tally: RouterTally, choice: Choice, ids: Tensor, domain: int) -> None:
         tally.add(Choice(choice.experts, choice.ids[k : k + step], choice.weights[k : k + step], shares), domain)
 
 
-def _windows(corpus: Corpus, window: int, tokens: int) -> Iterator[Tensor]:
+def _window(source: Source, beside: Source | None, asked: int | None) -> int:
+    """Tokens of a window. Raises M201 where the positions of a model end before it does."""
+    reach = {s.text: s.facts().context for s in (source, beside) if s is not None and s.facts().context}
+    name = min(reach, key=lambda text: reach[text], default="")
+    longest = reach.get(name, 0)
+    if asked is None:
+        return min(WINDOW, longest or WINDOW)
+    if longest and asked > longest:
+        what = f"the positions of {name} end at {longest:,} tokens"
+        fix = f"--window {min(WINDOW, longest)}, or up to {longest} where the memory is enough"
+        raise MoecError("M201", what, f"--window {asked}", fix)
+    return asked
+
+
+def _windows(corpus: Corpus, window: int, tokens: int, together: int) -> Iterator[Tensor]:
     """Batches of whole windows; a text shorter than one is one."""
-    for number, ids in enumerate(corpus.windows(window, tokens, BATCH)):
+    for number, ids in enumerate(corpus.windows(window, tokens, together)):
         if ids.shape[1] == window or not number:
             yield ids
 

@@ -129,7 +129,8 @@ def _tokenized(
     try:
         tokenizer = find_tokenizer(folder, source, kind)
     except MoecError as error:
-        raise MoecError(error.code, error.what, error.where, f"put the model's tokenizer there, or {_FIX}") from error
+        fix = f"put the model's tokenizer.json there, or give token ids in a file that ends in {', '.join(ARRAYS)}"
+        raise MoecError(error.code, f"{error.what}, which a text needs", error.where, fix) from error
     return torch.tensor(tokenizer.encode(text), dtype=torch.int64), tokenizer.start
 
 

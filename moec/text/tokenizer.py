@@ -29,6 +29,8 @@ def find_tokenizer(folder: Path, text: str, source: type[Source] | None = None) 
         if found is not None:
             return found
     what = f"there is no tokenizer beside the engine or with its source {text!r}"
+    if str(folder) == text:  # no engine, but a model as it was named
+        what = f"there is no tokenizer with {text!r}"
     fix = f"put the model's tokenizer.json and tokenizer_config.json into {folder}, or give token ids: --tokens 1,2,3"
     raise MoecError("M204", what, str(folder), fix)
 

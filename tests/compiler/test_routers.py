@@ -83,21 +83,23 @@ def test_two_checkpoints_side_by_side(texts: dict[str, Path]) -> None:
     assert second.same < 0.5 and second.agreement < 0.6 and second.total_variation > 0.05
 
 
-def test_what_cannot_be_looked_at_is_refused(texts: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_looked_at_is_refused(texts: dict[str, Path], tmp_path: Path, mixtral: Path) -> None:
     (tmp_path / "engine").mkdir()
     (tmp_path / "engine" / "moec.json").write_text("{}")
     upcycled, _ = moec.Pipeline.parse("upcycle(experts=4, top_k=2)").run(zoo.captured("llama"))
     narrow = ProgramSource(zoo.captured("mixtral"))
     narrow.domains["input_ids"] = Domain("token", 50)
-    mixtral = {"model": zoo.captured("mixtral"), "texts": texts}
+    given = {"model": zoo.captured("mixtral"), "texts": texts}
     cases: list[tuple[dict[str, Any], str]] = [
         ({"model": zoo.captured("llama"), "texts": texts}, "no mixture"),
         ({"model": tmp_path / "engine", "texts": texts}, "an engine"),
-        ({**mixtral, "texts": []}, "no text"),
-        ({**mixtral, "texts": [texts["law"], tmp_path / "law.npy"]}, "one name"),
-        ({**mixtral, "tokens": -1}, "-1 in all"),
-        ({**mixtral, "versus": upcycled}, "do not match"),
-        ({**mixtral, "versus": narrow}, "the same tokens"),
+        ({**given, "texts": []}, "no text"),
+        ({**given, "texts": [texts["law"], tmp_path / "law.npy"]}, "one name"),
+        ({**given, "tokens": -1}, "--tokens -1"),
+        ({**given, "window": 0}, "--window 0"),
+        ({"model": mixtral, "texts": texts["law"], "window": 1_000_000}, "end at 256 tokens"),
+        ({**given, "versus": upcycled}, "do not match"),
+        ({**given, "versus": narrow}, "the same tokens"),
     ]
     for arguments, says in cases:
         with pytest.raises(MoecError, match=says) as caught:

@@ -55,6 +55,7 @@ def test_without_one_the_fix_names_the_files_and_the_way_around(tmp_path: Path) 
         with pytest.raises(MoecError) as error:
             find_tokenizer(tmp_path, source)
         assert error.value.code == "M204" and "--tokens 1,2,3" in error.value.fix and source in error.value.what
+        assert ("engine" in error.value.what) == (source != str(tmp_path))  # a model as it was named is none
 
 
 def test_limits_are_the_files_and_without_files_there_are_none(mixtral: Path, tmp_path: Path) -> None:
