@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 
@@ -19,6 +20,10 @@ class Progress:
 
     def detail(self, line: str, level: int = 1) -> None:
         """More of the running stage for who asks: level 1 for what it found, 2 for its steps and their times."""
+
+    def warn(self, line: str) -> None:
+        """Something that its user has to know, whether or not progress is shown: a Python warning, unless told else."""
+        warnings.warn(line, stacklevel=2)
 
     def done(self, detail: str = "") -> None:
         """The running stage has ended; `detail` is its result in a few words."""

@@ -49,6 +49,11 @@ class QuietProgress(Progress):
         self.detail(f"{name}  ({now - self._stepped:.2f} s)", 2)
         self._stepped = now
 
+    def warn(self, line: str) -> None:
+        """On stderr, under --quiet, too."""
+        clear_screen()
+        TERMINAL.write(f"warning: {line}", err=True, fg="yellow")
+
     def done(self, detail: str = "") -> None:
         INTERRUPTION.check()
         TERMINAL.note(self._line(detail))

@@ -20,6 +20,8 @@ from moec.frontend.source import Source
 from moec.program.program import Program
 from moec.progress import Progress
 from moec.proof.exam import Exam
+from moec.proof.inputs import compared_bytes
+from moec.proof.sizes import verification_sizes
 from moec.shown import size_of
 from moec.weights.weight import BLOCK_BYTES, blocks_of
 
@@ -51,8 +53,10 @@ def kept_below(most_bytes: int | None, progress: Progress) -> Iterator[None]:
         peak = stack.enter_context(OwnPeak())
         yield
     progress.stage("memory")
-    more = ", MORE than that" if peak.bytes > most_bytes else ""
-    progress.done(f"peak {size_of(peak.bytes)} of its own, of {size_of(most_bytes)} allowed{more}")
+    progress.done(f"peak {size_of(peak.bytes)} of its own, of {size_of(most_bytes)} allowed")
+    if peak.bytes > most_bytes:
+        over = f"{size_of(peak.bytes)} were held, MORE than the {size_of(most_bytes)} of --max-ram"
+        progress.warn(f"{over}, by which moec plans, and which it cannot enforce")
 
 
 def within_limit(source: Source, captured: Program, options: Options) -> Verify:
@@ -77,6 +81,7 @@ def within_limit(source: Source, captured: Program, options: Options) -> Verify:
 def streamed_bytes(captured: Program, options: Options) -> int:
     """What a compile holds beside libraries where nothing is kept in memory that can be read again."""
     found = HELD * max(LEAST_BLOCK_BYTES, largest_piece_bytes(captured))
+    found += max(compared_bytes(captured, sizes) for sizes in verification_sizes(captured.inputs))
     if options.exam or any(item.contract_of() == "approximate" for item in options.pipeline):
         widest = max((d for o in captured.output_signature() for d in o.shape[-1:] if isinstance(d, int)), default=1)
         found += VALUES * (options.window or Exam.window) * widest * 4

@@ -44,10 +44,11 @@ class Climb:
     Args:
         source: the model, for the values that its inputs may take.
         vocabulary: how many values an input of tokens has, by its name.
+        rows: of what is proposed.
     """
 
-    def __init__(self, source: Source, vocabulary: Mapping[str, int], seed: int = 0) -> None:
-        self._source, self._vocabulary = source, vocabulary
+    def __init__(self, source: Source, vocabulary: Mapping[str, int], seed: int = 0, rows: int = ROWS) -> None:
+        self._source, self._vocabulary, self._rows = source, vocabulary, rows
         self._generator = torch.Generator().manual_seed(seed)
         self._best: dict[tuple[str, int], _Best] = {}
 
@@ -78,9 +79,9 @@ class Climb:
     def _changed(self, name: str, value: Tensor, row: int, by_row: bool) -> Tensor:
         if not by_row or not isinstance(self._source.inputs[0].shape[0], str):
             return value
-        rows = value[row : row + 1].expand(ROWS, *value.shape[1:]).clone()
+        rows = value[row : row + 1].expand(self._rows, *value.shape[1:]).clone()
         # from one element of a row to half of it
-        share = 0.5 * (2 / max(2, rows[0].numel())) ** torch.rand(ROWS, generator=self._generator)
+        share = 0.5 * (2 / max(2, rows[0].numel())) ** torch.rand(self._rows, generator=self._generator)
         share = share.view(-1, *[1] * (rows.dim() - 1))
         share[0] = 0.0  # the best one as it was
         if name in self._vocabulary:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
@@ -24,6 +25,8 @@ from moec.recognition.linear import value_of
 _SHORT = 13  # tokens of a text, about, that a search for decided ones looks at
 FRUITLESS = 6  # inputs in succession that reach no new expert, after which a search that costs much ends
 _ROWS = 8  # batch of the inputs that search: one run of a large model takes little longer for more tokens
+_FEWEST = 2  # of them, where memory is scarce: what the sizes to verify at hold, too
+_COMPARED = 4  # outputs at a time: of both engines, with padding and without
 
 
 def reach_experts(
@@ -52,11 +55,12 @@ def reach_experts(
             (`moec.proof.reach`). Without it, mixtures in plain operators count as not reached.
     """
     sizes = sizes or verification_sizes(source.inputs)
-    found = _Search(program, source, [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)], seed,
-                    Reach(program) if in_memory else None)  # fmt: skip
     among = verification_sizes(source.inputs) if among is None else among
     searched = _most_tokens(among, source, holds) or sizes[-1]
-    drawn = filter(holds, _candidates(source, found.vocabulary, searched, seed, tries))
+    rows = searched_rows(program, searched)
+    found = _Search(program, source, [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)], seed,
+                    Reach(program) if in_memory else None, rows)  # fmt: skip
+    drawn = filter(holds, _candidates(source, found.vocabulary, _wide(searched, rows), seed, tries))
     for candidates in (drawn, filter(holds, found.near_ones(tries))):
         found.fruitless = 0
         for candidate in candidates:
@@ -70,13 +74,19 @@ class _Search:
     """The inputs that were kept, what they reach, and how many were looked at."""
 
     def __init__(
-        self, program: Program, source: Source, first: Sequence[tuple[Sample, RunLoad]], seed: int, reach: Reach | None
+        self,
+        program: Program,
+        source: Source,
+        first: Sequence[tuple[Sample, RunLoad]],
+        seed: int,
+        reach: Reach | None,
+        rows: int,
     ) -> None:
         self._program, self._reach = program, reach
         self.samples, self._records = [s for s, _ in first], [r for _, r in first]
         self.tried, self.fruitless = len(first), 0
         self.vocabulary = {i.name: high for i in source.inputs if (high := _vocabulary(program, source, i))}
-        self._climb = Climb(source, self.vocabulary, seed)
+        self._climb = Climb(source, self.vocabulary, seed, rows)
         for sample, record in first:
             self._climb.learn(sample, record.near)
             if reach is not None:
@@ -136,9 +146,20 @@ def _most_tokens(
     return max(taken, key=lambda s: math.prod(n for name, n in s.items() if name != PAST), default=None)
 
 
-def _wide(sizes: Mapping[str, int]) -> dict[str, int]:
+def _wide(sizes: Mapping[str, int], rows: int = _ROWS) -> dict[str, int]:
     """The sizes with a larger batch, the first of them."""
-    return {name: _ROWS if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
+    return {name: rows if k == 0 else size for k, (name, size) in enumerate(sizes.items())}
+
+
+def compared_bytes(program: Program, sizes: Mapping[str, int]) -> int:
+    """What the widest output takes while two engines are compared at these sizes: both, and each without padding."""
+    widest = max((d for o in program.output_signature() for d in o.shape[-1:] if isinstance(d, int)), default=1)
+    return _COMPARED * 4 * widest * math.prod(n for name, n in sizes.items() if name != PAST)
+
+
+def searched_rows(program: Program, sizes: Mapping[str, int]) -> int:
+    """Rows of an input that a search looks at: fewer where an eighth of the memory does not hold their outputs."""
+    return max(_FEWEST, min(_ROWS, total_bytes() // 8 // compared_bytes(program, _wide(sizes, 1))))
 
 
 @dataclass(frozen=True)
@@ -176,7 +197,8 @@ def reach_decided(
     found = [_most_decided(program, source, s, seed + 100 * i, noise, causal) for i, s in enumerate(sizes)]
     records, tried = [RunLoad.of(load, t.count) for _, t, load in found], len(found)
     vocabulary = {i.name: high for i in source.inputs if (high := _vocabulary(program, source, i))}
-    for candidate in filter(holds, _candidates(source, vocabulary, searched, seed, tries)):
+    wide = _wide(searched, searched_rows(program, searched))
+    for candidate in filter(holds, _candidates(source, vocabulary, wide, seed, tries)):
         if not missed_experts(records):
             break
         tokens, load = look(program, candidate, noise, causal)
@@ -242,9 +264,8 @@ def _candidates(
     """Inputs unlike each other: sweeps over the vocabulary, single repeated tokens, floats of other magnitudes, random
     ones."""
     floats = [i.name for i in source.inputs if i.dtype.is_floating_point]
-    wide = _wide(sizes)
     for attempt in range(tries):
-        sample = source.sample(wide, seed + 1000 + attempt)
+        sample = source.sample(sizes, seed + 1000 + attempt)
         if attempt % 3 != 2:
             sample |= {name: _sweep(sample[name], high, attempt // 3, seed) for name, high in vocabulary.items()}
         if attempt % 3 == 1:  # one token a row: what an expert gets may hang on the token alone

@@ -78,3 +78,15 @@ def test_waiting_leaves_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             TERMINAL.reset()
         assert ("verify" in stream.getvalue()) is shows and not stream.getvalue().endswith("verify\n")
+
+
+def test_a_warning_is_said_under_quiet_too() -> None:
+    for progress in (QuietProgress(), ConsoleProgress()):
+        TERMINAL.stderr = stream = io.StringIO()
+        try:
+            progress.warn("too much")
+        finally:
+            TERMINAL.reset()
+        assert stream.getvalue() == "warning: too much\n"
+    with pytest.warns(UserWarning, match="too much"):
+        Progress().warn("too much")
