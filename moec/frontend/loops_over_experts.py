@@ -45,8 +45,9 @@ def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> Iterator[tupl
 
     def hook(name: str) -> Callable[..., None]:
         def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() >= 2:
-                seen[name] = args[0]
+            given = [*args, *kwargs.values()]  # the model itself is called by name
+            if len(given) == 1 and isinstance(given[0], Tensor) and given[0].dim() >= 2:
+                seen[name] = given[0]
 
         return note
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moec.errors import MoecError
 from moec.routing.scores import shares_of
 
 
@@ -32,6 +33,9 @@ def switch_loss(logits: Tensor, top_k: int = 1, mask: Tensor | None = None) -> T
 
     Returns:
         float32 `[]`.
+
+    Raises:
+        MoecError: M201 unless 1 <= K <= E.
     """
     chosen, mean = _chosen_and_mean(logits, top_k, mask)
     return logits.shape[-1] * (chosen / top_k * mean).sum()
@@ -51,7 +55,13 @@ def transformers_loss(logits: Sequence[Tensor], top_k: Sequence[int], mask: Tens
 
     Returns:
         float32 `[]`.
+
+    Raises:
+        MoecError: M201 unless 1 <= K <= E, for no layer, and for other than one K a layer.
     """
+    if len(logits) != len(top_k) or not logits:
+        what = f"{len(logits)} layers of logits and {len(top_k)} numbers of experts a token"
+        raise MoecError("M201", what, "transformers_loss", "give one top_k for each layer, and a layer at least")
     groups: dict[tuple[int, int], list[Tensor]] = {}
     for value, k in zip(logits, top_k, strict=True):
         groups.setdefault((value.shape[-1], k), []).append(value)
@@ -82,7 +92,11 @@ def sequence_loss(
 
     Returns:
         float32 `[]`.
+
+    Raises:
+        MoecError: M201 unless 1 <= K <= E.
     """
+    _require_choice(logits, top_k)
     shares = shares_of(logits.float(), score)
     chosen = F.one_hot(shares.topk(top_k, dim=-1).indices if ids is None else ids, shares.shape[-1]).sum(-2)
     counts = torch.ones_like(shares[..., :1]) if mask is None else mask.to(shares.dtype).unsqueeze(-1)
@@ -125,8 +139,15 @@ def update_bias(bias: Tensor, counts: Tensor, rate: float = 1e-3) -> Tensor:
     return bias.add_(rate * torch.sign(counts.mean() - counts).to(bias.dtype))
 
 
+def _require_choice(logits: Tensor, top_k: int) -> None:
+    experts = logits.shape[-1]
+    if not 1 <= top_k <= experts:
+        raise MoecError("M201", f"a token goes to {top_k} of {experts} experts", "top_k", f"give 1 to {experts}")
+
+
 def _chosen_and_mean(logits: Tensor, top_k: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Over tokens, `[E]` each: how many of the K choices of a token fall on an expert, and its probability."""
+    _require_choice(logits, top_k)
     probabilities = logits.flatten(0, -2).float().softmax(-1)
     chosen = F.one_hot(probabilities.topk(top_k, dim=-1).indices, logits.shape[-1]).sum(1).to(probabilities.dtype)
     counts = torch.ones_like(probabilities[:, :1]) if mask is None else mask.flatten()[:, None].to(probabilities)

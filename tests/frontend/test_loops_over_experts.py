@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import moec
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.pipeline.pipeline import Pipeline
@@ -75,6 +76,14 @@ def test_becomes_one_operator_and_equals_the_model(block: type[Block]) -> None:
         ids = torch.randint(0, VOCABULARY, size, generator=torch.Generator().manual_seed(size[1]))
         want = source.reference()(input_ids=ids)["output"]
         assert torch.allclose(EagerEngine(program)(input_ids=ids)["output"], want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_model_itself_may_be_the_mixture() -> None:
+    torch.manual_seed(1)
+    model = Block().eval()
+    program = moec.capture(model, {"x": torch.randn(7, 16)}, {"x": ("tokens", None)})
+    x = torch.randn(20, 16)
+    assert torch.allclose(EagerEngine(program)(x=x)["output"], model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [Crowded, Thresholded, Swapped])

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.switch_transformers import modeling_switch_transformers as switch
 
+from moec.errors import MoecError
 from moec.routing.losses import sequence_loss, switch_loss, transformers_loss, update_bias, z_loss
 
 EVEN = torch.eye(4).repeat(3, 1) * 30  # 12 tokens, each sure of one of four experts
@@ -116,3 +117,17 @@ def test_updates_of_the_bias_balance_a_skewed_router() -> None:
 
     first, *_, last = (most() for _ in range(120))
     assert first > 1 > 0.15 > last
+
+
+def test_numbers_that_no_layer_has_are_refused() -> None:
+    for call in (
+        lambda: switch_loss(EVEN, 0),
+        lambda: switch_loss(EVEN, 5),
+        lambda: sequence_loss(EVEN[None], 5),
+        lambda: transformers_loss((EVEN,), [0]),
+        lambda: transformers_loss((EVEN, EVEN), [1]),
+        lambda: transformers_loss((), []),
+    ):
+        with pytest.raises(MoecError) as caught:
+            call()
+        assert caught.value.code == "M201" and caught.value.fix
