@@ -87,9 +87,10 @@ def serving_notes(found: Estimate) -> Iterator[str]:
         return
     yield from _loading(serving)
     for idle in serving.idle:
+        hold = "holds" if idle.devices == 1 else "hold"
         yield (
-            f"idle: {idle.devices} {idle.device} hold {size_of(idle.bytes)} in {idle.format} for {idle.an_hour:,.2f} an"
-            f" hour, {idle.a_month:,.0f} a month of 730 hours"
+            f"idle: {idle.devices} {idle.device} {hold} {size_of(idle.bytes)} in {idle.format} for {idle.an_hour:,.2f}"
+            f" an hour, {idle.a_month:,.0f} a month of 730 hours"
         )
     for format, device in dict.fromkeys((o.format, o.device) for o in serving.offloads if not o.bytes_a_step):
         yield f"offload: every expert fits on {device} in {format} at some batches; nothing is sent there"
@@ -180,9 +181,10 @@ def _offloads(offloads: Sequence[Offload]) -> list[Row]:
 
 
 def _offload_row(each: Offload) -> Row:
+    most = "" if each.tokens_a_second is None else f"{each.tokens_a_second:,.1f} tokens/s"
     return (
         each.format, each.device or "", str(each.batch), f"{each.link}, {each.rate:g} GB/s", f"{each.kept:.0f}",
-        f"{each.hit_rate:.0%}", size_of(each.bytes_a_token), f"{each.tokens_a_second:,.1f} tokens/s",
+        f"{each.hit_rate:.0%}", size_of(each.bytes_a_token), most,
     )  # fmt: skip
 
 
@@ -192,7 +194,7 @@ def _spreads(spreads: Sequence[Spread]) -> list[Row]:
 
 
 def _spread_row(each: Spread) -> Row:
-    speed = "does not fit"
+    speed = "not known beyond a node" if each.fits else "does not fit"
     if each.time is not None:
         speed = f"{span(each.batch / each.time.high, each.batch / each.time.low)} tokens/s, {each.time.bound}"
     return (

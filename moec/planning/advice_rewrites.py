@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from moec.planning.formats import find_format, stored_bytes, with_state
+from moec.planning.on_cpu import computes, held_on
 from moec.planning.question import Advice, Question, gigabytes
 from moec.planning.shape import Part
 from moec.planning.touched import distinct
@@ -20,6 +21,9 @@ WORTH = 0.9  # a carve is worth its loss of quality where it reads less than thi
 def quantize(asked: Question) -> Iterator[Advice]:
     """What 4 bits bring: at small batches time goes with the bytes of the weights."""
     shape, small = asked.shape, with_state(find_format("int4"), asked.found.state)
+    if asked.fitting and not computes(asked.fitting[0], small):
+        return
+    small = held_on(small, asked.fitting[0] if asked.fitting else None)
     if asked.format.bits <= small.bits or not shape.states:
         return
     batch = asked.batches[0]

@@ -81,6 +81,13 @@ def time_of(step: Step, device: Device, format: Format) -> Time:
     return Time(low, high, bound, "roofline; shares of bandwidth and rate measured by others for experts on an H200")
 
 
+def expert_bytes(shape: Shape, format: Format) -> list[float]:
+    """Bytes of one expert of each mixture."""
+    whole = stored_bytes(shape.tensors, format).get("routed experts", 0)
+    count = sum(m.parameters for m in shape.mixtures)
+    return [whole * m.parameters / count / m.experts for m in shape.mixtures]
+
+
 def bits_computed(format: Format) -> float:
     """Bits of the operands of a product: integers are unpacked to 16 bits, small floats are multiplied as they are."""
     return format.bits if format.name in ("fp8", "nvfp4", "mxfp4", "fp32") else 16

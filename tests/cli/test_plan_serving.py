@@ -31,9 +31,9 @@ def test_traffic_price_draft_offload_and_ranks_in_one_answer(cli: Cli, model: Pa
     text = cli("plan", model, *words.split(), "--offload", "disk", "--ranks", "4", "--load", load, "--link", "1GB/s")
     for heading in ("replicas", "first token", "a million tokens", "pays from", "each holds", "remote ones"):
         assert heading in text, heading
-    assert "idle: 1 rtx4090 hold" in text and "365 a month of 730 hours" in text
+    assert "idle: 1 rtx4090 holds" in text and "365 a month of 730 hours" in text
     assert "over 1GB/s (1 GB/s)" in text and "the busiest has" in text and "every expert fits" in text
-    assert f"vllm serve {model} --tensor-parallel-size 4 --enable-expert-parallel  (listed for" in text
+    assert f"vllm serve {model.parent} --tensor-parallel-size 4 --enable-expert-parallel  (listed for" in text
     assert "times: roofline" in text and "Traceback" not in text
 
 
