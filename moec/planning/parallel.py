@@ -9,6 +9,7 @@ from moec.errors import MoecError
 from moec.planning.balance import Balance, balance
 from moec.planning.load import UNIFORM, Load
 from moec.planning.shape import Mixture, Shape
+from moec.planning.tensor import reduced_bytes
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,11 @@ def expert_parallel(
     """
     reached = _reached(shape, ranks, load)
     sent = _sent(shape, reached, dispatch_bits + combine_bits)
-    all_reduce = 2 * 2 * (ranks - 1) / ranks  # a ring sends each number twice but for its own share
     return ExpertParallel(
         ranks,
         max(reached),
         sent,
-        shape.layers * all_reduce * shape.hidden * 2,
+        reduced_bytes(shape, ranks),
         max(reached) * (ranks - 1) / ranks,
         sent * (ranks - 1) / ranks,
         balance(shape, ranks, load),

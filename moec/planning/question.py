@@ -158,7 +158,10 @@ class Question:
         """What a token costs: seconds on the first device that holds the model, else bytes. For comparing only."""
         if self.fitting is None:
             return self.bytes_a_token(shape, batch)
-        device, format = self.fitting
+        return self.seconds(shape, batch, *self.fitting)
+
+    def seconds(self, shape: Shape, batch: int, device: Device, format: Format) -> float:
+        """Seconds of a token on a device at the least; infinite where they are not known. For comparing only."""
         time = self.time(shape, batch, device, format)
         return time.low / batch if time else math.inf
 

@@ -102,9 +102,8 @@ def pairs(tokens: float, window: int) -> float:
 
 def _step(shape: Shape, format: Format, tokens: float, rows: float, attended: float, state: float, load: Load) -> Step:
     used = [load.distinct(place, m, tokens) for place, m in enumerate(shape.mixtures)]
-    idle = sum(m.parameters * (1 - n / m.experts) for m, n in zip(shape.mixtures, used, strict=True))
     by_part, counts = stored_bytes(shape.tensors, format), shape.parts()
-    routed = by_part.get("routed experts", 0) * (1 - idle / (counts["routed experts"] or 1))
+    routed = sum(n * size for n, size in zip(used, expert_bytes(shape, format), strict=True))
     table = by_part.get("input embedding", 0)
     looked_up = min(tokens * shape.hidden * format.plain / 8, table)
     unread = by_part.get("routed experts", 0) + table + by_part.get("vision and audio", 0)

@@ -46,8 +46,12 @@ def exchanged(work: Work) -> tuple[int, float]:
 
 def sent_bytes(work: Work, ranks: int) -> float:
     """What each device sends in a forward: a ring sends each number twice but for its own share."""
-    count, numbers = exchanged(work)
-    return count * numbers * ACTIVATION_BYTES * 2 * (ranks - 1) / ranks
+    return work.tokens * reduced_bytes(work.shape, ranks)
+
+
+def reduced_bytes(shape: Shape, ranks: int) -> float:
+    """The same for one token."""
+    return 2 * shape.layers * shape.hidden * ACTIVATION_BYTES * 2 * (ranks - 1) / ranks
 
 
 def tensor_time(work: Work, device: Device, ranks: int) -> Time:

@@ -12,7 +12,7 @@ from moec.errors import MoecError
 from moec.execution.memory import total_bytes
 from moec.huggingface.shape import shape_of
 from moec.planning.estimate import estimate
-from moec.planning.formats import find_format, stored_bytes
+from moec.planning.formats import find_format, recipe_format, stored_bytes
 from moec.planning.load import Load
 from moec.planning.on_cpu import ThisMachine, mixture_seconds, rows_of_an_expert, this_machine
 from moec.planning.pace import decode_time
@@ -118,6 +118,7 @@ def test_each_part_is_held_in_its_own_form(cpu: ThisMachine) -> None:
     assert bits(cpu, "int2") == pytest.approx((32, 4 + scales, 32))
     assert bits(cpu, "int4") == pytest.approx((4 + scales, 4 + scales, 32))
     assert bits(rounded, "int4") == pytest.approx((4 + scales, 4 + scales, 8 + scales))
+    assert cpu.held(recipe_format("small")).bits == 32  # what a preset leaves
     assert cpu.held(cpu.held(find_format("int2"))) == cpu.held(find_format("int2"))
 
 
