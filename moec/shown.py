@@ -44,9 +44,11 @@ def count_of(number: float, unit: str = "") -> str:
     return _in_units(number, 1000, tuple(f"{prefix}{unit}" for prefix in thousands))
 
 
-def span_of(low: float, high: float) -> str:
-    """An interval in a few letters, each end with three digits where it has them: `0.28–0.63`, `1,036–2,120`."""
-    return "–".join(f"{n:,.0f}" if n >= 100 else f"{n:.1f}" if n >= 10 else f"{n:.2f}" for n in (low, high))
+def span_of(low: float, high: float, form: str = "") -> str:
+    """An interval in a few letters, each end in a form, or with three digits where it has them: `0.28–0.63`,
+    `1,036–2,120`; one end where both are written alike."""
+    ends = [format(n, form or (",.0f" if n >= 100 else ".1f" if n >= 10 else ".2f")) for n in sorted((low, high))]
+    return ends[0] if ends[0] == ends[1] else "–".join(ends)
 
 
 def _in_units(number: float, base: int, units: tuple[str, ...]) -> str:

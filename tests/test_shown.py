@@ -72,3 +72,5 @@ def test_an_interval_keeps_its_digits() -> None:
     assert [span_of(*ends) for ends in ((0.034, 2.5), (9.96, 40.5), (1000, 20_000))] == [
         "0.03–2.50", "9.96–40.5", "1,000–20,000",
     ]  # fmt: skip
+    assert span_of(1.2, 1.4, ",.0f") == "1" and span_of(2, 1, ",.0f") == "1–2"
+    assert span_of(0.5, 0.25, ".0%") == "25%–50%"

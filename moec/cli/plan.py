@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moec.cli.console import common, emit, say, say_text
+from moec.cli.lists import numbers, words
 from moec.cli.plan_advice import advice_lines
 from moec.cli.plan_devices import RIGHT, device_rows
 from moec.cli.plan_serving import origins, server_lines, serving_notes, serving_options, serving_tables
 from moec.cli.report_file import PLAN_PAGE, publish, require_replaceable
 from moec.cli.terminal import TERMINAL
 from moec.cli.wrapping import say_wrapped
-from moec.errors import MoecError
 from moec.shown import count_of, size_of
 
 if TYPE_CHECKING:
@@ -27,34 +27,19 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 
 
-def _words(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    """`a,b` as its parts."""
-    return tuple(word.strip() for word in value.split(",") if word.strip())
-
-
-def _numbers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
-    """`1,8` as whole numbers. Raises M201."""
-    words = _words(context, option, value)
-    if not words and option.name == "ranks":
-        return ()
-    if not words or not all(word.isdecimal() for word in words):
-        raise MoecError("M201", f"{value!r} is no list of whole numbers", option.opts[0], "write them as 1,8,64")
-    return tuple(int(word) for word in words)
-
-
 @click.command("plan")
 @click.argument("model")
 @click.option(
-    "--format", "formats", callback=_words, default="bf16", help="Of the weights: bf16,int4,balanced,… (default bf16)."
+    "--format", "formats", callback=words, default="bf16", help="Of the weights: bf16,int4,balanced,… (default bf16)."
 )
 @click.option(
-    "--device", "devices", callback=_words, default="", help="h200,rtx4090,…: what fits, and how fast it runs."
+    "--device", "devices", callback=words, default="", help="h200,rtx4090,…: what fits, and how fast it runs."
 )
-@click.option("--batch", "batches", callback=_numbers, default="1", help="Texts at once: 1,8,64 (default 1).")
+@click.option("--batch", "batches", callback=numbers, default="1", help="Texts at once: 1,8,64 (default 1).")
 @click.option("--context", type=int, help="Tokens of a text (default 4096, or all that the model's positions reach).")
 @click.option("--state", default="bf16", help="Of keys and values: bf16, fp8 or int8 (default bf16).")
 @click.option("--versus", help="Another model: which of the two reads less for a token, batch by batch.")
-@click.option("--ranks", callback=_numbers, default="", help="8,64: what experts on so many devices send a token.")
+@click.option("--ranks", callback=numbers, default="", help="8,64: what experts on so many devices send a token.")
 @click.option(
     "--pass", "pipeline", default="", help="Passes, as for compile: the model that they make, and where they fire."
 )
@@ -128,7 +113,8 @@ def _page(found: Estimate, model: str, compiled: Sequence[Foreseen]) -> str:
     from moec.report.plan_page import plan_page
 
     about = [(f"Compiling for {each.target}", "\n".join(_compile_lines(each)[1:])) for each in compiled]
-    served = [(title, head, rows) for title, (head, *rows) in serving_tables(found).items()]
+    tables = {"Experts on several devices": _rank_rows(found)} if found.ranks else {}
+    served = [(title, head, rows) for title, (head, *rows) in (tables | serving_tables(found)).items()]
     return plan_page(found, model, about, served, [*serving_notes(found), *server_lines(found)])
 
 
@@ -178,9 +164,8 @@ def _rank_rows(found: Estimate) -> list[Row]:
         (str(r.ranks), f"{r.reached:.2f}", f"{r.remote:.2f}", size_of(r.wire_bytes), size_of(r.tensor_parallel_bytes))
         for r in found.ranks
     ]
-    return (
-        [("ranks", "reached by a token", "remote ones", "sent a token", "by tensor parallelism"), *rows] if rows else []
-    )
+    head: Row = ("devices", "reached by a token", "remote ones", "sent a token", "by tensor parallelism")
+    return [head, *rows] if rows else []
 
 
 def _beside_rows(found: Estimate) -> list[Row]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moec.cli.lists import words
 from moec.errors import MoecError
-from moec.shown import size_of
+from moec.shown import size_of, span_of
 
 if TYPE_CHECKING:
     from moec.planning.costs import Cost
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from moec.planning.traffic import Operation, Served
 
 Row = tuple[str, ...]
-
-
-def _words(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in value.split(",") if word.strip())
 
 
 def _rate(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
@@ -52,9 +49,9 @@ _OPTIONS = (
     click.option("--prompt", type=int, default=1024, help="Tokens of a request's prompt (default 1024)."),
     click.option("--answer", type=int, default=256, help="Tokens of a request's answer (default 256)."),
     click.option("--price", "prices", callback=_prices, default="", help="h200=3.5: what an hour of a device costs."),
-    click.option("--link", "links", callback=_words, default="", help="nvme,25Gb/s,…: what the weights come over."),
+    click.option("--link", "links", callback=words, default="", help="nvme,25Gb/s,…: what the weights come over."),
     click.option("--draft", type=int, callback=_draft, help="Tokens of a draft: what speculative decoding costs."),
-    click.option("--offload", callback=_words, default="", help="ram,disk,…: experts that are not on the device."),
+    click.option("--offload", callback=words, default="", help="ram,disk,…: experts that are not on the device."),
 )
 
 
@@ -87,9 +84,10 @@ def serving_notes(found: Estimate) -> Iterator[str]:
         return
     yield from _loading(serving)
     for idle in serving.idle:
+        hold = "holds" if idle.devices == 1 else "hold"
         yield (
-            f"idle: {idle.devices} {idle.device} hold {size_of(idle.bytes)} in {idle.format} for {idle.an_hour:,.2f} an"
-            f" hour, {idle.a_month:,.0f} a month of 730 hours"
+            f"idle: {idle.devices} {idle.device} {hold} {size_of(idle.bytes)} in {idle.format} for {idle.an_hour:,.2f}"
+            f" an hour, {idle.a_month:,.0f} a month of 730 hours"
         )
     for format, device in dict.fromkeys((o.format, o.device) for o in serving.offloads if not o.bytes_a_step):
         yield f"offload: every expert fits on {device} in {format} at some batches; nothing is sent there"
@@ -117,20 +115,14 @@ def origins(found: Estimate) -> list[str]:
     return [f"times: {origin}" for origin in dict.fromkeys(times)] + ([f"times: {better}"] if better else [])
 
 
-def span(low: float, high: float, form: str = ",.0f") -> str:
-    """Both ends of an interval; one where they are written alike."""
-    ends = [format(value, form) for value in sorted((low, high))]
-    return ends[0] if ends[0] == ends[1] else "–".join(ends)
-
-
 def _costs(costs: Sequence[Cost]) -> list[Row]:
     head: Row = ("format", "batch", "never idle", "tokens/s", "a million tokens")
     return [head, *(_cost_row(c) for c in costs)]
 
 
 def _cost_row(cost: Cost) -> Row:
-    price = span(*cost.a_million, ",.2f")
-    return cost.format, str(cost.batch), f"{cost.devices} {cost.device}", span(*cost.tokens_a_second), price
+    price = span_of(*cost.a_million, ",.2f")
+    return cost.format, str(cost.batch), f"{cost.devices} {cost.device}", span_of(*cost.tokens_a_second, ",.0f"), price
 
 
 def _served(serving: Serving) -> list[Row]:
@@ -149,7 +141,7 @@ def _served_row(served: Served, priced: bool) -> Row:
         return (*start, "none: it does not fit", *[""] * (4 + priced))
 
     def both(of: Callable[[Operation], float], form: str = ",.0f") -> str:
-        return span(of(fast), of(slow), form)
+        return span_of(of(fast), of(slow), form)
 
     row: Row = (
         *start, both(lambda o: o.replicas), both(lambda o: o.batch, ",.1f"), both(lambda o: o.busy, ".0%"),
@@ -167,10 +159,10 @@ def _drafts(drafts: Sequence[Draft]) -> list[Row]:
 
 def _draft_row(draft: Draft) -> Row:
     low, high = draft.break_even
-    pays = "never" if low > 1 else f"{span(low, min(high, 1), '.0%')} accepted"
+    pays = "never" if low > 1 else f"{span_of(low, min(high, 1), '.0%')} accepted"
     return (
         draft.format, draft.device or "", str(draft.batch), str(draft.draft), "{:.1f} → {:.1f}".format(*draft.experts),
-        "{} → {}".format(*map(size_of, draft.bytes)), f"{span(*draft.slowdown, '.2f')} times", pays,
+        "{} → {}".format(*map(size_of, draft.bytes)), f"{span_of(*draft.slowdown, '.2f')} times", pays,
     )  # fmt: skip
 
 
@@ -180,9 +172,10 @@ def _offloads(offloads: Sequence[Offload]) -> list[Row]:
 
 
 def _offload_row(each: Offload) -> Row:
+    most = "" if each.tokens_a_second is None else f"{each.tokens_a_second:,.1f} tokens/s"
     return (
         each.format, each.device or "", str(each.batch), f"{each.link}, {each.rate:g} GB/s", f"{each.kept:.0f}",
-        f"{each.hit_rate:.0%}", size_of(each.bytes_a_token), f"{each.tokens_a_second:,.1f} tokens/s",
+        f"{each.hit_rate:.0%}", size_of(each.bytes_a_token), most,
     )  # fmt: skip
 
 
@@ -192,9 +185,10 @@ def _spreads(spreads: Sequence[Spread]) -> list[Row]:
 
 
 def _spread_row(each: Spread) -> Row:
-    speed = "does not fit"
+    speed = "not known beyond a node" if each.fits else "does not fit"
     if each.time is not None:
-        speed = f"{span(each.batch / each.time.high, each.batch / each.time.low)} tokens/s, {each.time.bound}"
+        rate = span_of(each.batch / each.time.high, each.batch / each.time.low, ",.0f")
+        speed = f"{rate} tokens/s, {each.time.bound}"
     return (
         each.how, each.format, str(each.batch), f"{each.ranks} {each.device}", size_of(each.bytes), size_of(each.sent),
         speed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,8 @@ def _for_target(paper: Rehearsals, pipeline: Pipeline, target: Target) -> Forese
             steps, refused = [_step(plan) for plan in found.plans], list(found.refusals)
             options = Options(target=target, pipeline=pipeline)
             taken = None if refused else effort(paper, backend.precision(target), found.plans, options)
-    passes = f' --pass "{pipeline}"' if list(pipeline) else ""
-    command = f"moec compile {paper.model} --target {target}{passes} -o engine/"
+    passes = f" --pass {shlex.quote(str(pipeline))}" if list(pipeline) else ""
+    command = f"moec compile {shlex.quote(paper.model)} --target {shlex.quote(str(target))}{passes} -o engine/"
     reasons = tuple((f"{r.reason} ({r.where})", r.fix) for r in refused)
     return Foreseen(str(target), text, tuple(steps), reasons, command, taken)
 

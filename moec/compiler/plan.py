@@ -46,7 +46,7 @@ def plan(
         pipeline: passes, as for `moec compile`: counts, memory and time are those of the model that they make. They are
             planned, not described a second time: the model is captured without its weights.
         recipes: names that `formats` may hold beside those that are known, with the passes that pack the weights; what
-            they leave is in 16 bits.
+            they leave is in 16 bits. The other model is packed by them too.
         state: format of keys and values: `bf16`, `fp8` or `int8`.
         load: how often experts are taken: `uniform`, `zipf:1.0`, or a file that `moec routers --json` wrote.
         traffic: requests a second, each of `prompt` tokens with `answer` tokens to write.
@@ -62,7 +62,9 @@ def plan(
     paper = model if isinstance(model, Rehearsals) else Rehearsals(model)
     shape = paper.after(pipeline)
     packed = {name: paper.after(_both(pipeline, recipe)) for name, recipe in (recipes or {}).items() if name in formats}
-    other = Rehearsals(versus).shape if versus is not None else None
+    beside = Rehearsals(versus) if versus is not None else None
+    other = beside.shape if beside else None
+    others = {name: beside.after((recipes or {})[name]) for name in packed} if beside else {}
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
     asked = Asked(
@@ -74,7 +76,7 @@ def plan(
         draft,
         offload,
     )
-    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed, asked, state)
+    return estimate(shape, formats, devices, batches, tokens, ranks, other, packed, asked, state, others)
 
 
 def _both(first: str | Pipeline, then: str | Pipeline) -> Pipeline:

@@ -14,6 +14,7 @@ from moec.planning.advice_rewrites import quantize, rewrite, speculate
 from moec.planning.estimate import Estimate
 from moec.planning.load import UNIFORM
 from moec.planning.question import Advice, Question, gigabytes, listed
+from moec.planning.step import bits_computed
 from moec.planning.twins import MOST, Rival, changes, first_batch
 from moec.shown import count_of, span_of
 
@@ -127,7 +128,7 @@ def turns(asked: Question) -> Iterator[Advice]:
     for device in asked.devices if asked.shape.states else ():
         if (format := asked.format_on(device)) is None:
             continue
-        ridge = device.flops(16 if format.bits < 8 else format.bits) / (device.bandwidth * 1e9)
+        ridge = device.flops(bits_computed(format)) / (device.bandwidth * 1e9)
         found = first_batch(lambda b, d=device, f=format: asked.bound(b, d, f) == "compute")  # type: ignore[misc]
         share = ""
         if asked.shape.mixtures:

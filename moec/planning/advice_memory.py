@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from moec.planning.devices import Device
 from moec.planning.formats import FORMATS, Format, with_state
 from moec.planning.memory import Memory
+from moec.planning.on_cpu import computes
 from moec.planning.question import Advice, Question
 from moec.shown import count_of, size_of
 
@@ -35,7 +36,8 @@ def fits(asked: Question) -> Iterator[Advice]:
 
 
 def _not_fitting(asked: Question, device: Device, batch: int, over: dict[str, Memory]) -> Advice:
-    every = {name: _on(asked, device, with_state(f, asked.found.state), batch) for name, f in FORMATS.items()}
+    known = {name: with_state(f, asked.found.state) for name, f in FORMATS.items() if computes(device, f)}
+    every = {name: _on(asked, device, format, batch) for name, format in known.items()}
     name, memory = next(iter(over.items()))
     head = (
         f"{' and '.join(over)} {'does' if len(over) == 1 else 'do'} not fit on one {device.name} at batch {batch:,}"

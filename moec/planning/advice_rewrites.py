@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moec.planning.drafting import accepted
 from moec.planning.formats import find_format, stored_bytes, with_state
+from moec.planning.on_cpu import computes, held_on
 from moec.planning.question import Advice, Question, gigabytes
 from moec.planning.shape import Part
 from moec.planning.touched import distinct
 from moec.shown import count_of
 
 DRAFT = 3  # tokens that a draft model proposes
-YIELD = sum(0.7**n for n in range(DRAFT + 1))  # tokens of a step when each proposal is accepted with 0.7: 2.53
+YIELD = accepted(0.7, DRAFT)  # tokens of a step when each proposal is accepted with 0.7: 2.53
 COPIES, CHOSEN = 8, 2  # the usual upcycle: 8 copies, 2 a token (Komatsuzaki et al. 2022, arXiv 2212.05055)
 CARVED, KEPT = 8, 6  # the usual carve: 6 of 8 parts a token (CMoE, arXiv 2502.04416)
 WORTH = 0.9  # a carve is worth its loss of quality where it reads less than this share
@@ -20,6 +22,9 @@ WORTH = 0.9  # a carve is worth its loss of quality where it reads less than thi
 def quantize(asked: Question) -> Iterator[Advice]:
     """What 4 bits bring: at small batches time goes with the bytes of the weights."""
     shape, small = asked.shape, with_state(find_format("int4"), asked.found.state)
+    if asked.fitting and not computes(asked.fitting[0], small):
+        return
+    small = held_on(small, asked.fitting[0] if asked.fitting else None)
     if asked.format.bits <= small.bits or not shape.states:
         return
     batch = asked.batches[0]

@@ -42,6 +42,11 @@ def balance(shape: Shape, ranks: int, load: Load) -> Balance:
     return Balance(in_order, placed, copies, left)
 
 
+def busiest(place: int, mixture: Mixture, ranks: int, load: Load) -> float:
+    """The tokens of the busiest rank over the mean in one layer, experts in the order of their numbers."""
+    return 1.0 if load.uniform else _in_order(_shares(place, mixture, load), ranks)
+
+
 def replication(shares: Sequence[float], ranks: int) -> tuple[int | None, float | None]:
     """How many copies one layer needs, and what is left: every rank gets one more place until it is even enough; each
     place goes to the expert with the most tokens a copy, which its copies share (as DeepSeek's EPLB does)."""

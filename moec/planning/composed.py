@@ -20,6 +20,7 @@ from moec.planning.work import Work
 WITHIN = {"matrices": 0.18, "experts": 0.23, "attention": 0.20, "exchanges": 0.20}
 _PASSES, _LAUNCHES = 10, (3, 8)  # of a layer beside products and attention: readings of its tokens, kernels
 _NO_PRODUCT = ("input embedding", "norm", "routed experts", "vision and audio")  # of a token of text, one by one
+STATE_BITS = 16  # of keys and values when attention was measured
 _LATENT = 576  # numbers a token of the latent caches that were measured, DeepSeek-V3's
 _TOGETHER = re.compile(r"\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3)\.weight$")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gu", "up_proj": "gu", "w1": "gu", "w3": "gu"}
@@ -40,6 +41,8 @@ def composed(work: Work, device: Device, tables: Sequence[Tables], ranks: int = 
         return None
     best = sorted(sums, key=lambda each: each.low)[:2]
     origin = f"measured by others, kernel by kernel: {', '.join(sorted(each.origin for each in best))}"
+    if work.format.state_bits != STATE_BITS and not work.prompt:
+        origin += f"; attention scaled by the roofline from {STATE_BITS} bits of state to {work.format.state_bits:g}"
     return Time(best[0].low, max(each.high for each in best), best[0].bound, origin, best[0].parts)
 
 
@@ -121,13 +124,30 @@ def _attention(
     else:
         found = _keys_and_values(work, tables, state) if state.per_token else None
     if found is not None:
-        yield _measured("attention", layers * found)
+        yield _measured("attention", layers * found * _narrower(work, device, state))
         return
-    read = 0.0 if work.prompt else work.texts * state.elements(work.context) * ACTIVATION_BYTES
-    seen = work.texts * (_pairs_of(work, state) if work.prompt else work.rows * state.rows(work.context))
-    computed = 4 * seen * work.shape.heads * work.shape.head_size if state.per_token else 0.0
-    rough = time_of(Step(work.tokens, 0, 0, layers * read, layers * computed), device, work.format)
+    rough = time_of(_attended(work, state, layers, work.format.state_bits), device, work.format)
     yield "attention", rough.low, rough.high
+
+
+def _attended(work: Work, state: State, layers: int, bits: float) -> Step:
+    """What attention reads and computes when the state has so many bits a number."""
+    read = 0.0 if work.prompt else work.texts * state.bytes(work.context, bits)
+    seen = work.texts * (_pairs_of(work, state) if work.prompt else work.rows * state.rows(work.context))
+    size = _LATENT if state.per_token == _LATENT and not work.prompt else work.shape.head_size
+    computed = 4 * seen * work.shape.heads * size if state.per_token else 0.0
+    return Step(work.tokens, 0, 0, layers * read, layers * computed)
+
+
+def _narrower(work: Work, device: Device, state: State) -> float:
+    """What a state of fewer bits takes of the time that was measured with 16, by the roofline."""
+    if work.prompt or work.format.state_bits == STATE_BITS:
+        return 1.0
+    asked, measured = (
+        max(step.bytes / (device.bandwidth * 1e9), step.flops / device.flops(16)) + LAUNCH
+        for step in (_attended(work, state, 1, bits) for bits in (work.format.state_bits, STATE_BITS))
+    )
+    return asked / measured
 
 
 def _pairs_of(work: Work, state: State) -> float:

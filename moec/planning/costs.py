@@ -9,8 +9,8 @@ from moec.planning.devices import Device
 from moec.planning.formats import Format
 from moec.planning.load import Load
 from moec.planning.memory import Memory, memory_of
-from moec.planning.on_cpu import ThisMachine
-from moec.planning.pace import time_on
+from moec.planning.on_cpu import ThisMachine, held_on
+from moec.planning.pace import time_on, timed
 from moec.planning.shape import Shape
 from moec.planning.work import Work
 
@@ -38,11 +38,11 @@ class Cost:
     origin: str
 
 
-def memory_on(shape: Shape, format: Format, device: Device, batch: int, context: int) -> Memory:
-    """What a model takes of this device's memory: an engine on this machine's processor holds more than a GPU's."""
-    if isinstance(device, ThisMachine):
-        return device.holds(memory_of(shape, device.held(format), batch, context))
-    return memory_of(shape, format, batch, context)
+def memory_on(shape: Shape, format: Format, device: Device | None, batch: int, context: int) -> Memory:
+    """What a model takes of a device's memory, or of any one's: an engine on this machine's processor holds more than a
+    GPU's."""
+    memory = memory_of(shape, held_on(format, device), batch, context)
+    return device.holds(memory) if isinstance(device, ThisMachine) else memory
 
 
 def sizes(shape: Shape, format: Format, device: Device, batch: int, context: int) -> list[int]:
@@ -61,9 +61,9 @@ def costs(
     load: Load,
     prices: Mapping[str, float],
 ) -> Iterator[Cost]:
-    """A row for each format, device with a price, and batch that one node holds."""
+    """A row for each format, device with a price and known times, and batch that one node holds."""
     for format in formats:
-        for device in [d for d in devices if d.name in prices]:
+        for device in [d for d in devices if d.name in prices and timed(shape, format, d)]:
             for batch in batches:
                 for ranks in sizes(shape, format, device, batch, context)[:1]:
                     time = time_on(Work(shape, format, batch, context, load), device, ranks)

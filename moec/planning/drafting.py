@@ -10,7 +10,7 @@ from moec.planning.costs import memory_on
 from moec.planning.devices import Device
 from moec.planning.formats import Format
 from moec.planning.load import Load
-from moec.planning.pace import decode_time
+from moec.planning.pace import decode_time, timed
 from moec.planning.shape import Shape
 from moec.planning.step import decode_step
 
@@ -22,7 +22,8 @@ class Draft:
     """A step that checks a draft, beside one that writes a token.
 
     Attributes:
-        format, device, batch: what was asked; no device where none was, or where the model does not fit on one.
+        format, device, batch: what was asked; no device where none was, or where the model does not fit on one
+            or its times are not known.
         draft: tokens that are proposed; one more comes from the check itself.
         experts: distinct ones of a layer without a draft and with it, the means over layers.
         bytes: read by a step without and with it.
@@ -58,7 +59,8 @@ def drafts(
         raise MoecError("M201", f"{shape.name} writes no text that could be drafted", "--draft", "leave --draft out")
     for format in formats:
         for batch in batches:
-            fitting = [d for d in devices if d and memory_on(shape, format, d, batch, context).devices(d) == 1]
+            known = [d for d in devices if d and timed(shape, format, d)]
+            fitting = [d for d in known if memory_on(shape, format, d, batch, context).devices(d) == 1]
             for device in fitting if len(fitting) == len(devices) else [*fitting, None]:
                 yield _draft(shape, format, device, batch, context, draft, load)
 

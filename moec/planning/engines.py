@@ -7,6 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from moec.planning.shape import Shape
@@ -40,10 +41,11 @@ def servers(shape: Shape, model: str, ranks: int = 1) -> tuple[Server, ...]:
 
     Args:
         shape: the model; its name is the architecture that the engines know it by.
-        model: what to serve, as it goes into the command.
+        model: what to serve, as it goes into the command; of a config.json its folder, which is what engines open.
         ranks: devices. Experts are spread over them where there are any.
     """
     table = _table()
+    model = str(Path(model).parent) if Path(model).name == "config.json" else model
     entries = [entry for entry in table.values() if isinstance(entry, dict)]
     return tuple(_server(entry, table["source"], shape, model, ranks) for entry in entries)
 

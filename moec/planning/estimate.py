@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from moec.errors import MoecError
+from moec.planning.costs import memory_on
 from moec.planning.dense_equivalent import DenseEquivalent, dense_equivalent
 from moec.planning.devices import Device
 from moec.planning.formats import Format, find_format, recipe_format, with_state
 from moec.planning.load import UNIFORM, Load
-from moec.planning.memory import Memory, memory_of
-from moec.planning.on_cpu import ThisMachine, any_device
-from moec.planning.pace import decode_time, prompt_time
+from moec.planning.memory import Memory
+from moec.planning.on_cpu import any_device, held_on
+from moec.planning.pace import decode_time, prompt_time, timed
 from moec.planning.parallel import ExpertParallel, expert_parallel
 from moec.planning.serving import Asked, Serving, answer, together
 from moec.planning.shape import Shape
@@ -30,7 +31,8 @@ class Situation:
         memory: bytes.
         devices: how many are needed; None without a device.
         decode, prompt: one token a text with the context behind it; the whole context in one go.
-        decode_time, prompt_time: on one device; None without one, and where the model does not fit on one.
+        decode_time, prompt_time: on one device; None without one, where the model does not fit on one, and where they
+            are not known.
     """
 
     format: str
@@ -57,6 +59,7 @@ class Estimate:
         serving: answers about load, links, prices, traffic, drafts, offload and many devices.
         packed: the model as a recipe packs it, by the format that is called like the recipe.
         state: format of keys and values.
+        packed_versus: the other model likewise.
     """
 
     shape: Shape
@@ -68,6 +71,7 @@ class Estimate:
     serving: Serving | None = None
     packed: Mapping[str, Shape] = field(default_factory=dict)
     state: str = "bf16"
+    packed_versus: Mapping[str, Shape] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: counts by part in place of single tensors."""
@@ -93,6 +97,7 @@ def estimate(
     packed: Mapping[str, Shape] | None = None,
     asked: Asked | None = None,
     state: str = "bf16",
+    packed_versus: Mapping[str, Shape] | None = None,
 ) -> Estimate:
     """Work out every combination.
 
@@ -106,6 +111,7 @@ def estimate(
         packed: the model as a recipe packs it, by the recipe's name, which stands among the formats.
         asked: questions about serving.
         state: format of keys and values: `bf16`, `fp8` or `int8`.
+        packed_versus: the other model as the recipes pack it.
 
     Raises:
         MoecError: M202 for an unknown name, M201 for a number below 1, a context beyond the model's positions, or ranks
@@ -131,26 +137,27 @@ def estimate(
         for b in batches
     ]
     spread = tuple(expert_parallel(shape, n, load=asked.load) for n in ranks)
-    both = () if versus is None else beside(shape, versus, kinds[0], context, load=asked.load)
+    others, one = packed_versus or {}, kinds[0].name
+    both: tuple[Beside, ...] = ()
+    if versus:
+        both = beside(packed.get(one, shape), others.get(one, versus), kinds[0], context, load=asked.load)
     shapes = [
-        (shape, [f for f in kinds if f.name not in packed]),
-        *((packed[f.name], [f]) for f in kinds if f.name in packed),
+        (shape, [f for f in kinds if f.name not in packed], versus),
+        *((packed[f.name], [f], others.get(f.name, versus)) for f in kinds if f.name in packed),
     ]
-    served = together(answer(s, fs, found, batches, context, spread, versus, asked) for s, fs in shapes if fs)
-    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served, packed, state)
+    served = together(answer(s, fs, found, batches, context, spread, v, asked) for s, fs, v in shapes if fs)
+    return Estimate(shape, dense_equivalent(shape), tuple(rows), spread, versus, both, served, packed, state, others)
 
 
 def _situation(
     shape: Shape, format: Format, device: Device | None, batch: int, context: int, load: Load = UNIFORM
 ) -> Situation:
-    here = device if isinstance(device, ThisMachine) else None
-    format = here.held(format) if here else format
-    memory = memory_of(shape, format, batch, context)
-    memory = here.holds(memory) if here else memory
+    memory = memory_on(shape, format, device, batch, context)
+    format = held_on(format, device)
     decode = decode_step(shape, format, batch, context, load) if shape.states else None
     prompt = prompt_step(shape, format, batch, context, load)
     needed = memory.devices(device) if device else None
-    alone = device if needed == 1 else None
+    alone = device if device and needed == 1 and timed(shape, format, device) else None
     return Situation(
         format.name,
         device.name if device else None,
@@ -160,17 +167,9 @@ def _situation(
         needed,
         decode,
         prompt,
-        _time(shape, format, alone, batch, context, load, True) if alone and decode else None,
-        _time(shape, format, alone, batch, context, load, False) if alone else None,
+        decode_time(shape, format, alone, batch, context, load) if alone and decode else None,
+        prompt_time(shape, format, alone, batch, context, load) if alone else None,
     )
-
-
-def _time(
-    shape: Shape, format: Format, device: Device, batch: int, context: int, load: Load, token: bool
-) -> Time | None:
-    if isinstance(device, ThisMachine):
-        return device.time(shape, format, batch, context, token)
-    return (decode_time if token else prompt_time)(shape, format, device, batch, context, load)
 
 
 def _model(shape: Shape) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Format:
         whole_bits: once a matrix (the second scale of NVFP4).
         plain: what stays unquantized, in bits a number: routers, norms, biases, embeddings.
         state_bits: of a number that a token leaves in the state of a layer, scales counted; see `STATES`.
+        apart: parts whose matrices are stored in another way.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Format:
     whole_bits: int = 0
     plain: int = 16
     state_bits: float = 16
+    apart: tuple[tuple[Part, Format], ...] = ()
 
     def matrix_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a matrix, or of a stack of them `[E, out, in]`; a vector stays plain."""
@@ -95,9 +97,10 @@ def stored_bytes(tensors: Iterable[Tensor], format: Format) -> dict[Part, int]:
     """Bytes by part: matrices in the format, the router, norms, vectors and the table of the input embedding plain;
     what a pass has packed takes what it is packed in."""
     found: dict[Part, int] = {}
+    apart = dict(format.apart)
     for tensor in tensors:
         plain = tensor.part in _PLAIN or len(tensor.shape) < 2
-        size = tensor.count * format.plain // 8 if plain else format.matrix_bytes(tensor.shape)
+        size = tensor.count * format.plain // 8 if plain else apart.get(tensor.part, format).matrix_bytes(tensor.shape)
         if tensor.codes:
             size = tensor.codes + tensor.scales * format.plain // 8
         found[tensor.part] = found.get(tensor.part, 0) + size

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from moec.errors import MoecError
+from moec.planning.costs import memory_on
 from moec.planning.devices import Device
 from moec.planning.formats import Format, stored_bytes
 from moec.planning.links import Link, find_link
 from moec.planning.load import Load
-from moec.planning.memory import memory_of
-from moec.planning.shape import Mixture, Shape
+from moec.planning.on_cpu import ThisMachine, held_on
+from moec.planning.shape import Shape
+from moec.planning.step import expert_bytes
 
 SHARES = (8, 4, 2)  # parts of the experts that are tried where no device says how many fit
 
@@ -26,7 +28,7 @@ class Offload:
         kept: experts of each layer that stay on the device, the most popular ones; the mean over layers.
         hit_rate: share of the distinct experts of a step that are among those.
         bytes_a_step: that come over the link. bytes_a_token: the same for each text.
-        tokens_a_second: at the most: nothing but the link is counted.
+        tokens_a_second: at the most: nothing but the link is counted; None where nothing comes over it.
     """
 
     format: str
@@ -38,7 +40,7 @@ class Offload:
     hit_rate: float
     bytes_a_step: float
     bytes_a_token: float
-    tokens_a_second: float
+    tokens_a_second: float | None
 
 
 def offloads(
@@ -50,7 +52,8 @@ def offloads(
     where: Sequence[str],
     load: Load,
 ) -> Iterator[Offload]:
-    """Every combination; with a device as many experts stay as fit beside the rest, else an eighth to a half.
+    """Every combination; with a device as many experts stay as fit beside the rest, else an eighth to a half. This
+    machine's processor has no row for `ram`, which is its own memory.
 
     Args:
         shape: a mixture.
@@ -65,7 +68,7 @@ def offloads(
         raise MoecError("M201", f"{shape.name} has no experts to keep elsewhere", "--offload", "leave --offload out")
     for name in where:
         for format in formats:
-            for device in devices:
+            for device in [d for d in devices if name != "ram" or not isinstance(d, ThisMachine)]:
                 link = _link(name, device)
                 for batch in batches:
                     for share in _kept(shape, format, device, batch, context):
@@ -77,7 +80,7 @@ def offload(
 ) -> Offload:
     """One row: `share` of each layer's experts stay. Which ones stay is fixed, so that the figure is what a cache that
     knew their popularity would reach; one that follows the text can be better or worse."""
-    sizes = _expert_bytes(shape, format)
+    sizes = expert_bytes(shape, held_on(format, device))
     touched = missed = sent = kept = 0.0
     for place, mixture in enumerate(shape.mixtures):
         stay = int(share * mixture.experts)
@@ -86,7 +89,7 @@ def offload(
         touched, missed = touched + sum(asked), missed + sum(asked[stay:])
         sent, kept = sent + sum(asked[stay:]) * sizes[place], kept + stay / len(shape.mixtures)
     hit = 1 - missed / touched if touched else 1.0
-    fast = batch / link.seconds(sent) if sent else float("inf")
+    fast = batch / link.seconds(sent) if sent else None
     name = device.name if device else None
     return Offload(format.name, name, batch, link.name, link.rate, kept, hit, sent, sent / batch, fast)
 
@@ -101,18 +104,7 @@ def _kept(shape: Shape, format: Format, device: Device | None, batch: int, conte
     """Shares of the experts that stay."""
     if device is None:
         return [1 / n for n in SHARES]
-    experts = stored_bytes(shape.tensors, format).get("routed experts", 0)
-    memory = memory_of(shape, format, batch, context)
+    experts = stored_bytes(shape.tensors, held_on(format, device)).get("routed experts", 0)
+    memory = memory_on(shape, format, device, batch, context)
     room = device.memory_bytes - (memory.total - experts)
     return [max(0.0, min(1.0, room / experts))] if room >= 0 and experts else []
-
-
-def _expert_bytes(shape: Shape, format: Format) -> list[float]:
-    """Bytes of one expert of each mixture."""
-    whole = stored_bytes(shape.tensors, format).get("routed experts", 0)
-    count = sum(m.parameters for m in shape.mixtures)
-    return [whole * _share(m, count) for m in shape.mixtures]
-
-
-def _share(mixture: Mixture, count: int) -> float:
-    return mixture.parameters / count / mixture.experts

@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import Literal
 
 from moec.planning.devices import Device, find_device
-from moec.planning.formats import Format
+from moec.planning.formats import FORMATS, Format
+from moec.planning.load import UNIFORM, Load
 from moec.planning.memory import Memory
 from moec.planning.probed import Calls, Experts, Products, Record, between, find_record, grown
 from moec.planning.shape import Mixture, Shape, Tensor
@@ -41,14 +42,15 @@ class ThisMachine(Device, frozen=True, kw_only=True):
     rounded: bool
 
     def held(self, format: Format) -> Format:
-        """How an engine here holds weights of a format: what is no integer in 32 bits, 8 bits unpacked where nothing
-        may be rounded."""
+        """How an engine here holds weights of a format, matrices, experts and head each in its form: what is no
+        integer in 32 bits, 8 bits unpacked where nothing may be rounded."""
         forms = self.forms(format)
-        if forms is None:
+        if forms is None and format.name in FORMATS:
             return format  # what no engine here computes in has no time either
-        bits = 32.0 if forms[1] == "fp32" else max(format.bits, 4.0)
-        group = 0 if bits == 32 else format.group
-        return replace(format, bits=bits, group=group, scale_bits=32, plain=32, state_bits=32)
+        if forms is None:  # a recipe: what it leaves is no integer
+            return _stored(format, "fp32")
+        matrices, experts, head = (_stored(FORMATS[format.name], form) for form in (*forms, _head(forms[0])))
+        return replace(matrices, apart=(("routed experts", experts), ("output head", head)))
 
     def holds(self, memory: Memory) -> Memory:
         """The memory of an engine here: no device has a context."""
@@ -61,21 +63,41 @@ class ThisMachine(Device, frozen=True, kw_only=True):
         found = (_ROUNDED if self.rounded else _EXACT).get(format.name)
         return found if found and set(found) <= self.record.products.keys() else None
 
-    def time(self, shape: Shape, format: Format, batch: int, context: int, token: bool) -> Time | None:
+    def times(self, shape: Shape, format: Format) -> bool:
+        """Whether times are known: not of formats that no engine here has, of what a pass has packed, or of states
+        other than keys and values."""
+        other = any(s.kind != "keys and values" for s in shape.states)
+        return self.forms(format) is not None and not (shape.unknown or shape.packed or other)
+
+    def time(
+        self, shape: Shape, format: Format, batch: int, context: int, token: bool, load: Load = UNIFORM
+    ) -> Time | None:
         """How long a token of each of `batch` texts takes with `context` tokens behind them, or their prompts of so
-        many; None for what was not measured: formats that no engine here has, states other than keys and values."""
+        many; None for what was not measured, see `times`. Experts count as taken uniformly; the origin says so where
+        the load is another."""
         forms = self.forms(format)
-        if forms is None or shape.unknown or any(s.kind != "keys and values" for s in shape.states):
+        if forms is None or not self.times(shape, format):
             return None
         seconds = seconds_of(self.record, shape, forms, batch, context, token)
         made, machine = self.record.made[:10], self.record.machine
         reading = self._bytes(shape, format, batch if token else batch * context) / self.record.bandwidth
         bound: Literal["memory", "compute"] = "memory" if reading > seconds / 2 else "compute"
         origin = f"measured here on {made} ({machine.processor}, {machine.cores} cores)"
+        origin += "; experts as if all were taken alike" if shape.mixtures and not load.uniform else ""
         return Time(seconds * self.record.low, seconds * self.record.high, bound, origin)
 
     def _bytes(self, shape: Shape, format: Format, tokens: int) -> float:
         return decode_step(shape, self.held(format), tokens, 1).weight_bytes
+
+
+def held_on(format: Format, device: Device | None) -> Format:
+    """A format as engines on a device hold it: this machine unpacks some, others hold what they are given."""
+    return device.held(format) if isinstance(device, ThisMachine) else format
+
+
+def computes(device: Device, format: Format) -> bool:
+    """Whether there is an engine on this device for a format; of others than this machine that is taken for granted."""
+    return not isinstance(device, ThisMachine) or device.forms(format) is not None
 
 
 def any_device(name: str) -> Device:
@@ -101,13 +123,22 @@ def seconds_of(record: Record, shape: Shape, forms: tuple[str, str], batch: int,
     """Seconds of a step; the arguments are those of `ThisMachine.time`."""
     rows = batch if token else batch * context
     matrices, experts = forms
-    head = "fp32" if matrices in ("fp32", "int4") else "int8 rounded"  # a head of 4 bits has 8, see `quantize`
     total = sum(_products(record.products[matrices], group, rows) for group in _modules(shape))
     heads = [t for t in shape.tensors if t.part == "output head" and len(t.shape) == 2]
-    total += sum(_products(record.products[head], [t], batch) for t in heads)
+    total += sum(_products(record.products[_head(matrices)], [t], batch) for t in heads)
     total += sum(mixture_seconds(record.experts[experts], mixture, rows) for mixture in shape.mixtures)
     total += rows * _numbers(shape) * record.elementwise
     return total + _call(record.calls, shape, batch, context, token)
+
+
+def _head(matrices: str) -> str:
+    """The form of the output head beside matrices of a form: one of 4 bits has 8, see `quantize`."""
+    return "fp32" if matrices in ("fp32", "int4") else "int8 rounded"
+
+
+def _stored(format: Format, form: str) -> Format:
+    bits = {"fp32": 32.0, "int8 rounded": 8.0}.get(form, 4.0)
+    return replace(format, bits=bits, group=0 if bits == 32 else format.group, scale_bits=32, plain=32, state_bits=32)
 
 
 def mixture_seconds(costs: Experts, mixture: Mixture, rows: int) -> float:

@@ -13,14 +13,25 @@ from moec.planning.tensor import tensor_time
 from moec.planning.work import Work
 
 
+def timed(shape: Shape, format: Format, device: Device) -> bool:
+    """Whether times are known: of this machine only what was measured, of others by the roofline at the least."""
+    return not isinstance(device, ThisMachine) or device.times(shape, format)
+
+
 def time_on(work: Work, device: Device, ranks: int = 1) -> Time:
     """The time of a forward, as an interval with its origin, on one device that holds the whole model, or on devices of
-    one node that split every matrix."""
-    if isinstance(device, ThisMachine) and ranks == 1:
+    one node that split every matrix. What a pass has packed is in no table.
+
+    Raises:
+        ValueError: where this machine has no times for it, see `timed`.
+    """
+    if isinstance(device, ThisMachine):
         tokens = max(1, round(work.texts * work.rows))
-        if here := device.time(work.shape, work.format, tokens, work.context, not work.prompt):
-            return here
-    found = () if isinstance(device, ThisMachine) else tables(device.name, work.format.name)
+        here = device.time(work.shape, work.format, tokens, work.context, not work.prompt, work.load)
+        if here is None:
+            raise ValueError(f"no times of {work.shape.name} in {work.format.name} are known on {device.name}")
+        return here
+    found = () if work.shape.packed else tables(device.name, work.format.name)
     if found:
         from moec.planning.composed import composed
 

@@ -9,6 +9,7 @@ from moec.errors import MoecError
 from moec.planning.balance import Balance, balance
 from moec.planning.load import UNIFORM, Load
 from moec.planning.shape import Mixture, Shape
+from moec.planning.tensor import reduced_bytes
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class ExpertParallel:
 
     Attributes:
         ranks: devices that share the experts.
-        reached: expected ranks that a token's experts lie on, in the layer with most experts.
+        reached: expected ranks that a token's experts lie on, in the layer with most of them.
         bytes_a_token: that one forward sends for a token: to those ranks (dispatch) and back (combine), all layers.
         tensor_parallel_bytes: what two all-reduces of the hidden vector a layer would send in its place.
         remote: those of the reached ranks that the token itself is not on, when texts lie on the ranks evenly.
@@ -69,19 +70,32 @@ def expert_parallel(
     Raises:
         MoecError: M201 for a dense model, and for ranks that do not divide its experts.
     """
-    if not shape.mixtures:
-        raise MoecError("M201", f"{shape.name} has no experts to put on ranks", "--ranks", "leave --ranks out")
-    for mixture in shape.mixtures:
-        ranks_reached(mixture.experts, mixture.top_k, ranks)  # refuses what does not divide
-    reached = [ranks_reached_under(load, place, m, ranks) for place, m in enumerate(shape.mixtures)]
-    sent = sum(n * m.hidden for n, m in zip(reached, shape.mixtures, strict=True)) * (dispatch_bits + combine_bits) / 8
-    all_reduce = 2 * 2 * (ranks - 1) / ranks  # a ring sends each number twice but for its own share
+    reached = _reached(shape, ranks, load)
+    sent = _sent(shape, reached, dispatch_bits + combine_bits)
     return ExpertParallel(
         ranks,
         max(reached),
         sent,
-        shape.layers * all_reduce * shape.hidden * 2,
+        reduced_bytes(shape, ranks),
         max(reached) * (ranks - 1) / ranks,
         sent * (ranks - 1) / ranks,
         balance(shape, ranks, load),
     )
+
+
+def wire_bytes(shape: Shape, ranks: int, load: Load = UNIFORM) -> float:
+    """`ExpertParallel.wire_bytes` alone, in 16 bits both ways. Raises as `expert_parallel` does."""
+    return _sent(shape, _reached(shape, ranks, load), 32) * (ranks - 1) / ranks
+
+
+def _reached(shape: Shape, ranks: int, load: Load) -> list[float]:
+    """Ranks that a token reaches in each layer."""
+    if not shape.mixtures:
+        raise MoecError("M201", f"{shape.name} has no experts to put on ranks", "--ranks", "leave --ranks out")
+    for mixture in shape.mixtures:
+        ranks_reached(mixture.experts, mixture.top_k, ranks)  # refuses what does not divide
+    return [ranks_reached_under(load, place, m, ranks) for place, m in enumerate(shape.mixtures)]
+
+
+def _sent(shape: Shape, reached: list[float], bits: int) -> float:
+    return sum(n * m.hidden for n, m in zip(reached, shape.mixtures, strict=True)) * bits / 8

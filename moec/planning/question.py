@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+from moec.planning.costs import memory_on
 from moec.planning.devices import Device
 from moec.planning.estimate import Estimate
 from moec.planning.formats import Format, find_format, recipe_format, with_state
 from moec.planning.load import UNIFORM, Load
-from moec.planning.memory import Memory, memory_of
-from moec.planning.on_cpu import ThisMachine, any_device
-from moec.planning.pace import decode_time, prompt_time
+from moec.planning.memory import Memory
+from moec.planning.on_cpu import any_device, held_on
+from moec.planning.pace import decode_time, prompt_time, timed
 from moec.planning.shape import Shape
 from moec.planning.step import Step, Time, decode_step, prompt_step
 from moec.planning.twins import Rival, rivals
@@ -96,13 +97,16 @@ class Question:
 
     # ------------------------------------------------------------------ what it costs
     def held(self, format: Format, device: Device) -> Format:
-        """A format as engines on a device hold it: this machine unpacks some."""
-        return device.held(format) if isinstance(device, ThisMachine) else format
+        """See `held_on`."""
+        return held_on(format, device)
 
     def packed(self, shape: Shape, format: Format) -> Shape:
-        """The model, or a dense twin of it, as a format stores it: a recipe packs each tensor in its own way."""
+        """The model, the other one, or a dense twin, as a format stores it: a recipe packs each tensor in its
+        own way."""
         recipe = self.found.packed.get(format.name)
-        if recipe is None or self.found.versus is shape:
+        if self.found.versus is shape:
+            return self.found.packed_versus.get(format.name, shape)
+        if recipe is None:
             return shape
         if shape is self.shape:
             return recipe
@@ -134,28 +138,30 @@ class Question:
 
     def memory(self, shape: Shape, batch: int, format: Format, device: Device | None = None) -> Memory:
         """What a model takes for so many texts, on a device where that matters."""
-        found = memory_of(self.packed(shape, format), format, batch, self.context)
-        return device.holds(found) if isinstance(device, ThisMachine) else found
+        return memory_on(self.packed(shape, format), format, device, batch, self.context)
 
     def time(self, shape: Shape, batch: int, device: Device, format: Format, rows: int = 1) -> Time | None:
         """Seconds of a step on one device that holds the model; None where they are not known."""
         held, load = self.packed(shape, format), self._load(shape)
-        if isinstance(device, ThisMachine):
-            return device.time(held, format, batch * rows, self.context, True)
+        if not timed(held, format, device):
+            return None
         return decode_time(held, format, device, batch, self.context, load, rows)
 
     def prompt_time(self, batch: int, device: Device, format: Format) -> Time | None:
         """Seconds of the prompts of so many texts, likewise."""
         held = self.packed(self.shape, format)
-        if isinstance(device, ThisMachine):
-            return device.time(held, format, batch, self.context, False)
+        if not timed(held, format, device):
+            return None
         return prompt_time(held, format, device, batch, self.context, self.load)
 
     def cost(self, shape: Shape, batch: int) -> float:
         """What a token costs: seconds on the first device that holds the model, else bytes. For comparing only."""
         if self.fitting is None:
             return self.bytes_a_token(shape, batch)
-        device, format = self.fitting
+        return self.seconds(shape, batch, *self.fitting)
+
+    def seconds(self, shape: Shape, batch: int, device: Device, format: Format) -> float:
+        """Seconds of a token on a device at the least; infinite where they are not known. For comparing only."""
         time = self.time(shape, batch, device, format)
         return time.low / batch if time else math.inf
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from moec.planning.links import USUAL, Loading, find_link, loadings
 from moec.planning.load import UNIFORM, Load
 from moec.planning.offload import Offload, offloads
 from moec.planning.on_cpu import ThisMachine
+from moec.planning.pace import timed
 from moec.planning.parallel import ExpertParallel
 from moec.planning.prices import HOURS, check_prices
 from moec.planning.shape import Shape
@@ -52,7 +53,7 @@ class Idle:
     """A replica that nobody asks.
 
     Attributes:
-        format, device, devices: what it is; as few devices as hold it.
+        format, device, devices: what it is; as few devices as hold it, a power of two. What no node holds has none.
         bytes: of memory that it holds: weights, and the runtime of each device.
         an_hour, a_month: what it costs, of 730 hours.
     """
@@ -132,15 +133,18 @@ def answer(
     here = [device for device in devices if device is not None]
     several = [device for device in here if not isinstance(device, ThisMachine)]  # of this machine there is one
     prices = _prices(asked, here)
+    traffic = _traffic(shape, formats, here, versus, asked, prices)
+    known = sum(timed(shape, f, d) for f in formats for d in here)  # rows of this model, which come first
+    many = [*(r.ranks for r in ranks), *(s.devices for s in traffic[:known])]
     return Serving(
         asked.load,
         loadings(shape, formats, [find_link(name) for name in asked.links or USUAL]),
-        tuple(_idle(shape, f, d, prices[d.name]) for f in formats for d in here if d.name in prices),
-        _traffic(shape, formats, here, versus, asked, prices),
+        tuple(idle for f in formats for d in here if d.name in prices for idle in _idle(shape, f, d, prices[d.name])),
+        traffic,
         tuple(drafts(shape, formats, devices, batches, context, asked.draft, asked.load)) if asked.draft else (),
         tuple(offloads(shape, formats, devices, batches, context, asked.offload, asked.load)),
         tuple(_spreads(shape, formats, several, batches, context, ranks, asked.load)) if shape.states else (),
-        servers(shape, asked.model, max([r.ranks for r in ranks], default=1)),
+        servers(shape, asked.model, max(many, default=1)),
         tuple(costs(shape, formats, here, batches, context, asked.load, prices)) if shape.states else (),
     )
 
@@ -174,14 +178,15 @@ def _traffic(
         for model, load in models
         for format in formats
         for device in devices
+        if timed(model, format, device)
     )
 
 
-def _idle(shape: Shape, format: Format, device: Device, price: float) -> Idle:
+def _idle(shape: Shape, format: Format, device: Device, price: float) -> Iterator[Idle]:
     memory = memory_on(shape, format, device, 1, 1)
-    needed = memory.devices(device)
-    held = memory.weights + needed * memory.runtime
-    return Idle(format.name, device.name, needed, held, needed * price, needed * price * HOURS)
+    for needed in sizes(shape, format, device, 1, 1)[:1]:
+        held = memory.weights + needed * memory.runtime
+        yield Idle(format.name, device.name, needed, held, needed * price, needed * price * HOURS)
 
 
 def _spreads(
@@ -194,12 +199,7 @@ def _spreads(
     load: Load,
 ) -> list[Spread]:
     works = [Work(shape, format, batch, context, load) for format in formats for batch in batches]
-    rows = [
-        row
-        for rank in ranks
-        for device in devices
-        for row in spreads(works, device, rank.ranks, rank.balance.in_order if rank.balance else 1.0)
-    ]
+    rows = [row for rank in ranks for device in devices for row in spreads(works, device, rank.ranks)]
     asked = [rank.ranks for rank in ranks]
     for device in devices:
         for work in works:

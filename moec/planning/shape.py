@@ -149,6 +149,11 @@ class Shape:
         """The same without an input embedding that only looks a row up: a tied one is the output head, and counts."""
         return self.active - self.parts()["input embedding"]
 
+    @property
+    def packed(self) -> bool:
+        """Whether a pass has packed any of it, so that the name of a format does not say what its matrices are in."""
+        return any(t.codes for t in self.tensors)
+
     def parts(self) -> dict[Part, int]:
         """Parameters by part."""
         return {part: counted(self.tensors, part) for part in PARTS}

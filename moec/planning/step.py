@@ -81,6 +81,13 @@ def time_of(step: Step, device: Device, format: Format) -> Time:
     return Time(low, high, bound, "roofline; shares of bandwidth and rate measured by others for experts on an H200")
 
 
+def expert_bytes(shape: Shape, format: Format) -> list[float]:
+    """Bytes of one expert of each mixture."""
+    whole = stored_bytes(shape.tensors, format).get("routed experts", 0)
+    count = sum(m.parameters for m in shape.mixtures)
+    return [whole * m.parameters / count / m.experts for m in shape.mixtures]
+
+
 def bits_computed(format: Format) -> float:
     """Bits of the operands of a product: integers are unpacked to 16 bits, small floats are multiplied as they are."""
     return format.bits if format.name in ("fp8", "nvfp4", "mxfp4", "fp32") else 16
@@ -95,9 +102,8 @@ def pairs(tokens: float, window: int) -> float:
 
 def _step(shape: Shape, format: Format, tokens: float, rows: float, attended: float, state: float, load: Load) -> Step:
     used = [load.distinct(place, m, tokens) for place, m in enumerate(shape.mixtures)]
-    idle = sum(m.parameters * (1 - n / m.experts) for m, n in zip(shape.mixtures, used, strict=True))
     by_part, counts = stored_bytes(shape.tensors, format), shape.parts()
-    routed = by_part.get("routed experts", 0) * (1 - idle / (counts["routed experts"] or 1))
+    routed = sum(n * size for n, size in zip(used, expert_bytes(shape, format), strict=True))
     table = by_part.get("input embedding", 0)
     looked_up = min(tokens * shape.hidden * format.plain / 8, table)
     unread = by_part.get("routed experts", 0) + table + by_part.get("vision and audio", 0)

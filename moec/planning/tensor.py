@@ -20,7 +20,8 @@ _BY_COLUMNS = re.compile(r"(o_proj|down_proj|out_proj|dense|w2|wo|fc2|dense_4h_t
 @lru_cache(64)
 def split(shape: Shape, ranks: int) -> Shape:
     """The shape of one device's part: matrices by rows, those that come after by columns, experts by their width, heads
-    of queries and of keys (at least one; a latent cache is whole on every device). Routers and norms stay whole."""
+    of queries and of keys (whole ones, so that the device with most counts; a latent cache is whole on every device).
+    Routers and norms stay whole."""
     if ranks == 1:
         return shape
     return replace(
@@ -28,7 +29,7 @@ def split(shape: Shape, ranks: int) -> Shape:
         tensors=tuple(_part(t, ranks) for t in shape.tensors),
         mixtures=tuple(_narrower(m, ranks) for m in shape.mixtures),
         states=tuple(_fewer(s, ranks, shape.head_size) for s in shape.states),
-        heads=max(1, shape.heads // ranks),
+        heads=-(-shape.heads // ranks),
     )
 
 
@@ -45,8 +46,12 @@ def exchanged(work: Work) -> tuple[int, float]:
 
 def sent_bytes(work: Work, ranks: int) -> float:
     """What each device sends in a forward: a ring sends each number twice but for its own share."""
-    count, numbers = exchanged(work)
-    return count * numbers * ACTIVATION_BYTES * 2 * (ranks - 1) / ranks
+    return work.tokens * reduced_bytes(work.shape, ranks)
+
+
+def reduced_bytes(shape: Shape, ranks: int) -> float:
+    """The same for one token."""
+    return 2 * shape.layers * shape.hidden * ACTIVATION_BYTES * 2 * (ranks - 1) / ranks
 
 
 def tensor_time(work: Work, device: Device, ranks: int) -> Time:
@@ -67,7 +72,8 @@ def _part(tensor: Tensor, ranks: int) -> Tensor:
     axis = len(tensor.shape) - (1 if _BY_COLUMNS.search(tensor.name) or tensor.name.endswith("down_proj") else 2)
     sizes = list(tensor.shape)
     sizes[axis] = -(-sizes[axis] // ranks)
-    return replace(tensor, shape=tuple(sizes))
+    codes, scales = (-(-n // ranks) for n in (tensor.codes, tensor.scales))
+    return replace(tensor, shape=tuple(sizes), codes=codes, scales=scales)
 
 
 def _narrower(mixture: Mixture, ranks: int) -> Mixture:
@@ -77,5 +83,6 @@ def _narrower(mixture: Mixture, ranks: int) -> Mixture:
 def _fewer(state: State, ranks: int, head_size: int) -> State:
     if state.kind == LATENT:
         return state
-    least = 2 * head_size if state.per_token else 0
-    return replace(state, per_token=max(state.per_token // ranks, least), fixed=-(-state.fixed // ranks))
+    pair = 2 * head_size or 1  # numbers of a head's key and value
+    heads = -(-state.per_token // (pair * ranks))
+    return replace(state, per_token=min(state.per_token, heads * pair), fixed=-(-state.fixed // ranks))

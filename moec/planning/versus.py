@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from moec.planning.formats import Format
 from moec.planning.load import UNIFORM, Load
@@ -28,11 +27,6 @@ class Beside:
     bytes: tuple[float, float]
     flops: tuple[float, float]
 
-    @property
-    def first_reads_less(self) -> bool:
-        """Whether the first model reads fewer bytes a token."""
-        return self.bytes[0] < self.bytes[1]
-
 
 def beside(
     first: Shape,
@@ -51,8 +45,3 @@ def beside(
         read = (steps[0].bytes / batch, steps[1].bytes / batch)
         found.append(Beside(batch, read, (steps[0].flops / batch, steps[1].flops / batch)))
     return tuple(found)
-
-
-def turns(rows: Sequence[Beside]) -> list[int]:
-    """Batches at which the other model becomes the one that reads less; none when it is always the same."""
-    return [b.batch for a, b in pairwise(rows) if a.first_reads_less != b.first_reads_less]

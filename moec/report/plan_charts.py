@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -17,11 +18,11 @@ from moec.planning.question import Question, listed
 from moec.planning.shape import Part, Shape
 from moec.planning.step import Step, Time, bits_computed
 from moec.planning.twins import changes
+from moec.planning.versus import BATCHES
 from moec.report.curves import Curve, Plane, Spot, curve_chart, powers, stacked_bars
 from moec.report.drawing import LogAxis, figure, lying_bars
 from moec.shown import count_of, size_of
 
-BATCHES = tuple(2**k for k in range(11))  # 1 to 1,024
 MANY = 12  # situations that are drawn; all are in the table
 _TABLES: tuple[Part, ...] = ("input embedding", "output head")
 
@@ -127,16 +128,12 @@ def speed_chart(asked: Question, setting: Setting) -> Markup | None:
         band = tuple((b / t.high, b / t.low) for b, t in times) if banded else ()
         return Curve(name, points, band) if points else None
 
-    def cost(shape: Shape, batch: int) -> float:
-        time = asked.time(shape, batch, device, format)
-        return time.low / batch if time else math.inf
-
     if not asked.shape.states:
         return None
     named = [(asked.shape.name, asked.shape), *((r.short, r.shape) for r in asked.rivals)]
     curves = [c for k, (name, shape) in enumerate(named) if (c := curve(name, shape, k == 0))]
     most = max(x for c in curves for x, _ in c.points)
-    turned = [at for at in _turns(asked, cost) if at <= most]
+    turned = [at for at in _turns(asked, partial(asked.seconds, device=device, format=format)) if at <= most]
     note = "new tokens of all texts; shaded: from the lowest to the highest that is expected"
     drawn = curve_chart(curves, _by_batch(curves, most, "tokens/s"), (), _marks(turned))
     return figure(f"Speed by batch, {setting.words}", _note(asked, note, turned), drawn)

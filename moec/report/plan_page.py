@@ -103,7 +103,8 @@ def _lacking(asked: Question, drawn: int) -> str:
     if not asked.devices:
         said.append("No device was named, so there are no times: name some, such as --device h200,rtx4090.")
     if alone:
-        said.append(f"One {' or '.join(alone)} does not hold it in any of these formats, so its times are not known.")
+        one = f"One {' or '.join(alone)}"
+        said.append(f"{one} does not hold it in any of these formats, or its times in them are not known.")
     if drawn > _MOST:
         said.append(f"{drawn - _MOST} more devices have their times in the table below only.")
     return " ".join(said)
@@ -137,7 +138,7 @@ def _fit(s: Situation) -> Tile:
 
 
 def _speed(s: Situation, time: Time) -> Tile:
-    span = f"{s.batch / time.high:,.0f} to {s.batch / time.low:,.0f}"
+    span = span_of(s.batch / time.high, s.batch / time.low)
     return Tile("Speed", span, f"tokens/s expected at batch {s.batch:,} on one {s.device} in {s.format}")
 
 
@@ -169,18 +170,6 @@ def _tables(found: Estimate) -> list[Table]:
         ("Parameters", ("part", "number", "share"), parts),
         ("Situations", _HEAD, [_row(s) for s in found.situations]),
     ]
-    if found.ranks:
-        rows = [
-            (
-                str(r.ranks),
-                f"{r.reached:.2f}",
-                f"{r.remote:.2f}",
-                *map(size_of, (r.wire_bytes, r.tensor_parallel_bytes)),
-            )
-            for r in found.ranks
-        ]
-        head = ("devices", "reached by a token", "remote ones", "sent a token", "by tensor parallelism")
-        tables.append(("Experts on several devices", head, rows))
     if found.versus is not None:
         beside = ("batch", f"{shape.name} reads a token", f"{found.versus.name} reads a token", "ratio")
         both = [(f"{b.batch:,}", *map(size_of, b.bytes), f"{b.bytes[0] / b.bytes[1]:.2f}") for b in found.beside]

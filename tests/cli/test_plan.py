@@ -75,7 +75,7 @@ def test_it_fits_a_terminal_and_nothing_is_cut(
     for name, value in (("COLUMNS", str(columns)), ("NO_COLOR", "1")):
         monkeypatch.setenv(name, value)
     shown = re.sub(r"\x1b\[\d*m", "", cli(*asked))
-    sentences = [line for line in shown.splitlines() if str(path) not in line]  # commands are copied, so not broken
+    sentences = [line for line in shown.splitlines() if str(tmp_path) not in line]  # commands are copied, so not broken
     assert max(map(len, sentences)) <= columns and "\x1b" not in shown
 
     def letters(text: str) -> Counter[str]:

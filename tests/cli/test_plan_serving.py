@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from moec.cli.plan_serving import span
 from tests.command_line import Cli
 from tests.planning import configs
 
@@ -27,13 +26,29 @@ def model(tmp_path: Path) -> Path:
 def test_traffic_price_draft_offload_and_ranks_in_one_answer(cli: Cli, model: Path, tmp_path: Path) -> None:
     load = tmp_path / "load.json"
     load.write_text(json.dumps({"layers": [{"layer": "x", "load": [9, *[1] * 15]}] * 2}))
+    page = tmp_path / "page.html"
     words = "--device rtx4090 --batch 1,8 --traffic 20rps --prompt 500 --answer 100 --price rtx4090=0.5 --draft 3"
-    text = cli("plan", model, *words.split(), "--offload", "disk", "--ranks", "4", "--load", load, "--link", "1GB/s")
+    text = cli(
+        "plan",
+        model,
+        *words.split(),
+        "--offload",
+        "disk",
+        "--ranks",
+        "4",
+        "--load",
+        load,
+        "--link",
+        "1GB/s",
+        "--html",
+        page,
+    )
+    assert "Experts on several devices" in page.read_text() and "Ways to use several devices" in page.read_text()
     for heading in ("replicas", "first token", "a million tokens", "pays from", "each holds", "remote ones"):
         assert heading in text, heading
-    assert "idle: 1 rtx4090 hold" in text and "365 a month of 730 hours" in text
+    assert "idle: 1 rtx4090 holds" in text and "365 a month of 730 hours" in text
     assert "over 1GB/s (1 GB/s)" in text and "the busiest has" in text and "every expert fits" in text
-    assert f"vllm serve {model} --tensor-parallel-size 4 --enable-expert-parallel  (listed for" in text
+    assert f"vllm serve {model.parent} --tensor-parallel-size 4 --enable-expert-parallel  (listed for" in text
     assert "times: roofline" in text and "Traceback" not in text
 
 
@@ -71,7 +86,3 @@ def test_offloaded_experts_of_a_large_model(cli: Cli, model: Path) -> None:
 def test_bad_questions_get_three_lines(cli: Cli, model: Path, arguments: str, words: str) -> None:
     cli("plan", model, *arguments.split(), status=2)
     assert words in cli.err and len(cli.err.strip().splitlines()) == 3
-
-
-def test_an_interval_of_equal_ends_is_one_number() -> None:
-    assert span(1.2, 1.4) == "1" and span(2, 1) == "1–2" and span(0.5, 0.25, ".0%") == "25%–50%"

@@ -10,6 +10,7 @@ import pytest
 
 from moec.huggingface.shape import shape_of
 from moec.planning.advice import RULES, advise
+from moec.planning.devices import devices
 from moec.planning.estimate import estimate
 from moec.planning.load import Load
 from moec.planning.question import Advice
@@ -87,6 +88,17 @@ def test_a_mixture_is_bound_by_computing_only_at_many_times_the_batch(tmp_path: 
     assert mixture.figures["batch"] == pytest.approx(206 * 8 / 2, rel=0.1) and "2 of 8" in mixture.text
     (never,) = advice("turns", shape(tmp_path, configs.MIXTRAL), devices=("h200",), context=8192)
     assert never.verdict == "never" and "1.07 GB of its own state" in never.text
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "rate"), [("int8", "h200", 989), ("nvfp4", "b200", 9000), ("mxfp4", "b200", 9000)]
+)
+def test_the_ridge_is_that_of_the_times(tmp_path: Path, name: str, device: str, rate: float) -> None:
+    """Integers are unpacked to 16 bits; small floats are multiplied as they are."""
+    (found,) = advice("turns", shape(tmp_path, configs.LLAMA_1B), (name,), (device,), context=1)
+    known = devices()[device]
+    assert rate * 1e12 == known.flops(16 if name == "int8" else 4)
+    assert found.figures["ridge_flops_a_byte"] == pytest.approx(rate * 1e3 / known.bandwidth)
 
 
 def test_nothing_is_said_where_the_figure_is_not_known(tmp_path: Path) -> None:

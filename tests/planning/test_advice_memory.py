@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from moec.planning.formats import FORMATS, stored_bytes
+from moec.planning.on_cpu import this_machine
+from moec.planning.probed import keep
 from tests.planning import configs
+from tests.planning.records import own_cache, record
+from tests.planning.shapes import mixture
 from tests.planning.test_advice import advice, shape
 
 
@@ -26,6 +31,15 @@ def test_70_billion_do_not_need_eight_devices(tmp_path: Path) -> None:
         none.verdict == "does not fit" and none.figures["devices"] == 10 and "10 of them hold it in bf16" in none.text
     )
     assert advice("fits", llama, ("int4",), ("h100",), (1,)) == []
+
+
+def test_a_format_that_has_no_engine_here_is_no_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cache(tmp_path / "cache", monkeypatch)
+    keep(record())
+    whole, gib = mixture(), this_machine("cpu").memory
+    layers = int(8 * gib * 2**30 / sum(stored_bytes(whole.tensors, FORMATS["fp32"]).values()))  # twice what it has
+    (found,) = advice("fits", mixture(layers=layers), ("bf16",), ("cpu",), (1,), 64)
+    assert "int4" in found.text and not any(name in found.text for name in ("fp8", "nvfp4", "mxfp4"))
 
 
 def test_the_state_outgrows_the_weights(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from moec.planning.composed import WITHIN, composed, products
 from moec.planning.devices import devices
-from moec.planning.formats import FORMATS
+from moec.planning.formats import FORMATS, with_state
 from moec.planning.interpolation import Table
 from moec.planning.load import read_load
 from moec.planning.measured import Tables
@@ -91,6 +91,19 @@ def test_a_load_that_touches_fewer_experts_takes_less(tmp_path: Path) -> None:
         for text in ("uniform", "zipf:3")
     )
     assert skewed < 0.95 * uniform
+
+
+def test_a_state_of_fewer_bits_is_read_faster() -> None:
+    """Attention over half the bytes takes half the time, less what a launch takes; prompts read no state."""
+    narrow = with_state(BF16, "fp8")
+    wide, half = (composed(Work(mixture(), f, 64, 8192), H200, [tables(2.0)]) for f in (BF16, narrow))
+    assert wide and half and "8" in half.origin.partition("attention scaled")[2] and "scaled" not in wide.origin
+    assert dict(half.parts)["attention"] / dict(wide.parts)["attention"] == pytest.approx(0.5, abs=0.05)
+    assert dict(half.parts)["matrices"] == dict(wide.parts)["matrices"]
+    rough, less = (composed(Work(mixture(), f, 64, 8192), H200, [tables(2.0, "attention")]) for f in (BF16, narrow))
+    assert rough and less and dict(less.parts)["attention"] == pytest.approx(dict(rough.parts)["attention"] / 2)
+    prompts = [composed(Work(mixture(), f, 1, 512, prompt=True), H200, [tables(2.0)]) for f in (BF16, narrow)]
+    assert prompts[0] == prompts[1]
 
 
 def test_prompts_and_drafts() -> None:

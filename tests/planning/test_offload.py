@@ -31,7 +31,8 @@ def test_uniform_experts_are_missed_in_proportion(batch: int) -> None:
 def test_popular_experts_are_found_more_often() -> None:
     skewed = offload(SHAPE, BF16, None, 1, GIGABYTE, 0.25, read_load("zipf:1.0", SHAPE))
     assert skewed.hit_rate > 0.5
-    assert skewed.tokens_a_second > offload(SHAPE, BF16, None, 1, GIGABYTE, 0.25, UNIFORM).tokens_a_second
+    even = offload(SHAPE, BF16, None, 1, GIGABYTE, 0.25, UNIFORM)
+    assert skewed.tokens_a_second and even.tokens_a_second and skewed.tokens_a_second > even.tokens_a_second
 
 
 def test_as_many_stay_as_fit() -> None:
@@ -39,6 +40,7 @@ def test_as_many_stay_as_fit() -> None:
     rows = list(offloads(SHAPE, [BF16], [small, devices()["h200"]], [1], 64, ["ram"], UNIFORM))
     assert [r.device for r in rows] == ["l4", "h200"] and 0 < rows[0].kept < 8
     assert rows[0].rate == 32 and rows[1].kept == 8 and rows[1].bytes_a_step == 0 and rows[1].hit_rate == 1
+    assert rows[1].tokens_a_second is None
     nothing = replace(small, memory=1.05)
     assert list(offloads(SHAPE, [BF16], [nothing], [1], 64, ["ram"], UNIFORM)) == []
 

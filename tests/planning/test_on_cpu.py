@@ -12,12 +12,17 @@ from moec.errors import MoecError
 from moec.execution.memory import total_bytes
 from moec.huggingface.shape import shape_of
 from moec.planning.estimate import estimate
-from moec.planning.formats import find_format
+from moec.planning.formats import find_format, recipe_format, stored_bytes
+from moec.planning.load import Load
 from moec.planning.on_cpu import ThisMachine, mixture_seconds, rows_of_an_expert, this_machine
+from moec.planning.pace import decode_time
 from moec.planning.probed import keep
+from moec.planning.serving import Asked
 from moec.planning.shape import Mixture, Shape, State, Tensor
+from moec.planning.traffic import Traffic
 from tests.planning import configs
 from tests.planning.records import EXPERTS, own_cache, record
+from tests.planning.shapes import mixture
 
 DENSE = Shape(
     name="dense",
@@ -95,9 +100,51 @@ def test_what_was_not_measured_has_no_time(cpu: ThisMachine) -> None:
 
 def test_formats_are_held_as_engines_hold_them(cpu: ThisMachine) -> None:
     rounded = this_machine("cpu-int8")
-    assert [cpu.held(find_format(f)).bits for f in ("bf16", "int8", "int4", "int2", "nvfp4")] == [32, 32, 4, 4, 4]
+    assert [cpu.held(find_format(f)).bits for f in ("bf16", "int8", "int4", "int2", "nvfp4")] == [32, 32, 4, 32, 4]
     assert [rounded.held(find_format(f)).bits for f in ("bf16", "int8", "int4")] == [32, 8, 4]
     assert cpu.forms(find_format("int8")) == ("fp32", "fp32") != rounded.forms(find_format("int8"))
+
+
+def test_each_part_is_held_in_its_own_form(cpu: ThisMachine) -> None:
+    """2 bits have no kernel for a single matrix, and experts are in 4; a head of 4 bits is timed, and held, as 32."""
+    rounded, matrix, embedding = this_machine("cpu-int8"), 1024 * 1024, 32000 * 1024
+
+    def bits(device: ThisMachine, name: str) -> tuple[float, float, float]:
+        sizes = stored_bytes(mixture(layers=1).tensors, device.held(find_format(name)))
+        experts = sizes["routed experts"] * 8 / (8 * 3 * 1024 * 2048)
+        return sizes["attention"] * 8 / (2.5 * matrix), experts, sizes["output head"] * 8 / embedding
+
+    scales = 32 / 64
+    assert bits(cpu, "int2") == pytest.approx((32, 4 + scales, 32))
+    assert bits(cpu, "int4") == pytest.approx((4 + scales, 4 + scales, 32))
+    assert bits(rounded, "int4") == pytest.approx((4 + scales, 4 + scales, 8 + scales))
+    assert cpu.held(recipe_format("small")).bits == 32  # what a preset leaves
+    assert cpu.held(cpu.held(find_format("int2"))) == cpu.held(find_format("int2"))
+
+
+def test_what_is_not_known_of_this_machine_is_left_out_everywhere(cpu: ThisMachine) -> None:
+    """No table of costs, traffic or drafts has a GPU's shares of bandwidth for a processor; packed, it has no times."""
+    asked = Asked(prices={"cpu": 0.1}, traffic=Traffic(0.001, 8, 2), draft=2, offload=("ram", "disk"))
+    small = mixture(layers=1)
+    packed = replace(small, tensors=tuple(replace(t, codes=t.count // 2) for t in small.tensors))
+    for shape, name in ((small, "fp8"), (packed, "bf16")):
+        found = estimate(shape, (name,), ("cpu",), (1,), 64, asked=asked)
+        assert found.situations[0].devices == 1 and found.situations[0].decode_time is None
+        assert found.serving and (found.serving.costs, found.serving.traffic) == ((), ())
+        assert [d.device for d in found.serving.drafts] == [None]
+        assert [o.link for o in found.serving.offloads] == ["nvme"]  # experts in ram are where they are
+    with pytest.raises(ValueError, match="no times"):
+        decode_time(packed, find_format("bf16"), cpu, 1, 64)
+    whole = estimate(small, ("bf16",), ("cpu",), (1,), 64, asked=asked).serving
+    assert whole and whole.costs and whole.traffic and whole.drafts[0].device == "cpu"
+
+
+def test_a_load_is_not_in_the_times_and_the_origin_says_so(cpu: ThisMachine) -> None:
+    skewed = estimate(mixture(layers=1), ("fp32",), ("cpu",), (1,), 64, asked=Asked(load=Load("zipf:1.0", 1.0)))
+    time = skewed.situations[0].decode_time
+    assert time and time.origin.endswith("experts as if all were taken alike")
+    plain = estimate(mixture(layers=1), ("fp32",), ("cpu",), (1,), 64).situations[0].decode_time
+    assert plain and plain.low == time.low and "alike" not in plain.origin
 
 
 def test_the_device_stands_beside_others(cpu: ThisMachine, tmp_path: Path) -> None:
@@ -110,8 +157,8 @@ def test_the_device_stands_beside_others(cpu: ThisMachine, tmp_path: Path) -> No
     (narrow,) = estimate(shape, ("bf16",), ("cpu",), (1,), 64, state="fp8").situations
     assert narrow.memory.state == rows["cpu"].memory.state  # engines here have 32 bits, whatever is asked
     assert this_machine("cpu").memory == total_bytes() >> 30
-    time = rows["cpu"].decode_time
-    assert time is None or "measured here" in time.origin  # None where the memory is too small for it
+    (tiny,) = estimate(DENSE, ("bf16",), ("cpu",), (1,), 64).situations
+    assert tiny.decode_time and "measured here" in tiny.decode_time.origin
 
 
 def test_a_machine_that_was_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moec.planning import measured, pace
@@ -22,6 +24,16 @@ def test_a_device_that_nobody_measured_gets_the_roofline() -> None:
 def test_a_format_that_nobody_measured_gets_the_roofline() -> None:
     shape, device, int2 = mixture(), devices()["h200"], FORMATS["int2"]
     assert pace.decode_time(shape, int2, device, 8, 100).origin.startswith("roofline")
+
+
+def test_what_a_pass_has_packed_is_in_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The format is still called bf16, and its kernels are not what runs."""
+    monkeypatch.setattr(pace, "tables", lambda *_: pytest.fail("tables were asked"))
+    whole = mixture()
+    packed = replace(whole, tensors=tuple(replace(t, codes=t.count // 2) for t in whole.tensors))
+    found = pace.decode_time(packed, BF16, devices()["h200"], 8, 100)
+    assert found == time_of(decode_step(packed, BF16, 8, 100), devices()["h200"], BF16)
+    assert packed.packed and not whole.packed
 
 
 def test_tables_go_before_the_roofline() -> None:

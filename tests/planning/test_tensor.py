@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from moec.planning.devices import devices
@@ -16,14 +18,30 @@ H200, BF16 = devices()["h200"], FORMATS["bf16"]
 WORK = Work(mixture(64, 4, 16), BF16, 64, 1024)
 
 
-@pytest.mark.parametrize("shape", [mixture(), dense()])
+def packed(shape: Shape) -> Shape:
+    """In 4 bits with a scale for 16 numbers."""
+    return replace(
+        shape, tensors=tuple(replace(t, codes=t.count // 2, scales=t.count // 16) for t in shape.tensors)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [mixture(), dense(), packed(mixture())])
 def test_parts_make_up_the_whole(shape: Shape) -> None:
     part = split(shape, 4)
     whole = {t.name: t for t in shape.tensors}
     for tensor in part.tensors:
-        assert tensor.count * (1 if tensor.part == "router" else 4) == whole[tensor.name].count, tensor.name
+        times, all_of_it = 1 if tensor.part == "router" else 4, whole[tensor.name]
+        assert tensor.count * times == all_of_it.count, tensor.name
+        assert (tensor.codes * times, tensor.scales * times) == (all_of_it.codes, all_of_it.scales), tensor.name
     assert split(shape, 1) == shape and part.heads == 4 and part.states[0].per_token == 2 * 64
     assert [m.intermediate for m in part.mixtures] == [512] * len(shape.mixtures)
+
+
+def test_heads_are_whole_and_the_device_with_most_counts() -> None:
+    """28 heads on 8 devices: three on some, four on others; 4 of keys, one on each; 6 of keys on 4 devices: two."""
+    odd = replace(mixture(), heads=28, states=(State("keys and values", 2 * 6 * 64),))
+    assert split(odd, 8).heads == 4 and split(mixture(), 8).states[0].per_token == 2 * 64
+    assert split(odd, 4).states[0].per_token == 2 * 2 * 64
 
 
 def test_matrices_after_the_middle_are_split_by_columns() -> None:
