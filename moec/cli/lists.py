@@ -8,8 +8,8 @@ from moec.errors import MoecError
 
 
 def words(context: click.Context, option: click.Parameter, value: str) -> tuple[str, ...]:
-    """`a,b` as its parts."""
-    return tuple(word.strip() for word in value.split(",") if word.strip())
+    """`a,b` as its parts, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in value.split(",") if word.strip()))
 
 
 def numbers(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
@@ -17,6 +17,9 @@ def numbers(context: click.Context, option: click.Parameter, value: str) -> tupl
     found = words(context, option, value)
     if not found and option.default == "":
         return ()
-    if not found or not all(word.isdecimal() for word in found):
+    if not found or not all(word.removeprefix("-").isdecimal() for word in found):
         raise MoecError("M201", f"{value!r} is no list of whole numbers", option.opts[0], "write them as 1,8,64")
-    return tuple(int(word) for word in found)
+    whole = tuple(dict.fromkeys(int(word) for word in found))
+    if min(whole) < 1:
+        raise MoecError("M201", f"{min(whole)} is below 1", option.opts[0], "write them as 1,8,64")
+    return whole

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from moec.cli.lists import words
 from moec.errors import MoecError
@@ -41,13 +42,28 @@ def _draft(context: click.Context, option: click.Parameter, value: int | None) -
     return value or 0
 
 
+def _of_traffic(context: click.Context, option: click.Parameter, value: int) -> int:
+    """Refuse what is asked of no traffic; --traffic is eager, so it is known by now."""
+    given = context.get_parameter_source(option.name or "") is not ParameterSource.DEFAULT
+    if given and context.params.get("traffic") is None:
+        what = f"{option.opts[0]} is said of requests, and there are none"
+        raise MoecError("M201", what, option.opts[0], "say how many there are, too: --traffic 20rps --device h200")
+    return value
+
+
 _OPTIONS = (
     click.option(
         "--load", default="uniform", help="How often experts are taken: zipf:1.0, or moec routers' JSON file."
     ),
-    click.option("--traffic", callback=_rate, help="20rps: how many replicas serve it, how fast (with --device)."),
-    click.option("--prompt", type=int, default=1024, help="Tokens of a request's prompt (default 1024)."),
-    click.option("--answer", type=int, default=256, help="Tokens of a request's answer (default 256)."),
+    click.option(
+        "--traffic", callback=_rate, is_eager=True, help="20rps: how many replicas serve it, how fast (with --device)."
+    ),
+    click.option(
+        "--prompt", type=int, default=1024, callback=_of_traffic, help="Tokens of a request's prompt (default 1024)."
+    ),
+    click.option(
+        "--answer", type=int, default=256, callback=_of_traffic, help="Tokens of a request's answer (default 256)."
+    ),
     click.option("--price", "prices", callback=_prices, default="", help="h200=3.5: what an hour of a device costs."),
     click.option("--link", "links", callback=words, default="", help="nvme,25Gb/s,…: what the weights come over."),
     click.option("--draft", type=int, callback=_draft, help="Tokens of a draft: what speculative decoding costs."),
@@ -121,7 +137,7 @@ def _costs(costs: Sequence[Cost]) -> list[Row]:
 
 
 def _cost_row(cost: Cost) -> Row:
-    price = span_of(*cost.a_million, ",.2f")
+    price = _price(*cost.a_million)
     return cost.format, str(cost.batch), f"{cost.devices} {cost.device}", span_of(*cost.tokens_a_second, ",.0f"), price
 
 
@@ -149,7 +165,13 @@ def _served_row(served: Served, priced: bool) -> Row:
     )  # fmt: skip
     if not priced:
         return row
-    return (*row, both(lambda o: o.cost_a_million or 0, ",.2f") if fast.cost_a_million else "")
+    return (*row, _price(fast.cost_a_million, slow.cost_a_million or 0) if fast.cost_a_million else "")
+
+
+def _price(low: float, high: float) -> str:
+    """In hundredths, or in finer parts where those would lose digits."""
+    least = min(low, high)
+    return span_of(low, high, ",.2f" if least >= 0.1 or not least else ",.3f" if least >= 0.01 else ",.2g")
 
 
 def _drafts(drafts: Sequence[Draft]) -> list[Row]:
@@ -204,7 +226,7 @@ def _loading(serving: Serving) -> Iterator[str]:
 
 def _duration(seconds: float) -> str:
     if seconds < 0.1:
-        return "less than 0.1 s"
+        return f"{1e3 * seconds:.0f} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.0f} µs"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} min"
 
 

@@ -8,6 +8,7 @@ both make the same of new tokens, with its own experts.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,19 @@ def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> list
     changed = []
     for name, block in _blocks(model, call):
         with contextlib.suppress(NotAlike, RuntimeError, TypeError, ValueError, IndexError), torch.no_grad():
-            block.module.forward = _flat_form(block)  # type: ignore[method-assign]
+            block.module.forward = _called_alike(block.module, _flat_form(block))  # type: ignore[method-assign]
             changed.append(name)
     return changed
+
+
+def _called_alike(module: nn.Module, flat: _Flat) -> Callable[..., Tensor]:
+    """A function for it with the name of the module's own argument: by that the model itself is called."""
+
+    @functools.wraps(module.forward)
+    def forward(*args: Tensor, **named: Tensor) -> Tensor:
+        return flat(*args, *named.values())
+
+    return forward
 
 
 def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> Iterator[tuple[str, Block]]:

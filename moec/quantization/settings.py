@@ -73,7 +73,10 @@ class QuantizeSettings:
                     f"bits are {', '.join(map(str, BITS))}, or {KEEP} to leave weights as they are; groups are "
                     f"{', '.join(map(str, GROUPS))}"
                 )
-                raise self.refusal(grid.problem, fix)
+                what = grid.problem
+                if what.startswith("bits=") and "is not one of" in what:
+                    what += f", or {KEEP}"
+                raise self.refusal(what, fix)
 
     def _check_budget(self) -> None:
         if self.budget is None:

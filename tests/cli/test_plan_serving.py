@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.cli.plan_serving import _price
 from tests.command_line import Cli
 from tests.planning import configs
 
@@ -77,6 +78,9 @@ def test_offloaded_experts_of_a_large_model(cli: Cli, model: Path) -> None:
         ("--price h20=1", "h200"),
         ("--price h200=1", "--device h200"),
         ("--draft 0", "--draft 3"),
+        ("--prompt 500", "--traffic 20rps"),
+        ("--device h200 --answer 5", "--traffic 20rps"),
+        ("--batch -1", "-1 is below 1"),
         ("--link tape", "7GB/s"),
         ("--offload tape", "--offload"),
         ("--load zipf:x", "zipf:1.0"),
@@ -86,3 +90,12 @@ def test_offloaded_experts_of_a_large_model(cli: Cli, model: Path) -> None:
 def test_bad_questions_get_three_lines(cli: Cli, model: Path, arguments: str, words: str) -> None:
     cli("plan", model, *arguments.split(), status=2)
     assert words in cli.err and len(cli.err.strip().splitlines()) == 3
+
+
+def test_small_figures_keep_their_digits_and_what_is_named_twice_stands_once(cli: Cli, model: Path) -> None:
+    asked = "--device h200,h200 --batch 1,1,512 --traffic 1rps --price h200=0.1 --link 100GB/s"
+    text = cli("plan", model, *asked.split())
+    assert "at least less than" not in text and " ms over" in text
+    rows = [line for line in text.splitlines() if "bf16 " in line]
+    assert rows and len(rows) == len(set(rows))
+    assert _price(0.0012, 0.0087) == "0.0012–0.0087" and _price(0.25, 1.5) == "0.25–1.50"

@@ -78,12 +78,19 @@ def test_becomes_one_operator_and_equals_the_model(block: type[Block]) -> None:
         assert torch.allclose(EagerEngine(program)(input_ids=ids)["output"], want, rtol=1e-4, atol=1e-5)
 
 
+class Named(Block):
+    """Its tokens have another name."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows)
+
+
 def test_the_model_itself_may_be_the_mixture() -> None:
     torch.manual_seed(1)
-    model = Block().eval()
-    program = moec.capture(model, {"x": torch.randn(7, 16)}, {"x": ("tokens", None)})
-    x = torch.randn(20, 16)
-    assert torch.allclose(EagerEngine(program)(x=x)["output"], model(x), rtol=1e-4, atol=1e-5)
+    model = Named().eval()
+    program = moec.capture(model, {"rows": torch.randn(7, 16)}, {"rows": ("tokens", None)})
+    rows = torch.randn(20, 16)
+    assert torch.allclose(EagerEngine(program)(rows=rows)["output"], model(rows), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [Crowded, Thresholded, Swapped])

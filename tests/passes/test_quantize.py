@@ -298,7 +298,7 @@ def test_beside_other_passes(after: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("mixtral", "bits=5", "bits=5 is not one of 2, 3, 4, 8"),
+        ("mixtral", "bits=5", "bits=5 is not one of 2, 3, 4, 8, or 16"),
         ("mixtral", "bits=True", "bits=True"),
         ("mixtral", "group=48", "group=48"),
         ("mixtral", "method='gptq2'", "method='gptq2'"),
