@@ -39,7 +39,7 @@ def code_of(modules: Iterable[str]) -> list[str]:
         if file is None and name in given:
             raise NotPlainError(f"code of {name}, which is no file,")
         if file is not None:
-            installed = _version(name.partition(".")[0], file)
+            installed = _version(name, file)
             lines.add(installed or f"{name} {file_hash(file)}")
             todo += [] if installed or file.suffix != ".py" else _imports(file, name)
     return sorted(lines)
@@ -85,20 +85,23 @@ def _imports(file: Path, name: str) -> Iterator[str]:
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names if base))
 
 
-def _version(top: str, file: Path) -> str:
-    """The name and version of the installed package that a file is of; empty where it is of none. An editable package
+def _version(name: str, file: Path) -> str:
+    """The name and version of the installed package that a module is of; empty where it is of none. An editable package
     has a version too, but its files are not where it is installed."""
-    for found in _distributions(top):
+    top, depth = name.partition(".")[0], name.count(".") + (file.stem == "__init__")
+    for found in _distributions(top, file.parents[min(depth, len(file.parents) - 1)]):
         if file.is_relative_to(Path(str(found.locate_file(""))).resolve()):
             return f"{top} {found.version}"
     return ""
 
 
 @cache
-def _distributions(top: str) -> tuple[Distribution, ...]:
-    """The packages, put in place by an installer, that a top-level module may be of."""
+def _distributions(top: str, folder: Path) -> tuple[Distribution, ...]:
+    """The packages, put into a folder by an installer, that a top-level module may be of."""
+    if next(folder.glob("*.dist-info"), None) is None:
+        return ()
     try:
         found = [distribution(top)]
-    except (PackageNotFoundError, ValueError):  # a package of another name, or no package at all
+    except (PackageNotFoundError, ValueError):  # a package of another name, which takes 0.2 s to find, or none
         found = [distribution(name) for name in packages_distributions().get(top, ())]
     return tuple(each for each in found if each.read_text("WHEEL") is not None)
