@@ -96,11 +96,9 @@ class ModelFolder:
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that `loaded` takes: of a quantized checkpoint, or one with an adapter, the decoded tensors and the
-        model's own, beside each other."""
-        if not self.quantized and self.adapter is None:
-            return self.size_bytes
-        return 2 * self._float_bytes
+        """Memory that `loaded` takes, in float32 whatever is stored: of a quantized checkpoint, or one with an adapter,
+        the decoded tensors and the model's own, beside each other."""
+        return (2 if self.quantized or self.adapter is not None else 1) * self._float_bytes
 
     @property
     def _float_bytes(self) -> int:
