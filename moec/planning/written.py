@@ -19,7 +19,7 @@ _OTHER = re.compile(  # entries that name parts which are in no usual decoder
     r"|block_configs|sparse_attention\w*|\w*expert_hidden_size|dense_intermediate_size|\w*_per_layer\w*|attn_res_\w+"
     r"|encoder_\w*layers|index_head_dim|attention_output_gate"
 )
-_NAMES: dict[str, tuple[str, ...]] = {
+NAMES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("d_model", "n_embd"),
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("n_head", "n_heads"),
@@ -64,7 +64,7 @@ def written_shape(raw: Mapping[str, Any], where: str, reason: str = "") -> Shape
 
 def _read(raw: Mapping[str, Any], where: str) -> dict[str, int]:
     found: dict[str, int] = {}
-    for name, others in _NAMES.items():
+    for name, others in NAMES.items():
         key = next((key for key in (name, *others) if raw.get(key) is not None), None)
         if key is None:
             continue
