@@ -4,6 +4,7 @@ by the formula of a usual decoder. What was done is said with the counts."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ from moec.huggingface.reading.folder import read_config, resolve
 from moec.huggingface.reading.model_class import CONFIG, declared
 from moec.huggingface.reading.plausible import check_plausible
 from moec.huggingface.reading.said import by_own_names, defaults, nested, text_key, unread
+from moec.huggingface.reading.stored import stored
 from moec.planning.shape import Shape
 from moec.planning.written import written_shape
 
@@ -37,7 +39,7 @@ def on_paper(text: str) -> tuple[Any, tuple[str, ...]] | Shape:
     raw = _raw(text)
     check_plausible(raw, text)
     _require_read(raw, *found, text)
-    return bare(*found, text), (*_source(raw), *defaults(raw, found[1]))
+    return bare(*found, text), (*_source(raw), *stored(raw), *defaults(raw, found[1]))
 
 
 def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Shape:
@@ -46,7 +48,8 @@ def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Sha
     name = _nearest(raw)
     if name:
         model, notes = _as_class(raw, name, text)
-        return model, (*_source(raw), f"{error.what}; counted as transformers' own {name}", *notes)
+        why = f"{error.what}; counted as transformers' own {name}"
+        return model, (*_source(raw), why, *stored(raw), *notes)
     inner = raw.get("text_config")
     sizes = inner if isinstance(inner, dict) and "hidden_size" not in raw else raw
     named = raw.get("model_type")
@@ -54,7 +57,8 @@ def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Sha
     if sizes is not raw:
         reason += "; its text part alone"
     try:
-        return written_shape(sizes, text, reason)
+        shape = written_shape(sizes, text, reason)
+        return replace(shape, notes=(*shape.notes, *stored(raw)))
     except MoecError as lacking:
         if not named:
             raise
@@ -112,7 +116,7 @@ def _as_class(raw: dict[str, Any], name: str, text: str) -> tuple[Any, tuple[str
         given = f"; {', '.join(parts)}: transformers' defaults" if parts else ""
         notes = (f"{name} reads the sizes from {key}, so they were put there{given}",)
     key = text_key(found[1])
-    own, lost = by_own_names(changed[key] if key in changed else changed, found[1].get_text_config())
+    own, lost = by_own_names(changed.get(key, changed), found[1].get_text_config())
     changed = {**changed, key: own} if key in changed else own
     found = _described(changed, text)
     _require_read(changed, *found, text)

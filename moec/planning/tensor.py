@@ -78,4 +78,5 @@ def _fewer(state: State, ranks: int, head_size: int) -> State:
     if state.kind == LATENT:
         return state
     least = 2 * head_size if state.per_token else 0
-    return replace(state, per_token=max(state.per_token // ranks, least), fixed=-(-state.fixed // ranks))
+    fixed, wide = (-(-elements // ranks) for elements in (state.fixed, state.wide))
+    return replace(state, per_token=max(state.per_token // ranks, least), fixed=fixed, wide=wide)
