@@ -39,7 +39,8 @@ def on_paper(text: str) -> tuple[Any, tuple[str, ...]] | Shape:
     raw = _raw(text)
     check_plausible(raw, text)
     _require_read(raw, *found, text)
-    return bare(*found, text), (*_source(raw), *stored(raw), *defaults(raw, found[1]))
+    model = bare(*found, text)
+    return model, (*_source(raw), *stored(raw), *defaults(raw, model))
 
 
 def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Shape:
@@ -120,8 +121,9 @@ def _as_class(raw: dict[str, Any], name: str, text: str) -> tuple[Any, tuple[str
     changed = {**changed, key: own} if key in changed else own
     found = _described(changed, text)
     _require_read(changed, *found, text)
-    notes += (f"{name} does not read {', '.join(lost)}",) if lost else ()
-    return bare(*found, text), (*notes, *defaults(changed, found[1]))
+    notes += (f"{name} has no entry called {', '.join(lost)}: what it says may not be counted",) if lost else ()
+    model = bare(*found, text)
+    return model, (*notes, *defaults(changed, model))
 
 
 def _described(config: dict[str, Any], text: str) -> tuple[Any, Any]:

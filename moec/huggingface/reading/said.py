@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from moec.planning.written import NAMES
 
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 _SIZE = re.compile(r"\w*(_size|_layers|_heads|experts|experts_per_tok|_dim|_rank|_window|_embeddings|_dense_replace)")
+_OF_MIXTURES = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
 _PER_LAYER = re.compile(r"\w*(layers?_types?|layers_block_type|pattern)")
 _NOT_TEXT = re.compile(r"\w*(vision|visual|vit|audio|speech|image|quantization)\w*")
 _OUTER = ("architectures", "model_type", "auto_map", "moec_name", "moec_source", "quantization_config")
@@ -65,7 +67,7 @@ def by_own_names(raw: Mapping[str, Any], config: Any) -> tuple[dict[str, Any], l
         own = sorted((key for key in group if key in known), key=lambda key: key in aliases)
         if own:
             found[own[0]] = found.pop(used[0])
-        else:
+        elif name in _OF_MIXTURES:
             lost += used
     return found, lost
 
@@ -74,15 +76,25 @@ def _fields(config: Any) -> set[str]:
     return set(getattr(type(config), "__dataclass_fields__", ()))
 
 
-def defaults(raw: Mapping[str, Any], config: Any) -> tuple[str, ...]:
-    """A note on what a config leaves to transformers' defaults, of the sizes that every model has."""
+def defaults(raw: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """A note on what a config leaves to transformers' defaults, of the sizes that every model or mixture has."""
+    config = model.config
     own = config.get_text_config()
     inner = raw if own is config else raw.get(text_key(config), {})
-    lacking = [n for n in _SIZES if hasattr(own, n) and not _is_said(n, own, raw, inner)]
+    names = [name for name in _SIZES if hasattr(own, name)]
+    if any(path.endswith("experts") for path, _ in model.named_modules()):
+        names += [name for name in map(partial(_own_name, own), ("num_experts", "num_experts_per_tok")) if name]
+    lacking = [name for name in names if not _is_said(name, own, raw, inner)]
     values = ", ".join(f"{name} = {getattr(own, name)}" for name in lacking)
     if not values:
         return ()
     return (f"config.json does not say {', '.join(lacking)}: transformers' defaults are taken, {values}",)
+
+
+def _own_name(own: Any, size: str) -> str:
+    """What a class calls a size of mixtures; empty for a class without one."""
+    names = [name for name in (size, *NAMES[size]) if name in _fields(own) - set(type(own).attribute_map)]
+    return names[0] if names and getattr(own, names[0], None) else ""
 
 
 def _is_said(name: str, own: Any, raw: Mapping[str, Any], inner: object) -> bool:

@@ -47,7 +47,7 @@ def _named(given: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_group(weights: Mapping[str, Any]) -> str:
     """The format of a group of compressed-tensors, by bits, type and the numbers of a scale."""
-    bits, kind, size = weights.get("num_bits"), weights.get("type", "int"), weights.get("group_size")
+    bits, kind, size = int(weights.get("num_bits") or 0), weights.get("type", "int"), weights.get("group_size")
     if kind == "float":
-        return {(4, 16): "nvfp4", (4, 32): "mxfp4"}.get((bits, size), "fp8" if bits == 8 else "")
-    return {4: "int4", 8: "int8", 2: "int2"}.get(bits, "") if isinstance(bits, int) else ""
+        return "fp8" if bits == 8 else {16: "nvfp4", 32: "mxfp4"}.get(int(size or 0), "") if bits == 4 else ""
+    return {4: "int4", 8: "int8", 2: "int2"}.get(bits, "")

@@ -57,3 +57,12 @@ def test_a_list_of_layers_says_how_many_they_are(tmp_path: Path) -> None:
     config = {key: value for key, value in published.NEMOTRON_H.items() if key not in lost}
     found = shape_of(str(configs.write(tmp_path, config | {"layers_block_type": kinds})))
     assert found.layers == 4 and found.notes == ()
+
+
+def test_a_mixture_whose_experts_nobody_counts(tmp_path: Path) -> None:
+    small = configs.MIXTRAL | {"num_hidden_layers": 1}
+    for lost in ("num_experts_per_tok", "num_local_experts"):
+        told = {key: value for key, value in small.items() if key != lost}
+        (note,) = shape_of(str(configs.write(tmp_path, told))).notes
+        assert f"does not say {lost}: transformers' defaults" in note
+    assert shape_of(str(configs.write(tmp_path, small))).notes == ()
