@@ -213,7 +213,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise MoecError("M204", what, str(path), "put a readable file there") from error
     except (ValueError, AssertionError, RecursionError) as error:
         raise MoecError(
-            "M204", f"config.json is not a JSON object: {error}", str(path), "download the file again"
+            "M204",
+            f"config.json is not a JSON object: {error}",
+            str(path),
+            "correct it there if it was written by hand, else download it again",
         ) from error
     check_config(raw, path)
     return raw
