@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,17 +36,19 @@ class FindMoe(Pass):
     def apply(self, program: Program, context: Context) -> int:
         """Returns the number of mixtures and routers that were replaced."""
         found = list(find_mixtures(program))
+        new: dict[fx.Node, fx.Node] = {}  # of what a mixture reads that was another's result
         for written, mixture in found:
             if isinstance(mixture, Mixture):
-                self._gather(program, mixture)
+                new[mixture.region.output] = self._gather(program, mixture, new)
             else:
                 context.miss(written.selection, f"{written.module or 'its mixture'} stays as it is: {mixture}")
         gathered = sum(isinstance(mixture, Mixture) for _, mixture in found)
         return gathered + sum(self._route(program, node, context) for node in program.nodes(EXPERTS))
 
-    def _gather(self, program: Program, mixture: Mixture) -> None:
+    def _gather(self, program: Program, mixture: Mixture, others: Mapping[fx.Node, fx.Node]) -> fx.Node:
         """Put the two operators in the place of a mixture; its nodes go when nothing reads them."""
         region, old = mixture.region, mixture.region.output
+        x = others.get(region.x, region.x)
         dims = value_of(region.x).dim()
         with program.graph.inserting_before(old):
             logits = self._in_dims(program, old, region.logits.node, region.experts, dims)
@@ -53,8 +56,9 @@ class FindMoe(Pass):
             weights, ids = self._chosen(program, logits, logits, bias, mixture.routing)
             rules = {**mixture.experts.activation.arguments(), "score_before": mixture.score_before}
             matrices = _matrices(program, mixture.experts, region.found.module or old.name)
-            new = call_like(program, old, self.name, EXPERTS, region.x, ids, weights, *matrices, **rules)
+            new = call_like(program, old, self.name, EXPERTS, x, ids, weights, *matrices, **rules)
         old.replace_all_uses_with(new)
+        return new
 
     def _route(self, program: Program, node: fx.Node, context: Context) -> bool:
         call = MoeCall(node)

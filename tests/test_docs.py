@@ -20,6 +20,7 @@ import torch
 
 from moec.cli import main
 from moec.errors import MoecError
+from moec.files.kept import FOLDER
 from moec.proof.verification import CHECKS
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
@@ -141,12 +142,19 @@ def _cut_out(arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     return arguments[place + 1], tuple(arguments[:place] + arguments[place + 2 :]) if shared else ()
 
 
+@pytest.fixture
+def keeping(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader of all pages keeps by default: captures and weights of the models that they name."""
+    monkeypatch.setenv(FOLDER, str(models.with_name(f"{models.name}-kept")))
+
+
 @pytest.fixture(scope="module")
 def engines() -> dict[tuple[str, ...], Path]:
     return {}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("keeping")
 @pytest.mark.parametrize("page", EVERY_PAGE, ids=name_of)
 def test_a_page_does_what_it_says(
     page: Path, models: Path, engines: dict[tuple[str, ...], Path], tmp_path: Path

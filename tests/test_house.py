@@ -73,7 +73,6 @@ THROUGH = {
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",
     "moec/huggingface/reading/capturable.py": "tests/huggingface/test_source.py",
     "moec/huggingface/reading/parts.py": "tests/huggingface/test_shape.py",
-    "moec/huggingface/reading/states.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/returned.py": "tests/compiler/test_programs.py",
     "moec/frontend/seen_routing.py": "tests/frontend/test_loops_over_experts.py",
     "moec/recognition/hand_written_experts.py": "tests/recognition/test_hand_written_mixtures.py",

@@ -13,11 +13,10 @@ from moec.cli.console import common, emit, progress, say, say_text
 from moec.cli.live import clear_screen
 from moec.cli.terminal import TERMINAL
 from moec.errors import MoecError
+from moec.shown import size_of
 
 if TYPE_CHECKING:
     from moec.planning.probed import Record
-
-LEAST_MEMORY = 3 * 2**30  # bytes that have to be free: all engines are held at once
 
 
 @click.command("probe")
@@ -27,7 +26,7 @@ def probe_command(show: bool, as_json: bool, quiet: bool) -> None:
     """Measure this machine's processor in a minute or two, with engines that moec makes, and keep the figures.
 
     `moec plan --device cpu` rests on them. They lie in the folder of `moec cache`, as probe.json, and hold for this
-    machine and this version of ONNX Runtime. Measure when nothing else runs.
+    machine and these versions of moec and ONNX Runtime. Measure when nothing else runs.
     """
     from moec.planning.probed import find_record, place
 
@@ -48,14 +47,14 @@ def probe_command(show: bool, as_json: bool, quiet: bool) -> None:
 def _measured(quiet: bool) -> Record:
     from moec.execution.memory import available_bytes
     from moec.planning.probed import keep
-    from moec.timing.probe import probe
+    from moec.timing.probe import Sizes, probe
 
-    free = available_bytes()
-    if free < LEAST_MEMORY:
-        what = f"{free / 2**30:.1f} GiB of memory are free, and measuring takes {LEAST_MEMORY >> 30}"
+    free, sizes = available_bytes(), Sizes()
+    if free < sizes.memory_bytes:
+        what = f"{size_of(free)} of memory are free, and measuring takes {size_of(sizes.memory_bytes)}"
         raise MoecError("M302", what, "moec probe", "end what else runs, or measure on another machine")
     with tempfile.TemporaryDirectory(prefix="moec-probe-") as folder:
-        record = probe(Path(folder), progress=progress(quiet))
+        record = probe(Path(folder), sizes, progress=progress(quiet))
     clear_screen()
     keep(record)
     return record

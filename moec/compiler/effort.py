@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from moec.compiler.memory_limit import FULL, RUNTIME_BYTES, streamed_bytes
+from moec.compiler.memory_limit import RUNTIME_BYTES, full_bytes, streamed_bytes
 from moec.compiler.options import Options
 from moec.compiler.rehearsals import Rehearsals
 from moec.compiler.reshaped import reshaped
@@ -43,6 +43,5 @@ def effort(paper: Rehearsals, dtype: torch.dtype, plans: Sequence[Plan], options
     plain = Format("plain", dtype.itemsize * 8, plain=dtype.itemsize * 8)
     made = reshaped(paper.shape, captured, plans, paper.source.stands_for)
     least = own_bytes() + RUNTIME_BYTES + streamed_bytes(captured, options)
-    original = sum(stored_bytes(paper.shape.tensors, Format("read", 16)).values())
     weights = sum(stored_bytes(paper.shape.tensors, plain).values())
-    return Effort(sum(stored_bytes(made.tensors, plain).values()), least, least + original + FULL * weights)
+    return Effort(sum(stored_bytes(made.tensors, plain).values()), least, full_bytes(least, paper.source, weights))

@@ -72,10 +72,20 @@ def within_limit(source: Source, captured: Program, options: Options) -> Verify:
     base = own_bytes() + RUNTIME_BYTES
     least = base + streamed_bytes(captured, options)
     _require(least, most, f"compiling {source.text}")
-    full = least + source.loaded_bytes + FULL * weights
+    full = full_bytes(least, source, weights)
     if options.verify == "full":
         _require(full, most, "comparing with the untouched model in memory", "pass --verify streamed, or ")
     return "full" if options.verify != "streamed" and full <= most else "streamed"
+
+
+def full_bytes(least_bytes: int, source: Source, weights_bytes: int) -> int:
+    """What a compile holds whose proof runs the untouched model in memory.
+
+    Args:
+        least_bytes: what it holds where weights are read piece by piece. source: the model, or one on paper.
+        weights_bytes: of what is captured of the whole model.
+    """
+    return least_bytes + source.loaded_bytes + FULL * weights_bytes
 
 
 def streamed_bytes(captured: Program, options: Options) -> int:

@@ -9,6 +9,7 @@ from moec.errors import MoecError
 from moec.files import kept
 from moec.frontend.source import Source
 from moec.program.program import Program
+from moec.weights.difference import first_difference
 
 
 def is_outdated(source: Source, dtype: torch.dtype, error: MoecError) -> bool:
@@ -23,7 +24,7 @@ def is_outdated(source: Source, dtype: torch.dtype, error: MoecError) -> bool:
         return False
     with kept.unused():
         anew = source.capture(dtype)
-    same = anew.text() == source.capture(dtype).text()
+    same = _are_same(anew, source.capture(dtype))
     source.recalled_from = key
     if not same:
         kept.remove(key)
@@ -38,6 +39,15 @@ def made_now(source: Source, captured: Program, dtype: torch.dtype) -> Program:
         return captured
     with kept.unused():
         anew = source.capture(dtype)
-    if anew.text() != captured.text():
+    if not _are_same(anew, captured):
         kept.remove(key)
     return anew
+
+
+def _are_same(anew: Program, recalled: Program) -> bool:
+    """Whether two captures are one graph with equal constants, which its text has by name only. What the model learnt
+    is not looked at: a recalled capture has it from the model that is opened now."""
+    constants = anew.original.fixed & anew.weights.keys() & recalled.weights.keys()
+    return anew.text() == recalled.text() and not any(
+        first_difference(anew.weights[name], recalled.weights[name]) for name in sorted(constants)
+    )

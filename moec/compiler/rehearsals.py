@@ -38,11 +38,23 @@ class Rehearsals:
 
     @cached_property
     def source(self) -> Source:
-        """See `Source.described`. Raises as `shape` does."""
-        source = described_kind(self.model).described(self.model)
+        """See `Source.described`. Raises as `shape` does, and M206 for a model that can only be counted."""
+        try:
+            source = described_kind(self.model).described(self.model)
+        except MoecError as error:
+            if error.code != "M206" or not self._is_by_formula:
+                raise
+            what = f"{self.shape.name} is only counted, by a formula: its config names no architecture to build"
+            fix = "leave out --pass and --target, or add the model_type and architectures of a class of transformers"
+            raise MoecError("M206", what, error.where, fix) from error
         if source is None:
             raise without_config(self.model)
         return source
+
+    @property
+    def _is_by_formula(self) -> bool:
+        """Whether the config holds sizes alone, which `moec.planning.written` counts."""
+        return any("sizes written by hand" in note and "by the formula" in note for note in self.shape.notes)
 
     def captured(self, dtype: torch.dtype = torch.float32) -> Program:
         """The program of the layers that hold every kind of layer; no weight is read."""

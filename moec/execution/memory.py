@@ -41,11 +41,12 @@ def reset_peak() -> bool:
 
 def available_bytes() -> int:
     """What can still be taken without swapping, as far as the system says; a quarter of the memory where it does
-    not."""
+    not. Never more than what `total_bytes` leaves beside what this process holds."""
+    left = max(total_bytes() - own_bytes(), 0)
     if not _MACHINE.exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, left)
     line = next(line for line in _MACHINE.read_text().splitlines() if line.startswith("MemAvailable:"))
-    return int(line.split()[1]) * 1024
+    return min(int(line.split()[1]) * 1024, left)
 
 
 def total_bytes() -> int:

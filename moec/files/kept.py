@@ -2,9 +2,10 @@
 `moec cache` shows and prunes it. It has nothing to do with a decoder's cache of keys and values, which `--no-cache`
 leaves out; a compile with `--no-resume` does without this one.
 
-An entry is a file whose name is the hash of all that its content depends on, so that it can never be out of date. It
-begins with the hash of the rest: what was cut off or changed on the disk is removed, never used. Entries are written
-beside their place and moved there. Where the folder cannot be written, nothing is kept and nothing fails.
+An entry is a file whose name is the hash of what its content depends on. Of numbers that is all; of a graph it is all
+that can be seen of code, and what a key misses is found where a compile fails (`moec.compiler.recapture`). It begins
+with the hash of the rest: what was cut off or changed on the disk is removed, never used. Entries are written beside
+their place and moved there. Where the folder cannot be written, nothing is kept and nothing fails.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a module in memory is beside the numbers of its parameters: its classes, its settings, the forms of its tensors.
+"""What a module in memory is beside the numbers of its parameters: its classes, its settings, the forms of its tensors,
+and the code that all of them are from.
 
 Two modules of equal code and equal fingerprints are captured as equal graphs. What no plain form has (an object, a
 closure, a hook) makes a module that is captured anew each time.
@@ -8,30 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Iterator
 from enum import Enum
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moec.frontend.imported_code import code_of
 from moec.frontend.plain_sizes import NotPlainError
 from moec.weights.digest import add_tensor
 
 _OF_MODULES = set(vars(nn.Module())) - {"training"}  # what every module has: tensors, hooks, other modules
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.layout,
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, EllipsisType, torch.dtype, torch.device, torch.layout,
           torch.memory_format, BuiltinFunctionType)  # fmt: skip
 _MOST_BYTES = 2**20  # of a tensor that is a plain attribute
 
 
 def fingerprint(module: nn.Module) -> str:
     """A text that says all of it. Raises NotPlainError for a module that holds something without a plain form."""
-    parts = [f"{name} {_class(part)} {_own(name, part)}" for name, part in module.named_modules(remove_duplicate=False)]
-    return "\n".join([*parts, *tensor_forms(module), *_versions(module)])
+    return _Fingerprint().text(module)
 
 
 def tensor_forms(module: nn.Module) -> Iterator[str]:
@@ -43,48 +42,56 @@ def tensor_forms(module: nn.Module) -> Iterator[str]:
             yield f"{kind} {name} {found} {tuple(value.shape)} {value.dtype} {value.device.type}"
 
 
-def _versions(module: nn.Module) -> Iterator[str]:
-    """The packages that the module's classes are from, with their versions."""
-    for name in sorted({type(part).__module__.partition(".")[0] for part in module.modules()}):
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:  # a file, whose content is known
-            yield f"{name} {getattr(sys.modules.get(name), '__version__', '')}"
+class _Fingerprint:
+    def __init__(self) -> None:
+        self._code: set[str] = set()  # modules that classes and functions are from
 
+    def text(self, module: nn.Module) -> str:
+        named = module.named_modules(remove_duplicate=False)
+        parts = [f"{name} {self._class(part)} {self._own(name, part)}" for name, part in named]
+        return "\n".join([*parts, *tensor_forms(module), *code_of(self._code)])
 
-def _class(thing: Any) -> str:
-    kind = thing if isinstance(thing, type) else type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}"
+    def _class(self, thing: Any) -> str:
+        kind = thing if isinstance(thing, type) else type(thing)
+        self._code.update(base.__module__ for base in kind.__mro__)
+        return f"{kind.__module__}.{kind.__qualname__}"
 
+    def _own(self, name: str, module: nn.Module) -> str:
+        held = vars(module)
+        hook = next((key for key in held if key.endswith("hooks") and held[key]), None)
+        if hook is not None:
+            raise NotPlainError(f"{name or 'the module'} has {hook.strip('_')}")
+        return self._text({key: value for key, value in held.items() if key not in _OF_MODULES})
 
-def _own(name: str, module: nn.Module) -> str:
-    held = vars(module)
-    hook = next((key for key in held if key.endswith("hooks") and held[key]), None)
-    if hook is not None:
-        raise NotPlainError(f"{name or 'the module'} has {hook.strip('_')}")
-    return _text({key: value for key, value in held.items() if key not in _OF_MODULES})
+    def _text(self, value: Any) -> str:
+        if isinstance(value, Enum):
+            return f"{self._class(value)}.{value.name}"
+        if type(value) in _PLAIN or isinstance(value, type):
+            return self._class(value) if isinstance(value, type) else repr(value)
+        if isinstance(value, tuple | list):
+            return f"{type(value).__name__}({', '.join(map(self._text, value))})"
+        if isinstance(value, set | frozenset):
+            return f"set({', '.join(sorted(map(self._text, value)))})"
+        if isinstance(value, dict):
+            return f"dict({', '.join(f'{self._text(key)}: {self._text(part)}' for key, part in value.items())})"
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if isinstance(value, partial):
+            return f"partial({self._text(value.func)}, {self._text(value.args)}, {self._text(value.keywords)})"
+        if isinstance(value, FunctionType) and value.__closure__ is None:
+            return self._function(value)
+        if isinstance(value, CodeType):
+            return f"code({self._text((value.co_code, value.co_names, value.co_consts))})"
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return f"{self._class(value)}({self._text(fields)})"
+        raise NotPlainError(f"a {type(value).__name__}")
 
-
-def _text(value: Any) -> str:
-    if isinstance(value, Enum):
-        return f"{_class(value)}.{value.name}"
-    if type(value) in _PLAIN or isinstance(value, type):
-        return _class(value) if isinstance(value, type) else repr(value)
-    if isinstance(value, tuple | list):
-        return f"{type(value).__name__}({', '.join(map(_text, value))})"
-    if isinstance(value, set | frozenset):
-        return f"set({', '.join(sorted(map(_text, value)))})"
-    if isinstance(value, dict):
-        return f"dict({', '.join(f'{_text(key)}: {_text(part)}' for key, part in value.items())})"
-    if isinstance(value, Tensor):
-        return _tensor(value)
-    if isinstance(value, partial):
-        return f"partial({_text(value.func)}, {_text(value.args)}, {_text(value.keywords)})"
-    if isinstance(value, FunctionType) and value.__closure__ is None:
-        return f"{value.__module__}.{value.__qualname__}{_text(value.__defaults__)}{_text(value.__kwdefaults__)}"
-    if dataclasses.is_dataclass(value):
-        return f"{_class(value)}({_text({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})})"
-    raise NotPlainError(f"a {type(value).__name__}")
+    def _function(self, value: FunctionType) -> str:
+        """With its code: a file may give several functions one name, as it does to its lambdas."""
+        self._code.add(value.__module__)
+        own = (value.__defaults__, value.__kwdefaults__, value.__code__)
+        return f"{value.__module__}.{value.__qualname__}{self._text(own)}"
 
 
 def _tensor(value: Tensor) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moec.dialect import Routing
+from moec.execution.anew import state_of
 from moec.frontend.seen_routing import TOKENS, TOLERANCE, Block, NotAlike, fitted_rule, outside, run
 
 
@@ -31,6 +32,8 @@ def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> list
     Returns:
         The names of the modules that were given it.
     """
+    if _keeps_something(model, call):
+        return []  # of a run that would be a trial
     changed = []
     for name, block in _blocks(model, call):
         with contextlib.suppress(NotAlike, RuntimeError, TypeError, ValueError, IndexError), torch.no_grad():
@@ -47,6 +50,17 @@ def _called_alike(module: nn.Module, flat: _Flat) -> Callable[..., Tensor]:
         return flat(*args, *named.values())
 
     return forward
+
+
+def _keeps_something(model: nn.Module, call: Callable[[nn.Module], Any]) -> bool:
+    """Whether a model changes itself while it runs, or cannot be run or asked."""
+    try:
+        before = state_of(model)
+        with torch.no_grad():
+            call(model)
+        return state_of(model) != before
+    except Exception:  # a model may do and hold anything: then it is refused as it was
+        return True
 
 
 def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> Iterator[tuple[str, Block]]:
@@ -149,8 +163,11 @@ def _tensor(module: nn.Module, name: str) -> Tensor:
 def _flat_form(block: Block) -> _Flat:
     """The other form of a module. Raises NotAlike where none makes the same of new tokens."""
     generator = torch.Generator().manual_seed(1)
+    if any(m._forward_hooks or m._forward_pre_hooks for m in block.module.modules()):
+        raise NotAlike("hooks hang on it")
     rule, correction = fitted_rule(block)
-    trials = [block.tokens(lambda *s: torch.randn(s, generator=generator), n) for n in (1, 2, TOKENS, 300)]
+    sizes = ((1, 1), (2, 1), (TOKENS, 1), (300, 1), (1, 2), (7, 3))
+    trials = [_uneven(block.tokens(lambda *s: torch.randn(s, generator=generator), *size)) for size in sizes]
     router = _router(block, trials[2])
     for shared in (None, *(n for n, _ in block.module.named_children())):
         flat = _Flat(block, router, rule, correction, shared)
@@ -158,6 +175,14 @@ def _flat_form(block: Block) -> _Flat:
             if all(_same(flat(x), block.module(x)) for x in trials):
                 return flat
     raise NotAlike("its parts, put together, do not make what it makes")
+
+
+def _uneven(x: Tensor) -> Tensor:
+    """Tokens of all sizes, and some of zeros: a bound on what goes in or comes out shows there."""
+    rows = x.flatten(0, -2)
+    rows[4::5] *= 1e3
+    rows[5::6] = 0.0
+    return x
 
 
 def _same(found: Tensor, wanted: Any) -> bool:

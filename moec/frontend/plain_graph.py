@@ -19,7 +19,6 @@ from moec.frontend.exported_file import is_operator, operator_of
 from moec.frontend.plain_sizes import NotPlainError, Plain, Sizes, SizesOf
 
 _NAMED = {torch.dtype: "dtype", torch.memory_format: "format", torch.layout: "layout"}
-_KEPT_META = ("nn_module_stack", "stack_trace")  # what passes and reports read beside the example value
 
 
 def plain_graph(graph: fx.Graph) -> dict[str, Plain]:

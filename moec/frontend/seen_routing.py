@@ -21,7 +21,8 @@ from moec.dialect import Routing, route_reference
 from moec.dialect.routing import COMBINES, SCORES
 
 TOKENS = 63  # of a probe
-_CROWD = 10_001  # tokens on the same experts: a capacity below shows, wherever the module keeps it
+# tokens on the same experts: a capacity below shows, wherever the module keeps it; of narrow tokens, more
+_CROWD, _MOST, _NUMBERS = 10_001, 131_073, 1 << 26
 TOLERANCE = 1e-5  # of float32 modules; rules that differ do so by 1e-3 and more on some probe
 _SPREADS = ((1.0, 0.0), (4.0, 0.0), (1.0, -25.0), (1.0, -46.0))  # of logits, and their shift: tiny scores tell epsilons
 _EPSILONS = (0.0, 1e-20, 1e-12, 1e-9, 1e-8, 1e-6, 1e-5)
@@ -45,9 +46,9 @@ class Block:
     dims: int
     hidden: int
 
-    def tokens(self, draw: Callable[..., Tensor], count: int = TOKENS) -> Tensor:
-        """So many drawn tokens, in the form that the module takes."""
-        return draw(*([1] * (self.dims - 2)), count, self.hidden)
+    def tokens(self, draw: Callable[..., Tensor], count: int = TOKENS, batch: int = 1) -> Tensor:
+        """So many drawn tokens in each of a batch, in the form that the module takes."""
+        return draw(*([batch] * (self.dims - 2)), count, self.hidden)
 
 
 # ---------------------------------------------------------------------- watching
@@ -144,7 +145,7 @@ def fitted_rule(block: Block) -> tuple[Routing, str | None]:
 
     count = len(block.experts)
     drawn = [draw(TOKENS, count) * spread + shift for spread, shift in _SPREADS]
-    crowd = draw(_CROWD, count) * 0.1
+    crowd = draw(min(_MOST, max(_CROWD, _NUMBERS // block.hidden)), count) * 0.1
     crowd[:, :2] += 4.0
     drawn += [draw(TOKENS, count).round(), crowd]
     seen = [_seen(block, block.tokens(draw, len(x)), x) for x in drawn]

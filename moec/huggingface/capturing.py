@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from moec.files.regular import file_hash
 from moec.frontend.export import capture
+from moec.frontend.imported_code import code_of
 from moec.frontend.kept_capture import capture_key, keep_capture, recall_capture
+from moec.frontend.plain_sizes import NotPlainError
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.folder import ModelFolder
 from moec.program.program import Program
@@ -39,7 +42,10 @@ def captured(
         kinds: what `watched` noted; the class that a kept capture returned is put there.
         how: settings of the capture that are seen nowhere else.
     """
-    key = _key(origin, model, weights, sample, dynamic, *how) if isinstance(origin, ModelFolder) else ""
+    key = ""
+    if isinstance(origin, ModelFolder):
+        with suppress(NotPlainError):  # a class whose code nobody can read
+            key = _key(origin, model, weights, sample, dynamic, *how)
     found = recall_capture(key, text, weights, model) if key else None
     kind = _kind(found.note) if found else None
     if found and kind:
@@ -64,8 +70,9 @@ def _key(
 
     kind, config = f"{type(model).__module__}.{type(model).__qualname__}", _anywhere(model.config.to_dict())
     code = {name: file_hash(origin.path / name) for name in origin.code}
+    imported = code_of(base.__module__ for base in type(model).__mro__)
     text = json.dumps(config, sort_keys=True, default=repr)
-    return capture_key(model, weights, sample, dynamic, transformers.__version__, kind, text, code, *how)
+    return capture_key(model, weights, sample, dynamic, transformers.__version__, kind, text, code, imported, *how)
 
 
 def _anywhere(config: Any) -> Any:

@@ -4,6 +4,7 @@ by the formula of a usual decoder. What was done is said with the counts."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,11 +15,12 @@ from moec.huggingface.reading.bare import bare, described
 from moec.huggingface.reading.folder import read_config, resolve
 from moec.huggingface.reading.model_class import CONFIG, declared
 from moec.huggingface.reading.plausible import check_plausible
+from moec.huggingface.reading.said import by_own_names, defaults, nested, text_key, unread
+from moec.huggingface.reading.stored import stored
 from moec.planning.shape import Shape
 from moec.planning.written import written_shape
 
 _AUTO = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoModel")
-_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def on_paper(text: str) -> tuple[Any, tuple[str, ...]] | Shape:
@@ -34,8 +36,11 @@ def on_paper(text: str) -> tuple[Any, tuple[str, ...]] | Shape:
         if error.code not in ("M206", "M209", "M215"):
             raise
         return _otherwise(text, error)
-    check_plausible(_raw(text), text)
-    return bare(*found, text), _assumed(text, found[1])
+    raw = _raw(text)
+    check_plausible(raw, text)
+    _require_read(raw, *found, text)
+    model = bare(*found, text)
+    return model, (*_source(raw), *stored(raw), *defaults(raw, model))
 
 
 def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Shape:
@@ -43,8 +48,9 @@ def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Sha
     check_plausible(raw, text)
     name = _nearest(raw)
     if name:
-        model = _as_class(raw, name, text)
-        return model, (*_source(raw), f"{error.what}; counted as transformers' own {name}")
+        model, notes = _as_class(raw, name, text)
+        why = f"{error.what}; counted as transformers' own {name}"
+        return model, (*_source(raw), why, *stored(raw), *notes)
     inner = raw.get("text_config")
     sizes = inner if isinstance(inner, dict) and "hidden_size" not in raw else raw
     named = raw.get("model_type")
@@ -52,7 +58,8 @@ def _otherwise(text: str, error: MoecError) -> tuple[Any, tuple[str, ...]] | Sha
     if sizes is not raw:
         reason += "; its text part alone"
     try:
-        return written_shape(sizes, text, reason)
+        shape = written_shape(sizes, text, reason)
+        return replace(shape, notes=(*shape.notes, *stored(raw)))
     except MoecError as lacking:
         if not named:
             raise
@@ -89,38 +96,54 @@ def _nearest(raw: dict[str, Any]) -> str:
     return ""
 
 
-def _as_class(raw: dict[str, Any], name: str, text: str) -> Any:
-    """A bare model of a class, from a config that says another type or names another class."""
+def _as_class(raw: dict[str, Any], name: str, text: str) -> tuple[Any, tuple[str, ...]]:
+    """A bare model of a class, from a config that says another type or names another class, and what was moved in it
+    so that the class reads it.
+
+    Raises:
+        MoecError: M204 for sizes that it does not read.
+    """
     import transformers
 
     kind = getattr(transformers, name).config_class.model_type
     changed = {key: value for key, value in raw.items() if key not in ("auto_map", "quantization_config")}
     changed |= {"model_type": kind, "architectures": [name]}
+    found = _described(changed, text)
+    notes: tuple[str, ...] = ()
+    if unread(changed, found[1]):
+        changed, key = nested(changed, found[1]), text_key(found[1])
+        found = _described(changed, text)
+        parts = [k for k, value in vars(found[1]).items() if hasattr(value, "to_dict") and k not in changed]
+        given = f"; {', '.join(parts)}: transformers' defaults" if parts else ""
+        notes = (f"{name} reads the sizes from {key}, so they were put there{given}",)
+    key = text_key(found[1])
+    own, lost = by_own_names(changed.get(key, changed), found[1].get_text_config())
+    changed = {**changed, key: own} if key in changed else own
+    found = _described(changed, text)
+    _require_read(changed, *found, text)
+    notes += (f"{name} has no entry called {', '.join(lost)}: what it says may not be counted",) if lost else ()
+    model = bare(*found, text)
+    return model, (*notes, *defaults(changed, model))
+
+
+def _described(config: dict[str, Any], text: str) -> tuple[Any, Any]:
+    """Class and config of a changed config; errors name the user's."""
     with TemporaryDirectory() as folder:
-        (Path(folder) / CONFIG).write_text(json.dumps(changed))
+        (Path(folder) / CONFIG).write_text(json.dumps(config))
         try:
-            found = described(folder)
+            return described(folder)
         except MoecError as error:
             raise MoecError(error.code, error.what, text, error.fix) from error
-    return bare(*found, text)
 
 
-def _assumed(text: str, config: Any) -> tuple[str, ...]:
-    """What a config leaves to transformers' defaults, of the sizes that every model has."""
-    raw = _raw(text)
-    said = _source(raw)
-    parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
-    own = config.get_text_config()
-    names = {name: {name, *(k for k, v in type(own).attribute_map.items() if v == name)} for name in _SIZES}
-    names = {name: {*others, type(own).attribute_map.get(name, name)} for name, others in names.items()}
-    lacking = [name for name, others in names.items() if not any(others & set(part) for part in parts)]
-    values = [f"{name} = {getattr(own, name, None)}" for name in lacking if hasattr(own, name)]
-    if not values:
-        return said
-    return (
-        *said,
-        f"config.json does not say {', '.join(lacking)}: transformers' defaults are taken, {', '.join(values)}",
-    )
+def _require_read(raw: dict[str, Any], model_class: Any, config: Any, text: str) -> None:
+    """Raises M204 for sizes that stand where the class does not look, which would be counted with its defaults."""
+    lost = unread(raw, config)
+    if lost:
+        key = text_key(config)
+        more = " and more" if len(lost) > 4 else ""
+        what = f"{', '.join(lost[:4])}{more} stand beside {key}, and {model_class.__name__} reads them in {key} alone"
+        raise MoecError("M204", what, text, f"move the sizes into {key}")
 
 
 def _source(raw: dict[str, Any]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ class ExpertParallel:
 
     Attributes:
         ranks: devices that share the experts.
-        reached: expected ranks that a token's experts lie on, in the layer with most of them.
+        reached: expected ranks that a token's experts lie on, in the layer where they are most.
         bytes_a_token: that one forward sends for a token: to those ranks (dispatch) and back (combine), all layers.
         tensor_parallel_bytes: what two all-reduces of the hidden vector a layer would send in its place.
         remote: those of the reached ranks that the token itself is not on, when texts lie on the ranks evenly.

@@ -1,7 +1,7 @@
 """What `moec probe` found out about this machine: the record that plans for the device `cpu` rest on.
 
-A record says which machine and which versions it was made with. One of another machine, or of another version of the
-runtime, says nothing about this one and is not used.
+A record says which machine and which versions it was made with. One of another machine, or of another version of moec
+or of the runtime, says nothing about this one and is not used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.execution.machine import Machine, machine
 from moec.files import kept
 from moec.files.regular import read_bytes
+from moec.version import __version__
 
 FILE, MOST_BYTES = "probe.json", 2**20
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # the packages that hold it
@@ -177,7 +178,7 @@ def find_record() -> Record:
     """The record of this machine.
 
     Raises:
-        MoecError: M201 where there is none, it cannot be read, or it was made elsewhere or with another runtime.
+        MoecError: M201 where there is none, it cannot be read, or it was made elsewhere, by another moec or runtime.
     """
     path = place()
     if path is None:
@@ -201,5 +202,8 @@ def _stale(record: Record) -> str:
         return "is of another version of moec"
     if record.machine != here:
         return f"is of another machine: {record.machine}, not {here}"
-    found, now = record.versions.get("onnxruntime", ""), runtime_version()
-    return "" if found == now else f"is of ONNX Runtime {found}, not {now}"
+    for package, name, now in (("moec", "moec", __version__), ("onnxruntime", "ONNX Runtime", runtime_version())):
+        found = record.versions.get(package, "")
+        if found != now:  # moec's engines are timed: another moec may make others
+            return f"is of {name} {found or 'of no version'}, not {now}"
+    return ""

@@ -81,6 +81,7 @@ class State:
         fixed: elements that are there whatever the length.
         window: tokens after which the oldest are dropped; 0 for none.
         every: tokens that share a row: compressed attention (DeepSeek-V4) keeps one row of so many.
+        wide: elements of `fixed` that are kept in float32, as a config asks for (`mamba_ssm_cache_dtype`).
     """
 
     kind: str
@@ -88,6 +89,7 @@ class State:
     fixed: int = 0
     window: int = 0
     every: int = 1
+    wide: int = 0
 
     def rows(self, context: int) -> int:
         """How many rows that grew with the text it holds after so many tokens."""
@@ -98,8 +100,9 @@ class State:
         return self.fixed + self.per_token * self.rows(context)
 
     def bytes(self, context: int, bits: float = 16) -> int:
-        """What they take: those that a token adds in so many bits, those of fixed size in 16, as engines keep them."""
-        return 2 * self.fixed + math.ceil(self.per_token * self.rows(context) * bits / 8)
+        """What they take: those that a token adds in so many bits, those of fixed size in 16, as engines keep them, but
+        for those in float32."""
+        return 2 * (self.fixed + self.wide) + math.ceil(self.per_token * self.rows(context) * bits / 8)
 
 
 @dataclass(frozen=True)

@@ -85,4 +85,5 @@ def _fewer(state: State, ranks: int, head_size: int) -> State:
         return state
     pair = 2 * head_size or 1  # numbers of a head's key and value
     heads = -(-state.per_token // (pair * ranks))
-    return replace(state, per_token=min(state.per_token, heads * pair), fixed=-(-state.fixed // ranks))
+    fixed, wide = (-(-elements // ranks) for elements in (state.fixed, state.wide))
+    return replace(state, per_token=min(state.per_token, heads * pair), fixed=fixed, wide=wide)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 from moec.errors import MoecError
@@ -19,7 +20,7 @@ _OTHER = re.compile(  # entries that name parts which are in no usual decoder
     r"|block_configs|sparse_attention\w*|\w*expert_hidden_size|dense_intermediate_size|\w*_per_layer\w*|attn_res_\w+"
     r"|encoder_\w*layers|index_head_dim|attention_output_gate"
 )
-_NAMES: dict[str, tuple[str, ...]] = {
+NAMES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("d_model", "n_embd"),
     "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("n_head", "n_heads"),
@@ -36,8 +37,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "q_lora_rank": (), "kv_lora_rank": (), "qk_nope_head_dim": (), "qk_rope_head_dim": (), "v_head_dim": (),
     "sliding_window": (),
     "max_position_embeddings": ("n_positions", "max_seq_len"),
+    "num_nextn_predict_layers": (),
 }  # fmt: skip
 _NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_MAY_DIFFER = ("max_position_embeddings", "max_seq_len", "n_positions", "topk", "top_k")  # positions, a sampler's
 _LATENT = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
@@ -53,18 +56,47 @@ def written_shape(raw: Mapping[str, Any], where: str, reason: str = "") -> Shape
         reason: why it is not counted as transformers builds it; empty for a config that names no architecture.
 
     Raises:
-        MoecError: M204 for sizes that are missing, are no counts, or do not fit together.
+        MoecError: M204 for sizes that are missing, are no counts, are misspelt, contradict each other, or do not fit
+            together.
     """
     other = [key for key, value in raw.items() if value and _OTHER.fullmatch(key)]
     if other:
         what = f"{', '.join(other[:4])}: parts of the model that the formula of a usual decoder does not know"
         raise MoecError("M204", what, where, "write a config.json without them: it counts a usual decoder")
+    _check_names(raw, where)
     return _Decoder(_read(raw, where), raw, where).shape(reason)
+
+
+def _check_names(raw: Mapping[str, Any], where: str) -> None:
+    """Raises M204 for a name with a letter too few or too many, which would be passed over, and for two names of one
+    size that differ."""
+    known = [name for main, others in NAMES.items() for name in (main, *others)]
+    for key, value in raw.items():
+        near = "" if key in known or value is None else next((name for name in known if _like(key, name)), "")
+        if near:
+            raise MoecError("M204", f"{key} is no name of a size", where, f"did you mean {near}?")
+    for main, others in NAMES.items():
+        said = {name: raw[name] for name in (main, *others) if raw.get(name) and name not in _MAY_DIFFER}
+        if len(set(map(str, said.values()))) > 1:
+            what = " but ".join(f"{name} = {value}" for name, value in said.items())
+            raise MoecError("M204", what, where, f"say it once, as {next(iter(said))}")
+
+
+def _like(word: str, other: str) -> bool:
+    """Whether two names differ in one part, and there in about a letter: other parts are other things
+    (`swa_num_attention_heads`)."""
+    if word.replace("_", "") == other.replace("_", ""):
+        return True
+    parts, others = word.split("_"), other.split("_")
+    unlike = [(a, b) for a, b in zip(parts, others, strict=False) if a != b]
+    if len(parts) != len(others) or len(unlike) != 1 or min(map(len, unlike[0])) < 4:
+        return False
+    return SequenceMatcher(None, *unlike[0]).ratio() >= 0.8
 
 
 def _read(raw: Mapping[str, Any], where: str) -> dict[str, int]:
     found: dict[str, int] = {}
-    for name, others in _NAMES.items():
+    for name, others in NAMES.items():
         key = next((key for key in (name, *others) if raw.get(key) is not None), None)
         if key is None:
             continue
@@ -145,8 +177,15 @@ class _Decoder:
         longest = s.get("max_position_embeddings", 0)
         return Shape(
             name, tuple(tensors), tuple(mixtures), states, s["hidden_size"], len(layers), s["vocab_size"],
-            s["num_attention_heads"], s.get("v_head_dim") or self._head, longest, notes=(self._note(name, reason),),
+            s["num_attention_heads"], s.get("v_head_dim") or self._head, longest, self._predicting(tensors),
+            notes=(self._note(name, reason),),
         )  # fmt: skip
+
+    def _predicting(self, tensors: Sequence[Tensor]) -> int:
+        """Parameters of layers for multi-token prediction, each like the last one; see `moec.huggingface.shape`."""
+        last, hidden = f"model.layers.{self.sizes['num_hidden_layers'] - 1}.", self.sizes["hidden_size"]
+        layer = sum(t.count for t in tensors if t.name.startswith(last))
+        return self.sizes.get("num_nextn_predict_layers", 0) * (layer + 2 * hidden**2 + 3 * hidden)
 
     def _note(self, name: str, reason: str) -> str:
         source = str(self.raw.get("moec_source") or "")
@@ -158,7 +197,8 @@ class _Decoder:
         s = self.sizes
         if self._latent:
             return State("compressed keys and values", s["kv_lora_rank"] + s["qk_rope_head_dim"])
-        return State("keys and values", 2 * self._kv * self._head, window=s.get("sliding_window", 0))
+        window = s.get("sliding_window", 0) if self.raw.get("use_sliding_window", True) else 0
+        return State("keys and values", 2 * self._kv * self._head, window=window)
 
     # ------------------------------------------------------------------ a layer
     def _layer(self, number: int) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ _IGNORED = -100  # a label that counts for nothing, as in PyTorch and transforme
 
 
 Watch = Callable[[str, Choice, Tensor | None], None]
+Wanted = Callable[[], bool]
 
 
 class TrainableProgram(nn.Module):
@@ -40,7 +41,7 @@ class TrainableProgram(nn.Module):
         super().__init__()
         self._program, self._graph = program, graph
         self._routers: Routers | None = None
-        self._watching: list[Watch] = []
+        self._watching: list[tuple[Watch, Wanted]] = []
         self._forwards: dict[bool, Callable[..., Any]] = {}
         self.router_aux_loss_coef: float = program.original.router_aux_loss_coef
 
@@ -70,7 +71,8 @@ class TrainableProgram(nn.Module):
         """
         program = self._program
         given = self._given(args, inputs)
-        asked = output_router_logits or bool(self._watching)
+        watching = [watch for watch, wanted in tuple(self._watching) if wanted()]
+        asked = output_router_logits or bool(watching)
         values = self._forward(asked, output_router_logits)(self, *(given[i.name] for i in program.inputs))
         named = dict(zip(program.outputs, values, strict=False))
         more: dict[str, Any] = {}
@@ -81,16 +83,21 @@ class TrainableProgram(nn.Module):
             more |= {ROUTERS: logits, BALANCE: transformers_loss(logits, top_k, given.get(MASK))}
             if labels is not None:
                 more[LOSS] = more[LOSS] + self.router_aux_loss_coef * more[BALANCE]
-        for name, choice in self._found.choices(values) if self._watching else ():
-            for watch in tuple(self._watching):
+        for name, choice in self._found.choices(values) if watching else ():
+            for watch in watching:
                 watch(name, choice, given.get(MASK))
         return self._returned(named, more)
 
-    def watch_routers(self, watch: Watch) -> Callable[[], None]:
+    def watch_routers(self, watch: Watch, wanted: Wanted = lambda: True) -> Callable[[], None]:
         """Have each forward tell what every mixture chose, detached: the block's name, the choice, and the mask `[B,
-        S]` that the forward had, None without one. Returns what ends it."""
-        self._watching.append(watch)
-        return lambda: self._watching.remove(watch)
+        S]` that the forward had, None without one. Returns what ends it.
+
+        Args:
+            wanted: asked as a forward begins, once; one that nobody wants is computed without its routers' outputs.
+        """
+        watcher = (watch, wanted)
+        self._watching.append(watcher)
+        return lambda: self._watching.remove(watcher)
 
     def router_weights(self) -> tuple[str, ...]:
         """Names of the parameters that its routers' logits are made with."""

@@ -58,10 +58,16 @@ def read_experts(program: Program, region: MixtureRegion, ffns: Mapping[fx.Node,
         NotAMixture: with the reason, where they are no two matrices with an activation between.
     """
     places = region.found.experts
+    if len({bool(place.matrix.parts) for place in places[0]}) > 1:
+        raise NotAMixture("its experts stand in stacks and in modules of their own")
     if places[0][0].matrix.parts:
-        return _of_stacks(program, region, list(dict.fromkeys(p.matrix for p in places[0])))
-    own = [[ffns.get(product) for place in expert for product in place.matrix.products] for expert in places]
-    return _of_ffns([_the_one(expert) for expert in own])
+        found = _of_stacks(program, region, list(dict.fromkeys(p.matrix for p in places[0])))
+    else:
+        own = [[ffns.get(product) for place in expert for product in place.matrix.products] for expert in places]
+        found = _of_ffns([_the_one(expert) for expert in own])
+    if {found.w_in.shape[2], found.w_out.shape[1]} != {int(value_of(region.x).shape[-1])}:
+        raise NotAMixture("its experts read something else than its router, or are of another width")
+    return found
 
 
 def _the_one(found: Sequence[Ffn | None]) -> Ffn:

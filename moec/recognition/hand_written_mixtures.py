@@ -93,13 +93,15 @@ def _kind(drawn: Program, region: MixtureRegion) -> Hashable:
     """What two regions have in common that compute the same but for their weights: operators, their arguments, the
     shapes of weights and which of them are one, and the numbers of those that were not drawn."""
     number = {node: k for k, node in enumerate([region.start, *region.nodes])}
-    weights: dict[int, int] = {}
+    weights: dict[Hashable, int] = {}
+    place = {p.matrix.node: f"{e}.{k}" for e, each in enumerate(region.found.experts) for k, p in enumerate(each)}
 
     def seen(node: fx.Node) -> str:
         if node.op == "get_attr":
             weight = drawn.weights[str(node.target)]
             same = weights.setdefault(id(weight), len(weights))
-            return f"weight {same} {weight.shape} {weight.dtype} {'' if is_drawn(weight) else _hash(weight)}"
+            own = "" if is_drawn(weight) else _hash(weight)
+            return f"weight {place.get(node, '')} {same} {weight.shape} {weight.dtype} {own}"
         return f"%{number[node]}" if node in number else f"size {value_of(node)}"
 
     calls = [(str(n.target), str(fx.map_arg((n.args, n.kwargs), seen))) for n in region.nodes if n.op != "get_attr"]

@@ -3,7 +3,7 @@ and all that they and their router see comes in through another."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -14,6 +14,7 @@ from moec.recognition.interpret import in_order, inputs_of
 from moec.recognition.linear import Linear, find_linears, passes_through, value_of
 from moec.recognition.matrices import LOOKUPS, constant_nodes
 from moec.recognition.router_region import logits_behind
+from moec.recognition.token_wise import looks_beyond_a_token
 
 _TRIED = 6  # places where a mixture may end
 
@@ -82,10 +83,15 @@ def find_regions(program: Program, found: HandWritten) -> list[MixtureRegion]:
             continue
         start = graph.start(before, [*found.products, logits.product])
         if start is not None and (pair := _ends(start, end)):
-            own = graph.own(start, before)
-            bias = _bias(own, graph.fixed, found, logits, inside)
-            _refuse_rounding(own, start)
-            regions.append(MixtureRegion(found, start, *pair, logits, bias, in_order(program, {*own, pair[1]}), inside))
+            try:
+                own = in_order(program, {*graph.own(start, before), pair[1]})
+                _refuse(own, start)
+                bias = _bias(own, graph.fixed, found, logits, inside)
+            except NotAMixture:
+                if not regions:
+                    raise
+                break  # a wider place holds what is no part of a narrower one
+            regions.append(MixtureRegion(found, start, *pair, logits, bias, own, inside))
         if len(regions) == _TRIED:
             break
     if not regions:
@@ -203,11 +209,15 @@ def _form(node: fx.Node) -> tuple[str, ...]:
     return (str(value.dtype), *(str(d) for d in value.shape))
 
 
-def _refuse_rounding(own: Set[fx.Node], start: fx.Node) -> None:
-    """Raise NotAMixture where something is rounded to fewer bits than the tokens have: the dialect's operators would
-    not."""
+def _refuse(own: Sequence[fx.Node], start: fx.Node) -> None:
+    """Raise NotAMixture where something else comes in, tokens are not treated each for itself, or something is rounded
+    to fewer bits than they have: the dialect's operators would not."""
+    if beyond := looks_beyond_a_token(own):
+        raise NotAMixture(f"what it makes of a token hangs on others, or on where it stands: {beyond.name}")
     for node in own:
         value = node.meta.get("val")
+        if node.op == "placeholder":
+            raise NotAMixture(f"it reads the input {node.name}")
         if not isinstance(value, Tensor) or not value.is_floating_point():
             continue
         if value.dtype.itemsize < value_of(start).dtype.itemsize:
@@ -215,7 +225,7 @@ def _refuse_rounding(own: Set[fx.Node], start: fx.Node) -> None:
 
 
 def _bias(
-    own: Set[fx.Node], fixed: Mapping[fx.Node, None], found: HandWritten, logits: Linear, inside: Set[fx.Node]
+    own: Sequence[fx.Node], fixed: Mapping[fx.Node, None], found: HandWritten, logits: Linear, inside: Set[fx.Node]
 ) -> fx.Node | None:
     """A constant of E numbers that something outside of the experts reads, and not the router's linear layer."""
     parts = set(logits.node.all_input_nodes) | set(logits.product.all_input_nodes)

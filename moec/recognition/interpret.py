@@ -29,7 +29,8 @@ def inputs_of(node: fx.Node) -> list[fx.Node]:
     if not isinstance(node.meta.get("val"), Tensor | tuple | list) or node.target in _OF_FORM:
         return []
     formal = node.args[READS_FORM_ONLY[node.target]] if node.target in READS_FORM_ONLY else None
-    return [n for n in node.all_input_nodes if n is not formal]
+    sources = [n for n in node.all_input_nodes if n is not formal]
+    return [n for n in sources if isinstance(n.meta.get("val"), Tensor | tuple | list)]
 
 
 def run(

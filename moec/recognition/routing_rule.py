@@ -73,7 +73,9 @@ def candidates(region: Rule) -> Iterator[Routing]:
     for score, combine, epsilon, floor, zero in itertools.product(
         _scores(region), ("renormalize", "scores", "softmax", "ones"), epsilons, floors, zeros
     ):
-        if combine == "renormalize" or not (epsilon or floor):
+        # `moec::route` chooses by logits where it weighs by their softmax: scores that saturate would tie before
+        by_logits = combine != "softmax" or score in ("softmax", "identity")
+        if by_logits and (combine == "renormalize" or not (epsilon or floor)):
             yield Routing(
                 region.top_k,
                 score,

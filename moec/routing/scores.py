@@ -30,7 +30,7 @@ def shares_by(logits: Tensor, rule: Routing) -> Tensor:
 
 def score_that_gives(logits: Tensor, ids: Tensor, weights: Tensor) -> str | None:
     """Which score explains the weights of chosen experts, up to one factor for all: `softmax`, `sigmoid`,
-    `sqrt_softplus`, or None where none does.
+    `sqrt_softplus`, or None where none does: one chosen expert that always counts 1 tells nothing of the scores.
 
     Args:
         logits: `[T, E]`. ids, weights: `[T, K]`, of the chosen experts.
@@ -38,7 +38,8 @@ def score_that_gives(logits: Tensor, ids: Tensor, weights: Tensor) -> str | None
     logits, ids, weights = logits[:SAMPLE].float(), ids[:SAMPLE], weights[:SAMPLE].float()
     for score in ("softmax", "sigmoid", "sqrt_softplus"):
         plain = scores_of(logits, score).gather(-1, ids)
-        if any(_proportional(weights, v) for v in (plain, plain / plain.sum(-1, keepdim=True))):
+        forms = [plain] if ids.shape[-1] == 1 else [plain, plain / plain.sum(-1, keepdim=True)]
+        if any(_proportional(weights, form) for form in forms):
             return score
     return None
 

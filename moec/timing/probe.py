@@ -68,6 +68,38 @@ class Sizes:
     )
     rounds: int = 8
 
+    @property
+    def least(self) -> int:
+        """Bytes of the weights of an engine, at least."""
+        return largest_cache() * 3 // 2 if self.least_bytes is None else self.least_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a probe takes at most: all engines are held at once, beside what reading is timed with. The runtime
+        keeps weights once, packed (1.0 times their bytes were measured); making engines took 0.7 GiB more."""
+        engines = sum(
+            form.bytes_a_weight * weights
+            for form in self.forms
+            for weights in (
+                *(self.chained(form, width) * width * width for width in self.widths),
+                *(self.mixed(form, block) * block.experts * block.expert for block in self.blocks),
+            )
+        )
+        return int(1.1 * (engines + self.buffer_bytes)) + 1024 * MIB
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What reading is timed with."""
+        return 2 * max(self.least, 4 * MIB)
+
+    def chained(self, form: Form, width: int) -> int:
+        """How many matrices of a width are chained in an engine."""
+        return max(2, int(self.least / (width * width * form.bytes_a_weight)) + 1)
+
+    def mixed(self, form: Form, block: Block) -> int:
+        """How many mixtures of a shape are in an engine."""
+        return max(1, int(self.least / (block.experts * block.expert * form.bytes_a_weight)) + 1)
+
 
 @dataclass
 class Probe:
@@ -86,7 +118,7 @@ class Probe:
     def __post_init__(self) -> None:
         self._times: Times = defaultdict(list)
         self._made = 0
-        self._buffer = np.ones(max(self._least(), 4 * MIB) // 2, np.float32)  # twice that in bytes
+        self._buffer = np.ones(self.sizes.buffer_bytes // 4, np.float32)
         self._clocks: list[Callable[[], None]] = []
         torch.manual_seed(0)
         for form in self.sizes.forms:
@@ -125,7 +157,7 @@ class Probe:
         return {str(key): found for key, found in self._times.items() if isinstance(key, int)}
 
     def _products(self, form: Form, width: int) -> Callable[[], None]:
-        count = max(2, int(self._least() / (width * width * form.bytes_a_weight)) + 1)
+        count = self.sizes.chained(form, width)
         ready = engine(chain(width, count)(), form, self._place())
         given = {rows: torch.randn(rows, width) for rows in self.sizes.rows}
 
@@ -146,7 +178,7 @@ class Probe:
         return clock
 
     def _experts(self, form: Form, block: Block) -> Callable[[], None]:
-        count = max(1, int(self._least() / (block.experts * block.expert * form.bytes_a_weight)) + 1)
+        count = self.sizes.mixed(form, block)
         model = Mixtures(block, count)
         ready = engine(mixtures(model, block)(), form, self._place())
         given = [torch.randn(tokens, block.hidden) for tokens in self.sizes.tokens for _ in range(DRAWS)]
@@ -202,9 +234,6 @@ class Probe:
     def _place(self) -> Path:
         self._made += 1
         return self.folder / str(self._made)
-
-    def _least(self) -> int:
-        return largest_cache() * 3 // 2 if self.sizes.least_bytes is None else self.sizes.least_bytes
 
 
 def probe(folder: Path, sizes: Sizes | None = None, progress: Progress | None = None) -> Record:

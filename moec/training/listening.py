@@ -14,42 +14,36 @@ from moec.program.decoder_signature import MASK
 from moec.program.trainable import TrainableProgram
 from moec.routing.scores import score_that_gives, shares_of
 from moec.routing.tally import Choice
-from moec.training.mixtures import Mixture, find_mixtures
+from moec.training.mixtures import Mixture, find_mixtures, joined, programs_in
 
 Add = Callable[[str, Choice, Tensor | None], None]
-Wanted = Callable[[bool], bool]
+Wanted = Callable[[str, bool], bool]
 
 
 def listen(model: nn.Module, wanted: Wanted, add: Add) -> tuple[list[Callable[[], None]], list[str]]:
     """Hook a model. Returns what ends each hook, none where there is no mixture, and the layers' names that are known.
 
     Args:
-        wanted: whether the forward that runs counts; it is told whether it begins.
+        wanted: whether the forward that runs counts; it is told whose forward it is, the dotted path of a program in
+            the model or nothing for the model itself, and whether it begins.
         add: takes a layer's name, its choice, and the mask `[B, S]` of the forward.
     """
-    programs = [(path, m) for path, m in model.named_modules() if isinstance(m, TrainableProgram)]
-    if programs:
-        return [end for path, m in programs for end in _listen_to_program(path, m, wanted, add)], []
-    layers = [_Layer(m, wanted, add) for m in find_mixtures(model)]
-    masks = _Mask(model, wanted, layers)
-    ends = [end for layer in layers for end in layer.hook()]
-    return [*ends, *(masks.hook() if ends else [])], [layer.mixture.name for layer in layers]
+    programs = programs_in(model)
+    ends = [_listen_to_program(path, m, wanted, add) for path, m in programs.items() if m.expert_weights()]
+    layers = [_Layer(m, wanted, add) for m in find_mixtures(model, programs)]
+    ends += [end for layer in layers for end in layer.hook()]
+    if layers:
+        ends.append(_Mask(model, wanted, layers).hook())
+    return ends, [layer.mixture.name for layer in layers]
 
 
-def _listen_to_program(path: str, module: TrainableProgram, wanted: Wanted, add: Add) -> list[Callable[[], None]]:
-    prefix = f"{path}." if path else ""
+def _listen_to_program(path: str, module: TrainableProgram, wanted: Wanted, add: Add) -> Callable[[], None]:
+    """A forward that does not count is one without its routers' outputs, so it costs nothing."""
 
     def watch(name: str, choice: Choice, mask: Tensor | None) -> None:
-        if wanted(False):
-            add(f"{prefix}{name}", choice, mask)
+        add(joined(path, name), choice, mask)
 
-    begin = module.register_forward_pre_hook(lambda *_: _begin(wanted))
-    end = module.watch_routers(watch)
-    return [end, begin.remove]
-
-
-def _begin(wanted: Wanted) -> None:
-    wanted(True)
+    return module.watch_routers(watch, lambda: wanted(path, True))
 
 
 class _Mask:
@@ -60,11 +54,11 @@ class _Mask:
         names = list(inspect.signature(model.forward).parameters)
         self._place = names.index(MASK) if MASK in names else None
 
-    def hook(self) -> list[Callable[[], None]]:
-        return [self._model.register_forward_pre_hook(self._note, with_kwargs=True).remove]
+    def hook(self) -> Callable[[], None]:
+        return self._model.register_forward_pre_hook(self._note, with_kwargs=True).remove
 
     def _note(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._wanted(True)
+        self._wanted("", True)
         mask = kwargs.get(MASK)
         if mask is None and self._place is not None and self._place < len(args):
             mask = args[self._place]
@@ -80,8 +74,6 @@ class _Layer:
         self.mask: Tensor | None = None
         self._logits: Tensor | None = None
         self._rows: Tensor | None = None  # what a router gave for all experts, 0 where one was not chosen
-        self._score: str | None = None
-        self._tried = False
 
     def hook(self) -> list[Callable[[], None]]:
         ends = [self.mixture.experts.register_forward_pre_hook(self._called, with_kwargs=True).remove]
@@ -95,7 +87,7 @@ class _Layer:
         weight = next(p for p in module.parameters(recurse=False) if p.dim() == 2 and p.shape[0] == self.mixture.count)
         x = next((a for a in args if isinstance(a, Tensor) and a.shape[-1] == weight.shape[1]), None)
         self._logits = self._rows = None
-        if x is None or not self._wanted(False):
+        if x is None or not self._wanted("", False):
             return
         bias = getattr(module, "bias", None)
         own = bias.float() if isinstance(bias, Tensor) and bias.shape == weight.shape[:1] else None
@@ -104,7 +96,7 @@ class _Layer:
 
     @torch.no_grad()
     def _called(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self._wanted(False):
+        if not self._wanted("", False):
             return
         given = [t.detach() for t in _tensors((args, kwargs))]
         ids = next((t for t in given if not t.is_floating_point() and t.dim() == 2 and t.dtype != torch.bool), None)
@@ -117,9 +109,9 @@ class _Layer:
 
     def _tell(self, ids: Tensor, weights: Tensor) -> None:
         logits = self._logits if self._logits is not None and len(self._logits) == len(ids) else None
-        if logits is not None and not self._tried:
-            self._score, self._tried = score_that_gives(logits, ids, weights), True
-        shares = None if logits is None or self._score is None else shares_of(logits, self._score)
+        # asked each time: logits that are all alike, as a new router's are, fit every score
+        score = None if logits is None else score_that_gives(logits, ids, weights)
+        shares = None if logits is None or score is None else shares_of(logits, score)
         self._add(self.mixture.name, Choice(self.mixture.count, ids, weights, shares), self.mask)
 
 

@@ -7,6 +7,7 @@ holds a parameter `[E, hidden]` beside them, at most two steps below the module 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -39,26 +40,38 @@ class Mixture:
     def router_parameters(self) -> dict[str, nn.Parameter]:
         """The router's parameters by their names in the model: `[E, hidden]`, and biases `[E]`."""
         own = self.router.named_parameters(recurse=False) if self.router is not None else ()
-        return {f"{self.router_name}.{name}": p for name, p in own if p.shape[0] == self.count}
+        return {joined(self.router_name, name): p for name, p in own if p.dim() and p.shape[0] == self.count}
 
 
-def find_mixtures(model: nn.Module) -> list[Mixture]:
-    """All mixtures of a module, in its own order; none for a dense one."""
-    modules = dict(model.named_modules())
-    return [_mixture(modules, name, count) for name, module in modules.items() if (count := _experts_in(module))]
+def find_mixtures(model: nn.Module, outside: Iterable[str] = ()) -> list[Mixture]:
+    """All mixtures of a module, in its own order, but those at or below the paths `outside`; none for a dense one."""
+    modules, without = dict(model.named_modules()), tuple(outside)
+    counts = {name: _experts_in(m) for name, m in modules.items() if not any(_is_within(name, p) for p in without)}
+    return [_mixture(modules, name, count) for name, count in counts.items() if count]
+
+
+def programs_in(model: nn.Module) -> dict[str, TrainableProgram]:
+    """The programs that a module is or holds, by their dotted paths in it: nothing for the module itself."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, TrainableProgram)}
+
+
+def joined(path: str, name: str) -> str:
+    """A name below a path, which is nothing for the module itself."""
+    return f"{path}.{name}" if path else name
 
 
 def router_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of all routers of a module, or of a `TrainableProgram`, by name: weights and biases of their
-    logits. Correction biases are buffers, see `update_bias`.
+    """The parameters of all routers of a module, of a `TrainableProgram`, or of what holds one, by name: weights and
+    biases of their logits. Correction biases are buffers, see `update_bias`.
 
     Raises:
         MoecError: M201 where there is no router.
     """
-    found = _of_program(model) if isinstance(model, TrainableProgram) else {}
-    if not found:
-        for mixture in find_mixtures(model):
-            found |= mixture.router_parameters()
+    programs = {path: p for path, p in programs_in(model).items() if p.router_weights()}
+    names = [joined(path, name) for path, program in programs.items() for name in program.router_weights()]
+    found = {name: model.get_parameter(name) for name in names}
+    for mixture in find_mixtures(model, programs):
+        found |= mixture.router_parameters()
     if not found:
         raise no_mixture(model, "it has no router that is known")
     return found
@@ -68,6 +81,10 @@ def no_mixture(model: nn.Module, what: str) -> MoecError:
     """M201 with a way that works for any model that moec captures."""
     fix = 'capture it, run "find-moe" or "upcycle" on the program, and take program.module(trainable=True)'
     return MoecError("M201", what, type(model).__name__, fix)
+
+
+def _is_within(name: str, path: str) -> bool:
+    return name == path or name.startswith(joined(path, ""))
 
 
 def _experts_in(module: nn.Module) -> int:
@@ -90,8 +107,7 @@ def _mixture(modules: dict[str, nn.Module], name: str, count: int) -> Mixture:
 
 
 def _routes(module: nn.Module, count: int) -> bool:
-    return any(p.dim() == 2 and p.shape[0] == count for p in module.parameters(recurse=False))
-
-
-def _of_program(model: TrainableProgram) -> dict[str, nn.Parameter]:
-    return {name: model.get_parameter(name) for name in model.router_weights()}
+    """Whether a module, which holds no experts, holds a router's weight."""
+    return not _experts_in(module) and any(
+        p.dim() == 2 and p.shape[0] == count for p in module.parameters(recurse=False)
+    )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.program.trainable import TrainableProgram
 from moec.routing.alarms import Alarm, alarms_of
 from moec.routing.figures import RouterFigures, figures_of, summary_of
 from moec.routing.similarity import Similarity, of_weights
 from moec.routing.tally import Choice, RouterTally
 from moec.training.callback import RouterCallback
 from moec.training.listening import listen
-from moec.training.mixtures import find_mixtures, no_mixture
+from moec.training.mixtures import find_mixtures, joined, no_mixture, programs_in
 
 
 class RouterMonitor:
@@ -35,13 +35,16 @@ class RouterMonitor:
         Args:
             model: the module, or one that holds it.
             training_only: count only in train mode, so that evaluations between steps do not mix with it.
-            every: count one forward in so many.
+            every: count one forward in so many, of each program in the model apart.
 
         Raises:
-            MoecError: M201 for a model without a mixture that can be listened to.
+            MoecError: M201 for a model without a mixture that can be listened to, and for an `every` below 1.
         """
+        if every < 1:
+            raise MoecError("M201", f"every={every} counts no forward", "RouterMonitor", "every=1 counts each of them")
         self.tallies: dict[str, RouterTally] = {}
-        self._model, self._training_only, self._every, self._forwards = model, training_only, every, 0
+        self._model, self._training_only, self._every = model, training_only, every
+        self._forwards = Counter[str]()
         ends, self._names = listen(model, self._is_wanted, self._add)
         self._ends: list[Callable[[], None]] = ends
         if not ends:
@@ -53,11 +56,11 @@ class RouterMonitor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _is_wanted(self, begins: bool) -> bool:
+    def _is_wanted(self, whose: str, begins: bool) -> bool:
         """Whether the forward that runs counts; asked once with `begins` for each."""
         if begins:
-            self._forwards += 1
-        return (self._model.training or not self._training_only) and self._forwards % self._every == 0
+            self._forwards[whose] += 1
+        return (self._model.training or not self._training_only) and self._forwards[whose] % self._every == 0
 
     def _add(self, name: str, choice: Choice, mask: Tensor | None) -> None:
         if mask is not None and mask.numel() == len(choice.ids):
@@ -111,9 +114,8 @@ class RouterMonitor:
         return RouterCallback(self)
 
     def _similarity(self) -> dict[str, Similarity | None]:
-        found: dict[str, Similarity | None] = {}
-        for path, module in self._model.named_modules():
-            if isinstance(module, TrainableProgram):
-                prefix = f"{path}." if path else ""
-                found |= {f"{prefix}{name}": of_weights(w) for name, w in module.expert_weights().items()}
-        return found or {m.name: of_weights(m.matrices()) for m in find_mixtures(self._model)}
+        programs = programs_in(self._model)
+        found = {m.name: of_weights(m.matrices()) for m in find_mixtures(self._model, programs)}
+        for path, program in programs.items():
+            found |= {joined(path, name): of_weights(w) for name, w in program.expert_weights().items()}
+        return found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moec.execution import memory
 from moec.planning.probed import keep
 from moec.timing import probe
 from tests.command_line import Cli
@@ -36,6 +37,14 @@ def test_a_record_is_shown_and_a_plan_says_that_it_rests_on_it(cli: Cli, tmp_pat
     found = cli.json("plan", path, "--device", "cpu", "--context", "20", "--format", "int4")["situations"][0]
     assert "measured here on 2026-01-02" in found["decode_time"]["origin"]
     assert "measured here" in cli("plan", path, "--device", "cpu,h200", "--context", "20")
+
+
+def test_too_little_memory_is_said_before_anything_is_made(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen engines, each of more than the largest cache: what has to be free goes by that."""
+    monkeypatch.setattr(probe, "largest_cache", lambda: 192 * 2**20)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 5 * 2**30)
+    cli("probe", status=3)
+    assert "M302" in cli.err and "5.00 GiB" in cli.err
 
 
 @pytest.mark.repeats

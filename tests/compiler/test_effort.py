@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import moec
 from moec.compiler.foresee import foresee
+from moec.compiler.memory_limit import full_bytes
+from moec.compiler.open import open_source
 from moec.compiler.rehearsals import Rehearsals
 from tests import zoo
+from tests.huggingface import packed
 
 
 @pytest.mark.repeats
@@ -31,6 +35,20 @@ def test_every_layer_is_counted_and_what_is_packed_takes_less(tmp_path: Path) ->
     assert plain is not None and plain.disk_bytes == 4 * paper.shape.total  # four layers, one of them captured
     assert packed is not None and packed.disk_bytes < 0.4 * plain.disk_bytes
     assert plain.full_ram_bytes > plain.least_ram_bytes + 7 * plain.disk_bytes
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "4 bits"])
+def test_with_what_is_said_the_untouched_model_is_run(tmp_path: Path, stored: str) -> None:
+    """By that figure the limit decides, whatever the checkpoint is stored in; what is packed there counts as plain."""
+    folder, weights = str(tmp_path / "model"), 4 * sum(p.numel() for p in zoo.build("llama").parameters())
+    if stored == "4 bits":
+        packed.write(zoo.save("llama", tmp_path / "plain"), "quantize(bits=4, group=16, lm_head=16)", Path(folder))
+    else:
+        zoo.build("llama").to(getattr(torch, stored)).save_pretrained(folder)  # type: ignore[operator]
+    said, source = foresee(f"{folder}/config.json")[0].effort, open_source(folder)
+    assert said is not None and abs(source.loaded_bytes / weights - (2 if stored == "4 bits" else 1)) < 0.02
+    found, real = said.full_ram_bytes - said.least_ram_bytes, full_bytes(0, source, weights)
+    assert abs(found - real) < 0.02 * real
 
 
 def test_a_refusal_takes_nothing(tmp_path: Path) -> None:

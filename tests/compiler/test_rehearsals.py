@@ -39,3 +39,13 @@ def test_a_pass_that_does_not_fit_says_so(tmp_path: Path) -> None:
         plan(path, pipeline="upcycle(experts=2, top_k=3)")
     with pytest.raises(MoecError, match="M201"):
         Rehearsals(f"{tmp_path / 'model.py'}:make").after("fuse-moe")
+
+
+def test_a_model_by_hand_is_called_only_counted(tmp_path: Path) -> None:
+    """No pass and no target can see a model that no class builds; upgrading transformers would not help."""
+    path = configs.write(tmp_path, configs.LLAMA_1B | SMALL | {"model_type": None, "architectures": None})
+    with pytest.raises(MoecError, match="M206") as refused:
+        plan(path, pipeline="fuse-moe")
+    told = [(refused.value.what, refused.value.fix), foresee(path)[0].refusals[0]]
+    for what, fix in told:
+        assert "only counted" in what and "None" not in what and "--pass" in fix and "upgrade" not in fix

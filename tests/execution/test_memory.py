@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from moec.execution import memory
-from moec.execution.memory import OwnPeak, limited, own_bytes, peak_rss_bytes, reset_peak, rss_bytes, total_bytes
+from moec.execution.memory import (
+    OwnPeak,
+    available_bytes,
+    limited,
+    own_bytes,
+    peak_rss_bytes,
+    reset_peak,
+    rss_bytes,
+    total_bytes,
+)
 
 MIB = 2**20
 
@@ -68,6 +77,10 @@ def test_a_limit_and_a_control_group_leave_less_than_the_machine_has(
     monkeypatch.setattr(memory, "_GROUPS", tmp_path)
     monkeypatch.setattr(memory, "_GROUP", tmp_path / "own")
     assert total_bytes() == 1000, "that of a group around it"
+    assert available_bytes() == 0 < own_bytes(), "of which this process holds all"
+    (tmp_path / "slice" / "memory.max").write_text(str(own_bytes() + 64 * MIB))
+    assert 0 < available_bytes() < 128 * MIB
+    (tmp_path / "slice" / "memory.max").write_text("1000")
     (tmp_path / "memory" / "old").mkdir(parents=True)
     (tmp_path / "memory" / "old" / "memory.limit_in_bytes").write_text("900\n")
     (tmp_path / "own").write_text("4:memory:/old\n0::/slice/job\n")

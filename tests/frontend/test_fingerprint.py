@@ -16,6 +16,12 @@ from torch.nn import functional as F
 from moec.frontend.fingerprint import fingerprint
 from moec.frontend.plain_sizes import NotPlainError
 
+ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "twice": lambda x: x * 2, "thrice": lambda x: x * 3, "down": lambda x: x.floor(), "up": lambda x: x.ceil(),
+    "added": lambda x: sum([y + 1 for y in x.split(1)], x), "taken": lambda x: sum([y - 1 for y in x.split(1)], x),
+    "member": lambda x: x if x.shape[0] in {"a", "b", 1} else -x,
+}  # fmt: skip
+
 
 class Kind(Enum):
     ONE = 1
@@ -51,6 +57,7 @@ CHANGES: list[Callable[[], nn.Module]] = [
     lambda: Net(settings=Settings(8)), lambda: Net(round=partial(torch.round, decimals=2)), tied,
     lambda: Net(table=torch.arange(3.0) + 1), lambda: Net(first=nn.Linear(4, 4, bias=False)), lambda: Net().double(),
     lambda: Net(first=nn.Sequential(nn.Linear(4, 4))), lambda: Net().eval(),
+    *(lambda act=act: Net(act=act) for act in ACTS.values()),  # type: ignore[misc]
 ]  # fmt: skip
 
 

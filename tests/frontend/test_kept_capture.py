@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,19 @@ def test_what_a_number_is_read_from_elsewhere_is_seen(tmp_path: Path, made: list
         source = opened(tmp_path, code)
         found = source.capture().run(**source.sample({"batch": 2, "sequence": 5}, seed=1))
         assert difference(source, found) < 1e-5
+    assert len(made) == 2
+
+
+def test_code_from_elsewhere_is_seen(tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lib").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    code = CODE.replace("from torch import nn", "from torch import nn\nfrom elsewhere_act import act")
+    for body in ("x + 0.5", "x + 0.75"):
+        (tmp_path / "lib" / "elsewhere_act.py").write_text(f"def act(x):\n    return {body}\n")
+        source = opened(tmp_path, code.replace("torch.relu", "act"))
+        found = source.capture().run(**source.sample({"batch": 2, "sequence": 5}, seed=1))
+        assert difference(source, found) < 1e-5
+        del sys.modules["elsewhere_act"]
     assert len(made) == 2
 
 

@@ -146,3 +146,11 @@ def test_configs_that_say_too_little_or_too_much(
     with pytest.raises(MoecError, match=r"M20[46]") as refused:
         shape_of(str(path))
     assert all(word in refused.value.what for word in words) and refused.value.fix
+
+
+def test_a_config_that_was_written_by_hand_is_not_downloaded_again(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"hidden_size": 8,}')
+    with pytest.raises(MoecError, match="line 1") as refused:
+        shape_of(str(path))
+    assert refused.value.fix.startswith("correct it")

@@ -9,6 +9,7 @@ import pytest
 from moec.execution.machine import machine
 from moec.files import kept
 from moec.planning.probed import Calls, Experts, Products, Record, runtime_version
+from moec.version import __version__
 
 PRODUCTS = Products(rows=(1, 4), a_weight=(1e-9, 2e-9), an_operator=1e-3, several=5e-4, a_number=0.0)
 EXPERTS = Experts(
@@ -26,7 +27,7 @@ def record() -> Record:
     return Record(
         made="2026-01-02T03:04:05+00:00",
         machine=machine(),
-        versions={"onnxruntime": runtime_version()},
+        versions={"moec": __version__, "onnxruntime": runtime_version()},
         read={"1": 1e10, "2": 2e10},
         products=dict.fromkeys(forms, PRODUCTS),
         experts=dict.fromkeys(forms, EXPERTS),

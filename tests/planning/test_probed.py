@@ -39,12 +39,13 @@ def test_without_one_the_way_out_is_to_measure() -> None:
     assert "not been measured" in refused()
 
 
-def test_one_of_another_machine_runtime_or_format_is_not_used() -> None:
+def test_one_of_another_machine_version_or_format_is_not_used() -> None:
     here = machine()
     keep(msgspec.structs.replace(record(), machine=replace(here, cores=here.cores + 1)))
     assert "another machine" in refused()
-    keep(msgspec.structs.replace(record(), versions={"onnxruntime": "0.0.1"}))
-    assert "ONNX Runtime 0.0.1" in refused()
+    for package, name in (("onnxruntime", "ONNX Runtime"), ("moec", "moec")):
+        keep(msgspec.structs.replace(record(), versions={**record().versions, package: "0.0.1"}))
+        assert f"{name} 0.0.1" in refused()
     keep(msgspec.structs.replace(record(), format=0))
     assert "another version of moec" in refused()
 

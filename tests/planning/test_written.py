@@ -64,3 +64,37 @@ def test_what_is_no_count(value: object) -> None:
     with pytest.raises(MoecError, match="M204") as refused:
         written_shape(GROK | {"num_hidden_layers": value}, "here.json")
     assert "num_hidden_layers" in refused.value.what and refused.value.where == "here.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "fix"),
+    [
+        ({"num_expert": 16}, "num_expert is", "num_experts"),
+        ({"num_shared_expert": 1}, "num_shared_expert is", "num_shared_experts"),
+        ({"num_hidden_layer": 8}, "num_hidden_layer is", "num_hidden_layers"),
+        ({"hiddensize": 8}, "hiddensize is", "hidden_size"),
+        ({"n_routed_experts": 16}, "num_experts = 8 but n_routed_experts = 16", "num_experts"),
+    ],
+)
+def test_names_that_would_be_passed_over(change: dict[str, Any], what: str, fix: str) -> None:
+    with pytest.raises(MoecError, match="M204") as refused:
+        written_shape(GROK | change, "here.json")
+    assert what in refused.value.what and fix in refused.value.fix
+
+
+def test_names_of_other_parts_are_no_misspelling() -> None:
+    other = {"swa_num_attention_heads": 4, "o_lora_rank": 4, "n_routed_experts": 8, "top_k": 50, "max_seq_len": 2}
+    assert written_shape(GROK | other, "here.json").total == written_shape(GROK, "here.json").total
+
+
+def test_layers_that_predict_more_tokens_are_counted_apart() -> None:
+    """MiMo-7B: one, of a layer, a projection of two hidden vectors to one, and three norms."""
+    mimo = {
+        "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 11008, "vocab_size": 151680, "attention_bias": True, "num_nextn_predict_layers": 1,
+        "sliding_window": 128, "use_sliding_window": False,
+    }  # fmt: skip
+    found = written_shape(mimo, "config.json")
+    layer = 2 * 4096**2 + 2 * 4096 * 1024 + 4096 + 2 * 1024 + 3 * 4096 * 11008 + 2 * 4096
+    assert found.multi_token == layer + 2 * 4096**2 + 3 * 4096
+    assert found.total == 36 * layer + 2 * 151680 * 4096 + 4096 and found.states[0].window == 0

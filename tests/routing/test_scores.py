@@ -38,6 +38,14 @@ def test_a_softmax_over_the_chosen_is_one_over_all() -> None:
     assert score_that_gives(LOGITS, ids, weights) == "softmax"
 
 
+@pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
+def test_one_chosen_expert_is_told_by_its_score_alone(score: str) -> None:
+    weights, ids = route_reference(LOGITS, None, Routing(1, score, "scores"))
+    assert score_that_gives(LOGITS, ids, weights) == score
+    weights, ids = route_reference(LOGITS, None, Routing(1, score, "renormalize"))
+    assert score_that_gives(LOGITS, ids, weights) is None  # it counts 1 by any rule
+
+
 def test_weights_that_no_score_gives_are_not_explained() -> None:
     weights, ids = route_reference(LOGITS, None, Routing(2))
     assert score_that_gives(LOGITS * 1.3, ids, weights) is None  # a temperature

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from moec.execution.machine import cores, machine
+from moec.execution.memory import OwnPeak, own_bytes
 from moec.planning.formats import find_format
 from moec.planning.on_cpu import ThisMachine
 from moec.planning.probed import Record, runtime_version
-from moec.timing.probe import Sizes, largest_cache, probe
+from moec.timing.probe import Probe, Sizes, largest_cache, probe
 from moec.timing.probe_engines import FORMS, Block, Small
 from tests.planning.test_on_cpu import DENSE
 
@@ -59,3 +60,11 @@ def test_an_empty_folder_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     with pytest.raises(FileExistsError):
         probe(tmp_path, TINY)
+
+
+@pytest.mark.repeats
+def test_it_takes_no_more_memory_than_it_asks_for(tmp_path: Path) -> None:
+    sizes, before = Sizes(least_bytes=24 * 2**20, decoders=TINY.decoders, lengths=(8,), texts=((1, 8),)), own_bytes()
+    with OwnPeak() as peak:
+        made = Probe(tmp_path, sizes)
+    assert made.sizes.memory_bytes / 3 < peak.bytes - before < sizes.memory_bytes

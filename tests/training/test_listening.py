@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from moec.routing.tally import Choice
 from moec.training.listening import listen
+from tests import zoo
 
 
 class Experts(nn.Module):
@@ -23,22 +26,27 @@ class Experts(nn.Module):
         return (rows * weights.unsqueeze(-1)).sum(1)
 
 
-class Block(nn.Module):
-    """A router with a temperature, which 1 makes a plain softmax."""
+def softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(-1)
 
-    def __init__(self, temperature: float = 1.0) -> None:
+
+class Block(nn.Module):
+    """A router with a temperature, which 1 makes a plain softmax or another score."""
+
+    def __init__(self, temperature: float = 1.0, score: Callable[[Tensor], Tensor] = softmax) -> None:
         super().__init__()
+        self.score = score
         torch.manual_seed(0)
         self.gate, self.experts, self.temperature = nn.Linear(8, 4), Experts(), temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        weights, ids = (self.gate(x) / self.temperature).softmax(-1).topk(2, -1)
+        weights, ids = self.score(self.gate(x) / self.temperature).topk(2, -1)
         return self.experts(x, index=ids, weights=weights / weights.sum(-1, keepdim=True))  # type: ignore[no-any-return]
 
 
 def heard(block: nn.Module, x: Tensor, wanted: bool = True) -> list[tuple[str, Choice]]:
     found: list[tuple[str, Choice]] = []
-    ends, _ = listen(block, lambda _begins: wanted, lambda name, choice, _mask: found.append((name, choice)))
+    ends, _ = listen(block, lambda *_: wanted, lambda name, choice, _mask: found.append((name, choice)))
     block(x)
     for end in ends:
         end()
@@ -62,4 +70,25 @@ def test_scores_that_do_not_explain_the_weights_are_not_told(temperature: float)
 
 
 def test_a_module_without_experts_is_not_hooked() -> None:
-    assert listen(nn.Linear(3, 3), lambda _: True, lambda *_: None) == ([], [])
+    assert listen(nn.Linear(3, 3), lambda *_: True, lambda *_: None) == ([], [])
+
+
+def test_a_dense_program_is_not_hooked_and_hides_nothing_beside_it() -> None:
+    dense = zoo.captured("llama").module(trainable=True)
+    assert listen(dense, lambda *_: True, lambda *_: None) == ([], [])
+    ends, names = listen(nn.ModuleDict({"teacher": dense, "block": Block()}), lambda *_: True, lambda *_: None)
+    assert ends and names == ["block.experts"]
+
+
+def test_logits_that_are_alike_decide_no_score_for_good() -> None:
+    block, x, found = Block(score=torch.sigmoid), torch.randn(6, 8), list[Choice]()
+    trained = block.gate.weight.detach().clone() * 4
+    nn.init.zeros_(block.gate.weight)
+    nn.init.zeros_(block.gate.bias)
+    listen(block, lambda *_: True, lambda _name, choice, _mask: found.append(choice))
+    for weight in (block.gate.weight, trained):
+        block.gate.weight.data = weight.detach()
+        block(x)
+    want = block.gate(x).sigmoid()
+    assert found[0].shares is not None and torch.allclose(found[0].shares, torch.full((6, 4), 0.25))
+    assert found[1].shares is not None and torch.allclose(found[1].shares, want / want.sum(-1, keepdim=True), atol=1e-5)

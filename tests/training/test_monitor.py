@@ -128,7 +128,27 @@ def test_gradients_are_those_without_a_monitor() -> None:
     assert len(want) == len(found) and all(torch.equal(a, b) for a, b in zip(want, found, strict=True))
 
 
-def test_a_dense_model_has_nothing_to_monitor() -> None:
+def test_a_forward_of_a_program_that_does_not_count_has_no_routers_outputs() -> None:
+    both = nn.ModuleList([trainable("mixtral"), trainable("mixtral")])
+    ids, first = IDS[:, :9], both[0]
+    with RouterMonitor(both, every=2) as monitor, torch.no_grad():
+        first(input_ids=ids)
+        assert not monitor.tallies and first._routers is None
+        for module in (first, both[1], both[1], both[1]):
+            module(input_ids=ids)
+    assert [f.layer[0] for f in monitor.figures()] == ["0", "0", "1", "1"], "each is counted for itself"
+    assert {f.tokens for f in monitor.figures()} == {ids.numel()} and first._routers is not None
+
+
+@pytest.mark.parametrize("make", [zoo.build, lambda kind: zoo.captured(kind).module(trainable=True)])
+def test_a_dense_model_has_nothing_to_monitor(make: Callable[[str], nn.Module]) -> None:
     with pytest.raises(MoecError, match="no mixture") as caught:
-        RouterMonitor(zoo.build("llama"))
+        RouterMonitor(make("llama"))
     assert caught.value.code == "M201" and "upcycle" in caught.value.fix
+
+
+@pytest.mark.parametrize("every", [0, -2])
+def test_one_forward_in_none_is_refused(every: int) -> None:
+    with pytest.raises(MoecError, match=f"every={every}") as caught:
+        RouterMonitor(nn.Linear(2, 2), every=every)
+    assert caught.value.code == "M201"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
+from moec.files.regular import read_bytes
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.bare import bare, described
+from moec.huggingface.reading.folder import read_config, resolve
 from moec.huggingface.reading.text_part import layers_of
 from moec.program.program import META
 from moec.weights.lazy import Weight
@@ -26,12 +30,15 @@ class Described:
     Attributes:
         text: how the model was named, and how far it is cut.
         stands_for: for each layer of the config, the first one that is of its kind.
+        loaded_bytes: memory that the whole model's reference would take, see `ModelFolder.loaded_bytes`.
         template: the cut model, on the meta device. layers: how many layers it has. of: how many the config says.
     """
 
     def __init__(self, text: str) -> None:
         self._class, config = described(text)
-        kinds = kinds_of(bare(self._class, config, text))
+        whole = bare(self._class, config, text)
+        self.loaded_bytes = (2 if _is_quantized(Path(text)) else 1) * _float_bytes(whole)
+        kinds = kinds_of(whole)
         self.layers, self.of = _to_see(kinds), len(kinds)
         self.stands_for = tuple(kinds.index(kind) for kind in kinds)
         self._config = cut_to(config, self.layers) if 0 < self.layers < self.of else config
@@ -71,6 +78,15 @@ class Described:
         return MoecError(
             "M205", "only a config describes this model: it has no weights", where, "give the whole folder"
         )
+
+
+def _is_quantized(place: Path) -> bool:
+    raw = json.loads(read_bytes(place)) if place.is_file() else read_config(resolve(str(place)))
+    return bool(raw.get("quantization_config"))
+
+
+def _float_bytes(model: nn.Module) -> int:
+    return sum(4 * p.numel() for p in model.parameters())
 
 
 def layers_to_see(model: nn.Module) -> tuple[int, int]:

@@ -96,11 +96,9 @@ class ModelFolder:
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that `loaded` takes: of a quantized checkpoint, or one with an adapter, the decoded tensors and the
-        model's own, beside each other."""
-        if not self.quantized and self.adapter is None:
-            return self.size_bytes
-        return 2 * self._float_bytes
+        """Memory that `loaded` takes, in float32 whatever is stored: of a quantized checkpoint, or one with an adapter,
+        the decoded tensors and the model's own, beside each other."""
+        return (2 if self.quantized or self.adapter is not None else 1) * self._float_bytes
 
     @property
     def _float_bytes(self) -> int:
@@ -215,7 +213,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise MoecError("M204", what, str(path), "put a readable file there") from error
     except (ValueError, AssertionError, RecursionError) as error:
         raise MoecError(
-            "M204", f"config.json is not a JSON object: {error}", str(path), "download the file again"
+            "M204",
+            f"config.json is not a JSON object: {error}",
+            str(path),
+            "correct it there if it was written by hand, else download it again",
         ) from error
     check_config(raw, path)
     return raw

@@ -12,6 +12,7 @@ from moec.planning.shape import State
 
 _LATENT = ("kv_a_proj_with_mqa", "kv_a_proj")
 _FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "W_pack", "qkv")
+_KEYS = ("k_proj", "key", "k_lin", "key_proj", "wk")
 _RECURRENT = ("linear_attn", "mamba", "mixer", "temporal_block", "short_conv", "conv", "delta_net")
 
 
@@ -37,7 +38,7 @@ def _of_layer(layer: nn.Module, config: Any, number: int) -> list[State]:
     single = _one_key_for_all(layer)
     if single:
         return single
-    growing, fixed = _latent(layer) or _keys_and_values(layer, config, window), _recurrent(layer)
+    growing, fixed = _latent(layer) or _keys_and_values(layer, config, window), _recurrent(layer, config)
     return [state for state in (growing, fixed) if state is not None]
 
 
@@ -69,9 +70,13 @@ def _rows(layer: nn.Module, names: tuple[str, ...]) -> int:
 def _latent(layer: nn.Module) -> State | None:
     """Multi-head latent attention: the compressed vector and the rotary key, which all heads share."""
     rows = _rows(layer, _LATENT)
-    index = next((m for path, m in layer.named_modules() if path.rpartition(".")[2] == "indexer"), None)
-    keys = _rows(index, ("wk", "k_proj")) if rows and index is not None else 0  # of sparse attention (DeepSeek-V3.2)
-    return State("compressed keys and values", rows + keys) if rows else None
+    return State("compressed keys and values", rows + _rows(_index(layer), ("wk", "k_proj"))) if rows else None
+
+
+def _index(layer: nn.Module) -> nn.Module:
+    """What picks the keys of sparse attention, by keys of its own (DeepSeek-V3.2, MiniMax-M3); empty without one."""
+    found = (m for path, m in layer.named_modules() if path.rpartition(".")[2] == "indexer")
+    return next(found, None) or nn.Module()
 
 
 def _one_key_for_all(layer: nn.Module) -> list[State]:
@@ -95,10 +100,10 @@ def _width(module: Any) -> int:
 
 
 def _keys_and_values(layer: nn.Module, config: Any, window: int) -> State | None:
-    keys = _rows(layer, ("k_proj", "key", "k_lin", "key_proj", "wk"))
+    keys = _rows(layer, _KEYS)
     if keys:
         values = _rows(layer, ("v_proj", "value", "v_lin", "value_proj", "wv")) or keys
-        return State("keys and values", keys + values, window=window)
+        return State("keys and values", keys + values + _rows(_index(layer), _KEYS), window=window)
     both = _rows(layer, ("kv_proj",))  # queries of its mixture of attention heads lie with the experts (JetMoE)
     if both:
         return State("keys and values", both, window=window)
@@ -110,23 +115,30 @@ def _keys_and_values(layer: nn.Module, config: Any, window: int) -> State | None
     return State("keys and values", fused - heads * size, window=window)
 
 
-def _recurrent(layer: nn.Module) -> State | None:
+def _recurrent(layer: nn.Module, config: Any) -> State | None:
     """A convolution's window and a matrix for each head; the sizes are those that the module itself names."""
     for path, module in layer.named_modules():
-        if path.rpartition(".")[2] in _RECURRENT and (fixed := _fixed(module)):
-            return State("recurrent", 0, fixed)
+        if path.rpartition(".")[2] in _RECURRENT:
+            window, matrices = _fixed(module)
+            if window or matrices:
+                return State("recurrent", 0, window + matrices, wide=matrices if _in_float32(config) else 0)
     return None
 
 
-def _fixed(module: nn.Module) -> int:
-    """Elements of the state of a gated delta net (Qwen3-Next) or of Mamba-2; 0 where the module is neither."""
+def _in_float32(config: Any) -> bool:
+    """Whether a config asks for matrices in float32 (Qwen3.5, Nemotron-3); the window stays in the model's type."""
+    return any("float32" in str(getattr(config, name, "")) for name in ("mamba_ssm_dtype", "mamba_ssm_cache_dtype"))
+
+
+def _fixed(module: nn.Module) -> tuple[int, int]:
+    """Elements of the convolution's window, and of the matrices of a gated delta net (Qwen3-Next) or of Mamba-2; 0 for
+    what the module has not."""
     convolution = next((m for m in module.modules() if isinstance(m, nn.Conv1d)), None)
     window = convolution.weight.shape[0] * convolution.kernel_size[0] if convolution is not None else 0
     read = {name: getattr(module, name, 0) or 0 for name in ("num_v_heads", "head_k_dim", "head_v_dim")}
     delta = read["num_v_heads"] * read["head_k_dim"] * read["head_v_dim"]
     mamba = getattr(module, "intermediate_size", 0) or 0
-    scan = mamba * (getattr(module, "ssm_state_size", 0) or 0)
-    return int(window + (delta or scan)) if (delta or scan or window) else 0
+    return int(window), int(delta or mamba * (getattr(module, "ssm_state_size", 0) or 0))
 
 
 def _window(config: Any, number: int) -> int:
