@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.initialization import no_init_weights
 
 from moec.errors import MoecError
 from moec.huggingface.shape import shape_of, shape_of_model
@@ -24,7 +25,7 @@ def on_meta(config: dict[str, Any]) -> Any:
     """The model of a config as transformers itself builds it, without memory."""
     cls = getattr(transformers, config["architectures"][0])
     sizes = {key: value for key, value in deepcopy(config).items() if key != "model_type"}
-    with transformers.initialization.no_init_weights(), torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         model = cls._from_config(cls.config_class.from_dict(sizes))
     model.tie_weights()
     return model
