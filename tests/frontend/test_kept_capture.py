@@ -15,6 +15,7 @@ from moec.frontend import kept_capture, module_source
 from moec.frontend.kept_capture import FACTS
 from moec.frontend.module_source import FileSource, from_file
 from moec.weights.remembered import keep, recall
+from tests.kept_captures import count_captures
 
 CODE = """
 import torch
@@ -48,9 +49,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The captures that are really made."""
-    real, found = kept_capture.capture, list[str]()
-    monkeypatch.setattr(kept_capture, "capture", lambda *a, **k: (found.append("one"), real(*a, **k))[1])
-    return found
+    return count_captures(kept_capture, monkeypatch)
 
 
 def opened(folder: Path, code: str = CODE) -> FileSource:

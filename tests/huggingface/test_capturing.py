@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from moec.files import kept
 from moec.huggingface import capturing
 from moec.huggingface.source import HuggingFaceSource, open_source
+from tests.kept_captures import count_captures
 from tests.zoo import edit_config, moe_configs, save
 
 
@@ -23,9 +24,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The captures that are really made."""
-    real, found = capturing.capture, list[str]()
-    monkeypatch.setattr(capturing, "capture", lambda *a, **k: (found.append("one"), real(*a, **k))[1])
-    return found
+    return count_captures(capturing, monkeypatch)
 
 
 def captured(folder: Path, dtype: torch.dtype = torch.float32, cache: bool = False) -> tuple[HuggingFaceSource, str]:
