@@ -13,7 +13,7 @@ from moec.program.moe_call import EXPERTS, MOE, MoeCall
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.recognition.linear import Linear, find_linears, value_of
-from moec.recognition.router_region import handed_on, route_behind
+from moec.recognition.router_region import handed_on, linear_behind, route_behind
 
 aten = torch.ops.aten
 
@@ -34,7 +34,7 @@ class FuseMoe(Pass):
     def _fuse(self, program: Program, node: fx.Node, linears: dict[fx.Node, Linear], context: Context) -> bool:
         call = MoeCall(node)
         route = route_behind(call.ids, call.weights)
-        projection = _projection(route, linears) if route is not None else None
+        projection = linear_behind(RouteCall(route).logits, linears) if route is not None else None
         if route is None or projection is None:
             context.miss(
                 node,
@@ -54,11 +54,6 @@ class FuseMoe(Pass):
         node.replace_all_uses_with(fused)
         program.graph.erase_node(node)
         return True
-
-
-def _projection(route: fx.Node, linears: dict[fx.Node, Linear]) -> Linear | None:
-    """The linear layer that the logits come from, through casts and views that keep the experts' dimension."""
-    return next((linears[n] for n in handed_on(RouteCall(route).logits) if n in linears), None)
 
 
 def _same_rows(a: fx.Node, b: fx.Node) -> bool:

@@ -78,6 +78,7 @@ THROUGH = {
     "moec/recognition/hand_written_experts.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/hand_written_region.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/hand_written_rule.py": "tests/recognition/test_hand_written_mixtures.py",
+    "moec/recognition/trials.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/interpret.py": "tests/recognition/test_routing_rule.py",
     "moec/execution/eager_anew.py": "tests/execution/test_anew.py",
     "moec/huggingface/origin.py": "tests/huggingface/test_source.py",

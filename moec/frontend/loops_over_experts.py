@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from moec.dialect import Routing
 from moec.execution.anew import state_of
 from moec.frontend.seen_routing import TOKENS, TOLERANCE, Block, NotAlike, fitted_rule, outside, run
+from moec.recognition.trials import uneven
 
 
 def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> list[str]:
@@ -32,8 +33,6 @@ def without_branches(model: nn.Module, call: Callable[[nn.Module], Any]) -> list
     Returns:
         The names of the modules that were given it.
     """
-    if _keeps_something(model, call):
-        return []  # of a run that would be a trial
     changed = []
     for name, block in _blocks(model, call):
         with contextlib.suppress(NotAlike, RuntimeError, TypeError, ValueError, IndexError), torch.no_grad():
@@ -52,19 +51,9 @@ def _called_alike(module: nn.Module, flat: _Flat) -> Callable[..., Tensor]:
     return forward
 
 
-def _keeps_something(model: nn.Module, call: Callable[[nn.Module], Any]) -> bool:
-    """Whether a model changes itself while it runs, or cannot be run or asked."""
-    try:
-        before = state_of(model)
-        with torch.no_grad():
-            call(model)
-        return state_of(model) != before
-    except Exception:  # a model may do and hold anything: then it is refused as it was
-        return True
-
-
-def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> Iterator[tuple[str, Block]]:
-    """Modules that hold alike experts and take one tensor of tokens."""
+def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> list[tuple[str, Block]]:
+    """Modules that hold alike experts and take one tensor of tokens; none of a model that changes itself while it runs,
+    since what it keeps of a run would be that of a trial, or that cannot be run or asked."""
     holders = {n: (m, e) for n, m in model.named_modules() if len(e := _alike(m)) > 1}
     seen: dict[str, Tensor] = {}
 
@@ -76,17 +65,18 @@ def _blocks(model: nn.Module, call: Callable[[nn.Module], Any]) -> Iterator[tupl
 
         return note
 
-    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True) for n, (m, _) in holders.items()]
     try:
-        with torch.no_grad():
+        before = state_of(model)
+        with contextlib.ExitStack() as watching, torch.no_grad():
+            for name, (module, _) in holders.items():
+                watching.callback(module.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
             call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, x in seen.items():
-        module, experts = holders[name]
-        if x.is_floating_point():
-            yield name, Block(module, experts, x.dim(), x.shape[-1])
+        if state_of(model) != before:
+            return []
+    except Exception:  # a model may do and hold anything: then it is refused as it was
+        return []
+    floats = {name: x for name, x in seen.items() if x.is_floating_point()}
+    return [(name, Block(*holders[name], x.dim(), x.shape[-1])) for name, x in floats.items()]
 
 
 def _alike(module: nn.Module) -> list[nn.Module]:
@@ -167,7 +157,8 @@ def _flat_form(block: Block) -> _Flat:
         raise NotAlike("hooks hang on it")
     rule, correction = fitted_rule(block)
     sizes = ((1, 1), (2, 1), (TOKENS, 1), (300, 1), (1, 2), (7, 3))
-    trials = [_uneven(block.tokens(lambda *s: torch.randn(s, generator=generator), *size)) for size in sizes]
+    drawn = (block.tokens(lambda *s: torch.randn(s, generator=generator), *size) for size in sizes)
+    trials = [uneven(x, ((5, 1e3), (6, 0.0))) for x in drawn]
     router = _router(block, trials[2])
     for shared in (None, *(n for n, _ in block.module.named_children())):
         flat = _Flat(block, router, rule, correction, shared)
@@ -175,14 +166,6 @@ def _flat_form(block: Block) -> _Flat:
             if all(_same(flat(x), block.module(x)) for x in trials):
                 return flat
     raise NotAlike("its parts, put together, do not make what it makes")
-
-
-def _uneven(x: Tensor) -> Tensor:
-    """Tokens of all sizes, and some of zeros: a bound on what goes in or comes out shows there."""
-    rows = x.flatten(0, -2)
-    rows[4::5] *= 1e3
-    rows[5::6] = 0.0
-    return x
 
 
 def _same(found: Tensor, wanted: Any) -> bool:

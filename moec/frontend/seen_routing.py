@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from moec.dialect import Routing, route_reference
 from moec.dialect.routing import COMBINES, SCORES
+from moec.recognition.routing_rule import by_expert
+from moec.recognition.trials import tie_breaks
 
 TOKENS = 63  # of a probe
 # tokens on the same experts: a capacity below shows, wherever the module keeps it; of narrow tokens, more
@@ -79,11 +81,9 @@ class _Seen:
 
     def fits(self, rule: Routing, bias: Tensor | None) -> bool:
         """Whether a rule gives every expert the weight that was seen."""
-        order = torch.arange(self.logits.shape[-1])
         fits = torch.zeros(len(self.logits), dtype=torch.bool)
-        for nudge in (0.0, -1e-10, 1e-10):  # whichever of experts that tie
-            weights, ids = route_reference(self.logits.double() + nudge * order, bias, rule)
-            found = torch.zeros_like(self.weights, dtype=torch.float64).scatter_add(1, ids, weights)
+        for logits in tie_breaks(self.logits.double()):
+            found = by_expert(*route_reference(logits, bias, rule), logits.shape[-1])
             error = (found - self.weights).norm(dim=-1)
             fits |= error <= TOLERANCE * self.weights.double().norm(dim=-1) + self.coarse
         return bool(fits.all())

@@ -18,7 +18,7 @@ from moec.dialect import Activation
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.recognition.activation import identify, is_split
-from moec.recognition.linear import Linear, find_linears, passes_through, value_of, without_views
+from moec.recognition.linear import Linear, find_linears, form_of, passes_through, without_views
 from moec.weights import lazy as weights
 from moec.weights.lazy import Weight
 
@@ -192,12 +192,7 @@ def _ends(first: tuple[Linear, ...], last: Linear) -> tuple[fx.Node, fx.Node] | 
     users = list(last.node.users)
     outputs = [users[0], last.node] if len(users) == 1 and without_views(users[0]) is last.node else [last.node]
     inputs = [without_views(first[0].x), first[0].x]
-    return next(((x, y) for y in outputs for x in inputs if _form(x) == _form(y)), None)
-
-
-def _form(node: fx.Node) -> tuple[str, ...]:
-    value = value_of(node)
-    return (str(value.dtype), *(str(d) for d in value.shape))
+    return next(((x, y) for y in outputs for x in inputs if form_of(x) == form_of(y)), None)
 
 
 def _first_matrix(first: tuple[Linear, ...], width: int, swapped: bool) -> tuple[Weight, Weight | None]:

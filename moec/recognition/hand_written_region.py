@@ -11,9 +11,9 @@ from torch import Tensor, fx
 from moec.program.program import Program
 from moec.recognition.hand_written import HandWritten
 from moec.recognition.interpret import in_order, inputs_of
-from moec.recognition.linear import Linear, find_linears, passes_through, value_of
+from moec.recognition.linear import Linear, find_linears, form_of, passes_through, value_of
 from moec.recognition.matrices import LOOKUPS, constant_nodes
-from moec.recognition.router_region import logits_behind
+from moec.recognition.router_region import handed_on, linear_behind, logits_behind
 from moec.recognition.token_wise import looks_beyond_a_token
 
 _TRIED = 6  # places where a mixture may end
@@ -114,15 +114,14 @@ def _why(ends: list[fx.Node], found: HandWritten) -> str:
 
 def _router(program: Program, found: HandWritten) -> Linear:
     """The linear layer that the choice comes from."""
-    linears = find_linears(program)
     node = logits_behind(found.selection)
-    while node not in linears and _is_view(node):
-        node = node.args[0]  # type: ignore[assignment]
-    if node not in linears:
-        raise NotAMixture(f"its experts are chosen by {node.name}, which is no linear layer of the tokens")
-    if linears[node].weight.shape[0] != len(found.experts):
-        raise NotAMixture(f"its router has {linears[node].weight.shape[0]} logits for {len(found.experts)} experts")
-    return linears[node]
+    linear = linear_behind(node, find_linears(program))
+    if linear is None:
+        source = handed_on(node)[-1].name
+        raise NotAMixture(f"its experts are chosen by {source}, which is no linear layer of the tokens")
+    if linear.weight.shape[0] != len(found.experts):
+        raise NotAMixture(f"its router has {linear.weight.shape[0]} logits for {len(found.experts)} experts")
+    return linear
 
 
 class _Graph:
@@ -197,16 +196,11 @@ def _ends(start: fx.Node, end: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     inputs, outputs = [start, *filter(_is_view, start.users)], [end]
     while len(outputs[-1].users) == 1 and _is_view(reader := next(iter(outputs[-1].users))):
         outputs.append(reader)
-    return next(((x, y) for y in outputs for x in inputs if _form(x) == _form(y)), None)
+    return next(((x, y) for y in outputs for x in inputs if form_of(x) == form_of(y)), None)
 
 
 def _is_view(node: fx.Node) -> bool:
     return node.op == "call_function" and passes_through(node)
-
-
-def _form(node: fx.Node) -> tuple[str, ...]:
-    value = value_of(node)
-    return (str(value.dtype), *(str(d) for d in value.shape))
 
 
 def _refuse(own: Sequence[fx.Node], start: fx.Node) -> None:

@@ -26,11 +26,12 @@ from moec.recognition.hand_written_region import MixtureRegion, NotAMixture
 from moec.recognition.interpret import Sizes, run, sizes
 from moec.recognition.linear import value_of
 from moec.recognition.routing_rule import PROBES, candidates
+from moec.recognition.trials import tie_breaks, uneven
 from moec.weights.lazy import Weight
 
 aten = torch.ops.aten
 _TOLERANCE = 1e-6  # of a token's norm, in float64; rules that differ do so by 1e-3 and more on some trial
-_NUDGE = 1e-10  # tells tied logits apart, and changes no weight by more than the tolerance
+_UNEVEN = ((5, 1e3), (7, 1e6), (6, 0.0), (11, 1e-3))  # see `uneven`
 _FEW = 8  # numbers: a weight of no more may be a constant of the rule, and keeps its values
 _MOST_TOKENS = 1 << 14  # of a trial
 _MOST_NUMBERS, _BYTES_A_NUMBER = 1 << 28, 64  # of a stack that is drawn whole: 2 GiB in float64, of memory for all
@@ -94,10 +95,9 @@ class _Trial:
     def agrees(self, rule: Routing, experts: Experts, score_before: bool) -> bool:
         """Whether the rule and the experts make the same of every token, whichever of experts that tie it takes."""
         same = torch.zeros(len(self.x), dtype=torch.bool)
-        order = torch.arange(self.logits.shape[-1])
-        for nudge in (0.0, -_NUDGE, _NUDGE):  # torch.topk as it is, the first of those that tie, the last
+        for logits in tie_breaks(self.logits):
             try:
-                weights, ids = route_reference(self.logits + nudge * order, self.bias, rule)
+                weights, ids = route_reference(logits, self.bias, rule)
             except RuntimeError:  # a candidate that does not fit the shapes
                 return False
             found = self._mixed(weights, ids, experts, score_before)
@@ -159,7 +159,7 @@ def _trial(
     program: Program, region: MixtureRegion, experts: Experts, size: Sizes, logits: Tensor, bias: Tensor,
     draw: Callable[..., Tensor], reason: str = "",
 ) -> _Trial:  # fmt: skip
-    start = _uneven(draw(*(size(s) for s in value_of(region.start).shape)))
+    start = uneven(draw(*(size(s) for s in value_of(region.start).shape)), _UNEVEN)
     given: dict[fx.Node, Tensor] = {region.start: start, region.logits.node: logits}
     if region.bias is not None:
         given[region.bias] = bias.reshape(value_of(region.bias).shape)
@@ -177,14 +177,6 @@ def _trial(
     own = lru_cache(maxsize=None)(lambda e: experts.run(e, x))
     flat = logits.reshape(-1, region.experts)
     return _Trial(x, flat, None if region.bias is None else bias, wanted.reshape(-1, hidden), own, reason)
-
-
-def _uneven(start: Tensor) -> Tensor:
-    """Tokens of all sizes, and some of zeros: a bound on what goes in or comes out shows there."""
-    rows = start.flatten(0, -2)
-    for every, factor in ((5, 1e3), (7, 1e6), (6, 0.0), (11, 1e-3)):
-        rows[every - 1 :: every] *= factor
-    return start
 
 
 def _least_size(program: Program, region: MixtureRegion) -> int:

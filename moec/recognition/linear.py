@@ -151,10 +151,10 @@ def passes_through(node: fx.Node) -> bool:
         return not node.args[2]
     if node.target in _CASTS:
         return bool(value_of(node).dtype.is_floating_point and value_of(node.args[0]).dtype.is_floating_point)
-    return node.target in _COPIES or (node.target == aten.slice.Tensor and _is_whole(node))
+    return node.target in _COPIES or (node.target == aten.slice.Tensor and is_whole(node))
 
 
-def _is_whole(node: fx.Node) -> bool:
+def is_whole(node: fx.Node) -> bool:
     """A slice that takes everything, as `x[:, :, a:b]` leaves for its first two dimensions."""
     return node.args[2:4] in ((), (0,), (None,), (0, torch.iinfo(torch.int64).max), (None, None)) and len(node.args) < 5
 
@@ -164,6 +164,12 @@ def without_views(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and node.target in _VIEWS and passes_through(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
+
+
+def form_of(node: fx.Node) -> tuple[str, ...]:
+    """A node's dtype and shape as text: comparing symbolic sizes themselves would add guards to the capture's."""
+    value = value_of(node)
+    return (str(value.dtype), *(str(size) for size in value.shape))
 
 
 def value_of(node: Any) -> Any:

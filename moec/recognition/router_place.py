@@ -15,8 +15,8 @@ from moec.execution.lockstep import OperatorCalls
 from moec.program.dialect_call import RouteCall, position
 from moec.program.moe_call import MOE, MoeCall
 from moec.program.program import Program
-from moec.recognition.linear import Linear, constant, find_linears, passes_through, value_of
-from moec.recognition.router_region import NotARouter, find_region, hands_on, is_routed
+from moec.recognition.linear import Linear, constant, find_linears, value_of
+from moec.recognition.router_region import NotARouter, find_region, hands_on, is_routed, linear_behind
 from moec.weights.lazy import Weight, from_tensor
 
 aten = torch.ops.aten
@@ -105,12 +105,11 @@ def find_router(program: Program, block: fx.Node, linears: dict[fx.Node, Linear]
 
 def _projection(program: Program, call: MoeCall, linears: dict[fx.Node, Linear]) -> Linear:
     ids, weights = call.node_of("ids"), call.node_of("weights")
-    node: Any = _routed(ids) if is_routed(ids) else find_region(program, ids, weights).logits
-    while node not in linears and node.op == "call_function" and passes_through(node):
-        node = node.args[0]
-    if node not in linears:
+    logits = _routed(ids) if is_routed(ids) else find_region(program, ids, weights).logits
+    linear = linear_behind(logits, linears)
+    if linear is None:
         raise NotARouter("its logits are not one linear layer")
-    return linears[node]
+    return linear
 
 
 def _routed(ids: fx.Node) -> Any:

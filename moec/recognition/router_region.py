@@ -8,6 +8,7 @@ scores from the logits. What it computes is found by value, in `routing_rule`.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from moec.program.dialect_call import ROUTE
 from moec.program.functional import is_in_place, is_view
 from moec.program.program import Program
 from moec.recognition.interpret import inputs_of
-from moec.recognition.linear import passes_through, value_of
+from moec.recognition.linear import Linear, passes_through, value_of
 
 aten = torch.ops.aten
 SELECTIONS = (aten.topk.default, aten.max.dim, aten.argmax.default)
@@ -123,6 +124,12 @@ def handed_on(node: Any) -> list[fx.Node]:
     while found[-1].op == "call_function" and passes_through(found[-1]):
         found.append(found[-1].args[0])
     return found
+
+
+def linear_behind(node: Any, linears: Mapping[fx.Node, Linear]) -> Linear | None:
+    """The linear layer that logits come from, through casts, copies and views that keep the experts' dimension; None
+    where they come from something else."""
+    return next((linears[n] for n in handed_on(node) if n in linears), None)
 
 
 def route_behind(ids: Any, weights: Any) -> fx.Node | None:

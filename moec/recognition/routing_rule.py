@@ -146,7 +146,7 @@ def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | 
         yield (
             logits.reshape(-1, region.experts),
             bias,
-            _by_expert(values[region.weights], values[region.ids], region.experts),
+            by_expert(values[region.weights], values[region.ids], region.experts),
         )
 
 
@@ -160,10 +160,10 @@ def agrees(rule: Routing, logits: Tensor, bias: Tensor | None, expected: Tensor)
         weights, ids = route_reference(logits, bias, rule)
     except RuntimeError:  # a candidate that does not fit the shapes
         return False
-    return torch.allclose(_by_expert(weights, ids, logits.shape[-1]), expected, rtol=_TOLERANCE, atol=1e-30)
+    return torch.allclose(by_expert(weights, ids, logits.shape[-1]), expected, rtol=_TOLERANCE, atol=1e-30)
 
 
-def _by_expert(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
+def by_expert(weights: Tensor, ids: Tensor, experts: int) -> Tensor:
     """Weights of all experts `[T, E]`: what the mixture depends on, whatever the order in which they were chosen."""
     rows = weights.reshape(-1, weights.shape[-1]).double()
     return torch.zeros(len(rows), experts, dtype=torch.float64).scatter_add(1, ids.reshape(-1, ids.shape[-1]), rows)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from moec.recognition.linear import value_of
+from moec.recognition.linear import is_whole, value_of
 
 aten = torch.ops.aten
 # operators over a dimension, and at which position it stands
@@ -108,8 +108,7 @@ def _is_a_piece(node: fx.Node, packet: Any) -> bool:
     dims = named if isinstance(named, list | tuple) else [named]
     if not any(_is_open(shape[int(d)]) for d in dims):  # type: ignore[arg-type]
         return False
-    whole = node.args[2:] in ((), (0,), (None,), (0, torch.iinfo(torch.int64).max), (None, None))
-    return not (packet is aten.slice and whole)
+    return not (packet is aten.slice and is_whole(node))
 
 
 def _sums_tokens(node: fx.Node) -> bool:

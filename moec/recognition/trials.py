@@ -1,0 +1,26 @@
+"""What mixtures are tried on: tokens of all sizes, and logits in which no two tie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_NUDGE = 1e-10  # tells tied logits apart, and changes no weight by more than a tolerance
+
+
+def uneven(x: Tensor, factors: Sequence[tuple[int, float]]) -> Tensor:
+    """Tokens `[..., H]`, changed in place: every n-th is multiplied, as `factors` has it, by zero too. A bound on what
+    goes in or comes out shows there."""
+    rows = x.flatten(0, -2)
+    for every, factor in factors:
+        rows[every - 1 :: every] *= factor
+    return x
+
+
+def tie_breaks(logits: Tensor) -> Iterator[Tensor]:
+    """Logits `[T, E]` as they are, then so that the first of experts that tie is chosen, then the last."""
+    order = torch.arange(logits.shape[-1])
+    for nudge in (0.0, -_NUDGE, _NUDGE):
+        yield logits + nudge * order
