@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plan_tables import RESULTS, put_out
 
 from moec.errors import MoecError
 from moec.planning.devices import devices
@@ -33,7 +34,6 @@ from moec.planning.pace import time_on
 from moec.planning.shape import Shape
 from moec.planning.work import Work
 
-RESULTS = Path(__file__).parent / "results"
 DEVICES = {system: name for name, system in SYSTEMS.items()}
 NAMED = {  # runs -> the config that the package has for the model
     "meta-llama/Llama-3.1-70B": "meta-llama/Meta-Llama-3.1-70B",
@@ -135,10 +135,7 @@ def main() -> None:
         print(json.dumps({"skipped": why}) if options.json else f"skipped: {why}")
         return
     every = rows()
-    if options.save:
-        RESULTS.joinpath("plan_servers.json").write_text(json.dumps({"rows": every}, indent=1) + "\n")
-        RESULTS.joinpath("plan_servers.md").write_text(text(every) + "\n")
-    print(json.dumps({"rows": every}) if options.json else text(every))
+    put_out("plan_servers", every, text(every), options)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moec.execution.machine import machine
 from moec.planning.devices import devices
 from moec.planning.interpolation import Table
 from moec.planning.measured import SYSTEMS, Kind, kinds, tables, why_none
@@ -131,6 +134,16 @@ def text(every: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def put_out(name: str, rows: list[dict[str, Any]], table: str, options: argparse.Namespace) -> None:
+    """Print rows as JSON, with the machine and the versions, or their table; keep both where that is asked."""
+    versions = {package: version(package) for package in ("moec", "aiconfigurator-core")}
+    report = {"machine": asdict(machine()), "versions": versions, "rows": rows}
+    if options.save:
+        RESULTS.joinpath(f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        RESULTS.joinpath(f"{name}.md").write_text(table + "\n")
+    print(json.dumps(report) if options.json else table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS))
@@ -151,10 +164,7 @@ def main() -> None:
         for row in rows(device, format, way, options.most)
     ]
     report = [*summary(every), *every]
-    if options.save:
-        RESULTS.joinpath("plan_tables.json").write_text(json.dumps({"rows": report}, indent=1) + "\n")
-        RESULTS.joinpath("plan_tables.md").write_text(text(report) + "\n")
-    print(json.dumps({"rows": report}) if options.json else text(report))
+    put_out("plan_tables", report, text(report), options)
 
 
 if __name__ == "__main__":
