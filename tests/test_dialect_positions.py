@@ -20,7 +20,6 @@ OTHERS = {
     "moec/huggingface/saving/upcycled.py:_router_before": "the linear layer of the logits",
     "moec/program/observed.py:with_routers": "the graph's outputs",
     "moec/program/observed.py:route_of": "an output of moec::route",
-    "moec/recognition/router_place.py:_projection": "views",
     "moec/recognition/router_place.py:_routed": "views, and an output of moec::route",
     "moec/recognition/router_place.py:find_router": "the product with the router, at a position from the schema",
     "moec/recognition/router_place.py:put": "the product with the router, at a position from the schema",
