@@ -63,13 +63,14 @@ def plan(
     """
     paper = model if isinstance(model, Rehearsals) else Rehearsals(model)
     shape = paper.after(pipeline)
-    packed = {name: paper.after(_both(pipeline, recipe)) for name, recipe in (recipes or {}).items() if name in formats}
+    chosen = {name: recipe for name, recipe in (recipes or {}).items() if name in formats}
+    packed = {name: paper.after(_both(pipeline, recipe)) for name, recipe in chosen.items()}
     if shape.packed and versus is None:  # the other model is not packed: both are named by what the rest is in
         formats = [PACKED if name == "bf16" else name for name in formats]
         packed[PACKED] = shape
     beside = Rehearsals(versus) if versus is not None else None
     other = beside.shape if beside else None
-    others = {name: beside.after(recipe) for name, recipe in (recipes or {}).items() if name in packed} if beside else {}
+    others = {name: beside.after(recipe) for name, recipe in chosen.items()} if beside else {}
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
     asked = Asked(
