@@ -27,7 +27,8 @@ from moec.targets.target import Target
 
 
 def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[int | None] = ()) -> list[Step]:
-    """The steps for a target, in order. Facts: `attention`, `linear_attention`, `blocks`, `packed`, and `unpacked`, how many products.
+    """The steps for a target, in order. Facts: `attention`, `linear_attention`, `blocks`, `packed`, and `unpacked`, how
+    many products.
 
     `windows`: see `compact_windows`.
     """
