@@ -28,13 +28,8 @@ from moec.targets.target import Target
 
 
 def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[int | None] = ()) -> list[Step]:
-<<<<<<< HEAD
-    """The steps for a target, in order. Facts: `attention`, `linear_attention`, `blocks`, `packed`, and `unpacked`, how
-    many products.
-=======
     """The steps for a target, in order. Facts: `attention`, `linear_attention`, `convolutions`, `blocks`, `packed`, and
     `unpacked`, how many products.
->>>>>>> states
 
     `windows`: see `compact_windows`.
     """
