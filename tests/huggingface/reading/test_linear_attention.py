@@ -4,7 +4,6 @@ decoders go on from their states, whatever is cut where."""
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
