@@ -1,4 +1,4 @@
-"""A model as it is captured: on the meta device, with moec's operators in the place of experts and attention."""
+"""A model as it is captured: on the meta device, with moec's operators in the place of experts, attention and scans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
 from moec.huggingface.reading.experts import use_moec_experts
+from moec.huggingface.reading.lightning import use_moec_lightning
 from moec.huggingface.reading.rope import grow_without_memory
+from moec.huggingface.reading.scans import use_moec_scans
 from moec.weights.lazy import Weight
 
 
@@ -30,6 +32,8 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     skeleton.share(model, weights)
     adapt(model, weights)
     use_moec_experts(model, weights)
+    use_moec_scans(model)
+    use_moec_lightning(model)
     grow_without_memory(model)
     if not own_attention:
         use_moec_attention(model)
