@@ -37,6 +37,7 @@ OPERATORS = {
     "Attention": torch.ops.moec.attention.default,
     "LinearAttention": torch.ops.moec.linear_attention.default,
     "SelectiveScan": torch.ops.moec.selective_scan.default,
+    "CausalConv": torch.ops.moec.causal_conv.default,
     "Dequantize": torch.ops.moec.dequantize.default,
     "DequantizeFloat": torch.ops.moec.dequantize_float.default,
 }

@@ -32,6 +32,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     _register("Attention", torch.ops.moec.attention.default)
     _register("LinearAttention", torch.ops.moec.linear_attention.default, _WIDE)
     _register("SelectiveScan", torch.ops.moec.selective_scan.default, {"state": "W"})
+    _register("CausalConv", torch.ops.moec.causal_conv.default)
     _register("Dequantize", torch.ops.moec.dequantize.default)
     _register("DequantizeFloat", torch.ops.moec.dequantize_float.default, {"scale": "S"})
 
@@ -63,6 +64,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def emit_selective_scan(x, delta, a, b, c, state):  # type: ignore[no-untyped-def]
         return opset.SelectiveScan(x, delta, a, b, c, state)
 
+    def emit_causal_conv(x, window, weight, bias=None, **rule):  # type: ignore[no-untyped-def]
+        return opset.CausalConv(x, window, weight, bias, **_attributes(torch.ops.moec.causal_conv.default, rule))
+
     def emit_dequantize(packed, scale, zero=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Dequantize(packed, scale, zero, **_attributes(torch.ops.moec.dequantize.default, rule))
 
@@ -76,6 +80,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         ops.attention.default: emit_attention,
         ops.linear_attention.default: emit_linear_attention,
         ops.selective_scan.default: emit_selective_scan,
+        ops.causal_conv.default: emit_causal_conv,
         ops.dequantize.default: emit_dequantize,
         ops.dequantize_float.default: emit_dequantize_float,
     }

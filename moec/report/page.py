@@ -39,6 +39,7 @@ _FORMS = {
     "attention": "How attention runs",
     "linear_attention": "How linear attention runs",
     "selective_scans": "How selective scans run",
+    "convolutions": "How short convolutions run",
     "packed": "Packed weights",
     "kernels": "Kernels of moec's own",
     "layers": "Layers",

@@ -17,6 +17,7 @@ from moec.dialect.described import describe
         ("attention", ["query"]),
         ("selective_scan", ["delta", "[D, N]"]),
         ("linear_attention", ["rate", "[B, S, H, D]", "epsilon"]),
+        ("causal_conv", ["window", "[B, C, W]", "silu"]),
         ("dequantize", ["packed", "uint8"]),
         ("dequantize_float", ["nvfp4"]),
     ],
