@@ -82,7 +82,11 @@ class Emitter:
         return self.several(len(then) - 1, "If", condition, then_branch=then[0]._body, else_branch=otherwise[0]._body)
 
     def scan(
-        self, body: Callable[..., tuple[ir.Value, ...]], states: Sequence[ir.Value], given: Sequence[ir.Value], axis: int
+        self,
+        body: Callable[..., tuple[ir.Value, ...]],
+        states: Sequence[ir.Value],
+        given: Sequence[ir.Value],
+        axis: int,
     ) -> tuple[ir.Value, ...]:
         """Emit a `Scan` along an axis: the last states, and what was found at each step, along the same axis.
 

@@ -34,7 +34,10 @@ def _lower(graph: ir.Graph, node: ir.Node) -> dict[str, Any]:
     given.insert(2, emit("Unsqueeze", keys, second))
     after, read = emit.scan(lambda body, *values: _token(body, rates, *values), [state], given, axis=1)
     emit.replace_several(
-        [_narrow(emit, found, old) for found, old in zip((emit("Squeeze", read, last), after), node.outputs, strict=True)]
+        [
+            _narrow(emit, found, old)
+            for found, old in zip((emit("Squeeze", read, last), after), node.outputs, strict=True)
+        ]
     )
     why = "a token takes as long as the bare products, and a prompt as long as its tokens"
     return {"node": emit.name, "op": "SelectiveScan", "formulation": OPERATOR, "why": why}
@@ -43,8 +46,8 @@ def _lower(graph: ir.Graph, node: ir.Node) -> dict[str, Any]:
 def _token(
     emit: Emitter, rates: ir.Value, state: ir.Value, delta: ir.Value, x: ir.Value, key: ir.Value, query: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
-    """One token: state `[B, D, N]`, delta and x `[B, D, 1]`, key `[B, 1, N]`, query `[B, N, 1]`. Gives the new state and
-    what the token reads of it, `[B, D, 1]`."""
+    """One token: state `[B, D, N]`, delta and x `[B, D, 1]`, key `[B, 1, N]`, query `[B, N, 1]`. Gives the new
+    state and what the token reads of it, `[B, D, 1]`."""
     kept = emit("Mul", emit("Exp", emit("Mul", delta, rates)), state)
     after = emit("Add", kept, emit("Mul", x, key))
     return after, emit("MatMul", after, query)

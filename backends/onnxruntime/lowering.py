@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from moec.backends.onnx.causal_conv import lower_causal_convs
 from moec.backends.onnx.evaluation import stages_of
-from moec.backends.onnx.sessions import Providers
 from moec.backends.onnx.selective_scan import lower_selective_scans
+from moec.backends.onnx.sessions import Providers
 from moec.backends.onnx.shown import write_tf32
 from moec.backends.onnx.steps import Step, apply_steps
 from moec.backends.onnxruntime.attention.linear import lower_linear_attention

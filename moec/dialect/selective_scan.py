@@ -27,9 +27,7 @@ def selective_scan_reference(
 
 
 @torch.library.custom_op("moec::selective_scan", mutates_args=())
-def selective_scan(
-    x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """A state space model whose step, input and output depend on the token: `h = exp(delta a) h + delta x b`, and
     `y = h c`.
 

@@ -1,5 +1,5 @@
-"""MiniMax's lightning attention, https://arxiv.org/abs/2501.08313, as `moec::linear_attention`: transformers computes it
-in blocks where nothing came before, and token by token after that.
+"""MiniMax's lightning attention, https://arxiv.org/abs/2501.08313, as `moec::linear_attention`: transformers computes
+it in blocks where nothing came before, and token by token after that.
 
 A module is taken for one by its parts, and proven on a copy of itself that is made small.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
 
@@ -38,7 +39,7 @@ def use_moec_lightning(model: nn.Module) -> int:
 
 
 def _is_lightning(module: nn.Module) -> bool:
-    return _PARTS <= set(module._modules) and "slope_rate" in module._buffers and hasattr(module, "block_size")
+    return set(module._modules) >= _PARTS and "slope_rate" in module._buffers and hasattr(module, "block_size")
 
 
 def _forward(
@@ -54,19 +55,19 @@ def _forward(
         seen = attention_mask[:, :, None]
         rows, decay = (rows * seen).to(rows.dtype), (decay * seen).to(decay.dtype)
     query, key, value = rows.reshape(batch, length, heads, 3 * size).split(size, -1)
-    state = None if past_key_values is None else past_key_values.get_recurrent_state(self.layer_idx)
+    state = None if past_key_values is None else past_key_values.get_linear_cache(self.layer_idx)
     if state is None:
         state = value.new_zeros((batch, heads, size, size))
     y, after = torch.ops.moec.linear_attention(query, key, value, state, decay, scale=1.0)
     if past_key_values is not None:
-        past_key_values.update_recurrent_state(after, self.layer_idx)
+        past_key_values.set_linear_cache(self.layer_idx, after)
     y = self.norm(y.reshape(batch, length, heads * size))
     return self.out_proj(torch.sigmoid(self.output_gate(hidden_states)) * y), after
 
 
 # ---------------------------------------------------------------------- proof
 class _OwnCache:
-    """The state as the module's own forward asks for it, and as the one that takes its place does."""
+    """The state of one module, as both forwards ask for it."""
 
     def __init__(self) -> None:
         self._state: Tensor | None = None
@@ -77,15 +78,15 @@ class _OwnCache:
     def set_linear_cache(self, layer: int, state: Tensor) -> None:
         self._state = state
 
-    get_recurrent_state = get_linear_cache
-
-    def update_recurrent_state(self, state: Tensor, layer: int) -> None:
-        self._state = state
-
 
 def _difference(module: Any) -> float:
     """The largest difference of outputs and state on drawn tokens, over the spread: the same pieces to both."""
-    small, generator = _small(module), torch.Generator().manual_seed(1)
+    with _disable_current_modes(), torch.device("cpu"):
+        return _difference_of(_small(module))
+
+
+def _difference_of(small: Any) -> float:
+    generator = torch.Generator().manual_seed(1)
     other, caches, worst = deepcopy(small), (_OwnCache(), _OwnCache()), 0.0
     other.forward = MethodType(_forward, other)
     x = torch.randn((2, _CUTS[-1][1], _HIDDEN), generator=generator)
@@ -95,7 +96,8 @@ def _difference(module: Any) -> float:
         given = {"position_embeddings": (None, None), "attention_mask": mask[:, start:end]}
         with torch.no_grad():
             pairs = [
-                each(x[:, start:end], past_key_values=cache, **given) for each, cache in zip((small, other), caches)
+                each(x[:, start:end], past_key_values=cache, **given)
+                for each, cache in zip((small, other), caches, strict=True)
             ]
         worst = max(worst, *(float((b - a).abs().max() / a.std()) for a, b in zip(*pairs, strict=True)))
     return worst

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
 
 _TOLERANCE = 1e-5
+_NO_LIMIT = (0.0, float("inf"))  # of a step
 Results = tuple[Tensor, Tensor]
 
 
@@ -31,9 +33,10 @@ def use_moec_scans(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when a scan of a known name does not compute what that name says.
     """
-    found = [(path, module, name) for path, module in model.named_modules() for name in _scan_of(module)]
-    for path, module, name in found:
-        difference = _DIFFERENCES[name](_own_forward(module).__globals__[name])
+    found = [(path, m, name, scan) for path, m in model.named_modules() for name, scan in scans_of(m).items()]
+    for path, module, name, scan in found:
+        with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
+            difference = _DIFFERENCES[name](scan)
         if not difference <= _TOLERANCE:
             what = f"{type(module).__name__} has another scan than its name says (relative difference {difference:.1e})"
             raise MoecError("M206", what, path, "compile its forward alone with --no-cache")
@@ -47,11 +50,11 @@ def _own_forward(module: nn.Module) -> FunctionType:
     return forward
 
 
-def _scan_of(module: nn.Module) -> list[str]:
-    """The name by which a mixer's forward calls a scan; none for other modules."""
+def scans_of(module: nn.Module) -> dict[str, Callable[..., Any]]:
+    """The scan that a mixer's forward calls, by its name there; none for other modules."""
     forward = _own_forward(module)
-    code = getattr(forward, "__code__", None)
-    return [name for name in _SCANS if code is not None and name in code.co_names and name in forward.__globals__]
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    return {name: forward.__globals__[name] for name in _SCANS if name in names and name in forward.__globals__}
 
 
 def _forward(name: str, own: FunctionType, self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -77,8 +80,8 @@ class _SelectiveScan:
         self._state, self._mask, self._calls = state, mask, 0
 
     def __call__(
-        self, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,  # noqa: N803
-        D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,  # noqa: N803
+        self, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+        D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,
         delta_softplus: bool = False, return_last_state: bool = False, **_: Any,
     ) -> Tensor | Results:  # fmt: skip
         """`[B, D, S]`, and the last state `[B, D, N]` where it is asked for; hidden_states and dt are `[B, D, S]`, A
@@ -105,10 +108,10 @@ def _chunk_scan(mask: Tensor | None) -> Callable[..., Tensor | Results]:
     times their steps, C asks and B answers."""
 
     def scan(
-        hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,  # noqa: N803
-        chunk_size: int, D: Tensor | None = None, dt_bias: Tensor | None = None,  # noqa: N803
+        hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+        chunk_size: int, D: Tensor | None = None, dt_bias: Tensor | None = None,
         initial_states: Tensor | None = None, dt_softplus: bool = False,
-        dt_limit: tuple[float, float] = (0.0, float("inf")), return_final_states: bool = False, **_: Any,
+        dt_limit: tuple[float, float] = _NO_LIMIT, return_final_states: bool = False, **_: Any,
     ) -> Tensor | Results:  # fmt: skip
         step = _step(dt, dt_bias, dt_softplus, mask, dt_limit).float()
         x, keys, queries = hidden_states.float(), B.float(), C.float()
@@ -124,12 +127,16 @@ def _chunk_scan(mask: Tensor | None) -> Callable[..., Tensor | Results]:
 
 
 def _step(
-    dt: Tensor, bias: Tensor | None, softplus: bool, mask: Tensor | None, limit: tuple[float, float] = (0.0, float("inf"))
+    dt: Tensor,
+    bias: Tensor | None,
+    softplus: bool,
+    mask: Tensor | None,
+    limit: tuple[float, float] = _NO_LIMIT,
 ) -> Tensor:
     """How long each step takes, `[B, S, …]`; none at padding, which so leaves the state as it is."""
     dt = dt if bias is None else dt + bias.to(dt.dtype)
     dt = F.softplus(dt) if softplus else dt
-    dt = dt if limit == (0.0, float("inf")) and softplus else dt.clamp(*limit)
+    dt = dt if tuple(limit) == _NO_LIMIT and softplus else dt.clamp(*limit)
     return dt if mask is None else dt * mask[:, :, None].to(dt.dtype)
 
 
@@ -161,8 +168,9 @@ def _selective_difference(own: Callable[..., Any]) -> float:
 def _chunk_difference(own: Callable[..., Any]) -> float:
     """The same for Mamba-2, which continues a state: at the lengths around a chunk."""
     draw, worst = _drawing(), 0.0
-    for length, limit in ((1, (0.0, float("inf"))), (3, (0.1, 0.7)), (4, (0.0, float("inf"))), (9, (0.0, 1.0))):
-        given = [draw(2, length, 6, 5), draw(2, length, 6), -draw(6).exp(), draw(2, length, 2, 3), draw(2, length, 2, 3)]
+    for length, limit in ((1, _NO_LIMIT), (3, (0.1, 0.7)), (4, _NO_LIMIT), (9, (0.0, 1.0))):
+        keys, queries = draw(2, length, 2, 3), draw(2, length, 2, 3)
+        given = [draw(2, length, 6, 5), draw(2, length, 6), -draw(6).exp(), keys, queries]
         rest = {"chunk_size": 4, "D": draw(6), "dt_bias": draw(6), "initial_states": draw(2, 6, 5, 3)}
         rest |= {"dt_softplus": True, "dt_limit": limit, "return_final_states": True}
         worst = max(worst, _apart(_chunk_scan(None)(*given, **rest), own(*given, **rest)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def in_pieces(model: Any, ids: Tensor, mask: Tensor, ends: list[int]) -> Tensor:
     """Logits of one text that comes in pieces, the cache of transformers in between."""
     name = "past_key_values" if "position_ids" in signature(model.forward).parameters else "cache_params"
     cache, found, places = None, [], (mask.cumsum(-1) - 1).clamp(min=0)
-    for start, end in zip([0, *ends], ends):
+    for start, end in pairwise([0, *ends]):
         more = {"position_ids": places[:, start:end]} if name == "past_key_values" else {}
         out = model(ids[:, start:end], attention_mask=mask[:, :end], use_cache=True, **{name: cache}, **more)
         cache = out[name]
@@ -65,7 +66,7 @@ def test_another_scan_of_that_name_is_refused(name: str, scan: str, monkeypatch:
     module: Any = sys.modules[type(model).__module__]
     own = getattr(module, scan)
 
-    def faster(states: Tensor, dt: Tensor, A: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: N803
+    def faster(states: Tensor, dt: Tensor, A: Tensor, *args: Any, **kwargs: Any) -> Any:
         return own(states, dt, A * 1.01, *args, **kwargs)
 
     monkeypatch.setattr(module, scan, faster)
