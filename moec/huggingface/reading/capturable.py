@@ -1,4 +1,4 @@
-"""A model as it is captured: on the meta device, with moec's operators in the place of experts and attention."""
+"""A model as it is captured: on the meta device, with moec's operators in the place of experts, attention and scans."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
 from moec.huggingface.reading.convolutions import use_moec_convolutions
 from moec.huggingface.reading.experts import use_moec_experts
+from moec.huggingface.reading.lightning import use_moec_lightning
 from moec.huggingface.reading.linear_attention import use_moec_linear_attention
 from moec.huggingface.reading.rope import grow_without_memory
+from moec.huggingface.reading.scans import use_moec_scans
 from moec.weights.lazy import Weight
 
 
@@ -32,6 +34,8 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     skeleton.share(model, weights)
     adapt(model, weights)
     use_moec_experts(model, weights)
+    use_moec_scans(model)
+    use_moec_lightning(model)
     use_moec_convolutions(model)
     use_moec_linear_attention(model)
     grow_without_memory(model)

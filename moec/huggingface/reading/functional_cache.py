@@ -28,22 +28,22 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return dict(found)
 
 
-def functional_cache(tensors: Mapping[str, Tensor]) -> Any:
-    """A `DynamicCache` that holds these states, by the names of a signature; keys and values at their full length:
-    windows are the mask's business."""
-    return _cache(by_layer(tensors), None)
+def functional_cache(tensors: Mapping[str, Tensor], kind: Any = None) -> Any:
+    """A cache that holds these states, by the names of a signature; keys and values at their full length: windows are
+    the mask's business. `kind`: its class, `DynamicCache` by default."""
+    return _cache(by_layer(tensors), None, kind)
 
 
-def own_cache(tensors: Mapping[str, Tensor], began: bool) -> Any:
+def own_cache(tensors: Mapping[str, Tensor], began: bool, kind: Any = None) -> Any:
     """The same with the layers that transformers itself has for states that do not grow: what an untouched model is run
     with. They hold nothing unless the text `began`."""
-    return _cache(by_layer(tensors), began)
+    return _cache(by_layer(tensors), began, kind)
 
 
-def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None) -> Any:
+def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, kind: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
-    found = DynamicCache()
+    found = (kind or DynamicCache)()
     for number in range(max(layers) + 1):
         states = layers.get(number, {})
         layer = _layer(states)() if began is None or not _fixed(states) else _own_layer(states)

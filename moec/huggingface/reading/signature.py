@@ -19,7 +19,9 @@ from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
+from moec.huggingface.reading.cache_class import cache_class
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
 from moec.huggingface.reading.views import PlainViews
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TOTAL, TYPES, cache_inputs
 from moec.program.program import Input
@@ -151,7 +153,10 @@ def named_call(forward: Callable[..., Any]) -> Callable[..., dict[str, Tensor]]:
 def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
     """The model's forward as a function of the signature's inputs by name; `captured`: see `cached_call`."""
     caches = cache_inputs(signature.inputs)
-    return cached_call(model.forward, caches, captured) if caches else named_call(model.forward)
+    if not caches:
+        return named_call(model.forward)
+    call = cached_call(model.forward, caches, captured, cache_class(model))
+    return call if captured or not forgets_states(model) else token_by_token(call, caches)
 
 
 def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
