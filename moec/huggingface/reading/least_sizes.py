@@ -1,4 +1,4 @@
-"""The smaller of two sizes, as a size: what `min` says of sizes that are symbols is a branch, and no branch is meant."""
+"""The smaller of two sizes, as a size: of sizes that are symbols, Python's `min` makes a branch where none is meant."""
 
 from __future__ import annotations
 
