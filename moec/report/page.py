@@ -37,6 +37,7 @@ _FORMS = {
     "profiles": "Sizes that it is built for",
     "blocks": "How each block runs",
     "attention": "How attention runs",
+    "linear_attention": "How linear attention runs",
     "packed": "Packed weights",
     "kernels": "Kernels of moec's own",
     "layers": "Layers",

@@ -15,6 +15,7 @@ from moec.dialect.described import describe
         ("experts", ["w_in", "[E, F*I, H]", "silu"]),
         ("moe", ["router_weight", "[E, H]", "top_groups", "score_before"]),
         ("attention", ["query"]),
+        ("linear_attention", ["rate", "[B, S, H, D]", "epsilon"]),
         ("dequantize", ["packed", "uint8"]),
         ("dequantize_float", ["nvfp4"]),
     ],
