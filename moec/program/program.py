@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
@@ -18,6 +19,7 @@ from moec.program.attributes import detach
 from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.decoder_signature import complete
 from moec.program.original import Original
+from moec.program.signature import PER
 from moec.program.signature import PLUS as PLUS
 from moec.program.signature import Input as Input
 from moec.program.signature import dynamic_dimensions as dynamic_dimensions
@@ -255,6 +257,9 @@ class Program:
         self.graph.eliminate_dead_code()
         self.drop_unused_weights()
         self.graph_module.recompile()
+
+
+_PARTS = re.compile(r"\(*(?P<of>[^()]+)\)* ?// ?(?P<per>\d+)\)*")  # as torch writes a size that is so many parts
 
 
 def named_size(size: str, names: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from moec.errors import MoecError
 from moec.execution.choices import choice, logits_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
-from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, is_past, is_present
+from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, in_rows, is_past, is_present
 from moec.program.moe_call import EXPERTS, MOE, ROUTE
 from moec.program.program import Program
 from moec.program.signature import converted
@@ -174,7 +174,8 @@ class ComparedTokens:
         mask = sample[MASK].bool()
         if axis is None:
             return value[self.texts & mask[:, -1]]
-        return value.movedim(axis, 1)[torch.cat([mask[:, : -self.tokens.shape[1]], self.tokens], 1)]
+        tokens = torch.cat([mask[:, : -self.tokens.shape[1]], self.tokens], 1)
+        return value.movedim(axis, 1)[in_rows(tokens, value.shape[axis])]
 
 
 def look(

@@ -10,6 +10,7 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
+from moec.huggingface.reading.compressed_attention import adapt_compressed
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.weights.lazy import Weight
@@ -29,6 +30,7 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     skeleton.take_buffers(model, weights)
     skeleton.share(model, weights)
     adapt(model, weights)
+    adapt_compressed(model)
     use_moec_experts(model, weights)
     grow_without_memory(model)
     if not own_attention:

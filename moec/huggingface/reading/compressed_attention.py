@@ -120,7 +120,7 @@ def _rotation(module: Any) -> Callable[..., Tensor]:
 def _rows(module: Any, name: str, hidden: Tensor, cache: Any, layer: int) -> Rows:
     """What the cache holds; nothing, where there is no cache."""
     if cache is not None:
-        found: Rows = cache.layers[layer].rows[name]
+        found: Rows = cache.layers[layer].rows.setdefault(name, _no_rows(module, hidden))
         return found.after(cache.layers[layer].keys.shape[2] - hidden.shape[1])
     return _no_rows(module, hidden)
 
@@ -201,9 +201,7 @@ def _difference(own: Any, adapted: Any, config: Any, generator: torch.Generator)
     from transformers import DynamicCache
 
     theirs, ours = DynamicCache(config=config), DynamicCache(config=config)
-    compressors = {"compressor": own, **({"indexer": own.indexer} if hasattr(own, "indexer") else {})}
-    nothing = torch.zeros(2, 0, _SMALL["hidden_size"])
-    ours.layers = [compressed_layer({name: _no_rows(module, nothing) for name, module in compressors.items()})]
+    ours.layers = [compressed_layer({})]
     keys, worst, end = torch.zeros(2, 1, sum(_CALLS), 1), 0.0, 0
     for length in _CALLS:
         start, end = end, end + length

@@ -38,17 +38,16 @@ class Rows:
         return self
 
 
-def is_compressed(layer: Any) -> bool:
-    """Whether a layer of transformers' cache is of this kind."""
-    return all(hasattr(layer, name) for name in _OWN)
+def has_rows(layer: Any) -> bool:
+    """Whether a layer of a cache is of this kind, transformers' own or moec's."""
+    return hasattr(layer, "rows") or all(hasattr(layer, name) for name in _OWN)
 
 
-def compressed_sizes(layer: Any) -> dict[str, tuple[Tensor, int]]:
-    """The states of one of transformers' layers that a text went through, and how many tokens a row stands for; 0 for
-    states whose shape stays."""
-    return {
-        what: (value, 0 if "compressed" not in what else layer.compress_rate) for what, value in _own(layer).items()
-    }
+def rate_of(what: str, states: Mapping[str, Tensor]) -> int:
+    """How many tokens a row of a state stands for; 0 for one whose shape stays."""
+    if what == "key":
+        return 1
+    return states[what.replace("compressed", "waiting")].shape[1] + 1 if what.endswith("compressed") else 0
 
 
 def compressed_layer(rows: Mapping[str, Rows]) -> Any:
@@ -140,11 +139,13 @@ def _with_all_keys(base: Any) -> Any:
         is_sliding = False
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            self.keys = self.values = torch.cat([self.keys, key_states], 2)
+            self.keys = self.values = key_states if self.keys is None else torch.cat([self.keys, key_states], 2)
+            self.is_initialized = True
             return self.keys, self.values
 
         def get_seq_length(self) -> int:
-            return self.keys.shape[2]  # type: ignore[no-any-return]  # the original asks whether there are any
+            # the original asks whether there are any
+            return 0 if self.keys is None else self.keys.shape[2]
 
         get_mask_sizes = DynamicLayer.get_mask_sizes
 
