@@ -16,6 +16,7 @@ from moec.dialect.described import describe
         ("moe", ["router_weight", "[E, H]", "top_groups", "score_before"]),
         ("attention", ["query"]),
         ("linear_attention", ["rate", "[B, S, H, D]", "epsilon"]),
+        ("causal_conv", ["window", "[B, C, W]", "silu"]),
         ("dequantize", ["packed", "uint8"]),
         ("dequantize_float", ["nvfp4"]),
     ],

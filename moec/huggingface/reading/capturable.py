@@ -10,8 +10,12 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
+<<<<<<< HEAD
 from moec.huggingface.reading.block_index import adapt_block_index
 from moec.huggingface.reading.compressed_attention import adapt_compressed
+=======
+from moec.huggingface.reading.convolutions import use_moec_convolutions
+>>>>>>> states
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.weights.lazy import Weight
@@ -25,7 +29,7 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
         own_attention: leave attention as transformers has it, for what moec's operator cannot honour.
 
     Raises:
-        MoecError: M205 a weight is missing, M206 experts that moec does not know.
+        MoecError: M205 a weight is missing, M206 experts or a convolution that moec does not know.
     """
     model, weights = origin.captured(dtype)
     skeleton.take_buffers(model, weights)
@@ -34,6 +38,7 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     adapt_compressed(model)
     adapt_block_index(model)
     use_moec_experts(model, weights)
+    use_moec_convolutions(model)
     grow_without_memory(model)
     if not own_attention:
         use_moec_attention(model)

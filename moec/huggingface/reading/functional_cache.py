@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moec.huggingface.reading.compressed_states import compressed_states, filled_layer, has_rows
+from moec.huggingface.reading.convolutions import PARTS
 from moec.huggingface.reading.state_kinds import is_of_a_model, kind_of, put, states_of
 from moec.program.decoder_signature import layer_of
 
@@ -145,6 +146,7 @@ def _with_states(and_keys: bool) -> Any:
             kept = self.conv_states[state_idx]
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
             self.conv_states[state_idx] = whole[..., -kept.shape[-1] :]
+            setattr(whole, PARTS, (kept, conv_states))
             return whole
 
         def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
