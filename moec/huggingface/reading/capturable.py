@@ -10,12 +10,9 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
-<<<<<<< HEAD
 from moec.huggingface.reading.block_index import adapt_block_index
 from moec.huggingface.reading.compressed_attention import adapt_compressed
-=======
 from moec.huggingface.reading.convolutions import use_moec_convolutions
->>>>>>> states
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.weights.lazy import Weight
