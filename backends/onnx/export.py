@@ -28,7 +28,7 @@ from moec.errors import MoecError
 from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
 from moec.program.moe_call import MOE, ROUTE, MoeCall
-from moec.program.program import PLUS, Program
+from moec.program.program import Program, named_size
 from moec.version import __version__
 
 Keeps = Callable[[Routing, bool, Activation, bool], bool]
@@ -148,15 +148,8 @@ def _name_dimensions(graph: ir.Graph, program: Program) -> None:
             _text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)
         }
         value.shape = ir.Shape(spec.shape)
-    sums = {frozenset(new.split(PLUS)): new for new in names.values()}  # the exporter writes a sum in any order
     for value in graph.outputs:
-        terms = [[names.get(term, term) for term in _text(dim).split(PLUS)] for dim in value.shape or ()]
-        value.shape = ir.Shape(
-            [
-                d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t))
-                for d, t in zip(value.shape or (), terms, strict=True)
-            ]
-        )
+        value.shape = ir.Shape([d if isinstance(d, int) else named_size(_text(d), names) for d in value.shape or ()])
 
 
 def _text(dim: int | ir.SymbolicDim) -> str:

@@ -30,7 +30,7 @@ from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
+from moec.huggingface.reading.signature import Signature, capture_sizes, expose, signature_of
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
@@ -169,7 +169,7 @@ class HuggingFaceSource(Source):
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
-        return CAPTURE_SIZES if self._given is None else self._given.sizes(self.inputs) | CAPTURE_SIZES
+        return ({} if self._given is None else self._given.sizes(self.inputs)) | capture_sizes(self.inputs)
 
     @cached_property
     def _account(self) -> Account:

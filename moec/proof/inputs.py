@@ -250,9 +250,9 @@ def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: i
     for attempt in range(3):
         sample = source.sample(sizes, seed + attempt)
         record = run_load(program, sample)
-        if best is None or record.undecided < best[1].undecided:
+        if best is None or record.hanging < best[1].hanging:
             best = sample, record
-        if not record.undecided:
+        if not record.hanging:
             break
     assert best is not None
     return best

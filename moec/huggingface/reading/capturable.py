@@ -10,6 +10,8 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
+from moec.huggingface.reading.block_index import adapt_block_index
+from moec.huggingface.reading.compressed_attention import adapt_compressed
 from moec.huggingface.reading.convolutions import use_moec_convolutions
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.lightning import use_moec_lightning
@@ -33,6 +35,8 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     skeleton.take_buffers(model, weights)
     skeleton.share(model, weights)
     adapt(model, weights)
+    adapt_compressed(model)
+    adapt_block_index(model)
     use_moec_experts(model, weights)
     use_moec_scans(model)
     use_moec_lightning(model)

@@ -19,15 +19,17 @@ from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
-from moec.huggingface.reading.cache_class import cache_class
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.reading.least_sizes import sizes_compared_without_branches
 from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
 from moec.huggingface.reading.views import PlainViews
-from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TOTAL, TYPES, cache_inputs
+from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES, cache_inputs
 from moec.program.program import Input
+from moec.program.signature import PER, per
 
 # odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
 CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103}
+_GROUPS = 2  # of tokens that a row of a state stands for: so many at least are in the cache, and new
 _NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
 
 
@@ -41,6 +43,13 @@ class Signature:
     def dynamic(self) -> dict[str, tuple[str | None, ...]]:
         """The dynamic dimensions in the form that `capture` takes."""
         return {i.name: tuple(d if isinstance(d, str) else None for d in i.shape) for i in self.inputs}
+
+
+def capture_sizes(inputs: Sequence[Input]) -> dict[str, int]:
+    """`CAPTURE_SIZES`; longer ones, where a state has a row for every few tokens: torch.export specialises a row, too,
+    that there is one of."""
+    most = max((per(d) for i in inputs for d in i.shape if isinstance(d, str) and PER in d), default=0)
+    return {name: size + _GROUPS * most * (name in (SEQUENCE, PAST)) for name, size in CAPTURE_SIZES.items()}
 
 
 def signature_of(
@@ -155,7 +164,7 @@ def call_of(model: Any, signature: Signature, captured: bool = False) -> Callabl
     caches = cache_inputs(signature.inputs)
     if not caches:
         return named_call(model.forward)
-    call = cached_call(model.forward, caches, captured, cache_class(model))
+    call = cached_call(model.forward, caches, captured, model)
     return call if captured or not forgets_states(model) else token_by_token(call, caches)
 
 
@@ -176,7 +185,7 @@ def expose(model: Any, signature: Signature) -> None:
 
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
-        with PlainViews(), PoolAtEnd() if pooled else nullcontext():
+        with sizes_compared_without_branches(model), PlainViews(), PoolAtEnd() if pooled else nullcontext():
             return forward(**{original[k]: v for k, v in given.items()})
 
     exposed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
