@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from moec.errors import MoecError
 from moec.frontend.refusals import came_through, depends_on_data
 from moec.huggingface.reading.called_with_ids import adapt_called_with_ids
+from moec.huggingface.reading.dropping import adapt_dropping, is_dropping
 from moec.huggingface.reading.experts import check_shapes, in_interface, place, refuse
 from moec.huggingface.reading.gate import identify
 from moec.weights.lazy import Weight, transpose
@@ -32,8 +33,11 @@ def adapt(model: nn.Module, weights: dict[str, Weight]) -> int:
     for path, module in found.items():
         _prove(path, module)
         _input_scaled(path, module, weights)
+    dropping = {path: m for path, m in model.named_modules() if is_dropping(m)}
+    for path, module in dropping.items():
+        adapt_dropping(path, module, weights)
     others = [(p, m) for p, m in model.named_modules() if p.endswith("experts") and not in_interface(m)]
-    return len(found) + sum(adapt_called_with_ids(p, m, weights) for p, m in others if p not in found)
+    return len(found) + len(dropping) + sum(adapt_called_with_ids(p, m, weights) for p, m in others if p not in found)
 
 
 def unknown_experts(model: nn.Module) -> tuple[str, nn.Module] | None:
