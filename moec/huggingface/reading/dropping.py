@@ -107,7 +107,8 @@ def _two_choices_as_numbers(self: Any, x: Tensor, padding_mask: Tensor | None = 
     an expert. So first choices go to expert 1, second ones to expert 0."""
     rows = x.reshape(-1, x.shape[-1])
     weights, ids = _two_routed(self, rows, padding_mask)
-    return _mixed(self, rows, torch.zeros_like(ids) + torch.tensor([1, 0], device=ids.device), weights).view(x.shape)
+    called = 1 - torch.arange(2, device=ids.device)
+    return _mixed(self, rows, called.expand(ids.shape), weights).view(x.shape)
 
 
 _Rule = Callable[..., Tensor]

@@ -24,16 +24,16 @@ from moec.weights.lazy import from_tensor
 
 def switch(**options: Any) -> Any:
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_heads": 4, "decoder_start_token_id": 0}
-    layers = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    layers = {"num_layers": 1, "num_decoder_layers": 1, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
     config = transformers.SwitchTransformersConfig(**sizes, **layers, num_experts=4, **{"expert_capacity": 3, **options})
     return transformers.SwitchTransformersForConditionalGeneration(config)
 
 
 def nllb_config(**options: Any) -> Any:
     heads = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
-    sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 24))}
+    sides = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 24))}
     tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
-    options = {"moe_eval_capacity_token_fraction": 0.3, "encoder_sparse_step": 2, "decoder_sparse_step": 2, **options}
+    options = {"moe_eval_capacity_token_fraction": 0.3, "encoder_sparse_step": 1, "decoder_sparse_step": 1, **options}
     return transformers.NllbMoeConfig(
         vocab_size=64, d_model=16, num_experts=4, max_position_embeddings=64, **heads, **sides, **tokens, **options
     )
