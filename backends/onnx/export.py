@@ -23,7 +23,7 @@ from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
 from moec.backends.onnx.shortened import shortened
 from moec.backends.onnx.tensors import WeightTensor
-from moec.dialect import Activation, Routing, route_reference
+from moec.dialect import Activation, Capacity, Routing, route_reference
 from moec.errors import MoecError
 from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
@@ -96,9 +96,11 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
         node.target = unsqueeze_complex
 
 
-def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
+def route_plainly(
+    logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, **rule: Any
+) -> tuple[Tensor, Tensor]:
     """`moec::route` as plain ATen when traced."""
-    return route_reference(logits, bias, Routing.of(rule))
+    return route_reference(logits, bias, Routing.of(rule), Capacity.of(capacity, counted, rule))
 
 
 def route_then_experts(
