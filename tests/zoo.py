@@ -191,6 +191,26 @@ _DENSE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertModel", {"intermediate_size": 48}),
     "vit": ("ViTConfig", "ViTForImageClassification", _VIT),
 }
+# decoders that carry more than keys and values from token to token
+_HYBRID: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "lfm2": (
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {"intermediate_size": 48, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        "Lfm2MoeForCausalLM",
+        {
+            "intermediate_size": 48,
+            "moe_intermediate_size": 24,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention"],
+        },
+    ),
+}
 
 
 def moe_configs() -> dict[str, Any]:
@@ -271,7 +291,7 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
 def _config(name: str, **more: Any) -> Any:
     import transformers
 
-    config_class, model_class, changes = {**_MOE, **_DENSE}[name]
+    config_class, model_class, changes = {**_MOE, **_DENSE, **_HYBRID}[name]
     config = getattr(transformers, config_class)(**{**({} if name == "vit" else _TEXT), **changes, **more})
     config.architectures = [model_class]
     return config

@@ -112,7 +112,12 @@ class Emitter:
 
     def replace(self, result: ir.Value) -> None:
         """Let a value that was emitted take the place, the name and the type of the node's output; removes the node."""
-        take_place(result, self.node.outputs[0])
+        self.replace_several([result])
+
+    def replace_several(self, results: Sequence[ir.Value]) -> None:
+        """The same for a node of several outputs."""
+        for new, old in zip(results, self.node.outputs, strict=True):
+            take_place(new, old)
         inputs = [v for v in self.node.inputs if v is not None]
         self.graph.remove(self.node, safe=True)
         for value in inputs:

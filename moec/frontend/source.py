@@ -20,7 +20,7 @@ from moec.planning.shape import Shape
 from moec.program.decoder_signature import PAST
 from moec.program.program import Input, Program
 
-Kind = Literal["token", "mask", "padding", "position", "type", "box", "number"]
+Kind = Literal["token", "mask", "padding", "position", "type", "box", "state", "number"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Domain:
 
     Attributes:
         kind: `token` ids, an attention `mask` of ones with padding on the right, one with `padding` on either side,
-            `position` ids counting up, `type` ids, a `box` (left, top, right, bottom), or a plain `number`.
+            `position` ids counting up, `type` ids, a `box` (left, top, right, bottom), a `state` of earlier tokens
+            (zeros where there are none), or a plain `number`.
         high: exclusive upper bound of integer values.
         end: the token that every row ends with, and has nowhere else; None where rows end anyhow.
     """
@@ -255,6 +256,8 @@ def sample_input(spec: Input, domain: Domain | None, sizes: Mapping[str, int], g
         return mask
     if kind == "position":
         return torch.arange(shape[-1]).expand(shape).to(spec.dtype).clone()
+    if kind == "state" and not sizes.get(PAST):
+        return torch.zeros(shape, dtype=spec.dtype)
     if spec.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(spec.dtype)
     drawn = torch.randint(0, domain.high if domain else 2, shape, generator=generator)

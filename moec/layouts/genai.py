@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.layouts.facts import ModelFacts
-from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, past_names, present_name
+from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, fixed_inputs, past_names, present_name
 from moec.program.program import Input
 
 CONFIG = "genai_config.json"
@@ -28,6 +28,9 @@ def refusal(inputs: Sequence[Input], facts: ModelFacts) -> str | None:
     strange = [i.name for i in inputs if i.name not in (IDS, MASK, POSITIONS, *caches)]
     if not caches:
         return "it has no key-value cache"
+    fixed = next(iter(fixed_inputs(inputs)), None)
+    if fixed is not None:
+        return f"it carries states that are no keys and values ({fixed.name})"
     if strange:
         return f"its runtime does not feed {', '.join(strange)}"
     for name, shape in caches.items():

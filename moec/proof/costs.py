@@ -79,6 +79,8 @@ def _work(node: fx.Node) -> Iterator[tuple[float, Shape]]:
         yield 2.0, (*query[:3], key[2], value[3])
     elif node.target in _CONVOLUTIONS:
         yield 2.0, (*_shape(node), *shapes[1][1:])
+    elif node.target is torch.ops.moec.causal_conv.default:
+        yield 2.0, (*_shape(node), shapes[2][1])
     else:
         yield from _routed_work(node)
 

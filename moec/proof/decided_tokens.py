@@ -20,7 +20,7 @@ from moec.errors import MoecError
 from moec.execution.choices import choice, logits_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
-from moec.program.decoder_signature import IDS, MASK, cache_inputs
+from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, is_past, is_present
 from moec.program.moe_call import EXPERTS, MOE, ROUTE
 from moec.program.program import Program
 from moec.program.signature import converted
@@ -151,20 +151,26 @@ class ComparedTokens:
             self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
         )
 
-    def of(self, value: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
+    def of(self, value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
         """The part of an output that can be compared.
 
         Args:
-            value: `[batch, sequence, …]`, a cache `[batch, heads, past_sequence + sequence, size]`, or `[batch, …]`,
-                one entry a text.
+            value: `[batch, sequence, …]`, a state, or `[batch, …]`, one entry a text.
             sample: the inputs.
+            name: of the output.
         """
-        if value.dim() == 4 and _is_cached(sample) and value.shape[2] == sample[MASK].shape[1]:
-            past = sample[MASK].bool()[:, : -self.tokens.shape[1]]
-            return value.transpose(1, 2)[torch.cat([past, self.tokens], 1)]
+        if is_present(name) and _is_cached(sample):
+            return self._of_state(value, sample, grown_axis(value, sample, name))
         if value.shape[:2] == self.tokens.shape:
             return value[self.tokens]
         return value[self.texts] if value.dim() and value.shape[0] == len(self.texts) else value
+
+    def _of_state(self, value: Tensor, sample: Mapping[str, Tensor], axis: int | None) -> Tensor:
+        """A state of what came in, and of these tokens; one that does not grow holds all tokens of its text."""
+        mask = sample[MASK].bool()
+        if axis is None:
+            return value[self.texts & mask[:, -1]]
+        return value.movedim(axis, 1)[torch.cat([mask[:, : -self.tokens.shape[1]], self.tokens], 1)]
 
 
 def look(
@@ -284,4 +290,4 @@ def _run(program: Program, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_cached(sample: Mapping[str, Tensor]) -> bool:
-    return MASK in sample and IDS in sample and any(name.startswith("past_key_values") for name in sample)
+    return MASK in sample and IDS in sample and any(map(is_past, sample))

@@ -37,6 +37,8 @@ _FORMS = {
     "profiles": "Sizes that it is built for",
     "blocks": "How each block runs",
     "attention": "How attention runs",
+    "linear_attention": "How linear attention runs",
+    "convolutions": "How short convolutions run",
     "packed": "Packed weights",
     "kernels": "Kernels of moec's own",
     "layers": "Layers",

@@ -15,6 +15,8 @@ from moec.dialect.described import describe
         ("experts", ["w_in", "[E, F*I, H]", "silu"]),
         ("moe", ["router_weight", "[E, H]", "top_groups", "score_before"]),
         ("attention", ["query"]),
+        ("linear_attention", ["rate", "[B, S, H, D]", "epsilon"]),
+        ("causal_conv", ["window", "[B, C, W]", "silu"]),
         ("dequantize", ["packed", "uint8"]),
         ("dequantize_float", ["nvfp4"]),
     ],

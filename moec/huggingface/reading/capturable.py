@@ -10,6 +10,7 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
+from moec.huggingface.reading.convolutions import use_moec_convolutions
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.weights.lazy import Weight
@@ -23,13 +24,14 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
         own_attention: leave attention as transformers has it, for what moec's operator cannot honour.
 
     Raises:
-        MoecError: M205 a weight is missing, M206 experts that moec does not know.
+        MoecError: M205 a weight is missing, M206 experts or a convolution that moec does not know.
     """
     model, weights = origin.captured(dtype)
     skeleton.take_buffers(model, weights)
     skeleton.share(model, weights)
     adapt(model, weights)
     use_moec_experts(model, weights)
+    use_moec_convolutions(model)
     grow_without_memory(model)
     if not own_attention:
         use_moec_attention(model)

@@ -78,7 +78,7 @@ def _text(model: Any, caches: Sequence[Input], leave_out: Container[str] = ()) -
     vocabulary = Domain("token", int(config.vocab_size))
     if caches:
         mask = Input(MASK, torch.int64, ("batch", TOTAL))
-        domains = {IDS: vocabulary, MASK: Domain("padding"), **{c.name: Domain("number") for c in caches}}
+        domains = {IDS: vocabulary, MASK: Domain("padding"), **{c.name: Domain("state") for c in caches}}
         return Signature((Input(IDS, torch.int64, ("batch", SEQUENCE)), mask, *caches), domains)
     batch: int | str = 1 if takes_one_text(model) else "batch"
     inputs = {IDS: (vocabulary, (batch, SEQUENCE)), MASK: (Domain("mask"), (batch, SEQUENCE))}
@@ -148,10 +148,10 @@ def named_call(forward: Callable[..., Any]) -> Callable[..., dict[str, Tensor]]:
     return call
 
 
-def call_of(model: Any, signature: Signature) -> Callable[..., dict[str, Tensor]]:
-    """The model's forward as a function of the signature's inputs by name."""
+def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
+    """The model's forward as a function of the signature's inputs by name; `captured`: see `cached_call`."""
     caches = cache_inputs(signature.inputs)
-    return cached_call(model.forward, caches) if caches else named_call(model.forward)
+    return cached_call(model.forward, caches, captured) if caches else named_call(model.forward)
 
 
 def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
 def expose(model: Any, signature: Signature) -> None:
     """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and
     no others."""
-    forward, pooled = call_of(model, signature), pools_at_end(model)
+    forward, pooled = call_of(model, signature, captured=True), pools_at_end(model)
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = bool(cache_inputs(signature.inputs))
