@@ -250,7 +250,7 @@ _WITH_IMAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MistralLarge4ForConditionalGeneration",
         {**_MLA, "indexer_types": ["full", "shared"], "no_rope_layers": [1, 0]},
     ),
-    "muse_spark": ("MuseSparkConfig", "MuseSparkForConditionalGeneration", _WINDOW),
+    "muse_spark": ("MuseSparkConfig", "MuseSparkForConditionalGeneration", {**_WINDOW, "output_multiplier": 4.0}),
     "qwen3_omni_moe_thinker": (
         "Qwen3OmniMoeThinkerConfig",
         "Qwen3OmniMoeThinkerForConditionalGeneration",
