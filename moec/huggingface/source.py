@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
+from moec.huggingface.reading.arguments import takes_media
 from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
@@ -28,6 +29,7 @@ from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
+from moec.huggingface.reading.processor import Prepared, prepared
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
@@ -165,11 +167,26 @@ class HuggingFaceSource(Source):
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
         if self._given is not None and not caches:
             return self._given.signature(self.origin.template)
-        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None))
+        made = None if caches else self._made[0]
+        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None), made)
+
+    @cached_property
+    def _made(self) -> tuple[Prepared | None, str]:
+        """What the processor of a folder makes, and why there is nothing of the kind."""
+        folder = self.origin if isinstance(self.origin, ModelFolder) else None
+        if folder is None or not takes_media(folder.template):
+            return None, ""
+        return prepared(folder.path, bool(folder.code))
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
-        return CAPTURE_SIZES if self._given is None else self._given.sizes(self.inputs) | CAPTURE_SIZES
+        given = {} if self._given is None else self._given.sizes(self.inputs)
+        return {**self.signature.sizes, **given, **CAPTURE_SIZES}
+
+    @property
+    def scale(self) -> Mapping[str, int]:  # type: ignore[override]
+        """See `moec.frontend.source.Source`."""
+        return self.signature.scale
 
     @cached_property
     def _account(self) -> Account:
