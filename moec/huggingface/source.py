@@ -99,8 +99,8 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def takes_inputs(cls, model: Any) -> bool:
-        """A model in memory comes with samples; a folder's has what its config says."""
-        return isinstance(model, nn.Module)
+        """A model in memory comes with samples; those of a folder's model take the place of its own."""
+        return True
 
     @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
@@ -132,13 +132,9 @@ class HuggingFaceSource(Source):
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening))
-        return open_source(
-            str(model),
-            trust_remote_code=opening.trust_remote_code,
-            allow_pickle=opening.allow_pickle,
-            cache=opening.cache,
-            leave_out=opening.leave_out,
-        )
+        wanted = LeaveOut(opening.leave_out)
+        folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
+        return cls(str(model), folder, opening.cache, wanted, Given.of(opening))
 
     @classmethod
     def from_model(
@@ -165,10 +161,17 @@ class HuggingFaceSource(Source):
         return self._signature(caches)
 
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
-        if self._given is not None and not caches:
-            return self._given.signature(self.origin.template)
+        model, given = self.origin.template, None if caches else self._given
+        if given is not None and self._in_memory:
+            return given.signature(model)
         made = None if caches else self._made[0]
-        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None), made)
+        try:
+            own = signature_of(model, caches, self._leave_out, getattr(self.origin, "path", None), made)
+        except MoecError as error:
+            if error.code != "M206" or given is None or model.main_input_name not in {*given.samples, *given.fixed}:
+                raise
+            own = Signature((), {})
+        return given.beside(own, model) if given else own
 
     @cached_property
     def _made(self) -> tuple[Prepared | None, str]:
@@ -177,6 +180,10 @@ class HuggingFaceSource(Source):
         if folder is None or not takes_media(folder.template):
             return None, ""
         return prepared(folder.path, bool(folder.code))
+
+    @property
+    def _in_memory(self) -> bool:
+        return not isinstance(self.origin, ModelFolder)
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
@@ -190,7 +197,7 @@ class HuggingFaceSource(Source):
 
     @cached_property
     def _account(self) -> Account:
-        otherwise = "it is not among the inputs that were given" if self._given else ""
+        otherwise = "it is not among the inputs that were given" if self._given and self._in_memory else ""
         return account_of(self.origin, (i.name for i in self.inputs), self._leave_out, otherwise)
 
     def account(self) -> Account:
@@ -291,7 +298,8 @@ class HuggingFaceSource(Source):
                 raise
             return self._capture(dtype, attention="eager")
 
-    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
+    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
+        device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without
         model, weights = capturable(self.origin, dtype, self._own_attention)
         if attention:
             model.set_attn_implementation(attention)
@@ -304,6 +312,7 @@ class HuggingFaceSource(Source):
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
+                {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
         except MoecError as error:
             better = explain(model, error)

@@ -93,9 +93,9 @@ def scales(found: Found, made: Prepared | None) -> dict[str, int]:
     return {d: known[d] for _, _, shape in found.values() for d in shape if isinstance(d, str) and d in known}
 
 
-def settled(model: Any, found: Found, fixed_size: tuple[int, int] | None) -> Found:
-    """The inputs with the height and width that the config says, where the model takes no others."""
-    if fixed_size is None or runs(model, found):
+def settled(model: Any, found: Found, text: Found, fixed_size: tuple[int, int] | None) -> Found:
+    """The inputs with the height and width that the config says, where the model takes no others beside its `text`."""
+    if fixed_size is None or runs(model, {**text, **found}):
         return found
     sizes: dict[int | str, int] = dict(zip(("height", "width"), fixed_size, strict=True))
     return {n: (domain, dtype, tuple(sizes.get(d, d) for d in shape)) for n, (domain, dtype, shape) in found.items()}
@@ -112,7 +112,7 @@ def runs(model: Any, found: Found, strict: bool = False) -> bool:
     """Whether a model takes inputs of odd sizes, seen on the meta device. One that asks for values cannot be seen to
     refuse: then it counts as one that runs, but where `strict`."""
     sizes = {BATCH: 2, IMAGES: 3, SEQUENCE: 11, "height": 71, "width": 103}
-    inputs = dict(_empty(found, sizes))
+    inputs = {name: value for name, value in _empty(found, sizes) if name != MASK or IDS not in found}  # read as values
     try:
         with torch.no_grad():
             _on_meta(model)(**inputs)

@@ -20,6 +20,8 @@ from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.reading.known_values import KnownValues
+from moec.huggingface.reading.lengths_of_tensors import open_lengths
 from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
 from moec.huggingface.reading.processor import Prepared
 from moec.huggingface.reading.views import PlainViews
@@ -79,10 +81,10 @@ def signature_of(
         raise MoecError("M201", f"{type(model).__name__} does not run without {unwilling}", FLAG, fix)
     if caches:
         return _text(model, caches, leave_out)
-    media = _media(model, leave_out, images, made)
+    text = _plain_text(model, leave_out)
+    media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
         raise _unknown(model, main)
-    text = _plain_text(model, leave_out)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
     found = {**first[0], **first[1]}
@@ -100,13 +102,16 @@ def _unknown(model: Any, main: str) -> MoecError:
     return MoecError("M206", what, "main_input_name", fix)
 
 
-def _media(model: Any, leave_out: Container[str], images: Path | None, made: Prepared | None) -> Found:
+def _media(
+    model: Any, text: Found, leave_out: Container[str], images: Path | None, made: Prepared | None
+) -> Found:
     """Inputs of images and sounds, of a forward that takes some: what the processor makes, else pixels as the config
     has them."""
     names = _parameters(model)
     if made is not None:
         size = _size_of(model, images)
-        found = settled(model, media_inputs(model, made, leave_out), (size, size) if isinstance(size, int) else size)
+        found = media_inputs(model, made, leave_out)
+        found = settled(model, found, text, (size, size) if isinstance(size, int) else size)
         if found:
             return found
     return _image(model, images) if "pixel_values" in names and "pixel_values" not in leave_out else {}
@@ -224,7 +229,7 @@ def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
 def expose(model: Any, signature: Signature) -> None:
     """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and
     no others."""
-    forward, pooled = call_of(model, signature), pools_at_end(model)
+    forward, pooled, known = call_of(model, signature), pools_at_end(model), bool(signature.fixed)
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = bool(cache_inputs(signature.inputs))
@@ -233,7 +238,10 @@ def expose(model: Any, signature: Signature) -> None:
 
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
-        with PlainViews(), PoolAtEnd() if pooled else nullcontext():
+        with (
+            open_lengths(model), PlainViews(), PoolAtEnd() if pooled else nullcontext(),
+            KnownValues() if known else nullcontext(),
+        ):  # fmt: skip
             return forward(**{original[k]: v for k, v in given.items()})
 
     exposed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
