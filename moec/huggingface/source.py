@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
+from moec.huggingface.reading.arguments import takes_media
 from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
@@ -28,6 +29,7 @@ from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
+from moec.huggingface.reading.processor import Prepared, prepared
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.signature import Signature, capture_sizes, expose, signature_of
@@ -97,8 +99,8 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def takes_inputs(cls, model: Any) -> bool:
-        """A model in memory comes with samples; a folder's has what its config says."""
-        return isinstance(model, nn.Module)
+        """A model in memory comes with samples; those of a folder's model take the place of its own."""
+        return True
 
     @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
@@ -130,13 +132,9 @@ class HuggingFaceSource(Source):
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening))
-        return open_source(
-            str(model),
-            trust_remote_code=opening.trust_remote_code,
-            allow_pickle=opening.allow_pickle,
-            cache=opening.cache,
-            leave_out=opening.leave_out,
-        )
+        wanted = LeaveOut(opening.leave_out)
+        folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
+        return cls(str(model), folder, opening.cache, wanted, Given.of(opening))
 
     @classmethod
     def from_model(
@@ -163,17 +161,43 @@ class HuggingFaceSource(Source):
         return self._signature(caches)
 
     def _signature(self, caches: Sequence[Input] = ()) -> Signature:
-        if self._given is not None and not caches:
-            return self._given.signature(self.origin.template)
-        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None))
+        model, given = self.origin.template, None if caches else self._given
+        if given is not None and self._in_memory:
+            return given.signature(model)
+        made = None if caches else self._made[0]
+        try:
+            own = signature_of(model, caches, self._leave_out, getattr(self.origin, "path", None), made)
+        except MoecError as error:
+            if error.code != "M206" or given is None or model.main_input_name not in {*given.samples, *given.fixed}:
+                raise
+            own = Signature((), {})
+        return given.beside(own, model) if given else own
+
+    @cached_property
+    def _made(self) -> tuple[Prepared | None, str]:
+        """What the processor of a folder makes, and why there is nothing of the kind."""
+        folder = self.origin if isinstance(self.origin, ModelFolder) else None
+        if folder is None or not takes_media(folder.template):
+            return None, ""
+        return prepared(folder.path, bool(folder.code))
+
+    @property
+    def _in_memory(self) -> bool:
+        return not isinstance(self.origin, ModelFolder)
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
-        return ({} if self._given is None else self._given.sizes(self.inputs)) | capture_sizes(self.inputs)
+        given = {} if self._given is None else self._given.sizes(self.inputs)
+        return {**self.signature.sizes, **given, **capture_sizes(self.inputs)}
+
+    @property
+    def scale(self) -> Mapping[str, int]:  # type: ignore[override]
+        """See `moec.frontend.source.Source`."""
+        return self.signature.scale
 
     @cached_property
     def _account(self) -> Account:
-        otherwise = "it is not among the inputs that were given" if self._given else ""
+        otherwise = "it is not among the inputs that were given" if self._given and self._in_memory else ""
         return account_of(self.origin, (i.name for i in self.inputs), self._leave_out, otherwise)
 
     def account(self) -> Account:
@@ -274,7 +298,8 @@ class HuggingFaceSource(Source):
                 raise
             return self._capture(dtype, attention="eager")
 
-    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
+    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
+        device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without
         model, weights = capturable(self.origin, dtype, self._own_attention)
         if attention:
             model.set_attn_implementation(attention)
@@ -287,6 +312,7 @@ class HuggingFaceSource(Source):
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
+                {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
         except MoecError as error:
             better = explain(model, error)

@@ -54,8 +54,8 @@ def reach_experts(
         in_memory: whether the program's weights fit there, so that it can be asked what each adds to the outputs
             (`moec.proof.reach`). Without it, mixtures in plain operators count as not reached.
     """
-    sizes = sizes or verification_sizes(source.inputs)
-    among = verification_sizes(source.inputs) if among is None else among
+    sizes = sizes or verification_sizes(source.inputs, source.scale)
+    among = verification_sizes(source.inputs, source.scale) if among is None else among
     searched = _most_tokens(among, source, holds) or sizes[-1]
     rows = searched_rows(program, searched)
     found = _Search(program, source, [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)], seed,

@@ -18,7 +18,10 @@ from moec.program.decoder_signature import IDS, TYPES
 # what a name says, first match first; whole names, as patterns
 _KINDS = (
     (r".*labels?(_mask)?|start_positions|end_positions|is_impossible|cls_index|p_mask", "only a loss needs it"),
-    (r"bool_masked_pos|perm_mask|target_mapping", "only pretraining hides parts of its input"),
+    (
+        r"bool_masked_pos|perm_mask|target_mapping|mask_time_indices|sampled_negative_indices",
+        "only pretraining hides parts of its input",
+    ),
     (r"(decoder_|encoder_)?inputs_embeds|per_layer_inputs", "stands in the place of token ids"),
     (r"(mm_)?encoder_outputs", "stands in the place of the encoder, which the engine runs"),
     (r"(encoder_)?past_key_values|cache\w*|mems|state", "is the state of earlier calls"),
@@ -48,6 +51,11 @@ def tensor_arguments(model: Any) -> list[str]:
         if annotation is parameter.empty or "Tensor" in str(annotation):
             found.append(name)
     return found
+
+
+def takes_media(model: Any) -> bool:
+    """Whether a model's forward takes images or sounds."""
+    return any(_MEDIA.fullmatch(name) for name in (model.main_input_name, *tensor_arguments(model)))
 
 
 def makes_decoder_ids(model: Any) -> bool:
