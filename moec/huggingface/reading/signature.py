@@ -19,22 +19,29 @@ from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
+from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
+from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.reading.views import PlainViews
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TOTAL, TYPES, cache_inputs
+from moec.program.encoder_decoder import DECODER, ENCODER, caches_of
 from moec.program.program import Input
 
 # odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
-CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103}
+CAPTURE_SIZES = {
+    "batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103,
+    "encoder_sequence": 17, "past_encoder_sequence": 7,
+}  # fmt: skip
 _NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs in order, with the values that each may take."""
+    """Inputs in order, with the values that each may take; `part`: of an encoder-decoder, where it is not whole."""
 
     inputs: tuple[Input, ...]
     domains: dict[str, Domain]
+    part: str = ""
 
     def dynamic(self) -> dict[str, tuple[str | None, ...]]:
         """The dynamic dimensions in the form that `capture` takes."""
@@ -65,12 +72,23 @@ def signature_of(
         return _text(model, caches, leave_out)
     if main == "pixel_values":
         return _image(model, images)
+    if has_parts(model):
+        return _signature(whole_inputs(model))
     raise MoecError(
         "M206",
         f"{type(model).__name__} takes {main!r}; moec knows models of token ids and of pixel values",
         "main_input_name",
         "wrap the model in an nn.Module and pass sample inputs",
     )
+
+
+def part_signature(model: Any, part: str) -> Signature:
+    """The signature of the `encoder` or the `decoder` of a model on the meta device, see `part_inputs`."""
+    return _signature(part_inputs(model, part), part)
+
+
+def _signature(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
+    return Signature(tuple(inputs), {spec.name: domain for spec, domain in inputs.items()}, part)
 
 
 def _text(model: Any, caches: Sequence[Input], leave_out: Container[str] = ()) -> Signature:
@@ -149,7 +167,10 @@ def named_call(forward: Callable[..., Any]) -> Callable[..., dict[str, Tensor]]:
 
 
 def call_of(model: Any, signature: Signature) -> Callable[..., dict[str, Tensor]]:
-    """The model's forward as a function of the signature's inputs by name."""
+    """The model's forward, or a part of it, as a function of the signature's inputs by name."""
+    if signature.part:
+        decoder = untouched_decoder_call(model, model.forward, caches_of(signature.inputs))
+        return encoder_call(model) if signature.part == ENCODER else decoder
     caches = cache_inputs(signature.inputs)
     return cached_call(model.forward, caches) if caches else named_call(model.forward)
 
@@ -163,6 +184,8 @@ def expose(model: Any, signature: Signature) -> None:
     """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and
     no others."""
     forward, pooled = call_of(model, signature), pools_at_end(model)
+    if signature.part == DECODER:
+        forward = decoder_call(model, model.forward, caches_of(signature.inputs))
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = bool(cache_inputs(signature.inputs))
