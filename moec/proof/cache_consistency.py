@@ -173,7 +173,7 @@ def check_consistency(
         written = _WRITERS.get(name)
         ends = torch.tensor(steps).cumsum(0) - 1 if written else torch.arange(ids.shape[1])
         got = (written or _logits)(engine, ids, mask, steps)
-        found.append(Way(name, steps, _apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
+        found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
 
@@ -190,8 +190,8 @@ def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[
     return {**calls, WRITTEN: (steps[0], *[1] * single), **beside}
 
 
-def _apart(got: Tensor, want: Tensor) -> float:
-    """max |d|/std; 0 of nothing, infinite where anything is not finite."""
+def apart(got: Tensor, want: Tensor) -> float:
+    """max |d|/std of two tensors of one shape; 0 of nothing, infinite where anything is not finite."""
     error, spread = (got - want).abs(), float(want.std(correction=0)) or 1.0
     if not error.numel():
         return 0.0

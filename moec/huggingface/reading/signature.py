@@ -19,6 +19,8 @@ from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
+from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
+from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.reading.known_values import KnownValues
 from moec.huggingface.reading.least_sizes import sizes_compared_without_branches
@@ -28,11 +30,15 @@ from moec.huggingface.reading.processor import Prepared
 from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
 from moec.huggingface.reading.views import PlainViews
 from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES, cache_inputs
+from moec.program.encoder_decoder import DECODER, ENCODER, caches_of
 from moec.program.program import Input
 from moec.program.signature import PER, per
 
 # odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
-CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103}
+CAPTURE_SIZES = {
+    "batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103,
+    "encoder_sequence": 17, "past_encoder_sequence": 7,
+}  # fmt: skip
 _GROUPS = 2  # of tokens that a row of a state stands for: so many at least are in the cache, and new
 _NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
 
@@ -42,6 +48,7 @@ class Signature:
     """Inputs in order, with the values that each may take.
 
     Attributes:
+        part: of an encoder-decoder, where it is not whole.
         scale: see `moec.frontend.source.Source`.
         sizes: of dynamic dimensions, as a processor made them: a capture takes them where no others are known.
         fixed: tensors of the forward that every call has, by name; they are in the graph.
@@ -52,6 +59,7 @@ class Signature:
     scale: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    part: str = ""
 
     def dynamic(self) -> dict[str, tuple[str | None, ...]]:
         """The dynamic dimensions in the form that `capture` takes."""
@@ -95,6 +103,8 @@ def signature_of(
     text = _plain_text(model, leave_out)
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
+        if has_parts(model):
+            return _signature(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
@@ -105,6 +115,15 @@ def signature_of(
         scales(media, made),
         _sizes(media, made) if made else {},
     )
+
+
+def part_signature(model: Any, part: str) -> Signature:
+    """The signature of the `encoder` or the `decoder` of a model on the meta device, see `part_inputs`."""
+    return _signature(part_inputs(model, part), part)
+
+
+def _signature(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
+    return Signature(tuple(inputs), {spec.name: domain for spec, domain in inputs.items()}, part=part)
 
 
 def _unknown(model: Any, main: str) -> MoecError:
@@ -225,7 +244,11 @@ def named_call(
 
 
 def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
-    """The model's forward as a function of the signature's inputs by name; `captured`: see `cached_call`."""
+    """The model's forward, or a part of it, as a function of the signature's inputs by name; `captured`: see
+    `cached_call`."""
+    if signature.part:
+        decoder = untouched_decoder_call(model, model.forward, caches_of(signature.inputs))
+        return encoder_call(model) if signature.part == ENCODER else decoder
     caches = cache_inputs(signature.inputs)
     if not caches:
         return named_call(model.forward, signature.fixed)
@@ -243,6 +266,8 @@ def expose(model: Any, signature: Signature) -> None:
     no others."""
     forward, pooled = call_of(model, signature, captured=True), pools_at_end(model)
     known = bool(signature.fixed)
+    if signature.part == DECODER:
+        forward = decoder_call(model, model.forward, caches_of(signature.inputs))
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = bool(cache_inputs(signature.inputs))
