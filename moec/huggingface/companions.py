@@ -85,6 +85,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
     text, caches = config.get_text_config(), cache_inputs(inputs)
     first = next((i.shape for i in caches if i.name.endswith(".key")), (0, 0, 0, 0))
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    layers = max((layer_of(i.name)[0] + 1 for i in caches), default=0)
     return ModelFacts(
         name=name,
         model_type=config.model_type,
@@ -92,7 +93,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         context=int(getattr(text, "max_position_embeddings", 0) or 0),
         hidden=int(getattr(text, "hidden_size", 0) or 0),
         heads=heads,
-        layers=len({layer_of(i.name)[0] for i in caches}) or int(getattr(text, "num_hidden_layers", 0) or 0),
+        layers=layers or int(getattr(text, "num_hidden_layers", 0) or 0),
         key_value_heads=int(first[1]),
         head_width=int(first[3]),
         bos=_ids(generation, text, "bos_token_id")[0],
