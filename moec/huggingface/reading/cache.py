@@ -134,6 +134,12 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
+def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
+    length = ids.shape[1]
+    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
+
+
 def cached_call(
     forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
@@ -146,7 +152,10 @@ def cached_call(
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
-        cache = functional_cache(past, model) if captured else own_cache(past, began, model)
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
         places = positions(attention_mask, input_ids.shape[1])
         output = forward(
             input_ids=input_ids,
