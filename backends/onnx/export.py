@@ -94,6 +94,8 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
             node.target = route_then_experts
     elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
         node.target = unsqueeze_complex
+    elif node.target is torch.ops.aten.repeat_interleave.self_int:
+        node.target = repeat_each
 
 
 def route_plainly(
@@ -123,6 +125,16 @@ def unsqueeze_complex(x: Tensor, dim: int) -> Tensor:
     """`unsqueeze` of a complex tensor, which torch.onnx has only for its real view (rotary embeddings of DeepSeek-V2
     and Llama 4)."""
     return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim if dim >= 0 else dim - 1))
+
+
+def repeat_each(x: Tensor, repeats: int, dim: int | None = None, output_size: int | None = None) -> Tensor:
+    """`repeat_interleave` with all sizes said: torch.onnx leaves one of them to be found, which nothing can do in a
+    tensor without elements."""
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    dim, shape = dim % x.dim(), list(x.shape)
+    wide = x.unsqueeze(dim + 1).expand(*shape[: dim + 1], repeats, *shape[dim + 1 :])
+    return wide.reshape(*shape[:dim], shape[dim] * repeats, *shape[dim + 1 :])
 
 
 # ---------------------------------------------------------------------- after translation

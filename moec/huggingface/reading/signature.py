@@ -23,7 +23,6 @@ from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, who
 from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.reading.known_values import KnownValues
-from moec.huggingface.reading.least_sizes import sizes_compared_without_branches
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
 from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
 from moec.huggingface.reading.processor import Prepared
@@ -277,8 +276,8 @@ def expose(model: Any, signature: Signature) -> None:
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
         with (
-            open_lengths(model), sizes_compared_without_branches(model), PlainViews(),
-            PoolAtEnd() if pooled else nullcontext(), KnownValues() if known else nullcontext(),
+            open_lengths(model), PlainViews(), PoolAtEnd() if pooled else nullcontext(),
+            KnownValues() if known else nullcontext(),
         ):  # fmt: skip
             return forward(**{original[k]: v for k, v in given.items()})
 
