@@ -25,7 +25,7 @@ from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
-from moec.huggingface.reading.encoder_decoder import has_parts, whole_inputs
+from moec.huggingface.reading.encoder_decoder import has_parts, keep_to_states, whole_inputs
 from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
@@ -40,7 +40,7 @@ from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
-from moec.program.encoder_decoder import PARTS
+from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import Input, Program
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
@@ -347,6 +347,8 @@ class HuggingFaceSource(Source):
         whole = not self.part and isinstance(self.origin, ModelFolder) and self.origin.adapter is None
         if whole and not self.origin.quantized:
             self._unread = unread_tensors(self.origin.checkpoint.weights, program)
+        if self.part == DECODER:
+            keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program

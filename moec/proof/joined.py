@@ -22,6 +22,7 @@ from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenPart, ProvenParts
 from moec.proof.compare import Comparison, Tolerance, compare
+from moec.proof.evidence import why_not
 from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
 
@@ -70,10 +71,11 @@ def joint_tolerance(alone: Sequence[Comparison]) -> Tolerance:
 
 
 def _samples(source: Source, engine: EncoderDecoderEngine, reference: Engine, seed: int) -> Iterator[Sample]:
-    """Inputs of every size of a proof that both parts, and the model, were made for."""
+    """Inputs of every size of a proof that both parts were made for, and that the model runs."""
     for number, sizes in enumerate(verification_sizes(source.inputs)):
-        if engine.holds(sizes) and reference.holds(sizes):
-            yield source.sample(sizes, seed + number)
+        sample = source.sample(sizes, seed + number)
+        if engine.holds(sizes) and why_not(reference, sample) is None:
+            yield sample
 
 
 def _ways(engine: EncoderDecoderEngine, reference: Engine | None, text: Sample) -> Iterator[Way]:
