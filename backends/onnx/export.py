@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
 from moec.backends.onnx.shortened import shortened
+from moec.backends.onnx.size_arithmetic import name_fractions, size_translations
 from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import Activation, Capacity, Routing, route_reference
 from moec.errors import MoecError
@@ -49,7 +50,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
-    exported, own = settle(_trace(program, keeps)), translations()
+    exported, own = settle(_trace(program, keeps)), translations() | size_translations()
     with _quiet(), shapes_worked_out(), shortened(exported, opset, own):
         try:
             onnx_program = torch.onnx.export(
@@ -66,6 +67,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
             ) from error
     assert onnx_program is not None
     model = onnx_program.model
+    name_fractions(model.graph)
     _bind_weights(model.graph, program)
     _name_dimensions(model.graph, program)
     return model
