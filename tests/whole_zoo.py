@@ -266,7 +266,7 @@ _WITH_IMAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Step3p7ForConditionalGeneration",
         {**_WINDOW, **_ALL_SPARSE, "swiglu_limits": [0.5, 0.0], "swiglu_limits_shared": [0.0, 0.5]},
     ),
-    "unlimited_ocr": ("UnlimitedOcrConfig", "UnlimitedOcrForConditionalGeneration", _FIRST_DENSE),
+    "unlimited_ocr": ("UnlimitedOcrConfig", "UnlimitedOcrForConditionalGeneration", {**_MLA, **_FIRST_DENSE}),
 }
 
 # dense decoders with other states than keys and values

@@ -20,6 +20,7 @@ from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.reading.masks import masks_by_broadcast
 from moec.huggingface.reading.views import PlainViews
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TOTAL, TYPES, cache_inputs
 from moec.program.program import Input
@@ -171,7 +172,7 @@ def expose(model: Any, signature: Signature) -> None:
 
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
-        with PlainViews(), PoolAtEnd() if pooled else nullcontext():
+        with PlainViews(), masks_by_broadcast(), PoolAtEnd() if pooled else nullcontext():
             return forward(**{original[k]: v for k, v in given.items()})
 
     exposed.__signature__ = inspect.Signature(names)  # type: ignore[attr-defined]
