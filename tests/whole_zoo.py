@@ -330,6 +330,8 @@ def config(name: str) -> Any:
         if name in _WITH_IMAGES
         else kind(**_sized(kind, _SIZES, changes))
     )
+    if name.startswith("qwen3_omni"):  # its config has it, and the class does not say so
+        made.vision_start_token_id = 5
     made.architectures = [model_class]
     return made
 

@@ -23,12 +23,12 @@ from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
 from moec.backends.onnx.shortened import shortened
 from moec.backends.onnx.tensors import WeightTensor
-from moec.dialect import Activation, Routing, route_reference
+from moec.dialect import Activation, Capacity, Routing, route_reference
 from moec.errors import MoecError
 from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
 from moec.program.moe_call import MOE, ROUTE, MoeCall
-from moec.program.program import PLUS, Program
+from moec.program.program import Program, named_size
 from moec.version import __version__
 
 Keeps = Callable[[Routing, bool, Activation, bool], bool]
@@ -96,9 +96,11 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
         node.target = unsqueeze_complex
 
 
-def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
+def route_plainly(
+    logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, **rule: Any
+) -> tuple[Tensor, Tensor]:
     """`moec::route` as plain ATen when traced."""
-    return route_reference(logits, bias, Routing.of(rule))
+    return route_reference(logits, bias, Routing.of(rule), Capacity.of(capacity, counted, rule))
 
 
 def route_then_experts(
@@ -148,15 +150,8 @@ def _name_dimensions(graph: ir.Graph, program: Program) -> None:
             _text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)
         }
         value.shape = ir.Shape(spec.shape)
-    sums = {frozenset(new.split(PLUS)): new for new in names.values()}  # the exporter writes a sum in any order
     for value in graph.outputs:
-        terms = [[names.get(term, term) for term in _text(dim).split(PLUS)] for dim in value.shape or ()]
-        value.shape = ir.Shape(
-            [
-                d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t))
-                for d, t in zip(value.shape or (), terms, strict=True)
-            ]
-        )
+        value.shape = ir.Shape([d if isinstance(d, int) else named_size(_text(d), names) for d in value.shape or ()])
 
 
 def _text(dim: int | ir.SymbolicDim) -> str:

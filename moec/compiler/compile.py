@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.joined import compile_joined
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
 from moec.compiler.padding import padding_explains
@@ -57,6 +59,9 @@ def compile_source(
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
+    if parts := source.parts():
+        one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run)
+        return compile_joined(source, parts, options, out, one, progress)
     backend = find_backend(options.target, options.build)
     with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
         try:

@@ -18,7 +18,10 @@ from moec.program.decoder_signature import IDS, TYPES
 # what a name says, first match first; whole names, as patterns
 _KINDS = (
     (r".*labels?(_mask)?|start_positions|end_positions|is_impossible|cls_index|p_mask", "only a loss needs it"),
-    (r"bool_masked_pos|perm_mask|target_mapping", "only pretraining hides parts of its input"),
+    (
+        r"bool_masked_pos|perm_mask|target_mapping|mask_time_indices|sampled_negative_indices",
+        "only pretraining hides parts of its input",
+    ),
     (r"(decoder_|encoder_)?inputs_embeds|per_layer_inputs", "stands in the place of token ids"),
     (r"(mm_)?encoder_outputs", "stands in the place of the encoder, which the engine runs"),
     (r"(encoder_)?past_key_values|cache\w*|mems|state", "is the state of earlier calls"),
@@ -33,7 +36,8 @@ _KINDS = (
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
-    r"image|video|audio|pixel|grid|^mm_|visual|vision|patch|spatial|aspect|feature|frame|^token_type_ids$|^input_values"
+    r"image|video|audio|pixel|grid|(^|_)mm_|visual|vision|patch|spatial|aspect|feature|frame"
+    r"|^token_type_ids$|^input_values"
 )
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 
@@ -48,6 +52,11 @@ def tensor_arguments(model: Any) -> list[str]:
         if annotation is parameter.empty or "Tensor" in str(annotation):
             found.append(name)
     return found
+
+
+def takes_media(model: Any) -> bool:
+    """Whether a model's forward takes images or sounds."""
+    return any(_MEDIA.fullmatch(name) for name in (model.main_input_name, *tensor_arguments(model)))
 
 
 def makes_decoder_ids(model: Any) -> bool:

@@ -1,8 +1,9 @@
 """Experts outside transformers' interface that are called as the interface calls them: with tokens, the experts that
 were chosen, and their weights.
 
-Three layouts are known: that of the interface itself, in a class that stands outside of it (Step-3); DBRX's, whose
-matrices lie one below the other; and LongCat's, where some experts give a token back as it came ("zero experts"). A
+Four layouts are known: that of the interface itself, in a class that stands outside of it (Step-3); DBRX's, whose
+matrices lie one below the other; that of nomic-embed-text-v2-moe, DBRX's without a gate and with one bias behind all;
+and LongCat's, where some experts give a token back as it came ("zero experts"). A
 module is taken for one by its parameters, and proven on a copy of itself that is made small.
 """
 
@@ -33,6 +34,7 @@ _SIZES = {
     **dict.fromkeys(("ffn_hidden_size", "intermediate_size", "intermediate_dim"), _INTERMEDIATE),
 }
 _CALL = ["hidden_states", "top_k_index", "top_k_weights"]
+_CALL_WITH_SCORES = ["x", "weights", "top_weights", "top_experts"]
 
 
 def adapt_called_with_ids(path: str, module: Any, weights: dict[str, Weight]) -> bool:
@@ -45,7 +47,7 @@ def adapt_called_with_ids(path: str, module: Any, weights: dict[str, Weight]) ->
     if layout is None:
         return False
     kept = _small(module, layout)
-    difference = _difference(kept, _adapted(kept, layout))
+    difference = _difference(kept, _adapted(kept, layout), layout)
     if not difference <= _TOLERANCE:
         raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
     layout(path, module, weights)
@@ -56,9 +58,16 @@ Layout = Callable[[str, Any, dict[str, Weight]], None]
 
 
 def _layout_of(module: Any) -> Layout | None:
-    if list(inspect.signature(module.forward).parameters) != _CALL:
-        return None
+    call = list(inspect.signature(module.forward).parameters)
     own, parts = dict(module.named_parameters()), dict(module.named_children())
+    if (
+        call == _CALL_WITH_SCORES
+        and set(own) == {"mlp.w1", "mlp.w2", "bias"}
+        and hasattr(parts["mlp"], "activation_fn")
+    ):
+        return _without_gate
+    if call != _CALL:
+        return None
     if set(own) == {"mlp.w1", "mlp.v1", "mlp.w2"} and hasattr(parts["mlp"], "activation_fn"):
         return _in_one_matrix
     if set(own) == {"gate_up_proj", "down_proj"}:
@@ -106,6 +115,24 @@ def _in_one_matrix_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor
     return result.view(hidden_states.shape[0], -1, hidden_states.shape[-1])
 
 
+def _without_gate(path: str, module: Any, weights: dict[str, Weight]) -> None:
+    """nomic-embed-text-v2-moe: `w1` and `w2` are `[E*I, H]`, up and down; a bias `[H]` is added at the end."""
+    mlp = module.mlp
+    found = identify(mlp.activation_fn, False, (module,))
+    if found is None:
+        raise refuse(path, module, "has an activation that is none of those that moec knows")
+    module._moec_activation, count = found.activation, mlp.w1.shape[0] // mlp.ffn_hidden_size
+    place(f"{path}.mlp", mlp, "w1", weights, lambda w: lazy.unmerged(w, count))
+    place(f"{path}.mlp", mlp, "w2", weights, lambda w: lazy.transpose(lazy.unmerged(w, count), 1, 2))
+    module.forward = MethodType(_without_gate_forward, module)
+
+
+def _without_gate_forward(self: Any, x: Tensor, weights: Tensor, top_weights: Tensor, top_experts: Tensor) -> Tensor:
+    rows, rule = x.reshape(-1, x.shape[-1]), self._moec_activation.arguments()
+    mixed: Tensor = torch.ops.moec.experts(rows, top_experts, top_weights, self.mlp.w1, self.mlp.w2, **rule)
+    return mixed.view(x.shape) + self.bias
+
+
 def _with_zero_experts(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """LongCat: the experts behind the last matrix give back what they get."""
     module._moec_activation = _activation(path, module, module.act_fn)
@@ -145,8 +172,9 @@ def _small(module: Any, layout: Layout) -> Any:
         "down_proj": (-1, _HIDDEN, _INTERMEDIATE),
         "gate_up_proj": (-1, 2 * _INTERMEDIATE, _HIDDEN),
     }
-    if layout is _in_one_matrix:
-        shapes = dict.fromkeys(("w1", "v1", "w2"), (module.num_experts * _INTERMEDIATE, _HIDDEN))
+    if layout in (_in_one_matrix, _without_gate):
+        count = module.mlp.w1.shape[0] // module.mlp.ffn_hidden_size
+        shapes = dict.fromkeys(("w1", "v1", "w2"), (count * _INTERMEDIATE, _HIDDEN)) | {"bias": (_HIDDEN,)}
     for part in small.modules():
         for name in _SIZES.keys() & vars(part).keys():
             setattr(part, name, _SIZES[name])
@@ -166,14 +194,16 @@ def _adapted(module: Any, layout: Layout) -> Any:
     return adapted
 
 
-def _difference(module: Any, adapted: Any) -> float:
+def _difference(module: Any, adapted: Any, layout: Layout) -> float:
     """The largest difference on drawn tokens, over the spread; every expert is chosen, and some tokens choose one
     twice."""
-    count = getattr(module, "total_experts", None) or module.num_experts
+    names = ("total_experts", "num_experts", "moe_num_experts")
+    count = next(getattr(module, name) for name in names if hasattr(module, name))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3 * count, _HIDDEN, generator=generator)
     ids = torch.stack([torch.arange(3 * count) % count, torch.randint(count, (3 * count,), generator=generator)], 1)
     shares = torch.rand(ids.shape, generator=generator)
     with torch.no_grad():
-        wanted, found = module(x, ids, shares), adapted(x, ids, shares)
+        given = (x[None], shares, shares, ids) if layout is _without_gate else (x, ids, shares)
+        wanted, found = module(*given), adapted(*given)
     return float((found - wanted).abs().max() / wanted.std())
