@@ -317,12 +317,17 @@ def names(hybrid: bool = False) -> list[str]:
     return sorted(_HYBRID) if hybrid else sorted({**_MOE, **_WITH_IMAGES, **dict.fromkeys(moe_configs())})
 
 
+def architecture(name: str) -> str:
+    """The class of a model, as its config names it."""
+    return {**_MOE, **_HYBRID, **_WITH_IMAGES}[name][1] if name not in IN_TESTS else IN_TESTS[name].architectures[0]
+
+
 def config(name: str) -> Any:
     """The tiny `PretrainedConfig` of a model; its `architectures` name the class."""
     import transformers
 
-    if name in moe_configs():
-        return moe_configs()[name]
+    if name in IN_TESTS:
+        return IN_TESTS[name]
     config_class, model_class, changes = {**_MOE, **_HYBRID, **_WITH_IMAGES}[name]
     kind = getattr(transformers, config_class)
     made = (
