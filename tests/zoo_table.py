@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from tests import whole_zoo, zoo
@@ -56,30 +57,30 @@ class Row:
     experts: tuple[int, int] = (0, 0)
     said: str = ""
 
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Row:
+        """A row as JSON holds it."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+
     def cells(self) -> tuple[str, ...]:
         """The cells of its row in the table."""
         if self.verdict != "right":
-            return self.architecture, "", "", "", f"{self.verdict}: {self.said.replace('|', '/')}"
+            return self.architecture, self.verdict, self.said
         reached = f"{self.experts[0]}/{self.experts[1]}" if self.experts[1] else "—"
-        return (
-            self.architecture,
-            ", ".join(self.states) or "none",
-            ", ".join(self.lowering) or "no mixture",
-            reached,
-            f"{self.error:.0e}",
-        )
+        states, forms = ", ".join(self.states) or "none", ", ".join(self.lowering) or "—"
+        return self.architecture, states, forms, reached, f"{self.error:.0e}"
 
 
 def measured(name: str, folder: Path) -> Row:
     """Compile a model of the zoo and try its engine; a refusal is a result."""
     import moec
 
-    model, architecture = saved(name, folder / "model")
+    model, architecture = whole_zoo.save(name, folder / "model"), whole_zoo.architecture(name)
     try:
         report = compiled(model, folder / "engine", UPCYCLE if name in zoo.dense_configs() else "")
     except moec.MoecError as error:
         verdict = "failed" if error.exit_code == 70 else "refused" if error.exit_code in (2, 3) else "wrong"
-        return Row(name, architecture, verdict, said=f"{error.code}, {error.what}, at {error.where}; {error.fix}")
+        return Row(name, architecture, verdict, said=f"{error.code}: {error.what}".replace(str(folder), ""))
     engine = moec.load(folder / "engine")
     tried, said = trials(folder / "model", engine)
     coverage = report.proof.coverage
@@ -107,13 +108,6 @@ def compiled(model: str, out: Path, pipeline: str) -> Any:
         return moec.compile(model, pipeline=pipeline, out=out, leave_out=[error.fix.rpartition(" ")[2]])
 
 
-def saved(name: str, folder: Path) -> tuple[str, str]:
-    """The model as a Hugging Face folder, and the class that its config names."""
-    known = name in zoo.dense_configs() or name in zoo.moe_configs()
-    (zoo.save if known else whole_zoo.save)(name, folder)
-    return str(folder), json.loads((folder / "config.json").read_text())["architectures"][0]
-
-
 def states_of(engine: Any) -> tuple[str, ...]:
     """The kinds of an engine's states, by the last part of their names."""
     kinds = dict.fromkeys(i.name.split(".")[-1] for i in engine.inputs if i.name.startswith("past_key_values."))
@@ -127,6 +121,8 @@ def trials(folder: Path, engine: Any) -> tuple[float, str]:
     token by token), and what the engine would not take."""
     import torch
 
+    import moec
+
     model, worst, said = eager(folder), 0.0, []
     generator = torch.Generator().manual_seed(SEED)
     for batch, length in SIZES:
@@ -134,7 +130,10 @@ def trials(folder: Path, engine: Any) -> tuple[float, str]:
         error = _beside(model, engine, inputs)
         worst, said = (max(worst, error), said) if isinstance(error, float) else (worst, [*said, error])
     if any(i.name.startswith("past_key_values.") for i in engine.inputs):
-        worst = max(worst, _token_by_token(model, engine, generator))
+        try:
+            worst = max(worst, _token_by_token(model, engine, generator))
+        except moec.MoecError as error:
+            said.append(f"{error.code} token by token: {error.what}")
     return worst, "; ".join(said)
 
 
@@ -210,34 +209,30 @@ def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
             last = (ended.stdout.strip().splitlines() or [""])[-1]
-            yield read(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr)
+            yield Row.of(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr)
         except subprocess.TimeoutExpired:
             yield _failed(name, f"no end after {limit_s} s")
 
 
-def read(plain: dict[str, Any]) -> Row:
-    """A row as JSON holds it."""
-    return Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
-
-
 def _failed(name: str, error: str) -> Row:
-    return Row(name, name, "failed", said=(error.strip().splitlines() or ["it ended without a word"])[-1][:300])
+    return Row(name, whole_zoo.architecture(name), "failed", said=(error.strip().splitlines() or ["it ended without a word"])[-1][:300])
 
 
 def table(found: Sequence[Row]) -> str:
-    """The table in Markdown: a part a group, counts, date and versions before."""
-    right = [row for row in found if row.verdict == "right"]
+    """The tables in Markdown, one a group, with date, versions and counts before, and moec's own words for every model
+    that is not right behind."""
+    right, others = ([r for r in found if (r.verdict == "right") is well] for well in (True, False))
     packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "onnxruntime"))
-    lines = [f"{len(right)} of {len(found)} are right. Measured on {datetime.date.today()} with {packages}."]
+    lines = [f"Measured on {datetime.date.today()} with {packages}: {len(right)} of {len(found)} models are right."]
     for title, names in GROUPS.items():
-        part = [row for row in found if row.name in names()]
+        part = [row for row in right if row.name in names()]
         if part:
-            lines += [
-                "",
-                f"| {title} | states | mixtures run as | experts reached | max \\|Δ\\|/std |",
-                "|---|" * 1 + "---|" * 4,
-            ]
+            lines += ["", f"| {title} | states | mixtures run as | experts reached | max \\|Δ\\|/std |", "|---" * 5 + "|"]
             lines += ["| " + " | ".join(row.cells()) + " |" for row in part]
+    if others:
+        lines += ["", "Not taken, in moec's own words:", ""]
+    for row in others:
+        lines += wrap(f"- {row.architecture} ({row.verdict}): {row.said}", 118, subsequent_indent="  ")
     return "\n".join(lines)
 
 
@@ -263,7 +258,7 @@ def main() -> None:
     everything = [name for names in GROUPS.values() for name in names()]
     known = {}
     if asked.json and asked.json.exists():
-        known = {r["name"]: read(r) for r in json.loads(asked.json.read_text())}
+        known = {r["name"]: Row.of(r) for r in json.loads(asked.json.read_text())}
     for row in rows(asked.only or everything):
         known[row.name] = row
         print(" | ".join(row.cells()), flush=True)

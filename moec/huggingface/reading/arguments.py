@@ -36,7 +36,8 @@ _KINDS = (
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
-    r"image|video|audio|pixel|grid|^mm_|visual|vision|patch|spatial|aspect|feature|frame|^token_type_ids$|^input_values"
+    r"image|video|audio|pixel|grid|(^|_)mm_|visual|vision|patch|spatial|aspect|feature|frame"
+    r"|^token_type_ids$|^input_values"
 )
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 

@@ -24,6 +24,7 @@ from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.reading.known_values import KnownValues
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
+from moec.huggingface.reading.masks import masks_by_broadcast
 from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
 from moec.huggingface.reading.processor import Prepared
 from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
@@ -276,7 +277,7 @@ def expose(model: Any, signature: Signature) -> None:
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
         with (
-            open_lengths(model), PlainViews(), PoolAtEnd() if pooled else nullcontext(),
+            open_lengths(model), PlainViews(), masks_by_broadcast(), PoolAtEnd() if pooled else nullcontext(),
             KnownValues() if known else nullcontext(),
         ):  # fmt: skip
             return forward(**{original[k]: v for k, v in given.items()})
