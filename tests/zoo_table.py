@@ -215,7 +215,12 @@ def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
 
 
 def _failed(name: str, error: str) -> Row:
-    return Row(name, whole_zoo.architecture(name), "failed", said=(error.strip().splitlines() or ["it ended without a word"])[-1][:300])
+    return Row(
+        name,
+        whole_zoo.architecture(name),
+        "failed",
+        said=(error.strip().splitlines() or ["it ended without a word"])[-1][:300],
+    )
 
 
 def table(found: Sequence[Row]) -> str:
@@ -227,7 +232,11 @@ def table(found: Sequence[Row]) -> str:
     for title, names in GROUPS.items():
         part = [row for row in right if row.name in names()]
         if part:
-            lines += ["", f"| {title} | states | mixtures run as | experts reached | max \\|Δ\\|/std |", "|---" * 5 + "|"]
+            lines += [
+                "",
+                f"| {title} | states | mixtures run as | experts reached | max \\|Δ\\|/std |",
+                "|---" * 5 + "|",
+            ]
             lines += ["| " + " | ".join(row.cells()) + " |" for row in part]
     if others:
         lines += ["", "Not taken, in moec's own words:", ""]

@@ -318,9 +318,9 @@ class HuggingFaceSource(Source):
             if better is None:
                 raise
             raise better from error
-        whole = not self.part and isinstance(self.origin, ModelFolder) and self.origin.adapter is None
-        if whole and not self.origin.quantized:
-            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
+        origin = None if self.part else self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, program)
         if self.part == DECODER:
             keep_to_states(program)
         keep_packed(program)

@@ -218,8 +218,8 @@ def _far_decided(trial: Trial, program: Program) -> Evidence:
     if not key_choices(program):
         return replace(found, compared=[*(None for _ in found.samples), *tokens])
     near = [look(program, sample, noise, causal) for sample in found.samples]
-    counts = [sum(getattr(part, name) for part, _ in near) for name in ("count", "total")]
-    decided = Decided("float32", noise, *counts, _lost(found.coverage, [load for _, load in near]), "keys")
+    count, total = (sum(getattr(part, name) for part, _ in near) for name in ("count", "total"))
+    decided = Decided("float32", noise, count, total, _lost(found.coverage, [load for _, load in near]), "keys")
     return replace(found, compared=[*(part for part, _ in near), *tokens], decided=decided)
 
 

@@ -109,7 +109,7 @@ def signature_of(
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
         if has_parts(model):
-            return _signature(whole_inputs(model))
+            return _of_parts(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
@@ -135,10 +135,10 @@ def _signature(found: Found, media: Found, made: Prepared | None, method: str = 
 
 def part_signature(model: Any, part: str) -> Signature:
     """The signature of the `encoder` or the `decoder` of a model on the meta device, see `part_inputs`."""
-    return _signature(part_inputs(model, part), part)
+    return _of_parts(part_inputs(model, part), part)
 
 
-def _signature(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
+def _of_parts(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
     return Signature(tuple(inputs), {spec.name: domain for spec, domain in inputs.items()}, part=part)
 
 
