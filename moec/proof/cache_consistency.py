@@ -175,7 +175,7 @@ def check_consistency(
             known[like] = _logits(yardstick, ids, mask, like)
         ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(sum(steps))
         got = _FEEDERS.get(name, _logits)(engine, ids, mask, steps)
-        found.append(Way(name, steps, _apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
+        found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
 
@@ -195,8 +195,8 @@ def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[
     return {**calls, WRITTEN: (steps[0], *[1] * single), **beside}
 
 
-def _apart(got: Tensor, want: Tensor) -> float:
-    """max |d|/std; 0 of nothing, infinite where anything is not finite."""
+def apart(got: Tensor, want: Tensor) -> float:
+    """max |d|/std of two tensors of one shape; 0 of nothing, infinite where anything is not finite."""
     error, spread = (got - want).abs(), float(want.std(correction=0)) or 1.0
     if not error.numel():
         return 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from moec.errors import MoecError
-from moec.huggingface.reading.functional_cache import functional_cache, own_cache
-from moec.huggingface.reading.state_kinds import Kind, states_of
+from moec.huggingface.reading.cache_class import cache_class
+from moec.huggingface.reading.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
+from moec.huggingface.reading.functional_cache import functional_cache, held_by, own_cache
+from moec.huggingface.reading.state_kinds import Kind, is_of_a_model, states_of, unknown_state
 from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, past_name, positions, present_name
 from moec.program.program import META, Input
+from moec.program.signature import PER
 
 _WAY_OUT = "compile its forward alone with --no-cache"
 _TOKENS = 3  # of the run that shows which states there are
@@ -47,7 +50,7 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
 
 
 def _filled_cache(model: Any) -> Any:
-    cache = _empty_cache(model.config)
+    cache = _empty_cache(model)
     ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
     try:
         with torch.no_grad(), _AllOnes():
@@ -61,12 +64,12 @@ def _filled_cache(model: Any) -> Any:
     return cache
 
 
-def _empty_cache(config: Any) -> Any:
+def _empty_cache(model: Any) -> Any:
     """transformers' own cache for a model, but that no window cuts it."""
     from transformers import cache_utils
 
-    cache = cache_utils.DynamicCache(config=config)
-    layers = [_whole(layer) for layer in cache.layers]
+    cache = cache_class(model)()
+    layers = [_whole(layer) for layer in cache_utils.DynamicCache(config=model.config).layers]
     # a model may have more layers than its config counts
     cache.layers, cache.layer_class_to_replicate = layers, cache_utils.DynamicLayer
     return cache
@@ -74,6 +77,9 @@ def _empty_cache(config: Any) -> Any:
 
 def _whole(layer: Any) -> Any:
     from transformers import cache_utils
+
+    if has_rows(layer):
+        return compressed_layer({})
 
     if type(layer) is cache_utils.DynamicSlidingWindowLayer:
         return cache_utils.DynamicLayer()  # type: ignore[no-untyped-call]
@@ -94,10 +100,11 @@ class _AllOnes(TorchFunctionMode):
 
 def _of_layer(name: str, number: int, layer: Any) -> list[Input]:
     """The states of one layer; none of one that shares another's."""
-    from transformers import cache_utils
-
-    if type(layer).__module__ != cache_utils.__name__:
-        what = f"{name} caches something else than moec knows, in a layer of its own ({type(layer).__name__})"
+    if has_rows(layer):
+        return _compressed(number, compressed_states(layer))
+    if is_of_a_model(layer) and unknown_state(layer):
+        own = f"{type(layer).__name__}.{unknown_state(layer)}"
+        what = f"{name} caches something else than moec knows, in a layer of its own ({own})"
         raise MoecError("M206", what, f"layer {number}", _WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
@@ -105,6 +112,17 @@ def _of_layer(name: str, number: int, layer: Any) -> list[Input]:
     return [
         Input(past_name(number, what), value.dtype, _dimensions(value, kind)) for what, (value, kind) in found.items()
     ]
+
+
+def _compressed(number: int, states: Mapping[str, Tensor]) -> list[Input]:
+    """The states of a layer that has a row for every few tokens."""
+    found = []
+    for what, value in states.items():
+        shape: list[int | str] = ["batch", *value.shape[1:]]
+        if rate := rate_of(what, states):
+            shape[2 if value.dim() == 4 else 1] = f"{PAST}{PER}{rate}" if rate > 1 else PAST
+        found.append(Input(past_name(number, what), value.dtype, tuple(shape)))
+    return found
 
 
 def _grows(value: Tensor, kind: Kind) -> bool:
@@ -123,17 +141,21 @@ def _ends(mask: Tensor, ids: Tensor) -> Tensor:
 
 
 def cached_call(
-    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False
+    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
     """A decoder's forward with flat tensors by name: `logits` and the states after the call.
 
     Positions follow from the mask, as in transformers' `generate`. A call that is `captured` has moec's own cache; else
     transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
+    `model`: see `functional_cache`.
     """
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
-        cache = functional_cache(past, _ends(attention_mask, input_ids)) if captured else own_cache(past, began)
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
         places = positions(attention_mask, input_ids.shape[1])
         output = forward(
             input_ids=input_ids,
@@ -145,8 +167,7 @@ def cached_call(
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)
-            held = states_of(cache.layers[number])
-            value = held[what][0] if what in held else past[spec.name]
+            value = held_by(cache.layers[number]).get(what, past[spec.name])
             present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.huggingface.reading.cache_class import cache_class
+from moec.huggingface.reading.compressed_states import compressed_states, filled_layer, has_rows
 from moec.huggingface.reading.convolutions import PARTS
-from moec.huggingface.reading.state_kinds import kind_of, put
+from moec.huggingface.reading.state_kinds import is_of_a_model, kind_of, put, states_of
 from moec.program.decoder_signature import layer_of
 
 
@@ -28,32 +30,44 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return dict(found)
 
 
-def functional_cache(tensors: Mapping[str, Tensor], ends: Tensor | None = None) -> Any:
-    """A `DynamicCache` that holds these states, by the names of a signature; keys and values at their full length:
-    windows are the mask's business.
+def functional_cache(tensors: Mapping[str, Tensor], model: Any = None, ends: Tensor | None = None) -> Any:
+    """A cache that holds these states, by the names of a signature; keys and values at their full length: windows are
+    the mask's business.
 
-    `ends` `[batch]` int64: how many of a call's tokens there are up to the last that is no padding, all by default. A
-    window goes on behind that one, so that padding between a prompt and what follows leaves no trace.
+    `model`: whose cache it is; it may be of a class of its own, or have layers of its own. `ends` `[batch]` int64: how
+    many of a call's tokens there are up to the last that is no padding, all by default. A window goes on behind that
+    one, so that padding between a prompt and what follows leaves no trace.
     """
-    found = _cache(by_layer(tensors), None)
+    found = _cache(by_layer(tensors), None, model)
     for layer in found.layers:
         layer.ends = ends
     return found
 
 
-def own_cache(tensors: Mapping[str, Tensor], began: bool) -> Any:
+def own_cache(tensors: Mapping[str, Tensor], began: bool, model: Any = None) -> Any:
     """The same with the layers that transformers itself has for states that do not grow: what an untouched model is run
     with. They hold nothing unless the text `began`."""
-    return _cache(by_layer(tensors), began)
+    return _cache(by_layer(tensors), began, model)
 
 
-def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None) -> Any:
+def held_by(layer: Any) -> dict[str, Tensor]:
+    """The states that a layer holds, by name within the layer."""
+    if has_rows(layer):
+        return compressed_states(layer)
+    return {what: value for what, (value, _) in states_of(layer).items()}
+
+
+def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, model: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
-    found = DynamicCache()
+    found = (DynamicCache if model is None else cache_class(model))()
+    templates = dict(enumerate(DynamicCache(config=model.config).layers if model is not None else ()))
     for number in range(max(layers) + 1):
-        states = layers.get(number, {})
-        layer = _layer(states)() if began is None or not _fixed(states) else _own_layer(states)
+        states, template = layers.get(number, {}), templates.get(number)
+        if has_rows(template):
+            found.layers.append(filled_layer(template, states, began is None))
+            continue
+        layer = _layer(states, template)() if began is None or not _fixed(states) else _own_layer(states)
         for what, value in states.items():
             if began is not False or not kind_of(what)[0].numbered:
                 _hold(layer, what, value if began is None else value.clone())
@@ -87,8 +101,11 @@ def _own_layer(states: Mapping[str, Tensor]) -> Any:
     return kind(number_of_states=_fixed(states))
 
 
-def _layer(states: Mapping[str, Tensor]) -> Any:
-    """A way to make a layer for these states."""
+def _layer(states: Mapping[str, Tensor], template: Any = None) -> Any:
+    """A way to make a layer for these states; one that a model has of its own, as `template` is, writes nothing in
+    place."""
+    if states and is_of_a_model(template):
+        return _with_keys(type(template))
     count = _fixed(states)
     if count:
         made = _with_states("key" in states)
@@ -99,10 +116,10 @@ def _layer(states: Mapping[str, Tensor]) -> Any:
 
 
 @cache
-def _with_keys() -> Any:
+def _with_keys(own: Any = None) -> Any:
     from transformers.cache_utils import DynamicLayer
 
-    class Keys(DynamicLayer):  # type: ignore[no-untyped-call]
+    class Keys(own or DynamicLayer):  # type: ignore[misc]
         def get_seq_length(self) -> int:
             return self.keys.shape[-2]  # type: ignore[union-attr, no-any-return]  # the original asks whether it is empty, which fixes the length
 
