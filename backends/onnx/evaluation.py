@@ -36,6 +36,7 @@ OPERATORS = {
     "Moe": torch.ops.moec.moe.default,
     "Attention": torch.ops.moec.attention.default,
     "LinearAttention": torch.ops.moec.linear_attention.default,
+    "SelectiveScan": torch.ops.moec.selective_scan.default,
     "CausalConv": torch.ops.moec.causal_conv.default,
     "Dequantize": torch.ops.moec.dequantize.default,
     "DequantizeFloat": torch.ops.moec.dequantize_float.default,

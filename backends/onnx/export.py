@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
 from moec.backends.onnx.shortened import shortened
+from moec.backends.onnx.size_arithmetic import name_fractions, size_translations
 from moec.backends.onnx.tensors import WeightTensor
-from moec.dialect import Activation, Routing, route_reference
+from moec.dialect import Activation, Capacity, Routing, route_reference
 from moec.errors import MoecError
 from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
@@ -49,7 +50,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
-    exported, own = settle(_trace(program, keeps)), translations()
+    exported, own = settle(_trace(program, keeps)), translations() | size_translations()
     with _quiet(), shapes_worked_out(), shortened(exported, opset, own):
         try:
             onnx_program = torch.onnx.export(
@@ -66,6 +67,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
             ) from error
     assert onnx_program is not None
     model = onnx_program.model
+    name_fractions(model.graph)
     _bind_weights(model.graph, program)
     _name_dimensions(model.graph, program)
     return model
@@ -98,9 +100,11 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
         node.target = repeat_each
 
 
-def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
+def route_plainly(
+    logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, **rule: Any
+) -> tuple[Tensor, Tensor]:
     """`moec::route` as plain ATen when traced."""
-    return route_reference(logits, bias, Routing.of(rule))
+    return route_reference(logits, bias, Routing.of(rule), Capacity.of(capacity, counted, rule))
 
 
 def route_then_experts(

@@ -31,6 +31,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     _register("Moe", torch.ops.moec.moe.default)
     _register("Attention", torch.ops.moec.attention.default)
     _register("LinearAttention", torch.ops.moec.linear_attention.default, _WIDE)
+    _register("SelectiveScan", torch.ops.moec.selective_scan.default, {"state": "W"})
     _register("CausalConv", torch.ops.moec.causal_conv.default)
     _register("Dequantize", torch.ops.moec.dequantize.default)
     _register("DequantizeFloat", torch.ops.moec.dequantize_float.default, {"scale": "S"})
@@ -60,6 +61,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
         attributes = _attributes(torch.ops.moec.linear_attention.default, rule)
         return opset.LinearAttention(query, key, value, state, decay, rate, **attributes)
 
+    def emit_selective_scan(x, delta, a, b, c, state):  # type: ignore[no-untyped-def]
+        return opset.SelectiveScan(x, delta, a, b, c, state)
+
     def emit_causal_conv(x, window, weight, bias=None, **rule):  # type: ignore[no-untyped-def]
         return opset.CausalConv(x, window, weight, bias, **_attributes(torch.ops.moec.causal_conv.default, rule))
 
@@ -75,6 +79,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         ops.moe.default: emit_moe,
         ops.attention.default: emit_attention,
         ops.linear_attention.default: emit_linear_attention,
+        ops.selective_scan.default: emit_selective_scan,
         ops.causal_conv.default: emit_causal_conv,
         ops.dequantize.default: emit_dequantize,
         ops.dequantize_float.default: emit_dequantize_float,

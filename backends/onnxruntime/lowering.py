@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from moec.backends.onnx.causal_conv import lower_causal_convs
 from moec.backends.onnx.evaluation import stages_of
+from moec.backends.onnx.selective_scan import lower_selective_scans
 from moec.backends.onnx.sessions import Providers
 from moec.backends.onnx.shown import write_tf32
 from moec.backends.onnx.steps import Step, apply_steps
@@ -38,6 +39,7 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
     return [
         Step("lower-attention", lower_attention, provider, windows, facts="attention"),
         Step("lower-linear-attention", lower_linear_attention, facts="linear_attention"),
+        Step("lower-selective-scans", lower_selective_scans, facts="selective_scans"),
         Step("lower-convolutions", lower_causal_convs, facts="convolutions"),
         Step("lower-experts", lower_experts, optimize_for, provider, rounded, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),

@@ -20,6 +20,7 @@ OPERATORS = (
     "moe",
     "attention",
     "linear_attention",
+    "selective_scan",
     "causal_conv",
     "dequantize",
     "dequantize_float",

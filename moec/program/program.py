@@ -18,6 +18,7 @@ from moec.program.attributes import attach as attach
 from moec.program.attributes import detach
 from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.decoder_signature import complete
+from moec.program.dialect_call import ROUTE, RouteCall
 from moec.program.original import Original
 from moec.program.signature import PER
 from moec.program.signature import PLUS as PLUS
@@ -99,8 +100,10 @@ class Program:
 
     @property
     def by_call(self) -> bool:
-        """Whether what it says of a token depends on what else comes in the same call, as a pass declared."""
-        return any(step.by_call for step in self.history)
+        """Whether what it says of a token depends on what else comes in the same call: a pass declared it, or experts
+        have a capacity, over which tokens are dropped."""
+        dropping = (RouteCall(node).capacity is not None for node in self.nodes(ROUTE))
+        return any(step.by_call for step in self.history) or any(dropping)
 
     def output_signature(self) -> tuple[Input, ...]:
         """Names, dtypes and shapes of the outputs; dynamic dimensions have the inputs' names, or are sums of them."""

@@ -81,6 +81,9 @@ def _work(node: fx.Node) -> Iterator[tuple[float, Shape]]:
         yield 2.0, (*_shape(node), *shapes[1][1:])
     elif node.target is torch.ops.moec.causal_conv.default:
         yield 2.0, (*_shape(node), shapes[2][1])
+    elif node.target is torch.ops.moec.linear_attention.default:
+        key, value = shapes[1], shapes[2]
+        yield 8.0, (*value, key[3])  # decay, look-up, writing and reading of the memory
     else:
         yield from _routed_work(node)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Routing
-from moec.execution.choices import choice, logits_of
+from moec.dialect import Capacity, Routing
+from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.trace import trace
 from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
@@ -190,7 +190,7 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
-            record.undecided += undecided(*routing)
+            record.undecided += undecided(*routing, room_of(node, args, kwargs))
             near, texts = nearness(*routing), len(compared.texts)
             if len(near) % texts == 0:
                 seen = near.masked_fill(~compared.rows(len(near))[:, None], -torch.inf)
@@ -217,10 +217,10 @@ def _routed_by(node: fx.Node) -> list[str]:
     return [user.name for part in node.users for user in part.users if user.target is EXPERTS]
 
 
-def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
+def undecided(logits: Tensor, bias: Tensor | None, rule: Routing, room: Capacity | None = None) -> int:
     """How many tokens choose other experts when their logits change by what rounding in float32 may change them, in the
     worst direction."""
-    return int(hanging(logits, bias, rule, NOISE[torch.float32]).sum())
+    return int(hanging(logits, bias, rule, NOISE[torch.float32], room).sum())
 
 
 def strong(weights: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Routing, route_reference
+from moec.dialect import Capacity, Routing, route_reference
+from moec.dialect.capacity import places_of
 from moec.errors import MoecError
-from moec.execution.choices import choice, logits_of
+from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
 from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, in_rows, is_past, is_present
@@ -60,17 +61,28 @@ def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
     return precision in (torch.float16, torch.bfloat16)
 
 
-def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float) -> Tensor:
+def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float, room: Capacity | None = None) -> Tensor:
     """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction:
-    bool `[...]`.
+    bool `[...]`. With a capacity also those that may be dropped, or kept, when others choose otherwise.
 
     Args:
         logits: `[..., E]`. bias: `[E]` or None, for the selection. rule: how experts are chosen.
+        room: how many choices each takes.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = _choice_mask(logits, bias, rule)
     step = noise * logits.abs().amax(-1, keepdim=True)
-    return (_choice_mask(torch.where(chosen, logits - step, logits + step), bias, rule) != chosen).any(-1)
+    found = (_choice_mask(torch.where(chosen, logits - step, logits + step), bias, rule) != chosen).any(-1)
+    return found if room is None else found | _pushed(found, route_reference(logits, bias, rule)[1], logits, room)
+
+
+def _pushed(found: Tensor, ids: Tensor, logits: Tensor, room: Capacity) -> Tensor:
+    """Which tokens stand so near to the end of an expert's capacity that these, choosing otherwise, decide of them."""
+    if ids.dim() == 1:
+        return torch.zeros_like(found)
+    away = places_of(ids, logits.shape[-1], room.counted, room.order) - room.limit  # from 1 on a choice is dropped
+    count = found.sum(-1)[..., None, None]  # each moves a place by one at most
+    return ((away > -count) & (away <= count)).any(-1)
 
 
 def _choice_mask(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
@@ -192,7 +204,7 @@ def look(
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
-            routed.append((node, hanging(*routing, noise).flatten()))
+            routed.append((node, hanging(*routing, noise, room_of(node, args, kwargs)).flatten()))
         if (keys := hanging_choice(node, args, noise)) is not None:
             routed.append((node, keys.flatten()))
         if node.target in (EXPERTS, MOE):

@@ -38,6 +38,7 @@ _FORMS = {
     "blocks": "How each block runs",
     "attention": "How attention runs",
     "linear_attention": "How linear attention runs",
+    "selective_scans": "How selective scans run",
     "convolutions": "How short convolutions run",
     "packed": "Packed weights",
     "kernels": "Kernels of moec's own",

@@ -15,6 +15,7 @@ from moec.dialect.described import describe
         ("experts", ["w_in", "[E, F*I, H]", "silu"]),
         ("moe", ["router_weight", "[E, H]", "top_groups", "score_before"]),
         ("attention", ["query"]),
+        ("selective_scan", ["delta", "[D, N]"]),
         ("linear_attention", ["rate", "[B, S, H, D]", "epsilon"]),
         ("causal_conv", ["window", "[B, C, W]", "silu"]),
         ("dequantize", ["packed", "uint8"]),

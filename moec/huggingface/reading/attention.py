@@ -47,7 +47,7 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor:
 
     allows, padding = kwargs.get("mask_function"), kwargs.get("attention_mask")
     causal = _is_causal(allows)
-    if allows is not None and padding is not None and kwargs.get("local_size") is not None:
+    if causal and allows is not None and padding is not None and kwargs.get("local_size") is not None:
         kwargs["mask_function"] = _among_tokens(allows, padding)
     seen = _seen(padding, **kwargs)
     if seen is not None:

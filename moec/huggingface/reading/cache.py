@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from moec.errors import MoecError
+from moec.huggingface.reading.cache_class import cache_class
 from moec.huggingface.reading.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
 from moec.huggingface.reading.functional_cache import functional_cache, held_by, own_cache
 from moec.huggingface.reading.state_kinds import Kind, is_of_a_model, states_of, unknown_state
@@ -49,7 +50,7 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
 
 
 def _filled_cache(model: Any) -> Any:
-    cache = _empty_cache(model.config)
+    cache = _empty_cache(model)
     ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
     try:
         with torch.no_grad(), _AllOnes():
@@ -63,12 +64,12 @@ def _filled_cache(model: Any) -> Any:
     return cache
 
 
-def _empty_cache(config: Any) -> Any:
+def _empty_cache(model: Any) -> Any:
     """transformers' own cache for a model, but that no window cuts it."""
     from transformers import cache_utils
 
-    cache = cache_utils.DynamicCache(config=config)
-    layers = [_whole(layer) for layer in cache.layers]
+    cache = cache_class(model)()
+    layers = [_whole(layer) for layer in cache_utils.DynamicCache(config=model.config).layers]
     # a model may have more layers than its config counts
     cache.layers, cache.layer_class_to_replicate = layers, cache_utils.DynamicLayer
     return cache
@@ -134,18 +135,28 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
+def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
+    length = ids.shape[1]
+    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
+
+
 def cached_call(
-    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, config: Any = None
+    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
     """A decoder's forward with flat tensors by name: `logits` and the states after the call.
 
     Positions follow from the mask, as in transformers' `generate`. A call that is `captured` has moec's own cache; else
     transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
+    `model`: see `functional_cache`.
     """
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
-        cache = functional_cache(past, config) if captured else own_cache(past, began, config)
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
         places = positions(attention_mask, input_ids.shape[1])
         output = forward(
             input_ids=input_ids,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.huggingface.reading.cache_class import cache_class
 from moec.huggingface.reading.compressed_states import compressed_states, filled_layer, has_rows
 from moec.huggingface.reading.convolutions import PARTS
 from moec.huggingface.reading.state_kinds import is_of_a_model, kind_of, put, states_of
@@ -29,16 +30,24 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return dict(found)
 
 
-def functional_cache(tensors: Mapping[str, Tensor], config: Any = None) -> Any:
-    """A `DynamicCache` that holds these states, by the names of a signature; keys and values at their full length:
-    windows are the mask's business. `config`: of the model, which may have layers of its own for its cache."""
-    return _cache(by_layer(tensors), None, config)
+def functional_cache(tensors: Mapping[str, Tensor], model: Any = None, ends: Tensor | None = None) -> Any:
+    """A cache that holds these states, by the names of a signature; keys and values at their full length: windows are
+    the mask's business.
+
+    `model`: whose cache it is; it may be of a class of its own, or have layers of its own. `ends` `[batch]` int64: how
+    many of a call's tokens there are up to the last that is no padding, all by default. A window goes on behind that
+    one, so that padding between a prompt and what follows leaves no trace.
+    """
+    found = _cache(by_layer(tensors), None, model)
+    for layer in found.layers:
+        layer.ends = ends
+    return found
 
 
-def own_cache(tensors: Mapping[str, Tensor], began: bool, config: Any = None) -> Any:
+def own_cache(tensors: Mapping[str, Tensor], began: bool, model: Any = None) -> Any:
     """The same with the layers that transformers itself has for states that do not grow: what an untouched model is run
     with. They hold nothing unless the text `began`."""
-    return _cache(by_layer(tensors), began, config)
+    return _cache(by_layer(tensors), began, model)
 
 
 def held_by(layer: Any) -> dict[str, Tensor]:
@@ -48,11 +57,11 @@ def held_by(layer: Any) -> dict[str, Tensor]:
     return {what: value for what, (value, _) in states_of(layer).items()}
 
 
-def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, config: Any) -> Any:
+def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, model: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
-    found = DynamicCache()
-    templates = dict(enumerate(DynamicCache(config=config).layers if config is not None else ()))
+    found = (DynamicCache if model is None else cache_class(model))()
+    templates = dict(enumerate(DynamicCache(config=model.config).layers if model is not None else ()))
     for number in range(max(layers) + 1):
         states, template = layers.get(number, {}), templates.get(number)
         if has_rows(template):
@@ -135,17 +144,27 @@ def _without_any() -> Any:
     return getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
 
 
+def _behind(whole: Tensor, width: int, ends: Tensor | None) -> Tensor:
+    """The last `width` columns of `[batch, channels, width + sequence]`, or those before each text's end."""
+    if ends is None:
+        return whole[..., -width:]
+    columns = ends[:, None, None] + torch.arange(width, device=whole.device)
+    return whole.gather(2, columns.expand(-1, whole.shape[1], -1))
+
+
 @cache
 def _with_states(and_keys: bool) -> Any:
     """A layer of states whose shape stays, with keys and values beside them or not."""
     from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
     class States(LinearAttentionLayer):  # type: ignore[no-untyped-call]
+        ends: Tensor | None = None
+
         def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
             """What a convolution reads, `[batch, channels, kernel + sequence]`; its end is kept."""
             kept = self.conv_states[state_idx]
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
-            self.conv_states[state_idx] = whole[..., -kept.shape[-1] :]
+            self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))
             return whole
 
