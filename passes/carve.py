@@ -131,7 +131,7 @@ class Carve(Pass):
 
     def _is_alone(self, ffn: Ffn, ffns: Sequence[Ffn], context: Context) -> bool:
         """Whether a network can be cut by itself; raises M203 for a width that does not divide."""
-        if sum(f.path == ffn.path and f.w_out.origin == ffn.w_out.origin for f in ffns) > 1:
+        if sum((f.w_in.origin, f.w_out.origin) == (ffn.w_in.origin, ffn.w_out.origin) for f in ffns) > 1:
             context.miss(ffn.output, "its weights are used in several places")
             return False
         if ffn.intermediate % self.experts:
@@ -192,7 +192,9 @@ class _Place:
         if self.item.needs_calibration() and len(x) < _TOKENS_AN_EXPERT * self.item.experts:
             what = f"the calibration text has {len(x)} tokens, too few for {self.item.experts} experts"
             least = _TOKENS_AN_EXPERT * self.item.experts
-            raise MoecError("M203", what, self.ffn.path, f"give one of {least} tokens or more, or ask for fewer experts")
+            raise MoecError(
+                "M203", what, self.ffn.path, f"give one of {least} tokens or more, or ask for fewer experts"
+            )
         self.carved = Cut(_dense(self.ffn), x, self.item.carving(self.active, self.seed)).at(self.active)
         made = carved_weights(self.ffn, self.carved, f"{self.item}, seed {self.seed}")
         for name, value in made.items():
@@ -228,7 +230,6 @@ def _look(program: Program, batches: list[dict[str, Tensor]], ffns: list[Ffn], m
     """Run the text through the dense program; `measure` is given each network, what arrives there, and how large what
     it is added to is (its own output, where it is added to nothing)."""
     ends = {_added(ffn): ffn for ffn in ffns}
-    starts = {ffn.output: ffn for ffn in ffns}
     arriving: dict[fx.Node, Tensor] = {}
     entering = {node: ffn for ffn in ffns for node in ffn.nodes if ffn.x in node.all_input_nodes}
 
@@ -243,7 +244,6 @@ def _look(program: Program, batches: list[dict[str, Tensor]], ffns: list[Ffn], m
             with torch.inference_mode(False):
                 measure(end, arriving.pop(end.output).clone(), size)
 
-    assert len(starts) == len(ffns)
     run_in_lockstep(program, batches, visit)
 
 

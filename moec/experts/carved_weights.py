@@ -57,9 +57,7 @@ def carved_weights(ffn: Ffn, carved: Carved, how: str) -> dict[str, Weight]:
 
 def _columns(matrix: Weight, order: list[int], count: int) -> Weight:
     """`[H, I]` as `[E, H, I/E]`, columns in this order."""
-    taken = weights.rowwise(
-        f"columns{order}", lambda t: t[:, order].unflatten(1, (count, -1)).contiguous(), matrix
-    )
+    taken = weights.rowwise(f"columns{order}", lambda t: t[:, order].unflatten(1, (count, -1)).contiguous(), matrix)
     return weights.transpose(taken, 0, 1)
 
 

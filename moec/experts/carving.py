@@ -224,8 +224,6 @@ def allocate(curves: Sequence[Tensor], least: int, active: float) -> list[int]:
     counts = [len(c) for c in curves]
     spare = sum(counts) - max(round(active * sum(counts)), least * len(counts))
     for _ in range(spare):
-        costs = [
-            float(c[n - 2] - c[n - 1]) if n > least else float("inf") for c, n in zip(curves, counts, strict=True)
-        ]
+        costs = [float(c[n - 2] - c[n - 1]) if n > least else float("inf") for c, n in zip(curves, counts, strict=True)]
         counts[costs.index(min(costs))] -= 1
     return counts
