@@ -84,8 +84,8 @@ class Carve(Pass):
         return tuple(replace(self, active=s if self._is_share() else round(s * self.experts)) for s in steps)
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of networks that were cut. Raises M203 on settings that fit no network, and for a text that
-        is too short."""
+        """Returns the number of networks that were cut. Raises M203 on settings that fit no network, and for a text
+        that is too short."""
         self._check()
         ffns, misses = find_ffns(program)
         for miss in misses:

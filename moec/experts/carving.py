@@ -71,8 +71,8 @@ class Errors:
     """What is lost on tokens that nothing was fitted to: mean squared, in units of the output's mean square.
 
     Attributes:
-        carved: of the carved network. static: of as many neurons, the same for every token, with the others' means. oracle:
-            of the same experts, chosen by what they really add.
+        carved: of the carved network. static: of as many neurons, the same for every token, with the others' means.
+            oracle: of the same experts, chosen by what they really add.
         uneven: the busiest routed expert's tokens over the mean's.
     """
 
