@@ -172,19 +172,21 @@ class _Place:
         self.names = {name: program.add_weight(f"{ffn.path}.{name}", w) for name, w in forms.items()}
         rule = Routing(self.active, score="identity", combine="ones")
         with program.graph.inserting_before(ffn.output):
-            weight = lambda name: program.read_weight(self.names[name])  # noqa: E731
             rows = ffn.x if value_of(ffn.x).dtype == torch.float32 else call(aten.to.dtype, ffn.x, torch.float32)
-            self.scored = call(aten.linear.default, rows, weight("router.weight"), weight("router.bias"))
+            self.scored = call(aten.linear.default, rows, self._read("router.weight"), self._read("router.bias"))
             chosen = call(ops.route.default, self.scored, None, **rule.arguments())
             parts = call(operator.getitem, chosen, 0), call(operator.getitem, chosen, 1)
-            w_in, w_out = weight("experts.w_in"), weight("experts.w_out")
-            b_in = weight("experts.b_in") if "experts.b_in" in self.names else None
-            b_out, constant = weight("experts.b_out"), weight("experts.constant")
+            w_in, w_out = self._read("experts.w_in"), self._read("experts.w_out")
+            b_in = self._read("experts.b_in") if "experts.b_in" in self.names else None
+            b_out, constant = self._read("experts.b_out"), self._read("experts.constant")
             y = call(
                 ops.experts.default, ffn.x, parts[1], parts[0], w_in, w_out, b_in, b_out, **ffn.activation.arguments()
             )
             y = call(aten.add.Tensor, y, constant)
         ffn.output.replace_all_uses_with(y)
+
+    def _read(self, name: str) -> fx.Node:
+        return self.program.read_weight(self.names[name])
 
     def fit(self, arriving: list[Tensor]) -> None:
         """Cut the network by what arrives there, and put its weights in place."""

@@ -90,7 +90,7 @@ def _by_regret(cost: Tensor, size: int) -> Tensor:
         left = cost[free].masked_fill(room <= 0, float("inf"))
         best = left.topk(min(2, count), dim=1, largest=False)
         regret = best.values[:, -1] - best.values[:, 0]
-        for column in best.indices[:, 0].unique().tolist():
+        for column in range(count):
             asking = (best.indices[:, 0] == column).nonzero()[:, 0]
             taken = asking[regret[asking].argsort(descending=True, stable=True)[: int(room[column])]]
             assigned[free[taken]] = column
