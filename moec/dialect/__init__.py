@@ -9,6 +9,7 @@ PyTorch as it is. Importing this package registers them.
 from moec.dialect import cuda as _cuda  # noqa: F401
 from moec.dialect.activation import ACTIVATIONS, Activation
 from moec.dialect.attention import attention, attention_reference
+from moec.dialect.capacity import Capacity
 from moec.dialect.causal_conv import causal_conv, causal_conv_reference
 from moec.dialect.dequantize import dequantize, pack
 from moec.dialect.dequantize_float import dequantize_float
@@ -21,6 +22,7 @@ from moec.dialect.selective_scan import selective_scan, selective_scan_reference
 __all__ = [
     "ACTIVATIONS",
     "Activation",
+    "Capacity",
     "Routing",
     "attention",
     "attention_reference",

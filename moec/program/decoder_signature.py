@@ -140,8 +140,24 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> T
     mask, length = sample[MASK].bool(), sample[IDS].shape[1]
     if is_present(name):
         axis = grown_axis(value, sample, name)
-        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[mask]
+        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, value.shape[axis])]
     return value[mask[:, -length:]] if value.dim() > 1 and value.shape[1] == length else value
+
+
+def in_rows(tokens: Tensor, rows: int) -> Tensor:
+    """Which of a growing state's rows are made of these tokens alone, bool `[batch, rows]`.
+
+    Args:
+        tokens: `[batch, past_sequence + sequence]`, bool.
+        rows: as many, or fewer: then each stands for as many tokens, and mixes in those of the row before.
+    """
+    if rows == tokens.shape[1]:
+        return tokens
+    rate = tokens.shape[1] // max(rows, 1)
+    while rate > 1 and tokens.shape[1] // rate != rows:
+        rate -= 1
+    whole = tokens[:, : rows * rate].view(len(tokens), rows, rate).all(-1)
+    return whole & torch.cat([torch.ones_like(whole[:, :1]), whole[:, :-1]], 1)
 
 
 def grown_axis(value: Tensor, sample: Mapping[str, Tensor], name: str) -> int | None:

@@ -158,7 +158,8 @@ class _Run(fx.Interpreter):
         return leaf
 
     def _record(self, matrix: Matrix, leaf: Tensor) -> None:
-        assert leaf.grad is not None
+        if leaf.grad is None:  # reached through operators of which none has a derivative
+            return
         size = float(leaf.detach().double().square().mean().sqrt()) or leaf.shape[-1] ** -0.5
         rows = leaf.grad.flatten(1) if matrix.parts else leaf.grad.reshape(1, -1)
         for k, norm in enumerate(rows.norm(dim=1).tolist()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,13 @@ from torch.overrides import TorchFunctionMode
 
 from moec.errors import MoecError
 from moec.huggingface.reading.cache_class import cache_class
-from moec.huggingface.reading.functional_cache import functional_cache, own_cache
+from moec.huggingface.reading.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
+from moec.huggingface.reading.functional_cache import functional_cache, held_by, own_cache
 from moec.huggingface.reading.scans import scans_of
-from moec.huggingface.reading.state_kinds import Kind, states_of
+from moec.huggingface.reading.state_kinds import Kind, is_of_a_model, states_of, unknown_state
 from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, past_name, positions, present_name
 from moec.program.program import META, Input
+from moec.program.signature import PER
 
 _WAY_OUT = "compile its forward alone with --no-cache"
 _CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
@@ -41,8 +43,8 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
         MoecError: M206 when a layer of its cache holds anything but the kinds of `state_kinds`.
     """
     name = type(model).__name__
-    cache = _filled_cache(model)
-    found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer)]
+    cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
+    found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
     if not found:
         raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
     return tuple(found)
@@ -78,6 +80,9 @@ def _empty_cache(model: Any) -> Any:
 def _whole(layer: Any) -> Any:
     from transformers import cache_utils
 
+    if has_rows(layer):
+        return compressed_layer({})
+
     if type(layer) is cache_utils.DynamicSlidingWindowLayer:
         return cache_utils.DynamicLayer()  # type: ignore[no-untyped-call]
     windowed = getattr(cache_utils, "LinearAttentionAndSlidingWindowAttentionLayer", None)
@@ -95,12 +100,14 @@ class _AllOnes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _of_layer(name: str, number: int, layer: Any) -> list[Input]:
-    """The states of one layer; none of one that shares another's."""
-    from transformers import cache_utils
-
-    if type(layer).__module__ != cache_utils.__name__:
-        what = f"{name} caches something else than moec knows, in a layer of its own ({type(layer).__name__})"
+def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]:
+    """The states of one layer; none of one that shares another's. `own`: the kinds that its cache has at first."""
+    if has_rows(layer):
+        return _compressed(number, compressed_states(layer))
+    unknown = unknown_state(layer)
+    if is_of_a_model(layer) and (unknown or type(layer) not in own):
+        kind = ".".join(filter(None, (type(layer).__name__, unknown)))
+        what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
         raise MoecError("M206", what, f"layer {number}", _WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
@@ -108,6 +115,17 @@ def _of_layer(name: str, number: int, layer: Any) -> list[Input]:
     return [
         Input(past_name(number, what), value.dtype, _dimensions(value, kind)) for what, (value, kind) in found.items()
     ]
+
+
+def _compressed(number: int, states: Mapping[str, Tensor]) -> list[Input]:
+    """The states of a layer that has a row for every few tokens."""
+    found = []
+    for what, value in states.items():
+        shape: list[int | str] = ["batch", *value.shape[1:]]
+        if rate := rate_of(what, states):
+            shape[2 if value.dim() == 4 else 1] = f"{PAST}{PER}{rate}" if rate > 1 else PAST
+        found.append(Input(past_name(number, what), value.dtype, tuple(shape)))
+    return found
 
 
 def _grows(value: Tensor, kind: Kind) -> bool:
@@ -119,21 +137,29 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
+def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
+    length = ids.shape[1]
+    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
+
+
 def cached_call(
-    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, kind: Any = None
+    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
     """A decoder's forward with flat tensors by name: `logits` and the states after the call.
 
     Positions follow from the mask, as in transformers' `generate`. A call that is `captured` has moec's own cache; else
     transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
-    `kind`: see `cache_class`.
+    `model`: see `functional_cache`.
     """
-
     of_states = _CACHE not in inspect.signature(forward).parameters
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
-        cache = functional_cache(past, kind) if captured else own_cache(past, began, kind)
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
             more = {MASK: attention_mask[:, -input_ids.shape[1] :], _STATES: cache}
         else:
@@ -143,8 +169,7 @@ def cached_call(
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)
-            held = states_of(cache.layers[number])
-            value = held[what][0] if what in held else past[spec.name]
+            value = held_by(cache.layers[number]).get(what, past[spec.name])
             present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.huggingface.reading.cache_class import cache_class
+from moec.huggingface.reading.compressed_states import compressed_states, filled_layer, has_rows
 from moec.huggingface.reading.convolutions import PARTS
-from moec.huggingface.reading.state_kinds import kind_of, put
+from moec.huggingface.reading.state_kinds import is_of_a_model, kind_of, put, states_of
 from moec.program.decoder_signature import layer_of
 
 
@@ -28,25 +30,44 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return dict(found)
 
 
-def functional_cache(tensors: Mapping[str, Tensor], kind: Any = None) -> Any:
+def functional_cache(tensors: Mapping[str, Tensor], model: Any = None, ends: Tensor | None = None) -> Any:
     """A cache that holds these states, by the names of a signature; keys and values at their full length: windows are
-    the mask's business. `kind`: its class, `DynamicCache` by default."""
-    return _cache(by_layer(tensors), None, kind)
+    the mask's business.
+
+    `model`: whose cache it is; it may be of a class of its own, or have layers of its own. `ends` `[batch]` int64: how
+    many of a call's tokens there are up to the last that is no padding, all by default. A window goes on behind that
+    one, so that padding between a prompt and what follows leaves no trace.
+    """
+    found = _cache(by_layer(tensors), None, model)
+    for layer in found.layers:
+        layer.ends = ends
+    return found
 
 
-def own_cache(tensors: Mapping[str, Tensor], began: bool, kind: Any = None) -> Any:
+def own_cache(tensors: Mapping[str, Tensor], began: bool, model: Any = None) -> Any:
     """The same with the layers that transformers itself has for states that do not grow: what an untouched model is run
     with. They hold nothing unless the text `began`."""
-    return _cache(by_layer(tensors), began, kind)
+    return _cache(by_layer(tensors), began, model)
 
 
-def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, kind: Any) -> Any:
+def held_by(layer: Any) -> dict[str, Tensor]:
+    """The states that a layer holds, by name within the layer."""
+    if has_rows(layer):
+        return compressed_states(layer)
+    return {what: value for what, (value, _) in states_of(layer).items()}
+
+
+def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, model: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
-    found = (kind or DynamicCache)()
+    found = (DynamicCache if model is None else cache_class(model))()
+    templates = dict(enumerate(DynamicCache(config=model.config).layers if model is not None else ()))
     for number in range(max(layers) + 1):
-        states = layers.get(number, {})
-        layer = _layer(states)() if began is None or not _fixed(states) else _own_layer(states)
+        states, template = layers.get(number, {}), templates.get(number)
+        if has_rows(template):
+            found.layers.append(filled_layer(template, states, began is None))
+            continue
+        layer = _layer(states, template)() if began is None or not _fixed(states) else _own_layer(states)
         for what, value in states.items():
             if began is not False or not kind_of(what)[0].numbered:
                 _hold(layer, what, value if began is None else value.clone())
@@ -80,8 +101,11 @@ def _own_layer(states: Mapping[str, Tensor]) -> Any:
     return kind(number_of_states=_fixed(states))
 
 
-def _layer(states: Mapping[str, Tensor]) -> Any:
-    """A way to make a layer for these states."""
+def _layer(states: Mapping[str, Tensor], template: Any = None) -> Any:
+    """A way to make a layer for these states; one that a model has of its own, as `template` is, writes nothing in
+    place."""
+    if states and is_of_a_model(template):
+        return _with_keys(type(template))
     count = _fixed(states)
     if count:
         made = _with_states("key" in states)
@@ -92,10 +116,10 @@ def _layer(states: Mapping[str, Tensor]) -> Any:
 
 
 @cache
-def _with_keys() -> Any:
+def _with_keys(own: Any = None) -> Any:
     from transformers.cache_utils import DynamicLayer
 
-    class Keys(DynamicLayer):  # type: ignore[no-untyped-call]
+    class Keys(own or DynamicLayer):  # type: ignore[misc]
         def get_seq_length(self) -> int:
             return self.keys.shape[-2]  # type: ignore[union-attr, no-any-return]  # the original asks whether it is empty, which fixes the length
 
@@ -106,7 +130,7 @@ def _with_keys() -> Any:
 def _with_index() -> Any:
     from transformers.cache_utils import DynamicIndexedLayer
 
-    class Indexed(_with_keys(), DynamicIndexedLayer):  # type: ignore[misc]
+    class Indexed(_with_keys(), DynamicIndexedLayer):  # type: ignore[misc, no-untyped-call]
         pass
 
     return Indexed
@@ -120,17 +144,29 @@ def _without_any() -> Any:
     return getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
 
 
+def _behind(whole: Tensor, width: int, ends: Tensor | None) -> Tensor:
+    """The last `width` columns of `[batch, channels, width + sequence]`, or those before each text's end."""
+    if ends is None:
+        return whole[..., -width:]
+    columns = ends[:, None, None] + torch.arange(width, device=whole.device)
+    return whole.gather(2, columns.expand(-1, whole.shape[1], -1))
+
+
 @cache
 def _with_states(and_keys: bool) -> Any:
     """A layer of states whose shape stays, with keys and values beside them or not."""
     from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
     class States(LinearAttentionLayer):  # type: ignore[no-untyped-call]
-        def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+        ends: Tensor | None = None
+
+        def update_conv_state(  # type: ignore[override]  # the kernel's size is the window's
+            self, conv_states: Tensor, state_idx: int = 0, **_: Any
+        ) -> Tensor:
             """What a convolution reads, `[batch, channels, kernel + sequence]`; its end is kept."""
-            kept = self.conv_states[state_idx]
+            kept: Any = self.conv_states[state_idx]
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
-            self.conv_states[state_idx] = whole[..., -kept.shape[-1] :]
+            self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))
             return whole
 
@@ -138,8 +174,8 @@ def _with_states(and_keys: bool) -> Any:
             self.recurrent_states[state_idx] = recurrent_states
             return recurrent_states
 
-    class StatesAndKeys(States, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+    class StatesAndKeys(States, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc, override, no-untyped-call]
         def get_seq_length(self) -> int:
-            return self.keys.shape[-2]  # type: ignore[no-any-return]  # see `_with_keys`
+            return self.keys.shape[-2]  # type: ignore[union-attr, no-any-return]  # see `_with_keys`
 
     return StatesAndKeys if and_keys else States

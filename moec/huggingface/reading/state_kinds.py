@@ -44,6 +44,7 @@ KINDS = (
     Kind("key", "keys", 2),
     Kind("value", "values", 2),
     Kind("index_key", "indexer_keys", 1),  # of sparse attention (DeepSeek-V3.2, GLM-5): [batch, tokens, size]
+    Kind("block_key", "idx_keys", 2),  # of an index over blocks of tokens (MiniMax-M3): [batch, 1, tokens, size]
     Kind("conv_state", "conv_states", numbered=True),  # a convolution's last inputs: [batch, channels, kernel]
     Kind("recurrent_state", "recurrent_states", numbered=True),  # [batch, heads, ...]
 )
@@ -68,3 +69,16 @@ def put(layer: Any, what: str, value: Tensor) -> None:
         getattr(layer, kind.attribute)[number] = value
     else:
         setattr(layer, kind.attribute, value)
+
+
+def is_of_a_model(layer: Any) -> bool:
+    """Whether a layer of a cache is none of those that transformers has for all models."""
+    return layer is not None and type(layer).__module__ != "transformers.cache_utils"
+
+
+def unknown_state(layer: Any) -> str:
+    """Where a layer holds a tensor that is no state of a known kind; empty where all are."""
+    known = {kind.attribute for kind in KINDS}
+    held = {name: value.values() if isinstance(value, dict) else (value,) for name, value in vars(layer).items()}
+    tensors = (n for n, values in held.items() if any(isinstance(v, Tensor) and v.numel() for v in values))
+    return next((name for name in tensors if name not in known), "")
