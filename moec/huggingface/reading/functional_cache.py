@@ -130,7 +130,7 @@ def _with_keys(own: Any = None) -> Any:
 def _with_index() -> Any:
     from transformers.cache_utils import DynamicIndexedLayer
 
-    class Indexed(_with_keys(), DynamicIndexedLayer):  # type: ignore[misc]
+    class Indexed(_with_keys(), DynamicIndexedLayer):  # type: ignore[misc, no-untyped-call]
         pass
 
     return Indexed
@@ -160,9 +160,11 @@ def _with_states(and_keys: bool) -> Any:
     class States(LinearAttentionLayer):  # type: ignore[no-untyped-call]
         ends: Tensor | None = None
 
-        def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+        def update_conv_state(  # type: ignore[override]  # the kernel's size is the window's
+            self, conv_states: Tensor, state_idx: int = 0, **_: Any
+        ) -> Tensor:
             """What a convolution reads, `[batch, channels, kernel + sequence]`; its end is kept."""
-            kept = self.conv_states[state_idx]
+            kept: Any = self.conv_states[state_idx]
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
             self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))
@@ -172,8 +174,8 @@ def _with_states(and_keys: bool) -> Any:
             self.recurrent_states[state_idx] = recurrent_states
             return recurrent_states
 
-    class StatesAndKeys(States, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+    class StatesAndKeys(States, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc, override, no-untyped-call]
         def get_seq_length(self) -> int:
-            return self.keys.shape[-2]  # type: ignore[no-any-return]  # see `_with_keys`
+            return self.keys.shape[-2]  # type: ignore[union-attr, no-any-return]  # see `_with_keys`
 
     return StatesAndKeys if and_keys else States
