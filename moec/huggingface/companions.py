@@ -105,8 +105,9 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
 
 
 def _whole(config: Any, name: str) -> int:
-    """A number of a config; 0 where there is none, or one for each stage of a model."""
-    value = getattr(config, name, 0)
+    """A number of a config; 0 where there is none, or one for each stage or layer of a model."""
+    layers = getattr(vars(config).get("_heterogeneity_spec"), "per_layer_attributes", ())  # which raise when asked for
+    value = 0 if name in layers else getattr(config, name, 0)
     return value if isinstance(value, int) else 0
 
 
