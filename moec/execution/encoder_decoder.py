@@ -130,5 +130,3 @@ def _steps(
         if finished.all():
             return
         ids = torch.from_numpy(token)[:, None]
-
-

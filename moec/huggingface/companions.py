@@ -89,7 +89,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         name=name,
         model_type=config.model_type,
         vocabulary=int(getattr(text, "vocab_size", 0) or 0),
-        context=int(getattr(text, "max_position_embeddings", 0) or 0),
+        context=int(getattr(text, "max_position_embeddings", 0) or getattr(text, "max_target_positions", 0) or 0),
         hidden=int(getattr(text, "hidden_size", 0) or 0),
         heads=heads,
         layers=len(caches) // 2 or int(getattr(text, "num_hidden_layers", 0) or 0),
@@ -98,6 +98,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         bos=_ids(generation, text, "bos_token_id")[0],
         eos=tuple(i for i in _ids(generation, text, "eos_token_id") if i is not None),
         pad=_ids(generation, text, "pad_token_id")[0],
+        starts=_starts(generation, config),
         sampling={k: float(v) for k in SAMPLING if isinstance(v := getattr(generation, k, None), int | float)},
         lengths=config_lengths(config),
     )
@@ -120,6 +121,16 @@ def _stored_generation(path: Path) -> Any:
             where,
             "correct the file, or remove it",
         ) from error
+
+
+def _starts(generation: Any, config: Any) -> tuple[int, ...]:
+    """What transformers begins a decoder's text with beside an encoder: its start, and a first token that is forced, as
+    the language of a translation is."""
+    if not config.is_encoder_decoder:
+        return ()
+    names = ("decoder_start_token_id", "forced_bos_token_id")
+    found = [_ids(generation, config, name)[0] for name in names]
+    return tuple(token for token in found if token is not None) if found[0] is not None else ()
 
 
 def _ids(generation: Any, config: Any, name: str) -> list[int | None]:

@@ -67,9 +67,7 @@ def untouched_decoder_call(
         if held:
             made = both_caches({n: v[:, :, :0] for n, v in more.items() if n != STATES_MASK})
             _forward(forward, input_ids, encoder_hidden_states, mask, made)
-            for layer, whole in zip(
-                cache.cross_attention_cache.layers, made.cross_attention_cache.layers, strict=True
-            ):
+            for layer, whole in zip(cache.cross_attention_cache.layers, made.cross_attention_cache.layers, strict=True):
                 layer.keys = torch.cat([layer.keys, whole.keys[:, :, held:]], 2)
                 layer.values = torch.cat([layer.values, whole.values[:, :, held:]], 2)
             cache.is_updated = dict.fromkeys(range(len(cache.cross_attention_cache.layers)), True)
@@ -123,9 +121,7 @@ def _pair(kind: str, layers: Sequence[Any], number: int, whose: str, dimension: 
     ]
 
 
-def _forward(
-    forward: Callable[..., Any], ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any
-) -> Tensor:
+def _forward(forward: Callable[..., Any], ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
     from transformers.modeling_outputs import BaseModelOutput
 
     masked = {} if mask is None else {MASK: mask}
