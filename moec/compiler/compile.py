@@ -13,6 +13,7 @@ from moec.compiler.advice import advice_for
 from moec.compiler.joined import compile_joined
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
+from moec.compiler.padding import padding_explains
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.recapture import is_outdated, made_now
@@ -122,6 +123,7 @@ def _compile(
         if options.verify == "streamed":
             captured = made_now(source, captured, backend.precision(options.target))
         checks = contract_checks(source, captured, options, backend)
+        stack.enter_context(padding_explains(source))
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf, published))

@@ -130,7 +130,7 @@ def sizes_to_trace(program: Program) -> Sizes:
     detector's features are a 32nd of its image."""
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
     inner = sizes_in(program.graph)
-    for growth in (1, 3, 9, 27):
+    for growth in (1, 3, 9, 27, 81):
         wanted = {name: size * growth for name, size in default_sizes(program).items()}
         sizes = nearest(program.conditions, wanted) or wanted
         known = {

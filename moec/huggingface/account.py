@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.frontend.account import FLAG, Account, LeaveOut, LeftOut, cut
 from moec.huggingface.reading.arguments import left_out_inputs, tensor_arguments
 from moec.huggingface.reading.conversion import place
+from moec.huggingface.reading.dropping import reads_two_experts_only
 from moec.huggingface.reading.folder import ModelFolder, lacks
 from moec.huggingface.reading.heads import pools_at_end, takes_one_text
 from moec.huggingface.reading.model_class import declared
@@ -31,20 +32,28 @@ _RUN_TIME_SCALE = r"\.(input|output|k|v|q|kv_cache)_(scale|zero_point)$|\.input_
 _POOLING = "modules.json"  # of sentence-transformers
 
 
-def account_of(origin: Any, inputs: Iterable[str], leave_out: LeaveOut, otherwise: str = "") -> Account:
+def account_of(
+    origin: Any,
+    inputs: Iterable[str],
+    leave_out: LeaveOut,
+    otherwise: str = "",
+    fixed: Mapping[str, Tensor] | None = None,
+) -> Account:
     """What a model is, and what the engine is without.
 
     Args:
         origin: see `moec.huggingface.source.Origin`.
         inputs: names of the engine's inputs.
         leave_out: what the user asked to do without. otherwise: why an input is left out for which nothing else speaks.
+        fixed: inputs that have one value for good.
 
     Raises:
         MoecError: M216 for an input, M215 for a tensor that nothing explains, M205 for one that is missing, M201 when
             there is nothing to leave out under a name that the user gave.
     """
-    model, kept = origin.template, tuple(inputs)
-    left_out = list(left_out_inputs(model, kept, leave_out, otherwise))
+    model, kept, constant = origin.template, tuple(inputs), fixed or {}
+    left_out = list(left_out_inputs(model, (*kept, *constant), leave_out, otherwise))
+    left_out += [LeftOut("input", n, f"it is always {value.tolist()}", True) for n, value in constant.items()]
     folder = origin if isinstance(origin, ModelFolder) else None
     files = folder.checkpoint.weights if folder else {}
     if folder:
@@ -80,6 +89,8 @@ def _declared(folder: ModelFolder | None) -> str:
 
 def _notes(model: Any, folder: ModelFolder | None) -> list[str]:
     notes = [folder.adapter.note()] if folder and folder.adapter else []
+    if any(reads_two_experts_only(module) for module in model.modules()):
+        notes.append("experts: transformers' code sends every token to experts 0 and 1; the engine does the same")
     if takes_one_text(model):
         notes.append("batch: always 1, since the config has no pad_token_id; set it there for more")
     if pools_at_end(model):

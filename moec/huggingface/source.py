@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
-from moec.huggingface.reading.attention import ATTENTION
+from moec.huggingface.reading.asked import Asked
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
@@ -31,7 +31,8 @@ from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, part_signature, signature_of
+from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
+from moec.huggingface.retried import Retried
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
@@ -68,7 +69,7 @@ def open_source(
     return HuggingFaceSource(text, origin, cache, wanted, part=part)
 
 
-class HuggingFaceSource(Source):
+class HuggingFaceSource(Retried):
     """A model of the transformers library."""
 
     leaves_out = True
@@ -84,17 +85,18 @@ class HuggingFaceSource(Source):
     ) -> None:
         self.part = part
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
+        self._asked = Asked(origin, self._leave_out, given)
         self.snapshot = getattr(origin, "snapshot", None)
         self._unread: Sequence[LeftOut] = ()
         self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
-        decoder = has_cache(origin.template)
+        decoder = has_cache(origin.template) and not only_features(origin.template, self._leave_out)
         self._has_parts = cache and given is None and not part and has_parts(origin.template)
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
         self._own_attention = decoder and not self._cache
         self._without = NO_CACHE if cache and decoder and not self._cache else ()
         if not self._cache and not part:
-            self.signature = self._signature()  # refuses other modalities at once
+            self.signature = self._asked.signature()  # refuses other modalities at once
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -105,8 +107,8 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def takes_inputs(cls, model: Any) -> bool:
-        """A model in memory comes with samples; a folder's has what its config says."""
-        return isinstance(model, nn.Module)
+        """A model in memory comes with samples; those of a folder's model take the place of its own."""
+        return True
 
     @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
@@ -138,14 +140,9 @@ class HuggingFaceSource(Source):
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
-        return open_source(
-            str(model),
-            trust_remote_code=opening.trust_remote_code,
-            allow_pickle=opening.allow_pickle,
-            cache=opening.cache,
-            leave_out=opening.leave_out,
-            part=opening.part,
-        )
+        wanted = LeaveOut(opening.leave_out)
+        folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
+        return cls(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
 
     @classmethod
     def from_model(
@@ -176,7 +173,7 @@ class HuggingFaceSource(Source):
             if better is error:
                 raise
             raise better from error
-        return self._signature(caches)
+        return self._asked.signature(caches)
 
     def parts(self) -> dict[str, Source]:
         """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
@@ -185,47 +182,43 @@ class HuggingFaceSource(Source):
             return {}
         return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
 
-    def _signature(self, caches: Sequence[Input] = ()) -> Signature:
-        if self._given is not None and not caches:
-            return self._given.signature(self.origin.template)
-        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None))
-
     @property
     def _capture_sizes(self) -> dict[str, int]:
-        return CAPTURE_SIZES if self._given is None else self._given.sizes(self.inputs) | CAPTURE_SIZES
+        given = {} if self._given is None else self._given.sizes(self.inputs)
+        return {**self.signature.sizes, **given, **capture_sizes(self.inputs)}
+
+    @property
+    def scale(self) -> Mapping[str, int]:  # type: ignore[override]
+        return self.signature.scale
 
     @cached_property
     def _account(self) -> Account:
-        otherwise = "it is not among the inputs that were given" if self._given else ""
+        otherwise, fixed = self._asked.otherwise(self.signature), self.signature.fixed
         inputs = whole_inputs(self.origin.template) if self.part else self.inputs
-        return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise)
+        return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise, fixed)
 
     def account(self) -> Account:
         """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
         of."""
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
-        notes = (*found.notes, *self._without)
+        notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
         return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes)
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
-        """The model's inputs."""
         return self.signature.inputs
 
     @property
     def domains(self) -> dict[str, Domain]:  # type: ignore[override]
-        """Which values each input may take."""
         return self.signature.domains
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that the reference takes."""
         return int(getattr(self.origin, "loaded_bytes", self.size_bytes))
 
     @cached_property
     def hashes(self) -> dict[str, str]:  # type: ignore[override]  # the files are read only when somebody asks
-        """SHA-256 of the files by name."""
         return self.origin.hashes()
 
     def reference(self) -> Engine:
@@ -254,53 +247,8 @@ class HuggingFaceSource(Source):
     def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
         return text_facts(folder, text, inputs)
 
-    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        """The model as a Program, its experts as `moec::experts`.
-
-        Raises:
-            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
-                cannot take.
-        """
-        try:
-            return self._captured(dtype)
-        except MoecError as error:
-            better = self._refusal(error)
-            if better is error:
-                raise
-            raise better from error
-
-    def _refusal(self, error: MoecError) -> MoecError:
-        """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
-        if error.code not in ("M206", "M207") or not self._cache or error is self._explained:
-            return error
-        self._explained = self._tried_without_cache(error)
-        return self._explained
-
-    def _tried_without_cache(self, error: MoecError) -> MoecError:
-        try:
-            HuggingFaceSource(self.text, self.origin, False, self._leave_out, self._given).capture()
-        except MoecError as other:
-            what = f"{error.what}; with --no-cache, {other.what}"
-            return MoecError(error.code, what, other.where, other.fix)
-        fix = "compile its forward alone: pass --no-cache, with which it was captured just now"
-        return MoecError(error.code, error.what, error.where, fix)
-
-    def _captured(self, dtype: torch.dtype) -> Program:
-        try:
-            return self._capture(dtype)
-        except MoecError as error:
-            if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
-                return self._capture(dtype, device="cpu")
-            if (
-                error.code == "M206" and error.where == ATTENTION and not self._cache
-            ):  # an argument that our operator cannot honour
-                self._own_attention = True
-                return self._captured(dtype)
-            if error.code != "M207":
-                raise
-            return self._capture(dtype, attention="eager")
-
-    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
+    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
+        device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without
         model, weights = capturable(self.origin, dtype, self._own_attention)
         if attention:
             model.set_attn_implementation(attention)
@@ -313,15 +261,16 @@ class HuggingFaceSource(Source):
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
+                {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
         except MoecError as error:
             better = explain(model, error)
             if better is None:
                 raise
             raise better from error
-        whole = not self.part and isinstance(self.origin, ModelFolder) and self.origin.adapter is None
-        if whole and not self.origin.quantized:
-            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
+        origin = None if self.part else self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, program)
         if self.part == DECODER:
             keep_to_states(program)
         keep_packed(program)

@@ -54,8 +54,8 @@ def reach_experts(
         in_memory: whether the program's weights fit there, so that it can be asked what each adds to the outputs
             (`moec.proof.reach`). Without it, mixtures in plain operators count as not reached.
     """
-    sizes = sizes or verification_sizes(source.inputs)
-    among = verification_sizes(source.inputs) if among is None else among
+    sizes = sizes or verification_sizes(source.inputs, source.scale)
+    among = verification_sizes(source.inputs, source.scale) if among is None else among
     searched = _most_tokens(among, source, holds) or sizes[-1]
     rows = searched_rows(program, searched)
     found = _Search(program, source, [_decided(program, source, s, seed + 100 * i) for i, s in enumerate(sizes)], seed,
@@ -250,9 +250,9 @@ def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: i
     for attempt in range(3):
         sample = source.sample(sizes, seed + attempt)
         record = run_load(program, sample)
-        if best is None or record.undecided < best[1].undecided:
+        if best is None or record.hanging < best[1].hanging:
             best = sample, record
-        if not record.undecided:
+        if not record.hanging:
             break
     assert best is not None
     return best

@@ -58,7 +58,7 @@ def prove_joined(
     own = Tolerance.of(precision).deviation
     bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
     cache = CacheConsistency(Consistency(bound, tuple(_ways(engine, None if outputs.approximate else reference, text))))
-    parts = ProvenParts(tuple(ProvenPart.of(name, proof) for name, proof in proofs.items()))
+    parts = ProvenParts(tuple(_part(name, proof) for name, proof in proofs.items()))
     return Verification((parts, outputs, cache), seed, "full", target, ran_on)
 
 
@@ -106,3 +106,11 @@ def _written(text: CrossText, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         found.append(text.advance(ids[-1])[LOGITS])
         ids.append(found[-1][:, -1:].argmax(-1))
     return torch.cat(ids[:-1], 1), torch.cat(found, 1)
+
+
+def _part(name: str, proof: Verification) -> ProvenPart:
+    """What the proof of a part found."""
+    said, error = "; ".join([*proof.short, *filter(None, [proof.limits])]), proof.error
+    if proof.ok:
+        return ProvenPart(name, said)
+    return ProvenPart(name, said, *((error.what, error.code, error.fix) if error else ("nothing was checked",)))

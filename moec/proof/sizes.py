@@ -29,8 +29,8 @@ FLOPS, TOKENS = 2.5e11, 256
 MOST_FED, FED_SHARE = 3, 4  # bounds past which a text is fed in pieces, and the share of the FLOPs that one may take
 
 
-def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
-    """Sizes of the dynamic dimensions to verify at, all unlike the capture's.
+def verification_sizes(inputs: Sequence[Input], scale: Mapping[str, int] | None = None) -> list[dict[str, int]]:
+    """Sizes of the dynamic dimensions to verify at, all unlike the capture's; `scale` is that of the source.
 
     The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different
     lengths get different sizes, so that a mix-up of two cannot go unnoticed.
@@ -40,7 +40,10 @@ def verification_sizes(inputs: Sequence[Input]) -> list[dict[str, int]]:
         cached = [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
         return [with_encoder(names, sizes) for sizes in cached]
     sizes = [
-        {n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) for k, n in enumerate(names)}
+        {
+            n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) * (scale or {}).get(n, 1)
+            for k, n in enumerate(names)
+        }
         for batch, length in _SIZES
     ]
     return [s for k, s in enumerate(sizes) if s not in sizes[:k]]
@@ -127,7 +130,7 @@ class Planner:
         self.costs, self._spent = Costs(program), 0.0
         self.budget = budget or Budget.of(self.costs, source.inputs)
         self._edges = program.edges
-        self.plan = SizePlan(verification_sizes(source.inputs))
+        self.plan = SizePlan(verification_sizes(source.inputs, source.scale))
         if len(self.names) > 1:
             self.plan.bounds = find_bounds(source, program)
             self.plan.context = self._context(source, program)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.huggingface.reading.cache import flat_cache
+from moec.huggingface.reading.functional_cache import functional_cache
 from moec.program.decoder_signature import LOGITS, MASK, PAST, past_names, present_name
 from moec.program.encoder_decoder import (
     DECODER,
@@ -146,7 +146,7 @@ def both_caches(tensors: Mapping[str, Tensor]) -> Any:
     found = {}
     for whose in (DECODER, ENCODER):
         pairs = [zip(past_names(n), cross_names(n, whose), strict=True) for n in layers]
-        found[whose] = flat_cache({plain: tensors[name] for pair in pairs for plain, name in pair})
+        found[whose] = functional_cache({plain: tensors[name] for pair in pairs for plain, name in pair})
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     cache.self_attention_cache, cache.cross_attention_cache, cache.is_updated = found[DECODER], found[ENCODER], {}
     return cache
