@@ -96,9 +96,7 @@ def _require_tensor(name: str, value: Any) -> None:
         raise MoecError("M207", what, "capture", "pass tensors only; fix other arguments in a wrapper")
 
 
-def export(
-    model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, strict: bool = False
-) -> ExportedProgram:
+def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, strict: bool = False) -> ExportedProgram:
     """`torch.export.export` with named dynamic dimensions; inputs follow the model to the meta device.
 
     A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets

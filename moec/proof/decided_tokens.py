@@ -60,9 +60,7 @@ def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
     return precision in (torch.float16, torch.bfloat16)
 
 
-def hanging(
-    logits: Tensor, bias: Tensor | None, rule: Routing, noise: float, room: Capacity | None = None
-) -> Tensor:
+def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float, room: Capacity | None = None) -> Tensor:
     """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction:
     bool `[...]`. With a capacity also those that may be dropped, or kept, when others choose otherwise.
 

@@ -53,6 +53,8 @@ def test_what_is_nearly_that_rule_stays_as_it_is(way: type[Mixture]) -> None:
 
 def test_fuse_moe_leaves_a_router_with_a_capacity() -> None:
     context = Context()
-    program, _ = Pipeline.parse("find-moe, fuse-moe").all_optional().run(source_of(mixture(Capacity)).capture(), context)
+    program, _ = (
+        Pipeline.parse("find-moe, fuse-moe").all_optional().run(source_of(mixture(Capacity)).capture(), context)
+    )
     assert [miss.reason for miss in context.misses] == ["experts have a capacity, and moec::moe has none"]
     assert len(program.nodes(ROUTE)) == 1

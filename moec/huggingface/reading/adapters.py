@@ -41,7 +41,12 @@ def adapt(model: nn.Module, weights: dict[str, Weight]) -> int:
     for path, module in parallel.items():
         adapt_parallel(path, module)
     others = [(p, m) for p, m in model.named_modules() if p.endswith("experts") and not in_interface(m)]
-    return len(found) + len(dropping) + len(parallel) + sum(adapt_called_with_ids(p, m, weights) for p, m in others if p not in found)
+    return (
+        len(found)
+        + len(dropping)
+        + len(parallel)
+        + sum(adapt_called_with_ids(p, m, weights) for p, m in others if p not in found)
+    )
 
 
 def unknown_experts(model: nn.Module) -> tuple[str, nn.Module] | None:

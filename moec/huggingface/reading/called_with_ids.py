@@ -54,7 +54,11 @@ Layout = Callable[[str, Any, dict[str, Weight]], None]
 def _layout_of(module: Any) -> Layout | None:
     call = list(inspect.signature(module.forward).parameters)
     own, parts = dict(module.named_parameters()), dict(module.named_children())
-    if call == _CALL_WITH_SCORES and set(own) == {"mlp.w1", "mlp.w2", "bias"} and hasattr(parts["mlp"], "activation_fn"):
+    if (
+        call == _CALL_WITH_SCORES
+        and set(own) == {"mlp.w1", "mlp.w2", "bias"}
+        and hasattr(parts["mlp"], "activation_fn")
+    ):
         return _without_gate
     if call != _CALL:
         return None

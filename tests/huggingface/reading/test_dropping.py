@@ -25,7 +25,9 @@ from moec.weights.lazy import from_tensor
 def switch(**options: Any) -> Any:
     sizes = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_heads": 4, "decoder_start_token_id": 0}
     layers = {"num_layers": 1, "num_decoder_layers": 1, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
-    config = transformers.SwitchTransformersConfig(**sizes, **layers, num_experts=4, **{"expert_capacity": 3, **options})
+    config = transformers.SwitchTransformersConfig(
+        **sizes, **layers, num_experts=4, **{"expert_capacity": 3, **options}
+    )
     return transformers.SwitchTransformersForConditionalGeneration(config)
 
 
