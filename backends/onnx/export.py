@@ -29,7 +29,7 @@ from moec.errors import MoecError
 from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
 from moec.program.moe_call import MOE, ROUTE, MoeCall
-from moec.program.program import PLUS, Program
+from moec.program.program import Program, named_size
 from moec.version import __version__
 
 Keeps = Callable[[Routing, bool, Activation, bool], bool]
@@ -96,6 +96,8 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
             node.target = route_then_experts
     elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
         node.target = unsqueeze_complex
+    elif node.target is torch.ops.aten.repeat_interleave.self_int:
+        node.target = repeat_each
 
 
 def route_plainly(
@@ -127,6 +129,16 @@ def unsqueeze_complex(x: Tensor, dim: int) -> Tensor:
     return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim if dim >= 0 else dim - 1))
 
 
+def repeat_each(x: Tensor, repeats: int, dim: int | None = None, output_size: int | None = None) -> Tensor:
+    """`repeat_interleave` with all sizes said: torch.onnx leaves one of them to be found, which nothing can do in a
+    tensor without elements."""
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    dim, shape = dim % x.dim(), list(x.shape)
+    wide = x.unsqueeze(dim + 1).expand(*shape[: dim + 1], repeats, *shape[dim + 1 :])
+    return wide.reshape(*shape[:dim], shape[dim] * repeats, *shape[dim + 1 :])
+
+
 # ---------------------------------------------------------------------- after translation
 def _bind_weights(graph: ir.Graph, program: Program) -> None:
     """Give every initializer its lazy weight; names that share a weight share one initializer."""
@@ -152,15 +164,8 @@ def _name_dimensions(graph: ir.Graph, program: Program) -> None:
             _text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)
         }
         value.shape = ir.Shape(spec.shape)
-    sums = {frozenset(new.split(PLUS)): new for new in names.values()}  # the exporter writes a sum in any order
     for value in graph.outputs:
-        terms = [[names.get(term, term) for term in _text(dim).split(PLUS)] for dim in value.shape or ()]
-        value.shape = ir.Shape(
-            [
-                d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t))
-                for d, t in zip(value.shape or (), terms, strict=True)
-            ]
-        )
+        value.shape = ir.Shape([d if isinstance(d, int) else named_size(_text(d), names) for d in value.shape or ()])
 
 
 def _text(dim: int | ir.SymbolicDim) -> str:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from moec.backends.onnx.steps import Step
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
+from moec.startup import swapped
 from moec.weights import lazy
 
 FOLD_LIMIT = 4096  # elements: masks and scalars of the graph are folded, weights are not
@@ -21,10 +22,18 @@ def folding() -> list[Step]:
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute in place what small constants determine."""
+    """Compute in place what small constants determine. Batch normalization stays an operator: runtimes put it into
+    the convolution before it, and a weight that was changed here would be none of the model's."""
     import onnxscript.optimizer as optimizer
+    import onnxscript.rewriter as rewriter
+    import onnxscript.rewriter.rules.common as rules
 
-    optimizer.optimize_ir(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False)
+    fusing = [rule for name, rule in vars(rules).items() if name.startswith("fuse_batchnorm_into_")]
+    kept = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if all(rule is not one for one in fusing))
+    with swapped(rewriter, "_DEFAULT_REWRITE_RULES", kept):
+        optimizer.optimize_ir(
+            model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False
+        )
 
 
 def share_equal_nodes(model: ir.Model) -> None:

@@ -133,7 +133,7 @@ def contract_samples(source: Source, captured: Program, seed: int) -> list[Sampl
     first of each at which the captured program runs."""
     sizes = contract_sizes(source, captured)
     first = nearest(captured.conditions, sizes[0]) or sizes[0]
-    tried = (first, *verification_sizes(source.inputs))
+    tried = (first, *verification_sizes(source.inputs, source.scale))
     samples = (converted(captured.inputs, source.sample(s, seed)) for s in tried)
     small = next((s for s in samples if _runs(captured, s)), None)
     long = (converted(captured.inputs, source.sample(s, seed)) for s in sizes[1:])

@@ -118,8 +118,9 @@ def _loaded(value: Any) -> Any:
 
 
 # ---------------------------------------------------------------------- operators that need only a part of a weight at
-def _embedding(weight: Weight, ids: Tensor, *_options: Any, **_named: Any) -> Tensor:
+def _embedding(weight: Weight, ids: Any, *_options: Any, **_named: Any) -> Tensor:
     """Reads only the rows that are asked for."""
+    ids = _loaded(ids)
     rows, places = torch.unique(ids, return_inverse=True)
     return (
         torch.cat([weight.read(int(r), int(r) + 1) for r in rows])[places] if rows.numel() else weight.read(0, 0)[ids]

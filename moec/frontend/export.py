@@ -219,6 +219,13 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
 
 
 def _in_memory(tensor: Tensor, name: str) -> Weight:
+    if not isinstance(tensor, Tensor):
+        raise MoecError(
+            "M207",
+            f"the captured graph holds {type(tensor).__name__}, which is no tensor: something was mapped or nested",
+            name,
+            "write that part of the model without torch.vmap or a higher-order operator",
+        )
     if tensor.device == META:
         raise MoecError(
             "M205", f"no weight for {name!r}, which the graph reads", name, "give the missing tensor in the checkpoint"

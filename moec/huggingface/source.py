@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,26 @@ from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
+from moec.huggingface.reading.asked import Asked
 from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
+from moec.huggingface.reading.encoder_decoder import has_parts, keep_to_states, whole_inputs
 from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, signature_of
+from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
+from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import Input, Program
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
@@ -49,18 +52,21 @@ def open_source(
     allow_pickle: bool = False,
     cache: bool = True,
     leave_out: Sequence[str] = (),
+    part: str = "",
 ) -> HuggingFaceSource:
     """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
 
     With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs. `leave_out` names
-    what the engine is to be without, see `moec.frontend.account.LeaveOut`.
+    what the engine is to be without, see `moec.frontend.account.LeaveOut`; `part`: `encoder` or `decoder` of a model
+    that has both, see `HuggingFaceSource.parts`.
 
     Raises:
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
     wanted = LeaveOut(leave_out)
-    return HuggingFaceSource(text, ModelFolder(text, trust_remote_code, allow_pickle, wanted), cache, wanted)
+    origin = ModelFolder(text, trust_remote_code, allow_pickle, wanted)
+    return HuggingFaceSource(text, origin, cache, wanted, part=part)
 
 
 class HuggingFaceSource(Source):
@@ -75,18 +81,22 @@ class HuggingFaceSource(Source):
         cache: bool = True,
         leave_out: LeaveOut | None = None,
         given: Given | None = None,
+        part: str = "",
     ) -> None:
+        self.part = part
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
+        self._asked = Asked(origin, self._leave_out, given)
         self.snapshot = getattr(origin, "snapshot", None)
         self._unread: Sequence[LeftOut] = ()
         self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
-        decoder = has_cache(origin.template)
+        decoder = has_cache(origin.template) and not only_features(origin.template, self._leave_out)
+        self._has_parts = cache and given is None and not part and has_parts(origin.template)
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
         self._own_attention = decoder and not self._cache
         self._without = NO_CACHE if cache and decoder and not self._cache else ()
-        if not self._cache:
-            self.signature = self._signature()  # refuses other modalities at once
+        if not self._cache and not part:
+            self.signature = self._asked.signature()  # refuses other modalities at once
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -97,8 +107,8 @@ class HuggingFaceSource(Source):
 
     @classmethod
     def takes_inputs(cls, model: Any) -> bool:
-        """A model in memory comes with samples; a folder's has what its config says."""
-        return isinstance(model, nn.Module)
+        """A model in memory comes with samples; those of a folder's model take the place of its own."""
+        return True
 
     @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
@@ -129,29 +139,32 @@ class HuggingFaceSource(Source):
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
-            return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening))
-        return open_source(
-            str(model),
-            trust_remote_code=opening.trust_remote_code,
-            allow_pickle=opening.allow_pickle,
-            cache=opening.cache,
-            leave_out=opening.leave_out,
-        )
+            return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
+        wanted = LeaveOut(opening.leave_out)
+        folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
+        return cls(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
 
     @classmethod
     def from_model(
-        cls, model: Any, cache: bool = True, leave_out: Sequence[str] = (), given: Given | None = None
+        cls,
+        model: Any,
+        cache: bool = True,
+        leave_out: Sequence[str] = (),
+        given: Given | None = None,
+        part: str = "",
     ) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
         and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
         Raises M217 for an adapter that is not in the model's weights."""
         model = unwrapped(model)
-        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given)
+        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
     def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
         try:
+            if self.part:
+                return part_signature(capturable(self.origin, torch.float32, own_attention=True)[0], self.part)
             caches = (
                 cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
             )
@@ -160,48 +173,52 @@ class HuggingFaceSource(Source):
             if better is error:
                 raise
             raise better from error
-        return self._signature(caches)
+        return self._asked.signature(caches)
 
-    def _signature(self, caches: Sequence[Input] = ()) -> Signature:
-        if self._given is not None and not caches:
-            return self._given.signature(self.origin.template)
-        return signature_of(self.origin.template, caches, self._leave_out, getattr(self.origin, "path", None))
+    def parts(self) -> dict[str, Source]:
+        """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
+        both; nothing for any other, and for one without a cache."""
+        if not self._has_parts:
+            return {}
+        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
-        return CAPTURE_SIZES if self._given is None else self._given.sizes(self.inputs) | CAPTURE_SIZES
+        given = {} if self._given is None else self._given.sizes(self.inputs)
+        return {**self.signature.sizes, **given, **capture_sizes(self.inputs)}
+
+    @property
+    def scale(self) -> Mapping[str, int]:  # type: ignore[override]
+        return self.signature.scale
 
     @cached_property
     def _account(self) -> Account:
-        otherwise = "it is not among the inputs that were given" if self._given else ""
-        return account_of(self.origin, (i.name for i in self.inputs), self._leave_out, otherwise)
+        otherwise, fixed = self._asked.otherwise(self.signature), self.signature.fixed
+        inputs = whole_inputs(self.origin.template) if self.part else self.inputs
+        return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise, fixed)
 
     def account(self) -> Account:
         """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
         of."""
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
-        notes = (*found.notes, *self._without)
+        notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
         return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes)
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
-        """The model's inputs."""
         return self.signature.inputs
 
     @property
     def domains(self) -> dict[str, Domain]:  # type: ignore[override]
-        """Which values each input may take."""
         return self.signature.domains
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that the reference takes."""
         return int(getattr(self.origin, "loaded_bytes", self.size_bytes))
 
     @cached_property
     def hashes(self) -> dict[str, str]:  # type: ignore[override]  # the files are read only when somebody asks
-        """SHA-256 of the files by name."""
         return self.origin.hashes()
 
     def reference(self) -> Engine:
@@ -212,6 +229,8 @@ class HuggingFaceSource(Source):
         return describe(self.origin, self.text, self.inputs)
 
     def write_companions(self, folder: Path) -> None:
+        if self.part:
+            return  # they lie beside both
         write_companions(self.origin, folder)
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
@@ -245,10 +264,14 @@ class HuggingFaceSource(Source):
 
     def _refusal(self, error: MoecError) -> MoecError:
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
-        if error.code not in ("M206", "M207") or not self._cache or error is self._explained:
+        if error.code not in ("M206", "M207") or error is self._explained:
             return error
-        self._explained = self._tried_without_cache(error)
+        self._explained = self._tried_without_cache(error) if self._cache else self._tried_with_values(error)
         return self._explained
+
+    def _tried_with_values(self, error: MoecError) -> MoecError:
+        sources = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
+        return self._asked.with_values(error, self.signature, lambda given: sources(given).capture())
 
     def _tried_without_cache(self, error: MoecError) -> MoecError:
         try:
@@ -274,7 +297,8 @@ class HuggingFaceSource(Source):
                 raise
             return self._capture(dtype, attention="eager")
 
-    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "meta") -> Program:
+    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
+        device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without
         model, weights = capturable(self.origin, dtype, self._own_attention)
         if attention:
             model.set_attn_implementation(attention)
@@ -287,14 +311,18 @@ class HuggingFaceSource(Source):
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
+                {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
         except MoecError as error:
             better = explain(model, error)
             if better is None:
                 raise
             raise better from error
-        if isinstance(self.origin, ModelFolder) and self.origin.adapter is None and not self.origin.quantized:
-            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
+        origin = None if self.part else self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, program)
+        if self.part == DECODER:
+            keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program

@@ -11,7 +11,6 @@ import json
 import sys
 from functools import partial
 
-
 TEXTS = ["a man eats pasta", "x", "the sky is blue, and very far away from here"]
 WORDS = ["w3 w4 w5 w9", "w7", "w10 w11 w12 w13 w14 w15 w16 w17 w18"]  # of a model with 94 words
 

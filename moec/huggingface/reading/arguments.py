@@ -18,7 +18,10 @@ from moec.program.decoder_signature import IDS, TYPES
 # what a name says, first match first; whole names, as patterns
 _KINDS = (
     (r".*labels?(_mask)?|start_positions|end_positions|is_impossible|cls_index|p_mask", "only a loss needs it"),
-    (r"bool_masked_pos|perm_mask|target_mapping", "only pretraining hides parts of its input"),
+    (
+        r"bool_masked_pos|perm_mask|target_mapping|mask_time_indices|sampled_negative_indices",
+        "only pretraining hides parts of its input",
+    ),
     (r"(decoder_|encoder_)?inputs_embeds|per_layer_inputs", "stands in the place of token ids"),
     (r"(mm_)?encoder_outputs", "stands in the place of the encoder, which the engine runs"),
     (r"(encoder_)?past_key_values|cache\w*|mems|state", "is the state of earlier calls"),
@@ -30,10 +33,12 @@ _KINDS = (
     (r"question_lengths|question_positions", "the model finds the question by its tokens"),
     (r"pixel_mask", "the images of a batch have one size, so none is padded"),
 )
+FEATURES = "get_image_features"  # of transformers' models of text and images: what an image is to the decoder
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
-    r"image|video|audio|pixel|grid|^mm_|visual|vision|patch|spatial|aspect|feature|frame|^token_type_ids$"
+    r"image|video|audio|pixel|grid|(^|_)mm_|visual|vision|patch|spatial|aspect|feature|frame"
+    r"|^token_type_ids$|^input_values"
 )
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 
@@ -48,6 +53,11 @@ def tensor_arguments(model: Any) -> list[str]:
         if annotation is parameter.empty or "Tensor" in str(annotation):
             found.append(name)
     return found
+
+
+def takes_media(model: Any) -> bool:
+    """Whether a model's forward takes images or sounds."""
+    return any(_MEDIA.fullmatch(name) for name in (model.main_input_name, *tensor_arguments(model)))
 
 
 def makes_decoder_ids(model: Any) -> bool:
@@ -84,6 +94,8 @@ def untaken(model: Any, names: list[str]) -> MoecError:
     kind = type(model).__name__
     what = f"{kind} also takes {cut(names, 5)}, which the engine would not have"
     fix = f"to compile it for inputs without, pass {FLAG} {','.join(media or names)}"
+    if FEATURES in dir(model) and model.main_input_name == IDS:
+        fix += f"; for what its images are to the decoder, and nothing else, {FLAG} {IDS}"
     return MoecError("M216", what, f"forward of {kind}", fix)
 
 
@@ -93,7 +105,7 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
     if media_gone and _SAYS_MORE.search(name):
         return "describes images, video or sound, which are left out"
     if name == "attention_mask" and model.main_input_name != IDS and IDS not in tensor_arguments(model):
-        return "no part of an image is padding"
+        return "no part of an image or a sound is padding"
     if name == TYPES and int(_number(config, "type_vocab_size")) <= 1:
         return "the config counts no types of tokens"
     if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(

@@ -1,8 +1,9 @@
 """Experts outside transformers' interface that are called as the interface calls them: with tokens, the experts that
 were chosen, and their weights.
 
-Three layouts are known: DBRX's, whose matrices lie one below the other, LongCat's, where some experts give a token back
-as it came ("zero experts"), and that of nomic-embed-text-v2-moe, DBRX's without a gate and with one bias behind all. A
+Four layouts are known: that of the interface itself, in a class that stands outside of it (Step-3); DBRX's, whose
+matrices lie one below the other; that of nomic-embed-text-v2-moe, DBRX's without a gate and with one bias behind all;
+and LongCat's, where some experts give a token back as it came ("zero experts"). A
 module is taken for one by its parameters, and proven on a copy of itself that is made small.
 """
 
@@ -12,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.dialect import Activation
-from moec.huggingface.reading.experts import place, refuse
+from moec.huggingface.reading.experts import canonical_layout, check_shapes, place, refuse, unknown_gate
 from moec.huggingface.reading.gate import identify
 from moec.program.program import META
 from moec.weights import lazy
@@ -27,6 +29,10 @@ from moec.weights.lazy import Weight
 
 _TOLERANCE = 1e-5
 _HIDDEN, _INTERMEDIATE = 16, 12  # of the small copy: no multiple of each other, nor of a number of experts
+_SIZES = {
+    **dict.fromkeys(("hidden_size", "hidden_dim"), _HIDDEN),
+    **dict.fromkeys(("ffn_hidden_size", "intermediate_size", "intermediate_dim"), _INTERMEDIATE),
+}
 _CALL = ["hidden_states", "top_k_index", "top_k_weights"]
 _CALL_WITH_SCORES = ["x", "weights", "top_weights", "top_experts"]
 
@@ -64,12 +70,31 @@ def _layout_of(module: Any) -> Layout | None:
         return None
     if set(own) == {"mlp.w1", "mlp.v1", "mlp.w2"} and hasattr(parts["mlp"], "activation_fn"):
         return _in_one_matrix
-    if set(own) == {"gate_up_proj", "down_proj"} and hasattr(module, "num_routed_experts"):
-        return _with_zero_experts
+    if set(own) == {"gate_up_proj", "down_proj"}:
+        return _with_zero_experts if hasattr(module, "num_routed_experts") else _as_the_interface
     return None
 
 
 # ---------------------------------------------------------------------- layouts
+def _as_the_interface(path: str, module: Any, weights: dict[str, Weight]) -> None:
+    """Step-3: `gate_up_proj` `[E, 2*I, H]` and `down_proj` `[E, H, I]`, with a gate of its own that may clamp."""
+    gate = identify(getattr(module, "_apply_gate", None) or _gate(module.act_fn), True, (module,))
+    if gate is None:
+        raise unknown_gate(path, module)
+    place(path, module, "gate_up_proj", weights, partial(canonical_layout, gate=gate))
+    check_shapes(path, module, "gate_up_proj", gate)
+    module._moec_activation = gate.activation
+    module.forward = MethodType(_as_the_interface_forward, module)
+
+
+def _as_the_interface_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    rule = self._moec_activation.arguments()
+    result: Tensor = torch.ops.moec.experts(
+        hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj, **rule
+    )
+    return result
+
+
 def _in_one_matrix(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """DBRX: `w1`, `v1` and `w2` are `[E*I, H]`, gate, up and down."""
     mlp, count = module.mlp, module.num_experts
@@ -124,14 +149,18 @@ def _with_zero_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Te
     return routed + (hidden_states * share).to(hidden_states.dtype)
 
 
-def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) -> Activation:
+def _gate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def gate(x: Tensor) -> Tensor:
         first, up = x.chunk(2, dim=-1)
         return function(first) * up
 
-    found = identify(gate, True, (module,))
+    return gate
+
+
+def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) -> Activation:
+    found = identify(_gate(function), True, (module,))
     if found is None or found.order != "gate_up":
-        raise refuse(path, module, "has a gate that is none of those that moec knows")
+        raise unknown_gate(path, module)
     return found.activation
 
 
@@ -143,12 +172,12 @@ def _small(module: Any, layout: Layout) -> Any:
         "down_proj": (-1, _HIDDEN, _INTERMEDIATE),
         "gate_up_proj": (-1, 2 * _INTERMEDIATE, _HIDDEN),
     }
-    if layout is not _with_zero_experts:
+    if layout in (_in_one_matrix, _without_gate):
         count = module.mlp.w1.shape[0] // module.mlp.ffn_hidden_size
         shapes = dict.fromkeys(("w1", "v1", "w2"), (count * _INTERMEDIATE, _HIDDEN)) | {"bias": (_HIDDEN,)}
     for part in small.modules():
-        for name in {"hidden_size", "ffn_hidden_size", "intermediate_size"} & vars(part).keys():
-            setattr(part, name, _HIDDEN if name == "hidden_size" else _INTERMEDIATE)
+        for name in _SIZES.keys() & vars(part).keys():
+            setattr(part, name, _SIZES[name])
         for name, parameter in list(part._parameters.items()):
             shape = [n if n > 0 else old for n, old in zip(shapes[name], parameter.shape, strict=True)]
             setattr(part, name, nn.Parameter(torch.randn(shape, generator=generator) * 0.3, requires_grad=False))
