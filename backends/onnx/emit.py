@@ -103,10 +103,9 @@ class Emitter:
         )
         results = body(inner, *inner._body.inputs)
         inner._body.outputs.extend(results)
-        found, axes = len(results) - len(states), {"scan_input_axes": [axis] * len(given)}
         return self.several(
             len(results), "Scan", *states, *given, body=inner._body, num_scan_inputs=len(given),
-            scan_output_axes=[axis] * found, **axes,
+            scan_input_axes=[axis] * len(given), scan_output_axes=[axis] * (len(results) - len(states)),
         )  # fmt: skip
 
     def constant(self, value: int | Sequence[int] | np.ndarray[Any, Any], dtype: Any = np.int64) -> ir.Value:

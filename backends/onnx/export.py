@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
 from moec.backends.onnx.shortened import shortened
+from moec.backends.onnx.size_arithmetic import name_fractions, size_translations
 from moec.backends.onnx.tensors import WeightTensor
 from moec.dialect import Activation, Capacity, Routing, route_reference
 from moec.errors import MoecError
@@ -49,7 +50,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
-    exported, own = settle(_trace(program, keeps)), translations()
+    exported, own = settle(_trace(program, keeps)), translations() | size_translations()
     with _quiet(), shapes_worked_out(), shortened(exported, opset, own):
         try:
             onnx_program = torch.onnx.export(
@@ -66,6 +67,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
             ) from error
     assert onnx_program is not None
     model = onnx_program.model
+    name_fractions(model.graph)
     _bind_weights(model.graph, program)
     _name_dimensions(model.graph, program)
     return model
@@ -94,6 +96,8 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
             node.target = route_then_experts
     elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
         node.target = unsqueeze_complex
+    elif node.target is torch.ops.aten.repeat_interleave.self_int:
+        node.target = repeat_each
 
 
 def route_plainly(
@@ -123,6 +127,16 @@ def unsqueeze_complex(x: Tensor, dim: int) -> Tensor:
     """`unsqueeze` of a complex tensor, which torch.onnx has only for its real view (rotary embeddings of DeepSeek-V2
     and Llama 4)."""
     return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim if dim >= 0 else dim - 1))
+
+
+def repeat_each(x: Tensor, repeats: int, dim: int | None = None, output_size: int | None = None) -> Tensor:
+    """`repeat_interleave` with all sizes said: torch.onnx leaves one of them to be found, which nothing can do in a
+    tensor without elements."""
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    dim, shape = dim % x.dim(), list(x.shape)
+    wide = x.unsqueeze(dim + 1).expand(*shape[: dim + 1], repeats, *shape[dim + 1 :])
+    return wide.reshape(*shape[:dim], shape[dim] * repeats, *shape[dim + 1 :])
 
 
 # ---------------------------------------------------------------------- after translation

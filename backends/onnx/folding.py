@@ -22,8 +22,8 @@ def folding() -> list[Step]:
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute in place what small constants determine. Batch normalization stays an operator: a runtime puts it into the
-    convolution before it, and a weight that was changed here would be none of the model's."""
+    """Compute in place what small constants determine. Batch normalization stays an operator: runtimes put it into
+    the convolution before it, and a weight that was changed here would be none of the model's."""
     import onnxscript.optimizer as optimizer
     import onnxscript.rewriter as rewriter
     import onnxscript.rewriter.rules.common as rules

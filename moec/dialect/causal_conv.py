@@ -53,7 +53,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad
     with torch.enable_grad():
         leaves = [None if t is None else t.detach().requires_grad_(needed[i]) for i, t in enumerate(ctx.saved_tensors)]
-        result = causal_conv_reference(*leaves, silu=ctx.silu)  # type: ignore[arg-type]
+        result = causal_conv_reference(*leaves, ctx.silu)  # type: ignore[arg-type]
     wanted = [t for t in leaves if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(result, wanted, grad, allow_unused=True))
     return tuple(next(found) if t is not None and t.requires_grad else None for t in leaves)

@@ -277,8 +277,8 @@ def sample_input(spec: Input, domain: Domain | None, sizes: Mapping[str, int], g
 
 
 def _mask(shape: Sequence[int], on_either_side: bool, step: int) -> Tensor:
-    """Ones, and zeros at the end of every row but the first, a different amount in each; on the left in every second one
-    where they may stand `on_either_side`. An image, `[batch, height, width]`, is padded below and on the right."""
+    """Ones, and zeros at the end of every row but the first, a different amount in each; on the left in every second
+    one where they may stand `on_either_side`. An image, `[batch, height, width]`, is padded below and on the right."""
     mask = torch.ones(shape)
     for row in range(1, shape[0]):
         if on_either_side and row % 2:

@@ -32,20 +32,28 @@ _RUN_TIME_SCALE = r"\.(input|output|k|v|q|kv_cache)_(scale|zero_point)$|\.input_
 _POOLING = "modules.json"  # of sentence-transformers
 
 
-def account_of(origin: Any, inputs: Iterable[str], leave_out: LeaveOut, otherwise: str = "") -> Account:
+def account_of(
+    origin: Any,
+    inputs: Iterable[str],
+    leave_out: LeaveOut,
+    otherwise: str = "",
+    fixed: Mapping[str, Tensor] | None = None,
+) -> Account:
     """What a model is, and what the engine is without.
 
     Args:
         origin: see `moec.huggingface.source.Origin`.
         inputs: names of the engine's inputs.
         leave_out: what the user asked to do without. otherwise: why an input is left out for which nothing else speaks.
+        fixed: inputs that have one value for good.
 
     Raises:
         MoecError: M216 for an input, M215 for a tensor that nothing explains, M205 for one that is missing, M201 when
             there is nothing to leave out under a name that the user gave.
     """
-    model, kept = origin.template, tuple(inputs)
-    left_out = list(left_out_inputs(model, kept, leave_out, otherwise))
+    model, kept, constant = origin.template, tuple(inputs), fixed or {}
+    left_out = list(left_out_inputs(model, (*kept, *constant), leave_out, otherwise))
+    left_out += [LeftOut("input", n, f"it is always {value.tolist()}", True) for n, value in constant.items()]
     folder = origin if isinstance(origin, ModelFolder) else None
     files = folder.checkpoint.weights if folder else {}
     if folder:

@@ -85,6 +85,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
     text, caches = config.get_text_config(), cache_inputs(inputs)
     first = next((i.shape for i in caches if i.name.endswith(".key")), (0, 0, 0, 0))
     heads = _whole(text, "num_attention_heads")
+    layers = max((layer_of(i.name)[0] + 1 for i in caches), default=0)
     return ModelFacts(
         name=name,
         model_type=config.model_type,
@@ -92,7 +93,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         context=_whole(text, "max_position_embeddings"),
         hidden=_whole(text, "hidden_size"),
         heads=heads,
-        layers=len({layer_of(i.name)[0] for i in caches}) or _whole(text, "num_hidden_layers"),
+        layers=layers or _whole(text, "num_hidden_layers"),
         key_value_heads=int(first[1]),
         head_width=int(first[3]),
         bos=_ids(generation, text, "bos_token_id")[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,26 @@ from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
-from moec.huggingface.reading.arguments import takes_media
+from moec.huggingface.reading.asked import Asked
 from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
-from moec.huggingface.reading.encoder_decoder import has_parts, whole_inputs
+from moec.huggingface.reading.encoder_decoder import has_parts, keep_to_states, whole_inputs
 from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
-from moec.huggingface.reading.processor import Prepared, prepared
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.signature import Signature, capture_sizes, expose, part_signature, signature_of
+from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
-from moec.program.encoder_decoder import PARTS
+from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import Input, Program
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
@@ -86,17 +85,18 @@ class HuggingFaceSource(Source):
     ) -> None:
         self.part = part
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
+        self._asked = Asked(origin, self._leave_out, given)
         self.snapshot = getattr(origin, "snapshot", None)
         self._unread: Sequence[LeftOut] = ()
         self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
-        decoder = has_cache(origin.template)
+        decoder = has_cache(origin.template) and not only_features(origin.template, self._leave_out)
         self._has_parts = cache and given is None and not part and has_parts(origin.template)
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
         self._own_attention = decoder and not self._cache
         self._without = NO_CACHE if cache and decoder and not self._cache else ()
         if not self._cache and not part:
-            self.signature = self._signature()  # refuses other modalities at once
+            self.signature = self._asked.signature()  # refuses other modalities at once
 
     @classmethod
     def opens(cls, model: Any, opening: Opening) -> bool:
@@ -173,7 +173,7 @@ class HuggingFaceSource(Source):
             if better is error:
                 raise
             raise better from error
-        return self._signature(caches)
+        return self._asked.signature(caches)
 
     def parts(self) -> dict[str, Source]:
         """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
@@ -182,31 +182,6 @@ class HuggingFaceSource(Source):
             return {}
         return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
 
-    def _signature(self, caches: Sequence[Input] = ()) -> Signature:
-        model, given = self.origin.template, None if caches else self._given
-        if given is not None and self._in_memory:
-            return given.signature(model)
-        made = None if caches else self._made[0]
-        try:
-            own = signature_of(model, caches, self._leave_out, getattr(self.origin, "path", None), made)
-        except MoecError as error:
-            if error.code != "M206" or given is None or model.main_input_name not in {*given.samples, *given.fixed}:
-                raise
-            own = Signature((), {})
-        return given.beside(own, model) if given else own
-
-    @cached_property
-    def _made(self) -> tuple[Prepared | None, str]:
-        """What the processor of a folder makes, and why there is nothing of the kind."""
-        folder = self.origin if isinstance(self.origin, ModelFolder) else None
-        if folder is None or not takes_media(folder.template):
-            return None, ""
-        return prepared(folder.path, bool(folder.code))
-
-    @property
-    def _in_memory(self) -> bool:
-        return not isinstance(self.origin, ModelFolder)
-
     @property
     def _capture_sizes(self) -> dict[str, int]:
         given = {} if self._given is None else self._given.sizes(self.inputs)
@@ -214,41 +189,36 @@ class HuggingFaceSource(Source):
 
     @property
     def scale(self) -> Mapping[str, int]:  # type: ignore[override]
-        """See `moec.frontend.source.Source`."""
         return self.signature.scale
 
     @cached_property
     def _account(self) -> Account:
-        otherwise = "it is not among the inputs that were given" if self._given and self._in_memory else ""
+        otherwise, fixed = self._asked.otherwise(self.signature), self.signature.fixed
         inputs = whole_inputs(self.origin.template) if self.part else self.inputs
-        return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise)
+        return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise, fixed)
 
     def account(self) -> Account:
         """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
         of."""
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
-        notes = (*found.notes, *self._without)
+        notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
         return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes)
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
-        """The model's inputs."""
         return self.signature.inputs
 
     @property
     def domains(self) -> dict[str, Domain]:  # type: ignore[override]
-        """Which values each input may take."""
         return self.signature.domains
 
     @property
     def loaded_bytes(self) -> int:
-        """Memory that the reference takes."""
         return int(getattr(self.origin, "loaded_bytes", self.size_bytes))
 
     @cached_property
     def hashes(self) -> dict[str, str]:  # type: ignore[override]  # the files are read only when somebody asks
-        """SHA-256 of the files by name."""
         return self.origin.hashes()
 
     def reference(self) -> Engine:
@@ -294,10 +264,14 @@ class HuggingFaceSource(Source):
 
     def _refusal(self, error: MoecError) -> MoecError:
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
-        if error.code not in ("M206", "M207") or not self._cache or error is self._explained:
+        if error.code not in ("M206", "M207") or error is self._explained:
             return error
-        self._explained = self._tried_without_cache(error)
+        self._explained = self._tried_without_cache(error) if self._cache else self._tried_with_values(error)
         return self._explained
+
+    def _tried_with_values(self, error: MoecError) -> MoecError:
+        sources = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
+        return self._asked.with_values(error, self.signature, lambda given: sources(given).capture())
 
     def _tried_without_cache(self, error: MoecError) -> MoecError:
         try:
@@ -344,9 +318,11 @@ class HuggingFaceSource(Source):
             if better is None:
                 raise
             raise better from error
-        whole = not self.part and isinstance(self.origin, ModelFolder) and self.origin.adapter is None
-        if whole and not self.origin.quantized:
-            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
+        origin = None if self.part else self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, program)
+        if self.part == DECODER:
+            keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program

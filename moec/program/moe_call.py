@@ -88,7 +88,8 @@ class MoeCall(DialectCall):
         expansion `[T, K, H]` of tokens, one row for each of a token's experts."""
         x: Any = self.x
         expanded = isinstance(x, fx.Node) and x.target is torch.ops.aten.expand.default
-        shape, before = (_shape(x), _shape(x.args[0])) if expanded else ((), ())
+        shape: Any = _shape(x) if expanded else ()
+        before: Any = _shape(x.args[0]) if expanded else ()
         copies = int(shape[-2]) if len(shape) > 2 and len(before) == len(shape) and before[-2] == 1 else 1
         return copies * self.top_k
 

@@ -7,6 +7,9 @@ accident: where the last key that is chosen and the first that is not have the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -25,6 +28,11 @@ def chooses_keys(node: fx.Node) -> bool:
 def key_choices(program: Program) -> list[fx.Node]:
     """The nodes of a program that choose keys."""
     return [node for node in program.nodes(_TOP) if chooses_keys(node)]
+
+
+def hanging_choice(node: fx.Node, args: Sequence[Any], noise: float) -> Tensor | None:
+    """`hanging_keys` of a node that chooses keys, given the values of its arguments; None for any other node."""
+    return hanging_keys(args[0], int(args[1]), noise) if chooses_keys(node) else None
 
 
 def hanging_keys(scores: Tensor, count: int, noise: float) -> Tensor:

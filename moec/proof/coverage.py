@@ -16,7 +16,7 @@ from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
-from moec.proof.chosen_keys import chooses_keys, hanging_keys, key_choices
+from moec.proof.chosen_keys import hanging_choice, key_choices
 from moec.proof.climb import nearness
 from moec.proof.decided_tokens import NOISE, compared_tokens, hanging
 from moec.proof.reach import BY_HAND, Block, Reach, hand_written
@@ -195,8 +195,8 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
             if len(near) % texts == 0:
                 seen = near.masked_fill(~compared.rows(len(near))[:, None], -torch.inf)
                 record.near |= dict.fromkeys(_routed_by(node), seen.view(texts, -1, near.shape[-1]).amax(1))
-        if chooses_keys(node):
-            record.undecided_keys += int(hanging_keys(args[0], args[1], NOISE[torch.float32]).sum())
+        keys = hanging_choice(node, args, NOISE[torch.float32])
+        record.undecided_keys += 0 if keys is None else int(keys.sum())
         if node.target in (EXPERTS, MOE):
             weights, ids, count = choice(node, args, kwargs)
             rows = compared.rows(len(ids))

@@ -25,7 +25,7 @@ from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, 
 from moec.program.moe_call import EXPERTS, MOE, ROUTE
 from moec.program.program import Program
 from moec.program.signature import converted
-from moec.proof.chosen_keys import chooses_keys, hanging_keys
+from moec.proof.chosen_keys import hanging_choice
 
 # What rounding may add to or take from each of a router's logits, as a share of the token's largest. Measured in
 # programs of the tests' Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V2 (two layers) beside float32, worst block: float16
@@ -205,8 +205,8 @@ def look(
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
             routed.append((node, hanging(*routing, noise, room_of(node, args, kwargs)).flatten()))
-        if chooses_keys(node):
-            routed.append((node, hanging_keys(args[0], args[1], noise).flatten()))
+        if (keys := hanging_choice(node, args, noise)) is not None:
+            routed.append((node, keys.flatten()))
         if node.target in (EXPERTS, MOE):
             chosen[node.name] = choice(node, args, kwargs)
 

@@ -96,17 +96,17 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     held = [s for s in (held_nearest(trial, s) for s in asked) if s is not None]
     wanted = [s for k, s in enumerate(held) if s not in held[:k]] or asked[:1]
     samples = [(s, source.sample(s, seed)) for s in wanted]
-    runnable = [(s, x) for s, x in samples if subject.streamed or _why_not(trial.reference, x) is None]
+    runnable = [(s, x) for s, x in samples if subject.streamed or why_not(trial.reference, x) is None]
     possible = [s for s, _ in runnable]
     if not possible:
-        reason = _why_not(trial.reference, source.sample(wanted[0], seed))
+        reason = why_not(trial.reference, source.sample(wanted[0], seed))
         raise MoecError(
             "M204",
             f"{trial.reference.name} runs at no size that was tried: {reason}",
             source.text,
             "give sample inputs that fit the model",
         )
-    reasons = [_why_not(engine, sample) for _, sample in runnable]
+    reasons = [why_not(engine, sample) for _, sample in runnable]
     refused = [RefusedSize(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None]
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:
@@ -127,7 +127,7 @@ def _far_sizes(trial: Trial, plan: SizePlan) -> tuple[list[dict[str, int]], list
             sizes = _longest(trial, plan, sizes)
         if not sizes or sizes in (*plan.near, *found):
             continue
-        reason = _why_not(trial.engine, trial.subject.source.sample(sizes, trial.subject.seed))
+        reason = why_not(trial.engine, trial.subject.source.sample(sizes, trial.subject.seed))
         found += [] if reason is not None else [sizes]
         refused += [] if reason is None else [RefusedSize(sizes, reason)]
     return found, refused, beyond
@@ -138,7 +138,7 @@ def _not_asked(trial: Trial, sizes: dict[str, int]) -> str | None:
     if not trial.holds_sizes(sizes):
         return OUTSIDE
     sample = trial.subject.source.sample(sizes, trial.subject.seed)
-    reason = None if trial.subject.streamed else _why_not(trial.reference, sample)
+    reason = None if trial.subject.streamed else why_not(trial.reference, sample)
     return reason and f"the model itself does not run there: {reason}"
 
 
@@ -218,8 +218,8 @@ def _far_decided(trial: Trial, program: Program) -> Evidence:
     if not key_choices(program):
         return replace(found, compared=[*(None for _ in found.samples), *tokens])
     near = [look(program, sample, noise, causal) for sample in found.samples]
-    counts = [sum(getattr(part, name) for part, _ in near) for name in ("count", "total")]
-    decided = Decided("float32", noise, *counts, _lost(found.coverage, [load for _, load in near]), "keys")
+    count, total = (sum(getattr(part, name) for part, _ in near) for name in ("count", "total"))
+    decided = Decided("float32", noise, count, total, _lost(found.coverage, [load for _, load in near]), "keys")
     return replace(found, compared=[*(part for part, _ in near), *tokens], decided=decided)
 
 
@@ -278,7 +278,7 @@ def compared_with(
     return evidence, compare(reference, trial.engine, evidence.whole, tolerance, evidence.compared)
 
 
-def _why_not(engine: Engine, sample: Sample) -> str | None:
+def why_not(engine: Engine, sample: Sample) -> str | None:
     """Why an engine cannot run a sample, None when it can."""
     try:
         engine(**converted(engine.inputs, sample))

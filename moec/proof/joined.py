@@ -22,6 +22,7 @@ from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenPart, ProvenParts
 from moec.proof.compare import Comparison, Tolerance, compare
+from moec.proof.evidence import why_not
 from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
 
@@ -57,7 +58,7 @@ def prove_joined(
     own = Tolerance.of(precision).deviation
     bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
     cache = CacheConsistency(Consistency(bound, tuple(_ways(engine, None if outputs.approximate else reference, text))))
-    parts = ProvenParts(tuple(ProvenPart.of(name, proof) for name, proof in proofs.items()))
+    parts = ProvenParts(tuple(_part(name, proof) for name, proof in proofs.items()))
     return Verification((parts, outputs, cache), seed, "full", target, ran_on)
 
 
@@ -70,10 +71,11 @@ def joint_tolerance(alone: Sequence[Comparison]) -> Tolerance:
 
 
 def _samples(source: Source, engine: EncoderDecoderEngine, reference: Engine, seed: int) -> Iterator[Sample]:
-    """Inputs of every size of a proof that both parts, and the model, were made for."""
+    """Inputs of every size of a proof that both parts were made for, and that the model runs."""
     for number, sizes in enumerate(verification_sizes(source.inputs)):
-        if engine.holds(sizes) and reference.holds(sizes):
-            yield source.sample(sizes, seed + number)
+        sample = source.sample(sizes, seed + number)
+        if engine.holds(sizes) and why_not(reference, sample) is None:
+            yield sample
 
 
 def _ways(engine: EncoderDecoderEngine, reference: Engine | None, text: Sample) -> Iterator[Way]:
@@ -104,3 +106,11 @@ def _written(text: CrossText, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         found.append(text.advance(ids[-1])[LOGITS])
         ids.append(found[-1][:, -1:].argmax(-1))
     return torch.cat(ids[:-1], 1), torch.cat(found, 1)
+
+
+def _part(name: str, proof: Verification) -> ProvenPart:
+    """What the proof of a part found."""
+    said, error = "; ".join([*proof.short, *filter(None, [proof.limits])]), proof.error
+    if proof.ok:
+        return ProvenPart(name, said)
+    return ProvenPart(name, said, *((error.what, error.code, error.fix) if error else ("nothing was checked",)))

@@ -33,6 +33,7 @@ _KINDS = (
     (r"question_lengths|question_positions", "the model finds the question by its tokens"),
     (r"pixel_mask", "the images of a batch have one size, so none is padded"),
 )
+FEATURES = "get_image_features"  # of transformers' models of text and images: what an image is to the decoder
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
@@ -93,6 +94,8 @@ def untaken(model: Any, names: list[str]) -> MoecError:
     kind = type(model).__name__
     what = f"{kind} also takes {cut(names, 5)}, which the engine would not have"
     fix = f"to compile it for inputs without, pass {FLAG} {','.join(media or names)}"
+    if FEATURES in dir(model) and model.main_input_name == IDS:
+        fix += f"; for what its images are to the decoder, and nothing else, {FLAG} {IDS}"
     return MoecError("M216", what, f"forward of {kind}", fix)
 
 
@@ -102,7 +105,7 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
     if media_gone and _SAYS_MORE.search(name):
         return "describes images, video or sound, which are left out"
     if name == "attention_mask" and model.main_input_name != IDS and IDS not in tensor_arguments(model):
-        return "no part of an image is padding"
+        return "no part of an image or a sound is padding"
     if name == TYPES and int(_number(config, "type_vocab_size")) <= 1:
         return "the config counts no types of tokens"
     if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(

@@ -135,6 +135,7 @@ def _forward(
     if indices is not None:
         attention_mask = _only_at(attention_mask, indices, key.shape[2])
     if block_indices is not None:
+        causal = False  # a token whose blocks are all padding sees everything, later tokens too
         attention_mask = _only_in(
             attention_mask, block_indices, module.indexer.block_size, query.shape[1], key.shape[2]
         )

@@ -39,8 +39,8 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
         MoecError: M206 when a layer of its cache holds anything but the kinds of `state_kinds`.
     """
     name = type(model).__name__
-    cache = _filled_cache(model)
-    found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer)]
+    cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model.config).layers}
+    found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
     if not found:
         raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
     if not any(PAST in spec.shape for spec in found):
@@ -98,13 +98,14 @@ class _AllOnes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _of_layer(name: str, number: int, layer: Any) -> list[Input]:
-    """The states of one layer; none of one that shares another's."""
+def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]:
+    """The states of one layer; none of one that shares another's. `own`: the kinds that its cache has at first."""
     if has_rows(layer):
         return _compressed(number, compressed_states(layer))
-    if is_of_a_model(layer) and unknown_state(layer):
-        own = f"{type(layer).__name__}.{unknown_state(layer)}"
-        what = f"{name} caches something else than moec knows, in a layer of its own ({own})"
+    unknown = unknown_state(layer)
+    if is_of_a_model(layer) and (unknown or type(layer) not in own):
+        kind = ".".join(filter(None, (type(layer).__name__, unknown)))
+        what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
         raise MoecError("M206", what, f"layer {number}", _WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
@@ -134,6 +135,12 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
+def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
+    length = ids.shape[1]
+    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
+
+
 def cached_call(
     forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
@@ -146,7 +153,10 @@ def cached_call(
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
-        cache = functional_cache(past, model) if captured else own_cache(past, began, model)
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
         places = positions(attention_mask, input_ids.shape[1])
         output = forward(
             input_ids=input_ids,

@@ -10,18 +10,21 @@ import torch
 
 from moec.frontend.source import Domain
 from moec.huggingface.reading.encoder_decoder_call import encoder_call, found_caches
+from moec.program.conditions import Condition
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE
 from moec.program.encoder_decoder import (
     DECODER_IDS,
     ENCODER,
     ENCODER_SEQUENCE,
+    PAST_ENCODER,
     STATES,
     STATES_MASK,
 )
-from moec.program.program import META
+from moec.program.program import META, Program
 from moec.program.signature import Input
 
 FEATURES = "input_features"
+NO_MORE_THAN_STATES = Condition(f"{PAST_ENCODER} <= {ENCODER_SEQUENCE}")
 _TAKES = {DECODER_IDS, "encoder_outputs", "past_key_values"}
 
 Inputs = dict[Input, Domain]
@@ -81,6 +84,13 @@ def part_inputs(model: Any, part: str) -> Inputs:
     with torch.no_grad():
         states = next(iter(encoder_call(model)(**given).values()))
     return decoder_inputs(model, found_caches(model, states), int(states.shape[-1]))
+
+
+def keep_to_states(program: Program) -> None:
+    """Let a captured decoder take no more keys and values of the encoder's states than there are states. torch.export
+    finds that out only where a mask of the states meets them."""
+    program.conditions = tuple(sorted({*program.conditions, NO_MORE_THAN_STATES}, key=lambda c: c.text))
+    program.edges = tuple(edge for edge in program.edges if NO_MORE_THAN_STATES.holds(edge))
 
 
 def _vocabulary(model: Any) -> int:

@@ -35,6 +35,7 @@ _READ = (
     "adapter_config.json",
     "adapter_model.bin",
     "preprocessor_config.json",
+    "processor_config.json",
     GENERATION,
     "*.index.json",
     "*.safetensors",

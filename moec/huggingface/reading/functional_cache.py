@@ -30,10 +30,18 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return dict(found)
 
 
-def functional_cache(tensors: Mapping[str, Tensor], model: Any = None) -> Any:
+def functional_cache(tensors: Mapping[str, Tensor], model: Any = None, ends: Tensor | None = None) -> Any:
     """A cache that holds these states, by the names of a signature; keys and values at their full length: windows are
-    the mask's business. `model`: whose cache it is; it may be of a class of its own, or have layers of its own."""
-    return _cache(by_layer(tensors), None, model)
+    the mask's business.
+
+    `model`: whose cache it is; it may be of a class of its own, or have layers of its own. `ends` `[batch]` int64: how
+    many of a call's tokens there are up to the last that is no padding, all by default. A window goes on behind that
+    one, so that padding between a prompt and what follows leaves no trace.
+    """
+    found = _cache(by_layer(tensors), None, model)
+    for layer in found.layers:
+        layer.ends = ends
+    return found
 
 
 def own_cache(tensors: Mapping[str, Tensor], began: bool, model: Any = None) -> Any:
@@ -122,7 +130,7 @@ def _with_keys(own: Any = None) -> Any:
 def _with_index() -> Any:
     from transformers.cache_utils import DynamicIndexedLayer
 
-    class Indexed(_with_keys(), DynamicIndexedLayer):  # type: ignore[misc]
+    class Indexed(_with_keys(), DynamicIndexedLayer):  # type: ignore[misc, no-untyped-call]
         pass
 
     return Indexed
@@ -136,17 +144,29 @@ def _without_any() -> Any:
     return getattr(cache_utils, "DummyLayer", cache_utils.DynamicLayer)
 
 
+def _behind(whole: Tensor, width: int, ends: Tensor | None) -> Tensor:
+    """The last `width` columns of `[batch, channels, width + sequence]`, or those before each text's end."""
+    if ends is None:
+        return whole[..., -width:]
+    columns = ends[:, None, None] + torch.arange(width, device=whole.device)
+    return whole.gather(2, columns.expand(-1, whole.shape[1], -1))
+
+
 @cache
 def _with_states(and_keys: bool) -> Any:
     """A layer of states whose shape stays, with keys and values beside them or not."""
     from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
     class States(LinearAttentionLayer):  # type: ignore[no-untyped-call]
-        def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+        ends: Tensor | None = None
+
+        def update_conv_state(  # type: ignore[override]  # the kernel's size is the window's
+            self, conv_states: Tensor, state_idx: int = 0, **_: Any
+        ) -> Tensor:
             """What a convolution reads, `[batch, channels, kernel + sequence]`; its end is kept."""
-            kept = self.conv_states[state_idx]
+            kept: Any = self.conv_states[state_idx]
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
-            self.conv_states[state_idx] = whole[..., -kept.shape[-1] :]
+            self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))
             return whole
 
@@ -154,8 +174,8 @@ def _with_states(and_keys: bool) -> Any:
             self.recurrent_states[state_idx] = recurrent_states
             return recurrent_states
 
-    class StatesAndKeys(States, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc]
+    class StatesAndKeys(States, LinearAttentionAndFullAttentionLayer):  # type: ignore[misc, override, no-untyped-call]
         def get_seq_length(self) -> int:
-            return self.keys.shape[-2]  # type: ignore[no-any-return]  # see `_with_keys`
+            return self.keys.shape[-2]  # type: ignore[union-attr, no-any-return]  # see `_with_keys`
 
     return StatesAndKeys if and_keys else States

@@ -44,7 +44,7 @@ def _is_lightning(module: nn.Module) -> bool:
 
 def _forward(
     self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Tensor | None = None,
-    past_key_values: Any = None, **_: Any,
+    past_key_values: Any = None, **_others: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Instead of the module's own; `attention_mask` is `[B, S]`, 0 at padding, which changes no state."""
     batch, length, _ = hidden_states.shape
@@ -107,8 +107,8 @@ def _small(module: Any) -> Any:
     """The same module with few numbers, which are drawn; how fast each head forgets is computed by its class."""
     small, generator = deepcopy(module), torch.Generator().manual_seed(0)
     small.head_dim, small.block_size, wide = _HEAD, _BLOCK, module.num_attention_heads * _HEAD
-    shapes = {"qkv_proj": (3 * wide, _HIDDEN), "out_proj": (_HIDDEN, wide), "output_gate": (wide, _HIDDEN)}
-    shapes |= {"norm": (wide,)}
+    shapes: dict[str, tuple[int, ...]] = {"norm": (wide,), "out_proj": (_HIDDEN, wide)}
+    shapes |= {"qkv_proj": (3 * wide, _HIDDEN), "output_gate": (wide, _HIDDEN)}
     for name, shape in shapes.items():
         drawn = torch.randn(shape, generator=generator) * 0.3
         getattr(small, name).weight = nn.Parameter(drawn, requires_grad=False)

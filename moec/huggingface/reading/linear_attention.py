@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -56,13 +56,14 @@ def _recurrences(forward: Callable[..., Any]) -> Iterator[str]:
 
 
 def _calling(forward: Callable[..., Any], file: Any, names: tuple[str, ...]) -> Callable[..., Any]:
-    """The forward, with other functions under these names of its file while it runs."""
+    """The forward, with other functions under these names of its file while it runs; they are told of padding."""
 
     @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
+        told = partial(recurrence, mask=kwargs.get("attention_mask"))
         with ExitStack() as stack:
             for name in names:
-                stack.enter_context(swapped(file, name, recurrence))
+                stack.enter_context(swapped(file, name, told))
             return forward(*args, **kwargs)
 
     return call
@@ -77,10 +78,12 @@ def recurrence(
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
     use_qk_l2norm_in_kernel: bool = False,
+    mask: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What transformers' functions are called with, by `moec::linear_attention`: query, key `[B, S, G, D]`, value
-    `[B, S, H, V]`, g `[B, S, H]` or `[B, S, H, D]`, beta `[B, S, H]`, a state `[B, H, D, V]`.
+    `[B, S, H, V]`, g `[B, S, H]` or `[B, S, H, D]`, beta `[B, S, H]`, a state `[B, H, D, V]`. Where a mask `[B, S]` has
+    padding, the state stays as it is; before a text, where it is zeros, that is what transformers does.
 
     Raises:
         MoecError: M206 for an argument that changes the result and is not among these.
@@ -89,6 +92,8 @@ def recurrence(
     if odd:
         raise MoecError("M206", f"linear attention is called with {odd[0]!r}", "linear attention", "leave it out")
     wide = torch.promote_types(query.dtype, torch.float32)
+    if mask is not None and mask.dim() == 2:
+        g, beta = (t * mask.view(*mask.shape, *[1] * (t.dim() - 2)).to(t.dtype) for t in (g, beta))
     if initial_state is None:
         shape = value.shape[0], value.shape[2], key.shape[3], value.shape[3]
         initial_state = torch.zeros(shape, dtype=wide, device=value.device)

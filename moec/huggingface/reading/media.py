@@ -16,7 +16,7 @@ from torch import Tensor
 from moec.frontend.source import Domain
 from moec.huggingface.reading.processor import Prepared
 from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TYPES
-from moec.program.program import META
+from moec.program.program import META, Input
 
 BATCH, IMAGES = "batch", "images"
 FRAME_S = 0.02  # seconds of a raw sound that a speech model makes one vector of, about
@@ -26,15 +26,16 @@ _OF_TEXT = (IDS, MASK, TYPES, "bbox", "decoder_input_ids")
 Found = dict[str, tuple[Domain, torch.dtype, tuple[int | str, ...]]]
 
 
-def media_inputs(model: Any, made: Prepared, leave_out: Container[str] = ()) -> Found:
+def media_inputs(model: Any, made: Prepared, leave_out: Container[str] = (), method: str = "forward") -> Found:
     """The inputs of a model's forward that a processor makes, in the forward's order, by name.
 
     Args:
         model: a `PreTrainedModel`.
         made: by the processor.
         leave_out: what the user does not want.
+        method: another one than `forward` that the engine stands for.
     """
-    taken = list(inspect.signature(model.forward).parameters)
+    taken = list(inspect.signature(getattr(model, method)).parameters)
     of_text = _OF_TEXT if IDS in taken else ()
     names = [n for n in taken if n in made.runs[0] and n not in leave_out and n not in of_text]
     dims = _named(names, made)
@@ -49,21 +50,21 @@ def _named(names: Sequence[str], made: Prepared) -> dict[str, tuple[int | str, .
         shapes = [run[name].shape for run in made.runs]
         sizes = list(zip(*shapes, strict=True))
         found[name] = tuple(
-            alike[0] if len(set(alike)) == 1 else known.setdefault(alike, _call(name, axis, len(sizes), known))
+            alike[0] if len(set(alike)) == 1 else known.setdefault(alike, _call(name, axis, len(sizes), alike, made))
             for axis, alike in enumerate(sizes)
         )
     return found
 
 
-def _call(name: str, axis: int, rank: int, known: Mapping[Any, str]) -> str:
-    """What a dimension is called."""
+def _call(name: str, axis: int, rank: int, alike: tuple[int, ...], made: Prepared) -> str:
+    """What a dimension is called that has these sizes."""
     if axis == 0:
-        found = BATCH if BATCH not in known.values() else f"{name}_{axis}"
-    elif "pixel" in name and rank >= 3 and axis >= rank - 2:
-        found = ("height", "width")[axis - rank]
-    else:
-        found = "samples" if rank == 2 and name == "input_values" else "frames" if rank <= 3 else f"{name}_{axis}"
-    return found if found not in known.values() else f"{name}_{axis}"
+        return BATCH if alike == made.counts else f"{name}_{axis}"
+    if "pixel" in name and rank >= 3 and axis >= rank - 2:
+        return ("height", "width")[axis - rank]
+    if axis == 1 and rank <= 3:
+        return "samples" if rank == 2 and name == "input_values" else "frames"
+    return f"{name}_{axis}"
 
 
 def _domain(name: str, model: Any, made: Prepared) -> Domain:
@@ -86,6 +87,14 @@ def _is_raw(made: Prepared) -> bool:
     return any(name == "input_values" and value.dim() == 2 for name, value in made.runs[0].items())
 
 
+def deciding(signature_inputs: Sequence[Input], made: Prepared | None) -> dict[str, Tensor]:
+    """Inputs of whole numbers that are neither tokens nor masks, such as the grid of an image, as a processor made
+    them: sizes inside a model may hang on them."""
+    runs_made = made.runs[0] if made else {}
+    ours = {i.name: runs_made[i.name] for i in signature_inputs if i.name in runs_made}
+    return {n: v for n, v in ours.items() if not v.is_floating_point() and "mask" not in n and n not in _OF_TEXT}
+
+
 def scales(found: Found, made: Prepared | None) -> dict[str, int]:
     """Of each dimension that has many more elements than a text has tokens: how many stand for one token."""
     rate = made.rate if made else 0
@@ -95,7 +104,8 @@ def scales(found: Found, made: Prepared | None) -> dict[str, int]:
 
 def settled(model: Any, found: Found, text: Found, fixed_size: tuple[int, int] | None) -> Found:
     """The inputs with the height and width that the config says, where the model takes no others beside its `text`."""
-    if fixed_size is None or runs(model, {**text, **found}):
+    dynamic = any(d in ("height", "width") for _, _, shape in found.values() for d in shape)
+    if fixed_size is None or not dynamic or runs(model, {**text, **found}):
         return found
     sizes: dict[int | str, int] = dict(zip(("height", "width"), fixed_size, strict=True))
     return {n: (domain, dtype, tuple(sizes.get(d, d) for d in shape)) for n, (domain, dtype, shape) in found.items()}

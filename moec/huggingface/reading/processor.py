@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ class Prepared:
         by: the classes that were run.
         runs: the tensors of each run by name; every run had another number of items, of other sizes.
         rate: samples of sound a second; 0 where it takes none.
+        counts: images or sounds of each run.
     """
 
     by: str
     runs: tuple[Mapping[str, Tensor], ...]
     rate: int = 0
+    counts: tuple[int, ...] = tuple(count for count, *_ in _DRAWN)
 
 
 def prepared(folder: Path, remote: bool = False) -> tuple[Prepared | None, str]:
@@ -139,7 +142,7 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

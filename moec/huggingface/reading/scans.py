@@ -152,8 +152,8 @@ def _selective_difference(own: Callable[..., Any]) -> float:
     """The largest difference to transformers' function on drawn numbers, over the spread: a text in one go there, in
     two pieces here."""
     draw = _drawing()
-    given = [draw(2, 6, 9), draw(2, 6, 9), -draw(6, 4).exp(), draw(2, 4, 9), draw(2, 4, 9)]
-    rest = {"D": draw(6), "delta_bias": draw(6), "delta_softplus": True, "return_last_state": True}
+    given: list[Any] = [draw(2, 6, 9), draw(2, 6, 9), -draw(6, 4).exp(), draw(2, 4, 9), draw(2, 4, 9)]
+    rest: dict[str, Any] = {"D": draw(6), "delta_bias": draw(6), "delta_softplus": True, "return_last_state": True}
     gate = draw(2, 6, 9)
     wanted, state = own(*given, **rest, z=gate), None
     pieces = []
@@ -171,7 +171,7 @@ def _chunk_difference(own: Callable[..., Any]) -> float:
     for length, limit in ((1, _NO_LIMIT), (3, (0.1, 0.7)), (4, _NO_LIMIT), (9, (0.0, 1.0))):
         keys, queries = draw(2, length, 2, 3), draw(2, length, 2, 3)
         given = [draw(2, length, 6, 5), draw(2, length, 6), -draw(6).exp(), keys, queries]
-        rest = {"chunk_size": 4, "D": draw(6), "dt_bias": draw(6), "initial_states": draw(2, 6, 5, 3)}
+        rest: dict[str, Any] = {"chunk_size": 4, "D": draw(6), "dt_bias": draw(6), "initial_states": draw(2, 6, 5, 3)}
         rest |= {"dt_softplus": True, "dt_limit": limit, "return_final_states": True}
         worst = max(worst, _apart(_chunk_scan(None)(*given, **rest), own(*given, **rest)))
     return worst

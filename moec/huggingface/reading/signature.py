@@ -17,13 +17,12 @@ from moec.errors import MoecError
 from moec.files.inside import read_inside
 from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
-from moec.huggingface.reading.arguments import makes_decoder_ids
+from moec.huggingface.reading.arguments import FEATURES, makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
 from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
 from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.reading.known_values import KnownValues
-from moec.huggingface.reading.least_sizes import sizes_compared_without_branches
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
 from moec.huggingface.reading.masks import masks_by_broadcast
 from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
@@ -53,6 +52,7 @@ class Signature:
         scale: see `moec.frontend.source.Source`.
         sizes: of dynamic dimensions, as a processor made them: a capture takes them where no others are known.
         fixed: tensors of the forward that every call has, by name; they are in the graph.
+        method: of the model, that the engine stands for.
     """
 
     inputs: tuple[Input, ...]
@@ -61,6 +61,7 @@ class Signature:
     sizes: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     part: str = ""
+    method: str = "forward"
 
     def dynamic(self) -> dict[str, tuple[str | None, ...]]:
         """The dynamic dimensions in the form that `capture` takes."""
@@ -94,6 +95,9 @@ def signature_of(
     Raises M206 for other modalities without a processor, M201 where a main input is to be left out.
     """
     main: str = model.main_input_name
+    if only_features(model, leave_out):
+        found = _media(model, {}, leave_out, images, made, FEATURES)
+        return _signature(found, found, made, FEATURES)
     needed = (IDS, MASK) if caches else (main,)
     unwilling = next((name for name in needed if name in leave_out), None)
     if unwilling is not None:
@@ -105,25 +109,36 @@ def signature_of(
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
         if has_parts(model):
-            return _signature(whole_inputs(model))
+            return _of_parts(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
-    found = {**first[0], **first[1]}
+    return _signature({**first[0], **first[1]}, media, made)
+
+
+def only_features(model: Any, leave_out: Container[str]) -> bool:
+    """Whether a model of text and images is asked for without its text: then the engine makes what the images are to
+    the decoder."""
+    takes = hasattr(model, FEATURES) and model.main_input_name == IDS and IDS in leave_out
+    return takes and "pixel_values" not in leave_out
+
+
+def _signature(found: Found, media: Found, made: Prepared | None, method: str = "forward") -> Signature:
     return Signature(
         tuple(Input(name, dtype, shape) for name, (_, dtype, shape) in found.items()),
         {name: domain for name, (domain, _, _) in found.items()},
         scales(media, made),
         _sizes(media, made) if made else {},
+        method=method,
     )
 
 
 def part_signature(model: Any, part: str) -> Signature:
     """The signature of the `encoder` or the `decoder` of a model on the meta device, see `part_inputs`."""
-    return _signature(part_inputs(model, part), part)
+    return _of_parts(part_inputs(model, part), part)
 
 
-def _signature(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
+def _of_parts(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
     return Signature(tuple(inputs), {spec.name: domain for spec, domain in inputs.items()}, part=part)
 
 
@@ -133,13 +148,20 @@ def _unknown(model: Any, main: str) -> MoecError:
     return MoecError("M206", what, "main_input_name", fix)
 
 
-def _media(model: Any, text: Found, leave_out: Container[str], images: Path | None, made: Prepared | None) -> Found:
-    """Inputs of images and sounds, of a forward that takes some: what the processor makes, else pixels as the config
+def _media(
+    model: Any,
+    text: Found,
+    leave_out: Container[str],
+    images: Path | None,
+    made: Prepared | None,
+    method: str = "forward",
+) -> Found:
+    """Inputs of images and sounds, of a method that takes some: what the processor makes, else pixels as the config
     has them."""
-    names = _parameters(model)
+    names = inspect.signature(getattr(model, method)).parameters
     if made is not None:
         size = _size_of(model, images)
-        found = media_inputs(model, made, leave_out)
+        found = media_inputs(model, made, leave_out, method)
         found = settled(model, found, text, (size, size) if isinstance(size, int) else size)
         if found:
             return found
@@ -233,13 +255,14 @@ def _prepared_size(images: Path | None) -> tuple[int, int] | None:
 def named_call(
     forward: Callable[..., Any], always: Mapping[str, Tensor] | None = None
 ) -> Callable[..., dict[str, Tensor]]:
-    """A model's forward, without cache, that returns its tensors by name: no losses, caches or router logits. Every call
-    has the tensors `always`."""
+    """A model's forward, without cache, that returns its tensors by name: no losses, caches or router logits. Every
+    call has the tensors `always`."""
     fixed: dict[str, Any] = {"use_cache": False} if "use_cache" in inspect.signature(forward).parameters else {}
     fixed |= always or {}
+    found = results if getattr(forward, "__name__", "") != FEATURES else _features
 
     def call(**inputs: Tensor) -> dict[str, Tensor]:
-        return results(forward(**inputs, **fixed))
+        return found(forward(**inputs, **fixed))
 
     return call
 
@@ -251,15 +274,23 @@ def call_of(model: Any, signature: Signature, captured: bool = False) -> Callabl
         decoder = untouched_decoder_call(model, model.forward, caches_of(signature.inputs))
         return encoder_call(model) if signature.part == ENCODER else decoder
     caches = cache_inputs(signature.inputs)
+    forward = getattr(model, signature.method)
     if not caches:
-        return named_call(model.forward, signature.fixed)
-    call = cached_call(model.forward, caches, captured, model)
+        return named_call(forward, signature.fixed)
+    call = cached_call(forward, caches, captured, model)
     return call if captured or not forgets_states(model) else token_by_token(call, caches)
 
 
 def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a `ModelOutput` that are results."""
     return {k: v for k, v in output.items() if isinstance(v, Tensor) and not any(word in k for word in _NOT_RESULTS)}
+
+
+def _features(output: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The features of images, of each by itself: where there are several, a number stands behind the name."""
+    from moec.frontend.export import named_outputs
+
+    return {name: value for name, value in named_outputs(dict(output)).items() if "attentions" not in name}
 
 
 def expose(model: Any, signature: Signature) -> None:
@@ -278,8 +309,8 @@ def expose(model: Any, signature: Signature) -> None:
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
         with (
-            open_lengths(model), sizes_compared_without_branches(model), PlainViews(), masks_by_broadcast(),
-            PoolAtEnd() if pooled else nullcontext(), KnownValues() if known else nullcontext(),
+            open_lengths(model), PlainViews(), masks_by_broadcast(), PoolAtEnd() if pooled else nullcontext(),
+            KnownValues() if known else nullcontext(),
         ):  # fmt: skip
             return forward(**{original[k]: v for k, v in given.items()})
 

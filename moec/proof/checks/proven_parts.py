@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from moec.errors import MoecError
 from moec.proof.checks.check import Check, Figure
 from moec.proof.trial import Trial
-
-if TYPE_CHECKING:
-    from moec.proof.verification import Verification
 
 
 @dataclass(frozen=True)
@@ -22,15 +19,6 @@ class ProvenPart:
     problem: str = ""
     code: str = "M101"
     fix: str = ""
-
-    @classmethod
-    def of(cls, part: str, proof: Verification) -> ProvenPart:
-        """Of a part, by its name."""
-        error = proof.error
-        said = "; ".join([*proof.short, *filter(None, [proof.limits])])
-        if proof.ok:
-            return cls(part, said)
-        return cls(part, said, *((error.what, error.code, error.fix) if error else ("nothing was checked",)))
 
 
 @dataclass(frozen=True)

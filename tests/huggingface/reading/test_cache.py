@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from moec.errors import MoecError
 from moec.huggingface.reading.cache import has_cache
 from moec.huggingface.source import HuggingFaceSource
-from moec.program.decoder_signature import past_names, without_padding
+from moec.program.decoder_signature import past_names
 from tests.zoo import build
 
 
@@ -50,23 +50,6 @@ def test_a_text_continued_through_flat_tensors_is_what_transformers_itself_compu
         want = model(input_ids=ids[:, 9:], past_key_values=own.past_key_values).logits
         wrong = model(input_ids=ids[:, 9:]).logits
     assert torch.allclose(second["logits"], want, atol=1e-5) and not torch.allclose(second["logits"], wrong, atol=1e-2)
-
-
-def test_one_graph_computes_what_each_branch_of_a_convolution_does() -> None:
-    """transformers has one for a prompt, for chunks, and for one token; the reference takes them."""
-    found, engine = source("lfm2"), source("lfm2").reference()
-    shapes = {i.name: i.shape for i in found.inputs}
-    assert shapes["past_key_values.0.conv_state"] == ("batch", 32, 3) and "past_key_values.0.key" not in shapes
-    program = found.capture()
-    for batch, length, past in ((2, 7, 0), (3, 1, 0), (2, 1, 6), (5, 4, 9)):
-        sample = found.sample({"batch": batch, "sequence": length, "past_sequence": past})
-        assert bool(sample["past_key_values.0.conv_state"].any()) == bool(past)
-        want, got = engine(**sample), program.run(**sample)
-        for name in want:
-            mine, theirs = (without_padding(outputs[name], sample, name) for outputs in (got, want))
-            assert torch.allclose(mine, theirs, atol=1e-5), (name, batch, length, past)
-        forgot = program.run(**{**sample, "past_key_values.0.conv_state": torch.ones(batch, 32, 3)})
-        assert not torch.allclose(forgot["logits"], got["logits"], atol=1e-3), "the state is read"
 
 
 def test_a_layer_of_a_kind_that_nobody_knows_is_refused_with_a_way_out_that_works(
