@@ -92,10 +92,12 @@ class Contestant:
         self.process.join()
 
 
-def read_options(about: str, people: Iterable[str], always: str) -> argparse.Namespace:
-    """The command line of both benchmarks; `always` names who competes whatever `--only` says."""
+def read_options(
+    about: str, people: Iterable[str], always: str, cases: Iterable[str] = tuple(CASES)
+) -> argparse.Namespace:
+    """The command line of the benchmarks; `always` names who competes whatever `--only` says."""
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--case", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--case", nargs="+", choices=list(cases), default=list(cases))
     parser.add_argument(
         "--only", nargs="+", choices=list(people), default=list(people), help=f"contestants besides {always}"
     )

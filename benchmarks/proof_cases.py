@@ -269,7 +269,10 @@ class Right:
             for sample in self.probes:
                 found = loaded(**converted(loaded.inputs, sample))
                 for name, want in self.reference(**sample).items():
-                    worst = max(worst, _difference(without_padding(want, sample), without_padding(found[name], sample)))
+                    worst = max(
+                        worst,
+                        _difference(without_padding(want, sample, name), without_padding(found[name], sample, name)),
+                    )
         except Exception:
             return math.inf
         finally:

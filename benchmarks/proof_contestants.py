@@ -56,7 +56,7 @@ def both(right: Right, engine: Engine, sample: Mapping[str, Tensor]) -> dict[str
     """What the model and the engine say, without padding; by name, those outputs that both have."""
     want, found = right.reference(**sample), engine(**converted(engine.inputs, sample))
     return {
-        name: (without_padding(want[name], sample), without_padding(found[name], sample).float())
+        name: (without_padding(want[name], sample, name), without_padding(found[name], sample, name).float())
         for name in want
         if name in found
     }

@@ -13,6 +13,7 @@ from moec.compiler.compile import compile_source
 from moec.compiler.contest import Contest
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
+from moec.compiler.joined import has_parts, load_parts
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.programs import capture, inspect
@@ -61,6 +62,7 @@ def compile(
     allow_pickle: bool = False,
     cache: bool = True,
     leave_out: Sequence[str] = (),
+    part: str | None = None,
     save_hf: str | Path | None = None,
     layout: str | None = None,
     text: str | Path | None = None,
@@ -81,7 +83,7 @@ def compile(
 
     Args:
         model: see `moec.compiler.open.open_source`, which takes `inputs`, `dynamic`, `trust_remote_code`,
-            `allow_pickle`, `cache` and `leave_out` too.
+            `allow_pickle`, `cache`, `leave_out` and `part` too.
         out: the engine folder; it appears only when everything went well.
         require_run: refuse (M113) before any work what could not be run here on the hardware that it is for.
         hooks: watchers of the pipeline, see `moec.pipeline.hooks`.
@@ -102,7 +104,7 @@ def compile(
     find_backend(options.target, build)  # before any work: a missing runtime must not cost a capture
     source = open_source(
         model, inputs=inputs, dynamic=dynamic, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
-        cache=cache, leave_out=options.leave_out,
+        cache=cache, leave_out=options.leave_out, part=options.part or "",
     )  # fmt: skip
     return compile_source(source, options, Path(out), hooks, progress, require_run)
 
@@ -173,6 +175,8 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
+    if has_parts(report):
+        return load_parts(find_backend(target, written=True), target, path)
     engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)
     return engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -52,13 +53,25 @@ class FindMoe(Pass):
         dims = value_of(region.x).dim()
         with program.graph.inserting_before(old):
             logits = self._in_dims(program, old, region.logits.node, region.experts, dims)
+            room = self._room(program, old, mixture)
             bias = None if region.bias is None else self._in_dims(program, region.bias, region.bias, region.experts, 1)
-            weights, ids = self._chosen(program, logits, logits, bias, mixture.routing)
+            weights, ids = self._chosen(program, logits, logits, bias, mixture.routing, room)
             rules = {**mixture.experts.activation.arguments(), "score_before": mixture.score_before}
             matrices = _matrices(program, mixture.experts, region.found.module or old.name)
             new = call_like(program, old, self.name, EXPERTS, x, ids, weights, *matrices, **rules)
         old.replace_all_uses_with(new)
         return new
+
+    def _room(self, program: Program, old: fx.Node, mixture: Mixture) -> tuple[Any, dict[str, Any]]:
+        """The capacity of a mixture's experts, and what belongs to it."""
+        if (kept := mixture.region.kept) is None:
+            return None, {}
+        limit: Any = kept.limit
+        if isinstance(limit, int):
+            limit += kept.extra
+        elif kept.extra:
+            limit = call_like(program, limit, self.name, operator.add, limit, kept.extra)
+        return limit, {"order": kept.order, "drop_first": mixture.rule.drop_first}
 
     def _route(self, program: Program, node: fx.Node, context: Context) -> bool:
         call = MoeCall(node)
@@ -79,10 +92,12 @@ class FindMoe(Pass):
         return True
 
     def _chosen(
-        self, program: Program, old: fx.Node, logits: fx.Node, bias: fx.Node | None, rule: Routing
-    ) -> tuple[fx.Node, fx.Node]:
+        self, program: Program, old: fx.Node, logits: fx.Node, bias: fx.Node | None, rule: Routing,
+        room: tuple[Any, dict[str, Any]] = (None, {}),
+    ) -> tuple[fx.Node, fx.Node]:  # fmt: skip
         """Weights and ids of a `moec::route`."""
-        chosen = call_like(program, old, self.name, ROUTE, logits, bias, **rule.arguments())
+        given = (logits, bias) if room[0] is None else (logits, bias, room[0])
+        chosen = call_like(program, old, self.name, ROUTE, *given, **rule.arguments(), **room[1])
         weights, ids = (call_like(program, old, self.name, operator.getitem, chosen, i) for i in (0, 1))
         return weights, ids
 

@@ -45,6 +45,9 @@ class FuseMoe(Pass):
             context.miss(node, f"its router reads {projection.x.name}, its experts read {call.x}")
             return False
         routed = RouteCall(route)
+        if routed.capacity is not None:
+            context.miss(node, "experts have a capacity, and moec::moe has none")
+            return False
         rules = {**routed.routing.arguments(), **call.activation.arguments(), "score_before": call.score_before}
         with program.graph.inserting_before(node):
             router, bias = _router(program, projection)

@@ -125,38 +125,6 @@ class Positional(Loop):
         return weights + (torch.arange(x.shape[0]) == 0)[:, None] * weights, ids
 
 
-class Capacity(OneHot):
-    """What an expert takes ends at a number that no sample reaches."""
-
-    most = 70
-
-    def mix(self, x: Tensor) -> Tensor:
-        weights, ids = self.choice(x)
-        hot = F.one_hot(ids, EXPERTS)
-        kept = (hot.sum(1).cumsum(0) <= self.most).to(x.dtype)
-        mask = (hot.to(x.dtype) * weights[..., None]).sum(1) * kept
-        return torch.einsum("te,ted->td", mask, torch.stack([expert(x) for expert in self.experts], 1))
-
-
-class Held(Capacity):
-    """The number lies in a tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("held", torch.tensor(700))
-
-    @property
-    def most(self) -> Tensor:  # type: ignore[override]
-        """The number."""
-        return self.held  # type: ignore[return-value]
-
-
-class Compared(Capacity):
-    """The number is no whole one to the operator that reads it."""
-
-    most = 900.5  # type: ignore[assignment]
-
-
 class Smooth(Expert):
     """Another activation."""
 
@@ -187,7 +155,7 @@ class Normalised(Loop):
         self.experts = nn.ModuleList(OfLengthOne() for _ in range(EXPERTS))
 
 
-WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, Capacity, Held, Compared, OneDiffers, Normalised)
+WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, OneDiffers, Normalised)
 
 
 class Listed(Loop):

@@ -191,6 +191,72 @@ _DENSE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertConfig", "BertModel", {"intermediate_size": 48}),
     "vit": ("ViTConfig", "ViTForImageClassification", _VIT),
 }
+_DELTA: dict[str, Any] = {
+    "head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_SHARED: dict[str, Any] = {
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+}
+_KIMI: dict[str, Any] = {
+    **{name: size for name, size in _MLA.items() if name != "q_lora_rank"},
+    "intermediate_size": 56,
+    "moe_intermediate_size": 24,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+# decoders that carry more than keys and values from token to token
+_HYBRID: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "lfm2": (
+        "Lfm2Config",
+        "Lfm2ForCausalLM",
+        {"intermediate_size": 48, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+    ),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        "Lfm2MoeForCausalLM",
+        {
+            "intermediate_size": 48,
+            "moe_intermediate_size": 24,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "full_attention"],
+        },
+    ),
+    "qwen3_next": ("Qwen3NextConfig", "Qwen3NextForCausalLM", {**_DELTA, **_SHARED, "intermediate_size": 56}),
+    "qwen3_5": ("Qwen3_5TextConfig", "Qwen3_5ForCausalLM", {**_DELTA, "intermediate_size": 56}),
+    "qwen3_5_moe": ("Qwen3_5MoeTextConfig", "Qwen3_5MoeForCausalLM", {**_DELTA, **_SHARED}),
+    "olmo_hybrid": (
+        "OlmoHybridConfig",
+        "OlmoHybridForCausalLM",
+        {
+            **{name: size for name, size in _DELTA.items() if name != "head_dim"},
+            "intermediate_size": 56,
+            "linear_num_key_heads": 4,
+        },
+    ),
+    "kimi_linear": (
+        "KimiLinearConfig",
+        "KimiLinearForCausalLM",
+        {**_KIMI, "linear_head_dim": 8, "linear_num_heads": 2},
+    ),
+    "bailing_hybrid": (
+        "BailingHybridConfig",
+        "BailingHybridForCausalLM",
+        {**_KIMI, "head_dim": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "num_mtp_layers": 0},
+    ),
+}
 
 
 def moe_configs() -> dict[str, Any]:
@@ -271,7 +337,7 @@ def _saved_buffers(model: nn.Module) -> dict[str, Tensor]:
 def _config(name: str, **more: Any) -> Any:
     import transformers
 
-    config_class, model_class, changes = {**_MOE, **_DENSE}[name]
+    config_class, model_class, changes = {**_MOE, **_DENSE, **_HYBRID}[name]
     config = getattr(transformers, config_class)(**{**({} if name == "vit" else _TEXT), **changes, **more})
     config.architectures = [model_class]
     return config

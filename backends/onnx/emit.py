@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
@@ -81,6 +81,33 @@ class Emitter:
             branch._body.outputs.extend(results)
         return self.several(len(then) - 1, "If", condition, then_branch=then[0]._body, else_branch=otherwise[0]._body)
 
+    def scan(
+        self,
+        body: Callable[..., tuple[ir.Value, ...]],
+        states: Sequence[ir.Value],
+        given: Sequence[ir.Value],
+        axis: int,
+    ) -> tuple[ir.Value, ...]:
+        """Emit a `Scan` along an axis: the last states, and what was found at each step, along the same axis.
+
+        Args:
+            body: emits one step; it gets an emitter, the states, and the slice of each value that is given. It returns
+                the next states, and what it found.
+            states, given: of float32.
+        """
+        inner = self.branch("body")
+        assert inner._body is not None
+        names = (f"{inner._body.name}.{n}" for n in count())
+        inner._body.inputs.extend(
+            ir.Value(name=next(names), type=ir.TensorType(ir.DataType.FLOAT)) for _ in (*states, *given)
+        )
+        results = body(inner, *inner._body.inputs)
+        inner._body.outputs.extend(results)
+        return self.several(
+            len(results), "Scan", *states, *given, body=inner._body, num_scan_inputs=len(given),
+            scan_input_axes=[axis] * len(given), scan_output_axes=[axis] * (len(results) - len(states)),
+        )  # fmt: skip
+
     def constant(self, value: int | Sequence[int] | np.ndarray[Any, Any], dtype: Any = np.int64) -> ir.Value:
         """A small constant, int64 by default; equal constants are one initializer."""
         array = np.asarray(value) if isinstance(value, np.ndarray) else np.asarray(value, dtype)
@@ -112,7 +139,12 @@ class Emitter:
 
     def replace(self, result: ir.Value) -> None:
         """Let a value that was emitted take the place, the name and the type of the node's output; removes the node."""
-        take_place(result, self.node.outputs[0])
+        self.replace_several([result])
+
+    def replace_several(self, results: Sequence[ir.Value]) -> None:
+        """The same for a node of several outputs."""
+        for new, old in zip(results, self.node.outputs, strict=True):
+            take_place(new, old)
         inputs = [v for v in self.node.inputs if v is not None]
         self.graph.remove(self.node, safe=True)
         for value in inputs:

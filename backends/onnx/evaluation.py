@@ -35,6 +35,9 @@ OPERATORS = {
     "Experts": torch.ops.moec.experts.default,
     "Moe": torch.ops.moec.moe.default,
     "Attention": torch.ops.moec.attention.default,
+    "LinearAttention": torch.ops.moec.linear_attention.default,
+    "SelectiveScan": torch.ops.moec.selective_scan.default,
+    "CausalConv": torch.ops.moec.causal_conv.default,
     "Dequantize": torch.ops.moec.dequantize.default,
     "DequantizeFloat": torch.ops.moec.dequantize_float.default,
 }
@@ -108,7 +111,8 @@ class GraphEngine(Engine):
             if plain:
                 values |= self._run_plain(number, plain, values)
             for node in opaque:
-                values[str(node.outputs[0].name)] = run_opaque(node, partial(self._read, values))
+                found = run_opaque(node, partial(self._read, values))
+                values |= {str(v.name): t for v, t in zip(node.outputs, found, strict=True)}
         return values
 
     def _read(self, values: Values, value: ir.Value) -> Tensor:
@@ -201,8 +205,8 @@ def _read_by(node: ir.Node) -> Iterator[ir.Value]:
                 yield from _read_by(inner)
 
 
-def run_opaque(node: ir.Node, read: Callable[[ir.Value], Tensor]) -> Tensor:
-    """What the dialect's reference makes of a node's inputs."""
+def run_opaque(node: ir.Node, read: Callable[[ir.Value], Tensor]) -> tuple[Tensor, ...]:
+    """What the dialect's reference makes of a node's inputs, one tensor an output."""
     operator = OPERATORS[node.op_type]
     arguments = [None if value is None else read(value) for value in node.inputs]
     rule = {}
@@ -210,7 +214,8 @@ def run_opaque(node: ir.Node, read: Callable[[ir.Value], Tensor]) -> Tensor:
         if argument.kwarg_only and argument.name in node.attributes:
             rule[argument.name] = _setting(str(argument.real_type), node.attributes[argument.name].value)
     with torch.inference_mode():
-        return operator(*arguments, **rule)  # type: ignore[no-any-return]
+        found = operator(*arguments, **rule)
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _setting(kind: str, value: Any) -> Any:

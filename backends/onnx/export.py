@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from moec.backends.onnx.opaque_nodes import translations
 from moec.backends.onnx.settled import settle
 from moec.backends.onnx.shortened import shortened
+from moec.backends.onnx.size_arithmetic import name_fractions, size_translations
 from moec.backends.onnx.tensors import WeightTensor
-from moec.dialect import Activation, Routing, route_reference
+from moec.dialect import Activation, Capacity, Routing, route_reference
 from moec.errors import MoecError
 from moec.frontend.export import shapes_worked_out
 from moec.frontend.stored_program import retrace
 from moec.program.moe_call import MOE, ROUTE, MoeCall
-from moec.program.program import PLUS, Program
+from moec.program.program import Program, named_size
 from moec.version import __version__
 
 Keeps = Callable[[Routing, bool, Activation, bool], bool]
@@ -49,7 +50,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
     Raises:
         MoecError: M208 when torch.onnx has no translation for an operator of the program.
     """
-    exported, own = settle(_trace(program, keeps)), translations()
+    exported, own = settle(_trace(program, keeps)), translations() | size_translations()
     with _quiet(), shapes_worked_out(), shortened(exported, opset, own):
         try:
             onnx_program = torch.onnx.export(
@@ -66,6 +67,7 @@ def to_onnx(program: Program, opset: int, keeps: Keeps | None = None) -> ir.Mode
             ) from error
     assert onnx_program is not None
     model = onnx_program.model
+    name_fractions(model.graph)
     _bind_weights(model.graph, program)
     _name_dimensions(model.graph, program)
     return model
@@ -94,11 +96,15 @@ def _decompose(node: fx.Node, keeps: Keeps | None) -> None:
             node.target = route_then_experts
     elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
         node.target = unsqueeze_complex
+    elif node.target is torch.ops.aten.repeat_interleave.self_int:
+        node.target = repeat_each
 
 
-def route_plainly(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
+def route_plainly(
+    logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, **rule: Any
+) -> tuple[Tensor, Tensor]:
     """`moec::route` as plain ATen when traced."""
-    return route_reference(logits, bias, Routing.of(rule))
+    return route_reference(logits, bias, Routing.of(rule), Capacity.of(capacity, counted, rule))
 
 
 def route_then_experts(
@@ -121,6 +127,16 @@ def unsqueeze_complex(x: Tensor, dim: int) -> Tensor:
     """`unsqueeze` of a complex tensor, which torch.onnx has only for its real view (rotary embeddings of DeepSeek-V2
     and Llama 4)."""
     return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim if dim >= 0 else dim - 1))
+
+
+def repeat_each(x: Tensor, repeats: int, dim: int | None = None, output_size: int | None = None) -> Tensor:
+    """`repeat_interleave` with all sizes said: torch.onnx leaves one of them to be found, which nothing can do in a
+    tensor without elements."""
+    if dim is None:
+        x, dim = x.reshape(-1), 0
+    dim, shape = dim % x.dim(), list(x.shape)
+    wide = x.unsqueeze(dim + 1).expand(*shape[: dim + 1], repeats, *shape[dim + 1 :])
+    return wide.reshape(*shape[:dim], shape[dim] * repeats, *shape[dim + 1 :])
 
 
 # ---------------------------------------------------------------------- after translation
@@ -148,15 +164,8 @@ def _name_dimensions(graph: ir.Graph, program: Program) -> None:
             _text(old): new for old, new in zip(value.shape or (), spec.shape, strict=True) if isinstance(new, str)
         }
         value.shape = ir.Shape(spec.shape)
-    sums = {frozenset(new.split(PLUS)): new for new in names.values()}  # the exporter writes a sum in any order
     for value in graph.outputs:
-        terms = [[names.get(term, term) for term in _text(dim).split(PLUS)] for dim in value.shape or ()]
-        value.shape = ir.Shape(
-            [
-                d if isinstance(d, int) else sums.get(frozenset(t), PLUS.join(t))
-                for d, t in zip(value.shape or (), terms, strict=True)
-            ]
-        )
+        value.shape = ir.Shape([d if isinstance(d, int) else named_size(_text(d), names) for d in value.shape or ()])
 
 
 def _text(dim: int | ir.SymbolicDim) -> str:

@@ -18,6 +18,7 @@ from moec.backends.onnx.tensors import DTYPES
 
 # inputs whose type is not that of the others
 _KINDS = {"ids": "I", "mask": "M", "packed": "Q", "zero": "Q", "codes": "Q", "overall": "O"}
+_WIDE = {"state": "W", "decay": "W", "rate": "W"}  # of moec::linear_attention, in float32 beside tokens in half
 
 
 @cache
@@ -29,6 +30,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
     _register("Experts", torch.ops.moec.experts.default)
     _register("Moe", torch.ops.moec.moe.default)
     _register("Attention", torch.ops.moec.attention.default)
+    _register("LinearAttention", torch.ops.moec.linear_attention.default, _WIDE)
+    _register("SelectiveScan", torch.ops.moec.selective_scan.default, {"state": "W"})
+    _register("CausalConv", torch.ops.moec.causal_conv.default)
     _register("Dequantize", torch.ops.moec.dequantize.default)
     _register("DequantizeFloat", torch.ops.moec.dequantize_float.default, {"scale": "S"})
 
@@ -53,6 +57,16 @@ def translations() -> dict[Any, Callable[..., Any]]:
     def emit_attention(query, key, value, mask=None, sinks=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Attention(query, key, value, mask, sinks, **_attributes(torch.ops.moec.attention.default, rule))
 
+    def emit_linear_attention(query, key, value, state, decay=None, rate=None, **rule):  # type: ignore[no-untyped-def]
+        attributes = _attributes(torch.ops.moec.linear_attention.default, rule)
+        return opset.LinearAttention(query, key, value, state, decay, rate, **attributes)
+
+    def emit_selective_scan(x, delta, a, b, c, state):  # type: ignore[no-untyped-def]
+        return opset.SelectiveScan(x, delta, a, b, c, state)
+
+    def emit_causal_conv(x, window, weight, bias=None, **rule):  # type: ignore[no-untyped-def]
+        return opset.CausalConv(x, window, weight, bias, **_attributes(torch.ops.moec.causal_conv.default, rule))
+
     def emit_dequantize(packed, scale, zero=None, **rule):  # type: ignore[no-untyped-def]
         return opset.Dequantize(packed, scale, zero, **_attributes(torch.ops.moec.dequantize.default, rule))
 
@@ -64,6 +78,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
         ops.experts.default: emit_experts,
         ops.moe.default: emit_moe,
         ops.attention.default: emit_attention,
+        ops.linear_attention.default: emit_linear_attention,
+        ops.selective_scan.default: emit_selective_scan,
+        ops.causal_conv.default: emit_causal_conv,
         ops.dequantize.default: emit_dequantize,
         ops.dequantize_float.default: emit_dequantize_float,
     }
@@ -102,6 +119,7 @@ def _register(name: str, op: torch._ops.OpOverload, own: Mapping[str, str] | Non
         "Q": ["tensor(uint8)"],
         "S": [*floats, "tensor(uint8)"],
         "O": floats,
+        "W": floats,
     }
     allowed = {"T": floats, **numbers}
     types = [
@@ -114,7 +132,7 @@ def _register(name: str, op: torch._ops.OpOverload, own: Mapping[str, str] | Non
             1,
             "",
             inputs=single + maybe,
-            outputs=[defs.OpSchema.FormalParameter("y", "T", "")],
+            outputs=[defs.OpSchema.FormalParameter(f"y{n or ''}", "T", "") for n in range(len(op._schema.returns))],
             type_constraints=types,
             attributes=attributes,
         )

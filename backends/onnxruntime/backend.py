@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +41,7 @@ class Onnxruntime(Backend):
     """
 
     name = "onnxruntime"
+    joins = True
     constants_file = "model.onnx"
     declared = OPTIONS
     _lowered: tuple[Program, Any] | None = None  # what was built last, so that its proof need not lower it again
@@ -184,11 +185,26 @@ class Onnxruntime(Backend):
         here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers()
         return None if here else replace(target, device="cpu")
 
+    def join(self, folder: Path, parts: Sequence[str]) -> None:
+        from moec.backends.onnxruntime.joined import put_beside
+
+        put_beside(folder, parts)
+
+    def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
+        from moec.backends.onnxruntime.joined import FILES
+
+        return self._load(folder, target, prepack, FILES[part])
+
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
+        from moec.backends.onnxruntime.session.engine import MODEL_FILE
+
+        return self._load(folder, target, prepack, MODEL_FILE)
+
+    def _load(self, folder: Path, target: Target, prepack: bool, file: str) -> Engine:
         from moec.backends.onnxruntime.session.engine import OnnxruntimeEngine
         from moec.backends.onnxruntime.session.tuning import tune
 
-        engine = OnnxruntimeEngine(folder, target, prepack)
+        engine = OnnxruntimeEngine(folder, target, prepack, file)
         if target.device == "cuda" and prepack:
             engine.prepared = tune(engine, int(target.options.get("tune", TUNED)))
         return engine

@@ -7,10 +7,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from moec.backends.onnx.causal_conv import lower_causal_convs
 from moec.backends.onnx.evaluation import stages_of
+from moec.backends.onnx.selective_scan import lower_selective_scans
 from moec.backends.onnx.sessions import Providers
 from moec.backends.onnx.shown import write_tf32
 from moec.backends.onnx.steps import Step, apply_steps
+from moec.backends.onnxruntime.attention.linear import lower_linear_attention
 from moec.backends.onnxruntime.attention.lower import lower_attention
 from moec.backends.onnxruntime.attention.windows import compact_windows
 from moec.backends.onnxruntime.experts.lower import lower_experts
@@ -26,7 +29,8 @@ from moec.targets.target import Target
 
 
 def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[int | None] = ()) -> list[Step]:
-    """The steps for a target, in order. Facts: `attention`, `blocks`, `packed`, and `unpacked`, how many products.
+    """The steps for a target, in order. Facts: `attention`, `linear_attention`, `convolutions`, `blocks`, `packed`, and
+    `unpacked`, how many products.
 
     `windows`: see `compact_windows`.
     """
@@ -34,6 +38,9 @@ def steps_for(target: Target, optimize_for: str = "latency", windows: Sequence[i
     unpacking = provider == "cpu" and not rounded
     return [
         Step("lower-attention", lower_attention, provider, windows, facts="attention"),
+        Step("lower-linear-attention", lower_linear_attention, facts="linear_attention"),
+        Step("lower-selective-scans", lower_selective_scans, facts="selective_scans"),
+        Step("lower-convolutions", lower_causal_convs, facts="convolutions"),
         Step("lower-experts", lower_experts, optimize_for, provider, rounded, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("set-accuracy", set_accuracy, 4 if rounded else 0),

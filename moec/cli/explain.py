@@ -14,7 +14,17 @@ from moec.errors import CODES, EXIT_CODES, MoecError
 from moec.targets.target import Target
 
 _COST = "#   "  # how a line of a preset begins that says what it cost on a model
-OPERATORS = ("route", "experts", "moe", "attention", "dequantize", "dequantize_float")
+OPERATORS = (
+    "route",
+    "experts",
+    "moe",
+    "attention",
+    "linear_attention",
+    "selective_scan",
+    "causal_conv",
+    "dequantize",
+    "dequantize_float",
+)
 
 
 def explain(name: str) -> tuple[dict[str, Any], str]:

@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.joined import compile_joined
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
+from moec.compiler.padding import padding_explains
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.recapture import is_outdated, made_now
@@ -56,6 +59,9 @@ def compile_source(
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
+    if parts := source.parts():
+        one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run)
+        return compile_joined(source, parts, options, out, one, progress)
     backend = find_backend(options.target, options.build)
     with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
         try:
@@ -117,6 +123,7 @@ def _compile(
         if options.verify == "streamed":
             captured = made_now(source, captured, backend.precision(options.target))
         checks = contract_checks(source, captured, options, backend)
+        stack.enter_context(padding_explains(source))
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)
         stack.enter_context(checkpoint_of(named, source, options.save_hf, published))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
+from moec.compiler.joined import refuse_parts
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
 from moec.compiler.publish import make_report, sizes_of_files, write_report
@@ -50,6 +51,7 @@ def complete_engine(
     """
     progress = progress or Progress()
     engine_folder = EngineFolder(folder, opening)
+    refuse_parts(engine_folder.report, "build")
     find_backend(engine_folder.target, written=True)
     options = replace(engine_folder.options, build=True)
     if require_run:

@@ -26,6 +26,7 @@ def open_source(
     allow_pickle: bool = False,
     cache: bool = True,
     leave_out: Sequence[str] = (),
+    part: str = "",
 ) -> Source:
     """Open a model without loading its weights.
 
@@ -38,13 +39,14 @@ def open_source(
         cache: give a Hugging Face model that generates text a cache of keys and values as inputs and outputs, so that
             one graph serves the prompt and every token after it.
         leave_out: names of inputs, tensors and files of a Hugging Face model that the engine is to be without.
+        part: of a model in parts, such as an encoder and a decoder, the one to open.
 
     Raises:
         MoecError: M204, M205, M206 or M209, when there is no such model or moec must not or cannot read it; M201 when
             something is to be left out of one that has nothing of the kind, or inputs, dimensions or no cache are asked
             of one that has its own.
     """
-    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out)
+    opening = Opening(inputs, dynamic, trust_remote_code, allow_pickle, cache, leave_out, part)
     if isinstance(model, Source):
         _check_left_out(leave_out, model.text, "pass leave_out where the source is opened")
         return _with_its_own(model, opening)

@@ -65,6 +65,7 @@ class Options:
         inputs: `name=dims:dtype` texts that the source is opened with.
         cache: whether a decoder is opened with its cache of keys and values.
         leave_out: what of the model the engine is to be without, see `moec.frontend.account.LeaveOut`.
+        part: of a model that is compiled in parts (`Source.parts`), the one to compile alone; all of them when None.
         resume: take up captures and quantized weights that earlier compiles kept, see `moec.files.kept`, and keep them.
         max_ram: bytes that the compile may hold, see `moec.compiler.memory_limit`.
 
@@ -125,6 +126,9 @@ class Options:
         (),
         "Inputs, tensors or files of the model that the engine is to be without, e.g. 'pixel_values*'. Repeatable.",
         metavar="NAME",
+    )
+    part: str | None = setting(
+        Choice(("encoder", "decoder")), None, "Of an encoder-decoder that writes text, the part alone.", shown="both"
     )
     resume: bool = setting(
         Switch(),

@@ -13,6 +13,7 @@ from moec.planning.serving import Asked
 from moec.planning.traffic import Traffic
 
 USUAL = 4096  # tokens of a text where nobody says how many
+PACKED = "packed form"  # what rows are called whose weights the passes packed, with the rest in 16 bits
 
 
 def plan(
@@ -44,7 +45,8 @@ def plan(
             tokens, or all that the model's positions reach where that is less.
         versus: another model, named likewise.
         pipeline: passes, as for `moec compile`: counts, memory and time are those of the model that they make. They are
-            planned, not described a second time: the model is captured without its weights.
+            planned, not described a second time: the model is captured without its weights. Where they pack weights,
+            `bf16` says only what the rest is in, and its rows are called `packed form`.
         recipes: names that `formats` may hold beside those that are known, with the passes that pack the weights; what
             they leave is in 16 bits. The other model is packed by them too.
         state: format of keys and values: `bf16`, `fp8` or `int8`.
@@ -61,10 +63,14 @@ def plan(
     """
     paper = model if isinstance(model, Rehearsals) else Rehearsals(model)
     shape = paper.after(pipeline)
-    packed = {name: paper.after(_both(pipeline, recipe)) for name, recipe in (recipes or {}).items() if name in formats}
+    chosen = {name: recipe for name, recipe in (recipes or {}).items() if name in formats}
+    packed = {name: paper.after(_both(pipeline, recipe)) for name, recipe in chosen.items()}
+    if shape.packed and versus is None:  # the other model is not packed: both are named by what the rest is in
+        formats = [PACKED if name == "bf16" else name for name in formats]
+        packed[PACKED] = shape
     beside = Rehearsals(versus) if versus is not None else None
     other = beside.shape if beside else None
-    others = {name: beside.after((recipes or {})[name]) for name in packed} if beside else {}
+    others = {name: beside.after(recipe) for name, recipe in chosen.items()} if beside else {}
     longest = min(m.longest or USUAL for m in (shape, other) if m is not None)
     tokens = min(USUAL, longest) if context is None else context
     asked = Asked(

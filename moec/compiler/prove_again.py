@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder
+from moec.compiler.joined import has_parts, prove_joined_again, refuse_parts
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.errors import MoecError
@@ -70,6 +71,8 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
     """
     engine_folder = EngineFolder(folder, opening)
     own = engine_folder.own(against)
+    if has_parts(engine_folder.report):
+        return _prove_parts(engine_folder, own, against, asked, opening)
     captured, program = engine_folder.remake(own)
     if _is_engine(against):
         other = EngineFolder(Path(against), opening)
@@ -84,6 +87,20 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
     source = open_source(against, **opening)
     before, twin = _compiled_alike(engine_folder, source)
     return _prove(engine_folder, replace(engine_folder.subject(source, before, program), twin=twin, exam=None), asked)
+
+
+def _prove_parts(
+    engine_folder: EngineFolder, own: Source, against: Any, asked: Question, opening: Mapping[str, Any]
+) -> Verification:
+    """Each part, and both together, against the engine's own model. Raises M201 for a comparison with another."""
+    if against is not None and not is_in_memory(own.hashes):
+        refuse_parts(engine_folder.report, "verify --against")
+    report, options = engine_folder.report, engine_folder.options
+
+    def one(part: Path) -> Verification:
+        return prove_again(part, against, asked, opening)
+
+    return prove_joined_again(engine_folder.folder, report, options, own, asked.seed, one)
 
 
 def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Program, Program | None]:
@@ -151,6 +168,7 @@ def bisect_engine(folder: Path, asked: Question, opening: Mapping[str, Any], mod
     last program. `model`: the engine's own, or where it lies, if not where the manifest says.
     """
     engine_folder, record = EngineFolder(folder, opening), RecordHook()
+    refuse_parts(engine_folder.report, "verify --bisect")
     source = engine_folder.given(model)
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]

@@ -9,9 +9,10 @@ import torch
 
 from moec import dialect
 from moec.dialect.activation import Activation
+from moec.dialect.capacity import Capacity
 from moec.dialect.routing import Routing
 
-_RULES = {"route": (Routing,), "experts": (Activation,), "moe": (Routing, Activation)}
+_RULES = {"route": (Routing, Capacity), "experts": (Activation,), "moe": (Routing, Activation)}
 
 
 def describe(name: str) -> dict[str, Any]:

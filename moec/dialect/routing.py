@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moec.dialect.capacity import Capacity, within_capacity
+
 SCORES = ("softmax", "sigmoid", "sqrt_softplus", "identity")
 COMBINES = ("scores", "renormalize", "softmax", "ones")
 
@@ -77,7 +79,9 @@ def _limit_to_groups(choice: Tensor, rule: Routing) -> Tensor:
     return grouped.masked_fill(closed.unsqueeze(-1), 0.0 if rule.closed_as_zero else float("-inf")).flatten(-2)
 
 
-def route_reference(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple[Tensor, Tensor]:
+def route_reference(
+    logits: Tensor, bias: Tensor | None, rule: Routing, room: Capacity | None = None
+) -> tuple[Tensor, Tensor]:
     """`moec::route` in plain PyTorch, without data-dependent shapes: exporters may trace it."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     # choosing by logits and by their softmax is the same choice; the logits have no ties that underflow made
@@ -88,13 +92,17 @@ def route_reference(logits: Tensor, bias: Tensor | None, rule: Routing) -> tuple
         choice = _limit_to_groups(choice, rule)
     picked, ids = choice.topk(rule.top_k, dim=-1)
     weights = scores.gather(-1, ids) if bias is not None or rule.groups > 1 else picked
+    kept = None if room is None else within_capacity(ids, logits.shape[-1], room)
+    if room is not None and kept is not None and room.drop_first:
+        weights = weights.masked_fill(~kept, 0.0)
     if rule.combine == "renormalize":
         weights = weights / _total(weights, rule)
     elif rule.combine == "softmax":
         weights = torch.softmax(weights if by_logits else logits.gather(-1, ids), dim=-1)
     elif rule.combine == "ones":
         weights = torch.ones_like(weights)
-    return (weights * rule.scale if rule.scale != 1.0 else weights), ids
+    weights = weights * rule.scale if rule.scale != 1.0 else weights
+    return (weights if kept is None else weights.masked_fill(~kept, 0.0)), ids
 
 
 def _total(weights: Tensor, rule: Routing) -> Tensor:
@@ -108,6 +116,8 @@ def _total(weights: Tensor, rule: Routing) -> Tensor:
 def route(
     logits: Tensor,
     bias: Tensor | None = None,
+    capacity: int | None = None,
+    counted: Tensor | None = None,
     *,
     top_k: int,
     score: str = "softmax",
@@ -119,12 +129,19 @@ def route(
     epsilon: float = 0.0,
     floor: float = 0.0,
     closed_as_zero: bool = False,
+    order: str = "choices",
+    drop_first: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Choose K experts a token.
+    """Choose K experts a token, and drop the choices for which an expert has no room.
 
     Args:
-        logits: `[..., E]`, any float dtype; computed with in float32 (float64 stays).
+        logits: `[..., E]`, any float dtype; computed with in float32 (float64 stays). With a capacity `[..., T, E]`:
+            the T tokens of each leading index are in line for themselves.
         bias: `[E]`, added to the scores for the choice only, never to the weights (DeepSeek-V3).
+        capacity: how many choices an expert takes of each line; a choice over it weighs 0. None for no limit.
+        counted: bool `[..., T]`, tokens that are in line; the others (padding) are dropped and take no room. None for
+            all. Needs a capacity.
+        order, drop_first: see `Capacity`.
         top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero: see `Routing`.
 
     Returns:
@@ -134,32 +151,37 @@ def route(
         logits,
         bias,
         Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero),
+        Capacity.of(capacity, counted, {"order": order, "drop_first": drop_first}),
     )
     return weights.clone(), ids.clone()
 
 
 @route.register_fake
-def _(logits: Tensor, bias: Tensor | None = None, *, top_k: int, **_rule: Any) -> tuple[Tensor, Tensor]:
+def _(
+    logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, *,
+    top_k: int, **_rule: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     shape = (*logits.shape[:-1], top_k)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=torch.int64)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any) -> None:
-    logits, bias = inputs
-    ctx.save_for_backward(logits, bias)
-    ctx.rule = Routing.of(keyword_only_inputs)
+    logits, bias, ctx.capacity, counted = inputs
+    ctx.save_for_backward(logits, bias, counted)
+    ctx.kwargs = keyword_only_inputs
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad_weights: Tensor, _grad_ids: Tensor | None) -> tuple[Tensor | None, None]:
+def _backward(ctx: Any, grad_weights: Tensor, _grad_ids: Tensor | None) -> tuple[Tensor | None, None, None, None]:
     # the choice is piecewise constant, so only the weights carry a gradient; the correction bias gets none by design
-    logits, bias = ctx.saved_tensors
+    logits, bias, counted = ctx.saved_tensors
+    room = Capacity.of(ctx.capacity, counted, ctx.kwargs)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
-        weights, _ = route_reference(leaf, bias, ctx.rule)
+        weights, _ = route_reference(leaf, bias, Routing.of(ctx.kwargs), room)
     grad = torch.autograd.grad(weights, leaf, grad_weights)[0] if weights.requires_grad else None
-    return grad, None
+    return grad, None, None, None
 
 
 torch.library.register_autograd("moec::route", _backward, setup_context=_setup)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Routing, route_reference
+from moec.dialect import Capacity, Routing, route_reference
 from moec.execution.streaming import router_logits
 from moec.program.dialect_call import ROUTE, RouteCall
 from moec.program.moe_call import MOE, MoeCall
@@ -40,6 +40,11 @@ def logits_of(
         return call.logits, _loaded(call.bias), call.routing
     block = MoeCall.evaluated(node.target, args, kwargs) if node.target is MOE else None
     return None if block is None or block.routing is None else routed(block, block.routing)
+
+
+def room_of(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capacity | None:
+    """How many choices an expert takes, where a node is a `moec::route` that says so."""
+    return RouteCall.evaluated(node.target, args, kwargs).room if node.target is ROUTE else None
 
 
 def routed(call: MoeCall, routing: Routing) -> tuple[Tensor, Tensor | None, Routing]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from moec.errors import MoecError
 from moec.program.conditions import Assumptions, Condition, Values, broken, require
 from moec.program.decoder_signature import complete
-from moec.program.program import PLUS, Input, Program
+from moec.program.program import Input, Program
+from moec.program.signature import is_computed, names_in, per, size_of
 from moec.registry import did_you_mean
 
 # Tokens a call for which kernels are chosen before the first caller comes, unless a target says otherwise: 1, 2, 4 and
@@ -133,9 +134,11 @@ def _size(dim: int | str, found: int, sizes: dict[str, int]) -> int:
     """What a dimension must be; a name takes the first size that it meets, and of a sum the missing part."""
     if isinstance(dim, int):
         return dim
-    if PLUS not in dim:
+    if not is_computed(dim):
         return sizes.setdefault(dim, found)
-    parts = dim.split(PLUS)
+    if per(dim) > 1:
+        return size_of(dim, sizes) if sizes.keys() >= set(names_in(dim)) else found
+    parts = names_in(dim)
     unknown = [p for p in parts if p not in sizes]
     if len(unknown) == 1:
         sizes[unknown[0]] = found - sum(sizes[p] for p in parts if p in sizes)

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from moec.errors import MoecError
+from moec.program.decoder_signature import is_past
 
 Thing = Literal["input", "tensor", "file"]
 FLAG = "--leave-out"
@@ -56,7 +57,7 @@ class Account:
         taken = f"; {self.used} of {self.tensors} tensors" if self.tensors else ""
         quiet = [x.name for x in self.left_out if x.thing == "input" and not x.asked]
         rest = f"; inputs left to the model: {', '.join(quiet)}" if quiet else ""
-        caches = sum(name.startswith("past_key_values.") for name in self.inputs)
+        caches = sum(map(is_past, self.inputs))
         named = [*self.inputs[: len(self.inputs) - caches], *([f"a cache of {caches} tensors"] if caches else [])]
         first = f"{self.model}{declared}{taken}; inputs {', '.join(named)}{rest}"
         loud = [x for x in self.left_out if x.name not in quiet or x.thing != "input"]

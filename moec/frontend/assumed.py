@@ -22,7 +22,7 @@ from moec.frontend.looked_up import positions_in_tables
 from moec.frontend.relations import say
 from moec.program.conditions import Condition
 from moec.program.program import Program
-from moec.program.signature import PLUS, Input, identifier
+from moec.program.signature import Input, identifier, is_computed, names_in, per
 
 _UNBOUNDED = 2**62  # torch writes the largest int64, or an infinity of its own, where nothing bounds a size
 _ASSERTIONS = (torch.ops.aten._assert_scalar.default,)
@@ -59,7 +59,7 @@ def _names(exported: ExportedProgram, inputs: Sequence[Input]) -> dict[sympy.Sym
     in a computed size, such as `2*s7`, by that size."""
     found: dict[sympy.Symbol, sympy.Expr] = {}
     for size, dim in _sizes(exported, inputs):
-        if isinstance(size, sympy.Symbol) and (size not in found or PLUS not in dim):
+        if isinstance(size, sympy.Symbol) and (size not in found or not is_computed(dim)):
             found[size] = _dimension(dim)
     for size, dim in _sizes(exported, inputs):
         for symbol in size.free_symbols - set(found):
@@ -82,8 +82,8 @@ def _sizes(exported: ExportedProgram, inputs: Sequence[Input]) -> Iterator[tuple
 
 def _dimension(name: str) -> sympy.Expr:
     """A dimension's size; of a sum, that of its parts."""
-    parts = [sympy.Symbol(identifier(part), integer=True, nonnegative=True) for part in name.split(PLUS)]
-    return sympy.Add(*parts)
+    parts = [sympy.Symbol(identifier(part), integer=True, nonnegative=True) for part in names_in(name)]
+    return FloorDiv(sympy.Add(*parts), per(name)) if per(name) > 1 else sympy.Add(*parts)
 
 
 # ---------------------------------------------------------------------- what torch states

@@ -11,8 +11,8 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from moec.program.conditions import Condition
-from moec.program.decoder_signature import PAST
-from moec.program.signature import PLUS, identifier
+from moec.program.encoder_decoder import HELD
+from moec.program.signature import PER, PLUS, identifier
 
 # how torch.export words the bound that it found, and that two dimensions are one
 _BOUND = re.compile(r"(?P<name>\w+) = Dim\('\w+'(?:, min=(?P<min>\d+))?(?:, max=(?P<max>\d+))?\)")
@@ -56,7 +56,7 @@ def suggested_bounds(error: Exception) -> dict[str, re.Match[str]]:
 def _bounded(name: str, found: re.Match[str] | None) -> Dim:
     """A dynamic dimension. torch.export assumes 2 or more of every part of a sum, and insists on hearing it: said at
     once, it saves the export that fails."""
-    least = 2 * (name.count(PLUS) + 1) if PLUS in name else 0 if name == PAST else 1
+    least = 2 * (name.count(PLUS) + 1) if PLUS in name else 0 if name in HELD or PER in name else 1
     bounds = found.groupdict() if found else {}
     most = int(bounds["max"]) if bounds.get("max") else None
     return Dim(identifier(name), min=max(least, int(bounds.get("min") or 0)), max=most)

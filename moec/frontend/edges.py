@@ -31,6 +31,7 @@ _PLAIN = {1: 100, 2: 12}  # largest number in a condition that so many sizes in 
 _FEW = (0, 1, 2, 3, 8, 31, 4096)
 
 Sizes = dict[str, int]
+Functions = Mapping[Function, frozenset[str]]  # sizes in the graph, with the dimensions that each is made of
 
 
 def settle(
@@ -44,7 +45,7 @@ def settle(
         sizes: of the tensors in the graph, by the names of the dimensions.
     """
     texts = {_text(size) for size in sizes}
-    functions = [read(text)[2] for text in texts if text is not None]
+    functions = {read(text)[2]: read(text)[1] for text in texts if text is not None}
     waiting = sorted(conditions, key=lambda c: (len(c.names), len(c.text)))  # bounds of one size come first
     kept: list[Condition] = []
     edges: list[Sizes] = []
@@ -62,7 +63,7 @@ def _model_says(
     program: Program,
     condition: Condition,
     others: Sequence[Condition],
-    functions: Sequence[Function],
+    functions: Functions,
     edges: list[Sizes],
 ) -> list[Condition]:
     """What of a condition is the model's: all, nothing, or a smaller least size. `edges` gets the sizes of the rest."""
@@ -71,15 +72,24 @@ def _model_says(
     looked = failing or everywhere
     if not looked and max(stated(condition), default=0) < _PLAIN.get(len(condition.names), 0):
         return []  # all of its numbers were passed, and it held
-    if not looked or any(min(point.values()) > 1 and _least(functions, point) > 1 for point in looked):
+    if not looked or any(min(point.values()) > 1 and _plain(functions, point, others) for point in looked):
         return [condition]
     inner = sorted((p for p in failing if min(p.values()) > 1), key=lambda p: max(p.values()))
-    at = [{**default_sizes(program, others), **point} for point in inner]  # plain sizes of 1 are proven anyway
+    at = [_around(program, others, point) for point in inner]  # plain sizes of 1 are proven anyway
     first = next((k for k in range(len(at)) if _runs(program, at[k])), None) if _is_minimum(condition) else 0
     if first is None or not all(_runs(program, at[k]) for k in (first, -1) if at):
         return [condition]
     edges += at[first : first + 1]
     return [Condition(f"{next(iter(inner[0]))} >= {min(inner[first].values())}")] if first else []
+
+
+def _around(program: Program, others: Sequence[Condition], point: Sizes) -> Sizes:
+    """Sizes of all dimensions at a point, those that other conditions tie to it chosen so that these hold."""
+    sizes = {**default_sizes(program, others), **point}
+    if all(c.holds(sizes) for c in others):
+        return sizes
+    fixed = (Condition(f"{name} {sign} {size}") for name, size in point.items() for sign in ("<=", ">="))
+    return nearest([*others, *fixed], sizes) or sizes
 
 
 def _is_minimum(condition: Condition) -> bool:
@@ -118,7 +128,7 @@ def sizes_to_trace(program: Program) -> Sizes:
     detector's features are a 32nd of its image."""
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
     inner = sizes_in(program.graph)
-    for growth in (1, 3, 9, 27):
+    for growth in (1, 3, 9, 27, 81):
         wanted = {name: size * growth for name, size in default_sizes(program).items()}
         sizes = nearest(program.conditions, wanted) or wanted
         known = {
@@ -138,6 +148,19 @@ def _failing(condition: Condition) -> list[Sizes]:
     points = product(_LOOKED_AT.get(len(names), _FEW), repeat=min(len(names), 6))
     named = (dict(zip(names, point, strict=False)) for point in points)
     return [point for point in named if not condition.holds(point)]
+
+
+def _plain(functions: Functions, point: Sizes, others: Sequence[Condition]) -> bool:
+    """Whether no size in the graph has to be 0 or 1 at a point: where a size is made of two dimensions, as
+    `text - past` is, one of them may leave it no other."""
+    if _least(functions, point) <= 1:
+        return False
+    tied = sorted({name for names in functions.values() if names & set(point) for name in names} - set(point))
+    if len(tied) != 1:
+        return True
+    tries = {2, 3, 4, 5, 8, *(size - less for size in point.values() for less in range(4) if size - less > 1)}
+    whole = [{**point, tied[0]: size} for size in tries]
+    return any(_least(functions, at) > 1 for at in whole if all(c.holds(at) for c in others))
 
 
 def _least(functions: Iterable[Function], point: Mapping[str, int]) -> float:

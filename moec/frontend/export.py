@@ -21,6 +21,7 @@ from moec.frontend.dimensions import dynamic_shapes, suggested_bounds
 from moec.frontend.looked_up import values_of
 from moec.frontend.randomness import refuse_random
 from moec.frontend.refusals import place_of, reason, way_out
+from moec.frontend.rounded_sizes import rounded
 from moec.program.functional import functionalize
 from moec.program.original import Original, OutputForm, Place
 from moec.program.program import META, Input, Program, attach, identifier, place
@@ -65,10 +66,17 @@ def capture(
     """
     model.eval()
     named, dynamic = named_inputs(model, inputs), dynamic or {}
-    exported = export(model, named, dynamic)
-    return from_exported(
-        exported, weights=weights, dynamic=dynamic, source=source or type(model).__name__, inputs=named
-    )
+
+    def program(strict: bool = False) -> Program:
+        exported, name = export(model, named, dynamic, strict), source or type(model).__name__
+        return from_exported(exported, weights=weights, dynamic=dynamic, source=name, inputs=named)
+
+    with rounded() as sizes:
+        found = program()
+    if sizes and weights is None:
+        with contextlib.suppress(MoecError):
+            return min(program(strict=True), found, key=lambda p: len(p.conditions))
+    return found
 
 
 def named_inputs(model: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
@@ -88,11 +96,12 @@ def _require_tensor(name: str, value: Any) -> None:
         raise MoecError("M207", what, "capture", "pass tensors only; fix other arguments in a wrapper")
 
 
-def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> ExportedProgram:
+def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, strict: bool = False) -> ExportedProgram:
     """`torch.export.export` with named dynamic dimensions; inputs follow the model to the meta device.
 
     A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets
-    it. Raises M207 when the model cannot be captured as one graph.
+    it. With `strict` torch reads the model's bytecode, see `moec.frontend.rounded_sizes`. Raises M207 when the model
+    cannot be captured as one graph.
     """
     if any(t.device == META for t in (*model.parameters(), *model.buffers())):
         inputs = {name: t.to(META) for name, t in inputs.items()}
@@ -101,7 +110,7 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
     found: dict[str, re.Match[str]] = {}
     while True:
         try:
-            return _exported(model, dict(inputs), dynamic_shapes(inputs, dynamic, found))
+            return _exported(model, dict(inputs), dynamic_shapes(inputs, dynamic, found), strict)
         except Exception as error:
             more = {name: bound for name, bound in suggested_bounds(error).items() if name not in found}
             if more:
@@ -116,12 +125,12 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic) -> 
             ) from error
 
 
-def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any) -> ExportedProgram:
+def _exported(model: nn.Module, inputs: dict[str, Tensor], shapes: Any, strict: bool) -> ExportedProgram:
     """Where a branch hangs on a size, torch follows the sample's and notes that it did: `moec.frontend.assumed`."""
     silent = contextlib.redirect_stderr(io.StringIO())  # where torch prints its whole partial graph
     with torch.no_grad(), silent, shapes_worked_out():
         return torch.export.export(
-            model, (), inputs, dynamic_shapes=shapes, strict=False, prefer_deferred_runtime_asserts_over_guards=True
+            model, (), inputs, dynamic_shapes=shapes, strict=strict, prefer_deferred_runtime_asserts_over_guards=True
         )
 
 
@@ -210,6 +219,13 @@ def _attribute(module: nn.Module, name: str) -> Tensor:
 
 
 def _in_memory(tensor: Tensor, name: str) -> Weight:
+    if not isinstance(tensor, Tensor):
+        raise MoecError(
+            "M207",
+            f"the captured graph holds {type(tensor).__name__}, which is no tensor: something was mapped or nested",
+            name,
+            "write that part of the model without torch.vmap or a higher-order operator",
+        )
     if tensor.device == META:
         raise MoecError(
             "M205", f"no weight for {name!r}, which the graph reads", name, "give the missing tensor in the checkpoint"

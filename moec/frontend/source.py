@@ -19,9 +19,10 @@ from moec.frontend.snapshot import Snapshot
 from moec.layouts.facts import ModelFacts, model_name
 from moec.planning.shape import Shape
 from moec.program.decoder_signature import PAST
-from moec.program.program import Input, Program
+from moec.program.encoder_decoder import with_encoder
+from moec.program.program import Input, Program, dynamic_dimensions
 
-Kind = Literal["token", "mask", "padding", "position", "type", "box", "number"]
+Kind = Literal["token", "mask", "padding", "position", "type", "box", "state", "number"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Domain:
 
     Attributes:
         kind: `token` ids, an attention `mask` of ones with padding on the right, one with `padding` on either side,
-            `position` ids counting up, `type` ids, a `box` (left, top, right, bottom), or a plain `number`.
+            `position` ids counting up, `type` ids, a `box` (left, top, right, bottom), a `state` of earlier tokens
+            (zeros where there are none), or a plain `number`.
         high: exclusive upper bound of integer values.
         end: the token that every row ends with, and has nowhere else; None where rows end anyhow.
         step: elements by which each row of a mask is shorter than the one before, and each image as well.
@@ -52,6 +54,7 @@ class Opening:
         trust_remote_code, allow_pickle: run code that came with the model; refused by default.
         cache: give a model that generates text a cache of keys and values as inputs and outputs.
         leave_out: names (with `*` and `?`) of inputs, tensors and files of the model that the engine is to be without.
+        part: of a model in parts, the one to open, see `Source.parts`; empty for the whole.
     """
 
     inputs: Mapping[str, Tensor] | Sequence[str] | None = None
@@ -60,6 +63,7 @@ class Opening:
     allow_pickle: bool = False
     cache: bool = True
     leave_out: Sequence[str] = ()
+    part: str = ""
 
     @property
     def specs(self) -> list[str]:
@@ -192,6 +196,11 @@ class Source(ABC):
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """The model as a Program, floating weights converted to `dtype` lazily."""
 
+    def parts(self) -> Mapping[str, Source]:
+        """The models that are compiled in this one's place, by name, each to a graph of its own: the encoder and the
+        decoder of one that writes text. Nothing for a model that is one graph."""
+        return {}
+
     def account(self) -> Account:
         """What the model is taken to be and what is left out of it, before anything is compared. A module in memory is
         what it is, and its inputs are those that it was given.
@@ -243,7 +252,7 @@ class Source(ABC):
         """Random valid inputs of these sizes; every mask has padding in all rows but the first where there is room for
         it."""
         generator = torch.Generator().manual_seed(seed)
-        sizes = {PAST: 0, **sizes}
+        sizes = with_encoder(dynamic_dimensions(self.inputs), {PAST: 0, **sizes})
         return {i.name: sample_input(i, self.domains.get(i.name), sizes, generator) for i in self.inputs}
 
 
@@ -255,6 +264,8 @@ def sample_input(spec: Input, domain: Domain | None, sizes: Mapping[str, int], g
         return _mask(shape, kind == "padding", domain.step if domain else 1).to(spec.dtype)
     if kind == "position":
         return torch.arange(shape[-1]).expand(shape).to(spec.dtype).clone()
+    if kind == "state" and not sizes.get(PAST):
+        return torch.zeros(shape, dtype=spec.dtype)
     if spec.dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(spec.dtype)
     drawn = torch.randint(0, domain.high if domain else 2, shape, generator=generator)

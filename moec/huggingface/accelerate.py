@@ -98,7 +98,7 @@ def _gates(found: dict[str, Any]) -> dict[str, Gate]:
     gates: dict[str, Gate] = {}
     for path, module in found.items():
         if module.has_post_expert_norm:
-            raise refuse(path, module, "normalises the output of each expert, which moec::experts cannot express")
+            raise refuse(path, module, "normalises the output of each expert, which the kernels do not")
         if module._is_expert_parallel:
             raise refuse(path, module, "is one rank of an expert-parallel model")
         key = type(module), id(module.config), repr(getattr(module, "act_fn", None))

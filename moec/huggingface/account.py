@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.frontend.account import FLAG, Account, LeaveOut, LeftOut, cut
 from moec.huggingface.reading.arguments import left_out_inputs, tensor_arguments
 from moec.huggingface.reading.conversion import place
+from moec.huggingface.reading.dropping import reads_two_experts_only
 from moec.huggingface.reading.folder import ModelFolder, lacks
 from moec.huggingface.reading.heads import pools_at_end, takes_one_text
 from moec.huggingface.reading.model_class import declared
@@ -88,6 +89,8 @@ def _declared(folder: ModelFolder | None) -> str:
 
 def _notes(model: Any, folder: ModelFolder | None) -> list[str]:
     notes = [folder.adapter.note()] if folder and folder.adapter else []
+    if any(reads_two_experts_only(module) for module in model.modules()):
+        notes.append("experts: transformers' code sends every token to experts 0 and 1; the engine does the same")
     if takes_one_text(model):
         notes.append("batch: always 1, since the config has no pad_token_id; set it there for more")
     if pools_at_end(model):

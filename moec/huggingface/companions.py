@@ -13,7 +13,7 @@ from moec.files.inside import leads_outside, require_inside
 from moec.huggingface.lengths import config_lengths
 from moec.huggingface.reading.config_sizes import built_from
 from moec.layouts.facts import ModelFacts, model_name
-from moec.program.decoder_signature import cache_inputs
+from moec.program.decoder_signature import cache_inputs, layer_of
 from moec.program.program import Input
 
 # copied byte by byte: what a client reads, never weights, pickles or code
@@ -83,8 +83,9 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
     """Facts from a model's config, its generation config (or None) and its signature; the cache's sizes are those of
     the signature."""
     text, caches = config.get_text_config(), cache_inputs(inputs)
-    first = caches[0].shape if caches else (0, 0, 0, 0)
+    first = next((i.shape for i in caches if i.name.endswith(".key")), (0, 0, 0, 0))
     heads = _whole(text, "num_attention_heads")
+    layers = max((layer_of(i.name)[0] + 1 for i in caches), default=0)
     return ModelFacts(
         name=name,
         model_type=config.model_type,
@@ -92,7 +93,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         context=_whole(text, "max_position_embeddings"),
         hidden=_whole(text, "hidden_size"),
         heads=heads,
-        layers=len(caches) // 2 or _whole(text, "num_hidden_layers"),
+        layers=layers or _whole(text, "num_hidden_layers"),
         key_value_heads=int(first[1]),
         head_width=int(first[3]),
         bos=_ids(generation, text, "bos_token_id")[0],

@@ -25,19 +25,21 @@ from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
+from moec.huggingface.reading.encoder_decoder import has_parts, keep_to_states, whole_inputs
 from moec.huggingface.reading.folder import ModelFolder, resolve
 from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.signature import CAPTURE_SIZES, Signature, expose, only_features
+from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
+from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import Input, Program
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
@@ -50,18 +52,21 @@ def open_source(
     allow_pickle: bool = False,
     cache: bool = True,
     leave_out: Sequence[str] = (),
+    part: str = "",
 ) -> HuggingFaceSource:
     """Open a model directory, or a hub id that is in the local cache; nothing is downloaded and no weight is read.
 
     With `cache`, a model that generates text gets a cache of keys and values as inputs and outputs. `leave_out` names
-    what the engine is to be without, see `moec.frontend.account.LeaveOut`.
+    what the engine is to be without, see `moec.frontend.account.LeaveOut`; `part`: `encoder` or `decoder` of a model
+    that has both, see `HuggingFaceSource.parts`.
 
     Raises:
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
     wanted = LeaveOut(leave_out)
-    return HuggingFaceSource(text, ModelFolder(text, trust_remote_code, allow_pickle, wanted), cache, wanted)
+    origin = ModelFolder(text, trust_remote_code, allow_pickle, wanted)
+    return HuggingFaceSource(text, origin, cache, wanted, part=part)
 
 
 class HuggingFaceSource(Source):
@@ -76,7 +81,9 @@ class HuggingFaceSource(Source):
         cache: bool = True,
         leave_out: LeaveOut | None = None,
         given: Given | None = None,
+        part: str = "",
     ) -> None:
+        self.part = part
         self.text, self.origin, self._leave_out, self._given = text, origin, leave_out or LeaveOut(), given
         self._asked = Asked(origin, self._leave_out, given)
         self.snapshot = getattr(origin, "snapshot", None)
@@ -84,10 +91,11 @@ class HuggingFaceSource(Source):
         self._explained: MoecError | None = None
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template) and not only_features(origin.template, self._leave_out)
+        self._has_parts = cache and given is None and not part and has_parts(origin.template)
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
         self._own_attention = decoder and not self._cache
         self._without = NO_CACHE if cache and decoder and not self._cache else ()
-        if not self._cache:
+        if not self._cache and not part:
             self.signature = self._asked.signature()  # refuses other modalities at once
 
     @classmethod
@@ -131,25 +139,32 @@ class HuggingFaceSource(Source):
     def open(cls, model: Any, opening: Opening) -> HuggingFaceSource:
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
-            return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening))
+            return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
         wanted = LeaveOut(opening.leave_out)
         folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
-        return cls(str(model), folder, opening.cache, wanted, Given.of(opening))
+        return cls(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
 
     @classmethod
     def from_model(
-        cls, model: Any, cache: bool = True, leave_out: Sequence[str] = (), given: Given | None = None
+        cls,
+        model: Any,
+        cache: bool = True,
+        leave_out: Sequence[str] = (),
+        given: Given | None = None,
+        part: str = "",
     ) -> HuggingFaceSource:
         """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
         and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
         Raises M217 for an adapter that is not in the model's weights."""
         model = unwrapped(model)
-        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given)
+        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
     def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
         try:
+            if self.part:
+                return part_signature(capturable(self.origin, torch.float32, own_attention=True)[0], self.part)
             caches = (
                 cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
             )
@@ -160,10 +175,17 @@ class HuggingFaceSource(Source):
             raise better from error
         return self._asked.signature(caches)
 
+    def parts(self) -> dict[str, Source]:
+        """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
+        both; nothing for any other, and for one without a cache."""
+        if not self._has_parts:
+            return {}
+        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
+
     @property
     def _capture_sizes(self) -> dict[str, int]:
         given = {} if self._given is None else self._given.sizes(self.inputs)
-        return {**self.signature.sizes, **given, **CAPTURE_SIZES}
+        return {**self.signature.sizes, **given, **capture_sizes(self.inputs)}
 
     @property
     def scale(self) -> Mapping[str, int]:  # type: ignore[override]
@@ -172,7 +194,8 @@ class HuggingFaceSource(Source):
     @cached_property
     def _account(self) -> Account:
         otherwise, fixed = self._asked.otherwise(self.signature), self.signature.fixed
-        return account_of(self.origin, (i.name for i in self.inputs), self._leave_out, otherwise, fixed)
+        inputs = whole_inputs(self.origin.template) if self.part else self.inputs
+        return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise, fixed)
 
     def account(self) -> Account:
         """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
@@ -206,6 +229,8 @@ class HuggingFaceSource(Source):
         return describe(self.origin, self.text, self.inputs)
 
     def write_companions(self, folder: Path) -> None:
+        if self.part:
+            return  # they lie beside both
         write_companions(self.origin, folder)
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
@@ -293,8 +318,11 @@ class HuggingFaceSource(Source):
             if better is None:
                 raise
             raise better from error
-        if isinstance(self.origin, ModelFolder) and self.origin.adapter is None and not self.origin.quantized:
-            self._unread = unread_tensors(self.origin.checkpoint.weights, program)
+        origin = None if self.part else self.origin
+        if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
+            self._unread = unread_tensors(origin.checkpoint.weights, program)
+        if self.part == DECODER:
+            keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)
         return program

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moec.dialect import Activation, Routing, moe_reference, route_reference
+from moec.dialect import Activation, Capacity, Routing, moe_reference, route_reference
 from moec.dialect.experts import dense_expert, experts_reference
 from moec.kernels import launch
 
@@ -21,11 +21,13 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def route(logits: Tensor, bias: Tensor | None = None, **rule: Any) -> tuple[Tensor, Tensor]:
-    """`moec::route`. float64 stays float64, in the reference."""
-    routing = Routing.of(rule)
-    if logits.dtype == torch.float64 or not has_triton():
-        weights, ids = route_reference(logits, bias, routing)
+def route(
+    logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, **rule: Any
+) -> tuple[Tensor, Tensor]:
+    """`moec::route`. float64 stays float64, in the reference; so does a rule with a capacity."""
+    routing, room = Routing.of(rule), Capacity.of(capacity, counted, rule)
+    if logits.dtype == torch.float64 or room is not None or not has_triton():
+        weights, ids = route_reference(logits, bias, routing, room)
         return weights.clone(), ids.clone()
     return launch.route(logits, bias, routing)
 

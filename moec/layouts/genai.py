@@ -2,8 +2,10 @@
 
 Its runtime pads prompts of a batch on the right and masks what it padded; the engine counts positions from the mask, so
 that a text comes out as it does alone. Where the graph appends to its cache, past and present share one buffer, which
-the runtime makes for `max_length` tokens; elsewhere keys and values are concatenated. Left alone, it takes half of what
-the machine calls threads (its 0.18; half speed where those are cores): the number that is written says otherwise.
+the runtime makes for `max_length` tokens; elsewhere keys and values are concatenated. Windows of convolutions and
+recurrent states have the names that the runtime looks for, in layers of the type that has such; padding leaves no trace
+in them. Left alone, it takes half of what the machine calls threads (its 0.18; half speed where those are cores): the
+number that is written says otherwise.
 """
 
 from __future__ import annotations
@@ -14,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from moec.layouts.facts import ModelFacts
-from moec.program.decoder_signature import IDS, LOGITS, MASK, cache_inputs, past_names, present_name
+from moec.program.decoder_signature import (
+    IDS,
+    LOGITS,
+    MASK,
+    cache_inputs,
+    fixed_inputs,
+    layer_of,
+    past_names,
+    present_name,
+)
 from moec.program.program import Input
 
 CONFIG = "genai_config.json"
 POSITIONS = "position_ids"
+STATES = ("key", "value", "conv_state", "recurrent_state")  # under these names its runtime carries them on
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
@@ -28,6 +40,9 @@ def refusal(inputs: Sequence[Input], facts: ModelFacts) -> str | None:
     strange = [i.name for i in inputs if i.name not in (IDS, MASK, POSITIONS, *caches)]
     if not caches:
         return "it has no key-value cache"
+    state = next((name for name in caches if layer_of(name)[1] not in STATES), None)
+    if state is not None:
+        return f"its runtime knows no state like {state}"
     if strange:
         return f"its runtime does not feed {', '.join(strange)}"
     for name, shape in caches.items():
@@ -83,6 +98,7 @@ def _decoder(
         "num_attention_heads": facts.heads,
         "num_key_value_heads": facts.key_value_heads,
         "num_hidden_layers": facts.layers,
+        **_layer_types(inputs, facts.layers),
         "inputs": {**named, "past_key_names": key, "past_value_names": value},
         "outputs": {
             LOGITS: LOGITS if LOGITS in outputs else outputs[0],
@@ -90,6 +106,14 @@ def _decoder(
             "present_value_names": present_name(value),
         },
     }
+
+
+def _layer_types(inputs: Sequence[Input], layers: int) -> dict[str, list[str]]:
+    """Which layers have a state that does not grow: the runtime makes it for these, zeros at first. Nothing for a model
+    of keys and values alone."""
+    fixed = {layer_of(i.name)[0] for i in fixed_inputs(inputs)}
+    kinds = ["linear_attention" if n in fixed else "full_attention" for n in range(layers)]
+    return {"layer_types": kinds} if fixed else {}
 
 
 def write(

@@ -39,9 +39,10 @@ APART = f"""\
 ALONE = "# The model has no batch dimension that all inputs and outputs share, so each request runs alone.\n"
 UNCHECKED = "Triton does not check that."
 CACHE = """\
-# The server keeps nothing between requests: a client sends the keys and values of earlier tokens as
-# past_key_values.* and gets them back, longer by the new tokens, as present.*. The first request sends them with 0
-# past tokens; a client that cannot send empty tensors sends one token of zeros and masks it.
+# The server keeps nothing between requests: a client sends the keys and values of earlier tokens, and whatever else
+# they left, as past_key_values.* and gets all of it back, keys and values longer by the new tokens, as present.*. The
+# first request sends these with 0 past tokens, and zeros for states whose shape stays; a client that cannot send empty
+# tensors sends one token of zeros and masks it.
 """
 
 

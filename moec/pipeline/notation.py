@@ -25,6 +25,7 @@ def make_pass(name: str, config: Mapping[str, Any]) -> Pass:
     known = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for key, value in config.items():
+        key = next(iter(known), key) if key == ALONE else key
         if key not in known:
             raise MoecError(
                 "M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, list(known))
@@ -47,6 +48,9 @@ def check_options(item: Pass) -> None:
             raise MoecError("M201", f"{key}={write_value(value)} is not a value", f"{item.name}(…)", fix)
 
 
+ALONE = ""  # the name of a value that was written without one: it is the first option's
+
+
 class _Word(str):
     """Text that was written without quotes."""
 
@@ -67,12 +71,18 @@ def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
 def _read_call(item: ast.expr, bad: MoecError) -> tuple[str, dict[str, Any]]:
     call = item if isinstance(item, ast.Call) else ast.Call(item, [], [])
     names = [k.arg for k in call.keywords]
-    if not isinstance(call.func, ast.Name) or call.args or None in names or len(names) != len(set(names)):
+    alone = len(call.args) == 1 and not names  # set-top-k(4)
+    if (
+        not isinstance(call.func, ast.Name)
+        or None in names
+        or len(names) != len(set(names))
+        or (call.args and not alone)
+    ):
         raise bad
+    given = [(ALONE, value) for value in call.args] + [(str(k.arg), k.value) for k in call.keywords]
     try:
         config = {
-            str(k.arg): _Word(k.value.id) if isinstance(k.value, ast.Name) else ast.literal_eval(k.value)
-            for k in call.keywords
+            name: _Word(value.id) if isinstance(value, ast.Name) else ast.literal_eval(value) for name, value in given
         }
     except (ValueError, TypeError):  # a name inside, or a key that cannot be one
         raise bad from None

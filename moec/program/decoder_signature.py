@@ -1,6 +1,10 @@
-"""What a decoder's signature looks like: a cache of keys and values in and out, and what absent inputs mean.
+"""What a decoder's signature looks like: its states in and out, and what absent inputs mean.
 
-The names and dimensions are those that transformers' own exports, optimum and onnxruntime-genai use.
+A state is what a layer carries from token to token. It grows by a place for each token along `past_sequence` (keys and
+values, keys of an index), or it has one shape for good (a convolution's last inputs, a recurrence's matrix). An input
+`past_key_values.N.WHAT` holds it, an output `present.N.WHAT` continues it, and a text that begins has no places in a
+state that grows, and zeros in one that does not. The names and dimensions are those that transformers' own exports,
+optimum and onnxruntime-genai use.
 """
 
 from __future__ import annotations
@@ -17,43 +21,65 @@ from moec.program.signature import PLUS, Input
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+def past_name(layer: int, what: str) -> str:
+    """Name of one of a layer's states, as an input: `key`, `conv_state` and the like."""
+    return f"{_PAST}{layer}.{what}"
 
 
 def past_names(layer: int) -> tuple[str, str]:
     """Names of a layer's cache inputs: keys, values; `[batch, key-value heads, past_sequence, head size]`."""
-    return f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+    return past_name(layer, "key"), past_name(layer, "value")
+
+
+def layer_of(name: str) -> tuple[int, str]:
+    """The layer that a state belongs to, and which of its states it is: what `past_name` made a name of."""
+    number, _, what = name.partition(".")[2].partition(".")
+    return int(number), what
 
 
 def is_past(name: str) -> bool:
-    """Whether an input holds keys or values of earlier tokens."""
-    return name.startswith("past_key_values.")
+    """Whether an input holds a state that earlier tokens left."""
+    return name.startswith(_PAST)
 
 
 def present_name(past: str) -> str:
-    """The output that continues a cache input: the same heads, `past_sequence + sequence` long."""
-    return past.replace("past_key_values", "present")
+    """The output that continues a state: `past_sequence + sequence` long where it grows, else of the same shape."""
+    return past.replace(_PAST, _PRESENT)
 
 
 def is_present(output: str) -> bool:
-    """Whether an output continues the cache."""
-    return output.startswith("present.")
+    """Whether an output continues a state."""
+    return output.startswith(_PRESENT)
 
 
 def cache_inputs(inputs: Sequence[Input]) -> list[Input]:
-    """The inputs that hold keys and values of earlier tokens; none when the model is not a decoder with a cache."""
+    """The inputs that hold states of earlier tokens; none when the model is not a decoder with a cache."""
+    return [i for i in inputs if is_past(i.name) or PAST in i.shape]
+
+
+def growing_inputs(inputs: Sequence[Input]) -> list[Input]:
+    """The states that get a place for each token: keys and values above all."""
     return [i for i in inputs if PAST in i.shape]
 
 
+def fixed_inputs(inputs: Sequence[Input]) -> list[Input]:
+    """The states whose shape is the same after every token."""
+    return [i for i in inputs if is_past(i.name) and PAST not in i.shape]
+
+
 def past_axis(spec: Input) -> int:
-    """The dimension of a cache input that counts tokens."""
+    """The dimension of a growing state that counts tokens."""
     return spec.shape.index(PAST)
 
 
 def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given inputs, an absent cache put in as an empty one and an absent mask as ones; absent types of tokens are
-    zeros, as transformers has them.
+    """The given inputs, absent states put in as those of a text that begins, and an absent mask as ones; absent types
+    of tokens are zeros, as transformers has them.
 
-    A cache is absent when none of its tensors is given. Other missing inputs stay missing.
+    States are absent when none of their tensors is given. Other missing inputs stay missing.
     """
     caches, filled = cache_inputs(inputs), dict(given)
     ids = given.get(IDS)
@@ -64,17 +90,23 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
         return filled
     batch, length = (int(n) for n in ids.shape)  # type: ignore[union-attr]  # it has two dimensions
     if not any(c.name in given for c in caches):
-        sizes = {"batch": batch, PAST: 0}
-        filled |= {c.name: torch.zeros(c.resolve(sizes), dtype=c.dtype) for c in caches}
-    first = filled.get(caches[0].name)
-    axis = past_axis(caches[0])
+        filled |= {c.name: torch.zeros(c.resolve(beginning(batch)), dtype=c.dtype) for c in caches}
+    growing = next(iter(growing_inputs(inputs)), None)
+    first = filled.get(growing.name) if growing else None
+    axis = past_axis(growing) if growing else 0
     if MASK not in given and any(i.name == MASK for i in inputs) and getattr(first, "ndim", 0) > axis:
         filled[MASK] = torch.ones((batch, int(first.shape[axis]) + length), dtype=torch.int64)  # type: ignore[union-attr]
     return filled
 
 
+def beginning(batch: int) -> dict[str, int]:
+    """The sizes of states before the first token of so many texts."""
+    return {"batch": batch, PAST: 0}
+
+
 def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:
-    """What a language model is given for tokens `[B, S]` without padding; an absent cache is an empty one."""
+    """What a language model is given for tokens `[B, S]` without padding; absent states are those of a text that
+    begins."""
     dtypes = {i.name: i.dtype for i in inputs if i.name in (IDS, MASK)}
     return complete(
         inputs, {name: (ids if name == IDS else torch.ones_like(ids)).to(dtype) for name, dtype in dtypes.items()}
@@ -89,22 +121,48 @@ def positions(mask: Tensor, length: int) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
-def without_padding(value: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
+def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
     """An output of a decoder without what it says of padding, where each implementation may say what it likes.
 
+    A state that does not grow is left out for texts that the call ends with padding.
+
     Args:
-        value: `[batch, sequence, …]` or a cache `[batch, heads, past_sequence + sequence, head size]`.
+        value: `[batch, sequence, ...]`, or a state.
         sample: the inputs; one without a cache is compared whole.
+        name: of the output.
 
     Returns:
-        `[tokens that are not padding, …]`.
+        `[tokens that are not padding, ...]`, or `[texts, ...]` of a state that does not grow.
     """
-    if MASK not in sample or not any(name.startswith("past_key_values") for name in sample):
+    if MASK not in sample or not any(map(is_past, sample)):
         return value
     mask, length = sample[MASK].bool(), sample[IDS].shape[1]
-    if value.dim() == 4 and value.shape[2] == mask.shape[1]:
-        return value.transpose(1, 2)[mask]
+    if is_present(name):
+        axis = grown_axis(value, sample, name)
+        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, value.shape[axis])]
     return value[mask[:, -length:]] if value.dim() > 1 and value.shape[1] == length else value
+
+
+def in_rows(tokens: Tensor, rows: int) -> Tensor:
+    """Which of a growing state's rows are made of these tokens alone, bool `[batch, rows]`.
+
+    Args:
+        tokens: `[batch, past_sequence + sequence]`, bool.
+        rows: as many, or fewer: then each stands for as many tokens, and mixes in those of the row before.
+    """
+    if rows == tokens.shape[1]:
+        return tokens
+    rate = tokens.shape[1] // max(rows, 1)
+    while rate > 1 and tokens.shape[1] // rate != rows:
+        rate -= 1
+    whole = tokens[:, : rows * rate].view(len(tokens), rows, rate).all(-1)
+    return whole & torch.cat([torch.ones_like(whole[:, :1]), whole[:, :-1]], 1)
+
+
+def grown_axis(value: Tensor, sample: Mapping[str, Tensor], name: str) -> int | None:
+    """The dimension along which a state grew in a call, None for one that does not: `value` is the output `name`."""
+    past = sample[name.replace(_PRESENT, _PAST)]
+    return next((k for k, (old, new) in enumerate(zip(past.shape, value.shape, strict=True)) if old != new), None)
 
 
 def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import fx
 
-from moec.dialect import Routing
+from moec.dialect import Capacity, Routing
 
 ROUTE, DEQUANTIZE = torch.ops.moec.route.default, torch.ops.moec.dequantize.default
 DEQUANTIZE_FLOAT = torch.ops.moec.dequantize_float.default
@@ -113,6 +113,16 @@ class RouteCall(DialectCall):
     def bias(self) -> Any:
         """`[E]`, for the choice only, or None."""
         return self.argument("bias")
+
+    @property
+    def capacity(self) -> Any:
+        """How many choices an expert takes, or None."""
+        return self.argument("capacity")
+
+    @property
+    def room(self) -> Capacity | None:
+        """The same with what belongs to it; of a call with values."""
+        return Capacity.of(self.capacity, self.argument("counted"), self.kwargs)
 
     @property
     def routing(self) -> Routing:

@@ -82,6 +82,17 @@ class MoeCall(DialectCall):
         """K, how many experts a token goes to."""
         return self.routing.top_k if self.routing else int(_shape(self.ids)[-1])
 
+    @property
+    def experts_a_token(self) -> int:
+        """How many experts a token of the model goes to: K, times the rows that each token stands in where `x` is an
+        expansion `[T, K, H]` of tokens, one row for each of a token's experts."""
+        x: Any = self.x
+        expanded = isinstance(x, fx.Node) and x.target is torch.ops.aten.expand.default
+        shape: Any = _shape(x) if expanded else ()
+        before: Any = _shape(x.args[0]) if expanded else ()
+        copies = int(shape[-2]) if len(shape) > 2 and len(before) == len(shape) and before[-2] == 1 else 1
+        return copies * self.top_k
+
     # ------------------------------------------------------------------ experts
     @property
     def w_in(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, overload
@@ -17,7 +18,9 @@ from moec.program.attributes import attach as attach
 from moec.program.attributes import detach
 from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.decoder_signature import complete
+from moec.program.dialect_call import ROUTE, RouteCall
 from moec.program.original import Original
+from moec.program.signature import PER
 from moec.program.signature import PLUS as PLUS
 from moec.program.signature import Input as Input
 from moec.program.signature import dynamic_dimensions as dynamic_dimensions
@@ -97,8 +100,10 @@ class Program:
 
     @property
     def by_call(self) -> bool:
-        """Whether what it says of a token depends on what else comes in the same call, as a pass declared."""
-        return any(step.by_call for step in self.history)
+        """Whether what it says of a token depends on what else comes in the same call: a pass declared it, or experts
+        have a capacity, over which tokens are dropped."""
+        dropping = (RouteCall(node).capacity is not None for node in self.nodes(ROUTE))
+        return any(step.by_call for step in self.history) or any(dropping)
 
     def output_signature(self) -> tuple[Input, ...]:
         """Names, dtypes and shapes of the outputs; dynamic dimensions have the inputs' names, or are sums of them."""
@@ -108,7 +113,7 @@ class Program:
         names = {str(size): dim for size, dim in pairs if isinstance(dim, str)}
         values = [n.meta["val"] for n in nodes[-1].args[0]]
         return tuple(
-            Input(name, value.dtype, tuple(s if isinstance(s, int) else _named(str(s), names) for s in value.shape))
+            Input(name, value.dtype, tuple(s if isinstance(s, int) else named_size(str(s), names) for s in value.shape))
             for name, value in zip(self.outputs, values, strict=True)
         )
 
@@ -257,8 +262,14 @@ class Program:
         self.graph_module.recompile()
 
 
-def _named(size: str, names: Mapping[str, str]) -> str:
+_PARTS = re.compile(r"\(*(?P<of>[^()]+)\)* ?// ?(?P<per>\d+)\)*")  # as torch writes a size that is so many parts
+
+
+def named_size(size: str, names: Mapping[str, str]) -> str:
     """A symbolic size by the inputs' names; torch writes the terms of a sum in an order of its own."""
+    parts = _PARTS.fullmatch(size)
+    if parts:
+        return named_size(parts["of"], names) + PER + parts["per"]
     terms = [names.get(term, term) for term in size.split(PLUS)]
     sums = {frozenset(dim.split(PLUS)): dim for dim in names.values()}
     order = list(names.values())

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 PLUS = " + "  # between the names of a dimension that is a sum
+PER = " // "  # before the number of places that one of a dimension stands for
 
 
 @dataclass(frozen=True)
 class Input:
     """One named input: its dtype and its shape.
 
-    A dynamic dimension is a name or a sum of names (`past_sequence + sequence`), a fixed one a number.
+    A dynamic dimension is a name, a sum of names (`past_sequence + sequence`) or so many whole parts of either
+    (`past_sequence // 4`: one for every 4), a fixed one a number.
     """
 
     name: str
@@ -29,17 +31,37 @@ class Input:
 
     def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with the dynamic dimensions' sizes put in."""
-        return tuple(sum(sizes[part] for part in d.split(PLUS)) if isinstance(d, str) else d for d in self.shape)
+        return tuple(size_of(d, sizes) if isinstance(d, str) else d for d in self.shape)
 
 
 def identifier(name: str) -> str:
     """A name of an input or a dimension as Python can write it."""
-    return name.replace(PLUS, "_plus_").replace(".", "_")
+    return name.replace(PLUS, "_plus_").replace(PER, "_per_").replace(".", "_")
+
+
+def names_in(dimension: str) -> list[str]:
+    """The names of which a dynamic dimension is made; one that is no sum and no part has its own alone."""
+    return dimension.partition(PER)[0].split(PLUS)
+
+
+def is_computed(dimension: str) -> bool:
+    """Whether a dimension follows from others."""
+    return PLUS in dimension or PER in dimension
+
+
+def per(dimension: str) -> int:
+    """How many places one of a dimension stands for."""
+    return int(dimension.partition(PER)[2] or 1)
+
+
+def size_of(dimension: str, sizes: Mapping[str, int]) -> int:
+    """A dynamic dimension's size. Raises KeyError where that of a name in it is not given."""
+    return sum(sizes[name] for name in names_in(dimension)) // per(dimension)
 
 
 def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
     """Names of the dynamic dimensions in order of appearance; a sum counts as its parts."""
-    return list(dict.fromkeys(part for i in inputs for d in i.shape if isinstance(d, str) for part in d.split(PLUS)))
+    return list(dict.fromkeys(name for i in inputs for d in i.shape if isinstance(d, str) for name in names_in(d)))
 
 
 def sizes_of(inputs: Iterable[Input], sample: Mapping[str, object]) -> dict[str, int]:
@@ -47,7 +69,7 @@ def sizes_of(inputs: Iterable[Input], sample: Mapping[str, object]) -> dict[str,
     found: dict[str, int] = {}
     for spec in inputs:
         for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
-            if isinstance(name, str) and PLUS not in name:
+            if isinstance(name, str) and not is_computed(name):
                 found[name] = int(size)
     return found
 

@@ -1,5 +1,5 @@
-"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token? The cache must make no
-difference.
+"""Does a decoder say the same whether a text comes in one go, in chunks, or token by token, after another text and
+beside a third? What it carries from token to token must make no difference.
 
 A pass may make results depend on how a text is cut into calls (`moec.pipeline.passes.Pass.by_call`). Then this cannot
 be asked; what must hold still is that the engine says in every call what the program says in PyTorch in the same call,
@@ -17,7 +17,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import continuation, is_decoder
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, fixed_inputs, present_name
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
@@ -25,9 +25,14 @@ from moec.proof.digits import at_most
 from moec.shown import figure_of
 
 SIZES = {"batch": 3, SEQUENCE: 16}  # one row whole, one padded on the left, one on the right
-WAYS = {"chunks": (7, 5, 4), "prompt, then token by token": (9, *[1] * 7), "token by token": (1,) * 16}
+SINGLY = "prompt, then token by token"
+WAYS = {"chunks": (7, 5, 4), SINGLY: (9, *[1] * 7), "token by token": (1,) * 16}
 # against the program in PyTorch, which may read all its weights anew in each call
 WRITTEN = "one that is being written"  # in an engine that keeps the cache itself, and may leave out logits
+IN_TURNS = "one that is being written, after another text and in turns with a third"
+PADDED = "a prompt with padding behind it, then token by token"  # as onnxruntime-genai feeds texts of a batch
+PADDING = 2  # tokens
+STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where another is shows in the first
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
@@ -168,40 +173,60 @@ def check_consistency(
         like = steps if program is not None else (ids.shape[1],)
         if like not in known:
             known[like] = _logits(yardstick, ids, mask, like)
-        ends = torch.tensor(steps).cumsum(0) - 1 if name == WRITTEN else torch.arange(ids.shape[1])
-        got = (_written if name == WRITTEN else _logits)(engine, ids, mask, steps)
-        found.append(Way(name, steps, _apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
+        ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(sum(steps))
+        got = _FEEDERS.get(name, _logits)(engine, ids, mask, steps)
+        found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
 
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
-    """The ways, and one that the engine writes itself where it can: the longest prompt of them, then token by token."""
+    """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
+    of a short text also beside others."""
+    if fixed_inputs(engine.inputs) and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
+        first, *rest = calls[SINGLY]
+        calls = {**calls, PADDED: (first - PADDING, *rest)}
     if not hasattr(engine, "continuation") or not is_decoder(engine):
         return calls
     steps = max((steps for steps in calls.values() if len(steps) > 1), key=lambda steps: steps[0], default=())
-    return {**calls, WRITTEN: (steps[0], *[1] * (sum(steps) - steps[0]))} if steps else calls
+    if not steps:
+        return calls
+    single = sum(steps) - steps[0]
+    beside = {IN_TURNS: (steps[0], *[1] * min(single, STEPS_IN_TURNS))} if sum(steps) <= SIZES[SEQUENCE] else {}
+    return {**calls, WRITTEN: (steps[0], *[1] * single), **beside}
 
 
-def _apart(got: Tensor, want: Tensor) -> float:
-    """max |d|/std; 0 of nothing, infinite where anything is not finite."""
+def apart(got: Tensor, want: Tensor) -> float:
+    """max |d|/std of two tensors of one shape; 0 of nothing, infinite where anything is not finite."""
     error, spread = (got - want).abs(), float(want.std(correction=0)) or 1.0
     if not error.numel():
         return 0.0
     return float(error.max()) / spread if bool(error.isfinite().all()) else float("inf")
 
 
-def _written(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """Logits `[batch, steps, vocabulary]` of each step's last token, the cache kept by the engine, in float64."""
-    text, found, end = continuation(engine), [], 0
+def _written(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int], others: Sequence[Tensor] = ()) -> Tensor:
+    """Logits `[batch, steps, vocabulary]` of each step's last token, the cache kept by the engine, in float64.
+
+    `others`: ids of texts that take each step after this one does, over whatever it left where they are.
+    """
+    text, beside = continuation(engine), [(tokens, continuation(engine)) for tokens in others]
+    found, end = list[Tensor](), 0
     for step in steps:
         start, end = end, end + step
         logits = text.step(ids[:, start:end].numpy(), mask[:, :end].numpy())
         found.append(torch.from_numpy(logits.copy()).double())  # the next step may write over them
+        for tokens, other in beside:
+            other.step(tokens[:, start:end].numpy(), mask[:, :end].numpy())
     return torch.stack(found, 1)
 
 
+def _in_turns(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
+    """The same after another text's prompt, and in turns with a third text."""
+    _written(engine, ids.flip(0, 1), mask, steps[:1])
+    return _written(engine, ids, mask, steps, [ids.flip(1)])
+
+
 def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """Logits `[batch, sequence, vocabulary]` of the text fed in these steps, in float64."""
+    """Logits `[batch, tokens of all steps, vocabulary]` of the text fed in these steps, in float64."""
     found, end, cache = [], 0, dict[str, Tensor]()
     for step in steps:
         start, end = end, end + step
@@ -209,3 +234,14 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
         cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
         found.append(outputs[LOGITS].double())
     return torch.cat(found, 1)
+
+
+def _padded(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
+    """The same with padding behind the first step's tokens."""
+    first, padding = steps[0], torch.zeros(ids.shape[0], PADDING, dtype=ids.dtype)
+    ids, mask = (torch.cat([t[:, :first], padding.to(t.dtype), t[:, first:]], 1) for t in (ids, mask))
+    logits = _logits(engine, ids, mask, (first + PADDING, *steps[1:]))
+    return torch.cat([logits[:, :first], logits[:, first + PADDING :]], 1)
+
+
+_FEEDERS = {WRITTEN: _written, IN_TURNS: _in_turns, PADDED: _padded}

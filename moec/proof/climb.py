@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moec.dialect import Routing, route_reference
 from moec.frontend.source import Source
+from moec.program.decoder_signature import is_past
 from moec.program.signature import Sample
 
 ROWS = 8  # of an input: the best one so far, and changed copies of it
@@ -87,7 +88,7 @@ class Climb:
         if name in self._vocabulary:
             other = torch.randint(0, self._vocabulary[name], rows.shape, generator=self._generator).to(rows.dtype)
             return torch.where(torch.rand(rows.shape, generator=self._generator) < share, other, rows)
-        if rows.is_floating_point() and not name.startswith("past_key_values"):
+        if rows.is_floating_point() and not is_past(name):
             noise = torch.randn(rows.shape, generator=self._generator) * rows.std(correction=0)
             return (rows + 2 * share * noise).to(rows.dtype)
         return rows

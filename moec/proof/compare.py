@@ -166,7 +166,7 @@ def compare(
         for name, value in want.items():
             found.setdefault(name, []).append(
                 difference(
-                    name, *_parts(value, got.get(name), sample, compared[count - 1] if compared else None), margin
+                    name, *_parts(name, value, got.get(name), sample, compared[count - 1] if compared else None), margin
                 )
             )
     if not found:
@@ -180,13 +180,13 @@ def compare(
 
 
 def _parts(
-    want: Tensor, got: Tensor | None, sample: Sample, tokens: ComparedTokens | None
+    name: str, want: Tensor, got: Tensor | None, sample: Sample, tokens: ComparedTokens | None
 ) -> tuple[Tensor, Tensor | None]:
-    """What of two outputs is to be compared."""
+    """What is to be compared of an output and its counterpart."""
     if got is None or got.shape != want.shape:
         return want, got
     return (
-        (tokens.of(want, sample), tokens.of(got, sample))
+        (tokens.of(want, sample, name), tokens.of(got, sample, name))
         if tokens
-        else (without_padding(want, sample), without_padding(got, sample))
+        else (without_padding(want, sample, name), without_padding(got, sample, name))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, fx
 
 from moec.program.moe_call import EXPERTS, MOE, MoeCall
 from moec.program.program import Program
-from moec.program.signature import PLUS
+from moec.program.signature import size_of
 
 _ops = torch.ops.aten
 _ATTENTION = (torch.ops.moec.attention.default, _ops.scaled_dot_product_attention.default)
@@ -56,9 +57,8 @@ class Costs:
 
     def of(self, sizes: Mapping[str, int]) -> Cost:
         """At these sizes."""
-        known: dict[Any, int] = {
-            symbol: sum(sizes.get(part, 0) for part in dim.split(PLUS)) for symbol, dim in self._names.items()
-        }
+        given = defaultdict(int, sizes)
+        known: dict[Any, int] = {symbol: size_of(dim, given) for symbol, dim in self._names.items()}
         flops = sum(factor * _count(shape, known) for factor, shape in self._work)
         largest = max((size * _count(shape, known) for size, shape in self._values), default=0)
         ends = sum(size * _count(shape, known) for size, shape in self._ends)
@@ -79,6 +79,11 @@ def _work(node: fx.Node) -> Iterator[tuple[float, Shape]]:
         yield 2.0, (*query[:3], key[2], value[3])
     elif node.target in _CONVOLUTIONS:
         yield 2.0, (*_shape(node), *shapes[1][1:])
+    elif node.target is torch.ops.moec.causal_conv.default:
+        yield 2.0, (*_shape(node), shapes[2][1])
+    elif node.target is torch.ops.moec.linear_attention.default:
+        key, value = shapes[1], shapes[2]
+        yield 8.0, (*value, key[3])  # decay, look-up, writing and reading of the memory
     else:
         yield from _routed_work(node)
 

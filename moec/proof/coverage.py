@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Routing
-from moec.execution.choices import choice, logits_of
+from moec.dialect import Capacity, Routing
+from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.trace import trace
 from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
+from moec.proof.chosen_keys import hanging_choice, key_choices
 from moec.proof.climb import nearness
 from moec.proof.decided_tokens import NOISE, compared_tokens, hanging
 from moec.proof.reach import BY_HAND, Block, Reach, hand_written
@@ -140,18 +141,24 @@ class Coverage:
 @dataclass
 class RunLoad:
     """Counts of one run: expert assignments by node name, those of them that count for something, how near each text
-    came to each expert `[batch, E]`, tokens, and tokens whose choice hangs on rounding."""
+    came to each expert `[batch, E]`, tokens, and tokens whose choice of experts, or of keys, hangs on rounding."""
 
     assignments: dict[str, Tensor]
     strong: dict[str, Tensor] = field(default_factory=dict)
     near: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
     undecided: int = 0
+    undecided_keys: int = 0
 
     @classmethod
     def of(cls, assignments: dict[str, Tensor], tokens: int) -> RunLoad:
         """Counts that are all taken for strong."""
         return cls(assignments, assignments, tokens=tokens)
+
+    @property
+    def hanging(self) -> int:
+        """Choices that hang on rounding."""
+        return self.undecided + self.undecided_keys
 
     def adds_to(self, others: Sequence[RunLoad]) -> bool:
         """Whether this run reached an expert that the others did not."""
@@ -183,11 +190,13 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
-            record.undecided += undecided(*routing)
+            record.undecided += undecided(*routing, room_of(node, args, kwargs))
             near, texts = nearness(*routing), len(compared.texts)
             if len(near) % texts == 0:
                 seen = near.masked_fill(~compared.rows(len(near))[:, None], -torch.inf)
                 record.near |= dict.fromkeys(_routed_by(node), seen.view(texts, -1, near.shape[-1]).amax(1))
+        keys = hanging_choice(node, args, NOISE[torch.float32])
+        record.undecided_keys += 0 if keys is None else int(keys.sum())
         if node.target in (EXPERTS, MOE):
             weights, ids, count = choice(node, args, kwargs)
             rows = compared.rows(len(ids))
@@ -196,7 +205,7 @@ def run_load(program: Program, sample: Sample) -> RunLoad:
             record.strong[node.name] = torch.bincount(ids[strong(weights)].flatten(), minlength=count)
             record.tokens += int(rows.sum())
 
-    if moe_nodes(program):
+    if moe_nodes(program) or key_choices(program):
         trace(program, sample, watch)
     return record
 
@@ -208,10 +217,10 @@ def _routed_by(node: fx.Node) -> list[str]:
     return [user.name for part in node.users for user in part.users if user.target is EXPERTS]
 
 
-def undecided(logits: Tensor, bias: Tensor | None, rule: Routing) -> int:
+def undecided(logits: Tensor, bias: Tensor | None, rule: Routing, room: Capacity | None = None) -> int:
     """How many tokens choose other experts when their logits change by what rounding in float32 may change them, in the
     worst direction."""
-    return int(hanging(logits, bias, rule, NOISE[torch.float32]).sum())
+    return int(hanging(logits, bias, rule, NOISE[torch.float32], room).sum())
 
 
 def strong(weights: Tensor) -> Tensor:

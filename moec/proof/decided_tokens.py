@@ -1,5 +1,5 @@
-"""Which tokens choose between experts that half precision can't tell apart, and what of an engine's outputs does not
-hang on them.
+"""Which tokens choose between experts, or keys, that half precision can't tell apart, and what of an engine's outputs
+does not hang on them.
 
 Near the edge between two experts a token changes sides by rounding. What it says then is neither right nor wrong, and
 neither is what tokens say that see it. All others can be held to the tolerance of rounding, and are: a token is left
@@ -15,15 +15,17 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Routing, route_reference
+from moec.dialect import Capacity, Routing, route_reference
+from moec.dialect.capacity import places_of
 from moec.errors import MoecError
-from moec.execution.choices import choice, logits_of
+from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
-from moec.program.decoder_signature import IDS, MASK, cache_inputs
+from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, in_rows, is_past, is_present
 from moec.program.moe_call import EXPERTS, MOE, ROUTE
 from moec.program.program import Program
 from moec.program.signature import converted
+from moec.proof.chosen_keys import hanging_choice
 
 # What rounding may add to or take from each of a router's logits, as a share of the token's largest. Measured in
 # programs of the tests' Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V2 (two layers) beside float32, worst block: float16
@@ -59,17 +61,28 @@ def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
     return precision in (torch.float16, torch.bfloat16)
 
 
-def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float) -> Tensor:
+def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float, room: Capacity | None = None) -> Tensor:
     """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction:
-    bool `[...]`.
+    bool `[...]`. With a capacity also those that may be dropped, or kept, when others choose otherwise.
 
     Args:
         logits: `[..., E]`. bias: `[E]` or None, for the selection. rule: how experts are chosen.
+        room: how many choices each takes.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = _choice_mask(logits, bias, rule)
     step = noise * logits.abs().amax(-1, keepdim=True)
-    return (_choice_mask(torch.where(chosen, logits - step, logits + step), bias, rule) != chosen).any(-1)
+    found = (_choice_mask(torch.where(chosen, logits - step, logits + step), bias, rule) != chosen).any(-1)
+    return found if room is None else found | _pushed(found, route_reference(logits, bias, rule)[1], logits, room)
+
+
+def _pushed(found: Tensor, ids: Tensor, logits: Tensor, room: Capacity) -> Tensor:
+    """Which tokens stand so near to the end of an expert's capacity that these, choosing otherwise, decide of them."""
+    if ids.dim() == 1:
+        return torch.zeros_like(found)
+    away = places_of(ids, logits.shape[-1], room.counted, room.order) - room.limit  # from 1 on a choice is dropped
+    count = found.sum(-1)[..., None, None]  # each moves a place by one at most
+    return ((away > -count) & (away <= count)).any(-1)
 
 
 def _choice_mask(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
@@ -86,6 +99,7 @@ class Decided:
         noise: what its rounding may change in a router's logits, as a share of the largest.
         compared, tokens: tokens that were compared, of how many.
         lost: experts, over all blocks, that inputs reach but no token that could be compared.
+        what: between what the others choose.
     """
 
     precision: str
@@ -93,11 +107,12 @@ class Decided:
     compared: int
     tokens: int
     lost: int = 0
+    what: str = "experts"
 
     @property
     def problem(self) -> str:
         """Why this is too little for a proof; empty when it is enough."""
-        cannot = f"{self.precision} can't tell this model's experts apart well enough for a proof by outputs"
+        cannot = f"{self.precision} can't tell this model's {self.what} apart well enough for a proof by outputs"
         if self.compared < LEAST * self.tokens or not self.compared:
             return (
                 f"{cannot}: only {self.compared:,} of {self.tokens:,} tokens could be compared, {LEAST:.0%} are "
@@ -118,8 +133,9 @@ class Decided:
         return MoecError("M108", self.problem, where, fix)
 
     def __str__(self) -> str:
+        precision = "rounding" if self.precision == "float32" else "half precision"
         return (
-            f"{self.compared:,} of {self.tokens:,} tokens; the others choose between experts that half precision "
+            f"{self.compared:,} of {self.tokens:,} tokens; the others choose between {self.what} that {precision} "
             "can't tell apart"
         )
 
@@ -151,20 +167,27 @@ class ComparedTokens:
             self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
         )
 
-    def of(self, value: Tensor, sample: Mapping[str, Tensor]) -> Tensor:
+    def of(self, value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
         """The part of an output that can be compared.
 
         Args:
-            value: `[batch, sequence, …]`, a cache `[batch, heads, past_sequence + sequence, size]`, or `[batch, …]`,
-                one entry a text.
+            value: `[batch, sequence, …]`, a state, or `[batch, …]`, one entry a text.
             sample: the inputs.
+            name: of the output.
         """
-        if value.dim() == 4 and _is_cached(sample) and value.shape[2] == sample[MASK].shape[1]:
-            past = sample[MASK].bool()[:, : -self.tokens.shape[1]]
-            return value.transpose(1, 2)[torch.cat([past, self.tokens], 1)]
+        if is_present(name) and _is_cached(sample):
+            return self._of_state(value, sample, grown_axis(value, sample, name))
         if value.shape[:2] == self.tokens.shape:
             return value[self.tokens]
         return value[self.texts] if value.dim() and value.shape[0] == len(self.texts) else value
+
+    def _of_state(self, value: Tensor, sample: Mapping[str, Tensor], axis: int | None) -> Tensor:
+        """A state of what came in, and of these tokens; one that does not grow holds all tokens of its text."""
+        mask = sample[MASK].bool()
+        if axis is None:
+            return value[self.texts & mask[:, -1]]
+        tokens = torch.cat([mask[:, : -self.tokens.shape[1]], self.tokens], 1)
+        return value.movedim(axis, 1)[in_rows(tokens, value.shape[axis])]
 
 
 def look(
@@ -172,16 +195,18 @@ def look(
 ) -> tuple[ComparedTokens, dict[str, Tensor]]:
     """What can be compared in a sample, and how many of these tokens each expert gets, by the block's node name.
 
-    A token is left out when its choice in any block hangs on `noise`, and when it sees such a token: a later one of the
-    same text does if `causal`, else all do. No token sees what the last block made of another where only operators
-    follow that look at one token at a time. Padding is seen by no token of the text.
+    A token is left out when its choice of experts, or of keys, in any block hangs on `noise`, and when it sees such a
+    token: a later one of the same text does if `causal`, else all do. No token sees what the last block made of another
+    where only operators follow that look at one token at a time. Padding is seen by no token of the text.
     """
     routed: list[tuple[fx.Node, Tensor]] = []
     chosen: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
-            routed.append((node, hanging(*routing, noise).flatten()))
+            routed.append((node, hanging(*routing, noise, room_of(node, args, kwargs)).flatten()))
+        if (keys := hanging_choice(node, args, noise)) is not None:
+            routed.append((node, keys.flatten()))
         if node.target in (EXPERTS, MOE):
             chosen[node.name] = choice(node, args, kwargs)
 
@@ -284,4 +309,4 @@ def _run(program: Program, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_cached(sample: Mapping[str, Tensor]) -> bool:
-    return MASK in sample and IDS in sample and any(name.startswith("past_key_values") for name in sample)
+    return MASK in sample and IDS in sample and any(map(is_past, sample))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -14,6 +15,7 @@ from moec.program.conditions import nearest
 from moec.program.decoder_signature import PAST
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
+from moec.proof.chosen_keys import key_choices
 from moec.proof.compare import Comparison, Tolerance, compare
 from moec.proof.coverage import Coverage, measure_load
 from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_causal, is_half, look
@@ -23,7 +25,7 @@ from moec.proof.sizes import Beyond, SizePlan, named, plan_sizes
 from moec.proof.trial import Trial
 
 OUTSIDE = "the engine is made for other sizes"
-EDGE = "they, or tokens that they see, choose between experts that rounding can't tell apart"
+EDGE = "they, or tokens that they see, choose between experts, or keys, that rounding can't tell apart"
 TRIES, STREAMED_TRIES = 48, 24  # inputs that the search for experts looks at, beside those of the verification sizes
 
 
@@ -62,7 +64,7 @@ class Evidence:
         samples: small inputs.
         coverage: experts that they reach, by tokens that are compared.
         compared: of each of `whole`, the tokens that are compared, None when all are; None when all of all are.
-        decided: how many these are in half precision; None when all are.
+        decided: how many these are in half precision, or where keys are chosen; None when all are.
         far: long inputs, which are compared and don't count for experts.
     """
 
@@ -94,17 +96,17 @@ def sizes_to_prove(trial: Trial) -> ProvenSizes:
     held = [s for s in (held_nearest(trial, s) for s in asked) if s is not None]
     wanted = [s for k, s in enumerate(held) if s not in held[:k]] or asked[:1]
     samples = [(s, source.sample(s, seed)) for s in wanted]
-    runnable = [(s, x) for s, x in samples if subject.streamed or _why_not(trial.reference, x) is None]
+    runnable = [(s, x) for s, x in samples if subject.streamed or why_not(trial.reference, x) is None]
     possible = [s for s, _ in runnable]
     if not possible:
-        reason = _why_not(trial.reference, source.sample(wanted[0], seed))
+        reason = why_not(trial.reference, source.sample(wanted[0], seed))
         raise MoecError(
             "M204",
             f"{trial.reference.name} runs at no size that was tried: {reason}",
             source.text,
             "give sample inputs that fit the model",
         )
-    reasons = [_why_not(engine, sample) for _, sample in runnable]
+    reasons = [why_not(engine, sample) for _, sample in runnable]
     refused = [RefusedSize(s, r) for s, r in zip(possible, reasons, strict=True) if r is not None]
     sizes = [s for s, r in zip(possible, reasons, strict=True) if r is None]
     if not sizes:
@@ -125,7 +127,7 @@ def _far_sizes(trial: Trial, plan: SizePlan) -> tuple[list[dict[str, int]], list
             sizes = _longest(trial, plan, sizes)
         if not sizes or sizes in (*plan.near, *found):
             continue
-        reason = _why_not(trial.engine, trial.subject.source.sample(sizes, trial.subject.seed))
+        reason = why_not(trial.engine, trial.subject.source.sample(sizes, trial.subject.seed))
         found += [] if reason is not None else [sizes]
         refused += [] if reason is None else [RefusedSize(sizes, reason)]
     return found, refused, beyond
@@ -136,7 +138,7 @@ def _not_asked(trial: Trial, sizes: dict[str, int]) -> str | None:
     if not trial.holds_sizes(sizes):
         return OUTSIDE
     sample = trial.subject.source.sample(sizes, trial.subject.seed)
-    reason = None if trial.subject.streamed else _why_not(trial.reference, sample)
+    reason = None if trial.subject.streamed else why_not(trial.reference, sample)
     return reason and f"the model itself does not run there: {reason}"
 
 
@@ -198,7 +200,8 @@ def all_tokens(trial: Trial) -> Evidence:
 
 def far_decided(trial: Trial) -> Evidence:
     """`all_tokens`, where only those tokens of long inputs are compared whose experts no rounding in float32 can
-    change: among thousands, a few stand at an edge."""
+    change: among thousands, a few stand at an edge. Where a model chooses keys, which may tie in any text, so it is
+    with short inputs."""
     return _far_decided(trial, trial.subject.program)
 
 
@@ -210,8 +213,24 @@ def captured_far_decided(trial: Trial) -> Evidence:
 def _far_decided(trial: Trial, program: Program) -> Evidence:
     found = trial.once(all_tokens)
     causal = is_causal(program, found.samples[0])
-    tokens = [look(program, sample, NOISE[torch.float32], causal)[0] for sample in found.far]
-    return replace(found, compared=[*(None for _ in found.samples), *tokens])
+    noise = NOISE[torch.float32]
+    tokens = [look(program, sample, noise, causal)[0] for sample in found.far]
+    if not key_choices(program):
+        return replace(found, compared=[*(None for _ in found.samples), *tokens])
+    near = [look(program, sample, noise, causal) for sample in found.samples]
+    count, total = (sum(getattr(part, name) for part, _ in near) for name in ("count", "total"))
+    decided = Decided("float32", noise, count, total, _lost(found.coverage, [load for _, load in near]), "keys")
+    return replace(found, compared=[*(part for part, _ in near), *tokens], decided=decided)
+
+
+def _lost(coverage: Coverage, loads: Sequence[Mapping[str, Tensor]]) -> int:
+    """Experts that inputs reach, and none of the tokens that are compared: `loads` has theirs of each input."""
+    reached = {name: torch.stack([load[name] for load in loads]).sum(0) > 0 for name in loads[0]}
+    return sum(
+        e not in load.missed and not bool(reached[load.node][e])
+        for load in coverage.counted
+        for e in range(len(load.assignments))
+    )
 
 
 def decided_tokens(trial: Trial) -> Evidence:
@@ -238,7 +257,7 @@ def compared(trial: Trial) -> tuple[Evidence, Comparison]:
 
     In half precision, an engine that differs is held to the same tolerance once more, on the tokens whose experts are
     decided there (`moec.proof.decided_tokens`); only where rounding is all that may differ. In float32, this is done
-    with long inputs.
+    with long inputs, and with all inputs of a model that chooses keys.
     """
     return compared_with(trial, trial.reference, trial.subject.tolerance, trial.subject.rounding)
 
@@ -252,13 +271,14 @@ def compared_with(
     if rounding is None:
         return evidence, compare(reference, trial.engine, evidence.samples, tolerance)
     comparison = compare(reference, trial.engine, evidence.whole, tolerance)
-    if comparison.ok or not evidence.coverage.counted or not (is_half(rounding) or evidence.far):
+    keys = bool(key_choices(trial.subject.program))
+    if comparison.ok or not (evidence.coverage.counted or keys) or not (is_half(rounding) or evidence.far or keys):
         return evidence, comparison
     evidence = trial.once(decided_tokens if is_half(rounding) else far_decided)
     return evidence, compare(reference, trial.engine, evidence.whole, tolerance, evidence.compared)
 
 
-def _why_not(engine: Engine, sample: Sample) -> str | None:
+def why_not(engine: Engine, sample: Sample) -> str | None:
     """Why an engine cannot run a sample, None when it can."""
     try:
         engine(**converted(engine.inputs, sample))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
-from moec.program.decoder_signature import PAST
+from moec.program.encoder_decoder import HELD
 from moec.program.program import Input, Program
 from moec.program.signature import Sample
 from moec.proof.climb import Climb
@@ -143,7 +143,7 @@ def _most_tokens(
 ) -> Mapping[str, int] | None:
     """The size of the most tokens that the engine takes: whatever is compared, a search wants many tokens a run."""
     taken = [s for s in sizes if holds(source.sample({**s, **_wide(s)}))]
-    return max(taken, key=lambda s: math.prod(n for name, n in s.items() if name != PAST), default=None)
+    return max(taken, key=lambda s: math.prod(n for name, n in s.items() if name not in HELD), default=None)
 
 
 def _wide(sizes: Mapping[str, int], rows: int = _ROWS) -> dict[str, int]:
@@ -154,7 +154,7 @@ def _wide(sizes: Mapping[str, int], rows: int = _ROWS) -> dict[str, int]:
 def compared_bytes(program: Program, sizes: Mapping[str, int]) -> int:
     """What the widest output takes while two engines are compared at these sizes: both, and each without padding."""
     widest = max((d for o in program.output_signature() for d in o.shape[-1:] if isinstance(d, int)), default=1)
-    return _COMPARED * 4 * widest * math.prod(n for name, n in sizes.items() if name != PAST)
+    return _COMPARED * 4 * widest * math.prod(n for name, n in sizes.items() if name not in HELD)
 
 
 def searched_rows(program: Program, sizes: Mapping[str, int]) -> int:
@@ -250,9 +250,9 @@ def _decided(program: Program, source: Source, sizes: Mapping[str, int], seed: i
     for attempt in range(3):
         sample = source.sample(sizes, seed + attempt)
         record = run_load(program, sample)
-        if best is None or record.undecided < best[1].undecided:
+        if best is None or record.hanging < best[1].hanging:
             best = sample, record
-        if not record.undecided:
+        if not record.hanging:
             break
     assert best is not None
     return best

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
+from moec.program.encoder_decoder import with_encoder
 from moec.program.program import Input, Program, dynamic_dimensions
 from moec.proof.bounds import Bound, find_bounds, table_lengths
 from moec.proof.costs import Cost, Costs
@@ -34,9 +35,10 @@ def verification_sizes(inputs: Sequence[Input], scale: Mapping[str, int] | None 
     The first dynamic dimension of the first input that has one is taken as the batch, the others as lengths; different
     lengths get different sizes, so that a mix-up of two cannot go unnoticed.
     """
-    if cache_inputs(inputs):
-        return [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
     names = dynamic_dimensions(inputs)
+    if cache_inputs(inputs):
+        cached = [{"batch": batch, SEQUENCE: length, PAST: past} for batch, length, past in _DECODER_SIZES]
+        return [with_encoder(names, sizes) for sizes in cached]
     sizes = [
         {
             n: batch if k == 0 else (length if length == 1 else length + 2 * (k - 1)) * (scale or {}).get(n, 1)
@@ -200,12 +202,12 @@ class Planner:
         """A few new tokens after caches that end at a bound, and one after it; the full context first."""
         for bound in reversed(self.lengths) if self.cached else ():
             yield self.cache(bound.size)
-            yield {self._batch: 2, SEQUENCE: 1, PAST: bound.size}
+            yield with_encoder(self.names, {self._batch: 2, SEQUENCE: 1, PAST: bound.size})
 
     def cache(self, length: int) -> dict[str, int]:
         """Two texts of this length, all but the last tokens in the cache."""
         new = min(NEW, length)
-        return {self._batch: 2, SEQUENCE: new, PAST: length - new}
+        return with_encoder(self.names, {self._batch: 2, SEQUENCE: new, PAST: length - new})
 
     def _texts(self) -> Iterator[dict[str, int]]:
         """Whole texts of as many tokens as a bound, and of one more; short ones first."""

@@ -20,6 +20,7 @@ from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
+from moec.proof.checks.proven_parts import ProvenParts
 from moec.proof.checks.recorded import RecordedCheck
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
@@ -37,7 +38,7 @@ from moec.proof.where_run import WhereRun
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency, ExpertsReached,
+    ProvenParts, Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency, ExpertsReached,
     Values, OwnTextQuality, TextQuality, RecordedBounds,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`

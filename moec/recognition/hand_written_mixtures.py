@@ -15,12 +15,12 @@ from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.hand_written import HandWritten, find_hand_written
 from moec.recognition.hand_written_experts import Experts, read_experts
 from moec.recognition.hand_written_region import MixtureRegion, NotAMixture, find_regions
-from moec.recognition.hand_written_rule import identify, is_drawn, with_drawn_weights
+from moec.recognition.hand_written_rule import Rule, identify, is_drawn, with_drawn_weights
 from moec.recognition.linear import value_of
 from moec.weights.digest import add_tensor
 from moec.weights.lazy import Weight
 
-_Rules = dict[Hashable, tuple[Routing, bool] | NotAMixture]
+_Rules = dict[Hashable, Rule | NotAMixture]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,22 @@ class Mixture:
     """A mixture that the dialect can say.
 
     Attributes:
-        region: its nodes. experts: with the program's own weights. routing: its rule.
-        score_before: whether weights multiply what goes into the experts, not what comes out.
+        region: its nodes. experts: with the program's own weights. rule: how it weighs them.
     """
 
     region: MixtureRegion
     experts: Experts
-    routing: Routing
-    score_before: bool
+    rule: Rule
+
+    @property
+    def routing(self) -> Routing:
+        """The routing rule."""
+        return self.rule.routing
+
+    @property
+    def score_before(self) -> bool:
+        """Whether weights multiply what goes into the experts, not what comes out."""
+        return self.rule.score_before
 
 
 def find_mixtures(program: Program) -> Iterator[tuple[HandWritten, Mixture | NotAMixture]]:
@@ -50,8 +58,8 @@ def find_mixtures(program: Program) -> Iterator[tuple[HandWritten, Mixture | Not
     tried, own = _by_node(drawn), _by_node(program)
     for written in found:
         try:
-            region, (routing, before) = _identified(drawn, written, tried, rules)
-            yield written, Mixture(region, read_experts(program, region, own), routing, before)
+            region, rule = _identified(drawn, written, tried, rules)
+            yield written, Mixture(region, read_experts(program, region, own), rule)
         except NotAMixture as reason:
             yield written, reason
 
@@ -62,7 +70,7 @@ def _by_node(program: Program) -> dict[fx.Node, Ffn]:
 
 def _identified(
     drawn: Program, written: HandWritten, ffns: Mapping[fx.Node, Ffn], rules: _Rules
-) -> tuple[MixtureRegion, tuple[Routing, bool]]:
+) -> tuple[MixtureRegion, Rule]:
     """The first of its regions that a rule fits. Raises NotAMixture."""
     reasons = []
     for region in find_regions(drawn, written):
@@ -82,7 +90,7 @@ def _hash(weight: Weight) -> str:
     return found.hexdigest()
 
 
-def _rule(drawn: Program, region: MixtureRegion, ffns: Mapping[fx.Node, Ffn]) -> tuple[Routing, bool] | NotAMixture:
+def _rule(drawn: Program, region: MixtureRegion, ffns: Mapping[fx.Node, Ffn]) -> Rule | NotAMixture:
     try:
         return identify(drawn, region, read_experts(drawn, region, ffns))
     except NotAMixture as reason:

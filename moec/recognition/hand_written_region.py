@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from moec.program.program import Program
 from moec.recognition.hand_written import HandWritten
+from moec.recognition.hand_written_capacity import Kept, find_kept
 from moec.recognition.interpret import in_order, inputs_of
 from moec.recognition.linear import Linear, find_linears, form_of, passes_through, value_of
 from moec.recognition.matrices import LOOKUPS, constant_nodes
@@ -33,6 +34,7 @@ class MixtureRegion:
         logits: the linear layer of its router. bias: a constant `[E]` that takes part in the choice, or None.
         nodes: from start, without it, to output, with it, in graph order; constants among them.
         inside: those between an expert's first and its last product.
+        kept: where it says which choices its experts have room for; None where they have for all.
     """
 
     found: HandWritten
@@ -43,6 +45,7 @@ class MixtureRegion:
     bias: fx.Node | None
     nodes: tuple[fx.Node, ...]
     inside: frozenset[fx.Node]
+    kept: Kept | None = None
 
     @property
     def selection(self) -> fx.Node:
@@ -62,7 +65,8 @@ class MixtureRegion:
     @property
     def rule_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes that may belong to the routing rule."""
-        return tuple(n for n in self.nodes if n not in self.inside)
+        counting = self.kept.own if self.kept else frozenset()
+        return tuple(n for n in self.nodes if n not in self.inside and n not in counting)
 
 
 def find_regions(program: Program, found: HandWritten) -> list[MixtureRegion]:
@@ -85,13 +89,15 @@ def find_regions(program: Program, found: HandWritten) -> list[MixtureRegion]:
         if start is not None and (pair := _ends(start, end)):
             try:
                 own = in_order(program, {*graph.own(start, before), pair[1]})
-                _refuse(own, start)
+                kept = find_kept(program, own, found.selection, len(found.experts))
+                _refuse([n for n in own if kept is None or n not in kept.own], start)
+                _refuse_line(kept, pair[0])
                 bias = _bias(own, graph.fixed, found, logits, inside)
             except NotAMixture:
                 if not regions:
                     raise
                 break  # a wider place holds what is no part of a narrower one
-            regions.append(MixtureRegion(found, start, *pair, logits, bias, own, inside))
+            regions.append(MixtureRegion(found, start, *pair, logits, bias, own, inside, kept))
         if len(regions) == _TRIED:
             break
     if not regions:
@@ -216,6 +222,12 @@ def _refuse(own: Sequence[fx.Node], start: fx.Node) -> None:
             continue
         if value.dtype.itemsize < value_of(start).dtype.itemsize:
             raise NotAMixture(f"it rounds to {str(value.dtype).removeprefix('torch.')} in {node.name}")
+
+
+def _refuse_line(kept: Kept | None, x: fx.Node) -> None:
+    """Raise NotAMixture where tokens do not stand as they are in line for their experts."""
+    if kept is not None and kept.whole != (value_of(x).dim() == 2):
+        raise NotAMixture("its tokens are in line for experts in another form than they have")
 
 
 def _bias(

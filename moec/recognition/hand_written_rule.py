@@ -10,6 +10,7 @@ neighbours, see `moec.recognition.routing_rule`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -91,13 +92,14 @@ class _Trial:
     wanted: Tensor
     expert: Callable[[int], Tensor]
     reason: str
+    kept: Callable[[Tensor], Tensor] | None = None
 
-    def agrees(self, rule: Routing, experts: Experts, score_before: bool) -> bool:
+    def agrees(self, rule: Routing, experts: Experts, score_before: bool, drop_first: bool) -> bool:
         """Whether the rule and the experts make the same of every token, whichever of experts that tie it takes."""
         same = torch.zeros(len(self.x), dtype=torch.bool)
         for logits in tie_breaks(self.logits):
             try:
-                weights, ids = route_reference(logits, self.bias, rule)
+                weights, ids = self._routed(logits, rule, drop_first)
             except RuntimeError:  # a candidate that does not fit the shapes
                 return False
             found = self._mixed(weights, ids, experts, score_before)
@@ -105,6 +107,16 @@ class _Trial:
             if same.all():
                 return True
         return False
+
+    def _routed(self, logits: Tensor, rule: Routing, drop_first: bool) -> tuple[Tensor, Tensor]:
+        if self.kept is None:
+            return route_reference(logits, self.bias, rule)
+        weights, ids = route_reference(logits, self.bias, replace(rule, combine="scores") if drop_first else rule)
+        weights = weights.masked_fill(~self.kept(ids), 0.0)
+        if drop_first:
+            total = weights.sum(-1, keepdim=True) / rule.scale + rule.epsilon
+            weights = weights / (total.clamp(min=rule.floor) if rule.floor else total)
+        return weights.nan_to_num(), ids
 
     def _mixed(self, weights: Tensor, ids: Tensor, experts: Experts, score_before: bool) -> Tensor:
         found = torch.zeros_like(self.wanted)
@@ -117,8 +129,22 @@ class _Trial:
         return found
 
 
-def identify(program: Program, region: MixtureRegion, experts: Experts) -> tuple[Routing, bool]:
-    """The rule of a region, and whether weights multiply what goes into the experts.
+@dataclass(frozen=True)
+class Rule:
+    """How a mixture weighs its experts.
+
+    Attributes:
+        routing: the rule. score_before: whether weights multiply what goes into the experts, not what comes out.
+        drop_first: see `moec.dialect.capacity.Capacity`.
+    """
+
+    routing: Routing
+    score_before: bool
+    drop_first: bool = False
+
+
+def identify(program: Program, region: MixtureRegion, experts: Experts) -> Rule:
+    """The rule of a region.
 
     Args:
         program: over drawn weights. experts: read from it.
@@ -128,11 +154,11 @@ def identify(program: Program, region: MixtureRegion, experts: Experts) -> tuple
     """
     found = list(_trials(program, region, experts))
     nearly = ""
-    for before in (False, True):
-        for rule in candidates(region):
-            wrong = next((trial for trial in found if not trial.agrees(rule, experts, before)), None)
+    for before, rule in itertools.product((False, True), candidates(region)):
+        for drop_first in (False, True) if region.kept and rule.combine == "renormalize" else (False,):
+            wrong = next((trial for trial in found if not trial.agrees(rule, experts, before, drop_first)), None)
             if wrong is None:
-                return rule, before
+                return Rule(rule, before, drop_first)
             nearly = nearly or wrong.reason
     raise NotAMixture(nearly or "no routing rule over its experts computes what it computes")
 
@@ -163,6 +189,7 @@ def _trial(
     given: dict[fx.Node, Tensor] = {region.start: start, region.logits.node: logits}
     if region.bias is not None:
         given[region.bias] = bias.reshape(value_of(region.bias).shape)
+    kept = _kept(region, given, size, int(logits.numel()))
     try:
         wanted = run(program, region.nodes, given, size)[region.output]
     except NotAMixture:
@@ -176,7 +203,17 @@ def _trial(
         raise NotAMixture("its router sees something else than one token at a time")
     own = lru_cache(maxsize=None)(lambda e: experts.run(e, x))
     flat = logits.reshape(-1, region.experts)
-    return _Trial(x, flat, None if region.bias is None else bias, wanted.reshape(-1, hidden), own, reason)
+    return _Trial(x, flat, None if region.bias is None else bias, wanted.reshape(-1, hidden), own, reason, kept)
+
+
+def _kept(
+    region: MixtureRegion, given: dict[fx.Node, Tensor], size: Sizes, seed: int
+) -> Callable[[Tensor], Tensor] | None:
+    """Which choices a drawn value of the region's capacity keeps, by their ids; the value is among what is given."""
+    if (found := region.kept) is None:
+        return None
+    value = given[found.node] = found.drawn(torch.Generator().manual_seed(seed), size)
+    return lambda ids: found.of(value, ids, region.experts)
 
 
 def _least_size(program: Program, region: MixtureRegion) -> int:

@@ -143,11 +143,10 @@ def probes(program: Program, region: Region) -> Iterator[tuple[Tensor, Tensor | 
             raise NotARouter(
                 f"it cannot be run on random logits: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
             ) from error
-        yield (
-            logits.reshape(-1, region.experts),
-            bias,
-            by_expert(values[region.weights], values[region.ids], region.experts),
-        )
+        chosen = by_expert(values[region.weights], values[region.ids], region.experts)
+        if len(chosen) != logits.numel() // region.experts:
+            raise NotARouter("the experts take other rows than the router has tokens")
+        yield logits.reshape(-1, region.experts), bias, chosen
 
 
 def _draw(shape: list[int], generator: torch.Generator) -> Tensor:

@@ -32,9 +32,9 @@ def hash_artefacts(folder: Path) -> tuple[Artefact, ...]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of every file of an engine folder but the report's own."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in _OWN)
-    return [p.relative_to(folder).as_posix() for p in files]
+    """The names of every file of an engine folder but the report's own; those of its parts have reports, too."""
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return [name for name in files if name not in _OWN]
 
 
 def hash_artefact(folder: Path, name: str) -> Artefact:

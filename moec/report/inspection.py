@@ -135,7 +135,7 @@ def _moe_block(program: Program, node: fx.Node) -> FeedForwardBlock:
     call = MoeCall(node)
     w_in, w_out = value_of(call.w_in), value_of(call.w_out)  # they may be expressions of packed weights
     experts, _, hidden = w_in.shape
-    routing, top_k = call.routing, call.top_k
+    routing, top_k = call.routing, call.experts_a_token
     each = _count(w_in) // experts + _count(w_out) // experts
     others = [a for name, a in call.tensors().items() if name not in MATRICES]
     extra = sum(_count(w) for a in others if (w := program.weight_of(a)) is not None)

@@ -137,6 +137,7 @@ class Report:
             "inputs": tuple(self.settings["inputs"]) or None,
             "cache": bool(self.settings["cache"]),
             "leave_out": tuple(self.settings.get("leave_out", ())),
+            "part": str(self.settings.get("part") or ""),
         }
 
     def headline(self) -> str:

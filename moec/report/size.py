@@ -41,7 +41,8 @@ def sizes_of(captured: Program, program: Program, stored_bytes: int) -> Sizes:
     calls = [MoeCall(node) for node in moe_nodes(program)]
     by_hand = not calls and bool(find_hand_written(program))
     active = None if by_hand else after - sum(map(idle, calls))
-    experts, chosen = (tuple(sorted(set(found))) for found in ([c.experts for c in calls], [c.top_k for c in calls]))
+    counts = [c.experts for c in calls], [c.experts_a_token for c in calls]
+    experts, chosen = (tuple(sorted(set(found))) for found in counts)
     return Sizes(parameters(captured), stored_bytes, after, active, len(calls), experts, chosen)
 
 
@@ -63,7 +64,7 @@ def _key(program: Program, node: fx.Node) -> int:
 def idle(call: MoeCall) -> int:
     """Numbers of the experts that a token does not go to, their biases among them."""
     each = sum(math.prod(_shape(t)[1:]) for t in call.expert_tensors().values() if t is not None)
-    return each * max(0, call.experts - call.top_k)
+    return each * max(0, call.experts - call.experts_a_token)
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -113,6 +113,7 @@ class Backend(ABC):
 
     name: str
     constants_file = "the engine"  # what `constants` reads, in words
+    joins: ClassVar[bool] = False  # whether clients run engines of several graphs, see `join`
     declared: ClassVar[Mapping[str, Any]] = {}  # its targets' options, see `moec.targets.target_options.Declared`
 
     @abstractmethod
@@ -246,6 +247,19 @@ class Backend(ABC):
         or the engine is not `built` yet; None where all is here, or nothing else runs them. Question also where the
         runtime is not installed."""
         return None
+
+    def join(self, folder: Path, parts: Sequence[str]) -> None:
+        """Write, beside the folders of an engine's parts, what clients load that run these parts together: the same
+        graphs, under the names that they look for.
+
+        Raises:
+            MoecError: M208 where a runtime has no such clients, see `joins`.
+        """
+        raise MoecError("M208", f"{self.name} has no engines of several graphs", str(folder), "compile each part alone")
+
+    def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
+        """An engine from what `join` wrote of a part; else see `load`."""
+        return self.load(folder / part, target, prepack)
 
     @abstractmethod
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:

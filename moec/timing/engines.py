@@ -16,7 +16,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.conditions import nearest
-from moec.program.decoder_signature import PAST
+from moec.program.encoder_decoder import HELD
 from moec.program.program import Input
 from moec.program.signature import Sample
 from moec.progress import Progress
@@ -132,7 +132,7 @@ def sizes_of(inputs: Sequence[Input], given: Mapping[str, int]) -> dict[str, int
             "moec bench",
             did_you_mean(unknown[0], [*names], f"the dynamic dimensions are {', '.join(names) or 'none'}"),
         )
-    return {n: given.get(n, 0 if n == PAST else 1 if k == 0 else 128) for k, n in enumerate(names)}
+    return {n: given.get(n, 0 if n in HELD else 1 if k == 0 else 128) for k, n in enumerate(names)}
 
 
 def default_sample(inputs: Sequence[Input], sizes: Mapping[str, int]) -> dict[str, Tensor]:

@@ -30,3 +30,16 @@ def test_presets_pack_the_model_as_moec_would(capsys: pytest.CaptureFixture[str]
     assert one == other == pytest.approx(balanced, rel=0.01)  # the other one is packed too
     cli("plan", path, "--format", "preset:unknown", status=2)
     assert "--format" in cli.err
+
+
+def test_rows_of_what_passes_pack_say_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cli = Cli(capsys)
+    path = configs.write(tmp_path, configs.LLAMA_1B | {"num_hidden_layers": 1})
+    asked = ("plan", path, "--format", "bf16,fp32", "--context", "16")
+    (packed, rest), (bf16, fp32) = (
+        cli.json(*asked, *more)["situations"] for more in (("--pass", "quantize(bits=4)"), ("--pass", "upcycle"))
+    )
+    assert [s["format"] for s in (packed, rest, bf16, fp32)] == ["packed form", "fp32", "bf16", "fp32"]
+    assert packed["memory"]["weights"] < rest["memory"]["weights"]  # what is not packed is wider there
+    text = cli(*asked[:2], "--context", "16", "--pass", "quantize(bits=4)")
+    assert "in packed form" in text and "bf16" not in text

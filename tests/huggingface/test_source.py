@@ -33,9 +33,8 @@ def difference(program: Program, source: Source) -> float:
         inputs = source.sample(sizes, seed)
         found, wanted = program.run(**inputs), reference(**inputs)
         assert list(found) == list(wanted)
-        worst = max(
-            [worst, *(relative(without_padding(found[k], inputs), without_padding(wanted[k], inputs)) for k in wanted)]
-        )
+        pairs = ((without_padding(found[k], inputs, k), without_padding(wanted[k], inputs, k)) for k in wanted)
+        worst = max([worst, *(relative(*pair) for pair in pairs)])
     return worst
 
 

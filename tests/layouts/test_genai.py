@@ -87,12 +87,21 @@ def test_padding_and_ends(facts: ModelFacts, pad: int, eos: Any) -> None:
     assert (model["pad_token_id"], model.get("eos_token_id")) == (pad, eos)
 
 
+def test_layers_with_a_state_that_does_not_grow_are_of_the_type_that_has_one() -> None:
+    state = Input("past_key_values.0.recurrent_state", torch.float32, ("batch", 4, 8, 8))
+    assert refusal((*decoder_inputs(), state), FACTS) is None
+    decoder = config((*decoder_inputs()[:2], state, *decoder_inputs()[4:]), ["logits"], FACTS)["model"]["decoder"]
+    assert decoder["layer_types"] == ["linear_attention", "full_attention"]
+    assert "layer_types" not in config(decoder_inputs(), ["logits"], FACTS)["model"]["decoder"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "facts", "reason"),
     [
         (decoder_inputs()[:2], FACTS, "no key-value cache"),
         ((*decoder_inputs(), Input("pixel_values", torch.float32, ("batch", 3))), FACTS, "pixel_values"),
         (decoder_inputs(value_width=6), FACTS, "differ in width"),
+        ((*decoder_inputs(), Input("past_key_values.1.index_key", torch.float32, ("batch", 3))), FACTS, "index_key"),
         (decoder_inputs(), replace(FACTS, context=0), "context"),
     ],
 )

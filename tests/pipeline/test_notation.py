@@ -48,6 +48,13 @@ def test_words_need_no_quotes() -> None:
     assert pipeline == Pipeline.parse("quantize(method='hqq')") and str(pipeline) == "quantize(method='hqq')"
 
 
+def test_a_value_alone_is_the_first_option() -> None:
+    assert Pipeline.parse("set-top-k(4), upcycle(2)") == Pipeline.parse("set-top-k(top_k=4), upcycle(experts=2)")
+    for text in ("upcycle(2, 1)", "upcycle(2, top_k=1)", "fuse-moe(1)"):
+        with pytest.raises(MoecError, match="M201"):
+            Pipeline.parse(text)
+
+
 def test_toml_says_the_same_as_text() -> None:
     data = tomllib.loads('[[pass]]\nname = "upcycle"\nexperts = 8\ntop_k = 2\n[[pass]]\nname = "fuse-moe"\n')
     assert Pipeline.of(data["pass"]) == Pipeline.parse("upcycle(experts=8, top_k=2), fuse-moe")
@@ -58,7 +65,7 @@ def test_toml_says_the_same_as_text() -> None:
     [
         ("fuse-mo", "M202"),
         ("fuse-moe(fast=True)", "M201"),
-        ("upcycle(8)", "M201"),
+        ("upcycle(8, 2)", "M201"),
         ("upcycle(experts=eight)", "M201"),
         ("upcycle(experts=8", "M201"),
         ("a.b()", "M201"),

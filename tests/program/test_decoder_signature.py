@@ -13,6 +13,10 @@ from moec.program.decoder_signature import (
     TOTAL,
     cache_inputs,
     complete,
+    fixed_inputs,
+    growing_inputs,
+    layer_of,
+    past_name,
     past_names,
     positions,
     present_name,
@@ -20,6 +24,7 @@ from moec.program.decoder_signature import (
 )
 from moec.program.signature import Input
 
+WINDOW = Input(past_name(1, "conv_state"), torch.float32, ("batch", 3, 4))
 CACHE = [Input(n, torch.float32, ("batch", 2, PAST, 4)) for n in past_names(0)]
 INPUTS = (
     Input("input_ids", torch.int64, ("batch", SEQUENCE)),
@@ -94,11 +99,25 @@ def test_positions_count_what_is_no_padding() -> None:
 
 def test_padding_is_left_out_of_logits_and_caches() -> None:
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]])
-    sample = {"input_ids": torch.zeros(2, 2), "attention_mask": mask, CACHE[0].name: torch.zeros(2, 2, 2, 4)}
+    sample = {"input_ids": torch.zeros(2, 2), "attention_mask": mask, CACHE[0].name: torch.zeros(2, 1, 2, 1)}
     logits, present = torch.arange(4).reshape(2, 2, 1), torch.arange(8).reshape(2, 1, 4, 1)
-    assert without_padding(logits, sample).flatten().tolist() == [0, 1, 2]
-    assert without_padding(present, sample).flatten().tolist() == [0, 1, 2, 3, 5, 6]
-    assert without_padding(logits, {"attention_mask": mask}) is logits, "a model without a cache is compared whole"
+    assert without_padding(logits, sample, "logits").flatten().tolist() == [0, 1, 2]
+    assert without_padding(present, sample, "present.0.key").flatten().tolist() == [0, 1, 2, 3, 5, 6]
+    assert without_padding(logits, {"attention_mask": mask}, "logits") is logits, "a model without a cache is whole"
+
+
+def test_a_state_that_does_not_grow_is_left_out_for_texts_that_a_call_ends_with_padding() -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 1, 1]])
+    sample = {"input_ids": torch.zeros(3, 2), "attention_mask": mask, WINDOW.name: torch.zeros(3, 3, 4)}
+    state = torch.arange(3)[:, None, None].expand(3, 3, 4)  # its last dimension is as long as the mask
+    assert without_padding(state, sample, present_name(WINDOW.name))[:, 0, 0].tolist() == [0, 2]
+
+
+def test_states_whose_shape_stays_are_zeros_before_a_text_begins() -> None:
+    inputs = (*INPUTS, WINDOW)
+    assert growing_inputs(inputs) == CACHE and fixed_inputs(inputs) == [WINDOW] and layer_of(WINDOW.name)[0] == 1
+    found = complete(inputs, {"input_ids": torch.zeros(3, 5, dtype=torch.int64)})
+    assert torch.equal(found[WINDOW.name], torch.zeros(3, 3, 4)) and found["attention_mask"].shape == (3, 5)
 
 
 def test_absent_types_of_tokens_are_zeros_for_a_model_that_takes_them() -> None:

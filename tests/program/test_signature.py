@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from moec.program.signature import Input, converted, dynamic_dimensions, identifier
+from moec.program.signature import Input, converted, dynamic_dimensions, identifier, sizes_of
 
 
 def test_a_dimension_may_be_a_sum() -> None:
     mask = Input("attention_mask", torch.int64, ("batch", "past + new", 3))
     assert mask.resolve({"batch": 2, "past": 4, "new": 5}) == (2, 9, 3)
+
+
+def test_a_dimension_may_be_one_for_every_few() -> None:
+    rows, both = Input("rows", torch.int64, ("batch", "past // 4")), Input("rows", torch.int64, ("past + new // 4",))
+    assert rows.resolve({"batch": 2, "past": 11}) == (2, 2) and both.resolve({"past": 3, "new": 1}) == (1,)
+    assert identifier("past // 4") == "past_per_4" and dynamic_dimensions([rows]) == ["batch", "past"]
+    assert sizes_of([rows], {"rows": torch.zeros(2, 3)}) == {"batch": 2}, "it says nothing of what it follows from"
 
 
 def test_dimensions_in_order_a_sum_by_its_parts() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import continuation
 from moec.program.decoder_signature import cache_inputs
-from moec.proof.cache_consistency import CALLS, SIZES, WAYS, WRITTEN, check_consistency
+from moec.proof.cache_consistency import CALLS, IN_TURNS, SIZES, WAYS, WRITTEN, check_consistency
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.compare import Tolerance
 
@@ -61,7 +62,7 @@ def test_every_way_covers_the_text_and_the_sample_is_padded_on_both_sides(sample
 def test_a_right_cache_makes_no_difference(engine: Engine, sample: dict[str, Tensor]) -> None:
     found = check_consistency(engine, sample, TOLERANCE)
     assert found.ok and max(way.deviation for way in found.ways) < 1e-4
-    assert [way.name for way in found.ways] == [*WAYS, WRITTEN]
+    assert [way.name for way in found.ways] == [*WAYS, WRITTEN, IN_TURNS]
     CacheConsistency(found).require()
 
 
@@ -79,9 +80,36 @@ def test_logits_that_are_wrong_where_a_text_is_written_are_found(engine: Engine,
             return text
 
     found = check_consistency(Cut(engine, ""), sample, TOLERANCE)
-    assert [way.name for way in found.ways if way.deviation > 1e-3] == [WRITTEN]
+    assert [way.name for way in found.ways if way.deviation > 1e-3] == [WRITTEN, IN_TURNS]
     with pytest.raises(MoecError, match="when a text comes as one that is being written"):
         CacheConsistency(found).require()
+
+
+class Leaking(Spoiled):
+    """An engine whose texts share what the newest of them has, or are wrong after the first."""
+
+    texts, newest = 0, None
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self.engine.run(inputs)
+
+    def continuation(self) -> Any:
+        self.texts += 1
+        text: Any = continuation(self.engine)
+        if self.how == "shared":
+            self.newest = text
+            return SimpleNamespace(step=lambda ids, mask: self.newest.step(ids, mask))  # type: ignore[attr-defined]
+        factor = 1.0 if self.texts == 1 else 0.9
+        return SimpleNamespace(step=lambda ids, mask: text.step(ids, mask) * factor)
+
+
+@pytest.mark.parametrize("how", ["shared", "left behind"])
+def test_what_one_text_leaves_to_another_is_found(engine: Engine, sample: dict[str, Tensor], how: str) -> None:
+    try:
+        failed = [way.name for way in check_consistency(Leaking(engine, how), sample, TOLERANCE).failed]
+    except MoecError as error:  # a cache that is longer than the mask
+        failed = [IN_TURNS] if error.code == "M211" else []
+    assert failed == [IN_TURNS]
 
 
 @pytest.mark.parametrize("how", ["shifted", "scaled"])

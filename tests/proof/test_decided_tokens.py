@@ -77,15 +77,17 @@ def test_padding_is_seen_by_no_text() -> None:
 def test_each_form_of_output_is_cut() -> None:
     past = {
         "past_key_values.0.key": torch.zeros(2, 1, 1, 3),
+        "past_key_values.1.conv_state": torch.zeros(2, 3, 4),
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
     }
     k = compared("..x. ....", causal=True, **past)
     sample = {"input_ids": IDS, **past}
-    assert k.of(torch.arange(8).view(2, 4, 1), sample).flatten().tolist() == [0, 1, 5, 6, 7]
-    assert k.of(torch.arange(10).view(2, 1, 5, 1), sample).flatten().tolist() == [0, 1, 2, 7, 8, 9], (
-        "the cache of before is told as ever"
-    )
-    assert k.of(torch.arange(6).view(2, 3), sample).flatten().tolist() == [3, 4, 5], "pooled"
+    assert k.of(torch.arange(8).view(2, 4, 1), sample, "logits").flatten().tolist() == [0, 1, 5, 6, 7]
+    keys = torch.arange(10).view(2, 1, 5, 1).expand(2, 1, 5, 3)
+    assert k.of(keys, sample, "present.0.key")[:, 0, 0].tolist() == [0, 1, 2, 7, 8, 9], "what came in is told as ever"
+    state = torch.arange(2)[:, None, None].expand(2, 3, 4)
+    assert k.of(state, sample, "present.1.conv_state")[:, 0, 0].tolist() == [1], "of a text that is whole"
+    assert k.of(torch.arange(6).view(2, 3), sample, "pooled").flatten().tolist() == [3, 4, 5], "pooled"
     assert k.rows(8).tolist() == [True, True, False, False, False, True, True, True]
     assert k.rows(6).tolist() == [False] * 3 + [True] * 3 and not k.rows(5).any(), (
         "rows that are no tokens of the text go with it"

@@ -21,7 +21,15 @@ from moec.backends.onnx.cache_rows import COMPACT
 from moec.backends.onnxruntime.optimization.last_logits import LOGITS_FROM
 from moec.backends.onnxruntime.session.libraries import without_cudnn
 from moec.errors import MoecError
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, cache_inputs, present_name
+from moec.program.decoder_signature import (
+    IDS,
+    LOGITS,
+    MASK,
+    beginning,
+    cache_inputs,
+    growing_inputs,
+    present_name,
+)
 from moec.program.program import Input
 
 ROOM = 256  # tokens: a longer buffer is made, and the cache copied, when these are used up
@@ -86,7 +94,7 @@ class HostContinuation:
         return {c.name: value for c, value in zip(self._caches, present, strict=True)}
 
     def _empty(self, batch: int) -> dict[str, Any]:
-        sizes = {"batch": batch, PAST: 0}
+        sizes = beginning(batch)
         return {c.name: np.zeros(c.resolve(sizes), torch.empty(0, dtype=c.dtype).numpy().dtype) for c in self._caches}
 
     def _run(self, feeds: dict[str, Any], past: dict[str, Any]) -> list[Any]:
@@ -96,7 +104,7 @@ class HostContinuation:
 
 class SharedContinuation(HostContinuation):
     """The cache as buffers with room for more tokens, each both past and present of its layer: one token appends to it
-    and copies nothing.
+    and copies nothing. A state that does not grow has two buffers, which steps read and write in turns.
 
     Several tokens at once are concatenated by the graph, which then takes any batch; their time is in other things than
     the copy.
@@ -104,13 +112,16 @@ class SharedContinuation(HostContinuation):
 
     def __init__(self, session: Any, inputs: Sequence[Input], name: str) -> None:
         super().__init__(session, inputs, name)
-        self._binding: Any = None
+        self._growing = {c.name for c in growing_inputs(inputs)}
+        self._bindings: list[Any] = []
+        self._turn = 0  # of the bindings, and of the states that they read
+        self._states: dict[str, tuple[Any, Any]] = {}
         self._token: Any = None  # what one step reads and writes, beside the cache and the mask
         self._logits: Any = None
 
     def _advance(self, ids: Any, mask: Any) -> Any:
         (_, new), total = ids.shape, mask.shape[1]
-        if new > 1 or self._binding is None:
+        if new > 1 or not self._bindings:
             past = self._used_part(total - new) or self._empty(len(ids))
             logits, *present = self._run({IDS: ids, MASK: mask, **self._last}, past)
             self._token, self._logits = np.empty_like(ids[:, :1]), np.empty_like(logits[:, :1])
@@ -119,30 +130,43 @@ class SharedContinuation(HostContinuation):
         if total > next(iter(self._past.values())).shape[2]:
             self._keep(self._used_part(total - new))
         self._token[:] = ids
-        self._binding.bind_cpu_input(MASK, mask)
-        self._session.run_with_iobinding(self._binding)
+        binding = self._bindings[self._turn]
+        binding.bind_cpu_input(MASK, mask)
+        self._session.run_with_iobinding(binding)
+        self._turn = (self._turn + 1) % len(self._bindings)
         return self._logits
 
     def _used_part(self, length: int) -> dict[str, Any]:
-        """The part of the buffers that is in use."""
-        return {name: buffer[:, :, :length] for name, buffer in self._past.items()}
+        """The part of the buffers that is in use, and the states that were written last."""
+        grown = {name: buffer[:, :, :length] for name, buffer in self._past.items()}
+        return grown | {name: pair[self._turn] for name, pair in self._states.items()}
 
     def _keep(self, caches: dict[str, Any]) -> None:
         """Copy the caches into buffers with room, and bind these as past and present."""
+        self._past = {name: _with_room(value) for name, value in caches.items() if name in self._growing}
+        fixed = {name: np.array(value) for name, value in caches.items() if name not in self._growing}
+        self._states = {name: (value, np.empty_like(value)) for name, value in fixed.items()}
+        self._turn, self._bindings = 0, [self._bound(turn) for turn in range(2 if fixed else 1)]
+
+    def _bound(self, turn: int) -> Any:
+        """A binding of one step; that of the other turn writes the states that this one reads."""
         from onnxruntime import OrtValue
 
-        self._binding, self._past = self._session.io_binding(), {}
-        self._binding.bind_ortvalue_input(
-            IDS, OrtValue.ortvalue_from_numpy(self._token)
-        )  # on the host it is the array's own memory
-        self._binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
-        for name, value in self._last.items():
-            self._binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value))
-        for name, value in caches.items():
-            batch, heads, length, size = value.shape
-            buffer = np.empty((batch, heads, length + ROOM, size), value.dtype)
-            buffer[:, :, :length] = value
-            shared = OrtValue.ortvalue_from_numpy(buffer)
-            self._binding.bind_ortvalue_input(name, shared)
-            self._binding.bind_ortvalue_output(present_name(name), shared)
-            self._past[name] = buffer
+        states = {name: pair[turn] for name, pair in self._states.items()}
+        written = {name: pair[1 - turn] for name, pair in self._states.items()}
+        binding = self._session.io_binding()
+        # on the host a value is the array's own memory
+        for name, value in {IDS: self._token, **self._last, **self._past, **states}.items():
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(value))
+        for name, value in {**self._past, **written}.items():
+            binding.bind_ortvalue_output(present_name(name), OrtValue.ortvalue_from_numpy(value))
+        binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
+        return binding
+
+
+def _with_room(value: np.ndarray) -> np.ndarray:
+    """A buffer `[batch, heads, tokens + ROOM, size]` that begins with a cache."""
+    batch, heads, length, size = value.shape
+    buffer = np.empty((batch, heads, length + ROOM, size), value.dtype)
+    buffer[:, :, :length] = value
+    return buffer

@@ -45,6 +45,7 @@ class OnnxruntimeEngine(Engine):
         folder: where `model.onnx` lies.
         target: its device chooses the execution provider; the option `threads` sets the intra-op threads (default: all
             cores).
+        file: another than `model.onnx`.
         prepack: let the runtime copy weights into its kernels' own layout; without it see `opening`.
 
     Raises:
@@ -52,9 +53,9 @@ class OnnxruntimeEngine(Engine):
             `opening`.
     """
 
-    def __init__(self, folder: Path, target: Target, prepack: bool = True) -> None:
+    def __init__(self, folder: Path, target: Target, prepack: bool = True, file: str = MODEL_FILE) -> None:
         self.name = f"onnxruntime:{device_of(target)}"
-        self._path, self._target = folder / MODEL_FILE, target
+        self._path, self._target = folder / file, target
         before = anonymous_memory()
         captures = device_of(target) == "cuda" and target.options.get("graph") == "true"
         self._session = open_session(self._path, target, prepack, **({OPTION: "1"} if captures else {}))

@@ -15,7 +15,8 @@ import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, cache_inputs
+from moec.program.decoder_signature import IDS, MASK, SEQUENCE, cache_inputs
+from moec.program.encoder_decoder import HELD
 from moec.program.program import dynamic_dimensions
 
 
@@ -48,7 +49,7 @@ def tune(engine: Engine, tokens: int) -> str:
 def _sizes(engine: Engine, tokens: int) -> Iterator[Mapping[str, int]]:
     """Of the calls: one text, of a power of two of tokens, with an empty cache; without texts there is one call."""
     names = dynamic_dimensions(engine.inputs)
-    at, length = {name: 0 if name == PAST else 1 for name in names}, 1
+    at, length = {name: 0 if name in HELD else 1 for name in names}, 1
     while length <= tokens:
         yield {**at, **({SEQUENCE: length} if SEQUENCE in names else {})}
         if SEQUENCE not in names:

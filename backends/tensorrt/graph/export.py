@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 
 from moec.backends.onnx.assumed import write_assumptions
+from moec.backends.onnx.causal_conv import lower_causal_convs
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.evaluation import stages_of
 from moec.backends.onnx.export import strip_traces, to_onnx
@@ -73,6 +74,7 @@ def steps_for(plan: BuildPlan, program: Program) -> list[Step]:
     return [
         *(fixed if plan.capacity else ()),
         Step("lower-attention", lower_attention, facts="attention"),
+        Step("lower-convolutions", lower_causal_convs, False, facts="convolutions"),
         Step("lower-experts", lower_experts, plan, facts="blocks"),
         Step("lower-quantized", lower_quantized, facts="packed"),
         Step("admit-small-floats", admit_small_floats),

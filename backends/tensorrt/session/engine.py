@@ -21,7 +21,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import Continuation, last_logits
 from moec.program.conditions import Assumptions
-from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs, present_name
+from moec.program.decoder_signature import IDS, MASK, beginning, cache_inputs, present_name
 from moec.program.program import Input
 from moec.targets.target import Target
 
@@ -113,7 +113,7 @@ class GpuContinuation:
 
     def step(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         caches = cache_inputs(self._owner.inputs)
-        sizes = {"batch": ids.shape[0], PAST: 0}
+        sizes = beginning(ids.shape[0])
         past = self._past or {c.name: torch.zeros(c.resolve(sizes), dtype=c.dtype, device="cuda") for c in caches}
         outputs = self._owner.run_on_gpu({IDS: torch.from_numpy(ids), MASK: torch.from_numpy(mask), **past})
         self._past = {c.name: outputs[present_name(c.name)] for c in caches}

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from moec.errors import MoecError
 from moec.frontend.refusals import came_through, depends_on_data
 from moec.huggingface.reading.called_with_ids import adapt_called_with_ids
+from moec.huggingface.reading.dropping import adapt_dropping, is_dropping
 from moec.huggingface.reading.experts import check_shapes, in_interface, place, refuse
 from moec.huggingface.reading.gate import identify
+from moec.huggingface.reading.parallel_experts import adapt_parallel, is_parallel
 from moec.weights.lazy import Weight, transpose
 
 _PROOF_TOLERANCE = 1e-5
@@ -32,8 +34,19 @@ def adapt(model: nn.Module, weights: dict[str, Weight]) -> int:
     for path, module in found.items():
         _prove(path, module)
         _input_scaled(path, module, weights)
+    dropping = {path: m for path, m in model.named_modules() if is_dropping(m)}
+    for path, module in dropping.items():
+        adapt_dropping(path, module, weights)
+    parallel = {path: m for path, m in model.named_modules() if is_parallel(m)}
+    for path, module in parallel.items():
+        adapt_parallel(path, module)
     others = [(p, m) for p, m in model.named_modules() if p.endswith("experts") and not in_interface(m)]
-    return len(found) + sum(adapt_called_with_ids(p, m, weights) for p, m in others if p not in found)
+    return (
+        len(found)
+        + len(dropping)
+        + len(parallel)
+        + sum(adapt_called_with_ids(p, m, weights) for p, m in others if p not in found)
+    )
 
 
 def unknown_experts(model: nn.Module) -> tuple[str, nn.Module] | None:

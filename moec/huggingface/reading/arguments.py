@@ -37,7 +37,8 @@ FEATURES = "get_image_features"  # of transformers' models of text and images: w
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
-    r"image|video|audio|pixel|grid|^mm_|visual|vision|patch|spatial|aspect|feature|frame|^token_type_ids$"
+    r"image|video|audio|pixel|grid|(^|_)mm_|visual|vision|patch|spatial|aspect|feature|frame"
+    r"|^token_type_ids$|^input_values"
 )
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 

@@ -47,7 +47,7 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor:
 
     allows, padding = kwargs.get("mask_function"), kwargs.get("attention_mask")
     causal = _is_causal(allows)
-    if allows is not None and padding is not None and kwargs.get("local_size") is not None:
+    if causal and allows is not None and padding is not None and kwargs.get("local_size") is not None:
         kwargs["mask_function"] = _among_tokens(allows, padding)
     seen = _seen(padding, **kwargs)
     if seen is not None:
@@ -110,6 +110,8 @@ def _forward(
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """The attention implementation: what transformers calls instead of its own. Raises M206 for an argument that the
@@ -130,8 +132,39 @@ def _forward(
             "compile it with --no-cache",
         )
     causal = bool(getattr(attention_mask, "moec_causal", False))
+    if indices is not None:
+        attention_mask = _only_at(attention_mask, indices, key.shape[2])
+    if block_indices is not None:
+        causal = False  # a token whose blocks are all padding sees everything, later tokens too
+        attention_mask = _only_in(
+            attention_mask, block_indices, module.indexer.block_size, query.shape[1], key.shape[2]
+        )
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     result = torch.ops.moec.attention(
         query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal
     )
     return result, None
+
+
+def _only_at(mask: Tensor | None, indices: Tensor, length: int) -> Tensor:
+    """A mask `[B, 1, S, T]` of those keys alone that an index chose for each token, `[B, S, K]`, of `length` T
+    (DeepSeek-V3.2)."""
+    chosen = indices.new_zeros((*indices.shape[:2], length), dtype=torch.bool)
+    chosen = chosen.scatter(-1, indices.to(torch.int64), True).unsqueeze(1)
+    return _both(mask, chosen)
+
+
+def _only_in(mask: Tensor | None, blocks: Tensor, size: int, heads: int, length: int) -> Tensor:
+    """A mask `[B, N, S, T]` of the keys in those blocks of `size` alone that an index chose, `[B, G, S, K]`, for the
+    heads of each group; -1 is none (MiniMax-M3)."""
+    count = (length + size - 1) // size
+    chosen = blocks.new_zeros((*blocks.shape[:3], count + 1), dtype=torch.bool)
+    chosen = chosen.scatter(-1, torch.where(blocks < 0, count, blocks), True)
+    chosen = chosen[..., torch.arange(length, device=blocks.device) // size]
+    return _both(mask, chosen.repeat_interleave(heads // blocks.shape[1], dim=1))
+
+
+def _both(mask: Tensor | None, chosen: Tensor) -> Tensor:
+    if mask is None:
+        return chosen
+    return mask & chosen if mask.dtype == torch.bool else mask.masked_fill(~chosen, torch.finfo(mask.dtype).min)

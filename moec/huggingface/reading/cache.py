@@ -1,4 +1,4 @@
-"""transformers' cache as flat tensors: keys and values in, keys and values out."""
+"""transformers' cache as flat tensors: the states of earlier tokens in, those of all tokens out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from moec.errors import MoecError
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, past_names, positions, present_name
+from moec.huggingface.reading.cache_class import cache_class
+from moec.huggingface.reading.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
+from moec.huggingface.reading.functional_cache import functional_cache, held_by, own_cache
+from moec.huggingface.reading.state_kinds import Kind, is_of_a_model, states_of, unknown_state
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, past_name, positions, present_name
 from moec.program.program import META, Input
+from moec.program.signature import PER
 
 _WAY_OUT = "compile its forward alone with --no-cache"
+_TOKENS = 3  # of the run that shows which states there are
 
 
 def has_cache(model: Any) -> bool:
@@ -25,78 +32,131 @@ def has_cache(model: Any) -> bool:
 
 
 def cache_signature(model: Any) -> tuple[Input, ...]:
-    """The cache inputs of a model on the meta device, found by running its forward there.
+    """The states of a model on the meta device as inputs, found by running its forward there with transformers' own
+    cache.
 
     Raises:
-        MoecError: M206 when its cache holds anything but keys and values (linear attention, state spaces).
+        MoecError: M206 when a layer of its cache holds anything but the kinds of `state_kinds`.
     """
-    from transformers import DynamicCache
+    name = type(model).__name__
+    cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
+    found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
+    if not found:
+        raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
+    if not any(PAST in spec.shape for spec in found):
+        what = f"{name} caches no keys and values, and nothing else that grows by a place for each token"
+        raise MoecError("M206", what, "past_key_values", _WAY_OUT)
+    return tuple(found)
 
-    cache = DynamicCache()
-    ids = torch.zeros((2, 3), dtype=torch.int64, device=META)
+
+def _filled_cache(model: Any) -> Any:
+    cache = _empty_cache(model)
+    ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _AllOnes():
             model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
     except MoecError:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise MoecError(
-            "M206",
-            f"{type(model).__name__} does not run with a cache of keys and values: {reason}",
-            "past_key_values",
-            _WAY_OUT,
-        ) from error
-    found: list[Input] = []
-    layers: list[Any] = cache.layers
-    for number, layer in enumerate(layers):
-        if not getattr(layer, "is_initialized", False):
-            continue  # a layer that shares another's keys and values
-        tensors = (layer.keys, layer.values)
-        if any(t is None or t.dim() != 4 or t.shape[2] != 3 for t in tensors):
-            raise MoecError(
-                "M206",
-                f"{type(model).__name__} caches something else than keys and values",
-                f"layer {number}",
-                _WAY_OUT,
-            )
-        found += [
-            Input(name, t.dtype, ("batch", t.shape[1], PAST, t.shape[3]))
-            for name, t in zip(past_names(number), tensors, strict=True)
-        ]
-    if not found:
-        raise MoecError("M206", f"{type(model).__name__} leaves its cache empty", "past_key_values", _WAY_OUT)
-    return tuple(found)
-
-
-def flat_cache(tensors: Mapping[str, Tensor]) -> Any:
-    """A `DynamicCache` that holds these keys and values, every layer at its full length: windows are the mask's
-    business."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    class Layer(DynamicLayer):  # type: ignore[no-untyped-call]
-        def get_seq_length(self) -> int:
-            return self.keys.shape[-2]  # type: ignore[union-attr, no-any-return]  # the original asks whether it is empty, which fixes the length
-
-    cache = DynamicCache()
-    pairs = sorted({int(name.split(".")[1]) for name in tensors})
-    for number in range(max(pairs) + 1):
-        layer = Layer()  # type: ignore[no-untyped-call]
-        if number in pairs:
-            layer.keys, layer.values = (tensors[name] for name in past_names(number))
-            layer.dtype, layer.device, layer.is_initialized = layer.keys.dtype, layer.keys.device, True
-        cache.layers.append(layer)
+        what = f"{type(model).__name__} does not run with a cache: {reason}"
+        raise MoecError("M206", what, "past_key_values", _WAY_OUT) from error
     return cache
 
 
-def cached_call(forward: Callable[..., Any], caches: Sequence[Input]) -> Callable[..., dict[str, Tensor]]:
-    """A decoder's forward with flat tensors by name: `logits` and the present keys and values.
+def _empty_cache(model: Any) -> Any:
+    """transformers' own cache for a model, but that no window cuts it."""
+    from transformers import cache_utils
 
-    Positions follow from the mask, as in transformers' `generate`.
+    cache = cache_class(model)()
+    layers = [_whole(layer) for layer in cache_utils.DynamicCache(config=model.config).layers]
+    # a model may have more layers than its config counts
+    cache.layers, cache.layer_class_to_replicate = layers, cache_utils.DynamicLayer
+    return cache
+
+
+def _whole(layer: Any) -> Any:
+    from transformers import cache_utils
+
+    if has_rows(layer):
+        return compressed_layer({})
+
+    if type(layer) is cache_utils.DynamicSlidingWindowLayer:
+        return cache_utils.DynamicLayer()  # type: ignore[no-untyped-call]
+    windowed = getattr(cache_utils, "LinearAttentionAndSlidingWindowAttentionLayer", None)
+    if windowed is not None and type(layer) is windowed:
+        return cache_utils.LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+    return layer
+
+
+class _AllOnes(TorchFunctionMode):
+    """Answers what a model asks of a mask's values, which are nowhere on the meta device: that all are ones."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].device == META:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]:
+    """The states of one layer; none of one that shares another's. `own`: the kinds that its cache has at first."""
+    if has_rows(layer):
+        return _compressed(number, compressed_states(layer))
+    unknown = unknown_state(layer)
+    if is_of_a_model(layer) and (unknown or type(layer) not in own):
+        kind = ".".join(filter(None, (type(layer).__name__, unknown)))
+        what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
+        raise MoecError("M206", what, f"layer {number}", _WAY_OUT)
+    found = states_of(layer)
+    if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
+        raise MoecError("M206", f"{name} caches something else than keys and values", f"layer {number}", _WAY_OUT)
+    return [
+        Input(past_name(number, what), value.dtype, _dimensions(value, kind)) for what, (value, kind) in found.items()
+    ]
+
+
+def _compressed(number: int, states: Mapping[str, Tensor]) -> list[Input]:
+    """The states of a layer that has a row for every few tokens."""
+    found = []
+    for what, value in states.items():
+        shape: list[int | str] = ["batch", *value.shape[1:]]
+        if rate := rate_of(what, states):
+            shape[2 if value.dim() == 4 else 1] = f"{PAST}{PER}{rate}" if rate > 1 else PAST
+        found.append(Input(past_name(number, what), value.dtype, tuple(shape)))
+    return found
+
+
+def _grows(value: Tensor, kind: Kind) -> bool:
+    axis = kind.axis or 0
+    return value.dim() == (4 if axis == 2 else 3) and value.shape[axis] == _TOKENS
+
+
+def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
+    return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
+
+
+def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
+    length = ids.shape[1]
+    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
+
+
+def cached_call(
+    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
+) -> Callable[..., dict[str, Tensor]]:
+    """A decoder's forward with flat tensors by name: `logits` and the states after the call.
+
+    Positions follow from the mask, as in transformers' `generate`. A call that is `captured` has moec's own cache; else
+    transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
+    `model`: see `functional_cache`.
     """
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
-        cache = flat_cache(past)
+        began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
         places = positions(attention_mask, input_ids.shape[1])
         output = forward(
             input_ids=input_ids,
@@ -107,8 +167,9 @@ def cached_call(forward: Callable[..., Any], caches: Sequence[Input]) -> Callabl
         )
         present = {}
         for spec in caches:
-            layer = cache.layers[int(spec.name.split(".")[1])]
-            present[present_name(spec.name)] = layer.keys if spec.name.endswith("key") else layer.values
+            number, what = layer_of(spec.name)
+            value = held_by(cache.layers[number]).get(what, past[spec.name])
+            present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 
     return call

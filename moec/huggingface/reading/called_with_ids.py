@@ -1,9 +1,10 @@
 """Experts outside transformers' interface that are called as the interface calls them: with tokens, the experts that
 were chosen, and their weights.
 
-Two layouts are known: DBRX's, whose matrices lie one below the other, and LongCat's, where some experts give a token
-back as it came ("zero experts"). A module is taken for one by its parameters, and proven on a copy of itself that is
-made small.
+Four layouts are known: that of the interface itself, in a class that stands outside of it (Step-3); DBRX's, whose
+matrices lie one below the other; that of nomic-embed-text-v2-moe, DBRX's without a gate and with one bias behind all;
+and LongCat's, where some experts give a token back as it came ("zero experts"). A
+module is taken for one by its parameters, and proven on a copy of itself that is made small.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.dialect import Activation
-from moec.huggingface.reading.experts import place, refuse
+from moec.huggingface.reading.experts import canonical_layout, check_shapes, place, refuse, unknown_gate
 from moec.huggingface.reading.gate import identify
 from moec.program.program import META
 from moec.weights import lazy
@@ -27,7 +29,12 @@ from moec.weights.lazy import Weight
 
 _TOLERANCE = 1e-5
 _HIDDEN, _INTERMEDIATE = 16, 12  # of the small copy: no multiple of each other, nor of a number of experts
+_SIZES = {
+    **dict.fromkeys(("hidden_size", "hidden_dim"), _HIDDEN),
+    **dict.fromkeys(("ffn_hidden_size", "intermediate_size", "intermediate_dim"), _INTERMEDIATE),
+}
 _CALL = ["hidden_states", "top_k_index", "top_k_weights"]
+_CALL_WITH_SCORES = ["x", "weights", "top_weights", "top_experts"]
 
 
 def adapt_called_with_ids(path: str, module: Any, weights: dict[str, Weight]) -> bool:
@@ -40,7 +47,7 @@ def adapt_called_with_ids(path: str, module: Any, weights: dict[str, Weight]) ->
     if layout is None:
         return False
     kept = _small(module, layout)
-    difference = _difference(kept, _adapted(kept, layout))
+    difference = _difference(kept, _adapted(kept, layout), layout)
     if not difference <= _TOLERANCE:
         raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
     layout(path, module, weights)
@@ -51,17 +58,43 @@ Layout = Callable[[str, Any, dict[str, Weight]], None]
 
 
 def _layout_of(module: Any) -> Layout | None:
-    if list(inspect.signature(module.forward).parameters) != _CALL:
-        return None
+    call = list(inspect.signature(module.forward).parameters)
     own, parts = dict(module.named_parameters()), dict(module.named_children())
+    if (
+        call == _CALL_WITH_SCORES
+        and set(own) == {"mlp.w1", "mlp.w2", "bias"}
+        and hasattr(parts["mlp"], "activation_fn")
+    ):
+        return _without_gate
+    if call != _CALL:
+        return None
     if set(own) == {"mlp.w1", "mlp.v1", "mlp.w2"} and hasattr(parts["mlp"], "activation_fn"):
         return _in_one_matrix
-    if set(own) == {"gate_up_proj", "down_proj"} and hasattr(module, "num_routed_experts"):
-        return _with_zero_experts
+    if set(own) == {"gate_up_proj", "down_proj"}:
+        return _with_zero_experts if hasattr(module, "num_routed_experts") else _as_the_interface
     return None
 
 
 # ---------------------------------------------------------------------- layouts
+def _as_the_interface(path: str, module: Any, weights: dict[str, Weight]) -> None:
+    """Step-3: `gate_up_proj` `[E, 2*I, H]` and `down_proj` `[E, H, I]`, with a gate of its own that may clamp."""
+    gate = identify(getattr(module, "_apply_gate", None) or _gate(module.act_fn), True, (module,))
+    if gate is None:
+        raise unknown_gate(path, module)
+    place(path, module, "gate_up_proj", weights, partial(canonical_layout, gate=gate))
+    check_shapes(path, module, "gate_up_proj", gate)
+    module._moec_activation = gate.activation
+    module.forward = MethodType(_as_the_interface_forward, module)
+
+
+def _as_the_interface_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    rule = self._moec_activation.arguments()
+    result: Tensor = torch.ops.moec.experts(
+        hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj, **rule
+    )
+    return result
+
+
 def _in_one_matrix(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """DBRX: `w1`, `v1` and `w2` are `[E*I, H]`, gate, up and down."""
     mlp, count = module.mlp, module.num_experts
@@ -82,6 +115,24 @@ def _in_one_matrix_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor
     return result.view(hidden_states.shape[0], -1, hidden_states.shape[-1])
 
 
+def _without_gate(path: str, module: Any, weights: dict[str, Weight]) -> None:
+    """nomic-embed-text-v2-moe: `w1` and `w2` are `[E*I, H]`, up and down; a bias `[H]` is added at the end."""
+    mlp = module.mlp
+    found = identify(mlp.activation_fn, False, (module,))
+    if found is None:
+        raise refuse(path, module, "has an activation that is none of those that moec knows")
+    module._moec_activation, count = found.activation, mlp.w1.shape[0] // mlp.ffn_hidden_size
+    place(f"{path}.mlp", mlp, "w1", weights, lambda w: lazy.unmerged(w, count))
+    place(f"{path}.mlp", mlp, "w2", weights, lambda w: lazy.transpose(lazy.unmerged(w, count), 1, 2))
+    module.forward = MethodType(_without_gate_forward, module)
+
+
+def _without_gate_forward(self: Any, x: Tensor, weights: Tensor, top_weights: Tensor, top_experts: Tensor) -> Tensor:
+    rows, rule = x.reshape(-1, x.shape[-1]), self._moec_activation.arguments()
+    mixed: Tensor = torch.ops.moec.experts(rows, top_experts, top_weights, self.mlp.w1, self.mlp.w2, **rule)
+    return mixed.view(x.shape) + self.bias
+
+
 def _with_zero_experts(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """LongCat: the experts behind the last matrix give back what they get."""
     module._moec_activation = _activation(path, module, module.act_fn)
@@ -98,14 +149,18 @@ def _with_zero_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Te
     return routed + (hidden_states * share).to(hidden_states.dtype)
 
 
-def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) -> Activation:
+def _gate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def gate(x: Tensor) -> Tensor:
         first, up = x.chunk(2, dim=-1)
         return function(first) * up
 
-    found = identify(gate, True, (module,))
+    return gate
+
+
+def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) -> Activation:
+    found = identify(_gate(function), True, (module,))
     if found is None or found.order != "gate_up":
-        raise refuse(path, module, "has a gate that is none of those that moec knows")
+        raise unknown_gate(path, module)
     return found.activation
 
 
@@ -117,11 +172,12 @@ def _small(module: Any, layout: Layout) -> Any:
         "down_proj": (-1, _HIDDEN, _INTERMEDIATE),
         "gate_up_proj": (-1, 2 * _INTERMEDIATE, _HIDDEN),
     }
-    if layout is _in_one_matrix:
-        shapes = dict.fromkeys(("w1", "v1", "w2"), (module.num_experts * _INTERMEDIATE, _HIDDEN))
+    if layout in (_in_one_matrix, _without_gate):
+        count = module.mlp.w1.shape[0] // module.mlp.ffn_hidden_size
+        shapes = dict.fromkeys(("w1", "v1", "w2"), (count * _INTERMEDIATE, _HIDDEN)) | {"bias": (_HIDDEN,)}
     for part in small.modules():
-        for name in {"hidden_size", "ffn_hidden_size", "intermediate_size"} & vars(part).keys():
-            setattr(part, name, _HIDDEN if name == "hidden_size" else _INTERMEDIATE)
+        for name in _SIZES.keys() & vars(part).keys():
+            setattr(part, name, _SIZES[name])
         for name, parameter in list(part._parameters.items()):
             shape = [n if n > 0 else old for n, old in zip(shapes[name], parameter.shape, strict=True)]
             setattr(part, name, nn.Parameter(torch.randn(shape, generator=generator) * 0.3, requires_grad=False))
@@ -138,14 +194,16 @@ def _adapted(module: Any, layout: Layout) -> Any:
     return adapted
 
 
-def _difference(module: Any, adapted: Any) -> float:
+def _difference(module: Any, adapted: Any, layout: Layout) -> float:
     """The largest difference on drawn tokens, over the spread; every expert is chosen, and some tokens choose one
     twice."""
-    count = getattr(module, "total_experts", None) or module.num_experts
+    names = ("total_experts", "num_experts", "moe_num_experts")
+    count = next(getattr(module, name) for name in names if hasattr(module, name))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(3 * count, _HIDDEN, generator=generator)
     ids = torch.stack([torch.arange(3 * count) % count, torch.randint(count, (3 * count,), generator=generator)], 1)
     shares = torch.rand(ids.shape, generator=generator)
     with torch.no_grad():
-        wanted, found = module(x, ids, shares), adapted(x, ids, shares)
+        given = (x[None], shares, shares, ids) if layout is _without_gate else (x, ids, shares)
+        wanted, found = module(*given), adapted(*given)
     return float((found - wanted).abs().max() / wanted.std())

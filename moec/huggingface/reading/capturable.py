@@ -1,4 +1,4 @@
-"""A model as it is captured: on the meta device, with moec's operators in the place of experts and attention."""
+"""A model as it is captured: on the meta device, with moec's operators in the place of experts, attention and scans."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading import skeleton
 from moec.huggingface.reading.adapters import adapt
 from moec.huggingface.reading.attention import use_moec_attention
+from moec.huggingface.reading.block_index import adapt_block_index
+from moec.huggingface.reading.compressed_attention import adapt_compressed
+from moec.huggingface.reading.convolutions import use_moec_convolutions
 from moec.huggingface.reading.experts import use_moec_experts
+from moec.huggingface.reading.lightning import use_moec_lightning
+from moec.huggingface.reading.linear_attention import use_moec_linear_attention
 from moec.huggingface.reading.rope import grow_without_memory
+from moec.huggingface.reading.scans import use_moec_scans
 from moec.weights.lazy import Weight
 
 
@@ -23,13 +29,19 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
         own_attention: leave attention as transformers has it, for what moec's operator cannot honour.
 
     Raises:
-        MoecError: M205 a weight is missing, M206 experts that moec does not know.
+        MoecError: M205 a weight is missing, M206 experts, a convolution or a recurrence that moec does not know.
     """
     model, weights = origin.captured(dtype)
     skeleton.take_buffers(model, weights)
     skeleton.share(model, weights)
     adapt(model, weights)
+    adapt_compressed(model)
+    adapt_block_index(model)
     use_moec_experts(model, weights)
+    use_moec_scans(model)
+    use_moec_lightning(model)
+    use_moec_convolutions(model)
+    use_moec_linear_attention(model)
     grow_without_memory(model)
     if not own_attention:
         use_moec_attention(model)

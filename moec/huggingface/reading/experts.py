@@ -32,8 +32,7 @@ def use_moec_experts(model: Any, weights: dict[str, Weight]) -> int:
         weights: its lazy weights, changed in place.
 
     Raises:
-        MoecError: M206 naming the module, when its gate is not one that moec knows or it does something after its
-            experts.
+        MoecError: M206 naming the module, when its gate is not one that moec knows, or its experts are not alike.
     """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -57,6 +56,11 @@ def refuse(path: str, module: nn.Module, reason: str) -> MoecError:
     return MoecError("M206", f"{type(module).__name__} {reason}", path, _WAY_OUT)
 
 
+def unknown_gate(path: str, module: nn.Module) -> MoecError:
+    """M206 for experts whose activation is none of moec's."""
+    return refuse(path, module, "has a gate that is none of those that moec knows")
+
+
 def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts implementation: what transformers calls in place of the module's own forward."""
     first, suffix = ("gate_up_proj" if self.has_gate else "up_proj"), "_bias"
@@ -65,15 +69,29 @@ def _forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weight
         (getattr(self, first + suffix), getattr(self, "down_proj" + suffix)) if self.has_bias else (None, None)
     )
     rule: Activation = self._moec_activation
-    result: Tensor = torch.ops.moec.experts(
-        hidden_states, ids, top_k_weights, getattr(self, first), self.down_proj, bias_in, bias_out, **rule.arguments()
-    )
+    matrices = getattr(self, first), self.down_proj, bias_in, bias_out
+    if self.has_post_expert_norm:
+        return _normalised(self, hidden_states, ids, top_k_weights, *matrices)
+    result: Tensor = torch.ops.moec.experts(hidden_states, ids, top_k_weights, *matrices, **rule.arguments())
     return result
 
 
+def _normalised(self: Any, x: Tensor, ids: Tensor, weights: Tensor, *matrices: Tensor | None) -> Tensor:
+    """Experts whose outputs go through a norm before they are weighted and added up (Muse Spark): each token stands
+    once for each of its experts, as a token with one expert, so that the operator's outputs are those of the experts.
+
+    Args:
+        x: tokens `[T, H]`. ids, weights: `[T, K]`. matrices: as `moec::experts` takes them.
+    """
+    each = x.unsqueeze(1).expand(-1, ids.shape[1], -1)
+    rule: Activation = self._moec_activation
+    said = torch.ops.moec.experts(
+        each, ids.unsqueeze(-1), torch.ones_like(weights).unsqueeze(-1), *matrices, **rule.arguments()
+    )
+    return (self.post_expert_norm(said) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+
+
 def _canonicalize(path: str, module: Any, weights: dict[str, Weight]) -> None:
-    if module.has_post_expert_norm:
-        raise refuse(path, module, "normalises the output of each expert, which moec::experts cannot express")
     if module._is_expert_parallel:
         raise refuse(path, module, "is one rank of an expert-parallel model")
     if getattr(module, "_moec_rearranged", False):
@@ -85,12 +103,12 @@ def _canonicalize(path: str, module: Any, weights: dict[str, Weight]) -> None:
         )
     gate = identify(module._apply_gate if module.has_gate else module.act_fn, module.has_gate, (module, module.config))
     if gate is None:
-        raise refuse(path, module, "has a gate that is none of those that moec knows")
+        raise unknown_gate(path, module)
     first = "gate_up_proj" if module.has_gate else "up_proj"
-    place(path, module, first, weights, partial(_layout, gate=gate, transposed=module.is_transposed))
-    place(path, module, "down_proj", weights, partial(_layout, gate=None, transposed=module.is_transposed))
+    place(path, module, first, weights, partial(canonical_layout, gate=gate, transposed=module.is_transposed))
+    place(path, module, "down_proj", weights, partial(canonical_layout, gate=None, transposed=module.is_transposed))
     if module.has_bias:
-        place(path, module, f"{first}_bias", weights, partial(_layout, gate=gate, transposed=False))
+        place(path, module, f"{first}_bias", weights, partial(canonical_layout, gate=gate, transposed=False))
     check_shapes(path, module, first, gate)
     module._moec_activation = gate.activation
 
@@ -121,7 +139,7 @@ def place(
         weights[full] = changed if changed is weights[full] else replace(changed, relaid=True)
 
 
-def _layout(weight: Weight, gate: Gate | None, transposed: bool) -> Weight:
+def canonical_layout(weight: Weight, gate: Gate | None, transposed: bool = False) -> Weight:
     """Canonical `[E, out, in]` (or a bias `[E, out]`) of a stored tensor."""
     result = transpose(weight, 1, 2) if transposed else weight
     if gate is None or gate.order == "gate_up":

@@ -19,17 +19,27 @@ from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import FEATURES, makes_decoder_ids
 from moec.huggingface.reading.cache import cached_call
+from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
+from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.reading.known_values import KnownValues
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
+from moec.huggingface.reading.masks import masks_by_broadcast
 from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
 from moec.huggingface.reading.processor import Prepared
+from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
 from moec.huggingface.reading.views import PlainViews
-from moec.program.decoder_signature import IDS, MASK, SEQUENCE, TOTAL, TYPES, cache_inputs
+from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES, cache_inputs
+from moec.program.encoder_decoder import DECODER, ENCODER, caches_of
 from moec.program.program import Input
+from moec.program.signature import PER, per
 
 # odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
-CAPTURE_SIZES = {"batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103}
+CAPTURE_SIZES = {
+    "batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103,
+    "encoder_sequence": 17, "past_encoder_sequence": 7,
+}  # fmt: skip
+_GROUPS = 2  # of tokens that a row of a state stands for: so many at least are in the cache, and new
 _NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
 
 
@@ -38,6 +48,7 @@ class Signature:
     """Inputs in order, with the values that each may take.
 
     Attributes:
+        part: of an encoder-decoder, where it is not whole.
         scale: see `moec.frontend.source.Source`.
         sizes: of dynamic dimensions, as a processor made them: a capture takes them where no others are known.
         fixed: tensors of the forward that every call has, by name; they are in the graph.
@@ -49,11 +60,19 @@ class Signature:
     scale: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
+    part: str = ""
     method: str = "forward"
 
     def dynamic(self) -> dict[str, tuple[str | None, ...]]:
         """The dynamic dimensions in the form that `capture` takes."""
         return {i.name: tuple(d if isinstance(d, str) else None for d in i.shape) for i in self.inputs}
+
+
+def capture_sizes(inputs: Sequence[Input]) -> dict[str, int]:
+    """`CAPTURE_SIZES`; longer ones, where a state has a row for every few tokens: torch.export specialises a row, too,
+    that there is one of."""
+    most = max((per(d) for i in inputs for d in i.shape if isinstance(d, str) and PER in d), default=0)
+    return {name: size + _GROUPS * most * (name in (SEQUENCE, PAST)) for name, size in CAPTURE_SIZES.items()}
 
 
 def signature_of(
@@ -89,6 +108,8 @@ def signature_of(
     text = _plain_text(model, leave_out)
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
+        if has_parts(model):
+            return _of_parts(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
@@ -110,6 +131,15 @@ def _signature(found: Found, media: Found, made: Prepared | None, method: str = 
         _sizes(media, made) if made else {},
         method=method,
     )
+
+
+def part_signature(model: Any, part: str) -> Signature:
+    """The signature of the `encoder` or the `decoder` of a model on the meta device, see `part_inputs`."""
+    return _of_parts(part_inputs(model, part), part)
+
+
+def _of_parts(inputs: Mapping[Input, Domain], part: str = "") -> Signature:
+    return Signature(tuple(inputs), {spec.name: domain for spec, domain in inputs.items()}, part=part)
 
 
 def _unknown(model: Any, main: str) -> MoecError:
@@ -150,7 +180,7 @@ def _text(model: Any, caches: Sequence[Input], leave_out: Container[str] = ()) -
     """Of a decoder with a cache."""
     vocabulary = Domain("token", int(model.config.get_text_config().vocab_size))
     mask = Input(MASK, torch.int64, ("batch", TOTAL))
-    domains = {IDS: vocabulary, MASK: Domain("padding"), **{c.name: Domain("number") for c in caches}}
+    domains = {IDS: vocabulary, MASK: Domain("padding"), **{c.name: Domain("state") for c in caches}}
     return Signature((Input(IDS, torch.int64, ("batch", SEQUENCE)), mask, *caches), domains)
 
 
@@ -239,11 +269,18 @@ def named_call(
     return call
 
 
-def call_of(model: Any, signature: Signature) -> Callable[..., dict[str, Tensor]]:
-    """The model's forward as a function of the signature's inputs by name."""
+def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
+    """The model's forward, or a part of it, as a function of the signature's inputs by name; `captured`: see
+    `cached_call`."""
+    if signature.part:
+        decoder = untouched_decoder_call(model, model.forward, caches_of(signature.inputs))
+        return encoder_call(model) if signature.part == ENCODER else decoder
     caches = cache_inputs(signature.inputs)
     forward = getattr(model, signature.method)
-    return cached_call(forward, caches) if caches else named_call(forward, signature.fixed)
+    if not caches:
+        return named_call(forward, signature.fixed)
+    call = cached_call(forward, caches, captured, model)
+    return call if captured or not forgets_states(model) else token_by_token(call, caches)
 
 
 def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -261,7 +298,10 @@ def _features(output: Mapping[str, Any]) -> dict[str, Tensor]:
 def expose(model: Any, signature: Signature) -> None:
     """Replace the forward of a captured copy by one with exactly the named inputs, so that torch.export sees those and
     no others."""
-    forward, pooled, known = call_of(model, signature), pools_at_end(model), bool(signature.fixed)
+    forward, pooled = call_of(model, signature, captured=True), pools_at_end(model)
+    known = bool(signature.fixed)
+    if signature.part == DECODER:
+        forward = decoder_call(model, model.forward, caches_of(signature.inputs))
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = bool(cache_inputs(signature.inputs))
@@ -271,7 +311,7 @@ def expose(model: Any, signature: Signature) -> None:
     def exposed(*args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
         given = dict(zip(original, args, strict=False)) | kwargs
         with (
-            open_lengths(model), PlainViews(), PoolAtEnd() if pooled else nullcontext(),
+            open_lengths(model), PlainViews(), masks_by_broadcast(), PoolAtEnd() if pooled else nullcontext(),
             KnownValues() if known else nullcontext(),
         ):  # fmt: skip
             return forward(**{original[k]: v for k, v in given.items()})

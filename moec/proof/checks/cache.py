@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 from moec.errors import MoecError
 from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
+from moec.program.encoder_decoder import is_cross_decoder
 from moec.program.moe_call import moe_nodes
 from moec.proof.cache_consistency import (
     ONE_GO,
@@ -20,6 +21,7 @@ from moec.proof.cache_consistency import (
     text_past,
 )
 from moec.proof.checks.check import Check, Figure
+from moec.proof.chosen_keys import key_choices
 from moec.proof.decided_tokens import NOISE, Decided, is_half
 from moec.proof.digits import at_most
 from moec.proof.evidence import EDGE, OUTSIDE, most_held, size_plan
@@ -53,7 +55,8 @@ class CacheConsistency(Check):
         """Of a decoder that takes the text; in half precision once more on tokens that are decided, when it fails on
         the whole. Passes change nothing here: the engine is compared with itself, or with its own program."""
         short = next((text for text in (SHORT, *shorter_texts()) if _held(trial, text)), None)
-        if not cache_inputs(trial.engine.inputs) or short is None:
+        inputs = trial.engine.inputs
+        if not cache_inputs(inputs) or is_cross_decoder(inputs) or short is None:  # the latter: `checks/joined.py`
             return None
         found, beyond = _fed(trial, short), list[Beyond]()
         plan = trial.once(size_plan)
@@ -134,10 +137,13 @@ def _fed(trial: Trial, text: Text) -> Consistency:
         ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in found.failed}}
         again = check_consistency(engine, sample, tolerance, model, ways=ways)
         found = _with(found, again) if again.ok else found
-    if found.ok or not moe_nodes(program) or not (is_half(rounding) or text.sizes[SEQUENCE] > SHORT.sizes[SEQUENCE]):
+    keys, long = bool(key_choices(program)), text.sizes[SEQUENCE] > SHORT.sizes[SEQUENCE]
+    if found.ok or not (keys or (moe_nodes(program) and (is_half(rounding) or long))):
         return found
     sample, part = most_decided(program, source, text.sizes, subject.precision, seed)
-    decided = Decided(str(subject.precision)[6:], NOISE[subject.precision], part.count, part.total)
+    decided = Decided(
+        str(subject.precision)[6:], NOISE[subject.precision], part.count, part.total, what="keys" if keys else "experts"
+    )
     return check_consistency(engine, sample, tolerance, peer, part, decided, text)
 
 

@@ -18,6 +18,9 @@ OPERATORS = {
     "Experts": (torch.ops.moec.experts.default, 5),
     "Moe": (torch.ops.moec.moe.default, 2),
     "Attention": (torch.ops.moec.attention.default, 3),
+    "LinearAttention": (torch.ops.moec.linear_attention.default, 4),
+    "SelectiveScan": (torch.ops.moec.selective_scan.default, 6),
+    "CausalConv": (torch.ops.moec.causal_conv.default, 3),
     "Dequantize": (torch.ops.moec.dequantize.default, 2),
     "DequantizeFloat": (torch.ops.moec.dequantize_float.default, 2),
 }

@@ -1,0 +1,41 @@
+"""An encoder's and a decoder's graphs beside each other, under the names that optimum's clients look for.
+
+optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it caches without
+tokens at first: what moec's decoder takes, too. Weights are not written again: these graphs read those of the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moec.backends.onnxruntime.session.engine import MODEL_FILE
+from moec.program.encoder_decoder import DECODER, ENCODER
+
+FILES = {ENCODER: "encoder_model.onnx", DECODER: "decoder_model_merged.onnx"}
+_LOCATION = "location"  # the key of an external tensor's file, relative to the graph's
+
+
+def put_beside(folder: Path, parts: Sequence[str]) -> None:
+    """Write the graph of each part once more into `folder`; its weights stay in the part's own folder."""
+    import onnx
+
+    for part in parts:
+        model = onnx.load(str(folder / part / MODEL_FILE), load_external_data=False)
+        for tensor in _tensors(model.graph):
+            for entry in tensor.external_data:
+                if entry.key == _LOCATION:
+                    entry.value = f"{part}/{entry.value}"
+        (folder / FILES[part]).write_bytes(model.SerializeToString())
+
+
+def _tensors(graph: Any) -> list[Any]:
+    """Every constant of a graph, and of those inside its nodes."""
+    found = list(graph.initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            found += [attribute.t] if attribute.HasField("t") else []
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                found += _tensors(inner)
+    return found

@@ -1,0 +1,137 @@
+"""An engine of two graphs: an encoder and a decoder, each compiled and proven alone, then both together.
+
+Each part is an engine's folder of its own, inside the whole one's. The graphs lie beside each other on top, under the
+names that optimum looks for; their weights are those of the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moec.compiler.options import Options
+from moec.compiler.proving import ran_on, runner
+from moec.compiler.publish import make_report, write_report
+from moec.compiler.staging import check_out, staging
+from moec.errors import MoecError
+from moec.execution.encoder_decoder import EncoderDecoderEngine
+from moec.frontend.source import Source
+from moec.program.encoder_decoder import DECODER, ENCODER, PARTS
+from moec.progress import Progress
+from moec.proof.joined import prove_joined
+from moec.proof.verification import Verification
+from moec.report.report import Report
+from moec.targets.backend import Backend, find_backend
+from moec.targets.target import Target
+
+FACT = "parts"  # of a manifest: the parts of an engine of several graphs
+CompileOne = Callable[[Source, Options, Path], Report]
+
+
+def has_parts(report: Report) -> bool:
+    """Whether an engine has several graphs, as its manifest says. Raises M106 for parts that moec does not write."""
+    found = report.facts.get(FACT)
+    if found is not None and found != [*PARTS]:
+        raise MoecError("M106", f"an engine of the parts {found!r}", "moec.json", "compile the engine again")
+    return found is not None
+
+
+def refuse_parts(report: Report, verb: str) -> None:
+    """Raise M201 for what is done with one graph, where an engine has several; the way out names a part."""
+    if has_parts(report):
+        what = f"this engine has two graphs, and `moec {verb}` looks at one"
+        raise MoecError("M201", what, report.source, f"name a part: moec {verb} ENGINE/{ENCODER} or ENGINE/{DECODER}")
+
+
+def compile_joined(
+    source: Source, parts: Mapping[str, Source], options: Options, out: Path, one: CompileOne, progress: Progress
+) -> Report:
+    """Compile and prove each part with `one`, then both together; nothing appears under `out` unless all went well.
+
+    Raises:
+        MoecError: M201 and M208 for what two graphs do not go with; else with the code of the stage that ended it.
+    """
+    backend = find_backend(options.target, options.build)
+    _require(options, backend)
+    check_out(out, source.places)
+    with staging(out, source.places) as folder:
+        reports = {}
+        for name, part in parts.items():
+            progress.detail(f"the {name}:")
+            reports[name] = one(part, replace(options, layout="plain", part=name), folder / name)
+        source.write_companions(folder)
+        backend.join(folder, PARTS)
+        progress.stage("verify")
+        proofs = {name: report.proof for name, report in reports.items()}
+        with opened_parts(backend, options.target, folder, options.build) as engine:
+            proof = _prove(source, engine, proofs, backend, options, options.seed)
+        proof.require()
+        progress.done("; ".join(["both parts together", *proof.short]))
+        options = replace(options, layout="plain")
+        report = make_report(source, options, [], _facts(reports), proof, backend, folder, {})
+        steps = tuple({**s, "name": f"{n}: {s['name']}"} for n, r in reports.items() for s in r.steps)
+        source.require_unchanged()
+        return write_report(replace(report, steps=steps), folder)
+
+
+def _require(options: Options, backend: Backend) -> None:
+    way_out = "compile its forward alone with --no-cache, or one part with --part"
+    if not backend.joins or not options.build:
+        what = f"{backend.name} has no engines of two graphs" if options.build else "both graphs are built at once"
+        raise MoecError("M208", f"this model is an encoder and a decoder, and {what}", str(options.target), way_out)
+    if options.layout not in (None, "plain"):
+        what = f"an encoder and a decoder are laid out as optimum loads them, not for {options.layout}"
+        raise MoecError("M208", what, f"layout {options.layout}", f"use --layout plain, or {way_out}")
+    if options.save_hf or options.text or options.calibration:
+        given = next(n for n in ("save_hf", "text", "calibration") if getattr(options, n))
+        what = f"--{given.replace('_', '-')} is for a model of one graph"
+        raise MoecError("M201", what, given, f"leave it out; {way_out}")
+
+
+def _facts(reports: Mapping[str, Report]) -> dict[str, Any]:
+    blocks = [{**block, "node": f"{n}: {block.get('node', '')}"} for n, r in reports.items()
+              for block in r.facts.get("blocks", ())]  # fmt: skip
+    return {FACT: [*PARTS], "blocks": blocks}
+
+
+@contextmanager
+def opened_parts(
+    backend: Backend, target: Target, folder: Path, built: bool, prepack: bool = True
+) -> Iterator[EncoderDecoderEngine]:
+    """Both graphs of a folder as one engine, loaded and closed again."""
+    engine = load_parts(backend, runner(backend, target, built), folder, prepack)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def load_parts(backend: Backend, target: Target, folder: Path, prepack: bool = True) -> EncoderDecoderEngine:
+    """Both graphs of a folder as one engine."""
+    encoder, decoder = (backend.load_part(folder, part, target, prepack) for part in PARTS)
+    return EncoderDecoderEngine(encoder, decoder)
+
+
+def _prove(
+    source: Source,
+    engine: EncoderDecoderEngine,
+    proofs: dict[str, Verification],
+    backend: Backend,
+    options: Options,
+    seed: int,
+) -> Verification:
+    where = str(options.target), ran_on(backend, options.target, options.build)
+    return prove_joined(source, engine, proofs, backend.precision(options.target), seed, *where)
+
+
+def prove_joined_again(
+    folder: Path, report: Report, options: Options, source: Source, seed: int, one: Callable[[Path], Verification]
+) -> Verification:
+    """Prove both parts again, each with `one`, and both together, on other inputs."""
+    backend = find_backend(options.target, runtime=False, written=True)
+    proofs = {part: one(folder / part) for part in PARTS}
+    with opened_parts(backend, options.target, folder, options.build) as engine:
+        return _prove(source, engine, proofs, backend, options, seed)

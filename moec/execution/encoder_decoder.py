@@ -1,0 +1,132 @@
+"""An encoder and a decoder that write text together, as one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moec.errors import MoecError
+from moec.execution.engine import Engine
+from moec.execution.generation import GREEDY, Sampling, choose, last_logits
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, present_name
+from moec.program.encoder_decoder import (
+    DECODER_IDS,
+    ENCODER_SEQUENCE,
+    LAST,
+    PAST_ENCODER,
+    STATES,
+    STATES_MASK,
+    caches_of,
+    without_cache,
+)
+from moec.program.signature import Input
+
+DECODER_SEQUENCE, ENCODER_STATES = "decoder_sequence", "encoder_last_hidden_state"
+
+
+class EncoderDecoderEngine(Engine):
+    """Takes what the whole model takes: the encoder's inputs, and `decoder_input_ids` `[batch, decoder_sequence]`.
+
+    Args:
+        encoder: to `last_hidden_state`.
+        decoder: with the signature of `moec.program.encoder_decoder`.
+    """
+
+    def __init__(self, encoder: Engine, decoder: Engine) -> None:
+        self.name, self.encoder, self.decoder = encoder.name, encoder, decoder
+        self.inputs = (*encoder.inputs, Input(DECODER_IDS, torch.int64, ("batch", DECODER_SEQUENCE)))
+        self.outputs = (LOGITS, ENCODER_STATES)
+        self.prepared = "; ".join(filter(None, (encoder.prepared, decoder.prepared)))
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        text = self.text({i.name: inputs[i.name] for i in self.encoder.inputs})
+        return {LOGITS: text.advance(inputs[DECODER_IDS])[LOGITS], ENCODER_STATES: text.states}
+
+    def text(self, given: Mapping[str, Tensor]) -> CrossText:
+        """A new text beside these inputs of the encoder, which is run once; an absent mask is all ones."""
+        if any(i.name == MASK for i in self.encoder.inputs) and MASK not in given and IDS in given:
+            given = {**given, MASK: torch.ones_like(given[IDS])}
+        return CrossText(self, given)
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether both parts were made for these sizes."""
+        own = {n: size for n, size in sizes.items() if n != DECODER_SEQUENCE}
+        new = {"batch": sizes["batch"], SEQUENCE: sizes.get(DECODER_SEQUENCE, 1), PAST: 0, PAST_ENCODER: 0}
+        states = {ENCODER_SEQUENCE: sizes[SEQUENCE]} if SEQUENCE in sizes else {}
+        return self.encoder.holds(own) and self.decoder.holds(new | states)
+
+    def be_timed(self) -> None:
+        for part in (self.encoder, self.decoder):
+            part.be_timed()
+
+    def close(self) -> None:
+        for part in (self.encoder, self.decoder):
+            part.close()
+
+
+class CrossText:
+    """A text that a decoder writes beside what an encoder read.
+
+    Attributes:
+        states: the encoder's, `[batch, encoder_sequence, hidden]`.
+    """
+
+    def __init__(self, engine: EncoderDecoderEngine, given: Mapping[str, Tensor]) -> None:
+        self._decoder = engine.decoder
+        self.states: Tensor = engine.encoder(**given)[LAST]
+        masked = MASK in given and any(i.name == STATES_MASK for i in self._decoder.inputs)
+        self._fixed = {STATES: self.states} | ({STATES_MASK: given[MASK]} if masked else {})
+        self._caches = {c.name: present_name(c.name) for c in caches_of(self._decoder.inputs)}
+        self._past: dict[str, Tensor] = {}
+
+    def advance(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the decoder says of the next tokens `[batch, new]`; both caches are kept for those after them."""
+        given = without_cache(self._decoder.inputs, {IDS: ids, **self._fixed, **self._past})
+        outputs: dict[str, Tensor] = self._decoder(**given)
+        self._past = {past: outputs[present] for past, present in self._caches.items()}
+        return outputs
+
+
+def respond(
+    engine: EncoderDecoderEngine, given: Mapping[str, Tensor], start: Tensor, *,
+    max_tokens: int = 64, eos: Iterable[int] = (), filler: int = 0, sampling: Sampling = GREEDY, context: int = 0,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Write a text for each row of the encoder's inputs.
+
+    Args:
+        engine: both parts.
+        given: the encoder's inputs by name, `[batch, …]`; the mask may be left out.
+        start: tokens `[batch, length]` int64 that the decoder's texts begin with, one or more a row.
+        max_tokens, eos, filler, sampling, context: see `moec.execution.generation.generate`; of the decoder's text.
+
+    Yields:
+        The next token of every row, `[batch]` int64.
+
+    Raises:
+        MoecError: M201 without tokens to make, M211 where the start leaves no room in the context.
+    """
+    if max_tokens < 1:
+        raise MoecError("M201", f"{max_tokens} tokens were asked for", "max_tokens", "ask for one or more")
+    if context and start.shape[1] >= context:
+        what = f"a start of {start.shape[1]} tokens leaves no room in a context of {context}"
+        raise MoecError("M211", what, engine.name, "give a shorter start")
+    steps = min(max_tokens, context - start.shape[1]) if context else max_tokens
+    return _steps(engine.text(given), start, steps, np.array([*eos], np.int64), filler, sampling)
+
+
+def _steps(
+    text: CrossText, ids: Tensor, steps: int, eos: np.ndarray, filler: int, sampling: Sampling
+) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(sampling.seed)
+    finished = np.zeros(len(ids), bool)
+    for _ in range(steps):
+        token = choose(last_logits(text.advance(ids)), sampling, generator)
+        token[finished] = filler
+        yield torch.from_numpy(token)
+        finished |= (token[:, None] == eos).any(1)
+        if finished.all():
+            return
+        ids = torch.from_numpy(token)[:, None]

@@ -1,0 +1,61 @@
+"""Routers for experts that were cut out of a dense network: in closed form, from what the experts give.
+
+An expert matters to a token by the norm of what it would add. A linear router is fitted to the logarithm of that norm
+by ridge regression, so that it needs no training, and every kernel of a mixture takes it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUTERS = ("ridge", "mean-row", "random")
+ALWAYS = 1e4  # the logit of a shared expert: above every other, and a number in float16
+_FLOOR = 1e-3  # of the mean norm, below which norms are all alike: a logarithm has no end there
+_BLOCK = 4096  # tokens
+
+
+def contributions(hidden: Tensor, w_out: Tensor, groups: list[Tensor]) -> Tensor:
+    """The norm of what each group of neurons adds to the output, `[T, E]` in float32.
+
+    Args:
+        hidden: `[T, I]`. w_out: `[H, I]`. groups: the neurons of each expert.
+    """
+    columns = [w_out[:, group].float().T.contiguous() for group in groups]
+    parts = [
+        torch.stack([(rows[:, g] @ c).norm(dim=1) for g, c in zip(groups, columns, strict=True)], 1)
+        for rows in hidden.float().split(_BLOCK)  # type: ignore[no-untyped-call]
+    ]
+    return torch.cat(parts)
+
+
+def ridge(x: Tensor, norms: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """A linear router whose logits are nearest to the logarithms of the experts' norms.
+
+    Args:
+        x: `[T, H]`, what the network reads. norms: `[T, E]`.
+        strength: of the penalty on its rows, in units of the mean squared deviation of x.
+
+    Returns:
+        router `[E, H]` and bias `[E]`, in float32.
+    """
+    wanted = (norms + _FLOOR * norms.mean()).clamp(min=torch.finfo(norms.dtype).tiny).log().double()
+    rows, mean, middle = x.double(), x.double().mean(0), wanted.mean(0)
+    rows = rows - mean
+    moments = rows.T @ rows
+    spread = float(moments.diagonal().mean())
+    moments.diagonal().add_(max(strength * spread, 1e-12))
+    router = torch.linalg.solve(moments, rows.T @ (wanted - middle)).T
+    return router.float(), (middle - router @ mean).float()
+
+
+def mean_rows(w_in: Tensor, groups: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean of the experts' rows of the first matrix, without a bias (MoEfication, arXiv 2110.01786; ExpertWeaver,
+    arXiv 2602.15521)."""
+    return torch.stack([w_in[group].float().mean(0) for group in groups]), torch.zeros(len(groups))
+
+
+def best(norms: Tensor, count: int) -> Tensor:
+    """bool `[T, E]`: the `count` experts of each token with the largest values `[T, E]`."""
+    chosen = norms.topk(count, dim=1).indices
+    return torch.zeros(norms.shape, dtype=torch.bool).scatter_(1, chosen, True)

@@ -1,0 +1,115 @@
+"""Short convolutions in transformers' models: each that continues a window of the cache becomes one
+`moec::causal_conv`.
+
+transformers writes them as a function of a model's own file, which gets the window and the new tokens in one tensor. A
+function is taken for it by its parameters, and proven on drawn numbers before it is replaced. The cache of a capture
+notes on what it gives out where the window ends.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache, partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from moec.errors import MoecError
+from moec.startup import swapped
+
+PARTS = "moec_window"  # an attribute of a tensor [B, C, W + S]: the window [B, C, W] and the new tokens [B, C, S] in it
+_CALL = ["hidden_states", "weight", "bias", "activation"]  # and whatever fused kernels take
+_TOLERANCE = 1e-5
+_CHANNELS, _KERNEL = 6, 4
+_ACTIVATIONS = {None: False, "silu": True, "swish": True}
+
+
+def use_moec_convolutions(model: nn.Module) -> int:
+    """Let every module of a captured copy whose file has such a function call `moec::causal_conv` in its place, in
+    place; returns how many modules.
+
+    Raises:
+        MoecError: M206 when a function has the parameters of a known one and does not compute what that does.
+    """
+    found = 0
+    for path, module in model.named_modules():
+        forward = inspect.unwrap(type(module).forward)
+        names = tuple(_convolutions(forward))
+        for name in names:
+            _require_proven(path, module, inspect.unwrap(forward.__globals__[name]))
+        if names:
+            module.forward = _calling(module.forward, sys.modules[forward.__module__], names)
+            found += 1
+    return found
+
+
+def _convolutions(forward: Callable[..., Any]) -> Iterator[str]:
+    """The names of a forward's convolutions among the globals that it reads: not those that write into a window."""
+    code = getattr(forward, "__code__", None)
+    for name in code.co_names if code else ():
+        function = forward.__globals__.get(name)
+        if inspect.isfunction(function) and list(inspect.signature(function).parameters)[:4] == _CALL:
+            yield name
+
+
+def _calling(forward: Callable[..., Any], file: Any, names: tuple[str, ...]) -> Callable[..., Any]:
+    """The forward, with other functions under these names of its file while it runs."""
+
+    @wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as stack:
+            for name in names:
+                stack.enter_context(swapped(file, name, partial(_convolved, getattr(file, name))))
+            return forward(*args, **kwargs)
+
+    return call
+
+
+def _convolved(
+    own: Callable[..., Tensor], hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None,
+    activation: str | None = None, **others: Any,
+) -> Tensor:  # fmt: skip
+    """The new tokens' part of what a convolution makes; all of it where no window is known."""
+    parts = getattr(hidden_states, PARTS, None)
+    if parts is None or activation not in _ACTIVATIONS or not _is_long_enough(parts[0], weight):
+        return own(hidden_states, weight, bias, activation, **others)
+    window, new = parts
+    found: Tensor = torch.ops.moec.causal_conv(new, window, weight, bias, silu=_ACTIVATIONS[activation])
+    return found
+
+
+def _is_long_enough(window: Tensor, weight: Tensor) -> bool:
+    return bool(window.shape[-1] >= weight.shape[1] - 1)
+
+
+def _require_proven(path: str, module: nn.Module, function: Callable[..., Tensor]) -> None:
+    difference = _difference(function)
+    if not difference <= _TOLERANCE:
+        what = f"{type(module).__name__} computes something else than its {function.__name__} suggests"
+        fix = "this version of transformers is not supported; report it"
+        raise MoecError("M206", f"{what} (relative difference {difference:.1e})", path, fix)
+
+
+@cache
+def _difference(function: Callable[..., Tensor]) -> float:
+    """The largest difference on drawn numbers, over the spread: windows of several lengths, one token and many, with
+    bias and activation and without."""
+    with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
+        return max(
+            _error(function, *case) for case in ((4, 1, True, None), (3, 5, False, "silu"), (6, 2, True, "silu"))
+        )
+
+
+def _error(function: Callable[..., Tensor], window: int, new: int, with_bias: bool, activation: str | None) -> float:
+    generator = torch.Generator().manual_seed(window)
+    make = partial(torch.randn, generator=generator)
+    parts = make(2, _CHANNELS, window), make(2, _CHANNELS, new)
+    weight, bias = make(_CHANNELS, _KERNEL), make(_CHANNELS) if with_bias else None
+    want = function(torch.cat(parts, -1), weight, bias, activation)[..., -new:]
+    got = torch.ops.moec.causal_conv(parts[1], parts[0], weight, bias, silu=_ACTIVATIONS[activation])
+    return float((want - got).abs().max() / want.std()) if want.shape == got.shape else float("inf")

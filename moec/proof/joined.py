@@ -1,0 +1,116 @@
+"""Prove that an encoder and a decoder together say what the untouched model says, in one go and in many calls.
+
+Each part is proven alone before, at many sizes; what is left to show is that they fit each other: that the decoder
+reads the states and the mask that the encoder gives, and that neither of its caches makes a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from moec.execution.encoder_decoder import DECODER_SEQUENCE, CrossText, EncoderDecoderEngine
+from moec.execution.engine import Engine
+from moec.frontend.source import Source
+from moec.program.decoder_signature import LOGITS, SEQUENCE
+from moec.program.encoder_decoder import DECODER_IDS
+from moec.program.signature import Sample, converted
+from moec.proof.cache_consistency import WRITTEN, Consistency, Way, apart
+from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.proven_parts import ProvenPart, ProvenParts
+from moec.proof.compare import Comparison, Tolerance, compare
+from moec.proof.evidence import why_not
+from moec.proof.sizes import verification_sizes
+from moec.proof.verification import Verification
+
+TEXT = {"batch": 3, SEQUENCE: 9, DECODER_SEQUENCE: 12}  # texts of the encoder of different lengths, padded
+WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (7, *[1] * 5), "token by token": (1,) * 12}
+ALLOWED_BY_BOTH = "what both parts may take"
+
+
+def prove_joined(
+    source: Source,
+    engine: EncoderDecoderEngine,
+    proofs: dict[str, Verification],
+    precision: torch.dtype,
+    seed: int,
+    target: str = "",
+    ran_on: str = "",
+) -> Verification:
+    """The proof of two parts together, theirs among its checks.
+
+    Args:
+        source: the untouched model, whole. engine: both parts.
+        proofs: of each part alone, by its name.
+        precision: that both compute in.
+        seed: of the inputs.
+        target, ran_on: see `Verification`.
+    """
+    reference = source.reference()
+    alone = [proof.find(Outputs) for proof in proofs.values()]
+    tolerance = joint_tolerance([found.comparison for found in alone if found])
+    samples = list(_samples(source, engine, reference, seed))
+    outputs = Outputs(compare(reference, engine, samples, tolerance), any(o.approximate for o in alone if o))
+    text = source.sample(TEXT, seed + 1)
+    own = Tolerance.of(precision).deviation
+    bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
+    cache = CacheConsistency(Consistency(bound, tuple(_ways(engine, None if outputs.approximate else reference, text))))
+    parts = ProvenParts(tuple(_part(name, proof) for name, proof in proofs.items()))
+    return Verification((parts, outputs, cache), seed, "full", target, ran_on)
+
+
+def joint_tolerance(alone: Sequence[Comparison]) -> Tolerance:
+    """What both together may differ in: what each may; of budgets for approximate passes, what both may, since the
+    decoder reads what the encoder says."""
+    if all(c.tolerance is not None and c.max_rms is None for c in alone):
+        return Tolerance(max((c.tolerance or 0.0 for c in alone), default=0.0))
+    return Tolerance(rms=sum(c.max_rms or c.tolerance or 0.0 for c in alone), why=ALLOWED_BY_BOTH)
+
+
+def _samples(source: Source, engine: EncoderDecoderEngine, reference: Engine, seed: int) -> Iterator[Sample]:
+    """Inputs of every size of a proof that both parts were made for, and that the model runs."""
+    for number, sizes in enumerate(verification_sizes(source.inputs)):
+        sample = source.sample(sizes, seed + number)
+        if engine.holds(sizes) and why_not(reference, sample) is None:
+            yield sample
+
+
+def _ways(engine: EncoderDecoderEngine, reference: Engine | None, text: Sample) -> Iterator[Way]:
+    """One text in several ways, beside the untouched model in one go; beside the engine itself after passes that change
+    numbers."""
+    want = (reference or engine)(**converted((reference or engine).inputs, text))[LOGITS]
+    for name, steps in WAYS.items():
+        yield Way(name, steps, apart(_called(_text(engine, text), text[DECODER_IDS], steps).double(), want.double()))
+    ids, got = _written(_text(engine, text), text[DECODER_IDS][:, :1], len(WAYS["token by token"]))
+    want = (reference or engine)(**{**converted((reference or engine).inputs, text), DECODER_IDS: ids})[LOGITS]
+    yield Way(WRITTEN, (1,) * ids.shape[1], apart(got.double(), want.double()))
+
+
+def _text(engine: EncoderDecoderEngine, text: Sample) -> CrossText:
+    given = converted(engine.inputs, text)
+    return engine.text({i.name: given[i.name] for i in engine.encoder.inputs})
+
+
+def _called(text: CrossText, ids: Tensor, steps: Sequence[int]) -> Tensor:
+    """Logits `[batch, sequence, vocabulary]` of tokens that come in these steps."""
+    return torch.cat([text.advance(part)[LOGITS] for part in ids.split([*steps], 1)], 1)
+
+
+def _written(text: CrossText, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens after a start, that among them, and the logits of every step."""
+    ids, found = [start], list[Tensor]()
+    for _ in range(steps):
+        found.append(text.advance(ids[-1])[LOGITS])
+        ids.append(found[-1][:, -1:].argmax(-1))
+    return torch.cat(ids[:-1], 1), torch.cat(found, 1)
+
+
+def _part(name: str, proof: Verification) -> ProvenPart:
+    """What the proof of a part found."""
+    said, error = "; ".join([*proof.short, *filter(None, [proof.limits])]), proof.error
+    if proof.ok:
+        return ProvenPart(name, said)
+    return ProvenPart(name, said, *((error.what, error.code, error.fix) if error else ("nothing was checked",)))

@@ -1,0 +1,110 @@
+"""A network that is cut: nothing is lost with all experts, each expert more loses less, and errors are those that are
+there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moec.dialect import Activation
+from moec.experts.carving import Carved, Carving, Cut, Dense, allocate
+
+HOW = Carving(8, 1, 4, "rows", "ridge", True, 0)
+
+
+def network(seed: int = 0, gated: bool = True) -> Dense:
+    generator = torch.Generator().manual_seed(seed)
+    rows = 64 if gated else 32
+    w_in = torch.randn(rows, 12, generator=generator) * torch.rand(rows, 1, generator=generator) * 1.5
+    return Dense(w_in, None, torch.randn(12, 32, generator=generator), Activation("silu" if gated else "relu", gated))
+
+
+def tokens(count: int = 1600, seed: int = 1) -> Tensor:
+    """Of few kinds, so that a router has something to tell apart."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randn(6, 12, generator=generator)
+    picked = kinds[torch.randint(0, 6, (count,), generator=generator)]
+    return picked + 0.3 * torch.randn(count, 12, generator=generator)
+
+
+def outputs(dense: Dense, carved: Carved, x: Tensor, active: int) -> Tensor:
+    """What the cut network says, expert by expert."""
+    hidden, logits = dense.hidden(x), F.linear(x, carved.router, carved.bias)
+    total = carved.absent.sum(0).expand(len(x), -1).clone()
+    for token, chosen in enumerate(logits.topk(active, dim=1).indices):
+        for e in chosen.tolist():
+            total[token] += dense.w_out[:, carved.groups[e]] @ hidden[token, carved.groups[e]] - carved.absent[e]
+    return total
+
+
+@pytest.mark.parametrize("partition", ["rows", "coactivation", "random"])
+def test_every_neuron_is_in_one_expert_and_all_experts_are_the_network(partition: str) -> None:
+    dense, x = network(), tokens()
+    carved = Cut(dense, x, replace(HOW, partition=partition)).at(8)
+    assert sorted(torch.cat(carved.groups).tolist()) == list(range(32))
+    assert [len(g) for g in carved.groups] == [4] * 8
+    whole = dense.hidden(x[:20]) @ dense.w_out.T
+    assert torch.allclose(outputs(dense, carved, x[:20], 8), whole, atol=1e-4)
+    assert carved.errors.carved == pytest.approx(0, abs=1e-9) and not carved.absent.any()
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_errors_are_those_of_tokens_that_nothing_was_fitted_to(gated: bool) -> None:
+    dense, x = network(gated=gated), tokens()
+    cut = Cut(dense, x, HOW)
+    carved = cut.at(4)
+    judged = x[::8]
+    whole = dense.hidden(judged) @ dense.w_out.T
+    lost = (outputs(dense, carved, judged, 4) - whole).square().sum() / whole.square().sum()
+    assert carved.errors.carved == pytest.approx(float(lost), rel=1e-3)
+    assert carved.errors.oracle < carved.errors.carved
+    dropped = cut.worth.argsort()[:16]
+    away = dense.hidden(judged)[:, dropped] - dense.hidden(x[torch.arange(len(x)) % 8 != 0])[:, dropped].mean(0)
+    static = (away @ dense.w_out[:, dropped].T).square().sum() / whole.square().sum()
+    assert carved.errors.static == pytest.approx(float(static), rel=1e-3)
+    least = [cut.at(n).errors.carved for n in (2, 4, 6)]
+    assert least == sorted(least, reverse=True)
+
+
+def test_a_fitted_router_beats_rows_and_those_beat_chance() -> None:
+    dense, x = network(), tokens()
+    ridge, rows, chance = (
+        Cut(dense, x, replace(HOW, router=router)).at(4).errors.carved for router in ("ridge", "mean-row", "random")
+    )
+    assert ridge < rows and ridge < chance
+
+
+def test_means_of_what_is_left_out_make_up_for_some_of_it() -> None:
+    dense, x = network(), tokens() + 1.0
+    with_means, without = (Cut(dense, x, replace(HOW, compensate=c)).at(3).errors.carved for c in (True, False))
+    assert with_means < without
+
+
+def test_shared_experts_are_those_worth_most_and_always_chosen() -> None:
+    dense, x = network(), tokens()
+    cut = Cut(dense, x, replace(HOW, shared=2))
+    first = set(torch.cat(cut.groups[:2]).tolist())
+    assert first == set(cut.worth.topk(8).indices.tolist())
+    chosen = F.linear(x, cut.router, cut.bias).topk(3, dim=1).indices
+    assert all({0, 1} < set(row) for row in chosen.tolist())
+    same = Cut(dense, x, replace(HOW, shared=4)).at(4).errors  # nothing is routed: it is static pruning
+    assert same.carved == pytest.approx(same.static, rel=1e-3)
+
+
+def test_a_curve_is_the_error_by_the_number_of_experts() -> None:
+    dense, x = network(), tokens()
+    cut = Cut(dense, x, replace(HOW, compensate=False))
+    whole = float((dense.hidden(x[::8]) @ dense.w_out.T).square().sum())
+    for active in (2, 5, 8):
+        assert float(cut.curve()[active - 1]) / whole == pytest.approx(cut.at(active).errors.carved, abs=1e-5)
+
+
+def test_experts_are_given_up_where_that_costs_least() -> None:
+    steep, flat = torch.tensor([9.0, 6.0, 3.0, 0.0]), torch.tensor([0.3, 0.2, 0.1, 0.0])
+    assert allocate([steep, flat], 1, 0.625) == [4, 1]
+    assert allocate([steep, flat], 2, 0.5) == [2, 2]
+    assert allocate([flat, flat], 1, 1.0) == [4, 4]

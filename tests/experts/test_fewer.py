@@ -1,0 +1,57 @@
+"""Fewer experts: the best of each token, weights in their old sum, and the scale that is best."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moec.dialect import Routing
+from moec.experts.fewer import fewer
+from moec.program.moe_call import EXPERTS, MoeCall
+
+
+def call(combine: str, seed: int = 0) -> MoeCall:
+    generator = torch.Generator().manual_seed(seed)
+    x, w_in, w_out = (torch.randn(*s, generator=generator) for s in ((40, 8), (6, 12, 8), (6, 8, 12)))
+    weights, ids = torch.ops.moec.route(torch.randn(40, 6, generator=generator), None, top_k=3, combine=combine)
+    args = (x, ids, weights, w_in, w_out)
+    return MoeCall.evaluated(EXPERTS, args, {"activation": "relu", "gated": False})
+
+
+def output(given: MoeCall, ids: Tensor, weights: Tensor) -> Tensor:
+    value: Tensor = torch.ops.moec.experts(
+        given.x, ids, weights, given.w_in, given.w_out, None, None, **given.activation.arguments()
+    )
+    return value
+
+
+@pytest.mark.parametrize("combine", ["renormalize", "scores", "softmax"])
+def test_no_other_scale_is_nearer_and_errors_are_those_that_are_there(combine: str) -> None:
+    calls, rule = [call(combine, 0), call(combine, 1)], Routing(3, combine=combine)
+    found = fewer(calls, 2, rule)
+    whole = torch.cat([output(c, c.ids, c.weights) for c in calls])
+    parts = torch.cat([output(c, i, w) for c, i, w in zip(calls, found.ids, found.weights, strict=True)])
+    error = float((parts - whole).square().sum())
+    assert found.errors[1] == pytest.approx(error / float(whole.square().sum()), rel=1e-4)
+    for factor in (0.9, 1.1):
+        assert float((factor * parts - whole).square().sum()) > error
+    assert found.errors[0] > found.errors[1] > found.errors[2] == 0 and found.scale != 1
+
+
+def test_weights_that_have_one_sum_have_it_still_and_others_are_as_they_were() -> None:
+    for combine, kept in (("renormalize", True), ("scores", False)):
+        given = call(combine)
+        found = fewer([given], 2, Routing(3, combine=combine))
+        first = given.weights[:, :2]
+        wanted = first / first.sum(-1, keepdim=True) if kept else first
+        assert torch.allclose(found.weights[0] / found.scale, wanted, atol=1e-6)
+        assert torch.equal(found.ids[0], given.ids[:, :2])
+
+
+def test_all_experts_are_as_they_were() -> None:
+    given = call("renormalize")
+    found = fewer([given], 3, Routing(3))
+    assert found.scale == 1 and torch.equal(found.weights[0], given.weights)
+    found.forget()
+    assert not found.ids and set(found.facts()) == {"scale", "error at 1", "error at 2"}

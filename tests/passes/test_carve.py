@@ -1,0 +1,133 @@
+"""`carve`: exact with all experts, a share of the work with fewer, and refused where it cannot be."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import moec
+from moec.errors import MoecError
+from moec.passes.carve import Carve
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
+from moec.program.moe_call import MoeCall, moe_nodes
+from moec.program.program import Program
+from tests import zoo
+
+TOLERANCE = 2e-5  # of the reference's standard deviation
+SIZES = {"batch": 2, "sequence": 9}  # capture uses others
+
+
+@cache
+def source(name: str) -> Any:
+    return zoo.source(name, cache=False)
+
+
+def text(tokens: int = 1024) -> Calibration:
+    ids = torch.randint(0, zoo.VOCAB, (tokens,), generator=torch.Generator().manual_seed(0))
+    return Calibration(CalibrationText("text", 0, 32), "", ids)
+
+
+def carved(name: str, how: str, tokens: int = 1024) -> tuple[Program, list[dict[str, Any]]]:
+    dense = zoo.captured(name, cache=False)
+    program, steps = Pipeline.parse(how).run(dense, Context(calibration=text(tokens)))
+    return program, next(s.facts["layers"] for s in steps if s.name.startswith("carve"))
+
+
+def error(name: str, program: Program) -> float:
+    """Largest difference from the untouched model made anew, in standard deviations of its output."""
+    sample = source(name).sample(SIZES)
+    wanted, found = source(name).reference().run(sample), program.run(**sample)
+    return max(float((found[k] - v).abs().max() / v.std()) for k, v in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "bert"])  # gated, Conv1D with biases, packed, an encoder
+def test_all_experts_are_the_dense_model_and_fewer_are_not(name: str) -> None:
+    size = zoo.captured(name, cache=False)
+    whole, layers = carved(name, "carve(experts=4, active=4, shared=1)")
+    assert len(moe_nodes(whole)) == len(layers) == 2 and error(name, whole) < TOLERANCE
+    assert Carve(experts=4, active=4).contract_of() == "exact"
+    less, layers = carved(name, "carve(experts=4, active=2)")
+    assert error(name, less) > 50 * TOLERANCE  # the bound tells them apart
+    assert all(layer["carved"] > 0 and layer["active"] == 2 for layer in layers)
+    assert not moe_nodes(size)  # the captured program is not touched
+
+
+def test_it_lowers_to_one_mixture_and_its_plan_has_the_same_form() -> None:
+    dense = zoo.captured("llama", cache=False)
+    item, context = Carve(experts=4, active=2, shared=1), Context(calibration=text())
+    plan = item.plan(dense, context)
+    done, _ = Pipeline.parse(f"{item}, fuse-moe").run(dense, context)
+    assert plan.most == plan.least == 2
+    call = MoeCall(moe_nodes(done)[0])
+    assert call.fused and call.top_k == 2 and call.routing is not None and call.routing.combine == "ones"
+    shapes = {n: w.shape for n, w in plan.program.weights.items()}
+    assert shapes == {n: w.shape for n, w in Pipeline.parse(str(item)).run(dense, context)[0].weights.items()}
+
+
+def test_a_share_goes_where_it_costs_least_and_whole_layers_stay_dense() -> None:
+    dense = zoo.captured("llama", cache=False)
+    for name in [n for n in dense.weights if "layers.1.mlp.down" in n]:  # what layer 1 adds is next to nothing
+        dense.weights[name] = dense.weights[name].__class__(
+            **{**vars(dense.weights[name]), "read": lambda a, b, w=dense.weights[name]: w.read(a, b) * 1e-3}
+        )
+    done, steps = Pipeline.parse("carve(experts=4, active=0.625)").run(dense, Context(calibration=text()))
+    layers = steps[0].facts["layers"]
+    assert [(layer["module"], layer["active"]) for layer in layers] == [("model.layers.1.mlp", 1)]
+    assert len(moe_nodes(done)) == 1
+
+
+def test_equal_seeds_make_equal_programs() -> None:
+    first, second = (carved("llama", "carve(experts=4, active=2)")[0] for _ in range(2))
+    for name, weight in first.weights.items():
+        assert torch.equal(weight.load(), second.weights[name].load()) and weight.origin == second.weights[name].origin
+
+
+@pytest.mark.parametrize(
+    ("how", "tokens", "words"),
+    [
+        ("carve(experts=4, active=5)", 1024, "between 1 and 4"),
+        ("carve(experts=4, shared=3, active=2)", 1024, "between 3 and 4"),
+        ("carve(experts=5, active=2)", 1024, "do not divide"),
+        ("carve(experts=4, active=1.5)", 1024, "no share"),
+        ("carve(experts=1, active=1)", 1024, "experts and shared count"),
+        ("carve(experts=4, active=2, router='best')", 1024, "ridge, mean-row, random"),
+        ("carve(experts=16, active=2)", 320, "too few for 16 experts"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_three_lines(how: str, tokens: int, words: str) -> None:
+    with pytest.raises(MoecError) as caught:
+        carved("llama", how, tokens)
+    assert words in str(caught.value) and str(caught.value).count("\n") == 2 and caught.value.code == "M203"
+
+
+def test_without_a_text_it_is_refused_before_any_work() -> None:
+    with pytest.raises(MoecError, match="calibrat"):
+        Pipeline.parse("carve(experts=4, active=2)").run(zoo.captured("llama", cache=False), Context())
+
+
+class Twice(nn.Module):
+    """A language model that goes through one network twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(zoo.VOCAB, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.table(input_ids)
+        for _ in range(2):
+            x = x + self.down(torch.relu(self.up(x)))
+        return {"logits": x @ self.table.weight.T}
+
+
+def test_a_network_that_is_used_twice_stays() -> None:
+    ids = torch.zeros(3, 7, dtype=torch.int64)
+    dense = moec.capture(Twice(), {"input_ids": ids}, {"input_ids": ("batch", "sequence")})
+    with pytest.raises(MoecError, match="its weights are used in several places"):
+        Pipeline.parse("carve(experts=4, active=2)").run(dense, Context(calibration=text()))

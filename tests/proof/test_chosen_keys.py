@@ -1,0 +1,65 @@
+"""Tokens that choose between keys which rounding can't tell apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from moec.program.decoder_signature import in_rows
+from moec.proof.chosen_keys import hanging_keys, key_choices
+from moec.proof.decided_tokens import NOISE, Decided, look
+from tests.sparse_models import source
+from tests.zoo import captured
+
+INF = float("inf")
+
+
+def hanging(*rows: list[float], count: int = 2) -> list[bool]:
+    return hanging_keys(torch.tensor([rows]), count, NOISE[torch.float32])[0].tolist()
+
+
+def test_equal_scores_hang_where_one_of_them_is_chosen_and_one_is_not() -> None:
+    assert hanging([3.0, 1.0, 1.0, 0.0], [3.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]) == [True, False, True]
+    assert hanging([3.0, 1.0 + 1e-5, 1.0], [3.0, 1.0 + 1e-3, 1.0]) == [True, False]
+    assert hanging([1.0, 1.0], [0.0, 0.0]) == [False, False], "all are chosen"
+
+
+def test_keys_that_may_not_be_seen_are_no_choice() -> None:
+    assert hanging([3.0, 1.0, -INF, -INF], [3.0, -INF, -INF, -INF], [-1e38, -3e38, -3e38, -3e38]) == [False] * 3
+    assert hanging([INF, 1.0, 1.0, 0.0], [INF, INF, 1.0, 1.0]) == [True, False], "blocks that are always seen"
+
+
+def test_of_several_heads_one_is_enough() -> None:
+    scores = torch.tensor([[[[3.0, 1.0, 0.0]], [[3.0, 1.0, 1.0]]]])
+    assert hanging_keys(scores, 2, 1e-5).tolist() == [[True]] and hanging_keys(scores, 1, 1e-5).tolist() == [[False]]
+
+
+def test_an_index_is_told_from_a_router() -> None:
+    assert not key_choices(captured("deepseek_v3"))
+    program = source("deepseek_v32").capture()
+    assert len(key_choices(program)) == 2
+    _ties_are_left_out(program)
+
+
+def _ties_are_left_out(program: Any) -> None:
+    """Two equal tokens have equal scores but for their places, which an index without a place does not see."""
+    sample = source("deepseek_v32").sample({"batch": 2, "sequence": 12, "past_sequence": 0}, 3)
+    sample["attention_mask"][:] = 1
+    tokens, _ = look(program, sample, NOISE[torch.float32], causal=True)
+    assert tokens.total == 24 and tokens.tokens[:, :6].all(), "six keys are all that there are"
+    noisy, _ = look(program, sample, 1.0, causal=True)
+    assert not noisy.tokens[:, 6:].any(), "with so much noise any other key may be chosen"
+
+
+def test_rows_of_several_tokens_are_compared_where_all_of_them_are() -> None:
+    tokens = torch.ones(2, 9, dtype=torch.bool)
+    tokens[0, 2] = False
+    assert in_rows(tokens, 4).tolist() == [[True, False, False, True], [True] * 4], "and those that mix them in"
+    assert in_rows(tokens, 9).equal(tokens) and in_rows(tokens, 0).shape == (2, 0)
+
+
+def test_what_is_said_of_them() -> None:
+    found = Decided("float32", 1e-5, 3, 4, what="keys")
+    assert str(found) == "3 of 4 tokens; the others choose between keys that rounding can't tell apart"
+    assert "float32 can't tell this model's keys apart" in Decided("float32", 1e-5, 0, 4, what="keys").problem

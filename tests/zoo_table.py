@@ -1,0 +1,282 @@
+"""The whole zoo, compiled with its state and tried beside eager PyTorch: the table of docs/models.md.
+
+`python -m tests.zoo_table` compiles every model, each in a process of its own, and prints a row a model; `--only NAME`
+does it for some, `--write` puts the table into the page, `--json FILE` keeps and takes up rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from tests import whole_zoo, zoo
+from tests.cases import UPCYCLE
+
+FORMS = {"kernel": "MoE kernel", "kernel, portable routing": "MoE kernel, routing apart", "grouped": "grouped GEMM"}
+BOUND, LIMIT_S, SEED = 1e-3, 300, 77
+PAGE = Path(__file__).parents[1] / "docs/models.md"
+START, END = "<!-- support table -->\n", "\n<!-- end of support table -->"
+# rows and tokens of the trials: one token, an ordinary batch, and more tokens than the model's context or any window
+SIZES = ((1, 1), (3, 19), (2, whole_zoo.CONTEXT + 7))
+GROUPS = {
+    "Mixtures of experts": lambda: whole_zoo.names(),
+    "Dense models with other states": lambda: whole_zoo.names(hybrid=True),
+    "Dense models, upcycled": lambda: sorted(zoo.dense_configs()),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one model.
+
+    Attributes:
+        name: its key in the zoo. architecture: the class that its config names.
+        verdict: `right`, `wrong`, `refused` (with an error's code) or `failed` (an internal error, or no end).
+        states: what the engine carries from token to token. lowering: how its mixtures run.
+        error: largest error beside eager, over the spread of the output, in the proof and in the trials here.
+        experts: reached and all. said: the code and the reason of a refusal, or what the trials found.
+    """
+
+    name: str
+    architecture: str
+    verdict: str
+    states: tuple[str, ...] = ()
+    lowering: tuple[str, ...] = ()
+    error: float = 0.0
+    experts: tuple[int, int] = (0, 0)
+    said: str = ""
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Row:
+        """A row as JSON holds it."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+
+    def cells(self) -> tuple[str, ...]:
+        """The cells of its row in the table."""
+        if self.verdict != "right":
+            return self.architecture, self.verdict, self.said
+        reached = f"{self.experts[0]}/{self.experts[1]}" if self.experts[1] else "—"
+        states, forms = ", ".join(self.states) or "none", ", ".join(self.lowering) or "—"
+        return self.architecture, states, forms, reached, f"{self.error:.0e}"
+
+
+def measured(name: str, folder: Path) -> Row:
+    """Compile a model of the zoo and try its engine; a refusal is a result."""
+    import moec
+
+    model, architecture = whole_zoo.save(name, folder / "model"), whole_zoo.architecture(name)
+    try:
+        report = compiled(model, folder / "engine", UPCYCLE if name in zoo.dense_configs() else "")
+    except moec.MoecError as error:
+        verdict = "failed" if error.exit_code == 70 else "refused" if error.exit_code in (2, 3) else "wrong"
+        return Row(name, architecture, verdict, said=f"{error.code}: {error.what}".replace(str(folder), ""))
+    engine = moec.load(folder / "engine")
+    tried, said = trials(folder / "model", engine)
+    coverage = report.proof.coverage
+    return Row(
+        name,
+        architecture,
+        "right" if tried <= BOUND else "wrong",
+        states_of(engine),
+        tuple(dict.fromkeys(FORMS.get(b["formulation"], b["formulation"]) for b in report.facts["blocks"])),
+        max(report.comparison.worst.deviation, tried),
+        (coverage.reached, coverage.total),
+        said,
+    )
+
+
+def compiled(model: str, out: Path, pipeline: str) -> Any:
+    """The report of a compile; a model of images is compiled for text alone, as the refusal of its inputs says."""
+    import moec
+
+    try:
+        return moec.compile(model, pipeline=pipeline, out=out)
+    except moec.MoecError as error:
+        if error.code != "M216":
+            raise
+        return moec.compile(model, pipeline=pipeline, out=out, leave_out=[error.fix.rpartition(" ")[2]])
+
+
+def states_of(engine: Any) -> tuple[str, ...]:
+    """The kinds of an engine's states, by the last part of their names."""
+    kinds = dict.fromkeys(i.name.split(".")[-1] for i in engine.inputs if i.name.startswith("past_key_values."))
+    if {"key", "value"} <= set(kinds):
+        kinds = {"keys and values": None} | {k: None for k in kinds if k not in ("key", "value")}
+    return tuple(kind.replace("_", " ") for kind in kinds)
+
+
+def trials(folder: Path, engine: Any) -> tuple[float, str]:
+    """The largest error of an engine beside eager made anew (sizes beyond the model's bounds in one go, and a text
+    token by token), and what the engine would not take."""
+    import torch
+
+    import moec
+
+    model, worst, said = eager(folder), 0.0, []
+    generator = torch.Generator().manual_seed(SEED)
+    for batch, length in SIZES:
+        inputs = _inputs(engine, batch, length, generator)
+        error = _beside(model, engine, inputs)
+        worst, said = (max(worst, error), said) if isinstance(error, float) else (worst, [*said, error])
+    if any(i.name.startswith("past_key_values.") for i in engine.inputs):
+        try:
+            worst = max(worst, _token_by_token(model, engine, generator))
+        except moec.MoecError as error:
+            said.append(f"{error.code} token by token: {error.what}")
+    return worst, "; ".join(said)
+
+
+def eager(folder: Path) -> Any:
+    """The untouched model from its folder, in float32."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind = getattr(transformers, config.architectures[0])
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _inputs(engine: Any, batch: int, length: int, generator: Any) -> dict[str, Any]:
+    """Drawn tokens, every row but the first with padding on the left; drawn pixels for a model of images."""
+    import torch
+
+    names = {i.name for i in engine.inputs}
+    if "pixel_values" in names:
+        spec = next(i for i in engine.inputs if i.name == "pixel_values")
+        shape = [batch, *(n if isinstance(n, int) else 24 for n in spec.shape[1:])]
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+    mask = torch.ones((batch, length), dtype=torch.int64)
+    for row in range(1, batch):
+        mask[row, : min(2 * row, length - 1)] = 0
+    given = {"input_ids": torch.randint(3, zoo.VOCAB, (batch, length), generator=generator), "attention_mask": mask}
+    if "token_type_ids" in names:
+        given["token_type_ids"] = torch.zeros_like(mask)
+    return given
+
+
+def _beside(model: Any, engine: Any, inputs: dict[str, Any]) -> float | str:
+    """Error of the first output beside eager's, padding left out; the refusal where the engine takes no such sizes."""
+    import torch
+
+    import moec
+    from moec.program.decoder_signature import cache_inputs, positions
+
+    mask, more = inputs.get("attention_mask"), {}
+    if mask is not None and cache_inputs(engine.inputs):
+        more = {"position_ids": positions(mask, mask.shape[1])}
+    with torch.inference_mode():
+        want = model(**inputs, **more)[0]
+    try:
+        got = next(iter(engine(**inputs).values()))
+    except moec.MoecError as error:
+        return f"{error.code} at {list(next(iter(inputs.values())).shape)}: {error.what}"
+    real = mask.bool() if mask is not None and want.shape[:2] == mask.shape else ...
+    return float((got[real] - want[real]).abs().max() / want[real].std(correction=0).clamp(min=1e-6))
+
+
+def _token_by_token(model: Any, engine: Any, generator: Any) -> float:
+    """Error of the last logits of a padded batch: a prompt of 5 tokens, then 12 tokens, one at a time."""
+    import torch
+
+    from moec.execution.generation import continuation
+    from moec.program.decoder_signature import positions
+
+    inputs, text, worst = _inputs(engine, 2, 17, generator), continuation(engine), 0.0
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.inference_mode():
+        want = model(**inputs, position_ids=positions(mask, 17), use_cache=False)[0]
+    for start, stop in [(0, 5), *((n, n + 1) for n in range(5, 17))]:
+        got = torch.from_numpy(text.step(ids[:, start:stop].numpy(), mask[:, :stop].numpy()).copy())
+        worst = max(worst, float((got - want[:, stop - 1]).abs().max() / want.std()))
+    return worst
+
+
+def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
+    """Every model in a process of its own, which has so many seconds."""
+    for name in names:
+        command = [sys.executable, "-m", "tests.zoo_table", "--row", name]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
+            last = (ended.stdout.strip().splitlines() or [""])[-1]
+            yield Row.of(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr)
+        except subprocess.TimeoutExpired:
+            yield _failed(name, f"no end after {limit_s} s")
+
+
+def _failed(name: str, error: str) -> Row:
+    return Row(
+        name,
+        whole_zoo.architecture(name),
+        "failed",
+        said=(error.strip().splitlines() or ["it ended without a word"])[-1][:300],
+    )
+
+
+def table(found: Sequence[Row]) -> str:
+    """The tables in Markdown, one a group, with date, versions and counts before, and moec's own words for every model
+    that is not right behind."""
+    right, others = ([r for r in found if (r.verdict == "right") is well] for well in (True, False))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "onnxruntime"))
+    lines = [f"Measured on {datetime.date.today()} with {packages}: {len(right)} of {len(found)} models are right."]
+    for title, names in GROUPS.items():
+        part = [row for row in right if row.name in names()]
+        if part:
+            lines += [
+                "",
+                f"| {title} | states | mixtures run as | experts reached | max \\|Δ\\|/std |",
+                "|---" * 5 + "|",
+            ]
+            lines += ["| " + " | ".join(row.cells()) + " |" for row in part]
+    if others:
+        lines += ["", "Not taken, in moec's own words:", ""]
+    for row in others:
+        lines += wrap(f"- {row.architecture} ({row.verdict}): {row.said}", 118, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def write(page: Path, text: str) -> None:
+    """Put the table between its markers."""
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(before + START + text + END + rest.partition(END)[2])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="names of models")
+    parser.add_argument("--row", help="one model in this process; prints JSON")
+    parser.add_argument("--json", type=Path, help="a file of rows: those of models that are not asked for are kept")
+    parser.add_argument("--write", action="store_true", help="write docs/models.md")
+    asked = parser.parse_args()
+    if asked.row:
+        warnings.simplefilter("ignore")
+        with tempfile.TemporaryDirectory() as folder:
+            print("\n" + json.dumps(asdict(measured(asked.row, Path(folder)))))
+        return
+    everything = [name for names in GROUPS.values() for name in names()]
+    known = {}
+    if asked.json and asked.json.exists():
+        known = {r["name"]: Row.of(r) for r in json.loads(asked.json.read_text())}
+    for row in rows(asked.only or everything):
+        known[row.name] = row
+        print(" | ".join(row.cells()), flush=True)
+        if asked.json:
+            ordered = [asdict(known[n]) for n in everything if n in known]
+            asked.json.write_text(json.dumps(ordered, indent=1))
+    if asked.write:
+        write(PAGE, table([known[n] for n in everything if n in known]))
+
+
+if __name__ == "__main__":
+    main()
