@@ -164,7 +164,9 @@ def _media(
         found = settled(model, found, text, (size, size) if isinstance(size, int) else size)
         if found:
             return found
-    return image_inputs(model, images) if "pixel_values" in names and "pixel_values" not in leave_out else {}
+    seen = "pixel_values" in names and "pixel_values" not in leave_out
+    beside_text = method == "forward" and model.main_input_name == IDS and model.can_generate()
+    return image_inputs(model, images) if seen and not beside_text else {}
 
 
 def _sizes(media: Found, made: Prepared) -> dict[str, int]:

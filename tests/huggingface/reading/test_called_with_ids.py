@@ -17,7 +17,7 @@ from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.huggingface.source import HuggingFaceSource, open_source
 from moec.program.moe_call import MoeCall, moe_nodes
-from tests import nomic_moe, zoo
+from tests import nomic_moe
 
 
 def dbrx() -> Any:
