@@ -39,7 +39,7 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
         MoecError: M206 when a layer of its cache holds anything but the kinds of `state_kinds`.
     """
     name = type(model).__name__
-    cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model.config).layers}
+    cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
     found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
     if not found:
         raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
