@@ -160,7 +160,7 @@ class HuggingFaceSource(Retried):
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
-    def signature(self) -> Signature:
+    def signature(self) -> Signature:  # type: ignore[override]
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
         try:
             if self.part:
