@@ -82,7 +82,6 @@ def _whole(layer: Any) -> Any:
 
     if has_rows(layer):
         return compressed_layer({})
-
     if type(layer) is cache_utils.DynamicSlidingWindowLayer:
         return cache_utils.DynamicLayer()  # type: ignore[no-untyped-call]
     windowed = getattr(cache_utils, "LinearAttentionAndSlidingWindowAttentionLayer", None)
