@@ -37,6 +37,7 @@ from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
+from moec.huggingface.ways_out import refused_with, without_cache
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
 from moec.program.encoder_decoder import DECODER, PARTS
@@ -64,9 +65,7 @@ def open_source(
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
-    wanted = LeaveOut(leave_out)
-    origin = ModelFolder(text, trust_remote_code, allow_pickle, wanted)
-    return HuggingFaceSource(text, origin, cache, wanted, part=part)
+    return HuggingFaceSource.open(text, Opening(None, None, trust_remote_code, allow_pickle, cache, leave_out, part))
 
 
 class HuggingFaceSource(Source):
@@ -162,25 +161,20 @@ class HuggingFaceSource(Source):
     @cached_property
     def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
-        try:
+        with refused_with(self._refusal):
             if self.part:
-                return part_signature(capturable(self.origin, torch.float32, own_attention=True)[0], self.part)
-            caches = (
-                cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
-            )
-        except MoecError as error:
-            better = self._refusal(error)
-            if better is error:
-                raise
-            raise better from error
+                return part_signature(self._run_on_meta(own_attention=True), self.part)
+            caches = cache_signature(self._run_on_meta(self._own_attention)) if self._cache else ()
         return self._asked.signature(caches)
+
+    def _run_on_meta(self, own_attention: bool) -> Any:
+        return capturable(self.origin, torch.float32, own_attention)[0]
 
     def parts(self) -> dict[str, Source]:
         """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
         both; nothing for any other, and for one without a cache."""
-        if not self._has_parts:
-            return {}
-        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
+        parts = PARTS if self._has_parts else ()
+        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in parts}
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
@@ -229,9 +223,8 @@ class HuggingFaceSource(Source):
         return describe(self.origin, self.text, self.inputs)
 
     def write_companions(self, folder: Path) -> None:
-        if self.part:
-            return  # they lie beside both
-        write_companions(self.origin, folder)
+        if not self.part:  # they lie beside both
+            write_companions(self.origin, folder)
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
@@ -254,33 +247,19 @@ class HuggingFaceSource(Source):
             MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
                 cannot take.
         """
-        try:
+        with refused_with(self._refusal):
             return self._captured(dtype)
-        except MoecError as error:
-            better = self._refusal(error)
-            if better is error:
-                raise
-            raise better from error
 
     def _refusal(self, error: MoecError) -> MoecError:
-        """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
+        """The refusal of a capture, with a way out where one was tried and works: no cache, or values that stay."""
         if error.code not in ("M206", "M207") or error is self._explained:
             return error
-        self._explained = self._tried_without_cache(error) if self._cache else self._tried_with_values(error)
-        return self._explained
-
-    def _tried_with_values(self, error: MoecError) -> MoecError:
         sources = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
-        return self._asked.with_values(error, self.signature, lambda given: sources(given).capture())
-
-    def _tried_without_cache(self, error: MoecError) -> MoecError:
-        try:
-            HuggingFaceSource(self.text, self.origin, False, self._leave_out, self._given).capture()
-        except MoecError as other:
-            what = f"{error.what}; with --no-cache, {other.what}"
-            return MoecError(error.code, what, other.where, other.fix)
-        fix = "compile its forward alone: pass --no-cache, with which it was captured just now"
-        return MoecError(error.code, error.what, error.where, fix)
+        if self._cache:
+            self._explained = without_cache(error, lambda: sources(self._given).capture())
+        elif not self.part:
+            self._explained = self._asked.with_values(error, self.signature, lambda given: sources(given).capture())
+        return self._explained or error
 
     def _captured(self, dtype: torch.dtype) -> Program:
         try:
@@ -288,10 +267,8 @@ class HuggingFaceSource(Source):
         except MoecError as error:
             if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
                 return self._capture(dtype, device="cpu")
-            if (
-                error.code == "M206" and error.where == ATTENTION and not self._cache
-            ):  # an argument that our operator cannot honour
-                self._own_attention = True
+            if error.code == "M206" and error.where == ATTENTION and not self._cache:
+                self._own_attention = True  # for an argument that our operator cannot honour
                 return self._captured(dtype)
             if error.code != "M207":
                 raise
@@ -307,17 +284,12 @@ class HuggingFaceSource(Source):
         if device != "meta":
             model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(self._capture_sizes).items()}
-        try:
+        with refused_with(partial(explain, model)):
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
                 {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
-        except MoecError as error:
-            better = explain(model, error)
-            if better is None:
-                raise
-            raise better from error
         origin = None if self.part else self.origin
         if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
             self._unread = unread_tensors(origin.checkpoint.weights, program)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.files.inside import read_inside
 from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import FEATURES, makes_decoder_ids
@@ -22,10 +20,11 @@ from moec.huggingface.reading.cache import cached_call
 from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
 from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.reading.images import image_input, size_of
 from moec.huggingface.reading.known_values import KnownValues
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
 from moec.huggingface.reading.masks import masks_by_broadcast
-from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
+from moec.huggingface.reading.media import Found, apart, media_inputs, media_sizes, scales, settled
 from moec.huggingface.reading.processor import Prepared
 from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
 from moec.huggingface.reading.views import PlainViews
@@ -106,10 +105,10 @@ def signature_of(
     if caches:
         return _text(model, caches, leave_out)
     text = _plain_text(model, leave_out)
+    if main != IDS and has_parts(model):
+        return _of_parts(whole_inputs(model))
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
-        if has_parts(model):
-            return _of_parts(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
@@ -128,7 +127,7 @@ def _signature(found: Found, media: Found, made: Prepared | None, method: str = 
         tuple(Input(name, dtype, shape) for name, (_, dtype, shape) in found.items()),
         {name: domain for name, (domain, _, _) in found.items()},
         scales(media, made),
-        _sizes(media, made) if made else {},
+        media_sizes(media, made) if made else {},
         method=method,
     )
 
@@ -160,20 +159,14 @@ def _media(
     has them."""
     names = inspect.signature(getattr(model, method)).parameters
     if made is not None:
-        size = _size_of(model, images)
+        size = size_of(model, images)
         found = media_inputs(model, made, leave_out, method)
         found = settled(model, found, text, (size, size) if isinstance(size, int) else size)
         if found:
             return found
     seen = "pixel_values" in names and "pixel_values" not in leave_out
     beside_text = method == "forward" and model.main_input_name == IDS and model.can_generate()
-    return _image(model, images) if seen and not beside_text else {}
-
-
-def _sizes(media: Found, made: Prepared) -> dict[str, int]:
-    pairs = ((d, n) for name, (_, _, shape) in media.items() if name in made.runs[0]
-             for d, n in zip(shape, made.runs[0][name].shape, strict=True))  # fmt: skip
-    return {d: n for d, n in pairs if isinstance(d, str)}
+    return image_input(model, images) if seen and not beside_text else {}
 
 
 def _text(model: Any, caches: Sequence[Input], leave_out: Container[str] = ()) -> Signature:
@@ -221,37 +214,6 @@ def _parameters(model: Any) -> Mapping[str, Any]:
 def _whole(config: Any, name: str) -> int:
     value = getattr(config, name, 0)
     return value if isinstance(value, int) else 0
-
-
-def _image(model: Any, images: Path | None) -> Found:
-    """Pixels of the size that the config or the preprocessor fixes, else of any."""
-    config = getattr(model.config, "vision_config", model.config)
-    size = _size_of(model, images)
-    height, width = (size, size) if isinstance(size, int) else size or ("height", "width")
-    shape = ("batch", int(getattr(config, "num_channels", 3)), height, width)
-    return {"pixel_values": (Domain("number"), torch.float32, shape)}
-
-
-def _size_of(model: Any, images: Path | None) -> Any:
-    """Height and width, or both as one number, that config or preprocessor bring every image to; None where neither
-    says it."""
-    config = getattr(model.config, "vision_config", model.config)
-    size = getattr(config, "image_size", None)
-    return (tuple(size) if isinstance(size, list) else size) or _prepared_size(images)
-
-
-def _prepared_size(images: Path | None) -> tuple[int, int] | None:
-    """Height and width that a preprocessor brings every image to; None where it keeps proportions, or there is none."""
-    path = images / "preprocessor_config.json" if images else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        size = json.loads(read_inside(path, path.parent)).get("size")
-    except (OSError, ValueError, AttributeError) as error:
-        what = "preprocessor_config.json is not a JSON object"
-        raise MoecError("M204", what, str(path), "download the file again, or remove it") from error
-    fixed = isinstance(size, dict) and all(isinstance(size.get(k), int) and size[k] > 0 for k in ("height", "width"))
-    return (size["height"], size["width"]) if fixed else None
 
 
 def named_call(
