@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -32,7 +32,7 @@ SIZES = ((1, 1), (3, 19), (2, whole_zoo.CONTEXT + 7))
 GROUPS = {
     "Mixtures of experts": lambda: whole_zoo.names(),
     "Dense models with other states": lambda: whole_zoo.names(hybrid=True),
-    "Dense models, upcycled": lambda: sorted(zoo.dense_configs()),
+    "Dense models, upcycled": lambda: sorted(zoo.architectures(dense=True)),
 }
 
 
@@ -77,9 +77,9 @@ def measured(name: str, folder: Path) -> Row:
 
     model, architecture = whole_zoo.save(name, folder / "model"), whole_zoo.architecture(name)
     try:
-        report = compiled(model, folder / "engine", UPCYCLE if name in zoo.dense_configs() else "")
+        report = compiled(model, folder / "engine", UPCYCLE if name in zoo.architectures(dense=True) else "")
     except moec.MoecError as error:
-        verdict = "failed" if error.exit_code == 70 else "refused" if error.exit_code in (2, 3) else "wrong"
+        verdict = "failed" if error.exit_code == 70 else "wrong" if error.code == "M101" else "refused"
         return Row(name, architecture, verdict, said=f"{error.code}: {error.what}".replace(str(folder), ""))
     engine = moec.load(folder / "engine")
     tried, said = trials(folder / "model", engine)
@@ -215,19 +215,15 @@ def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
 
 
 def _failed(name: str, error: str) -> Row:
-    return Row(
-        name,
-        whole_zoo.architecture(name),
-        "failed",
-        said=(error.strip().splitlines() or ["it ended without a word"])[-1][:300],
-    )
+    last = (error.strip().splitlines() or ["it ended without a word"])[-1]
+    return Row(name, whole_zoo.architecture(name), "failed", said=last[:300])
 
 
 def table(found: Sequence[Row]) -> str:
     """The tables in Markdown, one a group, with date, versions and counts before, and moec's own words for every model
     that is not right behind."""
     right, others = ([r for r in found if (r.verdict == "right") is well] for well in (True, False))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "onnxruntime"))
+    packages = ", ".join(f"{n} {import_module(n).__version__}" for n in ("transformers", "torch", "onnxruntime"))
     lines = [f"Measured on {datetime.date.today()} with {packages}: {len(right)} of {len(found)} models are right."]
     for title, names in GROUPS.items():
         part = [row for row in right if row.name in names()]

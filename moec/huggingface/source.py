@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
 from moec.huggingface.reading.asked import Asked
-from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
@@ -33,11 +32,11 @@ from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
+from moec.huggingface.retried import Retried
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
-from moec.huggingface.ways_out import refused_with, without_cache
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
 from moec.program.encoder_decoder import DECODER, PARTS
@@ -65,10 +64,12 @@ def open_source(
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
-    return HuggingFaceSource.open(text, Opening(None, None, trust_remote_code, allow_pickle, cache, leave_out, part))
+    wanted = LeaveOut(leave_out)
+    origin = ModelFolder(text, trust_remote_code, allow_pickle, wanted)
+    return HuggingFaceSource(text, origin, cache, wanted, part=part)
 
 
-class HuggingFaceSource(Source):
+class HuggingFaceSource(Retried):
     """A model of the transformers library."""
 
     leaves_out = True
@@ -159,22 +160,27 @@ class HuggingFaceSource(Source):
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
-    def signature(self) -> Signature:
+    def signature(self) -> Signature:  # type: ignore[override]
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
-        with refused_with(self._refusal):
+        try:
             if self.part:
-                return part_signature(self._run_on_meta(own_attention=True), self.part)
-            caches = cache_signature(self._run_on_meta(self._own_attention)) if self._cache else ()
+                return part_signature(capturable(self.origin, torch.float32, own_attention=True)[0], self.part)
+            caches = (
+                cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
+            )
+        except MoecError as error:
+            better = self._refusal(error)
+            if better is error:
+                raise
+            raise better from error
         return self._asked.signature(caches)
-
-    def _run_on_meta(self, own_attention: bool) -> Any:
-        return capturable(self.origin, torch.float32, own_attention)[0]
 
     def parts(self) -> dict[str, Source]:
         """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
         both; nothing for any other, and for one without a cache."""
-        parts = PARTS if self._has_parts else ()
-        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in parts}
+        if not self._has_parts:
+            return {}
+        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
@@ -223,8 +229,9 @@ class HuggingFaceSource(Source):
         return describe(self.origin, self.text, self.inputs)
 
     def write_companions(self, folder: Path) -> None:
-        if not self.part:  # they lie beside both
-            write_companions(self.origin, folder)
+        if self.part:
+            return  # they lie beside both
+        write_companions(self.origin, folder)
 
     def save_checkpoint(self, program: Program, folder: Path) -> None:
         """Upcycled for transformers, quantized for vLLM, see `moec.huggingface.saving.save`."""
@@ -240,40 +247,6 @@ class HuggingFaceSource(Source):
     def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
         return text_facts(folder, text, inputs)
 
-    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        """The model as a Program, its experts as `moec::experts`.
-
-        Raises:
-            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
-                cannot take.
-        """
-        with refused_with(self._refusal):
-            return self._captured(dtype)
-
-    def _refusal(self, error: MoecError) -> MoecError:
-        """The refusal of a capture, with a way out where one was tried and works: no cache, or values that stay."""
-        if error.code not in ("M206", "M207") or error is self._explained:
-            return error
-        sources = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
-        if self._cache:
-            self._explained = without_cache(error, lambda: sources(self._given).capture())
-        elif not self.part:
-            self._explained = self._asked.with_values(error, self.signature, lambda given: sources(given).capture())
-        return self._explained or error
-
-    def _captured(self, dtype: torch.dtype) -> Program:
-        try:
-            return self._capture(dtype)
-        except MoecError as error:
-            if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
-                return self._capture(dtype, device="cpu")
-            if error.code == "M206" and error.where == ATTENTION and not self._cache:
-                self._own_attention = True  # for an argument that our operator cannot honour
-                return self._captured(dtype)
-            if error.code != "M207":
-                raise
-            return self._capture(dtype, attention="eager")
-
     def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
         device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without
         model, weights = capturable(self.origin, dtype, self._own_attention)
@@ -284,12 +257,17 @@ class HuggingFaceSource(Source):
         if device != "meta":
             model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(self._capture_sizes).items()}
-        with refused_with(partial(explain, model)):
+        try:
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
                 {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
+        except MoecError as error:
+            better = explain(model, error)
+            if better is None:
+                raise
+            raise better from error
         origin = None if self.part else self.origin
         if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
             self._unread = unread_tensors(origin.checkpoint.weights, program)

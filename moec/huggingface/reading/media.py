@@ -102,13 +102,6 @@ def scales(found: Found, made: Prepared | None) -> dict[str, int]:
     return {d: known[d] for _, _, shape in found.values() for d in shape if isinstance(d, str) and d in known}
 
 
-def media_sizes(media: Found, made: Prepared) -> dict[str, int]:
-    """Of each dynamic dimension: what it was in the first run."""
-    pairs = ((d, n) for name, (_, _, shape) in media.items() if name in made.runs[0]
-             for d, n in zip(shape, made.runs[0][name].shape, strict=True))  # fmt: skip
-    return {d: n for d, n in pairs if isinstance(d, str)}
-
-
 def settled(model: Any, found: Found, text: Found, fixed_size: tuple[int, int] | None) -> Found:
     """The inputs with the height and width that the config says, where the model takes no others beside its `text`."""
     dynamic = any(d in ("height", "width") for _, _, shape in found.values() for d in shape)

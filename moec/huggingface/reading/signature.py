@@ -20,11 +20,11 @@ from moec.huggingface.reading.cache import cached_call
 from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
 from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
-from moec.huggingface.reading.images import image_input, size_of
+from moec.huggingface.reading.image_size import image_inputs, image_size
 from moec.huggingface.reading.known_values import KnownValues
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
 from moec.huggingface.reading.masks import masks_by_broadcast
-from moec.huggingface.reading.media import Found, apart, media_inputs, media_sizes, scales, settled
+from moec.huggingface.reading.media import Found, apart, media_inputs, scales, settled
 from moec.huggingface.reading.processor import Prepared
 from moec.huggingface.reading.token_by_token import forgets_states, token_by_token
 from moec.huggingface.reading.views import PlainViews
@@ -127,7 +127,7 @@ def _signature(found: Found, media: Found, made: Prepared | None, method: str = 
         tuple(Input(name, dtype, shape) for name, (_, dtype, shape) in found.items()),
         {name: domain for name, (domain, _, _) in found.items()},
         scales(media, made),
-        media_sizes(media, made) if made else {},
+        _sizes(media, made) if made else {},
         method=method,
     )
 
@@ -159,14 +159,20 @@ def _media(
     has them."""
     names = inspect.signature(getattr(model, method)).parameters
     if made is not None:
-        size = size_of(model, images)
+        size = image_size(model, images)
         found = media_inputs(model, made, leave_out, method)
         found = settled(model, found, text, (size, size) if isinstance(size, int) else size)
         if found:
             return found
     seen = "pixel_values" in names and "pixel_values" not in leave_out
     beside_text = method == "forward" and model.main_input_name == IDS and model.can_generate()
-    return image_input(model, images) if seen and not beside_text else {}
+    return image_inputs(model, images) if seen and not beside_text else {}
+
+
+def _sizes(media: Found, made: Prepared) -> dict[str, int]:
+    pairs = ((d, n) for name, (_, _, shape) in media.items() if name in made.runs[0]
+             for d, n in zip(shape, made.runs[0][name].shape, strict=True))  # fmt: skip
+    return {d: n for d, n in pairs if isinstance(d, str)}
 
 
 def _text(model: Any, caches: Sequence[Input], leave_out: Container[str] = ()) -> Signature:

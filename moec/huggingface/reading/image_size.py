@@ -1,4 +1,4 @@
-"""Pixels as a model's config, or its preprocessor's file, has them: for folders whose processor cannot be run."""
+"""The pixels that a model takes: of the size that its config or its preprocessor fixes, else of any."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from moec.frontend.source import Domain
 from moec.huggingface.reading.media import Found
 
 
-def image_input(model: Any, images: Path | None) -> Found:
+def image_inputs(model: Any, images: Path | None) -> Found:
     """Pixels of the size that the config or the preprocessor fixes, else of any."""
     config = getattr(model.config, "vision_config", model.config)
-    size = size_of(model, images)
+    size = image_size(model, images)
     height, width = (size, size) if isinstance(size, int) else size or ("height", "width")
     shape = ("batch", int(getattr(config, "num_channels", 3)), height, width)
     return {"pixel_values": (Domain("number"), torch.float32, shape)}
 
 
-def size_of(model: Any, images: Path | None) -> Any:
+def image_size(model: Any, images: Path | None) -> Any:
     """Height and width, or both as one number, that config or preprocessor bring every image to; None where neither
     says it."""
     config = getattr(model.config, "vision_config", model.config)
