@@ -105,10 +105,10 @@ def signature_of(
     if caches:
         return _text(model, caches, leave_out)
     text = _plain_text(model, leave_out)
+    if main != IDS and has_parts(model):
+        return _of_parts(whole_inputs(model))
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
-        if has_parts(model):
-            return _of_parts(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from moec.compiler.open import open_source
 from tests.seen_and_heard import SEEN, VISION_LANGUAGE
@@ -45,3 +46,10 @@ def test_images_of_a_batch_are_padded_below_and_on_the_right(tmp_path: Path) -> 
     mask = open_source(str(tmp_path)).sample({"batch": 2, "height": 40, "width": 50})["pixel_mask"]
     assert torch.equal(mask[0], torch.ones_like(mask[0]))
     assert mask[1, :32, :42].all() and not mask[1, 32:].any() and not mask[1, :, 42:].any()
+
+
+def test_whisper_that_writes_text_stays_in_two_parts_beside_its_processor(tmp_path: Path) -> None:
+    transformers.WhisperForConditionalGeneration(SEEN["whisper"].save(tmp_path).config).save_pretrained(tmp_path)
+    source = open_source(str(tmp_path))
+    assert [i.name for i in source.inputs] == ["input_features", "decoder_input_ids"]
+    assert list(source.parts()) == ["encoder", "decoder"]
