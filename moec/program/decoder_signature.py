@@ -101,8 +101,9 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     growing = next(iter(growing_inputs(inputs)), None)
     first = filled.get(growing.name) if growing else None
     axis = past_axis(growing) if growing else 0
-    if MASK not in given and any(i.name == MASK for i in inputs) and getattr(first, "ndim", 0) > axis:
-        filled[MASK] = torch.ones((batch, int(first.shape[axis]) + length), dtype=torch.int64)  # type: ignore[union-attr]
+    if MASK not in given and any(i.name == MASK for i in inputs) and (not growing or getattr(first, "ndim", 0) > axis):
+        past = int(first.shape[axis]) if growing else 0  # type: ignore[union-attr]
+        filled[MASK] = torch.ones((batch, past + length), dtype=torch.int64)
     return filled
 
 

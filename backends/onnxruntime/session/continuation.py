@@ -128,7 +128,7 @@ class SharedContinuation(HostContinuation):
             self._token, self._logits = np.empty_like(ids[:, :1]), np.empty_like(logits[:, :1])
             self._keep(self._named(present))
             return logits
-        if total > next(iter(self._past.values())).shape[2]:
+        if self._past and total > next(iter(self._past.values())).shape[2]:
             self._keep(self._used_part(total - new))
         self._token[:] = ids
         binding = self._bindings[self._turn]
