@@ -3,7 +3,6 @@ model, cache and all."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.huggingface.source import open_source
-from moec.program.moe_call import moe_nodes
-from tests import nomic_moe, zoo
+from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.program.moe_call import MoeCall, moe_nodes
+from tests import nomic_moe
 
 
 def dbrx() -> Any:
@@ -35,6 +36,32 @@ def longcat() -> Any:
         num_key_value_heads=4, ffn_hidden_size=80, max_position_embeddings=128, **sizes, **experts,
     )  # fmt: skip
     return transformers.LongcatFlashForCausalLM(config)
+
+
+def step(limits: tuple[float, float] = (0.3, 0.0)) -> Any:
+    config = Step3p7TextConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, moe_intermediate_size=24, share_expert_dim=24, n_routed_experts=4, num_local_experts=4,
+        num_experts_per_tok=2, mlp_layer_types=["sparse", "sparse"], swiglu_limits=list(limits), sliding_window=5,
+    )  # fmt: skip
+    return Step3p7TextModel(config)
+
+
+def test_step_3s_gate_is_clamped_behind_its_activation() -> None:
+    """By layer: the first has a limit, the second none; both as the model computes them."""
+    torch.manual_seed(0)
+    model = step().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape) * 0.3)
+    program = HuggingFaceSource.from_model(model, cache=False).capture()
+    rules = [MoeCall(node).activation for node in moe_nodes(program)]
+    assert [(rule.limit, rule.clamp_after) for rule in rules] == [(0.3, True), (0.0, False)]
+    ids = torch.randint(0, 96, (3, 17))
+    with torch.no_grad():
+        want = model(input_ids=ids).last_hidden_state
+    found = EagerEngine(program)(input_ids=ids, attention_mask=torch.ones_like(ids))["last_hidden_state"]
+    assert (found - want).abs().max() <= 1e-4 * want.std()
 
 
 def saved(make: Callable[[], Any], folder: Path) -> Any:
@@ -77,16 +104,6 @@ def test_the_same_parts_with_another_meaning_are_refused(
     assert error.value.code == "M206" and name in error.value.what and "does not compute" in error.value.what
 
 
-def nomic(folder: Path) -> None:
-    """An encoder with experts, saved with its own code."""
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 2}
-    config = nomic_moe.NomicMoeConfig(vocab_size=96, pad_token_id=1, hidden_act="gelu", **sizes)
-    saved(lambda: nomic_moe.NomicMoeModel(config), folder)
-    shutil.copy(str(nomic_moe.__file__), folder)
-    auto_map = {"AutoConfig": "nomic_moe.NomicMoeConfig", "AutoModel": "nomic_moe.NomicMoeModel"}
-    zoo.edit_config(folder, auto_map=auto_map, architectures=["NomicMoeModel"])
-
-
 def padded(batch: int, length: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(2, 96, (batch, length), generator=torch.Generator().manual_seed(length))
     mask = torch.ones_like(ids)
@@ -95,13 +112,12 @@ def padded(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 def test_experts_one_below_the_other_without_a_gate_in_a_padded_batch(tmp_path: Path) -> None:
-    nomic(tmp_path)
+    nomic_moe.save(tmp_path)
     source = open_source(str(tmp_path), trust_remote_code=True)
     program = source.capture()
     assert len(moe_nodes(program)) == 1
     for batch, length in ((1, 1), (3, 17)):
         given = padded(batch, length)
-        given |= {i.name: torch.zeros_like(given["input_ids"]) for i in program.inputs if i.name not in given}
         want = source.reference()(**given)["last_hidden_state"]
         found = EagerEngine(program)(**given)["last_hidden_state"]
         seen = given["attention_mask"].bool()
@@ -110,7 +126,7 @@ def test_experts_one_below_the_other_without_a_gate_in_a_padded_batch(tmp_path: 
 
 
 def test_another_bias_is_refused(tmp_path: Path) -> None:
-    nomic(tmp_path)
+    nomic_moe.save(tmp_path)
     code = (tmp_path / "nomic_moe.py").read_text()
     (tmp_path / "nomic_moe.py").write_text(code.replace("+ self.bias", "+ 2 * self.bias"))
     with pytest.raises(MoecError, match="does not compute"):
