@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.program.signature import PLUS, Input
+from moec.program.signature import PER, PLUS, Input
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
@@ -68,6 +68,11 @@ def growing_inputs(inputs: Sequence[Input]) -> list[Input]:
 def fixed_inputs(inputs: Sequence[Input]) -> list[Input]:
     """The states whose shape is the same after every token."""
     return [i for i in inputs if is_past(i.name) and PAST not in i.shape]
+
+
+def groups_tokens(inputs: Sequence[Input]) -> bool:
+    """Whether a state has a row for every few places of a text, those of padding too (DeepSeek-V4)."""
+    return any(is_past(i.name) and isinstance(d, str) and PER in d for i in inputs for d in i.shape)
 
 
 def past_axis(spec: Input) -> int:
