@@ -20,11 +20,11 @@ from moec.startup import swapped
 def rounded() -> Iterator[list[Any]]:
     """Within, the sizes that Python's `int` makes plain numbers of are noted in a list."""
     noted: list[Any] = []
-    original = torch.SymFloat.__int__
+    original: Any = torch.SymFloat.__int__
 
     def note(size: Any) -> int:
         noted.append(size)
-        return original(size)
+        return original(size)  # type: ignore[no-any-return]
 
     with swapped(torch.SymFloat, "__int__", note):
         yield noted

@@ -21,8 +21,8 @@ from moec.recognition.interpret import Sizes, inputs_of, run, sizes
 from moec.recognition.linear import is_whole, value_of
 
 aten = torch.ops.aten
-# comparison of a place with a limit: whether it is true for what is kept, and the last place that is kept less the limit
-_BOUNDS = {
+# comparison of a place with a limit: whether it is true for what is kept, and the last such place less the limit
+_BOUNDS: dict[Any, tuple[bool, int]] = {
     aten.le.Scalar: (True, 0),
     aten.lt.Scalar: (True, -1),
     aten.gt.Scalar: (False, 0),
@@ -32,9 +32,9 @@ _COUNTS = (aten.cumsum, aten.sum)
 # operators that count with whole numbers, or change a form: nothing here compares or bounds
 _FOLLOWED = (
     *_COUNTS, aten.one_hot, aten.eq, aten.mul, aten.add, aten.sub, aten.to, aten._to_copy, aten.view, aten.reshape,
-    aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.unsqueeze, aten.squeeze, aten.expand, aten.flatten, aten.clone,
-    aten.contiguous, aten.gather, aten.select, aten.arange, aten.stack, aten.cat, aten.slice, aten.zeros_like,
-    aten.zeros, aten.new_zeros, aten.scatter,
+    aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.unsqueeze, aten.squeeze, aten.expand, aten.flatten,
+    aten.clone, aten.contiguous, aten.gather, aten.select, aten.arange, aten.stack, aten.cat, aten.slice,
+    aten.zeros_like, aten.zeros, aten.new_zeros, aten.scatter,
 )  # fmt: skip
 _LEAST = (7, 5, 41)  # tokens of the trials
 

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
+
+TEXTS = ["a man eats pasta", "x", "the sky is blue, and very far away from here"]
+WORDS = ["w3 w4 w5 w9", "w7", "w10 w11 w12 w13 w14 w15 w16 w17 w18"]  # of a model with 94 words
 
 
-def embeddings(model: str, engine: str) -> list[float]:
+def embeddings(model: str, engine: str, texts: list[str] = TEXTS, trust: bool = False) -> list[float]:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    texts = ["a man eats pasta", "x", "the sky is blue, and very far away from here"]
-    eager = SentenceTransformer(model, device="cpu").encode(texts)
-    ours = SentenceTransformer(
-        engine, backend="onnx", device="cpu", model_kwargs={"provider": "CPUExecutionProvider"}
-    ).encode(texts)
+    common = {"device": "cpu", "trust_remote_code": trust}
+    eager = SentenceTransformer(model, **common).encode(texts)
+    provider = {"provider": "CPUExecutionProvider"}
+    ours = SentenceTransformer(engine, backend="onnx", model_kwargs=provider, **common).encode(texts)
     return [float(np.abs(eager - ours).max()), float(np.abs(eager - ours[::-1]).max())]
 
 
@@ -40,4 +43,5 @@ def tokens(model: str, engine: str) -> list[list[list[int]]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"embeddings": embeddings, "tokens": tokens}[sys.argv[1]](*sys.argv[2:])))
+    asked = {"embeddings": embeddings, "own code": partial(embeddings, texts=WORDS, trust=True), "tokens": tokens}
+    print(json.dumps(asked[sys.argv[1]](*sys.argv[2:])))

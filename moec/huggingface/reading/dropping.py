@@ -158,7 +158,7 @@ def _rewrite(path: str, module: Any, weights: dict[str, Weight], rule: _Rule) ->
         weights[f"{path}.experts.{name}"] = replace(stacked, relaid=True)
         empty = torch.empty(stacked.shape, dtype=stacked.dtype, device=META)
         setattr(new, name, nn.Parameter(empty, requires_grad=False))
-    new.token_dropout = getattr(old, "moe_token_dropout", 0.0)
+    new.token_dropout = getattr(old, "moe_token_dropout", 0.0)  # type: ignore[arg-type]
     new._moec_activation = _activation(path, module)
     module.experts = new
     module.forward = MethodType(rule, module)

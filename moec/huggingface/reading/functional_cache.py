@@ -105,7 +105,8 @@ def _layer(states: Mapping[str, Tensor], template: Any = None) -> Any:
     """A way to make a layer for these states; one that a model has of its own, as `template` is, writes nothing in
     place."""
     if states and is_of_a_model(template):
-        return _with_keys(type(template))
+        own: Any = type(template)
+        return _with_keys(own)
     count = _fixed(states)
     if count:
         made = _with_states("key" in states)

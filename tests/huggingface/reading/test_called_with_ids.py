@@ -3,7 +3,6 @@ model, cache and all."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
 from moec.huggingface.source import HuggingFaceSource, open_source
 from moec.program.moe_call import MoeCall, moe_nodes
-from tests import nomic_moe, zoo
+from tests import nomic_moe
 
 
 def dbrx() -> Any:
@@ -105,16 +104,6 @@ def test_the_same_parts_with_another_meaning_are_refused(
     assert error.value.code == "M206" and name in error.value.what and "does not compute" in error.value.what
 
 
-def nomic(folder: Path) -> None:
-    """An encoder with experts, saved with its own code."""
-    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 2}
-    config = nomic_moe.NomicMoeConfig(vocab_size=96, pad_token_id=1, hidden_act="gelu", **sizes)
-    saved(lambda: nomic_moe.NomicMoeModel(config), folder)
-    shutil.copy(str(nomic_moe.__file__), folder)
-    auto_map = {"AutoConfig": "nomic_moe.NomicMoeConfig", "AutoModel": "nomic_moe.NomicMoeModel"}
-    zoo.edit_config(folder, auto_map=auto_map, architectures=["NomicMoeModel"])
-
-
 def padded(batch: int, length: int) -> dict[str, torch.Tensor]:
     ids = torch.randint(2, 96, (batch, length), generator=torch.Generator().manual_seed(length))
     mask = torch.ones_like(ids)
@@ -123,13 +112,12 @@ def padded(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 def test_experts_one_below_the_other_without_a_gate_in_a_padded_batch(tmp_path: Path) -> None:
-    nomic(tmp_path)
+    nomic_moe.save(tmp_path)
     source = open_source(str(tmp_path), trust_remote_code=True)
     program = source.capture()
     assert len(moe_nodes(program)) == 1
     for batch, length in ((1, 1), (3, 17)):
         given = padded(batch, length)
-        given |= {i.name: torch.zeros_like(given["input_ids"]) for i in program.inputs if i.name not in given}
         want = source.reference()(**given)["last_hidden_state"]
         found = EagerEngine(program)(**given)["last_hidden_state"]
         seen = given["attention_mask"].bool()
@@ -138,7 +126,7 @@ def test_experts_one_below_the_other_without_a_gate_in_a_padded_batch(tmp_path: 
 
 
 def test_another_bias_is_refused(tmp_path: Path) -> None:
-    nomic(tmp_path)
+    nomic_moe.save(tmp_path)
     code = (tmp_path / "nomic_moe.py").read_text()
     (tmp_path / "nomic_moe.py").write_text(code.replace("+ self.bias", "+ 2 * self.bias"))
     with pytest.raises(MoecError, match="does not compute"):

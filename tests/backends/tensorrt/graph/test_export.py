@@ -24,13 +24,16 @@ from moec.frontend.source import Source
 from moec.pipeline.passes import Context
 from moec.pipeline.pipeline import Pipeline
 from moec.program.decoder_signature import PAST, cache_inputs
+from moec.program.dialect_call import ROUTE, RouteCall
 from moec.program.program import Program
 from moec.proof.compare import Tolerance, compare
 from moec.proof.verification import Verification
 from moec.targets.target import Target
 from moec.weights import lazy
+from tests import mixtures
 from tests.backends.onnxruntime.blocks import error
 from tests.backends.tensorrt import decoder as buffered
+from tests.capacities import Capacity
 from tests.moe_module import MoeModel, source_of
 from tests.proving import verify
 from tests.routers import HIDDEN, KNOWN, Block, Router, captured, mixtral, other_input
@@ -68,6 +71,17 @@ def test_models_equal_untouched_eager(name: str, precision: torch.dtype, plan: B
     proof = proven(source, legal(source.capture(precision)), tmp_path, plan, precision)
     proof.require()
     assert proof.coverage.reached == proof.coverage.total
+
+
+def test_a_capacity_is_lowered_by_operators_that_a_parser_has(tmp_path: Path) -> None:
+    program = legal(mixtures.source_of(mixtures.mixture(Capacity)).capture())
+    write_onnx(program, tmp_path / "model.onnx", torch.float32, DENSE)  # refuses what no parser takes
+    ids = torch.arange(60).view(2, 30)
+    found = OnnxruntimeEngine(tmp_path, Target("onnxruntime"))(input_ids=ids)["output"]
+    want = mixtures.mixture(Capacity)(ids).detach()
+    assert (found - want).abs().max() < BOUND
+    RouteCall(program.nodes(ROUTE)[0]).replace(capacity=9)
+    assert (EagerEngine(program)(input_ids=ids)["output"] - want).abs().max() > 100 * BOUND
 
 
 def swapped(program: Program) -> None:
