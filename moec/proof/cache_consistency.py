@@ -23,15 +23,9 @@ from moec.program.decoder_signature import (
     MASK,
     PAST,
     SEQUENCE,
-<<<<<<< HEAD
     are_plain,
     cache_inputs,
     fixed_inputs,
-=======
-    cache_inputs,
-    fixed_inputs,
-    groups_tokens,
->>>>>>> sparse
     present_name,
 )
 from moec.program.signature import Sample
@@ -198,13 +192,8 @@ def check_consistency(
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
     """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
     of a short text also beside others."""
-<<<<<<< HEAD
     recurrent = fixed_inputs(engine.inputs) and are_plain(engine.inputs)
     if recurrent and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
-=======
-    traceless = fixed_inputs(engine.inputs) and not groups_tokens(engine.inputs)  # what padding may leave no trace in
-    if traceless and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
->>>>>>> sparse
         first, *rest = calls[SINGLY]
         calls = {**calls, PADDED: (first - PADDING, *rest)}
     if not hasattr(engine, "continuation") or not is_decoder(engine):
