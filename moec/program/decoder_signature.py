@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.program.signature import PER, PLUS, Input, names_in
+from moec.program.signature import PLUS, Input, names_in
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
@@ -75,11 +75,6 @@ def are_plain(inputs: Sequence[Input]) -> bool:
     """Whether each state of a decoder is one that many clients carry on: keys and values, windows of convolutions and
     recurrent states."""
     return all(layer_of(c.name)[1] in (*GROWING, *RECURRENT) for c in cache_inputs(inputs))
-
-
-def groups_tokens(inputs: Sequence[Input]) -> bool:
-    """Whether a state has a row for every few places of a text, those of padding too (DeepSeek-V4)."""
-    return any(is_past(i.name) and isinstance(d, str) and PER in d for i in inputs for d in i.shape)
 
 
 def past_axis(spec: Input) -> int:
