@@ -25,11 +25,12 @@ from moec.proof.verification import CHECKS
 from moec.targets.backend import find_backend
 from moec.targets.target import Target
 from tests.byte_tokenizer import write_tokenizer
-from tests.cases import cases
 from tests.page_names import problems_of_code, problems_of_flags
 from tests.pages import CONTRIBUTING, PAGES, ROOT, FencedBlock, anchors, blocks, links, prose, spans
 from tests.test_house import ROOMS
+from tests.whole_zoo import architecture
 from tests.zoo import build
+from tests.zoo_table import GROUPS
 
 VOCABULARY = 259  # every byte and three special tokens
 EVERY_PAGE = [*PAGES, CONTRIBUTING]
@@ -232,13 +233,14 @@ def test_flags_in_contributing_exist() -> None:
 
 
 def test_the_table_of_models_has_every_model() -> None:
-    """Its figures are measured by `python -m tests.backends.test_conformance`; here, that no model is missing."""
+    """It is measured by `python -m tests.zoo_table`; here, that no model is missing and each has one place."""
     table = re.search(
         r"<!-- support table -->\n(.*)<!-- end of support table -->", prose(ROOT / "docs/models.md"), re.S
     )
     assert table is not None
-    titles = [row.split("|")[1].strip() for row in table[1].strip().splitlines()[2:]]
-    assert titles == [case.title for case in cases()]
+    named = re.findall(r"^(?:\| |- )(\w+)(?= \|| \()", table[1], re.M)
+    every = [architecture(name) for names in GROUPS.values() for name in names()]
+    assert sorted(named) == sorted(every)
 
 
 def test_the_rooms_are_those_of_the_house() -> None:

@@ -71,6 +71,8 @@ THROUGH = {
     "moec/compiler/engine_folder.py": "tests/compiler/test_prove_again.py",
     "moec/compiler/proving.py": "tests/compiler/test_compile.py",
     "moec/compiler/publish.py": "tests/compiler/test_compile.py",
+    "moec/huggingface/reading/image_size.py": "tests/huggingface/reading/test_signature.py",
+    "moec/huggingface/retried.py": "tests/huggingface/test_source.py",
     "moec/huggingface/reading/capturable.py": "tests/huggingface/test_source.py",
     "moec/huggingface/reading/parts.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/returned.py": "tests/compiler/test_programs.py",

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from tests.zoo import moe_configs, randomize
+from tests import zoo
 
 LAYERS, CONTEXT = 2, 64
 
@@ -41,7 +41,7 @@ _SIZES: dict[str, Any] = {
     "v_head_dim": 10,
     "first_k_dense_replace": 1,
     "index_topk": 4,
-    "index_n_heads": 2,
+    "index_n_heads": 16,
     "linear_num_key_heads": 2,
     "n_groups": 2,
     "router_hidden_size": 16,
@@ -217,14 +217,14 @@ _MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
             "layer_types": ["linear_attention", "indexed_attention"],
             "hc_count": 2,
             "hc_lowrank": 8,
-            "indexer_n_heads": 2,
+            "indexer_n_heads": 8,
             "indexer_kv_heads": 1,
             "indexer_budget": 4,
             "indexer_compress_ratio": 2,
         },
     ),
     "solar_open": ("SolarOpenConfig", "SolarOpenForCausalLM", _GROUPS),
-    "zaya": ("ZayaConfig", "ZayaForCausalLM", {"num_experts_per_tok": 1}),
+    "zaya": ("ZayaConfig", "ZayaForCausalLM", {"num_experts_per_tok": 1, "num_experts": 3}),
 }
 
 # models of images, compiled for text alone: as above, what differs is of the text's config
@@ -303,6 +303,7 @@ _SEEING: dict[str, Any] = {
     **dict.fromkeys(("pos_emb_height", "pos_emb_width"), 4),
     "image_size": 28,
     "patch_size": 14,
+    "downsample_channels": (16, 32),
     "num_position_embeddings": 16,
     "patch_sizes": [16],
     "hidden_sizes": [32],
@@ -314,20 +315,19 @@ _KINDS = {"kimi_k25": {"text_config": "DeepseekV3Config"}, "mistral_large4": {"v
 
 def names(hybrid: bool = False) -> list[str]:
     """The mixture-of-experts models, or the dense ones with other states, in alphabetical order."""
-    return sorted(_HYBRID) if hybrid else sorted({**_MOE, **_WITH_IMAGES, **dict.fromkeys(moe_configs())})
+    return sorted(_HYBRID) if hybrid else sorted({*_MOE, *_WITH_IMAGES, *zoo.architectures()})
 
 
 def architecture(name: str) -> str:
-    """The class of a model, as its config names it."""
-    return {**_MOE, **_HYBRID, **_WITH_IMAGES}[name][1] if name not in IN_TESTS else IN_TESTS[name].architectures[0]
+    """The class of a model, as its config names it; `name` may be one of the dense models that tests upcycle."""
+    known = zoo.architectures() | zoo.architectures(dense=True)
+    return known[name] if name in known else {**_MOE, **_HYBRID, **_WITH_IMAGES}[name][1]
 
 
 def config(name: str) -> Any:
-    """The tiny `PretrainedConfig` of a model; its `architectures` name the class."""
+    """The tiny `PretrainedConfig` of a model of this file."""
     import transformers
 
-    if name in IN_TESTS:
-        return IN_TESTS[name]
     config_class, model_class, changes = {**_MOE, **_HYBRID, **_WITH_IMAGES}[name]
     kind = getattr(transformers, config_class)
     made = (
@@ -359,12 +359,22 @@ def _parts(kind: Any, changes: dict[str, Any], kinds: dict[str, str]) -> dict[st
     return made
 
 
-def save(name: str, folder: Path, seed: int = 0) -> str:
-    """Write the random model as a Hugging Face folder; returns its path."""
+def build(name: str, seed: int = 0) -> Any:
+    """The random model in memory, in eval mode and float32."""
     import transformers
 
+    if name in zoo.architectures() | zoo.architectures(dense=True):
+        return zoo.build(name, seed)
     made = config(name)
     model = getattr(transformers, made.architectures[0])(made)
-    randomize(model, seed)
-    model.eval().save_pretrained(folder)
+    zoo.randomize(model, seed)
+    for name, buffer in model.named_buffers():
+        if name.endswith("balancing_biases"):  # Zaya's; from_pretrained sets the last one, whatever the files hold
+            buffer[-1] = -1.0
+    return model.eval()
+
+
+def save(name: str, folder: Path, seed: int = 0) -> str:
+    """Write the random model as a Hugging Face folder; returns its path."""
+    build(name, seed).save_pretrained(folder)
     return str(folder)

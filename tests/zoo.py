@@ -259,6 +259,11 @@ _HYBRID: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+def architectures(dense: bool = False) -> dict[str, str]:
+    """Name -> class of the mixtures, or of the dense models that are upcycled."""
+    return {name: entry[1] for name, entry in (_DENSE if dense else _MOE).items()}
+
+
 def moe_configs() -> dict[str, Any]:
     """Name -> tiny `PretrainedConfig` of each mixture-of-experts architecture."""
     return {name: _config(name) for name in _MOE}

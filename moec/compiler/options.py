@@ -116,7 +116,7 @@ class Options:
     inputs: tuple[str, ...] = setting(
         Names(),
         (),
-        "A sample input of file.py:callable, e.g. ids=batch,sequence:int64<1000.",
+        "An input of file.py:callable or a folder, e.g. ids=batch,sequence:int64<1000, or its value: grid=[[1,4,6]].",
         flag="--input",
         metavar="NAME=DIMS:DTYPE",
     )

@@ -7,6 +7,7 @@ that the model takes and the graph runs on. It is dropped where the graph does r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -75,17 +76,18 @@ def _model_says(
     if not looked or any(min(point.values()) > 1 and _plain(functions, point, others) for point in looked):
         return [condition]
     inner = sorted((p for p in failing if min(p.values()) > 1), key=lambda p: max(p.values()))
-    at = [_around(program, others, point) for point in inner]  # plain sizes of 1 are proven anyway
-    first = next((k for k in range(len(at)) if _runs(program, at[k])), None) if _is_minimum(condition) else 0
-    if first is None or not all(_runs(program, at[k]) for k in (first, -1) if at):
+    default = default_sizes(program, others)
+    at = partial(_around, default, others)  # plain sizes of 1 are proven anyway
+    first = next((k for k, p in enumerate(inner) if _runs(program, at(p))), None) if _is_minimum(condition) else 0
+    if first is None or not all(_runs(program, at(inner[k])) for k in (first, -1) if inner):
         return [condition]
-    edges += at[first : first + 1]
+    edges += map(at, inner[first : first + 1])
     return [Condition(f"{next(iter(inner[0]))} >= {min(inner[first].values())}")] if first else []
 
 
-def _around(program: Program, others: Sequence[Condition], point: Sizes) -> Sizes:
+def _around(default: Sizes, others: Sequence[Condition], point: Sizes) -> Sizes:
     """Sizes of all dimensions at a point, those that other conditions tie to it chosen so that these hold."""
-    sizes = {**default_sizes(program, others), **point}
+    sizes = {**default, **point}
     if all(c.holds(sizes) for c in others):
         return sizes
     fixed = (Condition(f"{name} {sign} {size}") for name, size in point.items() for sign in ("<=", ">="))

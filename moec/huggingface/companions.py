@@ -90,7 +90,7 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         name=name,
         model_type=config.model_type,
         vocabulary=_whole(text, "vocab_size"),
-        context=_whole(text, "max_position_embeddings"),
+        context=_whole(text, "max_position_embeddings") or _whole(text, "max_target_positions"),
         hidden=_whole(text, "hidden_size"),
         heads=heads,
         layers=layers or _whole(text, "num_hidden_layers"),
@@ -99,14 +99,16 @@ def facts_of(name: str, config: Any, generation: Any, inputs: Sequence[Input]) -
         bos=_ids(generation, text, "bos_token_id")[0],
         eos=tuple(i for i in _ids(generation, text, "eos_token_id") if i is not None),
         pad=_ids(generation, text, "pad_token_id")[0],
+        starts=_starts(generation, config),
         sampling={k: float(v) for k in SAMPLING if isinstance(v := getattr(generation, k, None), int | float)},
         lengths=config_lengths(config),
     )
 
 
 def _whole(config: Any, name: str) -> int:
-    """A number of a config; 0 where there is none, or one for each stage of a model."""
-    value = getattr(config, name, 0)
+    """A number of a config; 0 where there is none, or one for each stage or layer of a model."""
+    layers = getattr(vars(config).get("_heterogeneity_spec"), "per_layer_attributes", ())  # which raise when asked for
+    value = 0 if name in layers else getattr(config, name, 0)
     return value if isinstance(value, int) else 0
 
 
@@ -127,6 +129,16 @@ def _stored_generation(path: Path) -> Any:
             where,
             "correct the file, or remove it",
         ) from error
+
+
+def _starts(generation: Any, config: Any) -> tuple[int, ...]:
+    """What transformers begins a decoder's text with beside an encoder: its start, and a first token that is forced, as
+    the language of a translation is."""
+    if not config.is_encoder_decoder:
+        return ()
+    names = ("decoder_start_token_id", "forced_bos_token_id")
+    found = [_ids(generation, config, name)[0] for name in names]
+    return tuple(token for token in found if token is not None) if found[0] is not None else ()
 
 
 def _ids(generation: Any, config: Any, name: str) -> list[int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.adapters import explain
 from moec.huggingface.reading.asked import Asked
-from moec.huggingface.reading.attention import ATTENTION
 from moec.huggingface.reading.cache import cache_signature, has_cache
 from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
@@ -33,6 +32,7 @@ from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
 from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
+from moec.huggingface.retried import Retried
 from moec.huggingface.shape import shape_of
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
@@ -69,7 +69,7 @@ def open_source(
     return HuggingFaceSource(text, origin, cache, wanted, part=part)
 
 
-class HuggingFaceSource(Source):
+class HuggingFaceSource(Retried):
     """A model of the transformers library."""
 
     leaves_out = True
@@ -160,7 +160,7 @@ class HuggingFaceSource(Source):
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
-    def signature(self) -> Signature:
+    def signature(self) -> Signature:  # type: ignore[override]
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
         try:
             if self.part:
@@ -246,56 +246,6 @@ class HuggingFaceSource(Source):
     @classmethod
     def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
         return text_facts(folder, text, inputs)
-
-    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        """The model as a Program, its experts as `moec::experts`.
-
-        Raises:
-            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
-                cannot take.
-        """
-        try:
-            return self._captured(dtype)
-        except MoecError as error:
-            better = self._refusal(error)
-            if better is error:
-                raise
-            raise better from error
-
-    def _refusal(self, error: MoecError) -> MoecError:
-        """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
-        if error.code not in ("M206", "M207") or error is self._explained:
-            return error
-        self._explained = self._tried_without_cache(error) if self._cache else self._tried_with_values(error)
-        return self._explained
-
-    def _tried_with_values(self, error: MoecError) -> MoecError:
-        sources = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
-        return self._asked.with_values(error, self.signature, lambda given: sources(given).capture())
-
-    def _tried_without_cache(self, error: MoecError) -> MoecError:
-        try:
-            HuggingFaceSource(self.text, self.origin, False, self._leave_out, self._given).capture()
-        except MoecError as other:
-            what = f"{error.what}; with --no-cache, {other.what}"
-            return MoecError(error.code, what, other.where, other.fix)
-        fix = "compile its forward alone: pass --no-cache, with which it was captured just now"
-        return MoecError(error.code, error.what, error.where, fix)
-
-    def _captured(self, dtype: torch.dtype) -> Program:
-        try:
-            return self._capture(dtype)
-        except MoecError as error:
-            if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
-                return self._capture(dtype, device="cpu")
-            if (
-                error.code == "M206" and error.where == ATTENTION and not self._cache
-            ):  # an argument that our operator cannot honour
-                self._own_attention = True
-                return self._captured(dtype)
-            if error.code != "M207":
-                raise
-            return self._capture(dtype, attention="eager")
 
     def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
         device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without

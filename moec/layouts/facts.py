@@ -24,6 +24,7 @@ class ModelFacts:
         hidden, heads, layers: width, attention heads and blocks.
         key_value_heads, head_width: of the cache, which is `[batch, key_value_heads, past_sequence, head_width]`.
         bos, eos, pad: token ids; each of several `eos` ends a text.
+        starts: tokens that the decoder of an encoder-decoder begins every text with.
         sampling: entries of the model's generation config that every client knows by the same name.
         lengths: numbers of its config that speak of windows, chunks, contexts and the like, by name.
         assumes: of which inputs an engine was made for.
@@ -42,6 +43,7 @@ class ModelFacts:
     bos: int | None = None
     eos: tuple[int, ...] = ()
     pad: int | None = None
+    starts: tuple[int, ...] = ()
     sampling: Mapping[str, float] = field(default_factory=dict)
     lengths: Mapping[str, int] = field(default_factory=dict)
     assumes: Assumptions = field(default_factory=Assumptions)

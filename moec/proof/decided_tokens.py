@@ -22,10 +22,11 @@ from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
 from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, in_rows, is_past, is_present
-from moec.program.moe_call import EXPERTS, MOE, ROUTE
+from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.program.signature import converted
 from moec.proof.chosen_keys import hanging_choice
+from moec.proof.later_mixing import mixes_after
 
 # What rounding may add to or take from each of a router's logits, as a share of the token's largest. Measured in
 # programs of the tests' Mixtral, Qwen2-MoE, Qwen3-MoE and DeepSeek-V2 (two layers) beside float32, worst block: float16
@@ -35,25 +36,6 @@ from moec.proof.chosen_keys import hanging_choice
 NOISE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 # share of the tokens that must be compared: from fewer, the few that stand first in their texts, a proof says little
 LEAST = 0.1
-
-_ops = torch.ops.aten
-_TOKENWISE = {  # what looks at one token at a time, beside what carries torch's own tag
-    EXPERTS,
-    MOE,
-    ROUTE,
-    _ops.linear.default,
-    _ops.view.default,
-    _ops.reshape.default,
-    _ops.unsqueeze.default,
-    _ops.squeeze.dim,
-    _ops.to.dtype,
-    _ops._to_copy.default,
-    _ops.layer_norm.default,
-    _ops.native_layer_norm.default,
-    _ops.rms_norm.default,
-    _ops.slice.Tensor,
-    _ops.clone.default,
-}
 
 
 def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
@@ -261,29 +243,6 @@ def _seers(rows: Tensor, real: Tensor, causal: bool) -> Tensor:
         after = (rows & real).cumsum(1) > 0
         return after | (rows & ~real).cumsum(1).gt(0) & ~real
     return (rows & real).any(1, keepdim=True) | rows.any(1, keepdim=True) & ~real
-
-
-def mixes_after(node: fx.Node) -> bool:
-    """Whether an operator that looks at several tokens follows a block, as far as the graph tells: attention, a
-    pooling, anything unknown."""
-    seen, todo = {node}, [node]
-    while todo:
-        users = [user for user in todo.pop().users if user.op != "output" and user not in seen]
-        if not all(_is_tokenwise(user) for user in users):
-            return True
-        seen.update(users)
-        todo += users
-    return False
-
-
-def _is_tokenwise(node: fx.Node) -> bool:
-    if node.target is _ops.mean.dim:
-        return node.args[1] == [-1]
-    return (
-        node.target in _TOKENWISE
-        or torch.Tag.pointwise in getattr(node.target, "tags", ())
-        or "getitem" in str(node.target)
-    )
 
 
 def is_causal(program: Program, sample: Mapping[str, Tensor]) -> bool:

@@ -158,7 +158,8 @@ class _Run(fx.Interpreter):
         return leaf
 
     def _record(self, matrix: Matrix, leaf: Tensor) -> None:
-        if leaf.grad is None:  # reached through operators of which none has a derivative
+        if leaf.grad is None:  # reached only through operators without a derivative there, such as attention's mask
+            self.norms |= {Place(matrix, k if matrix.parts else None): math.nan for k in range(len(matrix.names))}
             return
         size = float(leaf.detach().double().square().mean().sqrt()) or leaf.shape[-1] ** -0.5
         rows = leaf.grad.flatten(1) if matrix.parts else leaf.grad.reshape(1, -1)

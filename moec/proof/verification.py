@@ -38,8 +38,8 @@ from moec.proof.where_run import WhereRun
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    ProvenParts, Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency, ExpertsReached,
-    Values, OwnTextQuality, TextQuality, RecordedBounds,
+    ProvenParts, Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency,
+    ExpertsReached, Values, OwnTextQuality, TextQuality, RecordedBounds,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 

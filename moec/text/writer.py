@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
+from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, clocked, generate
 from moec.frontend.source import Tokenizer
 from moec.layouts import model_folder
+from moec.program.decoder_signature import IDS
 from moec.text.tokenizer import find_facts, find_tokenizer
 
 EARLIER = 8  # tokens of the prompt that may change how the first new one is written
@@ -126,7 +128,7 @@ class Writer:
     def write(
         self, prompt: str | Sequence[int], max_tokens: int = 64, sampling: Sampling = GREEDY
     ) -> tuple[Written, Iterator[str]]:
-        """Continue a prompt.
+        """Continue a prompt; with an encoder, write what answers it.
 
         Args:
             prompt: text, or its tokens; for those no tokenizer is needed, and without one the pieces are the tokens'
@@ -142,11 +144,28 @@ class Writer:
         ids = self.tokens(prompt) if isinstance(prompt, str) else [*prompt]
         self._check(ids)
         row = torch.tensor([ids], dtype=torch.int64)
-        steps = generate(
-            self._engine, row, max_tokens=max_tokens, eos=self.facts.eos, sampling=sampling, context=self.facts.context
-        )
+        how: Any = {"max_tokens": max_tokens, "eos": self.facts.eos, "sampling": sampling}
+        if isinstance(self._engine, EncoderDecoderEngine):
+            start = self._start()
+            steps = respond(self._engine, {IDS: row}, torch.tensor([start]), context=self.facts.context, **how)
+        else:
+            start = ids[-EARLIER:]
+            steps = generate(self._engine, row, context=self.facts.context, **how)
         written = Written(ids)
-        return written, self._pieces(written, (int(token) for token in steps), max_tokens)
+        return written, self._pieces(written, (int(token) for token in steps), max_tokens, start)
+
+    def _start(self) -> list[int]:
+        """The tokens that the decoder of an encoder-decoder begins with. Raises M204 where no file says them, M211 for
+        an encoder that reads no text."""
+        engine = self._engine
+        if not any(i.name == IDS for i in engine.inputs):
+            names = ", ".join(i.name for i in engine.inputs)
+            fix = "in Python: moec.execution.encoder_decoder.respond(engine, inputs, start)"
+            raise MoecError("M211", f"its encoder reads no tokens: the inputs are {names}", engine.name, fix)
+        if not self.facts.starts:
+            what = "neither config.json nor generation_config.json has a decoder_start_token_id"
+            raise MoecError("M204", what, str(self._folder), "add it to config.json there")
+        return [*self.facts.starts]
 
     def _check(self, ids: Sequence[int]) -> None:
         known = self.facts.vocabulary or 2**63
@@ -156,9 +175,9 @@ class Writer:
                 "M214", f"no token has the number {strange}", self._engine.name, f"tokens are 0 to {known - 1}"
             )
 
-    def _pieces(self, written: Written, steps: Iterator[int], max_tokens: int) -> Iterator[str]:
+    def _pieces(self, written: Written, steps: Iterator[int], max_tokens: int, earlier: Sequence[int]) -> Iterator[str]:
         decode = self._decoder()
-        stream = TextStream(decode or _numbers, written.prompt[-EARLIER:])
+        stream = TextStream(decode or _numbers, earlier)
         for token, seconds in clocked(steps):
             written.tokens.append(token)
             written.seconds.append(seconds)

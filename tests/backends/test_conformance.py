@@ -1,12 +1,11 @@
 """Every backend on every case: compiled through the public API, proven by moec, and checked once more without moec's
 own comparison.
 
-`python -m tests.backends.test_conformance` writes the table of models in docs/models.md from the same cases.
+The table of models in docs/models.md is of the whole zoo: `python -m tests.zoo_table`.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from tests.cases import Case, cases
 from tests.zoo import save
 
 BACKENDS = registry.names("backends")
-FORMS = {"kernel": "MoE kernel", "kernel, portable routing": "MoE kernel, routing apart", "grouped": "grouped GEMM"}
 
 
 def compile_case(case: Case, backend: str, folder: Path) -> moec.Report:
@@ -111,32 +109,3 @@ def test_backends_keep_the_protocol() -> None:
         assert backend.name == name
         assert backend.options(Target(name)) == []
         assert backend.options(Target(name, options={"no-such-option": "1"}))
-
-
-def support_table() -> str:
-    """The table of docs/models.md, measured."""
-    rows = [
-        "| model | passes | lowering of its MoE blocks | max \\|Δ\\|/std | experts reached |",
-        "|---|---|---|---|---|",
-    ]
-    for case in cases():
-        with tempfile.TemporaryDirectory() as folder:
-            report = compile_case(case, "onnxruntime", Path(folder))
-        forms = ", ".join(dict.fromkeys(FORMS[b["formulation"]] for b in report.facts["blocks"]))
-        passes = "upcycle" if case.pipeline else "—"
-        rows.append(
-            f"| {case.title} | {passes} | {forms} | {report.comparison.worst.deviation:.0e} | "
-            f"{report.coverage.reached}/{report.coverage.total} |"
-        )
-    return "\n".join(rows)
-
-
-def write_table(page: Path) -> None:
-    """Put the table between its markers."""
-    start, end = "<!-- support table -->\n", "\n<!-- end of support table -->"
-    before, _, rest = page.read_text().partition(start)
-    page.write_text(before + start + support_table() + end + rest.partition(end)[2])
-
-
-if __name__ == "__main__":
-    write_table(Path(__file__).parents[2] / "docs/models.md")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.frontend.export import capture
 from moec.pipeline.pipeline import Pipeline
 from moec.program.signature import Sample
 from moec.proof.influence import Influence
@@ -108,3 +109,25 @@ def test_packed_weights_are_asked_as_what_they_stand_for() -> None:
     sample = zoo.source("mixtral").sample({"batch": 2, "sequence": 37, "past_sequence": 0})
     found = Influence(program, 1e-3).effects(sample, find_matrices(program))
     assert sum(effect > 1 for place, effect in found.items() if place.part is not None) == 32
+
+
+class Leaning(nn.Module):
+    """A matrix of numbers that attention adds to its scores, for which its operator has no derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lean = nn.Parameter(torch.eye(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x[:, None]
+        mask = (self.lean @ torch.ones(5, 5))[None, None].expand(x.shape[0], 1, 5, 5)
+        result: Tensor = torch.ops.moec.attention(heads, heads, heads, mask * x.mean(), None, scale=1.0)
+        return result + x.sum()
+
+
+def test_what_only_a_mask_reads_is_left_open() -> None:
+    """Doge adds a number of each token's own to the scores of attention."""
+    torch.manual_seed(0)
+    program = capture(Leaning(), {"x": torch.randn(3, 5, 4)}, {"x": ("batch", None, None)})
+    found = Influence(program, 1e-3).effects({"x": torch.randn(2, 5, 4)}, find_matrices(program))
+    assert found and all(map(math.isnan, found.values()))

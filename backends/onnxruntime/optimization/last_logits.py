@@ -13,7 +13,7 @@ import torch
 
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.tensors import add_initializer, is_constant
-from moec.program.decoder_signature import LOGITS, PAST
+from moec.program.decoder_signature import LOGITS, is_past
 from moec.weights.lazy import from_tensor
 
 LOGITS_FROM = "logits_from"  # int64 [1]: the first token whose logits are computed; -1 for the last one alone
@@ -27,7 +27,7 @@ def cut_logits(model: ir.Model) -> bool:
     form in which rows can be cut; else nothing is changed."""
     graph = model.graph
     logits = next((v for v in graph.outputs if v.name == LOGITS), None)
-    has_cache = any(v.shape is not None and PAST in map(str, v.shape) for v in graph.inputs)
+    has_cache = any(is_past(str(v.name)) for v in graph.inputs)
     product = _product(logits) if logits is not None and has_cache else None
     rows = None if product is None else product.inputs[0]
     if product is None or rows is None or rows.shape is None or len(rows.shape) != 3:

@@ -13,6 +13,8 @@ from moec.errors import MoecError
 
 IMPLEMENTATION = "moec"
 ATTENTION = "attention"  # where an error says that it comes from
+# set on the attention of models in which tokens look at what padding says: padding sees nothing, and says nothing
+PADDING_COUNTS = "_moec_padding_counts"
 # what transformers passes for kernels that make their own masks; our mask holds all of it already
 _IN_THE_MASK = (
     "sliding_window",
@@ -143,6 +145,8 @@ def _forward(
     result = torch.ops.moec.attention(
         query, key, value, attention_mask, s_aux, scale=float(scale), softcap=float(softcap or 0.0), causal=causal
     )
+    if getattr(module, PADDING_COUNTS, False) and block_indices is None and attention_mask is not None:
+        result = result.masked_fill(~attention_mask.any(-1).permute(0, 2, 1).unsqueeze(-1), 0.0)
     return result, None
 
 

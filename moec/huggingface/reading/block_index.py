@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
+from moec.huggingface.reading.attention import PADDING_COUNTS
 
 _CALL = ["hidden_states", "position_embeddings", "past_key_values", "position_ids"]
 _PARTS = ("block_size", "topk_blocks", "local_blocks", "num_heads", "head_dim", "q_proj", "k_proj", "q_norm", "k_norm")
@@ -39,6 +40,9 @@ def adapt_block_index(model: nn.Module) -> int:
             raise MoecError("M206", what, path, "compile another model; report this one")
     for module in found.values():
         module.forward = MethodType(_forward, module)
+    for module in model.modules() if found else ():
+        if hasattr(module, "indexer"):  # the keys of padding count for their blocks, in the layers after this one
+            setattr(module, PADDING_COUNTS, True)
     return len(found)
 
 
@@ -67,7 +71,8 @@ def _forward(
     near = torch.arange(blocks, device=keys.device) - (position_ids // self.block_size)[..., None]
     near = (near <= 0) & (near > -self.local_blocks)  # the token's own block, and those before it
     best = best.masked_fill(near.unsqueeze(1), float("inf"))
-    found, chosen = best.topk(torch.sym_min(self.topk_blocks, blocks), dim=-1)
+    count = torch.sym_min(self.topk_blocks, blocks)  # type: ignore[no-untyped-call]
+    found, chosen = best.topk(count, dim=-1)
     return chosen.masked_fill(found == float("-inf"), -1)
 
 

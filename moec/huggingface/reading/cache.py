@@ -14,21 +14,25 @@ from moec.errors import MoecError
 from moec.huggingface.reading.cache_class import cache_class
 from moec.huggingface.reading.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
 from moec.huggingface.reading.functional_cache import functional_cache, held_by, own_cache
+from moec.huggingface.reading.scans import scans_of
 from moec.huggingface.reading.state_kinds import Kind, is_of_a_model, states_of, unknown_state
 from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, past_name, positions, present_name
 from moec.program.program import META, Input
 from moec.program.signature import PER
 
 _WAY_OUT = "compile its forward alone with --no-cache"
+_CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
 _TOKENS = 3  # of the run that shows which states there are
 
 
 def has_cache(model: Any) -> bool:
-    """Whether this is a decoder that transformers generates text with: it returns logits and takes
-    `past_key_values`."""
-    parameters = inspect.signature(model.forward).parameters
+    """Whether this is a decoder that transformers generates text with: it returns logits and takes `past_key_values`,
+    or, where it has scans alone, `cache_params`."""
+    parameters = set(inspect.signature(model.forward).parameters)
     decoder = not model.config.is_encoder_decoder and model.main_input_name == IDS
-    return decoder and model.can_generate() and {"past_key_values", MASK, "position_ids"} <= set(parameters)
+    if not decoder or not model.can_generate() or MASK not in parameters:
+        return False
+    return {_CACHE, "position_ids"} <= parameters or (_STATES in parameters and any(map(scans_of, model.modules())))
 
 
 def cache_signature(model: Any) -> tuple[Input, ...]:
@@ -43,9 +47,6 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
     found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
     if not found:
         raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
-    if not any(PAST in spec.shape for spec in found):
-        what = f"{name} caches no keys and values, and nothing else that grows by a place for each token"
-        raise MoecError("M206", what, "past_key_values", _WAY_OUT)
     return tuple(found)
 
 
@@ -54,7 +55,8 @@ def _filled_cache(model: Any) -> Any:
     ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
     try:
         with torch.no_grad(), _AllOnes():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True)
+            name = _CACHE if _CACHE in inspect.signature(model.forward).parameters else _STATES
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache})
     except MoecError:
         raise
     except Exception as error:
@@ -80,7 +82,6 @@ def _whole(layer: Any) -> Any:
 
     if has_rows(layer):
         return compressed_layer({})
-
     if type(layer) is cache_utils.DynamicSlidingWindowLayer:
         return cache_utils.DynamicLayer()  # type: ignore[no-untyped-call]
     windowed = getattr(cache_utils, "LinearAttentionAndSlidingWindowAttentionLayer", None)
@@ -111,7 +112,9 @@ def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
         raise MoecError("M206", f"{name} caches something else than keys and values", f"layer {number}", _WAY_OUT)
     return [
-        Input(past_name(number, what), value.dtype, _dimensions(value, kind)) for what, (value, kind) in found.items()
+        Input(past_name(number, what), value.dtype, _dimensions(value, kind))
+        for what, (value, kind) in found.items()
+        if 0 not in value.shape  # latent keys without a rotated part
     ]
 
 
@@ -150,6 +153,7 @@ def cached_call(
     transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
     `model`: see `functional_cache`.
     """
+    of_states = _CACHE not in inspect.signature(forward).parameters
 
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
@@ -157,14 +161,12 @@ def cached_call(
             cache = functional_cache(past, model, _ends(attention_mask, input_ids))
         else:
             cache = own_cache(past, began, model)
-        places = positions(attention_mask, input_ids.shape[1])
-        output = forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        if of_states:  # and no attention, which would want the mask and the positions of a whole text
+            more = {MASK: attention_mask[:, -input_ids.shape[1] :], _STATES: cache}
+        else:
+            places = positions(attention_mask, input_ids.shape[1])
+            more = {MASK: attention_mask, "position_ids": places, _CACHE: cache}
+        output = forward(input_ids=input_ids, use_cache=True, **more)
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)

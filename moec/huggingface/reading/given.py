@@ -41,6 +41,9 @@ class Given:
         """What came with a model; None where nothing did. Raises M201 for a text that is no input."""
         if isinstance(opening.inputs, Mapping):
             return cls(opening.inputs, opening.dynamic)
+        if opening.dynamic:
+            fix = "pass inputs={'name': tensor, …} with them, or write both as texts, name=dims:dtype"
+            raise MoecError("M201", "dimensions are named, and there are no samples that have them", "dynamic", fix)
         values = [text for text in opening.specs if _is_value(text)]
         shapes = [text for text in opening.specs if not _is_value(text)]
         return cls(*parse_inputs(shapes), dict(map(_value, values))) if opening.specs else None

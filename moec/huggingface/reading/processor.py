@@ -79,7 +79,8 @@ def _loaded(folder: Path, remote: bool) -> tuple[list[Any], str]:
                 reasons.append(_first_line(error))
         if found:
             return found, ""
-    return [], next(iter(reasons), "")
+    telling = (reason for reason in reasons if "custom code" in reason or "requires" in reason)
+    return [], next(telling, next(iter(reasons), ""))
 
 
 def _parts(processor: Any) -> list[Any]:

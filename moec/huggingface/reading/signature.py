@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.files.inside import read_inside
 from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
 from moec.huggingface.reading.arguments import FEATURES, makes_decoder_ids
@@ -22,6 +20,7 @@ from moec.huggingface.reading.cache import cached_call
 from moec.huggingface.reading.encoder_decoder import has_parts, part_inputs, whole_inputs
 from moec.huggingface.reading.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.reading.heads import PoolAtEnd, pools_at_end, takes_one_text
+from moec.huggingface.reading.image_size import image_inputs, image_size
 from moec.huggingface.reading.known_values import KnownValues
 from moec.huggingface.reading.lengths_of_tensors import open_lengths
 from moec.huggingface.reading.masks import masks_by_broadcast
@@ -106,10 +105,10 @@ def signature_of(
     if caches:
         return _text(model, caches, leave_out)
     text = _plain_text(model, leave_out)
+    if main != IDS and has_parts(model):
+        return _of_parts(whole_inputs(model))
     media = _media(model, text, leave_out, images, made)
     if main not in (IDS, *media):
-        if has_parts(model):
-            return _of_parts(whole_inputs(model))
         raise _unknown(model, main)
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
@@ -160,12 +159,14 @@ def _media(
     has them."""
     names = inspect.signature(getattr(model, method)).parameters
     if made is not None:
-        size = _size_of(model, images)
+        size = image_size(model, images)
         found = media_inputs(model, made, leave_out, method)
         found = settled(model, found, text, (size, size) if isinstance(size, int) else size)
         if found:
             return found
-    return _image(model, images) if "pixel_values" in names and "pixel_values" not in leave_out else {}
+    seen = "pixel_values" in names and "pixel_values" not in leave_out
+    beside_text = method == "forward" and model.main_input_name == IDS and model.can_generate()
+    return image_inputs(model, images) if seen and not beside_text else {}
 
 
 def _sizes(media: Found, made: Prepared) -> dict[str, int]:
@@ -219,37 +220,6 @@ def _parameters(model: Any) -> Mapping[str, Any]:
 def _whole(config: Any, name: str) -> int:
     value = getattr(config, name, 0)
     return value if isinstance(value, int) else 0
-
-
-def _image(model: Any, images: Path | None) -> Found:
-    """Pixels of the size that the config or the preprocessor fixes, else of any."""
-    config = getattr(model.config, "vision_config", model.config)
-    size = _size_of(model, images)
-    height, width = (size, size) if isinstance(size, int) else size or ("height", "width")
-    shape = ("batch", int(getattr(config, "num_channels", 3)), height, width)
-    return {"pixel_values": (Domain("number"), torch.float32, shape)}
-
-
-def _size_of(model: Any, images: Path | None) -> Any:
-    """Height and width, or both as one number, that config or preprocessor bring every image to; None where neither
-    says it."""
-    config = getattr(model.config, "vision_config", model.config)
-    size = getattr(config, "image_size", None)
-    return (tuple(size) if isinstance(size, list) else size) or _prepared_size(images)
-
-
-def _prepared_size(images: Path | None) -> tuple[int, int] | None:
-    """Height and width that a preprocessor brings every image to; None where it keeps proportions, or there is none."""
-    path = images / "preprocessor_config.json" if images else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        size = json.loads(read_inside(path, path.parent)).get("size")
-    except (OSError, ValueError, AttributeError) as error:
-        what = "preprocessor_config.json is not a JSON object"
-        raise MoecError("M204", what, str(path), "download the file again, or remove it") from error
-    fixed = isinstance(size, dict) and all(isinstance(size.get(k), int) and size[k] > 0 for k in ("height", "width"))
-    return (size["height"], size["width"]) if fixed else None
 
 
 def named_call(

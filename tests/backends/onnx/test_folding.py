@@ -47,3 +47,21 @@ def test_a_swap_reads_nothing() -> None:
     made = model(Weight((20, 17, 16), torch.float32, "w", refuse), [0, 2, 1])
     apply_steps(made, folding())
     assert [n.op_type for n in made.graph] == ["Relu"]
+
+
+def test_batch_normalization_stays_an_operator_and_its_convolution_keeps_its_weight() -> None:
+    kernel, ones = torch.randn(4, 3, 1, 1), torch.full((4,), 2.0)
+    graph = ir.Graph([ir.Value(name="x", shape=ir.Shape([1, 3, 5, 5]), type=ir.TensorType(ir.DataType.FLOAT))], [],
+                     nodes=[], opset_imports={"": 23}, name="normalized")  # fmt: skip
+    conv = ir.node("Conv", [graph.inputs[0], add_initializer(graph, from_tensor(kernel, "w"), "w")])
+    rest = [add_initializer(graph, from_tensor(ones, name), name) for name in ("scale", "bias", "mean", "var")]
+    norm = ir.node("BatchNormalization", [conv.outputs[0], *rest])
+    for node, name in ((conv, "c"), (norm, "y")):
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].shape = ir.Shape([1, 4, 5, 5])
+    graph.extend([conv, norm])
+    graph.outputs.append(norm.outputs[0])
+    made = ir.Model(graph, ir_version=10)
+    apply_steps(made, folding())
+    assert [n.op_type for n in made.graph] == ["Conv", "BatchNormalization"]
+    assert torch.equal(torch.from_numpy(made.graph.initializers["w"].const_value.numpy()), kernel)  # type: ignore[union-attr]

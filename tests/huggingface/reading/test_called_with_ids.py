@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
+from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.huggingface.source import open_source
-from moec.program.moe_call import moe_nodes
+from moec.huggingface.source import HuggingFaceSource, open_source
+from moec.program.moe_call import MoeCall, moe_nodes
 from tests import nomic_moe
 
 
@@ -34,6 +36,32 @@ def longcat() -> Any:
         num_key_value_heads=4, ffn_hidden_size=80, max_position_embeddings=128, **sizes, **experts,
     )  # fmt: skip
     return transformers.LongcatFlashForCausalLM(config)
+
+
+def step(limits: tuple[float, float] = (0.3, 0.0)) -> Any:
+    config = Step3p7TextConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, moe_intermediate_size=24, share_expert_dim=24, n_routed_experts=4, num_local_experts=4,
+        num_experts_per_tok=2, mlp_layer_types=["sparse", "sparse"], swiglu_limits=list(limits), sliding_window=5,
+    )  # fmt: skip
+    return Step3p7TextModel(config)
+
+
+def test_step_3s_gate_is_clamped_behind_its_activation() -> None:
+    """By layer: the first has a limit, the second none; both as the model computes them."""
+    torch.manual_seed(0)
+    model = step().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape) * 0.3)
+    program = HuggingFaceSource.from_model(model, cache=False).capture()
+    rules = [MoeCall(node).activation for node in moe_nodes(program)]
+    assert [(rule.limit, rule.clamp_after) for rule in rules] == [(0.3, True), (0.0, False)]
+    ids = torch.randint(0, 96, (3, 17))
+    with torch.no_grad():
+        want = model(input_ids=ids).last_hidden_state
+    found = EagerEngine(program)(input_ids=ids, attention_mask=torch.ones_like(ids))["last_hidden_state"]
+    assert (found - want).abs().max() <= 1e-4 * want.std()
 
 
 def saved(make: Callable[[], Any], folder: Path) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.frontend.source import Domain, Opening
 from moec.huggingface.reading.given import Given
@@ -48,3 +51,23 @@ def test_texts_say_the_same_as_tensors() -> None:
     assert read is not None and read.goes_with_a_cache and read.domains["input_ids"].high == 90
     with pytest.raises(MoecError):
         Given.of(Opening(inputs=("input_ids",)))
+
+
+def test_values_are_read_as_texts_and_stay(mixtral: Path) -> None:
+    given = Given.of(Opening(["token_type_ids=[[0, 1]]", "input_ids=batch,7:int64<9"]))
+    assert given is not None and not given.goes_with_a_cache
+    assert given.fixed["token_type_ids"].tolist() == [[0, 1]] and list(given.samples) == ["input_ids"]
+    for text in ("grid=[[1, 2], [3]]", "grid=[1,", "grid=[]", 'grid=["a"]'):
+        with pytest.raises(MoecError, match="cannot read the value") as caught:
+            Given.of(Opening([text]))
+        assert caught.value.code == "M201"
+
+
+def test_inputs_of_a_folder_take_the_place_of_its_own(mixtral: Path) -> None:
+    source = open_source(str(mixtral), inputs=["input_ids=batch,7:int64<9"])
+    assert [(i.name, i.shape) for i in source.inputs] == [
+        ("input_ids", ("batch", 7)), ("attention_mask", ("batch", "sequence"))
+    ]  # fmt: skip
+    with pytest.raises(MoecError, match="takes no tensor 'grid'") as caught:
+        open_source(str(mixtral), inputs=["grid=[[1,2]]"])
+    assert caught.value.code == "M201" and "input_ids" in caught.value.fix

@@ -41,11 +41,14 @@ def test_rows_before_the_first_are_left_out(session: Any, first: int) -> None:
     )  # the mutant: rows before
 
 
+PAST = "past_key_values.0.recurrent_state"
+
+
 def graph(cache: bool = True, twice: bool = False) -> ir.Model:
     """Rows times a weight; `twice`: the product is another output too."""
     kind = ir.TensorType(ir.DataType.FLOAT)
     x = ir.Value(name="x", shape=ir.Shape(["batch", "sequence", 4]), type=kind)
-    past = ir.Value(name="past", shape=ir.Shape(["batch", 1, "past_sequence" if cache else 3, 4]), type=kind)
+    past = ir.Value(name=PAST if cache else "other", shape=ir.Shape(["batch", 1, 3, 4]), type=kind)
     model = ir.Model(ir.Graph([x, past], [], nodes=[], opset_imports={"": 20}), ir_version=10)
     weight = ir.Value(name="w", const_value=ir.tensor(np.eye(4, dtype=np.float32), name="w"))
     model.graph.register_initializer(weight)
@@ -63,4 +66,4 @@ def test_only_a_decoders_logits_that_nobody_else_reads_are_cut() -> None:
     assert cut_logits(graph()) and not cut_logits(graph(cache=False)) and not cut_logits(graph(twice=True))
     untouched = graph(twice=True)
     cut_logits(untouched)
-    assert [v.name for v in untouched.graph.inputs] == ["x", "past"] and len(list(untouched.graph)) == 2
+    assert [v.name for v in untouched.graph.inputs] == ["x", PAST] and len(list(untouched.graph)) == 2

