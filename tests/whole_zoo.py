@@ -371,6 +371,10 @@ def build(name: str, seed: int = 0) -> Any:
     for name, buffer in model.named_buffers():
         if name.endswith("balancing_biases"):  # Zaya's; from_pretrained sets the last one, whatever the files hold
             buffer[-1] = -1.0
+    for module in model.modules():
+        if hasattr(module, "decay_factors"):  # MiniMax's decays, which all say the same of one rate
+            module.slope_rate = module.get_slope_rate()
+            module.query_decay, module.key_decay, module.diagonal_decay = module.decay_factors(module.slope_rate)
     return model.eval()
 
 
