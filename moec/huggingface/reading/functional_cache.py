@@ -71,6 +71,8 @@ def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, model
         for what, value in states.items():
             if began is not False or not kind_of(what)[0].numbered:
                 _hold(layer, what, value if began is None else value.clone())
+        if "key" in states and "value" not in states:
+            put(layer, "value", states["key"][..., :0])  # of no size, and therefore no state
         found.layers.append(layer)
     return found
 
