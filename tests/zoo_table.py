@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import re
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def measured(name: str, folder: Path) -> Row:
     try:
         report = compiled(model, folder / "engine", UPCYCLE if name in zoo.architectures(dense=True) else "")
     except moec.MoecError as error:
-        verdict = "failed" if error.exit_code == 70 else "wrong" if error.code == "M101" else "refused"
+        verdict = "failed" if error.exit_code == 70 else "refused"
         return Row(name, architecture, verdict, said=f"{error.code}: {error.what}".replace(str(folder), ""))
     engine = moec.load(folder / "engine")
     tried, said = trials(folder / "model", engine)
@@ -138,7 +139,7 @@ def trials(folder: Path, engine: Any) -> tuple[float, str]:
         try:
             worst = max(worst, _token_by_token(model, engine, generator))
         except moec.MoecError as error:
-            said.append(f"{error.code} token by token: {error.what}")
+            worst, said = math.inf, [*said, f"{error.code} token by token: {error.what}"]
     return worst, "; ".join(said)
 
 
