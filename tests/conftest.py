@@ -47,3 +47,21 @@ def mixtral_engine(mixtral: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def roofline_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times as they are without the extra `moec[plan]`, so that figures in tests are those of the formulas."""
     monkeypatch.setattr("moec.planning.pace.tables", lambda *_: ())
+
+
+@pytest.fixture(scope="session")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random BART, an encoder and a decoder, as a Hugging Face folder."""
+    from tests import encoder_decoders
+
+    return encoder_decoders.save("bart", tmp_path_factory.mktemp("models") / "bart")
+
+
+@pytest.fixture(scope="session")
+def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The engine of `translator`: two graphs."""
+    import moec
+
+    out = tmp_path_factory.mktemp("engines") / "bart"
+    moec.compile(str(translator), out=out)
+    return out

@@ -96,9 +96,36 @@ class GatedStack(Stacked):
         return (y * self.gates(x).T[..., None]).sum(0)
 
 
+class Wide(nn.Module):
+    """An expert of any width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(WIDTH, width), nn.Linear(WIDTH, width), nn.Linear(width, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))  # type: ignore[no-any-return]
+
+
+class OwnWidths(Loop):
+    """Each expert has a width of its own."""
+
+    widths: tuple[int, ...] = (8, 24, 24, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(Wide(width) for width in self.widths)
+
+
 FOUND: tuple[type, ...] = (
-    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack,
+    Renormalised, Corrected, Grouped, WithShared, ScoredBefore, InThreeDimensions, GatedStack, OwnWidths,
 )  # fmt: skip
+
+
+class FarApart(OwnWidths):
+    """One of them is many times as wide as the others."""
+
+    widths = (8, 96, 8, 8)
 
 
 class Shifted(Loop):
@@ -155,7 +182,7 @@ class Normalised(Loop):
         self.experts = nn.ModuleList(OfLengthOne() for _ in range(EXPERTS))
 
 
-WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, OneDiffers, Normalised)
+WRONG: tuple[type, ...] = (Shifted, Threshold, Positional, OneDiffers, Normalised, FarApart)
 
 
 class Listed(Loop):

@@ -23,7 +23,10 @@ def emit_gated(
 ) -> ir.Value:
     """`f(gate) * (up + beta)` with its clamps, see `Activation`; all of one shape. A runtime with an operator for silu
     gives its emission."""
-    if rule.limit:
+    if rule.cap or rule.up_cap:
+        gate = _capped_silu(emit, rule, gate, dtype) if rule.cap else emit_plain(emit, rule, gate, dtype, as_silu)
+        up = _soft_cap(emit, up, rule.up_cap, dtype)
+    elif rule.limit:
         top = emit.number(rule.limit, dtype)
         up = emit("Clip", up, emit.number(-rule.limit, dtype), top)
         gate = gate if rule.clamp_after else emit("Min", gate, top)
@@ -32,6 +35,18 @@ def emit_gated(
     else:
         gate = emit_plain(emit, rule, gate, dtype, as_silu)
     return emit("Mul", gate, emit("Add", up, emit.number(rule.beta, dtype)) if rule.beta else up)
+
+
+def _capped_silu(emit: Emitter, rule: Activation, gate: ir.Value, dtype: ir.DataType) -> ir.Value:
+    scaled = gate if rule.alpha == 1.0 else emit("Mul", gate, emit.number(rule.alpha, dtype))
+    return emit("Mul", _soft_cap(emit, gate, rule.cap, dtype), emit("Sigmoid", scaled))
+
+
+def _soft_cap(emit: Emitter, x: ir.Value, cap: float, dtype: ir.DataType) -> ir.Value:
+    if not cap:
+        return x
+    number = emit.number(cap, dtype)
+    return emit("Mul", emit("Tanh", emit("Div", x, number)), number)
 
 
 def emit_plain(emit: Emitter, rule: Activation, x: ir.Value, dtype: ir.DataType, as_silu: Silu = silu) -> ir.Value:

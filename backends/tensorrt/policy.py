@@ -257,6 +257,8 @@ def why_not_kernels(shape: Shape, plan: BuildPlan) -> str:
         return f"there are no kernels of moec for {_named(wrong) or 'a GPU that is not named'}"
     if shape.floats:
         return "moec's kernels read no small floats in TensorRT"
+    if shape.activation.cap or shape.activation.up_cap:
+        return "moec's kernels have no soft caps"
     if shape.bits and (shape.bits not in (2, 4, 8) or shape.hidden % 8 or shape.inner % 8):
         return (
             f"moec's kernels read packed integers of 2, 4 or 8 bits in rows of whole 32-bit words, not {shape.bits} "

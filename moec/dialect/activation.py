@@ -35,6 +35,11 @@ _SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """`x`, bent so that it stays between -cap and cap."""
+    return cap * torch.tanh(x / cap)
+
+
 @dataclass(frozen=True)
 class Activation:
     """An expert's activation, plain or gated, as data.
@@ -49,6 +54,8 @@ class Activation:
         beta: added to the up half after clamping (gpt-oss: 1).
         limit: clamp of gate (from above) and up (both sides) before f; 0 means none. With `clamp_after`, f's result is
             clamped from above instead of the gate.
+        cap: soft cap `cap * tanh(g / cap)` of the factor g of a gated silu, not of the sigmoid's argument (Inkling 2).
+        up_cap: the same of the up half. 0 means none of either, and neither stands beside a limit.
     """
 
     name: str = "silu"
@@ -57,6 +64,8 @@ class Activation:
     beta: float = 0.0
     limit: float = 0.0
     clamp_after: bool = False
+    cap: float = 0.0
+    up_cap: float = 0.0
 
     def __call__(self, h: Tensor) -> Tensor:
         """Apply to `[..., F*I]`; returns `[..., I]` (F is 2 when gated, else 1)."""
@@ -67,6 +76,8 @@ class Activation:
 
     def _gate(self, gate: Tensor) -> Tensor:
         function = ACTIVATIONS[self.name]
+        if self.cap:
+            return soft_cap(gate, self.cap) * torch.sigmoid(self.alpha * gate)
         if not self.limit:
             return function(gate, self.alpha)
         return (
@@ -77,6 +88,7 @@ class Activation:
 
     def _up(self, up: Tensor) -> Tensor:
         up = up.clamp(-self.limit, self.limit) if self.limit else up
+        up = soft_cap(up, self.up_cap) if self.up_cap else up
         return up + self.beta if self.beta else up
 
     def pull_back(self, h: Tensor, grad: Tensor) -> Tensor:
@@ -85,12 +97,19 @@ class Activation:
         if not self.gated:
             return grad * slope(h, self.alpha)
         gate, up = h.chunk(2, dim=-1)
-        d_gate, d_up = grad * self._up(up) * slope(gate, self.alpha), grad * self._gate(gate)
+        steep = self._capped_slope(gate) if self.cap else slope(gate, self.alpha)
+        d_gate, d_up = grad * self._up(up) * steep, grad * self._gate(gate)
+        if self.up_cap:
+            d_up = d_up * (1 - torch.tanh(up / self.up_cap).square())
         if self.limit:
             # where a clamp holds a value, nothing flows back; elsewhere it changes nothing
             free = ACTIVATIONS[self.name](gate, self.alpha) if self.clamp_after else gate
             d_gate, d_up = d_gate * (free <= self.limit), d_up * (up.abs() <= self.limit)
         return torch.cat([d_gate, d_up], dim=-1)
+
+    def _capped_slope(self, gate: Tensor) -> Tensor:
+        bent, s = torch.tanh(gate / self.cap), torch.sigmoid(self.alpha * gate)
+        return (1 - bent.square()) * s + self.cap * bent * self.alpha * s * (1 - s)
 
     @property
     def rows_per_neuron(self) -> int:
@@ -112,5 +131,7 @@ class Activation:
             "beta": "beta",
             "limit": "limit",
             "clamp_after": "clamp_after",
+            "cap": "cap",
+            "up_cap": "up_cap",
         }
         return cls(**{field: kwargs[key] for key, field in names.items() if key in kwargs})

@@ -52,8 +52,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # computed again from the parts, each of which has a derivative
     needed = ctx.needs_input_grad
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_(needed[i]) for i, t in enumerate(ctx.saved_tensors)]
-        result = causal_conv_reference(*leaves, ctx.silu)  # type: ignore[arg-type]
+        saved: list[Any] = list(ctx.saved_tensors)
+        leaves: list[Any] = [None if t is None else t.detach().requires_grad_(needed[i]) for i, t in enumerate(saved)]
+        result = causal_conv_reference(*leaves, ctx.silu)  # type: ignore[call-arg]
     wanted = [t for t in leaves if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(result, wanted, grad, allow_unused=True))
     return tuple(next(found) if t is not None and t.requires_grad else None for t in leaves)

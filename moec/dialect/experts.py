@@ -90,6 +90,8 @@ def experts(
     beta: float = 0.0,
     limit: float = 0.0,
     clamp_after: bool = False,
+    cap: float = 0.0,
+    up_cap: float = 0.0,
     score_before: bool = False,
 ) -> Tensor:
     """Feed each token to its experts and add up their weighted outputs.
@@ -101,13 +103,13 @@ def experts(
             of the experts is read.
         w_in: `[E, F*I, H]`, F = 2 with gate rows before up rows when gated, else 1. b_in: `[E, F*I]`.
         w_out: `[E, H, I]`. b_out: `[E, H]`.
-        activation, gated, alpha, beta, limit, clamp_after: see `Activation`.
+        activation … up_cap: see `Activation`.
         score_before: weights multiply the experts' input, not their output (Llama 4).
 
     Returns:
         `[..., H]` in x's dtype, summed in float32.
     """
-    rule = Activation(activation, gated, alpha, beta, limit, clamp_after)
+    rule = Activation(activation, gated, alpha, beta, limit, clamp_after, cap, up_cap)
     return experts_reference(x, ids, weights, dense_expert(w_in, w_out, b_in, b_out, rule), w_in.shape[0], score_before)
 
 

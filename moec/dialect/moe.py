@@ -67,6 +67,8 @@ def moe(
     beta: float = 0.0,
     limit: float = 0.0,
     clamp_after: bool = False,
+    cap: float = 0.0,
+    up_cap: float = 0.0,
     score_before: bool = False,
 ) -> Tensor:
     """A whole mixture-of-experts block without shared experts.
@@ -77,14 +79,13 @@ def moe(
             logits.
         selection_bias: `[E]`, added to the scores for the choice only.
         w_in `[E, F*I, H]`, w_out `[E, H, I]`, b_in `[E, F*I]`, b_out `[E, H]`: as in `moec::experts`.
-        top_k … closed_as_zero: see `Routing`. activation … clamp_after: see `Activation`. score_before: see
-            `moec::experts`.
+        top_k … closed_as_zero: see `Routing`. activation … up_cap: see `Activation`. score_before: see `moec::experts`.
 
     Returns:
         `[..., H]` in x's dtype.
     """
     routing = Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero)
-    rule = Activation(activation, gated, alpha, beta, limit, clamp_after)
+    rule = Activation(activation, gated, alpha, beta, limit, clamp_after, cap, up_cap)
     return moe_reference(
         x, router_weight, router_bias, selection_bias, w_in, w_out, b_in, b_out, routing, rule, score_before
     )

@@ -14,7 +14,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.utils._sympy.functions import FloorDiv
+from torch.utils._sympy.functions import FloorDiv, Max, Min
 
 from moec.frontend.data_assertions import always, refuse_on_tensors, refused
 from moec.frontend.edges import settle, sizes_in
@@ -157,7 +157,7 @@ def _condition(
     if stated == sympy.true or (stated.free_symbols - known and always(exported, stated, known)):
         return None
     said = stated.xreplace(names)
-    if said == sympy.true:
+    if _of_any_size(said) == sympy.true:
         return None
     if said == sympy.false or stated.free_symbols - known:
         raise refused(str(expression))
@@ -165,3 +165,12 @@ def _condition(
         return Condition(say(said))
     except ValueError as error:
         raise refused(str(expression)) from error
+
+
+def _of_any_size(relation: Any) -> Any:
+    """A relation as far as sizes that are 0 or more decide it: torch leaves the smaller of 8 and 16 times a size as it
+    is, since it does not know that no size is below 0."""
+    if not relation.has(Min, Max):
+        return relation
+    sizes = {s: sympy.Symbol(s.name, integer=True, nonnegative=True) for s in relation.free_symbols}
+    return relation.xreplace(sizes).replace(Min, sympy.Min).replace(Max, sympy.Max)

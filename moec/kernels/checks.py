@@ -105,6 +105,7 @@ def check_experts(
     for name, weight in parts.items():
         if isinstance(weight, ExpertCodes):
             _check_packed(weight, f"{where}, {name}")
+    _demand(not (rule.cap or rule.up_cap), "the kernels have no soft caps between an expert's matrices", where)
     _check_shapes(x, ids, weights, w_in, w_out, b_in, b_out, rule)
 
 

@@ -17,9 +17,11 @@ from typing import Any
 
 from moec.layouts.facts import ModelFacts
 from moec.program.decoder_signature import (
+    GROWING,
     IDS,
     LOGITS,
     MASK,
+    RECURRENT,
     cache_inputs,
     fixed_inputs,
     layer_of,
@@ -30,7 +32,6 @@ from moec.program.program import Input
 
 CONFIG = "genai_config.json"
 POSITIONS = "position_ids"
-STATES = ("key", "value", "conv_state", "recurrent_state")  # under these names its runtime carries them on
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
@@ -40,9 +41,16 @@ def refusal(inputs: Sequence[Input], facts: ModelFacts) -> str | None:
     strange = [i.name for i in inputs if i.name not in (IDS, MASK, POSITIONS, *caches)]
     if not caches:
         return "it has no key-value cache"
-    state = next((name for name in caches if layer_of(name)[1] not in STATES), None)
+    state = next((name for name in caches if layer_of(name)[1] not in (*GROWING, *RECURRENT)), None)
     if state is not None:
         return f"its runtime knows no state like {state}"
+    both = {layer_of(name)[0] for name in caches if layer_of(name)[1] in GROWING} & {
+        layer_of(i.name)[0] for i in fixed_inputs(inputs)
+    }
+    if both:
+        return (
+            f"layer {min(both)} has keys and values and another state, and its runtime gives a layer one or the other"
+        )
     if strange:
         return f"its runtime does not feed {', '.join(strange)}"
     for name, shape in caches.items():

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.program.signature import PLUS, Input
+from moec.program.signature import PLUS, Input, names_in
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+GROWING, RECURRENT = ("key", "value"), ("conv_state", "recurrent_state")
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
@@ -66,8 +67,14 @@ def growing_inputs(inputs: Sequence[Input]) -> list[Input]:
 
 
 def fixed_inputs(inputs: Sequence[Input]) -> list[Input]:
-    """The states whose shape is the same after every token."""
-    return [i for i in inputs if is_past(i.name) and PAST not in i.shape]
+    """The states whose shape is the same after every token; not those that get a place for every few."""
+    return [i for i in inputs if is_past(i.name) and not any(PAST in names_in(str(d)) for d in i.shape)]
+
+
+def are_plain(inputs: Sequence[Input]) -> bool:
+    """Whether each state of a decoder is one that many clients carry on: keys and values, windows of convolutions and
+    recurrent states."""
+    return all(layer_of(c.name)[1] in (*GROWING, *RECURRENT) for c in cache_inputs(inputs))
 
 
 def past_axis(spec: Input) -> int:

@@ -17,7 +17,17 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import continuation, is_decoder
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, fixed_inputs, present_name
+from moec.program.decoder_signature import (
+    IDS,
+    LOGITS,
+    MASK,
+    PAST,
+    SEQUENCE,
+    are_plain,
+    cache_inputs,
+    fixed_inputs,
+    present_name,
+)
 from moec.program.signature import Sample
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
@@ -182,7 +192,8 @@ def check_consistency(
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
     """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
     of a short text also beside others."""
-    if fixed_inputs(engine.inputs) and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
+    recurrent = fixed_inputs(engine.inputs) and are_plain(engine.inputs)
+    if recurrent and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
         first, *rest = calls[SINGLY]
         calls = {**calls, PADDED: (first - PADDING, *rest)}
     if not hasattr(engine, "continuation") or not is_decoder(engine):

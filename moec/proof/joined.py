@@ -96,7 +96,8 @@ def _text(engine: EncoderDecoderEngine, text: Sample) -> CrossText:
 
 def _called(text: CrossText, ids: Tensor, steps: Sequence[int]) -> Tensor:
     """Logits `[batch, sequence, vocabulary]` of tokens that come in these steps."""
-    return torch.cat([text.advance(part)[LOGITS] for part in ids.split([*steps], 1)], 1)
+    parts = ids.split([*steps], 1)  # type: ignore[no-untyped-call]
+    return torch.cat([text.advance(part)[LOGITS] for part in parts], 1)
 
 
 def _written(text: CrossText, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

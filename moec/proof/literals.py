@@ -28,7 +28,7 @@ ATEN = torch.ops.aten
 _NORMS = {ATEN.layer_norm, ATEN.rms_norm, ATEN.group_norm, ATEN.native_layer_norm, ATEN.instance_norm}
 _BOUNDS = {ATEN.clamp, ATEN.clamp_min, ATEN.clamp_max, ATEN.hardtanh, ATEN.gt, ATEN.lt, ATEN.ge, ATEN.le}
 _SUMS = {ATEN.add, ATEN.sub}
-_DIALECT = {"limit", "softcap"}
+_DIALECT = {"limit", "softcap", "cap", "up_cap"}
 
 
 def missing_literals(program: Program, held: Mapping[str, Constant]) -> Iterator[tuple[str, float]]:

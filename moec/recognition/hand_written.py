@@ -99,7 +99,7 @@ class _Group:
 
 
 def _groups(matrices: Sequence[Matrix]) -> Iterator[_Group]:
-    found: dict[tuple[str, str, str, str], list[tuple[int, Place]]] = defaultdict(list)
+    found: dict[tuple[str, str, str], list[tuple[int, Place]]] = defaultdict(list)
     for matrix in matrices:
         if any(product.target in (EXPERTS, MOE) for product in matrix.products):
             continue
@@ -107,16 +107,28 @@ def _groups(matrices: Sequence[Matrix]) -> Iterator[_Group]:
             module = _stack_module(matrix)
             yield _Group(module, tuple(Place(matrix, k) for k in range(len(matrix.parts))))
             continue
-        words, shape = matrix.name.split("."), str(value_of(matrix.node).shape)
+        words = matrix.name.split(".")
         for k, word in enumerate(words):
             if number := word.lstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"):
                 stem = word[: len(word) - len(number)]
                 if number.isdigit() and (not stem or len(stem) > 1):  # w1, w2 and w3 are no three experts
-                    key = (".".join(words[:k]), stem, ".".join(words[k + 1 :]), shape)
+                    key = (".".join(words[:k]), stem, ".".join(words[k + 1 :]))
                     found[key].append((int(number), Place(matrix)))
-    for (module, stem, rest, _), places in found.items():
+    for (module, stem, rest), numbered in found.items():
         name = _module([*filter(None, module.split(".")), *filter(None, [stem.strip("_")])], bool(rest))
-        yield _Group(name, tuple(place for _, place in sorted(places, key=lambda p: p[0])))
+        for places in _alike(numbered):
+            yield _Group(name, tuple(place for _, place in sorted(places, key=lambda p: p[0])))
+
+
+def _alike(numbered: list[tuple[int, Place]]) -> list[list[tuple[int, Place]]]:
+    """Matrices of one name but for a number, apart by shape; together where they only have widths of their own."""
+    shapes: dict[tuple[int, ...], list[tuple[int, Place]]] = defaultdict(list)
+    for number, place in numbered:
+        shapes[tuple(value_of(place.matrix.node).shape)].append((number, place))
+    sides = list(zip(*shapes, strict=True)) if len({len(shape) for shape in shapes}) == 1 else []
+    own_widths = len(sides) == 2 and min(len(set(side)) for side in sides) == 1
+    alone = len({number for number, _ in numbered}) == len(numbered)
+    return [numbered] if own_widths and alone else list(shapes.values())
 
 
 def _stack_module(matrix: Matrix) -> str:

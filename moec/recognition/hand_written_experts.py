@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from moec.weights import lazy as weights
 from moec.weights.lazy import Weight
 
 aten = torch.ops.aten
+_MOST_ADDED = 2  # times as many neurons as experts of several widths have
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,13 @@ def _the_one(found: Sequence[Ffn | None]) -> Ffn:
 
 
 def _of_ffns(ffns: Sequence[Ffn]) -> Experts:
-    if len({(ffn.activation, ffn.w_in.shape, ffn.w_out.shape) for ffn in ffns}) > 1:
-        raise NotAMixture("its experts differ in width or activation")
+    if len({(ffn.activation, ffn.w_in.shape[1:], ffn.w_out.shape[:1]) for ffn in ffns}) > 1:
+        raise NotAMixture("its experts differ in their tokens or in their activation")
+    widths = [ffn.w_out.shape[1] for ffn in ffns]
+    widest = max(widths)
+    if widest * len(ffns) > _MOST_ADDED * sum(widths):
+        raise NotAMixture("its experts differ so much in width that most of the widest's neurons would add nothing")
+    ffns = [_widened(ffn, widest) for ffn in ffns]
     first = ffns[0]
     return Experts(
         weights.stack([ffn.w_in for ffn in ffns]),
@@ -87,6 +93,22 @@ def _of_ffns(ffns: Sequence[Ffn]) -> Experts:
         _biases([ffn.b_out for ffn in ffns], first.w_out),
         first.activation,
     )
+
+
+def _widened(ffn: Ffn, width: int) -> Ffn:
+    """The same expert with more neurons, whose weights are zero: they add nothing."""
+    more = width - ffn.w_out.shape[1]
+    if not more:
+        return ffn
+
+    def rows(weight: Weight) -> Weight:
+        own, parts = weight.shape[0] // ffn.activation.rows_per_neuron, []
+        for start in range(0, weight.shape[0], own):
+            parts += [weights.rows(weight, start, start + own), weights.zeros((more, *weight.shape[1:]), weight.dtype)]
+        return weights.concat(parts, 0)
+
+    w_out = weights.concat([ffn.w_out, weights.zeros((ffn.w_out.shape[0], more), ffn.w_out.dtype)], 1)
+    return replace(ffn, w_in=rows(ffn.w_in), b_in=None if ffn.b_in is None else rows(ffn.b_in), w_out=w_out)
 
 
 def _biases(found: Sequence[Weight | None], matrix: Weight) -> Weight | None:

@@ -32,3 +32,17 @@ def test_pull_back_is_the_derivative(name: str) -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_arguments_round_trip(name: str) -> None:
     assert Activation.of({**ACTIVATIONS[name].arguments(), "top_k": 2}) == ACTIVATIONS[name]
+
+
+@pytest.mark.parametrize(("cap", "up_cap"), [(4.0, 0.0), (0.0, 25.0), (0.7, 1.5)])
+def test_soft_caps_bend_the_factor_and_the_up_half(cap: float, up_cap: float) -> None:
+    """Inkling 2: the sigmoid sees the gate as it is."""
+    rule = Activation(cap=cap, up_cap=up_cap)
+    h = (torch.randn(50, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 5).requires_grad_()
+    gate, up = h.chunk(2, -1)
+    bent = cap * torch.tanh(gate / cap) if cap else gate
+    want = bent * gate.sigmoid() * (up_cap * torch.tanh(up / up_cap) if up_cap else up)
+    torch.testing.assert_close(rule(h), want)
+    grad = torch.randn(want.shape, dtype=torch.float64)
+    torch.testing.assert_close(rule.pull_back(h.detach(), grad), *torch.autograd.grad(want, h, grad))
+    assert Activation.of(rule.arguments()) == rule

@@ -64,6 +64,16 @@ def captured(function: Forward, batch: int = 3, length: int = 14) -> tuple[nn.Mo
     return model, capture(model, {"x": torch.randn(batch, length, 8)}, {"x": ("batch", "length", None)})
 
 
+def smaller(x: Tensor) -> Tensor:
+    """What is true of every size, and torch does not know."""
+    torch._check(torch.sym_min(8 * x.shape[1], 16 * x.shape[1]) == 8 * x.shape[1])
+    return x.cumsum(1)
+
+
+def test_what_is_true_of_every_size_is_no_condition() -> None:
+    assert captured(smaller)[1].conditions == () and captured(short)[1].conditions
+
+
 @pytest.mark.parametrize(("function", "held", "refused"), [
     (short, [(1, 1), (2, 72)], [(2, 73), (1, 500)]),
     (tokens, [(1, 100), (100, 1), (10, 10)], [(1, 101), (2, 51), (101, 1)]),

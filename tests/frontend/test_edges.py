@@ -48,6 +48,22 @@ def test_where_torch_assumed_something_a_proof_looks() -> None:
     assert kept == () and edges == ({"batch": 3, "frames": 7},)
 
 
+class Rest(nn.Module):
+    """What is held already, then a product of the rest."""
+
+    def forward(self, held: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([held, torch.sin(x[:, held.shape[1] :])], 1) * x
+
+
+def test_a_size_between_two_others_is_as_small_as_one_of_them_lets_it() -> None:
+    dynamic = {"held": ("batch", "past_sequence", None), "x": ("batch", "length", None)}
+    captured = capture(Rest(), {"held": torch.randn(3, 5, 4), "x": torch.randn(3, 11, 4)}, dynamic)
+    assert [str(c) for c in captured.conditions] == ["past_sequence <= length"], "not that length is 4 or more"
+    for held, length in ((0, 1), (1, 1), (0, 2), (2, 3), (3, 3)):
+        one, x = torch.randn(2, held, 4), torch.randn(2, length, 4)
+        assert torch.equal(EagerEngine(captured)(held=one, x=x)["output"], Rest()(one, x))
+
+
 def test_what_fails_elsewhere_too_is_the_models() -> None:
     _, captured = program()
     own = [Condition("frames % 2 == 0"), Condition("frames <= 900"), Condition("batch * frames <= 5000")]

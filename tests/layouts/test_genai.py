@@ -89,8 +89,9 @@ def test_padding_and_ends(facts: ModelFacts, pad: int, eos: Any) -> None:
 
 def test_layers_with_a_state_that_does_not_grow_are_of_the_type_that_has_one() -> None:
     state = Input("past_key_values.0.recurrent_state", torch.float32, ("batch", 4, 8, 8))
-    assert refusal((*decoder_inputs(), state), FACTS) is None
-    decoder = config((*decoder_inputs()[:2], state, *decoder_inputs()[4:]), ["logits"], FACTS)["model"]["decoder"]
+    inputs = (*decoder_inputs()[:2], state, *decoder_inputs()[4:])
+    assert refusal(inputs, FACTS) is None and "layer 0 has" in str(refusal((*decoder_inputs(), state), FACTS))
+    decoder = config(inputs, ["logits"], FACTS)["model"]["decoder"]
     assert decoder["layer_types"] == ["linear_attention", "full_attention"]
     assert "layer_types" not in config(decoder_inputs(), ["logits"], FACTS)["model"]["decoder"]
 

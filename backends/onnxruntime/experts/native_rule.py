@@ -44,7 +44,7 @@ def kernel_activation(rule: Activation) -> dict[str, Any] | None:
             if rule.name in PLAIN and (rule.name != "silu" or rule.alpha == 1.0)
             else None
         )
-    if rule.name != "silu" or (rule.clamp_after and rule.limit):
+    if rule.name != "silu" or (rule.clamp_after and rule.limit) or rule.cap or rule.up_cap:
         return None
     found = {
         "activation_type": "swiglu",

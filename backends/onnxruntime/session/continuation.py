@@ -27,6 +27,7 @@ from moec.program.decoder_signature import (
     MASK,
     beginning,
     cache_inputs,
+    fixed_inputs,
     growing_inputs,
     present_name,
 )
@@ -162,6 +163,11 @@ class SharedContinuation(HostContinuation):
             binding.bind_ortvalue_output(present_name(name), OrtValue.ortvalue_from_numpy(value))
         binding.bind_ortvalue_output(LOGITS, OrtValue.ortvalue_from_numpy(self._logits))
         return binding
+
+
+def can_be_buffers(inputs: Sequence[Input]) -> bool:
+    """Whether each state gets a place for each token, or keeps its shape."""
+    return len(growing_inputs(inputs)) + len(fixed_inputs(inputs)) == len(cache_inputs(inputs))
 
 
 def _with_room(value: np.ndarray) -> np.ndarray:

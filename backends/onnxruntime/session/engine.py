@@ -14,7 +14,7 @@ from torch.utils.dlpack import from_dlpack
 from moec.backends.onnx.assumed import read_assumptions
 from moec.backends.onnx.cache_rows import COMPACT, call_compact
 from moec.backends.onnxruntime.attention.kv_cache import SHARED
-from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation, refuse
+from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation, can_be_buffers, refuse
 from moec.backends.onnxruntime.session.cuda_graph import OPTION, GraphBuffers, GraphSession, require_fixed_shapes
 from moec.backends.onnxruntime.session.huge_pages import anonymous_memory, collapse_beside, without
 from moec.backends.onnxruntime.session.no_tokens import without_tokens
@@ -110,7 +110,8 @@ class OnnxruntimeEngine(Engine):
             if self._weights:  # the first text, and seldom the last: what follows reads them again for every token
                 collapse_beside(self._weights)
                 self._weights = []
-            form = SharedContinuation if SHARED in self._said else HostContinuation
+            shared = SHARED in self._said and can_be_buffers(self.inputs)
+            form = SharedContinuation if shared else HostContinuation
             return form(self._session, self.inputs, self.name)
         held = DeviceBuffers if {COMPACT, SHARED} <= self._said.keys() else DeviceContinuation
         held = GraphBuffers if isinstance(self._session, GraphSession) else held

@@ -71,7 +71,8 @@ def _forward(
     near = torch.arange(blocks, device=keys.device) - (position_ids // self.block_size)[..., None]
     near = (near <= 0) & (near > -self.local_blocks)  # the token's own block, and those before it
     best = best.masked_fill(near.unsqueeze(1), float("inf"))
-    found, chosen = best.topk(torch.sym_min(self.topk_blocks, blocks), dim=-1)
+    count = torch.sym_min(self.topk_blocks, blocks)  # type: ignore[no-untyped-call]
+    found, chosen = best.topk(count, dim=-1)
     return chosen.masked_fill(found == float("-inf"), -1)
 
 

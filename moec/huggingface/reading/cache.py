@@ -112,7 +112,9 @@ def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
         raise MoecError("M206", f"{name} caches something else than keys and values", f"layer {number}", _WAY_OUT)
     return [
-        Input(past_name(number, what), value.dtype, _dimensions(value, kind)) for what, (value, kind) in found.items()
+        Input(past_name(number, what), value.dtype, _dimensions(value, kind))
+        for what, (value, kind) in found.items()
+        if 0 not in value.shape  # latent keys without a rotated part
     ]
 
 

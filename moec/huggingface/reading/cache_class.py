@@ -17,7 +17,8 @@ def cache_class(model: nn.Module) -> Any:
     """The class whose instances a model's parts take as `past_key_values`."""
     from transformers.cache_utils import DynamicCache
 
-    kinds = (kind for module in model.modules() for kind in _asked_for(type(module)))
+    modules: list[Any] = [type(module) for module in model.modules()]
+    kinds = (kind for module in modules for kind in _asked_for(module))
     return next((_with_states_in_layers(kind) for kind in kinds if kind is not DynamicCache), DynamicCache)
 
 

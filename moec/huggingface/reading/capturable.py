@@ -16,6 +16,7 @@ from moec.huggingface.reading.convolutions import use_moec_convolutions
 from moec.huggingface.reading.experts import use_moec_experts
 from moec.huggingface.reading.lightning import use_moec_lightning
 from moec.huggingface.reading.linear_attention import use_moec_linear_attention
+from moec.huggingface.reading.pooled_index import adapt_pooled_index
 from moec.huggingface.reading.rope import grow_without_memory
 from moec.huggingface.reading.scans import use_moec_scans
 from moec.weights.lazy import Weight
@@ -37,6 +38,7 @@ def capturable(origin: Origin, dtype: torch.dtype, own_attention: bool) -> tuple
     adapt(model, weights)
     adapt_compressed(model)
     adapt_block_index(model)
+    adapt_pooled_index(model)
     use_moec_experts(model, weights)
     use_moec_scans(model)
     use_moec_lightning(model)

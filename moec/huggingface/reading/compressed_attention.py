@@ -93,7 +93,8 @@ def _index(
     query = _rotation(self)(query, cos, sin).transpose(1, 2)
     closed = _closed(self, keys, position_ids)
     scores = self.scorer(query, keys, hidden_states).masked_fill(~closed, float("-inf"))
-    chosen = scores.topk(torch.sym_min(self.index_topk, scores.shape[-1]), dim=-1).indices
+    count = torch.sym_min(self.index_topk, scores.shape[-1])  # type: ignore[no-untyped-call]
+    chosen = scores.topk(count, dim=-1).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, chosen, True) & closed
 
 
@@ -200,7 +201,8 @@ def _difference(own: Any, adapted: Any, config: Any, generator: torch.Generator)
     """The largest difference of the rows, in their spread; infinite where other rows are seen."""
     from transformers import DynamicCache
 
-    theirs, ours = DynamicCache(config=config), DynamicCache(config=config)
+    theirs: Any = DynamicCache(config=config)
+    ours: Any = DynamicCache(config=config)
     ours.layers = [compressed_layer({})]
     keys, worst, end = torch.zeros(2, 1, sum(_CALLS), 1), 0.0, 0
     for length in _CALLS:

@@ -108,7 +108,8 @@ def _overlap(layer: Any, name: str, like: Tensor) -> Tensor:
 
 def _filled(template: Any, states: Mapping[str, Tensor]) -> Any:
     layer, past = deepcopy(template), states["key"].shape[2]
-    layer.__class__ = _whole(type(template))
+    kind: Any = type(template)
+    layer.__class__ = _whole(kind)
     for name, rows in _rows(states).items():
         left = past % layer.compress_rate
         waiting = rows.waiting[:, rows.waiting.shape[1] - left :]
@@ -137,6 +138,7 @@ def _with_all_keys(base: Any) -> Any:
 
     class Whole(base):  # type: ignore[misc]
         is_sliding = False
+        keys: Any
 
         def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
             self.keys = self.values = key_states if self.keys is None else torch.cat([self.keys, key_states], 2)

@@ -111,7 +111,7 @@ def found_caches(model: Any, states: Tensor) -> tuple[Input, ...]:
 def _pair(kind: str, layers: Sequence[Any], number: int, whose: str, dimension: str, length: int) -> list[Input]:
     """The cache inputs of a layer. Raises M206 unless they are keys and values of so many tokens."""
     layer = layers[number] if number < len(layers) else None
-    tensors = [getattr(layer, name, None) for name in ("keys", "values")]
+    tensors: list[Any] = [getattr(layer, name, None) for name in ("keys", "values")]
     if any(t is None or t.dim() != 4 or t.shape[2] != length for t in tensors):
         what = f"{kind} keeps something else than keys and values of the {whose}'s tokens"
         raise MoecError("M206", what, f"layer {number}", WAY_OUT)

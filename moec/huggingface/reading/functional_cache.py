@@ -71,6 +71,8 @@ def _cache(layers: Mapping[int, Mapping[str, Tensor]], began: bool | None, model
         for what, value in states.items():
             if began is not False or not kind_of(what)[0].numbered:
                 _hold(layer, what, value if began is None else value.clone())
+        if "key" in states and "value" not in states:
+            put(layer, "value", states["key"][..., :0])  # of no size, and therefore no state
         found.layers.append(layer)
     return found
 
@@ -105,7 +107,8 @@ def _layer(states: Mapping[str, Tensor], template: Any = None) -> Any:
     """A way to make a layer for these states; one that a model has of its own, as `template` is, writes nothing in
     place."""
     if states and is_of_a_model(template):
-        return _with_keys(type(template))
+        own: Any = type(template)
+        return _with_keys(own)
     count = _fixed(states)
     if count:
         made = _with_states("key" in states)
@@ -165,6 +168,9 @@ def _with_states(and_keys: bool) -> Any:
         ) -> Tensor:
             """What a convolution reads, `[batch, channels, kernel + sequence]`; its end is kept."""
             kept: Any = self.conv_states[state_idx]
+            if isinstance(conv_states.shape[-1], int) and conv_states.shape[-1] == kept.shape[-1]:
+                self.conv_states[state_idx] = conv_states.to(kept.dtype)  # the next window itself, which Zaya cuts
+                return conv_states
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
             self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))

@@ -3,6 +3,7 @@ name."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from moec.dialect import ACTIVATIONS, Activation
 Order = Literal["gate_up", "interleaved", "up_gate"]
 
 _NEURONS, _ROWS = 8, 48
-_NAMES_OF_NUMBERS = re.compile("limit|clamp|clip|alpha|beta")
+_NAMES_OF_NUMBERS = re.compile("limit|clamp|clip|alpha|beta|softcap$")
 _TOLERANCE = 1e-5
 
 
@@ -118,6 +119,9 @@ def _rules(gated: bool, numbers: list[float]) -> Iterator[Activation]:
                 for limit in numbers:
                     yield replace(plain, beta=beta, limit=limit)
                     yield replace(plain, beta=beta, limit=limit, clamp_after=True)
+    for cap, up_cap in itertools.product((0.0, *numbers), repeat=2) if gated else ():
+        if cap or up_cap:
+            yield Activation("silu", gated, cap=cap, up_cap=up_cap)
 
 
 def _error(gate: Gate, x: Tensor, wanted: Tensor) -> float:

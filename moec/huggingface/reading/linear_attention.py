@@ -140,7 +140,7 @@ def _errors(function: Callable[..., Any], by_channel: bool) -> Iterator[float]:
 def _drawn(length: int, by_channel: bool) -> dict[str, Any]:
     """Arguments for two texts; one key is short, so that what is added to a norm is seen, and one is zero."""
     generator = torch.Generator().manual_seed(length)
-    make = lambda *shape: torch.randn(2, *shape, generator=generator)  # noqa: E731
+    make: Callable[..., Tensor] = lambda *shape: torch.randn(2, *shape, generator=generator)  # noqa: E731
     query, key = (make(length, _HEADS, _SIZE) * 0.4 for _ in range(2))
     key[0, 0], key[1, 0] = key[0, 0] * 1e-3, 0.0
     return {

@@ -159,7 +159,7 @@ def _selective_difference(own: Callable[..., Any]) -> float:
     pieces = []
     for piece in (slice(0, 8), slice(8, 9)):
         cut = [t if t.dim() == 2 else t[..., piece] for t in given]
-        y, state = _SelectiveScan(state, None)(*cut, **rest, z=gate[..., piece])
+        y, state = _SelectiveScan(state, None)(*cut, **(rest | {"z": gate[..., piece]}))
         pieces.append(y)
     return _apart((torch.cat(pieces, -1), state), wanted)
 

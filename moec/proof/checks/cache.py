@@ -11,6 +11,7 @@ from moec.execution.streaming import StreamingEngine
 from moec.program.decoder_signature import PAST, SEQUENCE, cache_inputs
 from moec.program.encoder_decoder import is_cross_decoder
 from moec.program.moe_call import moe_nodes
+from moec.program.signature import Sample
 from moec.proof.cache_consistency import (
     ONE_GO,
     SHORT,
@@ -22,7 +23,7 @@ from moec.proof.cache_consistency import (
 )
 from moec.proof.checks.check import Check, Figure
 from moec.proof.chosen_keys import key_choices
-from moec.proof.decided_tokens import NOISE, Decided, is_half
+from moec.proof.decided_tokens import NOISE, ComparedTokens, Decided, is_half
 from moec.proof.digits import at_most
 from moec.proof.evidence import EDGE, OUTSIDE, most_held, size_plan
 from moec.proof.inputs import decided_sample, most_decided
@@ -120,31 +121,38 @@ def _fed(trial: Trial, text: Text) -> Consistency:
     """One text in its ways. Those that differ, each call beside the same call of the model, which may say something
     else itself when a text is cut (a rotary embedding that changes with the length); and where two runs may choose
     other experts, on decided tokens. Raises M101 where the engine does not take the text."""
-    subject, engine = trial.subject, trial.engine
+    subject = trial.subject
     program, source, seed = subject.program, subject.source, subject.seed + SEED
-    tolerance = subject.lowering_tolerance if program.approximate else subject.tolerance
-    assert tolerance is not None  # a text decides after approximate passes only
     rounding = subject.precision if subject.kernel_deviation is None else None
-    peer = StreamingEngine(program) if program.by_call else None
-    sample = decided_sample(program, source, text.sizes, seed)
-    try:
-        found = check_consistency(engine, sample, tolerance, peer, text=text)
-    except MoecError as error:
-        what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
-        raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
-    if not found.ok and peer is None:
-        model = StreamingEngine(program) if program.approximate or subject.streamed else trial.reference
-        ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in found.failed}}
-        again = check_consistency(engine, sample, tolerance, model, ways=ways)
-        found = _with(found, again) if again.ok else found
+    found = _consistent(trial, text, decided_sample(program, source, text.sizes, seed))
     keys, long = bool(key_choices(program)), text.sizes[SEQUENCE] > SHORT.sizes[SEQUENCE]
     if found.ok or not (keys or (moe_nodes(program) and (is_half(rounding) or long))):
         return found
     sample, part = most_decided(program, source, text.sizes, subject.precision, seed)
-    decided = Decided(
-        str(subject.precision)[6:], NOISE[subject.precision], part.count, part.total, what="keys" if keys else "experts"
-    )
-    return check_consistency(engine, sample, tolerance, peer, part, decided, text)
+    what = "keys" if keys else "experts"
+    decided = Decided(str(subject.precision)[6:], NOISE[subject.precision], part.count, part.total, what=what)
+    return _consistent(trial, text, sample, part, decided)
+
+
+def _consistent(
+    trial: Trial, text: Text, sample: Sample, part: ComparedTokens | None = None, decided: Decided | None = None
+) -> Consistency:
+    """One text in its ways, or what of it can be compared; once more beside the model where they differ."""
+    subject, engine, program = trial.subject, trial.engine, trial.subject.program
+    tolerance = subject.lowering_tolerance if program.approximate else subject.tolerance
+    assert tolerance is not None  # a text decides after approximate passes only
+    peer = StreamingEngine(program) if program.by_call else None
+    try:
+        found = check_consistency(engine, sample, tolerance, peer, part, decided, text)
+    except MoecError as error:
+        what = f"{engine.name} cannot take a text in chunks and token by token: {error.what}"
+        raise MoecError("M101", what, error.where, "compile with --no-cache, or report this") from error
+    if found.ok or peer is not None or not found.failed:
+        return found
+    model = StreamingEngine(program) if program.approximate or subject.streamed else trial.reference
+    ways = {ONE_GO: (text.sizes[SEQUENCE],), **{way.name: way.steps for way in found.failed}}
+    again = check_consistency(engine, sample, tolerance, model, part, decided, ways=ways)
+    return _with(found, again) if again.ok else found
 
 
 def _with(found: Consistency, again: Consistency) -> Consistency:

@@ -10,7 +10,7 @@ from moec.huggingface.reading.cache_class import cache_class
 from moec.huggingface.reading.functional_cache import functional_cache, own_cache
 from tests.scanning_models import scanning_model
 
-STATE = "past_key_values.0.recurrent_state"
+STATE = "past_key_values.1.recurrent_state"
 
 
 def test_most_models_take_a_dynamic_cache() -> None:
@@ -20,10 +20,10 @@ def test_most_models_take_a_dynamic_cache() -> None:
 
 
 def test_a_list_beside_the_layers_becomes_their_states() -> None:
-    kind, state, new = cache_class(scanning_model("minimax")), torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
-    for cache in (functional_cache({STATE: state}, kind), own_cache({STATE: state}, True, kind)):
-        assert isinstance(cache, MiniMaxCache) and torch.equal(cache.get_linear_cache(0), state)
-        cache.set_linear_cache(0, new)
-        assert torch.equal(cache.layers[0].recurrent_states[0], new)
+    model, state, new = scanning_model("minimax"), torch.ones(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
+    for cache in (functional_cache({STATE: state}, model), own_cache({STATE: state}, True, model)):
+        assert isinstance(cache, MiniMaxCache) and torch.equal(cache.get_linear_cache(1), state)
+        cache.set_linear_cache(1, new)
+        assert torch.equal(cache.layers[1].recurrent_states[0], new)
     assert torch.equal(state, torch.ones(2, 4, 8, 8)), "states that were given stay as they were"
-    assert own_cache({STATE: state}, False, kind).get_linear_cache(0) is None, "a text that begins has none"
+    assert own_cache({STATE: state}, False, model).get_linear_cache(1) is None, "a text that begins has none"

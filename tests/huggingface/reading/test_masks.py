@@ -44,8 +44,8 @@ def test_a_rule_gives_the_same_mask_as_mapped() -> None:
 
 def test_a_model_with_a_rule_of_its_own_is_captured_without_higher_order_operators() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = UnlimitedOcrTextConfig(**sizes, vocab_size=40, num_key_value_heads=2, moe_intermediate_size=8, n_routed_experts=4,
-                          num_experts_per_tok=2, n_shared_experts=1, sliding_window=3)  # fmt: skip
+    experts = {"moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    config = UnlimitedOcrTextConfig(**sizes, **experts, vocab_size=40, num_key_value_heads=2, sliding_window=3)
     program = HuggingFaceSource.from_model(UnlimitedOcrTextModel(config).eval(), cache=False).capture()
     named = {n.target for n in program.graph.nodes if n.op == "call_function"}
     assert all(isinstance(target, torch._ops.OpOverload) or target is operator.getitem for target in named)

@@ -1,0 +1,119 @@
+"""An encoder and a decoder become two graphs beside each other, proven alone and together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import moec
+from moec import MoecError
+from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.huggingface.source import HuggingFaceSource
+from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.proven_parts import ProvenParts
+from tests import encoder_decoders
+from tests.command_line import Cli
+from tests.encoder_decoders import generated, padded
+
+
+def test_both_graphs_lie_where_optimum_looks_and_each_part_is_an_engine(translator_engine: Path) -> None:
+    files = {p.relative_to(translator_engine).as_posix() for p in translator_engine.rglob("*") if p.is_file()}
+    assert {"encoder_model.onnx", "decoder_model_merged.onnx", "config.json", "encoder/moec.json"} <= files
+    assert [name for name in sorted(files) if name.endswith(".data")] == [
+        "decoder/model.onnx.data",
+        "encoder/model.onnx.data",
+    ]
+    decoder = moec.load(translator_engine / "decoder")
+    names = [i.name for i in decoder.inputs]
+    assert names[:3] == ["input_ids", "encoder_attention_mask", "encoder_hidden_states"]
+    assert names[3:] == [f"past_key_values.0.{w}.{kind}" for w in ("decoder", "encoder") for kind in ("key", "value")]
+    assert decoder.outputs[0] == "logits" and "present.0.encoder.value" in decoder.outputs
+
+
+def test_the_manifest_says_what_was_proven(translator_engine: Path) -> None:
+    report = moec.api.read_report(translator_engine)
+    parts, cache = report.proof.find(ProvenParts), report.proof.find(CacheConsistency)
+    assert report.ok and parts is not None and [p.part for p in parts.parts] == ["encoder", "decoder"]
+    assert cache is not None and len(cache.consistency.ways) == 4
+    assert {o.name for o in report.comparison.outputs} == {"logits", "encoder_last_hidden_state"}
+
+
+def test_texts_are_what_generate_writes(translator: Path, translator_engine: Path) -> None:
+    from transformers import BartForConditionalGeneration
+
+    model = BartForConditionalGeneration.from_pretrained(translator).eval()
+    engine = moec.load(translator_engine)
+    assert isinstance(engine, EncoderDecoderEngine)
+    want = generated(model, padded(), 32)
+    got = torch.stack(list(respond(engine, padded(), want[:, :1], max_tokens=32)), 1)
+    assert got.equal(want[:, 1:]) and len(set(map(tuple, got.tolist()))) == 3 and len(got.unique()) > 3
+
+
+def test_moec_run_writes_it(translator: Path, translator_engine: Path, cli: Cli) -> None:
+    from transformers import BartForConditionalGeneration
+
+    model = BartForConditionalGeneration.from_pretrained(translator).eval()
+    want = generated(model, {"input_ids": torch.tensor([[5, 6, 7]])}, 6)[0, 1:].tolist()
+    found = cli.json("run", translator_engine, "--tokens", "5,6,7", "--max-tokens", "6")
+    assert found["tokens"] == want[: len(found["tokens"])] and found["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "way_out"),
+    [
+        ({"layout": "genai"}, "M208", "--layout plain"),
+        ({"target": "tensorrt-rtx", "build": False}, "M208", "--no-cache"),
+        ({"save_hf": "elsewhere"}, "M201", "--part"),
+    ],
+)
+def test_what_two_graphs_do_not_go_with_is_refused(
+    options: dict[str, object], code: str, way_out: str, translator: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(MoecError) as error:
+        moec.compile(str(translator), out=tmp_path / "engine", **options)  # type: ignore[arg-type]
+    assert error.value.code == code and way_out in error.value.fix and not (tmp_path / "engine").exists()
+
+
+def test_what_looks_at_one_graph_names_the_parts(translator_engine: Path) -> None:
+    for verb in (moec.api.bisect, moec.api.build):
+        with pytest.raises(MoecError) as error:
+            verb(translator_engine)
+        assert error.value.code == "M201" and "ENGINE/decoder" in error.value.fix
+
+
+def test_a_graph_that_was_changed_is_not_loaded(translator_engine: Path, tmp_path: Path) -> None:
+    shutil.copytree(translator_engine, tmp_path / "engine")
+    graph = tmp_path / "engine" / "encoder_model.onnx"
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    with pytest.raises(MoecError) as error:
+        moec.load(tmp_path / "engine")
+    assert error.value.code == "M106" and "encoder_model.onnx" in error.value.what
+
+
+def test_without_a_cache_it_is_one_graph(translator: Path) -> None:
+    source = moec.open_source(str(translator), cache=False)
+    assert not source.parts() and [i.name for i in source.inputs][-1] == "decoder_input_ids"
+    assert list(moec.open_source(str(translator)).parts()) == ["encoder", "decoder"]
+
+
+@pytest.mark.repeats
+def test_it_is_proven_again_on_other_inputs(translator_engine: Path) -> None:
+    proof = moec.verify(translator_engine, seed=5)
+    assert proof.ok and proof.find(ProvenParts) is not None and proof.seed == 5
+
+
+@pytest.mark.repeats
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_other_families(name: str, tmp_path: Path) -> None:
+    model, out = encoder_decoders.build(name), tmp_path / "engine"
+    moec.compile(HuggingFaceSource.from_model(model), out=out)
+    engine = moec.load(out)
+    assert isinstance(engine, EncoderDecoderEngine)
+    given = padded() if name == "t5" else {"input_features": torch.randn(2, 8, 40)}
+    start = torch.full((len(next(iter(given.values()))), 1), model.config.decoder_start_token_id)
+    got = torch.stack(list(respond(engine, given, start, max_tokens=24)), 1)
+    assert got.equal(generated(model, given, 24)[:, -24:])
+    assert moec.verify(out, model, seed=3).ok

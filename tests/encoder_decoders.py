@@ -1,0 +1,64 @@
+"""Tiny random models with an encoder and a decoder, of one layer each, whose texts do not end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+VOCAB = 48
+_BART: dict[str, Any] = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": VOCAB, "pad_token_id": 1,
+    "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart": ("Bart", {**_BART, "max_position_embeddings": 40, "forced_eos_token_id": None}),
+    "whisper": (
+        "Whisper",
+        {**_BART, "max_source_positions": 20, "max_target_positions": 40, "num_mel_bins": 8,
+         "suppress_tokens": None, "begin_suppress_tokens": None},
+    ),
+    "t5": (
+        "T5",
+        {"vocab_size": VOCAB, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_heads": 2,
+         "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+         "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
+
+
+def build(name: str) -> Any:
+    """The model, the same in every call; weights are spread, so that texts hang on them."""
+    kind, settings = _KINDS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(
+        getattr(transformers, f"{kind}Config")(**settings)
+    ).eval()
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) if parameter.dim() > 1 else parameter + 0.1
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def save(name: str, folder: Path) -> Path:
+    """The model as a Hugging Face folder."""
+    build(name).save_pretrained(folder)
+    return folder
+
+
+def padded() -> dict[str, Tensor]:
+    """Three texts of different lengths for the encoder."""
+    ids = torch.randint(3, VOCAB, (3, 7), generator=torch.Generator().manual_seed(2))
+    mask = torch.tensor([[1] * 5 + [0] * 2, [1] * 7, [1] * 3 + [0] * 4])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generated(model: Any, given: dict[str, Tensor], tokens: int) -> Tensor:
+    """What transformers writes, start included."""
+    found: Tensor = model.generate(**given, max_new_tokens=tokens, do_sample=False, num_beams=1)
+    return found

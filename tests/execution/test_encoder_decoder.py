@@ -1,0 +1,72 @@
+"""Both parts as one engine: texts beside each other, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import moec
+from moec import MoecError
+from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from tests.encoder_decoders import padded
+
+
+@pytest.fixture(scope="module")
+def engine(translator_engine: Path) -> EncoderDecoderEngine:
+    found = moec.load(translator_engine)
+    assert isinstance(found, EncoderDecoderEngine)
+    return found
+
+
+def _written(engine: EncoderDecoderEngine, given: dict[str, Tensor], **options: object) -> list[list[int]]:
+    start = torch.full((len(given["input_ids"]), 1), 2)
+    return torch.stack(list(respond(engine, given, start, max_tokens=8, **options)), 1).tolist()  # type: ignore[arg-type]
+
+
+def test_two_texts_in_turns_do_not_meet(engine: EncoderDecoderEngine) -> None:
+    other = {"input_ids": padded()["input_ids"].flip(1)}
+    alone = [_written(engine, padded()), _written(engine, other)]
+    start = torch.full((3, 1), 2)
+    turns = zip(*(respond(engine, given, start, max_tokens=8) for given in (padded(), other)), strict=True)
+    first, second = (torch.stack(tokens, 1).tolist() for tokens in zip(*turns, strict=True))
+    assert [first, second] == alone and first != second
+
+
+def test_padding_of_the_encoder_changes_no_text(engine: EncoderDecoderEngine) -> None:
+    ids, mask = padded().values()
+    together = _written(engine, padded())
+    for row in range(3):
+        alone = ids[row : row + 1, : int(mask[row].sum())]
+        assert _written(engine, {"input_ids": alone})[0] == together[row]
+    assert _written(engine, {"input_ids": ids}) != together, "without the mask it is another text"
+
+
+def test_a_finished_row_gets_the_filler_and_the_context_ends_a_text(engine: EncoderDecoderEngine) -> None:
+    free = _written(engine, padded())
+    ended = _written(engine, padded(), eos=[free[0][1]], filler=1)
+    place = free[0].index(free[0][1])
+    assert ended[0][: place + 1] == free[0][: place + 1] and set(ended[0][place + 1 :]) <= {1}
+    assert len(_written(engine, padded(), context=4)[0]) == 3
+
+
+def test_sizes_are_those_of_both_parts(engine: EncoderDecoderEngine) -> None:
+    assert engine.holds({"batch": 2, "sequence": 40, "decoder_sequence": 3})
+    assert not engine.holds({"batch": 2, "sequence": 41, "decoder_sequence": 3})
+
+
+def test_no_tokens_and_no_room_are_refused(engine: EncoderDecoderEngine) -> None:
+    for options, code in (({"max_tokens": 0}, "M201"), ({"context": 1}, "M211")):
+        with pytest.raises(MoecError) as error:
+            respond(engine, padded(), torch.full((3, 1), 2), **options)
+        assert error.value.code == code
+
+
+def test_more_held_states_than_there_are_is_refused(engine: EncoderDecoderEngine) -> None:
+    given = {i.name: torch.zeros(i.resolve({"batch": 1, "sequence": 1, "encoder_sequence": 2, "past_sequence": 1,
+             "past_encoder_sequence": 3}), dtype=i.dtype) for i in engine.decoder.inputs}  # fmt: skip
+    with pytest.raises(MoecError) as error:
+        engine.decoder(**given)
+    assert error.value.code == "M213"

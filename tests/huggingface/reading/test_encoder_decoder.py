@@ -1,0 +1,50 @@
+"""Which models have two parts, and what each takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from moec.huggingface.reading.encoder_decoder import has_parts
+from moec.huggingface.source import HuggingFaceSource
+from moec.program.conditions import Condition
+from tests import zoo
+from tests.encoder_decoders import build
+
+
+def inputs(name: str, part: str) -> dict[str, tuple[int | str, ...]]:
+    return {i.name: i.shape for i in HuggingFaceSource.from_model(build(name), part=part).inputs}
+
+
+def test_which_models_have_them() -> None:
+    assert has_parts(build("bart")) and has_parts(build("t5")) and has_parts(build("whisper"))
+    assert not has_parts(build("bart").model) and not has_parts(zoo.build("llama"))
+
+
+@pytest.mark.parametrize(("name", "width"), [("bart", 8), ("t5", 6)])
+def test_of_tokens(name: str, width: int) -> None:
+    assert inputs(name, "encoder") == {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+    found = inputs(name, "decoder")
+    assert found.pop("encoder_attention_mask") == ("batch", "encoder_sequence")
+    assert found == {
+        "input_ids": ("batch", "sequence"),
+        "encoder_hidden_states": ("batch", "encoder_sequence", 16),
+        **{f"past_key_values.0.decoder.{kind}": ("batch", 2, "past_sequence", width) for kind in ("key", "value")},
+        **{
+            f"past_key_values.0.encoder.{kind}": ("batch", 2, "past_encoder_sequence", width)
+            for kind in ("key", "value")
+        },
+    }
+
+
+def test_of_sound() -> None:
+    assert inputs("whisper", "encoder") == {"input_features": ("batch", 8, 40)}
+    assert "encoder_attention_mask" not in inputs("whisper", "decoder")
+    whole = HuggingFaceSource.from_model(build("whisper"))
+    assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
+
+
+@pytest.mark.repeats
+def test_a_decoder_without_a_mask_takes_no_more_held_states_than_states() -> None:
+    program = HuggingFaceSource.from_model(build("whisper"), part="decoder").capture()
+    assert program.conditions == (Condition("past_encoder_sequence <= encoder_sequence"),)
+    assert all(e["past_encoder_sequence"] <= e["encoder_sequence"] for e in program.edges)

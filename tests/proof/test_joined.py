@@ -1,0 +1,102 @@
+"""Two parts that do not fit each other are found out, though each is right alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import moec
+from moec.execution.encoder_decoder import EncoderDecoderEngine
+from moec.execution.engine import Engine
+from moec.frontend.source import Source
+from moec.proof.checks.cache import CacheConsistency
+from moec.proof.checks.outputs import Outputs
+from moec.proof.checks.proven_parts import ProvenParts
+from moec.proof.joined import joint_tolerance, prove_joined
+from moec.proof.verification import Verification
+
+
+class Changed(Engine):
+    """An engine whose inputs are changed before it sees them."""
+
+    def __init__(self, engine: Engine, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
+        self._engine, self._change = engine, change
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self._engine(**self._change(dict(inputs)))
+        return found
+
+
+@pytest.fixture(scope="module")
+def source(translator: Path) -> Source:
+    return moec.open_source(str(translator))
+
+
+@pytest.fixture(scope="module")
+def engine(translator_engine: Path) -> EncoderDecoderEngine:
+    found = moec.load(translator_engine)
+    assert isinstance(found, EncoderDecoderEngine)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(translator_engine: Path) -> dict[str, Verification]:
+    return {part: moec.api.read_report(translator_engine / part).proof for part in ("encoder", "decoder")}
+
+
+def _unmasked(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**given, "encoder_attention_mask": torch.ones_like(given["encoder_attention_mask"])}
+
+
+def _mixed_up(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    key, value = (f"past_key_values.0.encoder.{kind}" for kind in ("key", "value"))
+    return {**given, key: given[value], value: given[key]}
+
+
+def _lost(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The cache of the decoder's own tokens, one token too short."""
+    return {name: value[:, :, 1:] if ".decoder." in name else value for name, value in given.items()}
+
+
+def test_the_right_parts_are_equal(
+    source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]
+) -> None:
+    proof = prove_joined(source, engine, alone, torch.float32, seed=3)
+    assert proof.ok and len(proof.checks) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"), [(_unmasked, Outputs), (_mixed_up, CacheConsistency), (_lost, CacheConsistency)]
+)
+def test_wrong_ones_are_found(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    kind: type[Outputs | CacheConsistency],
+    source: Source,
+    engine: EncoderDecoderEngine,
+    alone: dict[str, Verification],
+) -> None:
+    wrong = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, change))
+    proof = prove_joined(source, wrong, alone, torch.float32, seed=3)
+    found = proof.find(kind)
+    assert not proof.ok and found is not None and not found.ok
+    assert proof.error is not None and proof.error.code == "M101"
+
+
+def test_a_failed_part_fails_both(source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]) -> None:
+    failed = replace(alone["decoder"], checks=(ProvenParts(()), *alone["decoder"].checks))
+    proof = prove_joined(source, engine, {**alone, "decoder": failed}, torch.float32, seed=3)
+    assert not proof.ok and proof.error is not None and proof.error.where == "part decoder"
+
+
+def test_budgets_add_up(alone: dict[str, Verification]) -> None:
+    exact = alone["encoder"].comparison
+    approximate = replace(exact, tolerance=None, max_rms=0.1)
+    assert joint_tolerance([exact, exact]).deviation == exact.tolerance
+    found = joint_tolerance([approximate, replace(approximate, max_rms=0.2)])
+    assert found.rms == pytest.approx(0.3) and found.deviation == float("inf")
