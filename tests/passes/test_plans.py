@@ -32,9 +32,11 @@ MIXTRAL = [
     "quantize(format=fp8)",
     "prune-experts(score=random)",
     "prune-experts(keep=0.5)",
+    "set-top-k(top_k=1)",
     f"{TWO_BITS}, calibrate-router(floor=150)",
 ]
 LLAMA = ["upcycle", "upcycle(experts=2, top_k=2, granularity=2, layers='every:2', reinit=0.5)", "quantize(group=16)"]
+LLAMA += ["carve(experts=4, active=2, shared=1)"]
 # data decides which weights get which form, or which blocks are changed at all
 OPEN = ["quantize(group=16, budget_bits=3.0)", "prune-experts(keep=0.8, per_layer=False)"]
 
