@@ -119,7 +119,8 @@ def test_any_length_and_any_cut_give_what_one_go_gives(both: tuple[Any, Engine])
     for places in ([1], [63], [64, 65], [5, 69, 128, 129], list(range(1, 12))):
         ends = [place - 1 for place in [*places, 130]]
         assert distance(pieces(engine, ids, places), want[:, ends]) < CLOSE
-    assert distance(pieces(Forgetful(engine), ids, [63]), want[:, [62, 129]]) > 10 * CLOSE, "the state matters"
+    forgotten = pieces(Forgetful(engine), ids, places)  # token by token: later a strong decay has forgotten, too
+    assert distance(forgotten, want[:, ends]) > 10 * CLOSE, "the state matters"
 
 
 def test_greedy_texts_are_transformers_own(both: tuple[Any, Engine]) -> None:
