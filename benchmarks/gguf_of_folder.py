@@ -24,12 +24,14 @@ _LAYER = {
 
 
 def write_gguf(folder: Path, path: Path) -> None:
-    """Write `path`; the file has no tokenizer."""
+    """Write `path`; the file has no tokenizer. Raises RuntimeError for a model of another kind."""
     from gguf import GGUFWriter
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = model.config
+    if config.model_type not in ("qwen3", "qwen3_moe"):
+        raise RuntimeError(f"gguf_of_folder.py writes no {config.model_type}")
     moe = hasattr(config, "num_experts")
     writer = GGUFWriter(str(path), "qwen3moe" if moe else "qwen3")
     writer.add_block_count(config.num_hidden_layers)

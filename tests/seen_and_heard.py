@@ -134,3 +134,48 @@ VISION_LANGUAGE = Seen(
     ),
     {"pixel_values": ("pixel_values_0", 384), "image_grid_thw": ("batch", 3)},
 )
+_DECODER = {
+    "vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 96, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_MARKS = {"image_token_id": 250, "video_token_id": 251}
+_PATCHES = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 8}
+
+
+def _rope(*sections: int, **more: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **more}
+
+
+def glm4v_moe() -> nn.Module:
+    text = {**_DECODER, "head_dim": 16, "moe_intermediate_size": 48, "n_routed_experts": 4, "num_experts_per_tok": 2,
+            "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+            "rope_parameters": _rope(2, 1, 1, partial_rotary_factor=0.5)}  # fmt: skip
+    eye = {**_PATCHES, "out_hidden_size": 64, "image_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    return T.Glm4vMoeForConditionalGeneration(T.Glm4vMoeConfig(text_config=text, vision_config=eye, **_MARKS))
+
+
+def ernie_vl_moe() -> nn.Module:
+    text = {**_DECODER, "moe_intermediate_size": [48, 48], "moe_num_experts": 4, "moe_k": 2,
+            "moe_num_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"],
+            "rope_parameters": _rope(3, 3, 2)}  # fmt: skip
+    eye = {**_PATCHES, "spatial_merge_size": 2, "temporal_merge_size": 2}
+    config = T.Ernie4_5_VLMoeConfig(text_config=text, vision_config=eye, **_MARKS)
+    return T.Ernie4_5_VLMoeForConditionalGeneration(config)
+
+
+def llama4() -> nn.Module:
+    text = {**_DECODER, "head_dim": 16, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1,
+            "attention_chunk_size": 16}  # fmt: skip
+    eye = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
+           "vision_output_dim": 24, "image_size": 32, "patch_size": 8, "projector_input_dim": 24,
+           "projector_output_dim": 24, "pixel_shuffle_ratio": 0.5}  # fmt: skip
+    return T.Llama4ForConditionalGeneration(T.Llama4Config(text_config=text, vision_config=eye, image_token_index=250))
+
+
+GRID = ((1, 4, 6),)
+# the model, its pixels' shape, and what else its method for images takes
+EYES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, torch.Tensor]]] = {
+    "GLM-4V-MoE": (glm4v_moe, (24, 384), {"image_grid_thw": torch.tensor(GRID)}),
+    "ERNIE-VL": (ernie_vl_moe, (24, 192), {"image_grid_thw": torch.tensor(GRID)}),
+    "Llama 4": (llama4, (4, 3, 32, 32), {}),
+}

@@ -14,7 +14,8 @@ from moec.compiler.open import open_source
 from moec.errors import MoecError
 from moec.frontend.export import named_outputs
 from moec.huggingface.source import HuggingFaceSource
-from tests.seen_and_heard import SEEN, VISION_LANGUAGE
+from tests.reported import spread
+from tests.seen_and_heard import EYES, SEEN, VISION_LANGUAGE
 
 pytest.importorskip("PIL", reason="processors of images draw with Pillow")
 SIZES = (
@@ -95,3 +96,22 @@ def test_the_account_says_which_processor_was_run(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     assert isinstance(source, HuggingFaceSource)
     assert "inputs as ASTFeatureExtractor makes them of drawn images and sounds" in source.account().notes
+
+
+@pytest.mark.repeats
+@pytest.mark.parametrize("name", EYES)
+def test_features_of_images_equal_eager(name: str, tmp_path: Path) -> None:
+    make, shape, values = EYES[name]
+    model = spread(make())
+    model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    given = [f"{n}={v.tolist()}" for n, v in values.items()]
+    sizes = [f"pixel_values={','.join(map(str, shape))}:float32"] if values else []
+    moec.compile(
+        str(tmp_path / "model"), out=tmp_path / "eye", leave_out=["input_ids"], inputs=[*given, *sizes] or None
+    )
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        wanted = named_outputs(dict(model.get_image_features(pixels, *values.values())))  # type: ignore[operator]
+    found = moec.load(tmp_path / "eye")(pixel_values=pixels)
+    assert difference(found, wanted) < TOLERANCE
+    assert difference(moec.load(tmp_path / "eye")(pixel_values=-pixels), wanted) > TOLERANCE

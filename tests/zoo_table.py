@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -80,7 +82,7 @@ def measured(name: str, folder: Path) -> Row:
     try:
         report = compiled(model, folder / "engine", UPCYCLE if name in zoo.architectures(dense=True) else "")
     except moec.MoecError as error:
-        verdict = "failed" if error.exit_code == 70 else "wrong" if error.code == "M101" else "refused"
+        verdict = "failed" if error.exit_code == 70 else "refused"
         return Row(name, architecture, verdict, said=f"{error.code}: {error.what}".replace(str(folder), ""))
     engine = moec.load(folder / "engine")
     tried, said = trials(folder / "model", engine)
@@ -110,11 +112,14 @@ def compiled(model: str, out: Path, pipeline: str) -> Any:
 
 
 def states_of(engine: Any) -> tuple[str, ...]:
-    """The kinds of an engine's states, by the last part of their names."""
-    kinds = dict.fromkeys(i.name.split(".")[-1] for i in engine.inputs if i.name.startswith("past_key_values."))
-    if {"key", "value"} <= set(kinds):
-        kinds = {"keys and values": None} | {k: None for k in kinds if k not in ("key", "value")}
-    return tuple(kind.replace("_", " ") for kind in kinds)
+    """The kinds of an engine's states, by the last part of their names; with how many of a kind a layer has."""
+    layers: dict[str, list[str]] = {}
+    for name in (i.name for i in engine.inputs if i.name.startswith("past_key_values.")):
+        layers.setdefault(name.split(".")[1], []).append(re.sub(r"_\d+$", "", name.split(".")[-1]).replace("_", " "))
+    most = {kind: max(kinds.count(kind) for kinds in layers.values()) for kinds in layers.values() for kind in kinds}
+    named = {"keys and values": 1} if {"key", "value"} <= most.keys() else {}
+    rest = {kind: count for kind, count in most.items() if not named or kind not in ("key", "value")}
+    return tuple(kind if count == 1 else f"{count} × {kind}" for kind, count in (named | rest).items())
 
 
 def trials(folder: Path, engine: Any) -> tuple[float, str]:
@@ -134,7 +139,7 @@ def trials(folder: Path, engine: Any) -> tuple[float, str]:
         try:
             worst = max(worst, _token_by_token(model, engine, generator))
         except moec.MoecError as error:
-            said.append(f"{error.code} token by token: {error.what}")
+            worst, said = math.inf, [*said, f"{error.code} token by token: {error.what}"]
     return worst, "; ".join(said)
 
 

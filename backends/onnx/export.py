@@ -31,6 +31,7 @@ from moec.frontend.stored_program import retrace
 from moec.program.moe_call import MOE, ROUTE, MoeCall
 from moec.program.program import Program, named_size
 from moec.version import __version__
+from moec.weights.lazy import Weight, rowwise
 
 Keeps = Callable[[Routing, bool, Activation, bool], bool]
 TRACE = "pkg.torch.onnx.stack_trace"  # where the exporter notes which lines of the model a node came from
@@ -152,7 +153,12 @@ def _bind_weights(graph: ir.Graph, program: Program) -> None:
             del graph.initializers[name]
         else:
             first[id(weight)] = value
-            value.const_value = WeightTensor(weight, name)
+            value.const_value = WeightTensor(_in_pairs(weight), name)
+
+
+def _in_pairs(weight: Weight) -> Weight:
+    """A complex weight, a table of turns, as torch.onnx has it: real and imaginary part beside each other."""
+    return rowwise("view_as_real", torch.view_as_real, weight) if weight.dtype.is_complex else weight
 
 
 def _name_dimensions(graph: ir.Graph, program: Program) -> None:

@@ -23,6 +23,7 @@ class Retried(Source):
     origin: Origin
     signature: Signature
     _asked: Asked
+    part: str
     _cache: bool
     _own_attention: bool
     _leave_out: Any
@@ -56,7 +57,8 @@ class Retried(Source):
         """The refusal of a capture; where a capture without a cache was tried and works, that is the way out."""
         if error.code not in ("M206", "M207") or error is self._explained:
             return error
-        self._explained = self._tried_without_cache(error) if self._cache else self._tried_with_values(error)
+        cached = self._cache or self.part
+        self._explained = self._tried_without_cache(error) if cached else self._tried_with_values(error)
         return self._explained
 
     def _tried_with_values(self, error: MoecError) -> MoecError:

@@ -40,7 +40,7 @@ def tokens(x: Tensor) -> Tensor:
 
 
 def capacity(x: Tensor) -> Tensor:
-    """A number of Python's that is made of sizes, which torch notes outside of the graph."""
+    """A number of Python's that is made of sizes; it stays one where the bytecode is read."""
     return x.clamp(max=int(1.25 * x.shape[1] / 4) / 10)
 
 
@@ -77,7 +77,7 @@ def test_what_is_true_of_every_size_is_no_condition() -> None:
 @pytest.mark.parametrize(("function", "held", "refused"), [
     (short, [(1, 1), (2, 72)], [(2, 73), (1, 500)]),
     (tokens, [(1, 100), (100, 1), (10, 10)], [(1, 101), (2, 51), (101, 1)]),
-    (capacity, [(1, 13), (9, 15)], [(1, 12), (1, 16), (4, 200)]),
+    (capacity, [(1, 13), (9, 15), (1, 12), (1, 16), (4, 200)], []),
     (halves, [(1, 2), (3, 40)], [(1, 1), (3, 41)]),
     (convolved, [(1, 3), (1, 4), (2, 6), (7, 90)], [(1, 2), (2, 1)]),
     (single, [(1, 2), (2, 1), (1, 1), (5, 30)], []),

@@ -42,6 +42,26 @@ def tokens(model: str, engine: str) -> list[list[list[int]]]:
     return [m.generate(ids, attention_mask=mask, max_new_tokens=64, do_sample=False).tolist() for m in loaded]
 
 
+def translations(model: str, engine: str) -> list[list[list[int]]]:
+    import torch
+    from optimum.onnxruntime import ORTModelForSeq2SeqLM
+    from transformers import AutoModelForSeq2SeqLM
+
+    ids = torch.tensor([[5, 9, 8, 7, 1], [7, 8, 9, 11, 12], [40, 41, 42, 1, 1]])
+    loaded = [
+        AutoModelForSeq2SeqLM.from_pretrained(model).eval(),
+        ORTModelForSeq2SeqLM.from_pretrained(engine, use_io_binding=False),
+    ]
+    given = {"attention_mask": torch.tensor([[1] * 4 + [0], [1] * 5, [1] * 3 + [0] * 2]), "do_sample": False}
+    greedy = [m.generate(ids, num_beams=1, max_new_tokens=32, **given).tolist() for m in loaded]
+    return greedy + [m.generate(ids, num_beams=3, max_new_tokens=12, **given).tolist() for m in loaded]
+
+
 if __name__ == "__main__":
-    asked = {"embeddings": embeddings, "own code": partial(embeddings, texts=WORDS, trust=True), "tokens": tokens}
+    asked = {
+        "embeddings": embeddings,
+        "own code": partial(embeddings, texts=WORDS, trust=True),
+        "tokens": tokens,
+        "translations": translations,
+    }
     print(json.dumps(asked[sys.argv[1]](*sys.argv[2:])))

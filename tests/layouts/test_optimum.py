@@ -83,6 +83,12 @@ def test_sentence_transformers_embeds_a_padded_batch_with_a_mixture_of_its_own_c
     assert same < 1e-5 and others > 1e-2
 
 
+def test_optimum_writes_with_an_encoder_and_a_decoder(translator: Path, translator_engine: Path) -> None:
+    eager, ours, eager_beams, our_beams = ask("translations", translator, translator_engine)
+    assert ours == eager and len(set(map(tuple, ours))) == 3
+    assert our_beams == eager_beams
+
+
 def test_optimum_generates_what_transformers_does(speaking: Path, speaking_engine: Path) -> None:
     eager, ours = ask("tokens", speaking, speaking_engine)
     assert ours == eager and len(eager[0]) > 8

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor, nn
 
+from moec.frontend.export import capture
 from moec.program.decoder_signature import in_rows
-from moec.proof.chosen_keys import hanging_keys, key_choices
-from moec.proof.decided_tokens import NOISE, Decided, look
-from tests.sparse_models import source
-from tests.zoo import captured
+from moec.proof.chosen_keys import hanging_choice, hanging_keys, key_choices
+from moec.proof.decided_tokens import NOISE, Decided
 
 INF = float("inf")
 
@@ -35,21 +33,20 @@ def test_of_several_heads_one_is_enough() -> None:
     assert hanging_keys(scores, 2, 1e-5).tolist() == [[True]] and hanging_keys(scores, 1, 1e-5).tolist() == [[False]]
 
 
-def test_an_index_is_told_from_a_router() -> None:
-    assert not key_choices(captured("deepseek_v3"))
-    program = source("deepseek_v32").capture()
-    assert len(key_choices(program)) == 2
-    _ties_are_left_out(program)
+class Chooses(nn.Module):
+    """The two largest of each row, and as many as there are up to six."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.topk(2, dim=-1).values, x.topk(min(6, x.shape[-1]), dim=-1).values
 
 
-def _ties_are_left_out(program: Any) -> None:
-    """Two equal tokens have equal scores but for their places, which an index without a place does not see."""
-    sample = source("deepseek_v32").sample({"batch": 2, "sequence": 12, "past_sequence": 0}, 3)
-    sample["attention_mask"][:] = 1
-    tokens, _ = look(program, sample, NOISE[torch.float32], causal=True)
-    assert tokens.total == 24 and tokens.tokens[:, :6].all(), "six keys are all that there are"
-    noisy, _ = look(program, sample, 1.0, causal=True)
-    assert not noisy.tokens[:, 6:].any(), "with so much noise any other key may be chosen"
+def test_a_choice_among_tokens_is_told_from_one_among_experts() -> None:
+    program = capture(Chooses(), {"x": torch.randn(3, 11)}, {"x": ("batch", "tokens")})
+    among_tokens = key_choices(program)
+    assert len(among_tokens) == 1 and not isinstance(among_tokens[0].args[1], int)
+    assert hanging_choice(among_tokens[0], (torch.zeros(1, 1, 8), 6), 1e-5).tolist() == [[True]]  # type: ignore[union-attr]
+    other = next(n for n in program.nodes(torch.ops.aten.topk.default) if n not in among_tokens)
+    assert hanging_choice(other, (torch.zeros(1, 8), 2), 1e-5) is None
 
 
 def test_rows_of_several_tokens_are_compared_where_all_of_them_are() -> None:

@@ -95,7 +95,7 @@ def untaken(model: Any, names: list[str]) -> MoecError:
     what = f"{kind} also takes {cut(names, 5)}, which the engine would not have"
     fix = f"to compile it for inputs without, pass {FLAG} {','.join(media or names)}"
     if FEATURES in dir(model) and model.main_input_name == IDS:
-        fix += f"; for what its images are to the decoder, and nothing else, {FLAG} {IDS}"
+        fix += f"; for the features of its images alone, {FLAG} {IDS}"
     return MoecError("M216", what, f"forward of {kind}", fix)
 
 

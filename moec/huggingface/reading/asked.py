@@ -59,7 +59,7 @@ class Asked:
     def otherwise(self, signature: Signature) -> str:
         """Why a tensor of the forward is no input, where nothing else speaks for it; empty where nothing does."""
         if signature.method == FEATURES:
-            return f"only what images are to the decoder is made ({FEATURES}), which does not hang on it"
+            return f"only the features of images are made ({FEATURES}), which do not hang on it"
         return "it is not among the inputs that were given" if self._given and self._folder is None else ""
 
     def notes(self, signature: Signature) -> tuple[str, ...]:

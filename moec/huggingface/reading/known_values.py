@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 _MADE_OF_NUMBERS = (torch.arange, torch.linspace, torch.tensor, torch.as_tensor)
+_FILLED_LATER = (torch.empty, torch.zeros, torch.ones, torch.full)  # of whole numbers: offsets and lengths
 
 
 class KnownValues(TorchFunctionMode):
@@ -29,7 +30,7 @@ class KnownValues(TorchFunctionMode):
         leaves = pytree.tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         symbols = any(isinstance(leaf, torch.SymInt | torch.SymFloat | torch.SymBool) for leaf in leaves)
-        known = all(map(_has_values, tensors)) if tensors else func in _MADE_OF_NUMBERS and _on_cpu(kwargs)
+        known = all(map(_has_values, tensors)) if tensors else _is_of_numbers(func, kwargs)
         if symbols or not known:
             return func(*args, **kwargs)
         with _disable_current_modes():
@@ -41,5 +42,8 @@ def _has_values(value: Tensor) -> bool:
     return type(value) is Tensor and value.device.type == "cpu"
 
 
-def _on_cpu(kwargs: Mapping[str, Any]) -> bool:
-    return torch.device(kwargs.get("device") or "cpu").type == "cpu"
+def _is_of_numbers(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function that is given no tensor makes one whose values follow from what it is given."""
+    dtype, here = kwargs.get("dtype"), torch.device(kwargs.get("device") or "cpu").type == "cpu"
+    filled = func in _FILLED_LATER and dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
+    return here and (func in _MADE_OF_NUMBERS or filled)

@@ -54,7 +54,7 @@ def _is_index(module: nn.Module) -> bool:
 
 def _all_pools(self: Any, packed_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Keys `[B, P, D]` of all pools, the tokens of each `[B, P, size]` (-1 where there is none), and which are full."""
-    keys, gates, valid = packed_states.split([self.head_dim, self.head_dim, 1], -1)
+    keys, gates, valid = torch.split(packed_states, [self.head_dim, self.head_dim, 1], -1)
     valid = valid.bool().squeeze(-1)
     (batch, length), size, device = valid.shape, self.index_kpool, valid.device
     first = torch.where(valid.any(-1), valid.long().argmax(-1), length)

@@ -1,4 +1,5 @@
-"""Sizes that a model leaves to `view` to find (-1), said outright where they are plain numbers."""
+"""Sizes that a model leaves to `view` to find (-1), said outright where they are plain numbers; and views that are
+turned round."""
 
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ class PlainViews(TorchFunctionMode):
     torch.export divides all sizes by all others to find the one that is left open. Where images have any size, the
     result is a fraction that it does not reduce, and nobody can tell that a model has 4 heads. Leading sizes that stay
     what they are need not be divided by.
+
+    And a view whose elements lie over each other (windows of a text, by `unfold`) is written out before it is turned
+    round: the form of the result follows from which stride is larger, of which one is the text's length.
     """
 
     def __torch_function__(
@@ -26,6 +30,8 @@ class PlainViews(TorchFunctionMode):
             shape = tuple(args[1]) if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
             if all(isinstance(size, int | torch.SymInt) for size in shape):
                 return func(args[0], plain(tuple(args[0].shape), shape))
+        if func in (Tensor.flip, torch.flip):
+            return func(args[0].clone(memory_format=torch.contiguous_format), *args[1:], **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -118,3 +118,23 @@ def test_defaults_are_written_down_and_truth_values_are_numbers() -> None:
         (node,) = [n for n in model.graph if n.domain == "moec"]
         rules.append({a.name: a.value for a in node.attributes.values()})
     assert rules == [{"scale": 0.5, "softcap": 0.0, "causal": 0}, {"scale": 0.5, "softcap": 2.0, "causal": 1}]
+
+
+class Turned(nn.Module):
+    """A table of complex numbers, as some rotary embeddings keep it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("turns", torch.polar(torch.ones(5, 2), torch.arange(10.0).view(5, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(torch.view_as_complex(x) * self.turns)
+
+
+def test_a_complex_table_is_lazy_and_in_pairs() -> None:
+    program = capture(Turned(), {"x": torch.randn(3, 5, 2, 2)}, {"x": ("batch", None, None, None)})
+    (table,) = (v.const_value for v in to_onnx(program, OPSET).graph.initializers.values()
+                if isinstance(v.const_value, WeightTensor))  # fmt: skip
+    (weight,) = program.weights.values()
+    assert tuple(table.shape) == (5, 2, 2) and weight in table.weight.inputs
+    assert torch.equal(table.weight.load(), torch.view_as_real(weight.load()))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from moec.errors import MoecError
 from moec.huggingface.reading.encoder_decoder import has_parts
 from moec.huggingface.source import HuggingFaceSource
 from moec.program.conditions import Condition
@@ -41,6 +44,21 @@ def test_of_sound() -> None:
     assert "encoder_attention_mask" not in inputs("whisper", "decoder")
     whole = HuggingFaceSource.from_model(build("whisper"))
     assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
+
+
+def test_a_decoder_that_does_not_run_with_caches_is_refused_with_a_way_out_that_was_tried() -> None:
+    model = build("bart")
+    decoder = model.model.decoder
+
+    def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None:
+            raise ValueError("no caches here")
+        return type(decoder).forward(decoder, *args, **kwargs)
+
+    model.model.decoder.forward = forward
+    with pytest.raises(MoecError) as error:
+        _ = HuggingFaceSource.from_model(model, part="decoder").inputs
+    assert error.value.code in ("M206", "M207") and error.value.__cause__ is not None
 
 
 @pytest.mark.repeats

@@ -26,7 +26,8 @@ class OnAGrid(nn.Module):
 
     def placed(self, x: Tensor) -> Tensor:
         places = torch.cat([torch.arange(h).repeat_interleave(w) for h, w in GRID.tolist()])
-        ends = GRID.prod(-1).cumsum(0)
+        ends = torch.empty(2, dtype=torch.int64)
+        ends[:] = GRID.prod(-1).cumsum(0)
         longest = torch.arange(int(ends.max()))
         return x * places + (longest < x.mean()) + ends.sum()
 

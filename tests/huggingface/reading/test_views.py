@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moec.execution.engine import EagerEngine
 from moec.frontend.export import capture
 from moec.huggingface.reading.views import PlainViews, plain
 from tests.reported import CASES
@@ -60,3 +61,19 @@ def test_a_detector_of_images_of_any_size_has_a_signature() -> None:
     source = HuggingFaceSource.from_model(CASES["detr"].model())
     assert source.inputs[0].shape == ("batch", 3, "height", "width")
     assert "pixel_mask" in {x.name for x in source.account().left_out}
+
+
+class Windows(nn.Module):
+    """The last four tokens of each, the newest first (Inkling 2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with PlainViews():
+            return nn.functional.pad(x, (3, 0)).unfold(-1, 4, 1).flip(-1).transpose(1, 2)
+
+
+def test_windows_turned_round_hold_for_any_length() -> None:
+    x = torch.randn(3, 5, 11)
+    program = capture(Windows(), {"x": x}, {"x": ("batch", None, "sequence")})
+    assert not program.conditions
+    one = EagerEngine(program)(x=x[:2, :, :1])
+    assert torch.equal(next(iter(one.values())), Windows()(x[:2, :, :1]))

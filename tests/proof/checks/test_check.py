@@ -19,6 +19,7 @@ from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.lowering import Lowering
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
+from moec.proof.checks.proven_parts import ProvenPart, ProvenParts
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
 from moec.proof.checks.values import Values
@@ -64,6 +65,10 @@ PAIRS: tuple[tuple[Check, Check], ...] = (
     (Values("model.onnx", 9, 99, 5), Values("model.onnx", 9, 99, 5, (Finding("w", "[0] is 1, not 2"),))),
     (OwnTextQuality(OWN), OwnTextQuality(OWN, dataclasses.replace(OWN, kl_mean=float("nan")))),
     (RecordedBounds(LOOSER), RecordedBounds(LOOSER, "it differs")),
+    (
+        ProvenParts((ProvenPart("encoder", "1e-6"),)),
+        ProvenParts((ProvenPart("encoder", "1e-6"), ProvenPart("decoder", "", "it differs", "M101", "report this"))),
+    ),
     (TextQuality(QUALITY), TextQuality(dataclasses.replace(QUALITY, kl_mean=0.06))),
 )
 

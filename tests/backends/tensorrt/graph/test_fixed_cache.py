@@ -101,6 +101,8 @@ def test_signatures_that_are_no_decoders() -> None:
     decoder = program().inputs
     assert why_growing(decoder, (Condition("batch <= 4"),)) == ""
     assert f"{PAST} <= 9" in why_growing(decoder, (Condition(f"{PAST} <= 9"),))
+    window = Input("past_key_values.0.conv_state", torch.float32, ("batch", 4, 3))
+    assert "conv_state is no cache that tokens are appended to" in why_growing((*decoder, window), ())
 
 
 def test_a_cache_that_is_read_before_it_is_continued() -> None:
