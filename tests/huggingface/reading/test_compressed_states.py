@@ -37,7 +37,7 @@ def test_states_that_transformers_left_are_gone_on_with_as_by_transformers_itsel
     ids, states = text(model, length)
     with torch.no_grad():
         want = model(input_ids=torch.cat([ids, more], 1), use_cache=False).logits[:, length:]  # type: ignore[operator]
-        got = model(input_ids=more, past_key_values=own_cache(states, True, model.config)).logits  # type: ignore[operator]
+        got = model(input_ids=more, past_key_values=own_cache(states, True, model)).logits  # type: ignore[operator]
     torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
@@ -53,4 +53,5 @@ def test_only_layers_with_rows_are_taken_for_such() -> None:
     config = build("deepseek_v4").config
     assert all(has_rows(layer) for layer in DynamicCache(config=config).layers)
     assert not any(has_rows(layer) for layer in DynamicCache(config=build("deepseek_v32").config).layers)
-    assert has_rows(functional_cache(text(build("deepseek_v4"), 5)[1], config).layers[0])
+    model = build("deepseek_v4")
+    assert has_rows(functional_cache(text(model, 5)[1], model).layers[0])
