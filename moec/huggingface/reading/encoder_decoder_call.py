@@ -122,11 +122,11 @@ def _pair(kind: str, layers: Sequence[Any], number: int, whose: str, dimension: 
 
 
 def _forward(forward: Callable[..., Any], ids: Tensor, states: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-    from transformers.modeling_outputs import BaseModelOutput
+    from transformers.modeling_outputs import MoEModelOutput  # of a model with routers or without
 
     masked = {} if mask is None else {MASK: mask}
     output = forward(
-        **{DECODER_IDS: ids}, encoder_outputs=BaseModelOutput(last_hidden_state=states), past_key_values=cache,
+        **{DECODER_IDS: ids}, encoder_outputs=MoEModelOutput(last_hidden_state=states), past_key_values=cache,
         use_cache=True, **masked,
     )  # fmt: skip
     logits: Tensor = output.logits
