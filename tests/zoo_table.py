@@ -221,7 +221,8 @@ def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
 
 
 def _failed(name: str, error: str) -> Row:
-    last = (error.strip().splitlines() or ["it ended without a word"])[-1]
+    lines = error.strip().splitlines() or ["it ended without a word"]
+    last = next((line for line in reversed(lines) if re.match(r"\w+(\.\w+)*(Error|Exception)\b", line)), lines[-1])
     return Row(name, whole_zoo.architecture(name), "failed", said=last[:300])
 
 
