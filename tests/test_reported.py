@@ -21,7 +21,7 @@ DYNAMIC: dict[str, Any] = {  # of models that have no folder
     "speech": {"feats": ("batch", "frames", None)},
 }
 MIXTURES = ("switch", "loop", "one-hot")  # each becomes one operator, and holds for all sizes
-REFUSED = {"qwen3-vl-moe": ("M216", "pixel_values")}  # and tests/huggingface/reading/test_arguments.py goes the way out
+REFUSED = {"qwen3-vl-moe": ("M216", "pixel_values")}  # and tests/huggingface/inputs/test_arguments.py goes the way out
 
 
 def engine_of(name: str, tmp_path: Path) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.huggingface.reading.experts import in_interface, refuse
-from moec.huggingface.reading.gate import Gate, canonical, identify, stored
+from moec.huggingface.operators.experts import in_interface, refuse
+from moec.huggingface.operators.gate import Gate, canonical, identify, stored
 from moec.kernels.checks import DTYPES, check_ids
 from moec.kernels.starting import interpreting
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.frontend.account import FLAG, Account, LeaveOut, LeftOut, cut
-from moec.huggingface.reading.arguments import left_out_inputs, tensor_arguments
+from moec.huggingface.inputs.arguments import left_out_inputs, tensor_arguments
+from moec.huggingface.inputs.heads import pools_at_end, takes_one_text
+from moec.huggingface.operators.dropping import reads_two_experts_only
 from moec.huggingface.reading.conversion import place
-from moec.huggingface.reading.dropping import reads_two_experts_only
 from moec.huggingface.reading.folder import ModelFolder, lacks
-from moec.huggingface.reading.heads import pools_at_end, takes_one_text
 from moec.huggingface.reading.model_class import declared
 from moec.huggingface.reading.peft_adapter import ADAPTER
 from moec.huggingface.stated import stated_of

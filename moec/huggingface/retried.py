@@ -10,10 +10,10 @@ import torch
 
 from moec.errors import MoecError
 from moec.frontend.source import Source
+from moec.huggingface.inputs.asked import Asked
+from moec.huggingface.inputs.signature import Signature
+from moec.huggingface.operators.attention import ATTENTION
 from moec.huggingface.origin import Origin
-from moec.huggingface.reading.asked import Asked
-from moec.huggingface.reading.attention import ATTENTION
-from moec.huggingface.reading.signature import Signature
 from moec.program.program import Program
 
 

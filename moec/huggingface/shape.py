@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from moec.huggingface.on_paper import on_paper
-from moec.huggingface.reading.parts import mixtures_of, tensors_of
+from moec.huggingface.parts import mixtures_of, tensors_of
 from moec.huggingface.reading.states import of_layer, states_of
 from moec.planning.layer_names import layer_number
 from moec.planning.shape import Shape, Tensor

@@ -18,22 +18,22 @@ from moec.frontend.source import Domain, Opening, Source, Tokenizer
 from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
+from moec.huggingface.inputs.asked import Asked
+from moec.huggingface.inputs.given import Given
+from moec.huggingface.inputs.signature import Signature, capture_sizes, expose, only_features, part_signature
+from moec.huggingface.operators.adapters import explain
+from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
-from moec.huggingface.reading.adapters import explain
-from moec.huggingface.reading.asked import Asked
-from moec.huggingface.reading.cache import cache_signature, has_cache
-from moec.huggingface.reading.capturable import capturable
 from moec.huggingface.reading.described import Described
-from moec.huggingface.reading.encoder_decoder import has_parts, keep_to_states, whole_inputs
 from moec.huggingface.reading.folder import ModelFolder, resolve
-from moec.huggingface.reading.given import Given
 from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.reading.signature import Signature, capture_sizes, expose, only_features, part_signature
 from moec.huggingface.retried import Retried
 from moec.huggingface.shape import shape_of
+from moec.huggingface.states.cache import cache_signature, has_cache
+from moec.huggingface.states.encoder_decoder import has_parts, keep_to_states, whole_inputs
 from moec.huggingface.tiny import save_tiny
 from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moec.execution.anew import CalledAnew
 from moec.execution.eager_anew import EagerAnew
-from moec.huggingface.reading.signature import Signature, call_of
+from moec.huggingface.inputs.signature import Signature, call_of
 
 
 class UntouchedEngine(EagerAnew):

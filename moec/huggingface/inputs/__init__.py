@@ -1,0 +1,1 @@
+"""Which inputs a transformers model takes: read from its forward, its config and its processor."""

@@ -1,0 +1,1 @@
+"""What transformers' decoders carry from token to token, as flat tensors; and the two parts of an encoder-decoder."""

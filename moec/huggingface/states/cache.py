@@ -1,0 +1,177 @@
+"""transformers' cache as flat tensors: the states of earlier tokens in, those of all tokens out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from moec.errors import MoecError
+from moec.huggingface.operators.compressed_states import compressed_layer, compressed_states, has_rows, rate_of
+from moec.huggingface.operators.scans import scans_of
+from moec.huggingface.states.cache_class import cache_class
+from moec.huggingface.states.functional_cache import functional_cache, held_by, own_cache
+from moec.huggingface.states.state_kinds import Kind, is_of_a_model, states_of, unknown_state
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, past_name, positions, present_name
+from moec.program.program import META, Input
+from moec.program.signature import PER
+
+_WAY_OUT = "compile its forward alone with --no-cache"
+_CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
+_TOKENS = 3  # of the run that shows which states there are
+
+
+def has_cache(model: Any) -> bool:
+    """Whether this is a decoder that transformers generates text with: it returns logits and takes `past_key_values`,
+    or, where it has scans alone, `cache_params`."""
+    parameters = set(inspect.signature(model.forward).parameters)
+    decoder = not model.config.is_encoder_decoder and model.main_input_name == IDS
+    if not decoder or not model.can_generate() or MASK not in parameters:
+        return False
+    return {_CACHE, "position_ids"} <= parameters or (_STATES in parameters and any(map(scans_of, model.modules())))
+
+
+def cache_signature(model: Any) -> tuple[Input, ...]:
+    """The states of a model on the meta device as inputs, found by running its forward there with transformers' own
+    cache.
+
+    Raises:
+        MoecError: M206 when a layer of its cache holds anything but the kinds of `state_kinds`.
+    """
+    name = type(model).__name__
+    cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
+    found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
+    if not found:
+        raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
+    return tuple(found)
+
+
+def _filled_cache(model: Any) -> Any:
+    cache = _empty_cache(model)
+    ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
+    try:
+        with torch.no_grad(), _AllOnes():
+            name = _CACHE if _CACHE in inspect.signature(model.forward).parameters else _STATES
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache})
+    except MoecError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        what = f"{type(model).__name__} does not run with a cache: {reason}"
+        raise MoecError("M206", what, "past_key_values", _WAY_OUT) from error
+    return cache
+
+
+def _empty_cache(model: Any) -> Any:
+    """transformers' own cache for a model, but that no window cuts it."""
+    from transformers import cache_utils
+
+    cache = cache_class(model)()
+    layers = [_whole(layer) for layer in cache_utils.DynamicCache(config=model.config).layers]
+    # a model may have more layers than its config counts
+    cache.layers, cache.layer_class_to_replicate = layers, cache_utils.DynamicLayer
+    return cache
+
+
+def _whole(layer: Any) -> Any:
+    from transformers import cache_utils
+
+    if has_rows(layer):
+        return compressed_layer({})
+    if type(layer) is cache_utils.DynamicSlidingWindowLayer:
+        return cache_utils.DynamicLayer()  # type: ignore[no-untyped-call]
+    windowed = getattr(cache_utils, "LinearAttentionAndSlidingWindowAttentionLayer", None)
+    if windowed is not None and type(layer) is windowed:
+        return cache_utils.LinearAttentionAndFullAttentionLayer(number_of_states=layer.number_of_states)
+    return layer
+
+
+class _AllOnes(TorchFunctionMode):
+    """Answers what a model asks of a mask's values, which are nowhere on the meta device: that all are ones."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__bool__ and args[0].device == META:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]:
+    """The states of one layer; none of one that shares another's. `own`: the kinds that its cache has at first."""
+    if has_rows(layer):
+        return _compressed(number, compressed_states(layer))
+    unknown = unknown_state(layer)
+    if is_of_a_model(layer) and (unknown or type(layer) not in own):
+        kind = ".".join(filter(None, (type(layer).__name__, unknown)))
+        what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
+        raise MoecError("M206", what, f"layer {number}", _WAY_OUT)
+    found = states_of(layer)
+    if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
+        raise MoecError("M206", f"{name} caches something else than keys and values", f"layer {number}", _WAY_OUT)
+    return [
+        Input(past_name(number, what), value.dtype, _dimensions(value, kind))
+        for what, (value, kind) in found.items()
+        if 0 not in value.shape  # latent keys without a rotated part
+    ]
+
+
+def _compressed(number: int, states: Mapping[str, Tensor]) -> list[Input]:
+    """The states of a layer that has a row for every few tokens."""
+    found = []
+    for what, value in states.items():
+        shape: list[int | str] = ["batch", *value.shape[1:]]
+        if rate := rate_of(what, states):
+            shape[2 if value.dim() == 4 else 1] = f"{PAST}{PER}{rate}" if rate > 1 else PAST
+        found.append(Input(past_name(number, what), value.dtype, tuple(shape)))
+    return found
+
+
+def _grows(value: Tensor, kind: Kind) -> bool:
+    axis = kind.axis or 0
+    return value.dim() == (4 if axis == 2 else 3) and value.shape[axis] == _TOKENS
+
+
+def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
+    return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
+
+
+def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+    """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
+    length = ids.shape[1]
+    return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
+
+
+def cached_call(
+    forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
+) -> Callable[..., dict[str, Tensor]]:
+    """A decoder's forward with flat tensors by name: `logits` and the states after the call.
+
+    Positions follow from the mask, as in transformers' `generate`. A call that is `captured` has moec's own cache; else
+    transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
+    `model`: see `functional_cache`.
+    """
+    of_states = _CACHE not in inspect.signature(forward).parameters
+
+    def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
+        began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
+        if captured:
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+        else:
+            cache = own_cache(past, began, model)
+        if of_states:  # and no attention, which would want the mask and the positions of a whole text
+            more = {MASK: attention_mask[:, -input_ids.shape[1] :], _STATES: cache}
+        else:
+            places = positions(attention_mask, input_ids.shape[1])
+            more = {MASK: attention_mask, "position_ids": places, _CACHE: cache}
+        output = forward(input_ids=input_ids, use_cache=True, **more)
+        present = {}
+        for spec in caches:
+            number, what = layer_of(spec.name)
+            value = held_by(cache.layers[number]).get(what, past[spec.name])
+            present[present_name(spec.name)] = value.to(past[spec.name].dtype)
+        return {LOGITS: output.logits, **present}
+
+    return call

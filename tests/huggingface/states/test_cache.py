@@ -1,0 +1,72 @@
+"""transformers' cache as flat tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicLayer
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+from moec.errors import MoecError
+from moec.huggingface.source import HuggingFaceSource
+from moec.huggingface.states.cache import has_cache
+from moec.program.decoder_signature import past_names
+from tests.zoo import build
+
+
+def source(name: str, **options: Any) -> HuggingFaceSource:
+    return HuggingFaceSource.from_model(build(name), **options)
+
+
+def test_which_models_have_one() -> None:
+    assert has_cache(build("llama")) and has_cache(build("gpt2"))
+    assert not has_cache(build("bert")) and not has_cache(build("vit")) and not has_cache(build("llama").model)
+
+
+def test_shapes_are_those_of_the_model() -> None:
+    shapes = {i.name: i.shape for i in source("deepseek_v3").inputs}
+    assert [shapes[n][1:] for n in past_names(1)] == [(1, "past_sequence", 16), (1, "past_sequence", 8)], (
+        "MLA keeps the latent and the rotated key"
+    )
+    assert [{i.name: i.shape for i in source("llama").inputs}[n][1:] for n in past_names(1)] == [
+        (2, "past_sequence", 8)
+    ] * 2
+    assert shapes["attention_mask"] == ("batch", "past_sequence + sequence") and "position_ids" not in shapes
+    assert [i.name for i in source("llama", cache=False).inputs] == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss", "lfm2"])
+def test_a_text_continued_through_flat_tensors_is_what_transformers_itself_computes(name: str) -> None:
+    """Against the model's own call with its own cache class, windows and all."""
+    model, engine = build(name), source(name).reference()
+    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    first = engine(input_ids=ids[:, :9])
+    past = {k.replace("present", "past_key_values"): v for k, v in first.items() if k != "logits"}
+    second = engine(input_ids=ids[:, 9:], **past)
+    with torch.inference_mode():
+        own = model(input_ids=ids[:, :9], use_cache=True)
+        want = model(input_ids=ids[:, 9:], past_key_values=own.past_key_values).logits
+        wrong = model(input_ids=ids[:, 9:]).logits
+    assert torch.allclose(second["logits"], want, atol=1e-5) and not torch.allclose(second["logits"], wrong, atol=1e-2)
+
+
+def test_a_layer_of_a_kind_that_nobody_knows_is_refused_with_a_way_out_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    forward = LlamaAttention.forward
+
+    class Layer(DynamicLayer):  # type: ignore[misc]
+        pass
+
+    def with_its_own(self: Any, *args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None and self.layer_idx == 1:
+            past_key_values.layers[1] = Layer()
+        return forward(self, *args, past_key_values=past_key_values, **kwargs)
+
+    monkeypatch.setattr(LlamaAttention, "forward", with_its_own)
+    with pytest.raises(MoecError) as caught:
+        source("llama").capture()
+    assert caught.value.code == "M206" and "layer of its own (Layer)" in caught.value.what
+    assert caught.value.where == "layer 1" and "pass --no-cache, with which it was captured" in caught.value.fix

@@ -1,0 +1,68 @@
+"""Which models have two parts, and what each takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moec.errors import MoecError
+from moec.huggingface.source import HuggingFaceSource
+from moec.huggingface.states.encoder_decoder import has_parts
+from moec.program.conditions import Condition
+from tests import zoo
+from tests.encoder_decoders import build
+
+
+def inputs(name: str, part: str) -> dict[str, tuple[int | str, ...]]:
+    return {i.name: i.shape for i in HuggingFaceSource.from_model(build(name), part=part).inputs}
+
+
+def test_which_models_have_them() -> None:
+    assert has_parts(build("bart")) and has_parts(build("t5")) and has_parts(build("whisper"))
+    assert not has_parts(build("bart").model) and not has_parts(zoo.build("llama"))
+
+
+@pytest.mark.parametrize(("name", "width"), [("bart", 8), ("t5", 6)])
+def test_of_tokens(name: str, width: int) -> None:
+    assert inputs(name, "encoder") == {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
+    found = inputs(name, "decoder")
+    assert found.pop("encoder_attention_mask") == ("batch", "encoder_sequence")
+    assert found == {
+        "input_ids": ("batch", "sequence"),
+        "encoder_hidden_states": ("batch", "encoder_sequence", 16),
+        **{f"past_key_values.0.decoder.{kind}": ("batch", 2, "past_sequence", width) for kind in ("key", "value")},
+        **{
+            f"past_key_values.0.encoder.{kind}": ("batch", 2, "past_encoder_sequence", width)
+            for kind in ("key", "value")
+        },
+    }
+
+
+def test_of_sound() -> None:
+    assert inputs("whisper", "encoder") == {"input_features": ("batch", 8, 40)}
+    assert "encoder_attention_mask" not in inputs("whisper", "decoder")
+    whole = HuggingFaceSource.from_model(build("whisper"))
+    assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
+
+
+def test_a_decoder_that_does_not_run_with_caches_is_refused_with_a_way_out_that_was_tried() -> None:
+    model = build("bart")
+    decoder = model.model.decoder
+
+    def forward(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None:
+            raise ValueError("no caches here")
+        return type(decoder).forward(decoder, *args, **kwargs)
+
+    model.model.decoder.forward = forward
+    with pytest.raises(MoecError) as error:
+        _ = HuggingFaceSource.from_model(model, part="decoder").inputs
+    assert error.value.code in ("M206", "M207") and error.value.__cause__ is not None
+
+
+@pytest.mark.repeats
+def test_a_decoder_without_a_mask_takes_no_more_held_states_than_states() -> None:
+    program = HuggingFaceSource.from_model(build("whisper"), part="decoder").capture()
+    assert program.conditions == (Condition("past_encoder_sequence <= encoder_sequence"),)
+    assert all(e["past_encoder_sequence"] <= e["encoder_sequence"] for e in program.edges)
