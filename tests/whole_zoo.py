@@ -303,7 +303,7 @@ _SEEING: dict[str, Any] = {
     **dict.fromkeys(("pos_emb_height", "pos_emb_width"), 4),
     "image_size": 28,
     "patch_size": 14,
-    "downsample_channels": (16, 32),
+    "downsample_channels": [16, 32],
     "num_position_embeddings": 16,
     "patch_sizes": [16],
     "hidden_sizes": [32],

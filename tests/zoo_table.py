@@ -108,7 +108,12 @@ def compiled(model: str, out: Path, pipeline: str) -> Any:
     except moec.MoecError as error:
         if error.code != "M216":
             raise
-        return moec.compile(model, pipeline=pipeline, out=out, leave_out=[error.fix.rpartition(" ")[2]])
+        return moec.compile(model, pipeline=pipeline, out=out, leave_out=without(error.fix))
+
+
+def without(fix: str) -> list[str]:
+    """The inputs that the first way out of a refusal leaves out; a second one may make another engine."""
+    return re.findall(r"--leave-out (\S+?)(?:;|$|\s)", fix)[0].split(",")
 
 
 def states_of(engine: Any) -> tuple[str, ...]:
