@@ -361,6 +361,7 @@ def _parts(kind: Any, changes: dict[str, Any], kinds: dict[str, str]) -> dict[st
 
 def build(name: str, seed: int = 0) -> Any:
     """The random model in memory, in eval mode and float32."""
+    import torch
     import transformers
 
     if name in zoo.architectures() | zoo.architectures(dense=True):
@@ -371,6 +372,8 @@ def build(name: str, seed: int = 0) -> Any:
     for name, buffer in model.named_buffers():
         if name.endswith("balancing_biases"):  # Zaya's; from_pretrained sets the last one, whatever the files hold
             buffer[-1] = -1.0
+        if name.endswith("tid2eid"):  # DeepSeek-V4's table of the experts that a token gets, zeros until it is loaded
+            buffer.copy_((torch.arange(len(buffer))[:, None] + torch.arange(buffer.shape[1])) % 8)
     for module in model.modules():
         if hasattr(module, "decay_factors"):  # MiniMax's decays, which all say the same of one rate
             module.slope_rate = module.get_slope_rate()

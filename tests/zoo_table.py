@@ -220,7 +220,8 @@ def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
             last = (ended.stdout.strip().splitlines() or [""])[-1]
-            yield Row.of(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr)
+            killed = f"\nkilled by signal {-ended.returncode}" if ended.returncode < 0 else ""
+            yield Row.of(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr + killed)
         except subprocess.TimeoutExpired:
             yield _failed(name, f"no end after {limit_s} s")
 
