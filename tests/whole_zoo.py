@@ -196,6 +196,7 @@ _MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
             **_FIRST_DENSE,
             "layer_types": ["full_attention", "minimax_m3_sparse"],
             "rotary_dim": 4,
+            "index_n_heads": 2,  # as many as there are heads of keys
             "index_block_size": 4,
             "index_topk_blocks": 2,
         },
