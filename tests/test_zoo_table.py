@@ -6,11 +6,25 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import moec
 from tests import whole_zoo
 from tests.zoo import save
-from tests.zoo_table import BOUND, GROUPS, PAGE, Row, measured, states_of, table, trials, without, write
+from tests.zoo_table import (
+    BOUND,
+    GROUPS,
+    PAGE,
+    Row,
+    continued,
+    eager,
+    measured,
+    states_of,
+    table,
+    trials,
+    without,
+    write,
+)
 
 RIGHT = Row("mixtral", "MixtralForCausalLM", "right", ("keys and values",), ("grouped GEMM",), 5e-6, (16, 16))
 REFUSED = Row("doge", "DogeForCausalLM", "refused", said=" ".join(["M206: it mixes tokens"] * 9))
@@ -20,6 +34,14 @@ def test_an_engine_is_tried_beyond_its_bounds_and_token_by_token(mixtral: Path, 
     engine = moec.load(mixtral_engine)
     assert states_of(engine) == ("keys and values",)
     assert trials(mixtral, engine)[0] <= 1e-4
+
+
+def test_the_untouched_model_goes_on_by_the_same_calls(mixtral: Path) -> None:
+    """The other reference of a text that goes on; the mutant of the next test differs from both."""
+    model, ids = eager(mixtral), torch.arange(34).reshape(2, 17) + 3
+    with torch.inference_mode():
+        want = model(input_ids=ids)[0][:, 4:]
+    assert torch.allclose(continued(model, ids, torch.ones_like(ids)), want, atol=1e-4)
 
 
 def test_an_engine_of_other_weights_is_wrong(mixtral_engine: Path, tmp_path: Path) -> None:
