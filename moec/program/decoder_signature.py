@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.program.signature import PLUS, Input, names_in
+from moec.program.signature import PLUS, Input, dynamic_dimensions
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
+PAST_ENCODER = "past_encoder_sequence"  # of a decoder beside an encoder, see `moec.program.encoder_decoder`
+HELD = (PAST, PAST_ENCODER)  # dimensions that count what a cache holds: 0 at first
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 GROWING, RECURRENT = ("key", "value"), ("conv_state", "recurrent_state")
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -67,8 +70,9 @@ def growing_inputs(inputs: Sequence[Input]) -> list[Input]:
 
 
 def fixed_inputs(inputs: Sequence[Input]) -> list[Input]:
-    """The states whose shape is the same after every token; not those that get a place for every few."""
-    return [i for i in inputs if is_past(i.name) and not any(PAST in names_in(str(d)) for d in i.shape)]
+    """The states whose shape is the same after every token; not those that get a place for every few, or for each of
+    an encoder's."""
+    return [i for i in inputs if is_past(i.name) and not set(dynamic_dimensions([i])) - {"batch"}]
 
 
 def are_plain(inputs: Sequence[Input]) -> bool:
@@ -83,8 +87,8 @@ def past_axis(spec: Input) -> int:
 
 
 def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given inputs, absent states put in as those of a text that begins, and an absent mask as ones; absent types
-    of tokens are zeros, as transformers has them.
+    """The given inputs, absent states put in as those of a text that begins, and absent masks as ones, an encoder's
+    among them; absent types of tokens are zeros, as transformers has them.
 
     States are absent when none of their tensors is given. Other missing inputs stay missing.
     """
@@ -98,6 +102,9 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     batch, length = (int(n) for n in ids.shape)  # type: ignore[union-attr]  # it has two dimensions
     if not any(c.name in given for c in caches):
         filled |= {c.name: torch.zeros(c.resolve(beginning(batch)), dtype=c.dtype) for c in caches}
+    encoded = given.get(STATES)
+    if STATES_MASK not in given and getattr(encoded, "ndim", 0) == 3 and any(i.name == STATES_MASK for i in inputs):
+        filled[STATES_MASK] = torch.ones(tuple(encoded.shape[:2]), dtype=torch.int64)  # type: ignore[union-attr]
     growing = next(iter(growing_inputs(inputs)), None)
     first = filled.get(growing.name) if growing else None
     axis = past_axis(growing) if growing else 0
@@ -109,7 +116,7 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
 
 def beginning(batch: int) -> dict[str, int]:
     """The sizes of states before the first token of so many texts."""
-    return {"batch": batch, PAST: 0}
+    return {"batch": batch, **dict.fromkeys(HELD, 0)}
 
 
 def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ def chooses_keys(node: fx.Node) -> bool:
     """Whether each token of a text takes the largest of its scores for so many keys as there are tokens.
 
     How many are taken depends on that number, and not so where a token chooses experts. Where an expert, or a block,
-    chooses its tokens instead (expert choice: arXiv 2202.09368, mixture of depths: arXiv 2404.02258), the scores have no
-    dimension for the tokens that choose.
+    chooses its tokens instead (expert choice: arXiv 2202.09368, mixture of depths: arXiv 2404.02258), the scores have
+    no dimension for the tokens that choose.
     """
     if node.target is not _TOP or isinstance(node.args[1], int):
         return False

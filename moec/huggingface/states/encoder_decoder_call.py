@@ -12,17 +12,8 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.huggingface.states.functional_cache import functional_cache
-from moec.program.decoder_signature import LOGITS, MASK, PAST, past_names, present_name
-from moec.program.encoder_decoder import (
-    DECODER,
-    DECODER_IDS,
-    ENCODER,
-    LAST,
-    PAST_ENCODER,
-    STATES_MASK,
-    cross_names,
-    is_cross,
-)
+from moec.program.decoder_signature import LOGITS, MASK, PAST, PAST_ENCODER, STATES_MASK, past_names, present_name
+from moec.program.encoder_decoder import DECODER, DECODER_IDS, ENCODER, LAST, cross_names, is_cross
 from moec.program.signature import Input
 
 WAY_OUT = "compile its forward alone with --no-cache"
