@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.program.signature import PLUS, Input, dynamic_dimensions
+from moec.program.signature import PLUS, Input, dynamic_dimensions, names_in, per
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
@@ -136,7 +136,7 @@ def positions(mask: Tensor, length: int) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
-def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
+def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str, inputs: Sequence[Input]) -> Tensor:
     """An output of a decoder without what it says of padding, where each implementation may say what it likes.
 
     A state that does not grow is left out for texts that the call ends with padding.
@@ -144,7 +144,7 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> T
     Args:
         value: `[batch, sequence, ...]`, or a state.
         sample: the inputs; one without a cache is compared whole.
-        name: of the output.
+        name: of the output. inputs: the decoder's.
 
     Returns:
         `[tokens that are not padding, ...]`, or `[texts, ...]` of a state that does not grow.
@@ -153,31 +153,30 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> T
         return value
     mask, length = sample[MASK].bool(), sample[IDS].shape[1]
     if is_present(name):
-        axis = grown_axis(value, sample, name)
-        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, value.shape[axis])]
+        axis, rate = growth(name, inputs)
+        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, rate)]
     return value[mask[:, -length:]] if value.dim() > 1 and value.shape[1] == length else value
 
 
-def in_rows(tokens: Tensor, rows: int) -> Tensor:
+def in_rows(tokens: Tensor, rate: int) -> Tensor:
     """Which of a growing state's rows are made of these tokens alone, bool `[batch, rows]`.
 
     Args:
         tokens: `[batch, past_sequence + sequence]`, bool.
-        rows: as many, or fewer: then each stands for as many tokens, and mixes in those of the row before.
+        rate: how many tokens a row stands for; from 2 on it mixes in those of the row before.
     """
-    if rows == tokens.shape[1]:
+    if rate == 1:
         return tokens
-    rate = tokens.shape[1] // max(rows, 1)
-    while rate > 1 and tokens.shape[1] // rate != rows:
-        rate -= 1
+    rows = tokens.shape[1] // rate
     whole = tokens[:, : rows * rate].view(len(tokens), rows, rate).all(-1)
     return whole & torch.cat([torch.ones_like(whole[:, :1]), whole[:, :-1]], 1)
 
 
-def grown_axis(value: Tensor, sample: Mapping[str, Tensor], name: str) -> int | None:
-    """The dimension along which a state grew in a call, None for one that does not: `value` is the output `name`."""
-    past = sample[name.replace(_PRESENT, _PAST)]
-    return next((k for k, (old, new) in enumerate(zip(past.shape, value.shape, strict=True)) if old != new), None)
+def growth(output: str, inputs: Sequence[Input]) -> tuple[int | None, int]:
+    """The dimension along which a state grows, None for one that does not, and how many tokens one of its rows stands
+    for: `output` continues one of these inputs."""
+    shape = next(i.shape for i in inputs if i.name == output.replace(_PRESENT, _PAST))
+    return next(((k, per(str(d))) for k, d in enumerate(shape) if PAST in names_in(str(d))), (None, 1))
 
 
 def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: str) -> None:

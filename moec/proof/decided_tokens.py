@@ -8,7 +8,7 @@ out for its router's logits in the program alone, never for what the engine said
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -21,10 +21,10 @@ from moec.errors import MoecError
 from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
-from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, in_rows, is_past, is_present
+from moec.program.decoder_signature import IDS, MASK, cache_inputs, growth, in_rows, is_past, is_present
 from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
-from moec.program.signature import converted
+from moec.program.signature import Input, converted
 from moec.proof.chosen_keys import hanging_choice
 from moec.proof.later_mixing import mixes_after
 
@@ -169,27 +169,27 @@ class ComparedTokens:
             self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
         )
 
-    def of(self, value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
+    def of(self, value: Tensor, sample: Mapping[str, Tensor], name: str, inputs: Sequence[Input]) -> Tensor:
         """The part of an output that can be compared.
 
         Args:
             value: `[batch, sequence, …]`, a state, or `[batch, …]`, one entry a text.
-            sample: the inputs.
-            name: of the output.
+            sample: the inputs. name: of the output.
+            inputs: as the signature has them.
         """
         if is_present(name) and _is_cached(sample):
-            return self._of_state(value, sample, grown_axis(value, sample, name))
+            return self._of_state(value, sample, *growth(name, inputs))
         if value.shape[:2] == self.tokens.shape:
             return value[self.tokens]
         return value[self.texts] if value.dim() and value.shape[0] == len(self.texts) else value
 
-    def _of_state(self, value: Tensor, sample: Mapping[str, Tensor], axis: int | None) -> Tensor:
+    def _of_state(self, value: Tensor, sample: Mapping[str, Tensor], axis: int | None, rate: int) -> Tensor:
         """A state of what came in, and of these tokens; one that does not grow holds all tokens of its text."""
         mask = sample[MASK].bool()
         if axis is None:
             return value[self.texts & mask[:, -1]]
         tokens = torch.cat([mask[:, : -self.tokens.shape[1]], self.tokens], 1)
-        return value.movedim(axis, 1)[in_rows(tokens, value.shape[axis])]
+        return value.movedim(axis, 1)[in_rows(tokens, rate)]
 
 
 def look(

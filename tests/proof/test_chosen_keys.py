@@ -73,8 +73,8 @@ def test_a_choice_of_keys_is_told_from_all_others(name: str) -> None:
 def test_rows_of_several_tokens_are_compared_where_all_of_them_are() -> None:
     tokens = torch.ones(2, 9, dtype=torch.bool)
     tokens[0, 2] = False
-    assert in_rows(tokens, 4).tolist() == [[True, False, False, True], [True] * 4], "and those that mix them in"
-    assert in_rows(tokens, 9).equal(tokens) and in_rows(tokens, 0).shape == (2, 0)
+    assert in_rows(tokens, 2).tolist() == [[True, False, False, True], [True] * 4], "and those that mix them in"
+    assert in_rows(tokens, 1).equal(tokens) and in_rows(tokens, 10).shape == (2, 0)
 
 
 def test_what_is_said_of_them() -> None:

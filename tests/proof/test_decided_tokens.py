@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moec.dialect import Capacity, Routing
 from moec.frontend.export import capture
+from moec.program.signature import Input
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import (
     NOISE,
@@ -129,13 +130,19 @@ def test_each_form_of_output_is_cut() -> None:
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
     }
     k = compared("..x. ....", causal=True, **past)
+    inputs = [
+        Input("past_key_values.0.key", torch.float32, ("batch", 1, "past_sequence", 3)),
+        Input("past_key_values.1.conv_state", torch.float32, ("batch", 3, 4)),
+    ]
     sample = {"input_ids": IDS, **past}
-    assert k.of(torch.arange(8).view(2, 4, 1), sample, "logits").flatten().tolist() == [0, 1, 5, 6, 7]
+    assert k.of(torch.arange(8).view(2, 4, 1), sample, "logits", inputs).flatten().tolist() == [0, 1, 5, 6, 7]
     keys = torch.arange(10).view(2, 1, 5, 1).expand(2, 1, 5, 3)
-    assert k.of(keys, sample, "present.0.key")[:, 0, 0].tolist() == [0, 1, 2, 7, 8, 9], "what came in is told as ever"
+    assert k.of(keys, sample, "present.0.key", inputs)[:, 0, 0].tolist() == [0, 1, 2, 7, 8, 9], (
+        "what came in is told as ever"
+    )
     state = torch.arange(2)[:, None, None].expand(2, 3, 4)
-    assert k.of(state, sample, "present.1.conv_state")[:, 0, 0].tolist() == [1], "of a text that is whole"
-    assert k.of(torch.arange(6).view(2, 3), sample, "pooled").flatten().tolist() == [3, 4, 5], "pooled"
+    assert k.of(state, sample, "present.1.conv_state", inputs)[:, 0, 0].tolist() == [1], "of a text that is whole"
+    assert k.of(torch.arange(6).view(2, 3), sample, "pooled", inputs).flatten().tolist() == [3, 4, 5], "pooled"
     assert k.rows(8).tolist() == [True, True, False, False, False, True, True, True]
     assert k.rows(6).tolist() == [False] * 3 + [True] * 3 and not k.rows(5).any(), (
         "rows that are no tokens of the text go with it"
