@@ -33,7 +33,7 @@ def difference(program: Program, source: Source) -> float:
         inputs = source.sample(sizes, seed)
         found, wanted = program.run(**inputs), reference(**inputs)
         assert list(found) == list(wanted)
-        pairs = ((without_padding(found[k], inputs, k), without_padding(wanted[k], inputs, k)) for k in wanted)
+        pairs = [tuple(without_padding(v[k], inputs, k, program.inputs) for v in (found, wanted)) for k in wanted]
         worst = max([worst, *(relative(*pair) for pair in pairs)])
     return worst
 

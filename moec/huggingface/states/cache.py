@@ -170,7 +170,10 @@ def cached_call(
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)
-            value = held_by(cache.layers[number]).get(what, past[spec.name])
+            value = held_by(cache.layers[number]).get(what)
+            if value is None:  # the state before the call would be a wrong answer
+                what = f"layer {number} of its cache no longer holds its {what} after a call"
+                raise MoecError("M206", what, spec.name, _WAY_OUT)
             present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 
