@@ -158,7 +158,7 @@ def cached_call(
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
         if captured:
-            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids), input_ids.shape[1])
         else:
             cache = own_cache(past, began, model)
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
