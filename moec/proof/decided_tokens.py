@@ -121,6 +121,12 @@ class Decided:
             f"{cannot}: {self.lost} experts are reached only by tokens that could not be compared" if self.lost else ""
         )
 
+    @property
+    def where(self) -> str:
+        """Where the engine equals its reference, after a claim that it does."""
+        precision = "rounding" if self.precision == "float32" else "half precision"
+        return f"wherever {precision} can tell {self.what} apart ({self.compared:,} of {self.tokens:,} tokens)"
+
     def error(self, where: str) -> MoecError | None:
         """M108 when this is too little for a proof, else None."""
         if not self.problem:

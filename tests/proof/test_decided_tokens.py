@@ -163,6 +163,9 @@ def test_too_few_tokens_or_lost_experts_are_a_problem() -> None:
     assert "99 of 1,000 tokens" in Decided("float16", 5e-3, 99, 1000).problem and Decided("float16", 5e-3, 0, 0).problem
     assert "2 experts" in Decided("float16", 5e-3, 900, 1000, lost=2).problem
     assert str(Decided("float16", 5e-3, 4210, 5002)).startswith("4,210 of 5,002 tokens; the others")
+    said = Decided("float32", 1e-5, 65, 385, what="keys").where
+    assert said == "wherever rounding can tell keys apart (65 of 385 tokens)", "also on the report's page"
+    assert Decided("float16", 5e-3, 3, 4).where == "wherever half precision can tell experts apart (3 of 4 tokens)"
     error = Decided("float16", 5e-3, 3, 1000).error("here")
     assert error is not None and "only 3 of" in error.what and (error.code, error.exit_code) == ("M108", 1)
     assert "--max-kl" in error.fix and "fp32" in error.fix
