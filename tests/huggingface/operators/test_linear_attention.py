@@ -83,7 +83,7 @@ def test_an_argument_that_nobody_knows_is_refused() -> None:
 
 
 # ---------------------------------------------------------------------- engines
-NAMES = ["qwen3_next", *(pytest.param(name, marks=pytest.mark.repeats) for name in list(MODELS)[1:])]
+NAMES = [pytest.param(name, marks=pytest.mark.repeats) for name in MODELS]
 
 
 class Forgetful(Indirect):
