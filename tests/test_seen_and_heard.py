@@ -55,6 +55,7 @@ def many_eyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, VISION_LANGUAGE.save(folder)
 
 
+@pytest.mark.repeats
 def test_what_an_image_is_to_the_decoder_compiles_at_a_grid_that_is_given(
     many_eyed: tuple[Path, Any], tmp_path: Path, cli: Any
 ) -> None:

@@ -64,7 +64,7 @@ def inputs(batch: int, length: int, decoded: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": other}
 
 
-@pytest.mark.parametrize("make", [switch, nllb])
+@pytest.mark.parametrize("make", [switch, pytest.param(nllb, marks=pytest.mark.repeats)])
 def test_the_program_equals_the_model_in_padded_batches(make: Callable[..., Any], tmp_path: Path) -> None:
     drawn(make()).save_pretrained(tmp_path)
     source = open_source(str(tmp_path), cache=False)

@@ -75,7 +75,7 @@ def test_a_function_that_computes_something_else_is_refused(monkeypatch: pytest.
 
 
 # ---------------------------------------------------------------------- engines
-NAMES = ["qwen3_next", *(pytest.param(name, marks=pytest.mark.repeats) for name in list(MODELS)[1:])]
+NAMES = [pytest.param(name, marks=pytest.mark.repeats) for name in MODELS]
 
 
 class Forgetful(Indirect):
