@@ -10,7 +10,7 @@ import pytest
 import moec
 from tests import whole_zoo
 from tests.zoo import save
-from tests.zoo_table import BOUND, GROUPS, PAGE, Row, measured, states_of, table, trials, write
+from tests.zoo_table import BOUND, GROUPS, PAGE, Row, measured, states_of, table, trials, without, write
 
 RIGHT = Row("mixtral", "MixtralForCausalLM", "right", ("keys and values",), ("grouped GEMM",), 5e-6, (16, 16))
 REFUSED = Row("doge", "DogeForCausalLM", "refused", said=" ".join(["M206: it mixes tokens"] * 9))
@@ -37,6 +37,11 @@ def test_the_table_has_rows_and_reasons(tmp_path: Path) -> None:
     write(page, text)
     assert page.read_text().startswith("before\n") and page.read_text().endswith("-->\nafter\n")
     assert "old" not in page.read_text() and text in page.read_text()
+
+
+def test_images_are_left_out_and_not_the_text() -> None:
+    fix = "to compile it for inputs without, pass --leave-out a,b; for the features of its images alone, --leave-out c"
+    assert without(fix) == ["a", "b"] and without("pass --leave-out d") == ["d"]
 
 
 def test_every_model_is_of_one_group() -> None:

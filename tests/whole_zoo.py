@@ -196,6 +196,7 @@ _MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
             **_FIRST_DENSE,
             "layer_types": ["full_attention", "minimax_m3_sparse"],
             "rotary_dim": 4,
+            "index_n_heads": 2,  # as many as there are heads of keys
             "index_block_size": 4,
             "index_topk_blocks": 2,
         },
@@ -303,7 +304,7 @@ _SEEING: dict[str, Any] = {
     **dict.fromkeys(("pos_emb_height", "pos_emb_width"), 4),
     "image_size": 28,
     "patch_size": 14,
-    "downsample_channels": (16, 32),
+    "downsample_channels": [16, 32],
     "num_position_embeddings": 16,
     "patch_sizes": [16],
     "hidden_sizes": [32],
@@ -361,6 +362,7 @@ def _parts(kind: Any, changes: dict[str, Any], kinds: dict[str, str]) -> dict[st
 
 def build(name: str, seed: int = 0) -> Any:
     """The random model in memory, in eval mode and float32."""
+    import torch
     import transformers
 
     if name in zoo.architectures() | zoo.architectures(dense=True):
@@ -371,6 +373,8 @@ def build(name: str, seed: int = 0) -> Any:
     for name, buffer in model.named_buffers():
         if name.endswith("balancing_biases"):  # Zaya's; from_pretrained sets the last one, whatever the files hold
             buffer[-1] = -1.0
+        if name.endswith("tid2eid"):  # DeepSeek-V4's table of the experts that a token gets, zeros until it is loaded
+            buffer.copy_((torch.arange(len(buffer))[:, None] + torch.arange(buffer.shape[1])) % 8)
     for module in model.modules():
         if hasattr(module, "decay_factors"):  # MiniMax's decays, which all say the same of one rate
             module.slope_rate = module.get_slope_rate()

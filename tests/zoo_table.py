@@ -108,7 +108,12 @@ def compiled(model: str, out: Path, pipeline: str) -> Any:
     except moec.MoecError as error:
         if error.code != "M216":
             raise
-        return moec.compile(model, pipeline=pipeline, out=out, leave_out=[error.fix.rpartition(" ")[2]])
+        return moec.compile(model, pipeline=pipeline, out=out, leave_out=without(error.fix))
+
+
+def without(fix: str) -> list[str]:
+    """The inputs that the first way out of a refusal leaves out; a second one may make another engine."""
+    return re.findall(r"--leave-out (\S+?)(?:;|$|\s)", fix)[0].split(",")
 
 
 def states_of(engine: Any) -> tuple[str, ...]:
@@ -215,7 +220,8 @@ def rows(names: Sequence[str], limit_s: int = LIMIT_S) -> Iterator[Row]:
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, check=False)
             last = (ended.stdout.strip().splitlines() or [""])[-1]
-            yield Row.of(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr)
+            killed = f"\nkilled by signal {-ended.returncode}" if ended.returncode < 0 else ""
+            yield Row.of(json.loads(last)) if last.startswith("{") else _failed(name, ended.stderr + killed)
         except subprocess.TimeoutExpired:
             yield _failed(name, f"no end after {limit_s} s")
 

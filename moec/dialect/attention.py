@@ -66,6 +66,8 @@ def attention(
 def _(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, sinks: Tensor | None = None, **_rule: Any
 ) -> Tensor:
+    if mask is not None and mask.dim() == 4 and mask.shape[1] not in (1, query.shape[1]):
+        raise ValueError(f"a mask for {mask.shape[1]} heads does not fit {query.shape[1]} heads of queries")
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
 
 

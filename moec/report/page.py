@@ -164,7 +164,7 @@ def _closeness(report: Report, reference: str) -> str:
     """How near an engine that passed is to its reference."""
     proof = report.proof
     comparison, quality, decided = proof.comparison, proof.quality, proof.find(DecidedTokens)
-    where = " wherever half precision can tell experts apart" if decided else ""
+    where = f" {decided.decided.where}" if decided else ""
     every = f", {proof.coverage.every}" if proof.coverage.loads else ""
     if not any(step["contract"] == "approximate" for step in report.steps):
         return f"equal to {reference}{where}{every}"

@@ -55,6 +55,15 @@ def test_softcap_and_sinks_by_hand() -> None:
     assert not torch.allclose(call(query, key, value, causal(), softcap=2.0), want, atol=1e-2)
 
 
+def test_a_mask_for_other_heads_is_no_graph() -> None:
+    """A model whose own forward cannot run is refused by the capture, not found by the proof."""
+    query, key, value = (t.to("meta") for t in tensors())
+    assert call(query, key, value, causal().expand(B, N, S, T).to("meta")).shape == (B, S, N, V)
+    for heads in (0, 2):
+        with pytest.raises(ValueError, match=f"a mask for {heads} heads does not fit 6"):
+            call(query, key, value, causal()[:, :1].expand(B, 1, S, T).repeat(1, heads, 1, 1).to("meta"))
+
+
 def test_a_row_that_sees_nothing_stays_a_number() -> None:
     query, key, value = tensors()
     mask = causal().clone()

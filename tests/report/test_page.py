@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from moec.proof.checks.decided import DecidedTokens
 from moec.proof.checks.experts import ExpertsReached
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.text import TextQuality
 from moec.proof.coverage import ExpertLoad
 from moec.proof.damage_by_cause import ExpertShift
+from moec.proof.decided_tokens import Decided
 from moec.proof.exam import Exam
 from moec.report.artefacts import Artefact
 from moec.report.page import block_table, html, markdown, proof_note, section_of, verdict
@@ -207,6 +209,11 @@ def test_the_verdict_follows_the_figures() -> None:
     assert (
         verdict(bad).startswith("Not proven equal") and "verdict bad" in html(bad) and "verdict bad" not in html(good)
     )
+
+
+def test_the_verdict_says_what_was_compared_where_not_everything_was() -> None:
+    of_keys = with_check(make(), DecidedTokens(Decided("float32", 1e-5, 65, 385, what="keys")))
+    assert "untouched model wherever rounding can tell keys apart (65 of 385 tokens), every" in verdict(of_keys)
 
 
 def test_the_verdict_on_an_approximation() -> None:

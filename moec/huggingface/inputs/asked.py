@@ -3,6 +3,7 @@ what the user leaves out, and with what the user gives in their place."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Container, Sequence
 from functools import cached_property
 from typing import Any
@@ -69,10 +70,20 @@ class Asked:
             return (f"inputs as {made.by} makes them of drawn images and sounds",)
         return (f"the folder's processor was not run, so that inputs are as the config says: {why}",) if why else ()
 
+    def _says_features(self) -> list[str]:
+        """The tensors by which a model makes the features of images."""
+        own = inspect.signature(getattr(self._origin.template, FEATURES, lambda: None)).parameters
+        return [name for name, parameter in own.items() if "Tensor" in str(parameter.annotation)]
+
     def with_values(self, error: MoecError, signature: Signature, attempt: Callable[[Given], Any]) -> MoecError:
         """The refusal of a model whose sizes hang on the values of an input; the way out fixes them, where `attempt`
         could capture it so. Any other error is returned as it is."""
         made, values = self._made[0], deciding(signature.inputs, self._made[0])
+        unsaid = [n for n in self._says_features() if n not in {*(i.name for i in signature.inputs), *signature.fixed}]
+        if error.code == "M207" and made is None and signature.method == FEATURES and unsaid:
+            what = f"what an image is to the decoder may hang on {', '.join(unsaid)}, of which nothing is known here"
+            fix = f"put the checkpoint's processor beside it, or give each a value: --input '{unsaid[0]}=[[1,4,6]]'"
+            return MoecError("M207", f"{what}; without, {error.what}", f"{FEATURES} of the model", fix)
         if error.code != "M207" or not values or made is None:
             return error
         what = f"sizes inside the model hang on the values of {', '.join(values)}, which an engine does not know before"

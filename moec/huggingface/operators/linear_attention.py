@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
+from moec.huggingface.operators.arguments import refuse_others
 from moec.huggingface.operators.functions_of_file import functions_read, let_call
 
 _CALL = {"query", "key", "value", "g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel"}
 _EPSILON = 1e-6  # of flash-linear-attention's norm, which transformers' functions follow
 _TOLERANCE = 1e-5
 _HEADS, _SIZE, _VALUE = 2, 8, 6
-_NO_CHANGE = {"chunk_size"}  # how it is computed, not what
 
 
 def use_moec_linear_attention(model: nn.Module) -> int:
@@ -64,11 +64,9 @@ def recurrence(
     padding, the state stays as it is; before a text, where it is zeros, that is what transformers does.
 
     Raises:
-        MoecError: M206 for an argument that changes the result and is not among these.
+        MoecError: M206 for an argument that may change the result and is not among these.
     """
-    odd = [name for name, x in others.items() if name not in _NO_CHANGE and isinstance(x, Tensor | float)]
-    if odd:
-        raise MoecError("M206", f"linear attention is called with {odd[0]!r}", "linear attention", "leave it out")
+    refuse_others(others, "linear attention")
     wide = torch.promote_types(query.dtype, torch.float32)
     if mask is not None and mask.dim() == 2:
         g, beta = (t * mask.view(*mask.shape, *[1] * (t.dim() - 2)).to(t.dtype) for t in (g, beta))

@@ -8,6 +8,7 @@ import pytest
 
 from moec.compiler.open import open_source
 from moec.errors import MoecError
+from tests import whole_zoo
 from tests.seen_and_heard import SEEN
 
 
@@ -27,3 +28,10 @@ def test_why_a_processor_was_not_run_is_said(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "NoSuchProcessor"}')
     notes = open_source(str(tmp_path)).account().notes
     assert any("processor was not run" in note for note in notes)
+
+
+def test_features_that_hang_on_what_nobody_said_are_refused_by_its_name() -> None:
+    source = open_source(whole_zoo.build("ernie4_5_vl_moe"), leave_out=["input_ids"])
+    with pytest.raises(MoecError, match="may hang on image_grid_thw, of which nothing is known here") as caught:
+        source.capture()
+    assert caught.value.code == "M207" and "--input 'image_grid_thw=" in caught.value.fix
