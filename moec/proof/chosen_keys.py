@@ -7,7 +7,7 @@ accident: where the last key that is chosen and the first that is not have the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -31,7 +31,7 @@ def chooses_keys(node: fx.Node) -> bool:
     if node.target is not _TOP or isinstance(node.args[1], int):
         return False
     told = dict(zip(_PARAMETERS, node.args, strict=False)) | node.kwargs
-    shape = getattr(node.args[0].meta.get("val"), "shape", ()) if isinstance(node.args[0], fx.Node) else ()
+    shape: Any = getattr(node.args[0].meta.get("val"), "shape", ()) if isinstance(node.args[0], fx.Node) else ()
     last = told.get("dim", -1) in (-1, len(shape) - 1)
     if len(shape) not in (3, 4) or not last or not told.get("largest", True) or isinstance(shape[-1], int):
         return False
@@ -41,7 +41,7 @@ def chooses_keys(node: fx.Node) -> bool:
 def _lengths(graph: fx.Graph) -> set[str]:
     """The size of a graph's inputs that counts tokens, after the batch's: as text, for to compare sizes would fix
     them."""
-    shapes = (getattr(n.meta.get("val"), "shape", ()) for n in graph.nodes if n.op == "placeholder")
+    shapes: Iterator[Any] = (getattr(n.meta.get("val"), "shape", ()) for n in graph.nodes if n.op == "placeholder")
     return {str(shape[1]) for shape in islice(shapes, 1) if len(shape) > 1}
 
 

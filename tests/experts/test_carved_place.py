@@ -87,7 +87,7 @@ def test_networks_in_a_chain_and_beside_each_other_are_all_cut() -> None:
 def test_numbers_that_are_not_finite_are_refused() -> None:
     model, ids = Chain().eval(), torch.randint(0, zoo.VOCAB, (8, 32))
     with torch.no_grad():
-        model.table.weight[ids[0, 0]] = 1e30
+        model.table.weight[::3] = 1e30
     dense = moec.capture(model, {"input_ids": ids[:3, :7]}, {"input_ids": ("batch", "sequence")})
     calibration = Calibration(CalibrationText("text", 0, 32), "", ids.flatten())
     for how in ("active=2", "active=0.5, partition=coactivation"):
