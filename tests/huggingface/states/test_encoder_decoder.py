@@ -46,6 +46,7 @@ def test_of_sound() -> None:
     assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
 
 
+@pytest.mark.repeats
 def test_a_decoder_that_does_not_run_with_caches_is_refused_with_a_way_out_that_was_tried() -> None:
     model = build("bart")
     decoder = model.model.decoder
