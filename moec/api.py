@@ -13,7 +13,7 @@ from moec.compiler.compile import compile_source
 from moec.compiler.contest import Contest
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
-from moec.compiler.joined import has_parts, load_parts
+from moec.compiler.joined import is_encoder_decoder, load_parts
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.programs import capture, inspect
@@ -175,7 +175,7 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    if has_parts(report):
+    if is_encoder_decoder(report):
         return load_parts(find_backend(target, written=True), target, path)
     engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)

@@ -16,6 +16,7 @@ from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.experts.carving import allocate
 from moec.experts.cut import MoeBlock, find_block
 from moec.experts.fewer import Fewer, fewer
+from moec.experts.residual import residual_sum
 from moec.pipeline.passes import Context, Contract, Pass, Plan
 from moec.program.dialect_call import RouteCall, position
 from moec.program.moe_call import MoeCall, moe_nodes
@@ -58,8 +59,8 @@ class SetTopK(Pass):
 
     def plan(self, program: Program, context: Context) -> Plan:
         """With a share the text decides which layers change."""
+        self._check()
         if isinstance(self.top_k, float):
-            self._check()
             return Plan(str(self), 0, len(moe_nodes(program)), program.clone())
         return super().plan(program, context)
 
@@ -75,12 +76,9 @@ class SetTopK(Pass):
         batches = list(context.require_calibration().batches(program.inputs)) if self.needs_calibration() else []
         counts = self._counts(program, blocks, batches)
         todo = {b.node: n for b, n in zip(blocks, counts, strict=True) if n < b.rule.top_k}
-        found: dict[fx.Node, Fewer] = {}
-        if batches and todo:
-            _run(program, batches, blocks, todo, found)
+        found = _run(program, batches, blocks, todo, self.rescale)[0] if batches and todo else {}
         for block in (b for b in blocks if b.node in todo):
-            scale = found[block.node].scale if self.rescale else 1.0
-            _rewrite(program, block, todo[block.node], scale, self.name)
+            _rewrite(program, block, todo[block.node], found[block.node].scale if found else 1.0, self.name)
         context.facts["blocks"] = [
             {"module": b.module, "top_k": todo[b.node], "of": b.rule.top_k, **(found[b.node].facts() if found else {})}
             for b in blocks
@@ -92,7 +90,12 @@ class SetTopK(Pass):
         share = isinstance(self.top_k, float)
         if not (0 < self.top_k < 1 if share else type(self.top_k) is int and self.top_k >= 1):
             what = f"top_k={self.top_k} is no number of experts"
-            raise MoecError("M203", what, str(self), "write top_k=2, or a share of those that the model has: 0.5")
+            raise MoecError(
+                "M203",
+                what,
+                str(self),
+                "write set-top-k(1) or more, or a share of those that the model has: set-top-k(0.5)",
+            )
 
     def _blocks(self, program: Program, context: Context) -> list[MoeBlock]:
         linears, found = find_linears(program), list[MoeBlock]()
@@ -109,6 +112,9 @@ class SetTopK(Pass):
             if self.top_k > block.rule.top_k:
                 what = f"a token goes to {block.rule.top_k} experts, fewer than {self.top_k}"
                 raise MoecError("M203", what, where, f"set top_k to at most {block.rule.top_k}")
+            if RouteCall(block.route).room is not None:
+                what = "its experts have a capacity, which fewer choices would fill in another way"
+                raise MoecError("M203", what, where, "leave set-top-k out")
             if any(other.route is block.route for other in found):
                 context.miss(node, "another block reads the same choice")
                 continue
@@ -118,9 +124,9 @@ class SetTopK(Pass):
     def _counts(self, program: Program, blocks: list[MoeBlock], batches: list[dict[str, Tensor]]) -> list[int]:
         if isinstance(self.top_k, int) or not blocks:
             return [int(self.top_k)] * len(blocks)
-        found: dict[fx.Node, Fewer] = {}
-        _run(program, batches, blocks, {b.node: b.rule.top_k for b in blocks}, found)
-        return allocate([torch.tensor(found[b.node].errors) for b in blocks], 1, self.top_k)
+        found, sizes = _run(program, batches, blocks, {b.node: b.rule.top_k for b in blocks}, self.rescale)
+        curves = [torch.tensor(found[b.node].errors) * (found[b.node].size / sizes[b.node]) for b in blocks]
+        return allocate(curves, 1, self.top_k)
 
 
 def _run(
@@ -128,21 +134,30 @@ def _run(
     batches: list[dict[str, Tensor]],
     blocks: list[MoeBlock],
     counts: dict[fx.Node, int],
-    found: dict[fx.Node, Fewer],
-) -> None:
-    """Run the text through the program, with so many experts in each block."""
+    rescale: bool,
+) -> tuple[dict[fx.Node, Fewer], dict[fx.Node, float]]:
+    """Run the text through the program, with so many experts in each block; what becomes of each, and how large the
+    residual stream is that it joins, squared and summed."""
     rules = {b.node: b.rule for b in blocks}
+    sums = {end: node for node in counts if (end := residual_sum(node)) is not None}
+    found: dict[fx.Node, Fewer] = {}
+    sizes: dict[fx.Node, float] = {}
 
     def visit(calls: OperatorCalls) -> None:
         count = counts.get(calls.node)
         if count is not None:
-            found[calls.node] = result = fewer(calls.moe_calls(), count, rules[calls.node])
+            found[calls.node] = result = fewer(calls.moe_calls(), count, rules[calls.node], rescale)
             for name, values in (("ids", result.ids), ("weights", result.weights)):
                 calls.replace_each(position(calls.node.target, name), list(values))
             result.forget()
+            sizes[calls.node] = result.size
+        if calls.node in sums:
+            values = [v for k in (0, 1) for v in calls.values(k) if torch.is_tensor(v)]
+            sizes[sums[calls.node]] = max(sum(float(v.float().square().sum()) for v in values), 1e-30)
 
-    last = next(node for node in reversed(program.graph.nodes) if node in counts)
+    last = next(node for node in reversed(program.graph.nodes) if node in sums or node in counts)
     run_in_lockstep(program, batches, visit, until=last)
+    return found, sizes
 
 
 def _rewrite(program: Program, block: MoeBlock, top_k: int, scale: float, by: str) -> None:

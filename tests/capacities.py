@@ -144,6 +144,29 @@ class ByScores(Capacity):
         return torch.einsum("te,ted->td", mask, torch.stack([expert(x) for expert in self.experts], 1))
 
 
+class Wraps(Capacity):
+    """Places are counted in 16 bits, and begin anew behind 32,767: far beyond any trial."""
+
+    def kept(self, ids: Tensor, count: int) -> Tensor:
+        return F.one_hot(ids, EXPERTS).sum(1).cumsum(0, dtype=torch.int16) <= 7
+
+
+class Narrowed(Capacity):
+    """Places are counted, and then cut to 16 bits."""
+
+    def kept(self, ids: Tensor, count: int) -> Tensor:
+        return F.one_hot(ids, EXPERTS).sum(1).cumsum(0).to(torch.int16) <= 7
+
+
+class WrapsBehind(FirstChoices):
+    """Second choices begin behind a number of 16 bits."""
+
+    def places(self, hot: Tensor) -> Tensor:
+        first, second = hot[:, 0], hot[:, 1]
+        behind = second.cumsum(0) - 1 + first.sum(0, keepdim=True, dtype=torch.int16)
+        return torch.stack([((first.cumsum(0) - 1) * first).sum(-1), (behind * second).sum(-1)], 1)
+
+
 NEARLY: tuple[type, ...] = (
-    Held, Compared, InPieces, FromTheEnd, OfOneExpert, SecondAlone, Together, ByScores,
+    Held, Compared, InPieces, FromTheEnd, OfOneExpert, SecondAlone, Together, ByScores, Wraps, Narrowed, WrapsBehind,
 )  # fmt: skip

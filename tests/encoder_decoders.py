@@ -29,6 +29,13 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
          "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
          "tie_word_embeddings": False},
     ),
+    "switch": (
+        "SwitchTransformers",
+        {"vocab_size": VOCAB, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_decoder_layers": 1,
+         "num_heads": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_experts": 4,
+         "expert_capacity": 3, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1,
+         "tie_word_embeddings": False},
+    ),
 }  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def many_eyed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, VISION_LANGUAGE.save(folder)
 
 
+@pytest.mark.repeats
 def test_what_an_image_is_to_the_decoder_compiles_at_a_grid_that_is_given(
     many_eyed: tuple[Path, Any], tmp_path: Path, cli: Any
 ) -> None:
@@ -75,6 +76,7 @@ def test_what_an_image_is_to_the_decoder_compiles_at_a_grid_that_is_given(
     cli("verify", str(out))
 
 
+@pytest.mark.repeats
 def test_sizes_that_hang_on_values_are_refused_with_values_that_were_tried(many_eyed: tuple[Path, Any]) -> None:
     source = open_source(str(many_eyed[0]), leave_out=["input_ids"])
     with pytest.raises(MoecError, match="hang on the values of image_grid_thw") as caught:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from moec.backends.onnx.steps import Step
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
+from moec.errors import MoecError
 from moec.startup import swapped
 from moec.weights import lazy
 
@@ -23,17 +26,31 @@ def folding() -> list[Step]:
 
 def fold_constants(model: ir.Model) -> None:
     """Compute in place what small constants determine. Batch normalization stays an operator: runtimes put it into
-    the convolution before it, and a weight that was changed here would be none of the model's."""
+    the convolution before it, and a weight that was changed here would be none of the model's.
+
+    Raises:
+        MoecError: M301 for a version of onnxscript that has its rules elsewhere.
+    """
     import onnxscript.optimizer as optimizer
     import onnxscript.rewriter as rewriter
-    import onnxscript.rewriter.rules.common as rules
 
-    fusing = [rule for name, rule in vars(rules).items() if name.startswith("fuse_batchnorm_into_")]
-    kept = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if all(rule is not one for one in fusing))
-    with swapped(rewriter, "_DEFAULT_REWRITE_RULES", kept):
+    with swapped(rewriter, "_DEFAULT_REWRITE_RULES", _without_fusing(rewriter)):
         optimizer.optimize_ir(
             model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT, onnx_shape_inference=False
         )
+
+
+def _without_fusing(rewriter: Any) -> tuple[Any, ...]:
+    """onnxscript's rules but those that put a batch normalization into another operator."""
+    import onnxscript.rewriter.rules.common as rules
+
+    fusing = [rule for name, rule in vars(rules).items() if name.startswith("fuse_batchnorm_into_")]
+    every = getattr(rewriter, "_DEFAULT_REWRITE_RULES", ())
+    kept = tuple(rule for rule in every if all(rule is not one for one in fusing))
+    if len(kept) == len(every):
+        what = "this version of onnxscript has its rules for batch normalization elsewhere"
+        raise MoecError("M301", what, "onnxscript", "install the version that moec's constraints.txt names")
+    return kept
 
 
 def share_equal_nodes(model: ir.Model) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
 from moec.compiler.joined import refuse_parts
+from moec.compiler.padding import padding_explains
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
 from moec.compiler.publish import make_report, sizes_of_files, write_report
@@ -61,7 +62,7 @@ def complete_engine(
     source = engine_folder.source(model)
     captured, program = engine_folder.remake(source)
     subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
-    with staging(folder, source.places) as new:
+    with staging(folder, source.places) as new, padding_explains(source):
         copy_artefacts(engine_folder.report, folder, new)
         progress.stage("build")
         facts = {

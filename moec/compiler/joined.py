@@ -31,7 +31,7 @@ FACT = "parts"  # of a manifest: the parts of an engine of several graphs
 CompileOne = Callable[[Source, Options, Path], Report]
 
 
-def has_parts(report: Report) -> bool:
+def is_encoder_decoder(report: Report) -> bool:
     """Whether an engine has several graphs, as its manifest says. Raises M106 for parts that moec does not write."""
     found = report.facts.get(FACT)
     if found is not None and found != [*PARTS]:
@@ -41,7 +41,7 @@ def has_parts(report: Report) -> bool:
 
 def refuse_parts(report: Report, verb: str) -> None:
     """Raise M201 for what is done with one graph, where an engine has several; the way out names a part."""
-    if has_parts(report):
+    if is_encoder_decoder(report):
         what = f"this engine has two graphs, and `moec {verb}` looks at one"
         raise MoecError("M201", what, report.source, f"name a part: moec {verb} ENGINE/{ENCODER} or ENGINE/{DECODER}")
 

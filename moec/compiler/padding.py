@@ -27,7 +27,7 @@ def padding_explains(source: Source) -> Iterator[None]:
             raise
         what = (
             "the model's own answer to a text changes with what stands in padding or in other texts of the batch "
-            f"(by {change:.1g} of its spread), so that no engine can be compared with it"
+            f"(by {change:.1g} of its spread), so that no engine can be compared with it; what was found: {error.what}"
         )
         fix = "run it in PyTorch, one text at a time and without padding; or compile a model of it without that part"
         raise MoecError("M206", what, source.text, fix) from error

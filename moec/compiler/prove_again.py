@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.engine_folder import EngineFolder
-from moec.compiler.joined import has_parts, prove_joined_again, refuse_parts
+from moec.compiler.joined import is_encoder_decoder, prove_joined_again, refuse_parts
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.errors import MoecError
@@ -71,7 +71,7 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
     """
     engine_folder = EngineFolder(folder, opening)
     own = engine_folder.own(against)
-    if has_parts(engine_folder.report):
+    if is_encoder_decoder(engine_folder.report):
         return _prove_parts(engine_folder, own, against, asked, opening)
     captured, program = engine_folder.remake(own)
     if _is_engine(against):

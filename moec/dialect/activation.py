@@ -55,7 +55,10 @@ class Activation:
         limit: clamp of gate (from above) and up (both sides) before f; 0 means none. With `clamp_after`, f's result is
             clamped from above instead of the gate.
         cap: soft cap `cap * tanh(g / cap)` of the factor g of a gated silu, not of the sigmoid's argument (Inkling 2).
-        up_cap: the same of the up half. 0 means none of either, and neither stands beside a limit.
+        up_cap: the same of the up half. 0 means none of either.
+
+    Raises:
+        ValueError: for a soft cap beside a limit, which no model has.
     """
 
     name: str = "silu"
@@ -66,6 +69,10 @@ class Activation:
     clamp_after: bool = False
     cap: float = 0.0
     up_cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.limit and (self.cap or self.up_cap):
+            raise ValueError(f"a limit ({self.limit}) and a soft cap ({self.cap or self.up_cap}) do not go together")
 
     def __call__(self, h: Tensor) -> Tensor:
         """Apply to `[..., F*I]`; returns `[..., I]` (F is 2 when gated, else 1)."""

@@ -24,7 +24,7 @@ class Capacity:
             NLLB-MoE: arXiv 2207.04672), or `tokens`, one token's choices after the other's. For one expert a token
             (Switch Transformer: arXiv 2101.03961) they are the same.
         drop_first: choices are dropped before `renormalize` divides by the sum of what is left (NLLB-MoE), not after.
-            The rule should have a `floor` then: the sum may be 0.
+            Only with `renormalize`. The rule should have a `floor` then: the sum may be 0.
     """
 
     limit: int
@@ -34,7 +34,13 @@ class Capacity:
 
     @classmethod
     def of(cls, limit: int | None, counted: Tensor | None, kwargs: Mapping[str, Any]) -> Capacity | None:
-        """From the arguments of a `moec::route`; None where it has no capacity."""
+        """From the arguments of a `moec::route`; None where it has no capacity.
+
+        Raises:
+            ValueError: where choices are dropped first, and nothing divides by what is left.
+        """
+        if kwargs.get("drop_first") and kwargs.get("combine", "renormalize") != "renormalize":
+            raise ValueError(f"drop_first needs combine 'renormalize', not {kwargs['combine']!r}")
         rule = {name: kwargs[name] for name in ("order", "drop_first") if name in kwargs}
         return None if limit is None else cls(limit, counted, **rule)
 

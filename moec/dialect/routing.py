@@ -146,12 +146,15 @@ def route(
 
     Returns:
         weights `[..., K]` in float32 (float64 for float64 logits) and expert ids `[..., K]` in int64.
+
+    Raises:
+        ValueError: see `Capacity.of`.
     """
     weights, ids = route_reference(
         logits,
         bias,
         Routing(top_k, score, combine, groups, top_groups, group_score, scale, epsilon, floor, closed_as_zero),
-        Capacity.of(capacity, counted, {"order": order, "drop_first": drop_first}),
+        Capacity.of(capacity, counted, {"combine": combine, "order": order, "drop_first": drop_first}),
     )
     return weights.clone(), ids.clone()
 
@@ -159,8 +162,9 @@ def route(
 @route.register_fake
 def _(
     logits: Tensor, bias: Tensor | None = None, capacity: int | None = None, counted: Tensor | None = None, *,
-    top_k: int, **_rule: Any,
+    top_k: int, **rule: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    Capacity.of(capacity, counted, rule)  # refuses
     shape = (*logits.shape[:-1], top_k)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=torch.int64)

@@ -11,17 +11,18 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, choose, last_logits
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, present_name
-from moec.program.encoder_decoder import (
-    DECODER_IDS,
-    ENCODER_SEQUENCE,
-    LAST,
+from moec.program.decoder_signature import (
+    IDS,
+    LOGITS,
+    MASK,
+    PAST,
     PAST_ENCODER,
+    SEQUENCE,
     STATES,
     STATES_MASK,
-    caches_of,
-    without_cache,
+    present_name,
 )
+from moec.program.encoder_decoder import DECODER_IDS, ENCODER_SEQUENCE, LAST, caches_of
 from moec.program.signature import Input
 
 DECODER_SEQUENCE, ENCODER_STATES = "decoder_sequence", "encoder_last_hidden_state"
@@ -84,8 +85,7 @@ class CrossText:
 
     def advance(self, ids: Tensor) -> dict[str, Tensor]:
         """What the decoder says of the next tokens `[batch, new]`; both caches are kept for those after them."""
-        given = without_cache(self._decoder.inputs, {IDS: ids, **self._fixed, **self._past})
-        outputs: dict[str, Tensor] = self._decoder(**given)
+        outputs: dict[str, Tensor] = self._decoder(**{IDS: ids, **self._fixed, **self._past})
         self._past = {past: outputs[present] for past, present in self._caches.items()}
         return outputs
 

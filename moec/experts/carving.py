@@ -99,6 +99,10 @@ class Carved:
     errors: Errors
 
 
+class NotFiniteError(ValueError):
+    """A network cannot be cut by numbers that are not finite."""
+
+
 class Cut:
     """A network on the way to be cut: which neurons go together and how experts are chosen, for any number of them.
 
@@ -113,6 +117,8 @@ class Cut:
         self._x, self._judged = x[~judging], x[judging]
         self.hidden = dense.hidden(self._x)
         self.worth = worth(self.hidden, dense.w_out)
+        if not bool(self.worth.isfinite().all()) or not bool(self._x.isfinite().all()):
+            raise NotFiniteError("what the text brings there, or what becomes of it, is not finite")
         self.groups = self._groups()
         self.router, self.bias = self._router()
 
@@ -224,6 +230,8 @@ def allocate(curves: Sequence[Tensor], least: int, active: float) -> list[int]:
     counts = [len(c) for c in curves]
     spare = sum(counts) - max(round(active * sum(counts)), least * len(counts))
     for _ in range(spare):
-        costs = [float(c[n - 2] - c[n - 1]) if n > least else float("inf") for c, n in zip(curves, counts, strict=True)]
-        counts[costs.index(min(costs))] -= 1
+        costs = {
+            k: float(c[n - 2] - c[n - 1]) for k, (c, n) in enumerate(zip(curves, counts, strict=True)) if n > least
+        }
+        counts[min(costs, key=lambda k: costs[k])] -= 1
     return counts

@@ -19,13 +19,15 @@ class Fewer:
     """What becomes of a block.
 
     Attributes:
-        scale: of its output. errors: for 1, 2, … K experts a token, mean squared and in units of the output's mean
-            square, each with the scale that is best for it.
-        ids, weights: of each input, `[..., k]`, scaled.
+        scale: of its output. errors: for 1, 2, … K experts a token, squared and in units of `size`, each with the scale
+            that is best for it.
+        size: of the output with all experts, squared and summed over all tokens.
+        ids, weights: of each input, `[..., k]`, scaled where that is wanted.
     """
 
     scale: float
     errors: tuple[float, ...]
+    size: float
     ids: list[Tensor]
     weights: list[Tensor]
 
@@ -38,13 +40,13 @@ class Fewer:
         return {"scale": self.scale, **{f"error at {k}": e for k, e in enumerate(self.errors[:-1], 1)}}
 
 
-def fewer(calls: list[MoeCall], count: int, rule: Routing) -> Fewer:
+def fewer(calls: list[MoeCall], count: int, rule: Routing, rescale: bool = True) -> Fewer:
     """Leave a token its best `count` experts.
 
     Args:
         calls: of one `moec::experts` with values, one for each input. A route gives a token's experts in the order of
             their scores, so the first are the best.
-        rule: by which their weights were made.
+        rule: by which their weights were made. rescale: whether to scale.
     """
     best = partial(_best, summed=rule.combine in ("renormalize", "softmax"))
     whole = [moe_output(call).float() for call in calls]
@@ -57,9 +59,9 @@ def fewer(calls: list[MoeCall], count: int, rule: Routing) -> Fewer:
         scales.append(both / own if own > 0 and both > 0 else 1.0)
         errors.append(max(0.0, 1 - both * both / (own * size)) if own > 0 else 1.0)
     chosen = [best(call, count) for call in calls]
-    scale = [*scales, 1.0][count - 1]
+    scale = [*scales, 1.0][count - 1] if rescale else 1.0
     weights = [c["weights"] * scale for c in chosen]
-    return Fewer(scale, (*errors, 0.0), [c["ids"] for c in chosen], weights)
+    return Fewer(scale, (*errors, 0.0), size, [c["ids"] for c in chosen], weights)
 
 
 def _best(call: MoeCall, count: int, summed: bool) -> dict[str, Tensor]:

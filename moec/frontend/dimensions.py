@@ -11,7 +11,7 @@ from torch._dynamo.exc import UserError
 from torch.export import Dim
 
 from moec.program.conditions import Condition
-from moec.program.encoder_decoder import HELD
+from moec.program.decoder_signature import HELD
 from moec.program.signature import PER, PLUS, identifier
 
 # how torch.export words the bound that it found, and that two dimensions are one

@@ -101,7 +101,7 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, str
 
     A model may bound a dimension (BERT's positions end at 512): then torch.export says which bound it needs, and gets
     it. With `strict` torch reads the model's bytecode, see `moec.frontend.rounded_sizes`. Raises M207 when the model
-    cannot be captured as one graph.
+    cannot be captured as one graph; a refusal of moec's own within it stays what it is.
     """
     if any(t.device == META for t in (*model.parameters(), *model.buffers())):
         inputs = {name: t.to(META) for name, t in inputs.items()}
@@ -111,6 +111,8 @@ def export(model: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, str
     while True:
         try:
             return _exported(model, dict(inputs), dynamic_shapes(inputs, dynamic, found), strict)
+        except MoecError:
+            raise
         except Exception as error:
             more = {name: bound for name, bound in suggested_bounds(error).items() if name not in found}
             if more:

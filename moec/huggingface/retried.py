@@ -16,6 +16,8 @@ from moec.huggingface.operators.attention import ATTENTION
 from moec.huggingface.origin import Origin
 from moec.program.program import Program
 
+_REPORT = "this version of transformers is not supported; report it"
+
 
 class Retried(Source):
     """A model of the transformers library, whose capture `_capture` makes; made anew by its own arguments."""
@@ -70,7 +72,7 @@ class Retried(Source):
             type(self)(self.text, self.origin, False, self._leave_out, self._given).capture()
         except MoecError as other:
             what = f"{error.what}; with --no-cache, {other.what}"
-            return MoecError(error.code, what, other.where, other.fix)
+            return MoecError(error.code, what, other.where, _REPORT if "--no-cache" in other.fix else other.fix)
         fix = "compile its forward alone: pass --no-cache, with which it was captured just now"
         return MoecError(error.code, error.what, error.where, fix)
 
@@ -80,11 +82,10 @@ class Retried(Source):
         except MoecError as error:
             if "lifted_tensor" in error.where:  # x[:, [-2]] makes a tensor on x's device, where meta keeps no values
                 return self._capture(dtype, device="cpu")
-            if (
-                error.code == "M206" and error.where == ATTENTION and not self._cache
-            ):  # an argument that our operator cannot honour
+            in_attention = error.code == "M206" and error.where == ATTENTION  # which our operator cannot honour
+            if in_attention and not self._cache:
                 self._own_attention = True
                 return self._captured(dtype)
-            if error.code != "M207":
+            if error.code != "M207" and not in_attention:
                 raise
             return self._capture(dtype, attention="eager")

@@ -25,7 +25,10 @@ def make_pass(name: str, config: Mapping[str, Any]) -> Pass:
     known = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for key, value in config.items():
-        key = next(iter(known), key) if key == ALONE else key
+        first = next(iter(known), key)
+        if key == ALONE and first in config:
+            raise MoecError("M201", f"{name} has {first} twice", f"{name}(…)", f"give {first} once")
+        key = first if key == ALONE else key
         if key not in known:
             raise MoecError(
                 "M201", f"{name} has no option {key!r}", f"{name}(…)", registry.did_you_mean(key, list(known))
@@ -71,13 +74,8 @@ def parse_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
 def _read_call(item: ast.expr, bad: MoecError) -> tuple[str, dict[str, Any]]:
     call = item if isinstance(item, ast.Call) else ast.Call(item, [], [])
     names = [k.arg for k in call.keywords]
-    alone = len(call.args) == 1 and not names  # set-top-k(4)
-    if (
-        not isinstance(call.func, ast.Name)
-        or None in names
-        or len(names) != len(set(names))
-        or (call.args and not alone)
-    ):
+    named = None not in names and len(names) == len(set(names))
+    if not isinstance(call.func, ast.Name) or not named or len(call.args) > 1:  # one may stand alone: set-top-k(4)
         raise bad
     given = [(ALONE, value) for value in call.args] + [(str(k.arg), k.value) for k in call.keywords]
     try:

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.program.signature import PLUS, Input, names_in
+from moec.program.signature import PLUS, Input, dynamic_dimensions, names_in, per
 
 PAST, SEQUENCE = "past_sequence", "sequence"
 TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
+PAST_ENCODER = "past_encoder_sequence"  # of a decoder beside an encoder, see `moec.program.encoder_decoder`
+HELD = (PAST, PAST_ENCODER)  # dimensions that count what a cache holds: 0 at first
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 GROWING, RECURRENT = ("key", "value"), ("conv_state", "recurrent_state")
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -67,8 +70,9 @@ def growing_inputs(inputs: Sequence[Input]) -> list[Input]:
 
 
 def fixed_inputs(inputs: Sequence[Input]) -> list[Input]:
-    """The states whose shape is the same after every token; not those that get a place for every few."""
-    return [i for i in inputs if is_past(i.name) and not any(PAST in names_in(str(d)) for d in i.shape)]
+    """The states whose shape is the same after every token; not those that get a place for every few, or for each of
+    an encoder's."""
+    return [i for i in inputs if is_past(i.name) and not set(dynamic_dimensions([i])) - {"batch"}]
 
 
 def are_plain(inputs: Sequence[Input]) -> bool:
@@ -83,8 +87,8 @@ def past_axis(spec: Input) -> int:
 
 
 def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given inputs, absent states put in as those of a text that begins, and an absent mask as ones; absent types
-    of tokens are zeros, as transformers has them.
+    """The given inputs, absent states put in as those of a text that begins, and absent masks as ones, an encoder's
+    among them; absent types of tokens are zeros, as transformers has them.
 
     States are absent when none of their tensors is given. Other missing inputs stay missing.
     """
@@ -98,6 +102,9 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     batch, length = (int(n) for n in ids.shape)  # type: ignore[union-attr]  # it has two dimensions
     if not any(c.name in given for c in caches):
         filled |= {c.name: torch.zeros(c.resolve(beginning(batch)), dtype=c.dtype) for c in caches}
+    encoded = given.get(STATES)
+    if STATES_MASK not in given and getattr(encoded, "ndim", 0) == 3 and any(i.name == STATES_MASK for i in inputs):
+        filled[STATES_MASK] = torch.ones(tuple(encoded.shape[:2]), dtype=torch.int64)  # type: ignore[union-attr]
     growing = next(iter(growing_inputs(inputs)), None)
     first = filled.get(growing.name) if growing else None
     axis = past_axis(growing) if growing else 0
@@ -109,7 +116,7 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
 
 def beginning(batch: int) -> dict[str, int]:
     """The sizes of states before the first token of so many texts."""
-    return {"batch": batch, PAST: 0}
+    return {"batch": batch, **dict.fromkeys(HELD, 0)}
 
 
 def text_inputs(inputs: Sequence[Input], ids: Tensor) -> dict[str, Tensor]:
@@ -129,7 +136,7 @@ def positions(mask: Tensor, length: int) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
-def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
+def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str, inputs: Sequence[Input]) -> Tensor:
     """An output of a decoder without what it says of padding, where each implementation may say what it likes.
 
     A state that does not grow is left out for texts that the call ends with padding.
@@ -137,7 +144,7 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> T
     Args:
         value: `[batch, sequence, ...]`, or a state.
         sample: the inputs; one without a cache is compared whole.
-        name: of the output.
+        name: of the output. inputs: the decoder's.
 
     Returns:
         `[tokens that are not padding, ...]`, or `[texts, ...]` of a state that does not grow.
@@ -146,31 +153,30 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str) -> T
         return value
     mask, length = sample[MASK].bool(), sample[IDS].shape[1]
     if is_present(name):
-        axis = grown_axis(value, sample, name)
-        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, value.shape[axis])]
+        axis, rate = growth(name, inputs)
+        return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, rate)]
     return value[mask[:, -length:]] if value.dim() > 1 and value.shape[1] == length else value
 
 
-def in_rows(tokens: Tensor, rows: int) -> Tensor:
+def in_rows(tokens: Tensor, rate: int) -> Tensor:
     """Which of a growing state's rows are made of these tokens alone, bool `[batch, rows]`.
 
     Args:
         tokens: `[batch, past_sequence + sequence]`, bool.
-        rows: as many, or fewer: then each stands for as many tokens, and mixes in those of the row before.
+        rate: how many tokens a row stands for; from 2 on it mixes in those of the row before.
     """
-    if rows == tokens.shape[1]:
+    if rate == 1:
         return tokens
-    rate = tokens.shape[1] // max(rows, 1)
-    while rate > 1 and tokens.shape[1] // rate != rows:
-        rate -= 1
+    rows = tokens.shape[1] // rate
     whole = tokens[:, : rows * rate].view(len(tokens), rows, rate).all(-1)
     return whole & torch.cat([torch.ones_like(whole[:, :1]), whole[:, :-1]], 1)
 
 
-def grown_axis(value: Tensor, sample: Mapping[str, Tensor], name: str) -> int | None:
-    """The dimension along which a state grew in a call, None for one that does not: `value` is the output `name`."""
-    past = sample[name.replace(_PRESENT, _PAST)]
-    return next((k for k, (old, new) in enumerate(zip(past.shape, value.shape, strict=True)) if old != new), None)
+def growth(output: str, inputs: Sequence[Input]) -> tuple[int | None, int]:
+    """The dimension along which a state grows, None for one that does not, and how many tokens one of its rows stands
+    for: `output` continues one of these inputs."""
+    shape = next(i.shape for i in inputs if i.name == output.replace(_PRESENT, _PAST))
+    return next(((k, per(str(d))) for k, d in enumerate(shape) if PAST in names_in(str(d))), (None, 1))
 
 
 def require_text_model(inputs: Sequence[Input], outputs: Sequence[str], name: str) -> None:

@@ -7,18 +7,12 @@ encoder's states: what of these the cache holds already is taken from it, and on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-import torch
-
-from moec.program.decoder_signature import IDS, PAST, SEQUENCE, is_past
+from moec.program.decoder_signature import IDS, PAST, PAST_ENCODER, SEQUENCE, STATES, is_past
 from moec.program.signature import Input
 
 ENCODER, DECODER = PARTS = ("encoder", "decoder")
-STATES, STATES_MASK, LAST = "encoder_hidden_states", "encoder_attention_mask", "last_hidden_state"
-DECODER_IDS = "decoder_input_ids"
-ENCODER_SEQUENCE, PAST_ENCODER = "encoder_sequence", "past_encoder_sequence"
-HELD = (PAST, PAST_ENCODER)  # dimensions that count what a cache holds: 0 at first
+DECODER_IDS, ENCODER_SEQUENCE, LAST = "decoder_input_ids", "encoder_sequence", "last_hidden_state"
 
 
 def cross_names(layer: int, whose: str) -> tuple[str, str]:
@@ -45,20 +39,6 @@ def is_cross_decoder(inputs: Sequence[Input]) -> bool:
     """Whether these are the inputs of the decoder of an encoder-decoder, with both caches."""
     names = {i.name for i in inputs}
     return {IDS, STATES} <= names and bool(cross_inputs(inputs))
-
-
-def without_cache(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given inputs of such a decoder, every absent cache put in as an empty one, an absent mask as ones."""
-    filled, ids, states = dict(given), given.get(IDS), given.get(STATES)
-    if getattr(ids, "ndim", 0) != 2 or getattr(states, "ndim", 0) != 3:
-        return filled
-    sizes = {"batch": int(ids.shape[0]), PAST: 0, PAST_ENCODER: 0}  # type: ignore[union-attr]
-    for spec in caches_of(inputs):
-        if spec.name not in filled:
-            filled[spec.name] = torch.zeros(spec.resolve(sizes), dtype=spec.dtype)
-    if STATES_MASK not in filled and any(i.name == STATES_MASK for i in inputs):
-        filled[STATES_MASK] = torch.ones(tuple(states.shape[:2]), dtype=torch.int64)  # type: ignore[union-attr]
-    return filled
 
 
 def with_encoder(names: Iterable[str], sizes: Mapping[str, int]) -> dict[str, int]:

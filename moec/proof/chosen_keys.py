@@ -8,6 +8,7 @@ accident: where the last key that is chosen and the first that is not have the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,13 +17,37 @@ from torch import Tensor, fx
 from moec.program.program import Program
 
 _TOP = torch.ops.aten.topk.default
+_PARAMETERS = ("self", "k", "dim", "largest", "sorted")
 _LOWEST = torch.finfo(torch.float32).min / 2  # what lies below stands for a key that may not be seen
 
 
 def chooses_keys(node: fx.Node) -> bool:
-    """Whether a node chooses among as many candidates as there are tokens: how many it takes depends on that number,
-    and not so where experts are chosen."""
-    return node.target is _TOP and not isinstance(node.args[1], int)
+    """Whether each token of a text takes the largest of its scores for so many keys as there are tokens.
+
+    How many are taken depends on that number, and not so where a token chooses experts. Where an expert, or a block,
+    chooses its tokens instead (expert choice: arXiv 2202.09368, mixture of depths: arXiv 2404.02258), the scores have
+    no dimension for the tokens that choose.
+    """
+    if node.target is not _TOP or isinstance(node.args[1], int):
+        return False
+    told = dict(zip(_PARAMETERS, node.args, strict=False)) | node.kwargs
+    shape = _shape(node.args[0])
+    last = told.get("dim", -1) in (-1, len(shape) - 1)
+    if len(shape) not in (3, 4) or not last or not told.get("largest", True) or isinstance(shape[-1], int):
+        return False
+    return str(shape[-2]) in _lengths(node.graph)
+
+
+def _lengths(graph: fx.Graph) -> set[str]:
+    """The size of a graph's inputs that counts tokens, after the batch's: as text, for to compare sizes would fix
+    them."""
+    shapes = (_shape(n) for n in graph.nodes if n.op == "placeholder")
+    return {str(shape[1]) for shape in islice(shapes, 1) if len(shape) > 1}
+
+
+def _shape(node: Any) -> Sequence[Any]:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value.shape if isinstance(value, Tensor) else ()
 
 
 def key_choices(program: Program) -> list[fx.Node]:

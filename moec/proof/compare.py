@@ -13,7 +13,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.decoder_signature import without_padding
 from moec.program.program import AppliedPass
-from moec.program.signature import Sample, converted
+from moec.program.signature import Input, Sample, converted
 from moec.proof.budgets import budget_of
 from moec.proof.decided_tokens import ComparedTokens
 from moec.proof.difference import Difference, OutputError, difference, summary
@@ -166,7 +166,11 @@ def compare(
         for name, value in want.items():
             found.setdefault(name, []).append(
                 difference(
-                    name, *_parts(name, value, got.get(name), sample, compared[count - 1] if compared else None), margin
+                    name,
+                    *_parts(
+                        name, value, got.get(name), sample, compared[count - 1] if compared else None, reference.inputs
+                    ),
+                    margin,
                 )
             )
     if not found:
@@ -180,13 +184,15 @@ def compare(
 
 
 def _parts(
-    name: str, want: Tensor, got: Tensor | None, sample: Sample, tokens: ComparedTokens | None
+    name: str,
+    want: Tensor,
+    got: Tensor | None,
+    sample: Sample,
+    tokens: ComparedTokens | None,
+    inputs: Sequence[Input],
 ) -> tuple[Tensor, Tensor | None]:
     """What is to be compared of an output and its counterpart."""
     if got is None or got.shape != want.shape:
         return want, got
-    return (
-        (tokens.of(want, sample, name), tokens.of(got, sample, name))
-        if tokens
-        else (without_padding(want, sample, name), without_padding(got, sample, name))
-    )
+    of = tokens.of if tokens else without_padding
+    return of(want, sample, name, inputs), of(got, sample, name, inputs)

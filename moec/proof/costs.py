@@ -31,8 +31,8 @@ Shape = Sequence[Any]  # of numbers, and of torch.SymInt
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run on one side. flops: of matrix products, attention and convolutions. bytes: of values in memory at
-    once, about; weights don't count."""
+    """Of one run on one side. flops: of matrix products, attention, convolutions and scans. bytes: of values in memory
+    at once, about; weights don't count."""
 
     flops: float
     bytes: float
@@ -84,6 +84,8 @@ def _work(node: fx.Node) -> Iterator[tuple[float, Shape]]:
     elif node.target is torch.ops.moec.linear_attention.default:
         key, value = shapes[1], shapes[2]
         yield 8.0, (*value, key[3])  # decay, look-up, writing and reading of the memory
+    elif node.target is torch.ops.moec.selective_scan.default:
+        yield 6.0, (*shapes[0], shapes[2][1])  # decay, writing and reading of the state
     else:
         yield from _routed_work(node)
 

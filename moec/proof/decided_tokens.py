@@ -8,8 +8,8 @@ out for its router's logits in the program alone, never for what the engine said
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -21,10 +21,10 @@ from moec.errors import MoecError
 from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
-from moec.program.decoder_signature import IDS, MASK, cache_inputs, grown_axis, in_rows, is_past, is_present
+from moec.program.decoder_signature import IDS, MASK, cache_inputs, growth, in_rows, is_past, is_present
 from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
-from moec.program.signature import converted
+from moec.program.signature import Input, converted
 from moec.proof.chosen_keys import hanging_choice
 from moec.proof.later_mixing import mixes_after
 
@@ -43,32 +43,49 @@ def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
     return precision in (torch.float16, torch.bfloat16)
 
 
-def hanging(logits: Tensor, bias: Tensor | None, rule: Routing, noise: float, room: Capacity | None = None) -> Tensor:
+def hanging(
+    logits: Tensor,
+    bias: Tensor | None,
+    rule: Routing,
+    noise: float,
+    room: Capacity | None = None,
+    spoiled: Tensor | None = None,
+) -> Tensor:
     """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction:
-    bool `[...]`. With a capacity also those that may be dropped, or kept, when others choose otherwise.
+    bool `[...]`. With a capacity also those that may be dropped, or kept, when others choose otherwise; and where first
+    choices are in line before second ones, those whose choices change their order.
 
     Args:
         logits: `[..., E]`. bias: `[E]` or None, for the selection. rule: how experts are chosen.
         room: how many choices each takes.
+        spoiled: bool `[...]`, tokens that may choose anything, since they saw a token that an earlier block left open.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = _choice_mask(logits, bias, rule)
-    step = noise * logits.abs().amax(-1, keepdim=True)
-    found = (_choice_mask(torch.where(chosen, logits - step, logits + step), bias, rule) != chosen).any(-1)
-    return found if room is None else found | _pushed(found, route_reference(logits, bias, rule)[1], logits, room)
+    ids = route_reference(logits, bias, rule)[1]
+    step, count = noise * logits.abs().amax(-1, keepdim=True), ids.shape[-1]
+    found = torch.zeros(logits.shape[:-1], dtype=torch.bool)
+    for first in range(1 if room is not None and room.order == "choices" else count, count + 1):
+        chosen = _mask(logits, ids[..., :first])
+        moved = route_reference(torch.where(chosen, logits - step, logits + step), bias, rule)[1]
+        found |= (_mask(logits, moved[..., :first]) != chosen).any(-1)
+    if room is None:
+        return found
+    return found | _pushed(found if spoiled is None else found | spoiled, ids, logits, room)
 
 
 def _pushed(found: Tensor, ids: Tensor, logits: Tensor, room: Capacity) -> Tensor:
-    """Which tokens stand so near to the end of an expert's capacity that these, choosing otherwise, decide of them."""
+    """Which tokens stand so near to the end of an expert's capacity that these, choosing otherwise, decide of them,
+    wherever in the line they are."""
     if ids.dim() == 1:
         return torch.zeros_like(found)
     away = places_of(ids, logits.shape[-1], room.counted, room.order) - room.limit  # from 1 on a choice is dropped
-    count = found.sum(-1)[..., None, None]  # each moves a place by one at most
-    return ((away > -count) & (away <= count)).any(-1)
+    moving = found if room.counted is None else found & room.counted
+    count = moving.sum(-1)[..., None, None]  # each moves a place by one at most
+    near = ((away > -count) & (away <= count)).any(-1)
+    return near if room.counted is None else near & room.counted
 
 
-def _choice_mask(logits: Tensor, bias: Tensor | None, rule: Routing) -> Tensor:
-    _, ids = route_reference(logits, bias, rule)
+def _mask(logits: Tensor, ids: Tensor) -> Tensor:
     return torch.zeros(logits.shape, dtype=torch.bool).scatter(-1, ids, True)
 
 
@@ -135,11 +152,14 @@ class ComparedTokens:
     Attributes:
         tokens: bool `[batch, sequence]`. texts: bool `[batch]`, those without any undecided token.
         total: tokens that are compared when every choice is decided.
+        open: bool `[batch, sequence]`, those that are undecided or see such a token, padding among them; none by
+            default.
     """
 
     tokens: Tensor
     texts: Tensor
     total: int
+    open: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
 
     @property
     def count(self) -> int:
@@ -155,27 +175,27 @@ class ComparedTokens:
             self.texts.repeat_interleave(count // batch) if count % batch == 0 else torch.zeros(count, dtype=torch.bool)
         )
 
-    def of(self, value: Tensor, sample: Mapping[str, Tensor], name: str) -> Tensor:
+    def of(self, value: Tensor, sample: Mapping[str, Tensor], name: str, inputs: Sequence[Input]) -> Tensor:
         """The part of an output that can be compared.
 
         Args:
             value: `[batch, sequence, …]`, a state, or `[batch, …]`, one entry a text.
-            sample: the inputs.
-            name: of the output.
+            sample: the inputs. name: of the output.
+            inputs: as the signature has them.
         """
         if is_present(name) and _is_cached(sample):
-            return self._of_state(value, sample, grown_axis(value, sample, name))
+            return self._of_state(value, sample, *growth(name, inputs))
         if value.shape[:2] == self.tokens.shape:
             return value[self.tokens]
         return value[self.texts] if value.dim() and value.shape[0] == len(self.texts) else value
 
-    def _of_state(self, value: Tensor, sample: Mapping[str, Tensor], axis: int | None) -> Tensor:
+    def _of_state(self, value: Tensor, sample: Mapping[str, Tensor], axis: int | None, rate: int) -> Tensor:
         """A state of what came in, and of these tokens; one that does not grow holds all tokens of its text."""
         mask = sample[MASK].bool()
         if axis is None:
             return value[self.texts & mask[:, -1]]
         tokens = torch.cat([mask[:, : -self.tokens.shape[1]], self.tokens], 1)
-        return value.movedim(axis, 1)[in_rows(tokens, value.shape[axis])]
+        return value.movedim(axis, 1)[in_rows(tokens, rate)]
 
 
 def look(
@@ -185,23 +205,26 @@ def look(
 
     A token is left out when its choice of experts, or of keys, in any block hangs on `noise`, and when it sees such a
     token: a later one of the same text does if `causal`, else all do. No token sees what the last block made of another
-    where only operators follow that look at one token at a time. Padding is seen by no token of the text.
+    where only operators follow that look at one token at a time. Padding is seen by no token of the text. A capacity
+    lets tokens of all texts in a line push each other, earlier ones too: `hanging` finds them.
     """
-    routed: list[tuple[fx.Node, Tensor]] = []
+    routed: list[tuple[Tensor, bool]] = []
+    first = program.inputs[0].name
     chosen: dict[str, tuple[Tensor, Tensor, int]] = {}
 
     def watch(node: fx.Node, _value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if routing := logits_of(node, args, kwargs):
-            routed.append((node, hanging(*routing, noise, room_of(node, args, kwargs)).flatten()))
+            so_far, lead = compared_tokens(routed, sample, first, causal), routing[0].shape[:-1]
+            spoiled = ~replace(so_far, tokens=~so_far.open).rows(lead.numel()).view(lead)
+            found = hanging(*routing, noise, room_of(node, args, kwargs), spoiled)
+            routed.append((found.flatten(), mixes_after(node)))
         if (keys := hanging_choice(node, args, noise)) is not None:
-            routed.append((node, keys.flatten()))
+            routed.append((keys.flatten(), mixes_after(node)))
         if node.target in (EXPERTS, MOE):
             chosen[node.name] = choice(node, args, kwargs)
 
     trace(program, sample, watch)
-    part = compared_tokens(
-        [(found, mixes_after(node)) for node, found in routed], sample, program.inputs[0].name, causal
-    )
+    part = compared_tokens(routed, sample, first, causal)
     return part, {
         name: _load(part.rows(len(ids)), weights, ids, count) for name, (weights, ids, count) in chosen.items()
     }
@@ -232,15 +255,15 @@ def compared_tokens(
     read = (
         real if _is_cached(sample) else torch.ones_like(real)
     )  # what `moec.program.decoder_signature.without_padding` leaves
-    tokens, texts = read.clone(), torch.ones(batch, dtype=torch.bool)
+    open_, texts = torch.zeros_like(real), torch.ones(batch, dtype=torch.bool)
     for rows, seen in found:
         if len(rows) != batch * length:  # not the tokens of the text itself: an encoder's, patches of an image
             spoiled = rows.view(batch, -1).any(1) if len(rows) % batch == 0 else torch.ones(batch, dtype=torch.bool)
-            tokens, texts = tokens & ~spoiled[:, None], texts & ~spoiled
+            open_, texts = open_ | spoiled[:, None], texts & ~spoiled
             continue
-        rows = rows.view(batch, length) & read
-        tokens, texts = tokens & ~(_seers(rows, real, causal) if seen else rows), texts & ~rows.any(1)
-    return ComparedTokens(tokens, texts, int(read.sum()))
+        rows = rows.view(batch, length)
+        open_, texts = open_ | (_seers(rows, real, causal) if seen else rows), texts & ~(rows & read).any(1)
+    return ComparedTokens(read & ~open_, texts, int(read.sum()), open_)
 
 
 def _seers(rows: Tensor, real: Tensor, causal: bool) -> Tensor:

@@ -9,7 +9,7 @@ negated one by one.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -54,7 +54,7 @@ class Influence:
         run = _Run(self._program, self._graph, self._constant, {m.node.name: m for m in matrices}, filled=filled)
         with torch.enable_grad():
             outputs = run.outputs(sample)
-            loss, count = _noise(self._program.outputs, outputs, sample)
+            loss, count = _noise(self._program, outputs, sample)
             try:
                 loss.backward()  # type: ignore[no-untyped-call, union-attr]
             except (RuntimeError, AttributeError):  # an operator, or all outputs, without a derivative
@@ -68,7 +68,7 @@ class Influence:
         plain = _Run(self._program, self._graph, self._constant, {})
         with torch.inference_mode():
             pairs = [
-                (without_padding(a, sample, name), without_padding(b, sample, name))
+                tuple(without_padding(value, sample, name, self._program.inputs) for value in (a, b))
                 for name, a, b in zip(
                     self._program.outputs, plain.outputs(sample), spoiled.outputs(sample), strict=True
                 )
@@ -90,11 +90,11 @@ def _differ(want: Tensor, got: Tensor, deviation: float) -> bool:
     return not change <= deviation * spread
 
 
-def _noise(names: Sequence[str], outputs: Collection[Tensor], sample: Sample) -> tuple[Tensor | None, int]:
+def _noise(program: Program, outputs: Collection[Tensor], sample: Sample) -> tuple[Tensor | None, int]:
     """Everything that is compared, weighed at random and measured in its spread; and how many numbers that is."""
     generator, loss, count = torch.Generator().manual_seed(0), None, 0
-    for name, output in zip(names, outputs, strict=True):
-        value = without_padding(output, sample, name) if output.requires_grad else output.new_zeros(0)
+    for name, output in zip(program.outputs, outputs, strict=True):
+        value = without_padding(output, sample, name, program.inputs) if output.requires_grad else output.new_zeros(0)
         if value.numel():
             spread = float(value.detach().std(correction=0)) or 1.0
             term = (value * torch.randn(value.shape, generator=generator)).sum() / spread

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moec.execution.memory import total_bytes
 from moec.frontend.source import Source
-from moec.program.encoder_decoder import HELD
+from moec.program.decoder_signature import HELD
 from moec.program.program import Input, Program
 from moec.program.signature import Sample
 from moec.proof.climb import Climb

@@ -36,6 +36,7 @@ _FOLLOWED = (
     aten.clone, aten.contiguous, aten.gather, aten.select, aten.arange, aten.stack, aten.cat, aten.slice,
     aten.zeros_like, aten.zeros, aten.new_zeros, aten.scatter,
 )  # fmt: skip
+_WIDE = (torch.int32, torch.int64, torch.float32, torch.float64)  # else long lines wrap, or are rounded
 _LEAST = (7, 5, 41)  # tokens of the trials
 
 
@@ -105,13 +106,13 @@ def _ids(selection: fx.Node) -> fx.Node | None:
     return found[0] if len(found) == 1 else None
 
 
-def _counts(node: Any) -> bool:
-    """Whether a value hangs on a cumulative sum, as far as operators that count go."""
+def _counts(node: Any, sums: tuple[Any, ...] = (aten.cumsum,)) -> bool:
+    """Whether a value hangs on a cumulative sum, or on other `sums`, as far as operators that count go."""
     todo, seen = [node], set[fx.Node]()
     while todo:
         n = todo.pop()
         packet = getattr(n.target, "overloadpacket", None) if isinstance(n, fx.Node) else None
-        if packet is aten.cumsum:
+        if packet in sums:
             return True
         if packet in _FOLLOWED and n not in seen:
             seen.add(n)
@@ -150,7 +151,8 @@ def _may_count(node: fx.Node) -> bool:
         return False
     if packet is aten.slice and not is_whole(node):
         return False
-    return not value.is_floating_point() or value.dtype.itemsize >= 4  # else it rounds what it counts
+    whole = not value.is_floating_point() and not _counts(node, (*_COUNTS, aten.arange))
+    return whole or value.dtype in (*_WIDE, torch.bool)
 
 
 def _serving(node: fx.Node, own: Sequence[fx.Node]) -> frozenset[fx.Node]:

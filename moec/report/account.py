@@ -20,7 +20,7 @@ def account_tables(account: Mapping[str, Any]) -> list[Table]:
     rows += [["inputs", ", ".join([*named, *([f"a cache of {cached} tensors"] if cached else [])])]]
     if account["tensors"]:
         rows += [["tensors", f"{account['used']} of {account['tensors']} in the files"]]
-    rows += [list(note.partition(": ")[::2]) for note in account["notes"]]
+    rows += [list(note.partition(": ")[::2]) if ": " in note else ["note", note] for note in account["notes"]]
     found: list[Table] = [("The model", rows, ["", ""])]
     left = [[x["thing"], x["name"], x["why"]] for x in account["left_out"]]
     return [*found, ("What the engine is without", left, ["", "name", "why"])] if left else found

@@ -16,7 +16,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.program.conditions import nearest
-from moec.program.encoder_decoder import HELD
+from moec.program.decoder_signature import HELD
 from moec.program.program import Input
 from moec.program.signature import Sample
 from moec.progress import Progress

@@ -19,6 +19,7 @@ def test_a_router_that_mixes_tokens_is_the_reason() -> None:
     with pytest.raises(MoecError) as error, padding_explains(doge):
         raise UNEQUAL
     assert error.value.code == "M206" and "what stands in padding" in error.value.what
+    assert UNEQUAL.what in error.value.what, "it may be a fault of the engine as well"
 
 
 @pytest.mark.parametrize("raised", [UNEQUAL, MoecError("M104", "not reached", "experts", "try others")])

@@ -46,3 +46,9 @@ def test_soft_caps_bend_the_factor_and_the_up_half(cap: float, up_cap: float) ->
     grad = torch.randn(want.shape, dtype=torch.float64)
     torch.testing.assert_close(rule.pull_back(h.detach(), grad), *torch.autograd.grad(want, h, grad))
     assert Activation.of(rule.arguments()) == rule
+
+
+@pytest.mark.parametrize("caps", [{"cap": 4.0}, {"up_cap": 2.0}])
+def test_a_soft_cap_beside_a_limit_is_refused(caps: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="do not go together"):
+        Activation(limit=7.0, **caps)

@@ -58,6 +58,14 @@ def test_what_is_dropped_first_does_not_count_in_the_sum() -> None:
     assert (after.sum(-1)[kept == 1] < 0.99).any()
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("combine", ["softmax", "scores", "ones"])
+def test_what_is_dropped_first_is_refused_where_no_sum_is_taken(combine: str, device: str) -> None:
+    """A softmax would give a choice that is dropped its share."""
+    with pytest.raises(ValueError, match="drop_first needs combine 'renormalize'"):
+        torch.ops.moec.route(drawn(TOKENS).to(device), None, 4, top_k=2, combine=combine, drop_first=True)
+
+
 def test_one_token_and_none() -> None:
     assert torch.ops.moec.route(drawn(), None, 1, top_k=2)[0].shape == (2,)
     assert torch.ops.moec.route(drawn(0), None, 1, top_k=2)[0].shape == (0, 2)

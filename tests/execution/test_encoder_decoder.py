@@ -70,3 +70,12 @@ def test_more_held_states_than_there_are_is_refused(engine: EncoderDecoderEngine
     with pytest.raises(MoecError) as error:
         engine.decoder(**given)
     assert error.value.code == "M213"
+
+
+def test_the_decoder_alone_begins_a_text_without_caches(engine: EncoderDecoderEngine) -> None:
+    text = engine.text(padded())
+    ids = torch.full((3, 2), 2)
+    alone = engine.decoder(input_ids=ids, encoder_hidden_states=text.states)
+    ones = torch.ones(3, 7, dtype=torch.int64)
+    want = engine.decoder(input_ids=ids, encoder_hidden_states=text.states, encoder_attention_mask=ones)
+    assert torch.equal(alone["logits"], want["logits"])

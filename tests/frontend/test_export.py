@@ -125,6 +125,17 @@ def test_what_cannot_be_captured_is_refused(model: nn.Module, capsys: pytest.Cap
     assert capsys.readouterr().err == ""  # torch's own dump of the graph stays out of the way
 
 
+class Refuses(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise MoecError("M206", "another scan", "mixer", "report it")
+
+
+def test_a_refusal_of_moecs_own_stays_what_it_is() -> None:
+    with pytest.raises(MoecError) as caught:
+        capture(Refuses(), {"x": torch.randn(3, 4)}, ROWS)
+    assert (caught.value.code, caught.value.what, caught.value.where) == ("M206", "another scan", "mixer")
+
+
 class Reshapes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x @ torch.ones(4, 4)

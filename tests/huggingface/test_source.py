@@ -33,7 +33,7 @@ def difference(program: Program, source: Source) -> float:
         inputs = source.sample(sizes, seed)
         found, wanted = program.run(**inputs), reference(**inputs)
         assert list(found) == list(wanted)
-        pairs = ((without_padding(found[k], inputs, k), without_padding(wanted[k], inputs, k)) for k in wanted)
+        pairs = [tuple(without_padding(v[k], inputs, k, program.inputs) for v in (found, wanted)) for k in wanted]
         worst = max([worst, *(relative(*pair) for pair in pairs)])
     return worst
 
@@ -139,6 +139,16 @@ def test_no_cache_is_offered_where_it_helps(without: bool, monkeypatch: pytest.M
         assert HuggingFaceSource.from_model(model, cache=False).capture().outputs == ("logits",)
     else:
         assert "test_source.py" in caught.value.where
+
+
+def test_no_cache_is_no_way_out_of_what_fails_without_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Any, dtype: torch.dtype, attention: str = "", device: str = "") -> Any:
+        raise MoecError("M206", "another scan than its name says", "mixer", "compile its forward alone with --no-cache")
+
+    monkeypatch.setattr(HuggingFaceSource, "_capture", refused)
+    with pytest.raises(MoecError) as caught:
+        HuggingFaceSource.from_model(zoo.build("llama")).capture()
+    assert "with --no-cache, another scan" in caught.value.what and "--no-cache" not in caught.value.fix
 
 
 def test_only_what_fails_in_the_experts_is_their_fault() -> None:

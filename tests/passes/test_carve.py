@@ -47,7 +47,11 @@ def error(name: str, program: Program) -> float:
     return max(float((found[k] - v).abs().max() / v.std()) for k, v in wanted.items())
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "bert"])  # gated, Conv1D with biases, packed, an encoder
+# gated, Conv1D with biases; packed, an encoder
+NAMES = ["llama", "gpt2", *(pytest.param(n, marks=pytest.mark.repeats) for n in ("phi3", "bert"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_all_experts_are_the_dense_model_and_fewer_are_not(name: str) -> None:
     size = zoo.captured(name, cache=False)
     whole, layers = carved(name, "carve(experts=4, active=4, shared=1)")

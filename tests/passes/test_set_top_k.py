@@ -44,7 +44,10 @@ def apart(found: Program, wanted: dict[str, torch.Tensor], name: str) -> float:
     return max(float((got[k] - v).abs().max() / v.std()) for k, v in wanted.items())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"])
+ROUTERS = ["mixtral", *(pytest.param(n, marks=pytest.mark.repeats) for n in ("qwen2_moe", "deepseek_v3", "gpt_oss"))]
+
+
+@pytest.mark.parametrize("name", ROUTERS)
 def test_fewer_experts_are_what_the_config_would_say(name: str) -> None:
     one = {"num_experts_per_tok": 1}
     fewer = HuggingFaceSource.from_model(zoo.build(name, **one), cache=False).reference()

@@ -49,8 +49,9 @@ def test_words_need_no_quotes() -> None:
 
 
 def test_a_value_alone_is_the_first_option() -> None:
+    assert Pipeline.parse("upcycle(2, top_k=1)") == Pipeline.parse("upcycle(experts=2, top_k=1)")
     assert Pipeline.parse("set-top-k(4), upcycle(2)") == Pipeline.parse("set-top-k(top_k=4), upcycle(experts=2)")
-    for text in ("upcycle(2, 1)", "upcycle(2, top_k=1)", "fuse-moe(1)"):
+    for text in ("upcycle(2, 1)", "upcycle(2, experts=1)", "fuse-moe(1)"):
         with pytest.raises(MoecError, match="M201"):
             Pipeline.parse(text)
 

@@ -101,16 +101,36 @@ def test_padding_is_left_out_of_logits_and_caches() -> None:
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0]])
     sample = {"input_ids": torch.zeros(2, 2), "attention_mask": mask, CACHE[0].name: torch.zeros(2, 1, 2, 1)}
     logits, present = torch.arange(4).reshape(2, 2, 1), torch.arange(8).reshape(2, 1, 4, 1)
-    assert without_padding(logits, sample, "logits").flatten().tolist() == [0, 1, 2]
-    assert without_padding(present, sample, "present.0.key").flatten().tolist() == [0, 1, 2, 3, 5, 6]
-    assert without_padding(logits, {"attention_mask": mask}, "logits") is logits, "a model without a cache is whole"
+    assert without_padding(logits, sample, "logits", INPUTS).flatten().tolist() == [0, 1, 2]
+    assert without_padding(present, sample, "present.0.key", INPUTS).flatten().tolist() == [0, 1, 2, 3, 5, 6]
+    assert without_padding(logits, {"attention_mask": mask}, "logits", INPUTS) is logits, (
+        "a model without a cache is whole"
+    )
 
 
 def test_a_state_that_does_not_grow_is_left_out_for_texts_that_a_call_ends_with_padding() -> None:
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 0], [0, 0, 1, 1]])
     sample = {"input_ids": torch.zeros(3, 2), "attention_mask": mask, WINDOW.name: torch.zeros(3, 3, 4)}
     state = torch.arange(3)[:, None, None].expand(3, 3, 4)  # its last dimension is as long as the mask
-    assert without_padding(state, sample, present_name(WINDOW.name))[:, 0, 0].tolist() == [0, 2]
+    assert without_padding(state, sample, present_name(WINDOW.name), [WINDOW])[:, 0, 0].tolist() == [0, 2]
+
+
+ROWS = Input(past_name(2, "compressed"), torch.float32, ("batch", f"{PAST} // 4", 1))
+
+
+def test_rows_are_compared_that_hold_no_padding_and_mix_none_in() -> None:
+    mask = torch.ones(2, 15, dtype=torch.int64)
+    mask[0, :5], mask[1, 10:] = 0, 0  # on the left, and on the right
+    sample = {"input_ids": torch.zeros(2, 9), "attention_mask": mask, ROWS.name: torch.zeros(2, 1, 1)}
+    rows = torch.arange(6).view(2, 3, 1)  # of 15 tokens, by fours
+    assert without_padding(rows, sample, present_name(ROWS.name), [ROWS]).flatten().tolist() == [3, 4]
+
+
+def test_rows_that_a_call_does_not_close_are_still_rows() -> None:
+    mask = torch.tensor([[0] * 3 + [1] * 7, [1] * 9 + [0]])
+    sample = {"input_ids": torch.zeros(2, 1), "attention_mask": mask, ROWS.name: torch.zeros(2, 2, 1)}
+    rows = torch.arange(4).view(2, 2, 1)  # as many as before
+    assert without_padding(rows, sample, present_name(ROWS.name), [ROWS]).flatten().tolist() == [2, 3]
 
 
 def test_states_whose_shape_stays_are_zeros_before_a_text_begins() -> None:

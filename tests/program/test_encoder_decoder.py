@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from moec.program.encoder_decoder import (
-    cross_names,
-    is_cross,
-    is_cross_decoder,
-    with_encoder,
-    without_cache,
-)
+from moec.program.decoder_signature import cache_inputs, complete, fixed_inputs, growing_inputs
+from moec.program.encoder_decoder import cross_names, is_cross, is_cross_decoder, with_encoder
 from moec.program.signature import Input
 
 DECODER = (
@@ -24,12 +19,12 @@ DECODER = (
 
 def test_absent_caches_are_empty_and_an_absent_mask_is_ones() -> None:
     given = {"input_ids": torch.zeros(3, 1, dtype=torch.int64), "encoder_hidden_states": torch.zeros(3, 5, 8)}
-    filled = without_cache(DECODER, given)
+    filled = complete(DECODER, given)
     assert {n: tuple(filled[n].shape) for n in cross_names(0, "encoder")} == dict.fromkeys(
         cross_names(0, "encoder"), (3, 2, 0, 4)
     )
     assert filled["encoder_attention_mask"].equal(torch.ones(3, 5, dtype=torch.int64))
-    assert without_cache(DECODER, {"input_ids": given["input_ids"]}).keys() == {"input_ids"}, "nothing says how long"
+    assert "encoder_attention_mask" not in complete(DECODER, {"input_ids": given["input_ids"]}), "of unknown length"
 
 
 def test_sizes_that_go_together() -> None:
@@ -44,3 +39,8 @@ def test_sizes_that_go_together() -> None:
 def test_what_is_such_a_decoder() -> None:
     assert is_cross_decoder(DECODER) and not is_cross_decoder(DECODER[:3])
     assert is_cross("present.3.encoder.key") and not is_cross("present.3.decoder.key")
+
+
+def test_no_state_of_it_keeps_its_shape() -> None:
+    own = [i for i in DECODER if ".decoder." in i.name]
+    assert fixed_inputs(DECODER) == [] and growing_inputs(DECODER) == own and len(cache_inputs(DECODER)) == 4

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from moec.frontend.export import capture
 from moec.program.decoder_signature import in_rows
 from moec.proof.chosen_keys import hanging_choice, hanging_keys, key_choices
+from moec.proof.coverage import run_load
 from moec.proof.decided_tokens import NOISE, Decided
 
 INF = float("inf")
@@ -33,27 +37,44 @@ def test_of_several_heads_one_is_enough() -> None:
     assert hanging_keys(scores, 2, 1e-5).tolist() == [[True]] and hanging_keys(scores, 1, 1e-5).tolist() == [[False]]
 
 
-class Chooses(nn.Module):
-    """The two largest of each row, and as many as there are up to six."""
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.topk(2, dim=-1).values, x.topk(min(6, x.shape[-1]), dim=-1).values
+def largest(scores: Tensor, dim: int = -1, largest: bool = True) -> Tensor:
+    """Six of a dimension, or as many as there are."""
+    return scores.topk(min(6, scores.shape[dim]), dim=dim, largest=largest).values
 
 
-def test_a_choice_among_tokens_is_told_from_one_among_experts() -> None:
-    program = capture(Chooses(), {"x": torch.randn(3, 11)}, {"x": ("batch", "tokens")})
-    among_tokens = key_choices(program)
-    assert len(among_tokens) == 1 and not isinstance(among_tokens[0].args[1], int)
-    assert hanging_choice(among_tokens[0], (torch.zeros(1, 1, 8), 6), 1e-5).tolist() == [[True]]  # type: ignore[union-attr]
-    other = next(n for n in program.nodes(torch.ops.aten.topk.default) if n not in among_tokens)
-    assert hanging_choice(other, (torch.zeros(1, 8), 2), 1e-5) is None
+CHOICES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "keys": (lambda x: largest(x @ x.mT), True),
+    "keys, by head": (lambda x: largest((x @ x.mT)[:, None] * torch.ones(1, 2, 1, 1), 3), True),
+    "experts": (lambda x: x.topk(2, dim=-1).values, False),
+    "expert choice": (lambda x: largest(x.flatten(0, 1).mT), False),
+    "expert choice, each text for itself": (lambda x: largest(x.mT), False),
+    "mixture of depths": (lambda x: largest(x[..., 0]), False),
+    "along tokens": (lambda x: largest(x, 1), False),
+    "the smallest": (lambda x: largest(x @ x.mT, largest=False), False),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_of_keys_is_told_from_all_others(name: str) -> None:
+    choose, keys = CHOICES[name]
+
+    class Chooses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return choose(x)
+
+    program = capture(Chooses(), {"x": torch.randn(3, 11, 4)}, {"x": ("batch", "tokens", 4)})
+    assert len(key_choices(program)) == keys
+    (node,) = program.nodes(torch.ops.aten.topk.default)
+    found = hanging_choice(node, (torch.zeros(1, 1, 8), 6), 1e-5)
+    assert (found is not None) is keys and (found is None or found.tolist() == [[True]])
+    assert run_load(program, {"x": torch.randn(2, 9, 4)}).undecided_keys == 0
 
 
 def test_rows_of_several_tokens_are_compared_where_all_of_them_are() -> None:
     tokens = torch.ones(2, 9, dtype=torch.bool)
     tokens[0, 2] = False
-    assert in_rows(tokens, 4).tolist() == [[True, False, False, True], [True] * 4], "and those that mix them in"
-    assert in_rows(tokens, 9).equal(tokens) and in_rows(tokens, 0).shape == (2, 0)
+    assert in_rows(tokens, 2).tolist() == [[True, False, False, True], [True] * 4], "and those that mix them in"
+    assert in_rows(tokens, 1).equal(tokens) and in_rows(tokens, 10).shape == (2, 0)
 
 
 def test_what_is_said_of_them() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from moec.frontend.export import capture
 from moec.proof.costs import Cost, Costs
 from tests.moe_module import HIDDEN, MoeModel, source_of
 from tests.zoo import captured
@@ -39,6 +41,19 @@ def test_only_chosen_experts_count() -> None:
     costs = Costs(source_of(MoeModel()).capture())
     one, two = (costs.of({"batch": 1, "sequence": n}).flops for n in (1, 2))
     assert two == 2 * one > 0
+
+
+class Scans(nn.Module):
+    def forward(self, x: Tensor, b: Tensor, state: Tensor) -> Tensor:
+        found: Tensor = torch.ops.moec.selective_scan(x, x.abs(), -torch.ones(8, 3), b, b, state)[0]
+        return found
+
+
+def test_a_scan_grows_with_its_tokens_and_its_state() -> None:
+    given = {"x": torch.randn(2, 5, 8), "b": torch.randn(2, 5, 3), "state": torch.zeros(2, 8, 3)}
+    shapes = {"x": ("batch", "sequence", 8), "b": ("batch", "sequence", 3), "state": ("batch", 8, 3)}
+    costs = Costs(capture(Scans(), given, shapes))
+    assert costs.of({"batch": 3, "sequence": 7}).flops == 6 * 3 * 7 * 8 * 3
 
 
 def test_a_cost_can_be_read() -> None:

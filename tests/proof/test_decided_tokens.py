@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moec.dialect import Capacity, Routing
+from moec.frontend.export import capture
+from moec.program.signature import Input
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import (
     NOISE,
@@ -58,6 +60,46 @@ def test_with_a_capacity_those_at_its_end_hang_on_others() -> None:
     assert found.tolist() == [True, False, False, False, False]
 
 
+def test_first_and_second_choice_that_change_places_hang_where_first_ones_come_first() -> None:
+    logits = torch.tensor([[2.0, 1.99, 0.0], [2.0, 1.0, 0.0], [1.0, 2.0, 0.0], [0.0, 2.0, 1.0]])
+    assert not hanging(logits, None, Routing(2), NOISE[HALF]).any(), "the same two experts"
+    found = hanging(logits, None, Routing(2), NOISE[HALF], Capacity(2))
+    assert found.tolist() == [True, True, True, True], "which of the others' choices come third"
+    assert hanging(logits, None, Routing(2), NOISE[HALF], Capacity(9)).tolist() == [True, False, False, False]
+    assert not hanging(logits, None, Routing(2), NOISE[HALF], Capacity(2, order="tokens")).any(), "a line an expert"
+
+
+def test_tokens_that_an_earlier_block_left_open_push_others_too() -> None:
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+
+    def found(spoiled: list[bool], limit: int = 2, **room: Tensor) -> list[bool]:
+        rule = Capacity(limit, **room)
+        return hanging(logits, None, Routing(1), NOISE[HALF], rule, torch.tensor(spoiled)).tolist()
+
+    assert found([False] * 4) == [False] * 4 and found([False] * 3 + [True], 3) == [False, False, True, False]
+    assert found([True, False, False, False]) == [False, True, True, False]
+    uncounted = torch.tensor([False, True, True, True])
+    assert found([True, False, False, False], 1, counted=uncounted) == [False] * 4, "padding takes no room"
+
+
+class Twice(nn.Module):
+    """Two routers with nothing between them that mixes tokens, the second with room for two."""
+
+    def forward(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        first, _ = torch.ops.moec.route(logits, None, 9, None, top_k=1)
+        second, _ = torch.ops.moec.route(logits * torch.tensor([1.0, 0.0, 0.0]), None, 2, None, top_k=1)
+        return input_ids.unsqueeze(-1) + first + second
+
+
+def test_the_line_of_a_router_hangs_on_what_an_earlier_one_leaves_open() -> None:
+    logits = torch.tensor([[2.0, 0.0, 0.0]] * 8).view(2, 4, 3)
+    logits[0, 0, 1] = 1.99
+    inputs = {"input_ids": IDS, "logits": logits}
+    shapes = {"input_ids": ("batch", "sequence"), "logits": ("batch", "sequence", 3)}
+    program = capture(Twice(), inputs, shapes)
+    assert shown(look(program, inputs, NOISE[HALF], causal=True)[0]) == "...x xxxx"
+
+
 def test_later_tokens_see_it_in_a_causal_text_and_all_do_in_another() -> None:
     assert shown(compared("..x. ....", causal=True)) == "xx.. xxxx"
     assert shown(compared("..x. ....", causal=False)) == ".... xxxx"
@@ -88,13 +130,19 @@ def test_each_form_of_output_is_cut() -> None:
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]),
     }
     k = compared("..x. ....", causal=True, **past)
+    inputs = [
+        Input("past_key_values.0.key", torch.float32, ("batch", 1, "past_sequence", 3)),
+        Input("past_key_values.1.conv_state", torch.float32, ("batch", 3, 4)),
+    ]
     sample = {"input_ids": IDS, **past}
-    assert k.of(torch.arange(8).view(2, 4, 1), sample, "logits").flatten().tolist() == [0, 1, 5, 6, 7]
+    assert k.of(torch.arange(8).view(2, 4, 1), sample, "logits", inputs).flatten().tolist() == [0, 1, 5, 6, 7]
     keys = torch.arange(10).view(2, 1, 5, 1).expand(2, 1, 5, 3)
-    assert k.of(keys, sample, "present.0.key")[:, 0, 0].tolist() == [0, 1, 2, 7, 8, 9], "what came in is told as ever"
+    assert k.of(keys, sample, "present.0.key", inputs)[:, 0, 0].tolist() == [0, 1, 2, 7, 8, 9], (
+        "what came in is told as ever"
+    )
     state = torch.arange(2)[:, None, None].expand(2, 3, 4)
-    assert k.of(state, sample, "present.1.conv_state")[:, 0, 0].tolist() == [1], "of a text that is whole"
-    assert k.of(torch.arange(6).view(2, 3), sample, "pooled").flatten().tolist() == [3, 4, 5], "pooled"
+    assert k.of(state, sample, "present.1.conv_state", inputs)[:, 0, 0].tolist() == [1], "of a text that is whole"
+    assert k.of(torch.arange(6).view(2, 3), sample, "pooled", inputs).flatten().tolist() == [3, 4, 5], "pooled"
     assert k.rows(8).tolist() == [True, True, False, False, False, True, True, True]
     assert k.rows(6).tolist() == [False] * 3 + [True] * 3 and not k.rows(5).any(), (
         "rows that are no tokens of the text go with it"

@@ -14,6 +14,7 @@ import moec
 from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.engine import Engine
 from moec.frontend.source import Source
+from moec.huggingface.states import encoder_decoder_call
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
@@ -86,6 +87,46 @@ def test_wrong_ones_are_found(
     found = proof.find(kind)
     assert not proof.ok and found is not None and not found.ok
     assert proof.error is not None and proof.error.code == "M101"
+
+
+def _louder(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Held keys of the decoder's own tokens that are larger than they should be."""
+    return {n: v * 1.5 if n.endswith("decoder.key") else v for n, v in given.items()}
+
+
+def test_a_fault_that_the_capture_shares_is_no_excuse(
+    source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The untouched parts run with transformers' own caches: what is wrong in moec's is not in them, too."""
+    right = encoder_decoder_call.functional_cache
+    monkeypatch.setattr(
+        encoder_decoder_call, "functional_cache", lambda held: right({n: v * 1.5 for n, v in held.items()})
+    )
+    wrong = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
+    proof = prove_joined(source, wrong, alone, torch.float32, seed=3)
+    found = proof.find(CacheConsistency)
+    assert found is not None and len(found.consistency.failed) == 4 and not proof.ok
+
+
+def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
+    source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut:
+        """A part that says something else when a text is cut."""
+
+        def __init__(self, part: Source) -> None:
+            self._part = part
+
+        def reference(self) -> Engine:
+            return Changed(self._part.reference(), _louder)
+
+    parts = source.parts()
+    monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
+    same = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
+    found = prove_joined(source, same, alone, torch.float32, seed=3).find(CacheConsistency)
+    assert found is not None and found.ok and all("beside the model's" in w.name for w in found.consistency.ways)
+    other = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _lost))
+    assert not prove_joined(source, other, alone, torch.float32, seed=3).ok
 
 
 def test_a_failed_part_fails_both(source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]) -> None:

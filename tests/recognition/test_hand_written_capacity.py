@@ -11,8 +11,10 @@ from moec.pipeline.pipeline import Pipeline
 from moec.program.dialect_call import ROUTE, RouteCall
 from moec.program.moe_call import moe_nodes
 from moec.program.program import Program
-from tests.capacities import NEARLY, RULES, Capacity, Left
+from tests.capacities import NEARLY, RULES, Capacity, Left, SecondAlone
 from tests.mixtures import VOCABULARY, Mixture, mixture, source_of
+
+DEAR = [pytest.mark.repeats]
 
 
 def found(way: type[Mixture]) -> tuple[Program, Context]:
@@ -44,7 +46,7 @@ def test_rules_are_told_apart() -> None:
     assert (left.kwargs["combine"], left.kwargs["drop_first"], left.kwargs["floor"]) == ("renormalize", True, 1e-9)
 
 
-@pytest.mark.parametrize("way", NEARLY)
+@pytest.mark.parametrize("way", [pytest.param(w, marks=DEAR if w is SecondAlone else []) for w in NEARLY])
 def test_what_is_nearly_that_rule_stays_as_it_is(way: type[Mixture]) -> None:
     program, context = found(way)
     assert not moe_nodes(program) and all("stays as it is" in miss.reason for miss in context.misses)

@@ -15,8 +15,7 @@ import torch
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.program.decoder_signature import IDS, MASK, SEQUENCE, cache_inputs
-from moec.program.encoder_decoder import HELD
+from moec.program.decoder_signature import HELD, IDS, MASK, SEQUENCE, cache_inputs
 from moec.program.program import dynamic_dimensions
 
 

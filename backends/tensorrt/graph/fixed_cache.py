@@ -26,7 +26,7 @@ from moec.backends.onnx.emit import DOMAIN, Emitter
 from moec.backends.tensorrt.fixed_signature import LENGTH, buffers
 from moec.backends.tensorrt.graph.operators import table_of
 from moec.program.conditions import Condition
-from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs, fixed_inputs, past_axis, present_name
+from moec.program.decoder_signature import IDS, MASK, PAST, cache_inputs, growing_inputs, past_axis, present_name
 from moec.program.signature import Input
 
 WRITE = "TensorScatter"
@@ -42,9 +42,9 @@ def why_growing(inputs: Sequence[Input], conditions: Sequence[Condition]) -> str
     """Why a program's cache cannot be of fixed size, as far as its signature says; empty when it can."""
     if not {IDS, MASK} <= {i.name for i in inputs} or not cache_inputs(inputs):
         return "it is no decoder with a cache"
-    fixed = next(iter(fixed_inputs(inputs)), None)
-    if fixed is not None:
-        return f"{fixed.name} is no cache that tokens are appended to"
+    other = next((i for i in cache_inputs(inputs) if i not in growing_inputs(inputs)), None)
+    if other is not None:
+        return f"{other.name} is no cache that tokens are appended to"
     stated = next((c for c in conditions if PAST in c.names), None)
     return "" if stated is None else f"the capture states {stated}, of a past that grows"
 

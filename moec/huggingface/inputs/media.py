@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from moec.frontend.source import Domain
 from moec.huggingface.inputs.processor import Prepared
@@ -123,14 +125,36 @@ def runs(model: Any, found: Found, strict: bool = False) -> bool:
     refuse: then it counts as one that runs, but where `strict`."""
     sizes = {BATCH: 2, IMAGES: 3, SEQUENCE: 11, "height": 71, "width": 103}
     inputs = {name: value for name, value in _empty(found, sizes) if name != MASK or IDS not in found}  # read as values
+    asked = _Asked()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), asked:
             _on_meta(model)(**inputs)
-    except NotImplementedError:
+    except NotImplementedError:  # a shape that hangs on values
         return not strict
-    except Exception as error:  # whatever a model raises for sizes that it does not take
-        return not strict and "meta" in str(error)
+    except Exception:  # whatever a model raises for sizes that it does not take
+        return not strict and asked.for_values
     return True
+
+
+class _Asked(TorchFunctionMode):
+    """Notes that a model asked for values on the meta device, which has none, or mixed its tensors with others."""
+
+    _VALUES = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__", "__array__")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.for_values = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        on_meta = [x.device == META for x in given]
+        reads = any(on_meta) and getattr(func, "__name__", "") in self._VALUES
+        mixed = any(on_meta) and any(x.device != META and x.dim() for x in given)
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            self.for_values |= reads or mixed
+            raise
 
 
 def _empty(found: Found, sizes: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:

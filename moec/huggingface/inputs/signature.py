@@ -238,11 +238,13 @@ def named_call(
 
 
 def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
-    """The model's forward, or a part of it, as a function of the signature's inputs by name; `captured`: see
-    `cached_call`."""
-    if signature.part:
-        decoder = untouched_decoder_call(model, model.forward, caches_of(signature.inputs))
-        return encoder_call(model) if signature.part == ENCODER else decoder
+    """The model's forward, or a part of it, as a function of the signature's inputs by name; `captured`: in
+    the form that one graph has for every size, see `cached_call` and `decoder_call`."""
+    if signature.part == ENCODER:
+        return encoder_call(model)
+    if signature.part == DECODER:
+        decoder = decoder_call if captured else untouched_decoder_call
+        return decoder(model, model.forward, caches_of(signature.inputs))
     caches = cache_inputs(signature.inputs)
     forward = getattr(model, signature.method)
     if not caches:
@@ -268,8 +270,6 @@ def expose(model: Any, signature: Signature) -> None:
     no others."""
     forward, pooled = call_of(model, signature, captured=True), pools_at_end(model)
     known = bool(signature.fixed)
-    if signature.part == DECODER:
-        forward = decoder_call(model, model.forward, caches_of(signature.inputs))
     for module in model.modules():  # some forwards take use_cache only from the config
         if hasattr(getattr(module, "config", None), "use_cache"):
             module.config.use_cache = bool(cache_inputs(signature.inputs))

@@ -9,10 +9,8 @@ notes on what it gives out where the window ends.
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache, partial, wraps
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
-from moec.startup import swapped
+from moec.huggingface.operators.functions_of_file import functions_read, let_call
 
 PARTS = "moec_window"  # an attribute of a tensor [B, C, W + S]: the window [B, C, W] and the new tokens [B, C, S] in it
 _CALL = ["hidden_states", "weight", "bias", "activation"]  # and whatever fused kernels take
@@ -38,36 +36,13 @@ def use_moec_convolutions(model: nn.Module) -> int:
     """
     found = 0
     for path, module in model.named_modules():
-        forward = inspect.unwrap(type(module).forward)
-        names = tuple(_convolutions(forward))
-        for name in names:
-            _require_proven(path, module, inspect.unwrap(forward.__globals__[name]))
-        if names:
-            module.forward = _calling(module.forward, sys.modules[forward.__module__], names)
+        functions = functions_read(module, lambda parameters: parameters[:4] == _CALL)
+        for function in functions.values():
+            _require_proven(path, module, inspect.unwrap(function))
+        if functions:
+            let_call(module, functions, lambda own, arguments: partial(_convolved, own))
             found += 1
     return found
-
-
-def _convolutions(forward: Callable[..., Any]) -> Iterator[str]:
-    """The names of a forward's convolutions among the globals that it reads: not those that write into a window."""
-    code = getattr(forward, "__code__", None)
-    for name in code.co_names if code else ():
-        function = forward.__globals__.get(name)
-        if inspect.isfunction(function) and list(inspect.signature(function).parameters)[:4] == _CALL:
-            yield name
-
-
-def _calling(forward: Callable[..., Any], file: Any, names: tuple[str, ...]) -> Callable[..., Any]:
-    """The forward, with other functions under these names of its file while it runs."""
-
-    @wraps(forward)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with ExitStack() as stack:
-            for name in names:
-                stack.enter_context(swapped(file, name, partial(_convolved, getattr(file, name))))
-            return forward(*args, **kwargs)
-
-    return call
 
 
 def _convolved(

@@ -53,8 +53,8 @@ def adapt_dropping(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """Rewrite such a block of a captured copy to `moec::route` with a capacity and `moec::experts`, in place.
 
     Raises:
-        MoecError: M206 when it draws at random, puts tokens in line by their scores, has a capacity that hangs on
-            earlier calls, or computes something else than the rules known here.
+        MoecError: M206 when it draws at random, puts tokens in line by their scores, rounds its scores, has a
+            capacity that hangs on earlier calls, or computes something else than the rules known here.
     """
     if reason := _why_not(module):
         raise refuse(path, module, reason)
@@ -72,7 +72,8 @@ def reads_two_experts_only(module: nn.Module) -> bool:
 def _rule_of(module: Any) -> tuple[_Rule, float]:
     """The rule that comes nearest, and how near."""
     small = _small(module)
-    found = {rule: _difference(small, rule) for rule in _RULES}
+    possible = [rule for rule, needs in _RULES.items() if all(hasattr(small.router, name) for name in needs)]
+    found = {rule: _difference(small, rule) for rule in possible}
     best = min(found, key=lambda rule: found[rule])
     return best, found[best]
 
@@ -83,6 +84,8 @@ def _why_not(module: Any) -> str:
         return f"draws its second expert at random ({router.second_expert_policy})"
     if getattr(router, "batch_prioritized_routing", False):
         return "puts the tokens of a batch in line by their scores, which moec::route cannot express"
+    if (dtype := getattr(router, "dtype", torch.float32)) != torch.float32:
+        return f"rounds its router's scores to {str(dtype).removeprefix('torch.')}, which moec::route does not"
     if router.expert_capacity is None and not getattr(router, "moe_eval_capacity_token_fraction", 0.0) > 0:
         return "has the capacity that its first call had"
     return ""
@@ -112,7 +115,12 @@ def _two_choices_as_numbers(self: Any, x: Tensor, padding_mask: Tensor | None = 
 
 
 _Rule = Callable[..., Tensor]
-_RULES: tuple[_Rule, ...] = (_first_choice, _two_choices, _two_choices_as_numbers)
+_OF_TWO = ("moe_eval_capacity_token_fraction", "router_ignore_padding_tokens", "normalize_router_prob_before_dropping")
+_RULES: dict[_Rule, tuple[str, ...]] = {  # and what each asks the router for
+    _first_choice: (),
+    _two_choices: _OF_TWO,
+    _two_choices_as_numbers: _OF_TWO,
+}
 
 
 def _two_routed(self: Any, rows: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -184,15 +192,14 @@ def _small(module: Any) -> Any:
         for name, _ in list(part.named_parameters()):
             size = shape if name == "weight" else shape[:1]
             setattr(part, name, nn.Parameter(torch.randn(size, generator=generator) * 0.4, requires_grad=False))
-    small.router.expert_capacity, small.router.dtype = _CAPACITY, torch.float32
+    small.router.expert_capacity = _CAPACITY
     if getattr(small.router, "moe_eval_capacity_token_fraction", 0.0) > 0:
         small.router.moe_eval_capacity_token_fraction = _SHARE
     return small.eval()
 
 
 def _difference(small: Any, rule: _Rule) -> float:
-    """The largest difference on drawn tokens, with padding and without, over the spread; infinite where a rule asks for
-    what the block has not."""
+    """The largest difference on drawn tokens, with padding and without, over the spread."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(_BATCH, _LENGTH, _HIDDEN, generator=generator)
     padding = torch.zeros(_BATCH, 1, _LENGTH, _LENGTH)
@@ -200,11 +207,8 @@ def _difference(small: Any, rule: _Rule) -> float:
     takes = len(inspect.signature(small.forward).parameters) > 1
     worst = 0.0
     for given in ((x,), (x, padding)) if takes else ((x,),):
-        try:
-            with torch.no_grad():
-                wanted, found = deepcopy(small)(*given), _rewritten(small, rule)(*given)
-        except AttributeError:
-            return math.inf
+        with torch.no_grad():
+            wanted, found = deepcopy(small)(*given), _rewritten(small, rule)(*given)
         worst = max(worst, float((found - wanted).abs().max() / wanted.std()))
     return worst
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
+from moec.huggingface.operators.arguments import refuse_others
 
 _TOLERANCE = 1e-5
 _PARTS = {"qkv_proj", "out_proj", "output_gate", "norm", "act_fn"}
@@ -33,7 +34,7 @@ def use_moec_lightning(model: nn.Module) -> int:
         difference = _difference(module)
         if not difference <= _TOLERANCE:
             what = f"{type(module).__name__} is not what its parts suggest (relative difference {difference:.1e})"
-            raise MoecError("M206", what, path, "compile its forward alone with --no-cache")
+            raise MoecError("M206", what, path, "this version of transformers is not supported; report it")
         module.forward = MethodType(_forward, module)
     return len(found)
 
@@ -44,9 +45,10 @@ def _is_lightning(module: nn.Module) -> bool:
 
 def _forward(
     self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Tensor | None = None,
-    past_key_values: Any = None, **_others: Any,
+    past_key_values: Any = None, **others: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Instead of the module's own; `attention_mask` is `[B, S]`, 0 at padding, which changes no state."""
+    refuse_others(others, "lightning attention")
     batch, length, _ = hidden_states.shape
     heads, size, decay = self.num_attention_heads, self.head_dim, -self.slope_rate.reshape(1, 1, -1)
     rows = self.act_fn(self.qkv_proj(hidden_states))

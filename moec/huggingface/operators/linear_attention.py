@@ -8,10 +8,8 @@ taken for one of them by its parameters, and proven on drawn numbers before it i
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import cache, partial, wraps
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,13 +17,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
-from moec.startup import swapped
+from moec.huggingface.operators.arguments import refuse_others
+from moec.huggingface.operators.functions_of_file import functions_read, let_call
 
 _CALL = {"query", "key", "value", "g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel"}
 _EPSILON = 1e-6  # of flash-linear-attention's norm, which transformers' functions follow
 _TOLERANCE = 1e-5
 _HEADS, _SIZE, _VALUE = 2, 8, 6
-_NO_CHANGE = {"chunk_size"}  # how it is computed, not what
 
 
 def use_moec_linear_attention(model: nn.Module) -> int:
@@ -37,36 +35,16 @@ def use_moec_linear_attention(model: nn.Module) -> int:
     """
     found = 0
     for path, module in model.named_modules():
-        forward = inspect.unwrap(type(module).forward)
-        names = tuple(_recurrences(forward))
-        if names:
-            require_proven(path, module, [forward.__globals__[name] for name in names])
-            module.forward = _calling(module.forward, sys.modules[forward.__module__], names)
+        functions = functions_read(module, lambda parameters: set(parameters) >= _CALL)
+        if functions:
+            require_proven(path, module, list(functions.values()))
+            let_call(module, functions, _told_of_padding)
             found += 1
     return found
 
 
-def _recurrences(forward: Callable[..., Any]) -> Iterator[str]:
-    """The names of a forward's recurrences among the globals that it reads."""
-    code = getattr(forward, "__code__", None)
-    for name in code.co_names if code else ():
-        function = forward.__globals__.get(name)
-        if inspect.isfunction(function) and set(inspect.signature(function).parameters) >= _CALL:
-            yield name
-
-
-def _calling(forward: Callable[..., Any], file: Any, names: tuple[str, ...]) -> Callable[..., Any]:
-    """The forward, with other functions under these names of its file while it runs; they are told of padding."""
-
-    @wraps(forward)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        told = partial(recurrence, mask=kwargs.get("attention_mask"))
-        with ExitStack() as stack:
-            for name in names:
-                stack.enter_context(swapped(file, name, told))
-            return forward(*args, **kwargs)
-
-    return call
+def _told_of_padding(own: Callable[..., Any], arguments: dict[str, Any]) -> Callable[..., Any]:
+    return partial(recurrence, mask=arguments.get("attention_mask"))
 
 
 def recurrence(
@@ -86,11 +64,9 @@ def recurrence(
     padding, the state stays as it is; before a text, where it is zeros, that is what transformers does.
 
     Raises:
-        MoecError: M206 for an argument that changes the result and is not among these.
+        MoecError: M206 for an argument that may change the result and is not among these.
     """
-    odd = [name for name, x in others.items() if name not in _NO_CHANGE and isinstance(x, Tensor | float)]
-    if odd:
-        raise MoecError("M206", f"linear attention is called with {odd[0]!r}", "linear attention", "leave it out")
+    refuse_others(others, "linear attention")
     wide = torch.promote_types(query.dtype, torch.float32)
     if mask is not None and mask.dim() == 2:
         g, beta = (t * mask.view(*mask.shape, *[1] * (t.dim() - 2)).to(t.dtype) for t in (g, beta))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
 from moec.errors import MoecError
+from moec.huggingface.operators.arguments import refuse_others
 
 _TOLERANCE = 1e-5
 _NO_LIMIT = (0.0, float("inf"))  # of a step
@@ -39,7 +40,7 @@ def use_moec_scans(model: nn.Module) -> int:
             difference = _DIFFERENCES[name](scan)
         if not difference <= _TOLERANCE:
             what = f"{type(module).__name__} has another scan than its name says (relative difference {difference:.1e})"
-            raise MoecError("M206", what, path, "compile its forward alone with --no-cache")
+            raise MoecError("M206", what, path, "this version of transformers is not supported; report it")
         module.forward = MethodType(partial(_forward, name, _own_forward(module)), module)
     return len(found)
 
@@ -82,10 +83,11 @@ class _SelectiveScan:
     def __call__(
         self, hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
         D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None,
-        delta_softplus: bool = False, return_last_state: bool = False, **_: Any,
+        delta_softplus: bool = False, return_last_state: bool = False, **others: Any,
     ) -> Tensor | Results:  # fmt: skip
         """`[B, D, S]`, and the last state `[B, D, N]` where it is asked for; hidden_states and dt are `[B, D, S]`, A
         `[D, N]`, B and C `[B, N, S]`."""
+        refuse_others(others, "a selective scan")
         x, step = hidden_states.transpose(1, 2), _step(dt.transpose(1, 2), delta_bias, delta_softplus, self._mask)
         keys, queries = B.transpose(1, 2), C.transpose(1, 2)
         y, last = torch.ops.moec.selective_scan(x, step, A, keys, queries, self._before(x, A))
@@ -111,8 +113,9 @@ def _chunk_scan(mask: Tensor | None) -> Callable[..., Tensor | Results]:
         hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
         chunk_size: int, D: Tensor | None = None, dt_bias: Tensor | None = None,
         initial_states: Tensor | None = None, dt_softplus: bool = False,
-        dt_limit: tuple[float, float] = _NO_LIMIT, return_final_states: bool = False, **_: Any,
+        dt_limit: tuple[float, float] = _NO_LIMIT, return_final_states: bool = False, **others: Any,
     ) -> Tensor | Results:  # fmt: skip
+        refuse_others(others, "a scan in chunks")
         step = _step(dt, dt_bias, dt_softplus, mask, dt_limit).float()
         x, keys, queries = hidden_states.float(), B.float(), C.float()
         shape = (x.shape[0], x.shape[2], keys.shape[-1], x.shape[-1])

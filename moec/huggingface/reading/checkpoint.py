@@ -70,6 +70,9 @@ def read_checkpoint(folder: Path, allow_pickle: bool = False) -> Checkpoint:
         }
         _check_promise(folder, promised, weights)
         return Checkpoint(folder, files, weights)
+    if (folder / "moec.json").is_file():
+        fix = "compile the model that the engine was made from; moec verify, run and bench take the engine"
+        raise MoecError("M205", "this is an engine of moec's, no model", str(folder), fix)
     raise MoecError(
         "M205",
         "the folder holds no weights",

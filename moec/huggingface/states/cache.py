@@ -158,7 +158,7 @@ def cached_call(
     def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
         began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
         if captured:
-            cache = functional_cache(past, model, _ends(attention_mask, input_ids))
+            cache = functional_cache(past, model, _ends(attention_mask, input_ids), input_ids.shape[1])
         else:
             cache = own_cache(past, began, model)
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
@@ -170,7 +170,10 @@ def cached_call(
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)
-            value = held_by(cache.layers[number]).get(what, past[spec.name])
+            value = held_by(cache.layers[number]).get(what)
+            if value is None:  # the state before the call would be a wrong answer
+                what = f"layer {number} of its cache no longer holds its {what} after a call"
+                raise MoecError("M206", what, spec.name, _WAY_OUT)
             present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 

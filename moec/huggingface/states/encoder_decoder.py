@@ -11,15 +11,8 @@ import torch
 from moec.frontend.source import Domain
 from moec.huggingface.states.encoder_decoder_call import encoder_call, found_caches
 from moec.program.conditions import Condition
-from moec.program.decoder_signature import IDS, MASK, SEQUENCE
-from moec.program.encoder_decoder import (
-    DECODER_IDS,
-    ENCODER,
-    ENCODER_SEQUENCE,
-    PAST_ENCODER,
-    STATES,
-    STATES_MASK,
-)
+from moec.program.decoder_signature import IDS, MASK, PAST_ENCODER, SEQUENCE, STATES, STATES_MASK
+from moec.program.encoder_decoder import DECODER_IDS, ENCODER, ENCODER_SEQUENCE
 from moec.program.program import META, Program
 from moec.program.signature import Input
 

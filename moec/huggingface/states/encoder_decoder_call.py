@@ -12,17 +12,17 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.huggingface.states.functional_cache import functional_cache
-from moec.program.decoder_signature import LOGITS, MASK, PAST, past_names, present_name
-from moec.program.encoder_decoder import (
-    DECODER,
-    DECODER_IDS,
-    ENCODER,
-    LAST,
+from moec.program.decoder_signature import (
+    LOGITS,
+    MASK,
+    PAST,
     PAST_ENCODER,
     STATES_MASK,
-    cross_names,
-    is_cross,
+    layer_of,
+    past_names,
+    present_name,
 )
+from moec.program.encoder_decoder import DECODER, DECODER_IDS, ENCODER, LAST, cross_names, is_cross
 from moec.program.signature import Input
 
 WAY_OUT = "compile its forward alone with --no-cache"
@@ -58,14 +58,15 @@ def decoder_call(model: Any, forward: Callable[..., Any], caches: Sequence[Input
 def untouched_decoder_call(
     model: Any, forward: Callable[..., Any], caches: Sequence[Input]
 ) -> Callable[..., dict[str, Tensor]]:
-    """The same of the untouched model, which knows caches of the encoder's states that are empty, or full: where some
-    are held already, it makes all of them first, and those that are held take their places."""
+    """The same of the untouched model with transformers' own caches, which knows ones of the encoder's states that are
+    empty, or full: where some are held already, it makes all of them first, and those that are held take their
+    places."""
 
     def call(*, input_ids: Tensor, encoder_hidden_states: Tensor, **more: Tensor) -> dict[str, Tensor]:
-        mask, cache = more.get(STATES_MASK), both_caches(more)
+        mask, cache = more.get(STATES_MASK), own_caches(more)
         held = more[cross_names(_layers(caches)[0], ENCODER)[0]].shape[2]
         if held:
-            made = both_caches({n: v[:, :, :0] for n, v in more.items() if n != STATES_MASK})
+            made = own_caches({n: v[:, :, :0] for n, v in more.items() if n != STATES_MASK})
             _forward(forward, input_ids, encoder_hidden_states, mask, made)
             for layer, whole in zip(cache.cross_attention_cache.layers, made.cross_attention_cache.layers, strict=True):
                 layer.keys = torch.cat([layer.keys, whole.keys[:, :, held:]], 2)
@@ -136,7 +137,7 @@ def _forward(forward: Callable[..., Any], ids: Tensor, states: Tensor, mask: Ten
 
 
 def _layers(caches: Sequence[Input]) -> list[int]:
-    return sorted({int(c.name.split(".")[1]) for c in caches})
+    return sorted({layer_of(c.name)[0] for c in caches})
 
 
 def both_caches(tensors: Mapping[str, Tensor]) -> Any:
@@ -144,7 +145,7 @@ def both_caches(tensors: Mapping[str, Tensor]) -> Any:
     be complete: whether they are would hang on a size, and fix it in a capture."""
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-    layers = sorted({int(name.split(".")[1]) for name in tensors if name.endswith("key")})
+    layers = sorted({layer_of(name)[0] for name in tensors if name.endswith("key")})
     found = {}
     for whose in (DECODER, ENCODER):
         pairs = [zip(past_names(n), cross_names(n, whose), strict=True) for n in layers]
@@ -154,12 +155,25 @@ def both_caches(tensors: Mapping[str, Tensor]) -> Any:
     return cache
 
 
+def own_caches(tensors: Mapping[str, Tensor]) -> Any:
+    """The same with transformers' own layers, as `generate` fills them: nothing is in them before the first token."""
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    for number in sorted({layer_of(name)[0] for name in tensors if name.endswith("key")}):
+        for whose, one in ((DECODER, cache.self_attention_cache), (ENCODER, cache.cross_attention_cache)):
+            keys, values = (tensors[name] for name in cross_names(number, whose))
+            if keys.shape[2]:
+                one.update(keys, values, number)
+    return cache
+
+
 def present(cache: Any, caches: Sequence[Input]) -> dict[str, Tensor]:
     """What continues each cache input, by name."""
     found = {}
     for spec in caches:
         one = cache.cross_attention_cache if is_cross(spec.name) else cache.self_attention_cache
-        layer = one.layers[int(spec.name.split(".")[1])]
+        layer = one.layers[layer_of(spec.name)[0]]
         found[present_name(spec.name)] = layer.keys if spec.name.endswith("key") else layer.values
     return found
 

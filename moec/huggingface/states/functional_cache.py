@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import compressed_states, filled_layer, has_rows
 from moec.huggingface.operators.convolutions import PARTS
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.state_kinds import is_of_a_model, kind_of, put, states_of
 from moec.program.decoder_signature import layer_of
+
+_CUT = "the model hands its cache a convolution's window that it cut itself, in which padding is not told apart"
 
 
 def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -30,17 +34,25 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     return dict(found)
 
 
-def functional_cache(tensors: Mapping[str, Tensor], model: Any = None, ends: Tensor | None = None) -> Any:
+def functional_cache(
+    tensors: Mapping[str, Tensor],
+    model: Any = None,
+    ends: Tensor | None = None,
+    tokens: int | torch.SymInt | None = None,
+) -> Any:
     """A cache that holds these states, by the names of a signature; keys and values at their full length: windows are
     the mask's business.
 
     `model`: whose cache it is; it may be of a class of its own, or have layers of its own. `ends` `[batch]` int64: how
     many of a call's tokens there are up to the last that is no padding, all by default. A window goes on behind that
-    one, so that padding between a prompt and what follows leaves no trace.
+    one, so that padding between a prompt and what follows leaves no trace. `tokens`: how many a call has; where nobody
+    says it, a model hands each convolution its new tokens.
+
+    The cache raises M206 where a model hands it a window that it cut itself: the padding in there cannot be told.
     """
     found = _cache(by_layer(tensors), None, model)
     for layer in found.layers:
-        layer.ends = ends
+        layer.ends, layer.tokens = ends, tokens
     return found
 
 
@@ -162,15 +174,15 @@ def _with_states(and_keys: bool) -> Any:
 
     class States(LinearAttentionLayer):  # type: ignore[no-untyped-call]
         ends: Tensor | None = None
+        tokens: int | torch.SymInt | None = None
 
         def update_conv_state(  # type: ignore[override]  # the kernel's size is the window's
             self, conv_states: Tensor, state_idx: int = 0, **_: Any
         ) -> Tensor:
             """What a convolution reads, `[batch, channels, kernel + sequence]`; its end is kept."""
             kept: Any = self.conv_states[state_idx]
-            if isinstance(conv_states.shape[-1], int) and conv_states.shape[-1] == kept.shape[-1]:
-                self.conv_states[state_idx] = conv_states.to(kept.dtype)  # the next window itself, which Zaya cuts
-                return conv_states
+            if self.tokens is not None and not statically_known_true(conv_states.shape[-1] == self.tokens):
+                raise MoecError("M206", _CUT, "past_key_values", "compile its forward alone with --no-cache")
             whole = torch.cat([kept, conv_states.to(kept.dtype)], -1)
             self.conv_states[state_idx] = _behind(whole, kept.shape[-1], self.ends)
             setattr(whole, PARTS, (kept, conv_states))

@@ -9,6 +9,7 @@ import torch
 from moec.backends.onnx.folding import folding
 from moec.backends.onnx.steps import apply_steps
 from moec.backends.onnx.tensors import WeightTensor, add_initializer
+from moec.errors import MoecError
 from moec.weights.lazy import Weight, from_tensor
 
 
@@ -65,3 +66,12 @@ def test_batch_normalization_stays_an_operator_and_its_convolution_keeps_its_wei
     apply_steps(made, folding())
     assert [n.op_type for n in made.graph] == ["Conv", "BatchNormalization"]
     assert torch.equal(torch.from_numpy(made.graph.initializers["w"].const_value.numpy()), kernel)  # type: ignore[union-attr]
+
+
+def test_a_version_of_onnxscript_with_other_rules_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxscript.rewriter
+
+    monkeypatch.setattr(onnxscript.rewriter, "_DEFAULT_REWRITE_RULES", onnxscript.rewriter._DEFAULT_REWRITE_RULES[:1])
+    with pytest.raises(MoecError, match="rules for batch normalization elsewhere") as caught:
+        apply_steps(model(from_tensor(torch.randn(3, 4), "w"), [1, 0]), folding())
+    assert caught.value.code == "M301"

@@ -9,6 +9,8 @@ import torch
 import transformers
 
 from moec.compiler.open import open_source
+from moec.frontend.source import Domain
+from moec.huggingface.inputs.media import Found, runs
 from tests.seen_and_heard import SEEN, VISION_LANGUAGE
 
 pytest.importorskip("PIL", reason="processors of images draw with Pillow")
@@ -53,3 +55,26 @@ def test_whisper_that_writes_text_stays_in_two_parts_beside_its_processor(tmp_pa
     source = open_source(str(tmp_path))
     assert [i.name for i in source.inputs] == ["input_features", "decoder_input_ids"]
     assert list(source.parts()) == ["encoder", "decoder"]
+
+
+class Reads(torch.nn.Module):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return pixel_values[..., : int(pixel_values.sum() > 0)]
+
+
+class Mixes(torch.nn.Module):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return pixel_values + torch.ones(pixel_values.shape)
+
+
+class RefusesOddSizes(torch.nn.Module):
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        raise ValueError("this image's metadata name another size")
+
+
+@pytest.mark.parametrize(("model", "loosely"), [(Reads(), True), (Mixes(), True), (RefusesOddSizes(), False)])
+def test_a_model_that_asks_for_values_is_told_from_one_that_takes_no_such_size(
+    model: torch.nn.Module, loosely: bool
+) -> None:
+    found: Found = {"pixel_values": (Domain("number"), torch.float32, ("batch", 3, "height", "width"))}
+    assert runs(model, found) is loosely and not runs(model, found, strict=True)

@@ -15,6 +15,7 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
+from moec.huggingface.operators import dropping
 from moec.huggingface.operators.dropping import adapt_dropping, reads_two_experts_only
 from moec.huggingface.source import open_source
 from moec.program.dialect_call import ROUTE, RouteCall
@@ -63,7 +64,7 @@ def inputs(batch: int, length: int, decoded: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": other}
 
 
-@pytest.mark.parametrize("make", [switch, nllb])
+@pytest.mark.parametrize("make", [switch, pytest.param(nllb, marks=pytest.mark.repeats)])
 def test_the_program_equals_the_model_in_padded_batches(make: Callable[..., Any], tmp_path: Path) -> None:
     drawn(make()).save_pretrained(tmp_path)
     source = open_source(str(tmp_path), cache=False)
@@ -126,6 +127,7 @@ def test_options_are_followed(options: Any, monkeypatch: pytest.MonkeyPatch) -> 
         ({"second_expert_policy": "sampling"}, "at random"),
         ({"batch_prioritized_routing": True}, "by their scores"),
         ({"moe_eval_capacity_token_fraction": -1.0, "expert_capacity": None}, "its first call"),
+        ({"dtype": torch.bfloat16}, "to bfloat16"),
     ],
 )
 def test_refused_with_the_reason(options: Any, reason: str) -> None:
@@ -135,6 +137,21 @@ def test_refused_with_the_reason(options: Any, reason: str) -> None:
     with pytest.raises(MoecError, match=reason) as error:
         adapted(module)
     assert error.value.code == "M206" and error.value.where == "ffn"
+
+
+def test_the_proof_sees_a_router_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropping, "_why_not", lambda module: "")
+    with pytest.raises(MoecError, match="does not compute"):
+        adapted(drawn(switch_code.SwitchTransformersSparseMLP(switch(router_dtype="bfloat16").config)))
+
+
+def test_a_fault_inside_a_block_is_no_other_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(self: Any, x: torch.Tensor) -> Any:
+        return x.no_such_thing  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(switch_code.SwitchTransformersTop1Router, "forward", faulty)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        adapted(drawn(switch_code.SwitchTransformersSparseMLP(switch().config)))
 
 
 def another_line(self: Any, x: torch.Tensor) -> Any:

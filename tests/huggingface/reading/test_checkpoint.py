@@ -121,3 +121,9 @@ def test_links_of_the_cache_are_followed(tmp_path: Path, copied: Saved) -> None:
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
     assert read_checkpoint(snapshot).weights and open_source(str(snapshot)).inputs
+
+
+def test_an_engine_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "moec.json").write_text("{}")
+    with pytest.raises(MoecError, match="this is an engine of moec's, no model"):
+        read_checkpoint(tmp_path)

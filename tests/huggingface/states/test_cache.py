@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
-from moec.huggingface.states.cache import has_cache
-from moec.program.decoder_signature import past_names
+from moec.huggingface.states.cache import cached_call, has_cache
+from moec.program.decoder_signature import cache_inputs, past_names
 from tests.zoo import build
 
 
@@ -35,6 +36,22 @@ def test_shapes_are_those_of_the_model() -> None:
     ] * 2
     assert shapes["attention_mask"] == ("batch", "past_sequence + sequence") and "position_ids" not in shapes
     assert [i.name for i in source("llama", cache=False).inputs] == ["input_ids", "attention_mask"]
+
+
+def test_a_state_that_a_model_lets_go_is_not_carried_on_as_it_was() -> None:
+    model, own = build("llama"), source("llama")
+
+    @wraps(model.forward)
+    def forward(**given: Any) -> Any:
+        output = model.forward(**given)
+        given["past_key_values"].layers[1].values = None
+        return output
+
+    sample = own.sample({"batch": 1, "sequence": 2, "past_sequence": 3})
+    for captured in (True, False):
+        with pytest.raises(MoecError, match="no longer holds its value") as error, torch.no_grad():
+            cached_call(forward, cache_inputs(own.inputs), captured)(**sample)
+        assert error.value.code == "M206" and error.value.where == past_names(1)[1]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss", "lfm2"])

@@ -46,6 +46,7 @@ def test_of_sound() -> None:
     assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
 
 
+@pytest.mark.repeats
 def test_a_decoder_that_does_not_run_with_caches_is_refused_with_a_way_out_that_was_tried() -> None:
     model = build("bart")
     decoder = model.model.decoder
@@ -59,6 +60,25 @@ def test_a_decoder_that_does_not_run_with_caches_is_refused_with_a_way_out_that_
     with pytest.raises(MoecError) as error:
         _ = HuggingFaceSource.from_model(model, part="decoder").inputs
     assert error.value.code in ("M206", "M207") and error.value.__cause__ is not None
+
+
+def test_a_part_that_fails_in_every_way_is_refused_after_one_more_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way out of a part is the whole model without a cache; where that is refused too, nothing else is tried."""
+    model, tried, own = build("bart"), list[str](), HuggingFaceSource.__init__
+
+    def counted(self: HuggingFaceSource, *args: Any, **kwargs: Any) -> None:
+        own(self, *args, **kwargs)
+        tried.append(self.part)
+        assert len(tried) < 6, "it goes on and on"
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no day for this")
+
+    model.model.decoder.forward = fails
+    monkeypatch.setattr(HuggingFaceSource, "__init__", counted)
+    with pytest.raises(MoecError, match="with --no-cache, ") as error:
+        HuggingFaceSource.from_model(model, part="decoder").capture()
+    assert error.value.code in ("M206", "M207") and tried == ["decoder", ""]
 
 
 @pytest.mark.repeats

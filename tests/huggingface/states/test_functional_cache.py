@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicIndexedLayer, LinearAttentionLayer
 
+from moec.errors import MoecError
 from moec.huggingface.states.functional_cache import functional_cache, own_cache
 from moec.huggingface.states.state_kinds import states_of
 
@@ -23,6 +24,9 @@ STATES = {
 
 def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+GOING = {**STATES, "past_key_values.1.conv_state": drawn(2, 4, 3)}
 
 
 def own() -> Any:
@@ -42,7 +46,7 @@ def used(cache: Any, length: int) -> list[Tensor]:
     return [value.clone() for value in (window, left, *keys, index, *kept)]
 
 
-@pytest.mark.parametrize("lengths", [(5, 1, 2), (1, 1, 4), (2, 6)])
+@pytest.mark.parametrize("lengths", [(5, 1, 2), (1, 1, 4), (2, 6), (3, 3, 1)])
 def test_calls_of_any_length_get_and_leave_what_transformers_own_layers_do(lengths: tuple[int, ...]) -> None:
     mine, theirs = functional_cache(STATES), own()
     assert mine.get_seq_length() == 0 and mine.has_previous_state(1)
@@ -50,6 +54,24 @@ def test_calls_of_any_length_get_and_leave_what_transformers_own_layers_do(lengt
         for got, want in zip(used(mine, length), used(theirs, length), strict=True):
             assert torch.equal(got, want)
     assert mine.get_seq_length() == sum(lengths)
+
+
+@pytest.mark.parametrize("length", [2, 3, 7])
+def test_as_many_tokens_as_a_window_has_are_tokens_and_padding_behind_them_leaves_no_trace(length: int) -> None:
+    ends = torch.tensor([length, length - 1])
+    cache, before = functional_cache(GOING, None, ends, length), GOING["past_key_values.1.conv_state"]
+    new = drawn(2, 4, length)
+    assert torch.equal(cache.update_conv_state(new, 1, conv_kernel_size=3), torch.cat([before, new], -1))
+    whole = torch.cat([before, new], -1)
+    want = torch.stack([whole[0, :, length : length + 3], whole[1, :, length - 1 : length + 2]])
+    assert torch.equal(cache.layers[1].conv_states[0], want)
+
+
+def test_a_window_that_a_model_cut_itself_is_refused() -> None:
+    cache = functional_cache(GOING, None, torch.tensor([5, 4]), 5)
+    with pytest.raises(MoecError, match="cut itself") as caught:
+        cache.update_conv_state(drawn(2, 4, 3), 1)
+    assert caught.value.code == "M206"
 
 
 def test_a_text_that_begins_finds_nothing_in_transformers_own_layers_and_one_that_goes_on_its_states() -> None:

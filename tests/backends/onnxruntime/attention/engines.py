@@ -57,7 +57,8 @@ class Made:
         wide = [v.float() if v.is_floating_point() else v for v in (given[i.name] for i in self.program.inputs)]
         want = dict(zip(self.program.outputs, self.eager(*wide), strict=True))
         found = OnnxruntimeEngine(folder or self.folder, CPU)(**given)
-        return max(error(without_padding(found[n].float(), given, n), without_padding(want[n], given, n)) for n in want)
+        pairs = ([without_padding(v[n].float(), given, n, self.program.inputs) for v in (found, want)] for n in want)
+        return max(error(*pair) for pair in pairs)
 
 
 def make_engine(name: str, folder: Path) -> Made:

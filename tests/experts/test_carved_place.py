@@ -1,0 +1,95 @@
+"""Networks in a graph that are cut: in order, each on what the cut ones before it bring."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import moec
+from moec.errors import MoecError
+from moec.experts.carved_place import CarvedPlace, carve_in_order, error_curves
+from moec.experts.carving import Carving
+from moec.pipeline.calibration import Calibration
+from moec.pipeline.calibration_text import CalibrationText
+from moec.pipeline.passes import Context
+from moec.pipeline.pipeline import Pipeline
+from moec.program.decoder_signature import text_inputs
+from moec.program.moe_call import moe_nodes
+from moec.recognition.ffn import find_ffns
+from tests import zoo
+
+HOW = Carving(4, 0, 2, "rows", "ridge", True, 0)
+
+
+def text(tokens: int = 256) -> list[dict[str, Tensor]]:
+    program = zoo.captured("llama", cache=False)
+    ids = torch.randint(0, zoo.VOCAB, (tokens // 32, 32), generator=torch.Generator().manual_seed(0))
+    return [text_inputs(program.inputs, ids)]
+
+
+def test_later_networks_see_what_the_cut_ones_before_them_say() -> None:
+    seen = []
+    for cut in (2, 1):  # both, or the last alone
+        program = zoo.captured("llama", cache=False).clone()
+        places = [CarvedPlace(program, ffn, HOW, "test") for ffn in find_ffns(program)[0][-cut:]]
+        for place in places:
+            place.rewrite("test", {})
+        carve_in_order(program, places, text())
+        program.check()
+        seen.append(places[-1].carved)
+    assert seen[0] is not None and seen[1] is not None and not torch.equal(seen[0].router, seen[1].router)
+
+
+def test_curves_fall_to_nothing_and_one_network_more_costs_more() -> None:
+    program = zoo.captured("llama", cache=False)
+    for curve in error_curves(program, find_ffns(program)[0], text(), HOW):
+        assert bool((curve[:-1] > 0).all()) and float(curve[-1]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_short_text_is_refused_and_errors_are_told_of_a_text_only() -> None:
+    program = zoo.captured("llama", cache=False).clone()
+    place = CarvedPlace(program, find_ffns(program)[0][0], HOW, "test")
+    place.rewrite("test", {})
+    with pytest.raises(MoecError, match="too few for 4 experts"):
+        carve_in_order(program, [place], text(64))
+    carve_in_order(program, [place], [])
+    assert set(place.facts(measured=False)) == {"module", "active"}
+    assert {"carved", "static", "oracle"} < set(place.facts(measured=True))
+
+
+class Chain(nn.Module):
+    """A language model of networks that read each other's outputs as they are, and of two that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(zoo.VOCAB, 8)
+        self.ups, self.downs = (nn.ModuleList(nn.Linear(*s) for _ in range(4)) for s in ((8, 16), (16, 8)))
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        x = self.table(input_ids)
+        a, b, c, d = (lambda y, k=k: self.downs[k](torch.relu(self.ups[k](y))) for k in range(4))
+        x = b(a(x))
+        return {"logits": (x + (c(x) + d(x))) @ self.table.weight.T}
+
+
+def test_networks_in_a_chain_and_beside_each_other_are_all_cut() -> None:
+    model, ids = Chain().eval(), torch.randint(0, zoo.VOCAB, (8, 32))
+    dense = moec.capture(model, {"input_ids": ids[:3, :7]}, {"input_ids": ("batch", "sequence")})
+    calibration = Calibration(CalibrationText("text", 0, 32), "", ids.flatten())
+    for how, count in (("active=4", 4), ("active=0.75", 3)):
+        done, _ = Pipeline.parse(f"carve(experts=4, {how})").run(dense, Context(calibration=calibration))
+        assert len(moe_nodes(done)) >= count - (how != "active=4") * 2
+        if how == "active=4":
+            assert torch.allclose(done.run(input_ids=ids[:2])["logits"], model(ids[:2])["logits"], atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    model, ids = Chain().eval(), torch.randint(0, zoo.VOCAB, (8, 32))
+    with torch.no_grad():
+        model.table.weight[::3] = 1e30
+    dense = moec.capture(model, {"input_ids": ids[:3, :7]}, {"input_ids": ("batch", "sequence")})
+    calibration = Calibration(CalibrationText("text", 0, 32), "", ids.flatten())
+    for how in ("active=2", "active=0.5, partition=coactivation"):
+        with pytest.raises(MoecError, match="not finite"):
+            Pipeline.parse(f"carve(experts=4, {how})").run(dense, Context(calibration=calibration))
