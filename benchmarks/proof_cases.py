@@ -269,10 +269,8 @@ class Right:
             for sample in self.probes:
                 found = loaded(**converted(loaded.inputs, sample))
                 for name, want in self.reference(**sample).items():
-                    worst = max(
-                        worst,
-                        _difference(without_padding(want, sample, name), without_padding(found[name], sample, name)),
-                    )
+                    pair = (without_padding(v, sample, name, loaded.inputs) for v in (want, found[name]))
+                    worst = max(worst, _difference(*pair))
         except Exception:
             return math.inf
         finally:

@@ -12,6 +12,7 @@ what an engine says of padding: these rules would call right engines wrong for i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -55,11 +56,9 @@ def bisection_says(engine: Path) -> str:
 def both(right: Right, engine: Engine, sample: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """What the model and the engine say, without padding; by name, those outputs that both have."""
     want, found = right.reference(**sample), engine(**converted(engine.inputs, sample))
-    return {
-        name: (without_padding(want[name], sample, name), without_padding(found[name], sample, name).float())
-        for name in want
-        if name in found
-    }
+    cut = partial(without_padding, sample=sample, inputs=engine.inputs)
+    names = [name for name in want if name in found]
+    return {name: (cut(want[name], name=name), cut(found[name], name=name).float()) for name in names}
 
 
 def transformers_tests(right: Right, engine: Engine) -> str:

@@ -43,6 +43,7 @@ OTHER: dict[str, Any] = {
     "inputs": ["ids=batch,sequence:int64<9"],
     "cache": False,
     "leave_out": ["pixel_values*"],
+    "part": "decoder",
     "resume": False,
     "max_ram": "16GiB",
 }

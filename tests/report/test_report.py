@@ -159,7 +159,7 @@ def test_settings_are_read_back_exactly() -> None:
     given = replace(given, leave_out=("bbox",))
     again = Report.from_json(replace(make(), settings=given.to_plain()).to_json())
     assert Options.of(again.settings) == given
-    assert again.opening == {"inputs": ("ids=batch:int64<9",), "cache": False, "leave_out": ("bbox",)}
+    assert again.opening == {"inputs": ("ids=batch:int64<9",), "cache": False, "leave_out": ("bbox",), "part": ""}
 
 
 @pytest.mark.parametrize("name", ["target", "pipeline", "layout", "build", "inputs", "cache"])
