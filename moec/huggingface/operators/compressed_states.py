@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moec.huggingface.operators.own_layers import unregistered
+
 _PREFIXES = {"compressor": "", "indexer": "index_"}
 _OWN = ("compressed_kv", "buffer_kv", "buffer_gate", "entry_count", "compress_rate", "update_compressor_states")
 
@@ -132,6 +134,7 @@ def _whole(own: Any) -> Any:
     return _with_all_keys(own)
 
 
+@unregistered()
 def _with_all_keys(base: Any) -> Any:
     """A kind of layer whose keys are never cut, and are its values."""
     from transformers.cache_utils import DynamicLayer

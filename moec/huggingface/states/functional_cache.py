@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import compressed_states, filled_layer, has_rows
 from moec.huggingface.operators.convolutions import PARTS
+from moec.huggingface.operators.own_layers import unregistered
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.state_kinds import is_of_a_model, kind_of, put, states_of
 from moec.program.decoder_signature import layer_of
@@ -131,6 +132,7 @@ def _layer(states: Mapping[str, Tensor], template: Any = None) -> Any:
 
 
 @cache
+@unregistered()
 def _with_keys(own: Any = None) -> Any:
     from transformers.cache_utils import DynamicLayer
 
@@ -142,6 +144,7 @@ def _with_keys(own: Any = None) -> Any:
 
 
 @cache
+@unregistered()
 def _with_index() -> Any:
     from transformers.cache_utils import DynamicIndexedLayer
 
@@ -168,6 +171,7 @@ def _behind(whole: Tensor, width: int, ends: Tensor | None) -> Tensor:
 
 
 @cache
+@unregistered()
 def _with_states(and_keys: bool) -> Any:
     """A layer of states whose shape stays, with keys and values beside them or not."""
     from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
