@@ -3,7 +3,6 @@ before use."""
 
 from __future__ import annotations
 
-from copy import deepcopy
 from types import MethodType
 from typing import Any
 
@@ -15,12 +14,12 @@ from moec.errors import MoecError
 from moec.frontend.refusals import came_through, depends_on_data
 from moec.huggingface.operators.called_with_ids import adapt_called_with_ids
 from moec.huggingface.operators.dropping import adapt_dropping, is_dropping
-from moec.huggingface.operators.experts import check_shapes, in_interface, place, refuse
-from moec.huggingface.operators.gate import identify
+from moec.huggingface.operators.experts import WAY_OUT, check_shapes, in_interface, place, refuse
+from moec.huggingface.operators.gate import gate_of, identify
 from moec.huggingface.operators.parallel_experts import adapt_parallel, is_parallel
+from moec.huggingface.operators.proven import apart, require_same, small_instance
 from moec.weights.lazy import Weight, transpose
 
-_PROOF_TOLERANCE = 1e-5
 _SMALL = {"hidden_size": 16, "intermediate_size": 12, "num_local_experts": 5, "num_experts_per_tok": 2}
 
 
@@ -97,7 +96,7 @@ def is_input_scaled(module: nn.Module) -> bool:
 
 def _input_scaled(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """Llama 4: the sigmoid of a chosen logit multiplies the expert's input."""
-    gate = identify(_gate_of(module.experts), True, (module.experts,))
+    gate = identify(gate_of(module.experts.act_fn), True, (module.experts,))
     if gate is None or gate.order != "gate_up":
         raise refuse(f"{path}.experts", module.experts, "has a gate that is none of those that moec knows")
     for name in ("gate_up_proj", "down_proj"):
@@ -105,15 +104,6 @@ def _input_scaled(path: str, module: Any, weights: dict[str, Weight]) -> None:
     check_shapes(f"{path}.experts", module.experts, "gate_up_proj", gate)
     module.experts._moec_activation = gate.activation
     module.forward = MethodType(_input_scaled_forward, module)
-
-
-def _gate_of(experts: Any) -> Any:
-    def gate(x: Tensor) -> Tensor:
-        first, up = x.chunk(2, dim=-1)
-        result: Tensor = experts.act_fn(first) * up
-        return result
-
-    return gate
 
 
 def _input_scaled_forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,14 +120,10 @@ def _input_scaled_forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Ten
 
 def _prove(path: str, module: nn.Module) -> None:
     """Compare the adapter with the module's own forward on a small random instance of its class."""
-    config = deepcopy(getattr(module, "config", None) or module.shared_expert.config)  # type: ignore[union-attr]
-    for name, value in _SMALL.items():
-        setattr(config, name, value)
+    config = getattr(module, "config", None) or module.shared_expert.config  # type: ignore[union-attr]
     generator = torch.Generator().manual_seed(0)
+    small = small_instance(module, config, _SMALL, generator)
     with torch.no_grad():
-        small = type(module)(config).float()
-        for parameter in small.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         x = torch.randn(2, 7, _SMALL["hidden_size"], generator=generator)
         wanted = small(x)[0]
         table: dict[str, Weight] = {}
@@ -145,6 +131,5 @@ def _prove(path: str, module: nn.Module) -> None:
         _input_scaled("", small, table)
         for name, weight in values.items():
             setattr(small.experts, name, nn.Parameter(weight))
-        difference = float((small(x)[0] - wanted).abs().max() / wanted.std())
-    if not difference <= _PROOF_TOLERANCE:
-        raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
+        difference = apart(small(x)[0], wanted)
+    require_same(difference, path, module, fix=WAY_OUT)

@@ -9,17 +9,15 @@ It is used where it says what the module itself says, on a small copy, for lengt
 
 from __future__ import annotations
 
-import inspect
 import sys
-from copy import deepcopy
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moec.errors import MoecError
 from moec.huggingface.operators.attention import PADDING_COUNTS
+from moec.huggingface.operators.proven import is_like, require_choice, small_instance
 
 _CALL = ["hidden_states", "position_embeddings", "past_key_values", "position_ids"]
 _PARTS = ("block_size", "topk_blocks", "local_blocks", "num_heads", "head_dim", "q_proj", "k_proj", "q_norm", "k_norm")
@@ -33,21 +31,15 @@ def adapt_block_index(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and chooses other blocks.
     """
-    found = {path: module for path, module in model.named_modules() if _is_index(module)}
+    found = {path: module for path, module in model.named_modules() if is_like(module, _PARTS, _CALL)}
     for path, module in found.items():
-        if not _chooses_the_same(module):
-            what = f"{type(module).__name__} does not choose the blocks that its parts suggest"
-            raise MoecError("M206", what, path, "compile another model; report this one")
+        require_choice(_chooses_the_same(module), path, module, "blocks")
     for module in found.values():
         module.forward = MethodType(_forward, module)
     for module in model.modules() if found else ():
         if hasattr(module, "indexer"):  # the keys of padding count for their blocks, in the layers after this one
             setattr(module, PADDING_COUNTS, True)
     return len(found)
-
-
-def _is_index(module: nn.Module) -> bool:
-    return all(hasattr(module, part) for part in _PARTS) and list(inspect.signature(module.forward).parameters) == _CALL
 
 
 def _forward(
@@ -78,7 +70,6 @@ def _forward(
 
 def _chooses_the_same(module: Any) -> bool:
     """Whether a small random instance of its class chooses the same blocks."""
-    config = deepcopy(module.config)
     sizes = {
         "hidden_size": _HIDDEN,
         "index_n_heads": _HEADS,
@@ -86,13 +77,9 @@ def _chooses_the_same(module: Any) -> bool:
         "index_block_size": _BLOCK,
         "index_topk_blocks": _TOP,
     }
-    for name, value in sizes.items():
-        setattr(config, name, value)
     generator = torch.Generator().manual_seed(0)
+    own = small_instance(module, module.config, sizes, generator, 0)
     with torch.no_grad():
-        own = type(module)(config, 0).float().eval()
-        for parameter in own.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         return all(_agree(own, length, generator) for length in _LENGTHS)
 
 

@@ -3,8 +3,8 @@ were chosen, and their weights.
 
 Four layouts are known: that of the interface itself, in a class that stands outside of it (Step-3); DBRX's, whose
 matrices lie one below the other; that of nomic-embed-text-v2-moe, DBRX's without a gate and with one bias behind all;
-and LongCat's, where some experts give a token back as it came ("zero experts"). A
-module is taken for one by its parameters, and proven on a copy of itself that is made small.
+and LongCat's, where some experts give a token back as it came ("zero experts"). A module is taken for one by its
+parameters, and proven on a copy of itself that is made small.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from moec.dialect import Activation
-from moec.huggingface.operators.experts import canonical_layout, check_shapes, place, refuse, unknown_gate
-from moec.huggingface.operators.gate import identify
+from moec.huggingface.operators.experts import WAY_OUT, canonical_layout, check_shapes, place, refuse, unknown_gate
+from moec.huggingface.operators.gate import gate_of, identify
+from moec.huggingface.operators.proven import apart, require_same
 from moec.program.program import META
 from moec.weights import lazy
 from moec.weights.lazy import Weight
 
-_TOLERANCE = 1e-5
 _HIDDEN, _INTERMEDIATE = 16, 12  # of the small copy: no multiple of each other, nor of a number of experts
 _SIZES = {
     **dict.fromkeys(("hidden_size", "hidden_dim"), _HIDDEN),
@@ -48,8 +48,7 @@ def adapt_called_with_ids(path: str, module: Any, weights: dict[str, Weight]) ->
         return False
     kept = _small(module, layout)
     difference = _difference(kept, _adapted(kept, layout), layout)
-    if not difference <= _TOLERANCE:
-        raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
+    require_same(difference, path, module, fix=WAY_OUT)
     layout(path, module, weights)
     return True
 
@@ -78,7 +77,7 @@ def _layout_of(module: Any) -> Layout | None:
 # ---------------------------------------------------------------------- layouts
 def _as_the_interface(path: str, module: Any, weights: dict[str, Weight]) -> None:
     """Step-3: `gate_up_proj` `[E, 2*I, H]` and `down_proj` `[E, H, I]`, with a gate of its own that may clamp."""
-    gate = identify(getattr(module, "_apply_gate", None) or _gate(module.act_fn), True, (module,))
+    gate = identify(getattr(module, "_apply_gate", None) or gate_of(module.act_fn), True, (module,))
     if gate is None:
         raise unknown_gate(path, module)
     place(path, module, "gate_up_proj", weights, partial(canonical_layout, gate=gate))
@@ -149,16 +148,8 @@ def _with_zero_experts_forward(self: Any, hidden_states: Tensor, top_k_index: Te
     return routed + (hidden_states * share).to(hidden_states.dtype)
 
 
-def _gate(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def gate(x: Tensor) -> Tensor:
-        first, up = x.chunk(2, dim=-1)
-        return function(first) * up
-
-    return gate
-
-
 def _activation(path: str, module: Any, function: Callable[[Tensor], Tensor]) -> Activation:
-    found = identify(_gate(function), True, (module,))
+    found = identify(gate_of(function), True, (module,))
     if found is None or found.order != "gate_up":
         raise unknown_gate(path, module)
     return found.activation
@@ -206,4 +197,4 @@ def _difference(module: Any, adapted: Any, layout: Layout) -> float:
     with torch.no_grad():
         given = (x[None], shares, shares, ids) if layout is _without_gate else (x, ids, shares)
         wanted, found = module(*given), adapted(*given)
-    return float((found - wanted).abs().max() / wanted.std())
+    return apart(found, wanted)

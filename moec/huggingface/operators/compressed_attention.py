@@ -10,7 +10,6 @@ It is used where it says what the module itself says, on a small copy, in calls 
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -20,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.errors import MoecError
 from moec.huggingface.operators.compressed_states import Rows, compressed_layer
+from moec.huggingface.operators.proven import apart, is_like, require_same, small_instance
 
 _CALL = ["hidden_states", "q_residual", "position_ids", "past_key_values", "layer_idx"]
 _PARTS = ("compress_rate", "head_dim", "kv_proj", "gate_proj", "position_bias", "kv_norm", "rotary_emb")
-_TOLERANCE = 1e-5
 _SMALL = {"hidden_size": 16, "q_lora_rank": 12, "index_n_heads": 3, "index_topk": 2}
 _MOST = 3  # tokens in a group of the small copy
 _CALLS = (1, 1, 7, 1, 2, 3, 6)
@@ -37,7 +35,7 @@ def adapt_compressed(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and does not compute what it does.
     """
-    found = {path: module for path, module in model.named_modules() if _is_compressor(module)}
+    found = {path: module for path, module in model.named_modules() if is_like(module, _PARTS, _CALL)}
     proven: set[type] = set()
     for path, module in found.items():
         if type(module) not in proven and not hasattr(module, "scorer"):  # an index is proven inside of its compressor
@@ -46,10 +44,6 @@ def adapt_compressed(model: nn.Module) -> int:
     for module in found.values():
         _adapt(module)
     return len(found)
-
-
-def _is_compressor(module: nn.Module) -> bool:
-    return all(hasattr(module, part) for part in _PARTS) and list(inspect.signature(module.forward).parameters) == _CALL
 
 
 def _kind(path: str, module: Any) -> str:
@@ -177,24 +171,18 @@ def _left_over(tokens: Tensor, total: int, rate: int) -> Tensor:
 # ---------------------------------------------------------------------- the proof
 def _prove(path: str, module: Any, kind: str) -> None:
     """Compare with the module's own forward on a small random instance of its class, call by call."""
-    config = deepcopy(module.rotary_emb.config)
-    for name, value in _SMALL.items():
-        setattr(config, name, value)
-    config.compress_rates = {name: min(rate, _MOST) for name, rate in config.compress_rates.items()}
-    config.layer_types, config.num_hidden_layers, config._attn_implementation = [kind], 1, "eager"
+    config = module.rotary_emb.config
+    rates = {name: min(rate, _MOST) for name, rate in config.compress_rates.items()}
+    sizes = _SMALL | {"compress_rates": rates, "layer_types": [kind], "num_hidden_layers": 1}
     generator = torch.Generator().manual_seed(0)
+    own = small_instance(module, config, sizes | {"_attn_implementation": "eager"}, generator)
     with torch.no_grad():
-        own = type(module)(config).float().eval()
-        for parameter in own.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         adapted = deepcopy(own)
         for inner in adapted.modules():
-            if _is_compressor(inner):
+            if is_like(inner, _PARTS, _CALL):
                 _adapt(inner)
-        difference = _difference(own, adapted, config, generator)
-    if not difference <= _TOLERANCE:
-        what = f"{type(module).__name__} does not compute what its parts suggest (relative difference {difference:.1e})"
-        raise MoecError("M206", what, path, "compile another model; report this one")
+        difference = _difference(own, adapted, own.rotary_emb.config, generator)
+    require_same(difference, path, module)
 
 
 def _difference(own: Any, adapted: Any, config: Any, generator: torch.Generator) -> float:
@@ -213,7 +201,7 @@ def _difference(own: Any, adapted: Any, config: Any, generator: torch.Generator)
         want, bias = own(hidden, query, places, theirs, 0)
         got, mask = adapted(hidden, query, places, ours, 0)
         bias = torch.zeros_like(mask) if bias is None else bias
-        if want.shape != got.shape or not torch.equal(bias, mask):
+        if not torch.equal(bias, mask):
             return float("inf")
-        worst = max(worst, float((got - want).abs().max() / want.std(correction=0)) if want.numel() else 0.0)
+        worst = max(worst, apart(got, want))
     return worst

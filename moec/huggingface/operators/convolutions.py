@@ -8,7 +8,6 @@ notes on what it gives out where the window ends.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -17,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from moec.errors import MoecError
 from moec.huggingface.operators.functions_of_file import functions_read, let_call
+from moec.huggingface.operators.proven import apart, require_proven
 
 PARTS = "moec_window"  # an attribute of a tensor [B, C, W + S]: the window [B, C, W] and the new tokens [B, C, S] in it
 _CALL = ["hidden_states", "weight", "bias", "activation"]  # and whatever fused kernels take
-_TOLERANCE = 1e-5
 _CHANNELS, _KERNEL = 6, 4
 _ACTIVATIONS = {None: False, "silu": True, "swish": True}
 
@@ -37,9 +35,8 @@ def use_moec_convolutions(model: nn.Module) -> int:
     found = 0
     for path, module in model.named_modules():
         functions = functions_read(module, lambda parameters: parameters[:4] == _CALL)
-        for function in functions.values():
-            _require_proven(path, module, inspect.unwrap(function))
         if functions:
+            require_proven(path, module, functions, _difference)
             let_call(module, functions, lambda own, arguments: partial(_convolved, own))
             found += 1
     return found
@@ -62,14 +59,6 @@ def _is_long_enough(window: Tensor, weight: Tensor) -> bool:
     return bool(window.shape[-1] >= weight.shape[1] - 1)
 
 
-def _require_proven(path: str, module: nn.Module, function: Callable[..., Tensor]) -> None:
-    difference = _difference(function)
-    if not difference <= _TOLERANCE:
-        what = f"{type(module).__name__} computes something else than its {function.__name__} suggests"
-        fix = "this version of transformers is not supported; report it"
-        raise MoecError("M206", f"{what} (relative difference {difference:.1e})", path, fix)
-
-
 @cache
 def _difference(function: Callable[..., Tensor]) -> float:
     """The largest difference on drawn numbers, over the spread: windows of several lengths, one token and many, with
@@ -87,4 +76,4 @@ def _error(function: Callable[..., Tensor], window: int, new: int, with_bias: bo
     weight, bias = make(_CHANNELS, _KERNEL), make(_CHANNELS) if with_bias else None
     want = function(torch.cat(parts, -1), weight, bias, activation)[..., -new:]
     got = torch.ops.moec.causal_conv(parts[1], parts[0], weight, bias, silu=_ACTIVATIONS[activation])
-    return float((want - got).abs().max() / want.std()) if want.shape == got.shape else float("inf")
+    return apart(got, want)

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.huggingface.operators.experts import refuse
+from moec.huggingface.operators.experts import WAY_OUT, refuse
 from moec.huggingface.operators.gate import identify
+from moec.huggingface.operators.proven import apart, require_same
 from moec.program.program import META
 from moec.weights import lazy
 from moec.weights.lazy import Weight
 
-_TOLERANCE = 1e-5
 _HIDDEN, _INNER, _BATCH, _LENGTH = 16, 12, 3, 11  # of the small copy
 _CAPACITY, _SHARE = 3, 0.12  # tokens an expert there, and as a share of all: some are dropped
 _MATRICES = (("w_in", 0, "weight"), ("w_out", 1, "weight"), ("b_in", 0, "bias"), ("b_out", 1, "bias"))
@@ -59,8 +59,7 @@ def adapt_dropping(path: str, module: Any, weights: dict[str, Weight]) -> None:
     if reason := _why_not(module):
         raise refuse(path, module, reason)
     rule, difference = _rule_of(module)
-    if not difference <= _TOLERANCE:
-        raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
+    require_same(difference, path, module, fix=WAY_OUT)
     _rewrite(path, module, weights, rule)
 
 
@@ -209,7 +208,7 @@ def _difference(small: Any, rule: _Rule) -> float:
     for given in ((x,), (x, padding)) if takes else ((x,),):
         with torch.no_grad():
             wanted, found = deepcopy(small)(*given), _rewritten(small, rule)(*given)
-        worst = max(worst, float((found - wanted).abs().max() / wanted.std()))
+        worst = max(worst, apart(found, wanted))
     return worst
 
 

@@ -18,7 +18,7 @@ from moec.program.program import META
 from moec.weights.lazy import Weight, rearranged, transpose
 
 IMPLEMENTATION = "moec"
-_WAY_OUT = "compile another model, or give moec the model as a .pt2 with the experts written in plain PyTorch"
+WAY_OUT = "compile another model, or give moec the model as a .pt2 with the experts written in plain PyTorch"
 
 
 def use_moec_experts(model: Any, weights: dict[str, Weight]) -> int:
@@ -53,7 +53,7 @@ def in_interface(module: nn.Module) -> bool:
 
 def refuse(path: str, module: nn.Module, reason: str) -> MoecError:
     """M206 for an experts module that cannot be converted."""
-    return MoecError("M206", f"{type(module).__name__} {reason}", path, _WAY_OUT)
+    return MoecError("M206", f"{type(module).__name__} {reason}", path, WAY_OUT)
 
 
 def unknown_gate(path: str, module: nn.Module) -> MoecError:

@@ -36,6 +36,16 @@ class Gate:
     order: Order = "gate_up"
 
 
+def gate_of(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The gate `[N, 2*I] -> [N, I]` whose first half goes through a function and multiplies the second."""
+
+    def gate(x: Tensor) -> Tensor:
+        first, up = x.chunk(2, dim=-1)
+        return function(first) * up
+
+    return gate
+
+
 def identify(function: Callable[[Tensor], Tensor], gated: bool, owners: tuple[Any, ...]) -> Gate | None:
     """The gate that agrees best with `function` on random values that reach the clamps, or None when none agrees.
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from moec.errors import MoecError
 from moec.huggingface.operators.arguments import refuse_others
+from moec.huggingface.operators.proven import UNSUPPORTED, apart, require_same
 
-_TOLERANCE = 1e-5
 _PARTS = {"qkv_proj", "out_proj", "output_gate", "norm", "act_fn"}
 _HEAD, _HIDDEN, _BLOCK = 6, 20, 4  # of the small copy
 _CUTS = ((0, 9), (9, 10), (10, 13))  # what the copy is fed: a prompt of blocks and a rest, a token, and three
@@ -31,10 +30,7 @@ def use_moec_lightning(model: nn.Module) -> int:
     """
     found = [(path, module) for path, module in model.named_modules() if _is_lightning(module)]
     for path, module in found:
-        difference = _difference(module)
-        if not difference <= _TOLERANCE:
-            what = f"{type(module).__name__} is not what its parts suggest (relative difference {difference:.1e})"
-            raise MoecError("M206", what, path, "this version of transformers is not supported; report it")
+        require_same(_difference(module), path, module, "is not what its parts suggest", UNSUPPORTED)
         module.forward = MethodType(_forward, module)
     return len(found)
 
@@ -101,7 +97,7 @@ def _difference_of(small: Any) -> float:
                 each(x[:, start:end], past_key_values=cache, **given)
                 for each, cache in zip((small, other), caches, strict=True)
             ]
-        worst = max(worst, *(float((b - a).abs().max() / a.std()) for a, b in zip(*pairs, strict=True)))
+        worst = max(worst, *(apart(got, want) for want, got in zip(*pairs, strict=True)))
     return worst
 
 

@@ -7,7 +7,6 @@ taken for one of them by its parameters, and proven on drawn numbers before it i
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from moec.errors import MoecError
 from moec.huggingface.operators.arguments import refuse_others
 from moec.huggingface.operators.functions_of_file import functions_read, let_call
+from moec.huggingface.operators.proven import apart, require_proven
 
 _CALL = {"query", "key", "value", "g", "beta", "initial_state", "output_final_state", "use_qk_l2norm_in_kernel"}
 _EPSILON = 1e-6  # of flash-linear-attention's norm, which transformers' functions follow
-_TOLERANCE = 1e-5
 _HEADS, _SIZE, _VALUE = 2, 8, 6
 
 
@@ -37,7 +35,7 @@ def use_moec_linear_attention(model: nn.Module) -> int:
     for path, module in model.named_modules():
         functions = functions_read(module, lambda parameters: set(parameters) >= _CALL)
         if functions:
-            require_proven(path, module, list(functions.values()))
+            require_proven(path, module, functions, _difference)
             let_call(module, functions, _told_of_padding)
             found += 1
     return found
@@ -81,16 +79,6 @@ def recurrence(
 
 
 # ---------------------------------------------------------------------- proof
-def require_proven(path: str, module: nn.Module, functions: list[Callable[..., Any]]) -> None:
-    """Raise M206 unless `recurrence` gives what each of these functions gives."""
-    for function in functions:
-        difference = _difference(inspect.unwrap(function))
-        if not difference <= _TOLERANCE:
-            what = f"{type(module).__name__} computes something else than its {function.__name__} suggests"
-            fix = "this version of transformers is not supported; report it"
-            raise MoecError("M206", f"{what} (relative difference {difference:.1e})", path, fix)
-
-
 @cache
 def _difference(function: Callable[..., Any]) -> float:
     """The largest difference on drawn numbers, over the spread: with a state and without, over chunks' ends, with norms
@@ -109,8 +97,7 @@ def _errors(function: Callable[..., Any], by_channel: bool) -> Iterator[float]:
             yield float("inf")
             return
         for want, got in zip(wanted, recurrence(**given, output_final_state=True), strict=True):
-            same = got is not None and want.shape == got.shape
-            yield float((want - got).abs().max() / want.std()) if same else float("inf")
+            yield apart(got, want)
 
 
 def _drawn(length: int, by_channel: bool) -> dict[str, Any]:

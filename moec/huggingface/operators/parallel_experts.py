@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moec.huggingface.operators.experts import refuse
-from moec.huggingface.operators.gate import identify
+from moec.huggingface.operators.experts import WAY_OUT, refuse
+from moec.huggingface.operators.gate import gate_of, identify
+from moec.huggingface.operators.proven import apart, require_same
 
-_TOLERANCE = 1e-5
 _HIDDEN, _INNER = 16, 12  # of the small copy
 _PARTS = {"input_linear.weight", "output_linear.weight", "router.layer.weight", "bias"}
 
@@ -41,9 +41,7 @@ def adapt_parallel(path: str, module: Any) -> None:
     _rewrite(path, rewritten)
     with torch.no_grad():
         pairs = list(zip(_results(small), _results(rewritten), strict=True))
-    difference = max(float((found - wanted).abs().max() / wanted.std()) for wanted, found in pairs)
-    if not difference <= _TOLERANCE:
-        raise refuse(path, module, f"does not compute what its parts suggest (relative difference {difference:.1e})")
+    require_same(max(apart(found, wanted) for wanted, found in pairs), path, module, fix=WAY_OUT)
     _rewrite(path, module)
 
 
@@ -56,12 +54,7 @@ def _rewrite(path: str, module: Any) -> None:
         module.map, module.reduce = MethodType(_map, module), MethodType(_reduce, module)
         return
 
-    def gate(x: Tensor) -> Tensor:
-        first, up = x.chunk(2, dim=-1)
-        result: Tensor = module.activation(first) * up
-        return result
-
-    found = identify(gate, True, (module,))
+    found = identify(gate_of(module.activation), True, (module,))
     if found is None or found.order != "gate_up":
         raise refuse(path, module, "has a gate that is none of those that moec knows")
     module._moec_activation = found.activation

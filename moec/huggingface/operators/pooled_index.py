@@ -9,7 +9,6 @@ It is used where it says what the module itself says, on a small copy, with padd
 
 from __future__ import annotations
 
-import inspect
 from copy import deepcopy
 from types import MethodType
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.errors import MoecError
+from moec.huggingface.operators.proven import is_like, require_choice, small_instance
 
 _CALL = ["hidden_states", "q_resid", "attention_mask", "past_key_values"]
 _PARTS = ("index_kpool", "index_kpool_compress_ape", "index_kpool_compress_gate", "get_pooled_states", "head_dim")
@@ -38,18 +37,12 @@ def adapt_pooled_index(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and chooses other tokens.
     """
-    found = {path: module for path, module in model.named_modules() if _is_index(module)}
+    found = {path: module for path, module in model.named_modules() if is_like(module, _PARTS, _CALL)}
     for path, module in found.items():
-        if not _chooses_the_same(module):
-            what = f"{type(module).__name__} does not choose the tokens that its parts suggest"
-            raise MoecError("M206", what, path, "compile another model; report this one")
+        require_choice(_chooses_the_same(module), path, module, "tokens")
     for module in found.values():
         module.get_pooled_states = MethodType(_all_pools, module)
     return len(found)
-
-
-def _is_index(module: nn.Module) -> bool:
-    return all(hasattr(module, part) for part in _PARTS) and list(inspect.signature(module.forward).parameters) == _CALL
 
 
 def _all_pools(self: Any, packed_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -70,14 +63,9 @@ def _all_pools(self: Any, packed_states: Tensor) -> tuple[Tensor, Tensor, Tensor
 # ---------------------------------------------------------------------- the proof
 def _chooses_the_same(module: Any) -> bool:
     """Whether a small random instance of its class chooses the same tokens."""
-    config = deepcopy(module.config)
-    for name, value in _SMALL.items():
-        setattr(config, name, value)
     generator = torch.Generator().manual_seed(0)
+    own = small_instance(module, module.config, _SMALL, generator, 0)
     with torch.no_grad():
-        own = type(module)(config, 0).float().eval()
-        for parameter in own.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
         adapted = deepcopy(own)
         adapted.get_pooled_states = MethodType(_all_pools, adapted)
         return all(_agree(own, adapted, length, generator) for length in _LENGTHS)

@@ -19,10 +19,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from moec.errors import MoecError
 from moec.huggingface.operators.arguments import refuse_others
+from moec.huggingface.operators.proven import UNSUPPORTED, apart, require_same
 
-_TOLERANCE = 1e-5
 _NO_LIMIT = (0.0, float("inf"))  # of a step
 Results = tuple[Tensor, Tensor]
 
@@ -38,9 +37,7 @@ def use_moec_scans(model: nn.Module) -> int:
     for path, module, name, scan in found:
         with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
             difference = _DIFFERENCES[name](scan)
-        if not difference <= _TOLERANCE:
-            what = f"{type(module).__name__} has another scan than its name says (relative difference {difference:.1e})"
-            raise MoecError("M206", what, path, "this version of transformers is not supported; report it")
+        require_same(difference, path, module, "has another scan than its name says", UNSUPPORTED)
         module.forward = MethodType(partial(_forward, name, _own_forward(module)), module)
     return len(found)
 
@@ -188,4 +185,4 @@ def _drawing() -> Callable[..., Tensor]:
 
 
 def _apart(found: Any, wanted: Any) -> float:
-    return max(float((f - w).abs().max() / w.std()) for f, w in zip(found, wanted, strict=True))
+    return max(apart(f, w) for f, w in zip(found, wanted, strict=True))

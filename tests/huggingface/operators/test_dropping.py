@@ -117,7 +117,9 @@ def test_experts_that_no_token_reaches_are_told(monkeypatch: pytest.MonkeyPatch)
 )
 def test_options_are_followed(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nllb_code.NllbMoeExperts, "forward", as_published)
-    adapted(block(**options))
+    module = block(**options)
+    adapted(module)  # raises where no rule gives what the block gives
+    assert module.experts.w_in.shape[0] == 4 and not reads_two_experts_only(block(**options))
 
 
 @pytest.mark.parametrize(
