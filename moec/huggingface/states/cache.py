@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, pa
 from moec.program.program import META, Input
 from moec.program.signature import PER
 
-_WAY_OUT = "compile its forward alone with --no-cache"
+WAY_OUT = "compile its forward alone with --no-cache"
 _CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
 _TOKENS = 3  # of the run that shows which states there are
 
@@ -46,24 +47,35 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
     cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
     found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
     if not found:
-        raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", _WAY_OUT)
+        raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", WAY_OUT)
     return tuple(found)
 
 
 def _filled_cache(model: Any) -> Any:
     cache = _empty_cache(model)
     ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
+    with filling(model, "a cache"), _AllOnes():
+        name = _CACHE if _CACHE in inspect.signature(model.forward).parameters else _STATES
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache})
+    return cache
+
+
+@contextmanager
+def filling(model: Any, cache: str) -> Iterator[None]:
+    """Around a run without values that fills a cache; `cache` is what an error calls it.
+
+    Raises:
+        MoecError: M206 where the model does not run with it; what moec itself says of the model is left as it is.
+    """
     try:
-        with torch.no_grad(), _AllOnes():
-            name = _CACHE if _CACHE in inspect.signature(model.forward).parameters else _STATES
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache})
+        with torch.no_grad():
+            yield
     except MoecError:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200]
-        what = f"{type(model).__name__} does not run with a cache: {reason}"
-        raise MoecError("M206", what, "past_key_values", _WAY_OUT) from error
-    return cache
+        what = f"{type(model).__name__} does not run with {cache}: {reason}"
+        raise MoecError("M206", what, "past_key_values", WAY_OUT) from error
 
 
 def _empty_cache(model: Any) -> Any:
@@ -107,10 +119,10 @@ def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]
     if is_of_a_model(layer) and (unknown or type(layer) not in own):
         kind = ".".join(filter(None, (type(layer).__name__, unknown)))
         what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
-        raise MoecError("M206", what, f"layer {number}", _WAY_OUT)
+        raise MoecError("M206", what, f"layer {number}", WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
-        raise MoecError("M206", f"{name} caches something else than keys and values", f"layer {number}", _WAY_OUT)
+        raise MoecError("M206", f"{name} caches something else than keys and values", f"layer {number}", WAY_OUT)
     return [
         Input(past_name(number, what), value.dtype, _dimensions(value, kind))
         for what, (value, kind) in found.items()
@@ -173,7 +185,7 @@ def cached_call(
             value = held_by(cache.layers[number]).get(what)
             if value is None:  # the state before the call would be a wrong answer
                 what = f"layer {number} of its cache no longer holds its {what} after a call"
-                raise MoecError("M206", what, spec.name, _WAY_OUT)
+                raise MoecError("M206", what, spec.name, WAY_OUT)
             present[present_name(spec.name)] = value.to(past[spec.name].dtype)
         return {LOGITS: output.logits, **present}
 

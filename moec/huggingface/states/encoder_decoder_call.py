@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moec.errors import MoecError
+from moec.huggingface.states.cache import WAY_OUT, filling
 from moec.huggingface.states.functional_cache import functional_cache
 from moec.program.decoder_signature import (
     LOGITS,
@@ -25,7 +26,6 @@ from moec.program.decoder_signature import (
 from moec.program.encoder_decoder import DECODER, DECODER_IDS, ENCODER, LAST, cross_names, is_cross
 from moec.program.signature import Input
 
-WAY_OUT = "compile its forward alone with --no-cache"
 KEY_VALUE_STATES = "key_value_states"  # what transformers' cross-attention makes keys and values of
 
 
@@ -88,15 +88,8 @@ def found_caches(model: Any, states: Tensor) -> tuple[Input, ...]:
 
     kind, cache = type(model).__name__, EncoderDecoderCache(DynamicCache(), DynamicCache())
     ids = torch.zeros((states.shape[0], 3), dtype=torch.int64, device=states.device)
-    try:
-        with torch.no_grad():
-            _forward(model.forward, ids, states, None, cache)
-    except MoecError:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        what = f"{kind} does not run with a cache of keys and values: {reason}"
-        raise MoecError("M206", what, "past_key_values", WAY_OUT) from error
+    with filling(model, "a cache of keys and values"):
+        _forward(model.forward, ids, states, None, cache)
     found: list[Input] = []
     for number in range(len(cache.self_attention_cache.layers)):
         for whose, dimension, length, one in (
