@@ -9,45 +9,35 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tests.zoo import _MLA, _TEXT, randomize
+from tests.zoo import _GROUPED, _MLA, _TEXT, randomize
 
 if TYPE_CHECKING:
     from moec.huggingface.source import HuggingFaceSource
 
-_MOE: dict[str, Any] = {
-    "intermediate_size": 56,
-    "moe_intermediate_size": 24,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 3,
-    "n_shared_experts": 1,
-    "n_group": 4,
-    "topk_group": 2,
-    "routed_scaling_factor": 2.5,
-}
 _INDEX: dict[str, Any] = {"index_topk": 6, "index_head_dim": 16, "index_n_heads": 8, "first_k_dense_replace": 1}
 # windows of Dots 3 have sizes of their own
 _DOTS = {f"swa_{k}": v for k, v in {**_MLA, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 20}.items()}
 
 # name -> (config class, model class, what differs from _TEXT)
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "deepseek_v32": ("DeepseekV32Config", "DeepseekV32ForCausalLM", {**_MLA, **_MOE, **_INDEX, "head_dim": 8}),
+    "deepseek_v32": ("DeepseekV32Config", "DeepseekV32ForCausalLM", {**_MLA, **_GROUPED, **_INDEX, "head_dim": 8}),
     "glm_moe_dsa": (
         "GlmMoeDsaConfig",
         "GlmMoeDsaForCausalLM",
-        {**_MLA, **_MOE, **_INDEX, "head_dim": 8, "indexer_types": ["full", "shared"]},
+        {**_MLA, **_GROUPED, **_INDEX, "head_dim": 8, "indexer_types": ["full", "shared"]},
     ),
-    "axk2": ("AXK2Config", "AXK2ForCausalLM", {**_MLA, **_MOE, **_INDEX, "gated_norm_rank": 4}),
+    "axk2": ("AXK2Config", "AXK2ForCausalLM", {**_MLA, **_GROUPED, **_INDEX, "gated_norm_rank": 4}),
     "hy_v4": (
         "HYV4Config",
         "HYV4ForCausalLM",
-        {**_MLA, **_MOE, **_INDEX, "n_group": 1, "topk_group": 1, "hc_mult": 2, "swiglu_limit": 1.0},
+        {**_MLA, **_GROUPED, **_INDEX, "n_group": 1, "topk_group": 1, "hc_mult": 2, "swiglu_limit": 1.0},
     ),
     "dots3_note": (
         "Dots3NoteTextConfig",
         "Dots3NoteForCausalLM",
         {
             **_MLA,
-            **_MOE,
+            **_GROUPED,
             **_INDEX,
             **_DOTS,
             "sliding_window": 5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from moec import api
 from moec.backends.onnxruntime.session import continuation
 from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation
 from moec.backends.onnxruntime.session.on_device import DeviceContinuation
-from moec.execution.engine import Engine
 from moec.execution.generation import TensorContinuation, pad
 from moec.program.decoder_signature import fixed_inputs
 from moec.proof.cache_consistency import IN_TURNS, PADDED, SIZES, check_consistency
 from moec.proof.compare import Tolerance
+from tests.changed import Changed
 from tests.execution.test_generation import NEW, prompts, reference, talkative, text, ties
 from tests.layouts.test_genai import expected, generate
 from tests.proving import cache
@@ -97,27 +96,12 @@ def test_every_form_of_a_text_that_is_written_carries_it(
         assert (torch.from_numpy(found) - want[:, done - 1]).abs().max() < 1e-4 * want.std()
 
 
-class Spoiled(Engine):
-    """The engine with a state that is lost, or that another row has."""
-
-    def __init__(self, engine: Engine, how: str) -> None:
-        self.name, self.inputs, self.outputs, self.engine, self.how = (
-            "spoiled",
-            engine.inputs,
-            engine.outputs,
-            engine,
-            how,
-        )
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        state = inputs[STATE] * 0 if self.how == "lost" else inputs[STATE].roll(1, 0)
-        return self.engine.run({**inputs, STATE: state})
-
-
 @pytest.mark.parametrize("how", ["lost", "another's"])
 def test_a_wrong_state_is_found(engine: Any, sample: dict[str, Tensor], how: str) -> None:
     assert check_consistency(engine, sample, Tolerance(1e-3)).ok
-    found = check_consistency(Spoiled(engine, how), sample, Tolerance(1e-3))
+    spoil = {"lost": lambda state: state * 0, "another's": lambda state: state.roll(1, 0)}[how]
+    spoiled = Changed(engine, lambda given: given | {STATE: spoil(given[STATE])})
+    found = check_consistency(spoiled, sample, Tolerance(1e-3))
     assert len(found.failed) == len(found.ways) and found.error() is not None
 
 

@@ -37,6 +37,17 @@ _MLA: dict[str, Any] = {
     "v_head_dim": 10,
 }
 
+_GROUPED: dict[str, Any] = {  # DeepSeek's experts in groups
+    "intermediate_size": 56,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 2.5,
+}
+
 # name -> (config class, model class, what differs from _TEXT)
 _MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": (
@@ -89,15 +100,8 @@ _MOE: dict[str, tuple[str, str, dict[str, Any]]] = {
         "DeepseekV3ForCausalLM",
         {
             **_MLA,
-            "intermediate_size": 56,
-            "moe_intermediate_size": 24,
+            **_GROUPED,
             "first_k_dense_replace": 1,
-            "n_routed_experts": 8,
-            "num_experts_per_tok": 3,
-            "n_shared_experts": 1,
-            "n_group": 4,
-            "topk_group": 2,
-            "routed_scaling_factor": 2.5,
         },
     ),
     "gpt_oss": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -39,16 +39,20 @@ FAMILIES = {
 }  # fmt: skip
 REPEATED = "qwen3", "phi3", "llama, upcycled", "glm4_moe"  # another's cache and attention
 NEW = 64
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def talkative(name: str) -> nn.Module:
-    """A model of the zoo with larger weights behind a smaller embedding: its greedy texts have dozens of different
-    tokens, not two."""
-    model = build(name)
+    return varied(build(name))
+
+
+def varied(model: Model, embedding: float = 0.1, others: float = 3.0, but: Sequence[str] = ("lm_head",)) -> Model:
+    """The model with larger weights behind a smaller embedding, in place: its greedy texts have dozens of different
+    tokens, not two. `but`: parts of the names of weights that stay."""
     with torch.no_grad():
         for weight, value in model.named_parameters():
-            if value.dim() > 1 and "lm_head" not in weight:
-                value.mul_(0.1 if "embed" in weight else 3.0)
+            if value.dim() > 1 and not any(part in weight for part in but):
+                value.mul_(embedding if "embed" in weight else others)
     return model
 
 

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from moec.execution.generation import pad
-from tests.execution.test_generation import built, prompts, reference, text, ties
+from tests.execution.test_generation import built, prompts, reference, text, ties, varied
 from tests.scanning_models import scanning_model
 
 FAMILIES = ("jamba", "granite", "nemotron", "minimax")
-
-
-def talkative(name: str) -> Any:
-    """The model with larger weights behind a smaller embedding, see `test_generation`."""
-    model = scanning_model(name)
-    with torch.no_grad():
-        for weight, value in model.named_parameters():
-            if value.dim() > 1 and "A_log" not in weight and "lm_head" not in weight:
-                value.mul_(0.3 if "embed" in weight else 2.0)
-    return model
 
 
 @pytest.mark.slow
 @pytest.mark.repeats
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_equals_transformers(family: str, tmp_path: Path) -> None:
-    model = talkative(family)
+    model = varied(scanning_model(family), embedding=0.3, others=2.0, but=("A_log", "lm_head"))
     engine = built(model, "", tmp_path)
     alone = torch.tensor(prompts(9))
     want, logits = reference(model, alone, torch.ones_like(alone))

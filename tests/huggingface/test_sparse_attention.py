@@ -7,33 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moec.execution.engine import EagerEngine, Engine
 from moec.execution.generation import pad
 from moec.program.decoder_signature import cache_inputs, present_name
 from moec.proof.chosen_keys import key_choices
 from moec.proof.decided_tokens import NOISE, look
-from tests.execution.test_generation import built, prompts, reference, text, ties
+from tests.execution.test_generation import built, prompts, reference, text, ties, varied
 from tests.sparse_models import MODELS, build, source
 
 FIRST = "deepseek_v32"
 
 
-def talkative(name: str) -> nn.Module:
-    """With larger weights behind a smaller embedding, so that texts have many different tokens."""
-    model = build(name)
-    with torch.no_grad():
-        for weight, value in model.named_parameters():
-            if value.dim() > 1 and "lm_head" not in weight and ".hc_" not in weight and "_hc." not in weight:
-                value.mul_(0.1 if "embed" in weight else 2.0)
-    return model
-
-
 @pytest.mark.repeats
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_texts_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    model = talkative(name)
+    model = varied(build(name), others=2.0, but=("lm_head", ".hc_", "_hc."))
     engine = built(model, "", tmp_path)
     ids, mask = pad(prompts(9, 4, 13))
     for rows in (slice(2, 3), slice(0, 3)):

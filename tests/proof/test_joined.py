@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,18 +20,7 @@ from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
 from moec.proof.joined import joint_tolerance, prove_joined
 from moec.proof.verification import Verification
-
-
-class Changed(Engine):
-    """An engine whose inputs are changed before it sees them."""
-
-    def __init__(self, engine: Engine, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
-        self.name, self.inputs, self.outputs = engine.name, engine.inputs, engine.outputs
-        self._engine, self._change = engine, change
-
-    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self._engine(**self._change(dict(inputs)))
-        return found
+from tests.changed import Changed
 
 
 @pytest.fixture(scope="module")
