@@ -53,9 +53,3 @@ def mean_rows(w_in: Tensor, groups: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The mean of the experts' rows of the first matrix, without a bias (MoEfication, arXiv 2110.01786; ExpertWeaver,
     arXiv 2602.15521)."""
     return torch.stack([w_in[group].float().mean(0) for group in groups]), torch.zeros(len(groups))
-
-
-def best(norms: Tensor, count: int) -> Tensor:
-    """bool `[T, E]`: the `count` experts of each token with the largest values `[T, E]`."""
-    chosen = norms.topk(count, dim=1).indices
-    return torch.zeros(norms.shape, dtype=torch.bool).scatter_(1, chosen, True)

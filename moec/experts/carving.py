@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moec.dialect import Activation
-from moec.experts.carved_router import ALWAYS, best, contributions, mean_rows, ridge
+from moec.experts.carved_router import ALWAYS, contributions, mean_rows, ridge
 from moec.experts.neuron_groups import clusters, features, worth
+from moec.experts.router_fit import best_experts
 
 MOST_TOKENS = 16384  # that a layer is fitted to; more change little
 _HELD_OUT = 8  # one token in so many judges what the others made
@@ -154,7 +155,7 @@ class Cut:
     # ------------------------------------------------------------------ what comes of it
     def at(self, active: int) -> Carved:
         """The network with so many experts a token."""
-        chosen = best(F.linear(self._x, self.router, self.bias), active)
+        chosen = best_experts(F.linear(self._x, self.router, self.bias), active)
         absent = self._absent(chosen) if self.how.compensate and active < self.how.experts else None
         absent = torch.zeros_like(self.router) if absent is None else absent
         errors = self._errors(active, absent)
@@ -180,7 +181,7 @@ class Cut:
     def _errors(self, active: int, absent: Tensor) -> Errors:
         hidden, logits, norms = self._held_out
         whole = float(self._outputs(hidden).square().sum()) or 1.0
-        chosen, ideal = best(logits, active), best(norms, active)
+        chosen, ideal = best_experts(logits, active), best_experts(norms, active)
         loads = chosen[:, self.how.shared :].sum(0).float()
         return Errors(
             float(self._missing(hidden, chosen, absent).square().sum()) / whole,
