@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from moec.huggingface.reading.loaded import Loaded
 from moec.huggingface.reading.peft_adapter import unwrapped
 from moec.huggingface.reading.quantized import keep_packed
 from moec.huggingface.reading.returned import original_of, watched
-from moec.huggingface.retried import Retried
+from moec.huggingface.retried import captured_somehow, explained, without_cache
 from moec.huggingface.shape import shape_of
 from moec.huggingface.states.cache import cache_signature, has_cache
 from moec.huggingface.states.encoder_decoder import has_parts, keep_to_states, whole_inputs
@@ -64,12 +64,13 @@ def open_source(
         MoecError: M204 no such model, M205 broken weights, M206 unknown architecture, M209 code or pickles without
             permission.
     """
-    wanted = LeaveOut(leave_out)
-    origin = ModelFolder(text, trust_remote_code, allow_pickle, wanted)
-    return HuggingFaceSource(text, origin, cache, wanted, part=part)
+    opening = Opening(
+        trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, cache=cache, leave_out=leave_out, part=part
+    )
+    return HuggingFaceSource.open(text, opening)
 
 
-class HuggingFaceSource(Retried):
+class HuggingFaceSource(Source):
     """A model of the transformers library."""
 
     leaves_out = True
@@ -160,19 +161,14 @@ class HuggingFaceSource(Retried):
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
-    def signature(self) -> Signature:  # type: ignore[override]
+    def signature(self) -> Signature:
         """Inputs and their domains; those of a cache are found by a run on the meta device."""
-        try:
+        with explained(self._refusal):
             if self.part:
                 return part_signature(capturable(self.origin, torch.float32, own_attention=True)[0], self.part)
             caches = (
                 cache_signature(capturable(self.origin, torch.float32, self._own_attention)[0]) if self._cache else ()
             )
-        except MoecError as error:
-            better = self._refusal(error)
-            if better is error:
-                raise
-            raise better from error
         return self._asked.signature(caches)
 
     def parts(self) -> dict[str, Source]:
@@ -247,7 +243,31 @@ class HuggingFaceSource(Retried):
     def read_facts(cls, folder: Path, text: str, inputs: Sequence[Input]) -> ModelFacts | None:
         return text_facts(folder, text, inputs)
 
-    def _capture(self, dtype: torch.dtype, attention: str = "", device: str = "") -> Program:
+    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
+        """The model as a Program, its experts as `moec::experts`.
+
+        Raises:
+            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
+                cannot take.
+        """
+        with explained(self._refusal):
+            return captured_somehow(partial(self._capture, dtype), not self._cache)
+
+    def _refusal(self, error: MoecError) -> MoecError:
+        """A refusal with a way out that was tried. Each is explained once: what explains it captures, too."""
+        if error.code not in ("M206", "M207") or error is self._explained:
+            return error
+        other = partial(HuggingFaceSource, self.text, self.origin, False, self._leave_out)
+        if self._cache or self.part:
+            self._explained = without_cache(error, lambda: other(self._given).capture())
+        else:
+            self._explained = self._asked.with_values(error, self.signature, lambda given: other(given).capture())
+        return self._explained
+
+    def _capture(
+        self, dtype: torch.dtype, attention: str = "", device: str = "", own_attention: bool = False
+    ) -> Program:
+        self._own_attention = self._own_attention or own_attention
         device = device or ("cpu" if self.signature.fixed else "meta")  # what has values meets no tensor without
         model, weights = capturable(self.origin, dtype, self._own_attention)
         if attention:
@@ -257,17 +277,12 @@ class HuggingFaceSource(Retried):
         if device != "meta":
             model.to_empty(device=device)  # address space only: torch.export never touches the values
         sample = {k: v.to(dtype) if v.is_floating_point() else v for k, v in self.sample(self._capture_sizes).items()}
-        try:
+        with explained(lambda error: explain(model, error) or error):
             program, self.recalled_from = captured(
                 self.origin, model, weights, sample, self.signature.dynamic(), self.text, kinds,
                 dtype, self._own_attention, attention, device, self.inputs,
                 {name: value.tolist() for name, value in self.signature.fixed.items()},
             )  # fmt: skip
-        except MoecError as error:
-            better = explain(model, error)
-            if better is None:
-                raise
-            raise better from error
         origin = None if self.part else self.origin
         if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
             self._unread = unread_tensors(origin.checkpoint.weights, program)

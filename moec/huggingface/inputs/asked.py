@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from moec.errors import MoecError
-from moec.frontend.export import Dynamic
+from moec.frontend.from_exported import Dynamic
 from moec.frontend.refusals import say_inputs
 from moec.frontend.source import Domain
 from moec.huggingface.inputs.arguments import FEATURES, takes_media

@@ -260,7 +260,7 @@ def results(output: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _features(output: Mapping[str, Any]) -> dict[str, Tensor]:
     """The features of images, of each by itself: where there are several, a number stands behind the name."""
-    from moec.frontend.export import named_outputs
+    from moec.frontend.from_exported import named_outputs
 
     return {name: value for name, value in named_outputs(dict(output)).items() if "attentions" not in name}
 
