@@ -16,9 +16,10 @@ from moec.program.moe_call import EXPERTS, MOE, moe_nodes
 from moec.program.program import Program
 from moec.program.provenance import module_path
 from moec.program.signature import Sample
+from moec.proof.chosen_experts import hanging
 from moec.proof.chosen_keys import hanging_choice, key_choices
 from moec.proof.climb import nearness
-from moec.proof.decided_tokens import NOISE, compared_tokens, hanging
+from moec.proof.decided_tokens import NOISE, compared_tokens
 from moec.proof.reach import BY_HAND, Block, Reach, hand_written
 from moec.recognition.hand_written import find_hand_written
 

@@ -15,8 +15,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx
 
-from moec.dialect import Capacity, Routing, route_reference
-from moec.dialect.capacity import places_of
 from moec.errors import MoecError
 from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
@@ -25,6 +23,7 @@ from moec.program.decoder_signature import IDS, MASK, cache_inputs, growth, in_r
 from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.program.signature import Input, converted
+from moec.proof.chosen_experts import hanging
 from moec.proof.chosen_keys import hanging_choice
 from moec.proof.later_mixing import mixes_after
 
@@ -41,52 +40,6 @@ LEAST = 0.1
 def is_half(precision: torch.dtype | None) -> TypeGuard[torch.dtype]:
     """Whether an engine that computes in this dtype is proven by the tokens whose experts are decided."""
     return precision in (torch.float16, torch.bfloat16)
-
-
-def hanging(
-    logits: Tensor,
-    bias: Tensor | None,
-    rule: Routing,
-    noise: float,
-    room: Capacity | None = None,
-    spoiled: Tensor | None = None,
-) -> Tensor:
-    """Which tokens choose other experts when their logits change by `noise` of the largest, in the worst direction:
-    bool `[...]`. With a capacity also those that may be dropped, or kept, when others choose otherwise; and where first
-    choices are in line before second ones, those whose choices change their order.
-
-    Args:
-        logits: `[..., E]`. bias: `[E]` or None, for the selection. rule: how experts are chosen.
-        room: how many choices each takes.
-        spoiled: bool `[...]`, tokens that may choose anything, since they saw a token that an earlier block left open.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    ids = route_reference(logits, bias, rule)[1]
-    step, count = noise * logits.abs().amax(-1, keepdim=True), ids.shape[-1]
-    found = torch.zeros(logits.shape[:-1], dtype=torch.bool)
-    for first in range(1 if room is not None and room.order == "choices" else count, count + 1):
-        chosen = _mask(logits, ids[..., :first])
-        moved = route_reference(torch.where(chosen, logits - step, logits + step), bias, rule)[1]
-        found |= (_mask(logits, moved[..., :first]) != chosen).any(-1)
-    if room is None:
-        return found
-    return found | _pushed(found if spoiled is None else found | spoiled, ids, logits, room)
-
-
-def _pushed(found: Tensor, ids: Tensor, logits: Tensor, room: Capacity) -> Tensor:
-    """Which tokens stand so near to the end of an expert's capacity that these, choosing otherwise, decide of them,
-    wherever in the line they are."""
-    if ids.dim() == 1:
-        return torch.zeros_like(found)
-    away = places_of(ids, logits.shape[-1], room.counted, room.order) - room.limit  # from 1 on a choice is dropped
-    moving = found if room.counted is None else found & room.counted
-    count = moving.sum(-1)[..., None, None]  # each moves a place by one at most
-    near = ((away > -count) & (away <= count)).any(-1)
-    return near if room.counted is None else near & room.counted
-
-
-def _mask(logits: Tensor, ids: Tensor) -> Tensor:
-    return torch.zeros(logits.shape, dtype=torch.bool).scatter(-1, ids, True)
 
 
 @dataclass(frozen=True)

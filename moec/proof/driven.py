@@ -19,9 +19,10 @@ from moec.execution.trace import trace
 from moec.program.moe_call import MOE, MoeCall
 from moec.program.program import Program
 from moec.program.signature import Sample, converted
+from moec.proof.chosen_experts import hanging
 from moec.proof.compare import Tolerance
 from moec.proof.coverage import Coverage, ExpertLoad, strong
-from moec.proof.decided_tokens import NOISE, hanging, is_half
+from moec.proof.decided_tokens import NOISE, is_half
 
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)  # of a row, against those of a text
 _EACH = 4  # rows an expert: no two alike
