@@ -20,7 +20,7 @@ from moec.compiler.programs import capture, inspect
 from moec.compiler.prove_again import Question, bisect_engine, prove_again
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling
-from moec.frontend.export import Dynamic
+from moec.frontend.from_exported import Dynamic
 from moec.frontend.samples import specs_of
 from moec.frontend.source import Source
 from moec.layouts import model_folder

@@ -76,6 +76,7 @@ THROUGH = {
     "moec/huggingface/operators/capturable.py": "tests/huggingface/test_source.py",
     "moec/huggingface/parts.py": "tests/huggingface/test_shape.py",
     "moec/huggingface/reading/returned.py": "tests/compiler/test_programs.py",
+    "moec/frontend/from_exported.py": "tests/frontend/test_export.py",
     "moec/frontend/seen_routing.py": "tests/frontend/test_loops_over_experts.py",
     "moec/recognition/hand_written_experts.py": "tests/recognition/test_hand_written_mixtures.py",
     "moec/recognition/hand_written_region.py": "tests/recognition/test_hand_written_mixtures.py",

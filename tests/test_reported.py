@@ -10,7 +10,7 @@ import torch
 
 import moec
 from moec.errors import MoecError
-from moec.frontend.export import named_outputs
+from moec.frontend.from_exported import named_outputs
 from tests.reported import CASES
 
 TOLERANCE = 1e-3  # max |d| / std, float32

@@ -12,7 +12,7 @@ import torch
 import moec
 from moec.compiler.open import open_source
 from moec.errors import MoecError
-from moec.frontend.export import named_outputs
+from moec.frontend.from_exported import named_outputs
 from moec.huggingface.source import HuggingFaceSource
 from tests.reported import spread
 from tests.seen_and_heard import EYES, SEEN, VISION_LANGUAGE

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from moec import registry
 from moec.errors import MoecError
 from moec.frontend.account import FLAG
-from moec.frontend.export import Dynamic
+from moec.frontend.from_exported import Dynamic
 from moec.frontend.source import Opening, Source
 from moec.program.decoder_signature import PAST
 from moec.registry import nearest

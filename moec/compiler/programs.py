@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moec.compiler.open import open_source
-from moec.frontend.export import Dynamic, named_inputs
+from moec.frontend.export import named_inputs
+from moec.frontend.from_exported import Dynamic
 from moec.frontend.source import Source
 from moec.program.program import Program
 from moec.report.inspection import Inspection, inspect_program

@@ -20,8 +20,9 @@ from moec.execution.eager_anew import EagerAnew
 from moec.execution.engine import Engine
 from moec.files.regular import file_hash
 from moec.frontend.dimensions import are_least_sizes, enlarged
-from moec.frontend.export import Dynamic, capture, from_exported, named_outputs
+from moec.frontend.export import capture
 from moec.frontend.exported_file import load_exported
+from moec.frontend.from_exported import Dynamic, from_exported, named_outputs
 from moec.frontend.in_memory import state_hash
 from moec.frontend.kept_capture import kept_or_captured
 from moec.frontend.loops_over_experts import without_branches

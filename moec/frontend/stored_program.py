@@ -12,8 +12,9 @@ import torch
 from moec.errors import MoecError
 from moec.files.regular import read_text
 from moec.frontend.edges import sizes_to_trace
-from moec.frontend.export import export, from_exported
+from moec.frontend.export import export
 from moec.frontend.exported_file import load_exported
+from moec.frontend.from_exported import from_exported
 from moec.program.conditions import Assumptions
 from moec.program.original import Original
 from moec.program.program import META, AppliedPass, Input, Program

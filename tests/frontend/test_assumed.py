@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
-from moec.frontend.export import capture, from_exported
+from moec.frontend.export import capture
+from moec.frontend.from_exported import from_exported
 from moec.program.program import Program
 
 Forward = Callable[[Tensor], Tensor]

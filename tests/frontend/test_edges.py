@@ -9,7 +9,8 @@ from torch.utils._sympy.functions import FloorDiv
 
 from moec.execution.engine import EagerEngine
 from moec.frontend.edges import default_sizes, settle, sizes_in, sizes_to_trace
-from moec.frontend.export import capture, from_exported
+from moec.frontend.export import capture
+from moec.frontend.from_exported import from_exported
 from moec.frontend.stored_program import retrace
 from moec.program.conditions import Condition
 from moec.program.program import Program

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moec.errors import MoecError
-from moec.frontend.export import capture, from_exported, named_outputs
+from moec.frontend.export import capture
+from moec.frontend.from_exported import from_exported, named_outputs
 from moec.weights.lazy import from_tensor
 
 IDS = torch.zeros(3, 11, dtype=torch.int64)
