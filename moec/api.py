@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
 from moec.compiler.contest import Contest
+from moec.compiler.encoder_decoder import is_encoder_decoder, load_parts
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
-from moec.compiler.joined import is_encoder_decoder, load_parts
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
 from moec.compiler.programs import capture, inspect

@@ -186,12 +186,12 @@ class Onnxruntime(Backend):
         return None if here else replace(target, device="cpu")
 
     def join(self, folder: Path, parts: Sequence[str]) -> None:
-        from moec.backends.onnxruntime.joined import put_beside
+        from moec.backends.onnxruntime.encoder_decoder import put_beside
 
         put_beside(folder, parts)
 
     def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
-        from moec.backends.onnxruntime.joined import FILES
+        from moec.backends.onnxruntime.encoder_decoder import FILES
 
         return self._load(folder, target, prepack, FILES[part])
 

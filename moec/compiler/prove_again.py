@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moec.compiler.encoder_decoder import is_encoder_decoder, prove_encoder_decoder_again, refuse_parts
 from moec.compiler.engine_folder import EngineFolder
-from moec.compiler.joined import is_encoder_decoder, prove_joined_again, refuse_parts
 from moec.compiler.open import open_source
 from moec.compiler.proving import fitting_exam
 from moec.errors import MoecError
@@ -100,7 +100,7 @@ def _prove_parts(
     def one(part: Path) -> Verification:
         return prove_again(part, against, asked, opening)
 
-    return prove_joined_again(engine_folder.folder, report, options, own, asked.seed, one)
+    return prove_encoder_decoder_again(engine_folder.folder, report, options, own, asked.seed, one)
 
 
 def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Program, Program | None]:

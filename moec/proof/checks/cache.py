@@ -57,7 +57,7 @@ class CacheConsistency(Check):
         the whole. Passes change nothing here: the engine is compared with itself, or with its own program."""
         short = next((text for text in (SHORT, *shorter_texts()) if _held(trial, text)), None)
         inputs = trial.engine.inputs
-        if not cache_inputs(inputs) or is_cross_decoder(inputs) or short is None:  # the latter: `checks/joined.py`
+        if not cache_inputs(inputs) or is_cross_decoder(inputs) or short is None:  # `moec.proof.encoder_decoder` has it
             return None
         found, beyond = _fed(trial, short), list[Beyond]()
         plan = trial.once(size_plan)

@@ -33,7 +33,7 @@ WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (7, *[1] * 5), "toke
 ALLOWED_BY_BOTH = "what both parts may take"
 
 
-def prove_joined(
+def prove_encoder_decoder(
     source: Source,
     engine: EncoderDecoderEngine,
     proofs: dict[str, Verification],

@@ -18,7 +18,7 @@ from moec.huggingface.states import encoder_decoder_call
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
-from moec.proof.joined import joint_tolerance, prove_joined
+from moec.proof.encoder_decoder import joint_tolerance, prove_encoder_decoder
 from moec.proof.verification import Verification
 from tests.changed import Changed
 
@@ -57,7 +57,7 @@ def _lost(given: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_the_right_parts_are_equal(
     source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]
 ) -> None:
-    proof = prove_joined(source, engine, alone, torch.float32, seed=3)
+    proof = prove_encoder_decoder(source, engine, alone, torch.float32, seed=3)
     assert proof.ok and len(proof.checks) == 3
 
 
@@ -72,7 +72,7 @@ def test_wrong_ones_are_found(
     alone: dict[str, Verification],
 ) -> None:
     wrong = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, change))
-    proof = prove_joined(source, wrong, alone, torch.float32, seed=3)
+    proof = prove_encoder_decoder(source, wrong, alone, torch.float32, seed=3)
     found = proof.find(kind)
     assert not proof.ok and found is not None and not found.ok
     assert proof.error is not None and proof.error.code == "M101"
@@ -92,7 +92,7 @@ def test_a_fault_that_the_capture_shares_is_no_excuse(
         encoder_decoder_call, "functional_cache", lambda held: right({n: v * 1.5 for n, v in held.items()})
     )
     wrong = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
-    proof = prove_joined(source, wrong, alone, torch.float32, seed=3)
+    proof = prove_encoder_decoder(source, wrong, alone, torch.float32, seed=3)
     found = proof.find(CacheConsistency)
     assert found is not None and len(found.consistency.failed) == 4 and not proof.ok
 
@@ -112,15 +112,15 @@ def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
     parts = source.parts()
     monkeypatch.setattr(source, "parts", lambda: {"encoder": parts["encoder"], "decoder": Cut(parts["decoder"])})
     same = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _louder))
-    found = prove_joined(source, same, alone, torch.float32, seed=3).find(CacheConsistency)
+    found = prove_encoder_decoder(source, same, alone, torch.float32, seed=3).find(CacheConsistency)
     assert found is not None and found.ok and all("beside the model's" in w.name for w in found.consistency.ways)
     other = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _lost))
-    assert not prove_joined(source, other, alone, torch.float32, seed=3).ok
+    assert not prove_encoder_decoder(source, other, alone, torch.float32, seed=3).ok
 
 
 def test_a_failed_part_fails_both(source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]) -> None:
     failed = replace(alone["decoder"], checks=(ProvenParts(()), *alone["decoder"].checks))
-    proof = prove_joined(source, engine, {**alone, "decoder": failed}, torch.float32, seed=3)
+    proof = prove_encoder_decoder(source, engine, {**alone, "decoder": failed}, torch.float32, seed=3)
     assert not proof.ok and proof.error is not None and proof.error.where == "part decoder"
 
 

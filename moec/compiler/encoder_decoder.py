@@ -21,7 +21,7 @@ from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.frontend.source import Source
 from moec.program.encoder_decoder import DECODER, ENCODER, PARTS
 from moec.progress import Progress
-from moec.proof.joined import prove_joined
+from moec.proof.encoder_decoder import prove_encoder_decoder
 from moec.proof.verification import Verification
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
@@ -46,7 +46,7 @@ def refuse_parts(report: Report, verb: str) -> None:
         raise MoecError("M201", what, report.source, f"name a part: moec {verb} ENGINE/{ENCODER} or ENGINE/{DECODER}")
 
 
-def compile_joined(
+def compile_encoder_decoder(
     source: Source, parts: Mapping[str, Source], options: Options, out: Path, one: CompileOne, progress: Progress
 ) -> Report:
     """Compile and prove each part with `one`, then both together; nothing appears under `out` unless all went well.
@@ -124,10 +124,10 @@ def _prove(
     seed: int,
 ) -> Verification:
     where = str(options.target), ran_on(backend, options.target, options.build)
-    return prove_joined(source, engine, proofs, backend.precision(options.target), seed, *where)
+    return prove_encoder_decoder(source, engine, proofs, backend.precision(options.target), seed, *where)
 
 
-def prove_joined_again(
+def prove_encoder_decoder_again(
     folder: Path, report: Report, options: Options, source: Source, seed: int, one: Callable[[Path], Verification]
 ) -> Verification:
     """Prove both parts again, each with `one`, and both together, on other inputs."""
