@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,10 +31,22 @@ RIGHT = Row("mixtral", "MixtralForCausalLM", "right", ("keys and values",), ("gr
 REFUSED = Row("doge", "DogeForCausalLM", "refused", said=" ".join(["M206: it mixes tokens"] * 9))
 
 
+def with_states(*names: str) -> SimpleNamespace:
+    """An engine whose one layer keeps the named states."""
+    return SimpleNamespace(inputs=[SimpleNamespace(name=f"past_key_values.0.{name}") for name in names])
+
+
 def test_an_engine_is_tried_beyond_its_bounds_and_token_by_token(mixtral: Path, mixtral_engine: Path) -> None:
     engine = moec.load(mixtral_engine)
     assert states_of(engine) == ("keys and values",)
     assert trials(mixtral, engine)[0] <= 1e-4
+
+
+def test_the_states_of_an_indexer_count_with_those_of_their_kind() -> None:
+    """A key of an indexer has no value beside it, and stays a kind of its own."""
+    assert states_of(with_states("compressed", "index_compressed", "waiting")) == ("2 × compressed", "waiting")
+    assert states_of(with_states("conv_state_0", "conv_state_1")) == ("2 × conv state",)
+    assert states_of(with_states("key", "value", "index_key")) == ("keys and values", "index key")
 
 
 def test_the_untouched_model_goes_on_by_the_same_calls(mixtral: Path) -> None:

@@ -122,10 +122,17 @@ def states_of(engine: Any) -> tuple[str, ...]:
     layers: dict[str, list[str]] = {}
     for name in (i.name for i in engine.inputs if i.name.startswith("past_key_values.")):
         layers.setdefault(name.split(".")[1], []).append(re.sub(r"_\d+$", "", name.split(".")[-1]).replace("_", " "))
+    layers = {layer: [_without_owner(kind, kinds) for kind in kinds] for layer, kinds in layers.items()}
     most = {kind: max(kinds.count(kind) for kinds in layers.values()) for kinds in layers.values() for kind in kinds}
     named = {"keys and values": 1} if {"key", "value"} <= most.keys() else {}
     rest = {kind: count for kind, count in most.items() if not named or kind not in ("key", "value")}
     return tuple(kind if count == 1 else f"{count} × {kind}" for kind, count in (named | rest).items())
+
+
+def _without_owner(kind: str, kinds: list[str]) -> str:
+    """An indexer's own copy of a layer's state is of that state's kind; its key has no value, and is a kind alone."""
+    twin = kind.removeprefix("index ")
+    return twin if twin in kinds and twin != "key" else kind
 
 
 def trials(folder: Path, engine: Any) -> tuple[float, str]:
