@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor
@@ -15,13 +17,14 @@ from moec.backends.onnxruntime.session import continuation
 from moec.backends.onnxruntime.session.continuation import HostContinuation, SharedContinuation
 from moec.backends.onnxruntime.session.on_device import DeviceContinuation
 from moec.execution.generation import TensorContinuation, pad
-from moec.program.decoder_signature import fixed_inputs
+from moec.program.decoder_signature import IDS, MASK, fixed_inputs
 from moec.proof.cache_consistency import IN_TURNS, PADDED, SIZES, check_consistency
 from moec.proof.compare import Tolerance
 from tests.changed import Changed
 from tests.execution.test_generation import NEW, prompts, reference, talkative, text, ties
 from tests.layouts.test_genai import expected, generate
 from tests.proving import cache
+from tests.spoiling import edit
 
 STATE = "past_key_values.0.conv_state"
 
@@ -103,6 +106,46 @@ def test_a_wrong_state_is_found(engine: Any, sample: dict[str, Tensor], how: str
     spoiled = Changed(engine, lambda given: given | {STATE: spoil(given[STATE])})
     found = check_consistency(spoiled, sample, Tolerance(1e-3))
     assert len(found.failed) == len(found.ways) and found.error() is not None
+
+
+def _window_ends(change: Callable[..., ir.Value]) -> Callable[[ir.Model], None]:
+    """The edit that cuts windows elsewhere: `change` gets a way to make operators, where the last token of each text
+    stands in a call, how many tokens the call has, and how many there are with those before it."""
+
+    def edit_graph(model: ir.Model) -> None:
+        graph = model.graph
+        last = next(node for node in graph if node.op_type == "ReduceMax").outputs[0]
+        users, made = list(last.uses()), list[ir.Node]()
+
+        def make(kind: str, *given: ir.Value, **attributes: Any) -> ir.Value:
+            made.append(ir.node(kind, given, attributes))
+            return made[-1].outputs[0]
+
+        ids, mask = (next(i for i in graph.inputs if i.name == name) for name in (IDS, MASK))
+        new = change(make, last, *(make("Shape", i, start=1, end=2) for i in (ids, mask)))
+        for user, k in users:
+            user.replace_input_with(k, new)
+        graph.extend(made)
+        graph.sort()
+
+    return edit_graph
+
+
+WRONG_ENDS: dict[str, Callable[..., ir.Value]] = {
+    "the longest text's": lambda make, last, new, _: make("Max", make("ReduceMax", last), last),
+    "the call's after others": lambda make, last, new, whole: make("Where", make("Less", new, whole), new, last),
+    "the call's where a text has no token": lambda make, last, new, _: make(
+        "Where", make("Greater", last, make("Sub", new, new)), last, new
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRONG_ENDS)
+def test_a_window_that_ends_elsewhere_where_texts_have_padding_of_their_own_is_found(
+    folder: Path, sample: dict[str, Tensor], tmp_path: Path, how: str
+) -> None:
+    wrong = moec.load(edit(folder, tmp_path / "copy", _window_ends(WRONG_ENDS[how])))
+    assert [way.name for way in check_consistency(wrong, sample, Tolerance(1e-3)).failed] == [PADDED]
 
 
 def test_padding_behind_a_prompt_leaves_a_trace_in_transformers_and_none_in_the_engine(

@@ -65,12 +65,16 @@ def dynamic_dimensions(inputs: Iterable[Input]) -> list[str]:
 
 
 def sizes_of(inputs: Iterable[Input], sample: Mapping[str, object]) -> dict[str, int]:
-    """The dynamic dimensions of a sample, by name; sums follow from their parts."""
-    found: dict[str, int] = {}
+    """The dynamic dimensions of a sample, by name; of one that stands in sums alone, what their other parts leave."""
+    found, sums = dict[str, int](), dict[str, int]()
     for spec in inputs:
         for name, size in zip(spec.shape, getattr(sample[spec.name], "shape", ()), strict=True):
-            if isinstance(name, str) and not is_computed(name):
-                found[name] = int(size)
+            if isinstance(name, str) and per(name) == 1:
+                (sums if is_computed(name) else found)[name] = int(size)
+    for name, size in sums.items():
+        match [part for part in names_in(name) if part not in found]:
+            case [part]:
+                found[part] = size - sum(found[other] for other in names_in(name) if other != part)
     return found
 
 

@@ -18,7 +18,7 @@ from moec.program.signature import dynamic_dimensions, identifier
 
 _LEAST = 3  # smaller numbers stand everywhere in a graph, and every proof runs on both sides of them
 _MOST = 2**31  # torch writes larger ones for "to the end"
-_ops = torch.ops.aten
+_ops, _DELTA_RULE = torch.ops.aten, torch.ops.moec.linear_attention.default
 _COMPARISONS = {
     _ops.eq, _ops.ne, _ops.lt, _ops.le, _ops.gt, _ops.ge, operator.eq, operator.ne, operator.lt, operator.le,
     operator.gt, operator.ge,
@@ -28,6 +28,7 @@ _PLACES = _COMPARISONS | {  # what is done with positions where a bound lies
     _ops.clamp_max, _ops.minimum, _ops.maximum, _ops.slice, _ops.arange, _ops.bitwise_right_shift, operator.add,
     operator.sub, operator.mod, operator.floordiv, operator.truediv, torch.sym_max, torch.sym_min,
 }  # fmt: skip
+CHUNK = 64  # tokens: what transformers, and the kernels that it calls, cut a delta rule's text into; no config says so
 _LOOKUPS = {_ops.embedding: 0, _ops.index: 0, _ops.index_select: 1}  # operator -> the dimension that is looked up
 
 
@@ -59,6 +60,7 @@ def find_bounds(source: Source, program: Program) -> list[Bound]:
         *(Bound(size, name) for name, size in stated.items()),
         *(Bound(rows, f"a table of {rows:,} positions") for rows in table_lengths(source, program)),
         *(Bound(number, f"{number:,} in the graph") for number in _numbers(source, program)),
+        *([Bound(CHUNK, f"chunks of {CHUNK}, in which delta rules are computed")] if _has_delta_rule(program) else []),
         *_conditions(program),
     ]
     batch = next(iter(dynamic_dimensions(program.inputs)), "")
@@ -67,6 +69,10 @@ def find_bounds(source: Source, program: Program) -> list[Bound]:
         if bound.size >= _LEAST or (bound.dimension and bound.size > 0):
             kept.setdefault((bound.size, bound.dimension == batch), bound)
     return sorted(kept.values())
+
+
+def _has_delta_rule(program: Program) -> bool:
+    return any(len(node.args) > 5 and node.args[5] is not None for node in program.nodes(_DELTA_RULE))  # it has a rate
 
 
 def _conditions(program: Program) -> Iterator[Bound]:

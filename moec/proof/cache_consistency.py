@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -40,12 +41,15 @@ WAYS = {"chunks": (7, 5, 4), SINGLY: (9, *[1] * 7), "token by token": (1,) * 16}
 # against the program in PyTorch, which may read all its weights anew in each call
 WRITTEN = "one that is being written"  # in an engine that keeps the cache itself, and may leave out logits
 IN_TURNS = "one that is being written, after another text and in turns with a third"
-PADDED = "a prompt with padding behind it, then token by token"  # as onnxruntime-genai feeds texts of a batch
-PADDING = 2  # tokens
+PADDED = "calls with padding behind them, in each text another amount"  # as onnxruntime-genai feeds texts of a batch
+# tokens of each text in each of these calls, which are as wide as the most of them: fewer than a window holds, none at
+# all, and all; first of a text, and after others. A negative number: of tokens that stand behind the padding
+PADDED_CALLS = ((8, 0, 1), (0, 0, 1), (0, -3, 5), (3, 2, 4), (3, 6, 2), (1, 4, 2), (1, 1, 1))
 STEPS_IN_TURNS = 2  # tokens after the prompt: what one text leaves where another is shows in the first
 ONE_GO = "one go"
 CALLS = {ONE_GO: (16,), "chunks": (7, 5, 4), "prompt, then token by token": (13, 1, 1, 1)}
 PAST_BOUND = 4  # tokens that a long text goes on after a window, or whatever bounds what a token sees
+DOUBLING = "pieces that double, and a single token after each"  # of a text longer than two short ones
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,19 @@ def _ways(length: int) -> dict[str, tuple[int, ...]]:
 
 def text_past(bound: int, context: int) -> Text:
     """A text that goes on past a bound, as far as the context allows: its cache is cut one token before the bound, at
-    the bound and after it, and once in one piece that is longer than the bound."""
+    the bound and after it, and once in one piece that is longer than the bound. What is carried meets calls of every
+    magnitude on the way there, if that is long."""
     length = max(2, min(bound + PAST_BOUND, context))
     starts = {max(1, min(n, length - 1)) for n in (bound - 1, bound + 2)}
     ways = {f"a prompt of {n}, then token by token": (n, *[1] * (length - n)) for n in sorted(starts)}
+    ways |= {DOUBLING: _doubling(length)} if length > 2 * SIZES[SEQUENCE] else {}
     return Text({"batch": 2, SEQUENCE: length}, ways, ways)
+
+
+def _doubling(length: int) -> tuple[int, ...]:
+    wanted = accumulate(step for k in range(length.bit_length()) for step in (2**k, 1))
+    ends = dict.fromkeys(min(end, length) for end in wanted)
+    return tuple(end - start for start, end in pairwise([0, *ends]))
 
 
 @dataclass(frozen=True)
@@ -180,10 +192,10 @@ def check_consistency(
     known: dict[tuple[int, ...], Tensor] = {}
     found = []
     for name, steps in (ways or _every_way(engine, text.ways if program is None else text.calls)).items():
-        like = steps if program is not None else (ids.shape[1],)
+        like = steps if program is not None and name != PADDED else (ids.shape[1],)
         if like not in known:
             known[like] = _logits(yardstick, ids, mask, like)
-        ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(sum(steps))
+        ends = torch.tensor(steps).cumsum(0) - 1 if name in (WRITTEN, IN_TURNS) else torch.arange(ids.shape[1])
         got = _FEEDERS.get(name, _logits)(engine, ids, mask, steps)
         found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
@@ -193,9 +205,10 @@ def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[
     """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
     of a short text also beside others."""
     recurrent = fixed_inputs(engine.inputs) and are_plain(engine.inputs)
-    if recurrent and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
-        first, *rest = calls[SINGLY]
-        calls = {**calls, PADDED: (first - PADDING, *rest)}
+    widths = tuple(max(map(abs, counts)) for counts in PADDED_CALLS)
+    held = all(engine.holds({**SIZES, SEQUENCE: n, PAST: sum(widths[:k])}) for k, n in enumerate(widths))
+    if recurrent and held and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
+        calls = {**calls, PADDED: widths}
     if not hasattr(engine, "continuation") or not is_decoder(engine):
         return calls
     steps = max((steps for steps in calls.values() if len(steps) > 1), key=lambda steps: steps[0], default=())
@@ -248,11 +261,18 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
 
 
 def _padded(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
-    """The same with padding behind the first step's tokens."""
-    first, padding = steps[0], torch.zeros(ids.shape[0], PADDING, dtype=ids.dtype)
-    ids, mask = (torch.cat([t[:, :first], padding.to(t.dtype), t[:, first:]], 1) for t in (ids, mask))
-    logits = _logits(engine, ids, mask, (first + PADDING, *steps[1:]))
-    return torch.cat([logits[:, :first], logits[:, first + PADDING :]], 1)
+    """The same in `PADDED_CALLS`, which are as wide as `steps`."""
+    fed, padded = (torch.zeros(len(ids), sum(steps), dtype=t.dtype) for t in (ids, mask))
+    places = torch.zeros_like(ids)  # where each token stands among them
+    end, done = 0, [0] * len(ids)
+    for step, counts in zip(steps, PADDED_CALLS, strict=True):
+        start, end = end, end + step
+        for row, count in enumerate(counts):
+            first = start if count >= 0 else end + count
+            places[row, done[row] : done[row] + abs(count)] = torch.arange(first, first + abs(count))
+            done[row] += abs(count)
+    logits = _logits(engine, fed.scatter(1, places, ids), padded.scatter(1, places, mask), steps)
+    return logits[torch.arange(len(ids))[:, None], places]
 
 
 _FEEDERS = {WRITTEN: _written, IN_TURNS: _in_turns, PADDED: _padded}

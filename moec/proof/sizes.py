@@ -19,7 +19,7 @@ from moec.proof.costs import Cost, Costs
 _SIZES = ((2, 7), (1, 1), (1, 13), (5, 4), (9, 2), (2, 37))
 # (batch, new tokens, tokens in the cache) of a decoder's: several texts continued by several tokens and by one, with
 # and without a cache, and a prompt long enough for the kernels that engines keep for those
-_DECODER_SIZES = ((2, 7, 6), (2, 1, 12), (1, 1, 0), (1, 13, 9), (5, 4, 0), (9, 2, 17), (2, 37, 0), (2, 131, 0))
+_DECODER_SIZES = ((2, 7, 6), (1, 1, 12), (1, 1, 0), (1, 13, 9), (5, 4, 0), (9, 2, 17), (4, 37, 0), (2, 131, 0))
 NEW = 3  # tokens that continue a cache up to a bound
 UNKNOWN = 512  # tokens that a text has at most where nothing of the model says how long it may be
 MOST_BOUNDS = 8  # of which both sides are run

@@ -28,6 +28,13 @@ def test_dimensions_in_order_a_sum_by_its_parts() -> None:
     assert dynamic_dimensions(inputs) == ["batch", "new", "past"]
 
 
+def test_a_dimension_that_stands_in_a_sum_alone_is_what_the_others_leave() -> None:
+    inputs = [Input("ids", torch.int64, ("batch", "new")), Input("mask", torch.int64, ("batch", "past + new"))]
+    sample = {"ids": torch.zeros(2, 3), "mask": torch.zeros(2, 8)}
+    assert sizes_of(inputs, sample) == {"batch": 2, "new": 3, "past": 5}
+    assert sizes_of(inputs[1:], sample) == {"batch": 2}, "of two unknown ones, it says neither"
+
+
 def test_names_that_python_can_write() -> None:
     assert identifier("past_key_values.0.key").isidentifier() and identifier("past + new").isidentifier()
     assert Input("a.b", torch.int64, ()).identifier == "a_b"

@@ -1,12 +1,13 @@
-"""Engines that take only some sizes."""
+"""Engines that take only some sizes, or are wrong at some."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from moec.execution.engine import EagerEngine
+from moec.program.decoder_signature import IDS, LOGITS, MASK
 from moec.program.program import Program
 
 
@@ -38,3 +39,16 @@ class Bounded(Picky):
         if batch > 4 or length > 10:
             raise RuntimeError("outside of the profile")
         return super().run(inputs)
+
+
+class WrongAt(EagerEngine):
+    """A decoder that says something else in some calls: `wrong` gets their texts, new tokens, and tokens before."""
+
+    def __init__(self, program: Program, wrong: Callable[[int, int, int], bool]) -> None:
+        super().__init__(program)
+        self.name, self._wrong = "wrong at", wrong
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        (batch, new), whole = inputs[IDS].shape, inputs[MASK].shape[1]
+        outputs = super().run(inputs)
+        return {**outputs, LOGITS: outputs[LOGITS] * (0.9 if self._wrong(batch, new, whole - new) else 1.0)}

@@ -17,12 +17,14 @@ from moec import api
 from moec.compiler.engine_folder import EngineFolder
 from moec.errors import MoecError
 from moec.execution.engine import EagerEngine
+from moec.proof.checks.outputs import Outputs
 from moec.proof.costs import Costs
 from moec.proof.sizes import UNKNOWN, Budget, SizePlan, contract_sizes, plan_sizes
 from moec.proof.subject import Subject
+from moec.proof.trial import Trial
 from moec.proof.verification import Verification, prove
 from tests.moe_module import MoeModel, source_of
-from tests.proof.bounded import Bounded
+from tests.proof.bounded import Bounded, WrongAt
 from tests.proving import sizes, verify
 from tests.spoiling import edit, halve_logits_from, set_constant, spoil
 from tests.zoo import captured, save, source
@@ -133,6 +135,22 @@ def test_both_sides_of_every_bound_are_run_as_texts_and_behind_caches() -> None:
     for length in (4, 5, 7, 8, 256, 257):
         assert {"batch": 1, "sequence": length, "past_sequence": 0} in found.far
         assert any(s["past_sequence"] and s["past_sequence"] + s["sequence"] == length for s in found.far)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("mistral", lambda batch, new, past: batch == new == 1 and past > 0),  # as most texts are written
+        ("qwen3_next", lambda batch, new, past: new == 64),  # chunks of a delta rule
+        ("qwen3_next", lambda batch, new, past: new == 65),
+    ],
+)
+def test_calls_at_the_edges_of_kernels_are_compared(name: str, wrong: Callable[[int, int, int], bool]) -> None:
+    program = captured(name)
+    found = Outputs.measure(Trial(Subject(source(name), program, program), WrongAt(program, wrong)))
+    assert found is not None and [o.name for o in found.comparison.outputs if not found.comparison.within(o)] == [
+        "logits"
+    ]
 
 
 def test_what_cannot_be_afforded_is_named_and_the_longest_that_can_is_run() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from moec.execution.engine import EagerEngine
 from moec.execution.generation import TensorContinuation
 from moec.pipeline.pipeline import Pipeline
 from moec.program.program import Program
-from moec.proof.cache_consistency import IN_TURNS, SHORT, WAYS, WRITTEN, text_past
+from moec.proof.cache_consistency import DOUBLING, IN_TURNS, SHORT, WAYS, WRITTEN, text_past
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.subject import Subject
 from moec.proof.trial import Trial
 from moec.report.page import html, markdown
+from tests.proof.bounded import WrongAt
 from tests.proving import cache, verify
 from tests.reported import CASES
 from tests.zoo import captured, source
@@ -32,7 +33,7 @@ def test_it_is_part_of_every_proof_and_of_the_report(mixtral_engine: Path) -> No
     steps = [w.steps for w in found.consistency.ways]
     assert found.ok and steps[:3] == list(WAYS.values()) and not found.beyond
     assert [w.name for w in found.consistency.ways].count(WRITTEN) == 2  # of each text
-    assert [sum(s) for s in steps] == [*[16] * 4, 11, 256, 256] and steps[5][0] == 255  # the context of the model
+    assert [sum(s) for s in steps] == [*[16] * 4, 11, *[256] * 3] and steps[5][0] == 255  # the context of the model
     assert "token by token" in markdown(report) and "token by token" in html(report)
 
 
@@ -57,6 +58,15 @@ def test_a_cache_that_is_wrong_from_a_length_on_is_found(least: int) -> None:
     program = captured("mistral")
     found = cache(verify(source("mistral"), Forgetful(program, least), program)).consistency
     assert not found.ok and (max(w.deviation for w in found.ways[:3]) < 1e-4) == (least > 16)
+
+
+@pytest.mark.parametrize("wrong", [lambda _batch, new, past: new == 1 and 40 < past < 200,
+                                   lambda _batch, new, past: new > 33 and past > 0])  # fmt: skip
+def test_calls_of_every_magnitude_are_met_on_the_way_to_a_long_text(wrong: Callable[[int, int, int], bool]) -> None:
+    program = captured("mistral")
+    subject = Subject(source("mistral"), program, program)
+    found = CacheConsistency.measure(Trial(subject, WrongAt(program, wrong)))
+    assert found is not None and [way.name for way in found.consistency.failed] == [DOUBLING]
 
 
 class Writing(EagerEngine):
@@ -106,10 +116,10 @@ def test_texts_go_past_the_window_and_end_with_the_context_or_where_the_engine_d
     program = captured("mistral")
     found = cache(verify(source("mistral"), EagerEngine(program), program))
     assert found.ok and [w.steps for w in found.consistency.ways[3:]] == [
-        (4, 1, 1, 1, 1, 1), (7, 1, 1), (255, 1),
+        (4, 1, 1, 1, 1, 1), (7, 1, 1), (255, 1), (1, 1, 2, 1, 4, 1, 8, 1, 16, 1, 32, 1, 64, 1, 122),
     ]  # fmt: skip
     narrow = cache(verify(source("mistral"), Forgetful(program, 40, takes=False), program))
-    assert narrow.ok and narrow.consistency.ways[-1].steps == (38, 1)
+    assert narrow.ok and narrow.consistency.ways[-2].steps == (38, 1)
 
 
 def test_every_call_of_a_text_is_named() -> None:
