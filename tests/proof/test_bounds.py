@@ -43,8 +43,14 @@ def test_a_mask_that_is_cut_to_the_text_is_a_table() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "sizes"), [("mistral", [5, 256]), ("gpt_oss", [5, 16, 256]), ("llama4", [4, 7, 256]), ("bert", [256]),
-                      ("qwen3_next", [64, 256])]
+    ("name", "sizes"),
+    [
+        ("mistral", [5, 256]),
+        ("gpt_oss", [5, 16, 256]),
+        ("llama4", [4, 7, 256]),
+        ("bert", [256]),
+        ("qwen3_next", [64, 256]),
+    ],
 )
 def test_the_configs_lengths_are_bounds(name: str, sizes: list[int]) -> None:
     assert [b.size for b in find_bounds(source(name), captured(name))] == sizes

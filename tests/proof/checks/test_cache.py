@@ -109,7 +109,11 @@ class Late(EagerEngine):
 def test_the_ways_that_failed_are_those_that_are_compared_with_the_model() -> None:
     program = captured("mixtral")
     found = CacheConsistency.measure(Trial(Subject(source("mixtral"), program, program, torch.float32), Late(program)))
-    assert found is not None and {way.steps for way in found.consistency.failed} == {(9, *[1] * 7), (1,) * 16}
+    assert found is not None
+    short = {way.steps for way in found.consistency.failed if way.name != DOUBLING}
+    assert (
+        short == {(9, *[1] * 7), (1,) * 16} and len(found.consistency.failed) == 3
+    )  # a single token stands after nine
 
 
 def test_texts_go_past_the_window_and_end_with_the_context_or_where_the_engine_does() -> None:
