@@ -48,30 +48,33 @@ def compile_source(
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     require_run: bool = False,
+    said: Sequence[str] = (),
 ) -> Report:
     """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well;
     with `require_run`, nothing is begun that could not be run here on what it is for (M113).
 
     What an earlier compile kept (captures, quantized weights) is taken up, also that of one that was killed; without
-    `resume` it is neither read nor written. The proof is always made anew.
+    `resume` it is neither read nor written. The proof is always made anew. `said`: lines of the account that were told
+    before, with the whole of which this is a part.
 
     Raises:
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
     if parts := source.parts():
-        one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run)
+        said = say_account(source, progress)
+        one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run, said=said)
         return compile_encoder_decoder(source, parts, options, out, one, progress)
     backend = find_backend(options.target, options.build)
     with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
         try:
-            return _compile(source, options, out, hooks, progress, require_run, backend)
+            return _compile(source, options, out, hooks, progress, require_run, backend, said)
         except MoecError as error:
             if not is_outdated(source, backend.precision(options.target), error):
                 raise
         progress.stage("capture")
         progress.done("the model is another now than the capture that was kept of it; begun again without that")
-        return _compile(source, options, out, hooks, progress, require_run, backend)
+        return _compile(source, options, out, hooks, progress, require_run, backend, said)
 
 
 def _compile(
@@ -82,6 +85,7 @@ def _compile(
     progress: Progress,
     require_run: bool,
     backend: Backend,
+    said: Sequence[str],
 ) -> Report:
     if require_run:
         require_run_here(backend, options.target, options.build)
@@ -100,7 +104,7 @@ def _compile(
     )
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     calibration = calibration_for(options, source)
-    said = say_account(source, progress)
+    said = say_account(source, progress, said)
     with ExitStack() as stack:
         stack.enter_context(seldom_collected())
         published = stack.enter_context(taken_back())

@@ -64,7 +64,7 @@ def _difference(module: Any) -> float:
     generator, found = torch.Generator().manual_seed(0), 0.0
     for length in _KEYS:
         hidden, numbers = torch.empty(1, _TOKENS, 8), torch.rand(1, _HEADS, length, generator=generator)
-        may = torch.rand(1, 1, _TOKENS, length, generator=generator) > 0.3  # noqa: PLR2004
+        may = torch.rand(1, 1, _TOKENS, length, generator=generator) > 0.3
         for mask in (None, may, torch.zeros(may.shape).masked_fill(~may, torch.finfo(torch.float32).min)):
             want = module.prepare_dynamic_mask(hidden, numbers, _KEPT, mask)
             got = _mask(module, hidden, numbers, _KEPT, mask)
