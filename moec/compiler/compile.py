@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.cuts import cuts_explain
 from moec.compiler.encoder_decoder import compile_encoder_decoder
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
@@ -127,6 +128,7 @@ def _compile(
         if options.verify == "streamed":
             captured = made_now(source, captured, backend.precision(options.target))
         checks = contract_checks(source, captured, options, backend)
+        stack.enter_context(cuts_explain(source))
         stack.enter_context(padding_explains(source))
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)

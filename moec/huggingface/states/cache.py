@@ -23,6 +23,7 @@ from moec.program.signature import PER
 
 WAY_OUT = "compile its forward alone with --no-cache"
 _CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
+_PROMPT = "prefill_length"  # of a layer that keeps what came in the first call apart (Unlimited-OCR)
 _TEXTS, _TOKENS = 2, 3  # of the run that shows which states there are
 
 
@@ -128,6 +129,8 @@ def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]
     if is_of_a_model(layer) and (unknown or type(layer) not in own):
         kind = ".".join(filter(None, (type(layer).__name__, unknown)))
         what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
+        if hasattr(layer, _PROMPT):
+            what = f"{name} keeps the whole prompt and a window of what it writes: no input tells where the prompt ends"
         raise MoecError("M206", what, f"layer {number}", WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):
