@@ -23,6 +23,20 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_BART, "max_source_positions": 20, "max_target_positions": 40, "num_mel_bins": 8,
          "suppress_tokens": None, "begin_suppress_tokens": None},
     ),
+    "speech_to_text": (
+        "Speech2Text",
+        {**_BART, "max_source_positions": 80, "max_target_positions": 40, "input_feat_per_channel": 10,
+         "conv_channels": 16},
+    ),
+    "seamless": (
+        "SeamlessM4T",
+        {"vocab_size": VOCAB, "t2u_vocab_size": 24, "hidden_size": 16, "max_position_embeddings": 40,
+         **{f"{part}_layers": 1 for part in ("encoder", "decoder", "speech_encoder", "t2u_encoder", "t2u_decoder")},
+         **{f"{part}_attention_heads": 2 for part in ("encoder", "decoder", "speech_encoder")},
+         **{f"{part}_ffn_dim": 24 for part in ("encoder", "decoder", "t2u_encoder", "t2u_decoder")},
+         "speech_encoder_intermediate_size": 24, "feature_projection_input_dim": 10, "num_conv_pos_embeddings": 8,
+         "conv_depthwise_kernel_size": 3},
+    ),
     "t5": (
         "T5",
         {"vocab_size": VOCAB, "d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 1, "num_heads": 2,
@@ -43,9 +57,9 @@ def build(name: str) -> Any:
     """The model, the same in every call; weights are spread, so that texts hang on them."""
     kind, settings = _KINDS[name]
     torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}ForConditionalGeneration")(
-        getattr(transformers, f"{kind}Config")(**settings)
-    ).eval()
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    head = "ForSpeechToText" if name == "seamless" else "ForConditionalGeneration"
+    model = getattr(transformers, f"{kind}{head}")(config).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape) if parameter.dim() > 1 else parameter + 0.1
     model.generation_config.eos_token_id = None

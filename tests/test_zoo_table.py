@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +68,10 @@ def test_the_table_has_rows_and_reasons(tmp_path: Path) -> None:
     assert "1 of 2 models are right" in text and "transformers 5" in text
     assert "| MixtralForCausalLM | keys and values | grouped GEMM | 16/16 | 5e-06 |" in text
     assert "\n- DogeForCausalLM (refused): M206" in text and max(map(len, text.splitlines())) <= 120
+    text = table([RIGHT, REFUSED, replace(REFUSED, verdict="alone")])
+    assert (
+        "1 of 3 models are right. Of 1 more the forward alone is." in text and "\n- DogeForCausalLM (alone): " in text
+    )
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- support table -->\nold\n<!-- end of support table -->\nafter\n")
     write(page, text)
@@ -89,5 +94,5 @@ def test_every_model_is_of_one_group() -> None:
 def test_every_model_is_as_the_page_says(name: str, tmp_path: Path) -> None:
     row = measured(name, tmp_path)
     said = re.search(rf"^(\| |- ){row.architecture} (\(\w+\))?", PAGE.read_text(), re.M)
-    assert said is not None and row.verdict in ("right", "refused"), row
+    assert said is not None and row.verdict in ("right", "alone", "refused"), row
     assert (said[2] or "(right)") == f"({row.verdict})", row

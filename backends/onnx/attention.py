@@ -10,7 +10,7 @@ import onnx_ir as ir
 from moec.backends.onnx.emit import DOMAIN, Emitter
 
 OPERATOR = "Attention"
-FLOAT = ir.DataType.FLOAT
+FLOAT, _LOW = ir.DataType.FLOAT, -3e38
 BY_HEAD = [0, 2, 1, 3]  # [B, S, N, D] becomes [B, N, S, D], and the other way round
 Scores = Callable[[Emitter, ir.Value, ir.Value, float, ir.DataType], ir.Value]
 
@@ -67,11 +67,14 @@ def size_of(value: ir.Value, axis: int) -> int:
 def emit_bias(emit: Emitter, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
     """What is added to the scores, in float32: 0 where a token may look. Finite even after a score is added in the
     operator's own dtype, so that a row of padding, which may see nothing, stays a number: the next layer would spread a
-    NaN."""
+    NaN. And above the lowest number there is: of a row of those, ONNX Runtime's standard operator makes zeros, and
+    eager the mean of all values."""
+    if (mask.dtype or FLOAT) == FLOAT:
+        return emit("Max", mask, emit.number(_LOW, FLOAT))
     if mask.dtype != ir.DataType.BOOL:
         return emit.cast(mask, mask.dtype or FLOAT, FLOAT)
     return emit(
-        "Where", mask, emit.number(0.0, FLOAT), emit.number(-3e4 if dtype == ir.DataType.FLOAT16 else -3e38, FLOAT)
+        "Where", mask, emit.number(0.0, FLOAT), emit.number(-3e4 if dtype == ir.DataType.FLOAT16 else _LOW, FLOAT)
     )
 
 

@@ -78,7 +78,8 @@ def _weight(tensor: Any, name: str) -> Weight:
 
     def read(start: int, stop: int) -> Tensor:
         rows = np.array(pages[start * row_bytes : stop * row_bytes] if shape else pages)
-        return torch.from_numpy(rows).view(dtype).reshape((stop - start, *shape[1:]) if shape else ())
+        part = (stop - start, *shape[1:]) if shape else ()
+        return torch.from_numpy(rows).view(dtype).reshape(part) if rows.size else torch.empty(part, dtype=dtype)
 
     return Weight(shape, dtype, name, read)
 

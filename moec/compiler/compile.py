@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from moec.compiler.advice import advice_for
+from moec.compiler.cuts import cuts_explain
 from moec.compiler.encoder_decoder import compile_encoder_decoder
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
@@ -48,30 +49,33 @@ def compile_source(
     hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     require_run: bool = False,
+    said: Sequence[str] = (),
 ) -> Report:
     """Compile, prove, and publish an engine folder. Nothing appears under `out` unless everything went well;
     with `require_run`, nothing is begun that could not be run here on what it is for (M113).
 
     What an earlier compile kept (captures, quantized weights) is taken up, also that of one that was killed; without
-    `resume` it is neither read nor written. The proof is always made anew.
+    `resume` it is neither read nor written. The proof is always made anew. `said`: lines of the account that were told
+    before, with the whole of which this is a part.
 
     Raises:
         MoecError: with the code of the stage that ended the compilation.
     """
     progress = progress or Progress()
     if parts := source.parts():
-        one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run)
+        said = say_account(source, progress)
+        one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run, said=said)
         return compile_encoder_decoder(source, parts, options, out, one, progress)
     backend = find_backend(options.target, options.build)
     with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
         try:
-            return _compile(source, options, out, hooks, progress, require_run, backend)
+            return _compile(source, options, out, hooks, progress, require_run, backend, said)
         except MoecError as error:
             if not is_outdated(source, backend.precision(options.target), error):
                 raise
         progress.stage("capture")
         progress.done("the model is another now than the capture that was kept of it; begun again without that")
-        return _compile(source, options, out, hooks, progress, require_run, backend)
+        return _compile(source, options, out, hooks, progress, require_run, backend, said)
 
 
 def _compile(
@@ -82,6 +86,7 @@ def _compile(
     progress: Progress,
     require_run: bool,
     backend: Backend,
+    said: Sequence[str],
 ) -> Report:
     if require_run:
         require_run_here(backend, options.target, options.build)
@@ -100,7 +105,7 @@ def _compile(
     )
     corpus = corpus_of(options.exam.text, source) if options.exam else None
     calibration = calibration_for(options, source)
-    said = say_account(source, progress)
+    said = say_account(source, progress, said)
     with ExitStack() as stack:
         stack.enter_context(seldom_collected())
         published = stack.enter_context(taken_back())
@@ -123,6 +128,7 @@ def _compile(
         if options.verify == "streamed":
             captured = made_now(source, captured, backend.precision(options.target))
         checks = contract_checks(source, captured, options, backend)
+        stack.enter_context(cuts_explain(source))
         stack.enter_context(padding_explains(source))
         stack.enter_context(advice_for(source, captured, options, calibration, corpus))
         named, program, steps = run_passes(captured, options, backend, calibration, (*hooks, *checks), progress)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moec.compiler.cuts import cuts_explain
 from moec.compiler.encoder_decoder import refuse_parts
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
 from moec.compiler.padding import padding_explains
@@ -62,7 +63,7 @@ def complete_engine(
     source = engine_folder.source(model)
     captured, program = engine_folder.remake(source)
     subject = asked_subject(engine_folder, engine_folder.subject(source, captured, program), asked)
-    with staging(folder, source.places) as new, padding_explains(source):
+    with staging(folder, source.places) as new, cuts_explain(source), padding_explains(source):
         copy_artefacts(engine_folder.report, folder, new)
         progress.stage("build")
         facts = {

@@ -19,6 +19,7 @@ from moec.frontend.account import FLAG, Account, LeaveOut, LeftOut, cut
 from moec.huggingface.inputs.arguments import left_out_inputs, tensor_arguments
 from moec.huggingface.inputs.heads import pools_at_end, takes_one_text
 from moec.huggingface.operators.dropping import reads_two_experts_only
+from moec.huggingface.operators.product_keys import is_product_keys
 from moec.huggingface.reading.conversion import place
 from moec.huggingface.reading.folder import ModelFolder, lacks
 from moec.huggingface.reading.model_class import declared
@@ -30,6 +31,10 @@ from moec.weights.lazy import Weight
 _COMPUTED = r"(^|\.)(inv_freq|original_inv_freq|position_ids|masked_bias|attn\.bias)$"  # once saved, now made
 _RUN_TIME_SCALE = r"\.(input|output|k|v|q|kv_cache)_(scale|zero_point)$|\.input_global_scale$"
 _POOLING = "modules.json"  # of sentence-transformers
+_ACROSS_TOKENS = (
+    "experts: transformers' code mixes the scores of all tokens of a call, later ones, other texts and padding among "
+    "them; the engine does the same, so that a text's answer hangs on what comes with it"
+)
 
 
 def account_of(
@@ -91,6 +96,8 @@ def _notes(model: Any, folder: ModelFolder | None) -> list[str]:
     notes = [folder.adapter.note()] if folder and folder.adapter else []
     if any(reads_two_experts_only(module) for module in model.modules()):
         notes.append("experts: transformers' code sends every token to experts 0 and 1; the engine does the same")
+    if any(is_product_keys(module) for module in model.modules()):
+        notes.append(_ACROSS_TOKENS)
     if takes_one_text(model):
         notes.append("batch: always 1, since the config has no pad_token_id; set it there for more")
     if pools_at_end(model):

@@ -17,10 +17,12 @@ from moec.program.provenance import module_path
 from moec.recognition.ffn import Ffn, find_ffns
 from moec.recognition.hand_written import HandWritten, find_hand_written
 from moec.recognition.linear import value_of
+from moec.recognition.looked_up_experts import LookedUp, find_looked_up
 from moec.report.size import idle
 from moec.weights.lazy import Weight
 
 _UNFUSED = "a mixture in plain operators: its experts are not fused, and run as they are written"
+_LOOKED_UP = "experts of one neuron each, rows of tables that a token looks up: they run as they are written"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class FeedForwardBlock:
     Attributes:
         module: dotted name of the module that it came from.
         kind: `moe` (fused), `experts` (its router stays apart), `unfused` (experts in plain operators, which run as
-            they are written) or `ffn` (dense).
+            they are written), `look-ups` (experts that are rows of tables) or `ffn` (dense).
         experts, top_k: 1 for a dense FFN. top_k is 0 where the graph does not say it.
         hidden, intermediate: widths H and I; 0 where the graph does not say them.
         activation, routing: the rules, as their dataclasses' fields; each is empty where it was not recognised.
@@ -92,13 +94,18 @@ def inspect_program(program: Program) -> Inspection:
     experts = {place.name for block in by_hand for places in block.experts for place in places}
     inside = [ffn for ffn in ffns if any(name.startswith(f"{ffn.path}.") for name in experts)]
     blocks += [_unfused_block(found, block, inside) for block in by_hand]
+    tables = find_looked_up(found)
+    blocks += [_looked_up_block(block) for block in tables]
     blocks += [_dense_block(ffn) for ffn in ffns if ffn not in inside]
+    context.misses += [Miss("fuse-moe", block.module or "the model", _LOOKED_UP) for block in tables]
     context.misses += [Miss("fuse-moe", block.module or "the model", _UNFUSED) for block in by_hand]
     unique = {id(w): w for w in program.weights.values() if w.dtype.is_floating_point}.values()
     total = sum(_count(w) for w in unique)
     active = total - sum(b.parameters - b.active_parameters for b in blocks)
-    embedding = sum(_count(w) for w in _embeddings(program))
-    flops = 2 * (sum(_count(w) for w in _matrices(program)) - sum(b.parameters - b.active_parameters for b in blocks))
+    looked_up = sum(block.parameters for block in tables)  # experts, though each is a row of a table
+    embedding = sum(_count(w) for w in _embeddings(program)) - looked_up
+    idle_parameters = sum(b.parameters - b.active_parameters for b in blocks)
+    flops = 2 * (sum(_count(w) for w in _matrices(program)) + looked_up - idle_parameters)
     signature = [f"{i.name}: {str(i.dtype)[6:]}[{', '.join(map(str, i.shape))}]" for i in program.inputs]
     return Inspection(
         program.source,
@@ -165,6 +172,11 @@ def _unfused_block(program: Program, block: HandWritten, ffns: list[Ffn]) -> Fee
     rule = asdict(like.activation) if like else {}
     experts, active = len(block.experts), count * (block.top_k or len(block.experts)) // len(block.experts)
     return FeedForwardBlock(block.module, "unfused", experts, block.top_k, *widths, rule, {}, count, active)
+
+
+def _looked_up_block(block: LookedUp) -> FeedForwardBlock:
+    sizes = block.parameters, block.active_parameters
+    return FeedForwardBlock(block.module, "look-ups", block.experts, block.top_k, block.hidden, 1, {}, {}, *sizes)
 
 
 def _dense_block(ffn: Ffn) -> FeedForwardBlock:

@@ -106,13 +106,14 @@ def test_it_is_proven_again_on_other_inputs(translator_engine: Path) -> None:
 
 
 @pytest.mark.repeats
-@pytest.mark.parametrize("name", ["t5", "whisper", "switch"])
+@pytest.mark.parametrize("name", ["t5", "whisper", "speech_to_text", "switch"])
 def test_other_families(name: str, tmp_path: Path) -> None:
     model, out = encoder_decoders.build(name), tmp_path / "engine"
     moec.compile(HuggingFaceSource.from_model(model), out=out)
     engine = moec.load(out)
     assert isinstance(engine, EncoderDecoderEngine)
-    given = padded() if name != "whisper" else {"input_features": torch.randn(2, 8, 40)}
+    sounds = {"whisper": torch.randn(2, 8, 40), "speech_to_text": torch.randn(2, 23, 10)}
+    given = {"input_features": sounds[name]} if name in sounds else padded()
     start = torch.full((len(next(iter(given.values()))), 1), model.config.decoder_start_token_id)
     got = torch.stack(list(respond(engine, given, start, max_tokens=24)), 1)
     assert got.equal(generated(model, given, 24)[:, -24:])

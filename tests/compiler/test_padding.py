@@ -27,11 +27,3 @@ def test_another_models_error_stays_as_it_is(raised: MoecError) -> None:
     with pytest.raises(MoecError) as error, padding_explains(source("mixtral")):
         raise raised
     assert error.value is raised
-
-
-@pytest.mark.repeats
-def test_doge_is_refused_when_it_is_compiled(tmp_path: object) -> None:
-    import moec
-
-    with pytest.raises(MoecError, match="what stands in padding"):
-        moec.compile(whole_zoo.build("doge"), out=f"{tmp_path}/engine")

@@ -15,6 +15,8 @@ IMPLEMENTATION = "moec"
 ATTENTION = "attention"  # where an error says that it comes from
 # set on the attention of models in which tokens look at what padding says: padding sees nothing, and says nothing
 PADDING_COUNTS = "_moec_padding_counts"
+# set on modules that hand tokens what padding says: padding looks where transformers lets it, right behind a text too
+PADDING_LOOKS, AS_TRANSFORMERS = "_moec_padding_looks", f"{IMPLEMENTATION}_as_transformers"
 # what transformers passes for kernels that make their own masks; our mask holds all of it already
 _IN_THE_MASK = (
     "sliding_window",
@@ -37,19 +39,26 @@ def use_moec_attention(model: Any) -> bool:
 
     if not getattr(model, "_supports_attention_backend", False):
         return False
-    AttentionInterface.register(IMPLEMENTATION, _forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, _mask)
-    model.set_attn_implementation(IMPLEMENTATION)
+    name = AS_TRANSFORMERS if any(hasattr(m, PADDING_LOOKS) for m in model.modules()) else IMPLEMENTATION
+    AttentionInterface.register(name, _forward)
+    AttentionMaskInterface.register(name, _mask if name == IMPLEMENTATION else _mask_of_places)
+    model.set_attn_implementation(name)
     return True
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor:
+def _mask_of_places(*args: Any, **kwargs: Any) -> Tensor:
+    """The same where all of a call's columns are counted, as transformers does."""
+    return _mask(*args, **kwargs, count_padding=True)
+
+
+def _mask(*args: Any, count_padding: bool = False, **kwargs: Any) -> Tensor:
     """transformers' own mask, always written out, that remembers whether it lets a token look at a later one."""
     from transformers.masking_utils import sdpa_mask
 
     allows, padding = kwargs.get("mask_function"), kwargs.get("attention_mask")
     causal = _is_causal(allows)
-    if causal and allows is not None and padding is not None and kwargs.get("local_size") is not None:
+    window = not count_padding and kwargs.get("local_size") is not None
+    if causal and allows is not None and padding is not None and window:
         kwargs["mask_function"] = _among_tokens(allows, padding)
     seen = _seen(padding, **kwargs)
     if seen is not None:

@@ -23,7 +23,8 @@ from moec.program.signature import PER
 
 WAY_OUT = "compile its forward alone with --no-cache"
 _CACHE, _STATES = "past_key_values", "cache_params"  # what forwards call it
-_TOKENS = 3  # of the run that shows which states there are
+_PROMPT = "prefill_length"  # of a layer that keeps what came in the first call apart (Unlimited-OCR)
+_TEXTS, _TOKENS = 2, 3  # of the run that shows which states there are
 
 
 def has_cache(model: Any) -> bool:
@@ -44,7 +45,11 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
         MoecError: M206 when a layer of its cache holds anything but the kinds of `state_kinds`.
     """
     name = type(model).__name__
+    empty = [(path, m, key) for path, m in model.named_modules() for key, value in vars(m).items() if value is None]
     cache, own = _filled_cache(model), {type(layer) for layer in _empty_cache(model).layers}
+    if kept := next((f"{path}.{key}" for path, m, key in empty if _is_of_texts(vars(m).get(key))), ""):
+        what = f"{name} keeps a state of earlier calls in its own modules, where no call can hand it another text's"
+        raise MoecError("M206", what, kept, WAY_OUT)
     found = [spec for number, layer in enumerate(cache.layers) for spec in _of_layer(name, number, layer, own)]
     if not found:
         raise MoecError("M206", f"{name} leaves its cache empty", "past_key_values", WAY_OUT)
@@ -53,7 +58,7 @@ def cache_signature(model: Any) -> tuple[Input, ...]:
 
 def _filled_cache(model: Any) -> Any:
     cache = _empty_cache(model)
-    ids = torch.zeros((2, _TOKENS), dtype=torch.int64, device=META)
+    ids = torch.zeros((_TEXTS, _TOKENS), dtype=torch.int64, device=META)
     with filling(model, "a cache"), _AllOnes():
         name = _CACHE if _CACHE in inspect.signature(model.forward).parameters else _STATES
         model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, **{name: cache})
@@ -76,6 +81,11 @@ def filling(model: Any, cache: str) -> Iterator[None]:
         reason = (str(error).splitlines() or [""])[0][:200]
         what = f"{type(model).__name__} does not run with {cache}: {reason}"
         raise MoecError("M206", what, "past_key_values", WAY_OUT) from error
+
+
+def _is_of_texts(value: Any) -> bool:
+    """Whether this is a tensor with an entry for each text of the run that shows the states."""
+    return isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == _TEXTS
 
 
 def _empty_cache(model: Any) -> Any:
@@ -119,6 +129,8 @@ def _of_layer(name: str, number: int, layer: Any, own: set[type]) -> list[Input]
     if is_of_a_model(layer) and (unknown or type(layer) not in own):
         kind = ".".join(filter(None, (type(layer).__name__, unknown)))
         what = f"{name} caches something else than moec knows, in a layer of its own ({kind})"
+        if hasattr(layer, _PROMPT):
+            what = f"{name} keeps the whole prompt and a window of what it writes: no input tells where the prompt ends"
         raise MoecError("M206", what, f"layer {number}", WAY_OUT)
     found = states_of(layer)
     if any(kind.axis is not None and not _grows(value, kind) for value, kind in found.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from moec.program.signature import Input
 
 FEATURES = "input_features"
 NO_MORE_THAN_STATES = Condition(f"{PAST_ENCODER} <= {ENCODER_SEQUENCE}")
+_WIDTHS = (("input_feat_per_channel", "input_channels"), ("feature_projection_input_dim",))  # of a frame, in configs
 _TAKES = {DECODER_IDS, "encoder_outputs", "past_key_values"}
 
 Inputs = dict[Input, Domain]
@@ -27,21 +29,31 @@ def has_parts(model: Any) -> bool:
     """Whether transformers writes text with this encoder-decoder, from token ids or from features of sound."""
     if not model.config.is_encoder_decoder or not model.can_generate():
         return False
-    return model.main_input_name in (IDS, FEATURES) and set(inspect.signature(model.forward).parameters) >= _TAKES
+    known = model.main_input_name == IDS or (model.main_input_name == FEATURES and bool(_features(model)))
+    return known and set(inspect.signature(model.forward).parameters) >= _TAKES
 
 
 def encoder_inputs(model: Any) -> Inputs:
-    """What the encoder takes. Features of sound have the one length that the model was made for."""
-    config = model.config.get_text_config()
+    """What the encoder takes. Features of sound are those of whole sounds: no part of one is padding."""
     if model.main_input_name == FEATURES:
-        encoder = model.get_encoder()
-        frames = int(config.max_source_positions)
-        for convolution in (m for m in encoder.children() if isinstance(m, torch.nn.Conv1d)):
-            frames *= convolution.stride[0]
-        shape = ("batch", int(config.num_mel_bins), frames)
-        return {Input(FEATURES, torch.float32, shape): Domain("number")}
+        return {Input(FEATURES, torch.float32, _features(model)): Domain("number")}
     ids = Input(IDS, torch.int64, ("batch", SEQUENCE))
+    config = model.config.get_text_config()
     return {ids: Domain("token", int(config.vocab_size)), Input(MASK, torch.int64, ids.shape): Domain("mask")}
+
+
+def _features(model: Any) -> tuple[int | str, ...]:
+    """The shape of a batch of features of sound: Whisper's have the one length that the model was made for; others
+    have any. Empty where the config does not say it."""
+    config = model.config
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):
+        frames = int(config.max_source_positions)
+        for convolution in (m for m in model.get_encoder().children() if isinstance(m, torch.nn.Conv1d)):
+            frames *= convolution.stride[0]
+        return ("batch", int(config.num_mel_bins), frames)
+    widths = (math.prod(int(getattr(config, name, 0)) for name in names) for names in _WIDTHS)
+    width = next((n for n in widths if n), 0)
+    return ("batch", SEQUENCE, width) if width else ()
 
 
 def whole_inputs(model: Any) -> Inputs:

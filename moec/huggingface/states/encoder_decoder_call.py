@@ -18,6 +18,7 @@ from moec.program.decoder_signature import (
     MASK,
     PAST,
     PAST_ENCODER,
+    STATES,
     STATES_MASK,
     layer_of,
     past_names,
@@ -26,7 +27,8 @@ from moec.program.decoder_signature import (
 from moec.program.encoder_decoder import DECODER, DECODER_IDS, ENCODER, LAST, cross_names, is_cross
 from moec.program.signature import Input
 
-KEY_VALUE_STATES = "key_value_states"  # what transformers' cross-attention makes keys and values of
+# what transformers' cross-attentions call that of which they make keys and values; decoders and layers hand it on
+KEY_VALUE_STATES = ("key_value_states", STATES)
 
 
 def encoder_call(model: Any) -> Callable[..., dict[str, Tensor]]:
@@ -176,10 +178,11 @@ def _without_held(model: Any, held: int) -> Iterator[None]:
     """Within, every cross-attention is given the states only whose keys and values are not held yet."""
 
     def rest(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        states = kwargs.get(KEY_VALUE_STATES)
-        return None if states is None else (args, {**kwargs, KEY_VALUE_STATES: states[:, held:]})
+        found = {name: kwargs[name] for name in KEY_VALUE_STATES if kwargs.get(name) is not None}
+        return (args, {**kwargs, **{name: states[:, held:] for name, states in found.items()}}) if found else None
 
-    taking = {m for m in model.modules() if KEY_VALUE_STATES in inspect.signature(m.forward).parameters}
+    names = {*KEY_VALUE_STATES}
+    taking = {m for m in model.modules() if names & set(inspect.signature(m.forward).parameters)}
     inner = [m for m in taking if not any(other in taking for other in m.modules() if other is not m)]
     handles = [m.register_forward_pre_hook(rest, with_kwargs=True) for m in inner]
     try:

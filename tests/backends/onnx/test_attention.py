@@ -80,3 +80,20 @@ def test_the_plain_form_is_the_dialects(rule: dict[str, Any], folded: bool) -> N
 def test_a_folded_bias_spares_reshapes_where_heads_share_keys() -> None:
     given: list[Tensor | None] = [*tensors(4, 9, 6, 3), None]
     assert plain(given, True)[1].count("Reshape") == plain(given, False)[1].count("Reshape") - 2
+
+
+def test_a_row_of_the_lowest_number_stays_the_mean_of_all_values() -> None:
+    """As in eager. ONNX Runtime's standard operator makes zeros of the lowest float32 itself."""
+    query, key, value_, *_ = tensors(4, 9, 6, 3)
+    mask = torch.zeros(query.shape[0], 1, 4, 9)  # type: ignore[union-attr]
+    mask[:, :, 1] = torch.finfo(torch.float32).min
+    model = model_of([query, key, value_, mask, None])
+    (node,) = attention_nodes(model.graph)
+    emit = Emitter(model.graph, node)
+    bias = emit_bias(emit, read_attention(node).mask, ir.DataType.FLOAT)  # type: ignore[arg-type]
+    y = emit("Attention", *node.inputs[:3], bias, scale=0.3)
+    emit.replace(emit("Transpose", y, perm=[0, 2, 1, 3]))
+    model.opset_imports[""], model.ir_version = 23, 11
+    got = run(model, query=query, key=key, value=value_, mask=mask)
+    want = torch.ops.moec.attention(query, key, value_, mask, scale=0.3)
+    assert error(got, want) < 1e-5

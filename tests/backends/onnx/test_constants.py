@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from moec.backends.onnx.constants import constants_of
+from moec.backends.onnx.constants import _weight, constants_of
 from moec.backends.onnx.emit import Emitter
 from moec.backends.onnx.tensors import WeightTensor
 from moec.backends.onnx.writing import write_model
@@ -61,3 +61,9 @@ def test_rows_are_read_apart(tmp_path: Path) -> None:
     codes = held["last.codes"]
     assert codes.dtype == "INT4" and codes.shape == (2, 6) and codes.weight is not None
     assert np.array_equal(codes.weight.load().numpy(), np.arange(6).reshape(2, 3))
+
+
+def test_a_tensor_of_no_elements_is_read() -> None:
+    """numpy gives it a stride of 0, in which torch sees no other dtype."""
+    for shape in ((0,), (2, 0)):
+        assert _weight(ir.tensor(np.zeros(shape, np.int64)), "none").load().shape == shape

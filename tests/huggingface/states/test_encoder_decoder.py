@@ -46,6 +46,24 @@ def test_of_sound() -> None:
     assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
 
 
+@pytest.mark.parametrize("name", ["speech_to_text", "seamless"])
+def test_of_sound_of_any_length(name: str) -> None:
+    assert inputs(name, "encoder") == {"input_features": ("batch", "sequence", 10)}
+    whole = HuggingFaceSource.from_model(build(name))
+    assert [i.name for i in whole.inputs] == ["input_features", "decoder_input_ids"]
+    assert {p: part.account().lines() for p, part in whole.parts().items()} == dict.fromkeys(
+        ("encoder", "decoder"), whole.account().lines()
+    ), "it is told once"
+
+
+def test_sound_of_a_width_that_no_config_says_is_refused_with_a_way_out() -> None:
+    model = build("speech_to_text")
+    model.config.input_feat_per_channel = 0
+    with pytest.raises(MoecError, match="nothing in the folder says of what shape") as error:
+        HuggingFaceSource.from_model(model).inputs  # noqa: B018
+    assert error.value.code == "M206" and "--input input_features=" in error.value.fix
+
+
 @pytest.mark.repeats
 def test_a_decoder_that_does_not_run_with_caches_is_refused_with_a_way_out_that_was_tried() -> None:
     model = build("bart")

@@ -30,7 +30,7 @@ def _caches(model: Any) -> Any:
     return [i for i in HuggingFaceSource.from_model(model, part="decoder").inputs if i.name.startswith("past_")]
 
 
-@pytest.mark.parametrize("name", ["bart", "t5", "whisper"])
+@pytest.mark.parametrize("name", ["bart", "t5", "whisper", "seamless"])
 @pytest.mark.parametrize("held", [0, 3, 6])
 def test_whatever_of_the_states_is_held(name: str, held: int) -> None:
     model = build(name)
