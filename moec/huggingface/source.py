@@ -39,7 +39,7 @@ from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
-from moec.program.encoder_decoder import DECODER, PARTS
+from moec.program.encoder_decoder import PARTS, cross_inputs
 from moec.program.program import Input, Program
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
@@ -143,7 +143,15 @@ class HuggingFaceSource(Source):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
         wanted = LeaveOut(opening.leave_out)
         folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
-        return cls(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
+        return cls._of(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
+
+    @classmethod
+    def _of(cls, text: str, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None, part: str) -> Any:
+        """The source, or that of a model of text and images, which are compiled in parts."""
+        from moec.huggingface.vision_language import VisionLanguageSource
+
+        seeing = VisionLanguageSource.is_asked_for(origin, cache, leave_out, given)
+        return (VisionLanguageSource if seeing else cls)(text, origin, cache, leave_out, given, part)
 
     @classmethod
     def from_model(
@@ -158,7 +166,7 @@ class HuggingFaceSource(Source):
         and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
         Raises M217 for an adapter that is not in the model's weights."""
         model = unwrapped(model)
-        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
+        return cls._of(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
     def signature(self) -> Signature:
@@ -286,7 +294,7 @@ class HuggingFaceSource(Source):
         origin = None if self.part else self.origin
         if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
             self._unread = unread_tensors(origin.checkpoint.weights, program)
-        if self.part == DECODER:
+        if cross_inputs(self.inputs):
             keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)

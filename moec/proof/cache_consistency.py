@@ -18,6 +18,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import continuation, is_decoder
 from moec.program.decoder_signature import (
+    EMBEDS,
     IDS,
     LOGITS,
     MASK,
@@ -26,6 +27,7 @@ from moec.program.decoder_signature import (
     are_plain,
     cache_inputs,
     fixed_inputs,
+    new_tokens,
     present_name,
 )
 from moec.program.signature import Sample
@@ -164,8 +166,8 @@ def check_consistency(
 
     Args:
         engine: with the signature of `moec.program.decoder_signature`.
-        sample: `input_ids [B, S]` and `attention_mask [B, S]` of the text's sizes; what it holds of a cache is left
-            out.
+        sample: `input_ids [B, S]`, or `inputs_embeds [B, S, H]`, and `attention_mask [B, S]` of the text's sizes; what
+            it holds of a cache is left out.
         tolerance: what may differ.
         program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then
             every way is compared with the same way through it, and not with one go.
@@ -174,7 +176,7 @@ def check_consistency(
         text: its sizes, and the ways.
         ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
     """
-    ids, mask = sample[IDS], sample[MASK]
+    ids, mask = new_tokens(sample), sample[MASK]
     read = mask.bool() if compared is None else compared.tokens
     yardstick = engine if program is None else program
     known: dict[tuple[int, ...], Tensor] = {}
@@ -241,7 +243,7 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
     found, end, cache = [], 0, dict[str, Tensor]()
     for step in steps:
         start, end = end, end + step
-        outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
+        outputs = engine(**{IDS if ids.dim() == 2 else EMBEDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
         cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
         found.append(outputs[LOGITS].double())
     return torch.cat(found, 1)
@@ -249,8 +251,8 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
 
 def _padded(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
     """The same with padding behind the first step's tokens."""
-    first, padding = steps[0], torch.zeros(ids.shape[0], PADDING, dtype=ids.dtype)
-    ids, mask = (torch.cat([t[:, :first], padding.to(t.dtype), t[:, first:]], 1) for t in (ids, mask))
+    first = steps[0]
+    ids, mask = (torch.cat([t[:, :first], torch.zeros_like(t[:, :PADDING]), t[:, first:]], 1) for t in (ids, mask))
     logits = _logits(engine, ids, mask, (first + PADDING, *steps[1:]))
     return torch.cat([logits[:, :first], logits[:, first + PADDING :]], 1)
 

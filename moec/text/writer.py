@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
-from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, clocked, generate
+from moec.execution.parts import respond
 from moec.frontend.source import Tokenizer
 from moec.layouts import model_folder
 from moec.program.decoder_signature import IDS
@@ -160,7 +161,7 @@ class Writer:
         engine = self._engine
         if not any(i.name == IDS for i in engine.inputs):
             names = ", ".join(i.name for i in engine.inputs)
-            fix = "in Python: moec.execution.encoder_decoder.respond(engine, inputs, start)"
+            fix = "in Python: moec.execution.parts.respond(engine, inputs, start)"
             raise MoecError("M211", f"its encoder reads no tokens: the inputs are {names}", engine.name, fix)
         if not self.facts.starts:
             what = "neither config.json nor generation_config.json has a decoder_start_token_id"

@@ -10,7 +10,8 @@ import torch
 
 import moec
 from moec import MoecError
-from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.execution.encoder_decoder import EncoderDecoderEngine
+from moec.execution.parts import respond
 from moec.huggingface.source import HuggingFaceSource
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.proven_parts import ProvenParts

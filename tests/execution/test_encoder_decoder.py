@@ -10,7 +10,8 @@ from torch import Tensor
 
 import moec
 from moec import MoecError
-from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.execution.encoder_decoder import EncoderDecoderEngine
+from moec.execution.parts import respond
 from tests.encoder_decoders import padded
 
 

@@ -18,7 +18,8 @@ from moec.huggingface.states import encoder_decoder_call
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
-from moec.proof.encoder_decoder import joint_tolerance, prove_encoder_decoder
+from moec.proof.encoder_decoder import prove_encoder_decoder
+from moec.proof.joint import joint_tolerance
 from moec.proof.verification import Verification
 from tests.changed import Changed
 

@@ -18,7 +18,7 @@ from moec.huggingface.inputs.arguments import FEATURES, takes_media
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.media import deciding
 from moec.huggingface.inputs.processor import Prepared, prepared
-from moec.huggingface.inputs.signature import Signature, signature_of
+from moec.huggingface.inputs.signature import Signature, features_signature, signature_of
 from moec.huggingface.reading.folder import ModelFolder
 from moec.program.program import Input
 
@@ -56,6 +56,13 @@ class Asked:
                 raise
             own = Signature((), {})
         return given.beside(own, model) if given else own
+
+    def features(self) -> Signature:
+        """What the model's encoder of images takes; with what is given in its place. Errors are those of
+        `Given.beside`."""
+        made, path = self._made[0], getattr(self._folder, "path", None)
+        own = features_signature(self._origin.template, self._leave_out, path, made)
+        return self._given.beside(own, self._origin.template) if self._given else own
 
     def otherwise(self, signature: Signature) -> str:
         """Why a tensor of the forward is no input, where nothing else speaks for it; empty where nothing does."""

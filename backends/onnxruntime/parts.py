@@ -1,6 +1,7 @@
-"""An encoder's and a decoder's graphs beside each other, under the names that optimum's clients look for.
+"""The graphs of an engine's parts beside each other, under the names that clients look for.
 
-optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it caches without
+An encoder and a decoder have optimum's; the three parts of a model that reads images those of onnxruntime-genai's
+recipes. optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it caches without
 tokens at first: what moec's decoder takes, too. Weights are not written again: these graphs read those of the parts.
 """
 
@@ -12,9 +13,17 @@ from typing import Any
 
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
 from moec.program.encoder_decoder import DECODER, ENCODER
+from moec.program.vision_language import EMBEDDING, VISION
 
 FILES = {ENCODER: "encoder_model.onnx", DECODER: "decoder_model_merged.onnx"}
+VISION_FILES = {VISION: "vision.onnx", EMBEDDING: "embedding.onnx", DECODER: "decoder.onnx"}
 _LOCATION = "location"  # the key of an external tensor's file, relative to the graph's
+
+
+def file_of(folder: Path, part: str) -> Path:
+    """The graph of a part, in the folder of an engine that has it."""
+    files = FILES if (folder / ENCODER).is_dir() else VISION_FILES
+    return folder / files[part]
 
 
 def put_beside(folder: Path, parts: Sequence[str]) -> None:
@@ -27,7 +36,7 @@ def put_beside(folder: Path, parts: Sequence[str]) -> None:
             for entry in tensor.external_data:
                 if entry.key == _LOCATION:
                     entry.value = f"{part}/{entry.value}"
-        (folder / FILES[part]).write_bytes(model.SerializeToString())
+        file_of(folder, part).write_bytes(model.SerializeToString())
 
 
 def _tensors(graph: Any) -> list[Any]:

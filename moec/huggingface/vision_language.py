@@ -1,0 +1,116 @@
+"""Models of text and images as a `Source` of three parts, which onnxruntime-genai's clients run beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from moec.execution.engine import Engine
+from moec.frontend.account import Account, LeaveOut
+from moec.frontend.source import Source
+from moec.huggingface.account import account_of
+from moec.huggingface.inputs.asked import Asked
+from moec.huggingface.inputs.given import Given
+from moec.huggingface.inputs.seeing import PIXELS, planted, scattered, seeing_signature, sees
+from moec.huggingface.inputs.signature import Signature
+from moec.huggingface.operators.capturable import capturable
+from moec.huggingface.origin import Origin
+from moec.huggingface.reading.folder import ModelFolder
+from moec.huggingface.source import HuggingFaceSource
+from moec.huggingface.states.cache import cache_signature
+from moec.huggingface.states.vision_language_call import image_token, vision_call
+from moec.huggingface.untouched import UntouchedSeeing
+from moec.program.decoder_signature import IDS, SEQUENCE
+from moec.program.encoder_decoder import DECODER
+from moec.program.program import META
+from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION_PARTS
+
+
+class VisionLanguageSource(HuggingFaceSource):
+    """A model that reads text with images, whole or one of its parts (`moec.program.vision_language`)."""
+
+    def __init__(
+        self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None,
+        given: Given | None = None, part: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(text, origin, cache, leave_out, None, part)
+        self._given, self._asked = given, Asked(origin, self._leave_out, given)
+        self._cache = part == DECODER
+
+    @classmethod
+    def is_asked_for(cls, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None) -> bool:
+        """Whether a model has these parts, and all of it is asked for, by its own inputs or with some of its images'
+        in their place."""
+        own = given is None or (isinstance(origin, ModelFolder) and IDS not in given.samples)
+        return own and cache and sees(origin.template) and IDS not in leave_out and PIXELS not in leave_out
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Inputs and their domains, see `seeing_signature`."""
+        model = self.origin.template
+        caches = cache_signature(capturable(self.origin, torch.float32, False)[0]) if self.part == DECODER else ()
+        return seeing_signature(model, self.part, self._asked.features(), caches)
+
+    def reference(self) -> Engine:
+        """The untouched model in eager PyTorch and float32, weights loaded; the whole one also for text alone."""
+        if self.part:
+            return super().reference()
+        return UntouchedSeeing(self.origin.loaded(), self.signature, self.sample({"batch": 1, SEQUENCE: 2, IMAGES: 1}))
+
+    def parts(self) -> dict[str, Source]:
+        """The vision encoder, the embedding and the decoder."""
+        if self.part:
+            return {}
+        return {
+            part: VisionLanguageSource(self.text, self.origin, True, self._leave_out, self._given, part)
+            for part in VISION_PARTS
+        }
+
+    def joined_by(self) -> dict[str, int]:
+        """The token that stands for a part of an image."""
+        return {"image_token": image_token(self.origin.template)}
+
+    @cached_property
+    def _account(self) -> Account:
+        whole = self.signature if not self.part else seeing_signature(self.origin.template, "", self._asked.features())
+        names = (i.name for i in whole.inputs)
+        return account_of(self.origin, names, self._leave_out, self._asked.otherwise(whole), whole.fixed)
+
+    # ------------------------------------------------------------------ samples
+    def sample(self, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
+        """Random valid inputs. Of the whole model, `sequence` counts the tokens that are not of images: each row is
+        longer by the images that it has, all rows nearly as many."""
+        token = image_token(self.origin.template)
+        if self.part:
+            found = super().sample(sizes, seed)
+            if self.part == EMBEDDING:
+                found[IDS] = scattered(found[IDS], token, len(found[IMAGE_FEATURES]), seed)
+            return found
+        each, images = self._of_images(sizes)
+        counts = [len(range(row, images, sizes["batch"])) for row in range(sizes["batch"])]
+        length = sizes[SEQUENCE] + ceil(images / sizes["batch"]) * (each + 1)
+        found = super().sample({**sizes, SEQUENCE: length}, seed)
+        found[IDS] = planted(found[IDS], token, counts, each, seed)
+        return found
+
+    def _of_images(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """Tokens of an image, and how many images inputs of these sizes hold."""
+        grids = (len(value) for name, value in self.signature.fixed.items() if value.dim() == 2)
+        dynamic = any(IMAGES in i.shape for i in self.inputs)
+        return self._rows_of_one, sizes[IMAGES] if dynamic else next(grids, 1)
+
+    @cached_property
+    def _rows_of_one(self) -> int:
+        """Tokens that stand for one image: rows that the encoder makes of it, found by a run without weights."""
+        signature = self.signature
+        device = "cpu" if signature.fixed else META
+        model = capturable(self.origin, torch.float32, own_attention=True)[0].to_empty(device=device)
+        images = {n: v for n, v in (signature.image or {}).items() if n not in signature.fixed}
+        with torch.no_grad():
+            rows = vision_call(model, signature.fixed)(**{n: v.to(device) for n, v in images.items()})
+        grids = [len(value) for value in signature.fixed.values() if value.dim() == 2]
+        return len(rows[IMAGE_FEATURES]) // next(iter(grids), 1)
