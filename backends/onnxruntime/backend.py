@@ -185,10 +185,10 @@ class Onnxruntime(Backend):
         here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers()
         return None if here else replace(target, device="cpu")
 
-    def join(self, folder: Path, parts: Sequence[str]) -> None:
+    def join(self, folder: Path, parts: Sequence[str]) -> dict[str, str]:
         from moec.backends.onnxruntime.parts import put_beside
 
-        put_beside(folder, parts)
+        return put_beside(folder, parts)
 
     def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
         from moec.backends.onnxruntime.parts import file_of

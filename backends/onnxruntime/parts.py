@@ -1,8 +1,9 @@
 """The graphs of an engine's parts beside each other, under the names that clients look for.
 
-An encoder and a decoder have optimum's; the three parts of a model that reads images those of onnxruntime-genai's
-recipes. optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it caches without
-tokens at first: what moec's decoder takes, too. Weights are not written again: these graphs read those of the parts.
+An encoder and a decoder have optimum's; the parts of a model of text and images those of recipes for
+onnxruntime-genai. optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it
+caches without tokens at first: what moec's decoder takes, too. Weights are not written again: these graphs read those
+of the parts.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def file_of(folder: Path, part: str) -> Path:
     return folder / files[part]
 
 
-def put_beside(folder: Path, parts: Sequence[str]) -> None:
-    """Write the graph of each part once more into `folder`; its weights stay in the part's own folder."""
+def put_beside(folder: Path, parts: Sequence[str]) -> dict[str, str]:
+    """Write the graph of each part once more into `folder`; its weights stay in the part's own folder. Returns the
+    name of each."""
     import onnx
 
     for part in parts:
@@ -37,6 +39,7 @@ def put_beside(folder: Path, parts: Sequence[str]) -> None:
                 if entry.key == _LOCATION:
                     entry.value = f"{part}/{entry.value}"
         file_of(folder, part).write_bytes(model.SerializeToString())
+    return {part: file_of(folder, part).name for part in parts}
 
 
 def _tensors(graph: Any) -> list[Any]:

@@ -22,7 +22,8 @@ from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.parts import PartsEngine
 from moec.execution.vision_language import VisionLanguageEngine
 from moec.frontend.source import Source
-from moec.program.encoder_decoder import PARTS
+from moec.layouts import genai_images
+from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.vision_language import VISION_PARTS
 from moec.progress import Progress
 from moec.proof.encoder_decoder import prove_encoder_decoder
@@ -45,6 +46,7 @@ class Kind:
         parts: their names, in order. what: such a model in words.
         engine: made of the parts, and of what `Source.joined_by` says. prove: all of them together.
         way_out: of a model whose parts cannot be compiled.
+        layouts: that its folder may have.
     """
 
     parts: tuple[str, ...]
@@ -52,6 +54,7 @@ class Kind:
     engine: Callable[..., PartsEngine]
     prove: Callable[..., Verification]
     way_out: str
+    layouts: tuple[str, ...] = ("plain",)
 
 
 KINDS = {
@@ -64,7 +67,7 @@ KINDS = {
         Kind(
             VISION_PARTS, "an encoder of images, an embedding and a decoder", VisionLanguageEngine,
             prove_vision_language,
-            "compile it for text alone with --leave-out 'pixel_values*', or one part with --part",
+            "compile it for text alone with --leave-out 'pixel_values*', or one part with --part", ("plain", "genai"),
         ),
     )
 }  # fmt: skip
@@ -109,14 +112,15 @@ def compile_parts(
             progress.detail(f"the {name}:")
             reports[name] = one(part, replace(options, layout="plain", part=name), folder / name)
         source.write_companions(folder)
-        backend.join(folder, kind.parts)
+        files = backend.join(folder, kind.parts)
+        layout = _lay_out(source, parts, options, backend, folder, files)
         progress.stage("verify")
         proofs, facts = {name: report.proof for name, report in reports.items()}, _facts(source, kind, reports)
         with opened_parts(backend, options.target, folder, options.build, facts) as engine:
             proof = _prove(source, engine, proofs, backend, options, options.seed, kind)
         proof.require()
         progress.done("; ".join([f"all {len(proofs)} parts together", *proof.short]))
-        options = replace(options, layout="plain")
+        options = replace(options, layout=layout)
         report = make_report(source, options, [], facts, proof, backend, folder, {})
         steps = tuple({**s, "name": f"{n}: {s['name']}"} for n, r in reports.items() for s in r.steps)
         source.require_unchanged()
@@ -128,13 +132,34 @@ def _require(options: Options, backend: Backend, kind: Kind) -> None:
     if not backend.joins or not options.build:
         what = f"{backend.name} has no engines of {count} graphs" if options.build else "all graphs are built at once"
         raise MoecError("M208", f"this model is {kind.what}, and {what}", str(options.target), way_out)
-    if options.layout not in (None, "plain"):
-        what = f"{kind.what} are laid out beside each other, not for {options.layout}"
+    if options.layout not in (None, *kind.layouts):
+        what = f"{kind.what} are not laid out for {options.layout}"
         raise MoecError("M208", what, f"layout {options.layout}", f"use --layout plain, or {way_out}")
     if options.save_hf or options.text or options.calibration:
         given = next(n for n in ("save_hf", "text", "calibration") if getattr(options, n))
         what = f"--{given.replace('_', '-')} is for a model of one graph"
         raise MoecError("M201", what, given, f"leave it out; {way_out}")
+
+
+def _lay_out(
+    source: Source, parts: Mapping[str, Source], options: Options, backend: Backend, folder: Path,
+    files: Mapping[str, str],
+) -> str:  # fmt: skip
+    """Write what clients read of all parts; the layout. Raises M208 where the one that was asked for is not
+    possible."""
+    if tuple(parts) != VISION_PARTS or options.layout == "plain":
+        return "plain"
+    inputs, facts, target = {n: part.inputs for n, part in parts.items()}, parts[DECODER].facts(), options.target
+    reason = genai_images.refusal(inputs, facts)
+    if reason and options.layout == "genai":
+        what = f"onnxruntime-genai cannot run this model: {reason}"
+        raise MoecError("M208", what, "layout genai", "use --layout plain: ONNX Runtime itself runs it")
+    if reason:
+        return "plain"
+    outputs, shared = [o.name for o in backend.outputs(folder / DECODER)], backend.shares_cache(folder / DECODER)
+    how = target.device or "cpu", target.threads, shared, backend.client_settings(target)
+    genai_images.write(folder, files, inputs, outputs, facts, source.joined_by()["image_token"], *how)
+    return "genai"
 
 
 def _facts(source: Source, kind: Kind, reports: Mapping[str, Report]) -> dict[str, Any]:

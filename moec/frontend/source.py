@@ -198,7 +198,8 @@ class Source(ABC):
 
     def parts(self) -> Mapping[str, Source]:
         """The models that are compiled in this one's place, by name, each to a graph of its own: the encoder and the
-        decoder of one that writes text; what sees and what writes, of one that takes images. Nothing for a model that is one graph."""
+        decoder of one that writes text; what sees and what writes, of one that takes images. Nothing for a model that
+        is one graph."""
         return {}
 
     def joined_by(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ folder, so that a comparison would never find it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -36,7 +36,7 @@ def account_of(
     origin: Any,
     inputs: Iterable[str],
     leave_out: LeaveOut,
-    otherwise: str = "",
+    otherwise: Callable[[str], str] = lambda _: "",
     fixed: Mapping[str, Tensor] | None = None,
 ) -> Account:
     """What a model is, and what the engine is without.
@@ -44,7 +44,8 @@ def account_of(
     Args:
         origin: see `moec.huggingface.source.Origin`.
         inputs: names of the engine's inputs.
-        leave_out: what the user asked to do without. otherwise: why an input is left out for which nothing else speaks.
+        leave_out: what the user asked to do without. otherwise: why an input is left out, by its name, where nothing
+            else says it.
         fixed: inputs that have one value for good.
 
     Raises:

@@ -141,17 +141,11 @@ class HuggingFaceSource(Source):
         """See `open_source` and `from_model`."""
         if isinstance(model, nn.Module):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
+        from moec.huggingface.vision_language import source_of
+
         wanted = LeaveOut(opening.leave_out)
         folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
-        return cls._of(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
-
-    @classmethod
-    def _of(cls, text: str, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None, part: str) -> Any:
-        """The source, or that of a model of text and images, which are compiled in parts."""
-        from moec.huggingface.vision_language import VisionLanguageSource
-
-        seeing = VisionLanguageSource.is_asked_for(origin, cache, leave_out, given)
-        return (VisionLanguageSource if seeing else cls)(text, origin, cache, leave_out, given, part)
+        return source_of(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
 
     @classmethod
     def from_model(
@@ -165,8 +159,10 @@ class HuggingFaceSource(Source):
         """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
         and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
         Raises M217 for an adapter that is not in the model's weights."""
+        from moec.huggingface.vision_language import source_of
+
         model = unwrapped(model)
-        return cls._of(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
+        return source_of(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
     def signature(self) -> Signature:
@@ -207,7 +203,8 @@ class HuggingFaceSource(Source):
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
         notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
-        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes)
+        names = tuple(i.name for i in self.inputs) if self.part else found.inputs
+        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes, inputs=names)
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks

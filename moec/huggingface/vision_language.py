@@ -9,6 +9,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut
 from moec.frontend.source import Source
@@ -22,12 +23,26 @@ from moec.huggingface.origin import Origin
 from moec.huggingface.reading.folder import ModelFolder
 from moec.huggingface.source import HuggingFaceSource
 from moec.huggingface.states.cache import cache_signature
+from moec.huggingface.states.encoder_decoder import has_parts
 from moec.huggingface.states.vision_language_call import image_token, vision_call
 from moec.huggingface.untouched import UntouchedSeeing
 from moec.program.decoder_signature import IDS, SEQUENCE
-from moec.program.encoder_decoder import DECODER
-from moec.program.program import META
-from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION_PARTS
+from moec.program.encoder_decoder import DECODER, PARTS
+from moec.program.program import META, Program
+from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION, VISION_PARTS
+
+
+def source_of(
+    text: str, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None, part: str
+) -> HuggingFaceSource:
+    """The source of a model of the transformers library, or of a part of it; see `HuggingFaceSource.open`. Raises M201
+    for a part that it does not have."""
+    seeing = VisionLanguageSource.is_asked_for(origin, cache, leave_out, given)
+    known = VISION_PARTS if seeing else PARTS if has_parts(origin.template) else ()
+    if part and part not in known:
+        fix = f"name one of {', '.join(known)}" if known else "leave --part out: the model is one graph"
+        raise MoecError("M201", f"{type(origin.template).__name__} has no part {part!r}", "--part", fix)
+    return (VisionLanguageSource if seeing else HuggingFaceSource)(text, origin, cache, leave_out, given, part)
 
 
 class VisionLanguageSource(HuggingFaceSource):
@@ -69,6 +84,38 @@ class VisionLanguageSource(HuggingFaceSource):
             part: VisionLanguageSource(self.text, self.origin, True, self._leave_out, self._given, part)
             for part in VISION_PARTS
         }
+
+    def capture(self, dtype: torch.dtype = torch.float32) -> Program:
+        """A part as a Program. Raises M201 for the whole, which is no graph."""
+        if not self.part:
+            ways = "name one: --part vision, embedding or decoder; for text alone, --leave-out 'pixel_values*'"
+            raise MoecError("M201", f"a model of text and images is {len(VISION_PARTS)} graphs", self.text, ways)
+        return super().capture(dtype)
+
+    def _refusal(self, error: MoecError) -> MoecError:
+        """A refusal with a way out that was tried: a value of what sizes hang on, or text alone."""
+        if error.code not in ("M206", "M207") or error is self._explained:
+            return error
+        if self.part == VISION:
+            better = self._asked.with_values(error, self.signature, lambda given: self._with(given).capture())
+        else:
+            better = error
+        self._explained = better if better is not error else self._for_text(error)
+        return self._explained
+
+    def _with(self, given: Given) -> VisionLanguageSource:
+        return VisionLanguageSource(self.text, self.origin, True, self._leave_out, given, self.part)
+
+    def _for_text(self, error: MoecError) -> MoecError:
+        """The refusal, with the model for text alone as the way out, if it can be captured so."""
+        alone = LeaveOut([*self._leave_out.patterns, "pixel_values*"])
+        try:
+            HuggingFaceSource(self.text, self.origin, True, alone).capture()
+        except MoecError as other:
+            what = f"{error.what}; for text alone, {other.what}"
+            return MoecError(error.code, what, other.where, other.fix)
+        fix = "compile it for text alone, which was captured just now: --leave-out 'pixel_values*'"
+        return MoecError(error.code, error.what, error.where, fix)
 
     def joined_by(self) -> dict[str, int]:
         """The token that stands for a part of an image."""

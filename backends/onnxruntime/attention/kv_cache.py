@@ -137,8 +137,8 @@ def _joined(emit: Emitter, cache: Cache, new: ir.Value) -> ir.Value:
 
 
 def let_the_mask_tell_lengths(model: ir.Model) -> bool:
-    """Let what asks a cache input for its length ask the mask and the tokens instead, and say in the model's metadata that
-    its caches may be shared buffers, which are longer than what they hold. In place.
+    """Let what asks a cache input for its length ask the mask and the tokens instead, and say in the model's metadata
+    that its caches may be shared buffers, which are longer than what they hold. In place.
 
     Returns whether that is so; else some layer keeps its cache in another way, and nothing is changed.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moec.errors import MoecError
@@ -40,6 +40,7 @@ _SAYS_MORE = re.compile(
     r"image|video|audio|pixel|grid|(^|_)mm_|visual|vision|patch|spatial|aspect|feature|frame"
     r"|^token_type_ids$|^input_values"
 )
+DESCRIBES_IMAGES = re.compile(r"^(?!.*(video|audio|pixel_values)).*(image|pixel|grid|patch|spatial|aspect)")
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 
 
@@ -65,27 +66,40 @@ def makes_decoder_ids(model: Any) -> bool:
     return bool(model.config.is_encoder_decoder and _MAKES_ITSELF.search(type(model).__name__))
 
 
-def left_out_inputs(model: Any, kept: Iterable[str], leave_out: LeaveOut, otherwise: str = "") -> tuple[LeftOut, ...]:
+def left_out_inputs(
+    model: Any, kept: Iterable[str], leave_out: LeaveOut, otherwise: Callable[[str], str] = lambda _: ""
+) -> tuple[LeftOut, ...]:
     """The tensors of a model's forward that are no inputs of the engine, each with the reason.
 
     Args:
         model: a `PreTrainedModel`.
         kept: names of the engine's inputs.
         leave_out: what the user asked to do without.
-        otherwise: the reason where there is no other.
+        otherwise: the reason for a name, where there is no other; may be empty.
 
     Raises:
         MoecError: M216 for one without a reason.
     """
-    names = [name for name in tensor_arguments(model) if name not in set(kept)]
+    kept = set(kept)
+    names = [name for name in tensor_arguments(model) if name not in kept]
     asked = [name for name in names if name in leave_out]
     media = [name for name in names if _MEDIA.fullmatch(name)]
-    gone = bool(media) and set(media) <= set(asked)
-    reasons = {n: "you asked for it" if n in asked else _reason(n, model, gone) or otherwise for n in names}
+    seen = [name for name in kept if _MEDIA.fullmatch(name)]
+    gone = [m for m in media if m in asked] if set(media) <= set(asked) else []
+    reasons = {
+        n: "you asked for it" if n in asked else _reason(n, model, _are_gone(n, gone, seen)) or otherwise(n)
+        for n in names
+    }
     unexplained = [name for name, why in reasons.items() if not why]
     if unexplained:
         raise untaken(model, unexplained)
     return tuple(LeftOut("input", name, why, name in asked) for name, why in reasons.items())
+
+
+def _are_gone(name: str, gone: Sequence[str], seen: Sequence[str]) -> bool:
+    """Whether an input would describe what is left out: videos, where images are kept; else whatever there is."""
+    of_video = [m for m in gone if "video" in m]
+    return bool(of_video) and "video" in name if seen else bool(gone)
 
 
 def untaken(model: Any, names: list[str]) -> MoecError:
