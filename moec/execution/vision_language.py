@@ -10,10 +10,11 @@ from torch import Tensor
 
 from moec.errors import MoecError
 from moec.execution.engine import Engine
+from moec.execution.grid_positions import grid_positions
 from moec.execution.parts import PartsEngine
-from moec.program.decoder_signature import EMBEDS, IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
+from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, SEQUENCE, cache_inputs, present_name
 from moec.program.signature import Input
-from moec.program.vision_language import IMAGE_TOKENS, image_rows
+from moec.program.vision_language import IMAGE_TOKENS, POSITIONS, image_rows
 
 
 def of_text(inputs: Sequence[Input], given: Mapping[str, Any]) -> Sequence[Input]:
@@ -29,10 +30,14 @@ class VisionLanguageEngine(PartsEngine):
     Args:
         vision: to rows for the tokens of images. embedding: to vectors. decoder: from vectors to logits.
         image_token: the token that stands for a part of an image.
+        grids, merge: of a decoder that takes places in time, height and width, see `grid_positions`.
     """
 
-    def __init__(self, vision: Engine, embedding: Engine, decoder: Engine, image_token: int) -> None:
-        self.name, self.image_token = decoder.name, image_token
+    def __init__(
+        self, vision: Engine, embedding: Engine, decoder: Engine, image_token: int,
+        grids: Sequence[Sequence[int]] = (), merge: int = 1,
+    ) -> None:  # fmt: skip
+        self.name, self.image_token, self.grids, self.merge = decoder.name, image_token, grids, merge
         self.parts = self.vision, self.embedding, self.decoder = vision, embedding, decoder
         ids = (Input(name, torch.int64, ("batch", SEQUENCE)) for name in (IDS, MASK))
         self.inputs, self.outputs = (*ids, *vision.inputs), (LOGITS,)
@@ -76,6 +81,7 @@ class SeeingText:
         self._rows = {**self._none, **engine.vision(**images)} if images else self._none
         self._mask = given.get(MASK, torch.zeros(0, dtype=torch.int64))
         self._past: dict[str, Tensor] = {}
+        self._next = torch.zeros(0, dtype=torch.int64)
 
     def advance(self, ids: Tensor) -> dict[str, Tensor]:
         """What the decoder says of the next tokens `[batch, new]`; the first have all images in them.
@@ -90,9 +96,20 @@ class SeeingText:
             rows, self._mask = self._rows, self._mask if self._mask.numel() else ones
             self._require_places(ids)
         vectors = engine.embedding(**{IDS: ids, **rows})
-        outputs: dict[str, Tensor] = engine.decoder(**{EMBEDS: vectors[EMBEDS], MASK: self._mask, **self._past})
+        places = self._places(ids) if any(i.name == POSITIONS for i in engine.decoder.inputs) else {}
+        outputs: dict[str, Tensor] = engine.decoder(**vectors, **places, **{MASK: self._mask}, **self._past)
         self._past = {c.name: outputs[present_name(c.name)] for c in cache_inputs(engine.decoder.inputs)}
         return outputs
+
+    def _places(self, ids: Tensor) -> dict[str, Tensor]:
+        """Where the next tokens stand; those after a prompt count on from the furthest place in it."""
+        if self._past:
+            found = (self._next[:, None] + torch.arange(ids.shape[1])).expand(3, -1, -1)
+        else:
+            engine = self._engine
+            found = grid_positions(ids, self._mask, engine.image_token, engine.grids, engine.merge)
+        self._next = found.amax((0, 2)) + 1
+        return {POSITIONS: found}
 
     def _require_places(self, ids: Tensor) -> None:
         places, rows = int((ids == self._engine.image_token).sum()), len(next(iter(self._rows.values())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from moec.frontend.source import Source
 from moec.huggingface.account import account_of
 from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.given import Given
-from moec.huggingface.inputs.seeing import PIXELS, planted, scattered, seeing_signature, sees
+from moec.huggingface.inputs.seeing import PIXELS, has_grid_positions, planted, scattered, seeing_signature, sees
 from moec.huggingface.inputs.signature import Signature
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
@@ -117,9 +118,14 @@ class VisionLanguageSource(HuggingFaceSource):
         fix = "compile it for text alone, which was captured just now: --leave-out 'pixel_values*'"
         return MoecError(error.code, error.what, error.where, fix)
 
-    def joined_by(self) -> dict[str, int]:
-        """The token that stands for a part of an image."""
-        return {"image_token": image_token(self.origin.template)}
+    def joined_by(self) -> dict[str, Any]:
+        """The token that stands for a part of an image; and, where they decide positions, the grids of images."""
+        model = self.origin.template
+        found: dict[str, Any] = {"image_token": image_token(model)}
+        if has_grid_positions(model):
+            grids = self.signature.fixed["image_grid_thw"].tolist()
+            found |= {"grids": grids, "merge": int(model.config.vision_config.spatial_merge_size)}
+        return found
 
     @cached_property
     def _account(self) -> Account:

@@ -14,8 +14,9 @@ from moec.program.signature import Input
 VISION, EMBEDDING = "vision", "embedding"
 VISION_PARTS = (VISION, EMBEDDING, DECODER)
 IMAGE_FEATURES, IMAGE_TOKENS, IMAGES = "image_features", "image_tokens", "images"
-DEEPSTACK = "deepstack_features."  # and a number: rows that are added to the decoder's first layers
-POSITIONS = "position_ids"
+# and a number: rows of images, and vectors of tokens, that are added to a decoder's layer
+DEEPSTACK, DEEPSTACK_EMBEDS = "deepstack_features.", "deepstack_embeds."
+POSITIONS = "position_ids"  # `[3, batch, sequence]`: time, height, width
 
 
 def is_of_images(name: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,6 +178,7 @@ def check_consistency(
         ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
     """
     ids, mask = new_tokens(sample), sample[MASK]
+    engine, program = _Beside.of(engine, sample), program and _Beside.of(program, sample)
     read = mask.bool() if compared is None else compared.tokens
     yardstick = engine if program is None else program
     known: dict[tuple[int, ...], Tensor] = {}
@@ -189,6 +191,26 @@ def check_consistency(
         got = _FEEDERS.get(name, _logits)(engine, ids, mask, steps)
         found.append(Way(name, steps, apart(got[read[:, ends]], known[like][:, ends][read[:, ends]])))
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
+
+
+class _Beside:
+    """An engine that is given, with tokens of a text, what else a sample has of the same tokens."""
+
+    def __init__(self, engine: Engine, sample: Sample, axes: Mapping[str, int]) -> None:
+        self.inputs, self._engine, self._sample, self._axes = engine.inputs, engine, sample, axes
+
+    @classmethod
+    def of(cls, engine: Engine, sample: Sample) -> Any:
+        """The engine itself where it takes no more than tokens, mask and states."""
+        known = {IDS, EMBEDS, MASK, *(c.name for c in cache_inputs(engine.inputs))}
+        more = [i for i in engine.inputs if i.name not in known and SEQUENCE in i.shape]
+        return cls(engine, sample, {i.name: i.shape.index(SEQUENCE) for i in more}) if more else engine
+
+    def __call__(self, **given: Tensor) -> dict[str, Tensor]:
+        end, count = given[MASK].shape[1], new_tokens(given).shape[1]
+        more = {name: self._sample[name].narrow(axis, end - count, count) for name, axis in self._axes.items()}
+        found: dict[str, Tensor] = self._engine(**given, **more)
+        return found
 
 
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:

@@ -16,11 +16,20 @@ from moec.huggingface.inputs.arguments import FEATURES
 from moec.huggingface.inputs.media import BATCH, IMAGES
 from moec.huggingface.inputs.signature import Signature
 from moec.huggingface.states.cache import has_cache
+from moec.huggingface.states.deepstack import levels
 from moec.huggingface.states.vision_language_call import image_token, owner_of
 from moec.program.decoder_signature import EMBEDS, IDS, MASK, SEQUENCE, TOTAL
 from moec.program.encoder_decoder import DECODER
 from moec.program.program import Input
-from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGE_TOKENS, VISION
+from moec.program.vision_language import (
+    DEEPSTACK,
+    DEEPSTACK_EMBEDS,
+    EMBEDDING,
+    IMAGE_FEATURES,
+    IMAGE_TOKENS,
+    POSITIONS,
+    VISION,
+)
 
 PIXELS = "pixel_values"
 _SAMPLED = 3  # images of a capture
@@ -30,6 +39,11 @@ def sees(model: Any) -> bool:
     """Whether transformers writes text with this model beside images, which it puts in the place of tokens."""
     takes = hasattr(model, FEATURES) and has_cache(model) and PIXELS in inspect.signature(model.forward).parameters
     return bool(takes) and owner_of(model) is not None and image_token(model) >= 0
+
+
+def has_grid_positions(model: Any) -> bool:
+    """Whether a model's tokens have places in time, height and width, which the grids of its images decide."""
+    return hasattr(owner_of(model), "get_rope_index")
 
 
 def seeing_signature(model: Any, part: str, features: Signature, caches: Sequence[Input] = ()) -> Signature:
@@ -50,14 +64,20 @@ def seeing_signature(model: Any, part: str, features: Signature, caches: Sequenc
     ids = Input(IDS, torch.int64, (BATCH, SEQUENCE))
     if part == VISION:
         return replace(own, inputs=vision, domains=features.domains, fixed=features.fixed)
+    count = levels(model)
     if part == EMBEDDING:
-        rows = Input(IMAGE_FEATURES, torch.float32, (IMAGE_TOKENS, hidden))
-        return replace(own, inputs=(ids, rows), domains={IDS: token, IMAGE_FEATURES: Domain("number")})
+        names = (IMAGE_FEATURES, *(f"{DEEPSTACK}{k}" for k in range(count)))
+        rows = [Input(name, torch.float32, (IMAGE_TOKENS, hidden)) for name in names]
+        return replace(own, inputs=(ids, *rows), domains={IDS: token, **dict.fromkeys(names, Domain("number"))})
     if part == DECODER:
-        vectors = Input(EMBEDS, torch.float32, (BATCH, SEQUENCE, hidden))
+        names = (EMBEDS, *(f"{DEEPSTACK_EMBEDS}{k}" for k in range(count)))
+        vectors, *more = (Input(name, torch.float32, (BATCH, SEQUENCE, hidden)) for name in names)
         mask = Input(MASK, torch.int64, (BATCH, TOTAL))
-        domains = {EMBEDS: Domain("number"), MASK: Domain("padding"), **{c.name: Domain("state") for c in caches}}
-        return replace(own, inputs=(vectors, mask, *caches), domains=domains)
+        more += [Input(POSITIONS, torch.int64, (3, BATCH, SEQUENCE))] if has_grid_positions(model) else []
+        domains = {i.name: Domain("number") for i in (vectors, *more)}
+        domains |= {MASK: Domain("padding"), POSITIONS: Domain("position")}
+        domains |= {c.name: Domain("state") for c in caches}
+        return replace(own, inputs=(vectors, mask, *more, *caches), domains=domains)
     mask = Input(MASK, torch.int64, (BATCH, SEQUENCE))
     domains = {IDS: token, MASK: Domain("mask"), **features.domains}
     return replace(own, inputs=(ids, mask, *vision), domains=domains, fixed=features.fixed)

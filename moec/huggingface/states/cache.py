@@ -190,7 +190,8 @@ def cached_call(
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
             more = {MASK: attention_mask[:, -new.shape[1] :], _STATES: cache}
         else:
-            places = positions(attention_mask, new.shape[1])
+            places = tokens.pop("position_ids", None)  # a decoder of vectors may be told them
+            places = positions(attention_mask, new.shape[1]) if places is None else places
             more = {MASK: attention_mask, "position_ids": places, _CACHE: cache}
         output = forward(**tokens, use_cache=True, **more)
         present = {}

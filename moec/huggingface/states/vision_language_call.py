@@ -7,6 +7,7 @@ written anew where the forward asks for values, and is held to the untouched par
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +18,13 @@ from torch.overrides import TorchFunctionMode
 
 from moec.huggingface.inputs.arguments import FEATURES
 from moec.huggingface.states.cache import cached_call
+from moec.huggingface.states.deepstack import adding, handed, rows_of, with_rows
 from moec.program.decoder_signature import EMBEDS, IDS, LOGITS, MASK, cache_inputs
 from moec.program.encoder_decoder import DECODER
 from moec.program.signature import Input
-from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, VISION
+from moec.program.vision_language import DEEPSTACK, DEEPSTACK_EMBEDS, EMBEDDING, IMAGE_FEATURES, VISION
 
-PLACES = "get_placeholder_mask"
+PLACES, KINDS = "get_placeholder_mask", "mm_token_type_ids"
 Call = Callable[..., dict[str, Tensor]]
 
 
@@ -57,7 +59,7 @@ def seeing_call(
     if part == EMBEDDING:
         return embedding_call(model) if captured else untouched_embedding_call(model, image)
     if part == DECODER:
-        return cached_call(model.forward, cache_inputs(inputs), captured, model)
+        return _decoder_call(model, inputs, captured)
     return whole_call(model, fixed)
 
 
@@ -66,29 +68,55 @@ def whole_call(model: Any, fixed: Mapping[str, Tensor] | None = None) -> Call:
     forward = model.forward
 
     def call(**inputs: Tensor) -> dict[str, Tensor]:
-        known = fixed if set(inputs) - {IDS, MASK} else None  # of images
-        return {LOGITS: forward(**inputs, **(known or {}), use_cache=False).logits}
+        known = {**(fixed or {}), **_kinds(model, inputs[IDS])} if set(inputs) - {IDS, MASK} else {}
+        return {LOGITS: forward(**inputs, **known, use_cache=False).logits}
 
     return call
+
+
+def _kinds(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Which tokens are of images, for a model that asks for it: as its processor says it."""
+    asked = KINDS in inspect.signature(model.forward).parameters
+    return {KINDS: (ids == image_token(model)).int()} if asked else {}
+
+
+def _decoder_call(model: Any, inputs: Sequence[Input], captured: bool) -> Call:
+    """The decoder: logits and the longer cache of vectors in the place of tokens."""
+    call, decoder = cached_call(model.forward, cache_inputs(inputs), captured, model), model.get_decoder()
+    levels = [i.name for i in inputs if i.name.startswith(DEEPSTACK_EMBEDS)]
+
+    def with_levels(**given: Tensor) -> dict[str, Tensor]:
+        with adding(decoder, [given.pop(name) for name in levels], captured):
+            return call(**given)
+
+    return with_levels if levels else call
 
 
 def vision_call(model: Any, fixed: Mapping[str, Tensor] | None = None) -> Call:
     """The vision encoder: what the model puts in the place of image tokens, `image_features` `[image_tokens, hidden]`.
 
-    It is the forward with an image up to where it marks the places; `fixed`: tensors that every call has.
+    It is the forward with an image up to where it marks the places; `fixed`: tensors that every call has. Rows that
+    the decoder adds to its layers are beside them.
     """
     owner = owner_of(model)
-    forward = owner.forward  # a capture that is cut inside of a module's call is left with that module open
+    # a capture that is cut inside of a module's call is left with that module open
+    forward, features = owner.forward, getattr(owner, FEATURES)
 
     def mark(*_: Any, image_features: Any = None, **__: Any) -> None:
         raise _Reached(image_features)
 
     def call(**inputs: Tensor) -> dict[str, Tensor]:
+        made = list[Any]()
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            made.append(features(*args, **kwargs))
+            return made[0]
+
         pixels = next(value for value in inputs.values() if value.is_floating_point())
         ids = torch.zeros((1, 1), dtype=torch.int64, device=pixels.device)
-        with _instead(owner, PLACES, mark), _Together():
+        with _instead(owner, PLACES, mark), _instead(owner, FEATURES, noted), _Together():
             rows = _cut(forward, input_ids=ids, **inputs, **(fixed or {}))
-        return {IMAGE_FEATURES: rows.reshape(-1, rows.shape[-1])}
+        return {IMAGE_FEATURES: rows.reshape(-1, rows.shape[-1]), **rows_of(made[0])}
 
     return call
 
@@ -97,19 +125,25 @@ def embedding_call(model: Any) -> Call:
     """The embedding, for a capture: `inputs_embeds` `[batch, sequence, hidden]` of tokens and rows of images."""
     table, token = model.get_input_embeddings(), image_token(model)
 
-    def call(*, input_ids: Tensor, image_features: Tensor) -> dict[str, Tensor]:
-        return {EMBEDS: merged(table(input_ids), input_ids == token, image_features)}
+    def call(*, input_ids: Tensor, image_features: Tensor, **more: Tensor) -> dict[str, Tensor]:
+        vectors, places = table(input_ids), input_ids == token
+        levels = {
+            name.replace(DEEPSTACK, DEEPSTACK_EMBEDS): merged(torch.zeros_like(vectors), places, rows)
+            for name, rows in more.items()
+        }
+        return {EMBEDS: merged(vectors, places, image_features), **levels}
 
     return call
 
 
 def merged(vectors: Tensor, places: Tensor, rows: Tensor) -> Tensor:
     """`vectors` `[batch, sequence, hidden]` with `rows` `[image_tokens, hidden]`, in order, where `places`
-    `[batch, sequence]` are; there may be none of either."""
+    `[batch, sequence]` are. A place for which there is no row is left as it is: a model may write that token itself."""
     flat = places.reshape(-1)
     numbers = (flat.cumsum(0) * flat).view(places.shape)  # 0 is no row, and stands before the first
+    numbers = torch.where(numbers <= rows.shape[0], numbers, 0)
     held = torch.cat([torch.zeros_like(vectors[0, :1]), rows.to(vectors.dtype)])
-    return torch.where(places[..., None], held[numbers], vectors)
+    return torch.where((numbers > 0)[..., None], held[numbers], vectors)
 
 
 def untouched_embedding_call(model: Any, image: Mapping[str, Tensor]) -> Call:
@@ -117,26 +151,30 @@ def untouched_embedding_call(model: Any, image: Mapping[str, Tensor]) -> Call:
     forward, owner, decoder = model.forward, owner_of(model), model.get_decoder()
     places, features, made = getattr(owner, PLACES), getattr(owner, FEATURES), list[Any]()
 
-    def once(*args: Any, **kwargs: Any) -> Any:
+    def once(*_: Any, **__: Any) -> Any:
         if not made:
-            made.append(features(*args, **kwargs))
+            made.append(features(**image, return_dict=True))
         return made[0]
 
     def reach(_module: Any, _args: Any, given: dict[str, Any]) -> None:
         raise _Reached(given)
 
-    def call(*, input_ids: Tensor, image_features: Tensor) -> dict[str, Tensor]:
+    def call(*, input_ids: Tensor, image_features: Tensor, **more: Tensor) -> dict[str, Tensor]:
         def mark(*args: Any, **given: Any) -> Any:
             return places(*args, **{**given, "image_features": image_features})
 
-        seen = image if len(image_features) else {}
+        def other(*_: Any, **__: Any) -> Any:
+            return with_rows(once(), more)
+
+        # pixels alone: what says how they lie decides positions, which are not the embedding's business
+        seen = {n: v for n, v in image.items() if v.is_floating_point()} if len(image_features) else {}
         handle = decoder.register_forward_pre_hook(reach, with_kwargs=True)
         try:
-            with _instead(owner, PLACES, mark), _instead(owner, FEATURES, once), _Scattered(image_features):
+            with _instead(owner, PLACES, mark), _instead(owner, FEATURES, other), _Scattered(image_features):
                 given = _cut(forward, **{IDS: input_ids}, use_cache=False, **seen)
         finally:
             handle.remove()
-        return {EMBEDS: given[EMBEDS]}
+        return {EMBEDS: given[EMBEDS], **handed(given, len(more))}
 
     return call
 
