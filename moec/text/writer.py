@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, clocked, generate
-from moec.execution.parts import respond
+from moec.execution.parts import PartsEngine, respond
 from moec.frontend.source import Tokenizer
 from moec.layouts import model_folder
 from moec.program.decoder_signature import IDS
@@ -129,7 +129,7 @@ class Writer:
     def write(
         self, prompt: str | Sequence[int], max_tokens: int = 64, sampling: Sampling = GREEDY
     ) -> tuple[Written, Iterator[str]]:
-        """Continue a prompt; with an encoder, write what answers it.
+        """Continue a prompt, beside no image; with an encoder, write what answers it.
 
         Args:
             prompt: text, or its tokens; for those no tokenizer is needed, and without one the pieces are the tokens'
@@ -149,6 +149,9 @@ class Writer:
         if isinstance(self._engine, EncoderDecoderEngine):
             start = self._start()
             steps = respond(self._engine, {IDS: row}, torch.tensor([start]), context=self.facts.context, **how)
+        elif isinstance(self._engine, PartsEngine):  # beside no image
+            start = ids[-EARLIER:]
+            steps = respond(self._engine, {}, row, context=self.facts.context, **how)
         else:
             start = ids[-EARLIER:]
             steps = generate(self._engine, row, context=self.facts.context, **how)

@@ -120,7 +120,7 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
         return "describes images, video or sound, which are left out"
     if name == "attention_mask" and model.main_input_name != IDS and IDS not in tensor_arguments(model):
         return "no part of an image or a sound is padding"
-    if name == TYPES and int(_number(config, "type_vocab_size")) <= 1:
+    if name == TYPES and int(_number(config, "type_vocab_size")) <= 1 and not _merges_images(model):
         return "the config counts no types of tokens"
     if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(
         config, "add_cross_attention", False
@@ -133,6 +133,11 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
     if name == "task_type_ids" and not getattr(config, "use_task_id", False):
         return "the config has no tasks"
     return next((why for pattern, why in _KINDS if re.fullmatch(pattern, name)), "")
+
+
+def _merges_images(model: Any) -> bool:
+    """Whether a model puts images in the place of tokens: there, types say which tokens see each other both ways."""
+    return any(hasattr(module, "get_placeholder_mask") for module in model.modules())
 
 
 def _number(config: Any, name: str) -> float:
