@@ -23,7 +23,7 @@ def llava(text: Any = None) -> Any:
     """LLaVA with a mixture of experts that reads text, of one layer."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     text = text or T.MixtralConfig(
-        **sizes, vocab_size=64, num_key_value_heads=1, max_position_embeddings=64, num_local_experts=4
+        **sizes, vocab_size=64, num_key_value_heads=1, max_position_embeddings=64, num_local_experts=4, eos_token_id=59
     )
     eye = T.CLIPVisionConfig(**sizes, image_size=PIXELS[1], patch_size=8)
     config = T.LlavaConfig(text_config=text, vision_config=eye, image_token_index=IMAGE, vision_feature_layer=-1)

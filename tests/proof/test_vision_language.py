@@ -62,7 +62,6 @@ def _blind(given: Given) -> Given:
     return {**given, "input_ids": torch.where(given["input_ids"] == IMAGE, 0, given["input_ids"])}
 
 
-
 def _lost(given: Given) -> Given:
     """Values in the cache that are not those of the text."""
     return {n: v.flip(2) if n.endswith(".value") else v for n, v in given.items()}
@@ -105,7 +104,9 @@ def test_a_model_whose_images_change_nothing_cannot_be_proven(
     source: Source, engine: VisionLanguageEngine, alone: dict[str, Verification], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then an engine that mixes images up would pass."""
-    still = Changed(source.reference(), lambda given: {n: v * 0 if n == "pixel_values" else v for n, v in given.items()})
+    still = Changed(
+        source.reference(), lambda given: {n: v * 0 if n == "pixel_values" else v for n, v in given.items()}
+    )
     still.check = source.reference().check  # type: ignore[method-assign]  # text alone, too
     monkeypatch.setattr(source, "reference", lambda: still)
     wrong = Changed(engine.vision, lambda given: {n: v * 0 for n, v in given.items()})

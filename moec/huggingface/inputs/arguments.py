@@ -87,7 +87,7 @@ def left_out_inputs(
     seen = [name for name in kept if _MEDIA.fullmatch(name)]
     gone = [m for m in media if m in asked] if set(media) <= set(asked) else []
     reasons = {
-        n: "you asked for it" if n in asked else _reason(n, model, _are_gone(n, gone, seen)) or otherwise(n)
+        n: "you asked for it" if n in asked else _reason(n, model, _left_out_with(n, gone, seen)) or otherwise(n)
         for n in names
     }
     unexplained = [name for name, why in reasons.items() if not why]
@@ -96,10 +96,11 @@ def left_out_inputs(
     return tuple(LeftOut("input", name, why, name in asked) for name, why in reasons.items())
 
 
-def _are_gone(name: str, gone: Sequence[str], seen: Sequence[str]) -> bool:
-    """Whether an input would describe what is left out: videos, where images are kept; else whatever there is."""
-    of_video = [m for m in gone if "video" in m]
-    return bool(of_video) and "video" in name if seen else bool(gone)
+def _left_out_with(name: str, gone: Sequence[str], seen: Sequence[str]) -> str:
+    """What an input would describe that is left out: videos, where images are kept; else whatever there is."""
+    if not seen:
+        return "images, video or sound" if gone else ""
+    return "videos" if "video" in name and any("video" in m for m in gone) else ""
 
 
 def untaken(model: Any, names: list[str]) -> MoecError:
@@ -109,15 +110,16 @@ def untaken(model: Any, names: list[str]) -> MoecError:
     what = f"{kind} also takes {cut(names, 5)}, which the engine would not have"
     fix = f"to compile it for inputs without, pass {FLAG} {','.join(media or names)}"
     if FEATURES in dir(model) and model.main_input_name == IDS:
-        fix += f"; for the features of its images alone, {FLAG} {IDS}"
+        fix += f"; for text alone, {FLAG} 'pixel_values*'; for the features of its images alone, {FLAG} {IDS}"
     return MoecError("M216", what, f"forward of {kind}", fix)
 
 
-def _reason(name: str, model: Any, media_gone: bool) -> str:
-    """Why an engine may be without this argument; empty where nothing says so."""
+def _reason(name: str, model: Any, media_gone: str) -> str:
+    """Why an engine may be without this argument; empty where nothing says so. `media_gone`: what is left out that it
+    would describe."""
     config = model.config.get_text_config()
     if media_gone and _SAYS_MORE.search(name):
-        return "describes images, video or sound, which are left out"
+        return f"describes {media_gone}, which are left out"
     if name == "attention_mask" and model.main_input_name != IDS and IDS not in tensor_arguments(model):
         return "no part of an image or a sound is padding"
     if name == TYPES and int(_number(config, "type_vocab_size")) <= 1 and not _merges_images(model):

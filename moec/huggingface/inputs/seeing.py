@@ -14,7 +14,7 @@ from torch import Tensor
 from moec.frontend.source import Domain
 from moec.huggingface.inputs.arguments import FEATURES
 from moec.huggingface.inputs.media import BATCH, IMAGES
-from moec.huggingface.inputs.signature import Signature
+from moec.huggingface.inputs.signature import CAPTURE_SIZES, Signature
 from moec.huggingface.states.cache import has_cache
 from moec.huggingface.states.deepstack import levels
 from moec.huggingface.states.vision_language_call import image_token, owner_of
@@ -85,7 +85,7 @@ def seeing_signature(model: Any, part: str, features: Signature, caches: Sequenc
 
 def _of_one(vision: Sequence[Input], sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """What the encoder takes of one image, zeros."""
-    return {i.name: torch.zeros(i.resolve(sizes), dtype=i.dtype) for i in vision}
+    return {i.name: torch.zeros(i.resolve({**CAPTURE_SIZES, **sizes}), dtype=i.dtype) for i in vision}
 
 
 def planted(ids: Tensor, token: int, counts: Sequence[int], each: int, seed: int) -> Tensor:
