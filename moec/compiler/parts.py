@@ -23,6 +23,7 @@ from moec.execution.parts import PartsEngine
 from moec.execution.vision_language import VisionLanguageEngine
 from moec.frontend.source import Source
 from moec.layouts import genai_images
+from moec.pipeline.pipeline import Pipeline
 from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.vision_language import VISION_PARTS
 from moec.progress import Progress
@@ -107,10 +108,12 @@ def compile_parts(
     _require(options, backend, kind)
     check_out(out, source.places)
     with staging(out, source.places) as folder:
-        reports = {}
+        reports, idle = {}, _Idle(options.pipeline)
         for name, part in parts.items():
             progress.detail(f"the {name}:")
-            reports[name] = one(part, replace(options, layout="plain", part=name), folder / name)
+            own = replace(options, layout="plain", part=name)
+            reports[name] = idle.without(own, lambda asked, p=part, n=name: one(p, asked, folder / n))  # type: ignore[misc]
+        idle.require()
         source.write_companions(folder)
         files = backend.join(folder, kind.parts)
         layout = _lay_out(source, parts, options, backend, folder, files)
@@ -125,6 +128,35 @@ def compile_parts(
         steps = tuple({**s, "name": f"{n}: {s['name']}"} for n, r in reports.items() for s in r.steps)
         source.require_unchanged()
         return write_report(replace(report, steps=steps), folder)
+
+
+class _Idle:
+    """Passes that change nothing in a part, which is compiled without them: they have to in another."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._of_use, self._pipeline, self._said = set[str](), pipeline, dict[str, MoecError]()
+
+    def without(self, options: Options, compiled: Callable[[Options], Report]) -> Report:
+        """The report of a part, compiled without the passes that change nothing in it."""
+        passes = [*options.pipeline]
+        while True:
+            try:
+                report = compiled(replace(options, pipeline=Pipeline(tuple(passes))))
+            except MoecError as error:
+                idle = next((p for p in passes if error.code == "M103" and str(p) == error.where), None)
+                if idle is None:
+                    raise
+                passes.remove(idle)
+                self._said[str(idle)] = error
+            else:
+                self._of_use |= set(map(str, passes))
+                return report
+
+    def require(self) -> None:
+        """Raise M103 for a pass that changed nothing in any part."""
+        for item in map(str, self._pipeline):
+            if item not in self._of_use:
+                raise self._said[item]
 
 
 def _require(options: Options, backend: Backend, kind: Kind) -> None:

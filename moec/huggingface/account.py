@@ -7,7 +7,7 @@ folder, so that a comparison would never find it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -125,10 +125,14 @@ def unused_tensors(model: Any, stored: Mapping[str, Weight], leave_out: LeaveOut
     return [LeftOut("tensor", n, why[n] or "you asked for it", n in asked) for n in unused]
 
 
-def unread_tensors(stored: Mapping[str, Weight], program: Program) -> list[LeftOut]:
-    """The tensors of the files that a captured program reads nothing of: a part of the model that its inputs do not
+def read_by(program: Program) -> set[int]:
+    """Which weights a captured program reads, and what they are made of; by their ids."""
+    return {id(part) for weight in program.weights.values() for part in weight.expression()}
+
+
+def unread_tensors(stored: Mapping[str, Weight], read: Container[int]) -> list[LeftOut]:
+    """The tensors of the files of which nothing is read (see `read_by`): a part of the model that its inputs do not
     reach, or a copy of a tensor that it is tied to."""
-    read = {id(part) for weight in program.weights.values() for part in weight.expression()}
     why = "the model has a place for it, and no output of the engine reads it"
     return [LeftOut("tensor", name, why) for name, weight in stored.items() if id(weight) not in read]
 

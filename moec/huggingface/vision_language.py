@@ -14,7 +14,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut
 from moec.frontend.source import Source
-from moec.huggingface.account import account_of
+from moec.huggingface.account import account_of, unread_tensors
 from moec.huggingface.inputs.asked import Asked
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.seeing import PIXELS, has_grid_positions, planted, scattered, seeing_signature, sees
@@ -31,23 +31,12 @@ from moec.program.decoder_signature import IDS, SEQUENCE
 from moec.program.encoder_decoder import DECODER, PARTS
 from moec.program.program import META, Program
 from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION, VISION_PARTS
-
-
-def source_of(
-    text: str, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None, part: str
-) -> HuggingFaceSource:
-    """The source of a model of the transformers library, or of a part of it; see `HuggingFaceSource.open`. Raises M201
-    for a part that it does not have."""
-    seeing = VisionLanguageSource.is_asked_for(origin, cache, leave_out, given)
-    known = VISION_PARTS if seeing else PARTS if has_parts(origin.template) else ()
-    if part and part not in known:
-        fix = f"name one of {', '.join(known)}" if known else "leave --part out: the model is one graph"
-        raise MoecError("M201", f"{type(origin.template).__name__} has no part {part!r}", "--part", fix)
-    return (VisionLanguageSource if seeing else HuggingFaceSource)(text, origin, cache, leave_out, given, part)
+from moec.weights.lazy import Weight
 
 
 class VisionLanguageSource(HuggingFaceSource):
-    """A model that reads text with images, whole or one of its parts (`moec.program.vision_language`)."""
+    """A model that reads text with images, whole or one of its parts (`moec.program.vision_language`). It opens every
+    model of the transformers library; any other is a `HuggingFaceSource`."""
 
     def __init__(
         self, text: str, origin: Origin, cache: bool = True, leave_out: LeaveOut | None = None,
@@ -56,6 +45,23 @@ class VisionLanguageSource(HuggingFaceSource):
         super().__init__(text, origin, cache, leave_out, None, part)
         self._given, self._asked = given, Asked(origin, self._leave_out, given)
         self._cache = part == DECODER
+        self._read: list[Weight] = []
+
+    @classmethod
+    def of_origin(
+        cls, text: str, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None, part: str
+    ) -> HuggingFaceSource:
+        """See `HuggingFaceSource.open`. Raises M201 for a part that the model does not have."""
+        seeing = cls.is_asked_for(origin, cache, leave_out, given)
+        known = VISION_PARTS if seeing else PARTS if has_parts(origin.template) else ()
+        if part and part not in known:
+            fix = f"name one of {', '.join(known)}" if known else "leave --part out: the model is one graph"
+            raise MoecError("M201", f"{type(origin.template).__name__} has no part {part!r}", "--part", fix)
+        return (cls if seeing else HuggingFaceSource)(text, origin, cache, leave_out, given, part)
+
+    @classmethod
+    def described(cls, model: str) -> HuggingFaceSource:
+        return HuggingFaceSource.described(model)
 
     @classmethod
     def is_asked_for(cls, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None) -> bool:
@@ -79,19 +85,35 @@ class VisionLanguageSource(HuggingFaceSource):
 
     def parts(self) -> dict[str, Source]:
         """The vision encoder, the embedding and the decoder."""
-        if self.part:
-            return {}
+        return dict(self._own_parts)
+
+    @cached_property
+    def _own_parts(self) -> dict[str, VisionLanguageSource]:
+        names = () if self.part else VISION_PARTS
         return {
             part: VisionLanguageSource(self.text, self.origin, True, self._leave_out, self._given, part)
-            for part in VISION_PARTS
+            for part in names
         }
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
         """A part as a Program. Raises M201 for the whole, which is no graph."""
         if not self.part:
-            ways = "name one: --part vision, embedding or decoder; for text alone, --leave-out 'pixel_values*'"
+            ways = "for text alone, --leave-out 'pixel_values*'; in Python, moec.open_source(model, part='vision')"
             raise MoecError("M201", f"a model of text and images is {len(VISION_PARTS)} graphs", self.text, ways)
         return super().capture(dtype)
+
+    def _capture(self, *args: Any, **kwargs: Any) -> Program:
+        program = super()._capture(*args, **kwargs)
+        self._read = [part for weight in program.weights.values() for part in weight.expression()]
+        return program
+
+    def account(self) -> Account:
+        """See `HuggingFaceSource.account`; once all parts are captured, with what none of them reads anything of."""
+        if isinstance(self.origin, ModelFolder) and all(part._read for part in self._own_parts.values()):
+            read = {id(weight) for part in self._own_parts.values() for weight in part._read}
+            if read and self.origin.adapter is None and not self.origin.quantized:
+                self._unread = unread_tensors(self.origin.checkpoint.weights, read)
+        return super().account()
 
     def _refusal(self, error: MoecError) -> MoecError:
         """A refusal with a way out that was tried: a value of what sizes hang on, or text alone."""

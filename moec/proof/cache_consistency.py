@@ -31,7 +31,7 @@ from moec.program.decoder_signature import (
     new_tokens,
     present_name,
 )
-from moec.program.signature import Sample
+from moec.program.signature import Sample, converted
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
 from moec.proof.digits import at_most
@@ -209,7 +209,7 @@ class _Beside:
     def __call__(self, **given: Tensor) -> dict[str, Tensor]:
         end, count = given[MASK].shape[1], new_tokens(given).shape[1]
         more = {name: self._sample[name].narrow(axis, end - count, count) for name, axis in self._axes.items()}
-        found: dict[str, Tensor] = self._engine(**given, **more)
+        found: dict[str, Tensor] = self._engine(**given, **converted(self.inputs, more))
         return found
 
 
@@ -265,7 +265,8 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
     found, end, cache = [], 0, dict[str, Tensor]()
     for step in steps:
         start, end = end, end + step
-        outputs = engine(**{IDS if ids.dim() == 2 else EMBEDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
+        given = {IDS if ids.dim() == 2 else EMBEDS: ids[:, start:end], MASK: mask[:, :end]}
+        outputs = engine(**converted(engine.inputs, given), **cache)
         cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
         found.append(outputs[LOGITS].double())
     return torch.cat(found, 1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moec.program.decoder_signature import EMBEDS
 from moec.program.vision_language import DEEPSTACK, DEEPSTACK_EMBEDS
 
 _ADD, _KEPT = "_deepstack_process", "deepstack_features"  # of transformers' decoders, and of what encoders return
@@ -41,12 +42,11 @@ def with_rows(features: Any, rows: Mapping[str, Tensor]) -> Any:
 def handed(given: Mapping[str, Any], count: int) -> dict[str, Tensor]:
     """The vectors `[batch, sequence, hidden]` that a forward handed its decoder: zeros where no image is."""
     mask, rows = given.get("visual_pos_masks"), given.get("deepstack_visual_embeds")
-    like = given["inputs_embeds"]
-    found = {}
-    for k in range(count):
-        vectors = torch.zeros_like(like)
-        found[f"{DEEPSTACK_EMBEDS}{k}"] = vectors if rows is None else vectors.masked_scatter(mask[..., None], rows[k])
-    return found
+    none = torch.zeros_like(given[EMBEDS])
+    names = [f"{DEEPSTACK_EMBEDS}{k}" for k in range(count)]
+    if mask is None or rows is None:
+        return dict.fromkeys(names, none)
+    return {name: none.masked_scatter(mask[..., None], level) for name, level in zip(names, rows, strict=True)}
 
 
 @contextmanager
