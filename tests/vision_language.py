@@ -21,7 +21,7 @@ VIDEOS = "pixel_values_videos"  # what models of images and videos are compiled 
 
 def llava(text: Any = None) -> Any:
     """LLaVA with a mixture of experts that reads text, of one layer."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     text = text or T.MixtralConfig(
         **sizes, vocab_size=64, num_key_value_heads=1, max_position_embeddings=64, num_local_experts=4, eos_token_id=59
     )

@@ -161,9 +161,9 @@ class HuggingFaceSource(Source):
         given: Given | None = None,
         part: str = "",
     ) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is read, never changed or copied.
-        Its inputs are those that are `given`, or those that a folder's model has. Raises M217 for an adapter that is
-        not in the model's weights."""
+        """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is never changed or copied. Its
+        inputs are those that are `given`, or those that a folder's model has. Raises M217 for an adapter that is not in
+        the model's weights."""
         model = unwrapped(model)
         return cls.of_origin(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from moec.errors import MoecError
 from moec.frontend.account import FLAG, LeaveOut, LeftOut, cut
+from moec.huggingface.states.vision_language_call import FEATURES, PLACES
 from moec.program.decoder_signature import IDS, TYPES
 
 # what a name says, first match first; whole names, as patterns
@@ -33,7 +34,6 @@ _KINDS = (
     (r"question_lengths|question_positions", "the model finds the question by its tokens"),
     (r"pixel_mask", "the images of a batch have one size, so none is padded"),
 )
-FEATURES = "get_image_features"  # of transformers' models of text and images: what an image is to the decoder
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
@@ -139,7 +139,7 @@ def _reason(name: str, model: Any, media_gone: str) -> str:
 
 def _merges_images(model: Any) -> bool:
     """Whether a model puts images in the place of tokens: there, types say which tokens see each other both ways."""
-    return any(hasattr(module, "get_placeholder_mask") for module in model.modules())
+    return any(hasattr(module, PLACES) for module in model.modules())
 
 
 def _number(config: Any, name: str) -> float:

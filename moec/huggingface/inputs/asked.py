@@ -14,13 +14,13 @@ from moec.errors import MoecError
 from moec.frontend.from_exported import Dynamic
 from moec.frontend.refusals import say_inputs
 from moec.frontend.source import Domain
-from moec.huggingface.inputs.arguments import DESCRIBES_IMAGES, FEATURES, takes_media
+from moec.huggingface.inputs.arguments import DESCRIBES_IMAGES, takes_media
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.media import deciding
 from moec.huggingface.inputs.processor import Prepared, prepared
 from moec.huggingface.inputs.signature import Signature, features_signature, signature_of
 from moec.huggingface.reading.folder import ModelFolder
-from moec.huggingface.states.vision_language_call import image_token
+from moec.huggingface.states.vision_language_call import FEATURES, image_token
 from moec.program.program import Input
 
 

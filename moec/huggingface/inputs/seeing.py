@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from moec.frontend.source import Domain
-from moec.huggingface.inputs.arguments import FEATURES
 from moec.huggingface.inputs.media import BATCH, IMAGES
 from moec.huggingface.inputs.signature import CAPTURE_SIZES, Signature
 from moec.huggingface.states.cache import has_cache
 from moec.huggingface.states.deepstack import levels
-from moec.huggingface.states.vision_language_call import image_token, owner_of
+from moec.huggingface.states.vision_language_call import FEATURES, image_token, owner_of
 from moec.program.decoder_signature import EMBEDS, IDS, MASK, SEQUENCE, TOTAL
 from moec.program.encoder_decoder import DECODER
 from moec.program.program import Input

@@ -15,7 +15,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
-from moec.huggingface.inputs.arguments import FEATURES, makes_decoder_ids
+from moec.huggingface.inputs.arguments import makes_decoder_ids
 from moec.huggingface.inputs.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.inputs.image_size import image_inputs, image_size
 from moec.huggingface.inputs.known_values import KnownValues
@@ -28,7 +28,7 @@ from moec.huggingface.states.cache import cached_call
 from moec.huggingface.states.encoder_decoder import has_parts, part_inputs, whole_inputs
 from moec.huggingface.states.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.states.token_by_token import forgets_states, token_by_token
-from moec.huggingface.states.vision_language_call import seeing_call
+from moec.huggingface.states.vision_language_call import FEATURES, seeing_call
 from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES, cache_inputs
 from moec.program.encoder_decoder import DECODER, ENCODER, caches_of
 from moec.program.program import Input

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from moec.huggingface.inputs.arguments import FEATURES
 from moec.huggingface.states.cache import cached_call
 from moec.huggingface.states.deepstack import adding, handed, rows_of, with_rows
 from moec.program.decoder_signature import EMBEDS, IDS, LOGITS, MASK, cache_inputs
@@ -24,6 +23,7 @@ from moec.program.encoder_decoder import DECODER
 from moec.program.signature import Input
 from moec.program.vision_language import DEEPSTACK, DEEPSTACK_EMBEDS, EMBEDDING, IMAGE_FEATURES, VISION
 
+FEATURES = "get_image_features"  # of transformers' models of text and images: what an image is to the decoder
 PLACES, KINDS = "get_placeholder_mask", "mm_token_type_ids"
 Call = Callable[..., dict[str, Tensor]]
 
