@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -22,6 +22,7 @@ from moec.huggingface.inputs.signature import Signature
 from moec.huggingface.operators.capturable import capturable
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.folder import ModelFolder
+from moec.huggingface.retried import explained
 from moec.huggingface.source import HuggingFaceSource
 from moec.huggingface.states.cache import cache_signature
 from moec.huggingface.states.encoder_decoder import has_parts
@@ -29,7 +30,7 @@ from moec.huggingface.states.vision_language_call import image_token, vision_cal
 from moec.huggingface.untouched import UntouchedSeeing
 from moec.program.decoder_signature import IDS, SEQUENCE
 from moec.program.encoder_decoder import DECODER, PARTS
-from moec.program.program import META, Program
+from moec.program.program import META, Input, Program
 from moec.program.vision_language import EMBEDDING, IMAGE_FEATURES, IMAGES, VISION, VISION_PARTS
 from moec.weights.lazy import Weight
 
@@ -73,9 +74,11 @@ class VisionLanguageSource(HuggingFaceSource):
     @cached_property
     def signature(self) -> Signature:
         """Inputs and their domains, see `seeing_signature`."""
-        model = self.origin.template
-        caches = cache_signature(capturable(self.origin, torch.float32, False)[0]) if self.part == DECODER else ()
-        return seeing_signature(model, self.part, self._asked.features(), caches)
+        caches: Sequence[Input] = ()
+        if self.part == DECODER:
+            with explained(self._refusal):
+                caches = cache_signature(capturable(self.origin, torch.float32, False)[0])
+        return seeing_signature(self.origin.template, self.part, self._asked.features(), caches)
 
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch and float32, weights loaded; the whole one also for text alone."""
