@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from moec.compiler.compile import compile_source
 from moec.compiler.contest import Contest
-from moec.compiler.encoder_decoder import is_encoder_decoder, load_parts
 from moec.compiler.engine_folder import open_recorded, options_of, require_same_texts
 from moec.compiler.finish import complete_engine
 from moec.compiler.open import open_source
 from moec.compiler.options import EXAM, SETTINGS, Options, Verify, read_settings
+from moec.compiler.parts import is_in_parts, load_parts
 from moec.compiler.programs import capture, inspect
 from moec.compiler.prove_again import Question, bisect_engine, prove_again
 from moec.execution.engine import Engine
@@ -175,8 +175,8 @@ def load(folder: str | Path, *, check: str = "hash") -> Engine:
     report = Report.read(path / MANIFEST)
     check_artefacts(report.artefacts, path, check)
     target = Target.parse(report.target)
-    if is_encoder_decoder(report):
-        return load_parts(find_backend(target, written=True), target, path)
+    if is_in_parts(report):
+        return load_parts(find_backend(target, written=True), target, path, report.facts)
     engine = find_backend(target, written=True).load(model_folder(path), target)
     engine.assume(report.assumptions)
     return engine

@@ -17,7 +17,8 @@ CODES: dict[str, str] = {
     "M102": "A pass broke its contract: an exact pass changed the numbers, an approximate one exceeded its error "
     "budget, or a weight is further from what it stands for than its bits explain.",
     "M103": "A pass that was named changed nothing. moec never reports success for work that was not done.",
-    "M104": "An expert, or another matrix, was reached by no input that was tried, so the engine cannot be proven.",
+    "M104": "An expert, or another matrix, was reached by no input that was tried, so the engine cannot be proven. Or "
+    "other images change nothing that the model says.",
     "M105": "The source's weights contain NaN or infinity, so no comparison with it can mean anything.",
     "M106": "An engine folder is incomplete or was changed after it was written: its hashes do not match its manifest. "
     "Or a model's files were changed while they were read.",

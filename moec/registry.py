@@ -27,7 +27,7 @@ _SOURCES = {
     "program": "moec.frontend.program_source:ProgramSource",
     "python-file": "moec.frontend.module_source:FileSource",
     "exported-program": "moec.frontend.module_source:ExportedSource",
-    "huggingface": "moec.huggingface.source:HuggingFaceSource",
+    "huggingface": "moec.huggingface.vision_language:VisionLanguageSource",
     "module": "moec.frontend.module_source:ModuleSource",
 }
 

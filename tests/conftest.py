@@ -58,6 +58,24 @@ def translator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random LLaVA with experts, a model of text and images, as a Hugging Face folder with its processor."""
+    from tests import vision_language
+
+    return vision_language.save("llava", tmp_path_factory.mktemp("models") / "llava")
+
+
+@pytest.fixture(scope="session")
+def seeing_engine(seeing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The engine of `seeing`: three graphs."""
+    import moec
+
+    out = tmp_path_factory.mktemp("engines") / "llava"
+    moec.compile(str(seeing), out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def translator_engine(translator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The engine of `translator`: two graphs."""
     import moec

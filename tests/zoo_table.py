@@ -113,12 +113,15 @@ def compiled(model: str, out: Path, pipeline: str, **more: Any) -> Any:
     """The report of a compile; a model of images is compiled for text alone, as the refusal of its inputs says."""
     import moec
 
+    seeing = "vision" in moec.open_source(model).parts()
+    leave_out = ["pixel_values*"] if seeing else []
     try:
-        return moec.compile(model, pipeline=pipeline, out=out, **more)
+        return moec.compile(model, pipeline=pipeline, out=out, leave_out=leave_out, **more)
     except moec.MoecError as error:
         if error.code != "M216":
             raise
-        return moec.compile(model, pipeline=pipeline, out=out, leave_out=without(error.fix), **more)
+        given_up = [*leave_out, *without(error.fix)]
+        return moec.compile(model, pipeline=pipeline, out=out, leave_out=given_up, **more)
 
 
 def without(fix: str) -> list[str]:

@@ -185,15 +185,15 @@ class Onnxruntime(Backend):
         here = target.device != "cuda" or "CUDAExecutionProvider" in usable_providers()
         return None if here else replace(target, device="cpu")
 
-    def join(self, folder: Path, parts: Sequence[str]) -> None:
-        from moec.backends.onnxruntime.encoder_decoder import put_beside
+    def join(self, folder: Path, parts: Sequence[str]) -> dict[str, str]:
+        from moec.backends.onnxruntime.parts import put_beside
 
-        put_beside(folder, parts)
+        return put_beside(folder, parts)
 
     def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
-        from moec.backends.onnxruntime.encoder_decoder import FILES
+        from moec.backends.onnxruntime.parts import file_of
 
-        return self._load(folder, target, prepack, FILES[part])
+        return self._load(folder, target, prepack, file_of(folder, part).name)
 
     def load(self, folder: Path, target: Target, prepack: bool = True) -> Engine:
         from moec.backends.onnxruntime.session.engine import MODEL_FILE

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from moec.compiler.advice import advice_for
 from moec.compiler.cuts import cuts_explain
-from moec.compiler.encoder_decoder import compile_encoder_decoder
 from moec.compiler.memory_limit import kept_below, within_limit
 from moec.compiler.options import Options
 from moec.compiler.padding import padding_explains
+from moec.compiler.parts import compile_parts
 from moec.compiler.proving import choose_reference, contract_checks, prove_folder, require_run_here, subject_of
 from moec.compiler.publish import checkpoint_of, lay_out, make_report, sizes_of_files, taken_back, write_report
 from moec.compiler.recapture import is_outdated, made_now
@@ -65,7 +65,7 @@ def compile_source(
     if parts := source.parts():
         said = say_account(source, progress)
         one = partial(compile_source, hooks=hooks, progress=progress, require_run=require_run, said=said)
-        return compile_encoder_decoder(source, parts, options, out, one, progress)
+        return compile_parts(source, parts, options, out, one, progress)
     backend = find_backend(options.target, options.build)
     with nullcontext() if options.resume else unused(), kept_below(options.max_ram, progress):
         try:

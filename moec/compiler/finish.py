@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from moec.compiler.cuts import cuts_explain
-from moec.compiler.encoder_decoder import refuse_parts
 from moec.compiler.engine_folder import EngineFolder, require_same_texts
 from moec.compiler.padding import padding_explains
+from moec.compiler.parts import refuse_parts
 from moec.compiler.prove_again import Question, asked_subject
 from moec.compiler.proving import prove_folder, ran_on, require_run_here
 from moec.compiler.publish import make_report, sizes_of_files, write_report

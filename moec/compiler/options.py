@@ -128,7 +128,10 @@ class Options:
         metavar="NAME",
     )
     part: str | None = setting(
-        Choice(("encoder", "decoder")), None, "Of an encoder-decoder that writes text, the part alone.", shown="both"
+        Choice(("encoder", "decoder", "vision", "embedding")),
+        None,
+        "One part alone: of an encoder-decoder that writes text, or of a model of text and images (with `decoder`).",
+        shown="all parts",
     )
     resume: bool = setting(
         Switch(),

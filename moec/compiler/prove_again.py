@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moec.compiler.encoder_decoder import is_encoder_decoder, prove_encoder_decoder_again, refuse_parts
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.open import open_source
+from moec.compiler.parts import is_in_parts, prove_parts_again, refuse_parts
 from moec.compiler.proving import fitting_exam
 from moec.errors import MoecError
 from moec.execution.engine import Engine
@@ -71,7 +71,7 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
     """
     engine_folder = EngineFolder(folder, opening)
     own = engine_folder.own(against)
-    if is_encoder_decoder(engine_folder.report):
+    if is_in_parts(engine_folder.report):
         return _prove_parts(engine_folder, own, against, asked, opening)
     captured, program = engine_folder.remake(own)
     if _is_engine(against):
@@ -100,7 +100,7 @@ def _prove_parts(
     def one(part: Path) -> Verification:
         return prove_again(part, against, asked, opening)
 
-    return prove_encoder_decoder_again(engine_folder.folder, report, options, own, asked.seed, one)
+    return prove_parts_again(engine_folder.folder, report, options, own, asked.seed, one)
 
 
 def _compiled_alike(engine_folder: EngineFolder, source: Source) -> tuple[Program, Program | None]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from moec.errors import MoecError
 from moec.execution.engine import Engine
-from moec.execution.generation import GREEDY, Sampling, choose, last_logits
+from moec.execution.parts import PartsEngine
 from moec.program.decoder_signature import (
     IDS,
     LOGITS,
@@ -28,7 +26,7 @@ from moec.program.signature import Input
 DECODER_SEQUENCE, ENCODER_STATES = "decoder_sequence", "encoder_last_hidden_state"
 
 
-class EncoderDecoderEngine(Engine):
+class EncoderDecoderEngine(PartsEngine):
     """Takes what the whole model takes: the encoder's inputs, and `decoder_input_ids` `[batch, decoder_sequence]`.
 
     Args:
@@ -38,6 +36,7 @@ class EncoderDecoderEngine(Engine):
 
     def __init__(self, encoder: Engine, decoder: Engine) -> None:
         self.name, self.encoder, self.decoder = encoder.name, encoder, decoder
+        self.parts = encoder, decoder
         self.inputs = (*encoder.inputs, Input(DECODER_IDS, torch.int64, ("batch", DECODER_SEQUENCE)))
         self.outputs = (LOGITS, ENCODER_STATES)
         self.prepared = "; ".join(filter(None, (encoder.prepared, decoder.prepared)))
@@ -58,14 +57,6 @@ class EncoderDecoderEngine(Engine):
         new = {"batch": sizes["batch"], SEQUENCE: sizes.get(DECODER_SEQUENCE, 1), PAST: 0, PAST_ENCODER: 0}
         states = {ENCODER_SEQUENCE: sizes[SEQUENCE]} if SEQUENCE in sizes else {}
         return self.encoder.holds(own) and self.decoder.holds(new | states)
-
-    def be_timed(self) -> None:
-        for part in (self.encoder, self.decoder):
-            part.be_timed()
-
-    def close(self) -> None:
-        for part in (self.encoder, self.decoder):
-            part.close()
 
 
 class CrossText:
@@ -88,45 +79,3 @@ class CrossText:
         outputs: dict[str, Tensor] = self._decoder(**{IDS: ids, **self._fixed, **self._past})
         self._past = {past: outputs[present] for past, present in self._caches.items()}
         return outputs
-
-
-def respond(
-    engine: EncoderDecoderEngine, given: Mapping[str, Tensor], start: Tensor, *,
-    max_tokens: int = 64, eos: Iterable[int] = (), filler: int = 0, sampling: Sampling = GREEDY, context: int = 0,
-) -> Iterator[Tensor]:  # fmt: skip
-    """Write a text for each row of the encoder's inputs.
-
-    Args:
-        engine: both parts.
-        given: the encoder's inputs by name, `[batch, …]`; the mask may be left out.
-        start: tokens `[batch, length]` int64 that the decoder's texts begin with, one or more a row.
-        max_tokens, eos, filler, sampling, context: see `moec.execution.generation.generate`; of the decoder's text.
-
-    Yields:
-        The next token of every row, `[batch]` int64.
-
-    Raises:
-        MoecError: M201 without tokens to make, M211 where the start leaves no room in the context.
-    """
-    if max_tokens < 1:
-        raise MoecError("M201", f"{max_tokens} tokens were asked for", "max_tokens", "ask for one or more")
-    if context and start.shape[1] >= context:
-        what = f"a start of {start.shape[1]} tokens leaves no room in a context of {context}"
-        raise MoecError("M211", what, engine.name, "give a shorter start")
-    steps = min(max_tokens, context - start.shape[1]) if context else max_tokens
-    return _steps(engine.text(given), start, steps, np.array([*eos], np.int64), filler, sampling)
-
-
-def _steps(
-    text: CrossText, ids: Tensor, steps: int, eos: np.ndarray, filler: int, sampling: Sampling
-) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(sampling.seed)
-    finished = np.zeros(len(ids), bool)
-    for _ in range(steps):
-        token = choose(last_logits(text.advance(ids)), sampling, generator)
-        token[finished] = filler
-        yield torch.from_numpy(token)
-        finished |= (token[:, None] == eos).any(1)
-        if finished.all():
-            return
-        ids = torch.from_numpy(token)[:, None]

@@ -57,15 +57,19 @@ class Engine(ABC):
 
         A decoder's absent cache is an empty one, its absent mask all ones.
         """
-        names, inputs = [i.name for i in self.inputs], complete(self.inputs, inputs)
+        return self.fitting(self.inputs, inputs)
+
+    def fitting(self, specs: Sequence[Input], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """See `check`, where only these of the engine's inputs are asked for."""
+        names, inputs = [i.name for i in specs], complete(specs, inputs)
         for name in inputs:
             if name not in names:
                 fix = did_you_mean(name, list(names), f"the inputs are {', '.join(names)}")
                 raise MoecError("M211", f"no input is called {name!r}", self.name, fix)
         sizes: dict[str, int] = {}
-        fitting = {spec.name: _fit(spec, inputs, sizes, self.name) for spec in self.inputs}
+        fitting = {spec.name: _fit(spec, inputs, sizes, self.name) for spec in specs}
         require(self.conditions, sizes, self.name)
-        for values in self.values:
+        for values in (v for v in self.values if v.name in fitting):
             values.require(fitting[values.name], self.name)
         return fitting
 

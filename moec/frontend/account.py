@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from moec.program.decoder_signature import is_past
 
 Thing = Literal["input", "tensor", "file"]
 FLAG = "--leave-out"
+_OF_MEDIA = re.compile(r"image|video|audio|pixel|grid|visual|vision|(^|_)mm_")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,12 @@ class LeftOut:
     name: str
     why: str
     asked: bool = False
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the terminal says why: not of inputs that every caller may leave out, unless they speak of images,
+        videos or sound."""
+        return self.thing != "input" or self.asked or bool(_OF_MEDIA.search(self.name))
 
 
 @dataclass(frozen=True)
@@ -52,16 +60,15 @@ class Account:
 
     def lines(self) -> list[str]:
         """The account in a few lines for the terminal: the first names the model, then notes and what was left out on
-        demand or stands in the files; what every caller may leave out is counted."""
+        demand, speaks of images or sound, or stands in the files; what every caller may leave out is only named."""
         declared = f", {self.declared}" if self.declared else ""
         taken = f"; {self.used} of {self.tensors} tensors" if self.tensors else ""
-        quiet = [x.name for x in self.left_out if x.thing == "input" and not x.asked]
+        quiet = [x.name for x in self.left_out if not x.is_told]
         rest = f"; inputs left to the model: {', '.join(quiet)}" if quiet else ""
         caches = sum(map(is_past, self.inputs))
         named = [*self.inputs[: len(self.inputs) - caches], *([f"a cache of {caches} tensors"] if caches else [])]
         first = f"{self.model}{declared}{taken}; inputs {', '.join(named)}{rest}"
-        loud = [x for x in self.left_out if x.name not in quiet or x.thing != "input"]
-        return [first, *self.notes, *grouped(loud)]
+        return [first, *self.notes, *grouped(x for x in self.left_out if x.is_told)]
 
     def to_plain(self) -> dict[str, Any]:
         """JSON's types, for the manifest."""

@@ -197,8 +197,11 @@ class Source(ABC):
         """The model as a Program, floating weights converted to `dtype` lazily."""
 
     def parts(self) -> Mapping[str, Source]:
-        """The models that are compiled in this one's place, by name, each to a graph of its own: the encoder and the
-        decoder of one that writes text. Nothing for a model that is one graph."""
+        """The models that are compiled in this one's place, by name, each to a graph; nothing for one that is one."""
+        return {}
+
+    def joined_by(self) -> Mapping[str, Any]:
+        """What an engine of all `parts` takes beside them: plain data, by the names of its arguments."""
         return {}
 
     def account(self) -> Account:

@@ -7,7 +7,7 @@ folder, so that a comparison would never find it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -41,7 +41,7 @@ def account_of(
     origin: Any,
     inputs: Iterable[str],
     leave_out: LeaveOut,
-    otherwise: str = "",
+    otherwise: Callable[[str], str] = lambda _: "",
     fixed: Mapping[str, Tensor] | None = None,
 ) -> Account:
     """What a model is, and what the engine is without.
@@ -49,7 +49,8 @@ def account_of(
     Args:
         origin: see `moec.huggingface.source.Origin`.
         inputs: names of the engine's inputs.
-        leave_out: what the user asked to do without. otherwise: why an input is left out for which nothing else speaks.
+        leave_out: what the user asked to do without. otherwise: why an input is left out, by its name, where nothing
+            else says it.
         fixed: inputs that have one value for good.
 
     Raises:
@@ -131,10 +132,14 @@ def unused_tensors(model: Any, stored: Mapping[str, Weight], leave_out: LeaveOut
     return [LeftOut("tensor", n, why[n] or "you asked for it", n in asked) for n in unused]
 
 
-def unread_tensors(stored: Mapping[str, Weight], program: Program) -> list[LeftOut]:
-    """The tensors of the files that a captured program reads nothing of: a part of the model that its inputs do not
+def read_by(program: Program) -> set[int]:
+    """Which weights a captured program reads, and what they are made of; by their ids."""
+    return {id(part) for weight in program.weights.values() for part in weight.expression()}
+
+
+def unread_tensors(stored: Mapping[str, Weight], read: Container[int]) -> list[LeftOut]:
+    """The tensors of the files of which nothing is read (see `read_by`): a part of the model that its inputs do not
     reach, or a copy of a tensor that it is tied to."""
-    read = {id(part) for weight in program.weights.values() for part in weight.expression()}
     why = "the model has a place for it, and no output of the engine reads it"
     return [LeftOut("tensor", name, why) for name, weight in stored.items() if id(weight) not in read]
 

@@ -15,7 +15,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.frontend.account import Account, LeaveOut, LeftOut
 from moec.frontend.source import Domain, Opening, Source, Tokenizer
-from moec.huggingface.account import account_of, unread_tensors
+from moec.huggingface.account import account_of, read_by, unread_tensors
 from moec.huggingface.capturing import captured
 from moec.huggingface.companions import describe, write_companions
 from moec.huggingface.inputs.asked import Asked
@@ -39,7 +39,7 @@ from moec.huggingface.tokenizer import load_tokenizer, text_facts
 from moec.huggingface.untouched import UntouchedEngine
 from moec.layouts.facts import ModelFacts
 from moec.planning.shape import Shape
-from moec.program.encoder_decoder import DECODER, PARTS
+from moec.program.encoder_decoder import PARTS, cross_inputs
 from moec.program.program import Input, Program
 
 NO_CACHE = ("no cache of keys and values: the inputs that were given are not input_ids and attention_mask of any size",)
@@ -143,7 +143,14 @@ class HuggingFaceSource(Source):
             return cls.from_model(model, opening.cache, opening.leave_out, Given.of(opening), opening.part)
         wanted = LeaveOut(opening.leave_out)
         folder = ModelFolder(str(model), opening.trust_remote_code, opening.allow_pickle, wanted)
-        return cls(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
+        return cls.of_origin(str(model), folder, opening.cache, wanted, Given.of(opening), opening.part)
+
+    @classmethod
+    def of_origin(
+        cls, text: str, origin: Origin, cache: bool, leave_out: LeaveOut, given: Given | None, part: str
+    ) -> HuggingFaceSource:
+        """The source of what lies at an origin, see `open`."""
+        return cls(text, origin, cache, leave_out, given, part)
 
     @classmethod
     def from_model(
@@ -154,11 +161,11 @@ class HuggingFaceSource(Source):
         given: Given | None = None,
         part: str = "",
     ) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
-        and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
-        Raises M217 for an adapter that is not in the model's weights."""
+        """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is never changed or copied. Its
+        inputs are those that are `given`, or those that a folder's model has. Raises M217 for an adapter that is not in
+        the model's weights."""
         model = unwrapped(model)
-        return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
+        return cls.of_origin(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
     @cached_property
     def signature(self) -> Signature:
@@ -172,15 +179,14 @@ class HuggingFaceSource(Source):
         return self._asked.signature(caches)
 
     def parts(self) -> dict[str, Source]:
-        """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
-        both; nothing for any other, and for one without a cache."""
-        if not self._has_parts:
-            return {}
-        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
+        """The encoder and the decoder of a model that writes text with both; nothing for any other, or without a
+        cache."""
+        names = PARTS if self._has_parts else ()
+        return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in names}
 
     @property
     def _capture_sizes(self) -> dict[str, int]:
-        given = {} if self._given is None else self._given.sizes(self.inputs)
+        given = self._given.sizes(self.inputs) if self._given else {}
         return {**self.signature.sizes, **given, **capture_sizes(self.inputs)}
 
     @property
@@ -199,7 +205,8 @@ class HuggingFaceSource(Source):
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
         notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
-        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes)
+        names = tuple(i.name for i in self.inputs) if self.part else found.inputs
+        return replace(found, used=found.used - len(more), left_out=(*found.left_out, *more), notes=notes, inputs=names)
 
     @property
     def inputs(self) -> tuple[Input, ...]:  # type: ignore[override]  # looked for only when somebody asks
@@ -285,8 +292,8 @@ class HuggingFaceSource(Source):
             )  # fmt: skip
         origin = None if self.part else self.origin
         if isinstance(origin, ModelFolder) and origin.adapter is None and not origin.quantized:
-            self._unread = unread_tensors(origin.checkpoint.weights, program)
-        if self.part == DECODER:
+            self._unread = unread_tensors(origin.checkpoint.weights, read_by(program))
+        if cross_inputs(self.inputs):
             keep_to_states(program)
         keep_packed(program)
         program.original = original_of(program, model, kinds, self)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moec.execution.anew import CalledAnew
 from moec.execution.eager_anew import EagerAnew
+from moec.execution.vision_language import of_text
 from moec.huggingface.inputs.signature import Signature, call_of
 
 
@@ -20,3 +21,10 @@ class UntouchedEngine(EagerAnew):
         self.name, self.inputs, self.module = "eager (transformers)", signature.inputs, model
         self._call = CalledAnew(model, lambda other: call_of(other, signature))
         self.outputs = tuple(self.run(sample))
+
+
+class UntouchedSeeing(UntouchedEngine):
+    """A model of text and images, whole; a call without images is one of text alone."""
+
+    def check(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self.fitting(of_text(self.inputs, inputs), inputs)

@@ -23,6 +23,7 @@ TOTAL = f"{PAST}{PLUS}{SEQUENCE}"
 PAST_ENCODER = "past_encoder_sequence"  # of a decoder beside an encoder, see `moec.program.encoder_decoder`
 HELD = (PAST, PAST_ENCODER)  # dimensions that count what a cache holds: 0 at first
 IDS, MASK, TYPES, LOGITS = "input_ids", "attention_mask", "token_type_ids", "logits"
+EMBEDS = "inputs_embeds"  # `[batch, sequence, hidden]`, of a decoder that others make the vectors of tokens for
 STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 GROWING, RECURRENT = ("key", "value"), ("conv_state", "recurrent_state")
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -86,6 +87,11 @@ def past_axis(spec: Input) -> int:
     return spec.shape.index(PAST)
 
 
+def new_tokens(given: Mapping[str, Any]) -> Any:
+    """What a call has of new tokens: ids `[batch, sequence]`, or vectors `[batch, sequence, hidden]`; None without."""
+    return given.get(IDS, given.get(EMBEDS))
+
+
 def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any]:
     """The given inputs, absent states put in as those of a text that begins, and absent masks as ones, an encoder's
     among them; absent types of tokens are zeros, as transformers has them.
@@ -93,13 +99,13 @@ def complete(inputs: Sequence[Input], given: Mapping[str, Any]) -> dict[str, Any
     States are absent when none of their tensors is given. Other missing inputs stay missing.
     """
     caches, filled = cache_inputs(inputs), dict(given)
-    ids = given.get(IDS)
+    ids = new_tokens(given)
     types = next((i for i in inputs if i.name == TYPES), None)
     if types is not None and TYPES not in given and getattr(ids, "ndim", 0) == len(types.shape):
         filled[TYPES] = torch.zeros(tuple(ids.shape), dtype=types.dtype)  # type: ignore[union-attr]
-    if not caches or getattr(ids, "ndim", 0) != 2:
+    if not caches or getattr(ids, "ndim", 0) != (2 if IDS in given else 3):
         return filled
-    batch, length = (int(n) for n in ids.shape)  # type: ignore[union-attr]  # it has two dimensions
+    batch, length = (int(n) for n in ids.shape[:2])
     if not any(c.name in given for c in caches):
         filled |= {c.name: torch.zeros(c.resolve(beginning(batch)), dtype=c.dtype) for c in caches}
     encoded = given.get(STATES)
@@ -151,7 +157,7 @@ def without_padding(value: Tensor, sample: Mapping[str, Tensor], name: str, inpu
     """
     if MASK not in sample or not any(map(is_past, sample)):
         return value
-    mask, length = sample[MASK].bool(), sample[IDS].shape[1]
+    mask, length = sample[MASK].bool(), new_tokens(sample).shape[1]
     if is_present(name):
         axis, rate = growth(name, inputs)
         return value[mask[:, -1]] if axis is None else value.movedim(axis, 1)[in_rows(mask, rate)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.generation import continuation, is_decoder
 from moec.program.decoder_signature import (
+    EMBEDS,
     IDS,
     LOGITS,
     MASK,
@@ -27,9 +29,10 @@ from moec.program.decoder_signature import (
     are_plain,
     cache_inputs,
     fixed_inputs,
+    new_tokens,
     present_name,
 )
-from moec.program.signature import Sample
+from moec.program.signature import Sample, converted
 from moec.proof.compare import Tolerance
 from moec.proof.decided_tokens import ComparedTokens, Decided
 from moec.proof.digits import at_most
@@ -176,8 +179,8 @@ def check_consistency(
 
     Args:
         engine: with the signature of `moec.program.decoder_signature`.
-        sample: `input_ids [B, S]` and `attention_mask [B, S]` of the text's sizes; what it holds of a cache is left
-            out.
+        sample: `input_ids [B, S]`, or `inputs_embeds [B, S, H]`, and `attention_mask [B, S]` of the text's sizes; what
+            it holds of a cache is left out.
         tolerance: what may differ.
         program: what the engine was built from, in PyTorch, where results depend on how a text is cut into calls: then
             every way is compared with the same way through it, and not with one go.
@@ -186,7 +189,8 @@ def check_consistency(
         text: its sizes, and the ways.
         ways: tokens of each call by name, those of the text by default, and the one that the engine writes itself.
     """
-    ids, mask = sample[IDS], sample[MASK]
+    ids, mask = new_tokens(sample), sample[MASK]
+    engine, program = _Beside.of(engine, sample), program and _Beside.of(program, sample)
     read = mask.bool() if compared is None else compared.tokens
     yardstick = engine if program is None else program
     known: dict[tuple[int, ...], Tensor] = {}
@@ -201,14 +205,35 @@ def check_consistency(
     return Consistency(tolerance.deviation, tuple(found), program is not None, decided)
 
 
+class _Beside:
+    """An engine that is given, with tokens of a text, what else a sample has of the same tokens."""
+
+    def __init__(self, engine: Engine, sample: Sample, axes: Mapping[str, int]) -> None:
+        self.inputs, self._engine, self._sample, self._axes = engine.inputs, engine, sample, axes
+
+    @classmethod
+    def of(cls, engine: Engine, sample: Sample) -> Any:
+        """The engine itself where it takes no more than tokens, mask and states."""
+        known = {IDS, EMBEDS, MASK, *(c.name for c in cache_inputs(engine.inputs))}
+        more = [i for i in engine.inputs if i.name not in known and SEQUENCE in i.shape]
+        return cls(engine, sample, {i.name: i.shape.index(SEQUENCE) for i in more}) if more else engine
+
+    def __call__(self, **given: Tensor) -> dict[str, Tensor]:
+        end, count = given[MASK].shape[1], new_tokens(given).shape[1]
+        more = {name: self._sample[name].narrow(axis, end - count, count) for name, axis in self._axes.items()}
+        found: dict[str, Tensor] = self._engine(**given, **converted(self.inputs, more))
+        return found
+
+
 def _every_way(engine: Engine, calls: Mapping[str, tuple[int, ...]]) -> Mapping[str, tuple[int, ...]]:
     """The ways, and those that the engine writes itself where it can: the longest prompt of them, then token by token;
     of a short text also beside others."""
-    recurrent = fixed_inputs(engine.inputs) and are_plain(engine.inputs)
-    widths = tuple(max(map(abs, counts)) for counts in PADDED_CALLS)
-    held = all(engine.holds({**SIZES, SEQUENCE: n, PAST: sum(widths[:k])}) for k, n in enumerate(widths))
-    if recurrent and held and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
-        calls = {**calls, PADDED: widths}
+    known = not isinstance(engine, _Beside)  # else nothing says which places padding has
+    recurrent = known and fixed_inputs(engine.inputs) and are_plain(engine.inputs)
+    if recurrent and calls.get(SINGLY) == WAYS[SINGLY]:  # where each call counts, padding does too
+        widths = tuple(max(map(abs, counts)) for counts in PADDED_CALLS)
+        if all(engine.holds({**SIZES, SEQUENCE: n, PAST: sum(widths[:k])}) for k, n in enumerate(widths)):
+            calls = {**calls, PADDED: widths}
     if not hasattr(engine, "continuation") or not is_decoder(engine):
         return calls
     steps = max((steps for steps in calls.values() if len(steps) > 1), key=lambda steps: steps[0], default=())
@@ -254,7 +279,8 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
     found, end, cache = [], 0, dict[str, Tensor]()
     for step in steps:
         start, end = end, end + step
-        outputs = engine(**{IDS: ids[:, start:end], MASK: mask[:, :end]}, **cache)
+        given = {IDS if ids.dim() == 2 else EMBEDS: ids[:, start:end], MASK: mask[:, :end]}
+        outputs = engine(**converted(engine.inputs, given), **cache)
         cache = {spec.name: outputs[present_name(spec.name)] for spec in cache_inputs(engine.inputs)}
         found.append(outputs[LOGITS].double())
     return torch.cat(found, 1)
@@ -262,8 +288,8 @@ def _logits(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
 
 def _padded(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> Tensor:
     """The same in `PADDED_CALLS`, which are as wide as `steps`."""
-    fed, padded = (torch.zeros(len(ids), sum(steps), dtype=t.dtype) for t in (ids, mask))
-    places = torch.zeros_like(ids)  # where each token stands among them
+    fed, padded = (torch.zeros(len(t), sum(steps), *t.shape[2:], dtype=t.dtype) for t in (ids, mask))
+    places = torch.zeros(mask.shape, dtype=torch.int64)  # where each token stands among them
     end, done = 0, [0] * len(ids)
     for step, counts in zip(steps, PADDED_CALLS, strict=True):
         start, end = end, end + step
@@ -271,8 +297,9 @@ def _padded(engine: Engine, ids: Tensor, mask: Tensor, steps: Sequence[int]) -> 
             first = start if count >= 0 else end + count
             places[row, done[row] : done[row] + abs(count)] = torch.arange(first, first + abs(count))
             done[row] += abs(count)
-    logits = _logits(engine, fed.scatter(1, places, ids), padded.scatter(1, places, mask), steps)
-    return logits[torch.arange(len(ids))[:, None], places]
+    rows = torch.arange(len(ids))[:, None]
+    fed[rows, places], padded[rows, places] = ids, mask
+    return _logits(engine, fed, padded, steps)[rows, places]
 
 
 _FEEDERS = {WRITTEN: _written, IN_TURNS: _in_turns, PADDED: _padded}

@@ -19,7 +19,7 @@ from moec.errors import MoecError
 from moec.execution.choices import choice, logits_of, room_of
 from moec.execution.streaming import StreamingEngine
 from moec.execution.trace import trace
-from moec.program.decoder_signature import IDS, MASK, cache_inputs, growth, in_rows, is_past, is_present
+from moec.program.decoder_signature import MASK, cache_inputs, growth, in_rows, is_past, is_present, new_tokens
 from moec.program.moe_call import EXPERTS, MOE
 from moec.program.program import Program
 from moec.program.signature import Input, converted
@@ -250,4 +250,4 @@ def _run(program: Program, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_cached(sample: Mapping[str, Tensor]) -> bool:
-    return MASK in sample and IDS in sample and any(map(is_past, sample))
+    return MASK in sample and new_tokens(sample) is not None and any(map(is_past, sample))

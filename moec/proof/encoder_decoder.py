@@ -21,16 +21,15 @@ from moec.program.signature import Sample, converted
 from moec.proof.cache_consistency import WRITTEN, Consistency, Way, apart
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
-from moec.proof.checks.proven_parts import ProvenPart, ProvenParts
-from moec.proof.compare import Comparison, Tolerance, compare
+from moec.proof.compare import Tolerance, compare
 from moec.proof.digits import at_most
 from moec.proof.evidence import why_not
+from moec.proof.joint import joint_tolerance, outputs_alone, proven_parts
 from moec.proof.sizes import verification_sizes
 from moec.proof.verification import Verification
 
 TEXT = {"batch": 3, SEQUENCE: 9, DECODER_SEQUENCE: 12}  # texts of the encoder of different lengths, padded
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (7, *[1] * 5), "token by token": (1,) * 12}
-ALLOWED_BY_BOTH = "what both parts may take"
 
 
 def prove_encoder_decoder(
@@ -52,10 +51,10 @@ def prove_encoder_decoder(
         target, ran_on: see `Verification`.
     """
     reference = source.reference()
-    alone = [proof.find(Outputs) for proof in proofs.values()]
-    tolerance = joint_tolerance([found.comparison for found in alone if found])
+    alone = outputs_alone(proofs)
+    tolerance = joint_tolerance([found.comparison for found in alone])
     samples = list(_samples(source, engine, reference, seed))
-    outputs = Outputs(compare(reference, engine, samples, tolerance), any(o.approximate for o in alone if o))
+    outputs = Outputs(compare(reference, engine, samples, tolerance), any(o.approximate for o in alone))
     text = source.sample(TEXT, seed + 1)
     own = Tolerance.of(precision).deviation
     bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
@@ -64,16 +63,7 @@ def prove_encoder_decoder(
         untouched = EncoderDecoderEngine(*(part.reference() for part in source.parts().values()))
         ways = (_beside(w, found, engine, reference, untouched, text) if w in found.failed else w for w in found.ways)
         found = replace(found, ways=tuple(ways))
-    parts = ProvenParts(tuple(_part(name, proof) for name, proof in proofs.items()))
-    return Verification((parts, outputs, CacheConsistency(found)), seed, "full", target, ran_on)
-
-
-def joint_tolerance(alone: Sequence[Comparison]) -> Tolerance:
-    """What both together may differ in: what each may; of budgets for approximate passes, what both may, since the
-    decoder reads what the encoder says."""
-    if all(c.tolerance is not None and c.max_rms is None for c in alone):
-        return Tolerance(max((c.tolerance or 0.0 for c in alone), default=0.0))
-    return Tolerance(rms=sum(c.max_rms or c.tolerance or 0.0 for c in alone), why=ALLOWED_BY_BOTH)
+    return Verification((proven_parts(proofs), outputs, CacheConsistency(found)), seed, "full", target, ran_on)
 
 
 def _samples(source: Source, engine: EncoderDecoderEngine, reference: Engine, seed: int) -> Iterator[Sample]:
@@ -137,11 +127,3 @@ def _written(text: CrossText, start: Tensor, steps: int) -> tuple[Tensor, Tensor
         found.append(text.advance(ids[-1])[LOGITS].double())
         ids.append(found[-1][:, -1:].argmax(-1))
     return torch.cat(ids[:-1], 1), torch.cat(found, 1)
-
-
-def _part(name: str, proof: Verification) -> ProvenPart:
-    """What the proof of a part found."""
-    said, error = "; ".join([*proof.short, *filter(None, [proof.limits])]), proof.error
-    if proof.ok:
-        return ProvenPart(name, said)
-    return ProvenPart(name, said, *((error.what, error.code, error.fix) if error else ("nothing was checked",)))

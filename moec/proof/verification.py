@@ -22,6 +22,7 @@ from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.own_text import OwnTextQuality
 from moec.proof.checks.proven_parts import ProvenParts
 from moec.proof.checks.recorded import RecordedCheck
+from moec.proof.checks.sight import Sight
 from moec.proof.checks.sizes import SizesRun
 from moec.proof.checks.text import TextQuality
 from moec.proof.checks.values import Values
@@ -38,8 +39,8 @@ from moec.proof.where_run import WhereRun
 # in the order in which failures are reported: of what few tokens say, a difference is no finding either, and a wrong
 # lowering makes outputs wrong, too
 CHECKS: tuple[type[Check], ...] = (
-    ProvenParts, Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, CacheConsistency,
-    ExpertsReached, Values, OwnTextQuality, TextQuality, RecordedBounds,
+    ProvenParts, Assumed, SizesRun, DecidedTokens, Capture, QuantizedWeights, Lowering, Outputs, Sight,
+    CacheConsistency, ExpertsReached, Values, OwnTextQuality, TextQuality, RecordedBounds,
 )  # fmt: skip
 GROUP = "moec.checks"  # entry points of other packages: a name and a `Check`
 

@@ -248,9 +248,9 @@ class Backend(ABC):
         runtime is not installed."""
         return None
 
-    def join(self, folder: Path, parts: Sequence[str]) -> None:
+    def join(self, folder: Path, parts: Sequence[str]) -> Mapping[str, str]:
         """Write, beside the folders of an engine's parts, what clients load that run these parts together: the same
-        graphs, under the names that they look for.
+        graphs, under the names that they look for. Returns the file's name of each part.
 
         Raises:
             MoecError: M208 where a runtime has no such clients, see `joins`.

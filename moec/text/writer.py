@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from moec.errors import MoecError
-from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.engine import Engine
 from moec.execution.generation import GREEDY, Sampling, clocked, generate
+from moec.execution.parts import PartsEngine, respond
 from moec.frontend.source import Tokenizer
 from moec.layouts import model_folder
 from moec.program.decoder_signature import IDS
@@ -128,7 +129,7 @@ class Writer:
     def write(
         self, prompt: str | Sequence[int], max_tokens: int = 64, sampling: Sampling = GREEDY
     ) -> tuple[Written, Iterator[str]]:
-        """Continue a prompt; with an encoder, write what answers it.
+        """Continue a prompt, beside no image; with an encoder, write what answers it.
 
         Args:
             prompt: text, or its tokens; for those no tokenizer is needed, and without one the pieces are the tokens'
@@ -148,6 +149,9 @@ class Writer:
         if isinstance(self._engine, EncoderDecoderEngine):
             start = self._start()
             steps = respond(self._engine, {IDS: row}, torch.tensor([start]), context=self.facts.context, **how)
+        elif isinstance(self._engine, PartsEngine):  # beside no image
+            start = ids[-EARLIER:]
+            steps = respond(self._engine, {}, row, context=self.facts.context, **how)
         else:
             start = ids[-EARLIER:]
             steps = generate(self._engine, row, context=self.facts.context, **how)
@@ -160,7 +164,7 @@ class Writer:
         engine = self._engine
         if not any(i.name == IDS for i in engine.inputs):
             names = ", ".join(i.name for i in engine.inputs)
-            fix = "in Python: moec.execution.encoder_decoder.respond(engine, inputs, start)"
+            fix = "in Python: moec.execution.parts.respond(engine, inputs, start)"
             raise MoecError("M211", f"its encoder reads no tokens: the inputs are {names}", engine.name, fix)
         if not self.facts.starts:
             what = "neither config.json nor generation_config.json has a decoder_start_token_id"

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import moec
 from moec import MoecError
-from moec.execution.encoder_decoder import EncoderDecoderEngine, respond
+from moec.execution.encoder_decoder import EncoderDecoderEngine
+from moec.execution.parts import respond
 from tests.encoder_decoders import padded
 
 
@@ -44,24 +45,9 @@ def test_padding_of_the_encoder_changes_no_text(engine: EncoderDecoderEngine) ->
     assert _written(engine, {"input_ids": ids}) != together, "without the mask it is another text"
 
 
-def test_a_finished_row_gets_the_filler_and_the_context_ends_a_text(engine: EncoderDecoderEngine) -> None:
-    free = _written(engine, padded())
-    ended = _written(engine, padded(), eos=[free[0][1]], filler=1)
-    place = free[0].index(free[0][1])
-    assert ended[0][: place + 1] == free[0][: place + 1] and set(ended[0][place + 1 :]) <= {1}
-    assert len(_written(engine, padded(), context=4)[0]) == 3
-
-
 def test_sizes_are_those_of_both_parts(engine: EncoderDecoderEngine) -> None:
     assert engine.holds({"batch": 2, "sequence": 40, "decoder_sequence": 3})
     assert not engine.holds({"batch": 2, "sequence": 41, "decoder_sequence": 3})
-
-
-def test_no_tokens_and_no_room_are_refused(engine: EncoderDecoderEngine) -> None:
-    for options, code in (({"max_tokens": 0}, "M201"), ({"context": 1}, "M211")):
-        with pytest.raises(MoecError) as error:
-            respond(engine, padded(), torch.full((3, 1), 2), **options)
-        assert error.value.code == code
 
 
 def test_more_held_states_than_there_are_is_refused(engine: EncoderDecoderEngine) -> None:

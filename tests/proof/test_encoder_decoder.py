@@ -18,7 +18,7 @@ from moec.huggingface.states import encoder_decoder_call
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
-from moec.proof.encoder_decoder import joint_tolerance, prove_encoder_decoder
+from moec.proof.encoder_decoder import prove_encoder_decoder
 from moec.proof.verification import Verification
 from tests.changed import Changed
 
@@ -122,11 +122,3 @@ def test_a_failed_part_fails_both(source: Source, engine: EncoderDecoderEngine, 
     failed = replace(alone["decoder"], checks=(ProvenParts(()), *alone["decoder"].checks))
     proof = prove_encoder_decoder(source, engine, {**alone, "decoder": failed}, torch.float32, seed=3)
     assert not proof.ok and proof.error is not None and proof.error.where == "part decoder"
-
-
-def test_budgets_add_up(alone: dict[str, Verification]) -> None:
-    exact = alone["encoder"].comparison
-    approximate = replace(exact, tolerance=None, max_rms=0.1)
-    assert joint_tolerance([exact, exact]).deviation == exact.tolerance
-    found = joint_tolerance([approximate, replace(approximate, max_rms=0.2)])
-    assert found.rms == pytest.approx(0.3) and found.deviation == float("inf")

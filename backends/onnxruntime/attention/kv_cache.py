@@ -18,7 +18,7 @@ import onnx_ir as ir
 from moec.backends.onnx.attention import Attention
 from moec.backends.onnx.emit import Emitter, take_place
 from moec.backends.onnxruntime.attention.grouped_query import by_head, by_token, emit_grouped_query, lengths
-from moec.program.decoder_signature import IDS, MASK, PAST
+from moec.program.decoder_signature import EMBEDS, IDS, MASK, PAST
 
 SHARED = "moec.shared_cache"  # of a model's metadata: past and present of every layer may be one buffer
 
@@ -137,19 +137,20 @@ def _joined(emit: Emitter, cache: Cache, new: ir.Value) -> ir.Value:
 
 
 def let_the_mask_tell_lengths(model: ir.Model) -> bool:
-    """Let what asks a cache input for its length ask the mask and the ids instead, and say in the model's metadata that
-    its caches may be shared buffers, which are longer than what they hold. In place.
+    """Let what asks a cache input for its length ask the mask and the tokens instead, and say in the model's metadata
+    that its caches may be shared buffers, which are longer than what they hold. In place.
 
     Returns whether that is so; else some layer keeps its cache in another way, and nothing is changed.
     """
     inputs = {str(v.name): v for v in model.graph.inputs}
     caches = [v for v in model.graph.inputs if v.shape is not None and PAST in map(str, v.shape)]
-    if not caches or IDS not in inputs or MASK not in inputs or not all(map(_is_shareable, caches)):
+    tokens = next((name for name in (IDS, EMBEDS) if name in inputs), None)
+    if not caches or tokens is None or MASK not in inputs or not all(map(_is_shareable, caches)):
         return False
     for node in [node for cache in caches for node, _ in cache.uses() if node.op_type == "Shape"]:
         if _bounds(node) == (2, 3):
             emit = Emitter(model.graph, node)
-            whole, new = (emit("Shape", inputs[name], start=1, end=2) for name in (MASK, IDS))
+            whole, new = (emit("Shape", inputs[name], start=1, end=2) for name in (MASK, tokens))
             emit.replace(emit("Sub", whole, new))
     model.metadata_props[SHARED] = "1"
     return True

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moec.errors import MoecError
 from moec.frontend.account import FLAG, LeaveOut, LeftOut, cut
+from moec.huggingface.states.vision_language_call import FEATURES, PLACES
 from moec.program.decoder_signature import IDS, TYPES
 
 # what a name says, first match first; whole names, as patterns
@@ -33,13 +34,13 @@ _KINDS = (
     (r"question_lengths|question_positions", "the model finds the question by its tokens"),
     (r"pixel_mask", "the images of a batch have one size, so none is padded"),
 )
-FEATURES = "get_image_features"  # of transformers' models of text and images: what an image is to the decoder
 _FLAGS = re.compile(r"output_\w+|return_\w+|use_\w+|interpolate_\w+|training|kwargs|args|self")
 _MEDIA = re.compile(r"(high_res_|image_|conditional_)?pixel_values\w*|(audio_)?input_features|input_values|image")
 _SAYS_MORE = re.compile(
     r"image|video|audio|pixel|grid|(^|_)mm_|visual|vision|patch|spatial|aspect|feature|frame"
     r"|^token_type_ids$|^input_values"
 )
+DESCRIBES_IMAGES = re.compile(r"^(?!.*(video|audio|pixel_values)).*(image|pixel|grid|patch|spatial|aspect)")
 _MAKES_ITSELF = re.compile(r"For(SequenceClassification|QuestionAnswering)$")
 
 
@@ -65,27 +66,41 @@ def makes_decoder_ids(model: Any) -> bool:
     return bool(model.config.is_encoder_decoder and _MAKES_ITSELF.search(type(model).__name__))
 
 
-def left_out_inputs(model: Any, kept: Iterable[str], leave_out: LeaveOut, otherwise: str = "") -> tuple[LeftOut, ...]:
+def left_out_inputs(
+    model: Any, kept: Iterable[str], leave_out: LeaveOut, otherwise: Callable[[str], str] = lambda _: ""
+) -> tuple[LeftOut, ...]:
     """The tensors of a model's forward that are no inputs of the engine, each with the reason.
 
     Args:
         model: a `PreTrainedModel`.
         kept: names of the engine's inputs.
         leave_out: what the user asked to do without.
-        otherwise: the reason where there is no other.
+        otherwise: the reason for a name, where there is no other; may be empty.
 
     Raises:
         MoecError: M216 for one without a reason.
     """
-    names = [name for name in tensor_arguments(model) if name not in set(kept)]
+    kept = set(kept)
+    names = [name for name in tensor_arguments(model) if name not in kept]
     asked = [name for name in names if name in leave_out]
     media = [name for name in names if _MEDIA.fullmatch(name)]
-    gone = bool(media) and set(media) <= set(asked)
-    reasons = {n: "you asked for it" if n in asked else _reason(n, model, gone) or otherwise for n in names}
+    seen = [name for name in kept if _MEDIA.fullmatch(name)]
+    gone = [m for m in media if m in asked] if set(media) <= set(asked) else []
+    reasons = {
+        n: "you asked for it" if n in asked else _reason(n, model, _left_out_with(n, gone, seen)) or otherwise(n)
+        for n in names
+    }
     unexplained = [name for name, why in reasons.items() if not why]
     if unexplained:
         raise untaken(model, unexplained)
     return tuple(LeftOut("input", name, why, name in asked) for name, why in reasons.items())
+
+
+def _left_out_with(name: str, gone: Sequence[str], seen: Sequence[str]) -> str:
+    """What an input would describe that is left out: videos, where images are kept; else whatever there is."""
+    if not seen:
+        return "images, video or sound" if gone else ""
+    return "videos" if "video" in name and any("video" in m for m in gone) else ""
 
 
 def untaken(model: Any, names: list[str]) -> MoecError:
@@ -95,18 +110,19 @@ def untaken(model: Any, names: list[str]) -> MoecError:
     what = f"{kind} also takes {cut(names, 5)}, which the engine would not have"
     fix = f"to compile it for inputs without, pass {FLAG} {','.join(media or names)}"
     if FEATURES in dir(model) and model.main_input_name == IDS:
-        fix += f"; for the features of its images alone, {FLAG} {IDS}"
+        fix += f"; for text alone, {FLAG} 'pixel_values*'; for the features of its images alone, {FLAG} {IDS}"
     return MoecError("M216", what, f"forward of {kind}", fix)
 
 
-def _reason(name: str, model: Any, media_gone: bool) -> str:
-    """Why an engine may be without this argument; empty where nothing says so."""
+def _reason(name: str, model: Any, media_gone: str) -> str:
+    """Why an engine may be without this argument; empty where nothing says so. `media_gone`: what is left out that it
+    would describe."""
     config = model.config.get_text_config()
     if media_gone and _SAYS_MORE.search(name):
-        return "describes images, video or sound, which are left out"
+        return f"describes {media_gone}, which are left out"
     if name == "attention_mask" and model.main_input_name != IDS and IDS not in tensor_arguments(model):
         return "no part of an image or a sound is padding"
-    if name == TYPES and int(_number(config, "type_vocab_size")) <= 1:
+    if name == TYPES and int(_number(config, "type_vocab_size")) <= 1 and not _merges_images(model):
         return "the config counts no types of tokens"
     if name in ("encoder_hidden_states", "encoder_attention_mask") and not getattr(
         config, "add_cross_attention", False
@@ -119,6 +135,11 @@ def _reason(name: str, model: Any, media_gone: bool) -> str:
     if name == "task_type_ids" and not getattr(config, "use_task_id", False):
         return "the config has no tasks"
     return next((why for pattern, why in _KINDS if re.fullmatch(pattern, name)), "")
+
+
+def _merges_images(model: Any) -> bool:
+    """Whether a model puts images in the place of tokens: there, types say which tokens see each other both ways."""
+    return any(hasattr(module, PLACES) for module in model.modules())
 
 
 def _number(config: Any, name: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +14,13 @@ from moec.errors import MoecError
 from moec.frontend.from_exported import Dynamic
 from moec.frontend.refusals import say_inputs
 from moec.frontend.source import Domain
-from moec.huggingface.inputs.arguments import FEATURES, takes_media
+from moec.huggingface.inputs.arguments import DESCRIBES_IMAGES, takes_media
 from moec.huggingface.inputs.given import Given
 from moec.huggingface.inputs.media import deciding
 from moec.huggingface.inputs.processor import Prepared, prepared
-from moec.huggingface.inputs.signature import Signature, signature_of
+from moec.huggingface.inputs.signature import Signature, features_signature, signature_of
 from moec.huggingface.reading.folder import ModelFolder
+from moec.huggingface.states.vision_language_call import FEATURES, image_token
 from moec.program.program import Input
 
 
@@ -57,11 +58,28 @@ class Asked:
             own = Signature((), {})
         return given.beside(own, model) if given else own
 
-    def otherwise(self, signature: Signature) -> str:
-        """Why a tensor of the forward is no input, where nothing else speaks for it; empty where nothing does."""
+    def features(self) -> Signature:
+        """What the model's encoder of images takes; with what is given in its place. Errors are those of
+        `Given.beside`."""
+        made, path = self._made[0], getattr(self._folder, "path", None)
+        own = features_signature(self._origin.template, self._leave_out, path, made)
+        return self._given.beside(own, self._origin.template) if self._given else own
+
+    def otherwise(self, signature: Signature) -> Callable[[str], str]:
+        """Why a tensor of the forward, by its name, is no input, where nothing else speaks for it; empty where nothing
+        does."""
+        return partial(self._otherwise, signature)
+
+    def _otherwise(self, signature: Signature, name: str) -> str:
         if signature.method == FEATURES:
             return f"only the features of images are made ({FEATURES}), which do not hang on it"
-        return "it is not among the inputs that were given" if self._given and self._folder is None else ""
+        if self._given and self._folder is None:
+            return "it is not among the inputs that were given"
+        if signature.image is not None and name == "mm_token_type_ids":
+            return f"images are found by their token, {image_token(self._origin.template)}"
+        made = self._made[0]
+        described = made is not None and DESCRIBES_IMAGES.search(name) and name not in made.runs[0]
+        return f"{made.by} does not make it" if made is not None and described else ""
 
     def notes(self, signature: Signature) -> tuple[str, ...]:
         """What a user must know of where the inputs come from."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from moec.errors import MoecError
 from moec.frontend.account import FLAG
 from moec.frontend.source import Domain
-from moec.huggingface.inputs.arguments import FEATURES, makes_decoder_ids
+from moec.huggingface.inputs.arguments import makes_decoder_ids
 from moec.huggingface.inputs.heads import PoolAtEnd, pools_at_end, takes_one_text
 from moec.huggingface.inputs.image_size import image_inputs, image_size
 from moec.huggingface.inputs.known_values import KnownValues
@@ -28,6 +28,7 @@ from moec.huggingface.states.cache import cached_call
 from moec.huggingface.states.encoder_decoder import has_parts, part_inputs, whole_inputs
 from moec.huggingface.states.encoder_decoder_call import decoder_call, encoder_call, untouched_decoder_call
 from moec.huggingface.states.token_by_token import forgets_states, token_by_token
+from moec.huggingface.states.vision_language_call import FEATURES, seeing_call
 from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE, TOTAL, TYPES, cache_inputs
 from moec.program.encoder_decoder import DECODER, ENCODER, caches_of
 from moec.program.program import Input
@@ -36,7 +37,7 @@ from moec.program.signature import PER, per
 # odd, 2 or more, and unlike a model's own sizes: torch.export specialises sizes that look like constants
 CAPTURE_SIZES = {
     "batch": 3, "sequence": 11, "decoder_sequence": 7, "past_sequence": 5, "height": 71, "width": 103,
-    "encoder_sequence": 17, "past_encoder_sequence": 7,
+    "encoder_sequence": 17, "past_encoder_sequence": 7, "image_tokens": 9,
 }  # fmt: skip
 _GROUPS = 2  # of tokens that a row of a state stands for: so many at least are in the cache, and new
 _NOT_RESULTS = ("loss", "router_logits", "cache", "past_key_values", "rope_deltas")
@@ -47,11 +48,12 @@ class Signature:
     """Inputs in order, with the values that each may take.
 
     Attributes:
-        part: of an encoder-decoder, where it is not whole.
+        part: of an encoder-decoder, or of a model of text and images, where it is not whole.
         scale: see `moec.frontend.source.Source`.
         sizes: of dynamic dimensions, as a processor made them: a capture takes them where no others are known.
         fixed: tensors of the forward that every call has, by name; they are in the graph.
         method: of the model, that the engine stands for.
+        image: of a model of text and images, and of its parts: what its encoder takes of one image.
     """
 
     inputs: tuple[Input, ...]
@@ -61,6 +63,7 @@ class Signature:
     fixed: Mapping[str, Tensor] = field(default_factory=dict)
     part: str = ""
     method: str = "forward"
+    image: Mapping[str, Tensor] | None = None
 
     def dynamic(self) -> dict[str, tuple[str | None, ...]]:
         """The dynamic dimensions in the form that `capture` takes."""
@@ -95,8 +98,7 @@ def signature_of(
     """
     main: str = model.main_input_name
     if only_features(model, leave_out):
-        found = _media(model, {}, leave_out, images, made, FEATURES)
-        return _signature(found, found, made, FEATURES)
+        return features_signature(model, leave_out, images, made)
     needed = (IDS, MASK) if caches else (main,)
     unwilling = next((name for name in needed if name in leave_out), None)
     if unwilling is not None:
@@ -113,6 +115,14 @@ def signature_of(
     media = apart(model, text, media)
     first = (text, media) if main == IDS else (media, text)
     return _signature({**first[0], **first[1]}, media, made)
+
+
+def features_signature(
+    model: Any, leave_out: Container[str] = (), images: Path | None = None, made: Prepared | None = None
+) -> Signature:
+    """The signature of what makes the features of images, see `signature_of`."""
+    found = _media(model, {}, leave_out, images, made, FEATURES)
+    return _signature(found, found, made, FEATURES)
 
 
 def only_features(model: Any, leave_out: Container[str]) -> bool:
@@ -240,6 +250,8 @@ def named_call(
 def call_of(model: Any, signature: Signature, captured: bool = False) -> Callable[..., dict[str, Tensor]]:
     """The model's forward, or a part of it, as a function of the signature's inputs by name; `captured`: in
     the form that one graph has for every size, see `cached_call` and `decoder_call`."""
+    if signature.image is not None:
+        return seeing_call(model, signature.part, signature.inputs, signature.image, signature.fixed, captured)
     if signature.part == ENCODER:
         return encoder_call(model)
     if signature.part == DECODER:

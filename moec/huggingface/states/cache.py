@@ -17,7 +17,17 @@ from moec.huggingface.operators.scans import scans_of
 from moec.huggingface.states.cache_class import cache_class
 from moec.huggingface.states.functional_cache import functional_cache, held_by, own_cache
 from moec.huggingface.states.state_kinds import Kind, is_of_a_model, states_of, unknown_state
-from moec.program.decoder_signature import IDS, LOGITS, MASK, PAST, layer_of, past_name, positions, present_name
+from moec.program.decoder_signature import (
+    IDS,
+    LOGITS,
+    MASK,
+    PAST,
+    is_past,
+    layer_of,
+    past_name,
+    positions,
+    present_name,
+)
 from moec.program.program import META, Input
 from moec.program.signature import PER
 
@@ -162,16 +172,17 @@ def _dimensions(value: Tensor, kind: Kind) -> tuple[int | str, ...]:
     return ("batch", *(PAST if k == kind.axis else n for k, n in enumerate(value.shape[1:], 1)))
 
 
-def _ends(mask: Tensor, ids: Tensor) -> Tensor:
+def _ends(mask: Tensor, tokens: Tensor) -> Tensor:
     """How many of a call's tokens there are up to the last that is no padding, `[batch]` int64."""
-    length = ids.shape[1]
+    length = tokens.shape[1]
     return (mask[:, -length:] * torch.arange(1, length + 1, device=mask.device)).amax(-1)
 
 
 def cached_call(
     forward: Callable[..., Any], caches: Sequence[Input], captured: bool = False, model: Any = None
 ) -> Callable[..., dict[str, Tensor]]:
-    """A decoder's forward with flat tensors by name: `logits` and the states after the call.
+    """A decoder's forward with flat tensors by name: `logits` and the states after the call, of token ids or of vectors
+    in their place.
 
     Positions follow from the mask, as in transformers' `generate`. A call that is `captured` has moec's own cache; else
     transformers' layers do what they do for states whose shape stays, which hold nothing before the first token.
@@ -179,18 +190,22 @@ def cached_call(
     """
     of_states = _CACHE not in inspect.signature(forward).parameters
 
-    def call(*, input_ids: Tensor, attention_mask: Tensor, **past: Tensor) -> dict[str, Tensor]:
-        began = attention_mask.shape[1] > input_ids.shape[1] if not captured else True
+    def call(*, attention_mask: Tensor, **given: Tensor) -> dict[str, Tensor]:
+        past = {name: value for name, value in given.items() if is_past(name)}
+        tokens = {name: value for name, value in given.items() if name not in past}
+        new = next(iter(tokens.values()))
+        began = attention_mask.shape[1] > new.shape[1] if not captured else True
         if captured:
-            cache = functional_cache(past, model, _ends(attention_mask, input_ids), input_ids.shape[1])
+            cache = functional_cache(past, model, _ends(attention_mask, new), new.shape[1])
         else:
             cache = own_cache(past, began, model)
         if of_states:  # and no attention, which would want the mask and the positions of a whole text
-            more = {MASK: attention_mask[:, -input_ids.shape[1] :], _STATES: cache}
+            more = {MASK: attention_mask[:, -new.shape[1] :], _STATES: cache}
         else:
-            places = positions(attention_mask, input_ids.shape[1])
+            places = tokens.pop("position_ids", None)  # a decoder of vectors may be told them
+            places = positions(attention_mask, new.shape[1]) if places is None else places
             more = {MASK: attention_mask, "position_ids": places, _CACHE: cache}
-        output = forward(input_ids=input_ids, use_cache=True, **more)
+        output = forward(**tokens, use_cache=True, **more)
         present = {}
         for spec in caches:
             number, what = layer_of(spec.name)

@@ -32,7 +32,7 @@ class ProvenParts(Check):
 
     @classmethod
     def measure(cls, trial: Trial) -> Self | None:
-        """Nothing: `moec.proof.encoder_decoder` makes it of the parts' own proofs."""
+        """Nothing: `moec.proof.joint` makes it of the parts' own proofs."""
         return None
 
     def error(self) -> MoecError | None:

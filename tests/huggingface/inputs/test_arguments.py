@@ -96,7 +96,7 @@ def test_images_of_a_multimodal_are_refused_and_text_alone_compiles_on_demand() 
     model = CASES["qwen3-vl-moe"].model()
     with pytest.raises(MoecError, match="pixel_values") as caught:
         HuggingFaceSource.from_model(model).account()
-    flag = caught.value.fix.split("--leave-out ")[1].split(";")[0]
+    flag = caught.value.fix.split("for text alone, --leave-out '")[1].split("'")[0]
     source = HuggingFaceSource.from_model(model, leave_out=[flag])
     reasons = {x.name: x.why for x in source.account().left_out}
     assert "you asked for it" in reasons["pixel_values"] and "left out" in reasons["image_grid_thw"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 
-from moec.backends.onnxruntime.encoder_decoder import FILES, _tensors
+from moec.backends.onnxruntime.parts import FILES, _tensors
 
 
 def _graph(path: Path, prefix: str = "") -> tuple[bytes, list[str]]:

@@ -1,7 +1,9 @@
-"""An encoder's and a decoder's graphs beside each other, under the names that optimum's clients look for.
+"""The graphs of an engine's parts beside each other, under the names that clients look for.
 
-optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it caches without
-tokens at first: what moec's decoder takes, too. Weights are not written again: these graphs read those of the parts.
+An encoder and a decoder have optimum's; the parts of a model of text and images those of recipes for
+onnxruntime-genai. optimum-onnx takes `decoder_model_merged.onnx` for the prompt and for every later token, and gives it
+caches without tokens at first: what moec's decoder takes, too. Weights are not written again: these graphs read those
+of the parts.
 """
 
 from __future__ import annotations
@@ -12,13 +14,22 @@ from typing import Any
 
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
 from moec.program.encoder_decoder import DECODER, ENCODER
+from moec.program.vision_language import EMBEDDING, VISION
 
 FILES = {ENCODER: "encoder_model.onnx", DECODER: "decoder_model_merged.onnx"}
+VISION_FILES = {VISION: "vision.onnx", EMBEDDING: "embedding.onnx", DECODER: "decoder.onnx"}
 _LOCATION = "location"  # the key of an external tensor's file, relative to the graph's
 
 
-def put_beside(folder: Path, parts: Sequence[str]) -> None:
-    """Write the graph of each part once more into `folder`; its weights stay in the part's own folder."""
+def file_of(folder: Path, part: str) -> Path:
+    """The graph of a part, in the folder of an engine that has it."""
+    files = FILES if (folder / ENCODER).is_dir() else VISION_FILES
+    return folder / files[part]
+
+
+def put_beside(folder: Path, parts: Sequence[str]) -> dict[str, str]:
+    """Write the graph of each part once more into `folder`; its weights stay in the part's own folder. Returns the
+    name of each."""
     import onnx
 
     for part in parts:
@@ -27,7 +38,8 @@ def put_beside(folder: Path, parts: Sequence[str]) -> None:
             for entry in tensor.external_data:
                 if entry.key == _LOCATION:
                     entry.value = f"{part}/{entry.value}"
-        (folder / FILES[part]).write_bytes(model.SerializeToString())
+        file_of(folder, part).write_bytes(model.SerializeToString())
+    return {part: file_of(folder, part).name for part in parts}
 
 
 def _tensors(graph: Any) -> list[Any]:
