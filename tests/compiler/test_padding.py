@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import moec
 from moec.compiler.padding import padding_explains
 from moec.errors import MoecError
 from moec.huggingface.source import HuggingFaceSource
@@ -29,9 +32,14 @@ def test_another_models_error_stays_as_it_is(raised: MoecError) -> None:
     assert error.value is raised
 
 
+def test_of_a_model_with_other_sizes_nothing_is_said(translator: Path) -> None:
+    """An encoder-decoder as one graph has texts of two lengths."""
+    with pytest.raises(MoecError) as error, padding_explains(moec.open_source(str(translator), cache=False)):
+        raise UNEQUAL
+    assert error.value is UNEQUAL
+
+
 @pytest.mark.repeats
 def test_doge_is_refused_when_it_is_compiled(tmp_path: object) -> None:
-    import moec
-
     with pytest.raises(MoecError, match="what stands in padding"):
         moec.compile(whole_zoo.build("doge"), out=f"{tmp_path}/engine")
