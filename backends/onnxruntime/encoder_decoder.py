@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
+from moec.errors import MoecError
 from moec.program.encoder_decoder import DECODER, ENCODER
 
 FILES = {ENCODER: "encoder_model.onnx", DECODER: "decoder_model_merged.onnx"}
@@ -19,15 +20,31 @@ _LOCATION = "location"  # the key of an external tensor's file, relative to the 
 
 def put_beside(folder: Path, parts: Sequence[str]) -> None:
     """Write the graph of each part once more into `folder`; its weights stay in the part's own folder."""
+    for part in parts:
+        (folder / FILES[part]).write_bytes(_moved(folder, part).SerializeToString())
+
+
+def require_beside(folder: Path, parts: Sequence[str]) -> None:
+    """Raise M106 where a graph in `folder` is not that of its part."""
     import onnx
 
     for part in parts:
-        model = onnx.load(str(folder / part / MODEL_FILE), load_external_data=False)
-        for tensor in _tensors(model.graph):
-            for entry in tensor.external_data:
-                if entry.key == _LOCATION:
-                    entry.value = f"{part}/{entry.value}"
-        (folder / FILES[part]).write_bytes(model.SerializeToString())
+        file = folder / FILES[part]
+        if onnx.load(str(file), load_external_data=False) != _moved(folder, part):
+            what = f"{file.name} is another graph than {part}/{MODEL_FILE}"
+            raise MoecError("M106", what, str(file), "compile the engine again: moec compile --from moec.json")
+
+
+def _moved(folder: Path, part: str) -> Any:
+    """The graph of a part, for a place beside the part's folder."""
+    import onnx
+
+    model = onnx.load(str(folder / part / MODEL_FILE), load_external_data=False)
+    for tensor in _tensors(model.graph):
+        for entry in tensor.external_data:
+            if entry.key == _LOCATION:
+                entry.value = f"{part}/{entry.value}"
+    return model
 
 
 def _tensors(graph: Any) -> list[Any]:

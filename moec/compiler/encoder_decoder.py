@@ -12,22 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.options import Options
 from moec.compiler.proving import ran_on, runner
 from moec.compiler.publish import make_report, write_report
 from moec.compiler.staging import check_out, staging
 from moec.errors import MoecError
 from moec.execution.encoder_decoder import EncoderDecoderEngine
+from moec.execution.streaming import StreamingEngine
 from moec.frontend.source import Source
 from moec.program.encoder_decoder import DECODER, ENCODER, PARTS
 from moec.progress import Progress
-from moec.proof.encoder_decoder import prove_encoder_decoder
+from moec.proof.encoder_decoder import Programs, prove_encoder_decoder
 from moec.proof.verification import Verification
+from moec.report.artefacts import MANIFEST
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.target import Target
 
 FACT = "parts"  # of a manifest: the parts of an engine of several graphs
+_OWN_OF_PARTS = {"verify"}  # settings that each part decides: by its size
 CompileOne = Callable[[Source, Options, Path], Report]
 
 
@@ -67,7 +71,7 @@ def compile_encoder_decoder(
         progress.stage("verify")
         proofs = {name: report.proof for name, report in reports.items()}
         with opened_parts(backend, options.target, folder, options.build) as engine:
-            proof = _prove(source, engine, proofs, backend, options, options.seed)
+            proof = _prove(source, engine, proofs, backend, options, options.seed, _programs(folder, parts))
         proof.require()
         progress.done("; ".join(["both parts together", *proof.short]))
         options = replace(options, layout="plain")
@@ -85,10 +89,20 @@ def _require(options: Options, backend: Backend) -> None:
     if options.layout not in (None, "plain"):
         what = f"an encoder and a decoder are laid out as optimum loads them, not for {options.layout}"
         raise MoecError("M208", what, f"layout {options.layout}", f"use --layout plain, or {way_out}")
-    if options.save_hf or options.text or options.calibration:
-        given = next(n for n in ("save_hf", "text", "calibration") if getattr(options, n))
-        what = f"--{given.replace('_', '-')} is for a model of one graph"
-        raise MoecError("M201", what, given, f"leave it out; {way_out}")
+    if options.save_hf:
+        raise MoecError("M201", "--save-hf is for a model of one graph", "save_hf", f"leave it out; {way_out}")
+    if options.text:
+        what = "--text is for causal language models, and this is an encoder and a decoder"
+        raise MoecError("M201", what, "text", "leave it out: each part is judged by its outputs")
+    if options.calibration:
+        fix = "leave it out, or compile the encoder alone with --part encoder"
+        raise MoecError("M201", "--calibration is for a model of one graph", "calibration", fix)
+    for item in options.pipeline.passes:
+        if item.needs_calibration():
+            without = item.without_data()
+            what = f"{item.name} needs a text to calibrate on, which an encoder and a decoder together do not take"
+            fix = "leave it out, or compile the encoder alone with --part encoder and --calibration FILE"
+            raise MoecError("M203", what, str(item), f"use {without} in its place; or {fix}" if without else fix)
 
 
 def _facts(reports: Mapping[str, Report]) -> dict[str, Any]:
@@ -115,6 +129,18 @@ def load_parts(backend: Backend, target: Target, folder: Path, prepack: bool = T
     return EncoderDecoderEngine(encoder, decoder)
 
 
+def _require_of_this(report: Report, name: str, part: Report) -> None:
+    """Raise M106 for a part that was made of another model, or in another way, than the engine. It is proven by its own
+    manifest, which could allow it more."""
+    own = {**report.settings, "part": name}
+    settings = sorted(n for n in {*own, *part.settings} - _OWN_OF_PARTS if own.get(n) != part.settings.get(n))
+    if part.source_hashes != report.source_hashes:
+        settings.insert(0, "model")
+    if settings:
+        what = f"the {name} is a part of another engine: its {', '.join(settings)} is another"
+        raise MoecError("M106", what, f"{name}/{MANIFEST}", "compile the engine again: moec compile --from moec.json")
+
+
 def _prove(
     source: Source,
     engine: EncoderDecoderEngine,
@@ -122,16 +148,35 @@ def _prove(
     backend: Backend,
     options: Options,
     seed: int,
+    programs: Programs,
 ) -> Verification:
     where = str(options.target), ran_on(backend, options.target, options.build)
-    return prove_encoder_decoder(source, engine, proofs, backend.precision(options.target), seed, *where)
+    return prove_encoder_decoder(source, engine, proofs, backend.precision(options.target), seed, *where, programs)
+
+
+def _programs(folder: Path, parts: Mapping[str, Source]) -> Programs:
+    """Both parts' programs in PyTorch, made anew from their manifests' settings when they are asked for."""
+
+    def made() -> EncoderDecoderEngine:
+        return EncoderDecoderEngine(
+            *(StreamingEngine(EngineFolder(folder / name, {}).remake(part)[1]) for name, part in parts.items())
+        )
+
+    return made
 
 
 def prove_encoder_decoder_again(
     folder: Path, report: Report, options: Options, source: Source, seed: int, one: Callable[[Path], Verification]
 ) -> Verification:
-    """Prove both parts again, each with `one`, and both together, on other inputs."""
+    """Prove both parts again, each with `one`, and both together, on other inputs.
+
+    Raises:
+        MoecError: M106 for parts that are not of this engine, or that are not what clients load.
+    """
     backend = find_backend(options.target, runtime=False, written=True)
+    for part in PARTS:
+        _require_of_this(report, part, Report.read(folder / part / MANIFEST))
+    backend.require_joined(folder, PARTS)
     proofs = {part: one(folder / part) for part in PARTS}
     with opened_parts(backend, options.target, folder, options.build) as engine:
-        return _prove(source, engine, proofs, backend, options, seed)
+        return _prove(source, engine, proofs, backend, options, seed, _programs(folder, source.parts()))
