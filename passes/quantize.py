@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from moec.pipeline.passes import Context, Contract, Pass
+from moec.program.functional import drop_dead
 from moec.program.program import Program
 from moec.program.rewriting import call_like
 from moec.quantization.bit_budget import Budget, without_data
@@ -129,7 +130,7 @@ class Quantize(Pass):
         todo = todo if asked.budget is None else _spend(program, context, asked, asked.budget, todo)
         made = self._calibrated(program, context, todo)
         self._rewrite(program, todo, made)
-        program.graph.eliminate_dead_code()
+        drop_dead(program.graph)
         program.drop_unused_weights()
         context.widths = tuple(sorted({part.bits for _, grid in todo for part, _ in grid.parts()}))
         context.facts.update(_facts(program, uses, todo, before))

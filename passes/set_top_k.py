@@ -107,8 +107,9 @@ class SetTopK(Pass):
             try:
                 block = find_block(node, linears)
             except NotARouter as reason:
-                known = next((m.reason for m in context.earlier if m.node == node.name), str(reason))
-                raise MoecError("M203", f"its router stays as it is: {known}", where, "leave set-top-k out") from None
+                kept = f"its router stays as it is: {reason}"
+                known = next((m.reason for m in context.earlier if m.node == node.name), kept)
+                raise MoecError("M203", known, where, "leave set-top-k out") from None
             if self.top_k > block.rule.top_k:
                 what = f"a token goes to {block.rule.top_k} experts, fewer than {self.top_k}"
                 raise MoecError("M203", what, where, f"set top_k to at most {block.rule.top_k}")

@@ -190,6 +190,11 @@ class Onnxruntime(Backend):
 
         return put_beside(folder, parts)
 
+    def require_joined(self, folder: Path, parts: Sequence[str]) -> None:
+        from moec.backends.onnxruntime.parts import require_beside
+
+        require_beside(folder, parts)
+
     def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
         from moec.backends.onnxruntime.parts import file_of
 

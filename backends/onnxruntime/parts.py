@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moec.backends.onnxruntime.session.engine import MODEL_FILE
+from moec.errors import MoecError
 from moec.program.encoder_decoder import DECODER, ENCODER
 from moec.program.vision_language import EMBEDDING, VISION
 
@@ -30,16 +31,32 @@ def file_of(folder: Path, part: str) -> Path:
 def put_beside(folder: Path, parts: Sequence[str]) -> dict[str, str]:
     """Write the graph of each part once more into `folder`; its weights stay in the part's own folder. Returns the
     name of each."""
+    for part in parts:
+        file_of(folder, part).write_bytes(_moved(folder, part).SerializeToString())
+    return {part: file_of(folder, part).name for part in parts}
+
+
+def require_beside(folder: Path, parts: Sequence[str]) -> None:
+    """Raise M106 where a graph in `folder` is not that of its part."""
     import onnx
 
     for part in parts:
-        model = onnx.load(str(folder / part / MODEL_FILE), load_external_data=False)
-        for tensor in _tensors(model.graph):
-            for entry in tensor.external_data:
-                if entry.key == _LOCATION:
-                    entry.value = f"{part}/{entry.value}"
-        file_of(folder, part).write_bytes(model.SerializeToString())
-    return {part: file_of(folder, part).name for part in parts}
+        file = file_of(folder, part)
+        if onnx.load(str(file), load_external_data=False) != _moved(folder, part):
+            what = f"{file.name} is another graph than {part}/{MODEL_FILE}"
+            raise MoecError("M106", what, str(file), "compile the engine again: moec compile --from moec.json")
+
+
+def _moved(folder: Path, part: str) -> Any:
+    """The graph of a part, for a place beside the part's folder."""
+    import onnx
+
+    model = onnx.load(str(folder / part / MODEL_FILE), load_external_data=False)
+    for tensor in _tensors(model.graph):
+        for entry in tensor.external_data:
+            if entry.key == _LOCATION:
+                entry.value = f"{part}/{entry.value}"
+    return model
 
 
 def _tensors(graph: Any) -> list[Any]:

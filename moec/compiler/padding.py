@@ -10,6 +10,7 @@ import torch
 from moec.errors import MoecError
 from moec.frontend.source import Source
 from moec.program.decoder_signature import IDS, MASK, PAST, SEQUENCE
+from moec.program.signature import dynamic_dimensions
 
 _SIZES = {"batch": 3, SEQUENCE: 9, PAST: 4}
 _NOTICED = 1e-3  # of an output's spread; a model that keeps its texts apart changes by rounding
@@ -37,7 +38,7 @@ def _change(source: Source) -> float:
     """How far outputs at real tokens change with the ids in padding, as a part of their spread; 0 where nothing shows
     it."""
     vocabulary = source.domains.get(IDS)
-    if vocabulary is None or MASK not in source.domains:
+    if vocabulary is None or MASK not in source.domains or not _SIZES.keys() >= set(dynamic_dimensions(source.inputs)):
         return 0.0
     reference, sample = source.reference(), source.sample(_SIZES)
     real = sample[MASK][:, -sample[IDS].shape[1] :].bool()

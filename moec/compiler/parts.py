@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.options import Options
 from moec.compiler.proving import ran_on, runner
 from moec.compiler.publish import make_report, write_report
@@ -20,6 +21,7 @@ from moec.compiler.staging import check_out, staging
 from moec.errors import MoecError
 from moec.execution.encoder_decoder import EncoderDecoderEngine
 from moec.execution.parts import PartsEngine
+from moec.execution.streaming import StreamingEngine
 from moec.execution.vision_language import VisionLanguageEngine
 from moec.frontend.source import Source
 from moec.layouts import genai_images
@@ -30,12 +32,14 @@ from moec.progress import Progress
 from moec.proof.encoder_decoder import prove_encoder_decoder
 from moec.proof.verification import Verification
 from moec.proof.vision_language import prove_vision_language
+from moec.report.artefacts import MANIFEST
 from moec.report.report import Report
 from moec.targets.backend import Backend, find_backend
 from moec.targets.target import Target
 
 FACT = "parts"  # of a manifest: the parts of an engine of several graphs
 JOINED_BY = "joined_by"  # of a manifest: see `Source.joined_by`
+_OWN_OF_PARTS = {"verify"}  # settings that each part decides: by its size
 CompileOne = Callable[[Source, Options, Path], Report]
 
 
@@ -120,7 +124,7 @@ def compile_parts(
         progress.stage("verify")
         proofs, facts = {name: report.proof for name, report in reports.items()}, _facts(source, kind, reports)
         with opened_parts(backend, options.target, folder, options.build, facts) as engine:
-            proof = _prove(source, engine, proofs, backend, options, options.seed, kind)
+            proof = _prove(source, engine, proofs, backend, options, options.seed, kind, _programs(folder, parts))
         proof.require()
         progress.done("; ".join([f"all {len(proofs)} parts together", *proof.short]))
         options = replace(options, layout=layout)
@@ -167,10 +171,21 @@ def _require(options: Options, backend: Backend, kind: Kind) -> None:
     if options.layout not in (None, *kind.layouts):
         what = f"{kind.what} are not laid out for {options.layout}"
         raise MoecError("M208", what, f"layout {options.layout}", f"use --layout plain, or {way_out}")
-    if options.save_hf or options.text or options.calibration:
-        given = next(n for n in ("save_hf", "text", "calibration") if getattr(options, n))
-        what = f"--{given.replace('_', '-')} is for a model of one graph"
-        raise MoecError("M201", what, given, f"leave it out; {way_out}")
+    if options.save_hf:
+        raise MoecError("M201", "--save-hf is for a model of one graph", "save_hf", f"leave it out; {way_out}")
+    if options.text:
+        what = f"--text is for causal language models, and this is {kind.what}"
+        raise MoecError("M201", what, "text", "leave it out: each part is judged by its outputs")
+    alone = f"compile the {kind.parts[0]} alone with --part {kind.parts[0]}"
+    if options.calibration:
+        fix = f"leave it out, or {alone}"
+        raise MoecError("M201", "--calibration is for a model of one graph", "calibration", fix)
+    for item in options.pipeline.passes:
+        if item.needs_calibration():
+            without = item.without_data()
+            what = f"{item.name} needs a text to calibrate on, which {kind.what} together do not take"
+            fix = f"leave it out, or {alone} and --calibration FILE"
+            raise MoecError("M203", what, str(item), f"use {without} in its place; or {fix}" if without else fix)
 
 
 def _lay_out(
@@ -224,17 +239,49 @@ def load_parts(
 
 def _prove(
     source: Source, engine: PartsEngine, proofs: dict[str, Verification], backend: Backend, options: Options,
-    seed: int, kind: Kind,
+    seed: int, kind: Kind, programs: Callable[[], Any],
 ) -> Verification:  # fmt: skip
     where = str(options.target), ran_on(backend, options.target, options.build)
-    return kind.prove(source, engine, proofs, backend.precision(options.target), seed, *where)
+    more = {"programs": programs} if kind.parts == PARTS else {}
+    return kind.prove(source, engine, proofs, backend.precision(options.target), seed, *where, **more)
+
+
+def _programs(folder: Path, parts: Mapping[str, Source]) -> Callable[[], EncoderDecoderEngine]:
+    """An encoder's and a decoder's programs in PyTorch, made anew from their manifests' settings when they are asked
+    for."""
+
+    def made() -> EncoderDecoderEngine:
+        return EncoderDecoderEngine(
+            *(StreamingEngine(EngineFolder(folder / name, {}).remake(part)[1]) for name, part in parts.items())
+        )
+
+    return made
+
+
+def _require_of_this(report: Report, name: str, part: Report) -> None:
+    """Raise M106 for a part that was made of another model, or in another way, than the engine. It is proven by its own
+    manifest, which could allow it more."""
+    own = {**report.settings, "part": name, "layout": "plain"}  # only all parts together have another layout
+    settings = sorted(n for n in {*own, *part.settings} - _OWN_OF_PARTS if own.get(n) != part.settings.get(n))
+    if part.source_hashes != report.source_hashes:
+        settings.insert(0, "model")
+    if settings:
+        what = f"the {name} is a part of another engine: its {', '.join(settings)} is another"
+        raise MoecError("M106", what, f"{name}/{MANIFEST}", "compile the engine again: moec compile --from moec.json")
 
 
 def prove_parts_again(
     folder: Path, report: Report, options: Options, source: Source, seed: int, one: Callable[[Path], Verification]
 ) -> Verification:
-    """Prove all parts again, each with `one`, and all together, on other inputs."""
+    """Prove all parts again, each with `one`, and all together, on other inputs.
+
+    Raises:
+        MoecError: M106 for parts that are not of this engine, or that are not what clients load.
+    """
     backend, kind = find_backend(options.target, runtime=False, written=True), kind_of(report.facts)
+    for part in kind.parts:
+        _require_of_this(report, part, Report.read(folder / part / MANIFEST))
+    backend.require_joined(folder, kind.parts)
     proofs = {part: one(folder / part) for part in kind.parts}
     with opened_parts(backend, options.target, folder, options.build, report.facts) as engine:
-        return _prove(source, engine, proofs, backend, options, seed, kind)
+        return _prove(source, engine, proofs, backend, options, seed, kind, _programs(folder, source.parts()))

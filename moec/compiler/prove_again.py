@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moec.compiler.companions import require_companions
 from moec.compiler.engine_folder import EngineFolder
 from moec.compiler.open import open_source
 from moec.compiler.parts import is_in_parts, prove_parts_again, refuse_parts
-from moec.compiler.proving import fitting_exam
+from moec.compiler.proving import fitting_exam, require_text_for
 from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.streaming import StreamingEngine
@@ -71,6 +72,7 @@ def prove_again(folder: Path, against: Any, asked: Question, opening: Mapping[st
     """
     engine_folder = EngineFolder(folder, opening)
     own = engine_folder.own(against)
+    require_companions(folder, own)
     if is_in_parts(engine_folder.report):
         return _prove_parts(engine_folder, own, against, asked, opening)
     captured, program = engine_folder.remake(own)
@@ -124,7 +126,7 @@ def asked_subject(engine_folder: EngineFolder, subject: Subject, asked: Question
     """What is to be proven, with the bounds and the text that the command asks for."""
     source, exam = subject.source, _exam(engine_folder, subject, asked)
     corpus = corpus_of(exam.text, source, model_folder(engine_folder.folder)) if exam else None
-    return replace(
+    found = replace(
         subject,
         seed=asked.seed,
         asked=asked.tolerance,
@@ -135,6 +137,9 @@ def asked_subject(engine_folder: EngineFolder, subject: Subject, asked: Question
         tighter=None if asked.tolerance is not None else subject.tighter,
         looser=tuple(b for b in subject.looser if not _said(asked, b.name)),
     )
+    max_kl = found.max_kl if asked.tolerance is None and exam is None else None
+    require_text_for(max_kl, found.judged_by, found.program.approximate, source.text)
+    return found
 
 
 def _exam(engine_folder: EngineFolder, subject: Subject, asked: Question) -> Exam | None:

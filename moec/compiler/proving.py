@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from moec.compiler.options import Options
+from moec.errors import MoecError
 from moec.execution.engine import Engine
 from moec.execution.memory import total_bytes
 from moec.execution.streaming import StreamingEngine
@@ -24,7 +25,7 @@ from moec.proof.contract import VerifyHook
 from moec.proof.exam import Exam
 from moec.proof.own_text import OwnText, write_own_text
 from moec.proof.sizes import contract_sizes, verification_sizes
-from moec.proof.subject import Reference, Subject, yardstick
+from moec.proof.subject import Reference, Subject, Yardstick, yardstick
 from moec.proof.verification import Verification, prove
 from moec.proof.where_run import WhereRun
 from moec.report.artefacts import hash_artefacts
@@ -109,14 +110,24 @@ def prove_folder(
     return proof
 
 
+def require_text_for(max_kl: float | None, judged_by: Yardstick, approximate: bool, model: str) -> None:
+    """Raise M201 for a bound on the divergence of what passes that change numbers leave of a model without a text."""
+    if max_kl is not None and approximate and judged_by == "outputs":
+        what = "--max-kl bounds what a causal language model writes, and this model is judged by its outputs"
+        raise MoecError("M201", what, model, "use --tolerance in its place, or leave it out")
+
+
 def contract_checks(source: Source, captured: Program, options: Options, backend: Backend) -> list[VerifyHook]:
     """Every pass is held to its contract, by the proof's own yardstick: on one small input and one past every window of
     the model, or on the model's own text; a model that does not fit into memory is proven at the end only."""
+    asked, by = options.tolerance, yardstick(captured, options.tolerance, options.exam)
+    approximate = any(item.contract == "approximate" for item in options.pipeline.passes)
+    require_text_for(options.max_kl if asked is None else None, by, approximate, source.text)
     if options.verify == "streamed":
         return []
     precision = backend.precision(options.target)
     samples = contract_samples(source, captured, options.seed)
-    exact, asked, by = Tolerance.of(precision), options.tolerance, yardstick(captured, options.tolerance, options.exam)
+    exact = Tolerance.of(precision)
     if by != "outputs":
         write = partial(_own_text, source, captured, options.seed) if by == "own text" else None
         return [VerifyHook(samples, exact, None, precision, write, options.max_kl)]

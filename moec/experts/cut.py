@@ -11,6 +11,7 @@ from torch import fx
 
 from moec.dialect import Routing
 from moec.program.dialect_call import DEQUANTIZE, DequantizeCall, RouteCall
+from moec.program.functional import drop_dead
 from moec.program.moe_call import EXPERTS, MoeCall
 from moec.program.program import Program
 from moec.program.provenance import module_path
@@ -202,7 +203,7 @@ def _stem(node: Any) -> str:
 def rename(program: Program, names: dict[str, str]) -> None:
     """Give weights the names that they should have, where nothing reads the weights any more that were called so
     before."""
-    program.graph.eliminate_dead_code()
+    drop_dead(program.graph)
     program.drop_unused_weights()
     for now, wanted in names.items():
         if now in program.weights and wanted not in program.weights:

@@ -16,6 +16,7 @@ from moec.execution.lockstep import OperatorCalls, run_in_lockstep, with_block_c
 from moec.execution.streaming import lazy_expert
 from moec.pipeline.pipeline import Pipeline
 from moec.program.dialect_call import ROUTE
+from moec.program.functional import drop_dead
 from moec.program.moe_call import MoeCall, moe_nodes
 from moec.program.observed import route_of
 from moec.program.program import Program
@@ -61,7 +62,7 @@ class RoutedText:
         """Let the last mixture be the only output, so that a run keeps no cache of keys and values for the end."""
         graph = self.program.graph
         next(n for n in graph.nodes if n.op == "output").args = ((self.mixtures[-1].node,),)
-        graph.eliminate_dead_code()
+        drop_dead(graph)
 
     def run(self, samples: Sequence[Mapping[str, Tensor]], alike: bool = False) -> dict[str, list[Choice]]:
         """For each mixture by name, what is chosen for each sample. Each weight is read once.

@@ -16,6 +16,7 @@ from moec.frontend.export import capture
 from moec.frontend.imported_code import code_of
 from moec.frontend.kept_capture import capture_key, keep_capture, recall_capture
 from moec.frontend.plain_sizes import NotPlainError
+from moec.huggingface.operators.overflow import overflow_without_branch
 from moec.huggingface.origin import Origin
 from moec.huggingface.reading.folder import ModelFolder
 from moec.program.program import Program
@@ -51,7 +52,8 @@ def captured(
     if found and kind:
         kinds.append(kind)
         return found.program, key
-    program = capture(model, sample, dynamic, weights=weights, source=text)
+    with overflow_without_branch(model):
+        program = capture(model, sample, dynamic, weights=weights, source=text)
     program.original = replace(program.original, form=None)  # its source says it, see `original_of`
     if key and kinds:
         keep_capture(key, program, weights, model, f"{kinds[-1].__module__}:{kinds[-1].__qualname__}")

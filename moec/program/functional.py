@@ -35,6 +35,16 @@ def is_in_place(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def drop_dead(graph: fx.Graph) -> None:
+    """Remove the nodes that nothing reads, in place. Dropout that drops nothing is one of them: torch takes all
+    operators that may draw random numbers for ones that change something, and keeps what they read, too."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() and not _is_idle_dropout(node))
+
+
+def _is_idle_dropout(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.dropout.default and node.args[2] is False
+
+
 def _functional(node: fx.Node) -> OpOverload | None:
     """The functional overload of an in-place ATen operator that keeps its dtype; None where there is none."""
     if not is_in_place(node) or not isinstance(node.target, OpOverload) or node.target.namespace != "aten":

@@ -19,6 +19,7 @@ from moec.program.attributes import detach
 from moec.program.conditions import Assumptions, Condition, Values
 from moec.program.decoder_signature import complete
 from moec.program.dialect_call import ROUTE, RouteCall
+from moec.program.functional import drop_dead
 from moec.program.original import Original
 from moec.program.signature import PER
 from moec.program.signature import PLUS as PLUS
@@ -257,7 +258,7 @@ class Program:
 
     def finish(self) -> None:
         """Call after rewriting: remove dead nodes and weights, recompile."""
-        self.graph.eliminate_dead_code()
+        drop_dead(self.graph)
         self.drop_unused_weights()
         self.graph_module.recompile()
 

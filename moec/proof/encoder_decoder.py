@@ -6,7 +6,7 @@ reads the states and the mask that the encoder gives, and that neither of its ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -31,6 +31,8 @@ from moec.proof.verification import Verification
 TEXT = {"batch": 3, SEQUENCE: 9, DECODER_SEQUENCE: 12}  # texts of the encoder of different lengths, padded
 WAYS = {"chunks": (5, 4, 3), "prompt, then token by token": (7, *[1] * 5), "token by token": (1,) * 12}
 
+Programs = Callable[[], EncoderDecoderEngine]
+
 
 def prove_encoder_decoder(
     source: Source,
@@ -40,6 +42,7 @@ def prove_encoder_decoder(
     seed: int,
     target: str = "",
     ran_on: str = "",
+    programs: Programs | None = None,
 ) -> Verification:
     """The proof of two parts together, theirs among its checks.
 
@@ -49,6 +52,7 @@ def prove_encoder_decoder(
         precision: that both compute in.
         seed: of the inputs.
         target, ran_on: see `Verification`.
+        programs: gives both parts' own programs in PyTorch; asked where passes change numbers, and a way differs.
     """
     reference = source.reference()
     alone = outputs_alone(proofs)
@@ -59,11 +63,19 @@ def prove_encoder_decoder(
     own = Tolerance.of(precision).deviation
     bound = own if outputs.comparison.tolerance is None else max(own, outputs.comparison.tolerance)
     found = Consistency(bound, tuple(_ways(engine, engine if outputs.approximate else reference, text)))
-    if found.failed and not outputs.approximate:  # the model itself may say something else when a text is cut
-        untouched = EncoderDecoderEngine(*(part.reference() for part in source.parts().values()))
-        ways = (_beside(w, found, engine, reference, untouched, text) if w in found.failed else w for w in found.ways)
+    peer = _peer(source, outputs.approximate, programs) if found.failed else None
+    if peer is not None:  # the model itself may say something else when a text is cut
+        whole = peer if outputs.approximate else reference
+        ways = (_beside(w, found, engine, whole, peer, text) if w in found.failed else w for w in found.ways)
         found = replace(found, ways=tuple(ways))
     return Verification((proven_parts(proofs), outputs, CacheConsistency(found)), seed, "full", target, ran_on)
+
+
+def _peer(source: Source, approximate: bool, programs: Programs | None) -> EncoderDecoderEngine | None:
+    """What runs the same calls as the engine: the untouched parts, or the programs of parts whose numbers changed."""
+    if approximate:
+        return programs() if programs else None
+    return EncoderDecoderEngine(*(part.reference() for part in source.parts().values()))
 
 
 def _samples(source: Source, engine: EncoderDecoderEngine, reference: Engine, seed: int) -> Iterator[Sample]:
@@ -83,14 +95,14 @@ def _ways(engine: EncoderDecoderEngine, reference: Engine, text: Sample) -> Iter
 
 
 def _beside(
-    way: Way, found: Consistency, engine: EncoderDecoderEngine, reference: Engine, untouched: EncoderDecoderEngine,
-    text: Sample,
-) -> Way:  # fmt: skip
-    """A way that failed, beside the same calls of the untouched parts; as it was unless these, with transformers' own
-    caches, say something else themselves than the model does in one go, as experts with a capacity do."""
+    way: Way, found: Consistency, engine: EncoderDecoderEngine, whole: Engine, peer: EncoderDecoderEngine, text: Sample
+) -> Way:
+    """A way that failed, beside the same calls of a peer: of the untouched parts, or, after passes that change numbers,
+    of the parts' own programs. As it was unless these say something else themselves than the model, `whole`, does in
+    one go, as experts with a capacity do."""
     ids, got = _fed(engine, text, way.name, way.steps)
-    want = _called(_text(untouched, text), ids, way.steps)
-    if at_most(apart(want, _whole(reference, text, ids)), found.tolerance):
+    want = _called(_text(peer, text), ids, way.steps)
+    if at_most(apart(want, _whole(whole, text, ids)), found.tolerance):
         return way
     return Way(f"{way.name}, each call beside the model's", way.steps, apart(got, want))
 

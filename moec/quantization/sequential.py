@@ -13,23 +13,21 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from moec.dialect import Activation, dequantize, pack
+from moec.dialect import Activation
 from moec.execution.lockstep import OperatorCalls, run_in_lockstep
 from moec.program.moe_call import EXPERTS, MOE, matrix_positions
 from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import Arrivals, second_moments
+from moec.quantization.packed_result import Codes, PackedResult, tensors_of, unpacked
 from moec.quantization.rounding import WORTH_KEEPING, PackedParts, encode
 from moec.quantization.sequential_kept import KeptRun, Made, Rounded, key_of_run
 from moec.recognition.linear import without_views
 from moec.recognition.weight_roles import Use
-from moec.weights.lazy import Weight, concat, from_tensor, rowwise
-from moec.weights.remembered import fits, forms
-from moec.weights.weight import PackedWeight
-from moec.weights.widths import ExpertWidths, taken
+from moec.weights.lazy import Weight
+from moec.weights.remembered import fits
 
-Codes = tuple[Tensor, Tensor, Tensor | None]
 Key = tuple[str, str, Grid]
 _STACKED = (EXPERTS, MOE, torch.ops.aten.linear.default, torch.ops.aten.embedding.default)  # take `[out, in]`
 
@@ -78,7 +76,7 @@ class Sequential:
             self._run(inputs)
             return
         batches, results = list(inputs), {key_of(use, grid): (use, grid) for use, grid in self.todo}
-        room = fits(t for u, g in results.values() if u.weight for t in _Result(u.weight, g).tensors().values())
+        room = fits(t for u, g in results.values() if u.weight for t in PackedResult(u.weight, g).tensors().values())
         run = KeptRun(key_of_run(self.program, self.todo, batches), room)
         found = run.whole()
         if found is None or not self._take(*found):
@@ -90,7 +88,7 @@ class Sequential:
         for at, tensors in made.items():
             use, grid = self.todo[at]
             assert use.weight is not None
-            result = _Result(use.weight, grid)
+            result = PackedResult(use.weight, grid)
             if not result.fill(tensors):
                 return False
             fitting[key_of(use, grid)] = result.packed(self.label)
@@ -104,7 +102,7 @@ class Sequential:
         for at, (use, grid) in enumerate(self.todo):
             if key_of(use, grid) in new:
                 found.setdefault(key_of(use, grid), at)
-        return {at: _named(self.made[key]) for key, at in found.items()}
+        return {at: tensors_of(self.made[key]) for key, at in found.items()}
 
     def _run(self, inputs: Iterable[Mapping[str, Tensor]], kept: KeptRun | None = None) -> int:
         """Returns the number of nodes that made something, or took it from `kept`."""
@@ -142,7 +140,7 @@ class Sequential:
 
     def _matrix(self, calls: OperatorCalls, use: Use, grid: Grid) -> None:
         assert use.weight is not None
-        found = _Result(use.weight, grid)
+        found = PackedResult(use.weight, grid)
         found.put(self._encode(use.weight.load(), lambda: self._moments(calls), grid, Matrix(use.name)))
         self.made[key_of(use, grid)] = found.packed(self.label)
 
@@ -161,7 +159,7 @@ class Sequential:
         first makes of them."""
         first_at, second_at = matrix_positions(calls.node.target)
         missing = {
-            place: (u, g, _Result(u.weight, g))
+            place: (u, g, PackedResult(u.weight, g))
             for place, (u, g) in uses.items()
             if u.weight is not None and key_of(u, g) not in self.made
         }
@@ -194,101 +192,6 @@ class Sequential:
         if found is None:
             self.rounded.append(what)
         return found or encode(values, replace(grid, method="rtn"))
-
-
-class _Result:
-    """A packed weight that is filled expert by expert, or at once: one part for each width."""
-
-    def __init__(self, weight: Weight, grid: Grid) -> None:
-        self._parts = [_Part(weight, own, experts) for own, experts in grid.parts()]
-        self._places = {e: (part, at) for part in self._parts for at, e in enumerate(part.experts or ())}
-
-    def fill(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Take the tensors of an earlier run; False, and none is taken, where names, shapes or dtypes are others."""
-        own = self.tensors()
-        if forms(own) != forms(tensors):
-            return False
-        for name, value in own.items():
-            value.copy_(tensors[name])
-        return True
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What is filled, by name, as `_named` has it."""
-        return {f"{at}.{name}": value for at, part in enumerate(self._parts) for name, value in part.tensors().items()}
-
-    def put(self, codes: Codes, e: int | None = None) -> None:
-        part, at = self._place(e)
-        part.put(codes, at)
-
-    def value(self, e: int) -> Tensor:
-        """Expert e's matrix as the grid has it."""
-        part, at = self._place(e)
-        return part.value(at)
-
-    def packed(self, label: str) -> PackedParts:
-        found = tuple(part.packed(label) for part in self._parts)
-        return found if self._places else found[0]
-
-    def _place(self, e: int | None) -> tuple[_Part, Any]:
-        if e is None:
-            return self._parts[0], slice(None)
-        return self._places.get(e, (self._parts[0], e))
-
-
-class _Part:
-    """The experts of one width, all of them when `experts` is None."""
-
-    def __init__(self, weight: Weight, grid: Grid, experts: tuple[int, ...] | None) -> None:
-        *leading, width = weight.shape
-        leading = leading if experts is None else [len(experts), *leading[1:]]
-        groups = width // grid.group
-        with torch.inference_mode(False):  # these outlive the run
-            self._packed = torch.empty(*leading, width * grid.stored // 8, dtype=torch.uint8)
-            self._scale = torch.empty(*leading, groups, dtype=weight.dtype)
-            self._zero = None if grid.symmetric else torch.empty(*leading, groups, dtype=torch.uint8)
-        self._weight = weight if experts is None else taken(weight, experts)
-        self._grid, self._origin, self.experts = (
-            grid,
-            weight.origin if experts is None else f"{weight.origin}{list(experts)}",
-            experts,
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        found = {"packed": self._packed, "scale": self._scale}
-        return found if self._zero is None else {**found, "zero": self._zero}
-
-    def put(self, codes: Codes, at: Any) -> None:
-        self._packed[at], self._scale[at] = pack(codes[0], self._grid.stored), codes[1]
-        if self._zero is not None and codes[2] is not None:
-            self._zero[at] = codes[2]
-
-    def value(self, at: int) -> Tensor:
-        return dequantize(
-            self._packed[at], self._scale[at], None if self._zero is None else self._zero[at], bits=self._grid.stored
-        )
-
-    def packed(self, label: str) -> PackedWeight:
-        def part(value: Tensor, name: str) -> Weight:
-            data = f", {label}" if self._grid.method == "gptq" else ""  # others look at no data
-            made = from_tensor(value, f"{name} of [{self._grid}{data}]({self._origin})")
-            return replace(made, inputs=(self._weight,))
-
-        zero = None if self._zero is None else part(self._zero, "zero")
-        return PackedWeight(part(self._packed, "packed"), part(self._scale, "scale"), zero, self._grid.stored)
-
-
-def unpacked(packed: PackedParts, grid: Grid) -> Weight:
-    """The weight that a packed one stands for, read row by row."""
-    if isinstance(packed, PackedWeight):
-        return rowwise("dequantize", partial(torch.ops.moec.dequantize, bits=grid.stored), *packed.parts())
-    parts = [unpacked(part, own) for part, (own, _) in zip(packed, grid.parts(), strict=True)]
-    return taken(concat(parts, 0), ExpertWidths(grid.widths).order)
-
-
-def _named(packed: PackedParts) -> dict[str, Tensor]:
-    parts = (packed,) if isinstance(packed, PackedWeight) else packed
-    names = ("packed", "scale", "zero")
-    return {f"{at}.{n}": w.load() for at, p in enumerate(parts) for n, w in zip(names, p.parts(), strict=False)}
 
 
 def _of_expert(stacked: Any, e: int) -> Tensor:

@@ -257,6 +257,9 @@ class Backend(ABC):
         """
         raise MoecError("M208", f"{self.name} has no engines of several graphs", str(folder), "compile each part alone")
 
+    def require_joined(self, folder: Path, parts: Sequence[str]) -> None:  # noqa: B027  # most join nothing
+        """Raise M106 where clients load something else than what `join` makes of the parts that lie there now."""
+
     def load_part(self, folder: Path, part: str, target: Target, prepack: bool = True) -> Engine:
         """An engine from what `join` wrote of a part; else see `load`."""
         return self.load(folder / part, target, prepack)

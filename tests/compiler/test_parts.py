@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -20,7 +25,7 @@ from moec.proof.checks.proven_parts import ProvenParts
 from moec.report.report import Report
 from tests import encoder_decoders
 from tests.command_line import Cli
-from tests.encoder_decoders import generated, padded
+from tests.encoder_decoders import generated, padded, signed_anew
 
 
 def test_both_graphs_lie_where_optimum_looks_and_each_part_is_an_engine(translator_engine: Path) -> None:
@@ -71,6 +76,9 @@ def test_moec_run_writes_it(translator: Path, translator_engine: Path, cli: Cli)
         ({"layout": "genai"}, "M208", "--layout plain"),
         ({"target": "tensorrt-rtx", "build": False}, "M208", "--no-cache"),
         ({"save_hf": "elsewhere"}, "M201", "--part"),
+        ({"text": "text.txt"}, "M201", "leave it out"),
+        ({"calibration": "text.txt"}, "M201", "--part encoder"),
+        ({"pipeline": "set-top-k(1)"}, "M203", "set-top-k(rescale=False)"),
     ],
 )
 def test_what_two_graphs_do_not_go_with_is_refused(
@@ -95,6 +103,54 @@ def test_a_graph_that_was_changed_is_not_loaded(translator_engine: Path, tmp_pat
     with pytest.raises(MoecError) as error:
         moec.load(tmp_path / "engine")
     assert error.value.code == "M106" and "encoder_model.onnx" in error.value.what
+
+
+def _another_start(engine: Path) -> None:
+    """Of the decoder's texts."""
+    file = engine / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "decoder_start_token_id": 7}))
+
+
+def _another_graph_on_top(engine: Path) -> None:
+    """One whose first norm divides by another number: too little for the joint proof to see."""
+    file = engine / "decoder_model_merged.onnx"
+    model = onnx.load(str(file), load_external_data=False)
+    node = next(n for n in model.graph.node if any(a.name == "epsilon" for a in n.attribute))
+    next(a for a in node.attribute if a.name == "epsilon").f *= 1.001
+    file.write_bytes(model.SerializeToString())
+
+
+def _another_part(engine: Path) -> None:
+    """A decoder that its own manifest allows more."""
+    report = Report.read(engine / "decoder" / "moec.json")
+    settings = {**report.settings, "pipeline": "quantize(bits=2)"}
+    (engine / "decoder" / "moec.json").write_text(replace(report, settings=settings).to_json())
+
+
+def _a_part_of_another_model(engine: Path) -> None:
+    report = Report.read(engine / "encoder" / "moec.json")
+    hashes = {name: digest[::-1] for name, digest in report.source_hashes.items()}
+    (engine / "encoder" / "moec.json").write_text(replace(report, source_hashes=hashes).to_json())
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (_another_start, "generation_config.json beside the engine is not the model's"),
+        (_another_graph_on_top, "decoder_model_merged.onnx is another graph than decoder/model.onnx"),
+        (_another_part, "the decoder is a part of another engine: its pipeline is another"),
+        (_a_part_of_another_model, "the encoder is a part of another engine: its model is another"),
+    ],
+)
+def test_what_was_exchanged_is_no_engine_of_this_model_though_its_hashes_are_right(
+    edit: Callable[[Path], None], says: str, translator_engine: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(translator_engine, tmp_path / "engine")
+    edit(tmp_path / "engine")
+    moec.load(signed_anew(tmp_path / "engine")).close()
+    with pytest.raises(MoecError, match=re.escape(says)) as error:
+        moec.verify(tmp_path / "engine")
+    assert error.value.code == "M106"
 
 
 def test_without_a_cache_it_is_one_graph(translator: Path) -> None:

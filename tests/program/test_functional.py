@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moec.frontend.export import capture
-from moec.program.functional import functionalize, is_in_place
+from moec.program.functional import drop_dead, functionalize, is_in_place
 from tests.calls import Calls
 
 
@@ -66,3 +66,15 @@ def test_dead_code_can_go_once_it_is_functional() -> None:
     output.args = ((next(n for n in program.graph.nodes if n.op == "placeholder"),),)
     program.finish()
     assert [n.op for n in program.graph.nodes] == ["placeholder", "output"]
+
+
+@pytest.mark.parametrize(("training", "left"), [(False, 0), (True, 1)])
+def test_dropout_that_drops_nothing_keeps_nothing_alive(training: bool, left: int) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(
+        torch.ops.aten.dropout.default, (graph.call_function(torch.ops.aten.relu.default, (x,)), 0.5, training)
+    )
+    graph.output(x)
+    drop_dead(graph)
+    assert sum(node.op == "call_function" for node in graph.nodes) == 2 * left

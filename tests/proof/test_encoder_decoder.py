@@ -18,7 +18,7 @@ from moec.huggingface.states import encoder_decoder_call
 from moec.proof.checks.cache import CacheConsistency
 from moec.proof.checks.outputs import Outputs
 from moec.proof.checks.proven_parts import ProvenParts
-from moec.proof.encoder_decoder import prove_encoder_decoder
+from moec.proof.encoder_decoder import Programs, prove_encoder_decoder
 from moec.proof.verification import Verification
 from tests.changed import Changed
 
@@ -116,6 +116,31 @@ def test_a_model_that_differs_itself_is_the_yardstick_of_the_ways_that_failed(
     assert found is not None and found.ok and all("beside the model's" in w.name for w in found.consistency.ways)
     other = EncoderDecoderEngine(engine.encoder, Changed(engine.decoder, _lost))
     assert not prove_encoder_decoder(source, other, alone, torch.float32, seed=3).ok
+
+
+def test_after_passes_that_change_numbers_the_programs_are_the_yardstick(
+    source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]
+) -> None:
+    """Of a model that says something else itself when a text is cut, as quantized experts with a capacity do."""
+
+    def budget(proof: Verification) -> Verification:
+        checks = [replace(c, approximate=True) if isinstance(c, Outputs) else c for c in proof.checks]
+        return replace(proof, checks=tuple(checks))
+
+    def proof(wrong: Engine, programs: Programs | None) -> CacheConsistency:
+        both = EncoderDecoderEngine(engine.encoder, wrong)
+        parts = {name: budget(p) for name, p in alone.items()}
+        found = prove_encoder_decoder(source, both, parts, torch.float32, seed=3, programs=programs)
+        check = found.find(CacheConsistency)
+        assert check is not None
+        return check
+
+    peers = [part.reference() for part in source.parts().values()]
+    cut = EncoderDecoderEngine(peers[0], Changed(peers[1], _louder))
+    louder, lost = Changed(engine.decoder, _louder), Changed(engine.decoder, _lost)
+    assert proof(louder, lambda: cut).ok and not proof(louder, None).ok
+    assert not proof(lost, lambda: cut).ok, "the programs say something else than this engine"
+    assert not proof(louder, lambda: EncoderDecoderEngine(*peers)).ok, "the programs do not differ themselves"
 
 
 def test_a_failed_part_fails_both(source: Source, engine: EncoderDecoderEngine, alone: dict[str, Verification]) -> None:

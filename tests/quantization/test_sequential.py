@@ -18,8 +18,9 @@ from moec.program.program import Program
 from moec.quantization.gptq import encode_with
 from moec.quantization.grid import Grid
 from moec.quantization.hessians import second_moments
+from moec.quantization.packed_result import unpacked
 from moec.quantization.rounding import encode
-from moec.quantization.sequential import Matrix, Sequential, key_of, unpacked
+from moec.quantization.sequential import Matrix, Sequential, key_of
 from moec.recognition.weight_roles import Use, weight_uses
 from tests import zoo
 

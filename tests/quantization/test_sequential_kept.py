@@ -82,22 +82,6 @@ def test_gptq_is_done_once_for_one_program_text_and_grid(place: Path, runs: list
     assert len(runs) == before + 1, "other weights under the same names"
 
 
-def test_what_has_another_shape_or_dtype_is_made_anew() -> None:
-    """`copy_` would broadcast the first and convert the second."""
-    weight = from_tensor(torch.randn(8, 64), "w")
-    codes = {"0.packed": torch.ones(8, 32, dtype=torch.uint8), "0.scale": torch.ones(8, 4)}
-    result = sequential._Result(weight, GPTQ)
-    assert result.fill(codes) and all(map(torch.equal, codes.values(), (w.load() for w in result.packed("").parts())))
-    for name, value in (
-        ("0.scale", torch.zeros(1, 4)),
-        ("0.scale", torch.zeros(8, 4, dtype=torch.float64)),
-        ("0.zero", torch.zeros(8, 4, dtype=torch.uint8)),
-    ):
-        assert not result.fill({**codes, name: value})
-    assert not result.fill({"0.packed": codes["0.packed"]})
-    assert torch.equal(result.packed("").scale.load(), codes["0.scale"]), "nothing of it was taken"
-
-
 def test_a_run_that_does_not_fit_is_done_again(runs: list[Program], monkeypatch: pytest.MonkeyPatch) -> None:
     program = Pipeline.parse("find-moe, fuse-moe").run(zoo.captured("mixtral"))[0]
     misfit = {0: {"0.packed": torch.zeros(1, 1, dtype=torch.uint8), "0.scale": torch.zeros(1, 1)}}

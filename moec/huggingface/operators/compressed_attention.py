@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.huggingface.operators.compressed_states import Rows, compressed_layer
-from moec.huggingface.operators.proven import apart, is_like, require_same, small_instance
+from moec.huggingface.operators.proven import apart, modules_like, require_same, small_instance
 
 _CALL = ["hidden_states", "q_residual", "position_ids", "past_key_values", "layer_idx"]
 _PARTS = ("compress_rate", "head_dim", "kv_proj", "gate_proj", "position_bias", "kv_norm", "rotary_emb")
@@ -35,7 +35,7 @@ def adapt_compressed(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and does not compute what it does.
     """
-    found = {path: module for path, module in model.named_modules() if is_like(module, _PARTS, _CALL)}
+    found = modules_like(model, _PARTS, _CALL)
     proven: set[type] = set()
     for path, module in found.items():
         if type(module) not in proven and not hasattr(module, "scorer"):  # an index is proven inside of its compressor
@@ -178,9 +178,8 @@ def _prove(path: str, module: Any, kind: str) -> None:
     own = small_instance(module, config, sizes | {"_attn_implementation": "eager"}, generator)
     with torch.no_grad():
         adapted = deepcopy(own)
-        for inner in adapted.modules():
-            if is_like(inner, _PARTS, _CALL):
-                _adapt(inner)
+        for inner in modules_like(adapted, _PARTS, _CALL).values():
+            _adapt(inner)
         difference = _difference(own, adapted, own.rotary_emb.config, generator)
     require_same(difference, path, module)
 

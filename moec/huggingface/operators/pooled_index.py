@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moec.huggingface.operators.proven import is_like, require_choice, small_instance
+from moec.huggingface.operators.proven import modules_like, require_choice, small_instance
 
 _CALL = ["hidden_states", "q_resid", "attention_mask", "past_key_values"]
 _PARTS = ("index_kpool", "index_kpool_compress_ape", "index_kpool_compress_gate", "get_pooled_states", "head_dim")
@@ -37,7 +37,7 @@ def adapt_pooled_index(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and chooses other tokens.
     """
-    found = {path: module for path, module in model.named_modules() if is_like(module, _PARTS, _CALL)}
+    found = modules_like(model, _PARTS, _CALL)
     for path, module in found.items():
         require_choice(_chooses_the_same(module), path, module, "tokens")
     for module in found.values():

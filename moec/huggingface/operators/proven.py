@@ -19,10 +19,10 @@ REPORT = "compile another model; report this one"
 _SUGGESTED = "does not compute what its parts suggest"
 
 
-def is_like(module: nn.Module, parts: Sequence[str], call: Sequence[str]) -> bool:
-    """Whether a module has these attributes, and a forward with these parameters."""
-    has_all = all(hasattr(module, part) for part in parts)
-    return has_all and list(inspect.signature(module.forward).parameters) == list(call)
+def modules_like(model: nn.Module, parts: Sequence[str], call: Sequence[str]) -> dict[str, Any]:
+    """The modules that have these attributes, and a forward with these parameters, by their paths."""
+    found = {path: module for path, module in model.named_modules() if all(hasattr(module, part) for part in parts)}
+    return {path: m for path, m in found.items() if list(inspect.signature(m.forward).parameters) == [*call]}
 
 
 def draw(module: nn.Module, generator: torch.Generator, scale: float = 0.3) -> None:

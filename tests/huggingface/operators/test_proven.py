@@ -12,7 +12,7 @@ from moec.errors import MoecError
 from moec.huggingface.operators.proven import (
     TOLERANCE,
     apart,
-    is_like,
+    modules_like,
     require_choice,
     require_proven,
     require_same,
@@ -37,9 +37,10 @@ def block() -> Block:
 
 
 def test_a_module_is_told_by_its_parts_and_its_call() -> None:
-    assert is_like(block(), ("layer", "number"), ["hidden_states", "mask"])
-    assert not is_like(block(), ("layer", "other"), ["hidden_states", "mask"])
-    assert not is_like(block(), ("layer",), ["hidden_states"])
+    model = nn.Sequential(nn.ReLU(), block())
+    assert modules_like(model, ("layer", "number"), ["hidden_states", "mask"]) == {"1": model[1]}
+    assert not modules_like(model, ("layer", "other"), ["hidden_states", "mask"])
+    assert not modules_like(model, ("layer",), ["hidden_states"])
 
 
 def test_a_small_instance_is_drawn_and_the_config_stays() -> None:
