@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import moec
+from moec.proof.checks.proven_parts import ProvenParts
 from moec.proof.joint import joint_tolerance, outputs_alone, proven_parts
 from moec.proof.verification import Verification
 
@@ -28,5 +29,6 @@ def test_budgets_add_up(alone: dict[str, Verification]) -> None:
 def test_each_part_is_named_with_what_was_found(alone: dict[str, Verification]) -> None:
     found = proven_parts(alone)
     assert found.ok and [p.part for p in found.parts] == ["encoder", "decoder"] and len(outputs_alone(alone)) == 2
-    failed = proven_parts({**alone, "decoder": Verification(())})
-    assert not failed.ok and failed.error() is not None
+    wrong = replace(alone["decoder"], checks=(ProvenParts(()), *alone["decoder"].checks))
+    failed = proven_parts({**alone, "decoder": wrong})
+    assert not failed.ok and failed.parts[1].problem and not failed.parts[0].problem
