@@ -43,11 +43,12 @@ def is_encoder_decoder(report: Report) -> bool:
     return found is not None
 
 
-def refuse_parts(report: Report, verb: str) -> None:
+def refuse_parts(report: Report, verb: str, flag: str = "") -> None:
     """Raise M201 for what is done with one graph, where an engine has several; the way out names a part."""
     if is_encoder_decoder(report):
-        what = f"this engine has two graphs, and `moec {verb}` looks at one"
-        raise MoecError("M201", what, report.source, f"name a part: moec {verb} ENGINE/{ENCODER} or ENGINE/{DECODER}")
+        command = f"moec {verb} ENGINE/{ENCODER} {flag}".rstrip()
+        what = f"this engine has two graphs, and `{f'moec {verb} {flag}'.rstrip()}` looks at one"
+        raise MoecError("M201", what, report.source, f"name a part: {command}, then ENGINE/{DECODER}")
 
 
 def compile_encoder_decoder(
