@@ -91,13 +91,14 @@ def kind_of(facts: Mapping[str, Any]) -> Kind:
     return KINDS[tuple(facts[FACT])]
 
 
-def refuse_parts(report: Report, verb: str) -> None:
+def refuse_parts(report: Report, verb: str, flag: str = "") -> None:
     """Raise M201 for what is done with one graph, where an engine has several; the way out names a part."""
     if is_in_parts(report):
-        parts = kind_of(report.facts).parts
-        what = f"this engine has {len(parts)} graphs, and `moec {verb}` looks at one"
-        names = " or ".join(f"ENGINE/{part}" for part in parts)
-        raise MoecError("M201", what, report.source, f"name a part: moec {verb} {names}")
+        first, *others = kind_of(report.facts).parts
+        command = f"moec {verb} ENGINE/{first} {flag}".rstrip()
+        what = f"this engine has {len(others) + 1} graphs, and `{f'moec {verb} {flag}'.rstrip()}` looks at one"
+        names = " and ".join(f"ENGINE/{part}" for part in others)
+        raise MoecError("M201", what, report.source, f"name a part: {command}, then {names}")
 
 
 def compile_parts(

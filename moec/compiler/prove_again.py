@@ -96,7 +96,7 @@ def _prove_parts(
 ) -> Verification:
     """Each part, and both together, against the engine's own model. Raises M201 for a comparison with another."""
     if against is not None and not is_in_memory(own.hashes):
-        refuse_parts(engine_folder.report, "verify --against")
+        refuse_parts(engine_folder.report, "verify", "--against OTHER/encoder")
     report, options = engine_folder.report, engine_folder.options
 
     def one(part: Path) -> Verification:
@@ -173,7 +173,7 @@ def bisect_engine(folder: Path, asked: Question, opening: Mapping[str, Any], mod
     last program. `model`: the engine's own, or where it lies, if not where the manifest says.
     """
     engine_folder, record = EngineFolder(folder, opening), RecordHook()
-    refuse_parts(engine_folder.report, "verify --bisect")
+    refuse_parts(engine_folder.report, "verify", "--bisect")
     source = engine_folder.given(model)
     captured, program = engine_folder.remake(source, (record,))
     programs = record.programs or [("capture", captured)]

@@ -19,7 +19,7 @@ from moec.frontend.account import FLAG, Account, LeaveOut, LeftOut, cut
 from moec.huggingface.inputs.arguments import left_out_inputs, tensor_arguments
 from moec.huggingface.inputs.heads import pools_at_end, takes_one_text
 from moec.huggingface.operators.dropping import reads_two_experts_only
-from moec.huggingface.operators.product_keys import is_product_keys
+from moec.huggingface.operators.product_keys import product_keys_of
 from moec.huggingface.reading.conversion import place
 from moec.huggingface.reading.folder import ModelFolder, lacks
 from moec.huggingface.reading.model_class import declared
@@ -97,7 +97,7 @@ def _notes(model: Any, folder: ModelFolder | None) -> list[str]:
     notes = [folder.adapter.note()] if folder and folder.adapter else []
     if any(reads_two_experts_only(module) for module in model.modules()):
         notes.append("experts: transformers' code sends every token to experts 0 and 1; the engine does the same")
-    if any(is_product_keys(module) for module in model.modules()):
+    if product_keys_of(model):
         notes.append(_ACROSS_TOKENS)
     if takes_one_text(model):
         notes.append("batch: always 1, since the config has no pad_token_id; set it there for more")

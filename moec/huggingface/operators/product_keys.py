@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moec.huggingface.operators.attention import PADDING_LOOKS
-from moec.huggingface.operators.proven import apart, is_like, require_same, small_instance
+from moec.huggingface.operators.proven import apart, modules_like, require_same, small_instance
 
 _CALL = ["hidden_states", "kwargs"]
 _PARTS = ("router_gate", "down_embed", "up_embed", "num_keys", "top_k", "norm_topk_prob", "act_fn", "gate_proj")
@@ -26,9 +26,9 @@ _SMALL = {"hidden_size": 16, "intermediate_size": 12, "num_experts": 25, "num_ex
 _TOKENS = ((1, 1), (1, 7), (3, 5), (2, 4))
 
 
-def is_product_keys(module: nn.Module) -> bool:
-    """Whether a module has the parts of such a mixture."""
-    return is_like(module, _PARTS, _CALL)
+def product_keys_of(model: nn.Module) -> dict[str, Any]:
+    """Such mixtures of a model, by their paths."""
+    return modules_like(model, _PARTS, _CALL)
 
 
 def adapt_product_keys(model: nn.Module) -> int:
@@ -37,7 +37,7 @@ def adapt_product_keys(model: nn.Module) -> int:
     Raises:
         MoecError: M206 when one has the parts of a known one and computes something else.
     """
-    found = {path: module for path, module in model.named_modules() if is_product_keys(module)}
+    found = product_keys_of(model)
     for path, module in found.items():
         require_same(_difference(module, model.config), path, module)
     for module in found.values():
