@@ -93,6 +93,7 @@ class HuggingFaceSource(Source):
         self.size_bytes = origin.size_bytes
         decoder = has_cache(origin.template) and not only_features(origin.template, self._leave_out)
         self._has_parts = cache and given is None and not part and has_parts(origin.template)
+        self._asks_cache = cache
         self._cache = cache and decoder and (given is None or given.goes_with_a_cache)
         self._own_attention = decoder and not self._cache
         self._without = NO_CACHE if cache and decoder and not self._cache else ()
@@ -154,9 +155,8 @@ class HuggingFaceSource(Source):
         given: Given | None = None,
         part: str = "",
     ) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` that is in memory, or of the one in a `PeftModel`; it is read, never changed,
-        and its tensors are not copied. Its inputs are those that are `given`, or those that a folder's model has.
-        Raises M217 for an adapter that is not in the model's weights."""
+        """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is read, never changed or copied.
+        Its inputs are those that are `given`, or a folder's model's. Raises M217 for an adapter outside of weights."""
         model = unwrapped(model)
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
 
@@ -172,8 +172,7 @@ class HuggingFaceSource(Source):
         return self._asked.signature(caches)
 
     def parts(self) -> dict[str, Source]:
-        """The encoder and the decoder, which optimum's clients run beside each other, of a model that writes text with
-        both; nothing for any other, and for one without a cache."""
+        """The encoder and the decoder of a model that writes text with both; nothing for one without a cache."""
         if not self._has_parts:
             return {}
         return {p: HuggingFaceSource(self.text, self.origin, True, self._leave_out, part=p) for p in PARTS}
@@ -194,8 +193,7 @@ class HuggingFaceSource(Source):
         return account_of(self.origin, (i.name for i in inputs), self._leave_out, otherwise, fixed)
 
     def account(self) -> Account:
-        """See `moec.huggingface.account.account_of`; once the model is captured, with what its graph reads nothing
-        of."""
+        """See `moec.huggingface.account.account_of`; of a captured model, with what its graph reads nothing of."""
         found, known = self._account, {x.name for x in self._account.left_out}
         more = tuple(x for x in self._unread if x.name not in known)
         notes = (*found.notes, *self._without, *self._asked.notes(self.signature))
@@ -220,6 +218,16 @@ class HuggingFaceSource(Source):
     def reference(self) -> Engine:
         """The untouched model in eager PyTorch and float32, weights loaded."""
         return UntouchedEngine(self.origin.loaded(), self.signature, self.sample(self._capture_sizes))
+
+    def alike(self, model: str) -> HuggingFaceSource:
+        origin = self.origin.alike(model) if isinstance(self.origin, ModelFolder) else ModelFolder(model)
+        return HuggingFaceSource(model, origin, self._asks_cache, self._leave_out, self._given, self.part)
+
+    def reference_of(self, program: Program) -> Engine | None:
+        from moec.huggingface.saving.loaded_again import loaded_from
+
+        model = loaded_from(program, self)
+        return model and UntouchedEngine(model, self.signature, self.sample(self._capture_sizes))
 
     def facts(self) -> ModelFacts:
         return describe(self.origin, self.text, self.inputs)
