@@ -53,24 +53,8 @@ def fit_router(texts: Sequence[Tensor], held_out: Sequence[Tensor], ridge: float
     moment.diagonal().add_(max(ridge * float(moment.diagonal().mean()), 1e-30))
     rows: Tensor = torch.linalg.solve(moment, means.T).T / len(texts)
     rows = rows - rows.mean(0)  # what all have in common moves no choice
-    rows = _likelier(rows * _factor(rows, texts), texts, moment)
     weight = (rows * _factor(rows, held_out)).float()
     return MergedRouter(weight, confusion(weight, held_out))
-
-
-def _likelier(rows: Tensor, texts: Sequence[Tensor], moment: Tensor) -> Tensor:
-    """Rows whose softmax gives the texts' labels a higher likelihood: logistic regression begun at the ridge's
-    solution. Half of the second moment bounds the loss's curvature (Boehning 1992), so that each step is one solution
-    of the same linear system and none makes the loss worse."""
-    factor, x = torch.linalg.cholesky(moment / 2), [values.double() for values in texts]
-    for _ in range(_STEPS):
-        slope = torch.zeros_like(rows)
-        for label, values in enumerate(x):
-            excess = F.softmax(values @ rows.T, -1)
-            excess[:, label] -= 1
-            slope += excess.T @ values / (len(values) * len(x))
-        rows = rows - torch.cholesky_solve(slope.T, factor).T
-    return rows
 
 
 def confusion(weight: Tensor, held_out: Sequence[Tensor]) -> Tensor:

@@ -68,8 +68,10 @@ def test_equal_models_are_their_function_and_different_ones_are_not(models: Path
     same = texts(code=TEXTS.parts["code"], again=TEXTS.parts["law"])
     program, _ = merged(models, ("code", "again"), how, same)
     alone = logits(moec.capture(models / "code", cache=False))
-    bound = 0.0 if "top_k" not in how else 1e-5  # weights that sum to 1 round
-    assert float((logits(program) - alone).abs().max()) <= bound and len(moe_nodes(program)) == 2
+    assert float((logits(program) - alone).abs().max()) < 1e-5 and len(moe_nodes(program)) == 2
+    own = moec.capture(models / "code", cache=False).weights
+    kept = [n for n in program.weights if n in own]
+    assert kept and all(torch.equal(program.weights[n].load(), own[n].load()) for n in kept)
     other, _ = merged(models, NAMES, ", rest=average")
     assert float((logits(other) - alone).abs().max()) > 0.01
 
