@@ -47,7 +47,7 @@ def texts(kind: str, seed: int) -> dict[str, str]:
     files = sorted({path.resolve() for path in _FILES[kind]() if path.is_file()})
     random.Random(seed).shuffle(files)
     seen: Counter[Path] = Counter()
-    found, parts, needed = {name: "" for name in _CHARACTERS}, list(_CHARACTERS)[::-1], dict(_CHARACTERS)
+    found, parts, needed = dict.fromkeys(_CHARACTERS, ""), list(_CHARACTERS)[::-1], dict(_CHARACTERS)
     for path in files:
         seen[path.parent] += 1
         if (seen[path.parent] > _OF_A_FOLDER and kind == "json") or not parts:
@@ -79,9 +79,7 @@ def write_texts(tokenizer: object, folder: Path, seed: int) -> dict[str, dict[st
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
                 np.save(folder / f"{kind}-{part}.npy", np.array(ids, np.uint16))
     return {
-        kind: {
-            part: torch.from_numpy(np.load(folder / f"{kind}-{part}.npy").astype(np.int64)) for part in _CHARACTERS
-        }
+        kind: {part: torch.from_numpy(np.load(folder / f"{kind}-{part}.npy").astype(np.int64)) for part in _CHARACTERS}
         for kind in KINDS
     }
 

@@ -23,8 +23,8 @@ BEST = "best"
 
 @dataclass(frozen=True)
 class Merge(Pass):
-    """Put the feed-forward networks of fine-tunes side by side as experts (as BTX does, arXiv 2403.07816), behind routers
-    that are fitted to tell their texts apart.
+    """Put the feed-forward networks of fine-tunes side by side as experts (as BTX does, arXiv 2403.07816), behind
+    routers that are fitted to tell their texts apart.
 
     The calibration names a text for each model: `--calibration "code=a.txt,law=b.txt"`, called like the model's
     folder. Layer by layer, each router is solved for in closed form, from what the network reads of each text once all
@@ -69,8 +69,8 @@ class Merge(Pass):
         return Plan(str(self), len(ffns), len(ffns), copy, tuple(own.misses))
 
     def apply(self, program: Program, context: Context) -> int:
-        """Returns the number of networks that became mixtures. Raises M203 on settings, models and texts that do not fit
-        each other, and what opening the models raises."""
+        """Returns the number of networks that became mixtures. Raises M203 on settings, models and texts that do not
+        fit each other, and what opening the models raises."""
         self._check()
         texts = self._texts(context.require_calibration())
         ffns = self._networks(program, context)
@@ -112,7 +112,9 @@ class Merge(Pass):
         if self.rest not in (BEST, *WAYS):
             raise self._refuse(f"there is no rest {self.rest!r}", f"there are {', '.join((BEST, *WAYS))}")
         if type(self.rank) is not int or self.rank < 0:
-            raise self._refuse(f"rank={self.rank} is no rank of a matrix", "give a whole number, 0 for whole differences")
+            raise self._refuse(
+                f"rank={self.rank} is no rank of a matrix", "give a whole number, 0 for whole differences"
+            )
         if not 0 < self.ridge < math.inf:
             raise self._refuse(f"ridge={self.ridge} is not possible", "a number above 0; 0.001 is usual")
 
@@ -123,7 +125,11 @@ class Merge(Pass):
         lacking = [name for name in names if name not in given]
         strange = [name for name in given if name not in names]
         if lacking or strange:
-            what = f"the calibration names no text of {', '.join(lacking)}" if lacking else f"{strange[0]} is no model here"
+            what = (
+                f"the calibration names no text of {', '.join(lacking)}"
+                if lacking
+                else f"{strange[0]} is no model here"
+            )
             raise self._refuse(what, f'write --calibration "{example}"', "--calibration")
         return {name: given[name] for name in names}
 

@@ -21,9 +21,9 @@ from moec.frontend.beside import CODE, held_to
 from moec.frontend.in_memory import is_in_memory
 from moec.frontend.source import Opening, Source
 from moec.layouts import model_folder
-from moec.pipeline.hooks import RecordHook
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.calibration_text import CalibrationText
+from moec.pipeline.hooks import RecordHook
 from moec.pipeline.passes import Context
 from moec.program.program import Program
 from moec.proof.checks.recorded import RecordedCheck

@@ -1,4 +1,4 @@
-"""A model that passes make of others (`merge`): what a compile then begins with, and what its engine is compared with."""
+"""A model that passes make of others (`merge`): what a compile begins with, and what its engine is compared with."""
 
 from __future__ import annotations
 

@@ -83,9 +83,7 @@ def low_rank(own: Weight, base: Weight, rank: int) -> Weight:
     return weights.whole(f"low-rank[{rank}]", nearest, own, base)
 
 
-def fit_in_order(
-    program: Program, places: Sequence[MergedPlace], sources: Sequence[MergeSource], ridge: float
-) -> None:
+def fit_in_order(program: Program, places: Sequence[MergedPlace], sources: Sequence[MergeSource], ridge: float) -> None:
     """Fit each router to what the texts bring to it when all routers before it are fitted."""
     by_logits = {place.logits: place for place in places}
     last = next(node for node in reversed(program.graph.nodes) if node in by_logits)

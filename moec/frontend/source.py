@@ -107,8 +107,7 @@ class Source(ABC):
             where it was made.
         scale: of dimensions that have many more elements than a text has tokens (samples of sound, pixels), how many
             stand for one token; sizes to verify at are so many times larger.
-        steps, models_hash: of a model that passes make of several (`moec.compiler.new_model`), what they did, and
-            SHA-256 over the others' files.
+        steps, models_hash: where passes make the model of several, what they did, and SHA-256 over the others' files.
         leaves_out: whether it knows `Opening.leave_out`; one that does not is never opened with it.
         stands_for: of a model that is cut to its first layers, for each layer of the whole one the layer that is of its
             kind; empty for a model that is whole.
@@ -149,8 +148,8 @@ class Source(ABC):
 
     @classmethod
     def files(cls, model: str) -> tuple[Path, ...]:
-        """Files that the model of this name is opened from, if they can be told without opening it, under their names
-        in `hashes`. Those of an engine's manifest are compared with its hashes before anything is opened."""
+        """Files that the model of this name is opened from, if that can be told without opening it, as in `hashes`. A
+        manifest's are compared with its hashes before anything is opened."""
         return ()
 
     @classmethod
@@ -161,8 +160,7 @@ class Source(ABC):
 
     @classmethod
     def runs(cls, model: str) -> str:
-        """What code of the model would run when it is opened or used; empty where none does. It is asked for models
-        that a manifest names, not the user."""
+        """What code of the model would run when it is opened or used; asked of models that a manifest names."""
         return ""
 
     @classmethod
@@ -172,8 +170,8 @@ class Source(ABC):
 
     @classmethod
     def described(cls, model: str) -> Source | None:
-        """The model as its config describes it, weights or none: it can be captured, not loaded. It may be cut to the
-        layers that hold every kind of layer. None where models keep no config."""
+        """The model as its config describes it, which can be captured, not loaded, perhaps cut to layers of every kind.
+        None where models keep no config."""
         return None
 
     @classmethod
@@ -225,7 +223,7 @@ class Source(ABC):
 
     # ------------------------------------------------------------------ what stands beside a model
     def facts(self) -> ModelFacts:
-        """What clients of an engine need to know of its model; a name at least. Raises M204 where its files are broken."""
+        """What clients of an engine need to know of its model; a name at least. Raises M204 where files are broken."""
         return ModelFacts(model_name(self.text))
 
     def write_companions(self, folder: Path) -> None:  # noqa: B027  # most sources have no files

@@ -155,7 +155,7 @@ class HuggingFaceSource(Source):
         given: Given | None = None,
         part: str = "",
     ) -> HuggingFaceSource:
-        """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is read, never changed or copied.
+        """A source of a `PreTrainedModel` in memory, or of the one in a `PeftModel`; it is read, never changed.
         Its inputs are those that are `given`, or a folder's model's. Raises M217 for an adapter outside of weights."""
         model = unwrapped(model)
         return cls(type(model).__name__, Loaded(model), cache, LeaveOut(leave_out), given, part)
@@ -252,12 +252,8 @@ class HuggingFaceSource(Source):
         return text_facts(folder, text, inputs)
 
     def capture(self, dtype: torch.dtype = torch.float32) -> Program:
-        """The model as a Program, its experts as `moec::experts`.
-
-        Raises:
-            MoecError: M205 a weight is missing, M206 experts that moec does not know, M207 a model that torch.export
-                cannot take.
-        """
+        """The model as a Program, its experts as `moec::experts`. Raises M205 where a weight is missing, M206 for
+        experts that moec does not know, M207 for a model that torch.export cannot take."""
         with explained(self._refusal):
             return captured_somehow(partial(self._capture, dtype), not self._cache)
 

@@ -1,5 +1,5 @@
-"""A compile whose model is made of several: proven against what transformers runs, proven again, and refused where one of
-them has changed since."""
+"""A compile whose model is made of several: proven against what transformers runs, proven again, and refused where one
+of them has changed since."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
+import moec
 from moec.compiler.new_model import making
 from moec.errors import MoecError
 from moec.pipeline.pipeline import Pipeline
@@ -52,9 +52,7 @@ def test_a_model_of_another_vocabulary_is_refused(cli: Cli, tmp_path: Path, monk
         zoo.save("llama", tmp_path / name, vocab_size=size)
         write_tokenizer(tmp_path / name, size)
     Path("a.txt").write_text("def f(x): return x + 1 # code; " * 40)
+    how = "merge(sources=[code/, law/])"
     with pytest.raises(MoecError, match="M203"):
-        import moec
-
-        how = "merge(sources=[code/, law/])"
-        moec.compile("base", "engine", pipeline=how, calibration="code=a.txt,law=a.txt")
-    assert not Path("engine").exists() and torch.is_grad_enabled()
+        moec.compile("base", out="engine", pipeline=how, calibration="code=a.txt,law=a.txt")
+    assert not Path("engine").exists()

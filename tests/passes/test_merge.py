@@ -1,4 +1,4 @@
-"""`merge`: models that are equal give their function exactly, different ones a mixture that tells their texts apart, and
+"""`merge`: models that are equal give their function exactly, different ones a mixture that tells their texts apart;
 what does not fit each other is refused."""
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def texts(**parts: Calibration) -> Calibration:
 TEXTS = texts(code=part("code", 3, 50), law=part("law", 45, 96))  # some tokens are in both
 
 
-def merged(models: Path, names: tuple[str, ...], how: str = "", calibration: Calibration = TEXTS) -> tuple[Program, Any]:
+def merged(
+    models: Path, names: tuple[str, ...], how: str = "", calibration: Calibration = TEXTS
+) -> tuple[Program, Any]:
     sources = ", ".join(str(models / name) for name in names)
     base = moec.capture(models / "base", cache=False)
     program, steps = Pipeline.parse(f"merge(sources=[{sources}]{how})").run(base, Context(calibration=calibration))
