@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from moec.experts.merged_sources import MergeSource, name_of, open_sources, text
 from moec.pipeline.calibration import Calibration
 from moec.pipeline.passes import Context, Contract, Pass, Plan, Weights
 from moec.program.program import Program
+from moec.program.signature import Sample
 from moec.recognition.ffn import Ffn, find_ffns
 
 BEST = "best"
@@ -76,9 +77,11 @@ class Merge(Pass):
         ffns = self._networks(program, context)
         if not ffns:
             return 0
-        programs, parts = open_sources(program, self.sources, str(self)), [texts_of(program, t) for t in texts.values()]
+        parts = [texts_of(program, text) for text in texts.values()]
+        for text, (fitted_on, _) in zip(texts.values(), parts, strict=True):
+            self._require_tokens(text, fitted_on, ffns)
+        programs = open_sources(program, self.sources, str(self))
         sources = [MergeSource(n, p, *t) for n, p, t in zip(texts, programs, parts, strict=True)]
-        self._require_tokens(sources, texts, ffns)
         base = program.clone()
         own = [find_ffns(s.program)[0] for s in sources]
         kept = {f.path for f in ffns}
@@ -133,16 +136,12 @@ class Merge(Pass):
             raise self._refuse(what, f'write --calibration "{example}"', "--calibration")
         return {name: given[name] for name in names}
 
-    def _require_tokens(
-        self, sources: Sequence[MergeSource], texts: Mapping[str, Calibration], ffns: Sequence[Ffn]
-    ) -> None:
-        least = max(ffn.hidden for ffn in ffns)
-        for source in sources:
-            count = sum(sample["input_ids"].numel() for sample in source.text)
-            if count < least:
-                what = f"the text of {source.name} has {count} tokens to fit on, a router's row {least} numbers"
-                fix = f"give a longer text, or more of it with --calibration-tokens; {2 * least} tokens are enough"
-                raise self._refuse(what, fix, texts[source.name].text.file)
+    def _require_tokens(self, text: Calibration, fitted_on: Sequence[Sample], ffns: Sequence[Ffn]) -> None:
+        least, count = max(ffn.hidden for ffn in ffns), sum(sample["input_ids"].numel() for sample in fitted_on)
+        if count < least:
+            what = f"the text has {count} tokens to fit on, and a router's row {least} numbers"
+            fix = f"give a longer text, or more of it with --calibration-tokens; {2 * least} tokens are enough"
+            raise self._refuse(what, fix, text.text.file)
 
     # ------------------------------------------------------------------ work
     def _networks(self, program: Program, context: Context) -> list[Ffn]:
